@@ -1,0 +1,225 @@
+"""How a call's key is found, and its one canonical text.
+
+The canonical text is what `onelane-key` carries and what is hashed: UTF-8 of a string, bytes as they are, decimal of
+an integer or enum; each byte outside 0x21-0x7E, `%` and `/` percent-encoded; parts of a composite joined by `/`.
+
+Promises: a rule is compiled once from descriptors; reading a key costs under 1 µs for a small message.
+Leaves out: where the bytes come from. A caller hands in a parsed message and the call's metadata.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from onelane.errors import BadKey, BadService
+from onelane.v1 import options_pb2
+
+HEADER = "onelane-key"
+"""The metadata that carries a key's canonical text."""
+
+_SAFE = bytes(set(range(0x21, 0x7F)) - set(b"%/"))
+_UNSAFE = re.compile(r"[^\x21-\x24\x26-\x2e\x30-\x7e]").search
+
+_INTEGERS = {
+    FieldDescriptor.CPPTYPE_INT32,
+    FieldDescriptor.CPPTYPE_INT64,
+    FieldDescriptor.CPPTYPE_UINT32,
+    FieldDescriptor.CPPTYPE_UINT64,
+    FieldDescriptor.CPPTYPE_ENUM,
+}
+
+
+def canonical(value: str | bytes | int) -> str:
+    """The canonical text of one part of a key."""
+    if isinstance(value, str):
+        return value if _UNSAFE(value) is None else quote_from_bytes(value.encode(), safe=_SAFE)
+    if isinstance(value, bytes):
+        return quote_from_bytes(value, safe=_SAFE)
+    return str(int(value))
+
+
+@dataclass(frozen=True, slots=True)
+class FieldKey:
+    """The key is in the message: one field, or several that make a composite."""
+
+    paths: tuple[str, ...]
+    """Dotted, in field-number order."""
+    read: Callable[[Any], str]
+    """From a parsed message to canonical text; raises BadKey naming the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataKey:
+    """The key is the value of one metadata entry."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnyShard:
+    """The method has no key; whichever shard the call lands on serves it."""
+
+
+KeyRule = FieldKey | MetadataKey | AnyShard
+ANY = AnyShard()
+
+
+def rule_of(method: MethodDescriptor) -> KeyRule | None:
+    """The rule that a method's proto states, or None where it states none.
+
+    Raises:
+        BadService: an annotated field cannot be a key, or the method has a key and is ANY.
+    """
+    paths = annotated_paths(method.input_type)
+    if method.GetOptions().Extensions[options_pb2.route] == options_pb2.ANY:
+        return ANY
+    return field_key(method.input_type, paths) if paths else None
+
+
+def configured_rule(text: str, method: MethodDescriptor | None) -> KeyRule:
+    """The rule that a configuration states: `field.path`, `a.b,c.d`, `metadata:name` or `ANY`.
+
+    Raises:
+        BadService: the path leads nowhere, or to a field that cannot be a key.
+    """
+    if text == "ANY":
+        return ANY
+    if text.startswith("metadata:"):
+        name = text.removeprefix("metadata:")
+        if not re.fullmatch(r"[a-z0-9_.-]+", name) or name.endswith("-bin"):
+            raise BadService(f"metadata:{name}: expected a lower-case name that does not end in -bin")
+        return MetadataKey(name)
+    if method is None:
+        raise BadService(f"{text}: the method's descriptor is unknown, so only metadata:name or ANY can be used")
+    return field_key(method.input_type, text.split(","))
+
+
+def annotated_paths(message: Descriptor) -> tuple[str, ...]:
+    """Dotted paths of the fields annotated `(onelane.v1.key)`, nested ones too, in field-number order."""
+    return tuple(_walk(message, "", ()))
+
+
+def _walk(message: Descriptor, prefix: str, above: tuple[Descriptor, ...]) -> Iterator[str]:
+    for field in sorted(message.fields, key=lambda f: f.number):
+        path = prefix + field.name
+        nested = field.message_type
+        if field.GetOptions().Extensions[options_pb2.key] and nested is None:
+            yield path
+        elif nested is not None and not field.is_repeated and nested not in (*above, message):
+            yield from _walk(nested, f"{path}.", (*above, message))
+
+
+def field_key(message: Descriptor, paths: Sequence[str]) -> FieldKey:
+    """Compile the reader of a key made of `paths`.
+
+    Raises:
+        BadService: a path leads nowhere, or to a field that cannot be a key.
+    """
+    readers = [_reader(message, path) for path in paths]
+    if len(readers) == 1:
+        return FieldKey(tuple(paths), readers[0])
+    return FieldKey(tuple(paths), lambda request: "/".join([read(request) for read in readers]))
+
+
+def _reader(message: Descriptor, path: str) -> Callable[[Any], str]:
+    *parents, last = _fields(message, path)
+    names = [field.name for field in parents]
+    whole = f"{message.full_name}.{path}"
+    if last.message_type is not None or last.is_repeated:
+        raise BadService(f"{whole}: a key is a single string, bytes, integer or enum")
+    if last.cpp_type not in _INTEGERS and last.cpp_type != FieldDescriptor.CPPTYPE_STRING:
+        raise BadService(f"{whole}: a key is a string, bytes, integer or enum, not a float or bool")
+    read_last = _read_integer if last.cpp_type in _INTEGERS else _read_text
+    read = read_last(last.name, whole, optional=last.has_presence)
+    if not names:
+        return read
+
+    def read_nested(request: Any) -> str:
+        for name in names:
+            if not request.HasField(name):
+                raise BadKey(f"{whole} is missing: it is the key of this call")
+            request = getattr(request, name)
+        return read(request)
+
+    return read_nested
+
+
+def _fields(message: Descriptor, path: str) -> list[FieldDescriptor]:
+    found: list[FieldDescriptor] = []
+    level: Descriptor | None = message
+    for name in path.split("."):
+        field = level.fields_by_name.get(name) if level is not None else None
+        if field is None:
+            raise BadService(f"{message.full_name} has no field {path!r}")
+        found.append(field)
+        level = field.message_type
+    if any(field.is_repeated for field in found):
+        raise BadService(f"{message.full_name}.{path}: a key cannot lie in a repeated field")
+    return found
+
+
+def _read_text(name: str, whole: str, *, optional: bool) -> Callable[[Any], str]:
+    def read(request: Any) -> str:
+        value = getattr(request, name)
+        if not value:
+            raise BadKey(f"{whole} is empty: it is the key of this call")
+        if isinstance(value, str) and _UNSAFE(value) is None:
+            return value
+        return canonical(value)
+
+    return read
+
+
+def _read_integer(name: str, whole: str, *, optional: bool) -> Callable[[Any], str]:
+    def read(request: Any) -> str:
+        return str(getattr(request, name))
+
+    def read_optional(request: Any) -> str:
+        if not request.HasField(name):
+            raise BadKey(f"{whole} is missing: it is the key of this call")
+        return str(getattr(request, name))
+
+    return read_optional if optional else read
+
+
+def header_of(metadata: Iterable[tuple[str, str | bytes]], name: str = HEADER) -> str | None:
+    """The text of one metadata entry; several values are joined by a comma, as gRPC hashes them."""
+    values = [value for key, value in metadata if key == name]
+    if not values:
+        return None
+    return ",".join(v if isinstance(v, str) else v.decode("latin-1") for v in values)
+
+
+def key_in(rule: KeyRule, message: Message | None, metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The canonical key of one call; `message` is None for a stream that is routed before its first message.
+
+    Raises:
+        BadKey: the key is missing, empty, or the metadata contradicts the message.
+    """
+    header = header_of(metadata)
+    if isinstance(rule, FieldKey) and message is not None:
+        return agree(rule.read(message), header, rule.paths[0])
+    if isinstance(rule, MetadataKey) and rule.name != HEADER:
+        value = header_of(metadata, rule.name)
+        if not value:
+            raise BadKey(f"metadata {rule.name} is missing or empty: it is the key of this call")
+        return agree(canonical(value), header, f"metadata {rule.name}")
+    if not header:
+        raise BadKey(f"metadata {HEADER} is missing or empty: it is the key of this call")
+    return header
+
+
+def agree(key: str, header: str | None, source: str) -> str:
+    """`key`, unless the metadata says something else.
+
+    Raises:
+        BadKey: `header` is there and differs.
+    """
+    if header is not None and header != key:
+        raise BadKey(f"metadata {HEADER} is {header!r}, but {source} makes the key {key!r}")
+    return key

@@ -1,0 +1,94 @@
+"""Which shard owns a key, as of one epoch: the ring, and the pins that overrule it.
+
+Promises: a placement never changes; a later one has a higher epoch. `route` decides and does nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from onelane.errors import NotHome
+from onelane.ring import Ring
+
+POINTS = 512
+"""Points of each shard on the ring, unless the configuration says otherwise."""
+STOCK_RING_CAP = 4096
+"""The largest ring that a stock client builds unless a channel argument raises it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One shard as others see it."""
+
+    name: str
+    """Unique in its app, for example `lobby-0`."""
+    address: str
+    """Its own `ip:port`, which is also its name on the ring."""
+    socket: str
+    """The path of its Unix socket, for its siblings."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Ring and pins as of one epoch."""
+
+    epoch: int
+    """Grows with each change."""
+    members: tuple[Member, ...]
+    points: int = POINTS
+    """Points of each shard on the ring."""
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Canonical key → name of the shard that owns it in spite of the ring."""
+
+    @cached_property
+    def ring(self) -> Ring:
+        return Ring([member.address for member in self.members], points=self.points)
+
+    @cached_property
+    def _by_address(self) -> dict[str, Member]:
+        return {member.address: member for member in self.members}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Member]:
+        return {member.name: member for member in self.members}
+
+    def owner_of(self, key: str) -> Member:
+        """The shard that owns `key`, in its canonical text. O(log points)."""
+        if self.pins and key in self.pins:
+            return self._by_name[self.pins[key]]
+        return self._by_address[self.ring.owner_of(key.encode())]
+
+    @property
+    def ring_size(self) -> int:
+        """Points in all; past `STOCK_RING_CAP` a stock client needs `grpc.lb.ring_hash.ring_size_cap`."""
+        return self.points * len(self.members)
+
+    def service_config(self) -> dict[str, object]:
+        """gRPC service config with which a stock client computes the same owners."""
+        ring = {
+            "minRingSize": self.ring_size,
+            "maxRingSize": self.ring_size,
+            "requestHashHeader": "onelane-key",
+        }
+        return {"loadBalancingConfig": [{"ring_hash_experimental": ring}]}
+
+
+def succeed(old: Placement, members: tuple[Member, ...]) -> Placement:
+    """The placement that follows `old`, one epoch later."""
+    return Placement(old.epoch + 1, members, old.points, old.pins)
+
+
+def route(key: str, *, here: str, hopped: bool, placement: Placement) -> Member | None:
+    """Decide where one call runs: None to serve it here, else the shard to forward it to.
+
+    key: canonical text. here: this shard's name. hopped: a sibling has forwarded the call already.
+
+    Raises:
+        NotHome: the call has hopped and this shard is not its owner; there is no second hop.
+    """
+    owner = placement.owner_of(key)
+    if owner.name == here:
+        return None
+    if hopped:
+        raise NotHome(epoch=placement.epoch)
+    return owner

@@ -1,0 +1,64 @@
+"""Where a key falls: gRPC's own ring_hash, to the last bit, so that every stock client computes the same owner.
+
+Promises: the same key has the same owner in every process and language; adding an endpoint to a ring of equal
+weights moves keys only to it, as long as `min = max = points · n`.
+
+Leaves out: health. A client walks past an endpoint that is down; a server never does.
+Source: gRPC core `ring_hash.cc`, gRFCs A42 and A76; `tests/test_ring.py` holds it to the real grpcio client.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from math import ceil
+
+import xxhash
+
+from onelane.errors import NoShards
+
+
+def hash_of(data: bytes) -> int:
+    """XXH64 with seed 0: what gRPC hashes keys and points with. 0 to 2**64 - 1."""
+    return xxhash.xxh64_intdigest(data)
+
+
+class Ring:
+    """The points of some endpoints, and who owns what lies between them. Never changes."""
+
+    __slots__ = ("_hashes", "_owners", "endpoints", "points")
+
+    def __init__(self, endpoints: Sequence[str], *, points: int) -> None:
+        """Build the ring of `endpoints` ("ip:port", each once), `points` for each of them.
+
+        Cost: O(P log P) for P = n · points; about 1 ms for 64 endpoints at 16 points.
+
+        Raises:
+            NoShards: `endpoints` is empty.
+        """
+        if not endpoints:
+            raise NoShards("a ring needs at least one endpoint")
+        self.endpoints = tuple(sorted(endpoints))
+        self.points = points
+        placed = sorted(_place(self.endpoints, points * len(self.endpoints)))
+        self._hashes = [position for position, _ in placed]
+        self._owners = [endpoint for _, endpoint in placed]
+
+    def owner_of(self, key: bytes) -> str:
+        """The endpoint that owns `key`, its canonical text as bytes. O(log points)."""
+        index = bisect_left(self._hashes, xxhash.xxh64_intdigest(key))
+        return self._owners[index if index < len(self._owners) else 0]
+
+
+def _place(endpoints: tuple[str, ...], size: int) -> list[tuple[int, str]]:
+    # gRPC's arithmetic in IEEE doubles, step by step: for some n even equal weights differ by one point.
+    share = 1.0 / len(endpoints)
+    scale = min(ceil(share * size) / share, float(size))
+    placed: list[tuple[int, str]] = []
+    have = want = 0.0
+    for endpoint in endpoints:
+        want += scale * share
+        k = 0
+        while have < want:
+            placed.append((hash_of(f"{endpoint}_{k}".encode()), endpoint))
+            have += 1
+            k += 1
+    return placed

@@ -1,0 +1,130 @@
+"""How a key is found and written: the same text in every language."""
+
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane import keys
+from onelane.errors import BadKey, BadService
+from onelane.v1 import options_pb2
+
+Field = descriptor_pb2.FieldDescriptorProto
+
+
+def field(name: str, number: int, kind: int, *, key: bool = False, of: str = "", repeated: bool = False) -> Field:
+    label = Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL
+    made = Field(name=name, number=number, type=kind, label=label, type_name=of or None)  # type: ignore[arg-type]
+    if key:
+        made.options.Extensions[options_pb2.key] = True
+    return made
+
+
+def message_with(*fields: Field, **nested: list[Field]) -> Any:
+    """A message class `t.M` of these fields, beside the nested messages."""
+    proto = descriptor_pb2.FileDescriptorProto(name="t.proto", package="t", syntax="proto3")
+    for name, inner in {"M": list(fields), **nested}.items():
+        proto.message_type.add(name=name).field.extend(inner)
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(proto.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.M"))
+
+
+def read(cls: Any, **values: Any) -> str:
+    paths = keys.annotated_paths(cls.DESCRIPTOR)
+    return keys.field_key(cls.DESCRIPTOR, paths).read(cls(**values))
+
+
+STRING = message_with(field("id", 1, Field.TYPE_STRING, key=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("room", "room"),
+        ("a b", "a%20b"),
+        ("50%", "50%25"),
+        ("a/b", "a%2Fb"),
+        ("é", "%C3%A9"),
+        ("\x7f", "%7F"),
+    ],
+)
+def test_a_string_is_its_utf8_percent_encoded(value: str, text: str) -> None:
+    assert read(STRING, id=value) == text
+
+
+@given(st.binary(min_size=1))
+def test_bytes_can_be_read_back_from_their_text(value: bytes) -> None:
+    text = keys.canonical(value)
+    assert unquote_to_bytes(text) == value
+    assert all(0x21 <= ord(c) <= 0x7E and c != "/" for c in text)
+
+
+@given(st.text(min_size=1))
+def test_a_string_and_its_bytes_have_one_text(value: str) -> None:
+    assert keys.canonical(value) == keys.canonical(value.encode())
+
+
+@pytest.mark.parametrize("kind", [Field.TYPE_INT32, Field.TYPE_SINT64, Field.TYPE_UINT64, Field.TYPE_FIXED32])
+def test_an_integer_is_decimal(kind: int) -> None:
+    assert read(message_with(field("n", 1, kind, key=True)), n=42) == "42"
+
+
+def test_a_composite_is_joined_in_field_number_order() -> None:
+    cls = message_with(field("b", 2, Field.TYPE_STRING, key=True), field("a", 1, Field.TYPE_INT32, key=True))
+    assert read(cls, a=7, b="x/y") == "7/x%2Fy"
+
+
+def test_a_nested_field_is_reached() -> None:
+    inner = [field("id", 1, Field.TYPE_STRING, key=True)]
+    cls = message_with(field("room", 3, Field.TYPE_MESSAGE, of=".t.Room"), Room=inner)
+    assert read(cls, room={"id": "r1"}) == "r1"
+
+
+def test_a_missing_or_empty_key_is_named() -> None:
+    with pytest.raises(BadKey, match=r"t\.M\.id is empty"):
+        read(STRING)
+    inner = [field("id", 1, Field.TYPE_STRING, key=True)]
+    cls = message_with(field("room", 3, Field.TYPE_MESSAGE, of=".t.Room"), Room=inner)
+    with pytest.raises(BadKey, match=r"t\.M\.room\.id is missing"):
+        read(cls)
+
+
+def test_a_message_that_holds_itself_ends_the_search() -> None:
+    cls = message_with(field("next", 1, Field.TYPE_MESSAGE, of=".t.M"), field("id", 2, Field.TYPE_STRING, key=True))
+    assert keys.annotated_paths(cls.DESCRIPTOR) == ("id",)
+
+
+def test_what_cannot_be_a_key_is_refused_by_name() -> None:
+    with pytest.raises(BadService, match=r"t\.M\.ok: .* not a float or bool"):
+        keys.field_key(message_with(field("ok", 1, Field.TYPE_BOOL)).DESCRIPTOR, ["ok"])
+    with pytest.raises(BadService, match="has no field 'nope'"):
+        keys.field_key(STRING.DESCRIPTOR, ["nope"])
+    with pytest.raises(BadService, match="cannot lie in a repeated field"):
+        keys.field_key(message_with(field("l", 1, Field.TYPE_STRING, repeated=True)).DESCRIPTOR, ["l"])
+
+
+def test_metadata_that_contradicts_the_field_is_refused() -> None:
+    rule = keys.field_key(STRING.DESCRIPTOR, ["id"])
+    assert keys.key_in(rule, STRING(id="a"), [("onelane-key", "a")]) == "a"
+    with pytest.raises(BadKey, match="onelane-key is 'b', but id makes the key 'a'"):
+        keys.key_in(rule, STRING(id="a"), [("onelane-key", "b")])
+
+
+def test_metadata_can_be_the_key() -> None:
+    rule = keys.MetadataKey("x-user")
+    assert keys.key_in(rule, None, [("x-user", "a b")]) == "a%20b"
+    with pytest.raises(BadKey, match="metadata x-user is missing"):
+        keys.key_in(rule, None, [])
+
+
+def test_several_values_are_joined_as_grpc_hashes_them() -> None:
+    assert keys.header_of([("onelane-key", "a"), ("x", "y"), ("onelane-key", "b")]) == "a,b"
+
+
+@pytest.mark.parametrize("name", ["X-User", "x-bin", ""])
+def test_a_metadata_name_that_grpc_would_never_match_is_refused(name: str) -> None:
+    with pytest.raises(BadService, match="expected a lower-case name"):
+        keys.configured_rule(f"metadata:{name}", None)

@@ -1,0 +1,66 @@
+"""The package is an ordered list: a file imports only what stands above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
+WORDS = ["errors", "clock", "config"]
+CORE = ["ring", "placement", "keys", "retry", "stats", "spans"]
+EDGES = [
+    "call",
+    "methods",
+    "listener",
+    "channel",
+    "forward",
+    "offload",
+    "telemetry",
+    "sinks",
+    "membership",
+    "control",
+]
+PROCESSES = ["lane", "shard", "topology", "launcher", "supervisor", "admin", "inline", "status", "cli"]
+ORDER = WORDS + CORE + EDGES + PROCESSES
+BESIDE = {"v1", "testing", "py", "protos"}
+OUTSIDE = {
+    "asyncio",
+    "anyio",
+    "grpc",
+    "opentelemetry",
+    "os",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+    "random",
+}
+
+
+def modules() -> list[str]:
+    return [name for name in ORDER if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()]
+
+
+def imports(name: str) -> set[str]:
+    """The dotted names that one module (a file, or a folder of files) imports at its top level or anywhere."""
+    path = PACKAGE / name
+    files = path.glob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_module_imports_only_modules_above_it(name: str) -> None:
+    ours = {f"{dotted}.".split(".")[1] for dotted in imports(name) if dotted.startswith("onelane.")}
+    assert ours <= {name, "v1", *ORDER[: ORDER.index(name)]}
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name in CORE])
+def test_the_core_touches_nothing_outside(name: str) -> None:
+    assert not OUTSIDE & {dotted.split(".")[0] for dotted in imports(name)}
+
+
+def test_every_module_has_its_place() -> None:
+    found = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_")}
+    assert found - BESIDE <= set(ORDER)

@@ -1,0 +1,81 @@
+"""The ring is gRPC's: held to the real grpcio client, owner by owner."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane.errors import NoShards
+from onelane.placement import Member, Placement
+from onelane.ring import Ring, hash_of
+
+KEYS = [f"room-{i}" for i in range(2000)]
+endpoints = st.sets(st.integers(1024, 65535).map("127.0.0.1:{}".format), min_size=1, max_size=6)
+
+
+def test_the_hash_never_changes() -> None:
+    """A new value here would send every key to another shard."""
+    assert [hash_of(k) for k in (b"", b"ada")] == [0xEF46DB3751D8E999, 0xD36C3934091206D0]
+
+
+def test_a_ring_of_nothing_is_refused() -> None:
+    with pytest.raises(NoShards):
+        Ring([], points=512)
+
+
+@given(endpoints, st.integers(1024, 65535).map("127.0.0.2:{}".format))
+def test_a_new_shard_takes_keys_and_nobody_else_gains_any(old: set[str], new: str) -> None:
+    before, after = Ring(list(old), points=64), Ring([*old, new], points=64)
+    moved = {k for k in KEYS[:300] if before.owner_of(k.encode()) != after.owner_of(k.encode())}
+    assert {after.owner_of(k.encode()) for k in moved} <= {new}
+
+
+@given(endpoints)
+def test_the_order_of_shards_does_not_matter(names: set[str]) -> None:
+    forth, back = Ring(sorted(names), points=8), Ring(sorted(names, reverse=True), points=8)
+    assert [forth.owner_of(k.encode()) for k in KEYS[:50]] == [back.owner_of(k.encode()) for k in KEYS[:50]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2, 3, 5, 7, 16])
+def test_the_stock_grpcio_client_finds_the_same_owner(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY", "true")
+    with ExitStack() as stack:
+        addresses = [stack.enter_context(_server_that_says_its_address()) for _ in range(shards)]
+        members = tuple(Member(a, a, "") for a in addresses)
+        placement = Placement(epoch=1, members=members)
+        channel = stack.enter_context(_stock_channel(placement))
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/test/Where")
+        asked = [(k, ask.future(b"", metadata=(("onelane-key", k),), timeout=20)) for k in KEYS]
+        differences = {k for k, f in asked if f.result().decode() != placement.owner_of(k).address}
+    assert differences == set()
+
+
+@contextmanager
+def _stock_channel(placement: Placement) -> Iterator[grpc.Channel]:
+    target = "ipv4:" + ",".join(m.address for m in placement.members)
+    options = [
+        ("grpc.service_config", json.dumps(placement.service_config())),
+        ("grpc.lb.ring_hash.ring_size_cap", placement.ring_size),
+    ]
+    with grpc.insecure_channel(target, options) as channel:
+        yield channel
+
+
+@contextmanager
+def _server_that_says_its_address() -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
+        lambda request, context: address.encode()
+    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", {"Where": handler})])
+    server.start()
+    try:
+        yield address
+    finally:
+        server.stop(None)
