@@ -9,13 +9,15 @@ PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "config"]
 CORE = ["ring", "placement", "keys", "retry", "stats", "spans"]
 EDGES = [
+    "telemetry",
+    "scope",
     "call",
+    "plain",
     "methods",
     "listener",
     "channel",
     "forward",
     "offload",
-    "telemetry",
     "sinks",
     "membership",
     "control",
@@ -33,7 +35,6 @@ OUTSIDE = {
     "subprocess",
     "threading",
     "time",
-    "random",
 }
 
 

@@ -1,0 +1,181 @@
+"""One call as a lane sees it: method, metadata, messages and outcome. It is also the handler's `ServicerContext`.
+
+A listener subclasses `Call` with its own bytes; a lane never sees a socket. Outcome fields are written by the handler
+(through gRPC's own context methods) and by the lane, and read by the listener when the handler has ended.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from onelane.telemetry import Span
+
+Metadata = Sequence[tuple[str, str | bytes]]
+OK = grpc.StatusCode.OK
+
+
+class Aborted(grpc.aio.AbortError):
+    """A handler ended its call by `context.abort`; the status is in the call."""
+
+
+class Call:
+    """One call. What is not implemented here is the listener's."""
+
+    __slots__ = (
+        "_deserialize",
+        "_pushed_back",
+        "_serialize",
+        "code_now",
+        "debug",
+        "details_now",
+        "hop",
+        "initial_sent",
+        "metadata",
+        "method",
+        "span",
+        "trailers",
+        "trusted",
+    )
+
+    def __init__(self, method: str, metadata: Metadata, *, trusted: bool) -> None:
+        self.method = method
+        """`/pkg.Service/Method`."""
+        self.metadata = metadata
+        self.trusted = trusted
+        """The connection is known to be a sibling's."""
+        self.code_now: grpc.StatusCode = OK
+        self.details_now = ""
+        self.trailers: Metadata = ()
+        self.debug: Metadata = ()
+        """Trailers that the caller asked for by `onelane-debug`."""
+        self.span: Span = None
+        self.hop = "direct"
+        """`direct`, or `forwarded` where a sibling sent it on."""
+        self.initial_sent = False
+        self._pushed_back: bytes | None = None
+        self._serialize: Callable[[Any], bytes] | None = None
+        self._deserialize: Callable[[bytes], Any] | None = None
+
+    # What a listener gives.
+
+    async def receive(self) -> bytes | None:
+        """The next message of the client, or None after its last."""
+        raise NotImplementedError
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits where the client does not read."""
+        raise NotImplementedError
+
+    async def send_initial(self, metadata: Metadata) -> None:
+        raise NotImplementedError
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the client's deadline; None where it set none."""
+        raise NotImplementedError
+
+    def peer(self) -> str:
+        raise NotImplementedError
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        raise NotImplementedError
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        raise NotImplementedError
+
+    def cancelled(self) -> bool:
+        raise NotImplementedError
+
+    def done(self) -> bool:
+        raise NotImplementedError
+
+    # What the lane uses.
+
+    def carry(self, deserialize: Callable[[bytes], Any] | None, serialize: Callable[[Any], bytes] | None) -> None:
+        """Say how messages of this call become bytes, for `read` and `write`."""
+        self._deserialize, self._serialize = deserialize, serialize
+
+    def push_back(self, message: bytes) -> None:
+        """Give a message back that was read to route by; the next `next_bytes` returns it."""
+        self._pushed_back = message
+
+    async def next_bytes(self) -> bytes | None:
+        message, self._pushed_back = self._pushed_back, None
+        return message if message is not None else await self.receive()
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """The client's messages, parsed, one after another."""
+        while (message := await self.next_bytes()) is not None:
+            yield self._deserialize(message) if self._deserialize else message
+
+    def fail(self, code: grpc.StatusCode, details: str) -> None:
+        self.code_now, self.details_now = code, details
+
+    # What a handler uses: grpc.aio.ServicerContext.
+
+    async def read(self) -> Any:
+        message = await self.next_bytes()
+        if message is None:
+            return grpc.aio.EOF
+        return self._deserialize(message) if self._deserialize else message
+
+    async def write(self, message: Any) -> None:
+        await self.send(self._serialize(message) if self._serialize else message)
+
+    async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
+        self.initial_sent = True
+        await self.send_initial(tuple(initial_metadata))
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        self.abort_now(code, details, trailing_metadata)
+
+    async def abort_with_status(self, status: Any) -> NoReturn:
+        self.abort_now(status.code, status.details, status.trailing_metadata)
+
+    def abort_now(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        if code is OK:
+            code, details = grpc.StatusCode.UNKNOWN, f"abort() was called with OK: {details}"
+        self.code_now = code
+        self.details_now = details or self.details_now
+        if trailing_metadata:
+            self.trailers = tuple(trailing_metadata)
+        raise Aborted(details)
+
+    def invocation_metadata(self) -> Metadata:
+        return self.metadata
+
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
+        self.trailers = tuple(trailing_metadata)
+
+    def trailing_metadata(self) -> Metadata:
+        return self.trailers
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code_now = code
+
+    def code(self) -> grpc.StatusCode:
+        return self.code_now
+
+    def set_details(self, details: str) -> None:
+        self.details_now = details
+
+    def details(self) -> str:
+        return self.details_now
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        """Compression of the answer; a listener that cannot ignores it, as gRPC allows."""
+
+    def disable_next_message_compression(self) -> None:
+        """See `set_compression`."""
+
+    def peer_identities(self) -> Iterable[bytes] | None:
+        auth = self.auth_context()
+        return auth.get(self.peer_identity_key() or "")
+
+    def peer_identity_key(self) -> str | None:
+        names = self.auth_context().get("x509_subject_alternative_name")
+        return "x509_subject_alternative_name" if names else None
+
+
+grpc.aio.ServicerContext.register(Call)

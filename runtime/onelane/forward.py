@@ -1,0 +1,167 @@
+"""Sending one call on, unread, to the shard that owns its key: once, over the sibling's Unix socket.
+
+Metadata, deadline, cancellation, status, details and trailers pass both ways unchanged. What siblings alone say to
+each other (`onelane-hop`, `onelane-served`) never reaches a client.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from onelane.call import Call, Metadata
+from onelane.placement import Member
+from onelane.spans import TraceContext
+from onelane.telemetry import outbound
+
+HOP = "onelane-hop"
+SERVED = "onelane-served"
+"""Trailer by which the owner says that it has counted the call."""
+NOT_HOME = "onelane-not-home"
+"""Trailer by which a shard says that it does not own the key, with its epoch."""
+RUNTIME_METADATA = frozenset({HOP, "onelane-chain"})
+"""Counts only where the connection is known to be a sibling's."""
+_DROPPED = frozenset({"user-agent", "traceparent", "tracestate", "te", "content-type", *RUNTIME_METADATA})
+
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Forwarder(Protocol):
+    """Carries calls to siblings. Promised: the outcome stands in `call` when a method returns.
+
+    Not promised: that the sibling is alive; a dead one is UNAVAILABLE with its name.
+    """
+
+    async def unary(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None) -> bytes:
+        """Forward a call of one message and one answer."""
+
+    async def stream(
+        self,
+        owner: Member,
+        call: Call,
+        request: bytes | None,
+        trace: TraceContext | None,
+        *,
+        streams_response: bool,
+    ) -> bytes:
+        """Forward a call with a stream in it; `request` is None where the client streams."""
+
+    async def aclose(self) -> None:
+        """End every connection."""
+
+
+class GrpcioForwarder:
+    """Forwards over grpc.aio channels, one for each sibling, made at the first call."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._unary: dict[tuple[str, str], Any] = {}
+
+    async def unary(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None) -> bytes:
+        send = self._unary.get((owner.socket, call.method))
+        if send is None:
+            send = self._channel(owner).unary_unary(call.method)
+            self._unary[owner.socket, call.method] = send
+        sent = send(request, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
+        try:
+            reply: bytes = await sent
+            call.trailers = tuple(await sent.trailing_metadata())
+        except grpc.aio.AioRpcError as error:
+            _fail(call, owner, error)
+            reply = b""
+        await _pass_initial(call, sent)
+        return reply
+
+    async def stream(
+        self,
+        owner: Member,
+        call: Call,
+        request: bytes | None,
+        trace: TraceContext | None,
+        *,
+        streams_response: bool,
+    ) -> bytes:
+        sent = self._open(owner, call, request, trace, streams_response=streams_response)
+        reply = b""
+        try:
+            if streams_response:
+                await _pass_initial(call, sent)
+                async for answer in sent:
+                    await call.send(answer)
+            else:
+                reply = await sent
+                await _pass_initial(call, sent)
+            call.trailers = tuple(await sent.trailing_metadata())
+            call.fail(await sent.code(), await sent.details() or "")
+        except grpc.aio.AioRpcError as error:
+            _fail(call, owner, error)
+        finally:
+            sent.cancel()
+        return reply
+
+    async def aclose(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+        self._unary.clear()
+
+    def _open(
+        self, owner: Member, call: Call, request: bytes | None, trace: TraceContext | None, *, streams_response: bool
+    ) -> Any:
+        channel = self._channel(owner)
+        shapes: dict[tuple[bool, bool], Callable[[str], Any]] = {
+            (True, True): channel.stream_stream,
+            (True, False): channel.stream_unary,
+            (False, True): channel.unary_stream,
+        }
+        send = shapes[request is None, streams_response](call.method)
+        body = _rest(call) if request is None else request
+        return send(body, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
+
+    def _channel(self, owner: Member) -> grpc.aio.Channel:
+        if owner.socket not in self._channels:
+            self._channels[owner.socket] = grpc.aio.insecure_channel(f"unix:{owner.socket}", CHANNEL_OPTIONS)
+        return self._channels[owner.socket]
+
+
+async def _rest(call: Call) -> AsyncIterator[bytes]:
+    while (message := await call.next_bytes()) is not None:
+        yield message
+
+
+def _onward(metadata: Metadata, trace: TraceContext | None) -> Metadata:
+    kept = tuple(pair for pair in metadata if pair[0] not in _DROPPED and not pair[0].startswith("grpc-"))
+    return (*kept, *outbound(trace), (HOP, "1"))
+
+
+async def _pass_initial(call: Call, sent: Any) -> None:
+    if not call.initial_sent and (initial := await sent.initial_metadata()):
+        await call.send_initial_metadata(tuple(initial))
+
+
+def _fail(call: Call, owner: Member, error: grpc.aio.AioRpcError) -> None:
+    call.trailers = tuple(error.trailing_metadata() or ())
+    details = error.details() or ""
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not any(name == SERVED for name, _ in call.trailers):
+        details = f"shard {owner.name} does not answer: {details}"
+    call.fail(error.code(), details)
+
+
+def take_marker(call: Call, name: str) -> str | None:
+    """Take a sibling's marker out of the trailers, so that no client sees it."""
+    found = next((value for key, value in call.trailers if key == name), None)
+    if found is not None:
+        call.trailers = tuple(pair for pair in call.trailers if pair[0] != name)
+    return found if isinstance(found, str) or found is None else found.decode()

@@ -1,0 +1,345 @@
+"""The lane: where calls find their key, their shard, and their handler.
+
+Promises: whatever ends a handler, the call has a status; an exception's text stays in our log; each call is counted
+once, by the shard that gave its answer. Everything here runs on one event loop, so nothing is locked.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import grpc
+
+from onelane import keys, plain
+from onelane.call import OK, Aborted, Call
+from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded
+from onelane.forward import HOP, NOT_HOME, SERVED, Forwarder, take_marker
+from onelane.keys import ANY, FieldKey
+from onelane.methods import Method
+from onelane.placement import Member, Placement, route
+from onelane.scope import Scope, current
+from onelane.stats import Count, Spread, Stats
+from onelane.telemetry import Tracer, context_of, inbound
+
+log = logging.getLogger("onelane.lane")
+LOOK_AGAIN_S = 1.0
+
+
+class Entry:
+    """One method with its cells, so that counting a call is two additions."""
+
+    __slots__ = ("_cells", "_stats", "any", "method")
+
+    def __init__(self, method: Method, stats: Stats) -> None:
+        self.method = method
+        self.any = method.rule is ANY
+        self._stats = stats
+        self._cells: dict[grpc.StatusCode, tuple[Count, Spread]] = {}
+
+    def count(self, code: grpc.StatusCode, seconds: float) -> None:
+        cells = self._cells.get(code)
+        if cells is None:
+            cells = self._cells[code] = self._make(code)
+        cells[0].value += 1
+        cells[1].record(seconds)
+
+    def _make(self, code: grpc.StatusCode) -> tuple[Count, Spread]:
+        attributes = {"rpc.method": self.method.name, "rpc.response.status_code": code.name}
+        calls = self._stats.counter("onelane.calls", unit="{call}", description="Calls answered by this shard")
+        duration = self._stats.histogram("rpc.server.call.duration", unit="s", description="Duration of calls")
+        return calls.at(attributes), duration.at(attributes | {"rpc.system.name": "grpc"})
+
+
+class Lane:
+    """All calls of one shard. Owned by its event loop."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        placement: Placement,
+        forwarder: Forwarder,
+        stats: Stats,
+        tracer: Tracer,
+        max_in_flight: int,
+        now: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.entries: dict[str, Entry] = {}
+        self.in_flight = 0
+        self.received = 0
+        self.draining = False
+        self._placement = placement
+        self._newer = asyncio.Event()
+        self._forwarder = forwarder
+        self._stats = stats
+        self._tracer = tracer
+        self._max_in_flight = max_in_flight
+        self._now = now
+        self._forwards = stats.counter("onelane.forwards", unit="{call}", description="Calls sent on to the owner").at()
+        self._endless: set[asyncio.Task[Any]] = set()
+        stats.gauge("onelane.calls.in_flight", unit="{call}", observe=lambda: self.in_flight)
+
+    @property
+    def placement(self) -> Placement:
+        return self._placement
+
+    def place(self, placement: Placement) -> None:
+        """Follow a newer placement; an older one is ignored."""
+        if placement.epoch > self._placement.epoch:
+            self._placement = placement
+            self._newer.set()
+            self._newer = asyncio.Event()
+
+    def add(self, method: Method) -> None:
+        self.entries[method.path] = Entry(method, self._stats)
+
+    def end_watches(self) -> None:
+        """Cancel the streams that nobody would end, such as health's and the topology's `Watch`."""
+        for task in self._endless:
+            task.cancel()
+
+    async def serve(self, entry: Entry, call: Call, request: bytes | None) -> bytes:
+        """Run one call to its end; its outcome stands in `call`. Returns the answer of a unary response.
+
+        request: the message, or None where the client streams.
+        """
+        started = perf_counter()
+        self.received += 1
+        self.in_flight += 1
+        mine = True
+        try:
+            self._admit(entry)
+            reply, mine = await self._route(entry, call, request)
+            return reply if call.code_now is OK else b""
+        except asyncio.CancelledError:
+            self._cancelled(entry, call)
+            return b""
+        except Exception as error:
+            self._failed(entry, call, error)
+            return b""
+        finally:
+            self.in_flight -= 1
+            if mine:
+                entry.count(call.code_now, perf_counter() - started)
+                self._end(call)
+
+    def _admit(self, entry: Entry) -> None:
+        if self.draining and not entry.method.path.startswith("/grpc.health."):
+            raise Draining(f"shard {self.name} is draining")
+        if self.in_flight > self._max_in_flight:
+            raise Overloaded(f"shard {self.name}", waiting=self._max_in_flight)
+
+    async def _route(self, entry: Entry, call: Call, request: bytes | None) -> tuple[bytes, bool]:
+        meta = dict(call.metadata)
+        message = None
+        owner = None
+        hopped = call.trusted and HOP in meta
+        if entry.any:
+            if request is not None:
+                message = _parse(entry.method, request)
+        else:
+            key, message = await self._key(entry.method, call, request, meta)
+            owner = self._owner(key, call, hopped)
+        parent = inbound(meta.get("traceparent"), meta.get("tracestate")) if "traceparent" in meta else None
+        if owner is not None:
+            return await self._forward(owner, entry, call, request, parent)
+        if message is None and request is not None:
+            message = _parse(entry.method, request)
+            rule = entry.method.rule
+            if isinstance(rule, FieldKey):
+                keys.agree(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
+        call.hop = "forwarded" if hopped else "direct"
+        if "onelane-debug" in meta:
+            self._debug(call)
+        return await self._run(entry.method, call, message, parent), True
+
+    async def _key(self, method: Method, call: Call, request: bytes | None, meta: Any) -> tuple[str, Any]:
+        """The call's key, and its message where it had to be parsed for it."""
+        rule = method.rule
+        if not isinstance(rule, FieldKey) or meta.get(keys.HEADER):
+            return keys.key_in(rule, None, call.metadata), None
+        if request is not None:
+            message = _parse(method, request)
+            return rule.read(message), message
+        first = await call.next_bytes()
+        if first is None:
+            raise BadKey(f"the stream ended before its first message, which carries the key {rule.paths[0]}")
+        call.push_back(first)
+        return rule.read(_parse(method, first)), None
+
+    def _owner(self, key: str, call: Call, hopped: bool) -> Member | None:
+        try:
+            return route(key, here=self.name, hopped=hopped, placement=self._placement)
+        except NotHome as error:
+            call.trailers = ((NOT_HOME, str(error.epoch)), ("onelane-epoch", str(error.epoch)))
+            raise
+
+    async def _forward(
+        self, owner: Member, entry: Entry, call: Call, request: bytes | None, parent: Any
+    ) -> tuple[bytes, bool]:
+        method = entry.method
+        self._forwards.value += 1
+        span = self._tracer.start(method.name, "CLIENT", parent, remote=True)
+        trace = context_of(span)
+        if request is not None and not method.response_streaming:
+            reply = await self._forward_unary(owner, call, request, trace)
+        else:
+            reply = await self._forwarder.stream(
+                owner, call, request, trace, streams_response=method.response_streaming
+            )
+        self._tracer.end_call(span, status=call.code_now.name, hop="forwarded", server=False)
+        return reply, take_marker(call, SERVED) is None
+
+    async def _forward_unary(self, owner: Member, call: Call, request: bytes, trace: Any) -> bytes:
+        reply = await self._forwarder.unary(owner, call, request, trace)
+        epoch = take_marker(call, NOT_HOME) if call.code_now is grpc.StatusCode.UNAVAILABLE else None
+        if epoch is None or int(epoch) <= self._placement.epoch:
+            return reply
+        # The owner knows a newer placement: wait for it, look again, and send the call once more.
+        try:
+            async with asyncio.timeout(LOOK_AGAIN_S):
+                while self._placement.epoch < int(epoch):
+                    await self._newer.wait()
+        except TimeoutError:
+            return reply
+        key = keys.header_of(call.metadata) or self._key_of(call.method, request)
+        call.fail(OK, "")
+        call.trailers = ()
+        return await self._forwarder.unary(self._placement.owner_of(key), call, request, trace)
+
+    def _key_of(self, path: str, request: bytes) -> str:
+        method = self.entries[path].method
+        assert isinstance(method.rule, FieldKey)
+        return method.rule.read(_parse(method, request))
+
+    async def _run(self, method: Method, call: Call, message: Any, parent: Any) -> bytes:
+        call.span = self._tracer.start(method.name, "SERVER", parent, remote=True)
+        remaining = call.time_remaining()
+        deadline_at = None if remaining is None else self._now() + remaining
+        current.set(Scope(method.name, deadline_at, context_of(call.span)))
+        return await self._handle(method, call, message)
+
+    def _end(self, call: Call) -> None:
+        if call.span is not None:
+            self._tracer.end_call(call.span, status=call.code_now.name, hop=call.hop, server=True)
+        if call.debug:
+            call.trailers = (*call.trailers, *call.debug)
+        if call.trusted:
+            call.trailers = (*call.trailers, (SERVED, self.name))
+
+    async def _handle(self, method: Method, call: Call, message: Any) -> bytes:
+        if not method.request_streaming and not method.response_streaming:
+            if method.is_async:
+                answer = await method.handler(message, call)
+            else:
+                answer = method.handler(message, plain.PlainContext(call))
+            return _bytes(method, call, answer)
+        call.carry(self._checked(method, call), method.serialize)
+        task = asyncio.current_task()
+        if method.rule is ANY and task is not None:
+            self._endless.add(task)
+        try:
+            return await (self._stream if method.is_async else self._plain_stream)(method, call, message)
+        finally:
+            if task is not None:
+                self._endless.discard(task)
+
+    async def _stream(self, method: Method, call: Call, message: Any) -> bytes:
+        answer = method.handler(call.messages() if method.request_streaming else message, call)
+        if not method.response_streaming:
+            return _bytes(method, call, await answer)
+        if hasattr(answer, "__aiter__"):
+            async for one in answer:
+                await call.write(one)
+        else:
+            await answer
+        return b""
+
+    async def _plain_stream(self, method: Method, call: Call, message: Any) -> bytes:
+        context = plain.PlainContext(call)
+        body = plain.messages(call) if method.request_streaming else message
+        if method.response_streaming:
+            await plain.stream(call, lambda: method.handler(body, context))
+            return b""
+        return _bytes(method, call, await plain.run(lambda: method.handler(body, context)))
+
+    def _checked(self, method: Method, call: Call) -> Callable[[bytes], Any] | None:
+        """The parser of a stream's messages; where metadata routed it, the first message may not contradict that."""
+        header = keys.header_of(call.metadata)
+        rule = method.rule
+        if header is None or not isinstance(rule, FieldKey) or not method.request_streaming:
+            return method.deserialize
+
+        def first(message: bytes) -> Any:
+            parsed = _parse(method, message)
+            keys.agree(rule.read(parsed), header, rule.paths[0])
+            call.carry(method.deserialize, method.serialize)
+            return parsed
+
+        return first
+
+    def _debug(self, call: Call) -> None:
+        epoch = str(self._placement.epoch)
+        call.debug = (("onelane-shard", self.name), ("onelane-epoch", epoch), ("onelane-hop", call.hop))
+
+    def _cancelled(self, entry: Entry, call: Call) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client, its deadline, or a drain")
+            raise asyncio.CancelledError
+        # A cancellation that leaked from inside the handler: grpc.aio would send no status at all.
+        log.error("call.leaked_cancellation", extra={"method": entry.method.name, "shard": self.name})
+        call.fail(grpc.StatusCode.INTERNAL, "the handler was cancelled from inside")
+
+    def _failed(self, entry: Entry, call: Call, error: Exception) -> None:
+        match error:
+            case Aborted():
+                pass
+            case OnelaneError():
+                call.fail(grpc.StatusCode[error.status], str(error))
+                if isinstance(error, Overloaded):
+                    call.trailers = (*call.trailers, ("grpc-retry-pushback-ms", "100"))
+            case grpc.aio.AioRpcError() | grpc.RpcError():
+                # A call to another service failed, and the handler let it pass: so does its status.
+                _pass_on(call, error)
+            case _:
+                error_id = secrets.token_hex(6)
+                log.error(
+                    "call.failed id=%s method=%s shard=%s", error_id, entry.method.name, self.name, exc_info=error
+                )
+                call.fail(
+                    grpc.StatusCode.INTERNAL, f"unexpected failure; the shard's log has the rest under {error_id}"
+                )
+
+
+def _pass_on(call: Call, error: Any) -> None:
+    call.fail(error.code(), error.details() or "")
+    trailers = tuple(error.trailing_metadata() or ())
+    call.trailers = (*call.trailers, *(pair for pair in trailers if not pair[0].startswith("onelane-")))
+
+
+def _parse(method: Method, request: bytes) -> Any:
+    if method.deserialize is None:
+        return request
+    try:
+        return method.deserialize(request)
+    except Exception as error:
+        raise Malformed(f"the request of {method.name} is not the message it should be") from error
+
+
+def _bytes(method: Method, call: Call, answer: Any) -> bytes:
+    if call.code_now is not OK:
+        return b""
+    if method.serialize is None:
+        return bytes(answer)
+    return method.serialize(answer)
+
+
+class Malformed(OnelaneError):
+    """A request's bytes are not its message. INTERNAL, as grpcio answers."""
+
+    status = "INTERNAL"

@@ -1,0 +1,53 @@
+"""The seam between bytes and lanes: a listener turns what comes from sockets into calls. See grpcio.py.
+
+A lane never sees a socket; a listener knows no service. The in-memory one of `onelane.testing` passes the same
+contract tests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from onelane.call import Call
+from onelane.config import App
+from onelane.methods import Method
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """One address to listen on."""
+
+    address: str
+    """`ip:port`, or `unix:path`."""
+    shared: bool = False
+    """Other shards listen here too (SO_REUSEPORT)."""
+    trusted: bool = False
+    """Only siblings can connect, so their runtime metadata counts."""
+
+
+class Serving(Protocol):
+    """What a listener calls: a lane."""
+
+    def methods(self) -> Sequence[Method]:
+        """Every method it serves; fixed before the listener starts."""
+
+    async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
+        """Run one call to its end. The outcome stands in `call`; raises only CancelledError."""
+
+
+class Listener(Protocol):
+    """Takes calls and gives them to one lane.
+
+    Promised: nothing is taken before `start`; `stop` ends within its grace; an unknown method is UNIMPLEMENTED.
+    Not promised: that a message arrives whole in one read, or which shard of a shared address a connection reaches.
+    """
+
+    async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
+        """Listen on all `binds`.
+
+        Raises:
+            PortTaken: an address is in use by somebody else; nothing listens then.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new call; give those under way `grace_s` seconds, then cancel them."""

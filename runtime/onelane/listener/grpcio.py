@@ -1,0 +1,168 @@
+"""The listener on `grpc.aio`: the reference, and the way to what gRPC's C core alone has.
+
+Generic handlers only: grpcio 1.84 and newer slow down with each registered method. One grpc server for each address,
+so that own ports are bound without SO_REUSEPORT and the shared one with it.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from onelane.call import OK, Call, Metadata
+from onelane.config import App
+from onelane.errors import PortTaken
+from onelane.listener import Bind, Serving
+from onelane.methods import Method
+
+PENDING_CALLS = 100_000
+"""What gRPC's core may queue before it refuses at random as bare CANCELLED; the lane's own admission comes first."""
+
+
+class GrpcioCall(Call):
+    """A call whose bytes come through grpc.aio."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, method: str, context: Any, *, trusted: bool) -> None:
+        super().__init__(method, context.invocation_metadata() or (), trusted=trusted)
+        self._context = context
+
+    async def receive(self) -> bytes | None:
+        message = await self._context.read()
+        return None if message is grpc.aio.EOF else message
+
+    async def send(self, message: bytes) -> None:
+        await self._context.write(message)
+
+    async def send_initial(self, metadata: Metadata) -> None:
+        await self._context.send_initial_metadata(tuple(metadata))
+
+    def time_remaining(self) -> float | None:
+        remaining: float | None = self._context.time_remaining()
+        return remaining
+
+    def peer(self) -> str:
+        return str(self._context.peer())
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        auth: Mapping[str, Iterable[bytes]] = self._context.auth_context()
+        return auth
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._context.add_done_callback(callback)
+
+    def cancelled(self) -> bool:
+        return bool(self._context.cancelled())
+
+    def done(self) -> bool:
+        return bool(self._context.done())
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        self._context.set_compression(compression)
+
+    def disable_next_message_compression(self) -> None:
+        self._context.disable_next_message_compression()
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    """Every method of one lane, as grpc finds them."""
+
+    def __init__(self, serving: Serving, *, trusted: bool) -> None:
+        self._handlers = {m.path: _handler(serving, m, trusted=trusted) for m in serving.methods()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return self._handlers.get(handler_call_details.method)
+
+
+def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMethodHandler[Any, Any]:
+    answer = functools.partial(_answer, serving, method, trusted)
+    match method.request_streaming, method.response_streaming:
+        case False, False:
+            # Written out: this is the path of nearly every call.
+            async def unary(request: bytes, context: Any) -> bytes:
+                call = GrpcioCall(method.path, context, trusted=trusted)
+                reply = await serving.serve(method, call, request)
+                if call.code_now is not OK or call.trailers:
+                    _end(call, context)
+                return reply
+
+            return grpc.unary_unary_rpc_method_handler(unary)
+        case False, True:
+
+            async def unary_stream(request: bytes, context: Any) -> None:
+                await answer(context, request)
+
+            return grpc.unary_stream_rpc_method_handler(unary_stream)
+        case True, False:
+
+            async def stream_unary(_: Any, context: Any) -> bytes:
+                return await answer(context, None)
+
+            return grpc.stream_unary_rpc_method_handler(stream_unary)
+
+    async def stream_stream(_: Any, context: Any) -> None:
+        await answer(context, None)
+
+    return grpc.stream_stream_rpc_method_handler(stream_stream)
+
+
+async def _answer(serving: Serving, method: Method, trusted: bool, context: Any, request: bytes | None) -> bytes:
+    call = GrpcioCall(method.path, context, trusted=trusted)
+    reply = await serving.serve(method, call, request)
+    _end(call, context)
+    return reply
+
+
+def _end(call: Call, context: Any) -> None:
+    if call.trailers:
+        context.set_trailing_metadata(tuple(call.trailers))
+    if call.code_now is not OK:
+        context.set_code(call.code_now)
+        context.set_details(call.details_now)
+
+
+class GrpcioListener:
+    """See `onelane.listener.Listener`."""
+
+    def __init__(self) -> None:
+        self._servers: list[grpc.aio.Server] = []
+
+    async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
+        servers = []
+        for bind in binds:
+            server = grpc.aio.server(
+                handlers=[_Handlers(serving, trusted=bind.trusted)], options=_options(bind, settings)
+            )
+            try:
+                server.add_insecure_port(bind.address)
+            except RuntimeError as error:
+                raise PortTaken(bind.address, "another process") from error
+            servers.append(server)
+        for server in servers:
+            await server.start()
+        self._servers = servers
+
+    async def stop(self, grace_s: float) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for server in self._servers:
+                tasks.create_task(server.stop(grace_s))
+
+
+def _options(bind: Bind, settings: App) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", int(bind.shared)),
+        ("grpc.max_concurrent_streams", 2**31 - 1 if bind.trusted else settings.max_streams),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Equal, or between the two grpc refuses at random.
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.absolute_max_metadata_size", 16 * 1024),
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

@@ -1,0 +1,183 @@
+"""What a servicer serves: its methods, found through grpcio's own generated registration.
+
+Promises: every servicer that `add_…Servicer_to_server` takes is taken here, unchanged. A service whose methods have
+neither a key nor `ANY` is refused with all of them listed.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+
+from onelane import keys
+from onelane.errors import BadService
+from onelane.keys import KeyRule
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method, ready to be called."""
+
+    path: str
+    """`/pkg.Service/Method`."""
+    handler: Callable[[Any, Any], Any]
+    is_async: bool
+    """The handler is an `async def` (a coroutine or an async generator), not a plain `def`."""
+    request_streaming: bool
+    response_streaming: bool
+    deserialize: Callable[[bytes], Any] | None
+    serialize: Callable[[Any], bytes] | None
+    rule: KeyRule
+
+    @property
+    def name(self) -> str:
+        """`pkg.Service/Method`, as telemetry and configuration write it."""
+        return self.path[1:]
+
+
+class _Details(NamedTuple):
+    """grpc.HandlerCallDetails, to ask a generic handler for one method."""
+
+    method: str
+    invocation_metadata: tuple[tuple[str, str], ...]
+
+
+class _Registry:
+    """Stands where generated code expects a server, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self.generic: list[Any] = []
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        self.generic += handlers
+
+
+def servicer_class(plug: str) -> type:
+    """The class that `package.module:Class` names.
+
+    Raises:
+        BadService: it cannot be imported, or is no servicer.
+    """
+    module_name, _, name = plug.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise BadService(f"{plug}: no module {error.name!r} (looked from {sys.path[0] or 'here'})") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        near = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name]
+        raise BadService(f"{plug}: {module_name} has no class {name!r}; it has {near}")
+    if not _registrations(found):
+        raise BadService(f"{plug}: derives from no generated …Servicer, so it serves nothing")
+    return found
+
+
+def _registrations(cls: type) -> list[Callable[[Any, Any], None]]:
+    """grpcio's `add_XServicer_to_server` of each generated class that `cls` derives from."""
+    found = []
+    for base in cls.__mro__:
+        add = getattr(sys.modules.get(base.__module__), f"add_{base.__name__}_to_server", None)
+        if add is not None:
+            found.append(add)
+    return found
+
+
+def make(cls: type, shard: object) -> object:
+    """One service object: `cls(shard)`, or `cls()` for one that asks for nothing."""
+    try:
+        takes_shard = bool(inspect.signature(cls).parameters)
+    except ValueError:
+        takes_shard = False
+    return cls(shard) if takes_shard else cls()
+
+
+def methods_of(
+    servicer: object, *, configured: Mapping[str, str], add: Callable[[Any, Any], None] | None = None
+) -> list[Method]:
+    """All methods of one servicer, with their key rules.
+
+    configured: "pkg.Service/Method" or "pkg.Service/*" → rule, for protos that do not state it.
+
+    Raises:
+        BadService: methods with neither a key nor ANY, all listed; or a rule that cannot be.
+    """
+    registry = _Registry()
+    for register in [add] if add else _registrations(type(servicer)):
+        register(servicer, registry)
+    handlers = registry.handlers or _from_generic(registry.generic)
+    faults: list[str] = []
+    methods = [_method(path, handler, configured, faults) for path, handler in sorted(handlers.items())]
+    if faults:
+        raise BadService("\n".join(faults))
+    return [method for method in methods if method is not None]
+
+
+def _from_generic(generic: Iterable[Any]) -> dict[str, Any]:
+    # Code generated before grpcio 1.64 registers only generic handlers; the pool knows their methods' names.
+    found: dict[str, Any] = {}
+    for handler in generic:
+        service = descriptor_pool.Default().FindServiceByName(handler.service_name())
+        for method in service.methods:
+            path = f"/{service.full_name}/{method.name}"
+            if (one := handler.service(_Details(path, ()))) is not None:
+                found[path] = one
+    return found
+
+
+def _method(path: str, handler: Any, configured: Mapping[str, str], faults: list[str]) -> Method | None:
+    descriptor = describe(path)
+    try:
+        rule = rule_for(path, descriptor, configured)
+    except BadService as error:
+        faults.append(f"{path[1:]}: {error}")
+        return None
+    if rule is None:
+        faults.append(
+            f"{path[1:]}: has no key; annotate a field of its request with [(onelane.v1.key) = true], the method with "
+            f'option (onelane.v1.route) = ANY, or configure keys."{path[1:]}"'
+        )
+        return None
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    return Method(
+        path=path,
+        handler=behaviour,
+        is_async=inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour),
+        request_streaming=bool(handler.request_streaming),
+        response_streaming=bool(handler.response_streaming),
+        deserialize=handler.request_deserializer,
+        serialize=handler.response_serializer,
+        rule=rule,
+    )
+
+
+def describe(path: str) -> MethodDescriptor | None:
+    """The descriptor of `/pkg.Service/Method`, where its proto has been imported."""
+    try:
+        return descriptor_pool.Default().FindMethodByName(path[1:].replace("/", "."))
+    except KeyError:
+        return None
+
+
+def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str]) -> KeyRule | None:
+    """The key rule of a method: configuration, else its proto; what gRPC itself ships is ANY.
+
+    Raises:
+        BadService: the rule cannot be.
+    """
+    service, _, _ = path[1:].rpartition("/")
+    text = configured.get(path[1:]) or configured.get(f"{service}/*")
+    if text is not None:
+        return keys.configured_rule(text, descriptor)
+    if service.startswith("grpc."):
+        return keys.ANY
+    return keys.rule_of(descriptor) if descriptor is not None else None

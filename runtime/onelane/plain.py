@@ -1,0 +1,89 @@
+"""Plain `def` handlers, run on the lane itself.
+
+A unary one runs in one go. One that reads a stream runs in a greenlet: where it asks for the next message it steps
+aside and the lane goes on, so code that was written for grpcio's threads runs unchanged, without a thread.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NoReturn
+
+import greenlet
+import grpc
+
+from onelane.call import Call, Metadata
+
+
+class PlainContext:
+    """The `grpc.ServicerContext` of a plain `def` handler: the same call, with methods that do not await."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata = ()) -> NoReturn:
+        self._call.abort_now(code, details, trailing_metadata)
+
+    def abort_with_status(self, status: Any) -> NoReturn:
+        self._call.abort_now(status.code, status.details, status.trailing_metadata)
+
+    def send_initial_metadata(self, initial_metadata: Metadata) -> None:
+        wait(self._call.send_initial_metadata(initial_metadata))
+
+    def is_active(self) -> bool:
+        return not self._call.done()
+
+    def cancel(self) -> None:
+        self._call.abort_now(grpc.StatusCode.CANCELLED, "cancelled by the handler")
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        if self._call.done():
+            return False
+        self._call.add_done_callback(lambda _: callback())
+        return True
+
+
+grpc.ServicerContext.register(PlainContext)
+
+
+def wait(awaitable: Awaitable[Any]) -> Any:
+    """Step aside until `awaitable` is done. Only inside `run`."""
+    parent = greenlet.getcurrent().parent
+    if parent is None:
+        asyncio.ensure_future(awaitable)  # noqa: RUF006 - headers go out by themselves; there is nothing to wait for
+        return None
+    return parent.switch(awaitable)
+
+
+async def run(handler: Callable[[], Any]) -> Any:
+    """Run `handler` to its end in a greenlet; whatever it waits for is awaited here, on the lane."""
+    child = greenlet.greenlet(handler)
+    step = child.switch()
+    while not child.dead:
+        try:
+            value = await step
+        except BaseException as error:
+            step = child.throw(error)
+        else:
+            step = child.switch(value)
+    return step
+
+
+def messages(call: Call) -> Iterator[Any]:
+    """The client's messages for a plain handler, which must run inside `run`."""
+    while (message := wait(call.read())) is not grpc.aio.EOF:
+        yield message
+
+
+async def stream(call: Call, handler: Callable[[], Any]) -> None:
+    """Run a plain handler that returns or yields its answers one by one, and send each."""
+
+    def produce() -> None:
+        for answer in handler():
+            wait(call.write(answer))
+
+    await run(produce)

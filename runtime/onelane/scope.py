@@ -1,0 +1,29 @@
+"""What the call in progress hands on to the calls it makes: the rest of its deadline, and its trace.
+
+A context variable, so handlers need pass nothing along. Set once per call, in the call's own task.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from onelane.spans import TraceContext
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One call in progress."""
+
+    method: str
+    deadline_at: float | None
+    """On the monotonic clock; None where the caller set none."""
+    trace: TraceContext | None
+
+
+current: ContextVar[Scope | None] = ContextVar("onelane.scope", default=None)
+
+
+def sooner(a: float | None, b: float | None) -> float | None:
+    """The sooner of two moments or durations, where None means never."""
+    if a is None or b is None:
+        return b if a is None else a
+    return min(a, b)

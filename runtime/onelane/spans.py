@@ -1,0 +1,108 @@
+"""Spans as plain records, W3C trace context, and the standard samplers, without an SDK.
+
+Promises: a call without a `traceparent` and without sampling costs one comparison. Ids come from the `rng` handed in.
+Source: W3C Trace Context level 1; OpenTelemetry's `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """What a call carries of its trace."""
+
+    trace_id: str
+    """32 lower-case hex digits."""
+    span_id: str
+    """16 lower-case hex digits: the caller's span."""
+    sampled: bool
+    tracestate: str = ""
+
+    def traceparent(self) -> str:
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
+
+
+def parse_traceparent(text: str, tracestate: str = "") -> TraceContext | None:
+    """The context in a `traceparent`, or None where it is malformed, as W3C asks."""
+    match = _TRACEPARENT(text)
+    if match is None or match[1] == "ff" or not int(match[2], 16) or not int(match[3], 16):
+        return None
+    return TraceContext(match[2], match[3], bool(int(match[4], 16) & 1), tracestate)
+
+
+@dataclass(slots=True)
+class SpanRecord:
+    """One span. Appended to a plain list when it ends; exported elsewhere."""
+
+    context: TraceContext
+    parent_id: str
+    """Empty for a root."""
+    name: str
+    kind: str
+    """SERVER, CLIENT or INTERNAL."""
+    start_ns: int
+    end_ns: int = 0
+    attributes: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    """Empty unless it ended in an error."""
+    remote_parent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Decides which traces are recorded: parent-based or not, always, never, or by a ratio of trace ids."""
+
+    parent_based: bool
+    ratio: float
+    """0.0 to 1.0, for traces whose parent does not decide."""
+
+    def decides(self, trace_id: str, parent: TraceContext | None) -> bool:
+        if self.parent_based and parent is not None:
+            return parent.sampled
+        # OpenTelemetry's TraceIdRatioBased: the low 64 bits against ratio · 2^64.
+        return int(trace_id[16:], 16) < round(self.ratio * 2**64)
+
+
+NEVER = Sampler(parent_based=False, ratio=0.0)
+
+
+def sampler_of(environment: Mapping[str, str]) -> Sampler:
+    """The sampler that `OTEL_TRACES_SAMPLER` names; unknown names and bad ratios fall back to the default, as
+    OpenTelemetry asks."""
+    name = environment.get("OTEL_TRACES_SAMPLER", "parentbased_always_on")
+    try:
+        ratio = min(1.0, max(0.0, float(environment.get("OTEL_TRACES_SAMPLER_ARG", "1.0"))))
+    except ValueError:
+        ratio = 1.0
+    ratios = {"always_on": 1.0, "always_off": 0.0, "traceidratio": ratio}
+    return Sampler(name.startswith("parentbased_"), ratios.get(name.removeprefix("parentbased_"), 1.0))
+
+
+def start_span(
+    name: str,
+    kind: str,
+    *,
+    parent: TraceContext | None,
+    sampler: Sampler,
+    rng: Random,
+    now_ns: int,
+    remote_parent: bool = False,
+) -> SpanRecord | TraceContext | None:
+    """Begin one span: a record where it is sampled, else the context to hand on (None where there is none)."""
+    if parent is None:
+        if sampler.ratio == 0.0:
+            return None
+        trace_id = f"{rng.getrandbits(128) or 1:032x}"
+    else:
+        trace_id = parent.trace_id
+    if not sampler.decides(trace_id, parent):
+        return parent
+    tracestate = parent.tracestate if parent else ""
+    context = TraceContext(trace_id, f"{rng.getrandbits(64) or 1:016x}", True, tracestate)
+    parent_id = parent.span_id if parent else ""
+    return SpanRecord(context, parent_id, name, kind, now_ns, remote_parent=remote_parent)

@@ -1,0 +1,71 @@
+"""Bad configuration is told whole, and in words that help."""
+
+from pathlib import Path
+
+import pytest
+from onelane import config
+from onelane.errors import BadConfig
+
+GOOD = """
+[apps.lobby]
+services = ["services.arena.lobby:Lobby"]
+listen = "127.0.0.1:50051"
+shards = 2
+[apps.profile]
+services = ["services.arena.profile:Profile"]
+listen = "127.0.0.1:50061"
+"""
+
+
+def load(tmp_path: Path, text: str, **environment: str) -> config.Config:
+    (tmp_path / "onelane.toml").write_text(text)
+    return config.load(tmp_path / "onelane.toml", environment)
+
+
+def test_a_good_file_is_read(tmp_path: Path) -> None:
+    read = load(tmp_path, GOOD)
+    assert read.apps["lobby"].shards == 2
+    assert read.apps["profile"].shard_count >= 1
+
+
+def test_all_faults_are_told_at_once_with_key_and_line(tmp_path: Path) -> None:
+    text = """
+[apps.lobby]
+services = ["not a plug"]
+listen = "localhost:99999"
+shard = 2
+[apps.profile]
+listen = "127.0.0.1:50061"
+shards = 0
+"""
+    with pytest.raises(BadConfig) as caught:
+        load(tmp_path, text)
+    told = "\n".join(caught.value.faults)
+    assert "line 3: apps.lobby.services.0: expected package.module:Class, seen 'not a plug'" in told
+    assert "line 4: apps.lobby.listen: expected ip:port" in told
+    assert "line 5: apps.lobby.shard: is not a setting; did you mean 'shards'?" in told
+    assert "line 6: apps.profile.services: is missing" in told
+    assert "line 8: apps.profile.shards" in told
+
+
+def test_what_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match=r"is not TOML: .*line 1"):
+        load(tmp_path, "[apps\nx = 1")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="cannot be read: No such file"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_the_environment_overrules_the_file(tmp_path: Path) -> None:
+    read = load(tmp_path, GOOD, ONELANE_APPS__LOBBY__SHARDS="5", ONELANE_ADMIN="127.0.0.1:1")
+    assert (read.apps["lobby"].shards, read.admin) == (5, "127.0.0.1:1")
+
+
+def test_one_app_of_a_file_still_finds_the_others(tmp_path: Path) -> None:
+    alone = load(tmp_path, GOOD).only("lobby")
+    assert list(alone.apps) == ["lobby"]
+    assert alone.peers["profile"] == "127.0.0.1:50061"
+    with pytest.raises(BadConfig, match="it has \\['lobby', 'profile'\\]"):
+        load(tmp_path, GOOD).only("nope")
