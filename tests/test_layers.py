@@ -8,21 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "config"]
 CORE = ["ring", "placement", "keys", "retry", "stats", "spans"]
-EDGES = [
-    "telemetry",
-    "scope",
-    "call",
-    "plain",
-    "methods",
-    "listener",
-    "channel",
-    "forward",
-    "offload",
-    "sinks",
-    "membership",
-    "control",
-]
-PROCESSES = ["lane", "shard", "topology", "launcher", "supervisor", "admin", "inline", "status", "cli"]
+EDGES = ["telemetry", "scope", "call", "plain", "methods", "listener", "forward", "channel", "offload", "sinks"]
+EDGES += ["membership", "control", "ports"]
+PROCESSES = ["lane", "topology", "shard", "process", "launcher", "inline", "supervisor", "admin"]
+PROCESSES += ["status", "proto", "cli"]
 ORDER = WORDS + CORE + EDGES + PROCESSES
 BESIDE = {"v1", "testing", "py", "protos"}
 OUTSIDE = {

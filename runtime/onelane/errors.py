@@ -87,3 +87,17 @@ class DeadlinePassed(Transient):
     """The answer would come too late to be of use."""
 
     status = "DEADLINE_EXCEEDED"
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error of a task group to tell: our own words before anything that followed from them."""
+    found: list[BaseException] = []
+    todo: list[BaseException] = [group]
+    while todo:
+        error = todo.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            todo += error.exceptions
+        else:
+            found.append(error)
+    ours = [error for error in found if isinstance(error, OnelaneError)]
+    return (ours or found)[0]

@@ -70,10 +70,13 @@ class Lane:
         self.name = name
         self.entries: dict[str, Entry] = {}
         self.in_flight = 0
+        self.own_in_flight = 0
+        """Of these, the calls that came from clients, not from siblings."""
         self.received = 0
         self.draining = False
         self._placement = placement
         self._newer = asyncio.Event()
+        self._idle = asyncio.Event()
         self._forwarder = forwarder
         self._stats = stats
         self._tracer = tracer
@@ -97,6 +100,13 @@ class Lane:
     def add(self, method: Method) -> None:
         self.entries[method.path] = Entry(method, self._stats)
 
+    async def drain(self) -> None:
+        """Refuse new calls of clients; wait until none is under way. What siblings forward is still served."""
+        self.draining = True
+        self.end_watches()
+        if self.own_in_flight:
+            await self._idle.wait()
+
     def end_watches(self) -> None:
         """Cancel the streams that nobody would end, such as health's and the topology's `Watch`."""
         for task in self._endless:
@@ -110,9 +120,10 @@ class Lane:
         started = perf_counter()
         self.received += 1
         self.in_flight += 1
+        self.own_in_flight += not call.trusted
         mine = True
         try:
-            self._admit(entry)
+            self._admit(entry, call)
             reply, mine = await self._route(entry, call, request)
             return reply if call.code_now is OK else b""
         except asyncio.CancelledError:
@@ -122,13 +133,19 @@ class Lane:
             self._failed(entry, call, error)
             return b""
         finally:
-            self.in_flight -= 1
+            self._left(call)
             if mine:
                 entry.count(call.code_now, perf_counter() - started)
                 self._end(call)
 
-    def _admit(self, entry: Entry) -> None:
-        if self.draining and not entry.method.path.startswith("/grpc.health."):
+    def _left(self, call: Call) -> None:
+        self.in_flight -= 1
+        self.own_in_flight -= not call.trusted
+        if self.draining and not self.own_in_flight:
+            self._idle.set()
+
+    def _admit(self, entry: Entry, call: Call) -> None:
+        if self.draining and not call.trusted and not entry.method.path.startswith("/grpc.health."):
             raise Draining(f"shard {self.name} is draining")
         if self.in_flight > self._max_in_flight:
             raise Overloaded(f"shard {self.name}", waiting=self._max_in_flight)

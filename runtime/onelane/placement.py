@@ -3,6 +3,7 @@
 Promises: a placement never changes; a later one has a higher epoch. `route` decides and does nothing.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -71,6 +72,9 @@ class Placement:
             "requestHashHeader": "onelane-key",
         }
         return {"loadBalancingConfig": [{"ring_hash_experimental": ring}]}
+
+    def service_config_json(self) -> str:
+        return json.dumps(self.service_config())
 
 
 def succeed(old: Placement, members: tuple[Member, ...]) -> Placement:

@@ -4,6 +4,8 @@ Generic handlers only: grpcio 1.84 and newer slow down with each registered meth
 so that own ports are bound without SO_REUSEPORT and the shared one with it.
 """
 
+from __future__ import annotations
+
 import asyncio
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence

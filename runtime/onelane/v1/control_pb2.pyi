@@ -28,6 +28,7 @@ class ToShard(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     COLLECT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     collect: _builtins.int
     """Report now, not at the next tick; the report carries this number."""
     @_builtins.property
@@ -40,6 +41,10 @@ class ToShard(_message.Message):
 
     @_builtins.property
     def status(self) -> Global___StatusAnswer: ...
+    @_builtins.property
+    def stop(self) -> Global___Stop:
+        """After every shard of the app has drained: close, report the rest, exit."""
+
     def __init__(
         self,
         *,
@@ -48,12 +53,13 @@ class ToShard(_message.Message):
         drain: Global___Drain | None = ...,
         collect: _builtins.int = ...,
         status: Global___StatusAnswer | None = ...,
+        stop: Global___Stop | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "drain", b"drain", "kind", b"kind", "placement", b"placement", "setup", b"setup", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "drain", b"drain", "kind", b"kind", "placement", b"placement", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "drain", b"drain", "kind", b"kind", "placement", b"placement", "setup", b"setup", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "drain", b"drain", "kind", b"kind", "placement", b"placement", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -67,6 +73,7 @@ class ToSupervisor(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     ASK_STATUS_FIELD_NUMBER: _builtins.int
+    DRAINED_FIELD_NUMBER: _builtins.int
     ask_status: _builtins.int
     """Somebody asked this shard for the status of all; the answer carries this number."""
     @_builtins.property
@@ -77,6 +84,10 @@ class ToSupervisor(_message.Message):
     def failed(self) -> Global___Failed: ...
     @_builtins.property
     def report(self) -> Global___Report: ...
+    @_builtins.property
+    def drained(self) -> Global___Drained:
+        """Nothing of this shard's own clients is under way any more; calls from siblings are still served."""
+
     def __init__(
         self,
         *,
@@ -84,12 +95,13 @@ class ToSupervisor(_message.Message):
         failed: Global___Failed | None = ...,
         report: Global___Report | None = ...,
         ask_status: _builtins.int = ...,
+        drained: Global___Drained | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "failed", b"failed", "kind", b"kind", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "drained", b"drained", "failed", b"failed", "kind", b"kind", "ready", b"ready", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "failed", b"failed", "kind", b"kind", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "drained", b"drained", "failed", b"failed", "kind", b"kind", "ready", b"ready", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -132,6 +144,7 @@ class Setup(_message.Message):
     TRACING_FIELD_NUMBER: _builtins.int
     SAMPLER_FIELD_NUMBER: _builtins.int
     SAMPLER_ARG_FIELD_NUMBER: _builtins.int
+    APP_DIR_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     name: _builtins.str
     index: _builtins.int
@@ -143,7 +156,10 @@ class Setup(_message.Message):
     tracing: _builtins.bool
     """Spans are recorded and reported."""
     sampler: _builtins.str
+    """As OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG name it."""
     sampler_arg: _builtins.str
+    app_dir: _builtins.str
+    """Where the services' modules are found, before all else."""
     @_builtins.property
     def peers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """App name → host:port, for stubs."""
@@ -164,10 +180,11 @@ class Setup(_message.Message):
         tracing: _builtins.bool = ...,
         sampler: _builtins.str = ...,
         sampler_arg: _builtins.str = ...,
+        app_dir: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "index", b"index", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "index", b"index", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +258,36 @@ class StatusAnswer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusAnswer: _TypeAlias = StatusAnswer  # noqa: Y015
+
+@_typing.final
+class Stop(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stop: _TypeAlias = Stop  # noqa: Y015
+
+@_typing.final
+class Drained(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drained: _TypeAlias = Drained  # noqa: Y015
 
 @_typing.final
 class Ready(_message.Message):

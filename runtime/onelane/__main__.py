@@ -1,0 +1,5 @@
+"""`python -m onelane` is `onelane`."""
+
+from onelane.cli import main
+
+main()

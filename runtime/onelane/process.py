@@ -1,0 +1,28 @@
+"""The process of one shard: `python -m onelane.process FD`, started by the supervisor alone."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+
+# Read by grpc when it is first imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import uvloop
+
+from onelane import shard
+from onelane.control import SocketControl
+from onelane.v1 import control_pb2
+
+
+async def main(fd: int) -> bool:
+    # The supervisor alone decides when a shard ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = await SocketControl.over(socket.socket(fileno=fd), control_pb2.ToShard)
+    return await shard.run(control)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.exit(0 if uvloop.run(main(int(sys.argv[1]))) else 1)

@@ -1,0 +1,20 @@
+"""Where telemetry goes: what the shards moved out, added up, one sink for each way out. See prometheus.py, otlp.py."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from onelane.spans import SpanRecord
+from onelane.stats import Point
+
+
+class Sink(Protocol):
+    """One way out. Promised: it never blocks the supervisor's loop, and what it holds is bounded."""
+
+    def spans(self, app: str, shard: str, spans: Sequence[SpanRecord]) -> None:
+        """Take spans that have ended; each is handed over once."""
+
+    def points(self, points: Sequence[Point]) -> None:
+        """Take all series as they stand, cumulative; attributes `onelane.app` and `onelane.shard` tell them apart."""
+
+    def close(self, timeout_s: float) -> None:
+        """Send what waits, for at most `timeout_s` seconds. Blocks: call it from a thread."""

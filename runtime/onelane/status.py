@@ -1,0 +1,81 @@
+"""`onelane status`: asks a supervisor's admin address or any shard for the state of all, and prints it."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onelane.errors import Transient
+from onelane.placement import STOCK_RING_CAP
+
+TIMEOUT_S = 3.0
+
+
+def fetch(target: str) -> dict[str, Any]:
+    """The status of every app that `target` knows: an admin address, or any gRPC address of an app.
+
+    Raises:
+        Transient: nobody answers there, or not as onelane does.
+    """
+    address = target.removeprefix("http://").rstrip("/")
+    found = _from_admin(address)
+    return found if found is not None else asyncio.run(_from_shard(address))
+
+
+def _from_admin(address: str) -> dict[str, Any] | None:
+    try:
+        with urllib.request.urlopen(f"http://{address}/status", timeout=TIMEOUT_S) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except (urllib.error.URLError, OSError, ValueError):
+        return None
+    except Exception:
+        # http.client has its own errors for what is no HTTP/1.1, as a gRPC port is not.
+        return None
+
+
+async def _from_shard(address: str) -> dict[str, Any]:
+    import grpc.aio
+
+    from onelane.v1 import topology_pb2, topology_pb2_grpc
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            stub = topology_pb2_grpc.TopologyStub(channel)
+            answer = await stub.Status(topology_pb2.StatusRequest(), timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise Transient(f"{address} does not answer as onelane does: {error.details()}") from error
+        found: dict[str, Any] = json.loads(answer.json)
+        return found
+
+
+def fixed_shape(status: dict[str, Any]) -> dict[str, Any]:
+    """What `--json` prints: the documented fields and no other."""
+    apps = {}
+    for name, app in status["apps"].items():
+        shards = [{key: value for key, value in shard.items() if key != "keyed"} for shard in app["shards"]]
+        apps[name] = app | {"shards": shards}
+    return {"apps": apps}
+
+
+def show(status: dict[str, Any], console: Console) -> None:
+    for name, app in status["apps"].items():
+        config = json.dumps(app["service_config"])
+        table = Table(title=f"{name} · {app['listen']} · epoch {app['epoch']}", title_justify="left")
+        for column in ("shard", "state", "pid", "address", "restarts", "calls", "forwarded", "keys"):
+            right = column in ("pid", "restarts", "calls", "forwarded")
+            table.add_column(column, justify="right" if right else "left")
+        for shard in app["shards"]:
+            keys = ", ".join(f"{state} {count}" for state, count in shard.get("keyed", {}).items())
+            cells = [shard[c] for c in ("name", "state", "pid", "address", "restarts", "calls", "forwarded")]
+            table.add_row(*map(str, cells), keys)
+        console.print(table)
+        console.print("for stock clients, in grpc.service_config:", highlight=False)
+        console.print(config, highlight=False, soft_wrap=True, markup=False)
+        size = app["service_config"]["loadBalancingConfig"][0]["ring_hash_experimental"]["minRingSize"]
+        if size > STOCK_RING_CAP:
+            console.print(f"and the channel argument grpc.lb.ring_hash.ring_size_cap = {size}", highlight=False)

@@ -1,0 +1,97 @@
+"""Rooms in which players meet. A room is a plain object: everyone in it is in this lane."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import onelane
+
+from services.arena.v1 import (
+    leaderboard_pb2,
+    leaderboard_pb2_grpc,
+    lobby_pb2,
+    lobby_pb2_grpc,
+    profile_pb2,
+    profile_pb2_grpc,
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+WATCHER_BACKLOG = 256
+"""Events a watcher may lag behind before it is let go."""
+
+
+@dataclass
+class Room:
+    """Who is here, with their ratings, and who watches."""
+
+    players: dict[str, float] = field(default_factory=dict)
+    watchers: set[asyncio.Queue[lobby_pb2.Event]] = field(default_factory=set)
+
+    def tell(self, event: lobby_pb2.Event) -> int:
+        """Tell every watcher; one that lags too far is let go."""
+        for watcher in list(self.watchers):
+            try:
+                watcher.put_nowait(event)
+            except asyncio.QueueFull:
+                self.watchers.discard(watcher)
+        return len(self.watchers)
+
+
+class Lobby(lobby_pb2_grpc.LobbyServicer):
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.rooms = shard.keyed("rooms", Room)
+        self.profiles = shard.stub(profile_pb2_grpc.ProfileStub, to="profile")
+        self.boards = shard.stub(leaderboard_pb2_grpc.LeaderboardStub, to="leaderboard")
+        self.joins = shard.stats.counter("arena.joins", unit="{join}", description="Players who joined a room")
+
+    async def Join(self, request: lobby_pb2.JoinRequest, context: Context) -> lobby_pb2.JoinReply:
+        profile = await self.profiles.Get(profile_pb2.GetRequest(player=request.player))
+        room = self.rooms.setdefault(request.room_id, Room())
+        room.players[request.player] = profile.rating
+        room.tell(lobby_pb2.Event(joined=request.player))
+        self.joins.add(1)
+        return lobby_pb2.JoinReply(players=list(room.players), rating=profile.rating)
+
+    async def Say(self, request: lobby_pb2.SayRequest, context: Context) -> lobby_pb2.SayReply:
+        room = self.rooms.get(request.room_id)
+        if room is None or request.player not in room.players:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{request.player} is not in {request.room_id}")
+        said = lobby_pb2.Said(player=request.player, text=request.text)
+        return lobby_pb2.SayReply(heard_by=room.tell(lobby_pb2.Event(said=said)))
+
+    async def Finish(self, request: lobby_pb2.FinishRequest, context: Context) -> lobby_pb2.FinishReply:
+        room = self.rooms.get(request.room_id)
+        if room is None or request.winner not in room.players:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{request.winner} is not in {request.room_id}")
+        del self.rooms[request.room_id]
+        ratings = {player: await self._rate(player, room, request.winner) for player in room.players}
+        report = leaderboard_pb2.ReportRequest(
+            board=request.board or "world", player=request.winner, rating=ratings[request.winner]
+        )
+        place = (await self.boards.Report(report)).place
+        room.tell(lobby_pb2.Event(finished=request.winner))
+        return lobby_pb2.FinishReply(ratings=ratings, place=place)
+
+    async def _rate(self, player: str, room: Room, winner: str) -> float:
+        others = [rating for name, rating in room.players.items() if name != player] or [room.players[player]]
+        result = profile_pb2.AddResultRequest(
+            player=player, opponents_rating=sum(others) / len(others), score=float(player == winner)
+        )
+        return (await self.profiles.AddResult(result)).rating
+
+    async def Watch(self, request: lobby_pb2.WatchRequest, context: Context) -> AsyncIterator[lobby_pb2.Event]:
+        room = self.rooms.setdefault(request.room_id, Room())
+        events: asyncio.Queue[lobby_pb2.Event] = asyncio.Queue(WATCHER_BACKLOG)
+        room.watchers.add(events)
+        await context.send_initial_metadata(())
+        try:
+            while True:
+                event = await events.get()
+                yield event
+                if event.WhichOneof("kind") == "finished":
+                    return
+        finally:
+            room.watchers.discard(events)
