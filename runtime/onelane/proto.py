@@ -35,7 +35,7 @@ def generate(sources: Sequence[Path], *, root: Path, out: Path) -> list[Path]:
 def _protoc(outputs: list[str], root: Path, protos: Sequence[Path]) -> None:
     import subprocess
 
-    import grpc_tools  # type: ignore[import-untyped]
+    import grpc_tools
 
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     plugins = Path(sys.executable).parent

@@ -1,0 +1,107 @@
+"""A real cluster for a test: `onelane up` in a process of its own, on free ports."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+ECHO = 'services = ["tests.echo.service:Echo"]'
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    """Wait until `condition()`, which may block, holds; the suite's timeout is the bound."""
+    while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - it is asked of another process
+        await asyncio.sleep(0.01)
+
+
+class Cluster:
+    """A running `onelane up`. `admin` is its admin address; `listen` has each app's shared port."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.listen: dict[str, str] = {}
+        self.admin = ""
+
+    def wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if found := re.match(r"onelane: (\S+) ready on (\S+)", line):
+                self.listen[found[1]] = found[2]
+            elif found := re.match(r"onelane: ready, admin on http://(\S+)", line):
+                self.admin = found[1]
+                return
+        raise AssertionError(f"not ready: {self.log.read_text()}")
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.get("/status"))
+        return found
+
+    def shards(self, app: str = "echo") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.status()["apps"][app]["shards"]
+        return found
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over all series of `name` that have these labels."""
+        total = 0.0
+        for line in self.get("/metrics").splitlines():
+            series, _, value = line.rpartition(" ")
+            wanted = all(f'{label}="{text}"' in series for label, text in labels.items())
+            if series.partition("{")[0] == name and wanted:
+                total += float(value)
+        return total
+
+    def stop(self, *, by: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to drain; its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(by)
+        return self.process.wait(30)
+
+
+@contextmanager
+def running(folder: Path, toml: str, *arguments: str, command: str = "up", **environment: str) -> Iterator[Cluster]:
+    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens."""
+    file, log = folder / "onelane.toml", folder / "log"
+    file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "onelane", command, str(file), "--app-dir", str(ROOT), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=folder,
+            env=os.environ | environment,
+        )
+    cluster = Cluster(process, log)
+    try:
+        cluster.wait_ready()
+        yield cluster
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def echo(shards: int = 2, *more: str) -> str:
+    """The TOML of one app `echo` on a free port."""
+    return "\n".join(["[apps.echo]", ECHO, 'listen = "127.0.0.1:0"', f"shards = {shards}", *more])

@@ -1,0 +1,120 @@
+"""The service that the tests run: a method of each shape, and one that misbehaves to order."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import onelane
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Echo(echo_pb2_grpc.EchoServicer):
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.shard = shard
+        self.seen = shard.keyed("seen", int)
+        self.held: dict[str, asyncio.Event] = {}
+        self.db = shard.offload(lambda: sqlite3.connect(":memory:"), name="db", capacity=4)
+
+    def reply(self, request: EchoRequest) -> EchoReply:
+        self.seen[request.key] = self.seen.get(request.key, 0) + 1
+        return EchoReply(text=request.text, shard=self.shard.name, seen=self.seen[request.key])
+
+    async def Unary(self, request: EchoRequest, context: Context) -> EchoReply:
+        return self.reply(request)
+
+    async def Download(self, request: EchoRequest, context: Context) -> AsyncIterator[EchoReply]:
+        for _ in range(request.times):
+            yield self.reply(request)
+        if request.order == "forever":
+            await asyncio.Event().wait()
+
+    async def Upload(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> EchoReply:
+        texts = []
+        async for request in request_iterator:
+            texts.append(request.text)
+            self.reply(request)
+        return EchoReply(text=",".join(texts), shard=self.shard.name)
+
+    async def Chat(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> AsyncIterator[EchoReply]:
+        async for request in request_iterator:
+            yield self.reply(request)
+
+    def Plain(self, request: EchoRequest, context: grpc.ServicerContext) -> EchoReply:
+        if request.order == "abort":
+            context.abort(grpc.StatusCode.NOT_FOUND, "plain abort")
+        return self.reply(request)
+
+    def PlainUpload(self, request_iterator: Iterator[EchoRequest], context: grpc.ServicerContext) -> EchoReply:
+        texts = [self.reply(request).text for request in request_iterator]
+        return EchoReply(text=",".join(texts), shard=self.shard.name)
+
+    def PlainChat(self, request_iterator: Iterator[EchoRequest], context: grpc.ServicerContext) -> Iterator[EchoReply]:
+        for request in request_iterator:
+            yield self.reply(request)
+
+    async def Misbehave(self, request: EchoRequest, context: Context) -> EchoReply:
+        order, _, rest = request.order.partition(" ")
+        await getattr(self, f"_{order}")(rest, context)
+        return EchoReply(text=request.order, shard=self.shard.name)
+
+    async def Hold(self, request: EchoRequest, context: Context) -> EchoReply:
+        held = self.held.setdefault(request.key, asyncio.Event())
+        await held.wait()
+        return self.reply(request)
+
+    async def Release(self, request: EchoRequest, context: Context) -> EchoReply:
+        self.held.setdefault(request.key, asyncio.Event()).set()
+        return self.reply(request)
+
+    # What Misbehave can be ordered to do.
+
+    async def _abort(self, _: str, context: Context) -> None:
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no such thing: ünïcode", (("x-why", "aborted"),))
+
+    async def _rich(self, _: str, context: Context) -> None:
+        status = status_pb2.Status(code=code_pb2.FAILED_PRECONDITION, message="rich")
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.ErrorInfo(reason="BECAUSE", domain="tests"))
+        status.details.append(detail)
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.set_code(grpc.StatusCode.FAILED_PRECONDITION)
+        context.set_details("rich")
+
+    async def _raise(self, text: str, context: Context) -> None:
+        raise ValueError(text)
+
+    async def _leak(self, _: str, context: Context) -> None:
+        raise asyncio.CancelledError
+
+    async def _sleep(self, seconds: str, context: Context) -> None:
+        await asyncio.sleep(float(seconds))
+
+    async def _block(self, seconds: str, context: Context) -> None:
+        time.sleep(float(seconds))  # noqa: ASYNC251 - a stall is what is ordered
+
+    async def _metadata(self, _: str, context: Context) -> None:
+        sent = dict(context.invocation_metadata() or ())
+        await context.send_initial_metadata((("x-initial", "first"),))
+        context.set_trailing_metadata((("x-back", sent.get("x-there", "")), ("x-back-bin", b"\x00\xff")))
+
+    async def _remaining(self, _: str, context: Context) -> None:
+        context.set_trailing_metadata((("x-remaining", str(context.time_remaining())),))
+
+    async def _die(self, _: str, context: Context) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def _database(self, work: str, context: Context) -> None:
+        jobs = {"boom": lambda c: c.execute("nonsense"), "slow": lambda c: time.sleep(0.3), "": lambda c: 1}
+        await self.db.run(jobs[work])
