@@ -23,5 +23,17 @@ check: setup
 test: setup
 	$(BIN)/pytest -q $(ARGS)
 
+up: setup
+	$(BIN)/python -m services.arena.drive $(ARGS)
+
+proto: setup
+	$(BIN)/onelane proto --root proto --out runtime proto/onelane
+	rm -f runtime/onelane/v1/options_pb2_grpc.py* runtime/onelane/v1/control_pb2_grpc.py*
+	$(BIN)/onelane proto --root proto --out . proto/services
+	$(BIN)/onelane proto --root tests/protos --out .
+
+bench: setup
+	$(BIN)/python -m tests.bench $(ARGS)
+
 clean:
 	rm -rf $(VENV)

@@ -109,6 +109,8 @@ class AppSupervisor:
             log.warning("shard.died shard=%s how=%s restart_in_s=%.3f", shard.member.name, how, pause)
             await anyio.sleep(pause)
         shard.state, shard.pid = "stopped", 0
+        # Whoever waits for the start need not wait any more.
+        shard.ready.set()
 
     async def _accompany(self, shard: ShardState, running: Running) -> str:
         """Talk with one running shard until it ends; how it ended."""
@@ -259,15 +261,16 @@ class Supervisor:
             sock.close()
         async with anyio.create_task_group() as self.tasks:
             async with anyio.create_task_group() as keepers:
-                for app in self.apps:
+                self.tasks.start_soon(self._drain_when_asked)
+                # Last to first, so that those who are called listen before their callers start.
+                for app in reversed(self.apps):
                     for shard in app.shards:
                         keepers.start_soon(app.keep, shard)
-                self.tasks.start_soon(self._drain_when_asked)
-                for app in self.apps:
                     for shard in app.shards:
                         await shard.ready.wait()
                 self.tasks.start_soon(self._feed_sinks)
-                on_ready()
+                if not self.stop_asked.is_set():
+                    on_ready()
             self.tasks.cancel_scope.cancel()
 
     async def _drain_when_asked(self) -> None:
