@@ -1,11 +1,12 @@
-# make up: set up and run the arena · make test: set up and pass the tests · make check: format, lint, types, layers · make bench
+# make up: set up and run the arena · make test: set up and pass the tests
+# make check: format, lint, types, layers · make bench: what a call costs · ARGS="…" goes to the program
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: up test check bench setup proto clean
+.PHONY: up test check bench setup proto clients clean
 
 setup: $(STAMP)
 
@@ -34,6 +35,14 @@ proto: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# The tests' stock clients and their Jaeger: Node.js and Go are needed; Jaeger takes some six minutes, once.
+clients: tests/node/node_modules
+	tests/jaeger/build.sh
+
+tests/node/node_modules: tests/node/package-lock.json
+	npm ci --prefix tests/node --no-audit --no-fund --silent
+	touch $@
 
 clean:
 	rm -rf $(VENV)

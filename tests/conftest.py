@@ -10,10 +10,15 @@ from tests.cluster import Cluster, echo, running
 from tests.echo.v1 import echo_pb2_grpc
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """One asyncio loop for a module: grpc.aio keeps every loop it has seen."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """Holds one event loop for the session: grpc.aio keeps every loop it has seen, and wakes them all."""
+    yield  # noqa: PT022 - a generator holds the loop until the session ends
 
 
 @pytest.fixture(scope="module", params=["processes", "inline"])

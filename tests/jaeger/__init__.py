@@ -1,0 +1,85 @@
+"""A real Jaeger for a test, on free ports."""
+
+import json
+import os
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests import tools
+
+PORTS = ("OTLP_HTTP", "OTLP_GRPC", "QUERY", "QUERY_GRPC", "HEALTH")
+
+
+class Jaeger:
+    """A running Jaeger."""
+
+    def __init__(self, ports: dict[str, int]) -> None:
+        self._ports = ports
+        self.otlp = f"http://127.0.0.1:{ports['OTLP_HTTP']}"
+
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['HEALTH']}/status", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def trace(self, trace_id: str) -> "Trace | None":
+        """One trace, as Jaeger's HTTP API gives it; None while it has not come."""
+        url = f"http://127.0.0.1:{self._ports['QUERY']}/api/traces/{trace_id}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return Trace(json.load(answer)["data"][0])
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+
+class Trace:
+    """The spans of one trace, as a tree."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.spans: list[dict[str, Any]] = data["spans"]
+        self._services = {name: process["serviceName"] for name, process in data["processes"].items()}
+        self.warnings = [warning for span in self.spans for warning in span["warnings"] or ()]
+
+    def service(self, span: dict[str, Any]) -> str:
+        return str(self._services[span["processID"]])
+
+    def tags(self, span: dict[str, Any]) -> dict[str, Any]:
+        return {tag["key"]: tag["value"] for tag in span["tags"]}
+
+    def children(self, parent_id: str) -> list[dict[str, Any]]:
+        return [s for s in self.spans if [r["spanID"] for r in s["references"]] == [parent_id]]
+
+    def tree(self, parent_id: str) -> list[Any]:
+        """[service, kind, name, [children]] of every span below `parent_id`, sorted."""
+        found = [
+            [self.service(s), self.tags(s)["span.kind"], s["operationName"], self.tree(s["spanID"])]
+            for s in self.children(parent_id)
+        ]
+        return sorted(found)
+
+
+@contextmanager
+def jaeger() -> Iterator[Jaeger]:
+    """Jaeger on free ports, ready; stopped by its pid at the end."""
+    binary = tools.jaeger()
+    with ExitStack() as stack:
+        socks = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in PORTS}
+        ports = {name: sock.getsockname()[1] for name, sock in socks.items()}
+    environment = os.environ | {f"JAEGER_{name}_PORT": str(port) for name, port in ports.items()}
+    config = Path(__file__).with_name("config.yaml")
+    process = subprocess.Popen([binary, "--config", str(config)], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        yield Jaeger(ports)
+    finally:
+        process.terminate()
+        process.wait(10)

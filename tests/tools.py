@@ -1,0 +1,43 @@
+"""Tools that a machine may lack: a test that needs one is skipped with the reason, and in CI that is a failure."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def absent(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}; in CI nothing may be skipped")
+    pytest.skip(reason)
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program, or a skip that names the package it comes with."""
+    return shutil.which(name) or absent(f"{name} is not installed ({package})")
+
+
+def node_client() -> list[str]:
+    """The command of the grpc-js client."""
+    node = program("node", "Node.js")
+    if not (HERE / "node" / "node_modules" / "@grpc" / "grpc-js").exists():
+        absent("grpc-js is not installed: npm ci in tests/node")
+    return [node, str(HERE / "node" / "client.js")]
+
+
+def jaeger() -> str:
+    """The path of the Jaeger binary that tests/jaeger/build.sh has built."""
+    cache = os.environ.get("ONELANE_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onelane"
+    )
+    built = sorted(Path(cache).glob("jaeger-*/jaeger"))
+    if not built:
+        absent("Jaeger is not built: make jaeger (Go, some six minutes)")
+    # Builds nothing where it is there, and names the pinned one.
+    run = subprocess.run([str(HERE / "jaeger" / "build.sh")], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
