@@ -1,8 +1,7 @@
-"""Where time comes from, and deadlines that only shrink."""
+"""Where time comes from."""
 
 import time
-from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 
 class Clock(Protocol):
@@ -20,18 +19,3 @@ class SystemClock:
 
     now = staticmethod(time.monotonic)
     wall_ns = staticmethod(time.time_ns)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Deadline:
-    """The last moment at which an answer is of use. The sooner of two is the smaller."""
-
-    at: float
-
-    @classmethod
-    def after(cls, seconds: float, clock: Clock) -> Self:
-        return cls(clock.now() + seconds)
-
-    def remaining_s(self, clock: Clock) -> float:
-        """Seconds left; 0.0 once passed, never negative. This is what goes on the wire."""
-        return max(0.0, self.at - clock.now())

@@ -59,6 +59,8 @@ class App(BaseModel):
     """Where `onelane serve` serves /metrics and /status for this app alone; else the file's `admin`."""
     listener: str = "grpcio"
     """Name of a plug of the group `onelane.listeners`."""
+    membership: str = "supervisor"
+    """Name of a plug of the group `onelane.memberships`."""
     points: Annotated[int, Field(ge=1, le=65536)] = 512
     """Points of each shard on the ring."""
     keys: Mapping[str, str] = {}

@@ -12,10 +12,9 @@ from google.protobuf.message import Message
 from onelane.placement import Member, Placement
 from onelane.spans import SpanRecord, TraceContext
 from onelane.stats import Buckets, Instrument, Point, attributes_of
-from onelane.v1 import control_pb2, topology_pb2
+from onelane.v1 import control_pb2
 
 In = TypeVar("In", bound=Message)
-MAX_FRAME = 256 * 1024 * 1024
 
 
 class Control(Protocol):
@@ -95,29 +94,16 @@ class QueueControl:
 # Values to messages and back.
 
 
-def placement_to_proto(
-    placement: Placement, *, app: str, listen: str, keys: dict[str, str]
-) -> control_pb2.ShardPlacement:
-    made = control_pb2.ShardPlacement(sockets=[m.socket for m in placement.members])
-    made.placement.CopyFrom(
-        topology_pb2.Placement(
-            app=app,
-            epoch=placement.epoch,
-            members=[topology_pb2.Member(name=m.name, address=m.address) for m in placement.members],
-            points=placement.points,
-            pins=dict(placement.pins),
-            service_config=placement.service_config_json(),
-            listen=listen,
-            keys=keys,
-        )
+def placement_to_proto(placement: Placement) -> control_pb2.ShardPlacement:
+    members = [control_pb2.ShardMember(name=m.name, address=m.address, socket=m.socket) for m in placement.members]
+    return control_pb2.ShardPlacement(
+        epoch=placement.epoch, members=members, points=placement.points, pins=dict(placement.pins)
     )
-    return made
 
 
 def placement_from_proto(message: control_pb2.ShardPlacement) -> Placement:
-    there = message.placement
-    members = tuple(Member(m.name, m.address, s) for m, s in zip(there.members, message.sockets, strict=True))
-    return Placement(there.epoch, members, there.points, dict(there.pins))
+    members = tuple(Member(m.name, m.address, m.socket) for m in message.members)
+    return Placement(message.epoch, members, message.points, dict(message.pins))
 
 
 def point_to_proto(point: Point) -> control_pb2.Point:

@@ -28,6 +28,7 @@ from onelane.errors import BadService, OnelaneError
 from onelane.forward import GrpcioForwarder
 from onelane.lane import Lane
 from onelane.listener import Bind, Listener
+from onelane.membership import Membership
 from onelane.methods import Method
 from onelane.offload import Offload
 from onelane.spans import NEVER, sampler_of
@@ -153,17 +154,25 @@ class _Life:
             tracer=self.tracer,
         )
         self.forwarder = GrpcioForwarder()
+        placement = placement_from_proto(setup.placement)
+        self.membership: Membership = plug("onelane.memberships", self.settings.membership)(placement)
         self.lane = Lane(
             name=setup.name,
-            placement=placement_from_proto(setup.placement),
+            placement=placement,
             forwarder=self.forwarder,
             stats=self.stats,
             tracer=self.tracer,
             max_in_flight=self.settings.max_in_flight,
             now=time.monotonic,
         )
-        self.topology = Topology(setup.placement, self.ask_status)
-        self.listener = _listener(self.settings.listener)
+        self.topology = Topology(
+            self.membership,
+            app=setup.app,
+            listen=self.settings.listen,
+            keys=self.settings.keys,
+            status=self.ask_status,
+        )
+        self.listener: Listener = plug("onelane.listeners", self.settings.listener)()
         self._asked: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count(1)
         self._seq = itertools.count(1)
@@ -245,6 +254,11 @@ class _Life:
         for name in {"", *(entry.method.name.rpartition("/")[0] for entry in self.lane.entries.values())}:
             await self._health.set(name, self._serving)
 
+    async def follow(self) -> None:
+        """Give the lane every placement that the membership names."""
+        async for placement in self.membership.watch():
+            self.lane.place(placement)
+
     # The tick
 
     async def tick(self) -> None:
@@ -283,8 +297,7 @@ class _Life:
             while (message := await self.control.receive()) is not None:
                 match message.WhichOneof("kind"):
                     case "placement":
-                        self.lane.place(placement_from_proto(message.placement))
-                        self.topology.place(message.placement)
+                        self.membership.offer(placement_from_proto(message.placement))
                     case "collect":
                         await self.report(collect=message.collect)
                     case "status":
@@ -354,16 +367,22 @@ async def run(control: Control) -> bool:
     await life.set_health(serving=True)
     await control.send(control_pb2.ToSupervisor(ready=control_pb2.Ready(pid=os.getpid())))
     async with asyncio.TaskGroup() as tasks:
-        ticking = tasks.create_task(life.tick())
+        ours = [tasks.create_task(life.tick()), tasks.create_task(life.follow())]
         await life.obey()
-        ticking.cancel()
+        for task in ours:
+            task.cancel()
     await life.end()
     return True
 
 
-def _listener(name: str) -> Listener:
-    found = {plug.name: plug for plug in entry_points(group="onelane.listeners")}
+def plug(group: str, name: str) -> Callable[..., Any]:
+    """What an entry point of `group` names.
+
+    Raises:
+        BadService: nothing of that name is installed.
+    """
+    found = {point.name: point for point in entry_points(group=group)}
     if name not in found:
-        raise BadService(f"listener {name!r} is not installed; there are {sorted(found)}")
-    made: Listener = found[name].load()()
+        raise BadService(f"{group}: {name!r} is not installed; there are {sorted(found)}")
+    made: Callable[..., Any] = found[name].load()
     return made

@@ -170,9 +170,7 @@ class AppSupervisor:
             address=shard.member.address,
             socket=shard.member.socket,
             peers=self.owner.peers,
-            placement=placement_to_proto(
-                self.placement, app=self.name, listen=self.settings.listen, keys=dict(self.settings.keys)
-            ),
+            placement=placement_to_proto(self.placement),
             tracing=self.owner.tracing,
             sampler=environment.get("OTEL_TRACES_SAMPLER", ""),
             sampler_arg=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),

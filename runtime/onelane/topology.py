@@ -1,31 +1,45 @@
 """`onelane.v1.Topology`, on every shard: who serves what, for clients that route and people who look."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from onelane.v1 import control_pb2, topology_pb2, topology_pb2_grpc
+from onelane.membership import Membership
+from onelane.placement import Placement
+from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 
 class Topology(topology_pb2_grpc.TopologyServicer):
     """Streams the placement that its shard follows, and passes questions about all shards to the supervisor."""
 
-    def __init__(self, placement: control_pb2.ShardPlacement, status: Callable[[], Awaitable[str]]) -> None:
-        self._placement = placement.placement
-        self._newer = asyncio.Event()
+    def __init__(
+        self,
+        membership: Membership,
+        *,
+        app: str,
+        listen: str,
+        keys: Mapping[str, str],
+        status: Callable[[], Awaitable[str]],
+    ) -> None:
+        self._membership = membership
+        self._fixed = topology_pb2.Placement(app=app, listen=listen, keys=dict(keys))
         self._status = status
 
-    def place(self, placement: control_pb2.ShardPlacement) -> None:
-        if placement.placement.epoch > self._placement.epoch:
-            self._placement = placement.placement
-            self._newer.set()
-            self._newer = asyncio.Event()
-
     async def Watch(self, request: topology_pb2.WatchRequest, context: Any) -> AsyncIterator[topology_pb2.Placement]:
-        while True:
-            newer = self._newer
-            yield self._placement
-            await newer.wait()
+        async for placement in self._membership.watch():
+            yield to_proto(placement, self._fixed)
 
     async def Status(self, request: topology_pb2.StatusRequest, context: Any) -> topology_pb2.StatusReply:
         return topology_pb2.StatusReply(json=await self._status())
+
+
+def to_proto(placement: Placement, fixed: topology_pb2.Placement) -> topology_pb2.Placement:
+    """`placement` as a message, beside what of its app never changes."""
+    made = topology_pb2.Placement(
+        epoch=placement.epoch,
+        members=[topology_pb2.Member(name=m.name, address=m.address) for m in placement.members],
+        points=placement.points,
+        pins=dict(placement.pins),
+        service_config=placement.service_config_json(),
+    )
+    made.MergeFrom(fixed)
+    return made

@@ -22,10 +22,9 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from onelane.v1 import topology_pb2 as onelane_dot_v1_dot_topology__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18onelane/v1/control.proto\x12\nonelane.v1\x1a\x19onelane/v1/topology.proto\"\xeb\x01\n\x07ToShard\x12\"\n\x05setup\x18\x01 \x01(\x0b\x32\x11.onelane.v1.SetupH\x00\x12/\n\tplacement\x18\x02 \x01(\x0b\x32\x1a.onelane.v1.ShardPlacementH\x00\x12\"\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x11.onelane.v1.DrainH\x00\x12\x11\n\x07\x63ollect\x18\x04 \x01(\x04H\x00\x12*\n\x06status\x18\x05 \x01(\x0b\x32\x18.onelane.v1.StatusAnswerH\x00\x12 \n\x04stop\x18\x06 \x01(\x0b\x32\x10.onelane.v1.StopH\x00\x42\x06\n\x04kind\"\xc4\x01\n\x0cToSupervisor\x12\"\n\x05ready\x18\x01 \x01(\x0b\x32\x11.onelane.v1.ReadyH\x00\x12$\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x12.onelane.v1.FailedH\x00\x12$\n\x06report\x18\x03 \x01(\x0b\x32\x12.onelane.v1.ReportH\x00\x12\x14\n\nask_status\x18\x04 \x01(\x04H\x00\x12&\n\x07\x64rained\x18\x05 \x01(\x0b\x32\x13.onelane.v1.DrainedH\x00\x42\x06\n\x04kind\"\xb6\x02\n\x05Setup\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x10\n\x08settings\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0e\n\x06socket\x18\x06 \x01(\t\x12+\n\x05peers\x18\x07 \x03(\x0b\x32\x1c.onelane.v1.Setup.PeersEntry\x12-\n\tplacement\x18\x08 \x01(\x0b\x32\x1a.onelane.v1.ShardPlacement\x12\x0f\n\x07tracing\x18\t \x01(\x08\x12\x0f\n\x07sampler\x18\n \x01(\t\x12\x13\n\x0bsampler_arg\x18\x0b \x01(\t\x12\x0f\n\x07\x61pp_dir\x18\x0c \x01(\t\x1a,\n\nPeersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x0eShardPlacement\x12(\n\tplacement\x18\x01 \x01(\x0b\x32\x15.onelane.v1.Placement\x12\x0f\n\x07sockets\x18\x02 \x03(\t\"\x18\n\x05\x44rain\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\",\n\x0cStatusAnswer\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04json\x18\x02 \x01(\t\"\x06\n\x04Stop\"\t\n\x07\x44rained\"\x14\n\x05Ready\x12\x0b\n\x03pid\x18\x01 \x01(\r\"\x18\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xc6\x01\n\x06Report\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12!\n\x06points\x18\x02 \x03(\x0b\x32\x11.onelane.v1.Point\x12\x1f\n\x05spans\x18\x03 \x03(\x0b\x32\x10.onelane.v1.Span\x12,\n\x05keyed\x18\x04 \x03(\x0b\x32\x1d.onelane.v1.Report.KeyedEntry\x12\x0f\n\x07\x63ollect\x18\x05 \x01(\x04\x1a,\n\nKeyedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xf7\x01\n\x05Point\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x35\n\nattributes\x18\x04 \x03(\x0b\x32!.onelane.v1.Point.AttributesEntry\x12\x0f\n\x05\x63ount\x18\x05 \x01(\x01H\x00\x12\x0f\n\x05gauge\x18\x06 \x01(\x01H\x00\x12(\n\thistogram\x18\x07 \x01(\x0b\x32\x13.onelane.v1.BucketsH\x00\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05value\"6\n\x07\x42uckets\x12\x0e\n\x06\x62ounds\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\x0b\n\x03sum\x18\x03 \x01(\x01\"\x9d\x02\n\x04Span\x12\x10\n\x08trace_id\x18\x01 \x01(\x0c\x12\x0f\n\x07span_id\x18\x02 \x01(\x0c\x12\x11\n\tparent_id\x18\x03 \x01(\x0c\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x10\n\x08start_ns\x18\x06 \x01(\x04\x12\x0e\n\x06\x65nd_ns\x18\x07 \x01(\x04\x12\x34\n\nattributes\x18\x08 \x03(\x0b\x32 .onelane.v1.Span.AttributesEntry\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x15\n\rremote_parent\x18\n \x01(\x08\x12\x12\n\ntracestate\x18\x0b \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18onelane/v1/control.proto\x12\nonelane.v1\"\xeb\x01\n\x07ToShard\x12\"\n\x05setup\x18\x01 \x01(\x0b\x32\x11.onelane.v1.SetupH\x00\x12/\n\tplacement\x18\x02 \x01(\x0b\x32\x1a.onelane.v1.ShardPlacementH\x00\x12\"\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x11.onelane.v1.DrainH\x00\x12\x11\n\x07\x63ollect\x18\x04 \x01(\x04H\x00\x12*\n\x06status\x18\x05 \x01(\x0b\x32\x18.onelane.v1.StatusAnswerH\x00\x12 \n\x04stop\x18\x06 \x01(\x0b\x32\x10.onelane.v1.StopH\x00\x42\x06\n\x04kind\"\xc4\x01\n\x0cToSupervisor\x12\"\n\x05ready\x18\x01 \x01(\x0b\x32\x11.onelane.v1.ReadyH\x00\x12$\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x12.onelane.v1.FailedH\x00\x12$\n\x06report\x18\x03 \x01(\x0b\x32\x12.onelane.v1.ReportH\x00\x12\x14\n\nask_status\x18\x04 \x01(\x04H\x00\x12&\n\x07\x64rained\x18\x05 \x01(\x0b\x32\x13.onelane.v1.DrainedH\x00\x42\x06\n\x04kind\"\xb6\x02\n\x05Setup\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x10\n\x08settings\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0e\n\x06socket\x18\x06 \x01(\t\x12+\n\x05peers\x18\x07 \x03(\x0b\x32\x1c.onelane.v1.Setup.PeersEntry\x12-\n\tplacement\x18\x08 \x01(\x0b\x32\x1a.onelane.v1.ShardPlacement\x12\x0f\n\x07tracing\x18\t \x01(\x08\x12\x0f\n\x07sampler\x18\n \x01(\t\x12\x13\n\x0bsampler_arg\x18\x0b \x01(\t\x12\x0f\n\x07\x61pp_dir\x18\x0c \x01(\t\x1a,\n\nPeersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x01\n\x0eShardPlacement\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.onelane.v1.ShardMember\x12\x0e\n\x06points\x18\x03 \x01(\r\x12\x32\n\x04pins\x18\x04 \x03(\x0b\x32$.onelane.v1.ShardPlacement.PinsEntry\x1a+\n\tPinsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x0bShardMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06socket\x18\x03 \x01(\t\"\x18\n\x05\x44rain\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\",\n\x0cStatusAnswer\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04json\x18\x02 \x01(\t\"\x06\n\x04Stop\"\t\n\x07\x44rained\"\x14\n\x05Ready\x12\x0b\n\x03pid\x18\x01 \x01(\r\"\x18\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xc6\x01\n\x06Report\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12!\n\x06points\x18\x02 \x03(\x0b\x32\x11.onelane.v1.Point\x12\x1f\n\x05spans\x18\x03 \x03(\x0b\x32\x10.onelane.v1.Span\x12,\n\x05keyed\x18\x04 \x03(\x0b\x32\x1d.onelane.v1.Report.KeyedEntry\x12\x0f\n\x07\x63ollect\x18\x05 \x01(\x04\x1a,\n\nKeyedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xf7\x01\n\x05Point\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x35\n\nattributes\x18\x04 \x03(\x0b\x32!.onelane.v1.Point.AttributesEntry\x12\x0f\n\x05\x63ount\x18\x05 \x01(\x01H\x00\x12\x0f\n\x05gauge\x18\x06 \x01(\x01H\x00\x12(\n\thistogram\x18\x07 \x01(\x0b\x32\x13.onelane.v1.BucketsH\x00\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05value\"6\n\x07\x42uckets\x12\x0e\n\x06\x62ounds\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\x0b\n\x03sum\x18\x03 \x01(\x01\"\x9d\x02\n\x04Span\x12\x10\n\x08trace_id\x18\x01 \x01(\x0c\x12\x0f\n\x07span_id\x18\x02 \x01(\x0c\x12\x11\n\tparent_id\x18\x03 \x01(\x0c\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x10\n\x08start_ns\x18\x06 \x01(\x04\x12\x0e\n\x06\x65nd_ns\x18\x07 \x01(\x04\x12\x34\n\nattributes\x18\x08 \x03(\x0b\x32 .onelane.v1.Span.AttributesEntry\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x15\n\rremote_parent\x18\n \x01(\x08\x12\x12\n\ntracestate\x18\x0b \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,46 +33,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SETUP_PEERSENTRY']._loaded_options = None
   _globals['_SETUP_PEERSENTRY']._serialized_options = b'8\001'
+  _globals['_SHARDPLACEMENT_PINSENTRY']._loaded_options = None
+  _globals['_SHARDPLACEMENT_PINSENTRY']._serialized_options = b'8\001'
   _globals['_REPORT_KEYEDENTRY']._loaded_options = None
   _globals['_REPORT_KEYEDENTRY']._serialized_options = b'8\001'
   _globals['_POINT_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_POINT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_SPAN_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_SPAN_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_TOSHARD']._serialized_start=68
-  _globals['_TOSHARD']._serialized_end=303
-  _globals['_TOSUPERVISOR']._serialized_start=306
-  _globals['_TOSUPERVISOR']._serialized_end=502
-  _globals['_SETUP']._serialized_start=505
-  _globals['_SETUP']._serialized_end=815
-  _globals['_SETUP_PEERSENTRY']._serialized_start=771
-  _globals['_SETUP_PEERSENTRY']._serialized_end=815
-  _globals['_SHARDPLACEMENT']._serialized_start=817
-  _globals['_SHARDPLACEMENT']._serialized_end=892
-  _globals['_DRAIN']._serialized_start=894
-  _globals['_DRAIN']._serialized_end=918
-  _globals['_STATUSANSWER']._serialized_start=920
-  _globals['_STATUSANSWER']._serialized_end=964
-  _globals['_STOP']._serialized_start=966
-  _globals['_STOP']._serialized_end=972
-  _globals['_DRAINED']._serialized_start=974
-  _globals['_DRAINED']._serialized_end=983
-  _globals['_READY']._serialized_start=985
-  _globals['_READY']._serialized_end=1005
-  _globals['_FAILED']._serialized_start=1007
-  _globals['_FAILED']._serialized_end=1031
-  _globals['_REPORT']._serialized_start=1034
-  _globals['_REPORT']._serialized_end=1232
-  _globals['_REPORT_KEYEDENTRY']._serialized_start=1188
-  _globals['_REPORT_KEYEDENTRY']._serialized_end=1232
-  _globals['_POINT']._serialized_start=1235
-  _globals['_POINT']._serialized_end=1482
-  _globals['_POINT_ATTRIBUTESENTRY']._serialized_start=1424
-  _globals['_POINT_ATTRIBUTESENTRY']._serialized_end=1473
-  _globals['_BUCKETS']._serialized_start=1484
-  _globals['_BUCKETS']._serialized_end=1538
-  _globals['_SPAN']._serialized_start=1541
-  _globals['_SPAN']._serialized_end=1826
-  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_start=1424
-  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_end=1473
+  _globals['_TOSHARD']._serialized_start=41
+  _globals['_TOSHARD']._serialized_end=276
+  _globals['_TOSUPERVISOR']._serialized_start=279
+  _globals['_TOSUPERVISOR']._serialized_end=475
+  _globals['_SETUP']._serialized_start=478
+  _globals['_SETUP']._serialized_end=788
+  _globals['_SETUP_PEERSENTRY']._serialized_start=744
+  _globals['_SETUP_PEERSENTRY']._serialized_end=788
+  _globals['_SHARDPLACEMENT']._serialized_start=791
+  _globals['_SHARDPLACEMENT']._serialized_end=977
+  _globals['_SHARDPLACEMENT_PINSENTRY']._serialized_start=934
+  _globals['_SHARDPLACEMENT_PINSENTRY']._serialized_end=977
+  _globals['_SHARDMEMBER']._serialized_start=979
+  _globals['_SHARDMEMBER']._serialized_end=1039
+  _globals['_DRAIN']._serialized_start=1041
+  _globals['_DRAIN']._serialized_end=1065
+  _globals['_STATUSANSWER']._serialized_start=1067
+  _globals['_STATUSANSWER']._serialized_end=1111
+  _globals['_STOP']._serialized_start=1113
+  _globals['_STOP']._serialized_end=1119
+  _globals['_DRAINED']._serialized_start=1121
+  _globals['_DRAINED']._serialized_end=1130
+  _globals['_READY']._serialized_start=1132
+  _globals['_READY']._serialized_end=1152
+  _globals['_FAILED']._serialized_start=1154
+  _globals['_FAILED']._serialized_end=1178
+  _globals['_REPORT']._serialized_start=1181
+  _globals['_REPORT']._serialized_end=1379
+  _globals['_REPORT_KEYEDENTRY']._serialized_start=1335
+  _globals['_REPORT_KEYEDENTRY']._serialized_end=1379
+  _globals['_POINT']._serialized_start=1382
+  _globals['_POINT']._serialized_end=1629
+  _globals['_POINT_ATTRIBUTESENTRY']._serialized_start=1571
+  _globals['_POINT_ATTRIBUTESENTRY']._serialized_end=1620
+  _globals['_BUCKETS']._serialized_start=1631
+  _globals['_BUCKETS']._serialized_end=1685
+  _globals['_SPAN']._serialized_start=1688
+  _globals['_SPAN']._serialized_end=1973
+  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_start=1571
+  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_end=1620
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,6 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from onelane.v1 import topology_pb2 as _topology_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -194,27 +193,80 @@ Global___Setup: _TypeAlias = Setup  # noqa: Y015
 class ShardPlacement(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    PLACEMENT_FIELD_NUMBER: _builtins.int
-    SOCKETS_FIELD_NUMBER: _builtins.int
+    @_typing.final
+    class PinsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    points: _builtins.int
     @_builtins.property
-    def placement(self) -> _topology_pb2.Placement: ...
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMember]: ...
     @_builtins.property
-    def sockets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Unix socket of each member, in the order of placement.members."""
+    def pins(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Canonical key → name of the shard that owns it in spite of the ring."""
 
     def __init__(
         self,
         *,
-        placement: _topology_pb2.Placement | None = ...,
-        sockets: _abc.Iterable[_builtins.str] | None = ...,
+        epoch: _builtins.int = ...,
+        members: _abc.Iterable[Global___ShardMember] | None = ...,
+        points: _builtins.int = ...,
+        pins: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "sockets", b"sockets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "members", b"members", "pins", b"pins", "points", b"points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardPlacement: _TypeAlias = ShardPlacement  # noqa: Y015
+
+@_typing.final
+class ShardMember(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SOCKET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    address: _builtins.str
+    """Its own ip:port, also its name on the ring."""
+    socket: _builtins.str
+    """The path of its Unix socket, for its siblings."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        socket: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "socket", b"socket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardMember: _TypeAlias = ShardMember  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):

@@ -1,0 +1,20 @@
+"""Members as the shard was started with them; the view never changes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from onelane.placement import Placement
+
+
+class StaticMembership:
+    """See `onelane.membership.Membership`."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+
+    def offer(self, placement: Placement) -> None:
+        """Ignored: these members are fixed."""
+
+    async def watch(self) -> AsyncIterator[Placement]:
+        yield self._placement
+        await asyncio.Event().wait()

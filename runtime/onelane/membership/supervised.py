@@ -1,0 +1,26 @@
+"""Members as the machine's supervisor names them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from onelane.placement import Placement
+
+
+class SupervisedMembership:
+    """See `onelane.membership.Membership`. Owned by one lane."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        self._newer = asyncio.Event()
+
+    def offer(self, placement: Placement) -> None:
+        if placement.epoch > self._placement.epoch:
+            self._placement = placement
+            self._newer.set()
+            self._newer = asyncio.Event()
+
+    async def watch(self) -> AsyncIterator[Placement]:
+        while True:
+            newer = self._newer
+            yield self._placement
+            await newer.wait()

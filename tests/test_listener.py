@@ -1,0 +1,195 @@
+"""Every listener keeps the same contract: the one on grpc.aio, and the one in memory that ships for tests."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from onelane import keys
+from onelane.call import Call
+from onelane.config import App
+from onelane.errors import PortTaken
+from onelane.listener import Bind
+from onelane.listener.grpcio import GrpcioListener
+from onelane.methods import Method
+from onelane.testing.listener import MemoryListener, Outcome
+
+SETTINGS = App(services=("a:B",), listen="127.0.0.1:0", max_message_bytes=2048)
+Handler = Callable[[Call, bytes | None], Awaitable[bytes]]
+
+
+class Handlers:
+    """A lane that does what a test says."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, tuple[Method, Handler]] = {}
+
+    def add(self, name: str, handler: Handler, *, up: bool = False, down: bool = False) -> None:
+        method = Method(f"/t.T/{name}", handler, True, up, down, None, None, keys.ANY)
+        self.handlers[method.path] = (method, handler)
+
+    def methods(self) -> Sequence[Method]:
+        return [method for method, _ in self.handlers.values()]
+
+    async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
+        return await self.handlers[method.path][1](call, request)
+
+
+async def memory_call(listener: Any, address: str, path: str, requests: list[bytes], metadata: Any = ()) -> Outcome:
+    outcome: Outcome = await listener.call(address, path, requests, metadata=metadata)
+    return outcome
+
+
+async def grpcio_call(listener: Any, address: str, path: str, requests: list[bytes], metadata: Any = ()) -> Outcome:
+    async with grpc.aio.insecure_channel(address) as channel:
+        method = listener.methods_for_test.get(path)
+        up, down = (method.request_streaming, method.response_streaming) if method else (False, False)
+        shape = f"{'stream' if up else 'unary'}_{'stream' if down else 'unary'}"
+        send: Any = getattr(channel, shape)(path)
+        call = send(_each(requests) if up else requests[0], metadata=metadata)
+        answers: list[bytes] = []
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            answers = [message async for message in call] if down else [await call]
+        initial = tuple(await call.initial_metadata() or ())
+        return Outcome(await call.code(), await call.details(), answers, initial, tuple(await call.trailing_metadata()))
+
+
+async def _each(requests: list[bytes]) -> AsyncIterator[bytes]:
+    for request in requests:
+        yield request
+
+
+class Subject:
+    """One listener, started on one address, and a client of it."""
+
+    def __init__(self, kind: str) -> None:
+        self.handlers = Handlers()
+        self.listener: Any = MemoryListener() if kind == "memory" else GrpcioListener()
+        self._call = memory_call if kind == "memory" else grpcio_call
+        self.kind = kind
+        self.address = ""
+
+    async def start(self) -> None:
+        from onelane import ports
+
+        self.address, held = ports.claim("127.0.0.1:0", shared=False)
+        held.close()
+        self.listener.methods_for_test = {m.path: m for m in self.handlers.methods()}
+        await self.listener.start([Bind(self.address)], self.handlers, SETTINGS)
+
+    async def call(self, name: str, *requests: bytes, metadata: Any = ()) -> Outcome:
+        return await self._call(self.listener, self.address, f"/t.T/{name}", list(requests), metadata)
+
+
+@pytest.fixture(params=["memory", "grpcio"])
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    made = Subject(request.param)
+    yield made
+    await made.listener.stop(0)
+
+
+async def echo(call: Call, request: bytes | None) -> bytes:
+    return request or b""
+
+
+async def test_a_unary_call_is_answered(subject: Subject) -> None:
+    subject.handlers.add("Echo", echo)
+    await subject.start()
+    outcome = await subject.call("Echo", b"hi")
+    assert (outcome.code, outcome.messages) == (grpc.StatusCode.OK, [b"hi"])
+
+
+async def test_an_unknown_method_is_unimplemented(subject: Subject) -> None:
+    subject.handlers.add("Echo", echo)
+    await subject.start()
+    assert (await subject.call("Nope", b"")).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_streams_pass_in_both_directions(subject: Subject) -> None:
+    async def chat(call: Call, _: bytes | None) -> bytes:
+        while (message := await call.receive()) is not None:
+            await call.send(message.upper())
+        return b""
+
+    async def collect(call: Call, _: bytes | None) -> bytes:
+        parts = []
+        while (message := await call.receive()) is not None:
+            parts.append(message)
+        return b",".join(parts)
+
+    subject.handlers.add("Chat", chat, up=True, down=True)
+    subject.handlers.add("Collect", collect, up=True)
+    await subject.start()
+    assert (await subject.call("Chat", *[b"a"] * 50)).messages == [b"A"] * 50
+    assert (await subject.call("Collect", b"a", b"b")).messages == [b"a,b"]
+
+
+async def test_metadata_status_and_trailers_pass(subject: Subject) -> None:
+    async def fail(call: Call, _: bytes | None) -> bytes:
+        await call.send_initial_metadata((("x-first", dict(call.metadata)["x-sent"]),))
+        call.trailers = (("x-last", "2"), ("x-bin", b"\xff"))
+        call.fail(grpc.StatusCode.NOT_FOUND, "nöthing")
+        return b""
+
+    subject.handlers.add("Fail", fail)
+    await subject.start()
+    outcome = await subject.call("Fail", b"", metadata=(("x-sent", "1"),))
+    assert (outcome.code, outcome.details, outcome.messages) == (grpc.StatusCode.NOT_FOUND, "nöthing", [])
+    assert ("x-first", "1") in tuple(outcome.initial)
+    assert tuple(outcome.trailers) == (("x-last", "2"), ("x-bin", b"\xff"))
+
+
+async def test_a_message_over_the_limit_is_refused(subject: Subject) -> None:
+    subject.handlers.add("Echo", echo)
+    await subject.start()
+    assert (await subject.call("Echo", b"x" * 4096)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_client_that_goes_cancels_the_handler(subject: Subject) -> None:
+    began, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def hold(call: Call, _: bytes | None) -> bytes:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return b""
+
+    subject.handlers.add("Hold", hold)
+    await subject.start()
+    calling = asyncio.ensure_future(subject.call("Hold", b""))
+    await began.wait()
+    calling.cancel()
+    await cancelled.wait()
+
+
+async def test_stopping_lets_calls_finish_within_the_grace(subject: Subject) -> None:
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(call: Call, _: bytes | None) -> bytes:
+        began.set()
+        await go.wait()
+        return b"done"
+
+    subject.handlers.add("Wait", wait)
+    await subject.start()
+    calling = asyncio.ensure_future(subject.call("Wait", b""))
+    await began.wait()
+    stopping = asyncio.ensure_future(subject.listener.stop(10))
+    await asyncio.sleep(0)
+    go.set()
+    assert (await calling).messages == [b"done"]
+    await stopping
+
+
+async def test_an_address_in_use_is_refused_and_nothing_listens(subject: Subject) -> None:
+    subject.handlers.add("Echo", echo)
+    await subject.start()
+    other = type(subject.listener)()
+    with pytest.raises(PortTaken, match=subject.address):
+        await other.start([Bind(subject.address)], subject.handlers, SETTINGS)
