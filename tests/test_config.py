@@ -69,3 +69,8 @@ def test_one_app_of_a_file_still_finds_the_others(tmp_path: Path) -> None:
     assert alone.peers["profile"] == "127.0.0.1:50061"
     with pytest.raises(BadConfig, match="it has \\['lobby', 'profile'\\]"):
         load(tmp_path, GOOD).only("nope")
+
+
+def test_listening_on_all_addresses_needs_one_to_advertise(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="advertise must name"):
+        load(tmp_path, GOOD.replace("127.0.0.1:50051", "0.0.0.0:50051"))

@@ -45,6 +45,33 @@ async def test_a_shard_that_dies_is_restarted_and_the_others_are_untouched(tmp_p
         await where.close()
 
 
+async def test_a_hangup_restarts_the_shards_one_by_one_and_loses_no_held_call(tmp_path: Path) -> None:
+    with running(tmp_path, echo(2)) as cluster:
+        where = Where(cluster)
+        before = [s["pid"] for s in cluster.shards()]
+        held = where.home("k").Hold(EchoRequest(key="k", text="kept"))
+        await eventually(lambda: cluster.metric("onelane_calls_in_flight"))
+        cluster.process.send_signal(signal.SIGHUP)
+        await where.home("k").Release(EchoRequest(key="k"))
+        assert (await held).text == "kept"
+        await eventually(lambda: "supervisor.recycled" in cluster.log.read_text())
+        after = cluster.shards()
+        assert not set(before) & {s["pid"] for s in after}
+        assert [(s["state"], s["restarts"]) for s in after] == [("ready", 0)] * 2
+        assert (await where.home("k").Unary(EchoRequest(key="k"), wait_for_ready=True)).shard == where.owner_of("k")
+        await where.close()
+
+
+async def test_listening_on_all_addresses_advertises_the_one_that_clients_reach(tmp_path: Path) -> None:
+    toml = echo(2, 'advertise = "127.0.0.1"').replace("127.0.0.1:0", "0.0.0.0:0")
+    with running(tmp_path, toml) as cluster:
+        assert all(s["address"].startswith("127.0.0.1:") for s in cluster.shards())
+        where = Where(cluster)
+        for key in map(str, range(20)):
+            assert (await where.home(key).Unary(EchoRequest(key=key))).shard == where.owner_of(key)
+        await where.close()
+
+
 async def test_forwarding_to_a_dead_shard_is_unavailable_with_its_name(tmp_path: Path) -> None:
     with running(tmp_path, echo(2)) as cluster:
         where = Where(cluster)

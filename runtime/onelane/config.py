@@ -32,6 +32,16 @@ def _address(text: str) -> str:
     return text
 
 
+def _host(text: str) -> str:
+    try:
+        unspecified = ipaddress.ip_address(text).is_unspecified
+    except ValueError:
+        unspecified = True
+    if unspecified:
+        raise ValueError("expected an IP address that clients can reach")
+    return text
+
+
 def _plug(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         raise ValueError("expected package.module:Class")
@@ -55,6 +65,8 @@ class App(BaseModel):
     """Shard processes; "auto" is one per core."""
     own_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """First of the shards' own ports, which follow each other; else shard i takes listen + 100 · (i + 1)."""
+    advertise: Annotated[str, AfterValidator(_host)] | None = None
+    """The IP by which clients reach the shards' own ports, where `listen` is all addresses (0.0.0.0 or ::)."""
     admin: Address | None = None
     """Where `onelane serve` serves /metrics and /status for this app alone; else the file's `admin`."""
     listener: str = "grpcio"
@@ -90,6 +102,13 @@ class App(BaseModel):
     def serves_reflection(self) -> bool:
         host = self.listen.rpartition(":")[0].strip("[]")
         return ipaddress.ip_address(host).is_loopback if self.reflection is None else self.reflection
+
+    @model_validator(mode="after")
+    def _clients_can_reach_shards(self) -> Self:
+        host = ipaddress.ip_address(self.listen.rpartition(":")[0].strip("[]"))
+        if host.is_unspecified and self.advertise is None:
+            raise ValueError("listen is all addresses, so advertise must name the one by which clients reach it")
+        return self
 
     @model_validator(mode="after")
     def _pins_lead_to_shards(self) -> Self:

@@ -1,5 +1,6 @@
 """Ports: is one free, who has it, and holding it until the shards have bound it."""
 
+import ipaddress
 import os
 import socket
 from pathlib import Path
@@ -15,6 +16,18 @@ def split(address: str) -> tuple[str, int]:
 
 def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_wildcard(host: str) -> bool:
+    return ipaddress.ip_address(host).is_unspecified
+
+
+def reachable(address: str) -> str:
+    """`address` as this machine itself can connect to it: loopback where it listens on all."""
+    host, port = split(address)
+    if not is_wildcard(host):
+        return address
+    return join("::1" if ":" in host else "127.0.0.1", port)
 
 
 def claim(address: str, *, shared: bool) -> tuple[str, socket.socket]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import anyio
 import grpc.aio
 
-from onelane import methods
+from onelane import methods, ports
 from onelane.call import Call
 from onelane.channel import Channel
 from onelane.clock import SystemClock
@@ -186,7 +186,7 @@ class _Life:
         setup = self.setup
         binds = [
             Bind(self.settings.listen, shared=True),
-            Bind(setup.address),
+            Bind(ports.join(ports.split(self.settings.listen)[0], ports.split(setup.address)[1])),
             Bind(f"unix:{setup.socket}", trusted=True),
         ]
         await anyio.Path(setup.socket).unlink(missing_ok=True)

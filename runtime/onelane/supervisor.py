@@ -67,6 +67,10 @@ class ShardState:
     restarts: int = 0
     keyed: dict[str, int] = field(default_factory=dict)
     running: Running | None = None
+    born: bool = False
+    """It has been ready once: from then on a start that fails is tried again."""
+    recycling: bool = False
+    """It ends because we asked it to, and is started again at once."""
     ready: anyio.Event = field(default_factory=anyio.Event)
     drained: anyio.Event = field(default_factory=anyio.Event)
     collected: dict[int, anyio.Event] = field(default_factory=dict)
@@ -93,6 +97,7 @@ class AppSupervisor:
         failures = 0
         while not self.stopping:
             shard.running = await self.owner.launcher.launch()
+            shard.drained = anyio.Event()
             began = time.monotonic()
             try:
                 how = await self._accompany(shard, shard.running)
@@ -101,6 +106,9 @@ class AppSupervisor:
             self.owner.totals.drop_gauges(self._source(shard))
             if self.stopping:
                 break
+            if shard.recycling:
+                shard.recycling, shard.state = False, "starting"
+                continue
             shard.state = "restarting"
             shard.restarts += 1
             self.owner.totals.add([Point(RESTARTS, "count", (), 1)], extra=self._source(shard))
@@ -118,10 +126,10 @@ class AppSupervisor:
         while (message := await running.control.receive()) is not None:
             match message.WhichOneof("kind"):
                 case "ready":
-                    shard.pid, shard.state = message.ready.pid, "ready"
+                    shard.pid, shard.state, shard.born = message.ready.pid, "ready", True
                     shard.ready.set()
                 case "failed":
-                    if not shard.ready.is_set():
+                    if not shard.born:
                         raise ShardFailed(shard.member.name, message.failed.reason)
                     log.error("shard.restart_failed shard=%s reason=%s", shard.member.name, message.failed.reason)
                 case "report":
@@ -134,7 +142,7 @@ class AppSupervisor:
         how = "did not end"
         with anyio.move_on_after(STOP_S):
             how = await running.wait()
-        if not shard.ready.is_set() and not self.stopping:
+        if not shard.born and not self.stopping:
             raise ShardFailed(shard.member.name, how)
         return how
 
@@ -190,6 +198,19 @@ class AppSupervisor:
         # Only now: until the last one has drained, it may still forward to the others.
         for shard in self.shards:
             await self._tell(shard, control_pb2.ToShard(stop=control_pb2.Stop()))
+
+    async def recycle(self) -> None:
+        """Restart every shard with fresh code, one after another, each after its calls have finished."""
+        for shard in self.shards:
+            if shard.state != "ready" or self.stopping:
+                continue
+            shard.state, shard.ready = "draining", anyio.Event()
+            await self._tell(shard, control_pb2.ToShard(drain=control_pb2.Drain(grace_s=self.settings.drain_s)))
+            with anyio.move_on_after(self.settings.drain_s + 2.5):
+                await shard.drained.wait()
+            shard.recycling = True
+            await self._tell(shard, control_pb2.ToShard(stop=control_pb2.Stop()))
+            await shard.ready.wait()
 
     async def _tell(self, shard: ShardState, message: control_pb2.ToShard) -> None:
         if shard.running is not None:
@@ -247,11 +268,13 @@ class Supervisor:
                 address, sock = ports.claim(_own_address(app, listen, index), shared=False)
                 own.append(sock)
                 stack.callback(sock.close)
-                members.append(Member(f"{name}-{index}", address, str(folder / f"{name}-{index}.sock")))
+                known_as = ports.join(app.advertise or ports.split(address)[0], ports.split(address)[1])
+                members.append(Member(f"{name}-{index}", known_as, str(folder / f"{name}-{index}.sock")))
             pins = {key: members[index].name for key, index in app.pins.items()}
             placement = Placement(epoch, tuple(members), app.points, pins)
             self.apps.append(AppSupervisor(name, settings, placement, self))
-        self.peers = dict(self.config.peers) | {app.name: app.settings.listen for app in self.apps}
+        here = {app.name: ports.reachable(app.settings.listen) for app in self.apps}
+        self.peers = dict(self.config.peers) | here
         return own
 
     async def _serve(self, held: list[socket.socket], on_ready: Callable[[], Any]) -> None:
@@ -276,6 +299,14 @@ class Supervisor:
         # In the order of the file, callers first: what they have under way may still call the later ones.
         for app in self.apps:
             await app.drain()
+
+    async def recycle(self) -> None:
+        """Restart every shard of every app, one after another."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        for app in self.apps:
+            await app.recycle()
+        log.info("supervisor.recycled")
+        notify("READY=1")
 
     async def _feed_sinks(self) -> None:
         while True:
@@ -360,9 +391,12 @@ def _own_address(app: App, listen: str, index: int) -> str:
 
 
 async def obey_signals(supervisor: Supervisor) -> None:
-    """SIGTERM or SIGINT drains; a second one ends everything at once."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
+    """SIGTERM or SIGINT drains; a second one ends everything at once. SIGHUP restarts the shards one by one."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                supervisor.tasks.start_soon(supervisor.recycle)
+                continue
             if supervisor.stop_asked.is_set():
                 supervisor.kill()
                 sys.stderr.flush()
