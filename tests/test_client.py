@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
+from onelane.scope import Scope, current
+from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.cluster import Cluster, echo, eventually, running
 from tests.conftest import Where
@@ -79,6 +82,32 @@ async def test_connect_has_a_default_deadline(cluster: Cluster) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await echo_pb2_grpc.EchoStub(channel).Misbehave(EchoRequest(key="k", order="sleep 30"))
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(("asked", "left"), [(30.0, 0.5), (None, 0.5), (0.3, 0.3)])
+async def test_a_call_made_in_a_call_gets_what_is_left_of_its_deadline(
+    cluster: Cluster, asked: float | None, left: float
+) -> None:
+    async with onelane.connect(cluster.listen["echo"]) as channel:
+        token = current.set(Scope("outer", time.monotonic() + 0.5, None))
+        call = echo_pb2_grpc.EchoStub(channel).Misbehave(EchoRequest(key="k", order="remaining"), timeout=asked)
+        current.reset(token)
+        await call
+        assert 0 < float(dict(await call.trailing_metadata())["x-remaining"]) <= left
+
+
+async def test_every_shard_streams_the_topology(cluster: Cluster, where: Where) -> None:
+    for channel in where.channels.values():
+        watch = topology_pb2_grpc.TopologyStub(channel).Watch(topology_pb2.WatchRequest())
+        placement = await anext(aiter(watch))
+        watch.cancel()
+        assert (placement.app, placement.epoch, placement.listen) == (
+            "echo",
+            where.placement.epoch,
+            cluster.listen["echo"],
+        )
+        assert [m.address for m in placement.members] == [m.address for m in where.placement.members]
+        assert json.loads(placement.service_config) == where.placement.service_config()
 
 
 async def test_a_server_without_topology_is_an_ordinary_peer() -> None:

@@ -45,6 +45,14 @@ def test_a_gauge_stays_as_it_stands() -> None:
     assert [point.value for point in totals.points()] == [2]
 
 
+def test_a_gauge_can_be_asked_for_at_each_take() -> None:
+    stats = Stats()
+    depths = iter([3, 4])
+    stats.gauge("depth").observe(lambda: next(depths), {"queue": "a"})
+    taken = [stats.take()[0] for _ in range(2)]
+    assert [(point.attributes, point.value) for point in taken] == [((("queue", "a"),), 3), ((("queue", "a"),), 4)]
+
+
 def test_the_gauges_of_a_shard_that_died_are_forgotten_and_its_counts_are_kept() -> None:
     stats, totals = Stats(), Totals()
     stats.gauge("depth").set(5)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster import ROOT, Cluster, echo, eventually, running
 from tests.conftest import Where
+from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 
 pytestmark = pytest.mark.slow
@@ -225,6 +226,29 @@ async def test_a_servicer_written_without_us_runs_unchanged(tmp_path: Path) -> N
             assert [r.text async for r in stub.Everyone(iter(people))] == ["hello a", "hello b"]
             with pytest.raises(grpc.aio.AioRpcError, match="name is empty"):
                 await stub.Hello(greeter_pb2.HelloRequest())
+
+
+async def test_serve_runs_one_app_of_a_file(tmp_path: Path) -> None:
+    toml = f"{echo(1)}\n{echo(1).replace('[apps.echo]', '[apps.other]')}"
+    with running(tmp_path, toml, "--app", "other", command="serve") as cluster:
+        assert list(cluster.status()["apps"]) == ["other"]
+        async with grpc.aio.insecure_channel(cluster.listen["other"]) as channel:
+            stub: Any = echo_pb2_grpc.EchoStub(channel)
+            assert (await stub.Unary(EchoRequest(key="k"))).shard == "other-0"
+
+
+async def test_composite_and_metadata_keys_of_the_configuration_route(tmp_path: Path) -> None:
+    keys = '[apps.echo.keys]\n"echo.v1.Echo/Unary" = "key,times"\n"echo.v1.Echo/Plain" = "metadata:x-user"'
+    with running(tmp_path, f"{echo(2)}\n{keys}") as cluster:
+        where = Where(cluster)
+        for n in range(20):
+            unary = await where.shared.Unary(EchoRequest(key="a/b", times=n))
+            assert unary.shard == where.owner_of(f"a%2Fb/{n}")
+            plain = await where.shared.Plain(EchoRequest(), metadata=(("x-user", f"ann {n}"),))
+            assert plain.shard == where.owner_of(f"ann%20{n}")
+        with pytest.raises(grpc.aio.AioRpcError, match="metadata x-user is missing or empty"):
+            await where.shared.Plain(EchoRequest(key="k"))
+        await where.close()
 
 
 def test_bad_configuration_is_exit_code_three(tmp_path: Path) -> None:

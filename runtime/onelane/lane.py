@@ -84,7 +84,8 @@ class Lane:
         self._now = now
         self._forwards = stats.counter("onelane.forwards", unit="{call}", description="Calls sent on to the owner").at()
         self._endless: set[asyncio.Task[Any]] = set()
-        stats.gauge("onelane.calls.in_flight", unit="{call}", observe=lambda: self.in_flight)
+        in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
+        in_flight.observe(lambda: self.in_flight)
 
     @property
     def placement(self) -> Placement:

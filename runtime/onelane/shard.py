@@ -101,7 +101,8 @@ class Shard:
             factory, name=name or f"{len(self._offloads)}", capacity=capacity, tracer=self._tracer, close=close
         )
         self._offloads.append(made)
-        self.stats.gauge(f"onelane.queue.depth.{made.name}", unit="{job}", observe=lambda: made.waiting)
+        depth = self.stats.gauge("onelane.queue.depth", unit="{job}", description="Jobs queued or running")
+        depth.observe(lambda: made.waiting, {"onelane.queue": made.name})
         return made
 
     async def wait_ready(self) -> None:

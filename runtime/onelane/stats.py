@@ -140,20 +140,24 @@ class Counter(_Series[Count]):
 
 
 class Gauge(_Series[Level]):
-    """A value as it stands: set, or read from `observe` at each take."""
+    """A value as it stands: set, or asked for at each take."""
 
     kind = "gauge"
 
-    def __init__(self, instrument: Instrument, observe: Callable[[], float] | None) -> None:
+    def __init__(self, instrument: Instrument) -> None:
         super().__init__(instrument, Level)
-        self._observe = observe
+        self._observed: dict[Attributes, Callable[[], float]] = {}
 
     def set(self, value: float, attributes: Mapping[str, str] | None = None) -> None:
         self.at(attributes).value = value
 
+    def observe(self, ask: Callable[[], float], attributes: Mapping[str, str] | None = None) -> None:
+        """Ask for the value of one attribute set at each take."""
+        self._observed[attributes_of(attributes)] = ask
+
     def take(self) -> list[Point]:
-        if self._observe is not None:
-            self.set(self._observe())
+        for attributes, ask in self._observed.items():
+            self.at(dict(attributes)).value = ask()
         return super().take()
 
 
@@ -178,10 +182,8 @@ class Stats:
     def counter(self, name: str, *, unit: str = "", description: str = "") -> Counter:
         return self._keep(Counter(Instrument(name, unit, description), Count))
 
-    def gauge(
-        self, name: str, *, unit: str = "", description: str = "", observe: Callable[[], float] | None = None
-    ) -> Gauge:
-        return self._keep(Gauge(Instrument(name, unit, description), observe))
+    def gauge(self, name: str, *, unit: str = "", description: str = "") -> Gauge:
+        return self._keep(Gauge(Instrument(name, unit, description)))
 
     def histogram(
         self, name: str, *, unit: str = "", description: str = "", bounds: tuple[float, ...] = DURATION_BOUNDS_S

@@ -1,0 +1,141 @@
+"""The lane decides where a call runs and what becomes of it; here with a forwarder that only says what it was told."""
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import grpc
+import pytest
+from onelane import keys, plain
+from onelane.call import Call
+from onelane.clock import SystemClock
+from onelane.forward import HOP, NOT_HOME, SERVED
+from onelane.keys import FieldKey
+from onelane.lane import Lane
+from onelane.methods import Method
+from onelane.placement import Member, Placement
+from onelane.spans import TraceContext
+from onelane.stats import Stats
+from onelane.telemetry import Tracer
+from onelane.testing.listener import MemoryCall
+
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+
+A, B = Member("a", "127.0.0.1:1001", "a.sock"), Member("b", "127.0.0.1:1002", "b.sock")
+RULE = keys.field_key(EchoRequest.DESCRIPTOR, ["key"])
+
+
+class SaysWhatItWasTold:
+    """A forwarder without sockets: answers with what `answers` says, one after another."""
+
+    def __init__(self, answers: Sequence[tuple[grpc.StatusCode, tuple[tuple[str, str], ...]]] = ()) -> None:
+        self.sent: list[str] = []
+        self.was_sent = asyncio.Event()
+        self._answers = list(answers)
+
+    async def unary(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None) -> bytes:
+        self.sent.append(owner.name)
+        self.was_sent.set()
+        code, call.trailers = self._answers.pop(0)
+        call.fail(code, "")
+        return b"forwarded"
+
+    async def stream(self, owner: Member, call: Call, request: bytes | None, trace: Any, **_: Any) -> bytes:
+        return await self.unary(owner, call, request or b"", trace)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+async def echo(request: EchoRequest, context: Any) -> EchoReply:
+    return EchoReply(text=request.text)
+
+
+class Bench:
+    """A lane called `a`, its counts, and calls made by hand."""
+
+    def __init__(self, placement: Placement, forwarder: SaysWhatItWasTold, handler: Any = echo) -> None:
+        self.stats = Stats()
+        self.lane = Lane(
+            name="a",
+            placement=placement,
+            forwarder=forwarder,
+            stats=self.stats,
+            tracer=Tracer(shard="a", clock=SystemClock(), rng=Random(1)),
+            max_in_flight=2,
+            now=lambda: 0.0,
+        )
+        rule: FieldKey = RULE
+        is_async = asyncio.iscoroutinefunction(handler)
+        self.lane.add(
+            Method("/t.T/M", handler, is_async, False, False, EchoRequest.FromString, EchoReply.SerializeToString, rule)
+        )
+
+    async def call(self, *, trusted: bool = False, metadata: Any = (), key: str = "k") -> MemoryCall:
+        made = MemoryCall("/t.T/M", metadata, trusted=trusted, deadline_s=None)
+        request = EchoRequest(key=key, text="hi").SerializeToString()
+        await self.lane.serve(self.lane.entries["/t.T/M"], made, request)
+        return made
+
+    def counted(self) -> float:
+        points = self.stats.take()
+        return sum(p.value for p in points if p.instrument.name == "onelane.calls" and isinstance(p.value, int | float))
+
+
+async def test_a_second_hop_is_refused_with_the_epoch() -> None:
+    bench = Bench(Placement(7, (B,)), SaysWhatItWasTold())
+    call = await bench.call(trusted=True, metadata=((HOP, "1"),))
+    assert call.code_now is grpc.StatusCode.UNAVAILABLE
+    assert ("onelane-epoch", "7") in tuple(call.trailers)
+
+
+async def test_a_hop_mark_counts_only_from_a_sibling() -> None:
+    forwarder = SaysWhatItWasTold([(grpc.StatusCode.OK, ((SERVED, "b"),))])
+    await Bench(Placement(7, (B,)), forwarder).call(trusted=False, metadata=((HOP, "1"),))
+    assert forwarder.sent == ["b"]
+
+
+async def test_the_sender_looks_again_when_the_owner_knows_a_newer_placement() -> None:
+    refused = (grpc.StatusCode.UNAVAILABLE, ((NOT_HOME, "8"),))
+    forwarder = SaysWhatItWasTold([refused, (grpc.StatusCode.OK, ((SERVED, "c"),))])
+    bench = Bench(Placement(7, (B,)), forwarder)
+    calling = asyncio.ensure_future(bench.call())
+    await forwarder.was_sent.wait()
+    bench.lane.place(Placement(8, (Member("c", "127.0.0.1:1003", "c.sock"),)))
+    assert (await calling).code_now is grpc.StatusCode.OK
+    assert forwarder.sent == ["b", "c"]
+
+
+@pytest.mark.parametrize(("trailers", "counted"), [(((SERVED, "b"),), 0), ((), 1)])
+async def test_a_forwarded_call_is_counted_here_only_where_the_owner_did_not(trailers: Any, counted: int) -> None:
+    code = grpc.StatusCode.OK if trailers else grpc.StatusCode.UNAVAILABLE
+    bench = Bench(Placement(7, (B,)), SaysWhatItWasTold([(code, trailers)]))
+    call = await bench.call()
+    assert (bench.counted(), tuple(call.trailers)) == (counted, ())
+
+
+async def test_a_call_in_a_draining_lane_is_refused_unless_a_sibling_sent_it() -> None:
+    bench = Bench(Placement(7, (A,)), SaysWhatItWasTold())
+    await bench.lane.drain()
+    assert (await bench.call()).code_now is grpc.StatusCode.UNAVAILABLE
+    assert (await bench.call(trusted=True, metadata=((HOP, "1"),))).code_now is grpc.StatusCode.OK
+
+
+async def test_a_newer_placement_is_followed_and_an_older_one_ignored() -> None:
+    forwarder = SaysWhatItWasTold([(grpc.StatusCode.OK, ())])
+    bench = Bench(Placement(7, (B,)), forwarder)
+    bench.lane.place(Placement(6, (A,)))
+    await bench.call()
+    bench.lane.place(Placement(8, (A,)))
+    await bench.call()
+    assert forwarder.sent == ["b"]
+
+
+async def test_a_plain_handler_runs_without_a_task_and_can_abort() -> None:
+    def handler(request: EchoRequest, context: plain.PlainContext) -> EchoReply:
+        assert isinstance(context, grpc.ServicerContext)
+        context.abort(grpc.StatusCode.NOT_FOUND, "gone")
+
+    call = await Bench(Placement(7, (A,)), SaysWhatItWasTold(), handler).call()
+    assert (call.code_now, call.details_now) == (grpc.StatusCode.NOT_FOUND, "gone")
