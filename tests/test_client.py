@@ -93,7 +93,8 @@ async def test_a_call_made_in_a_call_gets_what_is_left_of_its_deadline(
         call = echo_pb2_grpc.EchoStub(channel).Misbehave(EchoRequest(key="k", order="remaining"), timeout=asked)
         current.reset(token)
         await call
-        assert 0 < float(dict(await call.trailing_metadata())["x-remaining"]) <= left
+        # gRPC writes a timeout with few digits and rounds it up: by less than 1 %.
+        assert 0 < float(dict(await call.trailing_metadata())["x-remaining"]) <= left * 1.01
 
 
 async def test_every_shard_streams_the_topology(cluster: Cluster, where: Where) -> None:

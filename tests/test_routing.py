@@ -133,7 +133,8 @@ async def test_the_deadline_passes_and_never_grows(where: Where, side: str) -> N
     call = stub(where, side, "d").Misbehave(EchoRequest(key="d", order="remaining"), timeout=5)
     await call
     remaining = float(dict(await call.trailing_metadata())["x-remaining"])
-    assert 0 < remaining <= 5
+    # gRPC writes a timeout with few digits and rounds it up: by less than 1 %.
+    assert 0 < remaining <= 5 * 1.01
 
 
 @SIDES

@@ -2,12 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import click
@@ -15,6 +16,10 @@ import click
 from onelane import config
 from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
 from onelane.launcher import Launcher, ProcessLauncher
+
+if TYPE_CHECKING:
+    from onelane.sinks import Sink
+    from onelane.supervisor import Supervisor
 
 FILE = click.argument("file", type=click.Path(path_type=Path), default=Path("onelane.toml"))
 APP_DIR = click.option(
@@ -135,12 +140,13 @@ def _run(read: config.Config, app_dir: Path, *, inline: bool) -> None:
 
 async def _serve(read: config.Config, app_dir: str, launcher: Launcher) -> None:
     from onelane import admin
-    from onelane.supervisor import Supervisor, notify, obey_signals, otlp_sinks
+    from onelane.supervisor import Supervisor
+    from onelane.systemd import notify
 
-    sinks, tracing = otlp_sinks(dict(os.environ))
+    sinks, tracing = _sinks(read, dict(os.environ))
     supervisor = Supervisor(read, launcher, app_dir=app_dir, sinks=sinks, tracing=tracing)
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
-        tasks.start_soon(obey_signals, supervisor)
+        tasks.start_soon(_obey_signals, supervisor)
         address = await stack.enter_async_context(admin.serving(supervisor))
 
         def tell_ready() -> None:
@@ -153,3 +159,47 @@ async def _serve(read: config.Config, app_dir: str, launcher: Launcher) -> None:
         await supervisor.run(on_ready=tell_ready)
         notify("STOPPING=1")
         tasks.cancel_scope.cancel()
+
+
+async def _obey_signals(supervisor: "Supervisor") -> None:
+    """SIGTERM or SIGINT drains; a second one ends everything at once. SIGHUP restarts the shards one by one."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with anyio.create_task_group() as tasks:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    tasks.start_soon(_recycle, supervisor)
+                elif supervisor.stop_asked.is_set():
+                    supervisor.kill()
+                    sys.stdout.flush()
+                    os._exit(130)
+                else:
+                    supervisor.stop_asked.set()
+
+
+async def _recycle(supervisor: "Supervisor") -> None:
+    from onelane.systemd import notify, notify_reloading
+
+    notify_reloading()
+    await supervisor.recycle()
+    notify("READY=1")
+
+
+def _sinks(read: config.Config, environment: dict[str, str]) -> "tuple[list[Sink], bool]":
+    """The sinks that the file names, OTLP where the `OTEL_*` variables ask for it, and whether they ask for traces.
+
+    Raises:
+        BadConfig: they ask for a protocol that is not offered here.
+        BadService: a sink is not installed.
+    """
+    from onelane.plugs import plug
+
+    names = list(read.sinks)
+    exports = any(environment.get(f"OTEL_EXPORTER_OTLP_{part}ENDPOINT") for part in ("", "TRACES_", "METRICS_"))
+    tracing = False
+    if exports:
+        # Loaded only where it is used: the SDK costs a tenth of a second.
+        from onelane.sinks.otlp import wants
+
+        names.append("otlp")
+        tracing = wants(environment, "TRACES")
+    return [plug("onelane.sinks", name)(environment) for name in names], tracing

@@ -125,6 +125,8 @@ class Config(BaseModel):
     apps: Annotated[dict[str, App], Field(min_length=1)]
     admin: Address = DEFAULT_ADMIN
     """Where the supervisor serves /metrics and /status."""
+    sinks: tuple[str, ...] = ()
+    """Names of further plugs of the group `onelane.sinks`, beside Prometheus and (by `OTEL_*`) OTLP."""
     peers: Mapping[str, str] = {}
     """host:port of apps that run elsewhere, for `shard.stub(…, to=NAME)`."""
 

@@ -1,6 +1,6 @@
 """What can go wrong, named by what happened, in three families by who must act.
 
-Each class names the gRPC status that a client sees; `lane.py` is the one place that turns an error into a status.
+Each class names the gRPC status that a client sees; `outcome.py` is the one place that turns an error into a status.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,12 @@ class Transient(OnelaneError):
 
 class Internal(OnelaneError):
     """We broke a promise of our own: a bug here. Reported, never handled."""
+
+    status = "INTERNAL"
+
+
+class Malformed(Invalid):
+    """A request's bytes are not its message. INTERNAL, as grpcio answers."""
 
     status = "INTERNAL"
 

@@ -3,7 +3,7 @@
 import asyncio
 import traceback
 
-from onelane import shard
+from onelane import life
 from onelane.control import Control, QueueControl
 from onelane.launcher import Running
 
@@ -20,7 +20,7 @@ class _InlineRunning:
     def __init__(self, ours: Control, theirs: Control) -> None:
         self.control = ours
         self._theirs = theirs
-        self._task = asyncio.get_running_loop().create_task(shard.run(theirs))
+        self._task = asyncio.get_running_loop().create_task(life.run(theirs))
         self._task.add_done_callback(lambda _: theirs.close())
 
     async def wait(self) -> str:

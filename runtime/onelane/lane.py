@@ -5,18 +5,17 @@ once, by the shard that gave its answer. Everything here runs on one event loop,
 """
 
 import asyncio
-import logging
-import secrets
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import grpc
 
-from onelane import keys, plain
-from onelane.call import OK, Aborted, Call
-from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded
+from onelane import handling, keys, outcome
+from onelane.call import OK, Call
+from onelane.errors import BadKey, Draining, NotHome, Overloaded
 from onelane.forward import HOP, NOT_HOME, SERVED, Forwarder, take_marker
+from onelane.handling import parse
 from onelane.keys import ANY, FieldKey
 from onelane.methods import Method
 from onelane.placement import Member, Placement, route
@@ -24,18 +23,19 @@ from onelane.scope import Scope, current
 from onelane.stats import Count, Spread, Stats
 from onelane.telemetry import Tracer, context_of, inbound
 
-log = logging.getLogger("onelane.lane")
 LOOK_AGAIN_S = 1.0
 
 
 class Entry:
     """One method with its cells, so that counting a call is two additions."""
 
-    __slots__ = ("_cells", "_stats", "any", "method")
+    __slots__ = ("_cells", "_stats", "any", "may_be_endless", "method")
 
     def __init__(self, method: Method, stats: Stats) -> None:
         self.method = method
         self.any = method.rule is ANY
+        self.may_be_endless = self.any and method.response_streaming
+        """A watch that nobody would end: a drain does."""
         self._stats = stats
         self._cells: dict[grpc.StatusCode, tuple[Count, Spread]] = {}
 
@@ -128,10 +128,11 @@ class Lane:
             reply, mine = await self._route(entry, call, request)
             return reply if call.code_now is OK else b""
         except asyncio.CancelledError:
-            self._cancelled(entry, call)
+            if outcome.cancelled(call, method=entry.method.name, shard=self.name):
+                raise
             return b""
         except Exception as error:
-            self._failed(entry, call, error)
+            outcome.failed(call, error, method=entry.method.name, shard=self.name)
             return b""
         finally:
             self._left(call)
@@ -158,7 +159,7 @@ class Lane:
         hopped = call.trusted and HOP in meta
         if entry.any:
             if request is not None:
-                message = _parse(entry.method, request)
+                message = parse(entry.method, request)
         else:
             key, message = await self._key(entry.method, call, request, meta)
             owner = self._owner(key, call, hopped)
@@ -166,14 +167,14 @@ class Lane:
         if owner is not None:
             return await self._forward(owner, entry, call, request, parent)
         if message is None and request is not None:
-            message = _parse(entry.method, request)
+            message = parse(entry.method, request)
             rule = entry.method.rule
             if isinstance(rule, FieldKey):
                 keys.agree(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
         call.hop = "forwarded" if hopped else "direct"
         if "onelane-debug" in meta:
             self._debug(call)
-        return await self._run(entry.method, call, message, parent), True
+        return await self._run(entry, call, message, parent), True
 
     async def _key(self, method: Method, call: Call, request: bytes | None, meta: Any) -> tuple[str, Any]:
         """The call's key, and its message where it had to be parsed for it."""
@@ -181,13 +182,13 @@ class Lane:
         if not isinstance(rule, FieldKey) or meta.get(keys.HEADER):
             return keys.key_in(rule, None, call.metadata), None
         if request is not None:
-            message = _parse(method, request)
+            message = parse(method, request)
             return rule.read(message), message
         first = await call.next_bytes()
         if first is None:
             raise BadKey(f"the stream ended before its first message, which carries the key {rule.paths[0]}")
         call.push_back(first)
-        return rule.read(_parse(method, first)), None
+        return rule.read(parse(method, first)), None
 
     def _owner(self, key: str, call: Call, hopped: bool) -> Member | None:
         try:
@@ -232,14 +233,23 @@ class Lane:
     def _key_of(self, path: str, request: bytes) -> str:
         method = self.entries[path].method
         assert isinstance(method.rule, FieldKey)
-        return method.rule.read(_parse(method, request))
+        return method.rule.read(parse(method, request))
 
-    async def _run(self, method: Method, call: Call, message: Any, parent: Any) -> bytes:
+    async def _run(self, entry: Entry, call: Call, message: Any, parent: Any) -> bytes:
+        method = entry.method
         call.span = self._tracer.start(method.name, "SERVER", parent, remote=True)
         remaining = call.time_remaining()
         deadline_at = None if remaining is None else self._now() + remaining
         current.set(Scope(method.name, deadline_at, context_of(call.span)))
-        return await self._handle(method, call, message)
+        if not entry.may_be_endless:
+            return await handling.run(method, call, message)
+        task = asyncio.current_task()
+        assert task is not None
+        self._endless.add(task)
+        try:
+            return await handling.run(method, call, message)
+        finally:
+            self._endless.discard(task)
 
     def _end(self, call: Call) -> None:
         if call.span is not None:
@@ -249,115 +259,6 @@ class Lane:
         if call.trusted:
             call.trailers = (*call.trailers, (SERVED, self.name))
 
-    async def _handle(self, method: Method, call: Call, message: Any) -> bytes:
-        if not method.request_streaming and not method.response_streaming:
-            if method.is_async:
-                answer = await method.handler(message, call)
-            else:
-                answer = method.handler(message, plain.PlainContext(call))
-            return _bytes(method, call, answer)
-        call.carry(self._checked(method, call), method.serialize)
-        task = asyncio.current_task()
-        if method.rule is ANY and task is not None:
-            self._endless.add(task)
-        try:
-            return await (self._stream if method.is_async else self._plain_stream)(method, call, message)
-        finally:
-            if task is not None:
-                self._endless.discard(task)
-
-    async def _stream(self, method: Method, call: Call, message: Any) -> bytes:
-        answer = method.handler(call.messages() if method.request_streaming else message, call)
-        if not method.response_streaming:
-            return _bytes(method, call, await answer)
-        if hasattr(answer, "__aiter__"):
-            async for one in answer:
-                await call.write(one)
-        else:
-            await answer
-        return b""
-
-    async def _plain_stream(self, method: Method, call: Call, message: Any) -> bytes:
-        context = plain.PlainContext(call)
-        body = plain.messages(call) if method.request_streaming else message
-        if method.response_streaming:
-            await plain.stream(call, lambda: method.handler(body, context))
-            return b""
-        return _bytes(method, call, await plain.run(lambda: method.handler(body, context)))
-
-    def _checked(self, method: Method, call: Call) -> Callable[[bytes], Any] | None:
-        """The parser of a stream's messages; where metadata routed it, the first message may not contradict that."""
-        header = keys.header_of(call.metadata)
-        rule = method.rule
-        if header is None or not isinstance(rule, FieldKey) or not method.request_streaming:
-            return method.deserialize
-
-        def first(message: bytes) -> Any:
-            parsed = _parse(method, message)
-            keys.agree(rule.read(parsed), header, rule.paths[0])
-            call.carry(method.deserialize, method.serialize)
-            return parsed
-
-        return first
-
     def _debug(self, call: Call) -> None:
         epoch = str(self._placement.epoch)
         call.debug = (("onelane-shard", self.name), ("onelane-epoch", epoch), ("onelane-hop", call.hop))
-
-    def _cancelled(self, entry: Entry, call: Call) -> None:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client, its deadline, or a drain")
-            raise asyncio.CancelledError
-        # A cancellation that leaked from inside the handler: grpc.aio would send no status at all.
-        log.error("call.leaked_cancellation", extra={"method": entry.method.name, "shard": self.name})
-        call.fail(grpc.StatusCode.INTERNAL, "the handler was cancelled from inside")
-
-    def _failed(self, entry: Entry, call: Call, error: Exception) -> None:
-        match error:
-            case Aborted():
-                pass
-            case OnelaneError():
-                call.fail(grpc.StatusCode[error.status], str(error))
-                if isinstance(error, Overloaded):
-                    call.trailers = (*call.trailers, ("grpc-retry-pushback-ms", "100"))
-            case grpc.aio.AioRpcError() | grpc.RpcError():
-                # A call to another service failed, and the handler let it pass: so does its status.
-                _pass_on(call, error)
-            case _:
-                error_id = secrets.token_hex(6)
-                log.error(
-                    "call.failed id=%s method=%s shard=%s", error_id, entry.method.name, self.name, exc_info=error
-                )
-                call.fail(
-                    grpc.StatusCode.INTERNAL, f"unexpected failure; the shard's log has the rest under {error_id}"
-                )
-
-
-def _pass_on(call: Call, error: Any) -> None:
-    call.fail(error.code(), error.details() or "")
-    trailers = tuple(error.trailing_metadata() or ())
-    call.trailers = (*call.trailers, *(pair for pair in trailers if not pair[0].startswith("onelane-")))
-
-
-def _parse(method: Method, request: bytes) -> Any:
-    if method.deserialize is None:
-        return request
-    try:
-        return method.deserialize(request)
-    except Exception as error:
-        raise Malformed(f"the request of {method.name} is not the message it should be") from error
-
-
-def _bytes(method: Method, call: Call, answer: Any) -> bytes:
-    if call.code_now is not OK:
-        return b""
-    if method.serialize is None:
-        return bytes(answer)
-    return method.serialize(answer)
-
-
-class Malformed(OnelaneError):
-    """A request's bytes are not its message. INTERNAL, as grpcio answers."""
-
-    status = "INTERNAL"

@@ -11,7 +11,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import uvloop
 
-from onelane import shard
+from onelane import life
 from onelane.control import SocketControl
 from onelane.v1 import control_pb2
 
@@ -20,7 +20,7 @@ async def main(fd: int) -> bool:
     # The supervisor alone decides when a shard ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = await SocketControl.over(socket.socket(fileno=fd), control_pb2.ToShard)
-    return await shard.run(control)
+    return await life.run(control)
 
 
 if __name__ == "__main__":

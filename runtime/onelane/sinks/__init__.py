@@ -1,4 +1,7 @@
-"""Where telemetry goes: what the shards moved out, added up, one sink for each way out. See prometheus.py, otlp.py."""
+"""Where telemetry goes: what the shards moved out, added up, one sink for each way out. See prometheus.py, otlp.py.
+
+Plugs of the group `onelane.sinks`; each is made with the environment, a mapping.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -143,6 +143,7 @@ class OtlpSink:
         attributes = {key: value for key, value in point.attributes if key not in _IDENTITY}
         if not isinstance(point.value, Buckets):
             return export.NumberDataPoint(attributes, self._started_ns, now, point.value)
+        absent: Any = None
         return export.HistogramDataPoint(
             attributes=attributes,
             start_time_unix_nano=self._started_ns,
@@ -151,8 +152,9 @@ class OtlpSink:
             sum=point.value.sum,
             bucket_counts=point.value.counts,
             explicit_bounds=point.value.bounds,
-            min=0.0,
-            max=0.0,
+            # Not kept; the protocol lets them be absent, the SDK's type does not say so.
+            min=absent,
+            max=absent,
         )
 
 

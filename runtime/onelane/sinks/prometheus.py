@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,7 +22,7 @@ _UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "1": "ratio"}
 class PrometheusSink:
     """See `onelane.sinks.Sink`. Holds the newest points; `render` writes them out."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self._points: Sequence[Point] = ()
         self._registry = CollectorRegistry()
         self._registry.register(self)

@@ -1,0 +1,86 @@
+"""Running a handler: async or plain, unary or streaming, from a parsed message to the answer's bytes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from onelane import keys, plain
+from onelane.call import OK, Call
+from onelane.errors import Malformed
+from onelane.keys import FieldKey
+from onelane.methods import Method
+
+
+async def run(method: Method, call: Call, message: Any) -> bytes:
+    """Run the handler of `method`; the bytes of a unary answer, else b"".
+
+    message: the request, parsed, or None where the client streams.
+    """
+    if method.request_streaming or method.response_streaming:
+        call.carry(_checked(method, call), method.serialize)
+        return await (_stream if method.is_async else _plain_stream)(method, call, message)
+    if method.is_async:
+        answer = await method.handler(message, call)
+    else:
+        answer = method.handler(message, plain.PlainContext(call))
+    return _bytes(method, call, answer)
+
+
+def parse(method: Method, request: bytes) -> Any:
+    """The message of `request`.
+
+    Raises:
+        Malformed: it is none.
+    """
+    if method.deserialize is None:
+        return request
+    try:
+        return method.deserialize(request)
+    except Exception as error:
+        raise Malformed(f"the request of {method.name} is not the message it should be") from error
+
+
+async def _stream(method: Method, call: Call, message: Any) -> bytes:
+    answer = method.handler(call.messages() if method.request_streaming else message, call)
+    if not method.response_streaming:
+        return _bytes(method, call, await answer)
+    if hasattr(answer, "__aiter__"):
+        async for one in answer:
+            await call.write(one)
+    else:
+        await answer
+    return b""
+
+
+async def _plain_stream(method: Method, call: Call, message: Any) -> bytes:
+    context = plain.PlainContext(call)
+    body = plain.messages(call) if method.request_streaming else message
+    if method.response_streaming:
+        await plain.stream(call, lambda: method.handler(body, context))
+        return b""
+    return _bytes(method, call, await plain.run(lambda: method.handler(body, context)))
+
+
+def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
+    """The parser of a stream's messages; where metadata routed it, the first message may not contradict that."""
+    if not method.request_streaming:
+        return method.deserialize
+    header = keys.header_of(call.metadata)
+    rule = method.rule
+    if header is None or not isinstance(rule, FieldKey):
+        return lambda message: parse(method, message)
+
+    def first(message: bytes) -> Any:
+        parsed = parse(method, message)
+        keys.agree(rule.read(parsed), header, rule.paths[0])
+        call.carry(lambda later: parse(method, later), method.serialize)
+        return parsed
+
+    return first
+
+
+def _bytes(method: Method, call: Call, answer: Any) -> bytes:
+    if call.code_now is not OK:
+        return b""
+    if method.serialize is None:
+        return bytes(answer)
+    return method.serialize(answer)

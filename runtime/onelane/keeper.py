@@ -1,0 +1,231 @@
+"""Keeps the shards of one app alive: starts them, restarts those that die, drains them, restarts them one by one."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import anyio
+
+from onelane.config import App
+from onelane.control import placement_to_proto, point_from_proto, span_from_proto
+from onelane.errors import OnelaneError
+from onelane.launcher import Launcher, Running
+from onelane.placement import Member, Placement
+from onelane.retry import backoff_s
+from onelane.spans import SpanRecord
+from onelane.stats import Attributes, Instrument, Point, Totals
+from onelane.v1 import control_pb2
+
+log = logging.getLogger("onelane.supervisor")
+STOP_S = 5.0
+"""How long a shard may take to end after its calls have."""
+DRAIN_MARGIN_S = 2.5
+"""What a shard may take beyond its grace to say that it has drained."""
+STEADY_S = 10.0
+"""A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
+RESTARTS = Instrument("onelane.restarts", "{restart}", "Shards started anew after they died")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a keeper is given by its supervisor."""
+
+    launcher: Launcher
+    app_dir: str
+    tracing: bool
+    totals: Totals
+    peers: dict[str, str]
+    """App name → host:port, for stubs."""
+    take_spans: Callable[[str, str, Sequence[SpanRecord]], None]
+    """Takes the spans of (app, shard)."""
+    answer_status: Callable[[Running, int], object]
+    """Answers, later, a shard that asked for the status of all."""
+
+
+class ShardFailed(OnelaneError):
+    """A shard could not start; the app stops. Carries the shard's own words."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"shard {name} failed to start: {reason.rstrip()}")
+
+
+@dataclass
+class ShardState:
+    """One shard as its supervisor sees it."""
+
+    member: Member
+    index: int
+    state: str = "starting"
+    """starting, ready, draining, restarting, stopped."""
+    pid: int = 0
+    restarts: int = 0
+    keyed: dict[str, int] = field(default_factory=dict)
+    running: Running | None = None
+    born: bool = False
+    """It has been ready once: from then on a start that fails is tried again."""
+    recycling: bool = False
+    """It ends because we asked it to, and is started again at once."""
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    drained: anyio.Event = field(default_factory=anyio.Event)
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    collected: dict[int, anyio.Event] = field(default_factory=dict)
+
+
+class Keeper:
+    """The shards of one app. Owned by its supervisor."""
+
+    def __init__(self, name: str, settings: App, placement: Placement, around: Surroundings) -> None:
+        self.name = name
+        self.settings = settings
+        self.placement = placement
+        self._around = around
+        self.shards = [ShardState(member, index) for index, member in enumerate(placement.members)]
+        self._stop = anyio.Event()
+        self._rng = Random()
+
+    async def keep(self, shard: ShardState) -> None:
+        """Run one shard, and again each time it dies, until the app stops.
+
+        Raises:
+            ShardFailed: its first start failed.
+        """
+        failures = 0
+        while not self._stop.is_set():
+            shard.running = await self._around.launcher.launch()
+            shard.drained, shard.ended = anyio.Event(), anyio.Event()
+            began = time.monotonic()
+            try:
+                how = await self._accompany(shard, shard.running)
+            finally:
+                shard.running.kill()
+                shard.drained.set()
+                shard.ended.set()
+            self._around.totals.drop_gauges(self.source(shard))
+            if self._stop.is_set():
+                break
+            if shard.recycling:
+                shard.recycling, shard.state = False, "starting"
+                continue
+            shard.state = "restarting"
+            shard.restarts += 1
+            self._around.totals.add([Point(RESTARTS, "count", (), 1)], extra=self.source(shard))
+            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+            pause = backoff_s(failures - 1, base_s=0.05, cap_s=5.0, rng=self._rng) if failures > 1 else 0.0
+            log.warning("shard.died shard=%s how=%s restart_in_s=%.3f", shard.member.name, how, pause)
+            with anyio.move_on_after(pause):
+                await self._stop.wait()
+        shard.state, shard.pid = "stopped", 0
+        # Whoever waits for the start need not wait any more.
+        shard.ready.set()
+
+    async def _accompany(self, shard: ShardState, running: Running) -> str:
+        """Talk with one running shard until it ends; how it ended."""
+        await running.control.send(control_pb2.ToShard(setup=self._setup(shard)))
+        while (message := await running.control.receive()) is not None:
+            match message.WhichOneof("kind"):
+                case "ready":
+                    shard.pid, shard.state, shard.born = message.ready.pid, "ready", True
+                    shard.ready.set()
+                case "failed":
+                    if not shard.born:
+                        raise ShardFailed(shard.member.name, message.failed.reason)
+                    log.error("shard.restart_failed shard=%s reason=%s", shard.member.name, message.failed.reason)
+                case "report":
+                    self._add(shard, message.report)
+                case "drained":
+                    shard.drained.set()
+                case "ask_status":
+                    # We are reading that shard's messages here, so it must not wait for its own report.
+                    self._around.answer_status(running, message.ask_status)
+        running.control.close()
+        how = "did not end"
+        with anyio.move_on_after(STOP_S):
+            how = await running.wait()
+        if not shard.born and not self._stop.is_set():
+            raise ShardFailed(shard.member.name, how)
+        return how
+
+    def _add(self, shard: ShardState, report: control_pb2.Report) -> None:
+        self._around.totals.add(map(point_from_proto, report.points), extra=self.source(shard))
+        shard.keyed = dict(report.keyed)
+        if report.spans:
+            spans = [span_from_proto(span) for span in report.spans]
+            self._around.take_spans(self.name, shard.member.name, spans)
+        if report.collect in shard.collected:
+            shard.collected[report.collect].set()
+
+    def source(self, shard: ShardState) -> Attributes:
+        return (("onelane.app", self.name), ("onelane.shard", shard.member.name))
+
+    def _setup(self, shard: ShardState) -> control_pb2.Setup:
+        environment = os.environ
+        return control_pb2.Setup(
+            app=self.name,
+            name=shard.member.name,
+            index=shard.index,
+            settings=self.settings.model_dump_json(),
+            address=shard.member.address,
+            socket=shard.member.socket,
+            peers=self._around.peers,
+            placement=placement_to_proto(self.placement),
+            tracing=self._around.tracing,
+            sampler=environment.get("OTEL_TRACES_SAMPLER", ""),
+            sampler_arg=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
+            app_dir=self._around.app_dir,
+        )
+
+    async def drain(self) -> None:
+        """Let what is under way finish, within the app's bound, then end every shard."""
+        self._stop.set()
+        ready = [shard for shard in self.shards if shard.state == "ready"]
+        for shard in ready:
+            await self._ask_to_drain(shard)
+        with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
+            for shard in ready:
+                await shard.drained.wait()
+        # Only now: until the last one has drained, it may still forward to the others.
+        async with anyio.create_task_group() as tasks:
+            for shard in self.shards:
+                tasks.start_soon(self._end, shard)
+
+    async def recycle(self) -> None:
+        """Restart every shard with fresh code, one after another, each after its calls have finished."""
+        for shard in self.shards:
+            if shard.state != "ready" or self._stop.is_set():
+                continue
+            shard.ready = anyio.Event()
+            await self._ask_to_drain(shard)
+            with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
+                await shard.drained.wait()
+            shard.recycling = True
+            await self._end(shard)
+            await shard.ready.wait()
+
+    def kill(self) -> None:
+        """End every shard at once."""
+        self._stop.set()
+        for shard in self.shards:
+            if shard.running is not None:
+                shard.running.kill()
+
+    async def _ask_to_drain(self, shard: ShardState) -> None:
+        shard.state = "draining"
+        await self._tell(shard, control_pb2.ToShard(drain=control_pb2.Drain(grace_s=self.settings.drain_s)))
+
+    async def _end(self, shard: ShardState) -> None:
+        """Tell one shard to end; one that does not is killed."""
+        if shard.running is None:
+            return
+        await self._tell(shard, control_pb2.ToShard(stop=control_pb2.Stop()))
+        with anyio.move_on_after(STOP_S) as waiting:
+            await shard.ended.wait()
+        if waiting.cancelled_caught:
+            log.error("shard.killed shard=%s it did not end within %.0f s", shard.member.name, STOP_S)
+            shard.running.kill()
+
+    async def _tell(self, shard: ShardState, message: control_pb2.ToShard) -> None:
+        if shard.running is not None:
+            await shard.running.control.send(message)

@@ -1,0 +1,295 @@
+"""A shard's whole life, the same in a process of its own and inline: set up, serve, drain, end."""
+
+import asyncio
+import itertools
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from random import SystemRandom
+from typing import Any
+
+import anyio
+
+from onelane import methods, ports
+from onelane.call import Call
+from onelane.clock import SystemClock
+from onelane.config import App
+from onelane.control import Control, placement_from_proto, point_to_proto, span_to_proto
+from onelane.errors import BadService, OnelaneError
+from onelane.forward import GrpcioForwarder
+from onelane.lane import Lane
+from onelane.listener import Bind, Listener
+from onelane.membership import Membership
+from onelane.methods import Method
+from onelane.plugs import plug
+from onelane.shard import Shard
+from onelane.spans import NEVER, sampler_of
+from onelane.stats import Stats
+from onelane.telemetry import Tracer
+from onelane.topology import Topology
+from onelane.v1 import control_pb2
+
+log = logging.getLogger("onelane.shard")
+TICK_S = 0.1
+QUIET_S = 0.05
+"""A drain goes on when no call has come for this long."""
+QUIET_LIMIT_S = 1.0
+
+
+class _Serving:
+    """A lane as its listener sees it."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._entries = lane.entries
+
+    def methods(self) -> Sequence[Method]:
+        return [entry.method for entry in self._entries.values()]
+
+    async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
+        return await self._lane.serve(self._entries[method.path], call, request)
+
+
+class _Life:
+    """A shard from its setup to its end. Owned by `run`."""
+
+    def __init__(self, setup: control_pb2.Setup, control: Control) -> None:
+        self.setup = setup
+        self.control = control
+        self.settings = App.model_validate_json(setup.settings)
+        self.stats = Stats()
+        environment = {"OTEL_TRACES_SAMPLER": setup.sampler, "OTEL_TRACES_SAMPLER_ARG": setup.sampler_arg}
+        sampler = sampler_of({k: v for k, v in environment.items() if v}) if setup.tracing else NEVER
+        self.tracer = Tracer(shard=setup.name, sampler=sampler, clock=SystemClock(), rng=SystemRandom())
+        self.shard = Shard(
+            app=setup.app,
+            name=setup.name,
+            index=setup.index,
+            settings=self.settings,
+            peers=dict(setup.peers),
+            stats=self.stats,
+            tracer=self.tracer,
+        )
+        self.forwarder = GrpcioForwarder()
+        placement = placement_from_proto(setup.placement)
+        self.membership: Membership = plug("onelane.memberships", self.settings.membership)(placement)
+        self.lane = Lane(
+            name=setup.name,
+            placement=placement,
+            forwarder=self.forwarder,
+            stats=self.stats,
+            tracer=self.tracer,
+            max_in_flight=self.settings.max_in_flight,
+            now=time.monotonic,
+        )
+        self.topology = Topology(
+            self.membership,
+            app=setup.app,
+            listen=self.settings.listen,
+            keys=self.settings.keys,
+            status=self.ask_status,
+        )
+        self.listener: Listener = plug("onelane.listeners", self.settings.listener)()
+        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._numbers = itertools.count(1)
+        self._seq = itertools.count(1)
+        self._gauges: dict[Any, Any] = {}
+        self._health: Any = None
+
+    async def start(self) -> None:
+        """Make every service object, then listen; nothing listens unless all of them could be made."""
+        self._add_services()
+        await self.shard.wait_ready()
+        setup = self.setup
+        binds = [
+            Bind(self.settings.listen, shared=True),
+            Bind(ports.join(ports.split(self.settings.listen)[0], ports.split(setup.address)[1])),
+            Bind(f"unix:{setup.socket}", trusted=True),
+        ]
+        await anyio.Path(setup.socket).unlink(missing_ok=True)
+        await self.listener.start(binds, _Serving(self.lane), self.settings)
+
+    def _add_services(self) -> None:
+        configured = dict(self.settings.keys)
+        faults: list[str] = []
+        for name in self.settings.services:
+            cls = methods.servicer_class(name)
+            try:
+                for method in methods.methods_of(methods.make(cls, self.shard), configured=configured):
+                    self._add(method, name)
+            except BadService as error:
+                faults.append(f"{name}\n{error}")
+        if faults:
+            raise BadService("\n".join(faults))
+        for method in methods.methods_of(self.topology, configured={}):
+            self.lane.add(method)
+        if self.settings.health:
+            self._add_health()
+        if self.settings.serves_reflection:
+            self._add_reflection()
+        self._check_configured(configured)
+
+    def _add(self, method: Method, service: str) -> None:
+        if method.path in self.lane.entries:
+            raise BadService(f"{method.name} is served already by another service than {service}")
+        self.lane.add(method)
+
+    def _check_configured(self, configured: dict[str, str]) -> None:
+        services = {entry.method.name.rpartition("/")[0] for entry in self.lane.entries.values()}
+        known = {entry.method.name for entry in self.lane.entries.values()} | {f"{name}/*" for name in services}
+        if unknown := sorted(set(configured) - known):
+            raise BadService(f"keys: no service has {unknown}")
+
+    def _add_health(self) -> None:
+        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+        self._health = health.aio.HealthServicer()
+        add = health_pb2_grpc.add_HealthServicer_to_server
+        for method in methods.methods_of(self._health, configured={}, add=add):
+            self.lane.add(method)
+        self._serving = health_pb2.HealthCheckResponse.SERVING
+
+    def _add_reflection(self) -> None:
+        from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+        names = {entry.method.name.rpartition("/")[0] for entry in self.lane.entries.values()}
+        names.add("grpc.reflection.v1alpha.ServerReflection")
+        servicer = reflection.aio.ReflectionServicer(sorted(names))
+        add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        for method in methods.methods_of(servicer, configured={}, add=add):
+            self.lane.add(method)
+            # grpcio ships v1alpha alone; newer clients ask for v1, which has the same messages.
+            path = method.path.replace("v1alpha", "v1")
+            self.lane.add(Method(path, *(getattr(method, name) for name in Method.__slots__[1:])))
+
+    async def set_health(self, *, serving: bool) -> None:
+        if self._health is None:
+            return
+        if not serving:
+            await self._health.enter_graceful_shutdown()
+            return
+        for name in {"", *(entry.method.name.rpartition("/")[0] for entry in self.lane.entries.values())}:
+            await self._health.set(name, self._serving)
+
+    async def follow(self) -> None:
+        """Give the lane every placement that the membership names."""
+        async for placement in self.membership.watch():
+            self.lane.place(placement)
+
+    # The tick
+
+    async def tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self.report()
+
+    async def report(self, *, collect: int = 0) -> None:
+        """Move out what was counted since the last time."""
+        points = [point for point in self.stats.take() if self._is_news(point)]
+        spans = self.tracer.take()
+        if not points and not spans and not collect:
+            return
+        report = control_pb2.Report(
+            seq=next(self._seq),
+            points=[point_to_proto(point) for point in points],
+            spans=[span_to_proto(span) for span in spans],
+            keyed=self.shard.keyed_counts(),
+            collect=collect,
+        )
+        await self.control.send(control_pb2.ToSupervisor(report=report))
+
+    def _is_news(self, point: Any) -> bool:
+        if point.kind != "gauge":
+            return True
+        key = (point.instrument.name, point.attributes)
+        before, self._gauges[key] = self._gauges.get(key), point.value
+        return bool(before != point.value)
+
+    # What the supervisor says
+
+    async def obey(self) -> None:
+        """Follow the supervisor until it says stop, or is gone."""
+        draining: asyncio.Task[None] | None = None
+        async with asyncio.TaskGroup() as tasks:
+            while (message := await self.control.receive()) is not None:
+                match message.WhichOneof("kind"):
+                    case "placement":
+                        self.membership.offer(placement_from_proto(message.placement))
+                    case "collect":
+                        await self.report(collect=message.collect)
+                    case "status":
+                        self._answered(message.status)
+                    case "drain":
+                        draining = draining or tasks.create_task(self._drain(message.drain.grace_s))
+                    case "stop":
+                        break
+            if draining is not None:
+                draining.cancel()
+
+    async def _drain(self, grace_s: float) -> None:
+        await self.set_health(serving=False)
+        await self._wait_quiet()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.lane.drain()
+                await self._wait_quiet()
+        except TimeoutError:
+            log.warning("shard.drain_cut_short shard=%s under_way=%d", self.setup.name, self.lane.own_in_flight)
+        await self.control.send(control_pb2.ToSupervisor(drained=control_pb2.Drained()))
+
+    async def _wait_quiet(self) -> None:
+        """Wait until no call has come for a moment: gRPC's core may still hold some that it had taken."""
+        give_up = time.monotonic() + QUIET_LIMIT_S
+        seen = -1
+        while seen != self.lane.received and time.monotonic() < give_up:
+            seen = self.lane.received
+            await asyncio.sleep(QUIET_S)
+
+    async def ask_status(self) -> str:
+        """Ask the supervisor for the state of all shards, as JSON."""
+        number = next(self._numbers)
+        self._asked[number] = asyncio.get_running_loop().create_future()
+        await self.control.send(control_pb2.ToSupervisor(ask_status=number))
+        try:
+            return await self._asked[number]
+        finally:
+            del self._asked[number]
+
+    def _answered(self, answer: control_pb2.StatusAnswer) -> None:
+        if (asked := self._asked.get(answer.number)) is not None and not asked.done():
+            asked.set_result(answer.json)
+
+    async def end(self) -> None:
+        await self.listener.stop(0.1)
+        await self.forwarder.aclose()
+        await self.shard.aclose()
+        await self.report(collect=0)
+
+
+async def run(control: Control) -> bool:
+    """Live as one shard: set up, serve, drain, end. False where it could not start."""
+    first = await control.receive()
+    if first is None:
+        return False
+    if first.setup.app_dir and first.setup.app_dir not in sys.path:
+        sys.path.insert(0, first.setup.app_dir)
+    life = None
+    try:
+        life = _Life(first.setup, control)
+        await life.start()
+    except Exception as error:
+        reason = str(error) if isinstance(error, OnelaneError) else traceback.format_exc()
+        await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=reason)))
+        return False
+    await life.set_health(serving=True)
+    await control.send(control_pb2.ToSupervisor(ready=control_pb2.Ready(pid=os.getpid())))
+    async with asyncio.TaskGroup() as tasks:
+        ours = [tasks.create_task(life.tick()), tasks.create_task(life.follow())]
+        await life.obey()
+        for task in ours:
+            task.cancel()
+    await life.end()
+    return True

@@ -1,0 +1,55 @@
+"""What becomes of a call that does not end well: the one place where an error turns into a status.
+
+Promises: whatever leaves a handler, the call has a status; the text of an exception that is not ours stays in our log.
+"""
+
+import asyncio
+import logging
+import secrets
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from onelane.call import Aborted, Call
+from onelane.errors import OnelaneError, Overloaded
+
+log = logging.getLogger("onelane.call")
+PUSHBACK = ("grpc-retry-pushback-ms", "100")
+
+
+def failed(call: Call, error: Exception, *, method: str, shard: str) -> None:
+    """Give `call` the status of an exception."""
+    match error:
+        case Aborted():
+            # The handler has chosen the status itself.
+            return
+        case OnelaneError():
+            call.fail(grpc.StatusCode[error.status], str(error))
+            if isinstance(error, Overloaded):
+                call.trailers = (*call.trailers, PUSHBACK)
+        case grpc.aio.AioRpcError():
+            _pass_on(call, error)
+        case _:
+            error_id = secrets.token_hex(6)
+            log.error("call.failed id=%s method=%s shard=%s", error_id, method, shard, exc_info=error)
+            call.fail(grpc.StatusCode.INTERNAL, f"unexpected failure; the shard's log has the rest under {error_id}")
+
+
+def cancelled(call: Call, *, method: str, shard: str) -> bool:
+    """Give `call` the status of a cancellation; whether it came from outside, and so must go on."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client, its deadline, or a drain")
+        return True
+    # One that leaked from inside the handler: grpc.aio would send no status at all, and the client wait for ever.
+    log.error("call.leaked_cancellation method=%s shard=%s", method, shard)
+    call.fail(grpc.StatusCode.INTERNAL, "the handler was cancelled from inside")
+    return False
+
+
+def _pass_on(call: Call, error: Any) -> None:
+    """A call to another service failed, and the handler let it pass: so does its status."""
+    call.fail(error.code(), error.details() or "")
+    trailers = tuple(error.trailing_metadata() or ())
+    call.trailers = (*call.trailers, *(pair for pair in trailers if not pair[0].startswith("onelane-")))
