@@ -1,6 +1,7 @@
 """The package is an ordered list: a file imports only what stands above it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "config"]
 CORE = ["ring", "placement", "keys", "retry", "stats", "spans"]
+WIRE = ["wire"]
 EDGES = ["telemetry", "scope", "call", "plain", "methods", "listener", "forward", "channel", "offload", "sinks"]
 EDGES += ["membership", "control", "ports", "plugs"]
 PROCESSES = ["handling", "outcome", "lane", "topology", "shard", "life", "process", "launcher", "inline"]
 PROCESSES += ["keeper", "supervisor", "systemd", "admin", "status", "proto", "cli"]
-ORDER = WORDS + CORE + EDGES + PROCESSES
+ORDER = WORDS + CORE + WIRE + EDGES + PROCESSES
 BESIDE = {"v1", "testing", "py", "protos"}
 OUTSIDE = {
     "asyncio",
@@ -46,11 +48,19 @@ def test_a_module_imports_only_modules_above_it(name: str) -> None:
     assert ours <= {name, "v1", *ORDER[: ORDER.index(name)]}
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if name in CORE])
-def test_the_core_touches_nothing_outside(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in modules() if name in CORE + WIRE])
+def test_core_and_wire_touch_nothing_outside(name: str) -> None:
     assert not OUTSIDE & {dotted.split(".")[0] for dotted in imports(name)}
 
 
 def test_every_module_has_its_place() -> None:
     found = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_")}
     assert found - BESIDE <= set(ORDER)
+
+
+def test_one_file_imports_ngh2() -> None:
+    """So that another binding can take its place."""
+    found = [
+        file for file in PACKAGE.rglob("*.py") if re.search(r"^(?:from|import) ngh2", file.read_text(), re.MULTILINE)
+    ]
+    assert found == [PACKAGE / "wire" / "http2.py"]

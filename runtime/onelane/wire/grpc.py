@@ -1,0 +1,203 @@
+"""What gRPC writes over HTTP/2, both sides: message framing, timeouts, metadata, status.
+
+Source: grpc/doc/PROTOCOL-HTTP2.md, grpc/doc/http-grpc-status-mapping.md.
+"""
+
+import gzip
+import zlib
+from base64 import b64decode, b64encode
+from binascii import Error as BadBase64
+from collections.abc import Iterable
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from onelane.errors import OnelaneError
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+Headers = list[tuple[bytes, bytes]]
+
+OK = 0
+CANCELLED = 1
+UNKNOWN = 2
+DEADLINE_EXCEEDED = 4
+PERMISSION_DENIED = 7
+RESOURCE_EXHAUSTED = 8
+UNIMPLEMENTED = 12
+INTERNAL = 13
+UNAVAILABLE = 14
+UNAUTHENTICATED = 16
+
+PREFIX = 5
+"""Bytes before each message: a flag that says whether it is compressed, and its length."""
+ENCODINGS = b"identity,gzip"
+MAX_TIMEOUT_DIGITS = 8
+_PER_SECOND = {b"n": 1e9, b"u": 1e6, b"m": 1e3, b"S": 1.0, b"M": 1 / 60, b"H": 1 / 3600}
+_PRINTABLE = bytes(set(range(0x20, 0x7F)) - {0x25})
+_OURS = frozenset({b"te", b"content-type", b"user-agent", b"host", b"accept-encoding", b"content-length"})
+
+
+class BadWire(OnelaneError):
+    """The peer broke gRPC's protocol on one stream; `code` is the gRPC status to answer with."""
+
+    status = "INTERNAL"
+
+    def __init__(self, text: str, *, code: int = INTERNAL) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def frame(message: bytes) -> bytes:
+    """One message as it goes on the wire, not compressed."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def frame_gzip(message: bytes) -> bytes:
+    """One message, compressed."""
+    packed = gzip.compress(message, compresslevel=6, mtime=0)
+    return b"\1" + len(packed).to_bytes(4, "big") + packed
+
+
+class Deframer:
+    """Cuts the bytes of one stream into messages. Holds at most one message of `limit` bytes, and its prefix."""
+
+    __slots__ = ("_buffer", "_gzip", "_limit")
+
+    def __init__(self, *, limit: int, encoding: bytes) -> None:
+        """encoding: the stream's `grpc-encoding`; b"" or b"identity" for none.
+
+        Raises:
+            BadWire: an encoding that is not known here (UNIMPLEMENTED).
+        """
+        if encoding not in (b"", b"identity", b"gzip"):
+            raise BadWire(f"grpc-encoding {encoding.decode('latin-1')!r} is not supported", code=UNIMPLEMENTED)
+        self._gzip = encoding == b"gzip"
+        self._buffer = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that are whole now.
+
+        Raises:
+            BadWire: a message over the limit (RESOURCE_EXHAUSTED), or one that breaks the rules (INTERNAL).
+        """
+        if not self._buffer and len(data) >= PREFIX and int.from_bytes(data[1:5], "big") == len(data) - PREFIX:
+            # Nearly always one message is exactly one piece.
+            return [self._message(data[0], data[PREFIX:])]
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= PREFIX:
+            size = int.from_bytes(self._buffer[1:5], "big")
+            if size > self._limit:
+                self._refuse(size)
+            if len(self._buffer) < PREFIX + size:
+                break
+            flag, message = self._buffer[0], bytes(self._buffer[PREFIX : PREFIX + size])
+            del self._buffer[: PREFIX + size]
+            messages.append(self._message(flag, message))
+        return messages
+
+    @property
+    def is_between(self) -> bool:
+        """No message has been begun: the stream may end here."""
+        return not self._buffer
+
+    def _message(self, flag: int, message: bytes) -> bytes:
+        if len(message) > self._limit:
+            self._refuse(len(message))
+        if flag == 0:
+            return message
+        if flag != 1:
+            raise BadWire(f"compressed flag is {flag}, expected 0 or 1")
+        if not self._gzip:
+            raise BadWire("a compressed message in a stream without grpc-encoding")
+        return self._unpack(message)
+
+    def _unpack(self, message: bytes) -> bytes:
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            unpacked = unpacker.decompress(message, self._limit + 1)
+        except zlib.error as error:
+            raise BadWire(f"a message is not gzip: {error}") from error
+        if len(unpacked) > self._limit:
+            self._refuse(len(unpacked))
+        if not unpacker.eof:
+            raise BadWire("a gzip message ends too soon")
+        return unpacked
+
+    def _refuse(self, size: int) -> None:
+        raise BadWire(f"Received message larger than max ({size} vs. {self._limit})", code=RESOURCE_EXHAUSTED)
+
+
+def write_timeout(seconds: float) -> bytes:
+    """`grpc-timeout` in the finest unit that fits eight digits, rounded down: a deadline never grows. At least 1 ns."""
+    for unit, per_second in _PER_SECOND.items():
+        count = int(seconds * per_second)
+        if count < 10**MAX_TIMEOUT_DIGITS:
+            return b"%d%s" % (max(count, 1), unit)
+    return b"99999999H"
+
+
+def read_timeout(text: bytes) -> float:
+    """Seconds of a `grpc-timeout`.
+
+    Raises:
+        BadWire: it is malformed.
+    """
+    digits, unit = text[:-1], text[-1:]
+    if unit not in _PER_SECOND or not digits.isdigit() or len(digits) > MAX_TIMEOUT_DIGITS:
+        raise BadWire(f"grpc-timeout {text.decode('latin-1')!r}: expected up to 8 digits and one of n u m S M H")
+    return int(digits) / _PER_SECOND[unit]
+
+
+def write_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
+    """Custom metadata as headers; `-bin` values in base64."""
+    headers: Headers = []
+    for name, value in metadata:
+        key = name.encode("ascii")
+        if name.endswith("-bin"):
+            raw = value if isinstance(value, bytes) else value.encode()
+            headers.append((key, b64encode(raw).rstrip(b"=")))
+        else:
+            headers.append((key, value if isinstance(value, bytes) else value.encode("ascii")))
+    return headers
+
+
+def read_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
+    """What of `headers` is the application's: not HTTP's, not gRPC's own."""
+    found: list[tuple[str, str | bytes]] = []
+    for name, value in headers:
+        if name[0] == 0x3A or name in _OURS or (name.startswith(b"grpc-") and name != b"grpc-status-details-bin"):
+            continue
+        if name.endswith(b"-bin"):
+            found += [(name.decode("ascii"), _unbase64(part)) for part in value.split(b",")]
+        else:
+            found.append((name.decode("ascii"), value.decode("latin-1")))
+    return tuple(found)
+
+
+def _unbase64(value: bytes) -> bytes:
+    value = value.strip()
+    try:
+        return b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except BadBase64 as error:
+        raise BadWire(f"metadata in -bin is not base64: {error}") from error
+
+
+def write_message(details: str) -> bytes:
+    """`grpc-message`: percent-encoded UTF-8."""
+    return quote_from_bytes(details.encode(), safe=_PRINTABLE).encode()
+
+
+def read_message(text: bytes) -> str:
+    """A `grpc-message`; what is malformed is kept as it came."""
+    return unquote_to_bytes(text).decode("utf-8", "replace")
+
+
+def status_of_http(status: int) -> int:
+    """The gRPC status of an answer that has none of its own. Source: http-grpc-status-mapping.md."""
+    mapped = {400: INTERNAL, 401: UNAUTHENTICATED, 403: PERMISSION_DENIED, 404: UNIMPLEMENTED}
+    return mapped.get(status, UNAVAILABLE if status in (429, 502, 503, 504) else UNKNOWN)
+
+
+def status_of_reset(error_code: int) -> int:
+    """The gRPC status of a stream that the peer reset with an HTTP/2 error code. Source: PROTOCOL-HTTP2.md, Errors."""
+    return {0x7: UNAVAILABLE, 0x8: CANCELLED, 0xB: RESOURCE_EXHAUSTED, 0xC: PERMISSION_DENIED}.get(error_code, INTERNAL)

@@ -1,0 +1,152 @@
+"""HTTP/2 by libnghttp2: the only file that imports ngh2, behind what gRPC needs of it.
+
+Framing, HPACK, flow control and the limits against abuse are libnghttp2's. A connection never raises for what a peer
+sends: it ends, with `Closed` as its last event.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ngh2 import Connection
+from ngh2.config import Configuration, Role
+from ngh2.enums import ErrorCode, Setting
+from ngh2.events import (
+    ConnectionClosed,
+    DataReceived,
+    GoAwayReceived,
+    PingAcknowledged,
+    RequestReceived,
+    ResponseReceived,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
+from ngh2.exceptions import NGH2Error
+
+__all__ = [
+    "Closed",
+    "DataReceived",
+    "ErrorCode",
+    "GoAwayReceived",
+    "Http2",
+    "Limits",
+    "PingAcknowledged",
+    "RequestReceived",
+    "ResponseReceived",
+    "StreamClosed",
+    "StreamReset",
+    "TrailersReceived",
+    "WindowUpdated",
+]
+
+Closed = ConnectionClosed
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection may cost."""
+
+    max_streams: int = 1024
+    """Calls at once that the peer may open."""
+    window: int = 1024 * 1024
+    """Bytes of one stream that the peer may send ahead of its reader."""
+    connection_window: int = 4 * 1024 * 1024
+    """The same, of all streams together."""
+    max_metadata: int = 16 * 1024
+    """Bytes of one header block, decoded. Four times as much ends the connection."""
+    resets: tuple[int, int] = (1000, 33)
+    """Streams that the peer may reset: a burst, and a rate for each second."""
+
+
+class Http2:
+    """One end of one connection: bytes in, events out, bytes to send."""
+
+    __slots__ = ("_connection", "_failed", "acknowledge", "end_stream", "send_data", "send_response", "send_trailers")
+
+    def __init__(self, *, server: bool, limits: Limits) -> None:
+        self._connection = Connection(
+            Role.SERVER if server else Role.CLIENT,
+            Configuration(
+                auto_window_update=False,
+                peer_max_concurrent_streams=100,
+                max_inbound_header_list_size=limits.max_metadata * 4,
+                max_send_header_block_length=limits.max_metadata * 4,
+                stream_reset_rate_limit=limits.resets,
+            ),
+        )
+        self._failed = False
+        settings = {
+            Setting.INITIAL_WINDOW_SIZE: limits.window,
+            Setting.MAX_HEADER_LIST_SIZE: limits.max_metadata,
+            Setting.MAX_FRAME_SIZE: 65_536,
+        }
+        settings[Setting.MAX_CONCURRENT_STREAMS if server else Setting.ENABLE_PUSH] = (
+            limits.max_streams if server else 0
+        )
+        self._connection.initiate_connection(settings)
+        self._connection.set_local_window_size(limits.connection_window)
+        # Bound once: these run for every call.
+        self.send_response = self._connection.send_response
+        self.send_data = self._connection.send_data
+        self.send_trailers = self._connection.send_trailers
+        self.end_stream = self._connection.end_stream
+        self.acknowledge = self._connection.acknowledge_received_data
+
+    def receive(self, data: bytes) -> list[Any]:
+        """Take bytes from the peer; what they amount to."""
+        if self._failed:
+            return []
+        try:
+            self._connection.receive_data(data)
+        except NGH2Error as error:
+            self._failed = True
+            return [*self._connection.events(), ConnectionClosed(ErrorCode.PROTOCOL_ERROR, str(error).encode())]
+        return self._connection.events()
+
+    def take(self) -> bytes:
+        """The bytes to send now."""
+        if self._failed:
+            return b""
+        try:
+            return self._connection.data_to_send()
+        except NGH2Error:
+            self._failed = True
+            return b""
+
+    def send_request(self, headers: Headers, *, end_stream: bool = False) -> int:
+        """Open a stream; its number."""
+        return self._connection.send_request(headers, end_stream=end_stream)
+
+    def reset(self, stream: int, error: int) -> None:
+        self._connection.reset_stream(stream, error)
+
+    def ping(self, payload: bytes) -> None:
+        self._connection.ping(payload)
+
+    def shutdown_notice(self) -> None:
+        """Say that this end will go away; streams that the peer has opened meanwhile are still taken."""
+        self._connection.send_shutdown_notice()
+
+    def go_away(self, error: int = 0) -> None:
+        """Take no further stream; those that are open go on."""
+        self._connection.send_goaway(error)
+
+    def terminate(self, error: int = 0) -> None:
+        """End the connection as soon as what is queued has been sent."""
+        self._connection.terminate_connection(error)
+
+    def queued(self, stream: int) -> int:
+        """Bytes of one stream's messages that the peer's windows hold back."""
+        return self._connection.queued_body_size(stream)
+
+    @property
+    def can_open(self) -> bool:
+        """The peer lets us open one more stream now."""
+        return self._connection.can_send_request
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing will be read or written any more."""
+        return self._failed or not (self._connection.want_read or self._connection.want_write)

@@ -1,0 +1,261 @@
+"""The server's end of one gRPC connection, sans-I/O: bytes in, calls out.
+
+Promises: what a peer sends never raises; a stream that breaks gRPC's rules is answered with its status and goes on
+nowhere; every opened stream ends in exactly one `Ended` or in this end's answer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from onelane.wire import grpc
+from onelane.wire.grpc import BadWire, Deframer, Headers, Metadata
+from onelane.wire.http2 import (
+    Closed,
+    DataReceived,
+    ErrorCode,
+    Http2,
+    Limits,
+    PingAcknowledged,
+    RequestReceived,
+    StreamClosed,
+    StreamReset,
+    WindowUpdated,
+)
+
+_RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+FIELD_OVERHEAD = 32
+"""What RFC 9113 counts for each header field beside its bytes."""
+_OK: Headers = [(b"grpc-status", b"0")]
+
+
+class Stream:
+    """One call on the wire."""
+
+    __slots__ = ("_deframer", "call", "ended", "headers", "id", "limit", "path", "sent_headers", "unread")
+
+    def __init__(self, number: int, headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
+        self.id = number
+        self.headers = headers
+        self.limit = limit
+        self.path = b""
+        self.ended = False
+        """The client has sent its last message."""
+        self.sent_headers = False
+        self.unread = 0
+        """Bytes received that have not been acknowledged."""
+        self.call: Any = None
+        """Whatever the listener keeps here."""
+        self._deframer: Deframer | None = None
+
+    def value(self, name: bytes) -> bytes:
+        """The value of one header, or b""."""
+        return next((value for key, value in self.headers if key == name), b"")
+
+    def feed(self, data: bytes) -> list[bytes]:
+        if self._deframer is None:
+            self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"))
+        return self._deframer.feed(data)
+
+    @property
+    def is_whole(self) -> bool:
+        """No message has been cut off."""
+        return self._deframer is None or self._deframer.is_between
+
+    def metadata(self) -> Metadata:
+        """Raises BadWire where binary metadata is malformed."""
+        return grpc.read_metadata(self.headers)
+
+
+@dataclass(slots=True)
+class Opened:
+    """A call has begun: its headers are there."""
+
+    stream: Stream
+
+
+@dataclass(slots=True)
+class Messages:
+    """Whole messages have come, or the client's last word, or both."""
+
+    stream: Stream
+    messages: list[bytes]
+
+
+@dataclass(slots=True)
+class Ended:
+    """The client has ended a call before it was answered."""
+
+    stream: Stream
+
+
+@dataclass(slots=True)
+class Gone:
+    """The connection is over."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class Writable:
+    """The peer reads again: streams that were held back may have room."""
+
+
+@dataclass(slots=True)
+class Pong:
+    """Our ping has been answered."""
+
+
+Event = Opened | Messages | Ended | Gone | Writable | Pong
+
+
+class ServerConnection:
+    """See the module. `receive` and `take` move bytes; the rest answers calls."""
+
+    def __init__(self, limits: Limits, *, max_message: int) -> None:
+        self.http2 = Http2(server=True, limits=limits)
+        self.streams: dict[int, Stream] = {}
+        self._answered_early: list[int] = []
+        self._max_message = max_message
+        self._max_metadata = limits.max_metadata
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Take bytes from the client; what they amount to, in order."""
+        found: list[Event] = []
+        for event in self.http2.receive(data):
+            kind = type(event)
+            if kind is RequestReceived:
+                self._open(event.stream_id, event.headers, event.end_stream, found)
+            elif kind is DataReceived:
+                self._data(event.stream_id, event.data, event.end_stream, found)
+            elif kind is StreamReset or kind is StreamClosed:
+                stream = self.streams.pop(event.stream_id, None)
+                if stream is not None:
+                    found.append(Ended(stream))
+            elif kind is WindowUpdated:
+                found.append(Writable())
+            elif kind is PingAcknowledged:
+                found.append(Pong())
+            elif kind is Closed:
+                found.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
+        return found
+
+    def take(self) -> bytes:
+        """The bytes to send now."""
+        data = self.http2.take()
+        return data if not self._answered_early else data + self._reset_answered()
+
+    # Answers
+
+    def answer(self, stream: Stream, message: bytes) -> None:
+        """The whole answer of a unary call that went well."""
+        http2 = self.http2
+        number = stream.id
+        http2.send_response(number, _RESPONSE)
+        http2.send_data(number, b"\0" + len(message).to_bytes(4, "big") + message)
+        http2.send_trailers(number, _OK)
+        self._left(stream)
+
+    def send_headers(self, stream: Stream, metadata: Metadata = ()) -> None:
+        """Initial metadata; once."""
+        if not stream.sent_headers:
+            stream.sent_headers = True
+            more = grpc.write_metadata(metadata) if metadata else []
+            self.http2.send_response(stream.id, [*_RESPONSE, *more])
+
+    def send_message(self, stream: Stream, message: bytes) -> None:
+        self.send_headers(stream)
+        self.http2.send_data(stream.id, b"\0" + len(message).to_bytes(4, "big") + message)
+
+    def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> None:
+        """The status, and so the end of the call; as headers alone where nothing was sent before."""
+        headers: Headers = [(b"grpc-status", b"%d" % code)]
+        if details:
+            headers.append((b"grpc-message", grpc.write_message(details)))
+        if trailers:
+            headers += grpc.write_metadata(trailers)
+        if stream.sent_headers:
+            self.http2.send_trailers(stream.id, headers)
+        else:
+            self.http2.send_response(stream.id, [*_RESPONSE, *headers], end_stream=True)
+        self._left(stream)
+
+    def consumed(self, stream: Stream, amount: int) -> None:
+        """The reader has taken `amount` bytes: let the client send as many more."""
+        stream.unread -= amount
+        if stream.id in self.streams:
+            self.http2.acknowledge(amount, stream.id)
+
+    def refuse(self, stream: Stream) -> None:
+        """Reset a stream that was not looked at, so that the client may send it elsewhere at once."""
+        self.streams.pop(stream.id, None)
+        self.http2.reset(stream.id, ErrorCode.REFUSED_STREAM)
+
+    # What came
+
+    def _open(self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, found: list[Event]) -> None:
+        stream = Stream(number, headers, self._max_message)
+        stream.ended = ended
+        method = content = b""
+        size = 0
+        for name, value in headers:
+            size += len(name) + len(value) + FIELD_OVERHEAD
+            if name == b":path":
+                stream.path = value
+            elif name == b"content-type":
+                content = value
+            elif name == b":method":
+                method = value
+        if not content.startswith(b"application/grpc"):
+            self.http2.send_response(number, [(b":status", b"415")], end_stream=True)
+            self._stop_reading(stream)
+            return
+        if method != b"POST":
+            self.http2.send_response(number, [(b":status", b"405"), (b"allow", b"POST")], end_stream=True)
+            self._stop_reading(stream)
+            return
+        if size > self._max_metadata:
+            self.finish(stream, grpc.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
+            return
+        self.streams[number] = stream
+        found.append(Opened(stream))
+        if ended:
+            found.append(Messages(stream, []))
+
+    def _data(self, number: int, data: bytes, ended: bool, found: list[Event]) -> None:
+        stream = self.streams.get(number)
+        if stream is None:
+            # Of a call that has been answered already: its bytes count against the connection alone.
+            self.http2.acknowledge(len(data), number)
+            return
+        stream.unread += len(data)
+        stream.ended = ended
+        try:
+            messages = stream.feed(data)
+            if ended and not stream.is_whole:
+                raise BadWire("the stream ended in the middle of a message")
+        except BadWire as error:
+            found.append(Ended(stream))
+            self.finish(stream, error.code, str(error))
+            return
+        if messages or ended:
+            found.append(Messages(stream, messages))
+
+    def _left(self, stream: Stream) -> None:
+        self.streams.pop(stream.id, None)
+        if stream.unread:
+            self.http2.acknowledge(stream.unread, stream.id)
+            stream.unread = 0
+        if not stream.ended:
+            self._stop_reading(stream)
+
+    def _stop_reading(self, stream: Stream) -> None:
+        """The answer is complete: the rest of the request is of no use. RFC 9113, section 8.1."""
+        if not stream.ended:
+            self._answered_early.append(stream.id)
+
+    def _reset_answered(self) -> bytes:
+        # Only once its answer has left: libnghttp2 drops what a reset overtakes.
+        for number in (gone := [n for n in self._answered_early if not self.http2.queued(n)]):
+            self._answered_early.remove(number)
+            self.http2.reset(number, ErrorCode.NO_ERROR)
+        return self.http2.take() if gone else b""

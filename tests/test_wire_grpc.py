@@ -1,0 +1,97 @@
+"""What gRPC writes over HTTP/2, byte by byte."""
+
+import gzip
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane.wire import grpc
+from onelane.wire.grpc import BadWire, Deframer, frame, frame_gzip
+
+messages = st.lists(st.binary(max_size=50), max_size=6)
+cuts = st.lists(st.integers(0, 400), max_size=8)
+
+
+def pieces(data: bytes, where: list[int]) -> list[bytes]:
+    """`data` cut at those places."""
+    ends = [0, *sorted(min(cut, len(data)) for cut in where), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(ends)]
+
+
+@given(messages, cuts, st.booleans())
+def test_messages_come_whole_however_the_bytes_are_cut(sent: list[bytes], where: list[int], packed: bool) -> None:
+    deframer = Deframer(limit=100, encoding=b"gzip" if packed else b"")
+    wire = b"".join(map(frame_gzip if packed else frame, sent))
+    assert [m for piece in pieces(wire, where) for m in deframer.feed(piece)] == sent
+    assert deframer.is_between
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "code"),
+    [
+        (frame(b"x" * 101), b"", grpc.RESOURCE_EXHAUSTED),
+        (frame(b"x" * 101)[:20], b"", grpc.RESOURCE_EXHAUSTED),
+        (frame_gzip(b"x" * 5000), b"gzip", grpc.RESOURCE_EXHAUSTED),
+        (b"\x02\0\0\0\0", b"", grpc.INTERNAL),
+        (frame_gzip(b"x"), b"", grpc.INTERNAL),
+        (b"\x01\0\0\0\x01x", b"gzip", grpc.INTERNAL),
+        (b"\x01\0\0\0\x0a" + gzip.compress(b"x" * 9)[:10], b"gzip", grpc.INTERNAL),
+    ],
+)
+def test_a_message_that_breaks_the_rules_is_refused(data: bytes, encoding: bytes, code: int) -> None:
+    with pytest.raises(BadWire) as caught:
+        Deframer(limit=100, encoding=encoding).feed(data)
+    assert caught.value.code == code
+
+
+def test_an_unknown_encoding_is_unimplemented() -> None:
+    with pytest.raises(BadWire, match="'snappy' is not supported") as caught:
+        Deframer(limit=1, encoding=b"snappy")
+    assert caught.value.code == grpc.UNIMPLEMENTED
+
+
+@given(st.floats(1e-9, 3e11, allow_nan=False))
+def test_a_timeout_never_grows_and_loses_little(seconds: float) -> None:
+    text = grpc.write_timeout(seconds)
+    assert len(text) <= 9
+    read = grpc.read_timeout(text)
+    assert read <= seconds * (1 + 1e-9)
+    assert read >= min(seconds * 0.98 - 1e-9, 99999999 * 3600 * 0.98)
+
+
+@pytest.mark.parametrize("text", [b"", b"5", b"S", b"-1S", b"5x", b"123456789S", b"1.5S"])
+def test_a_malformed_timeout_is_refused(text: bytes) -> None:
+    with pytest.raises(BadWire, match="grpc-timeout"):
+        grpc.read_timeout(text)
+
+
+names = st.text("abcxyz0189._-", min_size=1, max_size=9).filter(
+    lambda n: not n.startswith("grpc-") and n not in ("te", "host") and not n.endswith("-bin")
+)
+texts = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=9)
+entries = st.lists(
+    st.tuples(names, texts) | st.tuples(names.map(lambda n: f"{n}-bin"), st.binary(max_size=9)), max_size=6
+)
+
+
+@given(entries)
+def test_metadata_is_read_as_it_was_written(metadata: list[tuple[str, str | bytes]]) -> None:
+    assert grpc.read_metadata(grpc.write_metadata(metadata)) == tuple(metadata)
+
+
+def test_http_and_grpc_headers_are_not_metadata() -> None:
+    headers = [(b":path", b"/a/B"), (b"te", b"trailers"), (b"grpc-timeout", b"1S"), (b"x", b"y"), (b"b-bin", b"/w,AA")]
+    assert grpc.read_metadata(headers) == (("x", "y"), ("b-bin", b"\xff"), ("b-bin", b"\0"))
+
+
+def test_binary_metadata_that_is_not_base64_is_refused() -> None:
+    with pytest.raises(BadWire, match="not base64"):
+        grpc.read_metadata([(b"x-bin", b"!!")])
+
+
+@given(st.text())
+def test_details_survive_percent_encoding(details: str) -> None:
+    written = grpc.write_message(details.encode("utf-8", "ignore").decode())
+    assert all(0x20 <= byte <= 0x7E for byte in written)
+    assert grpc.read_message(written) == details.encode("utf-8", "ignore").decode()

@@ -1,0 +1,217 @@
+"""The server's end of a gRPC connection, fed with bytes: no socket, no loop, no clock."""
+
+from typing import Any
+
+import pytest
+from onelane.wire.grpc import frame
+from onelane.wire.http2 import (
+    DataReceived,
+    ErrorCode,
+    GoAwayReceived,
+    Http2,
+    Limits,
+    ResponseReceived,
+    StreamReset,
+    TrailersReceived,
+)
+from onelane.wire.server import Ended, Gone, Messages, Opened, ServerConnection
+
+REQUEST = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/t.T/M"),
+    (b":authority", b"here"),
+    (b"te", b"trailers"),
+    (b"content-type", b"application/grpc"),
+]
+
+
+DEFAULT = Limits()
+
+
+class Wire:
+    """A server's end, and a bare HTTP/2 client that speaks to it by passing bytes."""
+
+    def __init__(self, limits: Limits = DEFAULT, *, max_message: int = 1000) -> None:
+        self.server = ServerConnection(limits, max_message=max_message)
+        self.client = Http2(server=False, limits=Limits())
+        self.events: list[Any] = []
+        self.seen: list[Any] = []
+        self.pass_bytes()
+
+    def pass_bytes(self) -> None:
+        """Both ways, until nobody has anything to say."""
+        while True:
+            up, down = self.client.take(), self.server.take()
+            if not up and not down:
+                return
+            if up:
+                self.events += self.server.receive(up)
+            if down:
+                self.seen += self.client.receive(down)
+
+    def request(self, *messages: bytes, end: bool = True, headers: Any = REQUEST) -> int:
+        stream = self.client.send_request(headers, end_stream=not messages and end)
+        for n, message in enumerate(messages):
+            self.client.send_data(stream, message, end_stream=end and n == len(messages) - 1)
+        self.pass_bytes()
+        return stream
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in (*self.events, *self.seen) if type(event) is kind]
+
+    def answer(self) -> tuple[dict[bytes, bytes], bytes, dict[bytes, bytes]]:
+        """Headers, body and trailers that the client has seen."""
+        headers = {k: v for event in self.of(ResponseReceived) for k, v in event.headers}
+        trailers = {k: v for event in self.of(TrailersReceived) for k, v in event.headers}
+        return headers, b"".join(event.data for event in self.of(DataReceived)), trailers
+
+
+def test_a_unary_call_is_heard_and_answered() -> None:
+    wire = Wire()
+    wire.request(frame(b"hi"))
+    (opened,), (messages,) = wire.of(Opened), wire.of(Messages)
+    assert (opened.stream.path, messages.messages, messages.stream.ended) == (b"/t.T/M", [b"hi"], True)
+    wire.server.answer(opened.stream, b"ho")
+    wire.pass_bytes()
+    headers, body, trailers = wire.answer()
+    assert (headers[b":status"], headers[b"content-type"]) == (b"200", b"application/grpc")
+    assert (body, trailers) == (frame(b"ho"), {b"grpc-status": b"0"})
+    assert wire.server.streams == {}
+
+
+def test_a_failure_is_headers_alone() -> None:
+    wire = Wire()
+    wire.request(frame(b""))
+    wire.server.finish(wire.of(Opened)[0].stream, 5, "nö thing", (("x-why", "so"), ("x-bin", b"\xff")))
+    wire.pass_bytes()
+    headers, body, trailers = wire.answer()
+    assert headers[b"grpc-status"] == b"5"
+    assert headers[b"grpc-message"] == b"n%C3%B6 thing"
+    assert (headers[b"x-why"], headers[b"x-bin"]) == (b"so", b"/w")
+    assert (body, trailers) == (b"", {})
+
+
+def test_an_answer_that_comes_before_the_request_has_ended_arrives_whole_and_stops_it() -> None:
+    wire = Wire()
+    wire.request(frame(b"one"), end=False)
+    wire.server.answer(wire.of(Opened)[0].stream, b"enough")
+    wire.pass_bytes()
+    assert wire.answer()[1:] == (frame(b"enough"), {b"grpc-status": b"0"})
+    assert [event.error_code for event in wire.of(StreamReset)] == [ErrorCode.NO_ERROR]
+
+
+def test_a_stream_passes_in_both_directions() -> None:
+    wire = Wire()
+    number = wire.request(frame(b"1") + frame(b"2"), frame(b"3"), end=False)
+    stream = wire.of(Opened)[0].stream
+    wire.server.send_headers(stream, (("x-first", "a"),))
+    wire.server.send_message(stream, b"a")
+    wire.client.end_stream(number)
+    wire.pass_bytes()
+    wire.server.send_message(stream, b"b")
+    wire.server.finish(stream, 0)
+    wire.pass_bytes()
+    assert [m for event in wire.of(Messages) for m in event.messages] == [b"1", b"2", b"3"]
+    assert stream.ended
+    headers, body, trailers = wire.answer()
+    assert (headers[b"x-first"], body, trailers[b"grpc-status"]) == (b"a", frame(b"a") + frame(b"b"), b"0")
+
+
+def test_a_client_that_resets_ends_its_call_once() -> None:
+    wire = Wire()
+    number = wire.request(frame(b"hi"), end=False)
+    wire.client.reset(number, ErrorCode.CANCEL)
+    wire.pass_bytes()
+    assert len(wire.of(Ended)) == 1
+    assert wire.server.streams == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (frame(b"x" * 1001), b"8"),
+        (b"\x01\0\0\0\x01x", b"13"),
+        (b"\0\0\0\0\x09half", b"13"),
+    ],
+)
+def test_a_message_that_breaks_the_rules_is_answered_with_its_status(body: bytes, status: bytes) -> None:
+    wire = Wire()
+    wire.request(body)
+    assert wire.answer()[0][b"grpc-status"] == status
+    assert len(wire.of(Ended)) == 1
+
+
+def test_what_is_not_grpc_is_refused_in_http() -> None:
+    wire = Wire()
+    wire.request(headers=[*REQUEST[:-1], (b"content-type", b"text/html")])
+    assert wire.answer()[0][b":status"] == b"415"
+    other = Wire()
+    other.request(headers=[(b":method", b"PUT"), *REQUEST[1:]])
+    assert other.answer()[0][b":status"] == b"405"
+
+
+def test_a_reader_that_does_not_read_holds_the_client_back() -> None:
+    """The client may send the window and not a byte more, until the server says that it has consumed."""
+    wire = Wire(Limits(window=70_000), max_message=1_000_000)
+    number = wire.request(frame(b"x" * 200_000), end=False)
+    stream = wire.of(Opened)[0].stream
+    assert stream.unread == 70_000
+    assert wire.client.queued(number) == 200_005 - 70_000
+    wire.server.consumed(stream, 70_000)
+    wire.pass_bytes()
+    assert stream.unread == 70_000
+
+
+def test_a_client_that_does_not_read_is_seen_in_what_is_queued() -> None:
+    wire = Wire()
+    number = wire.request(frame(b"hi"))
+    stream = wire.of(Opened)[0].stream
+    wire.server.send_message(stream, b"x" * 3_000_000)
+    wire.pass_bytes()
+    assert wire.server.http2.queued(number) > 1_000_000
+
+
+def test_garbage_ends_the_connection_and_raises_nothing() -> None:
+    server = ServerConnection(Limits(), max_message=10)
+    events = server.receive(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
+    assert isinstance(events[-1], Gone)
+    assert server.receive(b"more") == []
+
+
+def test_more_streams_than_the_limit_are_refused() -> None:
+    wire = Wire(Limits(max_streams=2))
+    wire.client.receive(b"")
+    for _ in range(4):
+        wire.client.send_request(REQUEST)
+    wire.pass_bytes()
+    assert len(wire.of(Opened)) == 2
+
+
+def test_metadata_over_the_limit_is_refused_by_itself() -> None:
+    wire = Wire(Limits(max_metadata=2_000))
+    wire.request(headers=[*REQUEST, (b"x-big", b"x" * 5_000)])
+    assert wire.of(Opened) == []
+    assert wire.answer()[0][b"grpc-status"] == b"8"
+    wire.request(frame(b"hi"))
+    assert len(wire.of(Opened)) == 1
+
+
+def test_a_header_bomb_ends_the_connection() -> None:
+    wire = Wire(Limits(max_metadata=2_000))
+    wire.request(headers=[*REQUEST, (b"x-bomb", b"x" * 20_000)])
+    assert wire.of(Opened) == []
+    assert len(wire.of(Gone)) == 1
+
+
+def test_going_away_takes_no_new_stream_and_finishes_the_old() -> None:
+    wire = Wire()
+    wire.request(frame(b"hi"))
+    wire.server.http2.shutdown_notice()
+    wire.pass_bytes()
+    wire.server.http2.go_away()
+    wire.pass_bytes()
+    wire.server.answer(wire.of(Opened)[0].stream, b"ho")
+    wire.pass_bytes()
+    assert len(wire.of(GoAwayReceived)) == 2
+    assert wire.answer()[2] == {b"grpc-status": b"0"}
