@@ -21,11 +21,13 @@ async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
     yield  # noqa: PT022 - a generator holds the loop until the session ends
 
 
-@pytest.fixture(scope="module", params=["processes", "inline"])
+@pytest.fixture(scope="module", params=["processes", "inline", "native"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The echo app on two shards: each in a process of its own, or both in one."""
+    """The echo app on two shards: each in a process of its own, both in one, or on the native listener."""
     inline = ["--inline"] if request.param == "inline" else []
-    with running(tmp_path_factory.mktemp("cluster"), echo(2, "reflection = true"), *inline) as made:
+    listener = "native" if request.param == "native" else "grpcio"
+    toml = echo(2, "reflection = true", f'listener = "{listener}"')
+    with running(tmp_path_factory.mktemp("cluster"), toml, *inline) as made:
         yield made
 
 

@@ -10,8 +10,20 @@ PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "config"]
 CORE = ["ring", "placement", "keys", "retry", "stats", "spans"]
 WIRE = ["wire"]
-EDGES = ["telemetry", "scope", "call", "plain", "methods", "listener", "forward", "channel", "offload", "sinks"]
-EDGES += ["membership", "control", "ports", "plugs"]
+EDGES = [
+    "telemetry",
+    "scope",
+    "call",
+    "plain",
+    "methods",
+    "ports",
+    "listener",
+    "forward",
+    "channel",
+    "offload",
+    "sinks",
+]
+EDGES += ["membership", "control", "plugs"]
 PROCESSES = ["handling", "outcome", "lane", "topology", "shard", "life", "process", "launcher", "inline"]
 PROCESSES += ["keeper", "supervisor", "systemd", "admin", "status", "proto", "cli"]
 ORDER = WORDS + CORE + WIRE + EDGES + PROCESSES

@@ -14,6 +14,7 @@ from onelane.config import App
 from onelane.errors import PortTaken
 from onelane.listener import Bind
 from onelane.listener.grpcio import GrpcioListener
+from onelane.listener.native import NativeListener
 from onelane.methods import Method
 from onelane.testing.listener import MemoryListener, Outcome
 
@@ -67,7 +68,7 @@ class Subject:
 
     def __init__(self, kind: str) -> None:
         self.handlers = Handlers()
-        self.listener: Any = MemoryListener() if kind == "memory" else GrpcioListener()
+        self.listener: Any = {"memory": MemoryListener, "grpcio": GrpcioListener, "native": NativeListener}[kind]()
         self._call = memory_call if kind == "memory" else grpcio_call
         self.kind = kind
         self.address = ""
@@ -84,7 +85,7 @@ class Subject:
         return await self._call(self.listener, self.address, f"/t.T/{name}", list(requests), metadata)
 
 
-@pytest.fixture(params=["memory", "grpcio"])
+@pytest.fixture(params=["memory", "grpcio", "native"])
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     made = Subject(request.param)
     yield made

@@ -40,7 +40,10 @@ def cancelled(call: Call, *, method: str, shard: str) -> bool:
     """Give `call` the status of a cancellation; whether it came from outside, and so must go on."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
-        call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client, its deadline, or a drain")
+        if call.time_remaining() == 0:
+            call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer was ready")
+        else:
+            call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client, or by a drain")
         return True
     # One that leaked from inside the handler: grpc.aio would send no status at all, and the client wait for ever.
     log.error("call.leaked_cancellation method=%s shard=%s", method, shard)
