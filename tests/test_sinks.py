@@ -103,5 +103,5 @@ def test_traces_leave_only_where_the_standard_variables_ask_for_them(environment
 
 
 def test_a_plug_that_is_not_installed_is_told_with_those_that_are() -> None:
-    with pytest.raises(BadService, match=r"'nope' is not installed; there are \['grpcio', 'memory'\]"):
+    with pytest.raises(BadService, match=r"'nope' is not installed; there are \['grpcio', 'memory', 'native'\]"):
         plug("onelane.listeners", "nope")

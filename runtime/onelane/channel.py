@@ -2,14 +2,14 @@
 
 It asks the target for its topology and follows it. Until the owner's connection stands, and whenever it breaks, calls
 go to the shared port, where the server forwards them: routing here only saves the hop. Where the target knows no
-topology, it is an ordinary grpc.aio channel.
+topology, it is an ordinary channel.
 
 Deadlines only shrink: the sooner of the caller's, what is left of the call in progress, and the channel's default.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 from types import TracebackType
@@ -19,21 +19,32 @@ import grpc
 import grpc.aio
 
 from onelane import keys, methods
+from onelane.client_call import ClientCall
 from onelane.errors import BadKey
-from onelane.forward import CHANNEL_OPTIONS
+from onelane.intercept import intercepted
 from onelane.keys import FieldKey
+from onelane.native_channel import NativeChannel
 from onelane.placement import Member, Placement
 from onelane.retry import backoff_s
 from onelane.scope import current, sooner
-from onelane.spans import TraceContext
-from onelane.telemetry import Span, Tracer, context_of, outbound
+from onelane.subchannel import Dialling
+from onelane.telemetry import Tracer, context_of, outbound
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 READY = grpc.ChannelConnectivity.READY
 CONNECT_S = 5.0
+DIALLING = Dialling(initial_backoff_s=0.1, max_backoff_s=0.5, keepalive_s=30.0, ping_timeout_s=5.0)
+"""Shards come back within moments, so their clients look again soon."""
 
 
-def connect(target: str, *, deadline_s: float | None = 30.0, name: str = "") -> "Channel":
+def connect(
+    target: str,
+    *,
+    deadline_s: float | None = 30.0,
+    name: str = "",
+    dialling: Dialling = DIALLING,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+) -> "Channel":
     """A channel to the app at `target` ("host:port" of its shared port), for any generated stub.
 
     deadline_s: of a unary call that has no other; None for none. name: what errors call the peer.
@@ -41,39 +52,55 @@ def connect(target: str, *, deadline_s: float | None = 30.0, name: str = "") -> 
 
     Raises:
         RuntimeError: no event loop is running.
+        ValueError: `target` is no target, or one of `interceptors` is none of grpc.aio's.
     """
     asyncio.get_running_loop()
-    return Channel(target, deadline_s=deadline_s, name=name or target)
+    return Channel(target, deadline_s=deadline_s, name=name or target, dialling=dialling, interceptors=interceptors)
 
 
 class Channel(grpc.aio.Channel):
     """See `connect`. Owned by the loop that made it."""
 
-    def __init__(self, target: str, *, deadline_s: float | None, name: str, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        deadline_s: float | None,
+        name: str,
+        tracer: Tracer | None = None,
+        dialling: Dialling = DIALLING,
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    ) -> None:
         self.name = name
         self.target = target
         self.deadline_s = deadline_s
         self.tracer = tracer
         self.placement: Placement | None = None
         self.configured_keys: dict[str, str] = {}
-        self._shared = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
-        self._owners: dict[str, grpc.aio.Channel] = {}
+        self._dialling = dialling
+        self._interceptors = tuple(interceptors)
+        self._shared = NativeChannel(target, dialling)
+        self._owners: dict[str, NativeChannel] = {}
         self._placed = asyncio.Event()
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     # grpc.aio.Channel
 
     def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
-        return _Method(self, "unary_unary", method, *serializers, **more)
+        return self._method("unary_unary", method, *serializers, **more)
 
     def unary_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
-        return _Method(self, "unary_stream", method, *serializers, **more)
+        return self._method("unary_stream", method, *serializers, **more)
 
     def stream_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
-        return _Method(self, "stream_unary", method, *serializers, **more)
+        return self._method("stream_unary", method, *serializers, **more)
 
     def stream_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
-        return _Method(self, "stream_stream", method, *serializers, **more)
+        return self._method("stream_stream", method, *serializers, **more)
+
+    def _method(self, shape: str, method: str, *serializers: Any, **more: Any) -> Any:
+        multi = _Method(self, shape, method, *serializers, **more)
+        return intercepted(multi, shape, method, self._interceptors) if self._interceptors else multi
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self._shared.get_state(try_to_connect)
@@ -108,7 +135,7 @@ class Channel(grpc.aio.Channel):
 
     # Routing
 
-    def channel_for(self, key: str | None) -> grpc.aio.Channel:
+    def channel_for(self, key: str | None) -> NativeChannel:
         """The owner's channel while its connection stands, else the shared one."""
         if key is None or self.placement is None:
             return self._shared
@@ -136,7 +163,7 @@ class Channel(grpc.aio.Channel):
         placement = Placement(update.epoch, members, update.points, dict(update.pins))
         for member in members:
             if member.address not in self._owners:
-                self._owners[member.address] = grpc.aio.insecure_channel(member.address, CHANNEL_OPTIONS)
+                self._owners[member.address] = NativeChannel(member.address, self._dialling)
                 self._owners[member.address].get_state(try_to_connect=True)
         self.configured_keys = dict(update.keys)
         self.placement = placement
@@ -161,7 +188,7 @@ class _Method:
         self._shape = shape
         self._method = method
         self._serializers = (request_serializer, response_deserializer)
-        self._sends: dict[grpc.aio.Channel, Any] = {}
+        self._sends: dict[NativeChannel, Any] = {}
         self._rule: FieldKey | None = None
         self._ruled_by: Placement | None = None
         self._has_default = shape.endswith("_unary")
@@ -181,7 +208,9 @@ class _Method:
         if key is not None and not any(name == keys.HEADER for name, _ in given):
             given = (*given, (keys.HEADER, key))
         scope = current.get()
-        span = self._start(scope.trace if scope else None)
+        tracer = self._channel.tracer
+        parent = scope.trace if scope else None
+        span = parent if tracer is None else tracer.start(self._method[1:], "CLIENT", parent)
         trace = context_of(span)
         if trace is not None:
             given = (*(pair for pair in given if pair[0] not in ("traceparent", "tracestate")), *outbound(trace))
@@ -189,7 +218,7 @@ class _Method:
         limit = sooner(timeout, left)
         if limit is None and self._has_default:
             limit = self._channel.deadline_s
-        sent = self._send(self._channel.channel_for(key))(
+        call: ClientCall = self._send(self._channel.channel_for(key))(
             request,
             timeout=limit,
             metadata=given,
@@ -197,7 +226,10 @@ class _Method:
             wait_for_ready=wait_for_ready,
             compression=compression,
         )
-        return ClientCall(sent, self._channel, span)
+        call.peer_name = self._channel.name
+        if tracer is not None and span is not None:
+            call.tell(lambda call: tracer.end_call(span, status=call.status.name, server=False))
+        return call
 
     def _key(self, request: Any, given: tuple[tuple[str, Any], ...]) -> str | None:
         header = keys.header_of(given)
@@ -216,83 +248,8 @@ class _Method:
             # The server refuses it, with the same words.
             return None
 
-    def _send(self, channel: grpc.aio.Channel) -> Any:
+    def _send(self, channel: NativeChannel) -> Any:
         send = self._sends.get(channel)
         if send is None:
             send = self._sends[channel] = getattr(channel, self._shape)(self._method, *self._serializers)
         return send
-
-    def _start(self, parent: TraceContext | None) -> Span:
-        tracer = self._channel.tracer
-        return parent if tracer is None else tracer.start(self._method[1:], "CLIENT", parent)
-
-
-class ClientCall:
-    """A grpc.aio call whose failures name the peer, and whose span ends with it. All else is the call's own."""
-
-    __slots__ = ("_call", "_channel", "_span")
-
-    def __init__(self, call: Any, channel: Channel, span: Span) -> None:
-        self._call = call
-        self._channel = channel
-        self._span = span
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._call, name)
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self._answer().__await__()
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self._answers()
-
-    async def read(self) -> Any:
-        try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise self._failed(error) from None
-        if message is grpc.aio.EOF:
-            self._end("OK")
-        return message
-
-    async def _answer(self) -> Any:
-        status = "CANCELLED"
-        try:
-            answer = await self._call
-            status = "OK"
-            return answer
-        except grpc.aio.AioRpcError as error:
-            status = error.code().name
-            raise self._failed(error) from None
-        finally:
-            self._end(status)
-
-    async def _answers(self) -> AsyncIterator[Any]:
-        status = "CANCELLED"
-        try:
-            async for answer in self._call:
-                yield answer
-            status = "OK"
-        except grpc.aio.AioRpcError as error:
-            status = error.code().name
-            raise self._failed(error) from None
-        finally:
-            self._end(status)
-
-    def _failed(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
-        self._end(error.code().name)
-        if error.code() is not grpc.StatusCode.UNAVAILABLE:
-            return error
-        details = f"{self._channel.name}: {error.details()}"
-        return grpc.aio.AioRpcError(
-            error.code(),
-            error.initial_metadata(),
-            error.trailing_metadata(),
-            details=details,
-            debug_error_string=error.debug_error_string(),
-        )
-
-    def _end(self, status: str) -> None:
-        span, self._span = self._span, None
-        if self._channel.tracer is not None and span is not None:
-            self._channel.tracer.end_call(span, status=status, server=False)

@@ -11,8 +11,11 @@ import grpc
 import grpc.aio
 
 from onelane.call import Call, Metadata
+from onelane.client_call import ClientCall
+from onelane.native_channel import NativeChannel
 from onelane.placement import Member
 from onelane.spans import TraceContext
+from onelane.subchannel import Dialling
 from onelane.telemetry import outbound
 
 HOP = "onelane-hop"
@@ -24,17 +27,8 @@ RUNTIME_METADATA = frozenset({HOP, "onelane-chain"})
 """Counts only where the connection is known to be a sibling's."""
 _DROPPED = frozenset({"user-agent", "traceparent", "tracestate", "te", "content-type", *RUNTIME_METADATA})
 
-CHANNEL_OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.absolute_max_metadata_size", 32 * 1024),
-    ("grpc.use_local_subchannel_pool", 1),
+DIALLING = Dialling(
+    initial_backoff_s=0.1, max_backoff_s=0.5, connect_s=5.0, max_message_bytes=2**31 - 1, max_connections=1
 )
 
 
@@ -62,11 +56,11 @@ class Forwarder(Protocol):
         """End every connection."""
 
 
-class GrpcioForwarder:
-    """Forwards over grpc.aio channels, one for each sibling, made at the first call."""
+class NativeForwarder:
+    """Forwards over one native channel to each sibling, made at the first call."""
 
     def __init__(self) -> None:
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, NativeChannel] = {}
         self._unary: dict[tuple[str, str], Any] = {}
 
     async def unary(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None) -> bytes:
@@ -77,9 +71,9 @@ class GrpcioForwarder:
         sent = send(request, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
         try:
             reply: bytes = await sent
-            call.trailers = tuple(await sent.trailing_metadata())
-        except grpc.aio.AioRpcError as error:
-            _fail(call, owner, error)
+            call.trailers = sent.trailers
+        except grpc.aio.AioRpcError:
+            _fail(call, owner, sent)
             reply = b""
         await _pass_initial(call, sent)
         return reply
@@ -97,16 +91,17 @@ class GrpcioForwarder:
         reply = b""
         try:
             if streams_response:
+                await sent.initial_metadata()
                 await _pass_initial(call, sent)
                 async for answer in sent:
                     await call.send(answer)
             else:
                 reply = await sent
                 await _pass_initial(call, sent)
-            call.trailers = tuple(await sent.trailing_metadata())
-            call.fail(await sent.code(), await sent.details() or "")
-        except grpc.aio.AioRpcError as error:
-            _fail(call, owner, error)
+            call.trailers = sent.trailers
+            call.fail(sent.status, sent.words)
+        except grpc.aio.AioRpcError:
+            _fail(call, owner, sent)
         finally:
             sent.cancel()
         return reply
@@ -130,9 +125,9 @@ class GrpcioForwarder:
         body = _rest(call) if request is None else request
         return send(body, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
 
-    def _channel(self, owner: Member) -> grpc.aio.Channel:
+    def _channel(self, owner: Member) -> NativeChannel:
         if owner.socket not in self._channels:
-            self._channels[owner.socket] = grpc.aio.insecure_channel(f"unix:{owner.socket}", CHANNEL_OPTIONS)
+            self._channels[owner.socket] = NativeChannel(f"unix:{owner.socket}", DIALLING)
         return self._channels[owner.socket]
 
 
@@ -146,17 +141,18 @@ def _onward(metadata: Metadata, trace: TraceContext | None) -> Metadata:
     return (*kept, *outbound(trace), (HOP, "1"))
 
 
-async def _pass_initial(call: Call, sent: Any) -> None:
-    if not call.initial_sent and (initial := await sent.initial_metadata()):
-        await call.send_initial_metadata(tuple(initial))
+async def _pass_initial(call: Call, sent: ClientCall) -> None:
+    if not call.initial_sent and (initial := sent.initial):
+        await call.send_initial_metadata(initial)
 
 
-def _fail(call: Call, owner: Member, error: grpc.aio.AioRpcError) -> None:
-    call.trailers = tuple(error.trailing_metadata() or ())
-    details = error.details() or ""
-    if error.code() is grpc.StatusCode.UNAVAILABLE and not any(name == SERVED for name, _ in call.trailers):
+def _fail(call: Call, owner: Member, sent: ClientCall) -> None:
+    assert sent.status is not None
+    call.trailers = sent.trailers
+    details = sent.words
+    if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name == SERVED for name, _ in call.trailers):
         details = f"shard {owner.name} does not answer: {details}"
-    call.fail(error.code(), details)
+    call.fail(sent.status, details)
 
 
 def take_marker(call: Call, name: str) -> str | None:

@@ -19,7 +19,7 @@ from onelane.clock import SystemClock
 from onelane.config import App
 from onelane.control import Control, placement_from_proto, point_to_proto, span_to_proto
 from onelane.errors import BadService, OnelaneError
-from onelane.forward import GrpcioForwarder
+from onelane.forward import NativeForwarder
 from onelane.lane import Lane
 from onelane.listener import Bind, Listener
 from onelane.membership import Membership
@@ -73,7 +73,7 @@ class _Life:
             stats=self.stats,
             tracer=self.tracer,
         )
-        self.forwarder = GrpcioForwarder()
+        self.forwarder = NativeForwarder()
         placement = placement_from_proto(setup.placement)
         self.membership: Membership = plug("onelane.memberships", self.settings.membership)(placement)
         self.lane = Lane(

@@ -121,7 +121,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not isinstance: uvloop's transports derive from nothing of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        self.peer = _peer(self._transport)
+        self.peer = ports.peer(transport)
         self._listener.connections.add(self)
         self._flush()
 
@@ -199,6 +199,8 @@ class _Connection(asyncio.Protocol):
             self.wire.finish(stream, grpc.UNIMPLEMENTED, f"Method not found: {path}")
         elif method.request_streaming:
             self._start(stream, method, None)
+        else:
+            stream.reads_at_once = True
 
     def _arrived(self, stream: Stream, messages: list[bytes]) -> None:
         call = stream.call
@@ -208,8 +210,6 @@ class _Connection(asyncio.Protocol):
         method = self._listener.methods.get(stream.path)
         if method is None or stream.id not in self.wire.streams:
             return
-        if stream.unread:
-            self.wire.consumed(stream, stream.unread)
         if len(messages) == 1:
             self._start(stream, method, messages[0])
         else:
@@ -358,10 +358,3 @@ def _socket(bind: Bind) -> socket.socket:
 
 async def _close(server: asyncio.Server) -> None:
     server.close()
-
-
-def _peer(transport: asyncio.Transport) -> str:
-    name = transport.get_extra_info("peername")
-    if isinstance(name, tuple):
-        return f"ipv6:{ports.join(*name[:2])}" if ":" in name[0] else f"ipv4:{name[0]}:{name[1]}"
-    return f"unix:{transport.get_extra_info('sockname') or ''}"

@@ -19,6 +19,7 @@ from onelane.wire.http2 import (
     RequestReceived,
     StreamClosed,
     StreamReset,
+    TrailersReceived,
     WindowUpdated,
 )
 
@@ -31,7 +32,18 @@ _OK: Headers = [(b"grpc-status", b"0")]
 class Stream:
     """One call on the wire."""
 
-    __slots__ = ("_deframer", "call", "ended", "headers", "id", "limit", "path", "sent_headers", "unread")
+    __slots__ = (
+        "_deframer",
+        "call",
+        "ended",
+        "headers",
+        "id",
+        "limit",
+        "path",
+        "reads_at_once",
+        "sent_headers",
+        "unread",
+    )
 
     def __init__(self, number: int, headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
         self.id = number
@@ -41,6 +53,8 @@ class Stream:
         self.ended = False
         """The client has sent its last message."""
         self.sent_headers = False
+        self.reads_at_once = False
+        """No reader holds the client back: there is one message, and it is bounded by `limit`."""
         self.unread = 0
         """Bytes received that have not been acknowledged."""
         self.call: Any = None
@@ -127,6 +141,9 @@ class ServerConnection:
                 self._open(event.stream_id, event.headers, event.end_stream, found)
             elif kind is DataReceived:
                 self._data(event.stream_id, event.data, event.end_stream, found)
+            elif kind is TrailersReceived:
+                # gRPC has no use for a client's trailers, but they are its last word.
+                self._data(event.stream_id, b"", True, found)
             elif kind is StreamReset or kind is StreamClosed:
                 stream = self.streams.pop(event.stream_id, None)
                 if stream is not None:
@@ -227,7 +244,10 @@ class ServerConnection:
             # Of a call that has been answered already: its bytes count against the connection alone.
             self.http2.acknowledge(len(data), number)
             return
-        stream.unread += len(data)
+        if stream.reads_at_once:
+            self.http2.acknowledge(len(data), number)
+        else:
+            stream.unread += len(data)
         stream.ended = ended
         try:
             messages = stream.feed(data)

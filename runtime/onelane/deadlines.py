@@ -1,0 +1,63 @@
+"""The deadlines of many calls on few timers.
+
+A timer of the loop's own costs about as much as a third of a call; nearly all are cancelled. Here calls that end in the
+same `GRAIN_S` share one. A deadline is never early, and at most `GRAIN_S` late.
+"""
+
+import asyncio
+from heapq import heappop, heappush
+from time import monotonic
+from typing import Any, Protocol
+
+GRAIN_S = 0.004
+
+
+class Expiring(Protocol):
+    """What has a deadline."""
+
+    def expire(self) -> None:
+        """Its time has come."""
+
+
+class Deadlines:
+    """Owned by one event loop. `add` and `remove` cost well under a microsecond each."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: dict[int, set[Any]] = {}
+        self._order: list[int] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
+
+    def add(self, at: float, one: Expiring) -> int:
+        """Call `one.expire` at `at` (monotonic seconds); the slot to remove it from."""
+        slot = int(at / GRAIN_S) + 1
+        due = self._due.get(slot)
+        if due is None:
+            due = self._due[slot] = set()
+            heappush(self._order, slot)
+            if self._timer is None or slot < self._timer_at:
+                self._set(slot)
+        due.add(one)
+        return slot
+
+    def remove(self, slot: int, one: Expiring) -> None:
+        """Forget `one`; nothing where it has expired already."""
+        due = self._due.get(slot)
+        if due is not None:
+            due.discard(one)
+
+    def _set(self, slot: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = slot
+        self._timer = self._loop.call_later(max(0.0, slot * GRAIN_S - monotonic()), self._fire)
+
+    def _fire(self) -> None:
+        now = int(monotonic() / GRAIN_S)
+        self._timer = None
+        while self._order and (self._order[0] <= now or not self._due[self._order[0]]):
+            for one in self._due.pop(heappop(self._order)):
+                one.expire()
+        if self._order and self._timer is None:
+            self._set(self._order[0])

@@ -1,0 +1,162 @@
+"""A channel to one server over our own wire, for any generated stub: what `grpc.aio.insecure_channel` is, cheaper."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from onelane.client_call import ClientCall, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
+from onelane.intercept import intercepted
+from onelane.subchannel import Dialling, Subchannel
+from onelane.wire import grpc as wire
+from onelane.wire.grpc import Headers
+
+USER_AGENT = b"grpc-python-onelane"
+_SHAPES: dict[str, type[Any]] = {
+    "unary_unary": UnaryUnaryCall,
+    "unary_stream": UnaryStreamCall,
+    "stream_unary": StreamUnaryCall,
+    "stream_stream": StreamStreamCall,
+}
+DEFAULT = Dialling()
+
+
+def dial(
+    target: str,
+    *,
+    dialling: Dialling = DEFAULT,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    compression: grpc.Compression | None = None,
+) -> "NativeChannel":
+    """A channel to `target`: host:port, dns:///host:port, ipv4:…, ipv6:…, unix:path. It connects at its first call.
+
+    Raises:
+        ValueError: a target of another kind.
+        RuntimeError: no event loop is running.
+    """
+    asyncio.get_running_loop()
+    return NativeChannel(target, dialling, interceptors, compression)
+
+
+class NativeChannel(grpc.aio.Channel):
+    """See `dial`. Owned by the loop that made it."""
+
+    def __init__(
+        self,
+        target: str,
+        dialling: Dialling = DEFAULT,
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        compression: grpc.Compression | None = None,
+    ) -> None:
+        self.subchannel = Subchannel(target, dialling)
+        self._interceptors = tuple(interceptors)
+        self._compression = compression
+
+    def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
+        return self._method("unary_unary", method, *serializers, **more)
+
+    def unary_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
+        return self._method("unary_stream", method, *serializers, **more)
+
+    def stream_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
+        return self._method("stream_unary", method, *serializers, **more)
+
+    def stream_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
+        return self._method("stream_stream", method, *serializers, **more)
+
+    def _method(self, shape: str, method: str, *serializers: Any, **more: Any) -> Any:
+        multi = MultiCallable(self.subchannel, shape, method, *serializers, compression=self._compression, **more)
+        return intercepted(multi, shape, method, self._interceptors) if self._interceptors else multi
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        if try_to_connect and self.subchannel.state is grpc.ChannelConnectivity.IDLE:
+            self.subchannel.connect()
+        return self.subchannel.state
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self.subchannel.state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """Wait until a connection stands."""
+        while (state := self.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            if state is grpc.ChannelConnectivity.SHUTDOWN:
+                raise grpc.aio.UsageError("the channel is closed")
+            await self.subchannel.state_change(state)
+
+    async def close(self, grace: float | None = None) -> None:
+        await self.subchannel.close(grace)
+
+    async def __aenter__(self) -> "NativeChannel":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class MultiCallable:
+    """One method of one channel: `grpc.aio`'s four multi-callables in one class."""
+
+    def __init__(
+        self,
+        channel: Subchannel,
+        shape: str,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool = False,
+        *,
+        compression: grpc.Compression | None = None,
+    ) -> None:
+        self._channel = channel
+        self._call = _SHAPES[shape]
+        self._streams = shape.startswith("stream_")
+        self._serialize = request_serializer
+        self._deserialize = response_deserializer
+        self._compression = compression
+        self._headers: Headers = [
+            (b":method", b"POST"),
+            (b":scheme", b"https" if channel.dialling.tls else b"http"),
+            (b":path", method.encode() if isinstance(method, str) else method),
+            (b":authority", channel.authority),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", USER_AGENT),
+            (b"grpc-accept-encoding", wire.ENCODINGS),
+        ]
+
+    def __call__(
+        self,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> ClientCall:
+        if credentials is not None:
+            raise NotImplementedError("call credentials are not supported here; send the token as metadata")
+        headers = self._headers
+        if timeout is not None:
+            headers = [*headers, (b"grpc-timeout", wire.write_timeout(timeout))]
+        frame = wire.frame
+        compression = self._compression if compression is None else compression
+        if compression:
+            if compression is not grpc.Compression.Gzip:
+                raise NotImplementedError(f"compression {compression.name} is not supported; Gzip is")
+            headers = [*headers, (b"grpc-encoding", b"gzip")]
+            frame = wire.frame_gzip
+        if metadata:
+            headers = [*headers, *wire.write_metadata(metadata)]
+        call: Any = self._call(self._channel, headers, self._deserialize, timeout, bool(wait_for_ready))
+        if self._streams:
+            call.prepare(request, self._serialize, frame)
+        else:
+            call.request = frame(self._serialize(request) if self._serialize else request)
+        self._channel.start(call)
+        return call  # type: ignore[no-any-return]
