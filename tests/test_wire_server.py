@@ -151,6 +151,16 @@ def test_what_is_not_grpc_is_refused_in_http() -> None:
     assert other.answer()[0][b":status"] == b"405"
 
 
+def test_trailers_of_the_client_end_its_request() -> None:
+    """gRPC's clients send none, but HTTP/2 lets them."""
+    wire = Wire()
+    number = wire.request(frame(b"hi"), end=False)
+    wire.client.send_trailers(number, [(b"x-late", b"1")])
+    wire.pass_bytes()
+    assert [m for event in wire.of(Messages) for m in event.messages] == [b"hi"]
+    assert wire.of(Opened)[0].stream.ended
+
+
 def test_a_reader_that_does_not_read_holds_the_client_back() -> None:
     """The client may send the window and not a byte more, until the server says that it has consumed."""
     wire = Wire(Limits(window=70_000), max_message=1_000_000)

@@ -144,6 +144,9 @@ class ServerConnection:
             elif kind is TrailersReceived:
                 # gRPC has no use for a client's trailers, but they are its last word.
                 self._data(event.stream_id, b"", True, found)
+            elif kind is TrailersReceived:
+                # gRPC has no use for a client's trailers, but they are its last word.
+                self._data(event.stream_id, b"", True, found)
             elif kind is StreamReset or kind is StreamClosed:
                 stream = self.streams.pop(event.stream_id, None)
                 if stream is not None:
