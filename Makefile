@@ -36,8 +36,9 @@ proto: setup
 bench: setup
 	$(BIN)/python -m tests.bench $(ARGS)
 
-# The tests' stock clients and their Jaeger: Node.js and Go are needed; Jaeger takes some six minutes, once.
+# The tests' stock clients, h2spec and Jaeger: Node.js and Go are needed; Jaeger takes some six minutes, once.
 clients: tests/node/node_modules
+	tests/h2spec/build.sh
 	tests/jaeger/build.sh
 
 tests/node/node_modules: tests/node/package-lock.json

@@ -32,12 +32,20 @@ def node_client() -> list[str]:
 
 def jaeger() -> str:
     """The path of the Jaeger binary that tests/jaeger/build.sh has built."""
+    return _built("jaeger", "Go, some six minutes")
+
+
+def h2spec() -> str:
+    """The path of the h2spec binary that tests/h2spec/build.sh has built."""
+    return _built("h2spec", "Go, half a minute")
+
+
+def _built(name: str, cost: str) -> str:
     cache = os.environ.get("ONELANE_CACHE") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onelane"
     )
-    built = sorted(Path(cache).glob("jaeger-*/jaeger"))
-    if not built:
-        absent("Jaeger is not built: make jaeger (Go, some six minutes)")
+    if not any(Path(cache).glob(f"{name}-*/{name}")):
+        absent(f"{name} is not built: make clients ({cost})")
     # Builds nothing where it is there, and names the pinned one.
-    run = subprocess.run([str(HERE / "jaeger" / "build.sh")], capture_output=True, text=True, check=True)
+    run = subprocess.run([str(HERE / name / "build.sh")], capture_output=True, text=True, check=True)
     return run.stdout.strip()
