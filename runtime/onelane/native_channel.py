@@ -118,6 +118,9 @@ class MultiCallable:
         self._serialize = request_serializer
         self._deserialize = response_deserializer
         self._compression = compression
+        self._timeout: float | None = None
+        """The last call's, whose headers serve again: a method's callers nearly all give the same."""
+        self._timed: Headers = []
         self._headers: Headers = [
             (b":method", b"POST"),
             (b":scheme", b"https" if channel.dialling.tls else b"http"),
@@ -143,7 +146,9 @@ class MultiCallable:
             raise NotImplementedError("call credentials are not supported here; send the token as metadata")
         headers = self._headers
         if timeout is not None:
-            headers = [*headers, (b"grpc-timeout", wire.write_timeout(timeout))]
+            if timeout != self._timeout:
+                self._timeout, self._timed = timeout, [*headers, (b"grpc-timeout", wire.write_timeout(timeout))]
+            headers = self._timed
         frame = wire.frame
         compression = self._compression if compression is None else compression
         if compression:

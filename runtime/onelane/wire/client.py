@@ -25,6 +25,8 @@ from onelane.wire.http2 import (
     WindowUpdated,
 )
 
+PLAIN_KEPT = 8
+
 
 class ClientStream:
     """One call on the wire."""
@@ -49,6 +51,8 @@ class ClientStream:
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
+            if grpc.whole(data, self.limit):
+                return [data[grpc.PREFIX :]]
             self._deframer = Deframer(limit=self.limit, encoding=self.encoding)
         return self._deframer.feed(data)
 
@@ -127,6 +131,8 @@ class ClientConnection:
         self.streams: dict[int, ClientStream] = {}
         self.going_away = False
         self._greeted = False
+        self._plain: set[Any] = set()
+        """Answers' headers that say nothing of their own: servers send the same with each."""
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the server; what they amount to, in order."""
@@ -205,8 +211,16 @@ class ClientConnection:
         if event.end_stream:
             self._finished(event.stream_id, event.headers, found)
             return
+        stream.answered = True
+        if event.headers in self._plain:
+            if not stream.reads_at_once:
+                found.append(Answered(stream, ()))
+            return
+        self._first_answer(stream, event.headers, found)
+
+    def _first_answer(self, stream: ClientStream, headers: Any, found: list[Event]) -> None:
         status = content = b""
-        for name, value in event.headers:
+        for name, value in headers:
             if name == b":status":
                 status = value
             elif name == b"content-type":
@@ -218,11 +232,14 @@ class ClientConnection:
             text = f"HTTP status {status.decode('latin-1')}, content-type {content.decode('latin-1')!r}"
             self._drop(stream, code, text, found)
             return
-        stream.answered = True
         try:
-            found.append(Answered(stream, grpc.read_metadata(event.headers)))
+            metadata = grpc.read_metadata(headers)
         except BadWire as error:
             self._drop(stream, error.code, str(error), found)
+            return
+        found.append(Answered(stream, metadata))
+        if not metadata and not stream.encoding and len(self._plain) < PLAIN_KEPT:
+            self._plain.add(headers)
 
     def _data(self, event: Any, found: list[Event]) -> None:
         data = event.data

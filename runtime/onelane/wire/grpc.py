@@ -45,6 +45,11 @@ class BadWire(OnelaneError):
         self.code = code
 
 
+def whole(data: bytes, limit: int) -> bool:
+    """`data` is exactly one message that is not compressed and within `limit`, as nearly every piece is."""
+    return len(data) >= PREFIX and data[0] == 0 and int.from_bytes(data[1:5], "big") == len(data) - PREFIX <= limit
+
+
 def frame(message: bytes) -> bytes:
     """One message as it goes on the wire, not compressed."""
     return b"\0" + len(message).to_bytes(4, "big") + message
@@ -79,9 +84,6 @@ class Deframer:
         Raises:
             BadWire: a message over the limit (RESOURCE_EXHAUSTED), or one that breaks the rules (INTERNAL).
         """
-        if not self._buffer and len(data) >= PREFIX and int.from_bytes(data[1:5], "big") == len(data) - PREFIX:
-            # Nearly always one message is exactly one piece.
-            return [self._message(data[0], data[PREFIX:])]
         self._buffer += data
         messages = []
         while len(self._buffer) >= PREFIX:

@@ -67,6 +67,8 @@ class Stream:
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
+            if grpc.whole(data, self.limit):
+                return [data[grpc.PREFIX :]]
             self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"))
         return self._deframer.feed(data)
 
@@ -141,9 +143,6 @@ class ServerConnection:
                 self._open(event.stream_id, event.headers, event.end_stream, found)
             elif kind is DataReceived:
                 self._data(event.stream_id, event.data, event.end_stream, found)
-            elif kind is TrailersReceived:
-                # gRPC has no use for a client's trailers, but they are its last word.
-                self._data(event.stream_id, b"", True, found)
             elif kind is TrailersReceived:
                 # gRPC has no use for a client's trailers, but they are its last word.
                 self._data(event.stream_id, b"", True, found)
