@@ -189,6 +189,41 @@ def test_garbage_ends_the_connection_and_raises_nothing() -> None:
     assert server.receive(b"more") == []
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [REQUEST, REQUEST[:-1], [(b":method", b"PUT"), *REQUEST[1:]], [*REQUEST, (b"x-big", b"x" * 20_000)]],
+)
+def test_a_stream_that_is_opened_and_reset_in_one_piece_may_be_answered_in_vain(headers: Any) -> None:
+    wire = Wire()
+    number = wire.client.send_request(headers)
+    up = wire.client.take()
+    wire.client.reset(number, ErrorCode.CANCEL)
+    for event in (events := wire.server.receive(up + wire.client.take())):
+        if isinstance(event, Opened):
+            wire.server.finish(event.stream, 12)
+    assert [type(event) for event in events] in ([Opened, Ended], [])
+    wire.request(frame(b"hi"))
+    assert len(wire.of(Opened)) == 1
+
+
+def test_answers_on_a_connection_that_broke_go_nowhere() -> None:
+    wire = Wire()
+    wire.request(frame(b"one"), end=False)
+    stream = wire.of(Opened)[0].stream
+    bad_ping = b"\0\0\x08\6\0\0\0\0\3" + bytes(8)
+    assert wire.server.receive(bad_ping) == []
+    assert b"PING: stream_id != 0" in wire.server.take()
+    assert wire.server.http2.is_over
+    wire.server.send_headers(stream)
+    wire.server.send_message(stream, b"two")
+    wire.server.consumed(stream, stream.unread)
+    wire.server.finish(stream, 0)
+    wire.server.answer(stream, b"three")
+    wire.server.http2.shutdown_notice()
+    wire.server.http2.go_away()
+    assert (wire.server.take(), wire.server.receive(b"more")) == (b"", [])
+
+
 def test_more_streams_than_the_limit_are_refused() -> None:
     wire = Wire(Limits(max_streams=2))
     wire.client.receive(b"")

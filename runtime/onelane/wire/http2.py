@@ -4,6 +4,7 @@ Framing, HPACK, flow control and the limits against abuse are libnghttp2's. A co
 sends: it ends, with `Closed` as its last event.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from ngh2.events import (
     TrailersReceived,
     WindowUpdated,
 )
-from ngh2.exceptions import NGH2Error
+from ngh2.exceptions import NGH2Error, StreamProtocolError
 
 __all__ = [
     "Closed",
@@ -37,12 +38,15 @@ __all__ = [
     "ResponseReceived",
     "SettingsReceived",
     "StreamClosed",
+    "StreamGone",
     "StreamReset",
     "TrailersReceived",
     "WindowUpdated",
 ]
 
 Closed = ConnectionClosed
+StreamGone = StreamProtocolError
+"""Raised by what sends on a stream that has ended meanwhile."""
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -90,11 +94,11 @@ class Http2:
         self._connection.initiate_connection(settings)
         self._connection.set_local_window_size(limits.connection_window)
         # Bound once: these run for every call.
-        self.send_response = self._connection.send_response
-        self.send_data = self._connection.send_data
-        self.send_trailers = self._connection.send_trailers
-        self.end_stream = self._connection.end_stream
-        self.acknowledge = self._connection.acknowledge_received_data
+        self.send_response: Callable[..., None] = self._connection.send_response
+        self.send_data: Callable[..., None] = self._connection.send_data
+        self.send_trailers: Callable[..., None] = self._connection.send_trailers
+        self.end_stream: Callable[..., None] = self._connection.end_stream
+        self.acknowledge: Callable[..., None] = self._connection.acknowledge_received_data
 
     def receive(self, data: bytes) -> list[Any]:
         """Take bytes from the peer; what they amount to."""
@@ -103,7 +107,7 @@ class Http2:
         try:
             self._connection.receive_data(data)
         except NGH2Error as error:
-            self._failed = True
+            self._end()
             return [*self._connection.events(), ConnectionClosed(ErrorCode.PROTOCOL_ERROR, str(error).encode())]
         return self._connection.events()
 
@@ -112,43 +116,61 @@ class Http2:
         if self._failed:
             return b""
         try:
-            return self._connection.data_to_send()
+            data = self._connection.data_to_send()
         except NGH2Error:
-            self._failed = True
+            self._end()
             return b""
+        if not self._connection.want_read:
+            # That was the last: the peer broke HTTP/2 and has been told, or all is said and done.
+            self._end()
+        return data
 
     def send_request(self, headers: Headers, *, end_stream: bool = False) -> int:
         """Open a stream; its number."""
         return self._connection.send_request(headers, end_stream=end_stream)
 
     def reset(self, stream: int, error: int) -> None:
-        self._connection.reset_stream(stream, error)
+        if not self._failed:
+            self._connection.reset_stream(stream, error)
 
     def ping(self, payload: bytes) -> None:
-        self._connection.ping(payload)
+        if not self._failed:
+            self._connection.ping(payload)
 
     def shutdown_notice(self) -> None:
         """Say that this end will go away; streams that the peer has opened meanwhile are still taken."""
-        self._connection.send_shutdown_notice()
+        if not self._failed:
+            self._connection.send_shutdown_notice()
 
     def go_away(self, error: int = 0) -> None:
         """Take no further stream; those that are open go on."""
-        self._connection.send_goaway(error)
+        if not self._failed:
+            self._connection.send_goaway(error)
 
     def terminate(self, error: int = 0) -> None:
         """End the connection as soon as what is queued has been sent."""
-        self._connection.terminate_connection(error)
+        if not self._failed:
+            self._connection.terminate_connection(error)
 
     def queued(self, stream: int) -> int:
         """Bytes of one stream's messages that the peer's windows hold back."""
-        return self._connection.queued_body_size(stream)
+        return 0 if self._failed else self._connection.queued_body_size(stream)
 
     @property
     def can_open(self) -> bool:
         """The peer lets us open one more stream now."""
-        return self._connection.can_send_request
+        return not self._failed and self._connection.can_send_request
 
     @property
     def is_over(self) -> bool:
         """Nothing will be read or written any more."""
         return self._failed or not (self._connection.want_read or self._connection.want_write)
+
+    def _end(self) -> None:
+        """What is still sent goes nowhere, and raises nothing: it may be an answer that came too late."""
+        self._failed = True
+        self.send_response = self.send_data = self.send_trailers = self.end_stream = self.acknowledge = _nothing
+
+
+def _nothing(*_: object, **__: object) -> None:
+    pass

@@ -1,10 +1,13 @@
 """The server's end of one gRPC connection, sans-I/O: bytes in, calls out.
 
 Promises: what a peer sends never raises; a stream that breaks gRPC's rules is answered with its status and goes on
-nowhere; every opened stream ends in exactly one `Ended` or in this end's answer.
+nowhere; every opened stream ends in exactly one `Ended` or in this end's answer. An answer to a stream that has ended
+meanwhile, or on a connection that has, goes nowhere.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from onelane.wire import grpc
@@ -18,6 +21,7 @@ from onelane.wire.http2 import (
     PingAcknowledged,
     RequestReceived,
     StreamClosed,
+    StreamGone,
     StreamReset,
     TrailersReceived,
     WindowUpdated,
@@ -35,7 +39,9 @@ class Stream:
     __slots__ = (
         "_deframer",
         "call",
+        "encoding",
         "ended",
+        "given",
         "headers",
         "id",
         "limit",
@@ -48,11 +54,14 @@ class Stream:
     def __init__(self, number: int, headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
         self.id = number
         self.headers = headers
+        self.given = dict(headers)
         self.limit = limit
-        self.path = b""
+        self.path = self.given.get(b":path", b"")
         self.ended = False
         """The client has sent its last message."""
         self.sent_headers = False
+        self.encoding = b""
+        """The `grpc-encoding` of the answer, set before its headers; b"" for none."""
         self.reads_at_once = False
         """No reader holds the client back: there is one message, and it is bounded by `limit`."""
         self.unread = 0
@@ -63,7 +72,7 @@ class Stream:
 
     def value(self, name: bytes) -> bytes:
         """The value of one header, or b""."""
-        return next((value for key, value in self.headers if key == name), b"")
+        return self.given.get(name, b"")
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
@@ -77,9 +86,14 @@ class Stream:
         """No message has been cut off."""
         return self._deframer is None or self._deframer.is_between
 
-    def metadata(self) -> Metadata:
-        """Raises BadWire where binary metadata is malformed."""
-        return grpc.read_metadata(self.headers)
+    def metadata(self) -> tuple[Metadata, float | None]:
+        """The application's metadata, and the seconds that the client gives the call.
+
+        Raises:
+            BadWire: one of them is malformed.
+        """
+        timeout = self.given.get(b"grpc-timeout")
+        return grpc.read_metadata(self.headers), None if timeout is None else grpc.read_timeout(timeout)
 
 
 @dataclass(slots=True)
@@ -169,9 +183,12 @@ class ServerConnection:
         """The whole answer of a unary call that went well."""
         http2 = self.http2
         number = stream.id
-        http2.send_response(number, _RESPONSE)
-        http2.send_data(number, b"\0" + len(message).to_bytes(4, "big") + message)
-        http2.send_trailers(number, _OK)
+        try:
+            http2.send_response(number, _RESPONSE)
+            http2.send_data(number, b"\0" + len(message).to_bytes(4, "big") + message)
+            http2.send_trailers(number, _OK)
+        except StreamGone:
+            pass
         self._left(stream)
 
     def send_headers(self, stream: Stream, metadata: Metadata = ()) -> None:
@@ -179,11 +196,16 @@ class ServerConnection:
         if not stream.sent_headers:
             stream.sent_headers = True
             more = grpc.write_metadata(metadata) if metadata else []
-            self.http2.send_response(stream.id, [*_RESPONSE, *more])
+            if stream.encoding:
+                more.append((b"grpc-encoding", stream.encoding))
+            with suppress(StreamGone):
+                self.http2.send_response(stream.id, [*_RESPONSE, *more])
 
     def send_message(self, stream: Stream, message: bytes) -> None:
+        """One framed message, after the headers."""
         self.send_headers(stream)
-        self.http2.send_data(stream.id, b"\0" + len(message).to_bytes(4, "big") + message)
+        with suppress(StreamGone):
+            self.http2.send_data(stream.id, message)
 
     def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> None:
         """The status, and so the end of the call; as headers alone where nothing was sent before."""
@@ -192,10 +214,11 @@ class ServerConnection:
             headers.append((b"grpc-message", grpc.write_message(details)))
         if trailers:
             headers += grpc.write_metadata(trailers)
-        if stream.sent_headers:
-            self.http2.send_trailers(stream.id, headers)
-        else:
-            self.http2.send_response(stream.id, [*_RESPONSE, *headers], end_stream=True)
+        with suppress(StreamGone):
+            if stream.sent_headers:
+                self.http2.send_trailers(stream.id, headers)
+            else:
+                self.http2.send_response(stream.id, [*_RESPONSE, *headers], end_stream=True)
         self._left(stream)
 
     def consumed(self, stream: Stream, amount: int) -> None:
@@ -214,24 +237,14 @@ class ServerConnection:
     def _open(self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, found: list[Event]) -> None:
         stream = Stream(number, headers, self._max_message)
         stream.ended = ended
-        method = content = b""
-        size = 0
-        for name, value in headers:
-            size += len(name) + len(value) + FIELD_OVERHEAD
-            if name == b":path":
-                stream.path = value
-            elif name == b"content-type":
-                content = value
-            elif name == b":method":
-                method = value
-        if not content.startswith(b"application/grpc"):
-            self.http2.send_response(number, [(b":status", b"415")], end_stream=True)
-            self._stop_reading(stream)
+        given = stream.given
+        if not given.get(b"content-type", b"").startswith(b"application/grpc"):
+            self._not_grpc(stream, [(b":status", b"415")])
             return
-        if method != b"POST":
-            self.http2.send_response(number, [(b":status", b"405"), (b"allow", b"POST")], end_stream=True)
-            self._stop_reading(stream)
+        if given.get(b":method") != b"POST":
+            self._not_grpc(stream, [(b":status", b"405"), (b"allow", b"POST")])
             return
+        size = sum(map(len, chain.from_iterable(headers))) + FIELD_OVERHEAD * len(headers)
         if size > self._max_metadata:
             self.finish(stream, grpc.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
             return
@@ -239,6 +252,11 @@ class ServerConnection:
         found.append(Opened(stream))
         if ended:
             found.append(Messages(stream, []))
+
+    def _not_grpc(self, stream: Stream, headers: Headers) -> None:
+        with suppress(StreamGone):
+            self.http2.send_response(stream.id, headers, end_stream=True)
+        self._stop_reading(stream)
 
     def _data(self, number: int, data: bytes, ended: bool, found: list[Event]) -> None:
         stream = self.streams.get(number)
