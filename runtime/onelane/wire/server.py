@@ -7,7 +7,6 @@ meanwhile, or on a connection that has, goes nowhere.
 
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from onelane.wire import grpc
@@ -39,9 +38,7 @@ class Stream:
     __slots__ = (
         "_deframer",
         "call",
-        "encoding",
         "ended",
-        "given",
         "headers",
         "id",
         "limit",
@@ -54,14 +51,11 @@ class Stream:
     def __init__(self, number: int, headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
         self.id = number
         self.headers = headers
-        self.given = dict(headers)
         self.limit = limit
-        self.path = self.given.get(b":path", b"")
+        self.path = b""
         self.ended = False
         """The client has sent its last message."""
         self.sent_headers = False
-        self.encoding = b""
-        """The `grpc-encoding` of the answer, set before its headers; b"" for none."""
         self.reads_at_once = False
         """No reader holds the client back: there is one message, and it is bounded by `limit`."""
         self.unread = 0
@@ -72,7 +66,7 @@ class Stream:
 
     def value(self, name: bytes) -> bytes:
         """The value of one header, or b""."""
-        return self.given.get(name, b"")
+        return next((value for key, value in self.headers if key == name), b"")
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
@@ -86,14 +80,9 @@ class Stream:
         """No message has been cut off."""
         return self._deframer is None or self._deframer.is_between
 
-    def metadata(self) -> tuple[Metadata, float | None]:
-        """The application's metadata, and the seconds that the client gives the call.
-
-        Raises:
-            BadWire: one of them is malformed.
-        """
-        timeout = self.given.get(b"grpc-timeout")
-        return grpc.read_metadata(self.headers), None if timeout is None else grpc.read_timeout(timeout)
+    def metadata(self) -> Metadata:
+        """Raises BadWire where binary metadata is malformed."""
+        return grpc.read_metadata(self.headers)
 
 
 @dataclass(slots=True)
@@ -196,16 +185,13 @@ class ServerConnection:
         if not stream.sent_headers:
             stream.sent_headers = True
             more = grpc.write_metadata(metadata) if metadata else []
-            if stream.encoding:
-                more.append((b"grpc-encoding", stream.encoding))
             with suppress(StreamGone):
                 self.http2.send_response(stream.id, [*_RESPONSE, *more])
 
     def send_message(self, stream: Stream, message: bytes) -> None:
-        """One framed message, after the headers."""
         self.send_headers(stream)
         with suppress(StreamGone):
-            self.http2.send_data(stream.id, message)
+            self.http2.send_data(stream.id, b"\0" + len(message).to_bytes(4, "big") + message)
 
     def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> None:
         """The status, and so the end of the call; as headers alone where nothing was sent before."""
@@ -237,14 +223,22 @@ class ServerConnection:
     def _open(self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, found: list[Event]) -> None:
         stream = Stream(number, headers, self._max_message)
         stream.ended = ended
-        given = stream.given
-        if not given.get(b"content-type", b"").startswith(b"application/grpc"):
+        method = content = b""
+        size = 0
+        for name, value in headers:
+            size += len(name) + len(value) + FIELD_OVERHEAD
+            if name == b":path":
+                stream.path = value
+            elif name == b"content-type":
+                content = value
+            elif name == b":method":
+                method = value
+        if not content.startswith(b"application/grpc"):
             self._not_grpc(stream, [(b":status", b"415")])
             return
-        if given.get(b":method") != b"POST":
+        if method != b"POST":
             self._not_grpc(stream, [(b":status", b"405"), (b"allow", b"POST")])
             return
-        size = sum(map(len, chain.from_iterable(headers))) + FIELD_OVERHEAD * len(headers)
         if size > self._max_metadata:
             self.finish(stream, grpc.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
             return
