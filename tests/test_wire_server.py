@@ -233,6 +233,22 @@ def test_more_streams_than_the_limit_are_refused() -> None:
     assert len(wire.of(Opened)) == 2
 
 
+def test_rapid_resets_end_the_connection_even_if_nothing_is_written_meanwhile() -> None:
+    """A loop may read many times before it writes; a burst of resets is allowed, and what came in the same piece."""
+    wire = Wire()
+    up = b""
+    for _ in range(5_000):
+        number = wire.client.send_request(REQUEST)
+        up += wire.client.take()
+        wire.client.reset(number, ErrorCode.CANCEL)
+        up += wire.client.take()
+    pieces = [up[n : n + 10_000] for n in range(0, len(up), 10_000)]
+    opened = [event for piece in pieces for event in wire.server.receive(piece) if isinstance(event, Opened)]
+    assert 1_000 < len(opened) < 2_000
+    assert wire.server.http2.is_over
+    assert len(wire.server.take()) > 0
+
+
 def test_metadata_over_the_limit_is_refused_by_itself() -> None:
     wire = Wire(Limits(max_metadata=2_000))
     wire.request(headers=[*REQUEST, (b"x-big", b"x" * 5_000)])

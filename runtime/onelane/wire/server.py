@@ -134,12 +134,14 @@ class ServerConnection:
         self.http2 = Http2(server=True, limits=limits)
         self.streams: dict[int, Stream] = {}
         self._answered_early: list[int] = []
+        self._taken = b""
         self._max_message = max_message
         self._max_metadata = limits.max_metadata
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the client; what they amount to, in order."""
         found: list[Event] = []
+        resets = False
         for event in self.http2.receive(data):
             kind = type(event)
             if kind is RequestReceived:
@@ -150,6 +152,7 @@ class ServerConnection:
                 # gRPC has no use for a client's trailers, but they are its last word.
                 self._data(event.stream_id, b"", True, found)
             elif kind is StreamReset or kind is StreamClosed:
+                resets = resets or kind is StreamReset
                 stream = self.streams.pop(event.stream_id, None)
                 if stream is not None:
                     found.append(Ended(stream))
@@ -159,11 +162,17 @@ class ServerConnection:
                 found.append(Pong())
             elif kind is Closed:
                 found.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
+        if resets:
+            # libnghttp2 ends a connection with too many resets only once its GOAWAY is taken, and a loop that reads on
+            # before it writes would go on opening streams.
+            self._taken += self.http2.take()
         return found
 
     def take(self) -> bytes:
         """The bytes to send now."""
         data = self.http2.take()
+        if self._taken:
+            data, self._taken = self._taken + data, b""
         return data if not self._answered_early else data + self._reset_answered()
 
     # Answers
