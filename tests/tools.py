@@ -1,5 +1,6 @@
 """Tools that a machine may lack: a test that needs one is skipped with the reason, and in CI that is a failure."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,6 +21,12 @@ def absent(reason: str) -> NoReturn:
 def program(name: str, package: str) -> str:
     """The path of a program, or a skip that names the package it comes with."""
     return shutil.which(name) or absent(f"{name} is not installed ({package})")
+
+
+def module(name: str, why: str) -> None:
+    """Skip where a Python package is not installed, and say why it may not be."""
+    if importlib.util.find_spec(name) is None:
+        absent(f"{name} is not installed ({why})")
 
 
 def node_client() -> list[str]:
