@@ -52,7 +52,7 @@ def answer(wire: ServerConnection, event: Messages) -> None:
     if stream.unread:
         wire.consumed(stream, stream.unread)
     for message in event.messages:
-        wire.send_message(stream, message)
+        wire.send_message(stream, grpc.frame(message))
     if stream.ended:
         wire.finish(stream, grpc.OK)
 
