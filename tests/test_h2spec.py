@@ -29,8 +29,6 @@ EXCEPTIONS = {
         "http2/6.9.1",
         "Sends multiple WINDOW_UPDATE frames increasing the flow control window to above 2^31-1 on a stream",
     ): "RFC 9113, 5.4: a stream error MAY be a connection error, and libnghttp2 makes it one (nghttp2 issue 2845)",
-    # A defect of the native listener, to be mended there: after its GOAWAY it must close (Http2.is_over).
-    ("http2/5.4.1", "Sends an invalid PING frame for connection close"): "the listener leaves the connection open",
 }
 """Cases, by section and words, that libnghttp2 means not to pass, and why. None of them is ours to decide."""
 LONGEST_HEADER = 15_500

@@ -16,11 +16,12 @@ EDGES = [
     "call",
     "plain",
     "methods",
+    "tls",
     "ports",
     "deadlines",
     "subchannel",
     "client_call",
-    "intercept",
+    "client_interceptors",
     "native_channel",
     "listener",
     "forward",
@@ -29,7 +30,18 @@ EDGES = [
     "sinks",
 ]
 EDGES += ["membership", "control", "plugs"]
-PROCESSES = ["handling", "outcome", "lane", "topology", "shard", "life", "process", "launcher", "inline"]
+PROCESSES = [
+    "server_interceptors",
+    "handling",
+    "outcome",
+    "lane",
+    "topology",
+    "shard",
+    "life",
+    "process",
+    "launcher",
+    "inline",
+]
 PROCESSES += ["keeper", "supervisor", "systemd", "admin", "status", "proto", "cli"]
 ORDER = WORDS + CORE + WIRE + EDGES + PROCESSES
 BESIDE = {"v1", "testing", "py", "protos"}

@@ -12,7 +12,7 @@ from onelane import keys
 from onelane.call import Call
 from onelane.config import App
 from onelane.errors import PortTaken
-from onelane.listener import Bind
+from onelane.listener import Bind, Serving
 from onelane.listener.grpcio import GrpcioListener
 from onelane.listener.native import NativeListener
 from onelane.methods import Method
@@ -22,7 +22,7 @@ SETTINGS = App(services=("a:B",), listen="127.0.0.1:0", max_message_bytes=2048)
 Handler = Callable[[Call, bytes | None], Awaitable[bytes]]
 
 
-class Handlers:
+class Handlers(Serving):
     """A lane that does what a test says."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from onelane.listener import Bind
+from onelane.listener import Bind, Serving
 from onelane.listener.grpcio import GrpcioListener
 
 from tests.cluster import Cluster, echo, eventually, running
@@ -35,7 +35,7 @@ async def test_only_generic_handlers_are_registered(monkeypatch: pytest.MonkeyPa
     def refuse(*_: Any) -> None:
         raise AssertionError("a method was registered")
 
-    class Empty:
+    class Empty(Serving):
         def methods(self) -> list[Any]:
             return []
 

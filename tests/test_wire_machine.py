@@ -135,7 +135,7 @@ class Wire(RuleBasedStateMachine):
     @rule(n=which, size=sizes)
     def answer(self, n: int, size: int) -> None:
         number, stream = pick(self.server.streams, n)
-        self.server.send_message(stream, b"a" * size)
+        self.server.send_message(stream, frame(b"a" * size))
         self.streams[number].answers += frame(b"a" * size)
 
     @precondition(lambda self: self.server.streams)

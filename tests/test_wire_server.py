@@ -106,10 +106,10 @@ def test_a_stream_passes_in_both_directions() -> None:
     number = wire.request(frame(b"1") + frame(b"2"), frame(b"3"), end=False)
     stream = wire.of(Opened)[0].stream
     wire.server.send_headers(stream, (("x-first", "a"),))
-    wire.server.send_message(stream, b"a")
+    wire.server.send_message(stream, frame(b"a"))
     wire.client.end_stream(number)
     wire.pass_bytes()
-    wire.server.send_message(stream, b"b")
+    wire.server.send_message(stream, frame(b"b"))
     wire.server.finish(stream, 0)
     wire.pass_bytes()
     assert [m for event in wire.of(Messages) for m in event.messages] == [b"1", b"2", b"3"]
@@ -164,20 +164,26 @@ def test_trailers_of_the_client_end_its_request() -> None:
 def test_a_reader_that_does_not_read_holds_the_client_back() -> None:
     """The client may send the window and not a byte more, until the server says that it has consumed."""
     wire = Wire(Limits(window=70_000), max_message=1_000_000)
-    number = wire.request(frame(b"x" * 200_000), end=False)
+    number = wire.request(*[frame(b"x" * 995)] * 200, end=False)
     stream = wire.of(Opened)[0].stream
     assert stream.unread == 70_000
-    assert wire.client.queued(number) == 200_005 - 70_000
+    assert wire.client.queued(number) == 200_000 - 70_000
     wire.server.consumed(stream, 70_000)
     wire.pass_bytes()
     assert stream.unread == 70_000
+
+
+def test_a_message_larger_than_the_window_comes_whole() -> None:
+    wire = Wire(Limits(window=70_000), max_message=1_000_000)
+    wire.request(frame(b"x" * 500_000))
+    assert [len(m) for event in wire.of(Messages) for m in event.messages] == [500_000]
 
 
 def test_a_client_that_does_not_read_is_seen_in_what_is_queued() -> None:
     wire = Wire()
     number = wire.request(frame(b"hi"))
     stream = wire.of(Opened)[0].stream
-    wire.server.send_message(stream, b"x" * 3_000_000)
+    wire.server.send_message(stream, frame(b"x" * 3_000_000))
     wire.pass_bytes()
     assert wire.server.http2.queued(number) > 1_000_000
 
@@ -215,7 +221,7 @@ def test_answers_on_a_connection_that_broke_go_nowhere() -> None:
     assert b"PING: stream_id != 0" in wire.server.take()
     assert wire.server.http2.is_over
     wire.server.send_headers(stream)
-    wire.server.send_message(stream, b"two")
+    wire.server.send_message(stream, frame(b"two"))
     wire.server.consumed(stream, stream.unread)
     wire.server.finish(stream, 0)
     wire.server.answer(stream, b"three")

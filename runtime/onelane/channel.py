@@ -20,8 +20,8 @@ import grpc.aio
 
 from onelane import keys, methods
 from onelane.client_call import ClientCall
+from onelane.client_interceptors import intercepted
 from onelane.errors import BadKey
-from onelane.intercept import intercepted
 from onelane.keys import FieldKey
 from onelane.native_channel import NativeChannel
 from onelane.placement import Member, Placement

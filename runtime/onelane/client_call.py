@@ -28,8 +28,7 @@ REPEATS = 1
 class ClientCall(grpc.aio.Call):
     """What all four shapes share."""
 
-    reads_at_once: bool
-    """What comes is for one answer, so the server need not wait for a reader."""
+    one_answer: bool
 
     def __init__(
         self,
@@ -238,7 +237,7 @@ class ClientCall(grpc.aio.Call):
 class _OneAnswer(ClientCall):
     """Awaited for its one answer."""
 
-    reads_at_once = True
+    one_answer = True
     _answer: Any = None
     _has_answer = False
 
@@ -269,7 +268,7 @@ class _OneAnswer(ClientCall):
 class _ManyAnswers(ClientCall):
     """Read message by message. What is not read holds the server back."""
 
-    reads_at_once = False
+    one_answer = False
     _iterating: AsyncIterator[Any] | None = None
 
     async def read(self) -> Any:
@@ -312,7 +311,7 @@ class _OneRequest(ClientCall):
         self.connection = connection
         limit = self._channel.dialling.max_message_bytes
         self.stream = connection.wire.call(self.headers, self.request, self, limit=limit)
-        self.stream.reads_at_once = self.reads_at_once
+        self.stream.one_answer = self.one_answer
         connection.flush_soon()
         self._wake()
 
@@ -342,7 +341,7 @@ class _ManyRequests(ClientCall):
         self.attempts += 1
         self.connection = connection
         self.stream = connection.wire.open(self.headers, self, limit=self._channel.dialling.max_message_bytes)
-        self.stream.reads_at_once = self.reads_at_once
+        self.stream.one_answer = self.one_answer
         if self._ended_here:
             connection.wire.end(self.stream)
         connection.flush_soon()

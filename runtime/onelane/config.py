@@ -52,6 +52,20 @@ Address = Annotated[str, AfterValidator(_address)]
 Plug = Annotated[str, AfterValidator(_plug)]
 
 
+class Tls(BaseModel):
+    """Files of an app's certificate, PEM. Changed files are used from the next handshake on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cert: str
+    key: str
+    client_ca: str | None = None
+    """Where given, a client must show a certificate that one of these has signed."""
+
+
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+
+
 class App(BaseModel):
     """One app: services that run together in each of its shards."""
 
@@ -91,12 +105,33 @@ class App(BaseModel):
     """Calls that one shard works on at once; one more is RESOURCE_EXHAUSTED."""
     max_streams: Annotated[int, Field(ge=1)] = 1024
     """Calls at once on one connection; the client waits with more."""
+    max_metadata_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024
+    """Largest metadata of a call; larger are RESOURCE_EXHAUSTED, and four times as large end the connection."""
+    max_connections: Annotated[int, Field(ge=1)] = 20_000
+    """Connections of clients to one shard at once; one more is closed."""
+    keepalive_s: Seconds | None = 7200.0
+    """Quiet seconds after which a client is asked whether it is there."""
+    ping_timeout_s: Seconds = 20.0
+    """How long it may take to say so."""
+    max_idle_s: Seconds | None = None
+    """Seconds without a call after which a client is sent away."""
+    max_age_s: Seconds | None = None
+    """Seconds after which a client is sent away to connect anew, its calls finished."""
+    tls: Tls | None = None
+    """Serve clients over TLS; siblings speak over Unix sockets."""
+    interceptors: tuple[Plug, ...] = ()
+    """`package.module:Class`, each a `grpc.aio.ServerInterceptor`, outermost first."""
     pins: Mapping[str, int] = {}
     """Canonical key → index of the shard that owns it in spite of the ring."""
 
     @property
     def shard_count(self) -> int:
         return (os.cpu_count() or 1) if self.shards == "auto" else self.shards
+
+    @property
+    def adopts_sockets(self) -> bool:
+        """Its listener takes sockets that the supervisor holds; gRPC's core cannot."""
+        return self.listener != "grpcio"
 
     @property
     def serves_reflection(self) -> bool:

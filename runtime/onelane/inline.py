@@ -1,7 +1,9 @@
 """Inline mode: the same app, n shards, one process and one loop, for tests and debuggers."""
 
 import asyncio
+import socket
 import traceback
+from collections.abc import Sequence
 
 from onelane import life
 from onelane.control import Control, QueueControl
@@ -11,16 +13,16 @@ from onelane.launcher import Running
 class InlineLauncher:
     """See `onelane.launcher.Launcher`: each shard is a task of this loop."""
 
-    async def launch(self) -> Running:
+    async def launch(self, sockets: Sequence[socket.socket]) -> Running:
         ours, theirs = QueueControl.pair()
-        return _InlineRunning(ours, theirs)
+        return _InlineRunning(ours, theirs, [sock.dup() for sock in sockets])
 
 
 class _InlineRunning:
-    def __init__(self, ours: Control, theirs: Control) -> None:
+    def __init__(self, ours: Control, theirs: Control, sockets: Sequence[socket.socket]) -> None:
         self.control = ours
         self._theirs = theirs
-        self._task = asyncio.get_running_loop().create_task(life.run(theirs))
+        self._task = asyncio.get_running_loop().create_task(life.run(theirs, sockets))
         self._task.add_done_callback(lambda _: theirs.close())
 
     async def wait(self) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class ShardState:
     pid: int = 0
     restarts: int = 0
     keyed: dict[str, int] = field(default_factory=dict)
+    sockets: Sequence[socket.socket] = ()
+    """What it listens on, held here, so that who connects while it restarts waits; none where its listener binds."""
     running: Running | None = None
     born: bool = False
     """It has been ready once: from then on a start that fails is tried again."""
@@ -94,7 +97,7 @@ class Keeper:
         """
         failures = 0
         while not self._stop.is_set():
-            shard.running = await self._around.launcher.launch()
+            shard.running = await self._around.launcher.launch(shard.sockets)
             shard.drained, shard.ended = anyio.Event(), anyio.Event()
             began = time.monotonic()
             try:
@@ -186,6 +189,10 @@ class Keeper:
         with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
             for shard in ready:
                 await shard.drained.wait()
+        for shard in self.shards:
+            # Nobody will serve those who connect from now on: let them know at once.
+            for sock in shard.sockets:
+                sock.close()
         # Only now: until the last one has drained, it may still forward to the others.
         async with anyio.create_task_group() as tasks:
             for shard in self.shards:

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 
 from onelane import handling, keys, outcome
-from onelane.call import OK, Call
-from onelane.errors import BadKey, Draining, NotHome, Overloaded
+from onelane.call import OK, Call, Metadata
+from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded
 from onelane.forward import HOP, NOT_HOME, SERVED, Forwarder, take_marker
 from onelane.handling import parse
 from onelane.keys import ANY, FieldKey
@@ -97,6 +97,23 @@ class Lane:
             self._placement = placement
             self._newer.set()
             self._newer = asyncio.Event()
+
+    def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
+        """See `onelane.listener.Serving`."""
+        rule = method.rule
+        if rule is ANY:
+            return ""
+        try:
+            if not isinstance(rule, FieldKey) or keys.header_of(metadata):
+                key = keys.key_in(rule, None, metadata)
+            elif message is None:
+                return None
+            else:
+                key = rule.read(parse(method, message))
+        except OnelaneError:
+            return ""
+        owner = self._placement.owner_of(key)
+        return "" if owner.name == self.name else owner.socket
 
     def add(self, method: Method) -> None:
         self.entries[method.path] = Entry(method, self._stats)
@@ -241,6 +258,8 @@ class Lane:
         remaining = call.time_remaining()
         deadline_at = None if remaining is None else self._now() + remaining
         current.set(Scope(method.name, deadline_at, context_of(call.span)))
+        if method.choose is not None:
+            method = await method.choose(call)
         if not entry.may_be_endless:
             return await handling.run(method, call, message)
         task = asyncio.current_task()

@@ -1,12 +1,14 @@
 """How a shard comes to life: as a process of its own, or (inline.py) as a task in this one.
 
-A process is a fresh interpreter: nothing is inherited but one end of a socket pair, so no grpc object is ever forked.
+A process is a fresh interpreter: nothing is inherited but one end of a socket pair and the sockets it shall listen on,
+so no grpc object is ever forked.
 """
 
 import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Protocol
 
 import anyio
@@ -31,23 +33,24 @@ class Running(Protocol):
 class Launcher(Protocol):
     """Starts shards. Promised: `kill` ends one whatever it does (inline: at its next await)."""
 
-    async def launch(self) -> Running:
-        """Start one shard, which waits for its setup on the control line."""
+    async def launch(self, sockets: Sequence[socket.socket]) -> Running:
+        """Start one shard, which waits for its setup on the control line, with copies of `sockets` to listen on."""
 
 
 class ProcessLauncher:
     """See `Launcher`: one process for each shard, in a session of its own, so a terminal's Ctrl-C reaches only us."""
 
-    async def launch(self) -> Running:
+    async def launch(self, sockets: Sequence[socket.socket]) -> Running:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        fds = [theirs.fileno(), *(sock.fileno() for sock in sockets)]
         with theirs:
             process = await anyio.open_process(
-                [sys.executable, "-m", "onelane.process", str(theirs.fileno())],
+                [sys.executable, "-m", "onelane.process", *map(str, fds)],
                 stdin=None,
                 stdout=None,
                 stderr=None,
                 start_new_session=True,
-                pass_fds=[theirs.fileno()],
+                pass_fds=fds,
                 env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
             )
         return _ProcessRunning(await SocketControl.over(ours, control_pb2.ToSupervisor), process)

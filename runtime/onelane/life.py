@@ -4,17 +4,18 @@ import asyncio
 import itertools
 import logging
 import os
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
-import anyio
-
-from onelane import methods, ports
-from onelane.call import Call
+from onelane import methods, ports, server_interceptors
+from onelane.call import Call, Metadata
 from onelane.clock import SystemClock
 from onelane.config import App
 from onelane.control import Control, placement_from_proto, point_to_proto, span_to_proto
@@ -42,9 +43,13 @@ QUIET_LIMIT_S = 1.0
 class _Serving:
     """A lane as its listener sees it."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, stats: Stats) -> None:
         self._lane = lane
         self._entries = lane.entries
+        connections = stats.counter(
+            "onelane.connections", unit="{connection}", description="Connections that came to this shard from a sibling"
+        )
+        self._steered = connections.at({"onelane.connection.steered": "true"})
 
     def methods(self) -> Sequence[Method]:
         return [entry.method for entry in self._entries.values()]
@@ -52,12 +57,20 @@ class _Serving:
     async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
         return await self._lane.serve(self._entries[method.path], call, request)
 
+    def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
+        return self._lane.home_of(method, metadata, message)
+
+    def steered(self) -> None:
+        self._steered.value += 1
+
 
 class _Life:
     """A shard from its setup to its end. Owned by `run`."""
 
-    def __init__(self, setup: control_pb2.Setup, control: Control) -> None:
+    def __init__(self, setup: control_pb2.Setup, control: Control, sockets: Sequence[socket.socket]) -> None:
         self.setup = setup
+        self.sockets = sockets
+        """Shared, own, and for siblings, where the supervisor holds them; else none."""
         self.control = control
         self.settings = App.model_validate_json(setup.settings)
         self.stats = Stats()
@@ -97,23 +110,30 @@ class _Life:
         self._numbers = itertools.count(1)
         self._seq = itertools.count(1)
         self._gauges: dict[Any, Any] = {}
+        self._interceptors: list[Any] = []
         self._health: Any = None
 
     async def start(self) -> None:
         """Make every service object, then listen; nothing listens unless all of them could be made."""
         self._add_services()
         await self.shard.wait_ready()
+        await self.listener.start(self._binds(), _Serving(self.lane, self.stats), self.settings)
+
+    def _binds(self) -> list[Bind]:
         setup = self.setup
-        binds = [
-            Bind(self.settings.listen, shared=True),
-            Bind(ports.join(ports.split(self.settings.listen)[0], ports.split(setup.address)[1])),
-            Bind(f"unix:{setup.socket}", trusted=True),
+        own = ports.join(ports.split(self.settings.listen)[0], ports.split(setup.address)[1])
+        shared, mine, siblings = self.sockets or (None, None, None)
+        if siblings is None:
+            Path(setup.socket).unlink(missing_ok=True)
+        return [
+            Bind(self.settings.listen, shared=True, sock=shared),
+            Bind(own, sock=mine),
+            Bind(f"unix:{setup.socket}", trusted=True, sock=siblings),
         ]
-        await anyio.Path(setup.socket).unlink(missing_ok=True)
-        await self.listener.start(binds, _Serving(self.lane), self.settings)
 
     def _add_services(self) -> None:
         configured = dict(self.settings.keys)
+        self._interceptors = server_interceptors.load(self.settings.interceptors)
         faults: list[str] = []
         for name in self.settings.services:
             cls = methods.servicer_class(name)
@@ -135,7 +155,7 @@ class _Life:
     def _add(self, method: Method, service: str) -> None:
         if method.path in self.lane.entries:
             raise BadService(f"{method.name} is served already by another service than {service}")
-        self.lane.add(method)
+        self.lane.add(server_interceptors.behind(method, self._interceptors))
 
     def _check_configured(self, configured: dict[str, str]) -> None:
         services = {entry.method.name.rpartition("/")[0] for entry in self.lane.entries.values()}
@@ -163,7 +183,7 @@ class _Life:
             self.lane.add(method)
             # grpcio ships v1alpha alone; newer clients ask for v1, which has the same messages.
             path = method.path.replace("v1alpha", "v1")
-            self.lane.add(Method(path, *(getattr(method, name) for name in Method.__slots__[1:])))
+            self.lane.add(replace(method, path=path))
 
     async def set_health(self, *, serving: bool) -> None:
         if self._health is None:
@@ -231,6 +251,7 @@ class _Life:
 
     async def _drain(self, grace_s: float) -> None:
         await self.set_health(serving=False)
+        await self.listener.drain()
         await self._wait_quiet()
         try:
             async with asyncio.timeout(grace_s):
@@ -269,8 +290,11 @@ class _Life:
         await self.report(collect=0)
 
 
-async def run(control: Control) -> bool:
-    """Live as one shard: set up, serve, drain, end. False where it could not start."""
+async def run(control: Control, sockets: Sequence[socket.socket] = ()) -> bool:
+    """Live as one shard: set up, serve, drain, end. False where it could not start.
+
+    sockets: those that it shall listen on, held by the supervisor: shared, own, and for siblings; or none.
+    """
     first = await control.receive()
     if first is None:
         return False
@@ -278,7 +302,7 @@ async def run(control: Control) -> bool:
         sys.path.insert(0, first.setup.app_dir)
     life = None
     try:
-        life = _Life(first.setup, control)
+        life = _Life(first.setup, control, sockets)
         await life.start()
     except Exception as error:
         reason = str(error) if isinstance(error, OnelaneError) else traceback.format_exc()

@@ -7,7 +7,7 @@ neither a key nor `ANY` is refused with all of them listed.
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ class Method:
     deserialize: Callable[[bytes], Any] | None
     serialize: Callable[[Any], bytes] | None
     rule: KeyRule
+    choose: Callable[[Any], Awaitable["Method"]] | None = None
+    """Where interceptors are configured: the method as they want it for one call."""
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from onelane.client_call import ClientCall, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
-from onelane.intercept import intercepted
+from onelane.client_interceptors import intercepted
 from onelane.subchannel import Dialling, Subchannel
 from onelane.wire import grpc as wire
 from onelane.wire.grpc import Headers

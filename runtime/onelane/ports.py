@@ -56,6 +56,9 @@ def reachable(address: str) -> str:
     return join("::1" if ":" in host else "127.0.0.1", port)
 
 
+BACKLOG = 1024
+
+
 def claim(address: str, *, shared: bool) -> tuple[str, socket.socket]:
     """Make sure nobody listens on `address`, and hold it without listening. Port 0 takes a free one.
 
@@ -65,17 +68,33 @@ def claim(address: str, *, shared: bool) -> tuple[str, socket.socket]:
         PortTaken: somebody has it; names the process where the system tells.
     """
     host, port = split(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    probe = _bound(family, host, port, address, shared=False)
+    probe = _bound(host, port, address, shared=False)
     port = probe.getsockname()[1]
     if not shared:
         return join(host, port), probe
     probe.close()
-    return join(host, port), _bound(family, host, port, address, shared=True)
+    return join(host, port), _bound(host, port, address, shared=True)
 
 
-def _bound(family: socket.AddressFamily, host: str, port: int, address: str, *, shared: bool) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def listening(address: str, *, shared: bool = False) -> socket.socket:
+    """A socket that listens on `ip:port` or `unix:path`; shared: with others, by SO_REUSEPORT.
+
+    Raises:
+        PortTaken: somebody has it.
+    """
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(address.removeprefix("unix:"))
+    else:
+        host, port = split(address)
+        sock = _bound(host, port, address, shared=shared)
+    sock.listen(BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def _bound(host: str, port: int, address: str, *, shared: bool) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

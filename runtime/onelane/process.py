@@ -1,4 +1,4 @@
-"""The process of one shard: `python -m onelane.process FD`, started by the supervisor alone."""
+"""The process of one shard: `python -m onelane.process FD…`, started by the supervisor alone."""
 
 import logging
 import os
@@ -16,13 +16,13 @@ from onelane.control import SocketControl
 from onelane.v1 import control_pb2
 
 
-async def main(fd: int) -> bool:
+async def main(fd: int, *sockets: int) -> bool:
     # The supervisor alone decides when a shard ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = await SocketControl.over(socket.socket(fileno=fd), control_pb2.ToShard)
-    return await life.run(control)
+    return await life.run(control, [socket.socket(fileno=fd) for fd in sockets])
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    sys.exit(0 if uvloop.run(main(int(sys.argv[1]))) else 1)
+    sys.exit(0 if uvloop.run(main(*map(int, sys.argv[1:]))) else 1)

@@ -85,13 +85,13 @@ class Supervisor:
 
     def _claim(self, folder: Path, stack: AsyncExitStack) -> list[socket.socket]:
         """Lay out every app's addresses and make sure that nobody else has them. Returns what to let go of."""
-        own: list[socket.socket] = []
+        free: list[socket.socket] = []
         epoch = int(time.time())
         for name, app in self.config.apps.items():
             listen, held = ports.claim(app.listen, shared=True)
             stack.callback(held.close)
             settings = app.model_copy(update={"listen": listen})
-            members = []
+            members, own = [], []
             for index in range(app.shard_count):
                 address, sock = ports.claim(_own_address(app, listen, index), shared=False)
                 own.append(sock)
@@ -100,9 +100,25 @@ class Supervisor:
                 members.append(Member(f"{name}-{index}", known_as, str(folder / f"{name}-{index}.sock")))
             pins = {key: members[index].name for key, index in app.pins.items()}
             placement = Placement(epoch, tuple(members), app.points, pins)
-            self.apps.append(Keeper(name, settings, placement, self._around))
+            keeper = Keeper(name, settings, placement, self._around)
+            self.apps.append(keeper)
+            if app.adopts_sockets:
+                self._hold(keeper, own, stack)
+            else:
+                free += own
         self._around.peers.update({app.name: ports.reachable(app.settings.listen) for app in self.apps})
-        return own
+        return free
+
+    def _hold(self, app: Keeper, own: Sequence[socket.socket], stack: AsyncExitStack) -> None:
+        """Listen on behalf of every shard of `app`."""
+        for shard, mine in zip(app.shards, own, strict=True):
+            mine.listen(ports.BACKLOG)
+            mine.setblocking(False)
+            shared = ports.listening(app.settings.listen, shared=True)
+            siblings = ports.listening(f"unix:{shard.member.socket}")
+            shard.sockets = (shared, mine, siblings)
+            for sock in (shared, siblings):
+                stack.callback(sock.close)
 
     async def _serve(self, held: list[socket.socket], on_ready: Callable[[], Any]) -> None:
         for sock in held:

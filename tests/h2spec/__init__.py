@@ -10,7 +10,7 @@ from pathlib import Path
 from onelane import keys, ports
 from onelane.call import Call
 from onelane.config import App
-from onelane.listener import Bind
+from onelane.listener import Bind, Serving
 from onelane.listener.native import NativeListener
 from onelane.methods import Method
 
@@ -19,11 +19,11 @@ HELD_S = 0.02
 """What h2spec sends after a request, in a write of its own, is meant to find the stream open."""
 
 
-class Answering:
+class Answering(Serving):
     """One method that answers with some bytes once the client has ended: what h2spec expects of a server."""
 
     def methods(self) -> Sequence[Method]:
-        return [Method(PATH, self.serve, True, True, False, None, None, keys.ANY)]
+        return [Method(PATH, lambda _, __: None, True, True, False, None, None, keys.ANY)]
 
     async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
         while await call.receive() is not None:

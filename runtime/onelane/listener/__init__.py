@@ -4,11 +4,12 @@ A lane never sees a socket; a listener knows no service. The in-memory one of `o
 contract tests.
 """
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from onelane.call import Call
+from onelane.call import Call, Metadata
 from onelane.config import App
 from onelane.methods import Method
 
@@ -23,6 +24,8 @@ class Bind:
     """Other shards listen here too (SO_REUSEPORT)."""
     trusted: bool = False
     """Only siblings can connect, so their runtime metadata counts."""
+    sock: socket.socket | None = None
+    """Bound and listening already, held by the supervisor; the listener owns this copy. None: bind it yourself."""
 
 
 class Serving(Protocol):
@@ -33,6 +36,14 @@ class Serving(Protocol):
 
     async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
         """Run one call to its end. The outcome stands in `call`; raises only CancelledError."""
+
+    def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
+        """The socket of the sibling where a call belongs; "" for here, None where only its first message can tell."""
+        return ""
+
+    def steered(self) -> None:
+        """A sibling has handed a connection over."""
+        return
 
 
 class Listener(Protocol):
@@ -48,6 +59,9 @@ class Listener(Protocol):
         Raises:
             PortTaken: an address is in use by somebody else; nothing listens then.
         """
+
+    async def drain(self) -> None:
+        """Take no new connection of clients, and send away those that stand, where that fails no call."""
 
     async def stop(self, grace_s: float) -> None:
         """Take no new call; give those under way `grace_s` seconds, then cancel them."""

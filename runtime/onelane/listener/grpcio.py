@@ -148,6 +148,9 @@ class GrpcioListener:
             await server.start()
         self._servers = servers
 
+    async def drain(self) -> None:
+        """Nothing: a server of gRPC's core sends its clients elsewhere only in `stop`."""
+
     async def stop(self, grace_s: float) -> None:
         async with asyncio.TaskGroup() as tasks:
             for server in self._servers:

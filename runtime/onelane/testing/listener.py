@@ -101,6 +101,9 @@ class MemoryListener:
         self._binds = {bind.address: bind for bind in binds}
         NET.listeners |= dict.fromkeys(self._binds, self)
 
+    async def drain(self) -> None:
+        """Nothing: there are no connections."""
+
     async def stop(self, grace_s: float) -> None:
         for address in self._binds:
             NET.listeners.pop(address, None)

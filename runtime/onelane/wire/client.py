@@ -31,7 +31,7 @@ PLAIN_KEPT = 8
 class ClientStream:
     """One call on the wire."""
 
-    __slots__ = ("_deframer", "answered", "call", "encoding", "ended", "id", "limit", "reads_at_once", "unread")
+    __slots__ = ("_deframer", "answered", "call", "encoding", "ended", "id", "limit", "one_answer", "unread")
 
     def __init__(self, number: int, call: Any, limit: int) -> None:
         self.id = number
@@ -43,8 +43,8 @@ class ClientStream:
         """The server's headers have come."""
         self.ended = False
         """This end has sent its last message."""
-        self.reads_at_once = False
-        """No reader holds the server back: there is one message, and it is bounded by `limit`."""
+        self.one_answer = False
+        """Its caller waits for the end alone: initial metadata that say nothing are not told."""
         self.unread = 0
         """Bytes received that have not been acknowledged."""
         self._deframer: Deframer | None = None
@@ -131,6 +131,7 @@ class ClientConnection:
         self.streams: dict[int, ClientStream] = {}
         self.going_away = False
         self._greeted = False
+        self._most_streams = 0
         self._plain: set[Any] = set()
         """Answers' headers that say nothing of their own: servers send the same with each."""
 
@@ -200,7 +201,7 @@ class ClientConnection:
     @property
     def can_call(self) -> bool:
         """One more call may be sent here now."""
-        return not self.going_away and self.http2.can_open
+        return not self.going_away and len(self.streams) < self._most_streams and self.http2.can_open
 
     # What came
 
@@ -213,7 +214,7 @@ class ClientConnection:
             return
         stream.answered = True
         if event.headers in self._plain:
-            if not stream.reads_at_once:
+            if not stream.one_answer:
                 found.append(Answered(stream, ()))
             return
         self._first_answer(stream, event.headers, found)
@@ -247,15 +248,17 @@ class ClientConnection:
         if stream is None:
             self.http2.acknowledge(len(data), event.stream_id)
             return
-        if stream.reads_at_once:
-            self.http2.acknowledge(len(data), stream.id)
-        else:
-            stream.unread += len(data)
         try:
             messages = stream.feed(data)
         except BadWire as error:
+            self.http2.acknowledge(len(data), stream.id)
             self._drop(stream, error.code, str(error), found)
             return
+        if messages or stream.unread:
+            stream.unread += len(data)
+        else:
+            # Part of a message, and nothing else to read: `limit` bounds it, and the server must be let to send the rest.
+            self.http2.acknowledge(len(data), stream.id)
         if messages:
             found.append(Messages(stream, messages))
         if event.end_stream:
@@ -284,6 +287,7 @@ class ClientConnection:
     def _of_connection(self, event: Any, found: list[Event]) -> None:
         kind = type(event)
         if kind is SettingsReceived:
+            self._most_streams = self.http2.most_streams()
             found.append(Writable() if self._greeted else Ready())
             self._greeted = True
         elif kind is PingAcknowledged:

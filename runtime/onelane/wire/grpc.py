@@ -32,7 +32,13 @@ ENCODINGS = b"identity,gzip"
 MAX_TIMEOUT_DIGITS = 8
 _PER_SECOND = {b"n": 1e9, b"u": 1e6, b"m": 1e3, b"S": 1.0, b"M": 1 / 60, b"H": 1 / 3600}
 _PRINTABLE = bytes(set(range(0x20, 0x7F)) - {0x25})
-_OURS = frozenset({b"te", b"content-type", b"user-agent", b"host", b"accept-encoding", b"content-length"})
+_OURS = frozenset(
+    {
+        *(b":method", b":scheme", b":path", b":authority", b":status"),
+        *(b"te", b"content-type", b"user-agent", b"host", b"accept-encoding", b"content-length"),
+        *(b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"grpc-status", b"grpc-message"),
+    }
+)
 
 
 class BadWire(OnelaneError):
@@ -165,9 +171,12 @@ def write_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
 
 def read_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
     """What of `headers` is the application's: not HTTP's, not gRPC's own."""
+    theirs = [pair for pair in headers if pair[0] not in _OURS]
+    if not theirs:
+        return ()
     found: list[tuple[str, str | bytes]] = []
-    for name, value in headers:
-        if name[0] == 0x3A or name in _OURS or (name.startswith(b"grpc-") and name != b"grpc-status-details-bin"):
+    for name, value in theirs:
+        if name.startswith(b"grpc-") and name != b"grpc-status-details-bin":
             continue
         if name.endswith(b"-bin"):
             found += [(name.decode("ascii"), _unbase64(part)) for part in value.split(b",")]

@@ -5,6 +5,7 @@ sends: it ends, with `Closed` as its last event.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from ngh2.events import (
     TrailersReceived,
     WindowUpdated,
 )
-from ngh2.exceptions import NGH2Error, StreamProtocolError
+from ngh2.exceptions import ConnectionStateError, NGH2Error, StreamProtocolError
 
 __all__ = [
     "Closed",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 Closed = ConnectionClosed
+UNLIMITED = 2**31 - 1
 StreamGone = StreamProtocolError
 """Raised by what sends on a stream that has ended meanwhile."""
 Headers = list[tuple[bytes, bytes]]
@@ -69,7 +71,7 @@ class Limits:
 class Http2:
     """One end of one connection: bytes in, events out, bytes to send."""
 
-    __slots__ = ("_connection", "_failed", "acknowledge", "end_stream", "send_data", "send_response", "send_trailers")
+    __slots__ = ("_connection", "_failed", "_acknowledge", "end_stream", "send_data", "send_response", "send_trailers")
 
     def __init__(self, *, server: bool, limits: Limits) -> None:
         self._connection = Connection(
@@ -98,7 +100,7 @@ class Http2:
         self.send_data: Callable[..., None] = self._connection.send_data
         self.send_trailers: Callable[..., None] = self._connection.send_trailers
         self.end_stream: Callable[..., None] = self._connection.end_stream
-        self.acknowledge: Callable[..., None] = self._connection.acknowledge_received_data
+        self._acknowledge: Callable[..., None] = self._connection.acknowledge_received_data
 
     def receive(self, data: bytes) -> list[Any]:
         """Take bytes from the peer; what they amount to."""
@@ -129,28 +131,31 @@ class Http2:
         """Open a stream; its number."""
         return self._connection.send_request(headers, end_stream=end_stream)
 
+    def acknowledge(self, amount: int, stream: int) -> None:
+        """Let the peer send `amount` bytes more, on one stream and on the connection."""
+        try:
+            self._acknowledge(amount, stream)
+        except ConnectionStateError:
+            # It ends: nobody waits for that any more.
+            return
+
     def reset(self, stream: int, error: int) -> None:
-        if not self._failed:
-            self._connection.reset_stream(stream, error)
+        self._say(self._connection.reset_stream, stream, error)
 
     def ping(self, payload: bytes) -> None:
-        if not self._failed:
-            self._connection.ping(payload)
+        self._say(self._connection.ping, payload)
 
     def shutdown_notice(self) -> None:
         """Say that this end will go away; streams that the peer has opened meanwhile are still taken."""
-        if not self._failed:
-            self._connection.send_shutdown_notice()
+        self._say(self._connection.send_shutdown_notice)
 
     def go_away(self, error: int = 0) -> None:
         """Take no further stream; those that are open go on."""
-        if not self._failed:
-            self._connection.send_goaway(error)
+        self._say(self._connection.send_goaway, error)
 
     def terminate(self, error: int = 0) -> None:
         """End the connection as soon as what is queued has been sent."""
-        if not self._failed:
-            self._connection.terminate_connection(error)
+        self._say(self._connection.terminate_connection, error)
 
     def queued(self, stream: int) -> int:
         """Bytes of one stream's messages that the peer's windows hold back."""
@@ -161,15 +166,25 @@ class Http2:
         """The peer lets us open one more stream now."""
         return not self._failed and self._connection.can_send_request
 
+    def most_streams(self) -> int:
+        """Calls at once that the peer allows, by the settings that it has sent last."""
+        return self._connection.remote_settings.get(Setting.MAX_CONCURRENT_STREAMS, UNLIMITED)
+
     @property
     def is_over(self) -> bool:
         """Nothing will be read or written any more."""
         return self._failed or not (self._connection.want_read or self._connection.want_write)
 
+    def _say(self, what: Callable[..., None], *about: Any) -> None:
+        """Say something about the connection, unless it is over, or has begun to end."""
+        if not self._failed:
+            with suppress(NGH2Error):
+                what(*about)
+
     def _end(self) -> None:
         """What is still sent goes nowhere, and raises nothing: it may be an answer that came too late."""
         self._failed = True
-        self.send_response = self.send_data = self.send_trailers = self.end_stream = self.acknowledge = _nothing
+        self.send_response = self.send_data = self.send_trailers = self.end_stream = self._acknowledge = _nothing
 
 
 def _nothing(*_: object, **__: object) -> None:

@@ -7,6 +7,7 @@ meanwhile, or on a connection that has, goes nowhere.
 
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from onelane.wire import grpc
@@ -38,12 +39,13 @@ class Stream:
     __slots__ = (
         "_deframer",
         "call",
+        "encoding",
         "ended",
+        "given",
         "headers",
         "id",
         "limit",
         "path",
-        "reads_at_once",
         "sent_headers",
         "unread",
     )
@@ -51,13 +53,14 @@ class Stream:
     def __init__(self, number: int, headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
         self.id = number
         self.headers = headers
+        self.given = dict(headers)
         self.limit = limit
-        self.path = b""
+        self.path = self.given.get(b":path", b"")
         self.ended = False
         """The client has sent its last message."""
         self.sent_headers = False
-        self.reads_at_once = False
-        """No reader holds the client back: there is one message, and it is bounded by `limit`."""
+        self.encoding = b""
+        """The `grpc-encoding` of the answer, set before its headers; b"" for none."""
         self.unread = 0
         """Bytes received that have not been acknowledged."""
         self.call: Any = None
@@ -66,7 +69,7 @@ class Stream:
 
     def value(self, name: bytes) -> bytes:
         """The value of one header, or b""."""
-        return next((value for key, value in self.headers if key == name), b"")
+        return self.given.get(name, b"")
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
@@ -80,9 +83,14 @@ class Stream:
         """No message has been cut off."""
         return self._deframer is None or self._deframer.is_between
 
-    def metadata(self) -> Metadata:
-        """Raises BadWire where binary metadata is malformed."""
-        return grpc.read_metadata(self.headers)
+    def metadata(self) -> tuple[Metadata, float | None]:
+        """The application's metadata, and the seconds that the client gives the call.
+
+        Raises:
+            BadWire: one of them is malformed.
+        """
+        timeout = self.given.get(b"grpc-timeout")
+        return grpc.read_metadata(self.headers), None if timeout is None else grpc.read_timeout(timeout)
 
 
 @dataclass(slots=True)
@@ -194,13 +202,16 @@ class ServerConnection:
         if not stream.sent_headers:
             stream.sent_headers = True
             more = grpc.write_metadata(metadata) if metadata else []
+            if stream.encoding:
+                more.append((b"grpc-encoding", stream.encoding))
             with suppress(StreamGone):
                 self.http2.send_response(stream.id, [*_RESPONSE, *more])
 
     def send_message(self, stream: Stream, message: bytes) -> None:
+        """One framed message, after the headers."""
         self.send_headers(stream)
         with suppress(StreamGone):
-            self.http2.send_data(stream.id, b"\0" + len(message).to_bytes(4, "big") + message)
+            self.http2.send_data(stream.id, message)
 
     def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> None:
         """The status, and so the end of the call; as headers alone where nothing was sent before."""
@@ -232,22 +243,14 @@ class ServerConnection:
     def _open(self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, found: list[Event]) -> None:
         stream = Stream(number, headers, self._max_message)
         stream.ended = ended
-        method = content = b""
-        size = 0
-        for name, value in headers:
-            size += len(name) + len(value) + FIELD_OVERHEAD
-            if name == b":path":
-                stream.path = value
-            elif name == b"content-type":
-                content = value
-            elif name == b":method":
-                method = value
-        if not content.startswith(b"application/grpc"):
+        given = stream.given
+        if not given.get(b"content-type", b"").startswith(b"application/grpc"):
             self._not_grpc(stream, [(b":status", b"415")])
             return
-        if method != b"POST":
+        if given.get(b":method") != b"POST":
             self._not_grpc(stream, [(b":status", b"405"), (b"allow", b"POST")])
             return
+        size = sum(map(len, chain.from_iterable(headers))) + FIELD_OVERHEAD * len(headers)
         if size > self._max_metadata:
             self.finish(stream, grpc.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
             return
@@ -267,19 +270,21 @@ class ServerConnection:
             # Of a call that has been answered already: its bytes count against the connection alone.
             self.http2.acknowledge(len(data), number)
             return
-        if stream.reads_at_once:
-            self.http2.acknowledge(len(data), number)
-        else:
-            stream.unread += len(data)
         stream.ended = ended
         try:
             messages = stream.feed(data)
             if ended and not stream.is_whole:
                 raise BadWire("the stream ended in the middle of a message")
         except BadWire as error:
+            self.http2.acknowledge(len(data), number)
             found.append(Ended(stream))
             self.finish(stream, error.code, str(error))
             return
+        if messages or stream.unread:
+            stream.unread += len(data)
+        else:
+            # Part of a message, and nothing else to read: `limit` bounds it, and the client must be let to send the rest.
+            self.http2.acknowledge(len(data), number)
         if messages or ended:
             found.append(Messages(stream, messages))
 

@@ -1,0 +1,412 @@
+"""One client's connection on our own wire: an asyncio Protocol over `onelane.wire.server`, and the calls on it.
+
+Back-pressure reaches both ends: a handler that does not read lets the client's window run dry, and `send` waits while
+the client does not read. What is written in one turn of the loop leaves in one piece.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+
+from onelane import ports, tls
+from onelane.call import OK, Call, Metadata
+from onelane.methods import Method
+from onelane.wire import grpc as wire
+from onelane.wire.grpc import BadWire
+from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable
+
+if TYPE_CHECKING:
+    from onelane.listener.native import NativeListener
+
+HELD_BACK = 64 * 1024
+"""Bytes of one stream that may wait for the client to read; `send` waits with more."""
+GOODBYE_S = 1.0
+"""How long the client may take to answer the notice that its connection will close."""
+
+
+class NativeCall(Call):
+    """A call whose bytes come through our own wire."""
+
+    __slots__ = (
+        "_arrived",
+        "_callbacks",
+        "_connection",
+        "_deadline_at",
+        "_gzip",
+        "_gzip_next",
+        "_messages",
+        "is_cancelled",
+        "is_done",
+        "slot",
+        "stream",
+        "task",
+    )
+
+    def __init__(self, connection: "Connection", stream: Stream, method: str, metadata: Metadata) -> None:
+        super().__init__(method, metadata, trusted=connection.trusted)
+        self.stream = stream
+        self.is_done = False
+        self.is_cancelled = False
+        """The client has ended it, or its deadline has."""
+        self.slot = 0
+        self.task: asyncio.Task[None] | None = None
+        self._connection = connection
+        self._deadline_at: float | None = None
+        self._messages: deque[bytes] = deque()
+        self._arrived: asyncio.Future[None] | None = None
+        self._callbacks: list[Callable[[Any], None]] | None = None
+        self._gzip = False
+        self._gzip_next = True
+
+    async def receive(self) -> bytes | None:
+        while not self._messages:
+            if self.stream.ended:
+                return None
+            if self.stream.unread:
+                self._connection.consumed(self.stream)
+            self._arrived = asyncio.get_running_loop().create_future()
+            await self._arrived
+        return self._messages.popleft()
+
+    async def send(self, message: bytes) -> None:
+        self._connection.wire.send_message(self.stream, self.framed(message))
+        self._connection.flush_soon()
+        await self._connection.wait_room(self.stream)
+
+    async def send_initial(self, metadata: Metadata) -> None:
+        self._connection.wire.send_headers(self.stream, tuple(metadata))
+        self._connection.flush_soon()
+
+    def time_remaining(self) -> float | None:
+        return None if self._deadline_at is None else max(0.0, self._deadline_at - monotonic())
+
+    def peer(self) -> str:
+        return self._connection.peer
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return self._connection.auth
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+    def done(self) -> bool:
+        return self.is_done
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        if compression is grpc.Compression.Gzip and b"gzip" in self.stream.value(b"grpc-accept-encoding"):
+            self._gzip = True
+            self.stream.encoding = b"gzip"
+
+    def disable_next_message_compression(self) -> None:
+        self._gzip_next = False
+
+    # What the connection does.
+
+    def framed(self, message: bytes) -> bytes:
+        """`message` as it goes on the wire."""
+        compress, self._gzip_next = self._gzip and self._gzip_next, True
+        return wire.frame_gzip(message) if compress else wire.frame(message)
+
+    def set_deadline(self, at: float, slot: int) -> None:
+        self._deadline_at, self.slot = at, slot
+
+    def expire(self) -> None:
+        self._connection.expired(self)
+
+    def arrived(self, messages: list[bytes]) -> None:
+        self._messages += messages
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def end(self) -> None:
+        self.is_done = True
+        if self._callbacks is not None:
+            for callback in self._callbacks:
+                callback(self)
+
+
+class Connection(asyncio.Protocol):
+    """See the module. Owned by its listener."""
+
+    def __init__(
+        self, listener: "NativeListener", *, trusted: bool = False, steers: bool = False, replay: bytes = b""
+    ) -> None:
+        """steers: it may belong to a sibling. replay: what a sibling has read of it, having sent its SETTINGS alone."""
+        self.trusted = trusted
+        self.peer = ""
+        self.auth: Mapping[str, Iterable[bytes]] = {}
+        self.wire = ServerConnection(listener.limits, max_message=listener.max_message)
+        self.opened_at = self.heard_at = monotonic()
+        self.pinged_at = 0.0
+        """When we asked whether the client is there; 0 unless we wait for its answer."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The calls under way."""
+        self._listener = listener
+        self._loop = listener.loop
+        self._transport: asyncio.Transport
+        self._seen: bytes | None = b"" if steers else None
+        """All that was read, while it is open which shard this connection belongs to; None from then on."""
+        self._held: list[Any] = []
+        """The events in it."""
+        self._replay = replay
+        self._flushing = False
+        self._paused = False
+        self._closing = False
+        self._waiting: set[asyncio.Future[None]] | None = None
+        self._goodbye: asyncio.Future[None] | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not isinstance: uvloop's transports derive from nothing of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self.peer = ports.peer(transport)
+        if not self._listener.made(self):
+            self._transport.abort()
+            return
+        if (secured := transport.get_extra_info("ssl_object")) is not None:
+            if secured.selected_alpn_protocol() != "h2":
+                self._transport.abort()
+                return
+            self.auth = tls.auth_context(secured)
+        if self._replay:
+            # The client has our settings already: from the sibling, whose are the same.
+            self.wire.take()
+            self.data_received(self._replay)
+            self._replay = b""
+            return
+        if self._seen is not None:
+            self._listener.undecided(self)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = monotonic()
+        events = self.wire.receive(data)
+        if self._seen is not None:
+            self._seen += data
+            self._held += events
+            self._decide()
+        else:
+            self._handle(events)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closing = True
+        self._listener.lost(self)
+        for stream in list(self.wire.streams.values()):
+            self._ended(stream)
+        self._wake()
+        if self._goodbye is not None and not self._goodbye.done():
+            self._goodbye.set_result(None)
+
+    # Where it belongs
+
+    def _decide(self) -> None:
+        """Hand this connection over, keep it, or wait for more of its first request."""
+        assert self._seen is not None
+        owner = self._listener.owner_of(self._held)
+        if owner is None and len(self._seen) < self._listener.max_seen:
+            return
+        if owner and self._listener.hand_over(owner, self._transport.get_extra_info("socket").fileno(), self._seen):
+            self._listener.decided(self)
+            self._closing = True
+            self._transport.abort()
+            return
+        self.keep()
+
+    def keep(self) -> None:
+        """Serve it here."""
+        if self._seen is None:
+            return
+        self._listener.decided(self)
+        held, self._held, self._seen = self._held, [], None
+        self._handle(held)
+
+    def _handle(self, events: list[Any]) -> None:
+        for event in events:
+            kind = type(event)
+            if kind is Messages:
+                self._arrived(event.stream, event.messages)
+            elif kind is Opened:
+                self._opened(event.stream)
+            elif kind is Ended:
+                self._ended(event.stream)
+            elif kind is Writable:
+                self._wake()
+            elif kind is Pong:
+                self.pinged_at = 0.0
+                if self._goodbye is not None and not self._goodbye.done():
+                    self._goodbye.set_result(None)
+            elif kind is Gone:
+                self._closing = True
+        self.flush_soon()
+
+    # Writing
+
+    def flush_soon(self) -> None:
+        """Write what is ready at the end of this turn of the loop, in one piece."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._transport.is_closing():
+            return
+        if not self._paused and (data := self.wire.take()):
+            self._transport.write(data)
+        if (self._closing and not self.tasks) or self.wire.http2.is_over:
+            self._transport.close()
+
+    async def wait_room(self, stream: Stream) -> None:
+        """Wait while the client does not read what was sent."""
+        while (self._paused or self.wire.http2.queued(stream.id) > HELD_BACK) and not self._transport.is_closing():
+            if self._waiting is None:
+                self._waiting = set()
+            waiting = self._loop.create_future()
+            self._waiting.add(waiting)
+            try:
+                await waiting
+            finally:
+                self._waiting.discard(waiting)
+
+    def _wake(self) -> None:
+        for waiting in self._waiting or ():
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def consumed(self, stream: Stream) -> None:
+        self.wire.consumed(stream, stream.unread)
+        self.flush_soon()
+
+    # Calls
+
+    def _opened(self, stream: Stream) -> None:
+        method = self._listener.methods.get(stream.path)
+        if method is None:
+            path = stream.path.decode("latin-1")
+            self.wire.finish(stream, wire.UNIMPLEMENTED, f"Method not found: {path}")
+        elif method.request_streaming:
+            self._start(stream, method, None)
+
+    def _arrived(self, stream: Stream, messages: list[bytes]) -> None:
+        call = stream.call
+        if call is not None:
+            if call.task is not None:
+                call.arrived(messages)
+            return
+        method = self._listener.methods.get(stream.path)
+        if method is None or stream.id not in self.wire.streams:
+            return
+        if len(messages) == 1:
+            self._start(stream, method, messages[0])
+        else:
+            self.wire.finish(stream, wire.INTERNAL, f"expected one message, received {len(messages)}")
+
+    def _start(self, stream: Stream, method: Method, request: bytes | None) -> None:
+        try:
+            metadata, timeout = stream.metadata()
+        except BadWire as error:
+            self.wire.finish(stream, error.code, str(error))
+            return
+        call = stream.call = NativeCall(self, stream, method.path, metadata)
+        if timeout is not None:
+            at = monotonic() + timeout
+            call.set_deadline(at, self._listener.deadlines.add(at, call))
+        call.task = self._loop.create_task(self._run(call, method, request))
+        self.tasks.add(call.task)
+
+    async def _run(self, call: NativeCall, method: Method, request: bytes | None) -> None:
+        try:
+            reply = await self._listener.serving.serve(method, call, request)
+            if not call.is_cancelled:
+                self._answer(call, method, reply)
+        except asyncio.CancelledError:
+            # The lane has noted it; there is nobody to answer, or the deadline has.
+            pass
+        finally:
+            self._left(call)
+
+    def _left(self, call: NativeCall) -> None:
+        self.tasks.discard(cast(asyncio.Task[None], call.task))
+        if call.slot:
+            self._listener.deadlines.remove(call.slot, call)
+        call.end()
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _answer(self, call: NativeCall, method: Method, reply: bytes) -> None:
+        stream = call.stream
+        if call.code_now is OK:
+            if not method.response_streaming:
+                if not call.trailers and not stream.sent_headers and not stream.encoding:
+                    self.wire.answer(stream, reply)
+                    return
+                self.wire.send_message(stream, call.framed(reply))
+            else:
+                self.wire.send_headers(stream)
+        self.wire.finish(stream, call.code_now.value[0], call.details_now, tuple(call.trailers))
+
+    def expired(self, call: NativeCall) -> None:
+        """The deadline of a call has passed: say so, whatever its handler does."""
+        if call.stream.id in self.wire.streams:
+            self.wire.finish(call.stream, wire.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        self._ended(call.stream)
+        self.flush_soon()
+
+    def _ended(self, stream: Stream) -> None:
+        call = stream.call
+        if call is not None and not call.is_done:
+            call.is_cancelled = True
+            call.task.cancel()
+
+    # The end
+
+    def ping(self, now: float) -> None:
+        """Ask whether the client is there."""
+        self.pinged_at = now
+        self.wire.http2.ping(b"keepaliv")
+        self._flush()
+
+    def abort(self) -> None:
+        """Close at once, without a word."""
+        self._transport.abort()
+
+    def close(self) -> None:
+        """Write what is left, and close."""
+        self._closing = True
+        self._flush()
+
+    async def say_goodbye(self) -> None:
+        """Send the client elsewhere, and close when what it has asked meanwhile is answered. Fails no call.
+
+        Returns when the client knows, or has not answered for GOODBYE_S. Source: RFC 9113, section 6.8.
+        """
+        self.keep()
+        if self._closing:
+            return
+        self._goodbye = self._loop.create_future()
+        self.wire.http2.shutdown_notice()
+        self.wire.http2.ping(b"goodbye!")
+        self._flush()
+        await asyncio.wait([self._goodbye], timeout=GOODBYE_S)
+        self.wire.http2.go_away()
+        self._closing = True
+        self._flush()

@@ -1,0 +1,88 @@
+"""`grpc.aio`'s server interceptors around a lane's methods. Costs nothing where none is configured."""
+
+import importlib
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from onelane.call import Call
+from onelane.errors import BadService
+from onelane.methods import Method
+
+_MAKERS: dict[tuple[bool, bool], Any] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def load(plugs: Sequence[str]) -> list[grpc.aio.ServerInterceptor]:
+    """One object of each `package.module:Class`.
+
+    Raises:
+        BadService: one is missing, or is no grpc.aio.ServerInterceptor.
+    """
+    made = []
+    for plug in plugs:
+        module, _, name = plug.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ModuleNotFoundError as error:
+            raise BadService(f"interceptors: {plug}: no module {error.name!r}") from error
+        if not isinstance(found, type) or not issubclass(found, grpc.aio.ServerInterceptor):
+            raise BadService(f"interceptors: {plug} is {found!r}, expected a class of grpc.aio.ServerInterceptor")
+        made.append(found())
+    return made
+
+
+def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> Method:
+    """`method`, whose handler the interceptors choose for each call; the first is asked first."""
+    if not interceptors:
+        return method
+    shape = (method.request_streaming, method.response_streaming)
+    plain = _MAKERS[shape](method.handler, method.deserialize, method.serialize)
+
+    async def handler(_: Any) -> Any:
+        return plain
+
+    chain: Callable[[Any], Awaitable[Any]] = handler
+    for one in reversed(interceptors):
+        chain = _around(one, chain)
+
+    async def choose(call: Call) -> Method:
+        chosen = await chain(_Details(method.path, call.metadata))
+        if chosen is None:
+            call.abort_now(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        if (chosen.request_streaming, chosen.response_streaming) != shape:
+            raise BadService(f"{method.name}: an interceptor has chosen a handler of another shape")
+        run = chosen.unary_unary or chosen.unary_stream or chosen.stream_unary or chosen.stream_stream
+        is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
+        return replace(
+            method,
+            handler=run,
+            is_async=is_async,
+            deserialize=chosen.request_deserializer,
+            serialize=chosen.response_serializer,
+        )
+
+    return replace(method, choose=choose)
+
+
+def _around(one: grpc.aio.ServerInterceptor, chain: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    async def around(details: Any) -> Any:
+        return await one.intercept_service(chain, details)
+
+    return around
+
+
+class _Details(grpc.HandlerCallDetails):
+    """What an interceptor learns of a call."""
+
+    def __init__(self, method: str, metadata: Any) -> None:
+        self.method = method
+        self.invocation_metadata = metadata

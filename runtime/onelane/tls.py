@@ -1,0 +1,101 @@
+"""TLS and mutual TLS for listeners and channels, with ALPN `h2`; certificates are looked at again while they serve."""
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from onelane.config import Tls
+from onelane.errors import BadConfig
+
+log = logging.getLogger("onelane.tls")
+LOOK_S = 1.0
+"""How often the files are looked at."""
+
+
+def server_context(settings: Tls) -> ssl.SSLContext:
+    """What a listener needs. With `client_ca`, a client without a certificate of it is refused.
+
+    Raises:
+        BadConfig: a file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    _load(context, settings)
+    if settings.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(
+    *, ca: str | Path | None = None, cert: str | Path | None = None, key: str | Path | None = None
+) -> ssl.SSLContext:
+    """What `Dialling.tls` needs: servers are checked against `ca` (None: the system's), `cert` and `key` are ours.
+
+    Raises:
+        OSError, ssl.SSLError: a file cannot be used.
+    """
+    context = ssl.create_default_context(cafile=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    if cert is not None:
+        context.load_cert_chain(cert, key)
+    return context
+
+
+async def reload_when_changed(context: ssl.SSLContext, settings: Tls) -> None:
+    """Follow the files for ever: handshakes after a change use what is in them; a fault keeps what was."""
+    seen = _stamps(settings)
+    while True:
+        await asyncio.sleep(LOOK_S)
+        now = _stamps(settings)
+        if now == seen:
+            continue
+        try:
+            # Tried apart first: half of a bad pair would stay in the context that serves.
+            server_context(settings)
+            _load(context, settings)
+        except BadConfig as error:
+            log.error("tls.reload_failed the certificates that were loaded before stay in use: %s", error)
+            continue
+        finally:
+            seen = now
+        log.info("tls.reloaded cert=%s", settings.cert)
+
+
+def auth_context(secured: Any) -> Mapping[str, Iterable[bytes]]:
+    """What is known of the peer, under gRPC's names."""
+    found: dict[str, Iterable[bytes]] = {"transport_security_type": [b"ssl"]}
+    certificate = secured.getpeercert() or {}
+    names = [value.encode() for _, value in certificate.get("subjectAltName", ())]
+    common = [value.encode() for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    if common:
+        found["x509_common_name"] = common
+    if names:
+        found["x509_subject_alternative_name"] = names
+    return found
+
+
+def _load(context: ssl.SSLContext, settings: Tls) -> None:
+    try:
+        context.load_cert_chain(settings.cert, settings.key)
+        if settings.client_ca is not None:
+            context.load_verify_locations(settings.client_ca)
+    except (OSError, ssl.SSLError) as error:
+        files = [settings.cert, settings.key, *([settings.client_ca] if settings.client_ca else [])]
+        raise BadConfig("tls", [f"{', '.join(files)}: {error.strerror or error}"]) from error
+
+
+def _stamps(settings: Tls) -> list[tuple[int, int]]:
+    stamps = []
+    for name in (settings.cert, settings.key, settings.client_ca):
+        try:
+            stat = os.stat(name) if name else None
+        except OSError:
+            stat = None
+        stamps.append((stat.st_mtime_ns, stat.st_ino) if stat else (0, 0))
+    return stamps
