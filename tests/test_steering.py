@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from onelane.listener.steering import Steering
+from onelane.listener.steering import Seen, Steering
 from onelane.wire.http2 import Http2, Limits
 
 from tests.cluster import Cluster, echo, eventually, running
@@ -113,17 +113,22 @@ def hello(address: str) -> tuple[socket.socket, Http2]:
     return peer, http2
 
 
-def talk(peer: socket.socket, http2: Http2, headers: list[tuple[bytes, bytes]], message: bytes) -> list[Any]:
-    """Make one call on a bare connection; everything that came until its end."""
-    stream = http2.send_request(headers)
-    http2.send_data(stream, message, end_stream=True)
+def wait_for(peer: socket.socket, http2: Http2, kind: str) -> list[Any]:
+    """Write what is ready, and read until an event of `kind` comes; everything that came."""
     seen: list[Any] = []
-    while not any(type(event).__name__ == "TrailersReceived" for event in seen):
+    while not any(type(event).__name__ == kind for event in seen):
         peer.sendall(http2.take())
         data = peer.recv(65536)
         assert data, "the server hung up"
         seen += http2.receive(data)
     return seen
+
+
+def talk(peer: socket.socket, http2: Http2, headers: list[tuple[bytes, bytes]], message: bytes) -> list[Any]:
+    """Make one call on a bare connection; everything that came until its end."""
+    stream = http2.send_request(headers)
+    http2.send_data(stream, message, end_stream=True)
+    return wait_for(peer, http2, "TrailersReceived")
 
 
 def request(key: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -139,22 +144,42 @@ def request(key: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
     return headers, b"\0" + len(body).to_bytes(4, "big") + body
 
 
-async def test_a_peer_that_says_hello_and_waits_is_served_when_it_asks(native: Cluster, where: Where) -> None:
-    """Slower than a connection stays undecided: it is kept where it is, and its call forwarded."""
+async def test_a_peer_that_greets_and_pings_first_is_answered_and_steered_all_the_same(
+    native: Cluster, where: Where
+) -> None:
+    forwards = native.metric("onelane_forwards_total")
 
-    def slow() -> str:
+    def early(key: str) -> str:
         peer, http2 = hello(native.listen["echo"])
         with peer:
-            peer.sendall(http2.take())
-            acknowledged = False
-            while not acknowledged:
-                # Its SETTINGS are acknowledged once the shard has stopped waiting for a request.
-                events = http2.receive(peer.recv(65536))
-                acknowledged = any(type(event).__name__ == "SettingsAcknowledged" for event in events)
-            replies = [e.data for e in talk(peer, http2, *request("slow")) if type(e).__name__ == "DataReceived"]
+            wait_for(peer, http2, "SettingsAcknowledged")
+            for _ in range(3):
+                http2.ping(b"pingpong")
+                wait_for(peer, http2, "PingAcknowledged")
+            replies = [e.data for e in talk(peer, http2, *request(key)) if type(e).__name__ == "DataReceived"]
             return EchoReply.FromString(b"".join(replies)[5:]).shard
 
-    assert await asyncio.to_thread(slow) == where.owner_of("slow")
+    for key in map(str, range(10)):
+        assert await asyncio.to_thread(early, key) == where.owner_of(key)
+    assert native.metric("onelane_forwards_total") == forwards
+
+
+async def test_a_request_that_stalls_is_kept_where_it_is_and_forwarded(native: Cluster, where: Where) -> None:
+    """Its headers come, its message does not: after a moment the connection is no longer held for steering."""
+
+    def stall(key: str) -> str:
+        peer, http2 = hello(native.listen["echo"])
+        with peer:
+            headers, message = request(key)
+            stream = http2.send_request(headers)
+            http2.ping(b"kept yet")
+            wait_for(peer, http2, "PingAcknowledged")
+            http2.send_data(stream, message, end_stream=True)
+            seen: list[Any] = wait_for(peer, http2, "TrailersReceived")
+            return EchoReply.FromString(b"".join(e.data for e in seen if type(e).__name__ == "DataReceived")[5:]).shard
+
+    for key in ("a", "b", "c"):
+        assert await asyncio.to_thread(stall, key) == where.owner_of(key)
 
 
 async def test_a_peer_that_dribbles_is_steered_and_holds_nobody_up(native: Cluster, where: Where) -> None:
@@ -221,7 +246,7 @@ async def test_while_a_shard_restarts_connecting_is_never_refused(tmp_path: Path
 
 async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
     """The owner dies with a connection in its queue: the sender still has it."""
-    back: asyncio.Future[tuple[socket.socket, bytes]] = asyncio.get_running_loop().create_future()
+    back: asyncio.Future[tuple[socket.socket, Seen]] = asyncio.get_running_loop().create_future()
     never = pytest.fail
     sender = Steering(
         str(tmp_path / "a"), adopt=lambda *_: never("nobody sends here"), take_back=lambda *one: back.set_result(one)
@@ -230,15 +255,15 @@ async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
     owner.bind(str(tmp_path / "b.steer"))
     owner.listen()
     ours, theirs = socket.socketpair()
-    assert sender.hand_over(str(tmp_path / "b"), theirs.fileno(), b"read so far")
+    assert sender.hand_over(str(tmp_path / "b"), theirs.fileno(), Seen(b"read so far", 4))
     theirs.close()
     line, _ = owner.accept()
     line.close()
     owner.close()
     sock, seen = await back
-    assert seen == b"read so far"
+    assert seen == Seen(b"read so far", 4)
     with ours, sock:
         sock.send(b"alive")
         assert ours.recv(10) == b"alive"
-    assert not sender.hand_over(str(tmp_path / "b"), 0, b"")
+    assert not sender.hand_over(str(tmp_path / "b"), 0, Seen(b"", 0))
     sender.close()

@@ -14,6 +14,7 @@ import grpc
 
 from onelane import ports, tls
 from onelane.call import OK, Call, Metadata
+from onelane.listener.steering import Seen
 from onelane.methods import Method
 from onelane.wire import grpc as wire
 from onelane.wire.grpc import BadWire
@@ -138,7 +139,7 @@ class Connection(asyncio.Protocol):
     """See the module. Owned by its listener."""
 
     def __init__(
-        self, listener: "NativeListener", *, trusted: bool = False, steers: bool = False, replay: bytes = b""
+        self, listener: "NativeListener", *, trusted: bool = False, steers: bool = False, replay: Seen | None = None
     ) -> None:
         """steers: it may belong to a sibling. replay: what a sibling has read of it, having sent its SETTINGS alone."""
         self.trusted = trusted
@@ -155,6 +156,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._seen: bytes | None = b"" if steers else None
         """All that was read, while it is open which shard this connection belongs to; None from then on."""
+        self._answered = 0
+        """How much of it has been answered."""
         self._held: list[Any] = []
         """The events in it."""
         self._replay = replay
@@ -178,15 +181,10 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
                 return
             self.auth = tls.auth_context(secured)
-        if self._replay:
-            # The client has our settings already: from the sibling, whose are the same.
-            self.wire.take()
-            self.data_received(self._replay)
-            self._replay = b""
-            return
-        if self._seen is not None:
-            self._listener.undecided(self)
-        self._flush()
+        if self._replay is not None:
+            self._go_on(self._replay)
+        else:
+            self._flush()
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = monotonic()
@@ -222,13 +220,29 @@ class Connection(asyncio.Protocol):
         assert self._seen is not None
         owner = self._listener.owner_of(self._held)
         if owner is None and len(self._seen) < self._listener.max_seen:
+            if self.wire.streams:
+                self._listener.undecided(self)
+            else:
+                # No request yet: greetings and pings are answered, so that a client may wait as long as it likes.
+                self._flush()
+                self._answered = len(self._seen)
             return
-        if owner and self._listener.hand_over(owner, self._transport.get_extra_info("socket").fileno(), self._seen):
+        fd = self._transport.get_extra_info("socket").fileno()
+        if owner and self._listener.hand_over(owner, fd, Seen(self._seen, self._answered)):
             self._listener.decided(self)
             self._closing = True
             self._transport.abort()
             return
         self.keep()
+
+    def _go_on(self, seen: Seen) -> None:
+        """Go on where a sibling has left off. What it has sent, this end must not send again."""
+        self.wire.take()
+        self._replay = None
+        if seen.answered:
+            self.wire.receive(seen.data[: seen.answered])
+            self.wire.take()
+        self.data_received(seen.data[seen.answered :])
 
     def keep(self) -> None:
         """Serve it here."""

@@ -17,14 +17,14 @@ from onelane.config import App
 from onelane.deadlines import Deadlines
 from onelane.listener import Bind, Serving
 from onelane.listener.connection import Connection
-from onelane.listener.steering import MAX_SEEN, Steering
+from onelane.listener.steering import MAX_SEEN, Seen, Steering
 from onelane.methods import Method
 from onelane.wire.grpc import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Messages, Opened
 
 UNDECIDED_S = 0.5
-"""How long a connection may take to show where it belongs; then it stays where it is."""
+"""How long a first request may take to show where it belongs; then its connection stays where it is."""
 SIBLING_STREAMS = 2**31 - 1
 SWEEPS = 4
 """How often a limit in time is looked at before it is reached."""
@@ -134,11 +134,12 @@ class NativeListener:
             return ""
         return self.serving.home_of(method, metadata, message)
 
-    def hand_over(self, owner: str, fd: int, seen: bytes) -> bool:
+    def hand_over(self, owner: str, fd: int, seen: Seen) -> bool:
         return self._steering is not None and self._steering.hand_over(owner, fd, seen)
 
     def undecided(self, connection: Connection) -> None:
-        self._undecided[connection] = monotonic() + UNDECIDED_S
+        """Keep a connection here unless its first request soon says where it belongs."""
+        self._undecided.setdefault(connection, monotonic() + UNDECIDED_S)
         if "undecided" not in self._timers:
             self._timers["undecided"] = self.loop.call_later(UNDECIDED_S, self._keep_undecided)
 
@@ -154,10 +155,10 @@ class NativeListener:
                 return
             connection.keep()
 
-    def _adopt(self, sock: socket.socket, seen: bytes) -> None:
+    def _adopt(self, sock: socket.socket, seen: Seen) -> None:
         self._keep(self._take_in(sock, seen))
 
-    async def _take_in(self, sock: socket.socket, seen: bytes) -> None:
+    async def _take_in(self, sock: socket.socket, seen: Seen) -> None:
         sock.setblocking(False)
         await self.loop.connect_accepted_socket(lambda: Connection(self, replay=seen), sock)
         self.serving.steered()

@@ -1,5 +1,8 @@
 """Handing a connection to the sibling that owns its key: its file descriptor, and the bytes read so far.
 
+What has been answered already (SETTINGS, pings) the owner answers to itself, from the same bytes: HTTP/2 is
+deterministic so far. So a connection may wait for its first request as long as it likes, and still be handed over.
+
 Over a SOCK_SEQPACKET Unix socket for each pair of siblings, one packet for each connection. The sender keeps its copy
 of the descriptor until the owner says that it has it; where the owner dies first, the sender serves the connection
 itself. So a connection is served by exactly one shard, and by none only if its shard dies.
@@ -11,14 +14,25 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
 SUFFIX = ".steer"
 MAX_SEEN = 64 * 1024
 """Bytes of a connection that may be read before it is handed over."""
 _NUMBER = 8
-_PACKET = MAX_SEEN + _NUMBER
+_PACKET = MAX_SEEN + 2 * _NUMBER
 
-Adopt = Callable[[socket.socket, bytes], None]
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a connection has said before it was handed over."""
+
+    data: bytes
+    answered: int
+    """How many of these bytes have been answered."""
+
+
+Adopt = Callable[[socket.socket, Seen], None]
 
 
 class Steering:
@@ -32,7 +46,7 @@ class Steering:
         self._door: socket.socket | None = None
         self._inbound: set[socket.socket] = set()
         self._outbound: dict[str, socket.socket] = {}
-        self._handed: dict[str, dict[int, tuple[int, bytes]]] = {}
+        self._handed: dict[str, dict[int, tuple[int, Seen]]] = {}
         """Sibling → number → our copy of the descriptor, and what was read."""
         self._numbers = itertools.count(1)
 
@@ -45,18 +59,19 @@ class Steering:
         self._door.listen(128)
         self._loop.add_reader(self._door, self._let_in, self._door)
 
-    def hand_over(self, to: str, fd: int, seen: bytes) -> bool:
+    def hand_over(self, to: str, fd: int, seen: Seen) -> bool:
         """Give the connection `fd` to the sibling whose socket is `to`. False where it cannot be reached now.
 
         Never waits. After True the caller closes its own descriptor without a word to the peer.
         """
-        if len(seen) > MAX_SEEN:
+        if len(seen.data) > MAX_SEEN:
             return False
         number = next(self._numbers)
         copy = os.dup(fd)
         try:
             line = self._line(to)
-            socket.send_fds(line, [number.to_bytes(_NUMBER, "big"), seen], [copy])
+            head = number.to_bytes(_NUMBER, "big") + seen.answered.to_bytes(_NUMBER, "big")
+            socket.send_fds(line, [head, seen.data], [copy])
         except OSError as error:
             os.close(copy)
             if not isinstance(error, BlockingIOError):
@@ -142,4 +157,5 @@ class Steering:
         # First the word, then the work: were it the other way, a death between them would have the work done twice.
         with contextlib.suppress(OSError):
             line.send(packet[:_NUMBER])
-        self._adopt(socket.socket(fileno=fds[0]), packet[_NUMBER:])
+        answered = int.from_bytes(packet[_NUMBER : 2 * _NUMBER], "big")
+        self._adopt(socket.socket(fileno=fds[0]), Seen(packet[2 * _NUMBER :], answered))

@@ -257,7 +257,7 @@ class ClientConnection:
         if messages or stream.unread:
             stream.unread += len(data)
         else:
-            # Part of a message, and nothing else to read: `limit` bounds it, and the server must be let to send the rest.
+            # Part of a message, and nothing else to read: `limit` bounds it, so let the server send the rest.
             self.http2.acknowledge(len(data), stream.id)
         if messages:
             found.append(Messages(stream, messages))

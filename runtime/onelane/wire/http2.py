@@ -71,7 +71,7 @@ class Limits:
 class Http2:
     """One end of one connection: bytes in, events out, bytes to send."""
 
-    __slots__ = ("_connection", "_failed", "_acknowledge", "end_stream", "send_data", "send_response", "send_trailers")
+    __slots__ = ("_acknowledge", "_connection", "_failed", "end_stream", "send_data", "send_response", "send_trailers")
 
     def __init__(self, *, server: bool, limits: Limits) -> None:
         self._connection = Connection(

@@ -283,7 +283,7 @@ class ServerConnection:
         if messages or stream.unread:
             stream.unread += len(data)
         else:
-            # Part of a message, and nothing else to read: `limit` bounds it, and the client must be let to send the rest.
+            # Part of a message, and nothing else to read: `limit` bounds it, so let the client send the rest.
             self.http2.acknowledge(len(data), number)
         if messages or ended:
             found.append(Messages(stream, messages))
