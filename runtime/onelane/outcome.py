@@ -30,6 +30,9 @@ def failed(call: Call, error: Exception, *, method: str, shard: str) -> None:
                 call.trailers = (*call.trailers, PUSHBACK)
         case grpc.aio.AioRpcError():
             _pass_on(call, error)
+        case _ if call.code_now is not grpc.StatusCode.OK:
+            # The handler has chosen the status and then raised, as gRPC's generated base classes do.
+            log.info("call.raised_after_status method=%s shard=%s code=%s", method, shard, call.code_now.name)
         case _:
             error_id = secrets.token_hex(6)
             log.error("call.failed id=%s method=%s shard=%s", error_id, method, shard, exc_info=error)

@@ -208,6 +208,8 @@ class Connection(asyncio.Protocol):
             return
         if data := self.wire.take():
             self._transport.write(data)
+            if self._waiting:
+                self._wake()
 
     def _wake(self) -> None:
         for waiting in self._waiting:

@@ -123,6 +123,10 @@ class NativeCall(Call):
     def expire(self) -> None:
         self._connection.expired(self)
 
+    def only(self) -> bytes | None:
+        """The one message of the client, or None where there is none, or more than one."""
+        return self._messages[0] if len(self._messages) == 1 else None
+
     def arrived(self, messages: list[bytes]) -> None:
         self._messages += messages
         if self._arrived is not None and not self._arrived.done():
@@ -285,6 +289,8 @@ class Connection(asyncio.Protocol):
             return
         if not self._paused and (data := self.wire.take()):
             self._transport.write(data)
+            if self._waiting:
+                self._wake()
         if (self._closing and not self.tasks) or self.wire.http2.is_over:
             self._transport.close()
 
@@ -316,33 +322,51 @@ class Connection(asyncio.Protocol):
         if method is None:
             path = stream.path.decode("latin-1")
             self.wire.finish(stream, wire.UNIMPLEMENTED, f"Method not found: {path}")
-        elif method.request_streaming:
-            self._start(stream, method, None)
+        elif self._accept(stream, method) and method.request_streaming:
+            self._start(stream.call, method, None)
 
     def _arrived(self, stream: Stream, messages: list[bytes]) -> None:
         call = stream.call
-        if call is not None:
-            if call.task is not None:
-                call.arrived(messages)
+        if call is None:
             return
-        method = self._listener.methods.get(stream.path)
-        if method is None or stream.id not in self.wire.streams:
+        if call.task is not None:
+            call.arrived(messages)
             return
-        if len(messages) == 1:
-            self._start(stream, method, messages[0])
-        else:
-            self.wire.finish(stream, wire.INTERNAL, f"expected one message, received {len(messages)}")
+        if stream.id not in self.wire.streams:
+            return
+        method = self._listener.methods[stream.path]
+        if method.request_streaming:
+            return
+        call.arrived(messages)
+        if messages or stream.ended:
+            self._start_whole(call, method)
 
-    def _start(self, stream: Stream, method: Method, request: bytes | None) -> None:
+    def _start_whole(self, call: NativeCall, method: Method) -> None:
+        """Begin a call of one message, unless its messages are none or many."""
+        request = call.only()
+        if request is not None:
+            self._start(call, method, request)
+        else:
+            self.wire.finish(call.stream, wire.UNIMPLEMENTED, "expected exactly one message")
+            self._left(call)
+
+    def _accept(self, stream: Stream, method: Method) -> bool:
+        """Make the call of a stream that has begun; False where that is answered already."""
         try:
             metadata, timeout = stream.metadata()
         except BadWire as error:
             self.wire.finish(stream, error.code, str(error))
-            return
+            return False
+        if timeout is not None and timeout <= 0:
+            self.wire.finish(stream, wire.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            return False
         call = stream.call = NativeCall(self, stream, method.path, metadata)
         if timeout is not None:
             at = monotonic() + timeout
             call.set_deadline(at, self._listener.deadlines.add(at, call))
+        return True
+
+    def _start(self, call: NativeCall, method: Method, request: bytes | None) -> None:
         call.task = self._loop.create_task(self._run(call, method, request))
         self.tasks.add(call.task)
 
@@ -354,11 +378,14 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             # The lane has noted it; there is nobody to answer, or the deadline has.
             pass
+        except UnicodeEncodeError as error:
+            self.wire.finish(call.stream, wire.INTERNAL, f"metadata that are not ASCII: {error.object!r}")
         finally:
             self._left(call)
 
     def _left(self, call: NativeCall) -> None:
-        self.tasks.discard(cast(asyncio.Task[None], call.task))
+        if call.task is not None:
+            self.tasks.discard(call.task)
         if call.slot:
             self._listener.deadlines.remove(call.slot, call)
         call.end()
@@ -387,9 +414,13 @@ class Connection(asyncio.Protocol):
 
     def _ended(self, stream: Stream) -> None:
         call = stream.call
-        if call is not None and not call.is_done:
-            call.is_cancelled = True
+        if call is None or call.is_done:
+            return
+        call.is_cancelled = True
+        if call.task is not None:
             call.task.cancel()
+        else:
+            self._left(call)
 
     # The end
 

@@ -129,6 +129,8 @@ class Deframer:
             self._refuse(len(unpacked))
         if not unpacker.eof:
             raise BadWire("a gzip message ends too soon")
+        if unpacker.unused_data:
+            raise BadWire("a gzip message goes on after its end")
         return unpacked
 
     def _refuse(self, size: int) -> None:
@@ -157,7 +159,11 @@ def read_timeout(text: bytes) -> float:
 
 
 def write_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
-    """Custom metadata as headers; `-bin` values in base64."""
+    """Custom metadata as headers; `-bin` values in base64.
+
+    Raises:
+        UnicodeEncodeError: a name, or a value of one that does not end in `-bin`, is not ASCII.
+    """
     headers: Headers = []
     for name, value in metadata:
         key = name.encode("ascii")

@@ -200,8 +200,8 @@ class ServerConnection:
     def send_headers(self, stream: Stream, metadata: Metadata = ()) -> None:
         """Initial metadata; once."""
         if not stream.sent_headers:
-            stream.sent_headers = True
             more = grpc.write_metadata(metadata) if metadata else []
+            stream.sent_headers = True
             if stream.encoding:
                 more.append((b"grpc-encoding", stream.encoding))
             with suppress(StreamGone):
@@ -218,6 +218,9 @@ class ServerConnection:
         headers: Headers = [(b"grpc-status", b"%d" % code)]
         if details:
             headers.append((b"grpc-message", grpc.write_message(details)))
+        if code == grpc.UNIMPLEMENTED:
+            # compression.md: who used an encoding that is not known here learns which are.
+            headers.append((b"grpc-accept-encoding", grpc.ENCODINGS))
         if trailers:
             headers += grpc.write_metadata(trailers)
         with suppress(StreamGone):

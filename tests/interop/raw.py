@@ -1,0 +1,121 @@
+"""A client that may break gRPC's rules: headers and bytes as given, and what the server answers, as it came.
+
+Over `onelane.wire.http2` and a blocking socket. It says of a whole exchange what a client can see: HTTP status,
+headers, messages with their compressed flag, trailers, a reset, or the end of the connection.
+"""
+
+import socket
+from dataclasses import dataclass, field
+
+from onelane.wire.http2 import (
+    Closed,
+    DataReceived,
+    GoAwayReceived,
+    Http2,
+    Limits,
+    ResponseReceived,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+)
+
+Headers = list[tuple[bytes, bytes]]
+PATIENCE_S = 10.0
+
+
+def request(path: bytes, *more: tuple[bytes, bytes], without: tuple[bytes, ...] = ()) -> Headers:
+    """The headers of a call, with some of them changed (those in `more` that gRPC sends too) or left out."""
+    usual = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": path,
+        b":authority": b"here",
+        b"te": b"trailers",
+        b"content-type": b"application/grpc",
+    }
+    changed = {name: value for name, value in more if name in usual}
+    kept = [(name, value) for name, value in (usual | changed).items() if name not in without]
+    return [*kept, *(pair for pair in more if pair[0] not in usual)]
+
+
+@dataclass
+class Answer:
+    """What came back for one stream."""
+
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    trailers: dict[bytes, bytes] = field(default_factory=dict)
+    body: bytes = b""
+    reset: int | None = None
+    """The HTTP/2 error code of a stream that was reset."""
+    is_over: bool = False
+    has_gone: bool = False
+    """The connection has ended, or will."""
+
+    @property
+    def seen(self) -> str:
+        """`HTTP status/grpc-status`, or how the exchange ended without one."""
+        if self.headers:
+            status = {**self.headers, **self.trailers}.get(b"grpc-status", b"-")
+            return f"{self.headers[b':status'].decode()}/{status.decode()}"
+        if self.has_gone:
+            return "connection closed"
+        return "nothing" if self.reset is None else f"reset {self.reset}"
+
+    @property
+    def messages(self) -> list[tuple[int, bytes]]:
+        """Each message with its compressed flag."""
+        found, rest = [], self.body
+        while rest:
+            size = int.from_bytes(rest[1:5], "big")
+            found.append((rest[0], rest[5 : 5 + size]))
+            rest = rest[5 + size :]
+        return found
+
+
+def exchange(address: str, headers: Headers, *pieces: bytes, end: bool = True) -> Answer:
+    """Send one request on a connection of its own, and take its answer to the end.
+
+    end: the client has said its last word; else it waits for the server's.
+    """
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        http2 = Http2(server=False, limits=Limits(max_metadata=64 * 1024))
+        answer = Answer()
+        # The server's settings first, so that what is sent falls under them.
+        _pass(http2, connection, answer)
+        stream = http2.send_request(headers, end_stream=end and not pieces)
+        for n, piece in enumerate(pieces, start=1):
+            http2.send_data(stream, piece, end_stream=end and n == len(pieces))
+        while not answer.is_over:
+            _pass(http2, connection, answer)
+        return answer
+
+
+def _pass(http2: Http2, connection: socket.socket, answer: Answer) -> None:
+    try:
+        connection.sendall(http2.take())
+        data = connection.recv(65_536)
+    except ConnectionError:
+        data = b""
+    answer.has_gone = answer.has_gone or not data
+    answer.is_over = answer.is_over or not data
+    for event in http2.receive(data):
+        match event:
+            case ResponseReceived():
+                answer.headers = dict(event.headers)
+                answer.is_over = event.end_stream
+            case DataReceived():
+                answer.body += event.data
+                http2.acknowledge(len(event.data), event.stream_id)
+                answer.is_over = event.end_stream
+            case TrailersReceived():
+                answer.trailers = dict(event.headers)
+                answer.is_over = True
+            case StreamReset():
+                answer.reset = event.error_code
+                answer.is_over = True
+            case StreamClosed():
+                answer.is_over = True
+            case Closed() | GoAwayReceived():
+                answer.has_gone = True
+                answer.is_over = True
