@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from onelane.spans import TraceContext
 from onelane.telemetry import Span
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -34,6 +35,7 @@ class Call:
         "initial_sent",
         "metadata",
         "method",
+        "parent",
         "span",
         "trailers",
         "trusted",
@@ -50,6 +52,8 @@ class Call:
         self.trailers: Metadata = ()
         self.debug: Metadata = ()
         """Trailers that the caller asked for by `onelane-debug`."""
+        self.parent: TraceContext | None = None
+        """The trace that the caller is in."""
         self.span: Span = None
         self.hop = "direct"
         """`direct`, or `forwarded` where a sibling sent it on."""
@@ -95,6 +99,11 @@ class Call:
     def carry(self, deserialize: Callable[[bytes], Any] | None, serialize: Callable[[Any], bytes] | None) -> None:
         """Say how messages of this call become bytes, for `read` and `write`."""
         self._deserialize, self._serialize = deserialize, serialize
+
+    @property
+    def first(self) -> bytes | None:
+        """The message that was pushed back, and is to be read next."""
+        return self._pushed_back
 
     def push_back(self, message: bytes) -> None:
         """Give a message back that was read to route by; the next `next_bytes` returns it."""

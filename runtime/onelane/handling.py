@@ -21,8 +21,13 @@ async def run(method: Method, call: Call, message: Any) -> bytes:
     if method.is_async:
         answer = await method.handler(message, call)
     else:
-        answer = method.handler(message, plain.PlainContext(call))
+        return run_now(method, call, message)
     return _bytes(method, call, answer)
+
+
+def run_now(method: Method, call: Call, message: Any) -> bytes:
+    """Run a plain `def` handler of one message and one answer; its bytes."""
+    return _bytes(method, call, method.handler(message, plain.PlainContext(call)))
 
 
 def parse(method: Method, request: bytes) -> Any:

@@ -6,6 +6,7 @@ once, by the shard that gave its answer. Everything here runs on one event loop,
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Token
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +25,7 @@ from onelane.stats import Count, Spread, Stats
 from onelane.telemetry import Tracer, context_of, inbound
 
 LOOK_AGAIN_S = 1.0
+_NOTHING: dict[str, Any] = {}
 
 
 class Entry:
@@ -135,14 +137,17 @@ class Lane:
 
         request: the message, or None where the client streams.
         """
-        started = perf_counter()
-        self.received += 1
-        self.in_flight += 1
-        self.own_in_flight += not call.trusted
+        started = self._begin(call)
         mine = True
         try:
             self._admit(entry, call)
-            reply, mine = await self._route(entry, call, request)
+            if request is None and self._asks_message(entry, call):
+                await self._peek(entry.method, call)
+            owner, message = self._home(entry, call, request)
+            if owner is None:
+                reply = await self._run(entry, call, message)
+            else:
+                reply, mine = await self._forward(owner, entry, call, request)
             return reply if call.code_now is OK else b""
         except asyncio.CancelledError:
             if outcome.cancelled(call, method=entry.method.name, shard=self.name):
@@ -152,14 +157,54 @@ class Lane:
             outcome.failed(call, error, method=entry.method.name, shard=self.name)
             return b""
         finally:
-            self._left(call)
-            if mine:
-                entry.count(call.code_now, perf_counter() - started)
-                self._end(call)
+            self._end(entry, call, started, mine=mine)
+
+    def serve_now(self, entry: Entry, call: Call, request: bytes) -> bytes | None:
+        """Run a call of a plain `def` method in one go, without a task; None where it must go another way (`serve`)."""
+        started = self._begin(call)
+        try:
+            self._admit(entry, call)
+            owner, message = self._home(entry, call, request)
+            if owner is not None:
+                self._left(call)
+                started = 0.0
+                return None
+            token = self._enter(entry, call)
+            try:
+                reply = handling.run_now(entry.method, call, message)
+            finally:
+                current.reset(token)
+            return reply if call.code_now is OK else b""
+        except (Exception, asyncio.CancelledError) as error:
+            outcome.failed(call, error, method=entry.method.name, shard=self.name)
+            return b""
+        finally:
+            if started:
+                self._end(entry, call, started, mine=True)
+
+    def _begin(self, call: Call) -> float:
+        self.received += 1
+        self.in_flight += 1
+        if not call.trusted:
+            self.own_in_flight += 1
+        return perf_counter()
+
+    def _end(self, entry: Entry, call: Call, started: float, *, mine: bool) -> None:
+        self._left(call)
+        if not mine:
+            return
+        entry.count(call.code_now, perf_counter() - started)
+        if call.span is not None:
+            self._tracer.end_call(call.span, status=call.code_now.name, hop=call.hop, server=True)
+        if call.debug:
+            call.trailers = (*call.trailers, *call.debug)
+        if call.trusted:
+            call.trailers = (*call.trailers, (SERVED, self.name))
 
     def _left(self, call: Call) -> None:
         self.in_flight -= 1
-        self.own_in_flight -= not call.trusted
+        if not call.trusted:
+            self.own_in_flight -= 1
         if self.draining and not self.own_in_flight:
             self._idle.set()
 
@@ -169,43 +214,56 @@ class Lane:
         if self.in_flight > self._max_in_flight:
             raise Overloaded(f"shard {self.name}", waiting=self._max_in_flight)
 
-    async def _route(self, entry: Entry, call: Call, request: bytes | None) -> tuple[bytes, bool]:
-        meta = dict(call.metadata)
-        message = None
-        owner = None
-        hopped = call.trusted and HOP in meta
-        if entry.any:
-            if request is not None:
-                message = parse(entry.method, request)
-        else:
-            key, message = await self._key(entry.method, call, request, meta)
-            owner = self._owner(key, call, hopped)
-        parent = inbound(meta.get("traceparent"), meta.get("tracestate")) if "traceparent" in meta else None
-        if owner is not None:
-            return await self._forward(owner, entry, call, request, parent)
-        if message is None and request is not None:
-            message = parse(entry.method, request)
-            rule = entry.method.rule
-            if isinstance(rule, FieldKey):
-                keys.agree(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
-        call.hop = "forwarded" if hopped else "direct"
-        if "onelane-debug" in meta:
-            self._debug(call)
-        return await self._run(entry, call, message, parent), True
+    def _asks_message(self, entry: Entry, call: Call) -> bool:
+        """The key of a call is in its first message alone."""
+        return isinstance(entry.method.rule, FieldKey) and not keys.header_of(call.metadata)
 
-    async def _key(self, method: Method, call: Call, request: bytes | None, meta: Any) -> tuple[str, Any]:
-        """The call's key, and its message where it had to be parsed for it."""
-        rule = method.rule
-        if not isinstance(rule, FieldKey) or meta.get(keys.HEADER):
-            return keys.key_in(rule, None, call.metadata), None
-        if request is not None:
-            message = parse(method, request)
-            return rule.read(message), message
+    async def _peek(self, method: Method, call: Call) -> None:
+        """Read the first message of a stream, to route by."""
+        assert isinstance(method.rule, FieldKey)
         first = await call.next_bytes()
         if first is None:
-            raise BadKey(f"the stream ended before its first message, which carries the key {rule.paths[0]}")
+            raise BadKey(f"the stream ended before its first message, which carries the key {method.rule.paths[0]}")
         call.push_back(first)
-        return rule.read(parse(method, first)), None
+
+    def _home(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, Any]:
+        """Where a call runs (None: here), and its request, parsed, where it runs here and has one."""
+        method = entry.method
+        message = None
+        if entry.any:
+            if call.metadata:
+                self._look_at(call, dict(call.metadata))
+            return None, None if request is None else parse(method, request)
+        meta = dict(call.metadata) if call.metadata else _NOTHING
+        rule = method.rule
+        header = meta.get(keys.HEADER)
+        if header or not isinstance(rule, FieldKey):
+            key = keys.key_in(rule, None, call.metadata)
+        elif request is not None:
+            message = parse(method, request)
+            key = rule.read(message)
+        else:
+            assert call.first is not None
+            key = rule.read(parse(method, call.first))
+        hopped = self._look_at(call, meta) if meta else False
+        owner = self._owner(key, call, hopped)
+        if owner is None and message is None and request is not None:
+            message = parse(method, request)
+            if isinstance(rule, FieldKey):
+                keys.agree(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
+        return owner, message
+
+    def _look_at(self, call: Call, meta: Any) -> bool:
+        """Take what metadata say to the runtime; whether a sibling has forwarded the call."""
+        if "traceparent" in meta:
+            call.parent = inbound(meta["traceparent"], meta.get("tracestate"))
+        hopped = call.trusted and HOP in meta
+        if hopped:
+            call.hop = "forwarded"
+        if "onelane-debug" in meta:
+            epoch = str(self._placement.epoch)
+            call.debug = (("onelane-shard", self.name), ("onelane-epoch", epoch), ("onelane-hop", call.hop))
+        return hopped
 
     def _owner(self, key: str, call: Call, hopped: bool) -> Member | None:
         try:
@@ -214,12 +272,10 @@ class Lane:
             call.trailers = ((NOT_HOME, str(error.epoch)), ("onelane-epoch", str(error.epoch)))
             raise
 
-    async def _forward(
-        self, owner: Member, entry: Entry, call: Call, request: bytes | None, parent: Any
-    ) -> tuple[bytes, bool]:
+    async def _forward(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> tuple[bytes, bool]:
         method = entry.method
         self._forwards.value += 1
-        span = self._tracer.start(method.name, "CLIENT", parent, remote=True)
+        span = self._tracer.start(method.name, "CLIENT", call.parent, remote=True)
         trace = context_of(span)
         if request is not None and not method.response_streaming:
             reply = await self._forward_unary(owner, call, request, trace)
@@ -252,12 +308,9 @@ class Lane:
         assert isinstance(method.rule, FieldKey)
         return method.rule.read(parse(method, request))
 
-    async def _run(self, entry: Entry, call: Call, message: Any, parent: Any) -> bytes:
+    async def _run(self, entry: Entry, call: Call, message: Any) -> bytes:
         method = entry.method
-        call.span = self._tracer.start(method.name, "SERVER", parent, remote=True)
-        remaining = call.time_remaining()
-        deadline_at = None if remaining is None else self._now() + remaining
-        current.set(Scope(method.name, deadline_at, context_of(call.span)))
+        self._enter(entry, call)
         if method.choose is not None:
             method = await method.choose(call)
         if not entry.may_be_endless:
@@ -270,14 +323,9 @@ class Lane:
         finally:
             self._endless.discard(task)
 
-    def _end(self, call: Call) -> None:
-        if call.span is not None:
-            self._tracer.end_call(call.span, status=call.code_now.name, hop=call.hop, server=True)
-        if call.debug:
-            call.trailers = (*call.trailers, *call.debug)
-        if call.trusted:
-            call.trailers = (*call.trailers, (SERVED, self.name))
-
-    def _debug(self, call: Call) -> None:
-        epoch = str(self._placement.epoch)
-        call.debug = (("onelane-shard", self.name), ("onelane-epoch", epoch), ("onelane-hop", call.hop))
+    def _enter(self, entry: Entry, call: Call) -> Token[Scope | None]:
+        """Begin the span of a call, and say what it hands on to those it makes."""
+        span = call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+        remaining = call.time_remaining()
+        deadline_at = None if remaining is None else self._now() + remaining
+        return current.set(Scope(entry.method.name, deadline_at, context_of(span)))

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
@@ -54,8 +54,11 @@ class _Serving:
     def methods(self) -> Sequence[Method]:
         return [entry.method for entry in self._entries.values()]
 
-    async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
-        return await self._lane.serve(self._entries[method.path], call, request)
+    def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
+        return self._lane.serve(self._entries[method.path], call, request)
+
+    def serve_now(self, method: Method, call: Call, request: bytes) -> bytes | None:
+        return self._lane.serve_now(self._entries[method.path], call, request)
 
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
         return self._lane.home_of(method, metadata, message)

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import grpc
@@ -37,10 +37,16 @@ class Method:
     choose: Callable[[Any], Awaitable["Method"]] | None = None
     """Where interceptors are configured: the method as they want it for one call."""
 
-    @property
-    def name(self) -> str:
-        """`pkg.Service/Method`, as telemetry and configuration write it."""
-        return self.path[1:]
+    name: str = field(init=False, default="")
+    """`pkg.Service/Method`, as telemetry and configuration write it."""
+
+    is_immediate: bool = field(init=False, default=False)
+    """It runs in one go: a plain `def` of one message and one answer."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.path[1:])
+        waits = self.is_async or self.request_streaming or self.response_streaming or self.choose is not None
+        object.__setattr__(self, "is_immediate", not waits)
 
 
 class _Details(NamedTuple):

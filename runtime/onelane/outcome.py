@@ -18,7 +18,7 @@ log = logging.getLogger("onelane.call")
 PUSHBACK = ("grpc-retry-pushback-ms", "100")
 
 
-def failed(call: Call, error: Exception, *, method: str, shard: str) -> None:
+def failed(call: Call, error: BaseException, *, method: str, shard: str) -> None:
     """Give `call` the status of an exception."""
     match error:
         case Aborted():

@@ -7,7 +7,7 @@ Source: W3C Trace Context level 1; OpenTelemetry's `OTEL_TRACES_SAMPLER` and `OT
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from random import Random
+from random import Random, getrandbits
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?").fullmatch
 
@@ -24,6 +24,8 @@ class TraceContext:
     tracestate: str = ""
 
     def traceparent(self) -> str:
+        if not self.trace_id:
+            return f"00-{getrandbits(128) or 1:032x}-{getrandbits(64) or 1:016x}-00"
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 
@@ -61,13 +63,21 @@ class Sampler:
     ratio: float
     """0.0 to 1.0, for traces whose parent does not decide."""
 
+    bound: int = field(init=False, default=0)
+    """Traces are sampled whose low 64 bits are below it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bound", round(self.ratio * 2**64))
+
     def decides(self, trace_id: str, parent: TraceContext | None) -> bool:
         if self.parent_based and parent is not None:
             return parent.sampled
         # OpenTelemetry's TraceIdRatioBased: the low 64 bits against ratio · 2^64.
-        return int(trace_id[16:], 16) < round(self.ratio * 2**64)
+        return int(trace_id[16:], 16) < self.bound
 
 
+UNSAMPLED = TraceContext("", "", False)
+"""A trace that begins here and is not recorded; it gets an id only where it is handed on."""
 NEVER = Sampler(parent_based=False, ratio=0.0)
 
 
@@ -92,16 +102,17 @@ def start_span(
     rng: Random,
     now_ns: int,
     remote_parent: bool = False,
-) -> SpanRecord | TraceContext | None:
-    """Begin one span: a record where it is sampled, else the context to hand on (None where there is none)."""
+) -> SpanRecord | TraceContext:
+    """Begin one span: a record where it is sampled, else the context to hand on."""
     if parent is None:
-        if sampler.ratio == 0.0:
-            return None
-        trace_id = f"{rng.getrandbits(128) or 1:032x}"
+        low = rng.getrandbits(64)
+        if low >= sampler.bound:
+            return UNSAMPLED
+        trace_id = f"{rng.getrandbits(64):016x}{low or 1:016x}"
     else:
         trace_id = parent.trace_id
-    if not sampler.decides(trace_id, parent):
-        return parent
+        if not sampler.decides(trace_id, parent):
+            return parent
     tracestate = parent.tracestate if parent else ""
     context = TraceContext(trace_id, f"{rng.getrandbits(64) or 1:016x}", True, tracestate)
     parent_id = parent.span_id if parent else ""

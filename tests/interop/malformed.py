@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tests.interop.raw import Headers, request
 from tests.interop.v1 import messages_pb2 as m
 
-MAX_MESSAGE = 1_000_000
+MAX_MESSAGE = 2_000_000
 SERVICE = b"/grpc.testing.TestService/"
 EMPTY, UNARY, DOWNLOAD = SERVICE + b"EmptyCall", SERVICE + b"UnaryCall", SERVICE + b"StreamingOutputCall"
 UPLOAD, DUPLEX = SERVICE + b"StreamingInputCall", SERVICE + b"FullDuplexCall"

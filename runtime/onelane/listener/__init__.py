@@ -5,9 +5,9 @@ contract tests.
 """
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from onelane.call import Call, Metadata
 from onelane.config import App
@@ -34,8 +34,12 @@ class Serving(Protocol):
     def methods(self) -> Sequence[Method]:
         """Every method it serves; fixed before the listener starts."""
 
-    async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
+    def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
         """Run one call to its end. The outcome stands in `call`; raises only CancelledError."""
+
+    def serve_now(self, method: Method, call: Call, request: bytes) -> bytes | None:
+        """Run a call of a method that `is_immediate`, here and now; None where it needs `serve` after all."""
+        return None
 
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
         """The socket of the sibling where a call belongs; "" for here, None where only its first message can tell."""

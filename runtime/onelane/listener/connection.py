@@ -57,13 +57,15 @@ class NativeCall(Call):
         self.task: asyncio.Task[None] | None = None
         self._connection = connection
         self._deadline_at: float | None = None
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[bytes] | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._callbacks: list[Callable[[Any], None]] | None = None
         self._gzip = False
         self._gzip_next = True
 
     async def receive(self) -> bytes | None:
+        if self._messages is None:
+            self._messages = deque()
         while not self._messages:
             if self.stream.ended:
                 return None
@@ -123,11 +125,9 @@ class NativeCall(Call):
     def expire(self) -> None:
         self._connection.expired(self)
 
-    def only(self) -> bytes | None:
-        """The one message of the client, or None where there is none, or more than one."""
-        return self._messages[0] if len(self._messages) == 1 else None
-
     def arrived(self, messages: list[bytes]) -> None:
+        if self._messages is None:
+            self._messages = deque()
         self._messages += messages
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
@@ -337,18 +337,21 @@ class Connection(asyncio.Protocol):
         method = self._listener.methods[stream.path]
         if method.request_streaming:
             return
-        call.arrived(messages)
-        if messages or stream.ended:
-            self._start_whole(call, method)
-
-    def _start_whole(self, call: NativeCall, method: Method) -> None:
-        """Begin a call of one message, unless its messages are none or many."""
-        request = call.only()
-        if request is not None:
-            self._start(call, method, request)
-        else:
-            self.wire.finish(call.stream, wire.UNIMPLEMENTED, "expected exactly one message")
+        if len(messages) == 1:
+            self._start_whole(call, method, messages[0])
+        elif messages or stream.ended:
+            self.wire.finish(stream, wire.UNIMPLEMENTED, f"expected one message, received {len(messages)}")
             self._left(call)
+
+    def _start_whole(self, call: NativeCall, method: Method, request: bytes) -> None:
+        """Begin a call of one message; a plain `def` has its answer at once."""
+        if method.is_immediate:
+            reply = self._listener.serving.serve_now(method, call, request)
+            if reply is not None:
+                self._answer(call, method, reply)
+                self._left(call)
+                return
+        self._start(call, method, request)
 
     def _accept(self, stream: Stream, method: Method) -> bool:
         """Make the call of a stream that has begun; False where that is answered already."""
@@ -378,8 +381,6 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             # The lane has noted it; there is nobody to answer, or the deadline has.
             pass
-        except UnicodeEncodeError as error:
-            self.wire.finish(call.stream, wire.INTERNAL, f"metadata that are not ASCII: {error.object!r}")
         finally:
             self._left(call)
 
@@ -394,6 +395,12 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def _answer(self, call: NativeCall, method: Method, reply: bytes) -> None:
+        try:
+            self._send_answer(call, method, reply)
+        except UnicodeEncodeError as error:
+            self.wire.finish(call.stream, wire.INTERNAL, f"metadata that are not ASCII: {error.object!r}")
+
+    def _send_answer(self, call: NativeCall, method: Method, reply: bytes) -> None:
         stream = call.stream
         if call.code_now is OK:
             if not method.response_streaming:
