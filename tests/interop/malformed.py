@@ -171,6 +171,7 @@ ROWS = (
     unary("-bin in a list", (b"x-good-bin", b"qw,qw"), "200/13", "200/0", "PROTOCOL-HTTP2.md: split at the comma"),
     unary("bytes that are not ASCII", (b"x-high", b"\xff\xfe"), "200/0"),
     unary("bytes that are not ASCII, echoed", (b"x-grpc-test-echo-initial", b"\xff\xfe"), "200/13"),
+    unary("spaces around a value", (b"x-wide", b" a "), "200/0", "reset 1", "RFC 9113 8.2.1: malformed"),
     unary("more than 16 KiB", (b"x-big", b"x" * 20_000), "200/8"),
     unary("names of gRPC's that nobody knows", (b"grpc-foo", b"x"), "200/0"),
     Row(
