@@ -33,8 +33,13 @@ proto: setup
 	$(BIN)/onelane proto --root proto --out . proto/services
 	$(BIN)/onelane proto --root tests/protos --out .
 
-bench: setup
+bench: $(VENV)/.bench-ready
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# What it is measured against.
+$(VENV)/.bench-ready: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	touch $@
 
 # The tests' stock clients, h2spec and Jaeger: Node.js and Go are needed; Jaeger takes some six minutes, once.
 clients: tests/node/node_modules

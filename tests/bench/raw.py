@@ -1,10 +1,9 @@
-"""The reference: the same service on bare grpc.aio and uvloop, registered as grpcio's own generated code does."""
+"""The reference service, without onelane: the body that every server here runs."""
 
-import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
-import uvloop
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -14,9 +13,16 @@ class Echo(echo_pb2_grpc.EchoServicer):
     def __init__(self) -> None:
         self.seen: dict[str, int] = {}
 
-    async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
+    def reply(self, request: EchoRequest) -> EchoReply:
         self.seen[request.key] = self.seen.get(request.key, 0) + 1
         return EchoReply(text=request.text, shard="raw", seen=self.seen[request.key])
+
+    async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
+        return self.reply(request)
+
+    async def Download(self, request: EchoRequest, context: Any) -> AsyncIterator[EchoReply]:
+        for _ in range(request.times):
+            yield self.reply(request)
 
 
 class _Generic:
@@ -29,15 +35,6 @@ class _Generic:
         """Left out."""
 
 
-async def main() -> None:
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+def register(server: grpc.aio.Server) -> None:
+    """Serve it there."""
     echo_pb2_grpc.add_EchoServicer_to_server(Echo(), _Generic(server))  # type: ignore[arg-type,abstract]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    sys.stdout.write(f"127.0.0.1:{port}\n")
-    sys.stdout.flush()
-    await server.wait_for_termination()
-
-
-if __name__ == "__main__":
-    uvloop.run(main())

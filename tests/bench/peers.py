@@ -1,0 +1,105 @@
+"""What onelane is measured against, each a process of its own: `python -m tests.bench.peers KIND`.
+
+raw: bare grpc.aio on uvloop. pygrpc-native: its asyncio server, on uvloop. grpclib: on uvloop. probe: see probe.py.
+threads: the threaded `grpc.server`, see diamond.py. All have the same handler's body.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from subprocess import PIPE, Popen
+from typing import Any
+
+import uvloop
+
+from tests.bench import diamond, raw
+from tests.bench.probe import Probe
+from tests.cluster import ROOT
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+
+# The bench extra is installed for `make bench` alone, so nothing but a started peer imports it.
+
+
+async def grpc_aio() -> tuple[int, Any]:
+    import grpc.aio
+
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+    raw.register(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return port, server
+
+
+async def pygrpc_native() -> tuple[int, Any]:
+    options = [("grpc.max_receive_message_length", -1)]
+    server = import_module("pygrpc_native.aio").server(options=options)
+    echo_pb2_grpc.add_EchoServicer_to_server(raw.Echo(), server)  # type: ignore[abstract]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return port, server
+
+
+async def grpclib() -> tuple[int, Any]:
+    const = import_module("grpclib.const")
+    echo = raw.Echo()  # type: ignore[abstract]
+
+    async def unary(stream: Any) -> None:
+        await stream.send_message(await echo.Unary(await stream.recv_message(), None))
+
+    class Service:
+        def __mapping__(self) -> dict[str, Any]:
+            handler = const.Handler(unary, const.Cardinality.UNARY_UNARY, EchoRequest, EchoReply)
+            return {"/echo.v1.Echo/Unary": handler}
+
+    server = import_module("grpclib.server").Server([Service()])
+    await server.start("127.0.0.1", 0)
+    return server._server.sockets[0].getsockname()[1], server
+
+
+async def probe() -> tuple[int, Any]:
+    server = await asyncio.get_running_loop().create_server(Probe, "127.0.0.1", 0)
+    return server.sockets[0].getsockname()[1], server
+
+
+async def threads() -> tuple[int, Any]:
+    return diamond.start()
+
+
+KINDS: dict[str, Callable[[], Awaitable[tuple[int, Any]]]] = {
+    "raw": grpc_aio,
+    "pygrpc-native": pygrpc_native,
+    "grpclib": grpclib,
+    "probe": probe,
+    "threads": threads,
+}
+
+
+async def main(kind: str) -> None:
+    """Serve until killed. The server is kept: one that nobody holds stops."""
+    port, _server = await KINDS[kind]()
+    sys.stdout.write(f"127.0.0.1:{port}\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def peer(kind: str) -> Iterator[tuple[str, int]]:
+    """A peer that runs; its address and its pid."""
+    process = Popen([sys.executable, "-m", "tests.bench.peers", kind], stdout=PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        if not address:
+            raise RuntimeError(f"{kind} did not start")
+        yield address, process.pid
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1]))

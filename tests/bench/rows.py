@@ -1,0 +1,200 @@
+"""What is measured: cases under load, each row the median of runs that alternate with those it is compared with."""
+
+import json
+import subprocess
+import sys
+import timeit
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from onelane import keys
+
+from tests.bench.idle import kib_per_connection
+from tests.bench.load import Load, Run, Target, median, run
+from tests.bench.peers import peer
+from tests.bench.shards import Shards, shards
+from tests.cluster import ROOT
+from tests.collector import Collector
+from tests.echo.v1.echo_pb2 import EchoRequest
+
+SHAPES = ((4, 16), (64, 1), (1, 1))
+"""Connections, and streams on each."""
+RAW, PYGRPC, GRPCLIB, PROBE = "raw grpc.aio + uvloop", "pygrpc-native", "grpclib + uvloop", "probe: ngh2 + uvloop"
+NATIVE, PLAIN, GRPCIO = "onelane native", "onelane native, plain def", "onelane grpcio"
+AWAY, TWO = ", forwarded", ", 2 shards"
+STREAM, BIG = ", a streamed message", ", 1 MiB up and down"
+LANES, THREADS = "rooms: 2 lanes", "rooms: grpc.server, 10 threads and locks"
+CLIENTS = {"grpc.aio": "client: grpc.aio", "dial": "client: onelane dial", "connect": "client: onelane connect"}
+IDLE, KEY = "an idle connection", "reading a key"
+MESSAGES = 1000
+"""Answers to one call of the streaming rows."""
+MANY = (1, 2, 4, 8)
+"""Numbers of shards whose calls must cost the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; None where a figure does not apply."""
+
+    name: str
+    shape: str
+    cpu_us_per_call: float | None = None
+    calls_per_s: int | None = None
+    p99_ms: float | None = None
+    kib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A row before it is measured."""
+
+    name: str
+    targets: Sequence[Target]
+    pids: Sequence[int]
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How thorough a run is."""
+
+    rounds: int
+    """Runs of each row, after one that warms it."""
+    scale: float
+    """How many calls, beside the usual number."""
+    tell: Callable[[str], None]
+
+
+class Bench:
+    """One section of the benchmark, whose servers run until its stack is left."""
+
+    def __init__(self, setting: Setting, stack: ExitStack) -> None:
+        self.setting = setting
+        self.stack = stack
+        self.folder = Path(stack.enter_context(TemporaryDirectory()))
+        self.otlp = stack.enter_context(Collector()).url
+
+    def peer(self, kind: str) -> tuple[list[Target], list[int]]:
+        address, pid = self.stack.enter_context(peer(kind))
+        return [Target(address, "k")], [pid]
+
+    def shards(self, count: int, listener: str = "native", service: str = "tests.echo.service:Echo") -> Shards:
+        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service))
+
+    def load(self, calls: int, shape: tuple[int, int] = SHAPES[0], **more: Any) -> Load:
+        # One call after the other takes longer and costs more.
+        calls = max(64, int(calls * self.setting.scale / (3 if shape == (1, 1) else 1)))
+        return Load(calls, *shape, **more)
+
+    def rows(self, title: str, cases: Sequence[Case]) -> Iterator[Row]:
+        """Measure these cases, alternating; the first round warms them."""
+        runs: list[list[Run]] = [[] for _ in cases]
+        for number in range(self.setting.rounds + 1):
+            self.setting.tell(f"{title}: round {number} of {self.setting.rounds}")
+            for case, measured in zip(cases, runs, strict=True):
+                measured.append(run(case.targets, case.pids, case.load))
+        for case, measured in zip(cases, runs, strict=True):
+            middle = median(measured[1:])
+            yield Row(
+                case.name,
+                case.load.shape,
+                round(middle.cpu_us, 2),
+                round(middle.per_s),
+                round(middle.p99_ms, 2),
+            )
+
+
+def measure(setting: Setting) -> Iterator[Row]:
+    """Every row."""
+    for section in (_echo, _many_shards, _diamond, _alone):
+        with ExitStack() as stack:
+            yield from section(Bench(setting, stack))
+
+
+def _echo(bench: Bench) -> Iterator[Row]:
+    """The same handler on every server: small unary calls in three shapes, then what only some of them are asked."""
+    raw, pygrpc, grpclib, probe = (bench.peer(kind) for kind in ("raw", "pygrpc-native", "grpclib", "probe"))
+    one, two, stock, stock_two = (bench.shards(n, kind) for kind in ("native", "grpcio") for n in (1, 2))
+    native = (one.at_home(), one.pids)
+    for shape in SHAPES:
+        slow, fast = bench.load(3_000, shape), bench.load(12_000, shape)
+        cases = [
+            Case(RAW, *raw, slow),
+            Case(PYGRPC, *pygrpc, fast),
+            Case(GRPCLIB, *grpclib, slow),
+            Case(PROBE, *probe, fast),
+            Case(NATIVE, *native, fast),
+            Case(PLAIN, *native, bench.load(12_000, shape, method="Plain")),
+            Case(GRPCIO, stock.at_home(), stock.pids, slow),
+        ]
+        if shape == SHAPES[0]:
+            cases += [
+                Case(NATIVE + AWAY, two.away(), two.pids, fast),
+                Case(GRPCIO + AWAY, stock_two.away(), stock_two.pids, slow),
+                Case(GRPCIO + TWO, stock_two.at_home(), stock_two.pids, bench.load(1_500)),
+            ]
+        yield from bench.rows(f"small calls, {shape[0]}x{shape[1]}", cases)
+    many = bench.load(48, (4, 2), method="Download", times=MESSAGES)
+    large = bench.load(160, (4, 2), text_bytes=1024 * 1024)
+    servers = {RAW: raw, PYGRPC: pygrpc, NATIVE: native}
+    yield from bench.rows("streams", [Case(name + STREAM, *server, many) for name, server in servers.items()])
+    yield from bench.rows("1 MiB", [Case(name + BIG, *server, large) for name, server in servers.items()])
+    yield from _clients(bench, one.at_home()[0])
+
+
+def _clients(bench: Bench, target: Target) -> Iterator[Row]:
+    """Python's channels, whose own cost counts; all against the same shard."""
+    runs: dict[str, list[Run]] = {kind: [] for kind in CLIENTS}
+    for number in range(bench.setting.rounds):
+        bench.setting.tell(f"clients: round {number + 1} of {bench.setting.rounds}")
+        for kind, measured in runs.items():
+            calls = str(int((4_000 if kind == "grpc.aio" else 12_000) * bench.setting.scale))
+            program = [sys.executable, "-m", "tests.bench.client", kind, target.address, target.key, calls]
+            out = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+            measured.append(Run(**json.loads(out)))
+    for kind, measured in runs.items():
+        middle = median(measured)
+        yield Row(CLIENTS[kind], "1x64", round(middle.cpu_us, 2), round(middle.per_s), round(middle.p99_ms, 2))
+
+
+def _many_shards(bench: Bench) -> Iterator[Row]:
+    """The same calls over more and more shards, each asked by a client of its own."""
+    apps = [bench.shards(count) for count in MANY]
+    yield from bench.rows(
+        "1 to 8 shards",
+        [
+            Case(f"{NATIVE}, {count} of {MANY[-1]} shards", app.at_home(), app.pids, bench.load(24_000 // count))
+            for count, app in zip(MANY, apps, strict=True)
+        ],
+    )
+
+
+def _diamond(bench: Bench) -> Iterator[Row]:
+    """The article's diamond beside lanes: the same rooms, two of them asked at once."""
+    lanes = bench.shards(2, service="tests.bench.rooms:Rooms")
+    (threads,), pids = bench.peer("threads")
+    rooms = lanes.at_home()
+    slow, fast = (bench.load(calls, (2, 16), method="Plain") for calls in (2_000, 8_000))
+    cases = [
+        Case(THREADS, [Target(threads.address, room.key) for room in rooms], pids, slow),
+        Case(LANES, rooms, lanes.pids, fast),
+    ]
+    yield from bench.rows("diamond", cases)
+
+
+def _alone(bench: Bench) -> Iterator[Row]:
+    """What is measured without load."""
+    bench.setting.tell("idle connections, keys")
+    yield Row(IDLE, "idle", kib=round(kib_per_connection(bench.shards(1)), 1))
+    yield Row(KEY, "in process", cpu_us_per_call=round(key_us(), 3))
+
+
+def key_us() -> float:
+    """Microseconds to read a key from a small message whose class is loaded, its parsing included."""
+    data = EchoRequest(key="room-17", text="x" * 32).SerializeToString()
+    rule = keys.field_key(EchoRequest.DESCRIPTOR, keys.annotated_paths(EchoRequest.DESCRIPTOR))
+    return min(timeit.repeat(lambda: rule.read(EchoRequest.FromString(data)), number=20_000, repeat=7)) / 20_000 * 1e6

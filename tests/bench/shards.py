@@ -1,0 +1,54 @@
+"""Onelane under measurement: a running app with all that a user gets, traces exported and 1 % of them sampled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+from onelane.placement import Member, Placement
+
+from tests.bench.load import Target
+from tests.cluster import Cluster, running
+
+BIG_MESSAGES = 8 * 1024 * 1024
+
+
+class Shards:
+    """A running app `echo`, and where a key lives in it. Its cost includes its supervisor's."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        shards = cluster.shards()
+        self.members = tuple(Member(s["name"], s["address"], "") for s in shards)
+        self.placement = Placement(1, self.members)
+        self.listen = cluster.listen["echo"]
+        self.shard_pids = [s["pid"] for s in shards]
+        self.pids = [cluster.process.pid, *self.shard_pids]
+
+    def key_of(self, member: Member) -> str:
+        return next(k for k in map(str, range(10_000)) if self.placement.owner_of(k) == member)
+
+    def at_home(self) -> list[Target]:
+        return [Target(member.address, self.key_of(member)) for member in self.members]
+
+    def away(self) -> list[Target]:
+        here, other = self.members
+        return [Target(here.address, self.key_of(other))]
+
+
+@contextmanager
+def shards(
+    folder: Path, count: int, listener: str, otlp: str, service: str = "tests.echo.service:Echo"
+) -> Iterator[Shards]:
+    """`count` shards of `service`. otlp: where the traces and metrics go."""
+    folder = Path(mkdtemp(dir=folder))
+    toml = [
+        *("[apps.echo]", f'services = ["{service}"]', 'listen = "127.0.0.1:0"', f"shards = {count}"),
+        *(f'listener = "{listener}"', f"max_message_bytes = {BIG_MESSAGES}"),
+    ]
+    telemetry = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.01",
+    }
+    with running(folder, "\n".join(toml), **telemetry) as cluster:
+        yield Shards(cluster)
