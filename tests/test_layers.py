@@ -19,6 +19,7 @@ EDGES = [
     "tls",
     "ports",
     "deadlines",
+    "eager",
     "subchannel",
     "client_call",
     "client_interceptors",

@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 from onelane.spans import SpanRecord, TraceContext, parse_traceparent, sampler_of, start_span
+from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -51,13 +52,13 @@ def test_a_parent_decides_where_it_is_asked(name: str, parent_sampled: bool, sam
 def test_a_span_that_is_not_sampled_hands_its_parent_on() -> None:
     parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", False)
     sampler = sampler_of({})
-    made = start_span("x", "SERVER", parent=parent, sampler=sampler, rng=Random(1), now_ns=1)
+    made = start_span("x", "SERVER", parent, sampler, Random(1), ManualClock())
     assert made is parent
 
 
 def test_a_child_stays_in_its_trace_with_an_id_of_its_own() -> None:
     parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True, "vendor=1")
-    made = start_span("x", "SERVER", parent=parent, sampler=sampler_of({}), rng=Random(1), now_ns=1)
+    made = start_span("x", "SERVER", parent, sampler_of({}), Random(1), ManualClock())
     assert isinstance(made, SpanRecord)
     assert (made.context.trace_id, made.parent_id) == (parent.trace_id, parent.span_id)
     assert made.context.tracestate == "vendor=1"

@@ -93,6 +93,9 @@ class ClientCall(grpc.aio.Call):
         if self.status is not None:
             return
         self.status = code if isinstance(code, grpc.StatusCode) else CODES[code]
+        if self.stream is not None:
+            # They know each other: parted here, they need no garbage collector.
+            self.stream.call = None
         self.words = details
         self._trailers = trailers
         if self._deadline_at is not None:

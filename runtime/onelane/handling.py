@@ -22,12 +22,12 @@ async def run(method: Method, call: Call, message: Any) -> bytes:
         answer = await method.handler(message, call)
     else:
         return run_now(method, call, message)
-    return _bytes(method, call, answer)
+    return bytes_of(method, call, answer)
 
 
 def run_now(method: Method, call: Call, message: Any) -> bytes:
     """Run a plain `def` handler of one message and one answer; its bytes."""
-    return _bytes(method, call, method.handler(message, plain.PlainContext(call)))
+    return bytes_of(method, call, method.handler(message, plain.PlainContext(call)))
 
 
 def parse(method: Method, request: bytes) -> Any:
@@ -47,7 +47,7 @@ def parse(method: Method, request: bytes) -> Any:
 async def _stream(method: Method, call: Call, message: Any) -> bytes:
     answer = method.handler(call.messages() if method.request_streaming else message, call)
     if not method.response_streaming:
-        return _bytes(method, call, await answer)
+        return bytes_of(method, call, await answer)
     if hasattr(answer, "__aiter__"):
         async for one in answer:
             await call.write(one)
@@ -62,7 +62,7 @@ async def _plain_stream(method: Method, call: Call, message: Any) -> bytes:
     if method.response_streaming:
         await plain.stream(call, lambda: method.handler(body, context))
         return b""
-    return _bytes(method, call, await plain.run(lambda: method.handler(body, context)))
+    return bytes_of(method, call, await plain.run(lambda: method.handler(body, context)))
 
 
 def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
@@ -83,7 +83,8 @@ def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
     return first
 
 
-def _bytes(method: Method, call: Call, answer: Any) -> bytes:
+def bytes_of(method: Method, call: Call, answer: Any) -> bytes:
+    """The answer as bytes; none where the handler has chosen another status than OK."""
     if call.code_now is not OK:
         return b""
     if method.serialize is None:

@@ -4,13 +4,12 @@ A context variable, so handlers need pass nothing along. Set once per call, in t
 """
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from onelane.spans import TraceContext
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(NamedTuple):
     """One call in progress."""
 
     method: str

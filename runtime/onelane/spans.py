@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random, getrandbits
 
+from onelane.clock import Clock
+
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?").fullmatch
 
 
@@ -96,24 +98,22 @@ def sampler_of(environment: Mapping[str, str]) -> Sampler:
 def start_span(
     name: str,
     kind: str,
-    *,
     parent: TraceContext | None,
     sampler: Sampler,
     rng: Random,
-    now_ns: int,
+    clock: Clock,
+    *,
     remote_parent: bool = False,
 ) -> SpanRecord | TraceContext:
-    """Begin one span: a record where it is sampled, else the context to hand on."""
+    """Begin one span: a record where it is sampled, else the context to hand on. An unsampled root costs one draw."""
     if parent is None:
         low = rng.getrandbits(64)
         if low >= sampler.bound:
             return UNSAMPLED
-        trace_id = f"{rng.getrandbits(64):016x}{low or 1:016x}"
+        trace_id, parent_id, tracestate = f"{rng.getrandbits(64):016x}{low or 1:016x}", "", ""
+    elif sampler.decides(parent.trace_id, parent):
+        trace_id, parent_id, tracestate = parent.trace_id, parent.span_id, parent.tracestate
     else:
-        trace_id = parent.trace_id
-        if not sampler.decides(trace_id, parent):
-            return parent
-    tracestate = parent.tracestate if parent else ""
+        return parent
     context = TraceContext(trace_id, f"{rng.getrandbits(64) or 1:016x}", True, tracestate)
-    parent_id = parent.span_id if parent else ""
-    return SpanRecord(context, parent_id, name, kind, now_ns, remote_parent=remote_parent)
+    return SpanRecord(context, parent_id, name, kind, clock.wall_ns(), remote_parent=remote_parent)

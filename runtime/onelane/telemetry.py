@@ -40,15 +40,7 @@ class Tracer:
     def start(self, name: str, kind: str, parent: TraceContext | None, *, remote: bool = False) -> Span:
         if self.idle:
             return parent
-        return start_span(
-            name,
-            kind,
-            parent=parent,
-            sampler=self._sampler,
-            rng=self._rng,
-            now_ns=self._clock.wall_ns(),
-            remote_parent=remote,
-        )
+        return start_span(name, kind, parent, self._sampler, self._rng, self._clock, remote_parent=remote)
 
     def end(self, span: Span, *, error: str = "", attributes: Mapping[str, str] | None = None) -> None:
         """End `span` where it is a record."""

@@ -39,6 +39,7 @@ class NativeCall(Call):
         "_deadline_at",
         "_gzip",
         "_gzip_next",
+        "_has_all",
         "_messages",
         "is_cancelled",
         "is_done",
@@ -60,6 +61,8 @@ class NativeCall(Call):
         self._messages: deque[bytes] | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._callbacks: list[Callable[[Any], None]] | None = None
+        self._has_all = False
+        """The client's last word has come; `stream.ended` runs ahead of the events."""
         self._gzip = False
         self._gzip_next = True
 
@@ -67,7 +70,7 @@ class NativeCall(Call):
         if self._messages is None:
             self._messages = deque()
         while not self._messages:
-            if self.stream.ended:
+            if self._has_all:
                 return None
             if self.stream.unread:
                 self._connection.consumed(self.stream)
@@ -125,7 +128,8 @@ class NativeCall(Call):
     def expire(self) -> None:
         self._connection.expired(self)
 
-    def arrived(self, messages: list[bytes]) -> None:
+    def arrived(self, messages: list[bytes], *, last: bool) -> None:
+        self._has_all = self._has_all or last
         if self._messages is None:
             self._messages = deque()
         self._messages += messages
@@ -257,10 +261,12 @@ class Connection(asyncio.Protocol):
         self._handle(held)
 
     def _handle(self, events: list[Any]) -> None:
+        # What is answered meanwhile leaves at the end, in one piece.
+        self._flushing = True
         for event in events:
             kind = type(event)
             if kind is Messages:
-                self._arrived(event.stream, event.messages)
+                self._arrived(event.stream, event.messages, last=event.last)
             elif kind is Opened:
                 self._opened(event.stream)
             elif kind is Ended:
@@ -273,7 +279,7 @@ class Connection(asyncio.Protocol):
                     self._goodbye.set_result(None)
             elif kind is Gone:
                 self._closing = True
-        self.flush_soon()
+        self._flush()
 
     # Writing
 
@@ -325,12 +331,12 @@ class Connection(asyncio.Protocol):
         elif self._accept(stream, method) and method.request_streaming:
             self._start(stream.call, method, None)
 
-    def _arrived(self, stream: Stream, messages: list[bytes]) -> None:
+    def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call
         if call is None:
             return
         if call.task is not None:
-            call.arrived(messages)
+            call.arrived(messages, last=last)
             return
         if stream.id not in self.wire.streams:
             return
@@ -339,7 +345,7 @@ class Connection(asyncio.Protocol):
             return
         if len(messages) == 1:
             self._start_whole(call, method, messages[0])
-        elif messages or stream.ended:
+        elif messages or last:
             self.wire.finish(stream, wire.UNIMPLEMENTED, f"expected one message, received {len(messages)}")
             self._left(call)
 
@@ -370,8 +376,10 @@ class Connection(asyncio.Protocol):
         return True
 
     def _start(self, call: NativeCall, method: Method, request: bytes | None) -> None:
-        call.task = self._loop.create_task(self._run(call, method, request))
-        self.tasks.add(call.task)
+        task = self._listener.eager.start(self._run(call, method, request))
+        if task is not None:
+            call.task = task
+            self.tasks.add(task)
 
     async def _run(self, call: NativeCall, method: Method, request: bytes | None) -> None:
         try:
@@ -387,6 +395,9 @@ class Connection(asyncio.Protocol):
     def _left(self, call: NativeCall) -> None:
         if call.task is not None:
             self.tasks.discard(call.task)
+            call.task = None
+        # A call, its stream and its task know each other: parted here, they need no garbage collector.
+        call.stream.call = None
         if call.slot:
             self._listener.deadlines.remove(call.slot, call)
         call.end()
@@ -395,21 +406,23 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def _answer(self, call: NativeCall, method: Method, reply: bytes) -> None:
+        stream = call.stream
+        plain = not (call.trailers or stream.sent_headers or stream.encoding or method.response_streaming)
+        if plain and call.code_now is OK:
+            self.wire.answer(stream, reply)
+            return
         try:
             self._send_answer(call, method, reply)
-        except UnicodeEncodeError as error:
-            self.wire.finish(call.stream, wire.INTERNAL, f"metadata that are not ASCII: {error.object!r}")
+        except BadWire as error:
+            self.wire.finish(stream, error.code, str(error))
 
     def _send_answer(self, call: NativeCall, method: Method, reply: bytes) -> None:
         stream = call.stream
         if call.code_now is OK:
-            if not method.response_streaming:
-                if not call.trailers and not stream.sent_headers and not stream.encoding:
-                    self.wire.answer(stream, reply)
-                    return
-                self.wire.send_message(stream, call.framed(reply))
-            else:
+            if method.response_streaming:
                 self.wire.send_headers(stream)
+            else:
+                self.wire.send_message(stream, call.framed(reply))
         self.wire.finish(stream, call.code_now.value[0], call.details_now, tuple(call.trailers))
 
     def expired(self, call: NativeCall) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from onelane import ports, tls
 from onelane.config import App
 from onelane.deadlines import Deadlines
+from onelane.eager import Eager
 from onelane.listener import Bind, Serving
 from onelane.listener.connection import Connection
 from onelane.listener.steering import MAX_SEEN, Seen, Steering
@@ -37,6 +38,7 @@ class NativeListener:
         self.serving: Serving
         self.loop: asyncio.AbstractEventLoop
         self.deadlines: Deadlines
+        self.eager: Eager
         self.methods: dict[bytes, Method] = {}
         self.limits = Limits()
         self.max_message = 0
@@ -53,6 +55,7 @@ class NativeListener:
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self.loop)
+        self.eager = Eager(self.loop)
         self.serving = serving
         self._settings = settings
         self.methods = {method.path.encode(): method for method in serving.methods()}
@@ -210,6 +213,7 @@ class NativeListener:
                 await asyncio.gather(*(connection.say_goodbye() for connection in list(self._connections)))
                 while under_way := self._under_way():
                     await asyncio.wait(under_way)
+        self.eager.close()
         for timer in self._timers.values():
             timer.cancel()
         tasks = [*self._tasks, *self._under_way()]

@@ -4,6 +4,7 @@ Source: grpc/doc/PROTOCOL-HTTP2.md, grpc/doc/http-grpc-status-mapping.md.
 """
 
 import gzip
+import re
 import zlib
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
@@ -32,7 +33,9 @@ ENCODINGS = b"identity,gzip"
 MAX_TIMEOUT_DIGITS = 8
 _PER_SECOND = {b"n": 1e9, b"u": 1e6, b"m": 1e3, b"S": 1.0, b"M": 1 / 60, b"H": 1 / 3600}
 _PRINTABLE = bytes(set(range(0x20, 0x7F)) - {0x25})
-_OURS = frozenset(
+_NAME = re.compile(rb"[0-9a-z_.-]+")
+_VALUE = re.compile(rb"[\x20-\x7e]*")
+OURS = frozenset(
     {
         *(b":method", b":scheme", b":path", b":authority", b":status"),
         *(b"te", b"content-type", b"user-agent", b"host", b"accept-encoding", b"content-length"),
@@ -161,23 +164,29 @@ def read_timeout(text: bytes) -> float:
 def write_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
     """Custom metadata as headers; `-bin` values in base64.
 
+    What gRPC and HTTP write themselves is left out, as grpcio does: no metadata can change a status.
+
     Raises:
-        UnicodeEncodeError: a name, or a value of one that does not end in `-bin`, is not ASCII.
+        BadWire: a name or a value that cannot be sent.
     """
     headers: Headers = []
     for name, value in metadata:
-        key = name.encode("ascii")
+        if not isinstance(name, str) or not isinstance(value, str | bytes):
+            raise BadWire(f"Invalid metadata: {name!r}: {value!r}, expected str: str or bytes")
+        key = name.encode("utf-8", "surrogatepass")
+        raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
         if name.endswith("-bin"):
-            raw = value if isinstance(value, bytes) else value.encode()
-            headers.append((key, b64encode(raw).rstrip(b"=")))
-        else:
-            headers.append((key, value if isinstance(value, bytes) else value.encode("ascii")))
+            raw = b64encode(raw).rstrip(b"=")
+        if not _NAME.fullmatch(key) or not _VALUE.fullmatch(raw):
+            raise BadWire(f"Invalid metadata: {name!r}: {value!r}")
+        if key not in OURS:
+            headers.append((key, raw))
     return headers
 
 
 def read_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
     """What of `headers` is the application's: not HTTP's, not gRPC's own."""
-    theirs = [pair for pair in headers if pair[0] not in _OURS]
+    theirs = [pair for pair in headers if pair[0] not in OURS]
     if not theirs:
         return ()
     found: list[tuple[str, str | bytes]] = []

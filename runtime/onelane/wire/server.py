@@ -90,7 +90,8 @@ class Stream:
             BadWire: one of them is malformed.
         """
         timeout = self.given.get(b"grpc-timeout")
-        return grpc.read_metadata(self.headers), None if timeout is None else grpc.read_timeout(timeout)
+        metadata = () if self.given.keys() <= grpc.OURS else grpc.read_metadata(self.headers)
+        return metadata, None if timeout is None else grpc.read_timeout(timeout)
 
 
 @dataclass(slots=True)
@@ -106,6 +107,8 @@ class Messages:
 
     stream: Stream
     messages: list[bytes]
+    last: bool = False
+    """The client has said its last word."""
 
 
 @dataclass(slots=True)
@@ -260,7 +263,7 @@ class ServerConnection:
         self.streams[number] = stream
         found.append(Opened(stream))
         if ended:
-            found.append(Messages(stream, []))
+            found.append(Messages(stream, [], last=True))
 
     def _not_grpc(self, stream: Stream, headers: Headers) -> None:
         with suppress(StreamGone):
@@ -289,7 +292,7 @@ class ServerConnection:
             # Part of a message, and nothing else to read: `limit` bounds it, so let the client send the rest.
             self.http2.acknowledge(len(data), number)
         if messages or ended:
-            found.append(Messages(stream, messages))
+            found.append(Messages(stream, messages, ended))
 
     def _left(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)
