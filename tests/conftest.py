@@ -21,11 +21,11 @@ async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
     yield  # noqa: PT022 - a generator holds the loop until the session ends
 
 
-@pytest.fixture(scope="module", params=["processes", "inline", "native"])
+@pytest.fixture(scope="module", params=["processes", "inline", "grpcio"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The echo app on two shards: each in a process of its own, both in one, or on the native listener."""
+    """The echo app on two shards: each in a process of its own, both in one, or on grpcio's listener."""
     inline = ["--inline"] if request.param == "inline" else []
-    listener = "native" if request.param == "native" else "grpcio"
+    listener = "grpcio" if request.param == "grpcio" else "native"
     toml = echo(2, "reflection = true", f'listener = "{listener}"')
     with running(tmp_path_factory.mktemp("cluster"), toml, *inline) as made:
         yield made

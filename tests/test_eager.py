@@ -38,6 +38,11 @@ async def start(eager: Eager, work: Any) -> Any:
     return await started
 
 
+async def turns_until(condition: Any) -> None:
+    while not condition():  # noqa: ASYNC110 - turns of the loop are what is waited for
+        await asyncio.sleep(0)
+
+
 async def _end(future: "asyncio.Future[None]") -> None:
     future.set_result(None)
 
@@ -77,13 +82,17 @@ async def test_timeouts_and_task_groups_work_from_the_first_step(eager: Eager) -
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(asyncio.sleep(0))
         with pytest.raises(ExceptionGroup):
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_fail())
-                await asyncio.Event().wait()
+            await _fail_in_a_group()
         seen.append(scope.cancelled_caught)
 
     await (await start(eager, work()))
     assert seen == [True]
+
+
+async def _fail_in_a_group() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_fail())
+        await asyncio.Event().wait()
 
 
 async def _fail() -> None:
@@ -114,8 +123,7 @@ async def test_cancelling_reaches_what_it_waits_for(eager: Eager, turns: int) ->
             tasks[0].cancel()
 
     loop.call_soon(begin)
-    while not tasks:
-        await asyncio.sleep(0)
+    await turns_until(lambda: tasks)
     for _ in range(turns):
         await asyncio.sleep(0)
     if turns:
@@ -185,6 +193,5 @@ async def test_what_it_raises_at_first_reaches_the_caller_and_later_the_task(eag
 
     await start(eager, _nothing())
     asyncio.get_running_loop().call_soon(begin)
-    while not caught:
-        await asyncio.sleep(0)
+    await turns_until(lambda: caught)
     assert str(caught[0]) == "on purpose"

@@ -260,7 +260,8 @@ class _OneAnswer(ClientCall):
     def _one(self) -> Any:
         if not self._has_answer:
             if len(self.messages) != 1:
-                self.status = grpc.StatusCode.INTERNAL
+                # statuscodes.md: any number of answers but one.
+                self.status = grpc.StatusCode.UNIMPLEMENTED
                 self.words = f"expected one message, the server sent {len(self.messages)}"
                 raise self.error()
             self._answer = self._parse(self.messages[0])

@@ -83,7 +83,7 @@ class App(BaseModel):
     """The IP by which clients reach the shards' own ports, where `listen` is all addresses (0.0.0.0 or ::)."""
     admin: Address | None = None
     """Where `onelane serve` serves /metrics and /status for this app alone; else the file's `admin`."""
-    listener: str = "grpcio"
+    listener: str = "native"
     """Name of a plug of the group `onelane.listeners`."""
     membership: str = "supervisor"
     """Name of a plug of the group `onelane.memberships`."""

@@ -31,6 +31,8 @@ PREFIX = 5
 """Bytes before each message: a flag that says whether it is compressed, and its length."""
 ENCODINGS = b"identity,gzip"
 MAX_TIMEOUT_DIGITS = 8
+_PASSED = frozenset({b"grpc-status-details-bin", b"grpc-retry-pushback-ms"})
+"""Of gRPC's own names, those that applications see."""
 _PER_SECOND = {b"n": 1e9, b"u": 1e6, b"m": 1e3, b"S": 1.0, b"M": 1 / 60, b"H": 1 / 3600}
 _PRINTABLE = bytes(set(range(0x20, 0x7F)) - {0x25})
 _NAME = re.compile(rb"[0-9a-z_.-]+")
@@ -191,7 +193,7 @@ def read_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
         return ()
     found: list[tuple[str, str | bytes]] = []
     for name, value in theirs:
-        if name.startswith(b"grpc-") and name != b"grpc-status-details-bin":
+        if name.startswith(b"grpc-") and name not in _PASSED:
             continue
         if name.endswith(b"-bin"):
             found += [(name.decode("ascii"), _unbase64(part)) for part in value.split(b",")]
