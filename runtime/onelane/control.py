@@ -1,11 +1,12 @@
 """The line between a supervisor and one shard: whole messages, in order, until one side is gone.
 
-Over a socket pair between processes, over two queues where both live in one.
+gRPC on our own wire over a socket pair between processes, two queues where both live in one.
 """
 
 import asyncio
 import socket
-from typing import Any, Generic, Protocol, TypeVar
+from collections import deque
+from typing import Any, Protocol, cast
 
 from google.protobuf.message import Message
 
@@ -13,8 +14,23 @@ from onelane.placement import Member, Placement
 from onelane.spans import SpanRecord, TraceContext
 from onelane.stats import Buckets, Instrument, Point, attributes_of
 from onelane.v1 import control_pb2
+from onelane.wire import client, server
+from onelane.wire.client import ClientConnection
+from onelane.wire.grpc import frame
+from onelane.wire.http2 import Limits
+from onelane.wire.server import ServerConnection
 
-In = TypeVar("In", bound=Message)
+MAX_MESSAGE = 2**31 - 1
+HELD_BACK = 1024 * 1024
+"""Bytes that may wait for the other side to read; `send` waits with more."""
+ATTEND = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/onelane.v1.Control/Attend"),
+    (b":authority", b"supervisor"),
+    (b"te", b"trailers"),
+    (b"content-type", b"application/grpc"),
+]
 
 
 class Control(Protocol):
@@ -30,39 +46,114 @@ class Control(Protocol):
         """Hang up."""
 
 
-class SocketControl(Generic[In]):
-    """See `Control`: frames of a 4-byte big-endian length and a protobuf message."""
+class WireControl(asyncio.Protocol):
+    """See `Control`: one gRPC call on our own wire, `/onelane.v1.Control/Attend`, streaming both ways.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind: type[In]) -> None:
-        self._reader = reader
-        self._writer = writer
+    The shard calls, the supervisor serves. Who does not read holds the other back, by HTTP/2's windows.
+    """
+
+    def __init__(self, kind: type[Message], *, serves: bool) -> None:
         self._kind = kind
+        self._loop = asyncio.get_running_loop()
+        self._server = ServerConnection(Limits(), max_message=MAX_MESSAGE) if serves else None
+        self._client = None if serves else ClientConnection(Limits())
+        self._stream: Any = None
+        self._inbox: deque[bytes] = deque()
+        self._transport: asyncio.Transport
+        self._paused = False
+        self._gone = False
+        self._changed = self._loop.create_future()
 
     @classmethod
-    async def over(cls, sock: socket.socket, kind: type[In]) -> "SocketControl[In]":
-        reader, writer = await asyncio.open_unix_connection(sock=sock)
-        return cls(reader, writer, kind)
+    async def over(cls, sock: socket.socket, kind: type[Message], *, serves: bool) -> "WireControl":
+        """One end over a connected socket. kind: of the messages that come; serves: this is the supervisor's end."""
+        line = cls(kind, serves=serves)
+        await line._loop.create_unix_connection(lambda: line, sock=sock)
+        return line
 
     async def send(self, message: Message) -> None:
-        data = message.SerializeToString()
-        try:
-            self._writer.write(len(data).to_bytes(4, "big") + data)
-            await self._writer.drain()
-        except (ConnectionError, RuntimeError):
+        framed = frame(message.SerializeToString())
+        while self._stream is None and not self._gone:
+            await self._change()
+        if self._gone:
             return
+        if self._server is not None:
+            self._server.send_message(self._stream, framed)
+        else:
+            self._wire.send(self._stream, framed)
+        self._flush()
+        while not self._gone and (self._paused or self._wire.http2.queued(self._stream.id) > HELD_BACK):
+            await self._change()
 
-    async def receive(self) -> In | None:
-        try:
-            size = int.from_bytes(await self._reader.readexactly(4), "big")
-            data = await self._reader.readexactly(size)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+    async def receive(self) -> Any | None:
+        while not self._inbox:
+            if self._gone:
+                return None
+            await self._change()
         message = self._kind()
-        message.ParseFromString(data)
+        message.ParseFromString(self._inbox.popleft())
+        if not self._inbox and not self._gone:
+            self._consumed()
         return message
 
     def close(self) -> None:
-        self._writer.close()
+        self._transport.close()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not isinstance: uvloop's transports derive from nothing of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        if self._client is not None:
+            self._stream = self._client.open(ATTEND, None, limit=MAX_MESSAGE)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        for event in self._wire.receive(data):
+            match event:
+                case server.Opened(stream):
+                    self._stream = stream
+                case server.Messages(_, messages) | client.Messages(_, messages):
+                    self._inbox += messages
+                case server.Ended() | server.Gone() | client.Finished() | client.Gone():
+                    self._gone = True
+        self._flush()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._gone = True
+        self._wake()
+
+    # Inside
+
+    @property
+    def _wire(self) -> Any:
+        return self._server or self._client
+
+    def _consumed(self) -> None:
+        if self._server is not None:
+            self._server.consumed(self._stream, self._stream.unread)
+        else:
+            self._wire.consumed(self._stream)
+        self._flush()
+
+    def _flush(self) -> None:
+        if not self._transport.is_closing() and (data := self._wire.take()):
+            self._transport.write(data)
+
+    async def _change(self) -> None:
+        await asyncio.shield(self._changed)
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, self._loop.create_future()
+        changed.set_result(None)
 
 
 class QueueControl:

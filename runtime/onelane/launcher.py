@@ -14,7 +14,7 @@ from typing import Protocol
 import anyio
 import anyio.abc
 
-from onelane.control import Control, SocketControl
+from onelane.control import Control, WireControl
 from onelane.v1 import control_pb2
 
 
@@ -53,7 +53,7 @@ class ProcessLauncher:
                 pass_fds=fds,
                 env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
             )
-        return _ProcessRunning(await SocketControl.over(ours, control_pb2.ToSupervisor), process)
+        return _ProcessRunning(await WireControl.over(ours, control_pb2.ToSupervisor, serves=True), process)
 
 
 class _ProcessRunning:

@@ -12,14 +12,14 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import uvloop
 
 from onelane import life
-from onelane.control import SocketControl
+from onelane.control import WireControl
 from onelane.v1 import control_pb2
 
 
 async def main(fd: int, *sockets: int) -> bool:
     # The supervisor alone decides when a shard ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = await SocketControl.over(socket.socket(fileno=fd), control_pb2.ToShard)
+    control = await WireControl.over(socket.socket(fileno=fd), control_pb2.ToShard, serves=False)
     return await life.run(control, [socket.socket(fileno=fd) for fd in sockets])
 
 
