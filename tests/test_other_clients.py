@@ -9,8 +9,7 @@ import grpc
 import pytest
 
 from tests import tools
-from tests.bench.load import Target
-from tests.bench.load import run as load
+from tests.bench.load import Load, Target, run
 from tests.cluster import Cluster
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
@@ -55,5 +54,5 @@ def test_h2load_is_answered_and_counted(cluster: Cluster) -> None:
     tools.program("h2load", "Debian's nghttp2-client")
     labels = {"rpc_method": "echo.v1.Echo/Unary", "rpc_response_status_code": "OK"}
     before = cluster.metric("onelane_calls_total", **labels)
-    load([Target(cluster.listen["echo"], "k")], [cluster.process.pid], calls=2000, connections=4, streams=16)
+    run([Target(cluster.listen["echo"], "k")], [cluster.process.pid], Load(calls=2000))
     assert cluster.metric("onelane_calls_total", **labels) - before == 2000

@@ -1,6 +1,6 @@
 """onelane: gRPC services on one single-threaded lane per core.
 
-Importing this package starts nothing and loads no grpcio; `connect`, `Shard` and `Channel` load it when first used.
+Importing this package starts nothing and loads no grpcio; what needs it loads it when first used.
 """
 
 from importlib import import_module
@@ -10,14 +10,18 @@ from onelane.errors import BadConfig, BadKey, BadService, Invalid, OnelaneError,
 
 if TYPE_CHECKING:
     from onelane.channel import Channel, connect
+    from onelane.native_channel import dial
     from onelane.offload import Offload
     from onelane.shard import Shard
+    from onelane.subchannel import Dialling
+    from onelane.tls import client_context
 
 __all__ = [
     "BadConfig",
     "BadKey",
     "BadService",
     "Channel",
+    "Dialling",
     "Invalid",
     "Offload",
     "OnelaneError",
@@ -25,10 +29,20 @@ __all__ = [
     "PortTaken",
     "Shard",
     "Transient",
+    "client_context",
     "connect",
+    "dial",
 ]
 
-_HOMES = {"Channel": "channel", "connect": "channel", "Offload": "offload", "Shard": "shard"}
+_HOMES = {
+    "Channel": "channel",
+    "Dialling": "subchannel",
+    "Offload": "offload",
+    "Shard": "shard",
+    "client_context": "tls",
+    "connect": "channel",
+    "dial": "native_channel",
+}
 
 
 def __getattr__(name: str) -> Any:
