@@ -16,7 +16,7 @@ from tests.bench.rows import Row, Setting, measure
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with rows and goals.")
-@click.option("--rounds", default=5, show_default=True, help="Runs of each row, after one that warms it.")
+@click.option("--rounds", default=7, show_default=True, help="Runs of each row, after one that warms it.")
 @click.option("--scale", default=1.0, show_default=True, help="How many calls, beside the usual number.")
 def main(as_json: bool, rounds: int, scale: float) -> None:
     """Measure and print. Fails where a guard does."""
@@ -33,18 +33,22 @@ def main(as_json: bool, rounds: int, scale: float) -> None:
 
 
 def _print(rows: Sequence[Row], asked: Sequence[Goal], rounds: int) -> None:
-    table = Table("", "shape", title=f"median of {rounds} alternating runs; `call` is a message where it is streamed")
-    for column in ("CPU µs per call", "calls/s", "p99 ms", "KiB"):
+    table = Table(
+        "server", "shape", title=f"median of {rounds} alternating runs; `call` is a message where it is streamed"
+    )
+    for column in ("CPU µs per call", "calls per core s", "calls/s", "p99 ms", "KiB"):
         table.add_column(column, justify="right")
     for row in rows:
-        figures = (row.cpu_us_per_call, row.calls_per_s, row.p99_ms, row.kib)
+        per_core = None if row.cpu_us_per_call is None else round(1e6 / row.cpu_us_per_call)
+        figures = (row.cpu_us_per_call, per_core, row.calls_per_s, row.p99_ms, row.kib)
         table.add_row(row.name, row.shape, *("" if figure is None else f"{figure:,}" for figure in figures))
     verdicts = Table("goal", "asked", title="goals")
     verdicts.add_column("measured", justify="right")
     verdicts.add_column("")
     for goal in asked:
         verdicts.add_row(goal.name, goal.asked, f"{goal.measured:.2f}", "reached" if goal.reached else "MISSED")
-    console = Console()
+    # Lines are not broken where nobody watches.
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(verdicts)
 

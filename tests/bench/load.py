@@ -61,9 +61,9 @@ def cpu_s(pids: Iterable[int]) -> float:
 def run(targets: Sequence[Target], pids: Sequence[int], load: Load) -> Run:
     """Send the load to all targets at once; every call must be answered OK."""
     with tempfile.TemporaryDirectory() as folder:
-        bodies = [_body(target, load, Path(folder) / f"{n}.body") for n, target in enumerate(targets)]
+        bodies = [body_of(target, load, Path(folder) / f"{n}.body") for n, target in enumerate(targets)]
         before, began = cpu_s(pids), time.perf_counter()
-        loads = [_h2load(target, body, load) for target, body in zip(targets, bodies, strict=True)]
+        loads = [start(target, body, load) for target, body in zip(targets, bodies, strict=True)]
         outputs = [load.communicate(timeout=TIMEOUT_S)[0] for load in loads]
         spent, used = time.perf_counter() - began, cpu_s(pids) - before
         for output in outputs:
@@ -75,14 +75,14 @@ def run(targets: Sequence[Target], pids: Sequence[int], load: Load) -> Run:
     return Run(used / units * 1e6, units / spent, times[int(0.99 * len(times))] / 1000)
 
 
-def _body(target: Target, load: Load, path: Path) -> Path:
+def body_of(target: Target, load: Load, path: Path) -> Path:
     """A file with the request as it goes on the wire."""
     message = EchoRequest(key=target.key, text="x" * load.text_bytes, times=load.times).SerializeToString()
     path.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     return path
 
 
-def _h2load(target: Target, body: Path, load: Load) -> "subprocess.Popen[str]":
+def start(target: Target, body: Path, load: Load) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [
             *("h2load", "-n", str(load.calls), "-c", str(load.connections), "-m", str(load.streams), "-t", "1"),

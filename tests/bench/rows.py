@@ -46,6 +46,8 @@ class Row:
     calls_per_s: int | None = None
     p99_ms: float | None = None
     kib: float | None = None
+    cpu_us_runs: tuple[float, ...] = ()
+    """Of each run, in the order of those that it alternated with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,13 @@ class Bench:
             for case, measured in zip(cases, runs, strict=True):
                 measured.append(run(case.targets, case.pids, case.load))
         for case, measured in zip(cases, runs, strict=True):
-            middle = median(measured[1:])
-            yield Row(
-                case.name,
-                case.load.shape,
-                round(middle.cpu_us, 2),
-                round(middle.per_s),
-                round(middle.p99_ms, 2),
-            )
+            yield _row(case.name, case.load.shape, measured[1:])
+
+
+def _row(name: str, shape: str, runs: Sequence[Run]) -> Row:
+    middle = median(runs)
+    figures = (round(middle.cpu_us, 2), round(middle.per_s), round(middle.p99_ms, 2))
+    return Row(name, shape, *figures, cpu_us_runs=tuple(run.cpu_us for run in runs))
 
 
 def measure(setting: Setting) -> Iterator[Row]:
@@ -121,25 +122,25 @@ def _echo(bench: Bench) -> Iterator[Row]:
     one, two, stock, stock_two = (bench.shards(n, kind) for kind in ("native", "grpcio") for n in (1, 2))
     native = (one.at_home(), one.pids)
     for shape in SHAPES:
-        slow, fast = bench.load(3_000, shape), bench.load(12_000, shape)
+        slow, fast = bench.load(2_000, shape), bench.load(8_000, shape)
         cases = [
             Case(RAW, *raw, slow),
             Case(PYGRPC, *pygrpc, fast),
             Case(GRPCLIB, *grpclib, slow),
             Case(PROBE, *probe, fast),
             Case(NATIVE, *native, fast),
-            Case(PLAIN, *native, bench.load(12_000, shape, method="Plain")),
+            Case(PLAIN, *native, bench.load(8_000, shape, method="Plain")),
             Case(GRPCIO, stock.at_home(), stock.pids, slow),
         ]
         if shape == SHAPES[0]:
             cases += [
                 Case(NATIVE + AWAY, two.away(), two.pids, fast),
                 Case(GRPCIO + AWAY, stock_two.away(), stock_two.pids, slow),
-                Case(GRPCIO + TWO, stock_two.at_home(), stock_two.pids, bench.load(1_500)),
+                Case(GRPCIO + TWO, stock_two.at_home(), stock_two.pids, bench.load(1_000)),
             ]
         yield from bench.rows(f"small calls, {shape[0]}x{shape[1]}", cases)
-    many = bench.load(48, (4, 2), method="Download", times=MESSAGES)
-    large = bench.load(160, (4, 2), text_bytes=1024 * 1024)
+    many = bench.load(24, (4, 2), method="Download", times=MESSAGES)
+    large = bench.load(96, (4, 2), text_bytes=1024 * 1024)
     servers = {RAW: raw, PYGRPC: pygrpc, NATIVE: native}
     yield from bench.rows("streams", [Case(name + STREAM, *server, many) for name, server in servers.items()])
     yield from bench.rows("1 MiB", [Case(name + BIG, *server, large) for name, server in servers.items()])
@@ -152,25 +153,28 @@ def _clients(bench: Bench, target: Target) -> Iterator[Row]:
     for number in range(bench.setting.rounds):
         bench.setting.tell(f"clients: round {number + 1} of {bench.setting.rounds}")
         for kind, measured in runs.items():
-            calls = str(int((4_000 if kind == "grpc.aio" else 12_000) * bench.setting.scale))
+            calls = str(int((3_000 if kind == "grpc.aio" else 8_000) * bench.setting.scale))
             program = [sys.executable, "-m", "tests.bench.client", kind, target.address, target.key, calls]
             out = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
             measured.append(Run(**json.loads(out)))
     for kind, measured in runs.items():
-        middle = median(measured)
-        yield Row(CLIENTS[kind], "1x64", round(middle.cpu_us, 2), round(middle.per_s), round(middle.p99_ms, 2))
+        yield _row(CLIENTS[kind], "1x64", measured)
 
 
 def _many_shards(bench: Bench) -> Iterator[Row]:
-    """The same calls over more and more shards, each asked by a client of its own."""
+    """The same calls over more and more shards, each asked by a client of its own; and over as many probes.
+
+    More processes than cores cost each other time and caches; the probes show how much of it is that.
+    """
     apps = [bench.shards(count) for count in MANY]
-    yield from bench.rows(
-        "1 to 8 shards",
-        [
-            Case(f"{NATIVE}, {count} of {MANY[-1]} shards", app.at_home(), app.pids, bench.load(24_000 // count))
-            for count, app in zip(MANY, apps, strict=True)
-        ],
-    )
+    probes = [bench.peer("probe") for _ in range(MANY[-1])]
+    cases = []
+    for count, app in zip(MANY, apps, strict=True):
+        load = bench.load(16_000 // count)
+        targets = [target for (target,), _ in probes[:count]]
+        cases.append(Case(f"{NATIVE}, {count} of {MANY[-1]}", app.at_home(), app.pids, load))
+        cases.append(Case(f"{PROBE}, {count} of {MANY[-1]}", targets, [pid for _, (pid,) in probes[:count]], load))
+    yield from bench.rows("1 to 8 shards", cases)
 
 
 def _diamond(bench: Bench) -> Iterator[Row]:
