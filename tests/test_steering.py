@@ -267,3 +267,30 @@ async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
         assert ours.recv(10) == b"alive"
     assert not sender.hand_over(str(tmp_path / "b"), 0, Seen(b"", 0))
     sender.close()
+
+
+async def test_a_rolling_restart_fails_no_call_of_a_stock_client(tmp_path: Path) -> None:
+    """HUP: each shard sends its clients away by GOAWAY, finishes, and comes back; calls go on all the while."""
+    with running(tmp_path, echo(2, 'listener = "native"')) as cluster:
+        done = asyncio.Event()
+
+        async def hammer(number: int) -> int:
+            answered = 0
+            async with grpc.aio.insecure_channel(cluster.listen["echo"], LOCAL) as channel:
+                stub = echo_pb2_grpc.EchoStub(channel)
+                while not done.is_set():
+                    await stub.Unary(EchoRequest(key=f"{number}-{answered}"), timeout=20)
+                    answered += 1
+            return answered
+
+        pids = [shard["pid"] for shard in cluster.shards()]
+        hammering = [asyncio.create_task(hammer(number)) for number in range(6)]
+        cluster.process.send_signal(signal.SIGHUP)
+
+        def all_new() -> bool:
+            shards = cluster.shards()
+            return all(s["state"] == "ready" and s["pid"] not in pids for s in shards)
+
+        await eventually(all_new)
+        done.set()
+        assert min(await asyncio.gather(*hammering)) > 0

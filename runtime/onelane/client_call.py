@@ -21,8 +21,9 @@ from onelane.wire.grpc import Headers
 OK = grpc.StatusCode.OK
 CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 CANCELLED_HERE = "Locally cancelled by application!"
-REPEATS = 1
-"""How often a call that no server looked at is sent again. Source: gRFC A6, transparent retries."""
+REPEATS = 3
+"""How often a call that no server looked at is sent again. gRFC A6 allows one that reached a server to be sent again
+once, and one that never left as often as need be; this is one number for both."""
 
 
 class ClientCall(grpc.aio.Call):

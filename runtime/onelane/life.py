@@ -39,6 +39,8 @@ TICK_S = 0.1
 QUIET_S = 0.05
 """A drain goes on when no call has come for this long."""
 QUIET_LIMIT_S = 1.0
+STOP_S = 1.0
+"""What the last forwarded calls may take once every shard has drained."""
 GC_THRESHOLDS = (20_000, 20, 50)
 
 
@@ -289,7 +291,7 @@ class _Life:
             asked.set_result(answer.json)
 
     async def end(self) -> None:
-        await self.listener.stop(0.1)
+        await self.listener.stop(STOP_S)
         await self.forwarder.aclose()
         await self.shard.aclose()
         await self.report(collect=0)

@@ -210,6 +210,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
             if self._waiting:
                 self._wake()
+        if self.wire.http2.is_over:
+            # The server has broken HTTP/2, or all is said and done.
+            self._transport.close()
 
     def _wake(self) -> None:
         for waiting in self._waiting:

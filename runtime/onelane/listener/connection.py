@@ -174,6 +174,7 @@ class Connection(asyncio.Protocol):
         self._closing = False
         self._waiting: set[asyncio.Future[None]] | None = None
         self._goodbye: asyncio.Future[None] | None = None
+        self._closed: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
 
@@ -218,8 +219,9 @@ class Connection(asyncio.Protocol):
         for stream in list(self.wire.streams.values()):
             self._ended(stream)
         self._wake()
-        if self._goodbye is not None and not self._goodbye.done():
-            self._goodbye.set_result(None)
+        for waiting in (self._goodbye, self._closed):
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
 
     # Where it belongs
 
@@ -297,7 +299,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
             if self._waiting:
                 self._wake()
-        if (self._closing and not self.tasks) or self.wire.http2.is_over:
+        done = self._closing and not self.tasks and not self.wire.streams
+        if done or self.wire.http2.is_over:
             self._transport.close()
 
     async def wait_room(self, stream: Stream) -> None:
@@ -456,8 +459,13 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Write what is left, and close."""
-        self._closing = True
         self._flush()
+        self._transport.close()
+
+    async def closed(self) -> None:
+        """Wait until the connection has closed."""
+        self._closed = self._closed or self._loop.create_future()
+        await asyncio.shield(self._closed)
 
     async def say_goodbye(self) -> None:
         """Send the client elsewhere, and close when what it has asked meanwhile is answered. Fails no call.
@@ -465,13 +473,16 @@ class Connection(asyncio.Protocol):
         Returns when the client knows, or has not answered for GOODBYE_S. Source: RFC 9113, section 6.8.
         """
         self.keep()
-        if self._closing:
+        if self._closing or self._goodbye is not None:
             return
         self._goodbye = self._loop.create_future()
         self.wire.http2.shutdown_notice()
         self.wire.http2.ping(b"goodbye!")
         self._flush()
-        await asyncio.wait([self._goodbye], timeout=GOODBYE_S)
-        self.wire.http2.go_away()
-        self._closing = True
-        self._flush()
+        try:
+            await asyncio.wait([self._goodbye], timeout=GOODBYE_S)
+        finally:
+            # Also where we are cut short: what we have not read the client may then send elsewhere.
+            self.wire.http2.go_away()
+            self._closing = True
+            self._flush()

@@ -49,6 +49,7 @@ class NativeListener:
         """Connection → when it is kept here."""
         self._servers: list[tuple[Bind, asyncio.Server]] = []
         self._steering: Steering | None = None
+        self._is_draining = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -111,6 +112,9 @@ class NativeListener:
         if len(self._connections) >= self._settings.max_connections and not connection.trusted:
             return False
         self._connections.add(connection)
+        if self._is_draining and not connection.trusted:
+            # It came while the door was closing.
+            self._keep(connection.say_goodbye())
         return True
 
     def lost(self, connection: Connection) -> None:
@@ -197,9 +201,12 @@ class NativeListener:
     # The end
 
     async def drain(self) -> None:
+        self._is_draining = True
         for bind, server in self._servers:
             if not bind.trusted:
                 server.close()
+        if self._steering is not None:
+            self._steering.close()
         clients = [connection for connection in self._connections if not connection.trusted]
         await asyncio.gather(*(connection.say_goodbye() for connection in clients))
 
@@ -210,9 +217,9 @@ class NativeListener:
             self._steering.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await asyncio.gather(*(connection.say_goodbye() for connection in list(self._connections)))
-                while under_way := self._under_way():
-                    await asyncio.wait(under_way)
+                connections = list(self._connections)
+                await asyncio.gather(*(connection.say_goodbye() for connection in connections))
+                await asyncio.gather(*(c.closed() for c in connections if c in self._connections))
         self.eager.close()
         for timer in self._timers.values():
             timer.cancel()

@@ -130,6 +130,8 @@ class ClientConnection:
         self.http2 = Http2(server=False, limits=limits)
         self.streams: dict[int, ClientStream] = {}
         self.going_away = False
+        self._untaken: list[int] = []
+        """Streams that were opened and have not left: a GOAWAY that comes first keeps libnghttp2 from sending them."""
         self._greeted = False
         self._most_streams = 0
         self._plain: set[Any] = set()
@@ -156,6 +158,7 @@ class ClientConnection:
 
     def take(self) -> bytes:
         """The bytes to send now."""
+        self._untaken.clear()
         return self.http2.take()
 
     # Calls
@@ -168,12 +171,14 @@ class ClientConnection:
         stream = ClientStream(number, call, limit)
         stream.ended = True
         self.streams[number] = stream
+        self._untaken.append(number)
         return stream
 
     def open(self, headers: Headers, call: Any, *, limit: int) -> ClientStream:
         """Begin a call whose messages follow."""
         stream = ClientStream(self.http2.send_request(headers), call, limit)
         self.streams[stream.id] = stream
+        self._untaken.append(stream.id)
         return stream
 
     def send(self, stream: ClientStream, message: bytes) -> None:
@@ -295,7 +300,8 @@ class ClientConnection:
         elif kind is GoAwayReceived:
             self.going_away = True
             found.append(GoingAway(event.error_code, event.debug_data.decode("latin-1")))
-            for stream in [s for n, s in self.streams.items() if n > event.last_stream_id]:
+            last = event.last_stream_id
+            for stream in [s for n, s in self.streams.items() if n > last or n in self._untaken]:
                 del self.streams[stream.id]
                 found.append(Finished(stream, grpc.UNAVAILABLE, "the server is going away", untouched=True))
         elif kind is Closed:

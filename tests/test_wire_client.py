@@ -1,0 +1,208 @@
+"""The client's end of a gRPC connection, fed with bytes by the server's: no socket, no loop, no clock."""
+
+from typing import Any
+
+import pytest
+from onelane.wire import server
+from onelane.wire.client import Answered, ClientConnection, Finished, GoingAway, Messages, Ready
+from onelane.wire.grpc import frame
+from onelane.wire.http2 import ErrorCode, Limits
+
+HEADERS = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/t.T/M"),
+    (b":authority", b"here"),
+    (b"te", b"trailers"),
+    (b"content-type", b"application/grpc"),
+]
+
+
+class Pair:
+    """Both ends, and what each has seen."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.client = ClientConnection(Limits())
+        self.server = server.ServerConnection(Limits(**limits), max_message=10_000_000)
+        self.seen: list[Any] = []
+        self.asked: list[Any] = []
+        self.pass_bytes()
+
+    def pass_bytes(self) -> None:
+        while True:
+            up, down = self.client.take(), self.server.take()
+            if not up and not down:
+                return
+            if up:
+                self.asked += self.server.receive(up)
+            if down:
+                self.seen += self.client.receive(down)
+
+    def call(self, message: bytes = b"hi", *, limit: int = 1_000_000) -> Any:
+        stream = self.client.call(HEADERS, frame(message), None, limit=limit)
+        self.pass_bytes()
+        return stream
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.seen if isinstance(event, kind)]
+
+    @property
+    def asked_stream(self) -> server.Stream:
+        return next(e.stream for e in reversed(self.asked) if isinstance(e, server.Opened))
+
+
+def test_a_connection_is_ready_once_the_server_has_said_hello() -> None:
+    assert len(Pair().of(Ready)) == 1
+
+
+def test_a_call_is_answered_with_messages_and_a_status() -> None:
+    pair = Pair()
+    stream = pair.call()
+    pair.server.send_headers(pair.asked_stream, (("x-a", "1"), ("x-b-bin", b"\0\xff")))
+    pair.server.send_message(pair.asked_stream, frame(b"answer"))
+    pair.server.finish(pair.asked_stream, 5, "not there, ü", (("x-t", "2"),))
+    pair.pass_bytes()
+    assert pair.of(Answered) == [Answered(stream, (("x-a", "1"), ("x-b-bin", b"\0\xff")))]
+    assert [e.messages for e in pair.of(Messages)] == [[b"answer"]]
+    assert pair.of(Finished) == [Finished(stream, 5, "not there, ü", (("x-t", "2"),))]
+    assert pair.client.streams == {}
+
+
+def test_a_status_alone_ends_a_call() -> None:
+    pair = Pair()
+    stream = pair.call()
+    pair.server.finish(pair.asked_stream, 16, "who are you?")
+    pair.pass_bytes()
+    assert pair.of(Finished) == [Finished(stream, 16, "who are you?")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ([(b":status", b"404")], 12),
+        ([(b":status", b"503"), (b"content-type", b"text/html")], 14),
+        ([(b":status", b"200"), (b"content-type", b"text/html")], 2),
+        ([(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"99")], 2),
+        ([(b":status", b"200"), (b"content-type", b"application/grpc")], 2),
+        ([(b":status", b"200"), (b"content-type", b"application/grpc"), (b"x-a-bin", b"!")], 13),
+    ],
+)
+def test_an_answer_that_is_not_grpc_has_a_status_all_the_same(headers: Any, code: int) -> None:
+    pair = Pair()
+    stream = pair.call()
+    pair.server.http2.send_response(pair.asked_stream.id, headers, end_stream=True)
+    pair.pass_bytes()
+    (end,) = pair.of(Finished)
+    assert (end.stream, end.code) == (stream, code)
+
+
+def test_a_stream_that_ends_without_a_status_is_internal() -> None:
+    pair = Pair()
+    pair.call()
+    pair.server.send_headers(pair.asked_stream)
+    pair.server.http2.send_data(pair.asked_stream.id, frame(b"x"), end_stream=True)
+    pair.pass_bytes()
+    assert [end.code for end in pair.of(Finished)] == [13]
+
+
+@pytest.mark.parametrize(("limit", "message", "code"), [(10, frame(b"x" * 11), 8), (10, b"\2\0\0\0\1x", 13)])
+def test_a_message_that_may_not_be_ends_the_call(limit: int, message: bytes, code: int) -> None:
+    pair = Pair()
+    pair.call(limit=limit)
+    pair.server.send_message(pair.asked_stream, message)
+    pair.pass_bytes()
+    assert [end.code for end in pair.of(Finished)] == [code]
+    assert any(isinstance(event, server.Ended) for event in pair.asked)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "untouched"),
+    [(ErrorCode.REFUSED_STREAM, 14, True), (ErrorCode.CANCEL, 1, False), (ErrorCode.ENHANCE_YOUR_CALM, 8, False)],
+)
+def test_a_reset_is_a_status(error: int, code: int, untouched: bool) -> None:
+    pair = Pair()
+    pair.call()
+    pair.server.http2.reset(pair.asked_stream.id, error)
+    pair.pass_bytes()
+    assert [(end.code, end.untouched) for end in pair.of(Finished)] == [(code, untouched)]
+
+
+def test_cancelling_tells_the_server_and_is_not_answered() -> None:
+    pair = Pair()
+    stream = pair.call()
+    pair.client.cancel(stream)
+    pair.pass_bytes()
+    assert any(isinstance(event, server.Ended) for event in pair.asked)
+    assert pair.of(Finished) == []
+
+
+def test_what_came_too_late_for_a_server_that_goes_away_may_be_sent_again() -> None:
+    """Both what had left and what had not: nothing of either was looked at."""
+    pair = Pair()
+    early = pair.call()
+    pair.server.http2.go_away()
+    farewell = pair.server.take()
+    late = pair.client.call(HEADERS, frame(b"late"), None, limit=100)
+    sent = pair.client.take()
+    later = pair.client.call(HEADERS, frame(b"later"), None, limit=100)
+    pair.seen += pair.client.receive(farewell)
+    assert not pair.client.can_call
+    assert len(pair.of(GoingAway)) == 1
+    assert {end.stream for end in pair.of(Finished) if end.untouched} == {late, later}
+    assert [event for event in pair.server.receive(sent) if isinstance(event, server.Opened)] == []
+    pair.server.answer(pair.asked_stream, b"well")
+    pair.pass_bytes()
+    assert pair.of(Finished)[-1] == Finished(early, 0, "")
+
+
+def test_a_notice_of_going_away_keeps_what_has_left_and_returns_what_has_not() -> None:
+    pair = Pair()
+    early = pair.call()
+    pair.server.http2.shutdown_notice()
+    notice = pair.server.take()
+    late = pair.client.call(HEADERS, frame(b"late"), None, limit=100)
+    pair.seen += pair.client.receive(notice)
+    assert [end.stream for end in pair.of(Finished)] == [late]
+    pair.server.answer(pair.asked_stream, b"well")
+    pair.pass_bytes()
+    assert pair.of(Finished)[-1] == Finished(early, 0, "")
+
+
+def test_no_more_calls_at_once_than_the_server_allows() -> None:
+    pair = Pair(max_streams=2)
+    pair.call()
+    assert pair.client.can_call
+    pair.call()
+    assert not pair.client.can_call
+    pair.server.answer(pair.asked_stream, b"")
+    pair.pass_bytes()
+    assert pair.client.can_call
+
+
+def test_a_reader_that_does_not_read_holds_the_server_back_and_a_large_message_comes_whole() -> None:
+    pair = Pair()
+    stream = pair.client.open(HEADERS, None, limit=10_000_000)
+    pair.pass_bytes()
+    asked = pair.asked_stream
+    for _ in range(3000):
+        pair.server.send_message(asked, frame(b"x" * 1000))
+    pair.pass_bytes()
+    assert stream.unread <= Limits().window
+    assert pair.server.http2.queued(asked.id) > 0
+    pair.client.consumed(stream)
+    pair.pass_bytes()
+    pair.client.consumed(stream)
+    pair.pass_bytes()
+    pair.server.send_message(asked, frame(b"y" * 5_000_000))
+    pair.pass_bytes()
+    pair.client.consumed(stream)
+    pair.pass_bytes()
+    assert sum(len(m) for event in pair.of(Messages) for m in event.messages) == 8_000_000
+
+
+def test_bytes_that_are_no_http2_end_the_connection() -> None:
+    pair = Pair()
+    pair.client.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4)
+    pair.client.take()
+    assert pair.client.http2.is_over
+    assert not pair.client.can_call
