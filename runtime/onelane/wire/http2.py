@@ -71,7 +71,7 @@ class Limits:
 class Http2:
     """One end of one connection: bytes in, events out, bytes to send."""
 
-    __slots__ = ("_acknowledge", "_connection", "_failed", "end_stream", "send_data", "send_response", "send_trailers")
+    __slots__ = ("_acknowledge", "_connection", "end_stream", "is_over", "send_data", "send_response", "send_trailers")
 
     def __init__(self, *, server: bool, limits: Limits) -> None:
         self._connection = Connection(
@@ -84,7 +84,8 @@ class Http2:
                 stream_reset_rate_limit=limits.resets,
             ),
         )
-        self._failed = False
+        self.is_over = False
+        """Nothing will be read or written any more; so from the `take` that returned the last bytes."""
         settings = {
             Setting.INITIAL_WINDOW_SIZE: limits.window,
             Setting.MAX_HEADER_LIST_SIZE: limits.max_metadata,
@@ -104,7 +105,7 @@ class Http2:
 
     def receive(self, data: bytes) -> list[Any]:
         """Take bytes from the peer; what they amount to."""
-        if self._failed:
+        if self.is_over:
             return []
         try:
             self._connection.receive_data(data)
@@ -115,7 +116,7 @@ class Http2:
 
     def take(self) -> bytes:
         """The bytes to send now."""
-        if self._failed:
+        if self.is_over:
             return b""
         try:
             data = self._connection.data_to_send()
@@ -159,31 +160,26 @@ class Http2:
 
     def queued(self, stream: int) -> int:
         """Bytes of one stream's messages that the peer's windows hold back."""
-        return 0 if self._failed else self._connection.queued_body_size(stream)
+        return 0 if self.is_over else self._connection.queued_body_size(stream)
 
     @property
     def can_open(self) -> bool:
         """The peer lets us open one more stream now."""
-        return not self._failed and self._connection.can_send_request
+        return not self.is_over and self._connection.can_send_request
 
     def most_streams(self) -> int:
         """Calls at once that the peer allows, by the settings that it has sent last."""
         return self._connection.remote_settings.get(Setting.MAX_CONCURRENT_STREAMS, UNLIMITED)
 
-    @property
-    def is_over(self) -> bool:
-        """Nothing will be read or written any more."""
-        return self._failed or not (self._connection.want_read or self._connection.want_write)
-
     def _say(self, what: Callable[..., None], *about: Any) -> None:
         """Say something about the connection, unless it is over, or has begun to end."""
-        if not self._failed:
+        if not self.is_over:
             with suppress(NGH2Error):
                 what(*about)
 
     def _end(self) -> None:
         """What is still sent goes nowhere, and raises nothing: it may be an answer that came too late."""
-        self._failed = True
+        self.is_over = True
         self.send_response = self.send_data = self.send_trailers = self.end_stream = self._acknowledge = _nothing
 
 
