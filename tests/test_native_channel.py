@@ -366,7 +366,9 @@ async def test_client_interceptors_stand_between(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await channel.unary_unary("/t.T/Nothing")(b"x", timeout=5)
     with pytest.raises(ValueError, match=r"none of grpc\.aio's client interceptors"):
-        dial(address, interceptors=[object()]).unary_unary("/t.T/Echo")  # type: ignore[list-item]
+        dial(address, interceptors=[object()])  # type: ignore[list-item]
+    with pytest.raises(NotImplementedError, match="Deflate"):
+        dial(address, compression=grpc.Compression.Deflate)
 
 
 # TLS

@@ -20,7 +20,7 @@ import grpc.aio
 
 from onelane import keys, methods
 from onelane.client_call import ClientCall
-from onelane.client_interceptors import intercepted
+from onelane.client_interceptors import checked, intercepted
 from onelane.errors import BadKey
 from onelane.keys import FieldKey
 from onelane.native_channel import NativeChannel
@@ -78,7 +78,7 @@ class Channel(grpc.aio.Channel):
         self.placement: Placement | None = None
         self.configured_keys: dict[str, str] = {}
         self._dialling = dialling
-        self._interceptors = tuple(interceptors)
+        self._interceptors = checked(interceptors)
         self._shared = NativeChannel(target, dialling)
         self._owners: dict[str, NativeChannel] = {}
         self._placed = asyncio.Event()

@@ -14,14 +14,19 @@ _KINDS = {
 }
 
 
-def intercepted(multi: Any, shape: str, method: str, interceptors: Sequence[Any]) -> Any:
-    """`multi` behind those of `interceptors` that are of its shape, the first outermost.
+def checked(interceptors: Sequence[Any]) -> tuple[Any, ...]:
+    """`interceptors`, all of which are interceptors.
 
     Raises:
-        ValueError: one of them is no interceptor of grpc.aio.
+        ValueError: one of them is none of grpc.aio's.
     """
     if wrong := [one for one in interceptors if not isinstance(one, tuple(_KINDS.values()))]:
         raise ValueError(f"{wrong} derive from none of grpc.aio's client interceptors")
+    return tuple(interceptors)
+
+
+def intercepted(multi: Any, shape: str, method: str, interceptors: Sequence[Any]) -> Any:
+    """`multi` behind those of `interceptors` that are of its shape, the first outermost."""
     mine = [one for one in interceptors if isinstance(one, _KINDS[shape])]
     return _Intercepted(multi, shape, method, mine) if mine else multi
 

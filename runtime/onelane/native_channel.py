@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from onelane.client_call import ClientCall, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
-from onelane.client_interceptors import intercepted
+from onelane.client_interceptors import checked, intercepted
 from onelane.subchannel import Dialling, Subchannel
 from onelane.wire import grpc as wire
 from onelane.wire.grpc import Headers
@@ -34,7 +34,8 @@ def dial(
     """A channel to `target`: host:port, dns:///host:port, ipv4:…, ipv6:…, unix:path. It connects at its first call.
 
     Raises:
-        ValueError: a target of another kind.
+        ValueError: a target of another kind, or an interceptor that is none of grpc.aio's.
+        NotImplementedError: a compression other than gzip.
         RuntimeError: no event loop is running.
     """
     asyncio.get_running_loop()
@@ -51,9 +52,9 @@ class NativeChannel(grpc.aio.Channel):
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         compression: grpc.Compression | None = None,
     ) -> None:
+        self._interceptors = checked(interceptors)
+        self._compression = _known(compression)
         self.subchannel = Subchannel(target, dialling)
-        self._interceptors = tuple(interceptors)
-        self._compression = compression
 
     def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
         return self._method("unary_unary", method, *serializers, **more)
@@ -96,6 +97,13 @@ class NativeChannel(grpc.aio.Channel):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _known(compression: grpc.Compression | None) -> grpc.Compression | None:
+    """`compression`, or None where there is none."""
+    if compression in (None, grpc.Compression.NoCompression, grpc.Compression.Gzip):
+        return compression or None
+    raise NotImplementedError(f"compression {compression.name} is not supported; Gzip is")
 
 
 class MultiCallable:
@@ -150,10 +158,7 @@ class MultiCallable:
                 self._timeout, self._timed = timeout, [*headers, (b"grpc-timeout", wire.write_timeout(timeout))]
             headers = self._timed
         frame = wire.frame
-        compression = self._compression if compression is None else compression
-        if compression:
-            if compression is not grpc.Compression.Gzip:
-                raise NotImplementedError(f"compression {compression.name} is not supported; Gzip is")
+        if _known(self._compression if compression is None else compression):
             headers = [*headers, (b"grpc-encoding", b"gzip")]
             frame = wire.frame_gzip
         if metadata:
