@@ -195,3 +195,22 @@ async def test_what_it_raises_at_first_reaches_the_caller_and_later_the_task(eag
     asyncio.get_running_loop().call_soon(begin)
     await turns_until(lambda: caught)
     assert str(caught[0]) == "on purpose"
+
+
+async def test_a_task_serves_many_coroutines_one_after_another(eager: Eager) -> None:
+    seen = set()
+
+    async def work() -> None:
+        seen.add(asyncio.current_task())
+        known.set("inside")
+
+    await start(eager, work())
+
+    def again() -> None:
+        for _ in range(100):
+            assert eager.start(work()) is None
+
+    asyncio.get_running_loop().call_soon(again)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(seen) == 1

@@ -18,6 +18,8 @@ class Eager:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._context = copy_context()
+        """What coroutines start from. A variable that is not set here costs the task of each one that sets it."""
         self._spare: _Host | None = None
         self._closed = False
 
@@ -58,14 +60,14 @@ class Eager:
 
     def _provide(self) -> None:
         if self._spare is None and not self._closed:
-            self._spare = _Host(self._loop)
+            self._spare = _Host(self._loop, self._context.copy())
 
 
 class _Host:
     """A task that waits for a coroutine which has begun already."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.context: Context = copy_context()
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
+        self.context = context
         self._clean: list[tuple[ContextVar[Any], Any]] = list(self.context.items())
         self._parked: asyncio.Future[None] = loop.create_future()
         self._work: Coroutine[Any, Any, None] | None = None

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from random import SystemRandom
+from random import Random
 from typing import Any
 
 from onelane import methods, ports, server_interceptors
@@ -83,7 +83,7 @@ class _Life:
         self.stats = Stats()
         environment = {"OTEL_TRACES_SAMPLER": setup.sampler, "OTEL_TRACES_SAMPLER_ARG": setup.sampler_arg}
         sampler = sampler_of({k: v for k, v in environment.items() if v}) if setup.tracing else NEVER
-        self.tracer = Tracer(shard=setup.name, sampler=sampler, clock=SystemClock(), rng=SystemRandom())
+        self.tracer = Tracer(shard=setup.name, sampler=sampler, clock=SystemClock(), rng=Random())
         self.shard = Shard(
             app=setup.app,
             name=setup.name,

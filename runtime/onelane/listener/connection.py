@@ -263,8 +263,6 @@ class Connection(asyncio.Protocol):
         self._handle(held)
 
     def _handle(self, events: list[Any]) -> None:
-        # What is answered meanwhile leaves at the end, in one piece.
-        self._flushing = True
         for event in events:
             kind = type(event)
             if kind is Messages:
@@ -281,7 +279,8 @@ class Connection(asyncio.Protocol):
                     self._goodbye.set_result(None)
             elif kind is Gone:
                 self._closing = True
-        self._flush()
+        # Not at once: what all connections have to say in one turn leaves together, and wakes their peers once.
+        self.flush_soon()
 
     # Writing
 

@@ -20,6 +20,7 @@ from onelane.listener import Bind, Serving
 from onelane.listener.connection import Connection
 from onelane.listener.steering import MAX_SEEN, Seen, Steering
 from onelane.methods import Method
+from onelane.scope import current
 from onelane.wire.grpc import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Messages, Opened
@@ -56,6 +57,8 @@ class NativeListener:
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self.loop)
+        # Every call sets it, so it is to be there before the first.
+        current.set(None)
         self.eager = Eager(self.loop)
         self.serving = serving
         self._settings = settings
