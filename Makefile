@@ -44,6 +44,7 @@ $(VENV)/.bench-ready: $(STAMP)
 # The tests' stock clients, h2spec and Jaeger: Node.js and Go are needed; Jaeger takes some six minutes, once.
 clients: tests/node/node_modules
 	tests/h2spec/build.sh
+	tests/grpcurl/build.sh
 	tests/jaeger/build.sh
 
 tests/node/node_modules: tests/node/package-lock.json

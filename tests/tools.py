@@ -47,6 +47,11 @@ def h2spec() -> str:
     return _built("h2spec", "Go, half a minute")
 
 
+def grpcurl() -> str:
+    """The path of the grpcurl binary that tests/grpcurl/build.sh has built."""
+    return _built("grpcurl", "Go, a minute or two")
+
+
 def _built(name: str, cost: str) -> str:
     cache = os.environ.get("ONELANE_CACHE") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onelane"
