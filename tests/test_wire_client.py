@@ -206,3 +206,29 @@ def test_bytes_that_are_no_http2_end_the_connection() -> None:
     pair.client.take()
     assert pair.client.http2.is_over
     assert not pair.client.can_call
+
+
+def unread_streams(end: Any) -> int:
+    """Make 100 calls whose answers nobody reads, each ended by `end(pair, stream)`; the server's window after that."""
+    pair = Pair(resets=(10_000, 10_000))
+    for _ in range(100):
+        stream = pair.client.open(HEADERS, None, limit=100_000)
+        pair.pass_bytes()
+        for _ in range(5):
+            pair.client.send(stream, frame(b"x" * 20_000))
+            pair.server.send_message(pair.asked_stream, frame(b"x" * 20_000))
+        pair.pass_bytes()
+        end(pair, stream)
+        pair.pass_bytes()
+    both = (pair.server.http2._connection.remote_window_size, pair.client.http2._connection.remote_window_size)
+    return min(both)
+
+
+def test_what_nobody_read_of_a_stream_that_ended_does_not_stay_in_the_window() -> None:
+    """Else some forty calls that were cancelled in the middle would silence a connection for good."""
+    half = Limits().connection_window // 2
+    assert unread_streams(lambda pair, stream: pair.client.cancel(stream)) > half
+    assert (
+        unread_streams(lambda pair, _: pair.server.http2.reset(pair.asked_stream.id, ErrorCode.INTERNAL_ERROR)) > half
+    )
+    assert unread_streams(lambda pair, _: pair.server.finish(pair.asked_stream, 0)) > half

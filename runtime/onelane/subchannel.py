@@ -354,7 +354,8 @@ class Subchannel:
                     self._become(State.CONNECTING)
                 try:
                     connection = await self._dial()
-                except (OSError, TimeoutError, ssl.SSLError) as error:
+                except Exception as error:
+                    # Whatever it is, who waits must learn of it.
                     self._failed(error)
                     await asyncio.sleep(self._backoff_s(attempt))
                     attempt += 1

@@ -285,6 +285,7 @@ class ClientConnection:
         stream = self.streams.pop(number, None)
         if stream is None:
             return
+        self._acknowledge(stream)
         code = grpc.status_of_reset(error) if error else grpc.UNKNOWN
         text = f"Received RST_STREAM with error code {error}"
         found.append(Finished(stream, code, text, untouched=error == ErrorCode.REFUSED_STREAM))

@@ -166,6 +166,7 @@ class ServerConnection:
                 resets = resets or kind is StreamReset
                 stream = self.streams.pop(event.stream_id, None)
                 if stream is not None:
+                    self._acknowledge(stream)
                     found.append(Ended(stream))
             elif kind is WindowUpdated:
                 found.append(Writable())
@@ -242,6 +243,7 @@ class ServerConnection:
     def refuse(self, stream: Stream) -> None:
         """Reset a stream that was not looked at, so that the client may send it elsewhere at once."""
         self.streams.pop(stream.id, None)
+        self._acknowledge(stream)
         self.http2.reset(stream.id, ErrorCode.REFUSED_STREAM)
 
     # What came
@@ -296,11 +298,15 @@ class ServerConnection:
 
     def _left(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)
+        self._acknowledge(stream)
+        if not stream.ended:
+            self._stop_reading(stream)
+
+    def _acknowledge(self, stream: Stream) -> None:
+        """Nobody will read the rest of a stream that is over, but it counts against the connection's window."""
         if stream.unread:
             self.http2.acknowledge(stream.unread, stream.id)
             stream.unread = 0
-        if not stream.ended:
-            self._stop_reading(stream)
 
     def _stop_reading(self, stream: Stream) -> None:
         """The answer is complete: the rest of the request is of no use. RFC 9113, section 8.1."""
