@@ -57,11 +57,11 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
 def test_what_the_readme_says_of_the_file_is_so() -> None:
     from onelane.config import App
 
-    told = dict(re.findall(r"`(\w+)`, ([\d.,]+)(?: s| MiB)? ", README))
+    units = {"": 1, "s": 1, "h": 3600, "KiB": 2**10, "MiB": 2**20}
+    told = re.findall(r"`(\w+)`, ([\d.,]+)(?: (s|h|KiB|MiB)\b)?[ ,]", README)
     assert told
-    for name, value in told.items():
-        default = App.model_fields[name].default
-        assert float(value.replace(",", "")) in (default, default / 2**20)
+    for name, value, unit in told:
+        assert (name, float(value.replace(",", "")) * units[unit]) == (name, App.model_fields[name].default)
 
 
 def test_the_map_of_the_folders_is_whole() -> None:
