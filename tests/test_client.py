@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.scope import Scope, current
+from onelane.scope import Work, current
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.cluster import Cluster, echo, eventually, running
@@ -89,7 +89,7 @@ async def test_a_call_made_in_a_call_gets_what_is_left_of_its_deadline(
     cluster: Cluster, asked: float | None, left: float
 ) -> None:
     async with onelane.connect(cluster.listen["echo"]) as channel:
-        token = current.set(Scope("outer", time.monotonic() + 0.5, None))
+        token = current.set(Work("outer", time.monotonic() + 0.5))
         call = echo_pb2_grpc.EchoStub(channel).Misbehave(EchoRequest(key="k", order="remaining"), timeout=asked)
         current.reset(token)
         await call

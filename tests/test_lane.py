@@ -19,6 +19,7 @@ from onelane.spans import TraceContext
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
 from onelane.testing.listener import MemoryCall
+from onelane.turns import Turns
 
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 
@@ -64,7 +65,7 @@ class Bench:
             stats=self.stats,
             tracer=Tracer(shard="a", clock=SystemClock(), rng=Random(1)),
             max_in_flight=2,
-            now=lambda: 0.0,
+            turns=Turns("a", draw=iter(range(1, 99)).__next__, per_key=1, in_all=9),
         )
         rule: FieldKey = RULE
         is_async = asyncio.iscoroutinefunction(handler)

@@ -12,7 +12,7 @@ import pytest
 from onelane.clock import SystemClock
 from onelane.errors import DeadlinePassed, Draining, Overloaded
 from onelane.offload import Offload
-from onelane.scope import Scope, current
+from onelane.scope import Work, current
 from onelane.spans import Sampler, SpanRecord
 from onelane.telemetry import Tracer
 
@@ -102,7 +102,7 @@ async def test_the_deadline_of_the_call_frees_the_waiting_side(helper: tuple[Off
     offload, resource = helper
     holding = asyncio.ensure_future(offload.run(lambda r: r.wait()))
     await asyncio.sleep(0)
-    token = current.set(Scope("m", time.monotonic() + 0.05, None))
+    token = current.set(Work("m", time.monotonic() + 0.05))
     with pytest.raises(DeadlinePassed, match="offload r was busy"):
         await offload.run(lambda r: r.work("late"))
     current.reset(token)

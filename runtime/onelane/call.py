@@ -4,14 +4,17 @@ A listener subclasses `Call` with its own bytes; a lane never sees a socket. Out
 (through gRPC's own context methods) and by the lane, and read by the listener when the handler has ended.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from onelane.spans import TraceContext
-from onelane.telemetry import Span
+from onelane.telemetry import Span, context_of
+from onelane.turns import Turn
 
 Metadata = Sequence[tuple[str, str | bytes]]
 OK = grpc.StatusCode.OK
@@ -28,6 +31,9 @@ class Call:
         "_deserialize",
         "_pushed_back",
         "_serialize",
+        "_turned",
+        "began",
+        "chain",
         "code_now",
         "debug",
         "details_now",
@@ -39,6 +45,8 @@ class Call:
         "span",
         "trailers",
         "trusted",
+        "turn",
+        "waits",
     )
 
     def __init__(self, method: str, metadata: Metadata, *, trusted: bool) -> None:
@@ -55,12 +63,21 @@ class Call:
         self.parent: TraceContext | None = None
         """The trace that the caller is in."""
         self.span: Span = None
+        self.began = 0.0
+        """When the lane took it; by `perf_counter`."""
+        self.chain = ""
+        """The turns of the calls that led to this one."""
+        self.turn: Turn | None = None
+        """Its turn of its key, while it has one."""
+        self.waits: Any = None
+        """What the lane keeps of it while it waits for its turn."""
         self.hop = "direct"
         """`direct`, or `forwarded` where a sibling sent it on."""
         self.initial_sent = False
         self._pushed_back: bytes | None = None
         self._serialize: Callable[[Any], bytes] | None = None
         self._deserialize: Callable[[bytes], Any] | None = None
+        self._turned: asyncio.Future[None] | None = None
 
     # What a listener gives.
 
@@ -93,6 +110,31 @@ class Call:
 
     def done(self) -> bool:
         raise NotImplementedError
+
+    def proceed(self) -> None:
+        """Its turn has come. Wakes `turned`, unless a listener has a way without a task."""
+        if self._turned is not None and not self._turned.done():
+            self._turned.set_result(None)
+
+    async def turned(self) -> None:
+        """Wait until its turn has come."""
+        self._turned = asyncio.get_running_loop().create_future()
+        await self._turned
+
+    # What it hands on: onelane.scope.Scope.
+
+    @property
+    def deadline_at(self) -> float | None:
+        remaining = self.time_remaining()
+        return None if remaining is None else monotonic() + remaining
+
+    @property
+    def trace(self) -> TraceContext | None:
+        return context_of(self.span)
+
+    @property
+    def onward(self) -> str:
+        return self.chain if self.turn is None else self.turn.onward(self.chain)
 
     # What the lane uses.
 

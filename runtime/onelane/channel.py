@@ -29,6 +29,7 @@ from onelane.retry import backoff_s
 from onelane.scope import current, sooner
 from onelane.subchannel import Dialling
 from onelane.telemetry import Tracer, context_of, outbound
+from onelane.turns import CHAIN
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 READY = grpc.ChannelConnectivity.READY
@@ -214,6 +215,8 @@ class _Method:
         trace = context_of(span)
         if trace is not None:
             given = (*(pair for pair in given if pair[0] not in ("traceparent", "tracestate")), *outbound(trace))
+        if scope is not None and (chain := scope.onward):
+            given = (*given, (CHAIN, chain))
         left = None if scope is None or scope.deadline_at is None else max(0.0, scope.deadline_at - time.monotonic())
         limit = sooner(timeout, left)
         if limit is None and self._has_default:

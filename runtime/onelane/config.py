@@ -91,6 +91,10 @@ class App(BaseModel):
     """Points of each shard on the ring."""
     keys: Mapping[str, str] = {}
     """Keys that the protos do not state: "pkg.Service/Method" → "field.path", "metadata:name" or "ANY"."""
+    turns: Mapping[str, Literal["KEYED", "FREE"]] = {}
+    """Turns that the protos do not state: "pkg.Service/Method" or "pkg.Service/*" → "FREE", or "KEYED" after all."""
+    max_waiting_per_key: Annotated[int, Field(ge=0)] = 1000
+    """Calls that may wait for the turn of one key; one more is RESOURCE_EXHAUSTED."""
     health: bool = True
     """Serve grpc.health.v1.Health."""
     reflection: bool | None = None

@@ -19,13 +19,12 @@ from onelane.subchannel import Dialling
 from onelane.telemetry import outbound
 
 HOP = "onelane-hop"
+"""Metadata by which a sibling says that it sent a call on; counts on a sibling's connection alone."""
 SERVED = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
 NOT_HOME = "onelane-not-home"
 """Trailer by which a shard says that it does not own the key, with its epoch."""
-RUNTIME_METADATA = frozenset({HOP, "onelane-chain"})
-"""Counts only where the connection is known to be a sibling's."""
-_DROPPED = frozenset({"user-agent", "traceparent", "tracestate", "te", "content-type", *RUNTIME_METADATA})
+_DROPPED = frozenset({"user-agent", "traceparent", "tracestate", "te", "content-type", HOP})
 
 DIALLING = Dialling(
     initial_backoff_s=0.1, max_backoff_s=0.5, connect_s=5.0, max_message_bytes=2**31 - 1, max_connections=1

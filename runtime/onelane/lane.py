@@ -5,7 +5,7 @@ once, by the shard that gave its answer. Everything here runs on one event loop,
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Coroutine
 from contextvars import Token
 from time import perf_counter
 from typing import Any
@@ -18,21 +18,37 @@ from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded
 from onelane.forward import HOP, NOT_HOME, SERVED, Forwarder, take_marker
 from onelane.handling import parse
 from onelane.keys import ANY, FieldKey
+from onelane.listener import Taken
 from onelane.methods import Method
 from onelane.placement import Member, Placement, route
 from onelane.scope import Scope, current
 from onelane.spans import SpanRecord
 from onelane.stats import Count, Spread, Stats
 from onelane.telemetry import Tracer, context_of, inbound
+from onelane.turns import CHAIN, Turn, Turns, holders, patience_s
 
 LOOK_AGAIN_S = 1.0
 _NOTHING: dict[str, Any] = {}
+AWAY = "away"
+"""The hop of a call that a sibling has served, and counted."""
 
 
 class Entry:
     """One method with its cells, so that counting a call is two additions."""
 
-    __slots__ = ("_calls", "_cells", "_spread", "_stats", "any", "is_simple", "may_be_endless", "method", "reads")
+    __slots__ = (
+        "_calls",
+        "_cells",
+        "_spread",
+        "_stats",
+        "any",
+        "asks_message",
+        "is_simple",
+        "may_be_endless",
+        "method",
+        "reads",
+        "takes_turns",
+    )
 
     def __init__(self, method: Method, stats: Stats) -> None:
         self.method = method
@@ -41,7 +57,10 @@ class Entry:
         """A watch that nobody would end: a drain does."""
         self.reads = method.rule.read if isinstance(method.rule, FieldKey) else None
         """Reads the key of a message, where that is where the key is."""
+        self.asks_message = isinstance(method.rule, FieldKey)
+        """The key of a call is in its first message, unless its metadata say it."""
         streams = method.request_streaming or method.response_streaming
+        self.takes_turns = not (streams or self.any or method.is_free)
         self.is_simple = method.is_async and not streams and method.choose is None
         self._stats = stats
         self._cells: dict[str, tuple[Count, Spread]] = {}
@@ -78,9 +97,10 @@ class Lane:
         stats: Stats,
         tracer: Tracer,
         max_in_flight: int,
-        now: Callable[[], float],
+        turns: Turns,
     ) -> None:
         self.name = name
+        self.turns = turns
         self.entries: dict[str, Entry] = {}
         self.in_flight = 0
         self.own_in_flight = 0
@@ -94,7 +114,8 @@ class Lane:
         self._stats = stats
         self._tracer = tracer
         self._max_in_flight = max_in_flight
-        self._now = now
+        self._due: list[tuple[Any, Turn]] = []
+        """Who has been given a turn, and goes on in the loop's next turn."""
         self._forwards = stats.counter("onelane.forwards", unit="{call}", description="Calls sent on to the owner").at()
         self._endless: set[asyncio.Task[Any]] = set()
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
@@ -143,27 +164,102 @@ class Lane:
         for task in self._endless:
             task.cancel()
 
-    async def serve(self, entry: Entry, call: Call, request: bytes | None) -> bytes:
-        """Run one call to its end; its outcome stands in `call`. Returns the answer of a unary response.
+    def arrive(self, entry: Entry, call: Call, request: bytes | None) -> Taken:
+        """Take one call. Its outcome stands in `call` once it has ended; its answer is a unary response's, else b"".
 
         request: the message, or None where the client streams.
         """
-        started = self._begin(call)
-        mine = True
+        self.received += 1
+        self.in_flight += 1
+        if not call.trusted:
+            self.own_in_flight += 1
+        call.began = perf_counter()
         try:
-            self._admit(entry, call)
-            if request is None and self._asks_message(entry, call):
-                await self._peek(entry.method, call)
-            owner, message = self._home(entry, call, request)
-            if owner is None and entry.is_simple:
+            if self.draining or self.in_flight > self._max_in_flight:
+                self._admit(entry, call)
+            if request is None and entry.asks_message and not keys.header_of(call.metadata):
+                return self._guarded(entry, call, self._peeked(entry, call))
+            method = entry.method
+            if not call.metadata and request is not None and entry.reads is not None:
                 # Written out: this is the path of nearly every call.
-                self._enter(entry, call)
-                method = entry.method
-                reply = handling.bytes_of(method, call, await method.handler(message, call))
-            elif owner is None:
-                reply = await self._run(entry, call, message)
+                message = parse(method, request)
+                key: str | None = entry.reads(message)
+                member = self._placement.owner_of(key)  # type: ignore[arg-type]
+                owner = None if member.name == self.name else member
             else:
-                reply, mine = await self._forward(owner, entry, call, request)
+                owner, key, message = self._home(entry, call, request)
+            if owner is not None:
+                return self._guarded(entry, call, self._forward(owner, entry, call, request))
+            if entry.takes_turns and key is not None:
+                call.turn = self.turns.enter(key, method.name, call.chain, call)
+                if call.turn is None:
+                    call.waits = (entry, key, message)
+                    return None
+            return self._begin(entry, call, message)
+        except (Exception, asyncio.CancelledError) as error:
+            return self._failed(entry, call, error)
+
+    def resume(self, call: Call) -> Taken:
+        """Go on with a call whose turn has come (`call.proceed`)."""
+        entry, _, message = call.waits
+        call.waits = None
+        return self._begin(entry, call, message)
+
+    def withdraw(self, call: Call, *, late: bool) -> None:
+        """End a call that waits for its turn: its client has left, or (late) its deadline is about to pass."""
+        entry, key, _ = call.waits
+        call.waits = None
+        if late:
+            call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, self._why_late(entry, key, call.chain))
+        else:
+            call.fail(grpc.StatusCode.CANCELLED, "cancelled while it waited for its turn")
+        self.turns.withdraw(key, call)
+        self._end(entry, call)
+
+    async def serve(self, entry: Entry, call: Call, request: bytes | None) -> bytes:
+        """`arrive`, and all that follows, for listeners that have a task for each call."""
+        taken = self.arrive(entry, call, request)
+        if taken is None:
+            taken = await self._turn_of(call)
+        return taken if isinstance(taken, bytes) else await taken
+
+    async def _turn_of(self, call: Call) -> bytes | Coroutine[Any, Any, bytes]:
+        remaining = call.time_remaining()
+        try:
+            async with asyncio.timeout(None if remaining is None else patience_s(remaining)):
+                await call.turned()
+        except TimeoutError:
+            self.withdraw(call, late=True)
+            return b""
+        except asyncio.CancelledError:
+            self.withdraw(call, late=False)
+            raise
+        taken = self.resume(call)
+        assert taken is not None
+        return taken
+
+    def _begin(self, entry: Entry, call: Call, message: Any) -> bytes | Coroutine[Any, Any, bytes]:
+        """Run a call that is at home, and has its turn where it needs one."""
+        if entry.is_simple:
+            return self._handle(entry, call, message)
+        if not entry.method.is_immediate:
+            return self._guarded(entry, call, self._run(entry, call, message))
+        token = self._enter(entry, call)
+        try:
+            reply = handling.run_now(entry.method, call, message)
+        except (Exception, asyncio.CancelledError) as error:
+            return self._failed(entry, call, error)
+        finally:
+            current.reset(token)
+        self._end(entry, call)
+        return reply if call.code_now is OK else b""
+
+    async def _handle(self, entry: Entry, call: Call, message: Any) -> bytes:
+        """Run the `async def` handler of one message and one answer: what nearly every call is."""
+        try:
+            self._enter(entry, call)
+            method = entry.method
+            reply = handling.bytes_of(method, call, await method.handler(message, call))
             return reply if call.code_now is OK else b""
         except asyncio.CancelledError:
             if outcome.cancelled(call, method=entry.method.name, shard=self.name):
@@ -173,43 +269,40 @@ class Lane:
             outcome.failed(call, error, method=entry.method.name, shard=self.name)
             return b""
         finally:
-            self._end(entry, call, started, mine=mine)
+            self._end(entry, call)
 
-    def serve_now(self, entry: Entry, call: Call, request: bytes) -> bytes | None:
-        """Run a call of a plain `def` method in one go, without a task; None where it must go another way (`serve`)."""
-        started = self._begin(call)
+    async def _guarded(self, entry: Entry, call: Call, work: Coroutine[Any, Any, bytes]) -> bytes:
+        """Whatever ends `work`, the call has a status."""
         try:
-            self._admit(entry, call)
-            owner, message = self._home(entry, call, request)
-            if owner is not None:
-                self._left(call)
-                started = 0.0
-                return None
-            token = self._enter(entry, call)
-            try:
-                reply = handling.run_now(entry.method, call, message)
-            finally:
-                current.reset(token)
+            reply = await work
             return reply if call.code_now is OK else b""
-        except (Exception, asyncio.CancelledError) as error:
+        except asyncio.CancelledError:
+            if outcome.cancelled(call, method=entry.method.name, shard=self.name):
+                raise
+            return b""
+        except Exception as error:
             outcome.failed(call, error, method=entry.method.name, shard=self.name)
             return b""
         finally:
-            if started:
-                self._end(entry, call, started, mine=True)
+            self._end(entry, call)
 
-    def _begin(self, call: Call) -> float:
-        self.received += 1
-        self.in_flight += 1
+    def _failed(self, entry: Entry, call: Call, error: BaseException) -> bytes:
+        outcome.failed(call, error, method=entry.method.name, shard=self.name)
+        self._end(entry, call)
+        return b""
+
+    def _end(self, entry: Entry, call: Call) -> None:
+        self.in_flight -= 1
         if not call.trusted:
-            self.own_in_flight += 1
-        return perf_counter()
-
-    def _end(self, entry: Entry, call: Call, started: float, *, mine: bool) -> None:
-        self._left(call)
-        if not mine:
+            self.own_in_flight -= 1
+        if self.draining and not self.own_in_flight:
+            self._idle.set()
+        if call.turn is not None:
+            self.leave(call.turn)
+            call.turn = None
+        if call.hop is AWAY:
             return
-        entry.count(call.code_now, perf_counter() - started)
+        entry.count(call.code_now, perf_counter() - call.began)
         if isinstance(call.span, SpanRecord):
             self._tracer.end_call(call.span, status=call.code_now.name, hop=call.hop, server=True)
         if call.debug:
@@ -217,43 +310,89 @@ class Lane:
         if call.trusted:
             call.trailers = (*call.trailers, (SERVED, self.name))
 
-    def _left(self, call: Call) -> None:
-        self.in_flight -= 1
-        if not call.trusted:
-            self.own_in_flight -= 1
-        if self.draining and not self.own_in_flight:
-            self._idle.set()
-
     def _admit(self, entry: Entry, call: Call) -> None:
         if self.draining and not call.trusted and not entry.method.path.startswith("/grpc.health."):
             raise Draining(f"shard {self.name} is draining")
         if self.in_flight > self._max_in_flight:
             raise Overloaded(f"shard {self.name}", waiting=self._max_in_flight)
 
-    def _asks_message(self, entry: Entry, call: Call) -> bool:
-        """The key of a call is in its first message alone."""
-        return isinstance(entry.method.rule, FieldKey) and not keys.header_of(call.metadata)
+    # Turns
 
-    async def _peek(self, method: Method, call: Call) -> None:
-        """Read the first message of a stream, to route by."""
+    async def hold(self, key: str, name: str) -> Turn:
+        """Wait for the turn of a key that lives here; whoever takes it must `leave` it. name: what runs in it.
+
+        Raises:
+            NotHome: the key lives elsewhere.
+            Overloaded: too many wait for it.
+        """
+        if self._placement.owner_of(key).name != self.name:
+            raise NotHome(epoch=self._placement.epoch)
+        scope = current.get()
+        waiter: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+        turn = self.turns.enter(key, name, scope.onward if scope else "", waiter)
+        if turn is not None:
+            return turn
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            self.turns.withdraw(key, waiter)
+            if waiter.done() and not waiter.cancelled():
+                self.leave(waiter.result())
+            raise
+
+    def leave(self, turn: Turn) -> None:
+        """End a turn; who comes next goes on in the loop's next turn, so that a long queue is no deep stack."""
+        following = self.turns.leave(turn)
+        if following is None:
+            return
+        waiter, turn = following
+        if isinstance(waiter, Call):
+            waiter.turn = turn
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        self._due.append((waiter, turn))
+
+    def _go_on(self) -> None:
+        due, self._due = self._due, []
+        for waiter, turn in due:
+            if isinstance(waiter, Call):
+                if waiter.waits is not None:
+                    waiter.proceed()
+            elif waiter.cancelled():
+                self.leave(turn)
+            else:
+                waiter.set_result(turn)
+
+    def _why_late(self, entry: Entry, key: str, chain: str) -> str:
+        held = self.turns.holder(key) or "nobody"
+        own = ", ".join(holders(chain))
+        return (
+            f"the deadline passed while {entry.method.name} on shard {self.name} waited for the turn of its key, "
+            f"held by {held}" + (f"; its own callers hold {own}" if own else "")
+        )
+
+    async def _peeked(self, entry: Entry, call: Call) -> bytes:
+        """Read the first message of a stream, to route by, and go on from there."""
+        method = entry.method
         assert isinstance(method.rule, FieldKey)
         first = await call.next_bytes()
         if first is None:
             raise BadKey(f"the stream ended before its first message, which carries the key {method.rule.paths[0]}")
         call.push_back(first)
+        owner, _, message = self._home(entry, call, None)
+        if owner is not None:
+            return await self._forward(owner, entry, call, None)
+        return await self._run(entry, call, message)
 
-    def _home(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, Any]:
-        """Where a call runs (None: here), and its request, parsed, where it runs here and has one."""
+    def _home(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, str | None, Any]:
+        """Where a call runs (None: here), its key (None: it has none), and its request, parsed, where it runs here and
+        has one."""
         method = entry.method
         message = None
-        if not call.metadata and request is not None and entry.reads is not None:
-            message = parse(method, request)
-            member = self._placement.owner_of(entry.reads(message))
-            return None if member.name == self.name else member, message
         if entry.any:
             if call.metadata:
                 self._look_at(call, dict(call.metadata))
-            return None, None if request is None else parse(method, request)
+            return None, None, None if request is None else parse(method, request)
         meta = dict(call.metadata) if call.metadata else _NOTHING
         rule = method.rule
         header = meta.get(keys.HEADER)
@@ -271,12 +410,16 @@ class Lane:
             message = parse(method, request)
             if isinstance(rule, FieldKey):
                 keys.agree(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
-        return owner, message
+        return owner, key, message
 
     def _look_at(self, call: Call, meta: Any) -> bool:
         """Take what metadata say to the runtime; whether a sibling has forwarded the call."""
         if "traceparent" in meta:
             call.parent = inbound(meta["traceparent"], meta.get("tracestate"))
+        chain = meta.get(CHAIN)
+        if isinstance(chain, str):
+            # Whoever knows a turn's number was given it: it counts from anybody. See onelane.turns.
+            call.chain = chain
         hopped = call.trusted and HOP in meta
         if hopped:
             call.hop = "forwarded"
@@ -292,7 +435,7 @@ class Lane:
             call.trailers = ((NOT_HOME, str(error.epoch)), ("onelane-epoch", str(error.epoch)))
             raise
 
-    async def _forward(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> tuple[bytes, bool]:
+    async def _forward(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> bytes:
         method = entry.method
         self._forwards.value += 1
         span = self._tracer.start(method.name, "CLIENT", call.parent, remote=True)
@@ -304,7 +447,10 @@ class Lane:
                 owner, call, request, trace, streams_response=method.response_streaming
             )
         self._tracer.end_call(span, status=call.code_now.name, hop="forwarded", server=False)
-        return reply, take_marker(call, SERVED) is None
+        if take_marker(call, SERVED) is not None:
+            # It is counted where it was served.
+            call.hop = AWAY
+        return reply
 
     async def _forward_unary(self, owner: Member, call: Call, request: bytes, trace: Any) -> bytes:
         reply = await self._forwarder.unary(owner, call, request, trace)
@@ -344,9 +490,6 @@ class Lane:
             self._endless.discard(task)
 
     def _enter(self, entry: Entry, call: Call) -> Token[Scope | None]:
-        """Begin the span of a call, and say what it hands on to those it makes."""
-        name = entry.method.name
-        span = call.span = self._tracer.start(name, "SERVER", call.parent, remote=True)
-        remaining = call.time_remaining()
-        deadline_at = None if remaining is None else self._now() + remaining
-        return current.set(Scope(name, deadline_at, span.context if isinstance(span, SpanRecord) else span))
+        """Begin the span of a call, which hands on to those it makes what is left of its deadline, and the like."""
+        call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+        return current.set(call)

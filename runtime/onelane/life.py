@@ -5,11 +5,12 @@ import gc
 import itertools
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -23,7 +24,7 @@ from onelane.control import Control, placement_from_proto, point_to_proto, span_
 from onelane.errors import BadService, OnelaneError
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
-from onelane.listener import Bind, Listener
+from onelane.listener import Bind, Listener, Taken
 from onelane.membership import Membership
 from onelane.methods import Method
 from onelane.plugs import plug
@@ -32,6 +33,7 @@ from onelane.spans import NEVER, sampler_of
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
 from onelane.topology import Topology
+from onelane.turns import Turns
 from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.shard")
@@ -61,8 +63,14 @@ class _Serving:
     def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
         return self._lane.serve(self._entries[method.path], call, request)
 
-    def serve_now(self, method: Method, call: Call, request: bytes) -> bytes | None:
-        return self._lane.serve_now(self._entries[method.path], call, request)
+    def arrive(self, method: Method, call: Call, request: bytes | None) -> Taken:
+        return self._lane.arrive(self._entries[method.path], call, request)
+
+    def resume(self, call: Call) -> Taken:
+        return self._lane.resume(call)
+
+    def withdraw(self, call: Call, *, late: bool) -> None:
+        self._lane.withdraw(call, late=late)
 
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
         return self._lane.home_of(method, metadata, message)
@@ -103,8 +111,14 @@ class _Life:
             stats=self.stats,
             tracer=self.tracer,
             max_in_flight=self.settings.max_in_flight,
-            now=time.monotonic,
+            turns=Turns(
+                setup.name,
+                draw=lambda: secrets.randbits(64),
+                per_key=self.settings.max_waiting_per_key,
+                in_all=self.settings.max_in_flight,
+            ),
         )
+        self.shard.take_turns_from(self.lane)
         self.topology = Topology(
             self.membership,
             app=setup.app,
@@ -139,13 +153,13 @@ class _Life:
         ]
 
     def _add_services(self) -> None:
-        configured = dict(self.settings.keys)
+        configured, turns = dict(self.settings.keys), dict(self.settings.turns)
         self._interceptors = server_interceptors.load(self.settings.interceptors)
         faults: list[str] = []
         for name in self.settings.services:
             cls = methods.servicer_class(name)
             try:
-                for method in methods.methods_of(methods.make(cls, self.shard), configured=configured):
+                for method in methods.methods_of(methods.make(cls, self.shard), configured=configured, turns=turns):
                     self._add(method, name)
             except BadService as error:
                 faults.append(f"{name}\n{error}")
@@ -157,18 +171,19 @@ class _Life:
             self._add_health()
         if self.settings.serves_reflection:
             self._add_reflection()
-        self._check_configured(configured)
+        self._check_configured("keys", configured)
+        self._check_configured("turns", turns)
 
     def _add(self, method: Method, service: str) -> None:
         if method.path in self.lane.entries:
             raise BadService(f"{method.name} is served already by another service than {service}")
         self.lane.add(server_interceptors.behind(method, self._interceptors))
 
-    def _check_configured(self, configured: dict[str, str]) -> None:
+    def _check_configured(self, table: str, configured: Mapping[str, str]) -> None:
         services = {entry.method.name.rpartition("/")[0] for entry in self.lane.entries.values()}
         known = {entry.method.name for entry in self.lane.entries.values()} | {f"{name}/*" for name in services}
         if unknown := sorted(set(configured) - known):
-            raise BadService(f"keys: no service has {unknown}")
+            raise BadService(f"{table}: no service has {unknown}")
 
     def _add_health(self) -> None:
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import grpc
@@ -18,6 +19,9 @@ from google.protobuf.descriptor import MethodDescriptor
 from onelane import keys
 from onelane.errors import BadService
 from onelane.keys import KeyRule
+from onelane.v1 import options_pb2
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Method:
     deserialize: Callable[[bytes], Any] | None
     serialize: Callable[[Any], bytes] | None
     rule: KeyRule
+    is_free: bool = False
+    """Its calls take no turn of their key."""
     choose: Callable[[Any], Awaitable["Method"]] | None = None
     """Where interceptors are configured: the method as they want it for one call."""
 
@@ -110,11 +116,16 @@ def make(cls: type, shard: object) -> object:
 
 
 def methods_of(
-    servicer: object, *, configured: Mapping[str, str], add: Callable[[Any, Any], None] | None = None
+    servicer: object,
+    *,
+    configured: Mapping[str, str],
+    turns: Mapping[str, str] = NOTHING,
+    add: Callable[[Any, Any], None] | None = None,
 ) -> list[Method]:
     """All methods of one servicer, with their key rules.
 
     configured: "pkg.Service/Method" or "pkg.Service/*" → rule, for protos that do not state it.
+    turns: the same → "KEYED" or "FREE".
 
     Raises:
         BadService: methods with neither a key nor ANY, all listed; or a rule that cannot be.
@@ -124,7 +135,7 @@ def methods_of(
         register(servicer, registry)
     handlers = registry.handlers or _from_generic(registry.generic)
     faults: list[str] = []
-    methods = [_method(path, handler, configured, faults) for path, handler in sorted(handlers.items())]
+    methods = [_method(path, handler, configured, turns, faults) for path, handler in sorted(handlers.items())]
     if faults:
         raise BadService("\n".join(faults))
     return [method for method in methods if method is not None]
@@ -142,7 +153,9 @@ def _from_generic(generic: Iterable[Any]) -> dict[str, Any]:
     return found
 
 
-def _method(path: str, handler: Any, configured: Mapping[str, str], faults: list[str]) -> Method | None:
+def _method(
+    path: str, handler: Any, configured: Mapping[str, str], turns: Mapping[str, str], faults: list[str]
+) -> Method | None:
     descriptor = describe(path)
     try:
         rule = rule_for(path, descriptor, configured)
@@ -165,7 +178,16 @@ def _method(path: str, handler: Any, configured: Mapping[str, str], faults: list
         deserialize=handler.request_deserializer,
         serialize=handler.response_serializer,
         rule=rule,
+        is_free=_is_free(path, descriptor, turns),
     )
+
+
+def _is_free(path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str]) -> bool:
+    """Whether calls of a method take no turns: configuration, else its proto."""
+    text = _said_of(path, configured)
+    if text is not None:
+        return text == "FREE"
+    return descriptor is not None and descriptor.GetOptions().Extensions[options_pb2.turns] == options_pb2.FREE
 
 
 def describe(path: str) -> MethodDescriptor | None:
@@ -183,9 +205,14 @@ def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping
         BadService: the rule cannot be.
     """
     service, _, _ = path[1:].rpartition("/")
-    text = configured.get(path[1:]) or configured.get(f"{service}/*")
+    text = _said_of(path, configured)
     if text is not None:
         return keys.configured_rule(text, descriptor)
     if service.startswith("grpc."):
         return keys.ANY
     return keys.rule_of(descriptor) if descriptor is not None else None
+
+
+def _said_of(path: str, configured: Mapping[str, str]) -> str | None:
+    """What a configuration says of one method, by its own name or its service's."""
+    return configured.get(path[1:]) or configured.get(f"{path[1:].rpartition('/')[0]}/*")

@@ -1,21 +1,68 @@
-"""What the call in progress hands on to the calls it makes: the rest of its deadline, and its trace.
+"""What the call in progress hands on to the calls it makes: the rest of its deadline, its trace, and its chain.
 
 A context variable, so handlers need pass nothing along. Set once per call, in the call's own task.
 """
 
 from contextvars import ContextVar
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Protocol
 
 from onelane.spans import TraceContext
+from onelane.turns import Turn
 
 
-class Scope(NamedTuple):
-    """One call in progress."""
+class Scope(Protocol):
+    """One call in progress, or what else runs on a lane. `onelane.call.Call` is one."""
+
+    @property
+    def method(self) -> str:
+        """`/pkg.Service/Method`."""
+
+    @property
+    def deadline_at(self) -> float | None:
+        """On the monotonic clock; None where the caller set none."""
+
+    @property
+    def trace(self) -> TraceContext | None:
+        """What calls made here carry of their trace."""
+
+    @property
+    def onward(self) -> str:
+        """The chain that calls made here carry: the turns that they are inside of; see `onelane.turns`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What runs on a lane and is no call: a timer, a task."""
 
     method: str
-    deadline_at: float | None
-    """On the monotonic clock; None where the caller set none."""
-    trace: TraceContext | None
+    deadline_at: float | None = None
+    trace: TraceContext | None = None
+    onward: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InTurn:
+    """A scope inside a turn that was taken by hand."""
+
+    outer: Scope | None
+    turn: Turn
+
+    @property
+    def method(self) -> str:
+        return self.outer.method if self.outer else f"/{self.turn.method}"
+
+    @property
+    def deadline_at(self) -> float | None:
+        return self.outer.deadline_at if self.outer else None
+
+    @property
+    def trace(self) -> TraceContext | None:
+        return self.outer.trace if self.outer else None
+
+    @property
+    def onward(self) -> str:
+        return self.turn.onward(self.outer.onward if self.outer else "")
 
 
 current: ContextVar[Scope | None] = ContextVar("onelane.scope", default=None)

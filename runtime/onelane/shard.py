@@ -1,14 +1,18 @@
 """What a service is given: its shard, with plain state that nobody else touches."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc.aio
 
+from onelane import keys
 from onelane.channel import Channel
 from onelane.config import App
 from onelane.errors import BadService
+from onelane.lane import Lane
 from onelane.offload import Offload
+from onelane.scope import InTurn, current
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
 
@@ -32,6 +36,7 @@ class Shard:
         self._settings = settings
         self._peers = peers
         self._tracer = tracer
+        self._lane: Lane
         self._keyed: dict[str, dict[Any, Any]] = {}
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[str, Channel] = {}
@@ -54,6 +59,29 @@ class Shard:
             deadline_s = self._settings.deadline_s
             self._channels[to] = Channel(self._peers[to], deadline_s=deadline_s, name=to, tracer=self._tracer)
         return stub(self._channels[to])
+
+    @asynccontextmanager
+    async def turn(self, key: str | bytes | int) -> AsyncIterator[None]:
+        """Have a key for oneself: no call of it runs meanwhile, but those that this makes.
+
+        For streams and tasks; a unary call has its own key's turn already, and may enter it again.
+
+        Raises:
+            NotHome: the key lives in another shard.
+            Overloaded: too many wait for it.
+        """
+        text = keys.canonical(key)
+        scope = current.get()
+        turn = await self._lane.hold(text, scope.method[1:] if scope else "shard.turn")
+        token = current.set(InTurn(scope, turn))
+        try:
+            yield
+        finally:
+            current.reset(token)
+            self._lane.leave(turn)
+
+    def take_turns_from(self, lane: Lane) -> None:
+        self._lane = lane
 
     def offload(
         self,

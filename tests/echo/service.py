@@ -25,6 +25,8 @@ class Echo(echo_pb2_grpc.EchoServicer):
         self.shard = shard
         self.seen = shard.keyed("seen", int)
         self.held: dict[str, asyncio.Event] = {}
+        self.added = 0
+        self.began: list[str] = []
         self.db = shard.offload(lambda: sqlite3.connect(":memory:"), name="db", capacity=4)
 
     def reply(self, request: EchoRequest) -> EchoReply:
@@ -49,6 +51,9 @@ class Echo(echo_pb2_grpc.EchoServicer):
 
     async def Chat(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> AsyncIterator[EchoReply]:
         async for request in request_iterator:
+            if request.order == "turn":
+                async with self.shard.turn(request.key):
+                    await self._add("5", context)
             yield self.reply(request)
 
     def Plain(self, request: EchoRequest, context: grpc.ServicerContext) -> EchoReply:
@@ -111,6 +116,33 @@ class Echo(echo_pb2_grpc.EchoServicer):
 
     async def _remaining(self, _: str, context: Context) -> None:
         context.set_trailing_metadata((("x-remaining", str(context.time_remaining())),))
+
+    async def _add(self, turns_of_the_loop: str, context: Context) -> None:
+        """Read, wait, write: what goes wrong where two calls of one key interleave."""
+        before = self.added
+        for _ in range(int(turns_of_the_loop)):
+            await asyncio.sleep(0)
+        self.added = before + 1
+        context.set_trailing_metadata((("x-added", str(self.added)),))
+
+    async def _wait(self, key: str, context: Context) -> None:
+        """Wait until somebody calls Release with `key`."""
+        self.began.append(key)
+        await self.held.setdefault(key, asyncio.Event()).wait()
+
+    async def _then(self, rest: str, context: Context) -> None:
+        """`_then KEY ORDER`: wait for Release of `key`, and go on with the order."""
+        key, order, rest = rest.split(" ", 2)
+        await self._wait(key, context)
+        await getattr(self, f"_{order}")(rest, context)
+
+    async def _began(self, _: str, context: Context) -> None:
+        context.set_trailing_metadata((("x-began", " ".join(self.began)),))
+
+    async def _call(self, rest: str, context: Context) -> None:
+        """`_call APP KEY ORDER`: order the same of another app, or of this one."""
+        app, key, order = rest.split(" ", 2)
+        await self.shard.stub(echo_pb2_grpc.EchoStub, to=app).Misbehave(EchoRequest(key=key, order=order))
 
     async def _die(self, _: str, context: Context) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

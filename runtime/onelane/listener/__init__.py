@@ -28,6 +28,11 @@ class Bind:
     """Bound and listening already, held by the supervisor; the listener owns this copy. None: bind it yourself."""
 
 
+Taken = bytes | Coroutine[Any, Any, bytes] | None
+"""What becomes of a call: its answer, where that is there at once; the work that gives it, to be started now; or None
+where it waits for its turn, until `call.proceed`."""
+
+
 class Serving(Protocol):
     """What a listener calls: a lane."""
 
@@ -37,9 +42,17 @@ class Serving(Protocol):
     def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
         """Run one call to its end. The outcome stands in `call`; raises only CancelledError."""
 
-    def serve_now(self, method: Method, call: Call, request: bytes) -> bytes | None:
-        """Run a call of a method that `is_immediate`, here and now; None where it needs `serve` after all."""
+    def arrive(self, method: Method, call: Call, request: bytes | None) -> Taken:
+        """`serve` for listeners that can do without a task for each call."""
+        return self.serve(method, call, request)
+
+    def resume(self, call: Call) -> Taken:
+        """Go on with a call whose turn has come: `call.proceed` was called."""
         return None
+
+    def withdraw(self, call: Call, *, late: bool) -> None:
+        """End a call that waits for its turn: it was cancelled, or (late) its deadline is about to pass."""
+        return
 
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
         """The socket of the sibling where a call belongs; "" for here, None where only its first message can tell."""

@@ -6,7 +6,7 @@ the client does not read. What is written in one turn of the loop leaves in one 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,8 +14,10 @@ import grpc
 
 from onelane import ports, tls
 from onelane.call import OK, Call, Metadata
+from onelane.listener import Taken
 from onelane.listener.steering import Seen
 from onelane.methods import Method
+from onelane.turns import patience_s
 from onelane.wire import grpc as wire
 from onelane.wire.grpc import BadWire
 from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable
@@ -89,6 +91,13 @@ class NativeCall(Call):
 
     def time_remaining(self) -> float | None:
         return None if self._deadline_at is None else max(0.0, self._deadline_at - monotonic())
+
+    @property
+    def deadline_at(self) -> float | None:
+        return self._deadline_at
+
+    def proceed(self) -> None:
+        self._connection.proceed(self)
 
     def peer(self) -> str:
         return self._connection.peer
@@ -331,7 +340,7 @@ class Connection(asyncio.Protocol):
             path = stream.path.decode("latin-1")
             self.wire.finish(stream, wire.UNIMPLEMENTED, f"Method not found: {path}")
         elif self._accept(stream, method) and method.request_streaming:
-            self._start(stream.call, method, None)
+            self._take(stream.call, method, self._listener.serving.arrive(method, stream.call, None))
 
     def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call
@@ -340,26 +349,47 @@ class Connection(asyncio.Protocol):
         if call.task is not None:
             call.arrived(messages, last=last)
             return
-        if stream.id not in self.wire.streams:
+        if stream.id not in self.wire.streams or call.waits is not None:
             return
         method = self._listener.methods[stream.path]
         if method.request_streaming:
             return
         if len(messages) == 1:
-            self._start_whole(call, method, messages[0])
+            self._take(call, method, self._listener.serving.arrive(method, call, messages[0]))
         elif messages or last:
             self.wire.finish(stream, wire.UNIMPLEMENTED, f"expected one message, received {len(messages)}")
             self._left(call)
 
-    def _start_whole(self, call: NativeCall, method: Method, request: bytes) -> None:
-        """Begin a call of one message; a plain `def` has its answer at once."""
-        if method.is_immediate:
-            reply = self._listener.serving.serve_now(method, call, request)
-            if reply is not None:
-                self._answer(call, method, reply)
-                self._left(call)
-                return
-        self._start(call, method, request)
+    def _take(self, call: NativeCall, method: Method, taken: Taken) -> None:
+        """Do what becomes of a call: answer it, start its work, or let it wait for its turn."""
+        if type(taken) is bytes:
+            self._answer(call, method, taken)
+            self._left(call)
+        elif taken is None:
+            self._wait(call)
+        else:
+            task = self._listener.eager.start(self._run(call, method, taken))  # type: ignore[arg-type]
+            if task is not None:
+                call.task = task
+                self.tasks.add(task)
+
+    def _wait(self, call: NativeCall) -> None:
+        """A call waits for its turn, without a task, and gives up a little before its deadline."""
+        remaining = call.time_remaining()
+        if remaining is not None:
+            self._set_deadline(call, monotonic() + patience_s(remaining))
+
+    def proceed(self, call: NativeCall) -> None:
+        """The turn of a call has come."""
+        if call.deadline_at is not None:
+            self._set_deadline(call, call.deadline_at)
+        self._take(call, self._listener.methods[call.stream.path], self._listener.serving.resume(call))
+        self.flush_soon()
+
+    def _set_deadline(self, call: NativeCall, at: float) -> None:
+        deadlines = self._listener.deadlines
+        deadlines.remove(call.slot, call)
+        call.slot = deadlines.add(at, call)
 
     def _accept(self, stream: Stream, method: Method) -> bool:
         """Make the call of a stream that has begun; False where that is answered already."""
@@ -377,15 +407,9 @@ class Connection(asyncio.Protocol):
             call.set_deadline(at, self._listener.deadlines.add(at, call))
         return True
 
-    def _start(self, call: NativeCall, method: Method, request: bytes | None) -> None:
-        task = self._listener.eager.start(self._run(call, method, request))
-        if task is not None:
-            call.task = task
-            self.tasks.add(task)
-
-    async def _run(self, call: NativeCall, method: Method, request: bytes | None) -> None:
+    async def _run(self, call: NativeCall, method: Method, work: Coroutine[Any, Any, bytes]) -> None:
         try:
-            reply = await self._listener.serving.serve(method, call, request)
+            reply = await work
             if not call.is_cancelled:
                 self._answer(call, method, reply)
         except asyncio.CancelledError:
@@ -429,8 +453,12 @@ class Connection(asyncio.Protocol):
 
     def expired(self, call: NativeCall) -> None:
         """The deadline of a call has passed: say so, whatever its handler does."""
+        details = "Deadline Exceeded"
+        if call.waits is not None:
+            self._listener.serving.withdraw(call, late=True)
+            details = call.details_now
         if call.stream.id in self.wire.streams:
-            self.wire.finish(call.stream, wire.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            self.wire.finish(call.stream, wire.DEADLINE_EXCEEDED, details)
         self._ended(call.stream)
         self.flush_soon()
 
@@ -439,6 +467,8 @@ class Connection(asyncio.Protocol):
         if call is None or call.is_done:
             return
         call.is_cancelled = True
+        if call.waits is not None:
+            self._listener.serving.withdraw(call, late=False)
         if call.task is not None:
             call.task.cancel()
         else:

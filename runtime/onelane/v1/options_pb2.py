@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18onelane/v1/options.proto\x12\nonelane.v1\x1a google/protobuf/descriptor.proto*\'\n\x05Route\x12\x15\n\x11ROUTE_UNSPECIFIED\x10\x00\x12\x07\n\x03\x41NY\x10\x01:,\n\x03key\x12\x1d.google.protobuf.FieldOptions\x18\xc7\x90\x03 \x01(\x08:B\n\x05route\x12\x1e.google.protobuf.MethodOptions\x18\xc8\x90\x03 \x01(\x0e\x32\x11.onelane.v1.Routeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18onelane/v1/options.proto\x12\nonelane.v1\x1a google/protobuf/descriptor.proto*\'\n\x05Route\x12\x15\n\x11ROUTE_UNSPECIFIED\x10\x00\x12\x07\n\x03\x41NY\x10\x01*(\n\x05Turns\x12\x15\n\x11TURNS_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46REE\x10\x01:,\n\x03key\x12\x1d.google.protobuf.FieldOptions\x18\xc7\x90\x03 \x01(\x08:B\n\x05route\x12\x1e.google.protobuf.MethodOptions\x18\xc8\x90\x03 \x01(\x0e\x32\x11.onelane.v1.Route:B\n\x05turns\x12\x1e.google.protobuf.MethodOptions\x18\xc9\x90\x03 \x01(\x0e\x32\x11.onelane.v1.Turnsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,4 +34,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ROUTE']._serialized_start=74
   _globals['_ROUTE']._serialized_end=113
+  _globals['_TURNS']._serialized_start=115
+  _globals['_TURNS']._serialized_end=155
 # @@protoc_insertion_point(module_scope)

@@ -38,10 +38,32 @@ ANY: Route.ValueType  # 1
 """Any shard may serve it: the method has no key."""
 Global___Route: _TypeAlias = Route  # noqa: Y015
 
+class _Turns:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TurnsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Turns.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TURNS_UNSPECIFIED: _Turns.ValueType  # 0
+    """Calls of one key run one after the other, also across their awaits."""
+    FREE: _Turns.ValueType  # 1
+    """Calls of this method start at once; they may interleave with others of their key wherever they wait."""
+
+class Turns(_Turns, metaclass=_TurnsEnumTypeWrapper):
+    """Whether the calls of a unary method that has a key take turns."""
+
+TURNS_UNSPECIFIED: Turns.ValueType  # 0
+"""Calls of one key run one after the other, also across their awaits."""
+FREE: Turns.ValueType  # 1
+"""Calls of this method start at once; they may interleave with others of their key wherever they wait."""
+Global___Turns: _TypeAlias = Turns  # noqa: Y015
+
 KEY_FIELD_NUMBER: _builtins.int
 ROUTE_FIELD_NUMBER: _builtins.int
+TURNS_FIELD_NUMBER: _builtins.int
 key: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
 """Calls with the same value meet in the same lane. A string, bytes, an integer or an enum, also in a nested message;
 several annotated fields make one composite key, in field-number order.
 """
 route: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Route.ValueType]
+turns: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Turns.ValueType]
