@@ -28,6 +28,7 @@ EDGES = [
     "forward",
     "channel",
     "offload",
+    "timers",
     "sinks",
 ]
 EDGES += ["membership", "control", "plugs"]
