@@ -7,12 +7,19 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 from onelane.errors import NotHome, Overloaded
 from onelane.stats import Stats
 from onelane.testing.clock import ManualClock
 from onelane.timers import AGAIN_S, LoopAlarms, Timers
+
+from tests.cluster import echo, running
+from tests.conftest import Where
+from tests.echo.v1.echo_pb2 import EchoRequest
 
 
 class Turns:
@@ -308,20 +315,43 @@ async def test_the_shards_end_stops_what_runs_and_drops_the_rest(timers: Timers,
 async def test_on_the_loops_own_clock_a_timer_is_never_early_and_is_no_part_of_the_call_that_set_it(
     turns: Turns, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scope: ContextVar[str] = ContextVar("scope", default="none")
+    variable: ContextVar[str] = ContextVar("variable", default="none")
     alarms = LoopAlarms()
     timers = Timers("s-0", limit=5, stats=Stats(), turn=turns.turn)
     done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     seen: list[str] = []
 
     async def ring() -> None:
-        seen.append(scope.get())
+        seen.append(variable.get())
         if len(seen) == 3:
             done.set_result(alarms.now())
 
-    scope.set("of the call")
+    variable.set("of the call")
     with caplog.at_level(logging.WARNING):
         timer = timers.every(0.0155, ring)
         assert await done >= timer.began + 3 * 0.0155
     assert set(seen) == {"none"}
     await timers.aclose()
+
+
+@pytest.mark.slow
+async def test_a_timer_of_a_key_holds_its_turn_and_the_shard_refuses_one_of_a_key_that_lives_elsewhere(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path, echo(2)) as cluster:
+        where = Where(cluster)
+        here, there = (next(k for k in map(str, range(99)) if where.owner_of(k) == f"echo-{n}") for n in (0, 1))
+        await where.home(here).Misbehave(EchoRequest(key=here, order=f"later {here}"))
+        aside = next(k for k in map(str, range(99)) if where.owner_of(k) == "echo-0" and k != here)
+        began = ""
+        while here not in began.split():
+            call = where.home(aside).Misbehave(EchoRequest(key=aside, order="began"))
+            began = str(dict(await call.trailing_metadata())["x-began"])
+        with pytest.raises(grpc.aio.AioRpcError, match=r"held by timer Echo\._wait") as late:
+            await where.home(here).Unary(EchoRequest(key=here), timeout=0.2)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await where.home(here).Release(EchoRequest(key=here))
+        await where.home(here).Unary(EchoRequest(key=here))
+        with pytest.raises(grpc.aio.AioRpcError, match="not the owner by the placement"):
+            await where.home(here).Misbehave(EchoRequest(key=here, order=f"later {there}"))
+        await where.close()

@@ -107,6 +107,8 @@ class App(BaseModel):
     """Largest message taken; a larger one is RESOURCE_EXHAUSTED."""
     max_in_flight: Annotated[int, Field(ge=1)] = 8192
     """Calls that one shard works on at once; one more is RESOURCE_EXHAUSTED."""
+    max_timers: Annotated[int, Field(ge=0)] = 100_000
+    """Timers of one shard at once; to set one more raises Overloaded."""
     max_streams: Annotated[int, Field(ge=1)] = 1024
     """Calls at once on one connection; the client waits with more."""
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024

@@ -9,12 +9,13 @@ import grpc.aio
 from onelane import keys
 from onelane.channel import Channel
 from onelane.config import App
-from onelane.errors import BadService
+from onelane.errors import BadService, NotHome
 from onelane.lane import Lane
 from onelane.offload import Offload
 from onelane.scope import InTurn, current
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
+from onelane.timers import Key, Timer, Timers, Work
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -40,6 +41,7 @@ class Shard:
         self._keyed: dict[str, dict[Any, Any]] = {}
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[str, Channel] = {}
+        self._timers = Timers(name, limit=settings.max_timers, stats=stats, turn=self.turn)
 
     def keyed(self, name: str, kind: type[S]) -> dict[Any, S]:
         """A plain dict whose keys are routing keys and whose values are `kind`. One for each name."""
@@ -61,7 +63,7 @@ class Shard:
         return stub(self._channels[to])
 
     @asynccontextmanager
-    async def turn(self, key: str | bytes | int) -> AsyncIterator[None]:
+    async def turn(self, key: Key) -> AsyncIterator[None]:
         """Have a key for oneself: no call of it runs meanwhile, but those that this makes.
 
         For streams and tasks; a unary call has its own key's turn already, and may enter it again.
@@ -82,6 +84,36 @@ class Shard:
 
     def take_turns_from(self, lane: Lane) -> None:
         self._lane = lane
+
+    def every(self, seconds: float, fn: Work) -> Timer:
+        """Call `fn`, plain or async, every so many seconds from now on, until `cancel()` or the shard's end.
+
+        The n-th call is due at now + n · seconds, whatever the others took. Calls never overlap: those whose time
+        passed while the lane or the call before was busy are left out, and counted (`Timer.skipped`,
+        `onelane.timer.skips`). What it raises is logged, and it goes on.
+
+        Raises:
+            Overloaded: the shard has `max_timers` timers.
+        """
+        return self._timers.every(seconds, fn)
+
+    def later(self, key: Key, seconds: float, fn: Work) -> Timer:
+        """Call `fn`, plain or async, once, in so many seconds or a little later, as a turn of `key`.
+
+        Until it begins it is listed by `timers`; it is gone with its key, and with the shard.
+
+        Raises:
+            NotHome: the key lives in another shard.
+            Overloaded: the shard has `max_timers` timers.
+        """
+        placement = self._lane.placement
+        if placement.owner_of(keys.canonical(key)).name != self.name:
+            raise NotHome(epoch=placement.epoch)
+        return self._timers.later(key, seconds, fn)
+
+    def timers(self, key: Key) -> tuple[Timer, ...]:
+        """The timers of `key` that have not begun, in the order in which they were set."""
+        return self._timers.of(key)
 
     def offload(
         self,
@@ -109,6 +141,7 @@ class Shard:
             await offload.wait_ready()
 
     async def aclose(self) -> None:
+        await self._timers.aclose()
         for channel in self._channels.values():
             await channel.close()
         for offload in self._offloads:

@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import Context
 from typing import Any, Protocol
 
-from onelane import keys
+from onelane import keys, scope
 from onelane.errors import NotHome, Overloaded
 from onelane.stats import Stats
 
@@ -52,7 +52,7 @@ class LoopAlarms:
     now = staticmethod(time.monotonic)
 
     def call_at(self, at: float, ring: Callable[[], None]) -> Alarm:
-        # An empty context: what runs is no part of the call that set it, and has not its deadline, trace or turn.
+        # An empty context: else the timer would keep the call alive that set it.
         return asyncio.get_running_loop().call_later(max(0.0, at - self.now()), ring, context=Context())
 
 
@@ -220,7 +220,7 @@ class Timers:
             self._run_beat(timer)
 
     def _start(self, timer: Timer, work: Coroutine[Any, Any, None]) -> None:
-        task = timer._task = asyncio.get_running_loop().create_task(work, context=Context())
+        task = timer._task = asyncio.get_running_loop().create_task(work, context=_context_of(timer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -228,7 +228,7 @@ class Timers:
 
     def _run_beat(self, timer: Timer) -> None:
         try:
-            result = timer.fn()
+            result = _context_of(timer).run(timer.fn)
         except (Exception, asyncio.CancelledError):
             self._failed(timer)
         else:
@@ -301,3 +301,10 @@ class Timers:
     def _failed(self, timer: Timer) -> None:
         self._errors.add(1, {"onelane.timer": timer.name})
         log.exception("timer.failed shard=%s timer=%s", self._shard, timer.name)
+
+
+def _context_of(timer: Timer) -> Context:
+    """What runs is no part of the call that set it, and has not its deadline, trace or turn."""
+    context = Context()
+    context.run(scope.current.set, scope.Work(f"/timer {timer.name}"))
+    return context

@@ -1,6 +1,7 @@
 """The service that the tests run: a method of each shape, and one that misbehaves to order."""
 
 import asyncio
+import functools
 import os
 import signal
 import sqlite3
@@ -143,6 +144,10 @@ class Echo(echo_pb2_grpc.EchoServicer):
         """`_call APP KEY ORDER`: order the same of another app, or of this one."""
         app, key, order = rest.split(" ", 2)
         await self.shard.stub(echo_pb2_grpc.EchoStub, to=app).Misbehave(EchoRequest(key=key, order=order))
+
+    async def _later(self, key: str, context: Context) -> None:
+        """`_later KEY`: hold the key's turn very soon, by a timer, until somebody calls Release with `key`."""
+        self.shard.later(key, 0.001, functools.partial(self._wait, key, context))
 
     async def _die(self, _: str, context: Context) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
