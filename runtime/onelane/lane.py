@@ -5,6 +5,7 @@ once, by the shard that gave its answer. Everything here runs on one event loop,
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine
 from contextvars import Token
 from time import perf_counter
@@ -29,6 +30,8 @@ from onelane.turns import CHAIN, Turn, Turns, holders, patience_s
 
 LOOK_AGAIN_S = 1.0
 _NOTHING: dict[str, Any] = {}
+AT_ONCE = 64
+"""Calls whose turn has come that go on before the loop looks at its sockets again."""
 AWAY = "away"
 """The hop of a call that a sibling has served, and counted."""
 
@@ -114,8 +117,9 @@ class Lane:
         self._stats = stats
         self._tracer = tracer
         self._max_in_flight = max_in_flight
-        self._due: list[tuple[Any, Turn]] = []
-        """Who has been given a turn, and goes on in the loop's next turn."""
+        self._due: deque[tuple[Any, Turn]] = deque()
+        """Who has been given a turn, and is to go on."""
+        self._going_on = False
         self._forwards = stats.counter("onelane.forwards", unit="{call}", description="Calls sent on to the owner").at()
         self._endless: set[asyncio.Task[Any]] = set()
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
@@ -341,20 +345,24 @@ class Lane:
             raise
 
     def leave(self, turn: Turn) -> None:
-        """End a turn; who comes next goes on in the loop's next turn, so that a long queue is no deep stack."""
+        """End a turn; who comes next goes on soon, but not from here, so that a long queue is no deep stack."""
         following = self.turns.leave(turn)
         if following is None:
             return
         waiter, turn = following
         if isinstance(waiter, Call):
             waiter.turn = turn
-        if not self._due:
-            asyncio.get_running_loop().call_soon(self._go_on)
         self._due.append((waiter, turn))
+        if len(self._due) == 1 and not self._going_on:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        due, self._due = self._due, []
-        for waiter, turn in due:
+        """Let those go on whose turn has come; and who comes after them, where they end at once."""
+        self._going_on = True
+        for _ in range(AT_ONCE):
+            if not self._due:
+                break
+            waiter, turn = self._due.popleft()
             if isinstance(waiter, Call):
                 if waiter.waits is not None:
                     waiter.proceed()
@@ -362,6 +370,9 @@ class Lane:
                 self.leave(turn)
             else:
                 waiter.set_result(turn)
+        self._going_on = False
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def _why_late(self, entry: Entry, key: str, chain: str) -> str:
         held = self.turns.holder(key) or "nobody"
