@@ -214,3 +214,21 @@ async def test_a_task_serves_many_coroutines_one_after_another(eager: Eager) -> 
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert len(seen) == 1
+
+
+async def test_what_is_cancelled_before_its_first_step_still_keeps_its_finally(eager: Eager) -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    # From within a task, so that it gets one of its own, which has not run yet.
+    task = eager.start(work())
+    assert task is not None
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()

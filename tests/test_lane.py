@@ -76,7 +76,7 @@ class Bench:
     async def call(self, *, trusted: bool = False, metadata: Any = (), key: str = "k") -> MemoryCall:
         made = MemoryCall("/t.T/M", metadata, trusted=trusted, deadline_s=None)
         request = EchoRequest(key=key, text="hi").SerializeToString()
-        await self.lane.serve(self.lane.entries["/t.T/M"], made, request)
+        await self.lane.serve(self.lane.entries["/t.T/M"].method, made, request)
         return made
 
     def counted(self) -> float:

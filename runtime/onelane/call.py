@@ -42,6 +42,7 @@ class Call:
         "metadata",
         "method",
         "parent",
+        "reply",
         "span",
         "trailers",
         "trusted",
@@ -74,6 +75,8 @@ class Call:
         self.hop = "direct"
         """`direct`, or `forwarded` where a sibling sent it on."""
         self.initial_sent = False
+        self.reply = b""
+        """The answer of a unary response, once it is there; none where the status is not OK."""
         self._pushed_back: bytes | None = None
         self._serialize: Callable[[Any], bytes] | None = None
         self._deserialize: Callable[[bytes], Any] | None = None
@@ -110,6 +113,10 @@ class Call:
 
     def done(self) -> bool:
         raise NotImplementedError
+
+    def answer(self, reply: bytes) -> None:
+        """It has ended: its outcome stands here. Sends it, where a listener has no task that waits for it."""
+        self.reply = reply
 
     def proceed(self) -> None:
         """Its turn has come. Wakes `turned`, unless a listener has a way without a task."""

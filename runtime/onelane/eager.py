@@ -31,7 +31,7 @@ class Eager:
         host = self._spare
         if host is None or not host.is_parked or asyncio.current_task(self._loop) is not None:
             self._provide()
-            return self._loop.create_task(work)
+            return self._loop.create_task(_Begun(work))
         task = host.task
         _enter_task(self._loop, task)
         try:
@@ -61,6 +61,29 @@ class Eager:
     def _provide(self) -> None:
         if self._spare is None and not self._closed:
             self._spare = _Host(self._loop, self._context.copy())
+
+
+class _Begun(Coroutine[Any, Any, None]):
+    """A coroutine that takes its first step even where its task is cancelled before: `finally` in it is kept."""
+
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work = work
+        self._has_begun = False
+
+    def send(self, value: Any) -> Any:
+        self._has_begun = True
+        return self._work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if not self._has_begun:
+            self.send(None)
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._work.__await__()
 
 
 class _Host:

@@ -19,7 +19,7 @@ from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded
 from onelane.forward import HOP, NOT_HOME, SERVED, Forwarder, take_marker
 from onelane.handling import parse
 from onelane.keys import ANY, FieldKey
-from onelane.listener import Taken
+from onelane.listener import Work
 from onelane.methods import Method
 from onelane.placement import Member, Placement, route
 from onelane.scope import Scope, current
@@ -32,6 +32,8 @@ LOOK_AGAIN_S = 1.0
 _NOTHING: dict[str, Any] = {}
 AT_ONCE = 64
 """Calls whose turn has come that go on before the loop looks at its sockets again."""
+MOST_HOMES = 16_384
+"""Keys whose home is remembered; then all are looked up anew."""
 AWAY = "away"
 """The hop of a call that a sibling has served, and counted."""
 
@@ -117,6 +119,8 @@ class Lane:
         self._stats = stats
         self._tracer = tracer
         self._max_in_flight = max_in_flight
+        self._homes: dict[str, Member | None] = {}
+        """Where keys seen lately live by this placement; None for here."""
         self._due: deque[tuple[Any, Turn]] = deque()
         """Who has been given a turn, and is to go on."""
         self._going_on = False
@@ -133,6 +137,7 @@ class Lane:
         """Follow a newer placement; an older one is ignored."""
         if placement.epoch > self._placement.epoch:
             self._placement = placement
+            self._homes = {}
             self._newer.set()
             self._newer = asyncio.Event()
 
@@ -168,9 +173,10 @@ class Lane:
         for task in self._endless:
             task.cancel()
 
-    def arrive(self, entry: Entry, call: Call, request: bytes | None) -> Taken:
-        """Take one call. Its outcome stands in `call` once it has ended; its answer is a unary response's, else b"".
+    def arrive(self, method: Method, call: Call, request: bytes | None) -> Work:
+        """Take one call: the work to be started now, or None where it is answered already, or waits for its turn.
 
+        Once it has ended its outcome stands in `call`, and `call.answer` has been told the answer of a unary response.
         request: the message, or None where the client streams.
         """
         self.received += 1
@@ -178,20 +184,22 @@ class Lane:
         if not call.trusted:
             self.own_in_flight += 1
         call.began = perf_counter()
+        entry = self.entries[method.path]
         try:
             if self.draining or self.in_flight > self._max_in_flight:
                 self._admit(entry, call)
             if request is None and entry.asks_message and not keys.header_of(call.metadata):
                 return self._guarded(entry, call, self._peeked(entry, call))
-            method = entry.method
-            if not call.metadata and request is not None and entry.reads is not None:
+            if call.metadata or request is None or entry.reads is None:
+                owner, key, message = self._home(entry, call, request)
+            else:
                 # Written out: this is the path of nearly every call.
                 message = parse(method, request)
-                key: str | None = entry.reads(message)
-                member = self._placement.owner_of(key)  # type: ignore[arg-type]
-                owner = None if member.name == self.name else member
-            else:
-                owner, key, message = self._home(entry, call, request)
+                key = entry.reads(message)
+                try:
+                    owner = self._homes[key]
+                except KeyError:
+                    owner = self._find_home(key)
             if owner is not None:
                 return self._guarded(entry, call, self._forward(owner, entry, call, request))
             if entry.takes_turns and key is not None:
@@ -199,11 +207,12 @@ class Lane:
                 if call.turn is None:
                     call.waits = (entry, key, message)
                     return None
-            return self._begin(entry, call, message)
+            return self._handle(entry, call, message) if entry.is_simple else self._begin(entry, call, message)
         except (Exception, asyncio.CancelledError) as error:
-            return self._failed(entry, call, error)
+            self._failed(entry, call, error)
+            return None
 
-    def resume(self, call: Call) -> Taken:
+    def resume(self, call: Call) -> Work:
         """Go on with a call whose turn has come (`call.proceed`)."""
         entry, _, message = call.waits
         call.waits = None
@@ -218,84 +227,86 @@ class Lane:
         else:
             call.fail(grpc.StatusCode.CANCELLED, "cancelled while it waited for its turn")
         self.turns.withdraw(key, call)
-        self._end(entry, call)
+        self._end(entry, call, b"")
 
-    async def serve(self, entry: Entry, call: Call, request: bytes | None) -> bytes:
+    async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
         """`arrive`, and all that follows, for listeners that have a task for each call."""
-        taken = self.arrive(entry, call, request)
-        if taken is None:
-            taken = await self._turn_of(call)
-        return taken if isinstance(taken, bytes) else await taken
+        work = self.arrive(method, call, request)
+        if call.waits is not None:
+            work = await self._turn_of(call)
+        if work is not None:
+            await work
+        return call.reply
 
-    async def _turn_of(self, call: Call) -> bytes | Coroutine[Any, Any, bytes]:
+    async def _turn_of(self, call: Call) -> Work:
         remaining = call.time_remaining()
         try:
             async with asyncio.timeout(None if remaining is None else patience_s(remaining)):
                 await call.turned()
         except TimeoutError:
             self.withdraw(call, late=True)
-            return b""
+            return None
         except asyncio.CancelledError:
             self.withdraw(call, late=False)
             raise
-        taken = self.resume(call)
-        assert taken is not None
-        return taken
+        return self.resume(call)
 
-    def _begin(self, entry: Entry, call: Call, message: Any) -> bytes | Coroutine[Any, Any, bytes]:
+    def _begin(self, entry: Entry, call: Call, message: Any) -> Work:
         """Run a call that is at home, and has its turn where it needs one."""
         if entry.is_simple:
             return self._handle(entry, call, message)
-        if not entry.method.is_immediate:
-            return self._guarded(entry, call, self._run(entry, call, message))
+        if entry.method.is_immediate:
+            self._handle_now(entry, call, message)
+            return None
+        return self._guarded(entry, call, self._run(entry, call, message))
+
+    async def _handle(self, entry: Entry, call: Call, message: Any) -> None:
+        """Run the `async def` handler of one message and one answer: what nearly every call is."""
+        reply = b""
+        try:
+            method = entry.method
+            call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
+            current.set(call)
+            reply = handling.bytes_of(method, call, await method.handler(message, call))
+        except asyncio.CancelledError:
+            if outcome.cancelled(call, method=entry.method.name, shard=self.name):
+                raise
+        except Exception as error:
+            outcome.failed(call, error, method=entry.method.name, shard=self.name)
+        finally:
+            self._end(entry, call, reply)
+
+    def _handle_now(self, entry: Entry, call: Call, message: Any) -> None:
+        """Run a plain `def` handler in one go."""
+        reply = b""
         token = self._enter(entry, call)
         try:
             reply = handling.run_now(entry.method, call, message)
         except (Exception, asyncio.CancelledError) as error:
-            return self._failed(entry, call, error)
+            outcome.failed(call, error, method=entry.method.name, shard=self.name)
         finally:
             current.reset(token)
-        self._end(entry, call)
-        return reply if call.code_now is OK else b""
+            self._end(entry, call, reply)
 
-    async def _handle(self, entry: Entry, call: Call, message: Any) -> bytes:
-        """Run the `async def` handler of one message and one answer: what nearly every call is."""
-        try:
-            self._enter(entry, call)
-            method = entry.method
-            reply = handling.bytes_of(method, call, await method.handler(message, call))
-            return reply if call.code_now is OK else b""
-        except asyncio.CancelledError:
-            if outcome.cancelled(call, method=entry.method.name, shard=self.name):
-                raise
-            return b""
-        except Exception as error:
-            outcome.failed(call, error, method=entry.method.name, shard=self.name)
-            return b""
-        finally:
-            self._end(entry, call)
-
-    async def _guarded(self, entry: Entry, call: Call, work: Coroutine[Any, Any, bytes]) -> bytes:
+    async def _guarded(self, entry: Entry, call: Call, work: Coroutine[Any, Any, bytes]) -> None:
         """Whatever ends `work`, the call has a status."""
+        reply = b""
         try:
             reply = await work
-            return reply if call.code_now is OK else b""
         except asyncio.CancelledError:
             if outcome.cancelled(call, method=entry.method.name, shard=self.name):
                 raise
-            return b""
         except Exception as error:
             outcome.failed(call, error, method=entry.method.name, shard=self.name)
-            return b""
         finally:
-            self._end(entry, call)
+            self._end(entry, call, reply)
 
-    def _failed(self, entry: Entry, call: Call, error: BaseException) -> bytes:
+    def _failed(self, entry: Entry, call: Call, error: BaseException) -> None:
         outcome.failed(call, error, method=entry.method.name, shard=self.name)
-        self._end(entry, call)
-        return b""
+        self._end(entry, call, b"")
 
-    def _end(self, entry: Entry, call: Call) -> None:
+    def _end(self, entry: Entry, call: Call, reply: bytes) -> None:
+        """Count a call that has ended, end its turn, and answer it."""
         self.in_flight -= 1
         if not call.trusted:
             self.own_in_flight -= 1
@@ -304,15 +315,15 @@ class Lane:
         if call.turn is not None:
             self.leave(call.turn)
             call.turn = None
-        if call.hop is AWAY:
-            return
-        entry.count(call.code_now, perf_counter() - call.began)
-        if isinstance(call.span, SpanRecord):
-            self._tracer.end_call(call.span, status=call.code_now.name, hop=call.hop, server=True)
-        if call.debug:
-            call.trailers = (*call.trailers, *call.debug)
-        if call.trusted:
-            call.trailers = (*call.trailers, (SERVED, self.name))
+        if call.hop is not AWAY:
+            entry.count(call.code_now, perf_counter() - call.began)
+            if isinstance(call.span, SpanRecord):
+                self._tracer.end_call(call.span, status=call.code_now.name, hop=call.hop, server=True)
+            if call.debug:
+                call.trailers = (*call.trailers, *call.debug)
+            if call.trusted:
+                call.trailers = (*call.trailers, (SERVED, self.name))
+        call.answer(reply if call.code_now is OK else b"")
 
     def _admit(self, entry: Entry, call: Call) -> None:
         if self.draining and not call.trusted and not entry.method.path.startswith("/grpc.health."):
@@ -422,6 +433,14 @@ class Lane:
             if isinstance(rule, FieldKey):
                 keys.agree(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
         return owner, key, message
+
+    def _find_home(self, key: str) -> Member | None:
+        """Where `key` lives: None for here. Kept for its next call."""
+        member = self._placement.owner_of(key)
+        if len(self._homes) >= MOST_HOMES:
+            self._homes.clear()
+        home = self._homes[key] = None if member.name == self.name else member
+        return home
 
     def _look_at(self, call: Call, meta: Any) -> bool:
         """Take what metadata say to the runtime; whether a sibling has forwarded the call."""

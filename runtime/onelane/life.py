@@ -24,7 +24,7 @@ from onelane.control import Control, placement_from_proto, point_to_proto, span_
 from onelane.errors import BadService, OnelaneError
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
-from onelane.listener import Bind, Listener, Taken
+from onelane.listener import Bind, Listener, Work
 from onelane.membership import Membership
 from onelane.methods import Method
 from onelane.plugs import plug
@@ -52,6 +52,8 @@ class _Serving:
     def __init__(self, lane: Lane, stats: Stats) -> None:
         self._lane = lane
         self._entries = lane.entries
+        # Bound once: it runs for every call.
+        self.arrive = lane.arrive  # type: ignore[method-assign]
         connections = stats.counter(
             "onelane.connections", unit="{connection}", description="Connections that came to this shard from a sibling"
         )
@@ -61,12 +63,12 @@ class _Serving:
         return [entry.method for entry in self._entries.values()]
 
     def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
-        return self._lane.serve(self._entries[method.path], call, request)
+        return self._lane.serve(method, call, request)
 
-    def arrive(self, method: Method, call: Call, request: bytes | None) -> Taken:
-        return self._lane.arrive(self._entries[method.path], call, request)
+    def arrive(self, method: Method, call: Call, request: bytes | None) -> Work:
+        return self._lane.arrive(method, call, request)
 
-    def resume(self, call: Call) -> Taken:
+    def resume(self, call: Call) -> Work:
         return self._lane.resume(call)
 
     def withdraw(self, call: Call, *, late: bool) -> None:

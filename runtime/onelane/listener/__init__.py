@@ -28,9 +28,8 @@ class Bind:
     """Bound and listening already, held by the supervisor; the listener owns this copy. None: bind it yourself."""
 
 
-Taken = bytes | Coroutine[Any, Any, bytes] | None
-"""What becomes of a call: its answer, where that is there at once; the work that gives it, to be started now; or None
-where it waits for its turn, until `call.proceed`."""
+Work = Coroutine[Any, Any, None] | None
+"""What is to be started now, for a call to go on. It ends by `call.answer`."""
 
 
 class Serving(Protocol):
@@ -42,11 +41,19 @@ class Serving(Protocol):
     def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
         """Run one call to its end. The outcome stands in `call`; raises only CancelledError."""
 
-    def arrive(self, method: Method, call: Call, request: bytes | None) -> Taken:
-        """`serve` for listeners that can do without a task for each call."""
-        return self.serve(method, call, request)
+    def arrive(self, method: Method, call: Call, request: bytes | None) -> Work:
+        """`serve` for listeners that can do without a task for each call; None where it is answered, or waits."""
 
-    def resume(self, call: Call) -> Taken:
+        async def work() -> None:
+            reply = b""
+            try:
+                reply = await self.serve(method, call, request)
+            finally:
+                call.answer(reply)
+
+        return work()
+
+    def resume(self, call: Call) -> Work:
         """Go on with a call whose turn has come: `call.proceed` was called."""
         return None
 

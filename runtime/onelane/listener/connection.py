@@ -6,7 +6,7 @@ the client does not read. What is written in one turn of the loop leaves in one 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ import grpc
 
 from onelane import ports, tls
 from onelane.call import OK, Call, Metadata
-from onelane.listener import Taken
+from onelane.listener import Work
 from onelane.listener.steering import Seen
 from onelane.methods import Method
 from onelane.turns import patience_s
@@ -45,14 +45,17 @@ class NativeCall(Call):
         "_messages",
         "is_cancelled",
         "is_done",
+        "is_open",
         "slot",
         "stream",
         "task",
     )
 
-    def __init__(self, connection: "Connection", stream: Stream, method: str, metadata: Metadata) -> None:
-        super().__init__(method, metadata, trusted=connection.trusted)
+    def __init__(self, connection: "Connection", stream: Stream, method: Method, metadata: Metadata) -> None:
+        super().__init__(method.path, metadata, trusted=connection.trusted)
         self.stream = stream
+        self.is_open = method.response_streaming
+        """Its answers are a stream."""
         self.is_done = False
         self.is_cancelled = False
         """The client has ended it, or its deadline has."""
@@ -95,6 +98,9 @@ class NativeCall(Call):
     @property
     def deadline_at(self) -> float | None:
         return self._deadline_at
+
+    def answer(self, reply: bytes) -> None:
+        self._connection.answer(self, reply)
 
     def proceed(self) -> None:
         self._connection.proceed(self)
@@ -340,7 +346,7 @@ class Connection(asyncio.Protocol):
             path = stream.path.decode("latin-1")
             self.wire.finish(stream, wire.UNIMPLEMENTED, f"Method not found: {path}")
         elif self._accept(stream, method) and method.request_streaming:
-            self._take(stream.call, method, self._listener.serving.arrive(method, stream.call, None))
+            self._take(stream.call, self._listener.serving.arrive(method, stream.call, None))
 
     def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call
@@ -355,23 +361,20 @@ class Connection(asyncio.Protocol):
         if method.request_streaming:
             return
         if len(messages) == 1:
-            self._take(call, method, self._listener.serving.arrive(method, call, messages[0]))
+            self._take(call, self._listener.serving.arrive(method, call, messages[0]))
         elif messages or last:
             self.wire.finish(stream, wire.UNIMPLEMENTED, f"expected one message, received {len(messages)}")
             self._left(call)
 
-    def _take(self, call: NativeCall, method: Method, taken: Taken) -> None:
-        """Do what becomes of a call: answer it, start its work, or let it wait for its turn."""
-        if type(taken) is bytes:
-            self._answer(call, method, taken)
-            self._left(call)
-        elif taken is None:
-            self._wait(call)
-        else:
-            task = self._listener.eager.start(self._run(call, method, taken))  # type: ignore[arg-type]
-            if task is not None:
+    def _take(self, call: NativeCall, work: Work) -> None:
+        """Start the work of a call; where there is none it is answered, or waits for its turn."""
+        if work is not None:
+            task = self._listener.eager.start(work)
+            if task is not None and not call.is_done:
                 call.task = task
                 self.tasks.add(task)
+        elif call.waits is not None:
+            self._wait(call)
 
     def _wait(self, call: NativeCall) -> None:
         """A call waits for its turn, without a task, and gives up a little before its deadline."""
@@ -383,7 +386,7 @@ class Connection(asyncio.Protocol):
         """The turn of a call has come."""
         if call.deadline_at is not None:
             self._set_deadline(call, call.deadline_at)
-        self._take(call, self._listener.methods[call.stream.path], self._listener.serving.resume(call))
+        self._take(call, self._listener.serving.resume(call))
         self.flush_soon()
 
     def _set_deadline(self, call: NativeCall, at: float) -> None:
@@ -401,22 +404,24 @@ class Connection(asyncio.Protocol):
         if timeout is not None and timeout <= 0:
             self.wire.finish(stream, wire.DEADLINE_EXCEEDED, "Deadline Exceeded")
             return False
-        call = stream.call = NativeCall(self, stream, method.path, metadata)
+        call = stream.call = NativeCall(self, stream, method, metadata)
         if timeout is not None:
             at = monotonic() + timeout
             call.set_deadline(at, self._listener.deadlines.add(at, call))
         return True
 
-    async def _run(self, call: NativeCall, method: Method, work: Coroutine[Any, Any, bytes]) -> None:
-        try:
-            reply = await work
-            if not call.is_cancelled:
-                self._answer(call, method, reply)
-        except asyncio.CancelledError:
-            # The lane has noted it; there is nobody to answer, or the deadline has.
-            pass
-        finally:
-            self._left(call)
+    def answer(self, call: NativeCall, reply: bytes) -> None:
+        """A call has ended: say so, unless there is nobody to hear it."""
+        stream = call.stream
+        if not call.is_cancelled:
+            if call.code_now is OK and not (call.trailers or call.is_open or stream.sent_headers or stream.encoding):
+                self.wire.answer(stream, reply)
+            else:
+                try:
+                    self._send_answer(call, reply)
+                except BadWire as error:
+                    self.wire.finish(stream, error.code, str(error))
+        self._left(call)
 
     def _left(self, call: NativeCall) -> None:
         if call.task is not None:
@@ -431,21 +436,10 @@ class Connection(asyncio.Protocol):
             self._flushing = True
             self._loop.call_soon(self._flush)
 
-    def _answer(self, call: NativeCall, method: Method, reply: bytes) -> None:
-        stream = call.stream
-        plain = not (call.trailers or stream.sent_headers or stream.encoding or method.response_streaming)
-        if plain and call.code_now is OK:
-            self.wire.answer(stream, reply)
-            return
-        try:
-            self._send_answer(call, method, reply)
-        except BadWire as error:
-            self.wire.finish(stream, error.code, str(error))
-
-    def _send_answer(self, call: NativeCall, method: Method, reply: bytes) -> None:
+    def _send_answer(self, call: NativeCall, reply: bytes) -> None:
         stream = call.stream
         if call.code_now is OK:
-            if method.response_streaming:
+            if call.is_open:
                 self.wire.send_headers(stream)
             else:
                 self.wire.send_message(stream, call.framed(reply))
