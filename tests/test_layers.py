@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "config"]
-CORE = ["ring", "placement", "keys", "retry", "stats", "spans", "turns"]
+CORE = ["ring", "placement", "keys", "retry", "stats", "spans", "turns", "overload"]
 WIRE = ["wire"]
 EDGES = [
     "telemetry",

@@ -109,6 +109,10 @@ class App(BaseModel):
     """Calls that one shard works on at once; one more is RESOURCE_EXHAUSTED."""
     max_timers: Annotated[int, Field(ge=0)] = 100_000
     """Timers of one shard at once; to set one more raises Overloaded."""
+    max_late_s: Annotated[float, Field(gt=0, le=60)] = 0.05
+    """Seconds of calls that may have piled up; what comes on top, while that lasts, is RESOURCE_EXHAUSTED."""
+    max_rate_per_key: Annotated[float, Field(gt=0)] | None = None
+    """Calls a second of one key, with as many at once after a pause; one more is RESOURCE_EXHAUSTED."""
     max_streams: Annotated[int, Field(ge=1)] = 1024
     """Calls at once on one connection; the client waits with more."""
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024

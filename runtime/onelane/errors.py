@@ -79,14 +79,42 @@ class Draining(Transient):
     """The shard takes no new call any more."""
 
 
-class Overloaded(Transient):
-    """A bounded queue is full."""
+class Refused(Transient):
+    """There is too much to do just now: not begun, and worth another try after `pushback_s`."""
 
     status = "RESOURCE_EXHAUSTED"
+    reason = ""
+    """In one word, for the statistics."""
+    pushback_s = 0.1
+
+
+class Overloaded(Refused):
+    """A bounded queue is full."""
+
+    reason = "full"
 
     def __init__(self, queue: str, *, waiting: int) -> None:
         super().__init__(f"{queue} is full: {waiting} waiting already")
         self.waiting = waiting
+
+
+class RunsLate(Refused):
+    """What has come already takes the lane too long."""
+
+    reason = "late"
+
+    def __init__(self, shard: str, *, late_s: float) -> None:
+        super().__init__(f"shard {shard} runs {late_s * 1000:.0f} ms late")
+
+
+class TooOften(Refused):
+    """One key asks more often than it may."""
+
+    reason = "rate"
+
+    def __init__(self, *, per_s: float, wait_s: float) -> None:
+        super().__init__(f"this key asks more often than {per_s:g} times a second")
+        self.pushback_s = wait_s
 
 
 class DeadlinePassed(Transient):

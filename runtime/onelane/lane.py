@@ -15,12 +15,13 @@ import grpc
 
 from onelane import handling, keys, outcome
 from onelane.call import OK, Call, Metadata
-from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded
+from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded, Refused, RunsLate, TooOften
 from onelane.forward import HOP, NOT_HOME, SERVED, Forwarder, take_marker
 from onelane.handling import parse
 from onelane.keys import ANY, FieldKey
 from onelane.listener import Work
 from onelane.methods import Method
+from onelane.overload import Lateness, Rates
 from onelane.placement import Member, Placement, route
 from onelane.scope import Scope, current
 from onelane.spans import SpanRecord
@@ -34,6 +35,8 @@ AT_ONCE = 64
 """Calls whose turn has come that go on before the loop looks at its sockets again."""
 MOST_HOMES = 16_384
 """Keys whose home is remembered; then all are looked up anew."""
+RESERVE = 256
+"""Calls beyond the bound for those that go first."""
 AWAY = "away"
 """The hop of a call that a sibling has served, and counted."""
 
@@ -48,6 +51,7 @@ class Entry:
         "_stats",
         "any",
         "asks_message",
+        "is_ours",
         "is_simple",
         "may_be_endless",
         "method",
@@ -58,6 +62,8 @@ class Entry:
     def __init__(self, method: Method, stats: Stats) -> None:
         self.method = method
         self.any = method.rule is ANY
+        self.is_ours = method.path.startswith(("/grpc.", "/onelane."))
+        """The runtime's own, or what grpcio ships."""
         self.may_be_endless = self.any and method.response_streaming
         """A watch that nobody would end: a drain does."""
         self.reads = method.rule.read if isinstance(method.rule, FieldKey) else None
@@ -103,6 +109,8 @@ class Lane:
         tracer: Tracer,
         max_in_flight: int,
         turns: Turns,
+        max_late_s: float = 0.05,
+        rates: Rates | None = None,
     ) -> None:
         self.name = name
         self.turns = turns
@@ -125,6 +133,9 @@ class Lane:
         """Who has been given a turn, and is to go on."""
         self._going_on = False
         self._forwards = stats.counter("onelane.forwards", unit="{call}", description="Calls sent on to the owner").at()
+        self._refusals = stats.counter("onelane.refusals", unit="{call}", description="Calls refused before they began")
+        self._lateness = Lateness(max_late_s)
+        self._rates = rates
         self._endless: set[asyncio.Task[Any]] = set()
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
         in_flight.observe(lambda: self.in_flight)
@@ -185,8 +196,11 @@ class Lane:
             self.own_in_flight += 1
         call.began = perf_counter()
         entry = self.entries[method.path]
+        lateness = self._lateness
+        if not lateness.began_at:
+            self._begin_round(call.began)
         try:
-            if self.draining or self.in_flight > self._max_in_flight:
+            if self.draining or self.in_flight > self._max_in_flight or call.began > lateness.refuse_from:
                 self._admit(entry, call)
             if request is None and entry.asks_message and not keys.header_of(call.metadata):
                 return self._guarded(entry, call, self._peeked(entry, call))
@@ -202,6 +216,8 @@ class Lane:
                     owner = self._find_home(key)
             if owner is not None:
                 return self._guarded(entry, call, self._forward(owner, entry, call, request))
+            if self._rates is not None and key is not None:
+                self._allow(key, call)
             if entry.takes_turns and key is not None:
                 call.turn = self.turns.enter(key, method.name, call.chain, call)
                 if call.turn is None:
@@ -302,6 +318,8 @@ class Lane:
             self._end(entry, call, reply)
 
     def _failed(self, entry: Entry, call: Call, error: BaseException) -> None:
+        if isinstance(error, Refused):
+            self._refusals.add(1, {"onelane.reason": error.reason})
         outcome.failed(call, error, method=entry.method.name, shard=self.name)
         self._end(entry, call, b"")
 
@@ -326,10 +344,32 @@ class Lane:
         call.answer(reply if call.code_now is OK else b"")
 
     def _admit(self, entry: Entry, call: Call) -> None:
+        """Refuse a call that cannot be taken now.
+
+        What siblings have taken already goes first, and what the runtime itself serves: health, the topology.
+        """
+        first = call.trusted or entry.is_ours
         if self.draining and not call.trusted and not entry.method.path.startswith("/grpc.health."):
             raise Draining(f"shard {self.name} is draining")
-        if self.in_flight > self._max_in_flight:
+        if self.in_flight > self._max_in_flight + (RESERVE if first else 0):
             raise Overloaded(f"shard {self.name}", waiting=self._max_in_flight)
+        if not first and call.began > self._lateness.refuse_from:
+            raise RunsLate(self.name, late_s=call.began - self._lateness.began_at)
+
+    def _allow(self, key: str, call: Call) -> None:
+        assert self._rates is not None
+        if wait_s := self._rates.wait_s(key, call.began):
+            raise TooOften(per_s=self._rates.per_s, wait_s=wait_s)
+
+    def _begin_round(self, now: float) -> None:
+        """This is the first call since the loop looked at its sockets."""
+        self._lateness.begin(now)
+        # Twice: the first time what this round's calls have made ready has not run yet.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._end_round)
+
+    def _end_round(self) -> None:
+        self._lateness.end(perf_counter())
 
     # Turns
 

@@ -27,6 +27,7 @@ from onelane.lane import Lane
 from onelane.listener import Bind, Listener, Work
 from onelane.membership import Membership
 from onelane.methods import Method
+from onelane.overload import Rates
 from onelane.plugs import plug
 from onelane.shard import Shard
 from onelane.spans import NEVER, sampler_of
@@ -119,6 +120,8 @@ class _Life:
                 per_key=self.settings.max_waiting_per_key,
                 in_all=self.settings.max_in_flight,
             ),
+            max_late_s=self.settings.max_late_s,
+            rates=Rates(rate, max(1.0, rate)) if (rate := self.settings.max_rate_per_key) else None,
         )
         self.shard.take_turns_from(self.lane)
         self.topology = Topology(

@@ -6,16 +6,17 @@ Promises: whatever leaves a handler, the call has a status; the text of an excep
 import asyncio
 import logging
 import secrets
+from math import ceil
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from onelane.call import Aborted, Call
-from onelane.errors import OnelaneError, Overloaded
+from onelane.errors import OnelaneError, Refused
 
 log = logging.getLogger("onelane.call")
-PUSHBACK = ("grpc-retry-pushback-ms", "100")
+PUSHBACK = "grpc-retry-pushback-ms"
 
 
 def failed(call: Call, error: BaseException, *, method: str, shard: str) -> None:
@@ -26,8 +27,9 @@ def failed(call: Call, error: BaseException, *, method: str, shard: str) -> None
             return
         case OnelaneError():
             call.fail(grpc.StatusCode[error.status], str(error))
-            if isinstance(error, Overloaded):
-                call.trailers = (*call.trailers, PUSHBACK)
+            if isinstance(error, Refused):
+                pushback = (PUSHBACK, str(ceil(error.pushback_s * 1000)))
+                call.trailers = (*call.trailers, pushback)
         case grpc.aio.AioRpcError():
             _pass_on(call, error)
         case _ if call.code_now is not grpc.StatusCode.OK:

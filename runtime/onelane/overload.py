@@ -1,0 +1,69 @@
+"""When a shard refuses calls: too many at once, a lane that runs late, or a key that asks too often.
+
+Promises: pure; what a call costs here is a comparison while nothing is wrong, and memory is bounded.
+Source of the rule for lateness: CoDel (RFC 8289). Lateness that comes and goes is the lane at work; lateness that
+stands for an `INTERVAL_S` is a queue that only grows. The queue is in the sockets, so it is measured by how long the
+lane's rounds are: a round takes what has come, and what comes meanwhile waits for the next one. On the `grpcio`
+listener it is in gRPC's core, which gives one call at a time, and is not seen: there `max_in_flight` alone bounds.
+"""
+
+from collections import OrderedDict
+from math import inf
+
+INTERVAL_S = 0.1
+MOST_KEYS = 65_536
+"""Keys whose rate is known at once; the one that was quiet longest is forgotten, and may begin anew."""
+
+
+class Lateness:
+    """Whether a lane runs late. Owned by it; times are seconds of one clock.
+
+    A round begins with the first call that the lane takes in one go of its loop, and ends when all that was ready has
+    run once. A call that comes in it after `refuse_from` would only make longer what stands.
+    """
+
+    __slots__ = ("_ended_at", "_late_since", "_target_s", "began_at", "refuse_from")
+
+    def __init__(self, target_s: float) -> None:
+        self._target_s = target_s
+        self.began_at = 0.0
+        """Of this round; 0 between two."""
+        self.refuse_from = inf
+        self._ended_at = 0.0
+        self._late_since: float | None = None
+
+    def begin(self, now: float) -> None:
+        """A round begins. Where the lane had nothing to do before it, all is well."""
+        if now - self._ended_at > self._target_s:
+            self._late_since = None
+        self.began_at = now
+        stands = self._late_since is not None and now - self._late_since >= INTERVAL_S
+        self.refuse_from = now + self._target_s + (0.0 if stands else INTERVAL_S)
+
+    def end(self, now: float) -> None:
+        """The round has ended."""
+        if now - self.began_at <= self._target_s:
+            self._late_since = None
+        elif self._late_since is None:
+            self._late_since = self.began_at
+        self.began_at, self._ended_at = 0.0, now
+
+
+class Rates:
+    """How often each key may ask: a bucket of `burst` calls for each, which fills by `per_s` a second."""
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self.per_s = per_s
+        self._burst = burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Key → calls left, and when that was."""
+
+    def wait_s(self, key: str, now: float) -> float:
+        """Count one call of `key`: 0 where it may run, else the seconds until the next may, and it is not counted."""
+        left, at = self._buckets.pop(key, (self._burst, now))
+        left = min(self._burst, left + (now - at) * self.per_s)
+        allowed = left >= 1.0
+        self._buckets[key] = (left - 1.0 if allowed else left, now)
+        if len(self._buckets) > MOST_KEYS:
+            self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1.0 - left) / self.per_s
