@@ -13,6 +13,10 @@ from tests.bench.rows import Row
 HOT_PATH_LIMIT = 4.5
 """A shard's call beside the probe's: the price of being a server. What makes it dearer must say why here."""
 
+OVERLOAD_P99_MS = 300
+"""Two rounds of a lane that runs late (`max_late_s` and the 100 ms that it may), of what is answered."""
+OVERLOAD_KIB = 32 * 1024
+
 FIRST = "4x16"
 """The shape of what is measured in one alone."""
 
@@ -54,6 +58,9 @@ class _Rows:
     def cost(self, name: str) -> float:
         return _known(self._rows[name, ""].cpu_us_per_call)
 
+    def p99(self, name: str) -> float:
+        return _known(self._rows[name, ""].p99_ms)
+
     def kib(self, name: str) -> float:
         return _known(self._rows[name, ""].kib)
 
@@ -71,7 +78,7 @@ def _known(figure: float | None) -> float:
 def goals(measured: Sequence[Row]) -> list[Goal]:
     """All of them."""
     rows = _Rows(measured)
-    return [*_native(rows), *_shards(rows), *_grpcio(rows), Goal("reading a key, µs", rows.cost(r.KEY), 1)]
+    return [*_native(rows), *_shards(rows), *_grpcio(rows), *_lane(rows)]
 
 
 def _native(rows: _Rows) -> list[Goal]:
@@ -100,6 +107,16 @@ def _shards(rows: _Rows) -> list[Goal]:
         Goal("native, 2 to 8 shards / 1, dearest", max(growth), 1.1),
         Goal("native, 2 to 8 shards / 1, cheapest", min(growth), 0.9, at_least=True),
         Goal("the same beside as many probes, dearest", max(beside), 1.1),
+    ]
+
+
+def _lane(rows: _Rows) -> list[Goal]:
+    return [
+        Goal("reading a key, µs", rows.cost(r.KEY), 1),
+        Goal("a turn that nobody contends, µs", rows.cost(r.TURN), 0.7),
+        Goal("overload: goodput / what it can do", rows.faster(r.FLOODED, r.PEAK), 0.9, at_least=True),
+        Goal("overload: p99 of the answered, ms", rows.p99(r.FLOODED), OVERLOAD_P99_MS),
+        Goal("overload: KiB that memory grows by", rows.kib(r.FLOODED), OVERLOAD_KIB),
     ]
 
 

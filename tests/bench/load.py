@@ -96,7 +96,7 @@ def start(target: Target, body: Path, load: Load) -> "subprocess.Popen[str]":
     )
 
 
-def median(runs: Sequence[Run]) -> Run:
+def middle(runs: Sequence[Run]) -> Run:
     """The median of each figure by itself."""
     return Run(
         statistics.median(r.cpu_us for r in runs),

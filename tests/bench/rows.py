@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from onelane import keys
+from onelane.turns import Turns
 
+from tests.bench import overload
 from tests.bench.idle import kib_per_connection
-from tests.bench.load import Load, Run, Target, median, run
+from tests.bench.load import Load, Run, Target, middle, run
 from tests.bench.peers import peer
 from tests.bench.shards import Shards, shards
 from tests.cluster import ROOT
@@ -29,7 +32,8 @@ AWAY, TWO = ", forwarded", ", 2 shards"
 STREAM, BIG = ", a streamed message", ", 1 MiB up and down"
 LANES, THREADS = "rooms: 2 lanes", "rooms: grpc.server, 10 threads and locks"
 CLIENTS = {"grpc.aio": "client: grpc.aio", "dial": "client: onelane dial", "connect": "client: onelane connect"}
-IDLE, KEY = "an idle connection", "reading a key"
+IDLE, KEY, TURN = "an idle connection", "reading a key", "a turn that nobody contends"
+PEAK, FLOODED = "overload: what it can do", f"overload: asked {overload.TIMES} times as often"
 MESSAGES = 1000
 """Answers to one call of the streaming rows."""
 MANY = (1, 2, 4, 8)
@@ -104,14 +108,14 @@ class Bench:
 
 
 def _row(name: str, shape: str, runs: Sequence[Run]) -> Row:
-    middle = median(runs)
-    figures = (round(middle.cpu_us, 2), round(middle.per_s), round(middle.p99_ms, 2))
+    usual = middle(runs)
+    figures = (round(usual.cpu_us, 2), round(usual.per_s), round(usual.p99_ms, 2))
     return Row(name, shape, *figures, cpu_us_runs=tuple(run.cpu_us for run in runs))
 
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Every row."""
-    for section in (_echo, _many_shards, _diamond, _alone):
+    for section in (_echo, _many_shards, _diamond, _overload, _alone):
         with ExitStack() as stack:
             yield from section(Bench(setting, stack))
 
@@ -190,11 +194,29 @@ def _diamond(bench: Bench) -> Iterator[Row]:
     yield from bench.rows("diamond", cases)
 
 
+def _overload(bench: Bench) -> Iterator[Row]:
+    """One shard whose handler takes a known time, asked for what it can do, and for several times as much."""
+    shard = bench.shards(1)
+    (target,) = shard.at_home()
+    able = 1 / overload.BLOCK_S
+    overload.run(target.address, able)
+    before = overload.rss_kib(shard.pids)
+    for name, times in ((PEAK, 1), (FLOODED, overload.TIMES)):
+        runs = []
+        for number in range(bench.setting.rounds // 2 + 1):
+            bench.setting.tell(f"{name}: round {number + 1} of {bench.setting.rounds // 2 + 1}")
+            runs.append(overload.run(target.address, able * times))
+        grown = overload.rss_kib(shard.pids) - before
+        answered = round(median(run.answered_per_s for run in runs))
+        yield Row(name, f"x{times}", calls_per_s=answered, p99_ms=round(median(r.p99_ms for r in runs), 1), kib=grown)
+
+
 def _alone(bench: Bench) -> Iterator[Row]:
     """What is measured without load."""
     bench.setting.tell("idle connections, keys")
     yield Row(IDLE, "idle", kib=round(kib_per_connection(bench.shards(1)), 1))
     yield Row(KEY, "in process", cpu_us_per_call=round(key_us(), 3))
+    yield Row(TURN, "in process", cpu_us_per_call=round(turn_us(), 3))
 
 
 def key_us() -> float:
@@ -202,3 +224,15 @@ def key_us() -> float:
     data = EchoRequest(key="room-17", text="x" * 32).SerializeToString()
     rule = keys.field_key(EchoRequest.DESCRIPTOR, keys.annotated_paths(EchoRequest.DESCRIPTOR))
     return min(timeit.repeat(lambda: rule.read(EchoRequest.FromString(data)), number=20_000, repeat=7)) / 20_000 * 1e6
+
+
+def turn_us() -> float:
+    """Microseconds to take a turn and leave it, where nobody else wants it."""
+    turns = Turns("a-0", draw=lambda: 1, per_key=9, in_all=9)
+
+    def once() -> None:
+        turn = turns.enter("room-17", "p.S/M", "", None)
+        assert turn is not None
+        turns.leave(turn)
+
+    return min(timeit.repeat(once, number=20_000, repeat=7)) / 20_000 * 1e6
