@@ -17,7 +17,7 @@ import pytest
 from onelane.placement import Member, Placement
 
 from services.arena.v1 import leaderboard_pb2, leaderboard_pb2_grpc, lobby_pb2_grpc
-from services.arena.v1.lobby_pb2 import FinishRequest, JoinRequest, SayRequest, WatchRequest
+from services.arena.v1.lobby_pb2 import AnnounceRequest, FinishRequest, JoinRequest, SayRequest, WatchRequest
 from tests.cluster import ROOT, Cluster, eventually, running
 from tests.jaeger import jaeger
 
@@ -56,6 +56,19 @@ async def test_who_is_not_in_the_room_is_told(arena: Cluster) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="eve is not in nowhere") as caught:
             await lobby.Say(SayRequest(room_id="nowhere", player="eve"))
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_an_announcement_reaches_the_watchers_of_every_room(arena: Cluster) -> None:
+    async with onelane.connect(arena.listen["lobby"]) as channel:
+        lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
+        rooms = [f"announced-{number}" for number in range(8)]
+        watches = [lobby.Watch(WatchRequest(room_id=room)) for room in rooms]
+        for watch in watches:
+            await watch.initial_metadata()
+        await lobby.Announce(AnnounceRequest(text="the arena closes at ten"))
+        for watch in watches:
+            assert (await watch.read()).announced == "the arena closes at ten"
+            watch.cancel()
 
 
 async def test_the_leaderboard_orders_players(arena: Cluster) -> None:

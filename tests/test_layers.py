@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "config"]
-CORE = ["ring", "placement", "keys", "retry", "stats", "spans", "turns", "overload"]
+CORE = ["ring", "placement", "keys", "retry", "stats", "spans", "turns", "overload", "topics"]
 WIRE = ["wire"]
 EDGES = [
     "telemetry",
@@ -38,6 +38,7 @@ PROCESSES = [
     "outcome",
     "lane",
     "topology",
+    "across",
     "shard",
     "life",
     "process",

@@ -9,25 +9,30 @@ from typing import TYPE_CHECKING, Any
 from onelane.errors import BadConfig, BadKey, BadService, Invalid, OnelaneError, Overloaded, PortTaken, Transient
 
 if TYPE_CHECKING:
+    from onelane.across import Answer, Subscription
     from onelane.channel import Channel, connect
     from onelane.native_channel import dial
     from onelane.offload import Offload
     from onelane.shard import Shard
     from onelane.subchannel import Dialling
     from onelane.tls import client_context
+    from onelane.topics import Lost
 
 __all__ = [
+    "Answer",
     "BadConfig",
     "BadKey",
     "BadService",
     "Channel",
     "Dialling",
     "Invalid",
+    "Lost",
     "Offload",
     "OnelaneError",
     "Overloaded",
     "PortTaken",
     "Shard",
+    "Subscription",
     "Transient",
     "client_context",
     "connect",
@@ -35,10 +40,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Answer": "across",
     "Channel": "channel",
     "Dialling": "subchannel",
+    "Lost": "topics",
     "Offload": "offload",
     "Shard": "shard",
+    "Subscription": "across",
     "client_context": "tls",
     "connect": "channel",
     "dial": "native_channel",

@@ -95,6 +95,10 @@ class App(BaseModel):
     """Turns that the protos do not state: "pkg.Service/Method" or "pkg.Service/*" → "FREE", or "KEYED" after all."""
     max_waiting_per_key: Annotated[int, Field(ge=0)] = 1000
     """Calls that may wait for the turn of one key; one more is RESOURCE_EXHAUSTED."""
+    max_published: Annotated[int, Field(ge=1)] = 10_000
+    """Messages that one shard may publish in one tick; one more is refused."""
+    max_lag: Annotated[int, Field(ge=1)] = 1000
+    """Messages that a subscriber may lag behind; then it loses the oldest, and is told."""
     health: bool = True
     """Serve grpc.health.v1.Health."""
     reflection: bool | None = None

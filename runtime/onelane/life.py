@@ -17,6 +17,7 @@ from random import Random
 from typing import Any
 
 from onelane import methods, ports, server_interceptors
+from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
 from onelane.clock import SystemClock
 from onelane.config import App
@@ -123,7 +124,16 @@ class _Life:
             max_late_s=self.settings.max_late_s,
             rates=Rates(rate, max(1.0, rate)) if (rate := self.settings.max_rate_per_key) else None,
         )
-        self.shard.take_turns_from(self.lane)
+        self.across = Across(
+            self.lane,
+            tracer=self.tracer,
+            stats=self.stats,
+            deadline_s=self.settings.deadline_s,
+            incarnation=secrets.randbits(64),
+            capacity=self.settings.max_lag,
+            limit=self.settings.max_published,
+        )
+        self.shard.join(self.lane, self.across)
         self.topology = Topology(
             self.membership,
             app=setup.app,
@@ -170,8 +180,9 @@ class _Life:
                 faults.append(f"{name}\n{error}")
         if faults:
             raise BadService("\n".join(faults))
-        for method in methods.methods_of(self.topology, configured={}):
-            self.lane.add(method)
+        for ours in (self.topology, Siblings(self.across.inbox)):
+            for method in methods.methods_of(ours, configured={}):
+                self.lane.add(method)
         if self.settings.health:
             self._add_health()
         if self.settings.serves_reflection:
@@ -313,6 +324,7 @@ class _Life:
     async def end(self) -> None:
         await self.listener.stop(STOP_S)
         await self.forwarder.aclose()
+        await self.across.aclose()
         await self.shard.aclose()
         await self.report(collect=0)
 

@@ -216,3 +216,10 @@ def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping
 def _said_of(path: str, configured: Mapping[str, str]) -> str | None:
     """What a configuration says of one method, by its own name or its service's."""
     return configured.get(path[1:]) or configured.get(f"{path[1:].rpartition('/')[0]}/*")
+
+
+def is_of(method: Method, function: Any) -> bool:
+    """Whether `function` is that method, as the generated servicer or the service's own class names it."""
+    servicer = getattr(method.handler, "__self__", None)
+    name = getattr(function, "__name__", "")
+    return method.path.endswith(f"/{name}") and any(vars(cls).get(name) is function for cls in type(servicer).__mro__)

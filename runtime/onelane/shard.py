@@ -5,8 +5,10 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 
 from onelane import keys
+from onelane.across import Across, Answer, Subscription, Which
 from onelane.channel import Channel
 from onelane.config import App
 from onelane.errors import BadService, NotHome
@@ -16,8 +18,12 @@ from onelane.scope import InTurn, current
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
 from onelane.timers import Key, Timer, Timers, Work
+from onelane.topics import Lost
 
+M = TypeVar("M", bound=Message)
 R = TypeVar("R")
+Req = TypeVar("Req", bound=Message)
+Rep = TypeVar("Rep")
 S = TypeVar("S")
 
 
@@ -38,6 +44,7 @@ class Shard:
         self._peers = peers
         self._tracer = tracer
         self._lane: Lane
+        self._across: Across
         self._keyed: dict[str, dict[Any, Any]] = {}
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[str, Channel] = {}
@@ -82,8 +89,9 @@ class Shard:
             current.reset(token)
             self._lane.leave(turn)
 
-    def take_turns_from(self, lane: Lane) -> None:
-        self._lane = lane
+    def join(self, lane: Lane, across: Across) -> None:
+        """Be part of a lane, and of its app."""
+        self._lane, self._across = lane, across
 
     def every(self, seconds: float, fn: Work) -> Timer:
         """Call `fn`, plain or async, every so many seconds from now on, until `cancel()` or the shard's end.
@@ -114,6 +122,59 @@ class Shard:
     def timers(self, key: Key) -> tuple[Timer, ...]:
         """The timers of `key` that have not begun, in the order in which they were set."""
         return self._timers.of(key)
+
+    async def call(
+        self,
+        key: str | bytes | int,
+        method: Which[Req, Rep],
+        request: Req,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - a call's, as in every stub
+    ) -> Rep:
+        """Call a unary method of this app in the shard that owns `key`, wherever that is.
+
+        method: `LobbyServicer.Join`, or its name `"arena.v1.Lobby/Join"`. timeout: seconds; else `deadline_s`, and
+        never more than what is left of the call in progress. A key whose turn this call holds may be entered again.
+
+        Raises:
+            grpc.aio.AioRpcError: as of any call.
+            BadService: no service of this app has the method, or it streams.
+        """
+        return await self._across.call(key, method, request, timeout)
+
+    async def call_each(
+        self,
+        method: Which[Req, Rep],
+        request: Req,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - a call's, as in every stub
+    ) -> list[Answer[Rep]]:
+        """Call a unary method that is ANY in every shard of this app, at once and with one deadline.
+
+        What each has said, answers and failures side by side, in the order of the shards. Raises for neither.
+
+        Raises:
+            BadService: no service of this app has the method, it streams, or it has a key.
+        """
+        return await self._across.call_each(method, request, timeout)
+
+    def publish(self, topic: str, message: Message, *, at_once: bool = False) -> None:
+        """Give `message` to the subscribers of `topic` in every shard of this app, once, in the order of publishing.
+
+        It leaves with all else that was published in the same tick, or at once. A shard that is down misses it.
+
+        Raises:
+            Overloaded: `max_published` messages wait for the tick already.
+        """
+        self._across.publish(topic, message, at_once=at_once)
+
+    def subscribe(self, topic: str, kind: type[M], then: Callable[[M | Lost], None] | None = None) -> Subscription[M]:
+        """What is published on `topic` from now on, as messages of `kind`; others are left out.
+
+        Iterate over it (`async for`), or let it call `then`, which must not wait. Who is slower than `max_lag` messages
+        loses the oldest, and is told by `Lost`.
+        """
+        return self._across.subscribe(topic, kind, then)
 
     def offload(
         self,

@@ -45,6 +45,8 @@ class Lobby(lobby_pb2_grpc.LobbyServicer):
         self.rooms = shard.keyed("rooms", Room)
         self.profiles = shard.stub(profile_pb2_grpc.ProfileStub, to="profile")
         self.boards = shard.stub(leaderboard_pb2_grpc.LeaderboardStub, to="leaderboard")
+        self.shard = shard
+        self.announcements = shard.subscribe("announcements", lobby_pb2.Announcement, self._announced)
         self.joins = shard.stats.counter("arena.joins", unit="{join}", description="Players who joined a room")
 
     async def Join(self, request: lobby_pb2.JoinRequest, context: Context) -> lobby_pb2.JoinReply:
@@ -74,6 +76,15 @@ class Lobby(lobby_pb2_grpc.LobbyServicer):
         place = (await self.boards.Report(report)).place
         room.tell(lobby_pb2.Event(finished=request.winner))
         return lobby_pb2.FinishReply(ratings=ratings, place=place)
+
+    async def Announce(self, request: lobby_pb2.AnnounceRequest, context: Context) -> lobby_pb2.AnnounceReply:
+        self.shard.publish("announcements", lobby_pb2.Announcement(text=request.text), at_once=True)
+        return lobby_pb2.AnnounceReply()
+
+    def _announced(self, item: lobby_pb2.Announcement | onelane.Lost) -> None:
+        if isinstance(item, lobby_pb2.Announcement):
+            for room in self.rooms.values():
+                room.tell(lobby_pb2.Event(announced=item.text))
 
     async def _rate(self, player: str, room: Room, winner: str) -> float:
         others = [rating for name, rating in room.players.items() if name != player] or [room.players[player]]

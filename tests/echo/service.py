@@ -27,6 +27,9 @@ class Echo(echo_pb2_grpc.EchoServicer):
         self.seen = shard.keyed("seen", int)
         self.held: dict[str, asyncio.Event] = {}
         self.added = 0
+        self.heard: dict[str, list[str]] = {}
+        self.lagging: dict[str, Any] = {}
+        self.subscriptions: list[Any] = []
         self.began: list[str] = []
         self.db = shard.offload(lambda: sqlite3.connect(":memory:"), name="db", capacity=4)
 
@@ -83,6 +86,62 @@ class Echo(echo_pb2_grpc.EchoServicer):
     async def Release(self, request: EchoRequest, context: Context) -> EchoReply:
         self.held.setdefault(request.key, asyncio.Event()).set()
         return self.reply(request)
+
+    async def Who(self, request: EchoRequest, context: Context) -> EchoReply:
+        if request.order == f"fail {self.shard.index}":
+            await context.abort(grpc.StatusCode.DATA_LOSS, f"{self.shard.name} was to fail")
+        if request.order == f"sleep {self.shard.index}":
+            await asyncio.sleep(60)
+        return EchoReply(shard=self.shard.name)
+
+    async def Across(self, request: EchoRequest, context: Context) -> EchoReply:
+        order, _, rest = request.order.partition(" ")
+        return EchoReply(text=await getattr(self, f"_across_{order}")(rest))
+
+    async def _across_call(self, rest: str) -> str:
+        key, order = rest.split(" ", 1)
+        asked = EchoRequest(key=key, order=order)
+        reply = await self.shard.call(key, echo_pb2_grpc.EchoServicer.Misbehave, asked)
+        return reply.shard
+
+    async def _across_by_name(self, key: str) -> str:
+        reply: EchoReply = await self.shard.call(key, "echo.v1.Echo/Unary", EchoRequest(key=key))
+        return reply.shard
+
+    async def _across_each(self, order: str) -> str:
+        answers = await self.shard.call_each(echo_pb2_grpc.EchoServicer.Who, EchoRequest(order=order), timeout=1.0)
+        told = [a.error.code().name if a.error else getattr(a.reply, "shard", "") for a in answers]
+        return " ".join(f"{answer.shard}={what}" for answer, what in zip(answers, told, strict=True))
+
+    async def _across_publish(self, rest: str) -> str:
+        topic, times, how = rest.split(" ")
+        for number in range(int(times)):
+            self.shard.publish(topic, EchoReply(text=f"{self.shard.name}:{number}"), at_once=how == "at_once")
+        return self.shard.name
+
+    async def _across_subscribe(self, topic: str) -> str:
+        self.heard[topic] = []
+        self.subscriptions.append(self.shard.subscribe(topic, EchoReply, lambda item: self._hear(topic, item)))
+        return self.shard.name
+
+    async def _across_lag(self, topic: str) -> str:
+        """Subscribe, and begin to read only when asked for what was heard."""
+        self.lagging[topic] = self.shard.subscribe(topic, EchoReply)
+        return self.shard.name
+
+    async def _across_read(self, topic: str) -> str:
+        subscription = self.lagging.pop(topic)
+        subscription.close()
+        return " ".join([self._said(item) async for item in subscription])
+
+    async def _across_heard(self, topic: str) -> str:
+        return " ".join(self.heard[topic])
+
+    def _hear(self, topic: str, item: Any) -> None:
+        self.heard[topic].append(self._said(item))
+
+    def _said(self, item: Any) -> str:
+        return f"lost:{item.count}" if isinstance(item, onelane.Lost) else item.text
 
     # What Misbehave can be ordered to do.
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from onelane.v1 import options_pb2 as onelane_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dservices/arena/v1/lobby.proto\x12\x08\x61rena.v1\x1a\x18onelane/v1/options.proto\"4\n\x0bJoinRequest\x12\x15\n\x07room_id\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\x12\x0e\n\x06player\x18\x02 \x01(\t\",\n\tJoinReply\x12\x0f\n\x07players\x18\x01 \x03(\t\x12\x0e\n\x06rating\x18\x02 \x01(\x01\"A\n\nSayRequest\x12\x15\n\x07room_id\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\x12\x0e\n\x06player\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x1c\n\x08SayReply\x12\x10\n\x08heard_by\x18\x01 \x01(\r\"E\n\rFinishRequest\x12\x15\n\x07room_id\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\x12\x0e\n\x06winner\x18\x02 \x01(\t\x12\r\n\x05\x62oard\x18\x03 \x01(\t\"\x81\x01\n\x0b\x46inishReply\x12\x33\n\x07ratings\x18\x01 \x03(\x0b\x32\".arena.v1.FinishReply.RatingsEntry\x12\r\n\x05place\x18\x02 \x01(\r\x1a.\n\x0cRatingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"%\n\x0cWatchRequest\x12\x15\n\x07room_id\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\"U\n\x05\x45vent\x12\x10\n\x06joined\x18\x01 \x01(\tH\x00\x12\x1e\n\x04said\x18\x02 \x01(\x0b\x32\x0e.arena.v1.SaidH\x00\x12\x12\n\x08\x66inished\x18\x03 \x01(\tH\x00\x42\x06\n\x04kind\"$\n\x04Said\x12\x0e\n\x06player\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t2\xda\x01\n\x05Lobby\x12\x32\n\x04Join\x12\x15.arena.v1.JoinRequest\x1a\x13.arena.v1.JoinReply\x12/\n\x03Say\x12\x14.arena.v1.SayRequest\x1a\x12.arena.v1.SayReply\x12\x38\n\x06\x46inish\x12\x17.arena.v1.FinishRequest\x1a\x15.arena.v1.FinishReply\x12\x32\n\x05Watch\x12\x16.arena.v1.WatchRequest\x1a\x0f.arena.v1.Event0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dservices/arena/v1/lobby.proto\x12\x08\x61rena.v1\x1a\x18onelane/v1/options.proto\"4\n\x0bJoinRequest\x12\x15\n\x07room_id\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\x12\x0e\n\x06player\x18\x02 \x01(\t\",\n\tJoinReply\x12\x0f\n\x07players\x18\x01 \x03(\t\x12\x0e\n\x06rating\x18\x02 \x01(\x01\"A\n\nSayRequest\x12\x15\n\x07room_id\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\x12\x0e\n\x06player\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x1c\n\x08SayReply\x12\x10\n\x08heard_by\x18\x01 \x01(\r\"E\n\rFinishRequest\x12\x15\n\x07room_id\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\x12\x0e\n\x06winner\x18\x02 \x01(\t\x12\r\n\x05\x62oard\x18\x03 \x01(\t\"\x81\x01\n\x0b\x46inishReply\x12\x33\n\x07ratings\x18\x01 \x03(\x0b\x32\".arena.v1.FinishReply.RatingsEntry\x12\r\n\x05place\x18\x02 \x01(\r\x1a.\n\x0cRatingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1f\n\x0f\x41nnounceRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x0f\n\rAnnounceReply\"\x1c\n\x0c\x41nnouncement\x12\x0c\n\x04text\x18\x01 \x01(\t\"%\n\x0cWatchRequest\x12\x15\n\x07room_id\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\"j\n\x05\x45vent\x12\x10\n\x06joined\x18\x01 \x01(\tH\x00\x12\x1e\n\x04said\x18\x02 \x01(\x0b\x32\x0e.arena.v1.SaidH\x00\x12\x12\n\x08\x66inished\x18\x03 \x01(\tH\x00\x12\x13\n\tannounced\x18\x04 \x01(\tH\x00\x42\x06\n\x04kind\"$\n\x04Said\x12\x0e\n\x06player\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t2\xa0\x02\n\x05Lobby\x12\x32\n\x04Join\x12\x15.arena.v1.JoinRequest\x1a\x13.arena.v1.JoinReply\x12/\n\x03Say\x12\x14.arena.v1.SayRequest\x1a\x12.arena.v1.SayReply\x12\x38\n\x06\x46inish\x12\x17.arena.v1.FinishRequest\x1a\x15.arena.v1.FinishReply\x12\x44\n\x08\x41nnounce\x12\x19.arena.v1.AnnounceRequest\x1a\x17.arena.v1.AnnounceReply\"\x04\xc0\x84\x19\x01\x12\x32\n\x05Watch\x12\x16.arena.v1.WatchRequest\x1a\x0f.arena.v1.Event0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINISHREPLY_RATINGSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHREQUEST'].fields_by_name['room_id']._loaded_options = None
   _globals['_WATCHREQUEST'].fields_by_name['room_id']._serialized_options = b'\270\204\031\001'
+  _globals['_LOBBY'].methods_by_name['Announce']._loaded_options = None
+  _globals['_LOBBY'].methods_by_name['Announce']._serialized_options = b'\300\204\031\001'
   _globals['_JOINREQUEST']._serialized_start=69
   _globals['_JOINREQUEST']._serialized_end=121
   _globals['_JOINREPLY']._serialized_start=123
@@ -56,12 +58,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINISHREPLY']._serialized_end=467
   _globals['_FINISHREPLY_RATINGSENTRY']._serialized_start=421
   _globals['_FINISHREPLY_RATINGSENTRY']._serialized_end=467
-  _globals['_WATCHREQUEST']._serialized_start=469
-  _globals['_WATCHREQUEST']._serialized_end=506
-  _globals['_EVENT']._serialized_start=508
-  _globals['_EVENT']._serialized_end=593
-  _globals['_SAID']._serialized_start=595
-  _globals['_SAID']._serialized_end=631
-  _globals['_LOBBY']._serialized_start=634
-  _globals['_LOBBY']._serialized_end=852
+  _globals['_ANNOUNCEREQUEST']._serialized_start=469
+  _globals['_ANNOUNCEREQUEST']._serialized_end=500
+  _globals['_ANNOUNCEREPLY']._serialized_start=502
+  _globals['_ANNOUNCEREPLY']._serialized_end=517
+  _globals['_ANNOUNCEMENT']._serialized_start=519
+  _globals['_ANNOUNCEMENT']._serialized_end=547
+  _globals['_WATCHREQUEST']._serialized_start=549
+  _globals['_WATCHREQUEST']._serialized_end=586
+  _globals['_EVENT']._serialized_start=588
+  _globals['_EVENT']._serialized_end=694
+  _globals['_SAID']._serialized_start=696
+  _globals['_SAID']._serialized_end=732
+  _globals['_LOBBY']._serialized_start=735
+  _globals['_LOBBY']._serialized_end=1023
 # @@protoc_insertion_point(module_scope)

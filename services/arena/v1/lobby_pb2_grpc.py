@@ -50,6 +50,11 @@ class LobbyStub:
                 request_serializer=services_dot_arena_dot_v1_dot_lobby__pb2.FinishRequest.SerializeToString,
                 response_deserializer=services_dot_arena_dot_v1_dot_lobby__pb2.FinishReply.FromString,
                 _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/arena.v1.Lobby/Announce',
+                request_serializer=services_dot_arena_dot_v1_dot_lobby__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=services_dot_arena_dot_v1_dot_lobby__pb2.AnnounceReply.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/arena.v1.Lobby/Watch',
                 request_serializer=services_dot_arena_dot_v1_dot_lobby__pb2.WatchRequest.SerializeToString,
@@ -80,6 +85,13 @@ class LobbyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Announce(self, request, context):
+        """Tells everyone who watches a room, wherever that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """The room's events from now on, until it is finished.
         """
@@ -104,6 +116,11 @@ def add_LobbyServicer_to_server(servicer, server):
                     servicer.Finish,
                     request_deserializer=services_dot_arena_dot_v1_dot_lobby__pb2.FinishRequest.FromString,
                     response_serializer=services_dot_arena_dot_v1_dot_lobby__pb2.FinishReply.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=services_dot_arena_dot_v1_dot_lobby__pb2.AnnounceRequest.FromString,
+                    response_serializer=services_dot_arena_dot_v1_dot_lobby__pb2.AnnounceReply.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -193,6 +210,33 @@ class Lobby:
             '/arena.v1.Lobby/Finish',
             services_dot_arena_dot_v1_dot_lobby__pb2.FinishRequest.SerializeToString,
             services_dot_arena_dot_v1_dot_lobby__pb2.FinishReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arena.v1.Lobby/Announce',
+            services_dot_arena_dot_v1_dot_lobby__pb2.AnnounceRequest.SerializeToString,
+            services_dot_arena_dot_v1_dot_lobby__pb2.AnnounceReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class LobbyStub:
     Say: _grpc.UnaryUnaryMultiCallable[_lobby_pb2.SayRequest, _lobby_pb2.SayReply]
     Finish: _grpc.UnaryUnaryMultiCallable[_lobby_pb2.FinishRequest, _lobby_pb2.FinishReply]
     """Ends the room: rates its players, reports the winner, forgets the room."""
+    Announce: _grpc.UnaryUnaryMultiCallable[_lobby_pb2.AnnounceRequest, _lobby_pb2.AnnounceReply]
+    """Tells everyone who watches a room, wherever that is."""
     Watch: _grpc.UnaryStreamMultiCallable[_lobby_pb2.WatchRequest, _lobby_pb2.Event]
     """The room's events from now on, until it is finished."""
 
@@ -49,6 +51,8 @@ class LobbyAsyncStub(LobbyStub):
     Say: _aio.UnaryUnaryMultiCallable[_lobby_pb2.SayRequest, _lobby_pb2.SayReply]  # type: ignore[assignment]
     Finish: _aio.UnaryUnaryMultiCallable[_lobby_pb2.FinishRequest, _lobby_pb2.FinishReply]  # type: ignore[assignment]
     """Ends the room: rates its players, reports the winner, forgets the room."""
+    Announce: _aio.UnaryUnaryMultiCallable[_lobby_pb2.AnnounceRequest, _lobby_pb2.AnnounceReply]  # type: ignore[assignment]
+    """Tells everyone who watches a room, wherever that is."""
     Watch: _aio.UnaryStreamMultiCallable[_lobby_pb2.WatchRequest, _lobby_pb2.Event]  # type: ignore[assignment]
     """The room's events from now on, until it is finished."""
 
@@ -76,6 +80,14 @@ class LobbyServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_lobby_pb2.FinishReply, _abc.Awaitable[_lobby_pb2.FinishReply]]:
         """Ends the room: rates its players, reports the winner, forgets the room."""
+
+    @_abc_1.abstractmethod
+    def Announce(
+        self,
+        request: _lobby_pb2.AnnounceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lobby_pb2.AnnounceReply, _abc.Awaitable[_lobby_pb2.AnnounceReply]]:
+        """Tells everyone who watches a room, wherever that is."""
 
     @_abc_1.abstractmethod
     def Watch(

@@ -75,6 +75,16 @@ class EchoStub:
                 request_serializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.SerializeToString,
                 response_deserializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.FromString,
                 _registered_method=True)
+        self.Across = channel.unary_unary(
+                '/echo.v1.Echo/Across',
+                request_serializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.SerializeToString,
+                response_deserializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.FromString,
+                _registered_method=True)
+        self.Who = channel.unary_unary(
+                '/echo.v1.Echo/Who',
+                request_serializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.SerializeToString,
+                response_deserializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.FromString,
+                _registered_method=True)
         self.Hold = channel.unary_unary(
                 '/echo.v1.Echo/Hold',
                 request_serializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.SerializeToString,
@@ -141,6 +151,20 @@ class EchoServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Across(self, request, context):
+        """Asks the other shards, as `order` says: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Who(self, request, context):
+        """Who serves it; any shard does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Hold(self, request, context):
         """Waits until somebody calls Release with the same key.
         """
@@ -194,6 +218,16 @@ def add_EchoServicer_to_server(servicer, server):
             ),
             'Misbehave': grpc.unary_unary_rpc_method_handler(
                     servicer.Misbehave,
+                    request_deserializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.FromString,
+                    response_serializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.SerializeToString,
+            ),
+            'Across': grpc.unary_unary_rpc_method_handler(
+                    servicer.Across,
+                    request_deserializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.FromString,
+                    response_serializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.SerializeToString,
+            ),
+            'Who': grpc.unary_unary_rpc_method_handler(
+                    servicer.Who,
                     request_deserializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.FromString,
                     response_serializer=tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.SerializeToString,
             ),
@@ -423,6 +457,60 @@ class Echo:
             request,
             target,
             '/echo.v1.Echo/Misbehave',
+            tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.SerializeToString,
+            tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Across(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/echo.v1.Echo/Across',
+            tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.SerializeToString,
+            tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Who(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/echo.v1.Echo/Who',
             tests_dot_echo_dot_v1_dot_echo__pb2.EchoRequest.SerializeToString,
             tests_dot_echo_dot_v1_dot_echo__pb2.EchoReply.FromString,
             options,

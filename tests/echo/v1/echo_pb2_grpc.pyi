@@ -43,6 +43,10 @@ class EchoStub:
     PlainChat: _grpc.StreamStreamMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
     Misbehave: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
     """Does what `order` says: abort, rich, raise, leak, sleep, block, metadata, code, call."""
+    Across: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
+    """Asks the other shards, as `order` says: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
+    Who: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
+    """Who serves it; any shard does."""
     Hold: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
     """Waits until somebody calls Release with the same key."""
     Release: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
@@ -62,6 +66,10 @@ class EchoAsyncStub(EchoStub):
     PlainChat: _aio.StreamStreamMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
     Misbehave: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
     """Does what `order` says: abort, rich, raise, leak, sleep, block, metadata, code, call."""
+    Across: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
+    """Asks the other shards, as `order` says: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
+    Who: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
+    """Who serves it; any shard does."""
     Hold: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
     """Waits until somebody calls Release with the same key."""
     Release: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
@@ -126,6 +134,22 @@ class EchoServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_echo_pb2.EchoReply, _abc.Awaitable[_echo_pb2.EchoReply]]:
         """Does what `order` says: abort, rich, raise, leak, sleep, block, metadata, code, call."""
+
+    @_abc_1.abstractmethod
+    def Across(
+        self,
+        request: _echo_pb2.EchoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_echo_pb2.EchoReply, _abc.Awaitable[_echo_pb2.EchoReply]]:
+        """Asks the other shards, as `order` says: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
+
+    @_abc_1.abstractmethod
+    def Who(
+        self,
+        request: _echo_pb2.EchoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_echo_pb2.EchoReply, _abc.Awaitable[_echo_pb2.EchoReply]]:
+        """Who serves it; any shard does."""
 
     @_abc_1.abstractmethod
     def Hold(

@@ -1,0 +1,129 @@
+"""Publish and subscribe over the shards of one app: what is queued, in which order, and who is told what was lost.
+
+Promises: a subscriber sees each publisher's messages in the order of publishing, each at most once, and is told how
+many it has missed; every queue is bounded. Pure: nothing here waits or sends.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import Message
+
+from onelane.errors import Overloaded
+from onelane.v1.siblings_pb2 import Published, PublishRequest
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A subscriber has missed `count` messages: it was too slow, or a publisher could not reach its shard."""
+
+    count: int
+
+
+class Subscriber(Generic[M]):
+    """One subscription: a queue of at most `capacity` messages, of which the oldest are dropped first."""
+
+    def __init__(self, topic: str, kind: type[M], *, capacity: int, wake: Callable[[], None]) -> None:
+        """wake: called when there is something to take."""
+        self.topic = topic
+        self.kind = kind
+        self._queue: deque[M] = deque(maxlen=capacity)
+        self._lost = 0
+        self._wake = wake
+
+    def put(self, message: M) -> int:
+        """Queue one message; how many had to be dropped for it."""
+        dropped = int(len(self._queue) == self._queue.maxlen)
+        self._lost += dropped
+        self._queue.append(message)
+        self._wake()
+        return dropped
+
+    def missed(self, count: int) -> None:
+        self._lost += count
+        self._wake()
+
+    def take(self) -> "M | Lost | None":
+        """What comes next; what was lost is told before what came after it. None where nothing waits."""
+        if self._lost:
+            lost, self._lost = Lost(self._lost), 0
+            return lost
+        return self._queue.popleft() if self._queue else None
+
+
+class Outbox:
+    """What one shard has published and not handed over yet: `limit` messages at most."""
+
+    def __init__(self, publisher: str, incarnation: int, *, limit: int) -> None:
+        self._publisher = publisher
+        self._incarnation = incarnation
+        self._limit = limit
+        self._waiting: list[Published] = []
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, topic: str, message: Message) -> None:
+        """Queue one message.
+
+        Raises:
+            Overloaded: `limit` messages wait already.
+        """
+        if len(self._waiting) >= self._limit:
+            raise Overloaded(f"shard {self._publisher}, what it publishes", waiting=len(self._waiting))
+        packed = Packed()
+        packed.Pack(message)
+        self._waiting.append(Published(topic=topic, message=packed))
+
+    def take(self) -> PublishRequest:
+        """Move all of it out, as one batch."""
+        taken, self._waiting = self._waiting, []
+        first, self._next = self._next, self._next + len(taken)
+        return PublishRequest(publisher=self._publisher, incarnation=self._incarnation, first=first, messages=taken)
+
+
+class Inbox:
+    """What has come from each publisher, and the subscribers of this shard."""
+
+    def __init__(self, *, lost: Callable[[int], None]) -> None:
+        """lost: counts what a slow subscriber missed."""
+        self._subscribers: dict[str, list[Subscriber[Any]]] = {}
+        self._expected: dict[str, tuple[int, int]] = {}
+        """Publisher → its incarnation, and the number of its next message."""
+        self._count_lost = lost
+
+    def add(self, subscriber: Subscriber[Any]) -> None:
+        self._subscribers.setdefault(subscriber.topic, []).append(subscriber)
+
+    def remove(self, subscriber: Subscriber[Any]) -> None:
+        there = self._subscribers.get(subscriber.topic, [])
+        if subscriber in there:
+            there.remove(subscriber)
+            if not there:
+                del self._subscribers[subscriber.topic]
+
+    def receive(self, batch: PublishRequest) -> None:
+        """Give a batch to the subscribers of its topics; what has come before is left out, a gap is told."""
+        incarnation, expected = self._expected.get(batch.publisher, (0, 0))
+        if incarnation != batch.incarnation:
+            expected = batch.first
+        if batch.first > expected:
+            # Of which topics is not known any more, so every subscriber is told.
+            for subscribers in self._subscribers.values():
+                for subscriber in subscribers:
+                    subscriber.missed(batch.first - expected)
+        for one in list(batch.messages)[max(0, expected - batch.first) :]:
+            self._give(one)
+        self._expected[batch.publisher] = (batch.incarnation, max(expected, batch.first + len(batch.messages)))
+
+    def _give(self, one: Published) -> None:
+        for subscriber in self._subscribers.get(one.topic, ()):
+            message = subscriber.kind()
+            if one.message.Unpack(message):
+                self._count_lost(subscriber.put(message))
