@@ -27,6 +27,8 @@ EDGES = [
     "listener",
     "forward",
     "channel",
+    "helper",
+    "crew",
     "offload",
     "timers",
     "sinks",

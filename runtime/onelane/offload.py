@@ -1,43 +1,59 @@
-"""A blocking library gets one helper thread and a bounded queue: one producer, the lane; one consumer, the thread.
+"""A blocking library gets helper threads of its own behind one bounded queue: the lane puts, the threads take.
 
-Promises: the resource is made, used and closed on its thread alone; jobs run in the order they came; a full queue
-refuses at once; a caller that stops waiting (deadline, cancellation) frees its place, and a job not begun never runs.
-Leaves out: stopping a job that has begun. Python cannot; its result is dropped.
+Promises: a resource is made, used and closed on its thread alone; with one helper, jobs run one at a time in the order
+they came; a full queue refuses at once; a deadline or a cancellation frees the caller at once, and a job not begun then
+never runs. A job that outlives its deadline is counted, and told with the line where it hangs.
+Leaves out: stopping a job that has begun. Python cannot. With `replace_after_s` its helper is left behind, and another
+with a new resource takes the queue over; what the old one returns is dropped, but what it does it may still do.
 """
 
 import asyncio
 import logging
-import queue
-import threading
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextvars import Context
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from onelane.crew import Crew
+from onelane.deadlines import Deadlines
 from onelane.errors import DeadlinePassed, Draining, Overloaded
+from onelane.helper import Desk, Job
 from onelane.scope import current
-from onelane.telemetry import Span, Tracer
+from onelane.spans import SpanRecord
+from onelane.stats import Stats
+from onelane.telemetry import Tracer
 
 log = logging.getLogger("onelane.offload")
 R = TypeVar("R")
 T = TypeVar("T")
 
+BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+CLOSE_S = 5.0
+"""How long `aclose` waits for helpers that make no progress for anybody."""
+TOLD_EVERY_S = 10.0
+"""The log tells of no more than one job that hangs in this time."""
 
-@dataclass(slots=True)
-class _Job:
-    work: Callable[[Any], Any]
-    future: asyncio.Future[Any]
-    span: Span
-    result: Any = None
-    error: BaseException | None = None
-    abandoned: bool = False
-    queued_at: float = field(default_factory=monotonic)
-    began_at: float = 0.0
+
+class _Cells:
+    """What is counted of one offload."""
+
+    def __init__(self, stats: Stats, name: str) -> None:
+        of = {"onelane.offload": name}
+        wait = stats.histogram(
+            "onelane.offload.wait", unit="s", description="How long jobs waited for a helper", bounds=BOUNDS_S
+        )
+        duration = stats.histogram(
+            "onelane.offload.duration", unit="s", description="How long jobs ran", bounds=BOUNDS_S
+        )
+        hung = stats.counter("onelane.offload.hung", unit="{job}", description="Jobs that outlived their deadline")
+        replaced = stats.counter("onelane.offload.replaced", unit="{thread}", description="Helpers that were replaced")
+        refused = stats.counter("onelane.offload.refused", unit="{job}", description="Jobs that found the queue full")
+        self.wait, self.duration = wait.at(of), duration.at(of)
+        self.hung, self.replaced, self.refused = hung.at(of), replaced.at(of), refused.at(of)
 
 
 class Offload(Generic[R]):
-    """One blocking resource on its helper thread. Owned by the lane that made it."""
+    """A blocking resource on its helper thread, or `pool` of them. Owned by the lane that made it."""
 
     def __init__(
         self,
@@ -46,126 +62,212 @@ class Offload(Generic[R]):
         name: str,
         capacity: int,
         tracer: Tracer,
+        stats: Stats,
         close: Callable[[R], None] | None = None,
+        pool: int = 1,
+        replace_after_s: float | None = None,
+        close_s: float = CLOSE_S,
     ) -> None:
+        """See `onelane.shard.Shard.offload`.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        if pool < 1 or capacity < 1 or (replace_after_s is not None and replace_after_s <= 0):
+            raise ValueError(
+                f"offload {name}: expected pool and capacity of 1 or more, and replace_after_s above 0 or None; "
+                f"seen pool={pool}, capacity={capacity}, replace_after_s={replace_after_s}"
+            )
         self.name = name
         self.waiting = 0
         """Jobs queued or running. At most `capacity`."""
         self._capacity = capacity
+        self._replace_after_s = replace_after_s
+        self._close_s = close_s
         self._tracer = tracer
-        self._close = close
-        self._closing = False
-        # SimpleQueue is C, without a Python-level lock: one side puts, one side gets.
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._done: deque[_Job] = deque()
+        self._cells = _Cells(stats, name)
+        depth = stats.gauge("onelane.queue.depth", unit="{job}", description="Jobs queued or running")
+        depth.observe(lambda: self.waiting, {"onelane.queue": name})
         self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._work, args=(factory,), name=f"offload-{name}", daemon=True)
-        self._thread.start()
+        self._deadlines = Deadlines(self._loop)
+        self._desk = Desk()
+        self._loop.add_reader(self._desk.bell.fd, self._deliver)
+        self._crew = Crew(name, self._desk, factory, close, size=pool)
+        self._watch: asyncio.TimerHandle | None = None
+        self._settled = 0
+        self._is_shut = False
+        self._told: Job | None = None
+        self._told_at = -TOLD_EVERY_S
+
+    @property
+    def running(self) -> int:
+        """Jobs that have begun. At most `pool`."""
+        return len(self._desk.running)
+
+    @property
+    def left_behind(self) -> int:
+        """Helpers that were replaced and still hang."""
+        return self._crew.left_behind
 
     async def wait_ready(self) -> None:
-        """Wait until the resource is made; raises what its factory raised."""
-        await asyncio.shield(self._ready)
+        """Wait until every helper has made its resource; raises what the factory raised."""
+        await asyncio.shield(self._crew.ready)
 
     async def run(self, work: Callable[[R], T]) -> T:
-        """Run `work(resource)` on the helper thread and return its result.
+        """Run `work(resource)` on a helper thread and return its result.
 
         Raises:
             Overloaded: `capacity` jobs are waiting already.
-            DeadlinePassed: the call's deadline came first; the job is skipped if it has not begun.
-            Draining: the helper is closed.
+            DeadlinePassed: the call's deadline came first, or the job ran longer than `replace_after_s`.
+            Draining: the offload is closed.
         """
-        if self._closing:
+        if self._desk.is_closing:
             raise Draining(f"offload {self.name} is closed")
         if self.waiting >= self._capacity:
+            self._cells.refused.value += 1
             raise Overloaded(f"offload {self.name}", waiting=self.waiting)
+        now = monotonic()
         scope = current.get()
-        span = self._tracer.start(f"offload {self.name}", "INTERNAL", scope.trace if scope else None)
-        job = _Job(work, self._loop.create_future(), span)
+        deadline_at = scope.deadline_at if scope else None
+        if deadline_at is not None and deadline_at <= now:
+            raise DeadlinePassed(f"the deadline passed before offload {self.name} was asked")
+        job = Job(work, self._loop.create_future(), now, self._late)
+        if deadline_at is not None:
+            job.slot = self._deadlines.add(deadline_at, job)
+        if not self._tracer.idle:
+            span = self._tracer.start(f"offload {self.name}", "INTERNAL", scope.trace if scope else None)
+            job.span = span if isinstance(span, SpanRecord) else None
         self.waiting += 1
-        self._jobs.put(job)
-        try:
-            async with asyncio.timeout_at(scope.deadline_at if scope else None) as limit:
-                result: T = await job.future
-                return result
-        except TimeoutError as error:
-            if limit.expired():
-                raise DeadlinePassed(f"the deadline passed while offload {self.name} was busy") from error
-            raise
-        finally:
-            job.abandoned = not job.future.done() or job.future.cancelled()
+        self._desk.put(job)
+        if self._replace_after_s is not None and self._watch is None:
+            self._look_in(self._replace_after_s)
+        result: T = await job.future
+        return result
 
     async def aclose(self) -> None:
-        """Run what is queued, close the resource, end the thread. Takes no new job from now on."""
-        if not self._closing:
-            self._closing = True
-            self._jobs.put(None)
-        await asyncio.shield(self._ended)
+        """Run what is queued, close the resources, end the threads. Takes no new job from now on.
 
-    # On the helper thread.
+        A helper that hangs, in a job for which nobody waits any more or in making or closing its resource, is waited
+        for `close_s` and then left behind.
+        """
+        self._crew.close()
+        while not self._crew.gone.done():
+            before = self._settled
+            await asyncio.wait([self._crew.gone], timeout=self._close_s)
+            is_awaited = any(not job.future.done() for job in list(self._desk.running))
+            if not self._crew.gone.done() and self._settled == before and not is_awaited:
+                for job in self._crew.leave_all():
+                    self._settle(job, Draining(f"offload {self.name} is closed"))
+        if not self._is_shut:
+            self._is_shut = True
+            self._shut()
 
-    def _work(self, factory: Callable[[], R]) -> None:
-        try:
-            resource = factory()
-        except BaseException as error:
-            self._tell(_settle, self._ready, error)
-            self._tell(_settle, self._ended, None)
-            return
-        self._tell(_settle, self._ready, None)
-        while (job := self._jobs.get()) is not None:
-            self._run(job, resource)
-        self._end(resource)
-        self._tell(_settle, self._ended, None)
+    def _shut(self) -> None:
+        self._collect()
+        # Where no helper was left to run them.
+        while self._desk.jobs:
+            self._settle(self._desk.jobs.popleft(), Draining(f"offload {self.name} is closed"))
+        if self._watch is not None:
+            self._watch.cancel()
+        self._loop.remove_reader(self._desk.bell.fd)
+        if not self._crew.left_behind:
+            # Else one of them may be about to ring.
+            self._desk.bell.close()
 
-    def _run(self, job: _Job, resource: R) -> None:
-        if not job.abandoned:
-            job.began_at = monotonic()
-            try:
-                job.result = job.work(resource)
-            except BaseException as error:
-                job.error = error
-        self._done.append(job)
-        # One wake-up for all that is done by the time the lane turns.
-        if len(self._done) == 1:
-            self._tell(self._deliver)
-
-    def _end(self, resource: R) -> None:
-        close = self._close or getattr(type(resource), "close", None)
-        try:
-            if close is not None:
-                close(resource)
-        except Exception:
-            log.exception("offload.close_failed name=%s", self.name)
-
-    def _tell(self, what: Callable[..., None], *arguments: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(what, *arguments)
-        except RuntimeError:
-            log.debug("offload.lane_gone name=%s", self.name)
-
-    # On the lane.
+    # Jobs that come back.
 
     def _deliver(self) -> None:
-        while self._done:
-            job = self._done.popleft()
-            self.waiting -= 1
-            error = "" if job.error is None else type(job.error).__qualname__
-            wait_ms = f"{((job.began_at or job.queued_at) - job.queued_at) * 1000:.3f}"
-            attributes = {"onelane.offload": self.name, "onelane.offload.wait_ms": wait_ms}
-            self._tracer.end(job.span, error=error, attributes=attributes)
-            if job.future.done():
-                continue
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
+        self._desk.bell.wait()
+        self._collect()
 
+    def _collect(self) -> None:
+        desk = self._desk
+        desk.is_rung = False
+        while desk.done:
+            job = desk.done.popleft()
+            self._settle(job, job.error)
 
-def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+    def _settle(self, job: Job, error: BaseException | None, where: str = "") -> None:
+        self.waiting -= 1
+        self._settled += 1
+        if job.slot is not None:
+            self._deadlines.remove(job.slot, job)
+        if job.began_at:
+            self._cells.wait.record(job.began_at - job.queued_at)
+            self._cells.duration.record((job.ended_at or monotonic()) - job.began_at)
+        if job.span is not None:
+            self._end_span(job.span, job, error, where)
+        # An error knows the frames that know the job.
+        result, job.result, job.error = job.result, None, None
+        if job.future.done():
+            return
+        if error is not None:
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)
+
+    # Jobs that do not.
+
+    def _late(self, job: Job) -> None:
+        """A job's deadline has passed, and it has not come back."""
+        job.slot = None
+        error = DeadlinePassed(f"the deadline passed while offload {self.name} was busy")
+        if not job.future.done():
+            job.future.set_exception(error)
+        helper = self._desk.running.get(job)
+        if helper is not None:
+            self._cells.hung.value += 1
+            self._say("offload.hung", job)
+        else:
+            oldest = min(list(self._desk.running), key=lambda one: one.began_at, default=None)
+            self._say("offload.late", oldest)
+        if job.span is not None:
+            self._end_span(job.span, job, error, helper.where() if helper else "")
+
+    def _look(self) -> None:
+        """Replace the helpers whose jobs have run too long; look again while there are jobs."""
+        limit = self._replace_after_s
+        assert limit is not None
+        now = monotonic()
+        for job in [job for job in list(self._desk.running) if now - job.began_at >= limit]:
+            self._give_up(job, now - job.began_at)
+        self._watch = None
+        if self.waiting:
+            oldest = min((job.began_at for job in list(self._desk.running)), default=now)
+            self._look_in(max(oldest + limit - now, limit / 10))
+
+    def _look_in(self, seconds: float) -> None:
+        # An empty context: else the timer would keep the call alive whose job set it.
+        self._watch = self._loop.call_later(seconds, self._look, context=Context())
+
+    def _give_up(self, job: Job, ran_s: float) -> None:
+        where = self._crew.replace(job)
+        if where is None:
+            self._say("offload.not_replaced", job)
+            return
+        self._cells.replaced.value += 1
+        self._settle(job, DeadlinePassed(f"offload {self.name} gave the job up after {ran_s:.1f} s"), where)
+
+    def _say(self, event: str, job: Job | None) -> None:
+        """Log where a job hangs, or what others wait for; seldom, and of each job once."""
+        now = monotonic()
+        helper = self._desk.running.get(job) if job is not None else None
+        if job is None or helper is None or job is self._told or now - self._told_at < TOLD_EVERY_S:
+            return
+        self._told, self._told_at = job, now
+        ran_s = now - job.began_at
+        log.warning("%s name=%s ran_s=%.3f waiting=%d at=%s", event, self.name, ran_s, self.waiting, helper.where())
+
+    def _end_span(self, span: SpanRecord, job: Job, error: BaseException | None, where: str) -> None:
+        job.span = None
+        now = monotonic()
+        began_at = job.began_at or now
+        attributes = {
+            "onelane.offload": self.name,
+            "onelane.offload.wait_ms": f"{(began_at - job.queued_at) * 1e3:.3f}",
+        }
+        if job.began_at:
+            attributes["onelane.offload.run_ms"] = f"{((job.ended_at or now) - began_at) * 1e3:.3f}"
+        if where:
+            attributes["onelane.offload.hangs_at"] = where
+        self._tracer.end(span, error="" if error is None else type(error).__qualname__, attributes=attributes)

@@ -183,17 +183,36 @@ class Shard:
         name: str = "",
         capacity: int = 1000,
         close: Callable[[R], None] | None = None,
+        pool: int = 1,
+        replace_after_s: float | None = None,
     ) -> Offload[R]:
-        """One blocking resource on a helper thread of its own, behind a queue of `capacity` jobs.
+        """One blocking resource on a helper thread of its own, behind a queue of `capacity` jobs, run in order.
 
         `factory` runs on that thread; so does `close`, by default the resource's own `close()`, when the shard ends.
+        pool: so many threads, each with a resource of its own, for what may be used in parallel; jobs go to whichever
+        is free, and so in no promised order.
+        replace_after_s: a job that runs longer is given up (DEADLINE_EXCEEDED), and another thread with a new resource
+        takes the queue over. The old thread may still do its job, beside the new one, so order and one-at-a-time end
+        there; by default no helper is replaced, and a hung one holds its queue.
+
+        Raises:
+            BadService: another one has this name.
+            ValueError: a number is out of its range.
         """
+        name = name or f"{len(self._offloads)}"
+        if name in {offload.name for offload in self._offloads}:
+            raise BadService(f"two offloads of {self.name} are called {name!r}; their stats would be one")
         made = Offload(
-            factory, name=name or f"{len(self._offloads)}", capacity=capacity, tracer=self._tracer, close=close
+            factory,
+            name=name,
+            capacity=capacity,
+            tracer=self._tracer,
+            stats=self.stats,
+            close=close,
+            pool=pool,
+            replace_after_s=replace_after_s,
         )
         self._offloads.append(made)
-        depth = self.stats.gauge("onelane.queue.depth", unit="{job}", description="Jobs queued or running")
-        depth.observe(lambda: made.waiting, {"onelane.queue": made.name})
         return made
 
     async def wait_ready(self) -> None:

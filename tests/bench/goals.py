@@ -51,9 +51,13 @@ class _Rows:
         ours, theirs = self._rows[name, shape].cpu_us_runs, self._rows[other, shape].cpu_us_runs
         return median(a / b for a, b in zip(ours, theirs, strict=True))
 
-    def faster(self, name: str, other: str) -> float:
+    def faster(self, name: str, other: str, shape: str = "") -> float:
         """How many times as many per second."""
-        return _known(self._rows[name, ""].calls_per_s) / _known(self._rows[other, ""].calls_per_s)
+        return _known(self._rows[name, shape].calls_per_s) / _known(self._rows[other, shape].calls_per_s)
+
+    def there_and_back_us(self, name: str, shape: str) -> float:
+        """How long one takes, where they follow each other."""
+        return 1e6 / _known(self._rows[name, shape].calls_per_s)
 
     def cost(self, name: str) -> float:
         return _known(self._rows[name, ""].cpu_us_per_call)
@@ -78,7 +82,7 @@ def _known(figure: float | None) -> float:
 def goals(measured: Sequence[Row]) -> list[Goal]:
     """All of them."""
     rows = _Rows(measured)
-    return [*_native(rows), *_shards(rows), *_grpcio(rows), *_lane(rows)]
+    return [*_native(rows), *_shards(rows), *_grpcio(rows), *_offload(rows), *_lane(rows)]
 
 
 def _native(rows: _Rows) -> list[Goal]:
@@ -125,4 +129,11 @@ def _grpcio(rows: _Rows) -> list[Goal]:
         Goal("grpcio, at home / raw", rows.ratio(r.GRPCIO, r.RAW, FIRST), 1.15),
         Goal("grpcio, forwarded / raw", rows.ratio(r.GRPCIO + r.AWAY, r.RAW, FIRST), 3.5),
         Goal("grpcio, 2 shards / 1 shard", rows.ratio(r.GRPCIO + r.TWO, r.GRPCIO, FIRST), 1.1),
+    ]
+
+
+def _offload(rows: _Rows) -> list[Goal]:
+    return [
+        Goal("offload, there and back, µs", rows.there_and_back_us(r.OFFLOAD, r.ONE), 25),
+        Goal("offload / run_in_executor, per s", rows.faster(r.OFFLOAD, r.EXECUTOR, r.THOUSAND), 3, at_least=True),
     ]

@@ -34,6 +34,8 @@ LANES, THREADS = "rooms: 2 lanes", "rooms: grpc.server, 10 threads and locks"
 CLIENTS = {"grpc.aio": "client: grpc.aio", "dial": "client: onelane dial", "connect": "client: onelane connect"}
 IDLE, KEY, TURN = "an idle connection", "reading a key", "a turn that nobody contends"
 PEAK, FLOODED = "overload: what it can do", f"overload: asked {overload.TIMES} times as often"
+OFFLOAD, EXECUTOR, WAKING = "a job: offload", "a job: run_in_executor, 1 worker", "a job: two bare threads, 2 pipes"
+ONE, THOUSAND, ONE_CORE = "1 at once", "1000 at once", "1 at once, 1 core"
 MESSAGES = 1000
 """Answers to one call of the streaming rows."""
 MANY = (1, 2, 4, 8)
@@ -115,7 +117,7 @@ def _row(name: str, shape: str, runs: Sequence[Run]) -> Row:
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Every row."""
-    for section in (_echo, _many_shards, _diamond, _overload, _alone):
+    for section in (_echo, _many_shards, _diamond, _overload, _blocking, _alone):
         with ExitStack() as stack:
             yield from section(Bench(setting, stack))
 
@@ -158,9 +160,7 @@ def _clients(bench: Bench, target: Target) -> Iterator[Row]:
         bench.setting.tell(f"clients: round {number + 1} of {bench.setting.rounds}")
         for kind, measured in runs.items():
             calls = str(int((3_000 if kind == "grpc.aio" else 8_000) * bench.setting.scale))
-            program = [sys.executable, "-m", "tests.bench.client", kind, target.address, target.key, calls]
-            out = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
-            measured.append(Run(**json.loads(out)))
+            measured.append(_program("tests.bench.client", kind, target.address, target.key, calls))
     for kind, measured in runs.items():
         yield _row(CLIENTS[kind], "1x64", measured)
 
@@ -209,6 +209,29 @@ def _overload(bench: Bench) -> Iterator[Row]:
         grown = overload.rss_kib(shard.pids) - before
         answered = round(median(run.answered_per_s for run in runs))
         yield Row(name, f"x{times}", calls_per_s=answered, p99_ms=round(median(r.p99_ms for r in runs), 1), kib=grown)
+
+
+def _blocking(bench: Bench) -> Iterator[Row]:
+    """An empty job on another thread, and back; and what the machine asks for two wake-ups, which is in it."""
+    asked = {(kind, shape): "1" for kind in (OFFLOAD, EXECUTOR, WAKING) for shape in (ONE, ONE_CORE)}
+    asked |= {(kind, THOUSAND): "1000" for kind in (OFFLOAD, EXECUTOR)}
+    kinds = {OFFLOAD: "offload", EXECUTOR: "executor", WAKING: "threads"}
+    runs: dict[tuple[str, str], list[Run]] = {case: [] for case in asked}
+    for number in range(bench.setting.rounds):
+        bench.setting.tell(f"jobs: round {number + 1} of {bench.setting.rounds}")
+        for (kind, shape), at_once in asked.items():
+            jobs = str(int((40_000 if shape == THOUSAND else 5_000) * bench.setting.scale))
+            cores = "1" if shape == ONE_CORE else "2"
+            runs[kind, shape].append(_program("tests.bench.blocking", kinds[kind], at_once, jobs, cores))
+    for (kind, shape), measured in runs.items():
+        yield _row(kind, shape, measured)
+
+
+def _program(*arguments: str) -> Run:
+    """A module of ours that measures itself."""
+    program = [sys.executable, "-m", *arguments]
+    out = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+    return Run(**json.loads(out))
 
 
 def _alone(bench: Bench) -> Iterator[Row]:
