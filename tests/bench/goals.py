@@ -135,5 +135,6 @@ def _grpcio(rows: _Rows) -> list[Goal]:
 def _offload(rows: _Rows) -> list[Goal]:
     return [
         Goal("offload, there and back, µs", rows.there_and_back_us(r.OFFLOAD, r.ONE), 25),
+        Goal("offload, there and back on one core, µs", rows.there_and_back_us(r.OFFLOAD, r.ONE_CORE), 25),
         Goal("offload / run_in_executor, per s", rows.faster(r.OFFLOAD, r.EXECUTOR, r.THOUSAND), 3, at_least=True),
     ]
