@@ -153,14 +153,15 @@ class Helper(Generic[R]):
         self._thread.start()
 
     def where(self) -> str:
-        """Where its job stands, innermost first: `file:line:function < file:line:function`; empty between jobs."""
+        """Where the code stands that it runs for others, innermost first: `file:line:function < file:line:function`.
+
+        Empty between jobs.
+        """
         frame = sys._current_frames().get(self._thread.ident or 0)
         found: list[tuple[CodeType, int]] = []
-        while frame is not None and frame.f_code is not Job.run.__code__:
+        while frame is not None and frame.f_code not in _OURS:
             found.append((frame.f_code, frame.f_lineno))
             frame = frame.f_back
-        if frame is None:
-            return ""
         return " < ".join(f"{code.co_filename}:{line}:{code.co_qualname}" for code, line in found[:FRAMES_TOLD])
 
     def _live(self, factory: Callable[[], R]) -> None:
@@ -222,5 +223,12 @@ class Helper(Generic[R]):
         try:
             if close is not None:
                 close(resource)
-        except Exception:
+        except BaseException:
             log.exception("offload.close_failed name=%s", self.name)
+
+
+_OURS = {
+    function.__code__
+    for function in (Job.run, Helper._live, Helper._work, Helper._sleep, Helper._run, Helper._end, Desk.finish)
+}
+"""What calls the factory, jobs and `close`, and what runs between them."""

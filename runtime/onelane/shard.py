@@ -195,6 +195,9 @@ class Shard:
         takes the queue over. The old thread may still do its job, beside the new one, so order and one-at-a-time end
         there; by default no helper is replaced, and a hung one holds its queue.
 
+        Counted: the histograms `onelane.offload.wait` and `onelane.offload.duration` (s), the counters
+        `onelane.offload.hung`, `.replaced` and `.refused`, the gauge `onelane.queue.depth`.
+
         Raises:
             BadService: another one has this name.
             ValueError: a number is out of its range.
