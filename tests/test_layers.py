@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
-WORDS = ["errors", "clock", "config"]
+WORDS = ["errors", "clock", "config", "settings"]
 CORE = ["ring", "placement", "keys", "retry", "stats", "spans", "turns", "overload", "topics"]
 WIRE = ["wire"]
 EDGES = [
@@ -47,7 +47,7 @@ PROCESSES = [
     "launcher",
     "inline",
 ]
-PROCESSES += ["keeper", "supervisor", "systemd", "admin", "status", "proto", "cli"]
+PROCESSES += ["keeper", "reloading", "supervisor", "systemd", "admin", "status", "proto", "cli"]
 ORDER = WORDS + CORE + WIRE + EDGES + PROCESSES
 BESIDE = {"v1", "testing", "py", "protos"}
 OUTSIDE = {

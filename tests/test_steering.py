@@ -270,7 +270,7 @@ async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
 
 
 async def test_a_rolling_restart_fails_no_call_of_a_stock_client(tmp_path: Path) -> None:
-    """HUP: each shard sends its clients away by GOAWAY, finishes, and comes back; calls go on all the while."""
+    """USR2: each shard sends its clients away by GOAWAY, finishes, and comes back; calls go on all the while."""
     with running(tmp_path, echo(2, 'listener = "native"')) as cluster:
         done = asyncio.Event()
 
@@ -285,7 +285,7 @@ async def test_a_rolling_restart_fails_no_call_of_a_stock_client(tmp_path: Path)
 
         pids = [shard["pid"] for shard in cluster.shards()]
         hammering = [asyncio.create_task(hammer(number)) for number in range(6)]
-        cluster.process.send_signal(signal.SIGHUP)
+        cluster.process.send_signal(signal.SIGUSR2)
 
         def all_new() -> bool:
             shards = cluster.shards()

@@ -46,13 +46,13 @@ async def test_a_shard_that_dies_is_restarted_and_the_others_are_untouched(tmp_p
         await where.close()
 
 
-async def test_a_hangup_restarts_the_shards_one_by_one_and_loses_no_held_call(tmp_path: Path) -> None:
+async def test_usr2_restarts_the_shards_one_by_one_and_loses_no_held_call(tmp_path: Path) -> None:
     with running(tmp_path, echo(2)) as cluster:
         where = Where(cluster)
         before = [s["pid"] for s in cluster.shards()]
         held = where.home("k").Hold(EchoRequest(key="k", text="kept"))
         await eventually(lambda: cluster.metric("onelane_calls_in_flight"))
-        cluster.process.send_signal(signal.SIGHUP)
+        cluster.process.send_signal(signal.SIGUSR2)
         await where.home("k").Release(EchoRequest(key="k"))
         assert (await held).text == "kept"
         await eventually(lambda: "supervisor.recycled" in cluster.log.read_text())

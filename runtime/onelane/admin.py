@@ -3,12 +3,25 @@
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
 
 from aiohttp import web
 
 from onelane import ports
 from onelane.errors import PortTaken
 from onelane.supervisor import Supervisor
+
+COMMANDS = "X-Onelane"
+"""The header that a command carries. A page from elsewhere cannot send it: it would have to ask, and is not allowed."""
+
+
+@web.middleware
+async def _refuse_browsers(request: web.Request, handler: Any) -> web.StreamResponse:
+    if request.method == "POST" and COMMANDS not in request.headers:
+        raise web.HTTPForbidden(text=f"a command needs the header {COMMANDS}\n")
+    answer: web.StreamResponse = await handler(request)
+    return answer
 
 
 @asynccontextmanager
@@ -33,8 +46,19 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         ready = sum(shard.state == "ready" for shard in shards)
         return web.Response(status=200 if ready == len(shards) else 503, text=f"{ready}/{len(shards)} shards ready\n")
 
-    app = web.Application()
+    async def reload(_: web.Request) -> web.Response:
+        return web.json_response(asdict(await supervisor.reload()))
+
+    async def restart(request: web.Request) -> web.Response:
+        name = request.query.get("app")
+        if name is not None and name not in {app.name for app in supervisor.apps}:
+            return web.json_response({"fault": f"no app is called {name!r}"}, status=404)
+        await supervisor.recycle(name)
+        return web.json_response({"restarted": name or "all"})
+
+    app = web.Application(middlewares=[_refuse_browsers])
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
+    app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     host, port = ports.split(supervisor.config.admin)

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import wraps
 from pathlib import Path
@@ -60,7 +60,7 @@ def main() -> None:
 @_telling
 def up(file: Path, app_dir: Path, admin: str | None, inline: bool) -> None:
     """Run every app of FILE."""
-    _run(_with_admin(config.load(file), admin), app_dir, inline=inline)
+    _run(lambda: _with_admin(config.load(file), admin), app_dir, inline=inline)
 
 
 @main.command()
@@ -72,7 +72,7 @@ def up(file: Path, app_dir: Path, admin: str | None, inline: bool) -> None:
 @_telling
 def serve(file: Path, app: str, app_dir: Path, admin: str | None, inline: bool) -> None:
     """Run one app of FILE."""
-    _run(_with_admin(config.load(file).only(app), admin), app_dir, inline=inline)
+    _run(lambda: _with_admin(config.load(file).only(app), admin), app_dir, inline=inline)
 
 
 @main.command()
@@ -104,6 +104,39 @@ def status(target: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("target", required=False)
+@_telling
+def reload(target: str | None) -> None:
+    """Give running services the settings of their file. TARGET: an admin address; else that of ./onelane.toml."""
+    from onelane import status as asking
+
+    found = asking.command(target or _default_target(), "/reload")
+    for fault in found["faults"]:
+        click.echo(f"onelane: nothing was changed: {fault}", err=True)
+    for change in found["changed"]:
+        click.echo(f"changed {change}")
+    for left in found["needs_restart"]:
+        click.echo(f"needs a restart: {left}")
+    if not any(found.values()):
+        click.echo("nothing has changed")
+    sys.exit(3 if found["faults"] else 0)
+
+
+@main.command()
+@click.argument("app", required=False)
+@click.option("--admin", "target", help="The admin address; else that of ./onelane.toml.")
+@_telling
+def restart(app: str | None, target: str | None) -> None:
+    """Restart the shards of APP, or of all, one after another, each after its calls have finished."""
+    from urllib.parse import quote
+
+    from onelane import status as asking
+
+    found = asking.command(target or _default_target(), "/restart" + (f"?app={quote(app)}" if app else ""))
+    click.echo(f"restarted {found['restarted']}")
+
+
+@main.command()
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option("--root", type=click.Path(path_type=Path, exists=True), default=Path("proto"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Where modules go; default here.")
@@ -127,7 +160,9 @@ def _default_target() -> str:
     return config.load(here).admin if here.exists() else config.DEFAULT_ADMIN
 
 
-def _run(read: config.Config, app_dir: Path, *, inline: bool) -> None:
+def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> None:
+    """read: reads the file, now and at each reload."""
+    first = read()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     folder = str(app_dir.resolve())
     launcher: Launcher = ProcessLauncher()
@@ -135,16 +170,16 @@ def _run(read: config.Config, app_dir: Path, *, inline: bool) -> None:
         from onelane.inline import InlineLauncher
 
         launcher = InlineLauncher()
-    anyio.run(_serve, read, folder, launcher, backend_options={"use_uvloop": True})
+    anyio.run(_serve, first, read, folder, launcher, backend_options={"use_uvloop": True})
 
 
-async def _serve(read: config.Config, app_dir: str, launcher: Launcher) -> None:
+async def _serve(first: config.Config, read: Callable[[], config.Config], app_dir: str, launcher: Launcher) -> None:
     from onelane import admin
     from onelane.supervisor import Supervisor
     from onelane.systemd import notify
 
-    sinks, tracing = _sinks(read, dict(os.environ))
-    supervisor = Supervisor(read, launcher, app_dir=app_dir, sinks=sinks, tracing=tracing)
+    sinks, tracing = _sinks(first, dict(os.environ))
+    supervisor = Supervisor(first, launcher, app_dir=app_dir, sinks=sinks, tracing=tracing, read=read)
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         tasks.start_soon(_obey_signals, supervisor)
         address = await stack.enter_async_context(admin.serving(supervisor))
@@ -162,12 +197,13 @@ async def _serve(read: config.Config, app_dir: str, launcher: Launcher) -> None:
 
 
 async def _obey_signals(supervisor: "Supervisor") -> None:
-    """SIGTERM or SIGINT drains; a second one ends everything at once. SIGHUP restarts the shards one by one."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    """SIGTERM or SIGINT drains; a second one ends everything at once. SIGHUP reloads the services' settings, SIGUSR2
+    restarts the shards one by one."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2) as signals:
         async with anyio.create_task_group() as tasks:
             async for number in signals:
-                if number == signal.SIGHUP:
-                    tasks.start_soon(_recycle, supervisor)
+                if number in (signal.SIGHUP, signal.SIGUSR2):
+                    tasks.start_soon(_reloading, supervisor.reload if number == signal.SIGHUP else supervisor.recycle)
                 elif supervisor.stop_asked.is_set():
                     supervisor.kill()
                     sys.stdout.flush()
@@ -176,11 +212,12 @@ async def _obey_signals(supervisor: "Supervisor") -> None:
                     supervisor.stop_asked.set()
 
 
-async def _recycle(supervisor: "Supervisor") -> None:
+async def _reloading(work: Callable[[], Awaitable[object]]) -> None:
+    """Do what a signal asks for, and let systemd know."""
     from onelane.systemd import notify, notify_reloading
 
     notify_reloading()
-    await supervisor.recycle()
+    await work()
     notify("READY=1")
 
 

@@ -99,6 +99,10 @@ class App(BaseModel):
     """Messages that one shard may publish in one tick; one more is refused."""
     max_lag: Annotated[int, Field(ge=1)] = 1000
     """Messages that a subscriber may lag behind; then it loses the oldest, and is told."""
+    config: Mapping[str, Any] = {}
+    """The services' own settings, which they read as `shard.config`; `onelane reload` changes them while they run."""
+    config_type: Plug | None = None
+    """`package.module:Class` of `shard.config`: a frozen dataclass, or a frozen pydantic model."""
     health: bool = True
     """Serve grpc.health.v1.Health."""
     reflection: bool | None = None

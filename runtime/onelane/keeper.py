@@ -1,12 +1,14 @@
 """Keeps the shards of one app alive: starts them, restarts those that die, drains them, restarts them one by one."""
 
+import json
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import anyio
 
@@ -27,6 +29,8 @@ DRAIN_MARGIN_S = 2.5
 """What a shard may take beyond its grace to say that it has drained."""
 STEADY_S = 10.0
 """A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
+COMMIT_S = 2.0
+"""How long a shard may take to use settings that it has checked; then it is said by `status` what it has."""
 RESTARTS = Instrument("onelane.restarts", "{restart}", "Shards started anew after they died")
 
 
@@ -74,7 +78,18 @@ class ShardState:
     ready: anyio.Event = field(default_factory=anyio.Event)
     drained: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
+    generation: int = 0
+    """Of the services' settings that it has."""
+    answers: dict[int, str] = field(default_factory=dict)
+    """What it has against a generation of settings; "" where they fit."""
+    heard: anyio.Event = field(default_factory=anyio.Event)
+    """It has said something about settings; a new one each time."""
     collected: dict[int, anyio.Event] = field(default_factory=dict)
+
+    def hear(self) -> None:
+        """Wake who waits for what it says."""
+        heard, self.heard = self.heard, anyio.Event()
+        heard.set()
 
 
 class Keeper:
@@ -86,6 +101,8 @@ class Keeper:
         self.placement = placement
         self._around = around
         self.shards = [ShardState(member, index) for index, member in enumerate(placement.members)]
+        self.generation = self._proposals = 1
+        """Of the services' settings."""
         self._stop = anyio.Event()
         self._rng = Random()
 
@@ -132,6 +149,9 @@ class Keeper:
                 case "ready":
                     shard.pid, shard.state, shard.born = message.ready.pid, "ready", True
                     shard.ready.set()
+                    if shard.generation != self.generation:
+                        # It was starting when new ones were decided.
+                        await self._tell(shard, control_pb2.ToShard(commit=self._proposal(self.settings.config)))
                 case "failed":
                     if not shard.born:
                         raise ShardFailed(shard.member.name, message.failed.reason)
@@ -140,6 +160,12 @@ class Keeper:
                     self._add(shard, message.report)
                 case "drained":
                     shard.drained.set()
+                case "proposed":
+                    shard.answers[message.proposed.generation] = message.proposed.fault
+                    shard.hear()
+                case "committed":
+                    shard.generation = message.committed
+                    shard.hear()
                 case "ask_status":
                     # We are reading that shard's messages here, so it must not wait for its own report.
                     self._around.answer_status(running, message.ask_status)
@@ -163,8 +189,45 @@ class Keeper:
     def source(self, shard: ShardState) -> Attributes:
         return (("onelane.app", self.name), ("onelane.shard", shard.member.name))
 
+    async def propose(self, config: Mapping[str, Any], answer_s: float) -> list[str]:
+        """Ask every shard that runs whether new settings fit; what is against it. Changes nothing."""
+        self._proposals += 1
+        number = self._proposals
+        asked = [shard for shard in self.shards if shard.state == "ready" and shard.running is not None]
+        for shard in asked:
+            message = self._proposal(config, number)
+            await self._tell(shard, control_pb2.ToShard(propose=message))
+        with anyio.move_on_after(answer_s):
+            for shard in asked:
+                while number not in shard.answers and shard.state == "ready":
+                    await shard.heard.wait()
+        # One that has died meanwhile starts with what is decided now.
+        return [
+            fault
+            for shard in asked
+            if shard.state == "ready"
+            and (fault := shard.answers.pop(number, f"shard {shard.member.name} has not answered in {answer_s:g} s"))
+        ]
+
+    async def commit(self, config: Mapping[str, Any]) -> None:
+        """Give every shard these settings; those that start later begin with them."""
+        self.generation = self._proposals
+        self.settings = self.settings.model_copy(update={"config": config})
+        ready = [shard for shard in self.shards if shard.state == "ready"]
+        for shard in ready:
+            await self._tell(shard, control_pb2.ToShard(commit=self._proposal(config)))
+        with anyio.move_on_after(COMMIT_S):
+            for shard in ready:
+                while shard.generation != self.generation and shard.state == "ready":
+                    await shard.heard.wait()
+
+    def _proposal(self, config: Mapping[str, Any], generation: int | None = None) -> control_pb2.Settings:
+        text = json.dumps(config, default=str)
+        return control_pb2.Settings(generation=generation or self.generation, config=text)
+
     def _setup(self, shard: ShardState) -> control_pb2.Setup:
         environment = os.environ
+        shard.generation = self.generation
         return control_pb2.Setup(
             app=self.name,
             name=shard.member.name,
@@ -178,6 +241,7 @@ class Keeper:
             sampler=environment.get("OTEL_TRACES_SAMPLER", ""),
             sampler_arg=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
             app_dir=self._around.app_dir,
+            generation=self.generation,
         )
 
     async def drain(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import json
 import logging
 import os
 import secrets
@@ -16,13 +17,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from onelane import methods, ports, server_interceptors
+from onelane import methods, ports, server_interceptors, settings
 from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
 from onelane.clock import SystemClock
 from onelane.config import App
 from onelane.control import Control, placement_from_proto, point_to_proto, span_to_proto
-from onelane.errors import BadService, OnelaneError
+from onelane.errors import BadConfig, BadService, OnelaneError
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
 from onelane.listener import Bind, Listener, Work
@@ -146,6 +147,8 @@ class _Life:
         self._numbers = itertools.count(1)
         self._seq = itertools.count(1)
         self._gauges: dict[Any, Any] = {}
+        self._committed: tuple[int, Any] | None = None
+        """A generation of the services' settings, to be used from the next tick on."""
         self._interceptors: list[Any] = []
         self._health: Any = None
 
@@ -242,7 +245,32 @@ class _Life:
     async def tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            await self._configure()
             await self.report()
+
+    async def _configure(self) -> None:
+        """Use the settings that were committed since the last tick."""
+        if self._committed is None:
+            return
+        (generation, config), self._committed = self._committed, None
+        self.shard.configure(config)
+        await self.control.send(control_pb2.ToSupervisor(committed=generation))
+
+    async def _judge(self, proposal: control_pb2.Settings) -> None:
+        """Say whether new settings fit."""
+        fault = ""
+        try:
+            self._settings_of(proposal)
+        except BadConfig as error:
+            fault = str(error)
+        except Exception as error:
+            # A validator of the service's own may raise anything.
+            fault = f"apps.{self.setup.app}.config: {error!r}"
+        answer = control_pb2.Proposed(generation=proposal.generation, fault=fault)
+        await self.control.send(control_pb2.ToSupervisor(proposed=answer))
+
+    def _settings_of(self, message: control_pb2.Settings) -> Any:
+        return settings.made(self.settings.config_type, json.loads(message.config), app=self.setup.app)
 
     async def report(self, *, collect: int = 0) -> None:
         """Move out what was counted since the last time."""
@@ -282,6 +310,10 @@ class _Life:
                         self._answered(message.status)
                     case "drain":
                         draining = draining or tasks.create_task(self._drain(message.drain.grace_s))
+                    case "propose":
+                        await self._judge(message.propose)
+                    case "commit":
+                        self._committed = (message.commit.generation, self._settings_of(message.commit))
                     case "stop":
                         break
             if draining is not None:

@@ -1,5 +1,6 @@
 """What a service is given: its shard, with plain state that nobody else touches."""
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -15,11 +16,13 @@ from onelane.errors import BadService, NotHome
 from onelane.lane import Lane
 from onelane.offload import Offload
 from onelane.scope import InTurn, current
+from onelane.settings import made
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
 from onelane.timers import Key, Timer, Timers, Work
 from onelane.topics import Lost
 
+log = logging.getLogger("onelane.shard")
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 Req = TypeVar("Req", bound=Message)
@@ -40,6 +43,10 @@ class Shard:
         """From 0."""
         self.stats = stats
         """Counters, gauges and histograms of this shard; moved out and added up each tick."""
+        self.config: Any = made(settings.config_type, settings.config, app=app)
+        """The app's own settings, `[apps.NAME.config]`, as `config_type`; replaced whole between two ticks, never
+        changed."""
+        self._followers: list[Callable[[Any, Any], object]] = []
         self._settings = settings
         self._peers = peers
         self._tracer = tracer
@@ -49,6 +56,19 @@ class Shard:
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[str, Channel] = {}
         self._timers = Timers(name, limit=settings.max_timers, stats=stats, turn=self.turn)
+
+    def on_config(self, follower: Callable[[Any, Any], object]) -> None:
+        """Call `follower(old, new)` each time `config` has been replaced."""
+        self._followers.append(follower)
+
+    def configure(self, new: Any) -> None:
+        """Replace `config`, and tell its followers."""
+        old, self.config = self.config, new
+        for follower in self._followers:
+            try:
+                follower(old, new)
+            except Exception:
+                log.exception("config.follower_failed shard=%s", self.name)
 
     def keyed(self, name: str, kind: type[S]) -> dict[Any, S]:
         """A plain dict whose keys are routing keys and whose values are `kind`. One for each name."""

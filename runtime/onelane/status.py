@@ -13,6 +13,8 @@ from onelane.errors import Transient
 from onelane.placement import STOCK_RING_CAP
 
 TIMEOUT_S = 3.0
+COMMAND_S = 600.0
+"""A restart waits for the calls of one shard after another."""
 
 
 def fetch(target: str) -> dict[str, Any]:
@@ -51,6 +53,24 @@ async def _from_shard(address: str) -> dict[str, Any]:
             raise Transient(f"{address} does not answer as onelane does: {error.details()}") from error
         found: dict[str, Any] = json.loads(answer.json)
         return found
+
+
+def command(target: str, path: str) -> dict[str, Any]:
+    """Tell the supervisor at an admin address to do something; its answer.
+
+    Raises:
+        Transient: nobody answers there, or it refuses.
+    """
+    address = target.removeprefix("http://").rstrip("/")
+    request = urllib.request.Request(f"http://{address}{path}", method="POST", headers={"X-Onelane": "1"})
+    try:
+        with urllib.request.urlopen(request, timeout=COMMAND_S) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except urllib.error.HTTPError as error:
+        raise Transient(f"{address} refuses: {error.read().decode().strip()}") from error
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise Transient(f"{address} does not answer as an admin address does: {error}") from error
 
 
 def fixed_shape(status: dict[str, Any]) -> dict[str, Any]:

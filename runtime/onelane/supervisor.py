@@ -27,6 +27,7 @@ from onelane.errors import BadConfig, first_of
 from onelane.keeper import Keeper, ShardState, Surroundings
 from onelane.launcher import Launcher, Running
 from onelane.placement import Member, Placement
+from onelane.reloading import Reloaded, Reloading
 from onelane.sinks import Sink
 from onelane.sinks.prometheus import PrometheusSink
 from onelane.spans import SpanRecord
@@ -44,8 +45,16 @@ class Supervisor:
     """All apps of one file. Made once; `run` is its whole life."""
 
     def __init__(
-        self, config: Config, launcher: Launcher, *, app_dir: str, sinks: Sequence[Sink], tracing: bool
+        self,
+        config: Config,
+        launcher: Launcher,
+        *,
+        app_dir: str,
+        sinks: Sequence[Sink],
+        tracing: bool,
+        read: Callable[[], Config] | None = None,
     ) -> None:
+        """read: reads the file again, for `reload`."""
         self.config = config
         self.prometheus = PrometheusSink(os.environ)
         self.sinks: list[Sink] = [self.prometheus, *sinks]
@@ -60,6 +69,7 @@ class Supervisor:
             take_spans=self._take_spans,
             answer_status=lambda running, number: self.tasks.start_soon(self._answer_status, running, number),
         )
+        self._reloading = Reloading(self.apps, config, read or (lambda: config))
         self.tasks: anyio.abc.TaskGroup
         self.stop_asked = anyio.Event()
         self._numbers = itertools.count(1)
@@ -143,11 +153,16 @@ class Supervisor:
         for app in self.apps:
             await app.drain()
 
-    async def recycle(self) -> None:
-        """Restart every shard of every app, one after another."""
+    async def reload(self) -> Reloaded:
+        """Read the file again, and give the services the settings that it has for them."""
+        return await self._reloading.reload()
+
+    async def recycle(self, name: str | None = None) -> None:
+        """Restart every shard of every app, or of one, one after another."""
         for app in self.apps:
-            await app.recycle()
-        log.info("supervisor.recycled")
+            if name in (None, app.name):
+                await app.recycle()
+        log.info("supervisor.recycled app=%s", name or "all")
 
     async def _feed_sinks(self) -> None:
         while True:
@@ -219,6 +234,7 @@ class Supervisor:
             "address": shard.member.address,
             "state": shard.state,
             "restarts": shard.restarts,
+            "config": shard.generation,
             "calls": int(self.totals.sum_of("onelane.calls", source)),
             "forwarded": int(self.totals.sum_of("onelane.forwards", source)),
         }

@@ -27,6 +27,8 @@ class Echo(echo_pb2_grpc.EchoServicer):
         self.seen = shard.keyed("seen", int)
         self.held: dict[str, asyncio.Event] = {}
         self.added = 0
+        self.configured: list[str] = []
+        shard.on_config(lambda old, new: self.configured.append(f"{old!r}->{new!r}"))
         self.heard: dict[str, list[str]] = {}
         self.lagging: dict[str, Any] = {}
         self.subscriptions: list[Any] = []
@@ -195,6 +197,10 @@ class Echo(echo_pb2_grpc.EchoServicer):
         key, order, rest = rest.split(" ", 2)
         await self._wait(key, context)
         await getattr(self, f"_{order}")(rest, context)
+
+    async def _config(self, _: str, context: Context) -> None:
+        told = (("x-config", repr(self.shard.config)), ("x-followed", " ".join(self.configured)))
+        context.set_trailing_metadata(told)
 
     async def _began(self, _: str, context: Context) -> None:
         context.set_trailing_metadata((("x-began", " ".join(self.began)),))

@@ -28,6 +28,8 @@ class ToShard(_message.Message):
     COLLECT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    PROPOSE_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
     collect: _builtins.int
     """Report now, not at the next tick; the report carries this number."""
     @_builtins.property
@@ -44,6 +46,14 @@ class ToShard(_message.Message):
     def stop(self) -> Global___Stop:
         """After every shard of the app has drained: close, report the rest, exit."""
 
+    @_builtins.property
+    def propose(self) -> Global___Settings:
+        """New settings of the services, to be checked and answered by `proposed`."""
+
+    @_builtins.property
+    def commit(self) -> Global___Settings:
+        """Settings that every shard has checked: use them from the next tick on."""
+
     def __init__(
         self,
         *,
@@ -53,12 +63,14 @@ class ToShard(_message.Message):
         collect: _builtins.int = ...,
         status: Global___StatusAnswer | None = ...,
         stop: Global___Stop | None = ...,
+        propose: Global___Settings | None = ...,
+        commit: Global___Settings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "drain", b"drain", "kind", b"kind", "placement", b"placement", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "commit", b"commit", "drain", b"drain", "kind", b"kind", "placement", b"placement", "propose", b"propose", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "drain", b"drain", "kind", b"kind", "placement", b"placement", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "commit", b"commit", "drain", b"drain", "kind", b"kind", "placement", b"placement", "propose", b"propose", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -73,8 +85,12 @@ class ToSupervisor(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     ASK_STATUS_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
+    PROPOSED_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
     ask_status: _builtins.int
     """Somebody asked this shard for the status of all; the answer carries this number."""
+    committed: _builtins.int
+    """The generation of the settings that the services have now."""
     @_builtins.property
     def ready(self) -> Global___Ready:
         """Every port is bound and every service object is made."""
@@ -87,6 +103,8 @@ class ToSupervisor(_message.Message):
     def drained(self) -> Global___Drained:
         """Nothing of this shard's own clients is under way any more; calls from siblings are still served."""
 
+    @_builtins.property
+    def proposed(self) -> Global___Proposed: ...
     def __init__(
         self,
         *,
@@ -95,12 +113,14 @@ class ToSupervisor(_message.Message):
         report: Global___Report | None = ...,
         ask_status: _builtins.int = ...,
         drained: Global___Drained | None = ...,
+        proposed: Global___Proposed | None = ...,
+        committed: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "drained", b"drained", "failed", b"failed", "kind", b"kind", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "committed", b"committed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "drained", b"drained", "failed", b"failed", "kind", b"kind", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "committed", b"committed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained", "proposed", "committed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -144,6 +164,7 @@ class Setup(_message.Message):
     SAMPLER_FIELD_NUMBER: _builtins.int
     SAMPLER_ARG_FIELD_NUMBER: _builtins.int
     APP_DIR_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     name: _builtins.str
     index: _builtins.int
@@ -159,6 +180,8 @@ class Setup(_message.Message):
     sampler_arg: _builtins.str
     app_dir: _builtins.str
     """Where the services' modules are found, before all else."""
+    generation: _builtins.int
+    """Of the config in `settings`."""
     @_builtins.property
     def peers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """App name → host:port, for stubs."""
@@ -180,10 +203,11 @@ class Setup(_message.Message):
         sampler: _builtins.str = ...,
         sampler_arg: _builtins.str = ...,
         app_dir: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "index", b"index", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "generation", b"generation", "index", b"index", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,6 +349,53 @@ class Stop(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Stop: _TypeAlias = Stop  # noqa: Y015
+
+@_typing.final
+class Settings(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Grows with each proposal of this app."""
+    config: _builtins.str
+    """JSON of `[apps.NAME.config]`."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        config: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Settings: _TypeAlias = Settings  # noqa: Y015
+
+@_typing.final
+class Proposed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    fault: _builtins.str
+    """Empty where they fit."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        fault: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Proposed: _TypeAlias = Proposed  # noqa: Y015
 
 @_typing.final
 class Drained(_message.Message):

@@ -1,0 +1,118 @@
+"""A service's own settings, `[apps.NAME.config]`: one typed, frozen object, and what differs between two of them.
+
+Promises: what does not fit its type never becomes an object, and every fault is told with its name.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from onelane.errors import BadConfig
+
+
+class Settings(Mapping[str, Any]):
+    """Settings without a type of their own: a mapping that does not change, whose values are attributes as well."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_values", {name: _frozen(value) for name, value in values.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"config has no {name!r}; it has {sorted(self._values)}") from None
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"config.{name} cannot be set: change the file, and reload it")
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Settings({self._values!r})"
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Settings(value)
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def made(kind: str | None, values: Mapping[str, Any], *, app: str) -> Any:
+    """The settings object of an app. kind: "package.module:Class" of a frozen dataclass or pydantic model, or None.
+
+    Raises:
+        BadConfig: there is no such class, it is not frozen, or the values do not fit; all faults at once.
+    """
+    if kind is None:
+        return Settings(values)
+    found = _class(kind, app)
+    # A name that nobody reads is a misspelt one.
+    faults = [f"{name}: is not a setting of {kind}" for name in sorted(set(values) - _names(found, values))]
+    try:
+        settings = TypeAdapter(found).validate_python(dict(values))
+    except ValidationError as error:
+        raise BadConfig(f"apps.{app}.config", [*map(_fault, error.errors()), *faults]) from error
+    if faults:
+        raise BadConfig(f"apps.{app}.config", faults)
+    return settings
+
+
+def _class(kind: str, app: str) -> Any:
+    module, _, name = kind.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise BadConfig(f"apps.{app}.config_type", [f"{kind}: no module {error.name!r}"]) from error
+    if not _is_frozen(found):
+        expected = "expected a frozen dataclass, or a pydantic model with frozen=True"
+        raise BadConfig(f"apps.{app}.config_type", [f"{kind} is {found!r}, {expected}"])
+    return found
+
+
+def _names(kind: Any, values: Mapping[str, Any]) -> set[str]:
+    if not issubclass(kind, BaseModel):
+        return {field.name for field in fields(kind)}
+    if kind.model_config.get("extra") in ("allow", "forbid"):
+        return set(values)
+    return {name for field, told in kind.model_fields.items() for name in (field, told.alias or field)}
+
+
+def _is_frozen(found: Any) -> bool:
+    if isinstance(found, type) and issubclass(found, BaseModel):
+        return bool(found.model_config.get("frozen"))
+    return isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def _fault(one: Any) -> str:
+    place = ".".join(map(str, one["loc"])) or "it"
+    return f"{place}: {one['msg'].removeprefix('Value error, ')}, seen {one['input']!r}"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs, by dotted name. Numbers are told, texts are not: they may be secrets."""
+    found: list[str] = []
+    for name in sorted({*old, *new}):
+        before, after, place = old.get(name), new.get(name), f"{prefix}{name}"
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{place}.")
+        elif name not in new:
+            found.append(f"{place}: gone")
+        elif isinstance(after, bool | int | float) and isinstance(before, bool | int | float):
+            found.append(f"{place}: {before} → {after}")
+        else:
+            found.append(f"{place}: {'changed' if name in old else 'new'}")
+    return found
