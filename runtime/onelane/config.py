@@ -216,10 +216,19 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(str(path), [f"is not TOML: {error}"]) from error
     _overrule(data, os.environ if environment is None else environment)
+    return parse(data, name=str(path), text=text)
+
+
+def parse(data: Mapping[str, Any], *, name: str = "configuration", text: str = "") -> Config:
+    """The configuration that `data` says. name, text: of the file that it is from, for what is told.
+
+    Raises:
+        BadConfig: it breaks the rules above; all faults at once.
+    """
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise BadConfig(str(path), [_fault(one, text) for one in error.errors()]) from error
+        raise BadConfig(name, [_fault(one, text) for one in error.errors()]) from error
 
 
 def _overrule(data: dict[str, Any], environment: Mapping[str, str]) -> None:

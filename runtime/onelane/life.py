@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 from onelane import methods, ports, server_interceptors, settings
 from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
-from onelane.clock import SystemClock
+from onelane.channel import DIALLING
+from onelane.clock import Clock, SystemClock
 from onelane.config import App
 from onelane.control import Control, placement_from_proto, point_to_proto, span_to_proto
 from onelane.errors import BadConfig, BadService, OnelaneError
@@ -34,7 +35,9 @@ from onelane.plugs import plug
 from onelane.shard import Shard
 from onelane.spans import NEVER, sampler_of
 from onelane.stats import Stats
+from onelane.subchannel import Dialling
 from onelane.telemetry import Tracer
+from onelane.timers import Alarms, LoopAlarms
 from onelane.topology import Topology
 from onelane.turns import Turns
 from onelane.v1 import control_pb2
@@ -84,10 +87,29 @@ class _Serving:
         self._steered.value += 1
 
 
-class _Life:
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a shard runs on: this machine, or what a test gives it."""
+
+    clock: Clock = field(default_factory=SystemClock)
+    alarms: Alarms = field(default_factory=LoopAlarms)
+    dialling: Dialling = DIALLING
+    """How its stubs connect."""
+
+
+MACHINE = Means()
+
+
+class Life:
     """A shard from its setup to its end. Owned by `run`."""
 
-    def __init__(self, setup: control_pb2.Setup, control: Control, sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self,
+        setup: control_pb2.Setup,
+        control: Control,
+        sockets: Sequence[socket.socket],
+        means: Means = MACHINE,
+    ) -> None:
         self.setup = setup
         self.sockets = sockets
         """Shared, own, and for siblings, where the supervisor holds them; else none."""
@@ -96,7 +118,7 @@ class _Life:
         self.stats = Stats()
         environment = {"OTEL_TRACES_SAMPLER": setup.sampler, "OTEL_TRACES_SAMPLER_ARG": setup.sampler_arg}
         sampler = sampler_of({k: v for k, v in environment.items() if v}) if setup.tracing else NEVER
-        self.tracer = Tracer(shard=setup.name, sampler=sampler, clock=SystemClock(), rng=Random())
+        self.tracer = Tracer(shard=setup.name, sampler=sampler, clock=means.clock, rng=Random())
         self.shard = Shard(
             app=setup.app,
             name=setup.name,
@@ -105,7 +127,10 @@ class _Life:
             peers=dict(setup.peers),
             stats=self.stats,
             tracer=self.tracer,
+            alarms=means.alarms,
+            dialling=means.dialling,
         )
+        self.services: list[object] = []
         self.forwarder = NativeForwarder()
         placement = placement_from_proto(setup.placement)
         self.membership: Membership = plug("onelane.memberships", self.settings.membership)(placement)
@@ -177,7 +202,9 @@ class _Life:
         for name in self.settings.services:
             cls = methods.servicer_class(name)
             try:
-                for method in methods.methods_of(methods.make(cls, self.shard), configured=configured, turns=turns):
+                service = methods.make(cls, self.shard)
+                self.services.append(service)
+                for method in methods.methods_of(service, configured=configured, turns=turns):
                     self._add(method, name)
             except BadService as error:
                 faults.append(f"{name}\n{error}")
@@ -245,8 +272,12 @@ class _Life:
     async def tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            await self._configure()
-            await self.report()
+            await self.tick_once()
+
+    async def tick_once(self) -> None:
+        """Take what is to be taken between two ticks, and move out what was counted."""
+        await self._configure()
+        await self.report()
 
     async def _configure(self) -> None:
         """Use the settings that were committed since the last tick."""
@@ -381,7 +412,7 @@ async def run(control: Control, sockets: Sequence[socket.socket] = ()) -> bool:
         sys.path.insert(0, first.setup.app_dir)
     life = None
     try:
-        life = _Life(first.setup, control, sockets)
+        life = Life(first.setup, control, sockets)
         await life.start()
     except Exception as error:
         reason = str(error) if isinstance(error, OnelaneError) else traceback.format_exc()

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from onelane import keys
 from onelane.across import Across, Answer, Subscription, Which
-from onelane.channel import Channel
+from onelane.channel import DIALLING, Channel
 from onelane.config import App
 from onelane.errors import BadService, NotHome
 from onelane.lane import Lane
@@ -18,8 +18,9 @@ from onelane.offload import Offload
 from onelane.scope import InTurn, current
 from onelane.settings import made
 from onelane.stats import Stats
+from onelane.subchannel import Dialling
 from onelane.telemetry import Tracer
-from onelane.timers import Key, Timer, Timers, Work
+from onelane.timers import Alarms, Key, Timer, Timers, Work
 from onelane.topics import Lost
 
 log = logging.getLogger("onelane.shard")
@@ -34,7 +35,17 @@ class Shard:
     """What a service may use. Everything here belongs to one lane; none of it needs a lock."""
 
     def __init__(
-        self, *, app: str, name: str, index: int, settings: App, peers: dict[str, str], stats: Stats, tracer: Tracer
+        self,
+        *,
+        app: str,
+        name: str,
+        index: int,
+        settings: App,
+        peers: dict[str, str],
+        stats: Stats,
+        tracer: Tracer,
+        alarms: Alarms | None = None,
+        dialling: Dialling = DIALLING,
     ) -> None:
         self.app = app
         self.name = name
@@ -55,7 +66,8 @@ class Shard:
         self._keyed: dict[str, dict[Any, Any]] = {}
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[str, Channel] = {}
-        self._timers = Timers(name, limit=settings.max_timers, stats=stats, turn=self.turn)
+        self._dialling = dialling
+        self._timers = Timers(name, limit=settings.max_timers, stats=stats, turn=self.turn, alarms=alarms)
 
     def on_config(self, follower: Callable[[Any, Any], object]) -> None:
         """Call `follower(old, new)` each time `config` has been replaced."""
@@ -86,7 +98,9 @@ class Shard:
             raise BadService(f"stub {stub}: no app or peer is called {to!r}; known are {sorted(self._peers)}")
         if to not in self._channels:
             deadline_s = self._settings.deadline_s
-            self._channels[to] = Channel(self._peers[to], deadline_s=deadline_s, name=to, tracer=self._tracer)
+            self._channels[to] = Channel(
+                self._peers[to], deadline_s=deadline_s, name=to, tracer=self._tracer, dialling=self._dialling
+            )
         return stub(self._channels[to])
 
     @asynccontextmanager

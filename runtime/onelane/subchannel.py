@@ -8,7 +8,7 @@ connection-backoff.md, wait-for-ready.md.
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol, cast
@@ -59,6 +59,8 @@ class Dialling:
     """Calls that may wait for a connection; one more fails with RESOURCE_EXHAUSTED."""
     tls: ssl.SSLContext | None = None
     """See `onelane.tls.client_context`; None for cleartext."""
+    reach: Mapping[str, str] | None = None
+    """host:port → the target that is dialled instead; for tests, and for what stands between."""
     authority: str = ""
     """What `:authority` says, and the name that the server's certificate must have; the target's host where empty."""
 
@@ -261,10 +263,9 @@ class Subchannel:
 
     def __init__(self, target: str, dialling: Dialling) -> None:
         self.dialling = dialling
-        self.address = ports.dialled(target)
-        self.authority = (
-            dialling.authority or (self.address if not self.address.startswith("unix:") else "localhost")
-        ).encode()
+        address = ports.dialled(target)
+        self.authority = (dialling.authority or ("localhost" if address.startswith("unix:") else address)).encode()
+        self.address = ports.dialled(dialling.reach.get(address, address)) if dialling.reach is not None else address
         self.state = State.IDLE
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self.loop)

@@ -476,6 +476,13 @@ class Connection(asyncio.Protocol):
         self.wire.http2.ping(b"keepaliv")
         self._flush()
 
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def abort(self) -> None:
         """Close at once, without a word."""
         self._transport.abort()

@@ -51,6 +51,7 @@ class NativeListener:
         self._servers: list[tuple[Bind, asyncio.Server]] = []
         self._steering: Steering | None = None
         self._is_draining = False
+        self._is_paused = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -115,6 +116,8 @@ class NativeListener:
         if len(self._connections) >= self._settings.max_connections and not connection.trusted:
             return False
         self._connections.add(connection)
+        if self._is_paused:
+            connection.pause_reading()
         if self._is_draining and not connection.trusted:
             # It came while the door was closing.
             self._keep(connection.say_goodbye())
@@ -232,6 +235,23 @@ class NativeListener:
         await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(self._connections):
             connection.close()
+
+    def pause(self) -> None:
+        """Take nothing from any connection until `resume`."""
+        self._is_paused = True
+        for connection in self._connections:
+            connection.pause_reading()
+
+    def resume(self) -> None:
+        self._is_paused = False
+        for connection in self._connections:
+            connection.resume_reading()
+
+    async def abort(self) -> None:
+        """Close everything at once, without a word, as a process that dies does."""
+        for connection in list(self._connections):
+            connection.abort()
+        await self.stop(0.0)
 
     def _under_way(self) -> list[asyncio.Task[None]]:
         return [task for connection in self._connections for task in connection.tasks]

@@ -1,0 +1,306 @@
+"""An app, or several, in this one process and loop, without ports: for the tests of those who write services.
+
+    async with Cluster("service:Counter", shards=3) as cluster:
+        counter = cluster.stub(counter_pb2_grpc.CounterStub)
+        assert (await counter.Add(AddRequest(name="apples", amount=2))).total == 2
+
+Everything is the real thing but where shards listen: on Unix sockets in a folder that goes away with the cluster. Keys
+have the owners that they have on the ports of the file, so a test is the same on every machine.
+
+`cluster.clock` stands still until `advance`: timers, ticks (and so statistics and what is published) and the times of
+spans follow it. Deadlines and everything else on the wire follow this machine's clock.
+"""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from onelane import config, ports
+from onelane.channel import DIALLING, Channel
+from onelane.config import PORT_STRIDE, App, Config
+from onelane.control import placement_to_proto, point_from_proto, span_from_proto
+from onelane.errors import BadConfig
+from onelane.life import TICK_S, Life, Means
+from onelane.listener.native import NativeListener
+from onelane.native_channel import dial
+from onelane.placement import Member, Placement
+from onelane.spans import SpanRecord
+from onelane.stats import Totals, attributes_of
+from onelane.testing.clock import ManualClock
+from onelane.v1 import control_pb2
+
+S = TypeVar("S")
+SETTLE = 20
+"""Turns of the loop in which what an `advance` has begun may go on before it returns."""
+
+
+class Cluster:
+    """See the module. An async context manager; owned by the loop that entered it."""
+
+    def __init__(
+        self,
+        app: str | type | Config | Path,
+        *,
+        shards: int = 2,
+        settings: Mapping[str, Any] | None = None,
+        trace: bool = False,
+    ) -> None:
+        """app: a servicer class or its name "package.module:Class"; or a file of apps, read or as its path.
+
+        shards: of each app. settings: of `[apps.NAME]`, for one app. trace: record every call's spans.
+
+        Raises:
+            BadConfig: the file, or a setting, is not right.
+        """
+        self.clock = ManualClock(1_000_000.0)
+        self.spans: list[SpanRecord] = []
+        """What was traced, once `advance` has ticked or `stats` was asked."""
+        self._config = _config_of(app, settings or {})
+        self._count = shards
+        self._trace = trace
+        self._totals = Totals()
+        self._apps: dict[str, list[_Shard]] = {}
+        self._channels: dict[str, Channel] = {}
+        self._stack = AsyncExitStack()
+        self._reach: dict[str, str] = {}
+        self._dialling = replace(DIALLING, reach=self._reach)
+
+    async def __aenter__(self) -> "Cluster":
+        async with self._stack:
+            folder = Path(tempfile.mkdtemp(prefix="onelane-"))
+            self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._lay_out(folder)
+            # Last to first: who is called listens before its callers start.
+            for shards in reversed(self._apps.values()):
+                for shard in shards:
+                    await shard.start()
+                    self._stack.push_async_callback(shard.end)
+            for name, app in self._config.apps.items():
+                channel = Channel(app.listen, deadline_s=30.0, name=name, dialling=self._dialling)
+                self._stack.push_async_callback(channel.close)
+                # Until the owners' connections stand, calls would go to whichever shard takes them.
+                await channel.channel_ready()
+                self._channels[name] = channel
+            self._stack = self._stack.pop_all()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    def _lay_out(self, folder: Path) -> None:
+        for name, app in self._config.apps.items():
+            settings = app.model_copy(update={"shards": self._count})
+            host, port = ports.split(app.listen)
+            shared = f"unix:{folder / name}"
+            self._reach[app.listen] = shared
+            addresses = [ports.join(host, (port or 50051) + PORT_STRIDE * (index + 1)) for index in range(self._count)]
+            members = [Member(f"{name}-{i}", own, str(folder / f"{name}-{i}")) for i, own in enumerate(addresses)]
+            pins = {key: members[index].name for key, index in app.pins.items()}
+            placement = Placement(1, tuple(members), app.points, pins)
+            door = ports.listening(shared)
+            self._stack.callback(door.close)
+            self._apps[name] = [
+                _Shard(self, name, index, settings, placement, self._open(member, shared, folder))
+                for index, member in enumerate(members)
+            ]
+            for shard in self._apps[name]:
+                shard.sockets = (door, *shard.sockets)
+
+    def _open(self, member: Member, shared: str, folder: Path) -> tuple[Any, ...]:
+        own = f"unix:{folder / member.name}.own"
+        self._reach[member.address] = own
+        sockets = (ports.listening(own), ports.listening(f"unix:{member.socket}"))
+        for sock in sockets:
+            self._stack.callback(sock.close)
+        return sockets
+
+    def means(self) -> Means:
+        """What the shards run on."""
+        return Means(clock=self.clock, alarms=self.clock, dialling=self._dialling)
+
+    # What a test does
+
+    def stub(self, stub: Callable[[grpc.aio.Channel], S], *, app: str | None = None, shard: int | None = None) -> S:
+        """A generated stub of an app (of the first, unless named) that goes to the owners, or to one shard."""
+        shards = self._shards(app)
+        if shard is None:
+            return stub(self._channels[shards[0].app])
+        channel = dial(shards[shard].member.address, dialling=self._dialling)
+        self._stack.push_async_callback(channel.close)
+        return stub(channel)
+
+    def owner_of(self, key: str, *, app: str | None = None) -> int:
+        """The index of the shard that owns a key, in its canonical text."""
+        shards = self._shards(app)
+        name = shards[0].placement.owner_of(key).name
+        return next(shard.index for shard in shards if shard.member.name == name)
+
+    def service(self, kind: type[S], *, shard: int, app: str | None = None) -> S:
+        """The service object of one shard, to look at."""
+        return next(made for made in self._shards(app)[shard].life.services if isinstance(made, kind))
+
+    async def advance(self, seconds: float) -> None:
+        """Move the clock on: what is due runs, in order, and has had some turns of the loop when this returns."""
+        left = seconds
+        while left > 0:
+            step = min(left, TICK_S)
+            self.clock.advance(step)
+            left -= step
+            for _ in range(SETTLE):
+                await asyncio.sleep(0)
+
+    async def stats(self, name: str, attributes: Mapping[str, str] | None = None) -> float:
+        """The sum of a counter over all shards and over all series with these attributes, as of now."""
+        for shard in self._all():
+            if shard.is_up:
+                await shard.life.report(collect=1)
+        return self._totals.sum_of(name, attributes_of(attributes))
+
+    async def kill(self, shard: int, *, app: str | None = None) -> None:
+        """End a shard as if its process had died: its state, and the counts of its last tick, are gone."""
+        await self._shards(app)[shard].kill()
+
+    async def restart(self, shard: int, *, app: str | None = None) -> None:
+        """Start a shard that was killed; one that is up is killed first."""
+        one = self._shards(app)[shard]
+        if one.is_up:
+            await one.kill()
+        await one.start()
+
+    @contextmanager
+    def stall(self, shard: int, *, app: str | None = None) -> Iterator[None]:
+        """While this lasts a shard takes nothing from its connections: calls wait, as behind a handler that hangs."""
+        listener = self._shards(app)[shard].life.listener
+        assert isinstance(listener, NativeListener)
+        listener.pause()
+        try:
+            yield
+        finally:
+            listener.resume()
+
+    def _shards(self, app: str | None) -> "list[_Shard]":
+        name = app or next(iter(self._apps))
+        if name not in self._apps:
+            raise BadConfig("Cluster", [f"no app is called {name!r}; there are {sorted(self._apps)}"])
+        return self._apps[name]
+
+    def _all(self) -> "list[_Shard]":
+        return [shard for shards in self._apps.values() for shard in shards]
+
+    # What its shards say
+
+    def setup_of(self, shard: "_Shard") -> control_pb2.Setup:
+        peers = {name: app.listen for name, app in self._config.apps.items()} | dict(self._config.peers)
+        return control_pb2.Setup(
+            app=shard.app,
+            name=shard.member.name,
+            index=shard.index,
+            settings=shard.settings.model_dump_json(),
+            address=shard.member.address,
+            socket=shard.member.socket,
+            peers=peers,
+            placement=placement_to_proto(shard.placement),
+            tracing=self._trace,
+            sampler="always_on",
+        )
+
+    def take(self, shard: "_Shard", report: control_pb2.Report) -> None:
+        """Add a shard's report to the sums."""
+        source = (("onelane.app", shard.app), ("onelane.shard", shard.member.name))
+        self._totals.add(map(point_from_proto, report.points), extra=source)
+        self.spans += map(span_from_proto, report.spans)
+
+
+@dataclass
+class _Shard:
+    """One shard of a cluster, and what it is started with again. It is its own supervisor's line."""
+
+    cluster: Cluster
+    app: str
+    index: int
+    settings: App
+    placement: Placement
+    sockets: tuple[Any, ...]
+    is_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.member = self.placement.members[self.index]
+        self.life: Life
+        self._following: asyncio.Task[None]
+
+    async def start(self) -> None:
+        copies = [sock.dup() for sock in self.sockets]
+        self.life = Life(self.cluster.setup_of(self), self, copies, self.cluster.means())
+        await self.life.start()
+        await self.life.set_health(serving=True)
+        self._following = asyncio.get_running_loop().create_task(self.life.follow())
+        self.is_up = True
+        self._tick_later()
+
+    async def kill(self) -> None:
+        if not self.is_up:
+            return
+        self.is_up = False
+        self._following.cancel()
+        self.life.control = _Nobody()
+        listener = self.life.listener
+        assert isinstance(listener, NativeListener)
+        await listener.abort()
+        await self.life.end()
+
+    async def end(self) -> None:
+        if self.is_up:
+            self.is_up = False
+            self._following.cancel()
+            await self.life.end()
+
+    def _tick_later(self) -> None:
+        self.cluster.clock.call_at(self.cluster.clock.now() + TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        if self.is_up:
+            self._ticking = asyncio.get_running_loop().create_task(self.life.tick_once())
+            self._tick_later()
+
+    # onelane.control.Control
+
+    async def send(self, message: control_pb2.ToSupervisor) -> None:
+        if message.WhichOneof("kind") == "report":
+            self.cluster.take(self, message.report)
+
+    async def receive(self) -> None:
+        """Nothing is said to it."""
+
+    def close(self) -> None:
+        """Nobody waits for that."""
+
+
+class _Nobody:
+    """The line of a shard that is dead."""
+
+    async def send(self, message: Any) -> None:
+        """Lost."""
+
+    async def receive(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Closed."""
+
+
+def _config_of(app: str | type | Config | Path, settings: Mapping[str, Any]) -> Config:
+    if isinstance(app, Config):
+        return app
+    if isinstance(app, Path):
+        return config.load(app)
+    if isinstance(app, type):
+        app = f"{app.__module__}:{app.__qualname__}"
+    values = {"services": [app], "listen": "127.0.0.1:50051", **settings}
+    return config.parse({"apps": {"app": values}})
