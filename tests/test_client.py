@@ -170,7 +170,7 @@ def test_status_prints_the_fixed_shape(cluster: Cluster, ask: str) -> None:
     app = json.loads(shown.stdout)["apps"]["echo"]
     assert set(app) == {"listen", "epoch", "service_config", "shards"}
     assert app["listen"] == cluster.listen["echo"]
-    fields = {"name", "index", "pid", "address", "state", "restarts", "calls", "forwarded"}
+    fields = {"name", "index", "pid", "address", "state", "restarts", "config", "calls", "forwarded"}
     assert [set(shard) for shard in app["shards"]] == [fields, fields]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
-WORDS = ["errors", "clock", "config", "settings"]
-CORE = ["ring", "placement", "keys", "retry", "stats", "spans", "turns", "overload", "topics"]
+WORDS = ["errors", "clock", "service_config", "config", "settings"]
+CORE = ["ring", "placement", "keys", "retry", "stats", "spans", "turns", "overload", "topics", "resilience"]
 WIRE = ["wire"]
 EDGES = [
     "telemetry",
@@ -22,6 +22,7 @@ EDGES = [
     "eager",
     "subchannel",
     "client_call",
+    "hedging",
     "client_interceptors",
     "native_channel",
     "listener",

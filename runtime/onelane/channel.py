@@ -9,8 +9,10 @@ Deadlines only shrink: the sooner of the caller's, what is left of the call in p
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any
@@ -22,16 +24,30 @@ from onelane import keys, methods
 from onelane.client_call import ClientCall
 from onelane.client_interceptors import checked, intercepted
 from onelane.errors import BadKey
+from onelane.hedging import HedgedCall
 from onelane.keys import FieldKey
 from onelane.native_channel import NativeChannel
 from onelane.placement import Member, Placement
+from onelane.resilience import PREVIOUS, Budget, Endpoint, policy_of, pushback_s, wait_s
 from onelane.retry import backoff_s
 from onelane.scope import current, sooner
+from onelane.service_config import ServiceConfig
+from onelane.spans import SpanRecord
+from onelane.stats import Stats
 from onelane.subchannel import Dialling
-from onelane.telemetry import Tracer, context_of, outbound
+from onelane.telemetry import Span, Tracer, context_of, outbound
 from onelane.turns import CHAIN
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
+USUAL = ServiceConfig()
+LEVELS = {0: "", 1: "NO_SIDE_EFFECTS", 2: "IDEMPOTENT"}
+"""google.protobuf.MethodOptions.IdempotencyLevel."""
+DECISIONS = {
+    "retries": "Attempts after one that failed",
+    "hedges": "Attempts beside one that was late",
+    "ejections": "Endpoints left alone for a while, because they failed on and on",
+    "refusals": "Calls not sent, because too many were under way",
+}
 READY = grpc.ChannelConnectivity.READY
 CONNECT_S = 5.0
 DIALLING = Dialling(initial_backoff_s=0.1, max_backoff_s=0.5, keepalive_s=30.0, ping_timeout_s=5.0)
@@ -45,18 +61,32 @@ def connect(
     name: str = "",
     dialling: Dialling = DIALLING,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    service_config: Mapping[str, Any] | None = None,
 ) -> "Channel":
     """A channel to the app at `target` ("host:port" of its shared port), for any generated stub.
 
     deadline_s: of a unary call that has no other; None for none. name: what errors call the peer.
+    service_config: gRPC's, for how calls are made: see `onelane.service_config`.
     Use it as `async with`, which waits until the owners' connections stand, or close it by `await channel.close()`.
 
     Raises:
         RuntimeError: no event loop is running.
-        ValueError: `target` is no target, or one of `interceptors` is none of grpc.aio's.
+        ValueError: `target` is no target, one of `interceptors` is none of grpc.aio's, or the service config is not
+            right.
     """
     asyncio.get_running_loop()
-    return Channel(target, deadline_s=deadline_s, name=name or target, dialling=dialling, interceptors=interceptors)
+    said = ServiceConfig.model_validate(service_config) if service_config is not None else USUAL
+    return Channel(
+        target, deadline_s=deadline_s, name=name or target, dialling=dialling, interceptors=interceptors, said=said
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One shard of the app, by its own address."""
+
+    channel: NativeChannel
+    health: Endpoint
 
 
 class Channel(grpc.aio.Channel):
@@ -71,7 +101,14 @@ class Channel(grpc.aio.Channel):
         tracer: Tracer | None = None,
         dialling: Dialling = DIALLING,
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        said: ServiceConfig = USUAL,
+        stats: Stats | None = None,
     ) -> None:
+        self.said = said
+        self.budget = Budget(said.retryThrottling)
+        self.in_flight = 0
+        self.rng = Random()
+        self._stats = stats
         self.name = name
         self.target = target
         self.deadline_s = deadline_s
@@ -81,7 +118,7 @@ class Channel(grpc.aio.Channel):
         self._dialling = dialling
         self._interceptors = checked(interceptors)
         self._shared = NativeChannel(target, dialling)
-        self._owners: dict[str, NativeChannel] = {}
+        self._owners: dict[str, Owner] = {}
         self._placed = asyncio.Event()
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
@@ -113,14 +150,14 @@ class Channel(grpc.aio.Channel):
         """Wait until the topology is known and every owner's connection stands."""
         await self._shared.channel_ready()
         await self._placed.wait()
-        for channel in list(self._owners.values()):
-            await channel.channel_ready()
+        for owner in list(self._owners.values()):
+            await owner.channel.channel_ready()
 
     async def close(self, grace: float | None = None) -> None:
         self._follower.cancel()
         with suppress(asyncio.CancelledError):
             await self._follower
-        for channel in (self._shared, *self._owners.values()):
+        for channel in (self._shared, *(owner.channel for owner in self._owners.values())):
             await channel.close(grace)
 
     async def __aenter__(self) -> "Channel":
@@ -136,12 +173,30 @@ class Channel(grpc.aio.Channel):
 
     # Routing
 
-    def channel_for(self, key: str | None) -> NativeChannel:
-        """The owner's channel while its connection stands, else the shared one."""
-        if key is None or self.placement is None:
-            return self._shared
-        owner = self._owners[self.placement.owner_of(key).address]
-        return owner if owner.get_state(try_to_connect=True) is READY else self._shared
+    def pick(self, key: str | None, attempt: int = 0) -> tuple[NativeChannel, Endpoint | None]:
+        """Where a call goes: to the owner while its connection stands and it is well, else by the shared address.
+
+        attempt: those of one call without a key go to one shard after another.
+        """
+        if self.placement is None or (key is None and not attempt):
+            return self._shared, None
+        if key is None:
+            owner = list(self._owners.values())[attempt % len(self._owners)]
+        else:
+            owner = self._owners[self.placement.owner_of(key).address]
+        if owner.channel.get_state(try_to_connect=True) is READY and owner.health.allows(time.monotonic()):
+            return owner.channel, owner.health
+        return self._shared, None
+
+    def unsent(self, shape: str, deserialize: Callable[[bytes], Any] | None) -> ClientCall:
+        """A call that will not be sent."""
+        return self._shared.unsent(shape, deserialize)
+
+    def count(self, what: str, reason: str) -> None:
+        """Count a decision about a call: retries, hedges, ejections, refusals."""
+        if self._stats is not None:
+            counter = self._stats.counter(f"onelane.client.{what}", unit="{call}", description=DECISIONS[what])
+            counter.add(1, {"onelane.peer": self.name, "onelane.reason": reason})
 
     async def _follow(self) -> None:
         attempt = 0
@@ -164,13 +219,14 @@ class Channel(grpc.aio.Channel):
         placement = Placement(update.epoch, members, update.points, dict(update.pins))
         for member in members:
             if member.address not in self._owners:
-                self._owners[member.address] = NativeChannel(member.address, self._dialling)
-                self._owners[member.address].get_state(try_to_connect=True)
+                channel = NativeChannel(member.address, self._dialling)
+                self._owners[member.address] = Owner(channel, Endpoint())
+                channel.get_state(try_to_connect=True)
         self.configured_keys = dict(update.keys)
         self.placement = placement
         self._placed.set()
         for address in set(self._owners) - {m.address for m in members}:
-            await self._owners.pop(address).close(grace=None)
+            await self._owners.pop(address).channel.close(grace=None)
 
 
 class _Method:
@@ -193,6 +249,13 @@ class _Method:
         self._rule: FieldKey | None = None
         self._ruled_by: Placement | None = None
         self._has_default = shape.endswith("_unary")
+        said = channel.said
+        descriptor = methods.describe(method)
+        level = LEVELS[descriptor.GetOptions().idempotency_level] if descriptor is not None else ""
+        self._policy = policy_of(method[1:], level, said)
+        if shape != "unary_unary":
+            # gRFC A6 would repeat a stream of which nothing has come yet; here a stream is its caller's.
+            self._policy = replace(self._policy, attempts=1, hedge_after_s=None)
 
     def __call__(
         self,
@@ -204,6 +267,9 @@ class _Method:
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
+        channel, policy = self._channel, self._policy
+        if channel.in_flight >= channel.said.max_in_flight:
+            return self._refused()
         given = tuple(metadata or ())
         key = self._key(request, given)
         if key is not None and not any(name == keys.HEADER for name, _ in given):
@@ -218,21 +284,81 @@ class _Method:
         if scope is not None and (chain := scope.onward):
             given = (*given, (CHAIN, chain))
         left = None if scope is None or scope.deadline_at is None else max(0.0, scope.deadline_at - time.monotonic())
-        limit = sooner(timeout, left)
+        limit = sooner(sooner(timeout, policy.timeout_s), left)
         if limit is None and self._has_default:
             limit = self._channel.deadline_s
-        call: ClientCall = self._send(self._channel.channel_for(key))(
-            request,
-            timeout=limit,
-            metadata=given,
-            credentials=credentials,
-            wait_for_ready=wait_for_ready,
-            compression=compression,
-        )
-        call.peer_name = self._channel.name
-        if tracer is not None and span is not None:
-            call.tell(lambda call: tracer.end_call(span, status=call.status.name, server=False))
+        made: dict[str, Any] = {
+            "timeout": limit,
+            "metadata": given,
+            "credentials": credentials,
+            "wait_for_ready": policy.wait_for_ready if wait_for_ready is None else wait_for_ready,
+            "compression": compression,
+        }
+        if policy.hedge_after_s is None:
+            return self._attempt(request, made, key, span, 0)
+        until = None if limit is None else time.monotonic() + limit
+
+        def attempt(number: int) -> ClientCall:
+            if number:
+                self._decided("hedges", "late", span, {"attempt": number + 1})
+                made["timeout"] = None if until is None else max(0.0, until - time.monotonic())
+            return self._attempt(request, made, key, span, number)
+
+        return HedgedCall(attempt, policy, channel.budget)
+
+    def _attempt(self, request: Any, made: dict[str, Any], key: str | None, span: Span, number: int) -> ClientCall:
+        channel = self._channel
+        to, health = channel.pick(key, number)
+        call: ClientCall = self._send(to)(request, **made)
+        call.peer_name = channel.name
+        channel.in_flight += 1
+        if self._policy.attempts > 1 and self._policy.hedge_after_s is None:
+            call.repeats = partial(self._repeat, key, span)
+        call.tell(partial(self._ended, span, health, number))
         return call
+
+    def _ended(self, span: Span, health: Endpoint | None, number: int, call: ClientCall) -> None:
+        channel = self._channel
+        channel.in_flight -= 1
+        assert call.status is not None
+        code = call.status.name
+        if code == "OK" and self._policy.attempts > 1:
+            channel.budget.succeeded()
+        if health is not None and health.ended(code, time.monotonic()):
+            self._decided("ejections", code, span, {})
+        if channel.tracer is not None and span is not None and not number:
+            channel.tracer.end_call(span, status=code, server=False)
+
+    def _repeat(self, key: str | None, span: Span, call: ClientCall, code: grpc.StatusCode, trailers: Any) -> bool:
+        """Make another attempt of a call that has failed, where that is safe and there is time; whether one is made."""
+        channel, policy = self._channel, self._policy
+        wait = wait_s(policy, call.retries + 1, code.name, pushback_s(trailers), channel.budget, channel.rng)
+        left = call.time_remaining()
+        if wait is None or (left is not None and wait >= left):
+            return False
+        call.retries += 1
+        call.forget_attempt()
+        self._decided("retries", code.name, span, {"attempt": call.retries + 1, "after_s": round(wait, 4)})
+        asyncio.get_running_loop().call_later(wait, self._again, key, call)
+        return True
+
+    def _again(self, key: str | None, call: ClientCall) -> None:
+        call.send_again(self._channel.pick(key, call.retries)[0].subchannel, PREVIOUS.encode())
+
+    def _refused(self) -> ClientCall:
+        """A call that is over before it was sent: too many are under way."""
+        channel = self._channel
+        self._decided("refusals", "in_flight", None, {})
+        made = channel.unsent(self._shape, self._serializers[1])
+        most = channel.said.max_in_flight
+        made.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{most} calls to {channel.name} are under way already")
+        return made
+
+    def _decided(self, what: str, reason: str, span: Span, attributes: dict[str, Any]) -> None:
+        """Make a decision visible: in the statistics, and in the span of its call."""
+        self._channel.count(what, reason)
+        if isinstance(span, SpanRecord):
+            span.add_event(f"onelane.client.{what}", {"onelane.reason": reason, **attributes}, time.time_ns())
 
     def _key(self, request: Any, given: tuple[tuple[str, Any], ...]) -> str | None:
         header = keys.header_of(given)

@@ -16,7 +16,7 @@ from grpc.aio import EOF, Metadata
 
 from onelane.subchannel import Connection, Subchannel
 from onelane.wire.client import ClientStream
-from onelane.wire.grpc import Headers
+from onelane.wire.grpc import Headers, write_timeout
 
 OK = grpc.StatusCode.OK
 CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -40,6 +40,8 @@ class ClientCall(grpc.aio.Call):
         wait_for_ready: bool,
     ) -> None:
         self._channel = channel
+        self._at = channel
+        """Where this attempt is made; the first one's channel keeps the deadline."""
         self.headers = headers
         self._deserialize = deserialize
         self.wait_for_ready = wait_for_ready
@@ -51,6 +53,9 @@ class ClientCall(grpc.aio.Call):
         """None while the call is under way."""
         self.words = ""
         self.peer_name = ""
+        self.repeats: Callable[[Any, grpc.StatusCode, Any], bool] | None = None
+        """Asked where an attempt has failed: True where it makes another (`send_again`)."""
+        self.retries = 0
         self.told: Callable[[ClientCall], None] | None = None
         self._initial: Any = None
         self._trailers: Any = ()
@@ -93,7 +98,10 @@ class ClientCall(grpc.aio.Call):
     def finish(self, code: Any, details: str, trailers: Any = ()) -> None:
         if self.status is not None:
             return
-        self.status = code if isinstance(code, grpc.StatusCode) else CODES[code]
+        status = code if isinstance(code, grpc.StatusCode) else CODES[code]
+        if self.repeats is not None and status is not OK and self.repeats(self, status, trailers):
+            return
+        self.status = status
         if self.stream is not None:
             # They know each other: parted here, they need no garbage collector.
             self.stream.call = None
@@ -108,6 +116,26 @@ class ClientCall(grpc.aio.Call):
             self.told(self)
         for callback in self._callbacks:
             callback(self)
+
+    def send_again(self, channel: Subchannel, previous: bytes) -> None:
+        """Make another attempt, on any channel. previous: the header that counts those before."""
+        if self.status is not None:
+            return
+        kept = [pair for pair in self.headers if pair[0] not in (b"grpc-timeout", previous)]
+        left = self.time_remaining()
+        if left is not None:
+            kept.append((b"grpc-timeout", write_timeout(left)))
+        self.headers = [*kept, (previous, b"%d" % self.retries)]
+        self._at = channel
+        channel.start(self)
+
+    def forget_attempt(self) -> None:
+        """Nothing of the attempt that has failed is left."""
+        if self.stream is not None:
+            self.stream.call = None
+        self.stream = self.connection = None
+        self.messages.clear()
+        self._initial = None
 
     def expire(self) -> None:
         self._stop(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
@@ -155,7 +183,7 @@ class ClientCall(grpc.aio.Call):
 
     async def debug_error_string(self) -> str:
         await self.over()
-        return f"{self._channel.address}: {self.words}"
+        return f"{self._at.address}: {self.words}"
 
     async def wait_for_connection(self) -> None:
         """Wait until the call has been sent.
@@ -184,7 +212,7 @@ class ClientCall(grpc.aio.Call):
             Metadata(*(self._initial or ())),
             Metadata(*self._trailers),
             details=details,
-            debug_error_string=f"{self._channel.address}: {details}",
+            debug_error_string=f"{self._at.address}: {details}",
         )
 
     @property
@@ -204,7 +232,8 @@ class ClientCall(grpc.aio.Call):
             assert self.connection is not None
             self.connection.cancel(self.stream)
         else:
-            self._channel.forget(self)
+            self._at.forget(self)
+        self.repeats = None
         self.finish(code, details)
 
     def _ended(self) -> asyncio.Future[None]:

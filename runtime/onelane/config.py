@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from onelane.errors import BadConfig
+from onelane.service_config import ServiceConfig
 
 ENVIRONMENT_PREFIX = "ONELANE_"
 DEFAULT_ADMIN = "127.0.0.1:9464"
@@ -99,6 +100,8 @@ class App(BaseModel):
     """Messages that one shard may publish in one tick; one more is refused."""
     max_lag: Annotated[int, Field(ge=1)] = 1000
     """Messages that a subscriber may lag behind; then it loses the oldest, and is told."""
+    stubs: Mapping[str, ServiceConfig] = {}
+    """Peer → gRPC's service config (`methodConfig`, `retryThrottling`) and `max_in_flight`, for stubs to it."""
     config: Mapping[str, Any] = {}
     """The services' own settings, which they read as `shard.config`; `onelane reload` changes them while they run."""
     config_type: Plug | None = None

@@ -4,6 +4,7 @@ gRPC on our own wire over a socket pair between processes, two queues where both
 """
 
 import asyncio
+import json
 import socket
 from collections import deque
 from typing import Any, Protocol, cast
@@ -243,6 +244,10 @@ def span_to_proto(span: SpanRecord) -> control_pb2.Span:
         error=span.error,
         remote_parent=span.remote_parent,
         tracestate=span.context.tracestate,
+        events=[
+            control_pb2.SpanEvent(name=name, attributes=json.dumps(attributes), at_ns=at_ns)
+            for name, attributes, at_ns in span.events or ()
+        ],
     )
 
 
@@ -257,4 +262,5 @@ def span_from_proto(message: control_pb2.Span) -> SpanRecord:
         dict(message.attributes),
         message.error,
         message.remote_parent,
+        [(event.name, json.loads(event.attributes), event.at_ns) for event in message.events] or None,
     )

@@ -72,6 +72,13 @@ class NativeChannel(grpc.aio.Channel):
         multi = MultiCallable(self.subchannel, shape, method, *serializers, compression=self._compression, **more)
         return intercepted(multi, shape, method, self._interceptors) if self._interceptors else multi
 
+    def unsent(self, shape: str, deserialize: Callable[[bytes], Any] | None) -> ClientCall:
+        """A call of a shape that is not sent; whoever asked for it must finish it."""
+        call: Any = _SHAPES[shape](self.subchannel, [], deserialize, None, False)
+        if shape.startswith("stream_"):
+            call.prepare(None, None, wire.frame)
+        return call  # type: ignore[no-any-return]
+
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         if try_to_connect and self.subchannel.state is grpc.ChannelConnectivity.IDLE:
             self.subchannel.connect()

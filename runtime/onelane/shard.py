@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from onelane import keys
 from onelane.across import Across, Answer, Subscription, Which
-from onelane.channel import DIALLING, Channel
+from onelane.channel import DIALLING, USUAL, Channel
 from onelane.config import App
 from onelane.errors import BadService, NotHome
 from onelane.lane import Lane
@@ -99,7 +99,13 @@ class Shard:
         if to not in self._channels:
             deadline_s = self._settings.deadline_s
             self._channels[to] = Channel(
-                self._peers[to], deadline_s=deadline_s, name=to, tracer=self._tracer, dialling=self._dialling
+                self._peers[to],
+                deadline_s=deadline_s,
+                name=to,
+                tracer=self._tracer,
+                dialling=self._dialling,
+                said=self._settings.stubs.get(to, USUAL),
+                stats=self.stats,
             )
         return stub(self._channels[to])
 

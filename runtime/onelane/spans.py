@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random, getrandbits
+from typing import Any
 
 from onelane.clock import Clock
 
@@ -39,6 +40,10 @@ def parse_traceparent(text: str, tracestate: str = "") -> TraceContext | None:
     return TraceContext(match[2], match[3], bool(int(match[4], 16) & 1), tracestate)
 
 
+MAX_EVENTS = 128
+"""Of one span, as in OpenTelemetry's specification."""
+
+
 @dataclass(slots=True)
 class SpanRecord:
     """One span. Appended to a plain list when it ends; exported elsewhere."""
@@ -55,6 +60,14 @@ class SpanRecord:
     error: str = ""
     """Empty unless it ended in an error."""
     remote_parent: bool = False
+    events: list[tuple[str, dict[str, Any], int]] | None = None
+    """Name, attributes, and when, in nanoseconds since the Unix epoch."""
+
+    def add_event(self, name: str, attributes: Mapping[str, Any], at_ns: int) -> None:
+        if self.events is None:
+            self.events = []
+        if len(self.events) < MAX_EVENTS:
+            self.events.append((name, dict(attributes), at_ns))
 
 
 @dataclass(frozen=True, slots=True)

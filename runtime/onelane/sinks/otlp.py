@@ -14,7 +14,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import export
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
@@ -171,6 +171,7 @@ def _readable(span: SpanRecord, resource: Resource) -> ReadableSpan:
         parent=context(span.parent_id, remote=span.remote_parent) if span.parent_id else None,
         resource=resource,
         attributes=span.attributes,
+        events=[Event(name, attributes, at_ns) for name, attributes, at_ns in span.events or ()],
         kind=SpanKind[span.kind],
         status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
         start_time=span.start_ns,

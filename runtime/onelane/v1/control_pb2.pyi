@@ -640,6 +640,7 @@ class Span(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     REMOTE_PARENT_FIELD_NUMBER: _builtins.int
     TRACESTATE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.bytes
     span_id: _builtins.bytes
     parent_id: _builtins.bytes
@@ -657,6 +658,8 @@ class Span(_message.Message):
     tracestate: _builtins.str
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpanEvent]: ...
     def __init__(
         self,
         *,
@@ -671,11 +674,38 @@ class Span(_message.Message):
         error: _builtins.str = ...,
         remote_parent: _builtins.bool = ...,
         tracestate: _builtins.str = ...,
+        events: _abc.Iterable[Global___SpanEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "end_ns", b"end_ns", "error", b"error", "kind", b"kind", "name", b"name", "parent_id", b"parent_id", "remote_parent", b"remote_parent", "span_id", b"span_id", "start_ns", b"start_ns", "trace_id", b"trace_id", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "end_ns", b"end_ns", "error", b"error", "events", b"events", "kind", b"kind", "name", b"name", "parent_id", b"parent_id", "remote_parent", b"remote_parent", "span_id", b"span_id", "start_ns", b"start_ns", "trace_id", b"trace_id", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Span: _TypeAlias = Span  # noqa: Y015
+
+@_typing.final
+class SpanEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    AT_NS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    attributes: _builtins.str
+    """JSON of its attributes: texts, numbers, truth values."""
+    at_ns: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        attributes: _builtins.str = ...,
+        at_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "attributes", b"attributes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpanEvent: _TypeAlias = SpanEvent  # noqa: Y015

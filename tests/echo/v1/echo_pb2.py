@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from onelane.v1 import options_pb2 as onelane_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tests/echo/v1/echo.proto\x12\x07\x65\x63ho.v1\x1a\x18onelane/v1/options.proto\"L\n\x0b\x45\x63hoRequest\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05times\x18\x03 \x01(\r\x12\r\n\x05order\x18\x04 \x01(\t\"6\n\tEchoReply\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12\x0c\n\x04seen\x18\x03 \x01(\r2\x9b\x05\n\x04\x45\x63ho\x12\x31\n\x05Unary\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\x12\x36\n\x08\x44ownload\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply0\x01\x12\x34\n\x06Upload\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply(\x01\x12\x34\n\x04\x43hat\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply(\x01\x30\x01\x12\x31\n\x05Plain\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\x12\x39\n\x0bPlainUpload\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply(\x01\x12\x39\n\tPlainChat\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply(\x01\x30\x01\x12\x35\n\tMisbehave\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\x12\x32\n\x06\x41\x63ross\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\x12\x35\n\x03Who\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\"\x04\xc0\x84\x19\x01\x12\x36\n\x04Hold\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\"\x04\xc8\x84\x19\x01\x12\x39\n\x07Release\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\"\x04\xc8\x84\x19\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tests/echo/v1/echo.proto\x12\x07\x65\x63ho.v1\x1a\x18onelane/v1/options.proto\"L\n\x0b\x45\x63hoRequest\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xb8\x84\x19\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05times\x18\x03 \x01(\r\x12\r\n\x05order\x18\x04 \x01(\t\"6\n\tEchoReply\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12\x0c\n\x04seen\x18\x03 \x01(\r2\x9e\x05\n\x04\x45\x63ho\x12\x31\n\x05Unary\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\x12\x36\n\x08\x44ownload\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply0\x01\x12\x34\n\x06Upload\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply(\x01\x12\x34\n\x04\x43hat\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply(\x01\x30\x01\x12\x31\n\x05Plain\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\x12\x39\n\x0bPlainUpload\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply(\x01\x12\x39\n\tPlainChat\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply(\x01\x30\x01\x12\x35\n\tMisbehave\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\x12\x32\n\x06\x41\x63ross\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\x12\x38\n\x03Who\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\"\x07\x90\x02\x01\xc0\x84\x19\x01\x12\x36\n\x04Hold\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\"\x04\xc8\x84\x19\x01\x12\x39\n\x07Release\x12\x14.echo.v1.EchoRequest\x1a\x12.echo.v1.EchoReply\"\x04\xc8\x84\x19\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ECHOREQUEST'].fields_by_name['key']._loaded_options = None
   _globals['_ECHOREQUEST'].fields_by_name['key']._serialized_options = b'\270\204\031\001'
   _globals['_ECHO'].methods_by_name['Who']._loaded_options = None
-  _globals['_ECHO'].methods_by_name['Who']._serialized_options = b'\300\204\031\001'
+  _globals['_ECHO'].methods_by_name['Who']._serialized_options = b'\220\002\001\300\204\031\001'
   _globals['_ECHO'].methods_by_name['Hold']._loaded_options = None
   _globals['_ECHO'].methods_by_name['Hold']._serialized_options = b'\310\204\031\001'
   _globals['_ECHO'].methods_by_name['Release']._loaded_options = None
@@ -45,5 +45,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ECHOREPLY']._serialized_start=141
   _globals['_ECHOREPLY']._serialized_end=195
   _globals['_ECHO']._serialized_start=198
-  _globals['_ECHO']._serialized_end=865
+  _globals['_ECHO']._serialized_end=868
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,107 @@
+"""Faults on purpose: calls that come late, fail, or are never answered. A server interceptor, for tests and drills.
+
+    class Flaky(Faults):
+        rules = (Fault("arena.v1.Profile/*", share=0.3, abort=grpc.StatusCode.UNAVAILABLE),)
+
+and `interceptors = ["my.tests:Flaky"]` in the app's settings. Which calls are hit is drawn from `seed`.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from random import Random
+from typing import Any, ClassVar
+
+import grpc
+import grpc.aio
+
+from onelane import plain
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What befalls some calls."""
+
+    method: str = "*"
+    """`pkg.Service/Method`, with `*` for anything."""
+    share: float = 1.0
+    """Of the calls, 0.0 to 1.0."""
+    delay_s: float = 0.0
+    """How much later the handler begins, or the call fails."""
+    abort: grpc.StatusCode | None = None
+    """The status with which the call ends, before its handler."""
+    details: str = "a fault that was injected"
+    drop: bool = False
+    """It is never answered: its client waits until its deadline."""
+
+
+class Faults(grpc.aio.ServerInterceptor):
+    """See the module. `rules` and `seed` are a subclass's own; the first rule that fits a call decides."""
+
+    rules: ClassVar[Sequence[Fault]] = ()
+    seed: ClassVar[int] = 1
+
+    def __init__(self) -> None:
+        self._rng = Random(self.seed)
+        self.injected = 0
+        """Calls that something befell."""
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method.lstrip("/")
+        fault = next((rule for rule in self.rules if fnmatchcase(method, rule.method)), None)
+        if handler is None or fault is None or self._rng.random() >= fault.share:
+            return handler
+        self.injected += 1
+        return _behind(fault, handler)
+
+
+def _behind(fault: Fault, handler: Any) -> Any:
+    """`handler`, but for the fault."""
+    run = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    more = (handler.request_deserializer, handler.response_serializer)
+    if handler.response_streaming:
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            await _befall(fault, context)
+            answers = run(request, _context_of(run, context))
+            if hasattr(answers, "__aiter__"):
+                async for one in answers:
+                    yield one
+            elif inspect.isawaitable(answers):
+                await answers
+            else:
+                for one in answers:
+                    yield one
+
+        made = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+        return made(stream, *more)
+
+    async def single(request: Any, context: Any) -> Any:
+        await _befall(fault, context)
+        answer = run(request, _context_of(run, context))
+        return await answer if inspect.isawaitable(answer) else answer
+
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(single, *more)
+    return grpc.unary_unary_rpc_method_handler(single, *more)
+
+
+async def _befall(fault: Fault, context: Any) -> None:
+    if fault.delay_s:
+        await asyncio.sleep(fault.delay_s)
+    if fault.drop:
+        await asyncio.Event().wait()
+    if fault.abort is not None:
+        await context.abort(fault.abort, fault.details)
+
+
+def _context_of(run: Any, context: Any) -> Any:
+    is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
+    return context if is_async else plain.PlainContext(context)
