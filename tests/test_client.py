@@ -171,6 +171,7 @@ def test_status_prints_the_fixed_shape(cluster: Cluster, ask: str) -> None:
     assert set(app) == {"listen", "epoch", "service_config", "shards"}
     assert app["listen"] == cluster.listen["echo"]
     fields = {"name", "index", "pid", "address", "state", "restarts", "config", "calls", "forwarded"}
+    fields |= {"stalls", "last_stalls"}
     assert [set(shard) for shard in app["shards"]] == [fields, fields]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "service_config", "config", "settings"]
-CORE = ["ring", "placement", "keys", "retry", "stats", "spans", "turns", "overload", "topics", "resilience"]
+CORE = ["ring", "placement", "keys", "retry", "stats", "stalls", "spans", "turns", "overload", "topics", "resilience"]
 WIRE = ["wire"]
 EDGES = [
     "telemetry",
@@ -32,6 +32,7 @@ EDGES = [
     "crew",
     "offload",
     "timers",
+    "watchdog",
     "sinks",
 ]
 EDGES += ["membership", "control", "plugs"]

@@ -49,6 +49,12 @@ def _plug(text: str) -> str:
     return text
 
 
+def _stall(seconds: float) -> float:
+    if seconds and not 0.01 <= seconds <= 60:
+        raise ValueError("expected 0, or seconds from 0.01 to 60")
+    return seconds
+
+
 Address = Annotated[str, AfterValidator(_address)]
 Plug = Annotated[str, AfterValidator(_plug)]
 
@@ -124,6 +130,10 @@ class App(BaseModel):
     """Seconds of calls that may have piled up; what comes on top, while that lasts, is RESOURCE_EXHAUSTED."""
     max_rate_per_key: Annotated[float, Field(gt=0)] | None = None
     """Calls a second of one key, with as many at once after a pause; one more is RESOURCE_EXHAUSTED."""
+    stall_s: Annotated[float, AfterValidator(_stall)] = 0.05
+    """A lane that does not turn for half as long to as long is reported, with where it stands; 0 turns that off."""
+    replace_stalled_s: Annotated[float, Field(ge=1, le=86400)] | None = None
+    """A shard's process whose lane stands still for so long is replaced; where not said, never. Not in inline mode."""
     max_streams: Annotated[int, Field(ge=1)] = 1024
     """Calls at once on one connection; the client waits with more."""
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024

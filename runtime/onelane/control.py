@@ -7,12 +7,14 @@ import asyncio
 import json
 import socket
 from collections import deque
+from dataclasses import asdict, fields
 from typing import Any, Protocol, cast
 
 from google.protobuf.message import Message
 
 from onelane.placement import Member, Placement
 from onelane.spans import SpanRecord, TraceContext
+from onelane.stalls import Stall
 from onelane.stats import Buckets, Instrument, Point, attributes_of
 from onelane.v1 import control_pb2
 from onelane.wire import client, server
@@ -264,3 +266,12 @@ def span_from_proto(message: control_pb2.Span) -> SpanRecord:
         message.remote_parent,
         [(event.name, json.loads(event.attributes), event.at_ns) for event in message.events] or None,
     )
+
+
+def stall_to_proto(stall: Stall) -> control_pb2.Stall:
+    return control_pb2.Stall(**asdict(stall))
+
+
+def stall_from_proto(message: control_pb2.Stall) -> Stall:
+    there = {one.name: getattr(message, one.name) for one in fields(Stall)}
+    return Stall(**there | {"others": tuple(message.others)})

@@ -8,21 +8,25 @@ from collections.abc import Sequence
 from onelane import life
 from onelane.control import Control, QueueControl
 from onelane.launcher import Running
+from onelane.watchdog import Watchdog
 
 
 class InlineLauncher:
     """See `onelane.launcher.Launcher`: each shard is a task of this loop."""
 
+    def __init__(self) -> None:
+        self._watchdog = Watchdog(may_exit=False)
+
     async def launch(self, sockets: Sequence[socket.socket]) -> Running:
         ours, theirs = QueueControl.pair()
-        return _InlineRunning(ours, theirs, [sock.dup() for sock in sockets])
+        return _InlineRunning(ours, theirs, self._watchdog, [sock.dup() for sock in sockets])
 
 
 class _InlineRunning:
-    def __init__(self, ours: Control, theirs: Control, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, ours: Control, theirs: Control, watchdog: Watchdog, sockets: Sequence[socket.socket]) -> None:
         self.control = ours
         self._theirs = theirs
-        self._task = asyncio.get_running_loop().create_task(life.run(theirs, sockets))
+        self._task = asyncio.get_running_loop().create_task(life.run(theirs, watchdog, sockets))
         self._task.add_done_callback(lambda _: theirs.close())
 
     async def wait(self) -> str:

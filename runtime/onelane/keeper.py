@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -13,12 +14,13 @@ from typing import Any
 import anyio
 
 from onelane.config import App
-from onelane.control import placement_to_proto, point_from_proto, span_from_proto
+from onelane.control import placement_to_proto, point_from_proto, span_from_proto, stall_from_proto
 from onelane.errors import OnelaneError
 from onelane.launcher import Launcher, Running
 from onelane.placement import Member, Placement
 from onelane.retry import backoff_s
 from onelane.spans import SpanRecord
+from onelane.stalls import Stall
 from onelane.stats import Attributes, Instrument, Point, Totals
 from onelane.v1 import control_pb2
 
@@ -31,6 +33,8 @@ STEADY_S = 10.0
 """A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
 COMMIT_S = 2.0
 """How long a shard may take to use settings that it has checked; then it is said by `status` what it has."""
+LAST_STALLS = 5
+"""Stalls of a shard that are kept for its status."""
 RESTARTS = Instrument("onelane.restarts", "{restart}", "Shards started anew after they died")
 
 
@@ -68,6 +72,8 @@ class ShardState:
     pid: int = 0
     restarts: int = 0
     keyed: dict[str, int] = field(default_factory=dict)
+    stalls: deque[Stall] = field(default_factory=lambda: deque(maxlen=LAST_STALLS))
+    """The last ones, over restarts too."""
     sockets: Sequence[socket.socket] = ()
     """What it listens on, held here, so that who connects while it restarts waits; none where its listener binds."""
     running: Running | None = None
@@ -180,6 +186,7 @@ class Keeper:
     def _add(self, shard: ShardState, report: control_pb2.Report) -> None:
         self._around.totals.add(map(point_from_proto, report.points), extra=self.source(shard))
         shard.keyed = dict(report.keyed)
+        shard.stalls += map(stall_from_proto, report.stalls)
         if report.spans:
             spans = [span_from_proto(span) for span in report.spans]
             self._around.take_spans(self.name, shard.member.name, spans)

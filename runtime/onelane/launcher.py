@@ -15,6 +15,7 @@ import anyio
 import anyio.abc
 
 from onelane.control import Control, WireControl
+from onelane.stalls import EXIT_STALLED
 from onelane.v1 import control_pb2
 
 
@@ -63,6 +64,8 @@ class _ProcessRunning:
 
     async def wait(self) -> str:
         code = await self._process.wait()
+        if code == EXIT_STALLED:
+            return f"its lane stood still for replace_stalled_s, so it ended itself (exit code {code})"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def kill(self) -> None:

@@ -23,7 +23,7 @@ from onelane.call import Call, Metadata
 from onelane.channel import DIALLING
 from onelane.clock import Clock, SystemClock
 from onelane.config import App
-from onelane.control import Control, placement_from_proto, point_to_proto, span_to_proto
+from onelane.control import Control, placement_from_proto, point_to_proto, span_to_proto, stall_to_proto
 from onelane.errors import BadConfig, BadService, OnelaneError
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
@@ -34,6 +34,7 @@ from onelane.overload import Rates
 from onelane.plugs import plug
 from onelane.shard import Shard
 from onelane.spans import NEVER, sampler_of
+from onelane.stalls import Stall
 from onelane.stats import Stats
 from onelane.subchannel import Dialling
 from onelane.telemetry import Tracer
@@ -41,6 +42,7 @@ from onelane.timers import Alarms, LoopAlarms
 from onelane.topology import Topology
 from onelane.turns import Turns
 from onelane.v1 import control_pb2
+from onelane.watchdog import Watchdog, Watched
 
 log = logging.getLogger("onelane.shard")
 TICK_S = 0.1
@@ -176,6 +178,10 @@ class Life:
         """A generation of the services' settings, to be used from the next tick on."""
         self._interceptors: list[Any] = []
         self._health: Any = None
+        self._stalls: list[Stall] = []
+        self._stalled = self.stats.counter(
+            "onelane.stalls", unit="{stall}", description="Times that the lane did not turn"
+        )
 
     async def start(self) -> None:
         """Make every service object, then listen; nothing listens unless all of them could be made."""
@@ -267,6 +273,22 @@ class Life:
         async for placement in self.membership.watch():
             self.lane.place(placement)
 
+    def watched(self) -> Watched:
+        """What a watchdog is to know of this shard."""
+        return Watched(
+            self.setup.name,
+            self.settings.stall_s,
+            self.settings.replace_stalled_s,
+            packages=frozenset(name.partition(":")[0].partition(".")[0] for name in self.settings.services),
+            calls=lambda: self.lane.received,
+            took=self._took,
+        )
+
+    def _took(self, stall: Stall, is_told: bool) -> None:
+        self._stalled.add(1, {"onelane.stall.kind": stall.kind})
+        if is_told:
+            self._stalls.append(stall)
+
     # The tick
 
     async def tick(self) -> None:
@@ -315,7 +337,9 @@ class Life:
             spans=[span_to_proto(span) for span in spans],
             keyed=self.shard.keyed_counts(),
             collect=collect,
+            stalls=map(stall_to_proto, self._stalls),
         )
+        self._stalls = []
         await self.control.send(control_pb2.ToSupervisor(report=report))
 
     def _is_news(self, point: Any) -> bool:
@@ -400,10 +424,11 @@ def _settle() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def run(control: Control, sockets: Sequence[socket.socket] = ()) -> bool:
+async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.socket] = ()) -> bool:
     """Live as one shard: set up, serve, drain, end. False where it could not start.
 
-    sockets: those that it shall listen on, held by the supervisor: shared, own, and for siblings; or none.
+    watchdog: watches this loop. sockets: those that it shall listen on, held by the supervisor: shared, own, and for
+    siblings; or none.
     """
     first = await control.receive()
     if first is None:
@@ -420,11 +445,16 @@ async def run(control: Control, sockets: Sequence[socket.socket] = ()) -> bool:
         return False
     await life.set_health(serving=True)
     _settle()
+    if life.settings.stall_s:
+        watchdog.attend(life.watched())
     await control.send(control_pb2.ToSupervisor(ready=control_pb2.Ready(pid=os.getpid())))
-    async with asyncio.TaskGroup() as tasks:
-        ours = [tasks.create_task(life.tick()), tasks.create_task(life.follow())]
-        await life.obey()
-        for task in ours:
-            task.cancel()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            ours = [tasks.create_task(life.tick()), tasks.create_task(life.follow())]
+            await life.obey()
+            for task in ours:
+                task.cancel()
+    finally:
+        watchdog.leave(life.setup.name)
     await life.end()
     return True

@@ -14,13 +14,14 @@ import uvloop
 from onelane import life
 from onelane.control import WireControl
 from onelane.v1 import control_pb2
+from onelane.watchdog import Watchdog
 
 
 async def main(fd: int, *sockets: int) -> bool:
     # The supervisor alone decides when a shard ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = await WireControl.over(socket.socket(fileno=fd), control_pb2.ToShard, serves=False)
-    return await life.run(control, [socket.socket(fileno=fd) for fd in sockets])
+    return await life.run(control, Watchdog(may_exit=True), [socket.socket(fileno=fd) for fd in sockets])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -86,16 +87,29 @@ def show(status: dict[str, Any], console: Console) -> None:
     for name, app in status["apps"].items():
         config = json.dumps(app["service_config"])
         table = Table(title=f"{name} · {app['listen']} · epoch {app['epoch']}", title_justify="left")
-        for column in ("shard", "state", "pid", "address", "restarts", "calls", "forwarded", "keys"):
-            right = column in ("pid", "restarts", "calls", "forwarded")
+        for column in ("shard", "state", "pid", "address", "restarts", "calls", "forwarded", "stalls", "keys"):
+            right = column in ("pid", "restarts", "calls", "forwarded", "stalls")
             table.add_column(column, justify="right" if right else "left")
         for shard in app["shards"]:
             keys = ", ".join(f"{state} {count}" for state, count in shard.get("keyed", {}).items())
-            cells = [shard[c] for c in ("name", "state", "pid", "address", "restarts", "calls", "forwarded")]
+            cells = [shard[c] for c in ("name", "state", "pid", "address", "restarts", "calls", "forwarded", "stalls")]
             table.add_row(*map(str, cells), keys)
         console.print(table)
+        for shard in app["shards"]:
+            for stall in shard["last_stalls"]:
+                console.print(_stall(shard["name"], stall), highlight=False, soft_wrap=True, markup=False)
         console.print("for stock clients, in grpc.service_config:", highlight=False)
         console.print(config, highlight=False, soft_wrap=True, markup=False)
         size = app["service_config"]["loadBalancingConfig"][0]["ring_hash_experimental"]["minRingSize"]
         if size > STOCK_RING_CAP:
             console.print(f"and the channel argument grpc.lb.ring_hash.ring_size_cap = {size}", highlight=False)
+
+
+def _stall(shard: str, stall: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(stall["at_ns"] / 1e9).strftime("%H:%M:%S")
+    verb = "was starved" if stall["kind"] == "starved" else f"stalled ({stall['kind']})"
+    parts = [f"{when} {shard} {verb} for {stall['seconds'] * 1000:.0f} ms"]
+    parts += [f"at {stall['where']} {stall['function']}"] if stall["where"] else []
+    parts += [f"in {stall['method']}"] if stall["method"] else []
+    parts += [f"trace {stall['trace_id']}"] if stall["trace_id"] else []
+    return ", ".join([*parts, *stall["others"]])

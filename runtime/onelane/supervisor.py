@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,8 @@ class Supervisor:
             "config": shard.generation,
             "calls": int(self.totals.sum_of("onelane.calls", source)),
             "forwarded": int(self.totals.sum_of("onelane.forwards", source)),
+            "stalls": int(self.totals.sum_of("onelane.stalls", source)),
+            "last_stalls": [asdict(stall) for stall in shard.stalls],
         }
         return row | {"keyed": shard.keyed} if details else row
 

@@ -1,6 +1,7 @@
 """The service that the tests run: a method of each shape, and one that misbehaves to order."""
 
 import asyncio
+import ctypes
 import functools
 import os
 import signal
@@ -170,6 +171,16 @@ class Echo(echo_pb2_grpc.EchoServicer):
 
     async def _block(self, seconds: str, context: Context) -> None:
         time.sleep(float(seconds))  # noqa: ASYNC251 - a stall is what is ordered
+
+    async def _compute(self, seconds: str, context: Context) -> None:
+        """For so many seconds of this thread's CPU time."""
+        until = time.thread_time() + float(seconds)
+        while time.thread_time() < until:
+            pass
+
+    async def _keep(self, seconds: str, context: Context) -> None:
+        """Stall in C code that does not let go of the interpreter, so that no other thread runs either."""
+        ctypes.PyDLL(None).sleep(int(seconds))
 
     async def _metadata(self, _: str, context: Context) -> None:
         sent = dict(context.invocation_metadata() or ())

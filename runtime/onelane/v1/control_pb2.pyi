@@ -482,6 +482,7 @@ class Report(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     KEYED_FIELD_NUMBER: _builtins.int
     COLLECT_FIELD_NUMBER: _builtins.int
+    STALLS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Grows by one; a gap means a report was lost."""
     collect: _builtins.int
@@ -494,6 +495,10 @@ class Report(_message.Message):
     def keyed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Name of a keyed dict → how many keys it holds."""
 
+    @_builtins.property
+    def stalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stall]:
+        """Those that have ended since the last report, and were told in the log."""
+
     def __init__(
         self,
         *,
@@ -502,14 +507,68 @@ class Report(_message.Message):
         spans: _abc.Iterable[Global___Span] | None = ...,
         keyed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         collect: _builtins.int = ...,
+        stalls: _abc.Iterable[Global___Stall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "keyed", b"keyed", "points", b"points", "seq", b"seq", "spans", b"spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "keyed", b"keyed", "points", b"points", "seq", b"seq", "spans", b"spans", "stalls", b"stalls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class Stall(_message.Message):
+    """One time in which a lane did not turn. See onelane.stalls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    AT_NS_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    INNERMOST_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """computing, blocked, crowded, interpreter, starved, unknown."""
+    seconds: _builtins.float
+    at_ns: _builtins.int
+    """Nanoseconds since the Unix epoch."""
+    where: _builtins.str
+    """file:line of the services' own code, or the nearest to it; empty where nothing ran."""
+    function: _builtins.str
+    innermost: _builtins.str
+    """file:line and function of the innermost frame."""
+    method: _builtins.str
+    """pkg.Service/Method of the call in progress, or "timer" and its name; empty where it was something else."""
+    trace_id: _builtins.str
+    @_builtins.property
+    def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where other threads were at work."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+        at_ns: _builtins.int = ...,
+        where: _builtins.str = ...,
+        function: _builtins.str = ...,
+        innermost: _builtins.str = ...,
+        method: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+        others: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "function", b"function", "innermost", b"innermost", "kind", b"kind", "method", b"method", "others", b"others", "seconds", b"seconds", "trace_id", b"trace_id", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stall: _TypeAlias = Stall  # noqa: Y015
 
 @_typing.final
 class Point(_message.Message):
