@@ -215,13 +215,13 @@ async def test_a_refused_stream_is_sent_again_unseen() -> None:
     async with ours() as (address, _listener):
         from onelane.listener.connection import Connection
 
-        def refuse_first(self: Connection, stream: Any) -> None:
+        def refuse_first(self: Connection, stream: Any, message: bytes | None) -> None:
             nonlocal refused
             if refused == 0:
                 refused += 1
                 self.wire.refuse(stream)
                 return
-            real(self, stream)
+            real(self, stream, message)
 
         real = Connection._opened
         with pytest.MonkeyPatch.context() as patched:

@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.overload import INTERVAL_S, MOST_KEYS, Lateness, Rates
+from onelane.overload import INTERVAL_S, MANY, MOST_KEYS, Lateness, Rates
 
 from tests.cluster import echo, running
 from tests.echo.v1 import echo_pb2_grpc
@@ -24,7 +24,7 @@ def rounds(lateness: Lateness, *lengths: float, start: float = 1.0, gap: float =
     """Go through rounds of these lengths, `gap` apart; when the last has ended."""
     now = start
     for length in lengths:
-        lateness.begin(now)
+        lateness.begin(now, 0)
         now += length
         lateness.end(now)
         now += gap
@@ -33,7 +33,7 @@ def rounds(lateness: Lateness, *lengths: float, start: float = 1.0, gap: float =
 
 def grace(lateness: Lateness, now: float) -> float:
     """How far into a round that begins now calls are taken."""
-    lateness.begin(now)
+    lateness.begin(now, 0)
     return lateness.refuse_from - now
 
 
@@ -55,6 +55,14 @@ def test_one_short_round_ends_it() -> None:
 def test_long_rounds_with_rest_between_are_no_lateness() -> None:
     lateness = Lateness(TARGET)
     assert grace(lateness, rounds(lateness, *[0.3] * 9, gap=TARGET * 1.1)) == pytest.approx(TARGET + INTERVAL_S)
+
+
+def test_a_few_slow_calls_are_no_pile() -> None:
+    lateness = Lateness(TARGET)
+    lateness.begin(1.0, calls=100)
+    assert not lateness.refuses(1.4, calls=102)
+    assert lateness.refuse_from == pytest.approx(1.4 + TARGET)
+    assert lateness.refuses(1.5, calls=100 + MANY)
 
 
 @given(st.floats(0.5, 50), st.integers(1, 20), st.lists(st.floats(0, 2), max_size=200))

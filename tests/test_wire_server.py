@@ -32,8 +32,8 @@ DEFAULT = Limits()
 class Wire:
     """A server's end, and a bare HTTP/2 client that speaks to it by passing bytes."""
 
-    def __init__(self, limits: Limits = DEFAULT, *, max_message: int = 1000) -> None:
-        self.server = ServerConnection(limits, max_message=max_message)
+    def __init__(self, limits: Limits = DEFAULT, *, max_message: int = 1000, joins: bool = False) -> None:
+        self.server = ServerConnection(limits, max_message=max_message, joins=joins)
         self.client = Http2(server=False, limits=Limits())
         self.events: list[Any] = []
         self.seen: list[Any] = []
@@ -78,6 +78,36 @@ def test_a_unary_call_is_heard_and_answered() -> None:
     assert (headers[b":status"], headers[b"content-type"]) == (b"200", b"application/grpc")
     assert (body, trailers) == (frame(b"ho"), {b"grpc-status": b"0"})
     assert wire.server.streams == {}
+
+
+def test_calls_whose_one_message_comes_with_their_headers_are_one_event_each() -> None:
+    wire = Wire(joins=True)
+    for number in range(200):
+        # More than the connection's window in all, so what is read must be acknowledged.
+        for _ in range(3):
+            stream = wire.client.send_request(REQUEST)
+            wire.client.send_data(stream, frame(b"x" * 900), end_stream=True)
+        wire.pass_bytes()
+        opened = wire.of(Opened)[-3:]
+        assert [event.message for event in opened] == [b"x" * 900] * 3, number
+        assert not wire.of(Messages)
+        for event in opened:
+            wire.server.answer(event.stream, b"y")
+        wire.pass_bytes()
+    assert wire.answer()[2][b"grpc-status"] == b"0"
+
+
+@pytest.mark.parametrize("body", [frame(b"a") + frame(b"b"), frame(b"a")[:3], frame(b"x" * 1001), b""])
+def test_what_is_not_one_whole_message_is_told_as_ever(body: bytes) -> None:
+    told = []
+    for joins in (True, False):
+        wire = Wire(joins=joins)
+        stream = wire.client.send_request(REQUEST)
+        wire.client.send_data(stream, body, end_stream=True)
+        wire.pass_bytes()
+        assert wire.of(Opened)[0].message is None
+        told.append([(type(event), getattr(event, "messages", None)) for event in wire.events])
+    assert told[0] == told[1]
 
 
 def test_a_failure_is_headers_alone() -> None:

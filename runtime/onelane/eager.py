@@ -1,66 +1,75 @@
 """Starts a coroutine at once, and gives it a task of its own only where it has to wait.
 
 Most handlers never wait. A task for each of them costs a tenth of the call, and a turn of the loop besides; Python 3.12
-has eager tasks for this, 3.11 does not. Here one spare task waits; a coroutine's first step runs as if that task ran it
-(same `asyncio.current_task()`, same context). Where it ends there, the task is spare again; where it waits, the task
-goes on with it, and another becomes the spare. So a coroutine has one task from its first step to its last.
+has eager tasks for this, 3.11 does not. Here some spare tasks wait; a coroutine's first step runs as if one of them ran
+it (same `asyncio.current_task()`, same context). Where it ends there, the task is spare again; where it waits, the task
+goes on with it. So a coroutine has one task from its first step to its last.
 """
 
 import asyncio
 from asyncio.tasks import _enter_task, _leave_task
+from collections import deque
 from collections.abc import Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
+SPARES = 16
+"""Coroutines that can begin to wait in one turn of the loop, each in a task that stands ready."""
+
 
 class Eager:
-    """Owned by one event loop. `close` ends the spare task."""
+    """Owned by one event loop. `close` ends the spare tasks."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._context = copy_context()
         """What coroutines start from. A variable that is not set here costs the task of each one that sets it."""
-        self._spare: _Host | None = None
+        self._spares: deque[_Host] = deque()
+        """Parked ones on the right."""
         self._closed = False
+        self._provide()
 
     def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
         """Run `work` until it waits; the task that goes on with it, or None where it has ended.
 
         Context variables that it sets end with it. Raises what its first step raises.
         """
-        host = self._spare
-        if host is None or not host.is_parked or asyncio.current_task(self._loop) is not None:
+        spares = self._spares
+        if not spares or not spares[-1].is_parked or asyncio.current_task(self._loop) is not None:
             self._provide()
             return self._loop.create_task(_Begun(work))
+        host = spares[-1]
         task = host.task
         _enter_task(self._loop, task)
         try:
             waits_for = host.context.run(work.send, None)
         except StopIteration:
             if not host.restore():
+                spares.pop()
                 host.task.cancel()
-                self._spare = None
+                self._provide()
             return None
         except BaseException:
             host.restore()
             raise
         finally:
             _leave_task(self._loop, task)
-        self._spare = None
+        spares.pop()
         host.go_on(work, waits_for)
-        self._provide()
+        if len(spares) < SPARES // 2:
+            self._provide()
         return task
 
     def close(self) -> None:
-        """End the spare task; what it was lent to goes on."""
+        """End the spare tasks; what they were lent to goes on."""
         self._closed = True
-        if self._spare is not None:
-            self._spare.task.cancel()
-            self._spare = None
+        while self._spares:
+            self._spares.pop().task.cancel()
 
     def _provide(self) -> None:
-        if self._spare is None and not self._closed:
-            self._spare = _Host(self._loop, self._context.copy())
+        """Have spare tasks again; they are parked in the loop's next turn."""
+        while len(self._spares) < SPARES and not self._closed:
+            self._spares.appendleft(_Host(self._loop, self._context.copy()))
 
 
 class _Begun(Coroutine[Any, Any, None]):

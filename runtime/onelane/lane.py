@@ -353,7 +353,7 @@ class Lane:
             raise Draining(f"shard {self.name} is draining")
         if self.in_flight > self._max_in_flight + (RESERVE if first else 0):
             raise Overloaded(f"shard {self.name}", waiting=self._max_in_flight)
-        if not first and call.began > self._lateness.refuse_from:
+        if not first and call.began > self._lateness.refuse_from and self._lateness.refuses(call.began, self.received):
             raise RunsLate(self.name, late_s=call.began - self._lateness.began_at)
 
     def _allow(self, key: str, call: Call) -> None:
@@ -363,7 +363,7 @@ class Lane:
 
     def _begin_round(self, now: float) -> None:
         """This is the first call since the loop looked at its sockets."""
-        self._lateness.begin(now)
+        self._lateness.begin(now, self.received)
         # Twice: the first time what this round's calls have made ready has not run yet.
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._end_round)

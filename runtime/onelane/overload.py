@@ -11,6 +11,8 @@ from collections import OrderedDict
 from math import inf
 
 INTERVAL_S = 0.1
+MANY = 8
+"""Calls in one round that make it a pile; fewer are a few slow ones."""
 MOST_KEYS = 65_536
 """Keys whose rate is known at once; the one that was quiet longest is forgotten, and may begin anew."""
 
@@ -22,23 +24,33 @@ class Lateness:
     run once. A call that comes in it after `refuse_from` would only make longer what stands.
     """
 
-    __slots__ = ("_ended_at", "_late_since", "_target_s", "began_at", "refuse_from")
+    __slots__ = ("_calls_before", "_ended_at", "_late_since", "_target_s", "began_at", "refuse_from")
 
     def __init__(self, target_s: float) -> None:
         self._target_s = target_s
         self.began_at = 0.0
         """Of this round; 0 between two."""
         self.refuse_from = inf
+        self._calls_before = 0
         self._ended_at = 0.0
         self._late_since: float | None = None
 
-    def begin(self, now: float) -> None:
-        """A round begins. Where the lane had nothing to do before it, all is well."""
+    def begin(self, now: float, calls: int) -> None:
+        """A round begins. Where the lane had nothing to do before it, all is well. calls: taken so far, in all."""
+        self._calls_before = calls
         if now - self._ended_at > self._target_s:
             self._late_since = None
         self.began_at = now
         stands = self._late_since is not None and now - self._late_since >= INTERVAL_S
         self.refuse_from = now + self._target_s + (0.0 if stands else INTERVAL_S)
+
+    def refuses(self, now: float, calls: int) -> bool:
+        """Whether a call that has come after `refuse_from` is refused. calls: as in `begin`."""
+        if calls - self._calls_before >= MANY:
+            return True
+        # A few slow ones have held the lane, and that is over: nothing piles up yet.
+        self.refuse_from = now + self._target_s
+        return False
 
     def end(self, now: float) -> None:
         """The round has ended."""

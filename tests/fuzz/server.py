@@ -21,7 +21,7 @@ def receive(data: bytes) -> None:
     """Give a connection `data`, and answer its calls as a listener might."""
     if not data:
         return
-    wire = ServerConnection(LIMITS, max_message=LARGEST)
+    wire = ServerConnection(LIMITS, max_message=LARGEST, joins=bool(data[0] % 2))
     size = 1 + data[0]
     gone = False
     ended: set[int] = set()
@@ -33,6 +33,9 @@ def receive(data: bytes) -> None:
                     event.stream.metadata()
                 except BadWire as error:
                     wire.finish(event.stream, error.code, str(error))
+                if event.message is not None:
+                    assert len(event.message) <= LARGEST
+                    answer(wire, Messages(event.stream, [event.message], last=True))
             elif isinstance(event, Messages):
                 assert all(len(message) <= LARGEST for message in event.messages)
                 answer(wire, event)

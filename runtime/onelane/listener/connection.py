@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         self.trusted = trusted
         self.peer = ""
         self.auth: Mapping[str, Iterable[bytes]] = {}
-        self.wire = ServerConnection(listener.limits, max_message=listener.max_message)
+        self.wire = ServerConnection(listener.limits, max_message=listener.max_message, joins=True)
         self.opened_at = self.heard_at = monotonic()
         self.pinged_at = 0.0
         """When we asked whether the client is there; 0 unless we wait for its answer."""
@@ -283,7 +283,7 @@ class Connection(asyncio.Protocol):
             if kind is Messages:
                 self._arrived(event.stream, event.messages, last=event.last)
             elif kind is Opened:
-                self._opened(event.stream)
+                self._opened(event.stream, event.message)
             elif kind is Ended:
                 self._ended(event.stream)
             elif kind is Writable:
@@ -340,13 +340,20 @@ class Connection(asyncio.Protocol):
 
     # Calls
 
-    def _opened(self, stream: Stream) -> None:
+    def _opened(self, stream: Stream, message: bytes | None) -> None:
         method = self._listener.methods.get(stream.path)
         if method is None:
             path = stream.path.decode("latin-1")
             self.wire.finish(stream, wire.UNIMPLEMENTED, f"Method not found: {path}")
-        elif self._accept(stream, method) and method.request_streaming:
+            return
+        if not self._accept(stream, method):
+            return
+        if method.request_streaming:
             self._take(stream.call, self._listener.serving.arrive(method, stream.call, None))
+            if message is not None and stream.call is not None:
+                stream.call.arrived([message], last=True)
+        elif message is not None:
+            self._take(stream.call, self._listener.serving.arrive(method, stream.call, message))
 
     def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call

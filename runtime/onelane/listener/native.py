@@ -138,9 +138,11 @@ class NativeListener:
         method = self.methods.get(stream.path)
         if method is None:
             return ""
-        message = next(
-            (e.messages[0] for e in events if type(e) is Messages and e.stream is stream and e.messages), None
-        )
+        message = opened.message
+        if message is None:
+            message = next(
+                (e.messages[0] for e in events if type(e) is Messages and e.stream is stream and e.messages), None
+            )
         try:
             metadata, _ = stream.metadata()
         except BadWire:

@@ -99,6 +99,9 @@ class Opened:
     """A call has begun: its headers are there."""
 
     stream: Stream
+    message: bytes | None = None
+    """Its one message, where that and the client's last word have come in one piece, as nearly every unary call does;
+    no `Messages` follow. Only where it was asked for."""
 
 
 @dataclass(slots=True)
@@ -141,7 +144,9 @@ Event = Opened | Messages | Ended | Gone | Writable | Pong
 class ServerConnection:
     """See the module. `receive` and `take` move bytes; the rest answers calls."""
 
-    def __init__(self, limits: Limits, *, max_message: int) -> None:
+    def __init__(self, limits: Limits, *, max_message: int, joins: bool = False) -> None:
+        """joins: tell a call whose one message comes with its headers by one event."""
+        self._joins = joins
         self.http2 = Http2(server=True, limits=limits)
         self.streams: dict[int, Stream] = {}
         self._answered_early: list[int] = []
@@ -153,21 +158,36 @@ class ServerConnection:
         """Take bytes from the client; what they amount to, in order."""
         found: list[Event] = []
         resets = False
+        fresh: dict[int, Opened] = {}
+        """Calls whose headers are among these bytes, and so far nothing else."""
         for event in self.http2.receive(data):
             kind = type(event)
             if kind is RequestReceived:
-                self._open(event.stream_id, event.headers, event.end_stream, found)
+                opened = self._open(event.stream_id, event.headers, event.end_stream, found)
+                if self._joins and opened is not None:
+                    fresh[event.stream_id] = opened
             elif kind is DataReceived:
+                if event.end_stream and fresh:
+                    # Written out: this is the path of nearly every unary call.
+                    opened, data = fresh.get(event.stream_id), event.data
+                    if opened is not None and grpc.whole(data, self._max_message):
+                        stream = opened.stream
+                        stream.ended = True
+                        stream.unread = len(data)
+                        opened.message = data[grpc.PREFIX :]
+                        continue
+                elif fresh:
+                    fresh.pop(event.stream_id, None)
                 self._data(event.stream_id, event.data, event.end_stream, found)
             elif kind is TrailersReceived:
                 # gRPC has no use for a client's trailers, but they are its last word.
                 self._data(event.stream_id, b"", True, found)
             elif kind is StreamReset or kind is StreamClosed:
                 resets = resets or kind is StreamReset
-                stream = self.streams.pop(event.stream_id, None)
-                if stream is not None:
-                    self._acknowledge(stream)
-                    found.append(Ended(stream))
+                gone = self.streams.pop(event.stream_id, None)
+                if gone is not None:
+                    self._acknowledge(gone)
+                    found.append(Ended(gone))
             elif kind is WindowUpdated:
                 found.append(Writable())
             elif kind is PingAcknowledged:
@@ -248,24 +268,28 @@ class ServerConnection:
 
     # What came
 
-    def _open(self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, found: list[Event]) -> None:
+    def _open(
+        self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, found: list[Event]
+    ) -> Opened | None:
         stream = Stream(number, headers, self._max_message)
         stream.ended = ended
         given = stream.given
         if not given.get(b"content-type", b"").startswith(b"application/grpc"):
             self._not_grpc(stream, [(b":status", b"415")])
-            return
+            return None
         if given.get(b":method") != b"POST":
             self._not_grpc(stream, [(b":status", b"405"), (b"allow", b"POST")])
-            return
+            return None
         size = sum(map(len, chain.from_iterable(headers))) + FIELD_OVERHEAD * len(headers)
         if size > self._max_metadata:
             self.finish(stream, grpc.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
-            return
+            return None
         self.streams[number] = stream
-        found.append(Opened(stream))
+        opened = Opened(stream)
+        found.append(opened)
         if ended:
             found.append(Messages(stream, [], last=True))
+        return opened
 
     def _not_grpc(self, stream: Stream, headers: Headers) -> None:
         with suppress(StreamGone):
