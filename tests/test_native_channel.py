@@ -526,3 +526,29 @@ async def test_one_connection_too_many_is_closed_and_the_others_live() -> None:
 
 def test_a_channel_is_one_of_grpc_aios() -> None:
     assert issubclass(NativeChannel, grpc.aio.Channel)
+
+
+async def test_a_write_behind_an_interceptor_ends_with_its_call_though_nobody_reads() -> None:
+    async def refuse(_: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now")
+
+    async def write_on(call: Any) -> None:
+        while True:
+            await call.write(b"x")
+
+    handler: Any = grpc.stream_stream_rpc_method_handler(refuse)
+    async with stock(Chat=handler) as (address, _), dial(address, interceptors=[Tagging()]) as channel:
+        call = channel.stream_stream("/t.T/Chat")(timeout=20)
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
+            await write_on(call)
+        assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_who_stops_to_wait_for_a_state_is_not_kept() -> None:
+    async with dial("127.0.0.1:1") as channel:
+        for _ in range(20):
+            waiting = asyncio.ensure_future(channel.wait_for_state_change(grpc.ChannelConnectivity.IDLE))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert channel.subchannel._changed == []

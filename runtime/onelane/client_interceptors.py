@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import suppress
 from typing import Any
 
+import grpc
 import grpc.aio
 
 _KINDS = {
@@ -102,7 +104,8 @@ class InterceptedCall:
     def __init__(self, chain: Any, request: Any) -> None:
         self._request = request
         self._decided: asyncio.Task[Any] = asyncio.ensure_future(chain)
-        self._cancelled = False
+        self._over: asyncio.Future[None] | None = None
+        """Done when the call is; made by the first write."""
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._answer().__await__()
@@ -132,10 +135,37 @@ class InterceptedCall:
         return await anext(call, grpc.aio.EOF)
 
     async def write(self, request: Any) -> None:
-        await self._request.put(request)
+        await self._put(request)
 
     async def done_writing(self) -> None:
-        await self._request.put(grpc.aio.EOF)
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            await self._put(grpc.aio.EOF)
+
+    async def _put(self, request: Any) -> None:
+        """Hand `request` over, unless the call ends before anybody reads it.
+
+        Raises:
+            AioRpcError: the call has failed.
+            InvalidStateError: it is over.
+        """
+        if self._over is None:
+            self._over = asyncio.get_running_loop().create_future()
+            self.add_done_callback(self._end)
+        put = asyncio.ensure_future(self._request.put(request))
+        try:
+            await asyncio.wait((put, self._over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Taken, or nobody will take it any more.
+            put.cancel()
+        if not put.done() or put.cancelled():
+            call = await self._call()
+            if hasattr(call, "error") and await call.code() is not grpc.StatusCode.OK:
+                raise call.error()
+            raise asyncio.InvalidStateError("RPC already finished.")
+
+    def _end(self, _: Any) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     def cancel(self) -> bool:
         if not self._decided.done():

@@ -310,7 +310,12 @@ class Subchannel:
         while self.state is last:
             changed = self.loop.create_future()
             self._changed.append(changed)
-            await changed
+            try:
+                await changed
+            finally:
+                # Who has stopped to wait is not kept.
+                if changed in self._changed:
+                    self._changed.remove(changed)
 
     async def close(self, grace: float | None) -> None:
         """Take no call; let those under way finish for `grace` seconds (None: 0), then cancel them."""

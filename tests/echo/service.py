@@ -187,6 +187,10 @@ class Echo(echo_pb2_grpc.EchoServicer):
         await context.send_initial_metadata((("x-initial", "first"),))
         context.set_trailing_metadata((("x-back", sent.get("x-there", "")), ("x-back-bin", b"\x00\xff")))
 
+    async def _odd(self, which: str, context: Context) -> None:
+        odd: Any = {"text": ("x-odd-bin", "text"), "value": ("x-odd", "line\nbreak"), "name": ("X Odd", "v")}[which]
+        context.set_trailing_metadata((odd,))
+
     async def _remaining(self, _: str, context: Context) -> None:
         context.set_trailing_metadata((("x-remaining", str(context.time_remaining())),))
 

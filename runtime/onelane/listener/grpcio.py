@@ -19,6 +19,8 @@ from onelane.config import App
 from onelane.errors import PortTaken
 from onelane.listener import Bind, Serving
 from onelane.methods import Method
+from onelane.wire import grpc as wire
+from onelane.wire.grpc import BadWire
 
 PENDING_CALLS = 100_000
 """What gRPC's core may queue before it refuses at random as bare CANCELLED; the lane's own admission comes first."""
@@ -121,10 +123,21 @@ async def _answer(serving: Serving, method: Method, trusted: bool, context: Any,
 
 def _end(call: Call, context: Any) -> None:
     if call.trailers:
-        context.set_trailing_metadata(tuple(call.trailers))
+        try:
+            # gRPC's core fails a call without any answer for metadata that it cannot send.
+            wire.write_metadata(call.trailers)
+        except BadWire as error:
+            call.fail(grpc.StatusCode.INTERNAL, str(error))
+        else:
+            context.set_trailing_metadata(tuple(_sendable(*pair) for pair in call.trailers))
     if call.code_now is not OK:
         context.set_code(call.code_now)
         context.set_details(call.details_now)
+
+
+def _sendable(name: str, value: str | bytes) -> tuple[str, str | bytes]:
+    """A text under a `-bin` name as bytes, which gRPC's core expects there."""
+    return name, value.encode() if isinstance(value, str) and name.endswith("-bin") else value
 
 
 class GrpcioListener:
