@@ -13,6 +13,8 @@ WIRE = ["wire"]
 EDGES = [
     "telemetry",
     "scope",
+    "tracing",
+    "lane_context",
     "call",
     "plain",
     "methods",

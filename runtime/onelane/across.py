@@ -27,7 +27,7 @@ from onelane.lane import Lane
 from onelane.methods import Method
 from onelane.native_channel import NativeChannel
 from onelane.placement import Member
-from onelane.scope import current, sooner
+from onelane.scope import baggage_now, current, sooner, trace_now
 from onelane.stats import Stats
 from onelane.telemetry import Tracer, context_of, outbound
 from onelane.topics import Inbox, Lost, Outbox, Subscriber
@@ -179,9 +179,11 @@ class Across:
 
     async def _send(self, to: Member, method: Method, request: Message, metadata: Metadata, until: float) -> Any:
         scope = current.get()
-        span = self._tracer.start(method.name, "CLIENT", scope.trace if scope else None)
+        span = self._tracer.start(method.name, "CLIENT", trace_now())
         if scope is not None and (chain := scope.onward):
             metadata = (*metadata, (CHAIN, chain))
+        if carried := baggage_now():
+            metadata = (*metadata, ("baggage", carried))
         metadata = (*metadata, *outbound(context_of(span)))
         send = self._send_here if to.name == self._lane.name else self._send_there
         status = "CANCELLED"

@@ -32,6 +32,7 @@ class Call:
         "_pushed_back",
         "_serialize",
         "_turned",
+        "baggage",
         "began",
         "chain",
         "code_now",
@@ -66,6 +67,8 @@ class Call:
         self.span: Span = None
         self.began = 0.0
         """When the lane took it; by `perf_counter`."""
+        self.baggage = ""
+        """W3C baggage that the caller has sent."""
         self.chain = ""
         """The turns of the calls that led to this one."""
         self.turn: Turn | None = None

@@ -30,7 +30,7 @@ from onelane.native_channel import NativeChannel
 from onelane.placement import Member, Placement
 from onelane.resilience import PREVIOUS, Budget, Endpoint, policy_of, pushback_s, wait_s
 from onelane.retry import backoff_s
-from onelane.scope import current, sooner
+from onelane.scope import baggage_now, current, sooner, trace_now
 from onelane.service_config import ServiceConfig
 from onelane.spans import SpanRecord
 from onelane.stats import Stats
@@ -276,13 +276,15 @@ class _Method:
             given = (*given, (keys.HEADER, key))
         scope = current.get()
         tracer = self._channel.tracer
-        parent = scope.trace if scope else None
+        parent = trace_now()
         span = parent if tracer is None else tracer.start(self._method[1:], "CLIENT", parent)
         trace = context_of(span)
         if trace is not None:
             given = (*(pair for pair in given if pair[0] not in ("traceparent", "tracestate")), *outbound(trace))
         if scope is not None and (chain := scope.onward):
             given = (*given, (CHAIN, chain))
+        if carried := baggage_now():
+            given = (*given, ("baggage", carried))
         left = None if scope is None or scope.deadline_at is None else max(0.0, scope.deadline_at - time.monotonic())
         limit = sooner(sooner(timeout, policy.timeout_s), left)
         if limit is None and self._has_default:

@@ -167,6 +167,8 @@ def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> N
     folder = str(app_dir.resolve())
     launcher: Launcher = ProcessLauncher()
     if inline:
+        # Read by OpenTelemetry's API when it is first imported; in shards of their own, process.py says so.
+        os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
         from onelane.inline import InlineLauncher
 
         launcher = InlineLauncher()

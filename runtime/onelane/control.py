@@ -242,7 +242,8 @@ def span_to_proto(span: SpanRecord) -> control_pb2.Span:
         kind=span.kind,
         start_ns=span.start_ns,
         end_ns=span.end_ns,
-        attributes=span.attributes,
+        attributes={name: value for name, value in span.attributes.items() if isinstance(value, str)},
+        more=_others(span.attributes),
         error=span.error,
         remote_parent=span.remote_parent,
         tracestate=span.context.tracestate,
@@ -253,6 +254,11 @@ def span_to_proto(span: SpanRecord) -> control_pb2.Span:
     )
 
 
+def _others(attributes: dict[str, Any]) -> str:
+    others = {name: value for name, value in attributes.items() if not isinstance(value, str)}
+    return json.dumps(others, default=str) if others else ""
+
+
 def span_from_proto(message: control_pb2.Span) -> SpanRecord:
     return SpanRecord(
         TraceContext(message.trace_id.hex(), message.span_id.hex(), True, message.tracestate),
@@ -261,9 +267,10 @@ def span_from_proto(message: control_pb2.Span) -> SpanRecord:
         message.kind,
         message.start_ns,
         message.end_ns,
-        dict(message.attributes),
+        dict(message.attributes) | (json.loads(message.more) if message.more else {}),
         message.error,
         message.remote_parent,
+        False,
         [(event.name, json.loads(event.attributes), event.at_ns) for event in message.events] or None,
     )
 

@@ -486,6 +486,8 @@ class Lane:
         """Take what metadata say to the runtime; whether a sibling has forwarded the call."""
         if "traceparent" in meta:
             call.parent = inbound(meta["traceparent"], meta.get("tracestate"))
+        if "baggage" in meta:
+            call.baggage = str(meta["baggage"])
         chain = meta.get(CHAIN)
         if isinstance(chain, str):
             # Whoever knows a turn's number was given it: it counts from anybody. See onelane.turns.

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from onelane import methods, ports, server_interceptors, settings
+from onelane import methods, ports, server_interceptors, settings, tracing
 from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
 from onelane.channel import DIALLING
@@ -438,6 +438,7 @@ async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.soc
     life = None
     try:
         life = Life(first.setup, control, sockets)
+        tracing.install(life.tracer)
         await life.start()
     except Exception as error:
         reason = str(error) if isinstance(error, OnelaneError) else traceback.format_exc()

@@ -18,7 +18,7 @@ from onelane.crew import Crew
 from onelane.deadlines import Deadlines
 from onelane.errors import DeadlinePassed, Draining, Overloaded
 from onelane.helper import Desk, Job
-from onelane.scope import current
+from onelane.scope import current, trace_now
 from onelane.spans import SpanRecord
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
@@ -135,7 +135,7 @@ class Offload(Generic[R]):
         if deadline_at is not None:
             job.slot = self._deadlines.add(deadline_at, job)
         if not self._tracer.idle:
-            span = self._tracer.start(f"offload {self.name}", "INTERNAL", scope.trace if scope else None)
+            span = self._tracer.start(f"offload {self.name}", "INTERNAL", trace_now())
             job.span = span if isinstance(span, SpanRecord) else None
         self.waiting += 1
         self._desk.put(job)

@@ -8,10 +8,12 @@ import sys
 
 # Read by grpc when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+# Read by OpenTelemetry's API when it is first imported: onelane.tracing.LaneContext.
+os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 
 import uvloop
 
-from onelane import life
+from onelane import life, tracing
 from onelane.control import WireControl
 from onelane.v1 import control_pb2
 from onelane.watchdog import Watchdog
@@ -25,5 +27,6 @@ async def main(fd: int, *sockets: int) -> bool:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.setLogRecordFactory(tracing.traced(logging.getLogRecordFactory()))
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s %(message)s{tracing.FORMAT}")
     sys.exit(0 if uvloop.run(main(*map(int, sys.argv[1:]))) else 1)

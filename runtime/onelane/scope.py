@@ -5,9 +5,9 @@ A context variable, so handlers need pass nothing along. Set once per call, in t
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from onelane.spans import TraceContext
+from onelane.spans import SpanRecord, TraceContext
 from onelane.turns import Turn
 
 
@@ -27,6 +27,14 @@ class Scope(Protocol):
         """What calls made here carry of their trace."""
 
     @property
+    def span(self) -> SpanRecord | TraceContext | None:
+        """Its span; a record while that is sampled."""
+
+    @property
+    def baggage(self) -> str:
+        """The W3C baggage that it came with; "" for none."""
+
+    @property
     def onward(self) -> str:
         """The chain that calls made here carry: the turns that they are inside of; see `onelane.turns`."""
 
@@ -39,6 +47,11 @@ class Work:
     deadline_at: float | None = None
     trace: TraceContext | None = None
     onward: str = ""
+    baggage: str = ""
+
+    @property
+    def span(self) -> TraceContext | None:
+        return self.trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +74,47 @@ class InTurn:
         return self.outer.trace if self.outer else None
 
     @property
+    def span(self) -> SpanRecord | TraceContext | None:
+        return self.outer.span if self.outer else None
+
+    @property
+    def baggage(self) -> str:
+        return self.outer.baggage if self.outer else ""
+
+    @property
     def onward(self) -> str:
         return self.turn.onward(self.outer.onward if self.outer else "")
 
 
 current: ContextVar[Scope | None] = ContextVar("onelane.scope", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What OpenTelemetry's API has attached inside a call; see `onelane.tracing`."""
+
+    context: Any
+    trace: TraceContext | None
+    baggage: str
+
+
+attached: ContextVar[Attached | None] = ContextVar("onelane.attached", default=None)
+
+
+def trace_now() -> TraceContext | None:
+    """The trace that whatever is begun now belongs to."""
+    found, scope = attached.get(), current.get()
+    if found is not None:
+        return found.trace
+    return scope.trace if scope is not None else None
+
+
+def baggage_now() -> str:
+    """The W3C baggage of whatever is begun now."""
+    found, scope = attached.get(), current.get()
+    if found is not None:
+        return found.baggage
+    return scope.baggage if scope is not None else ""
 
 
 def sooner(a: float | None, b: float | None) -> float | None:

@@ -56,10 +56,12 @@ class SpanRecord:
     """SERVER, CLIENT or INTERNAL."""
     start_ns: int
     end_ns: int = 0
-    attributes: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     """Empty unless it ended in an error."""
     remote_parent: bool = False
+    is_ok: bool = False
+    """Its maker has said that it went well, whatever its status is."""
     events: list[tuple[str, dict[str, Any], int]] | None = None
     """Name, attributes, and when, in nanoseconds since the Unix epoch."""
 

@@ -42,12 +42,20 @@ class Tracer:
             return parent
         return start_span(name, kind, parent, self._sampler, self._rng, self._clock, remote_parent=remote)
 
-    def end(self, span: Span, *, error: str = "", attributes: Mapping[str, str] | None = None) -> None:
-        """End `span` where it is a record."""
+    def end(
+        self,
+        span: Span,
+        *,
+        error: str = "",
+        attributes: Mapping[str, str] | None = None,
+        at_ns: int | None = None,
+    ) -> None:
+        """End `span` where it is a record, now or at a time that its maker names."""
         if not isinstance(span, SpanRecord):
             return
-        span.end_ns = self._clock.wall_ns()
-        span.error = error
+        span.end_ns = at_ns or self._clock.wall_ns()
+        # Who has said by OpenTelemetry's API how it went knows better.
+        span.error = "" if span.is_ok else span.error or error
         span.attributes |= {SHARD: self.shard} | dict(attributes or {})
         if error:
             span.attributes[ERROR] = error

@@ -20,7 +20,7 @@ from onelane.listener import Bind, Serving
 from onelane.listener.connection import Connection
 from onelane.listener.steering import MAX_SEEN, Seen, Steering
 from onelane.methods import Method
-from onelane.scope import current
+from onelane.scope import attached, current
 from onelane.wire.grpc import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Messages, Opened
@@ -60,6 +60,7 @@ class NativeListener:
         self.deadlines = Deadlines(self.loop)
         # Every call sets it, so it is to be there before the first.
         current.set(None)
+        attached.set(None)
         self.eager = Eager(self.loop)
         self.serving = serving
         self._settings = settings

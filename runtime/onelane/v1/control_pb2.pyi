@@ -700,6 +700,7 @@ class Span(_message.Message):
     REMOTE_PARENT_FIELD_NUMBER: _builtins.int
     TRACESTATE_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.bytes
     span_id: _builtins.bytes
     parent_id: _builtins.bytes
@@ -715,6 +716,8 @@ class Span(_message.Message):
     remote_parent: _builtins.bool
     """The parent came from another process."""
     tracestate: _builtins.str
+    more: _builtins.str
+    """JSON of the attributes that are no texts."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -734,10 +737,11 @@ class Span(_message.Message):
         remote_parent: _builtins.bool = ...,
         tracestate: _builtins.str = ...,
         events: _abc.Iterable[Global___SpanEvent] | None = ...,
+        more: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "end_ns", b"end_ns", "error", b"error", "events", b"events", "kind", b"kind", "name", b"name", "parent_id", b"parent_id", "remote_parent", b"remote_parent", "span_id", b"span_id", "start_ns", b"start_ns", "trace_id", b"trace_id", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "end_ns", b"end_ns", "error", b"error", "events", b"events", "kind", b"kind", "more", b"more", "name", b"name", "parent_id", b"parent_id", "remote_parent", b"remote_parent", "span_id", b"span_id", "start_ns", b"start_ns", "trace_id", b"trace_id", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -75,7 +75,7 @@ def frame_gzip(message: bytes) -> bytes:
 class Deframer:
     """Cuts the bytes of one stream into messages. Holds at most one message of `limit` bytes, and its prefix."""
 
-    __slots__ = ("_buffer", "_gzip", "_limit")
+    __slots__ = ("_flag", "_gzip", "_limit", "_missing", "_pieces", "_prefix")
 
     def __init__(self, *, limit: int, encoding: bytes) -> None:
         """encoding: the stream's `grpc-encoding`; b"" or b"identity" for none.
@@ -86,32 +86,51 @@ class Deframer:
         if encoding not in (b"", b"identity", b"gzip"):
             raise BadWire(f"grpc-encoding {encoding.decode('latin-1')!r} is not supported", code=UNIMPLEMENTED)
         self._gzip = encoding == b"gzip"
-        self._buffer = bytearray()
         self._limit = limit
+        self._prefix = b""
+        """The beginning of a prefix whose rest has not come."""
+        self._flag = 0
+        self._pieces: list[bytes] = []
+        """Of a message whose prefix has come."""
+        self._missing = 0
+        """Bytes of it that have not come."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now.
+        """The messages that are whole now. A large one is copied once, when its last piece has come.
 
         Raises:
             BadWire: a message over the limit (RESOURCE_EXHAUSTED), or one that breaks the rules (INTERNAL).
         """
-        self._buffer += data
-        messages = []
-        while len(self._buffer) >= PREFIX:
-            size = int.from_bytes(self._buffer[1:5], "big")
+        messages: list[bytes] = []
+        if self._missing:
+            piece, data = data[: self._missing], data[self._missing :]
+            self._pieces.append(piece)
+            self._missing -= len(piece)
+            if self._missing:
+                return messages
+            pieces, self._pieces = self._pieces, []
+            messages.append(self._message(self._flag, b"".join(pieces)))
+        if self._prefix:
+            data = self._prefix + data
+        at = 0
+        while len(data) - at >= PREFIX:
+            size = int.from_bytes(data[at + 1 : at + PREFIX], "big")
             if size > self._limit:
                 self._refuse(size)
-            if len(self._buffer) < PREFIX + size:
-                break
-            flag, message = self._buffer[0], bytes(self._buffer[PREFIX : PREFIX + size])
-            del self._buffer[: PREFIX + size]
-            messages.append(self._message(flag, message))
+            begin, end = at + PREFIX, at + PREFIX + size
+            if end > len(data):
+                self._flag, self._pieces, self._missing = data[at], [data[begin:]], end - len(data)
+                self._prefix = b""
+                return messages
+            messages.append(self._message(data[at], data[begin:end]))
+            at = end
+        self._prefix = data[at:]
         return messages
 
     @property
     def is_between(self) -> bool:
         """No message has been begun: the stream may end here."""
-        return not self._buffer
+        return not self._prefix and not self._missing
 
     def _message(self, flag: int, message: bytes) -> bytes:
         if len(message) > self._limit:

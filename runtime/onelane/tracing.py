@@ -1,0 +1,206 @@
+"""OpenTelemetry's trace API inside handlers: the current span is the call's, and spans made by the API join its trace.
+
+Nothing here runs for a call whose handler does not ask: the API's context is looked up in the call in progress when it
+is asked for (`lane_context`), and what the API attaches is kept beside it (`onelane.scope.attached`).
+Leaves out: links, and spans that outlive their shard.
+"""
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry import baggage, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+
+from onelane.scope import Attached, Scope, trace_now
+from onelane.spans import SpanRecord, TraceContext
+from onelane.telemetry import Span, Tracer, context_of
+
+MAX_ATTRIBUTES = 128
+"""Of one span, as in OpenTelemetry's specification; what is over that is dropped."""
+_BAGGAGE = W3CBaggagePropagator()
+_KINDS = {SpanKind.SERVER: "SERVER", SpanKind.CLIENT: "CLIENT"}
+
+
+def attach(context: Context) -> Attached:
+    """What is kept of a context that OpenTelemetry's API attaches."""
+    text: dict[str, str] = {}
+    if baggage.get_all(context):
+        _BAGGAGE.inject(text, context)
+    return Attached(context, _ours(trace.get_current_span(context)), text.get("baggage", ""))
+
+
+def context_of_scope(scope: Scope) -> Context:
+    """What the call in progress amounts to, in OpenTelemetry's terms."""
+    made = _BAGGAGE.extract({"baggage": scope.baggage}, Context()) if scope.baggage else Context()
+    return trace.set_span_in_context(LaneSpan(scope.span, None), made)
+
+
+class LaneSpan(trace.Span):
+    """A span of a lane as OpenTelemetry's API sees it. Of the call's own, the lane says when it ends."""
+
+    def __init__(self, span: Span, tracer: Tracer | None) -> None:
+        """tracer: ends it; None for the call's own."""
+        self._span = span
+        self._record = span if isinstance(span, SpanRecord) else None
+        self._tracer = tracer
+
+    @property
+    def onward(self) -> TraceContext | None:
+        """What calls made inside carry."""
+        return context_of(self._span)
+
+    def get_span_context(self) -> SpanContext:
+        found = self.onward
+        if found is None or not found.trace_id:
+            return trace.INVALID_SPAN_CONTEXT
+        flags = TraceFlags(TraceFlags.SAMPLED if found.sampled else TraceFlags.DEFAULT)
+        state = TraceState.from_header([found.tracestate]) if found.tracestate else TraceState()
+        return SpanContext(int(found.trace_id, 16), int(found.span_id, 16), False, flags, state)
+
+    def is_recording(self) -> bool:
+        return self._record is not None and not self._record.end_ns
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        if self._record is not None and (
+            key in self._record.attributes or len(self._record.attributes) < MAX_ATTRIBUTES
+        ):
+            self._record.attributes[key] = list(value) if isinstance(value, tuple) else value
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
+            self.set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
+        if self._record is not None:
+            self._record.add_event(name, attributes or {}, timestamp or time.time_ns())
+
+    def update_name(self, name: str) -> None:
+        if self._record is not None:
+            self._record.name = name
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        if self._record is None or self._record.is_ok:
+            return
+        code, words = (status.status_code, status.description) if isinstance(status, Status) else (status, description)
+        self._record.is_ok = code is StatusCode.OK
+        if code is StatusCode.ERROR:
+            self._record.error = words or "error"
+
+    def record_exception(
+        self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False
+    ) -> None:
+        told = {
+            "exception.type": type(exception).__qualname__,
+            "exception.message": str(exception),
+            "exception.stacktrace": "".join(traceback.format_exception(exception)),
+        }
+        self.add_event("exception", told | dict(attributes or {}), timestamp)
+
+    def end(self, end_time: int | None = None) -> None:
+        if self._tracer is not None and self._record is not None and not self._record.end_ns:
+            self._tracer.end(self._record, error=self._record.error, at_ns=end_time)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace_: Any) -> None:
+        if error is not None and self.is_recording():
+            self.record_exception(error)
+            self.set_status(StatusCode.ERROR, f"{type(error).__qualname__}: {error}")
+        self.end()
+
+
+class LaneTracer(trace.Tracer):
+    """Makes spans of the lane whose code asks."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def start_span(
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Any = None,
+        links: Any = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+    ) -> LaneSpan:
+        parent = trace_now() if context is None else _ours(trace.get_current_span(context))
+        span = self._tracer.start(name, _KINDS.get(kind, "INTERNAL"), parent)
+        made = LaneSpan(span, self._tracer)
+        if attributes:
+            made.set_attributes(attributes)
+        if start_time is not None and isinstance(span, SpanRecord):
+            span.start_ns = start_time
+        return made
+
+    @contextmanager
+    def start_as_current_span(  # type: ignore[override]
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Any = None,
+        links: Any = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+    ) -> Iterator[trace.Span]:
+        span = self.start_span(name, context, kind, attributes, links, start_time)
+        with trace.use_span(
+            span,
+            end_on_exit=end_on_exit,
+            record_exception=record_exception,
+            set_status_on_exception=set_status_on_exception,
+        ) as made:
+            yield made
+
+
+class LaneTracerProvider(trace.TracerProvider):
+    """OpenTelemetry's provider in a shard's process; inline, of the shard that was started last."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = LaneTracer(tracer)
+
+    def get_tracer(self, *_: Any, **__: Any) -> LaneTracer:
+        return self._tracer
+
+
+def install(tracer: Tracer) -> None:
+    """Make OpenTelemetry's API speak of this process's lane. Once, before its services are made."""
+    trace.set_tracer_provider(LaneTracerProvider(tracer))
+
+
+FORMAT = "%(onelane_trace)s"
+"""What a log line ends with: " trace=…" inside of one, else nothing."""
+
+
+def traced(make: Any) -> Any:
+    """A maker of log records that carry the trace: `otelTraceID` and `otelSpanID`, "0" outside of one."""
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        made: Any = make(*args, **kwargs)
+        found = trace_now()
+        made.otelTraceID = found.trace_id if found is not None and found.trace_id else "0"
+        made.otelSpanID = found.span_id if found is not None and found.span_id else "0"
+        made.onelane_trace = f" trace={made.otelTraceID}" if made.otelTraceID != "0" else ""
+        return made
+
+    return record
+
+
+def _ours(span: trace.Span) -> TraceContext | None:
+    """The trace of any span of the API's."""
+    if isinstance(span, LaneSpan):
+        return span.onward
+    found = span.get_span_context()
+    if not found.is_valid:
+        return None
+    return TraceContext(
+        f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags.sampled, found.trace_state.to_header()
+    )

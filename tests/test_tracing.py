@@ -1,0 +1,151 @@
+"""OpenTelemetry's API inside handlers: the current span is the call's, and what it makes joins the trace."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import onelane
+import pytest
+from opentelemetry import baggage, trace
+from opentelemetry.trace import StatusCode
+
+from tests.cluster import ROOT, Cluster, eventually, running
+from tests.collector import Collector
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+
+pytestmark = pytest.mark.slow
+log = logging.getLogger("tests.traced")
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+SAMPLED = (("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),)
+
+
+class Traced(echo_pb2_grpc.EchoServicer):
+    """Says by OpenTelemetry's API what it does."""
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.shard = shard
+        self.tracer = trace.get_tracer("tests")
+
+    async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
+        span = trace.get_current_span()
+        span.set_attribute("room.size", 3)
+        span.set_attributes({"room.open": True, "room.tags": ("a", "b")})
+        span.add_event("joined", {"player": "ann"})
+        with self.tracer.start_as_current_span("look up", attributes={"rows": 2}) as inner:
+            assert trace.get_current_span() is inner
+            log.warning("looking up")
+            if request.order:
+                peer = self.shard.stub(echo_pb2_grpc.EchoStub, to="traced")
+                await peer.Plain(EchoRequest(key="other", text=str(baggage.get_baggage("user"))))
+        with pytest.raises(ValueError, match="odd"), self.tracer.start_as_current_span("fail"):
+            raise ValueError("odd")
+        assert trace.get_current_span().get_span_context() == span.get_span_context()
+        return EchoReply(text=format(span.get_span_context().trace_id, "032x"))
+
+    async def Plain(self, request: EchoRequest, context: Any) -> EchoReply:
+        trace.get_current_span().set_attribute("baggage.user", str(baggage.get_baggage("user")))
+        return EchoReply()
+
+    async def Hold(self, request: EchoRequest, context: Any) -> EchoReply:
+        """The API's word on how it went counts."""
+        span = trace.get_current_span()
+        span.set_status(StatusCode.ERROR, "not as it should be")
+        await asyncio.sleep(0)
+        return EchoReply(text=str(span.is_recording()))
+
+
+TOML = """
+[apps.traced]
+services = ["tests.test_tracing:Traced"]
+listen = "127.0.0.1:0"
+shards = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("traced")
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+    with running(folder, TOML, "--app-dir", str(ROOT), **environment) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def stub(traced: Cluster) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(traced.listen["traced"]) as channel:
+        yield echo_pb2_grpc.EchoStub(channel)
+
+
+def spans_of(collector: Collector, trace_id: str, *names: str) -> dict[str, Any]:
+    found = {span.name: span for span in collector.spans() if span.trace_id.hex() == trace_id}
+    return found if set(names) <= set(found) else {}
+
+
+def attributes_of(span: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in span.attributes}
+
+
+async def test_the_current_span_is_the_calls_and_spans_made_in_it_are_its_children(
+    stub: Any, collector: Collector, traced: Cluster
+) -> None:
+    reply = await stub.Unary(EchoRequest(key="k"), metadata=SAMPLED, timeout=10)
+    assert reply.text == TRACE
+    await eventually(lambda: spans_of(collector, TRACE, "echo.v1.Echo/Unary", "look up", "fail"))
+    found = spans_of(collector, TRACE, "echo.v1.Echo/Unary")
+    server, inner, failed = found["echo.v1.Echo/Unary"], found["look up"], found["fail"]
+    told = attributes_of(server)
+    assert (told["room.size"], told["room.open"]) == (3, True)
+    assert [value.string_value for value in told["room.tags"].values] == ["a", "b"]
+    assert [event.name for event in server.events] == ["joined"]
+    assert inner.parent_span_id == failed.parent_span_id == server.span_id
+    assert attributes_of(inner)["rows"] == 2
+    assert failed.status.message == "ValueError: odd"
+    assert [event.name for event in failed.events] == ["exception"]
+    # Log lines say in which trace they were written.
+    assert f"trace={TRACE}" in next(line for line in traced.log.read_text().splitlines() if "looking up" in line)
+
+
+async def test_calls_made_inside_a_span_are_its_children_and_carry_the_baggage(stub: Any, collector: Collector) -> None:
+    trace_id = TRACE.replace("0af7", "1af7")
+    metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("baggage", "user=ann"))
+    await stub.Unary(EchoRequest(key="k", order="call"), metadata=metadata, timeout=10)
+    await eventually(lambda: spans_of(collector, trace_id, "echo.v1.Echo/Plain", "look up"))
+    plain = [s for s in collector.spans() if s.trace_id.hex() == trace_id and s.name == "echo.v1.Echo/Plain"]
+    inner = spans_of(collector, trace_id, "look up")["look up"]
+    client = next(span for span in plain if span.kind == 3)
+    server = next(span for span in plain if span.kind == 2)
+    assert client.parent_span_id == inner.span_id
+    assert server.parent_span_id == client.span_id
+    assert attributes_of(server)["baggage.user"] == "ann"
+
+
+async def test_a_status_that_a_handler_sets_counts_and_an_unsampled_call_records_nothing(
+    stub: Any, collector: Collector
+) -> None:
+    trace_id = TRACE.replace("0af7", "2af7")
+    sampled = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
+    assert (await stub.Hold(EchoRequest(key="k"), metadata=sampled, timeout=10)).text == "True"
+    await eventually(lambda: spans_of(collector, trace_id, "echo.v1.Echo/Hold"))
+    assert spans_of(collector, trace_id)["echo.v1.Echo/Hold"].status.message == "not as it should be"
+    unsampled = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-00"),)
+    assert (await stub.Hold(EchoRequest(key="k"), metadata=unsampled, timeout=10)).text == "False"
+
+
+def test_lanes_context_is_what_opentelemetry_finds_by_name() -> None:
+    from importlib.metadata import entry_points
+
+    from onelane.lane_context import LaneContext
+
+    (found,) = entry_points(group="opentelemetry_context", name="onelane")
+    assert found.load() is LaneContext
+    assert Path(ROOT / "pyproject.toml").exists()
