@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from onelane.spans import SpanRecord, TraceContext, parse_traceparent, sampler_of, start_span
+from onelane.spans import UNSAMPLED, Sampler, SpanRecord, TraceContext, parse_traceparent, sampler_of, start_span
 from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
@@ -63,3 +63,10 @@ def test_a_child_stays_in_its_trace_with_an_id_of_its_own() -> None:
     assert (made.context.trace_id, made.parent_id) == (parent.trace_id, parent.span_id)
     assert made.context.tracestate == "vendor=1"
     assert made.context.span_id != parent.span_id
+
+
+@pytest.mark.parametrize("parent_based", [True, False])
+def test_what_begins_in_a_call_that_was_not_sampled_is_not_either(parent_based: bool) -> None:
+    sampler = Sampler(parent_based, 0.5)
+    clock = ManualClock()
+    assert start_span("inner", "CLIENT", UNSAMPLED, sampler, Random(1), clock) is UNSAMPLED

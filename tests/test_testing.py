@@ -131,6 +131,27 @@ async def test_a_trace_is_there_to_look_at() -> None:
         assert kinds == [("CLIENT", "echo.v1.Echo/Unary"), ("SERVER", "echo.v1.Echo/Unary")]
 
 
+async def test_the_wait_for_a_turn_is_a_span_of_its_call() -> None:
+    async with Cluster(Echo, shards=1, trace=True) as cluster:
+        stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
+        first = stub.Misbehave(EchoRequest(key="k", order="wait k"))
+        while not cluster.service(Echo, shard=0).began:  # noqa: ASYNC110 - turns of the loop are what is waited for
+            await asyncio.sleep(0)
+        second = stub.Unary(EchoRequest(key="k"))
+        gone = stub.Unary(EchoRequest(key="k"), timeout=0.1)
+        assert await gone.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await stub.Release(EchoRequest(key="k"))
+        await asyncio.gather(first, second)
+        await cluster.advance(0.2)
+        waits = [span for span in cluster.spans if span.name == "turn"]
+        calls = {span.context.span_id: span for span in cluster.spans if span.kind == "SERVER"}
+        assert sorted(span.error for span in waits) == ["", "DEADLINE_EXCEEDED"]
+        for span in waits:
+            parent = calls[span.parent_id]
+            assert parent.name == "echo.v1.Echo/Unary"
+            assert parent.start_ns <= span.start_ns <= span.end_ns <= parent.end_ns
+
+
 async def test_nothing_of_a_cluster_is_left_when_it_ends() -> None:
     before = asyncio.all_tasks()
     async with Cluster(Echo, shards=2) as cluster:

@@ -221,23 +221,31 @@ class Lane:
             if entry.takes_turns and key is not None:
                 call.turn = self.turns.enter(key, method.name, call.chain, call)
                 if call.turn is None:
-                    call.waits = (entry, key, message)
+                    self._wait(entry, call, key, message)
                     return None
             return self._handle(entry, call, message) if entry.is_simple else self._begin(entry, call, message)
         except (Exception, asyncio.CancelledError) as error:
             self._failed(entry, call, error)
             return None
 
+    def _wait(self, entry: Entry, call: Call, key: str, message: Any) -> None:
+        """Keep what a call needs that waits for its turn. Its span begins now, and has the waiting as a child."""
+        call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+        waiting = self._tracer.start("turn", "INTERNAL", context_of(call.span))
+        call.waits = (entry, key, message, waiting)
+
     def resume(self, call: Call) -> Work:
         """Go on with a call whose turn has come (`call.proceed`)."""
-        entry, _, message = call.waits
+        entry, _, message, waiting = call.waits
         call.waits = None
+        self._tracer.end(waiting)
         return self._begin(entry, call, message)
 
     def withdraw(self, call: Call, *, late: bool) -> None:
         """End a call that waits for its turn: its client has left, or (late) its deadline is about to pass."""
-        entry, key, _ = call.waits
+        entry, key, _, waiting = call.waits
         call.waits = None
+        self._tracer.end(waiting, error="DEADLINE_EXCEEDED" if late else "CANCELLED")
         if late:
             call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, self._why_late(entry, key, call.chain))
         else:
@@ -281,7 +289,8 @@ class Lane:
         reply = b""
         try:
             method = entry.method
-            call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
+            if call.span is None:
+                call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
             current.set(call)
             reply = handling.bytes_of(method, call, await method.handler(message, call))
         except asyncio.CancelledError:
@@ -563,5 +572,6 @@ class Lane:
 
     def _enter(self, entry: Entry, call: Call) -> Token[Scope | None]:
         """Begin the span of a call, which hands on to those it makes what is left of its deadline, and the like."""
-        call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+        if call.span is None:
+            call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
         return current.set(call)

@@ -126,7 +126,7 @@ def start_span(
         if low >= sampler.bound:
             return UNSAMPLED
         trace_id, parent_id, tracestate = f"{rng.getrandbits(64):016x}{low or 1:016x}", "", ""
-    elif sampler.decides(parent.trace_id, parent):
+    elif parent is not UNSAMPLED and sampler.decides(parent.trace_id, parent):
         trace_id, parent_id, tracestate = parent.trace_id, parent.span_id, parent.tracestate
     else:
         return parent
