@@ -35,15 +35,16 @@ class SaysWhatItWasTold:
         self.was_sent = asyncio.Event()
         self._answers = list(answers)
 
-    async def unary(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None) -> bytes:
+    def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Any) -> Any:
         self.sent.append(owner.name)
         self.was_sent.set()
         code, call.trailers = self._answers.pop(0)
         call.fail(code, "")
-        return b"forwarded"
+        done(b"forwarded")
+        return lambda: None
 
     async def stream(self, owner: Member, call: Call, request: bytes | None, trace: Any, **_: Any) -> bytes:
-        return await self.unary(owner, call, request or b"", trace)
+        raise NotImplementedError
 
     async def aclose(self) -> None:
         """Nothing to close."""

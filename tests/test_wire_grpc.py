@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -95,3 +96,18 @@ def test_details_survive_percent_encoding(details: str) -> None:
     written = grpc.write_message(details.encode("utf-8", "ignore").decode())
     assert all(0x20 <= byte <= 0x7E for byte in written)
     assert grpc.read_message(written) == details.encode("utf-8", "ignore").decode()
+
+
+def test_a_message_in_tiny_pieces_holds_about_its_own_size() -> None:
+    size = 200_000
+    deframer = Deframer(limit=size, encoding=b"")
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        deframer.feed(frame(b"x" * size)[:5])
+        for _ in range(size // 2 - 1):
+            deframer.feed(b"xx")
+        assert tracemalloc.get_traced_memory()[0] - before < 2 * size
+    finally:
+        tracemalloc.stop()
+    assert deframer.feed(b"xx") == [b"x" * size]

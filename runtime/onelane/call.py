@@ -44,6 +44,7 @@ class Call:
         "method",
         "parent",
         "reply",
+        "sent",
         "span",
         "trailers",
         "trusted",
@@ -75,6 +76,8 @@ class Call:
         """Its turn of its key, while it has one."""
         self.waits: Any = None
         """What the lane keeps of it while it waits for its turn."""
+        self.sent: Callable[[], object] | None = None
+        """Cancels it where a sibling has it; None for one that is here, or over."""
         self.hop = "direct"
         """`direct`, or `forwarded` where a sibling sent it on."""
         self.initial_sent = False
@@ -120,14 +123,15 @@ class Call:
     def answer(self, reply: bytes) -> None:
         """It has ended: its outcome stands here. Sends it, where a listener has no task that waits for it."""
         self.reply = reply
+        self.proceed()
 
     def proceed(self) -> None:
-        """Its turn has come. Wakes `turned`, unless a listener has a way without a task."""
+        """Its turn has come, or a sibling's answer. Wakes `turned`, unless a listener has a way without a task."""
         if self._turned is not None and not self._turned.done():
             self._turned.set_result(None)
 
     async def turned(self) -> None:
-        """Wait until its turn has come."""
+        """Wait until its turn has come, or a sibling's answer."""
         self._turned = asyncio.get_running_loop().create_future()
         await self._turned
 

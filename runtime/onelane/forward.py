@@ -4,7 +4,9 @@ Metadata, deadline, cancellation, status, details and trailers pass both ways un
 each other (`onelane-hop`, `onelane-served`) never reaches a client.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -31,14 +33,22 @@ DIALLING = Dialling(
 )
 
 
+Done = Callable[[bytes], None]
+
+
 class Forwarder(Protocol):
-    """Carries calls to siblings. Promised: the outcome stands in `call` when a method returns.
+    """Carries calls to siblings. Promised: the outcome stands in `call` when a method returns, or calls `done`.
 
     Not promised: that the sibling is alive; a dead one is UNAVAILABLE with its name.
     """
 
-    async def unary(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None) -> bytes:
-        """Forward a call of one message and one answer."""
+    def begin(
+        self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done
+    ) -> Callable[[], object]:
+        """Forward a call of one message and one answer; what cancels it.
+
+        `done` is told the answer, once, maybe before this returns.
+        """
 
     async def stream(
         self,
@@ -60,22 +70,35 @@ class NativeForwarder:
 
     def __init__(self) -> None:
         self._channels: dict[str, NativeChannel] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._unary: dict[tuple[str, str], Any] = {}
 
-    async def unary(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None) -> bytes:
+    def begin(
+        self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done
+    ) -> Callable[[], object]:
         send = self._unary.get((owner.socket, call.method))
         if send is None:
             send = self._channel(owner).unary_unary(call.method)
             self._unary[owner.socket, call.method] = send
-        sent = send(request, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
-        try:
-            reply: bytes = await sent
+        sent: ClientCall = send(request, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
+        sent.tell(partial(self._came_back, owner, call, done))
+        return sent.cancel
+
+    def _came_back(self, owner: Member, call: Call, done: Done, sent: ClientCall) -> None:
+        reply = b""
+        if sent.status is grpc.StatusCode.OK and len(sent.messages) == 1:
+            reply = sent.messages[0]
             call.trailers = sent.trailers
-        except grpc.aio.AioRpcError:
+        elif sent.status is grpc.StatusCode.OK:
+            call.fail(grpc.StatusCode.UNIMPLEMENTED, f"expected one message, {owner.name} sent {len(sent.messages)}")
+        else:
             _fail(call, owner, sent)
-            reply = b""
-        await _pass_initial(call, sent)
-        return reply
+        if call.initial_sent or not sent.initial:
+            done(reply)
+            return
+        task = asyncio.get_running_loop().create_task(_pass_initial_then(call, sent, done, reply))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def stream(
         self,
@@ -138,6 +161,13 @@ async def _rest(call: Call) -> AsyncIterator[bytes]:
 def _onward(metadata: Metadata, trace: TraceContext | None) -> Metadata:
     kept = tuple(pair for pair in metadata if pair[0] not in _DROPPED and not pair[0].startswith("grpc-"))
     return (*kept, *outbound(trace), (HOP, "1"))
+
+
+async def _pass_initial_then(call: Call, sent: ClientCall, done: Done, reply: bytes) -> None:
+    try:
+        await _pass_initial(call, sent)
+    finally:
+        done(reply)
 
 
 async def _pass_initial(call: Call, sent: ClientCall) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Coroutine
 from contextvars import Token
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -26,7 +27,7 @@ from onelane.placement import Member, Placement, route
 from onelane.scope import Scope, current
 from onelane.spans import SpanRecord
 from onelane.stats import Count, Spread, Stats
-from onelane.telemetry import Tracer, context_of, inbound
+from onelane.telemetry import Span, Tracer, context_of, inbound
 from onelane.turns import CHAIN, Turn, Turns, holders, patience_s
 
 LOOK_AGAIN_S = 1.0
@@ -129,6 +130,8 @@ class Lane:
         self._max_in_flight = max_in_flight
         self._homes: dict[str, Member | None] = {}
         """Where keys seen lately live by this placement; None for here."""
+        self._looking: set[asyncio.Task[None]] = set()
+        """Forwarded calls that wait for a newer placement."""
         self._due: deque[tuple[Any, Turn]] = deque()
         """Who has been given a turn, and is to go on."""
         self._going_on = False
@@ -215,7 +218,10 @@ class Lane:
                 except KeyError:
                     owner = self._find_home(key)
             if owner is not None:
-                return self._guarded(entry, call, self._forward(owner, entry, call, request))
+                if request is None or method.response_streaming:
+                    return self._guarded(entry, call, self._forward_stream(owner, entry, call, request))
+                self._send_on(owner, entry, call, request)
+                return None
             if self._rates is not None and key is not None:
                 self._allow(key, call)
             if entry.takes_turns and key is not None:
@@ -260,7 +266,18 @@ class Lane:
             work = await self._turn_of(call)
         if work is not None:
             await work
+        elif call.sent is not None:
+            await self._back_of(call)
         return call.reply
+
+    async def _back_of(self, call: Call) -> None:
+        """Wait for the outcome of a forwarded call."""
+        try:
+            await call.turned()
+        except asyncio.CancelledError:
+            if call.sent is not None:
+                call.sent()
+            raise
 
     async def _turn_of(self, call: Call) -> Work:
         remaining = call.time_remaining()
@@ -334,6 +351,7 @@ class Lane:
 
     def _end(self, entry: Entry, call: Call, reply: bytes) -> None:
         """Count a call that has ended, end its turn, and answer it."""
+        call.sent = None
         self.in_flight -= 1
         if not call.trusted:
             self.own_in_flight -= 1
@@ -452,7 +470,7 @@ class Lane:
         call.push_back(first)
         owner, _, message = self._home(entry, call, None)
         if owner is not None:
-            return await self._forward(owner, entry, call, None)
+            return await self._forward_stream(owner, entry, call, None)
         return await self._run(entry, call, message)
 
     def _home(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, str | None, Any]:
@@ -516,39 +534,61 @@ class Lane:
             call.trailers = ((NOT_HOME, str(error.epoch)), ("onelane-epoch", str(error.epoch)))
             raise
 
-    async def _forward(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> bytes:
-        method = entry.method
+    def _send_on(self, owner: Member, entry: Entry, call: Call, request: bytes) -> None:
+        """Forward a call of one message and one answer, without a task; `_came_back` goes on."""
         self._forwards.value += 1
-        span = self._tracer.start(method.name, "CLIENT", call.parent, remote=True)
-        trace = context_of(span)
-        if request is not None and not method.response_streaming:
-            reply = await self._forward_unary(owner, call, request, trace)
-        else:
-            reply = await self._forwarder.stream(
-                owner, call, request, trace, streams_response=method.response_streaming
-            )
+        span = self._tracer.start(entry.method.name, "CLIENT", call.parent, remote=True)
+        call.sent = _nothing
+        cancel = self._forwarder.begin(
+            owner, call, request, context_of(span), partial(self._came_back, entry, call, request, span)
+        )
+        if call.sent is not None:
+            call.sent = cancel
+
+    def _came_back(self, entry: Entry, call: Call, request: bytes, span: Span, reply: bytes) -> None:
+        """The outcome of a forwarded call stands in it."""
+        epoch = take_marker(call, NOT_HOME) if call.code_now is grpc.StatusCode.UNAVAILABLE else None
+        if epoch is None or int(epoch) <= self._placement.epoch:
+            self._close_forward(entry, call, span, reply)
+            return
+        looking = asyncio.get_running_loop().create_task(self._look_again(entry, call, request, span, int(epoch)))
+        self._looking.add(looking)
+        call.sent = looking.cancel
+
+    def _close_forward(self, entry: Entry, call: Call, span: Span, reply: bytes) -> None:
         self._tracer.end_call(span, status=call.code_now.name, hop="forwarded", server=False)
         if take_marker(call, SERVED) is not None:
             # It is counted where it was served.
             call.hop = AWAY
-        return reply
+        self._end(entry, call, reply)
 
-    async def _forward_unary(self, owner: Member, call: Call, request: bytes, trace: Any) -> bytes:
-        reply = await self._forwarder.unary(owner, call, request, trace)
-        epoch = take_marker(call, NOT_HOME) if call.code_now is grpc.StatusCode.UNAVAILABLE else None
-        if epoch is None or int(epoch) <= self._placement.epoch:
-            return reply
-        # The owner knows a newer placement: wait for it, look again, and send the call once more.
+    async def _look_again(self, entry: Entry, call: Call, request: bytes, span: Span, epoch: int) -> None:
+        """The owner knows a newer placement: wait for it, look again, and send the call once more."""
         try:
             async with asyncio.timeout(LOOK_AGAIN_S):
-                while self._placement.epoch < int(epoch):
+                while self._placement.epoch < epoch:
                     await self._newer.wait()
-        except TimeoutError:
-            return reply
-        key = keys.header_of(call.metadata) or self._key_of(call.method, request)
-        call.fail(OK, "")
-        call.trailers = ()
-        return await self._forwarder.unary(self._placement.owner_of(key), call, request, trace)
+            key = keys.header_of(call.metadata) or self._key_of(call.method, request)
+            call.fail(OK, "")
+            call.trailers = ()
+            done = partial(self._close_forward, entry, call, span)
+            call.sent = self._forwarder.begin(self._placement.owner_of(key), call, request, context_of(span), done)
+        except (TimeoutError, asyncio.CancelledError):
+            self._close_forward(entry, call, span, b"")
+        finally:
+            self._looking.discard(asyncio.current_task())
+
+    async def _forward_stream(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> bytes:
+        method = entry.method
+        self._forwards.value += 1
+        span = self._tracer.start(method.name, "CLIENT", call.parent, remote=True)
+        reply = await self._forwarder.stream(
+            owner, call, request, context_of(span), streams_response=method.response_streaming
+        )
+        self._tracer.end_call(span, status=call.code_now.name, hop="forwarded", server=False)
+        if take_marker(call, SERVED) is not None:
+            call.hop = AWAY
+        return reply
 
     def _key_of(self, path: str, request: bytes) -> str:
         method = self.entries[path].method
@@ -575,3 +615,7 @@ class Lane:
         if call.span is None:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
         return current.set(call)
+
+
+def _nothing() -> None:
+    """Cancels nothing: the call has not been sent yet."""

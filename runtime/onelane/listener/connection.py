@@ -470,9 +470,12 @@ class Connection(asyncio.Protocol):
         call.is_cancelled = True
         if call.waits is not None:
             self._listener.serving.withdraw(call, late=False)
-        if call.task is not None:
+        if call.sent is not None:
+            # Its end comes back at once, and lets go of it.
+            call.sent()
+        elif call.task is not None:
             call.task.cancel()
-        else:
+        elif not call.is_done:
             self._left(call)
 
     # The end

@@ -199,7 +199,7 @@ class NativeListener:
         if connection.pinged_at and connection.heard_at < connection.pinged_at:
             if now - connection.pinged_at > settings.ping_timeout_s:
                 connection.abort()
-        elif (settings.max_idle_s is not None and not connection.tasks and quiet > settings.max_idle_s) or (
+        elif (settings.max_idle_s is not None and not connection.wire.streams and quiet > settings.max_idle_s) or (
             settings.max_age_s is not None and now - connection.opened_at > settings.max_age_s
         ):
             connection.opened_at = now

@@ -75,7 +75,7 @@ def frame_gzip(message: bytes) -> bytes:
 class Deframer:
     """Cuts the bytes of one stream into messages. Holds at most one message of `limit` bytes, and its prefix."""
 
-    __slots__ = ("_flag", "_gzip", "_limit", "_missing", "_pieces", "_prefix")
+    __slots__ = ("_body", "_flag", "_gzip", "_limit", "_missing", "_prefix")
 
     def __init__(self, *, limit: int, encoding: bytes) -> None:
         """encoding: the stream's `grpc-encoding`; b"" or b"identity" for none.
@@ -90,13 +90,13 @@ class Deframer:
         self._prefix = b""
         """The beginning of a prefix whose rest has not come."""
         self._flag = 0
-        self._pieces: list[bytes] = []
-        """Of a message whose prefix has come."""
+        self._body = bytearray()
+        """Of a message whose prefix has come. Not a list of pieces: a peer may make them as small as it likes."""
         self._missing = 0
         """Bytes of it that have not come."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now. A large one is copied once, when its last piece has come.
+        """The messages that are whole now.
 
         Raises:
             BadWire: a message over the limit (RESOURCE_EXHAUSTED), or one that breaks the rules (INTERNAL).
@@ -104,12 +104,12 @@ class Deframer:
         messages: list[bytes] = []
         if self._missing:
             piece, data = data[: self._missing], data[self._missing :]
-            self._pieces.append(piece)
+            self._body += piece
             self._missing -= len(piece)
             if self._missing:
                 return messages
-            pieces, self._pieces = self._pieces, []
-            messages.append(self._message(self._flag, b"".join(pieces)))
+            body, self._body = self._body, bytearray()
+            messages.append(self._message(self._flag, bytes(body)))
         if self._prefix:
             data = self._prefix + data
         at = 0
@@ -119,7 +119,7 @@ class Deframer:
                 self._refuse(size)
             begin, end = at + PREFIX, at + PREFIX + size
             if end > len(data):
-                self._flag, self._pieces, self._missing = data[at], [data[begin:]], end - len(data)
+                self._flag, self._body, self._missing = data[at], bytearray(data[begin:]), end - len(data)
                 self._prefix = b""
                 return messages
             messages.append(self._message(data[at], data[begin:end]))
