@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.overload import INTERVAL_S, MANY, MOST_KEYS, Lateness, Rates
+from onelane.overload import BURST_S, MANY, MOST_KEYS, Lateness, Rates
 
 from tests.cluster import echo, running
 from tests.echo.v1 import echo_pb2_grpc
@@ -39,7 +39,7 @@ def grace(lateness: Lateness, now: float) -> float:
 
 def test_short_rounds_refuse_nothing_within_the_interval() -> None:
     lateness = Lateness(TARGET)
-    assert grace(lateness, rounds(lateness, *[TARGET] * 100)) == pytest.approx(TARGET + INTERVAL_S)
+    assert grace(lateness, rounds(lateness, *[TARGET] * 100)) == pytest.approx(BURST_S)
 
 
 def test_lateness_that_stands_leaves_each_round_its_target() -> None:
@@ -49,12 +49,12 @@ def test_lateness_that_stands_leaves_each_round_its_target() -> None:
 
 def test_one_short_round_ends_it() -> None:
     lateness = Lateness(TARGET)
-    assert grace(lateness, rounds(lateness, 0.06, 0.06, 0.06, 0.01)) == pytest.approx(TARGET + INTERVAL_S)
+    assert grace(lateness, rounds(lateness, 0.06, 0.06, 0.06, 0.01)) == pytest.approx(BURST_S)
 
 
 def test_long_rounds_with_rest_between_are_no_lateness() -> None:
     lateness = Lateness(TARGET)
-    assert grace(lateness, rounds(lateness, *[0.3] * 9, gap=TARGET * 1.1)) == pytest.approx(TARGET + INTERVAL_S)
+    assert grace(lateness, rounds(lateness, *[0.3] * 9, gap=TARGET * 1.1)) == pytest.approx(BURST_S)
 
 
 def test_a_few_slow_calls_are_no_pile() -> None:

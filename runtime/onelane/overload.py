@@ -11,6 +11,8 @@ from collections import OrderedDict
 from math import inf
 
 INTERVAL_S = 0.1
+BURST_S = 0.5
+"""How long a round may take while no lateness stands: a burst is no overload."""
 MANY = 8
 """Calls in one round that make it a pile; fewer are a few slow ones."""
 MOST_KEYS = 65_536
@@ -42,7 +44,7 @@ class Lateness:
             self._late_since = None
         self.began_at = now
         stands = self._late_since is not None and now - self._late_since >= INTERVAL_S
-        self.refuse_from = now + self._target_s + (0.0 if stands else INTERVAL_S)
+        self.refuse_from = now + (self._target_s if stands else max(self._target_s, BURST_S))
 
     def refuses(self, now: float, calls: int) -> bool:
         """Whether a call that has come after `refuse_from` is refused. calls: as in `begin`."""
