@@ -1,6 +1,7 @@
 """Calls to what is late or gone: tried again where that is safe, within a budget; hedged; sent elsewhere; refused."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -13,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane import config
+from onelane.channel import Owner
 from onelane.errors import BadService
+from onelane.native_channel import NativeChannel
+from onelane.placement import Member, Placement
 from onelane.resilience import (
     AGAIN,
     CONSECUTIVE,
@@ -319,6 +323,109 @@ async def test_a_hedged_call_goes_on_after_what_is_not_fatal_and_ends_with_what_
         scripted.steps = [UNAVAILABLE] * 3
         assert await stub.Who(EchoRequest(), timeout=30).code() is UNAVAILABLE
     assert len(scripted.seen) == 3 + 2 + 3
+
+
+def hedging(delay: str = "60s", **more: Any) -> dict[str, Any]:
+    policy = {"maxAttempts": 3, "hedgingDelay": delay, "nonFatalStatusCodes": ["UNAVAILABLE"]}
+    return {"methodConfig": [{"name": WHO, "hedgingPolicy": policy}], **more}
+
+
+async def test_a_spent_budget_ends_a_hedged_call(server: tuple[Scripted, str]) -> None:
+    scripted, address = server
+    scripted.steps = [UNAVAILABLE] * 99
+    config = hedging(retryThrottling={"maxTokens": 2, "tokenRatio": 0.1})
+    async with onelane.connect(address, service_config=config) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        assert await stub.Who(EchoRequest(), timeout=30).code() is UNAVAILABLE
+
+
+@pytest.mark.parametrize("how", ["the call", "who waits for it"])
+async def test_a_hedged_call_that_is_cancelled_between_two_attempts_makes_no_other(
+    server: tuple[Scripted, str], how: str
+) -> None:
+    scripted, address = server
+    scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "60000"),)
+    async with onelane.connect(address, service_config=hedging()) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        call = stub.Who(EchoRequest(), timeout=300)
+
+        async def wait() -> Any:
+            return await call
+
+        waiting = asyncio.create_task(wait())
+        while not scripted.seen or call._open:  # noqa: ASYNC110 - turns of the loop are what is waited for
+            await asyncio.sleep(0)
+        if how == "the call":
+            assert call.cancel()
+        else:
+            waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await call.code() is grpc.StatusCode.CANCELLED
+        assert call._timer is None or call._timer.cancelled()
+
+
+async def test_a_pushback_past_the_deadline_ends_a_hedged_call_at_once(server: tuple[Scripted, str]) -> None:
+    scripted, address = server
+    scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "60000"),)
+    async with onelane.connect(address, service_config=hedging()) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        # Not DEADLINE_EXCEEDED: it does not wait for what cannot help any more.
+        assert await stub.Who(EchoRequest(), timeout=30).code() is UNAVAILABLE
+
+
+async def test_hedged_attempts_say_how_often_and_a_success_counts_once(server: tuple[Scripted, str]) -> None:
+    scripted, address = server
+    scripted.steps = [UNAVAILABLE]
+    async with onelane.connect(address, service_config=hedging()) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        await stub.Who(EchoRequest(), timeout=30)
+        assert [seen.get("grpc-previous-rpc-attempts") for seen in scripted.seen] == [None, "1"]
+        assert channel.budget.tokens == pytest.approx(100 - 1 + 0.1)
+
+
+async def owned(channel: Any, address: str) -> Endpoint:
+    """Have `channel` take the server for the only shard of an app."""
+    channel._follower.cancel()
+    native = NativeChannel(address, channel._dialling)
+    await native.channel_ready()
+    channel._owners = {address: Owner(native, Endpoint())}
+    channel.placement = Placement(1, (Member("a", address, ""),), 8, {})
+    health: Endpoint = channel._owners[address].health
+    return health
+
+
+KEY = (("onelane-key", "k"),)
+
+
+async def test_a_retry_that_is_the_probe_ends_the_ejection(server: tuple[Scripted, str]) -> None:
+    scripted, address = server
+    async with onelane.connect(address) as channel:
+        health = await owned(channel, address)
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        for _ in range(CONSECUTIVE):
+            health.ended("UNAVAILABLE", time.monotonic() - 0.9)
+        assert health.is_ejected
+        # By the shared address; the retry comes when the ejection is over, and is its probe.
+        scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "300"),)
+        await stub.Who(EchoRequest(), timeout=30, metadata=KEY)
+        assert not health.is_ejected
+
+
+async def test_attempts_that_fail_count_against_their_endpoint_though_a_retry_saves_the_call(
+    server: tuple[Scripted, str],
+) -> None:
+    scripted, address = server
+    async with onelane.connect(address) as channel:
+        health = await owned(channel, address)
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        scripted.steps = [UNAVAILABLE, "done"] * WINDOW
+        for _ in range(WINDOW):
+            channel.budget.tokens = 100.0
+            await stub.Who(EchoRequest(), timeout=30, metadata=KEY)
+            if health.is_ejected:
+                return
+        pytest.fail("half of the attempts failed, and nobody noticed")
 
 
 async def test_more_calls_at_once_than_a_peer_may_have_are_refused_unsent(server: tuple[Scripted, str]) -> None:

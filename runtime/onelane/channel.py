@@ -48,6 +48,7 @@ DECISIONS = {
     "ejections": "Endpoints left alone for a while, because they failed on and on",
     "refusals": "Calls not sent, because too many were under way",
 }
+OK = grpc.StatusCode.OK
 READY = grpc.ChannelConnectivity.READY
 CONNECT_S = 5.0
 DIALLING = Dialling(initial_backoff_s=0.1, max_backoff_s=0.5, keepalive_s=30.0, ping_timeout_s=5.0)
@@ -304,32 +305,45 @@ class _Method:
             if number:
                 self._decided("hedges", "late", span, {"attempt": number + 1})
                 made["timeout"] = None if until is None else max(0.0, until - time.monotonic())
+                made["metadata"] = (*given, (PREVIOUS, str(number)))
             return self._attempt(request, made, key, span, number)
 
-        return HedgedCall(attempt, policy, channel.budget)
+        hedged = HedgedCall(attempt, self._unsent, policy, channel.budget, until)
+        hedged.add_done_callback(partial(self._close_span, span))
+        return hedged
 
     def _attempt(self, request: Any, made: dict[str, Any], key: str | None, span: Span, number: int) -> ClientCall:
         channel = self._channel
         to, health = channel.pick(key, number)
         call: ClientCall = self._send(to)(request, **made)
-        call.peer_name = channel.name
+        call.peer_name, call.health = channel.name, health
         channel.in_flight += 1
         if self._policy.attempts > 1 and self._policy.hedge_after_s is None:
             call.repeats = partial(self._repeat, key, span)
-        call.tell(partial(self._ended, span, health, number))
+        call.tell(partial(self._ended, span))
         return call
 
-    def _ended(self, span: Span, health: Endpoint | None, number: int, call: ClientCall) -> None:
+    def _ended(self, span: Span, call: ClientCall) -> None:
         channel = self._channel
         channel.in_flight -= 1
         assert call.status is not None
-        code = call.status.name
-        if code == "OK" and self._policy.attempts > 1:
+        self._attempt_ended(call, call.status.name, span)
+        if self._policy.hedge_after_s is not None:
+            # Of one attempt; the hedged call itself keeps the budget, and ends the span.
+            return
+        if call.status is OK and self._policy.attempts > 1:
             channel.budget.succeeded()
+        self._close_span(span, call)
+
+    def _attempt_ended(self, call: ClientCall, code: str, span: Span) -> None:
+        """Tell the endpoint that an attempt went to what became of it."""
+        health, call.health = call.health, None
         if health is not None and health.ended(code, time.monotonic()):
             self._decided("ejections", code, span, {})
-        if channel.tracer is not None and span is not None and not number:
-            channel.tracer.end_call(span, status=code, server=False)
+
+    def _close_span(self, span: Span, call: Any) -> None:
+        if self._channel.tracer is not None and span is not None:
+            self._channel.tracer.end_call(span, status=call.status.name, server=False)
 
     def _repeat(self, key: str | None, span: Span, call: ClientCall, code: grpc.StatusCode, trailers: Any) -> bool:
         """Make another attempt of a call that has failed, where that is safe and there is time; whether one is made."""
@@ -339,19 +353,27 @@ class _Method:
         if wait is None or (left is not None and wait >= left):
             return False
         call.retries += 1
+        self._attempt_ended(call, code.name, span)
         call.forget_attempt()
         self._decided("retries", code.name, span, {"attempt": call.retries + 1, "after_s": round(wait, 4)})
         asyncio.get_running_loop().call_later(wait, self._again, key, call)
         return True
 
     def _again(self, key: str | None, call: ClientCall) -> None:
-        call.send_again(self._channel.pick(key, call.retries)[0].subchannel, PREVIOUS.encode())
+        if call.status is None:
+            to, call.health = self._channel.pick(key, call.retries)
+            call.send_again(to.subchannel, PREVIOUS.encode())
+
+    def _unsent(self) -> ClientCall:
+        return self._channel.unsent(self._shape, self._serializers[1])
 
     def _refused(self) -> ClientCall:
         """A call that is over before it was sent: too many are under way."""
         channel = self._channel
-        self._decided("refusals", "in_flight", None, {})
-        made = channel.unsent(self._shape, self._serializers[1])
+        span = None if channel.tracer is None else channel.tracer.start(self._method[1:], "CLIENT", trace_now())
+        self._decided("refusals", "in_flight", span, {})
+        made = self._unsent()
+        made.tell(partial(self._close_span, span))
         most = channel.said.max_in_flight
         made.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{most} calls to {channel.name} are under way already")
         return made

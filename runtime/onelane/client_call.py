@@ -56,6 +56,8 @@ class ClientCall(grpc.aio.Call):
         self.repeats: Callable[[Any, grpc.StatusCode, Any], bool] | None = None
         """Asked where an attempt has failed: True where it makes another (`send_again`)."""
         self.retries = 0
+        self.health: Any = None
+        """What is known of the endpoint that this attempt went to; its channel's."""
         self.told: Callable[[ClientCall], None] | None = None
         self._initial: Any = None
         self._trailers: Any = ()

@@ -6,26 +6,38 @@ Only for methods without side effects, and only where a service config asks for 
 import asyncio
 from collections.abc import Callable, Generator
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from onelane.client_call import ClientCall
+from onelane.client_call import CANCELLED_HERE, ClientCall
 from onelane.resilience import Budget, Policy, pushback_s
 
 
 class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     """What its caller sees is one call: that which decided it, once one has."""
 
-    def __init__(self, send: Callable[[int], ClientCall], policy: Policy, budget: Budget) -> None:
-        """send: makes the n-th attempt, from 0."""
+    def __init__(
+        self,
+        send: Callable[[int], ClientCall],
+        unsent: Callable[[], ClientCall],
+        policy: Policy,
+        budget: Budget,
+        until: float | None,
+    ) -> None:
+        """send: makes the n-th attempt, from 0. unsent: a call that is not sent. until: the deadline, monotonic."""
         self._send = send
+        self._unsent = unsent
         self._policy = policy
         self._budget = budget
+        self._until = until
         self._loop = asyncio.get_running_loop()
         self._open: list[ClientCall] = []
         self._made = 0
+        self._failed: ClientCall | None = None
+        """The last attempt that has failed, where that did not decide."""
         self._decided: asyncio.Future[ClientCall] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._callbacks: list[Callable[[Any], None]] = []
@@ -34,42 +46,48 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     # Attempts
 
     def _next(self) -> None:
-        if self._decided.done() or self._made >= self._policy.attempts:
+        """Make the next attempt, if there is one to make; if there is none and nothing is open, that decides."""
+        self._timer = None
+        if self._decided.done():
             return
-        if self._made and not self._budget.allows:
-            return
-        number = self._made
-        self._made += 1
-        call = self._send(number)
-        self._open.append(call)
-        if self._made < self._policy.attempts:
+        if self._made < self._policy.attempts and (not self._made or self._budget.allows):
+            number = self._made
+            self._made += 1
+            call = self._send(number)
+            self._open.append(call)
             assert self._policy.hedge_after_s is not None
-            self._timer = self._loop.call_later(self._policy.hedge_after_s, self._next)
-        call.add_done_callback(partial(self._ended, call))
+            self._later(self._policy.hedge_after_s)
+            call.add_done_callback(partial(self._ended, call))
+        elif not self._open and self._failed is not None:
+            self._decide(self._failed)
+
+    def _later(self, after_s: float) -> None:
+        """Make the next attempt after so long, where there is one, and it would come in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        in_time = self._until is None or monotonic() + after_s < self._until
+        if self._made < self._policy.attempts and in_time:
+            self._timer = self._loop.call_later(after_s, self._next)
 
     def _ended(self, call: ClientCall, _: Any) -> None:
         self._open.remove(call)
         if self._decided.done():
             return
         assert call.status is not None
-        pushed = pushback_s(call.trailers)
-        ends = call.status.name not in self._policy.codes
         if call.status is grpc.StatusCode.OK:
             self._budget.succeeded()
-        elif not ends:
-            self._budget.failed()
-            if pushed is not None and pushed < 0:
-                self._made = self._policy.attempts
-            elif self._made < self._policy.attempts:
-                self._again(pushed or 0.0)
-        if ends or (not self._open and (self._timer is None or self._made >= self._policy.attempts)):
+        if call.status.name not in self._policy.codes:
             self._decide(call)
-
-    def _again(self, after_s: float) -> None:
-        """Make the next attempt now, or when the server says."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(after_s, self._next)
+            return
+        self._failed = call
+        self._budget.failed()
+        pushed = pushback_s(call.trailers)
+        if pushed is not None and pushed < 0:
+            self._made = self._policy.attempts
+        self._later(pushed or 0.0)
+        if self._timer is None and not self._open:
+            self._decide(call)
 
     def _decide(self, call: ClientCall) -> None:
         self._decided.set_result(call)
@@ -96,13 +114,20 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     def cancel(self) -> bool:
         if self._decided.done():
             return False
-        first = self._open[0] if self._open else None
-        if first is None:
-            return False
-        first.cancel()
+        if self._open:
+            first = self._open[0]
+            first.cancel()
+        else:
+            first = self._unsent()
+            first.finish(grpc.StatusCode.CANCELLED, CANCELLED_HERE)
         if not self._decided.done():
             self._decide(first)
         return True
+
+    @property
+    def status(self) -> grpc.StatusCode | None:
+        """None while it is not decided."""
+        return self._decided.result().status if self._decided.done() else None
 
     def cancelled(self) -> bool:
         return self._decided.done() and self._decided.result().cancelled()
@@ -111,8 +136,7 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         return self._decided.done()
 
     def time_remaining(self) -> float | None:
-        known = self._decided.result() if self._decided.done() else (self._open[0] if self._open else None)
-        return known.time_remaining() if known is not None else None
+        return None if self._until is None else max(0.0, self._until - monotonic())
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         if self._decided.done():
