@@ -1,48 +1,44 @@
-"""An OTLP/HTTP receiver that keeps what it is sent; it can be told to hang."""
+"""OTLP receivers, by HTTP and by gRPC, that keep what they are sent; they can be away for a while."""
 
+import gzip
+import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol, Self
 
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+import grpc
+import trustme
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 
-class Collector:
-    """Listens on a free loopback port while it is entered."""
+class Receiver:
+    """What was received. `environment` is what sends OTLP here."""
+
+    protocol = ""
+    url = ""
 
     def __init__(self) -> None:
-        self.metrics: list[ExportMetricsServiceRequest] = []
-        self.traces: list[ExportTraceServiceRequest] = []
-        kept = self
+        self.metrics: list[metrics_service_pb2.ExportMetricsServiceRequest] = []
+        self.traces: list[trace_service_pb2.ExportTraceServiceRequest] = []
+        self.logs: list[logs_service_pb2.ExportLogsServiceRequest] = []
+        self.is_away = False
+        """Answer that it cannot be had now."""
+        self.refusals = 0
+        self.headers: dict[str, str] = {}
+        """Of the last request, names in lower case."""
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("Content-Encoding") == "gzip":
-                    import gzip
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.url, "OTEL_EXPORTER_OTLP_PROTOCOL": self.protocol}
 
-                    body = gzip.decompress(body)
-                if self.path.endswith("/v1/metrics"):
-                    kept.metrics.append(ExportMetricsServiceRequest.FromString(body))
-                else:
-                    kept.traces.append(ExportTraceServiceRequest.FromString(body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Silent."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "Collector":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
+    def __enter__(self) -> Self:
+        raise NotImplementedError
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        raise NotImplementedError
 
     def sum(self, name: str, **attributes: str) -> float:
         """The sum of a counter over all resources, as of the last export."""
@@ -57,8 +53,116 @@ class Collector:
     def spans(self) -> list[Any]:
         return [
             span
-            for request in self.traces
+            for request in list(self.traces)
             for resource in request.resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
         ]
+
+
+class Collector(Receiver):
+    """By HTTP, on a free loopback port while it is entered, or on one that is named."""
+
+    protocol = "http/protobuf"
+
+    def __init__(self, port: int = 0, *, keeps: bool = True, cert: trustme.LeafCert | None = None) -> None:
+        """keeps: what is sent; else it is counted alone. cert: serve over TLS with it."""
+        super().__init__()
+        self.requests = 0
+        self.answer = 200
+        kept = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                kept.requests += 1
+                kept.headers = {name.lower(): value for name, value in self.headers.items()}
+                if kept.is_away or kept.answer != 200:
+                    kept.refusals += 1
+                    self.send_response(503 if kept.is_away else kept.answer)
+                    self.end_headers()
+                    return
+                if not keeps:
+                    pass
+                elif self.path.endswith("/v1/metrics"):
+                    kept.metrics.append(metrics_service_pb2.ExportMetricsServiceRequest.FromString(body))
+                elif self.path.endswith("/v1/logs"):
+                    kept.logs.append(logs_service_pb2.ExportLogsServiceRequest.FromString(body))
+                else:
+                    kept.traces.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Silent."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        if cert is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            cert.configure_cert(context)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if cert else 'http'}://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Context(Protocol):
+    def invocation_metadata(self) -> Any: ...
+
+    def abort(self, code: grpc.StatusCode, details: str) -> Any: ...
+
+
+class GrpcCollector(Receiver):
+    """By gRPC."""
+
+    protocol = "grpc"
+
+    def __init__(self, *, cert: trustme.LeafCert | None = None) -> None:
+        super().__init__()
+        self._server = grpc.server(ThreadPoolExecutor(3))
+        if cert is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            chain = b"".join(blob.bytes() for blob in cert.cert_chain_pems)
+            credentials = grpc.ssl_server_credentials([(cert.private_key_pem.bytes(), chain)])
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self.url = f"{'https' if cert else 'http'}://127.0.0.1:{port}"
+
+        def keep(kept: list[Any], answer: Any) -> Any:
+            def export(request: Any, context: _Context) -> Any:
+                self.headers = dict(context.invocation_metadata())
+                if self.is_away:
+                    self.refusals += 1
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+                kept.append(request)
+                return answer
+
+            return export
+
+        class Traces(trace_service_pb2_grpc.TraceServiceServicer):
+            Export = staticmethod(keep(self.traces, trace_service_pb2.ExportTraceServiceResponse()))
+
+        class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+            Export = staticmethod(keep(self.metrics, metrics_service_pb2.ExportMetricsServiceResponse()))
+
+        class Logs(logs_service_pb2_grpc.LogsServiceServicer):
+            Export = staticmethod(keep(self.logs, logs_service_pb2.ExportLogsServiceResponse()))
+
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), self._server)  # type: ignore[no-untyped-call]
+        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), self._server)  # type: ignore[no-untyped-call]
+        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), self._server)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(0).wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import configparser
+import json
 import re
 import shutil
 import socket
@@ -12,8 +13,12 @@ from typing import Any
 import pytest
 import yaml
 from onelane import config
+from onelane.sinks.prometheus import name_of
+from onelane.stats import Instrument
 
+from tests import tools
 from tests.cluster import ROOT, echo, running
+from tests.test_names import table
 
 DEPLOY = ROOT / "deploy"
 ARENA = ROOT / "services/arena/onelane.toml"
@@ -38,6 +43,34 @@ def test_the_compose_publishes_every_port_on_loopback_alone(arena: dict[str, Any
         port = int(app.listen.rpartition(":")[2])
         wanted |= {port + config.PORT_STRIDE * n for n in range(app.shard_count + 1)}
     assert {tuple(text.split(":")) for text in arena["ports"]} == {("127.0.0.1", str(p), str(p)) for p in wanted}
+
+
+def test_every_file_that_the_compose_mounts_is_there() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    mounted = [volume.split(":")[0] for made in services.values() for volume in made.get("volumes", ())]
+    ours = [path for path in mounted if path.startswith("./")]
+    assert len(ours) == 4
+    assert [path for path in ours if not (DEPLOY / path).is_file()] == []
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    promtool = tools.program("promtool", "Debian's package prometheus")
+    run = subprocess.run([promtool, "check", "config", str(DEPLOY / "prometheus.yml")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_series_of_the_dashboard_is_one_that_we_export() -> None:
+    expressions = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    found = {name for text in expressions for name in re.findall(r"\b(?:onelane|rpc)_[a-z_]+(?=[{\[])", text)}
+    suffix = {"counter": "_total", "histogram": "_bucket", "gauge": ""}
+    known = {name_of(Instrument(name, unit)) + suffix[kind] for name, kind, unit, _ in table().values()}
+    assert len(found) > 15
+    assert found <= known
+
+
+def dashboard() -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((DEPLOY / "grafana" / "onelane.json").read_text())
+    return made
 
 
 def test_the_dockerfile_copies_what_is_there() -> None:

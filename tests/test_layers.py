@@ -8,12 +8,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "service_config", "config", "settings"]
-CORE = ["ring", "placement", "keys", "retry", "stats", "stalls", "spans", "turns", "overload", "topics", "resilience"]
+CORE = ["ring", "placement", "keys", "retry", "buckets", "stats", "reports", "stalls", "spans", "tail"]
+CORE += ["history", "hot_keys", "turns", "overload", "topics", "resilience"]
 WIRE = ["wire"]
 EDGES = [
     "telemetry",
     "scope",
     "tracing",
+    "metering",
+    "logs",
+    "pulse",
+    "recent",
     "lane_context",
     "call",
     "plain",
@@ -51,7 +56,21 @@ PROCESSES = [
     "launcher",
     "inline",
 ]
-PROCESSES += ["keeper", "reloading", "supervisor", "systemd", "admin", "status", "proto", "cli"]
+PROCESSES += [
+    "exporter",
+    "gathering",
+    "keeper",
+    "reloading",
+    "supervisor",
+    "page",
+    "systemd",
+    "doorkeeper",
+    "admin",
+    "status",
+    "top",
+    "proto",
+    "cli",
+]
 ORDER = WORDS + CORE + WIRE + EDGES + PROCESSES
 BESIDE = {"v1", "testing", "py", "protos"}
 OUTSIDE = {

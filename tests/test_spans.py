@@ -1,9 +1,23 @@
 """Trace context and sampling, as W3C and OpenTelemetry write them."""
 
+from enum import StrEnum
 from random import Random
 
 import pytest
-from onelane.spans import UNSAMPLED, Sampler, SpanRecord, TraceContext, parse_traceparent, sampler_of, start_span
+from onelane.spans import (
+    SOME,
+    SOME_PER_S,
+    UNSAMPLED,
+    Packed,
+    Sampler,
+    SpanRecord,
+    TraceContext,
+    pack,
+    parse_traceparent,
+    plain,
+    sampler_of,
+)
+from onelane.telemetry import Tracer, told
 from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
@@ -49,16 +63,18 @@ def test_a_parent_decides_where_it_is_asked(name: str, parent_sampled: bool, sam
     assert sampler.decides(parent.trace_id, parent) is sampled
 
 
+def tracer(sampler: Sampler, *, records_all: bool = False, clock: ManualClock | None = None) -> Tracer:
+    return Tracer(shard="a-0", sampler=sampler, clock=clock or ManualClock(), rng=Random(1), records_all=records_all)
+
+
 def test_a_span_that_is_not_sampled_hands_its_parent_on() -> None:
     parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", False)
-    sampler = sampler_of({})
-    made = start_span("x", "SERVER", parent, sampler, Random(1), ManualClock())
-    assert made is parent
+    assert tracer(sampler_of({})).start("x", "SERVER", parent) is parent
 
 
 def test_a_child_stays_in_its_trace_with_an_id_of_its_own() -> None:
     parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True, "vendor=1")
-    made = start_span("x", "SERVER", parent, sampler_of({}), Random(1), ManualClock())
+    made = tracer(sampler_of({})).start("x", "SERVER", parent)
     assert isinstance(made, SpanRecord)
     assert (made.context.trace_id, made.parent_id) == (parent.trace_id, parent.span_id)
     assert made.context.tracestate == "vendor=1"
@@ -67,6 +83,80 @@ def test_a_child_stays_in_its_trace_with_an_id_of_its_own() -> None:
 
 @pytest.mark.parametrize("parent_based", [True, False])
 def test_what_begins_in_a_call_that_was_not_sampled_is_not_either(parent_based: bool) -> None:
-    sampler = Sampler(parent_based, 0.5)
+    assert tracer(Sampler(parent_based, 0.5)).start("inner", "CLIENT", UNSAMPLED) is UNSAMPLED
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 1.0])
+def test_roots_are_sampled_as_the_sdk_would_sample_their_ids(ratio: float) -> None:
+    ours, sdk = tracer(Sampler(True, ratio), records_all=True), TraceIdRatioBased(ratio)
+    for _ in range(300):
+        made = ours.start("x", "SERVER", None)
+        assert isinstance(made, SpanRecord)
+        decided = sdk.should_sample(None, int(made.trace_id, 16), "x").decision
+        assert made.sampled is decided.is_sampled()  # type: ignore[no-untyped-call]
+        assert (len(made.trace_id), len(made.span_id), made.parent_id) == (32, 16, "")
+
+
+def test_where_nobody_has_said_some_traces_of_a_second_are_recorded() -> None:
     clock = ManualClock()
-    assert start_span("inner", "CLIENT", UNSAMPLED, sampler, Random(1), clock) is UNSAMPLED
+    ours = tracer(sampler_of({"OTEL_TRACES_SAMPLER": SOME}), clock=clock)
+
+    def recorded() -> int:
+        return sum(isinstance(ours.start("x", "SERVER", None), SpanRecord) for _ in range(100))
+
+    assert recorded() == SOME_PER_S
+    clock.advance(0.5)
+    ours.take()
+    assert recorded() == SOME_PER_S / 2
+
+
+def test_a_batch_arrives_as_it_was_packed() -> None:
+    ours = tracer(sampler_of({}))
+    whole = ours.start("a/B", "SERVER", TraceContext("0" * 31 + "1", "0" * 15 + "2", True, "vendor=1"), remote=True)
+    assert isinstance(whole, SpanRecord)
+    whole.set_attribute("room.size", 3)
+    whole.add_event("joined", {"player": "ann"}, 5)
+    ours.end_call(whole, status="INTERNAL", hop="direct", server=True)
+    ours.end(ours.start("plain", "INTERNAL", None))
+    found = Packed(pack(ours.take()))
+    assert [span.name for span in found] == ["a/B", "plain"]
+    assert vars(found[0]) | {"is_ok": False} == vars(whole) | {"is_ok": False}
+    assert told(found[0], "a-0") == {
+        "onelane.shard": "a-0",
+        "rpc.system.name": "grpc",
+        "rpc.method": "a/B",
+        "rpc.response.status_code": "INTERNAL",
+        "onelane.hop": "direct",
+        "room.size": 3,
+        "error.type": "INTERNAL",
+    }
+
+
+def test_what_is_no_plain_value_spoils_no_batch() -> None:
+    class Name(StrEnum):
+        ODD = "odd"
+
+    ours = tracer(sampler_of({}))
+    for name in (Name.ODD, "usual"):
+        span = ours.start(name, "INTERNAL", None)
+        assert isinstance(span, SpanRecord)
+        span.set_attribute("raw", object if name is Name.ODD else 1)
+        span.add_event(name, {"when": {1, 2}}, 5)
+        ours.end(span)
+    found = Packed(pack(ours.take()))
+    assert [span.name for span in found] == ["odd", "usual"]
+    assert found[1].attributes == {"raw": 1}
+    assert found[0].events == [("odd", {"when": "{1, 2}"}, 5)]
+
+
+def test_attributes_of_any_type_become_what_opentelemetry_has() -> None:
+    class Size(int):
+        pass
+
+    class Colour(StrEnum):
+        RED = "red"
+
+    values = [True, 3, 0.5, "x", Size(4), Colour.RED, (1, Colour.RED), b"raw", None]
+    found = [plain(value) for value in values]
+    assert found == [True, 3, 0.5, "x", 4, "red", [1, "red"], "b'raw'", "None"]
+    assert {type(value) for value in found} == {bool, int, float, str, list}

@@ -1,9 +1,13 @@
 """Counts are moved, never copied: what was counted is in exactly one place."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.stats import MAX_SERIES, OVERFLOW, Buckets, Point, Stats, Totals
+from onelane.control import point_from_proto, point_to_proto
+from onelane.reports import Received
+from onelane.stats import FOLDED, MAX_SERIES, OVERFLOW, Point, Stats, Totals
 
 counted = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=30)
 
@@ -26,15 +30,6 @@ def test_take_leaves_zero() -> None:
     assert stats.take() == []
 
 
-def test_a_histogram_falls_into_the_bucket_whose_bound_it_does_not_pass() -> None:
-    stats = Stats()
-    took = stats.histogram("took", bounds=(1.0, 2.0))
-    for value in (0.5, 1.0, 1.5, 9.0):
-        took.record(value)
-    (point,) = stats.take()
-    assert point.value == Buckets((1.0, 2.0), (2, 1, 1), 12.0)
-
-
 def test_a_gauge_stays_as_it_stands() -> None:
     stats, totals = Stats(), Totals()
     depth = stats.gauge("depth")
@@ -43,6 +38,133 @@ def test_a_gauge_stays_as_it_stands() -> None:
     depth.set(2)
     totals.add(stats.take())
     assert [point.value for point in totals.points()] == [2]
+
+
+def test_a_gauge_is_moved_out_only_where_it_has_changed() -> None:
+    stats = Stats()
+    depth = stats.gauge("depth")
+    depth.set(5)
+    assert len(stats.take()) == 1
+    depth.set(5)
+    assert stats.take() == []
+    depth.set(0)
+    assert [point.value for point in stats.take()] == [0]
+
+
+def test_a_take_looks_at_nothing_that_has_not_changed() -> None:
+    stats = Stats()
+    calls = stats.counter("calls")
+    cells = [calls.at({"method": str(n)}) for n in range(1000)]
+    for cell in cells:
+        cell.add()
+    assert len(stats.take()) == 1000
+    asked: list[str] = []
+
+    class Watched(type(cells[0])):  # type: ignore[misc]
+        __slots__ = ()
+
+        def take(self) -> float | None:
+            asked.append(self.attributes[0][1])
+            found: float | None = super().take()
+            return found
+
+    for cell in cells:
+        cell.__class__ = Watched
+    cells[7].add(2)
+    assert [point.value for point in stats.take()] == [2]
+    assert asked == ["7"]
+
+
+def test_an_up_down_counter_that_comes_back_to_zero_adds_nothing() -> None:
+    stats, totals = Stats(), Totals()
+    there = stats.up_down_counter("there").at()
+    for change in (1, -1, 1, 1):
+        there.add(change)
+    totals.add(stats.take())
+    there.add(-2)
+    there.add(0)
+    totals.add(stats.take())
+    assert totals.sum_of("there") == 0
+
+
+def test_a_histogram_keeps_every_value_however_many_come_between_two_ticks() -> None:
+    stats, totals = Stats(), Totals()
+    took = stats.histogram("took").at()
+    for _ in range(2):
+        for _ in range(FOLDED + 10):
+            took.record(0.25)
+        totals.add(stats.take())
+    spread = totals.spread_of("took")
+    assert (spread.count, spread.sum) == (2 * (FOLDED + 10), 0.25 * 2 * (FOLDED + 10))
+
+
+def test_series_that_differ_in_the_shard_alone_are_added_up_where_that_is_asked() -> None:
+    totals = Totals()
+    for shard, calls in (("a", 3), ("b", 4)):
+        stats = Stats()
+        stats.counter("calls").add(calls, {"method": "m"})
+        stats.gauge("depth").set(calls)
+        stats.histogram("took").record(calls)
+        totals.add(stats.take(), extra=(("onelane.app", "x"), ("onelane.shard", shard)))
+    found = {point.instrument.name: point for point in totals.points(without="onelane.shard")}
+    assert found["calls"].attributes == (("method", "m"), ("onelane.app", "x"))
+    assert (found["calls"].value, found["depth"].value) == (7, 7)
+    assert totals.spread_of("took").count == 2
+    assert len(totals.points()) == 6
+
+
+Step = tuple[str, int]
+steps = st.lists(
+    st.tuples(st.sampled_from(["count", "tick", "tick again", "tick lost", "die", "end"]), st.integers(1, 9)),
+    max_size=40,
+)
+
+
+@given(steps)
+def test_what_was_counted_is_exported_or_waits_or_is_known_as_a_gap(script: list[Step]) -> None:
+    """A line that loses and repeats reports, and shards that die: nothing counts twice, and every loss is known."""
+    stats, received, totals = Stats(), Received(), Totals()
+    numbers, counted, waiting, lost, known_lost, gaps = iter(range(1, 1000)), 0, 0, 0, 0, 0
+
+    def deliver(number: int, points: list[Point], *, final: bool = False) -> int:
+        missing = received.take(number, final=final)
+        if missing is None:
+            return 0
+        totals.add(points)
+        return missing
+
+    reports_lost = 0
+    for what, amount in script:
+        match what:
+            case "count":
+                stats.counter("calls").add(amount)
+                stats.histogram("took").record(amount)
+                counted += amount
+                waiting += amount
+            case "tick" | "tick again":
+                number, points = next(numbers), stats.take()
+                known_lost += deliver(number, points)
+                known_lost += deliver(number, points) if what == "tick again" else 0
+                waiting = 0
+            case "tick lost":
+                next(numbers)
+                stats.take()
+                reports_lost += 1
+                lost, waiting = lost + waiting, 0
+            case "die" | "end":
+                if what == "end":
+                    known_lost += deliver(next(numbers), stats.take(), final=True)
+                    waiting = 0
+                gaps += not received.is_final
+                lost += waiting
+                stats, received, numbers, waiting = Stats(), Received(), iter(range(1, 1000)), 0
+                # What was lost at the very end of a life is part of its gap.
+                reports_lost = known_lost
+    assert totals.sum_of("calls") + waiting + lost == counted
+    assert totals.spread_of("took").sum + waiting + lost == counted
+    assert known_lost <= reports_lost or gaps
+    if lost:
+        assert known_lost or gaps or reports_lost
 
 
 def test_a_gauge_can_be_asked_for_at_each_take() -> None:
@@ -59,7 +181,7 @@ def test_the_gauges_of_a_shard_that_died_are_forgotten_and_its_counts_are_kept()
     stats.counter("calls").add(7)
     source = (("onelane.shard", "a"),)
     totals.add(stats.take(), extra=source)
-    totals.drop_gauges(source)
+    totals.drop_standing(source)
     assert [(p.instrument.name, p.value) for p in totals.points()] == [("calls", 7)]
 
 
@@ -71,11 +193,25 @@ def test_attribute_sets_are_bounded_and_nothing_is_lost() -> None:
     totals.add(points)
     assert len(points) == MAX_SERIES + 1
     assert totals.sum_of("calls") == MAX_SERIES + 50
-    assert Point(points[0].instrument, "count", OVERFLOW, 50) in points
+    assert Point(points[0].instrument, "counter", OVERFLOW, 50) in points
+
+
+def test_a_counter_does_not_shrink() -> None:
+    with pytest.raises(ValueError, match="calls only grows, so it cannot add -1; up_down_counter can"):
+        Stats().counter("calls").add(-1)
+
+
+def test_whatever_a_service_puts_into_attributes_can_be_written() -> None:
+    stats = Stats()
+    odd: Any = {"n": 5, "none": None, "half": "\ud800"}
+    stats.counter("calls").add(1, odd)
+    (point,) = stats.take()
+    assert dict(point.attributes) == {"n": "5", "none": "None", "half": "?"}
+    assert point_from_proto(point_to_proto(point)) == point
 
 
 def test_one_name_is_one_kind_of_instrument() -> None:
     stats = Stats()
     assert stats.counter("x") is stats.counter("x")
-    with pytest.raises(ValueError, match="x is a count already, not a gauge"):
+    with pytest.raises(ValueError, match="x is a counter already, not a gauge"):
         stats.gauge("x")

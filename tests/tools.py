@@ -61,3 +61,13 @@ def _built(name: str, cost: str) -> str:
     # Builds nothing where it is there, and names the pinned one.
     run = subprocess.run([str(HERE / name / "build.sh")], capture_output=True, text=True, check=True)
     return run.stdout.strip()
+
+
+def chromium() -> str:
+    """The path of Chromium."""
+    return program("chromium", "Debian's package chromium")
+
+
+def prometheus() -> str:
+    """The path of the Prometheus server."""
+    return program("prometheus", "Debian's package prometheus")

@@ -1,27 +1,20 @@
-"""The supervisor's own HTTP: /metrics for Prometheus, /status as JSON, /healthz. On loopback unless configured."""
+"""The supervisor's own HTTP: the page, /metrics for Prometheus, /status as JSON, /healthz.
+
+On loopback unless configured; who may use it is `doorkeeper.py`'s to say.
+"""
 
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any
 
 from aiohttp import web
 
 from onelane import ports
+from onelane.doorkeeper import doorkeeper
 from onelane.errors import PortTaken
+from onelane.page import Page
 from onelane.supervisor import Supervisor
-
-COMMANDS = "X-Onelane"
-"""The header that a command carries. A page from elsewhere cannot send it: it would have to ask, and is not allowed."""
-
-
-@web.middleware
-async def _refuse_browsers(request: web.Request, handler: Any) -> web.StreamResponse:
-    if request.method == "POST" and COMMANDS not in request.headers:
-        raise web.HTTPForbidden(text=f"a command needs the header {COMMANDS}\n")
-    answer: web.StreamResponse = await handler(request)
-    return answer
 
 
 @asynccontextmanager
@@ -32,10 +25,10 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         PortTaken: somebody has it.
     """
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(
-            body=await supervisor.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+    async def metrics(request: web.Request) -> web.Response:
+        sums = request.query.get("by") == "app"
+        body, content_type = await supervisor.metrics(request.headers.get("Accept", ""), sums=sums)
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def status(_: web.Request) -> web.Response:
         await supervisor.collect()
@@ -56,12 +49,13 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         await supervisor.recycle(name)
         return web.json_response({"restarted": name or "all"})
 
-    app = web.Application(middlewares=[_refuse_browsers])
+    host, port = ports.split(supervisor.config.admin)
+    app = web.Application(middlewares=[doorkeeper(host, supervisor.config.admin_token)])
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
+    app.add_routes(Page(supervisor).routes())
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    host, port = ports.split(supervisor.config.admin)
     site = web.TCPSite(runner, host, port, shutdown_timeout=1.0)
     try:
         await site.start()

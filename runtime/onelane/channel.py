@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from onelane import keys, methods
+from onelane import keys, methods, ports
 from onelane.client_call import ClientCall
 from onelane.client_interceptors import checked, intercepted
 from onelane.errors import BadKey
@@ -33,9 +34,9 @@ from onelane.retry import backoff_s
 from onelane.scope import baggage_now, current, sooner, trace_now
 from onelane.service_config import ServiceConfig
 from onelane.spans import SpanRecord
-from onelane.stats import Stats
+from onelane.stats import Histogram, Spread, Stats
 from onelane.subchannel import Dialling
-from onelane.telemetry import Span, Tracer, context_of, outbound
+from onelane.telemetry import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of, outbound
 from onelane.turns import CHAIN
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
@@ -49,6 +50,7 @@ DECISIONS = {
     "refusals": "Calls not sent, because too many were under way",
 }
 OK = grpc.StatusCode.OK
+DURATION = "rpc.client.call.duration"
 READY = grpc.ChannelConnectivity.READY
 CONNECT_S = 5.0
 DIALLING = Dialling(initial_backoff_s=0.1, max_backoff_s=0.5, keepalive_s=30.0, ping_timeout_s=5.0)
@@ -110,6 +112,11 @@ class Channel(grpc.aio.Channel):
         self.in_flight = 0
         self.rng = Random()
         self._stats = stats
+        self.where = _where(target)
+        """Who is called, as attributes of spans and durations."""
+        self.duration = (
+            stats.histogram(DURATION, unit="s", description="Duration of calls to others") if stats else None
+        )
         self.name = name
         self.target = target
         self.deadline_s = deadline_s
@@ -247,6 +254,7 @@ class _Method:
         self._method = method
         self._serializers = (request_serializer, response_deserializer)
         self._sends: dict[NativeChannel, Any] = {}
+        self._spreads: dict[str, Spread] = {}
         self._rule: FieldKey | None = None
         self._ruled_by: Placement | None = None
         self._has_default = shape.endswith("_unary")
@@ -279,6 +287,9 @@ class _Method:
         tracer = self._channel.tracer
         parent = trace_now()
         span = parent if tracer is None else tracer.start(self._method[1:], "CLIENT", parent)
+        if isinstance(span, SpanRecord):
+            span.attributes = dict(channel.where)
+        began = perf_counter()
         trace = context_of(span)
         if trace is not None:
             given = (*(pair for pair in given if pair[0] not in ("traceparent", "tracestate")), *outbound(trace))
@@ -298,7 +309,7 @@ class _Method:
             "compression": compression,
         }
         if policy.hedge_after_s is None:
-            return self._attempt(request, made, key, span, 0)
+            return self._attempt(request, made, key, span, 0, began)
         until = None if limit is None else time.monotonic() + limit
 
         def attempt(number: int) -> ClientCall:
@@ -306,13 +317,15 @@ class _Method:
                 self._decided("hedges", "late", span, {"attempt": number + 1})
                 made["timeout"] = None if until is None else max(0.0, until - time.monotonic())
                 made["metadata"] = (*given, (PREVIOUS, str(number)))
-            return self._attempt(request, made, key, span, number)
+            return self._attempt(request, made, key, span, number, began)
 
         hedged = HedgedCall(attempt, self._unsent, policy, channel.budget, until)
-        hedged.add_done_callback(partial(self._close_span, span))
+        hedged.add_done_callback(partial(self._close, span, began))
         return hedged
 
-    def _attempt(self, request: Any, made: dict[str, Any], key: str | None, span: Span, number: int) -> ClientCall:
+    def _attempt(
+        self, request: Any, made: dict[str, Any], key: str | None, span: Span, number: int, began: float
+    ) -> ClientCall:
         channel = self._channel
         to, health = channel.pick(key, number)
         call: ClientCall = self._send(to)(request, **made)
@@ -320,10 +333,10 @@ class _Method:
         channel.in_flight += 1
         if self._policy.attempts > 1 and self._policy.hedge_after_s is None:
             call.repeats = partial(self._repeat, key, span)
-        call.tell(partial(self._ended, span))
+        call.tell(partial(self._ended, span, began))
         return call
 
-    def _ended(self, span: Span, call: ClientCall) -> None:
+    def _ended(self, span: Span, began: float, call: ClientCall) -> None:
         channel = self._channel
         channel.in_flight -= 1
         assert call.status is not None
@@ -333,7 +346,7 @@ class _Method:
             return
         if call.status is OK and self._policy.attempts > 1:
             channel.budget.succeeded()
-        self._close_span(span, call)
+        self._close(span, began, call)
 
     def _attempt_ended(self, call: ClientCall, code: str, span: Span) -> None:
         """Tell the endpoint that an attempt went to what became of it."""
@@ -341,9 +354,25 @@ class _Method:
         if health is not None and health.ended(code, time.monotonic()):
             self._decided("ejections", code, span, {})
 
-    def _close_span(self, span: Span, call: Any) -> None:
+    def _close(self, span: Span, began: float, call: Any) -> None:
+        """The call, with all of its attempts, is over."""
+        status: str = call.status.name
+        if self._channel.duration is not None:
+            spread = self._spreads.get(status) or self._spread(self._channel.duration, status)
+            seconds = perf_counter() - began
+            spread.record(seconds)
+            if isinstance(span, SpanRecord) and span.sampled:
+                spread.exemplify(seconds, span)
         if self._channel.tracer is not None and span is not None:
-            self._channel.tracer.end_call(span, status=call.status.name, server=False)
+            self._channel.tracer.end_call(span, status=status, server=False)
+
+    def _spread(self, duration: Histogram, status: str) -> Spread:
+        attributes = {SYSTEM: "grpc", METHOD: self._method[1:], STATUS: status}
+        if status != "OK":
+            attributes[ERROR] = status
+        where = {name: str(value) for name, value in self._channel.where.items()}
+        made = self._spreads[status] = duration.at(attributes | where)
+        return made
 
     def _repeat(self, key: str | None, span: Span, call: ClientCall, code: grpc.StatusCode, trailers: Any) -> bool:
         """Make another attempt of a call that has failed, where that is safe and there is time; whether one is made."""
@@ -373,7 +402,7 @@ class _Method:
         span = None if channel.tracer is None else channel.tracer.start(self._method[1:], "CLIENT", trace_now())
         self._decided("refusals", "in_flight", span, {})
         made = self._unsent()
-        made.tell(partial(self._close_span, span))
+        made.tell(partial(self._close, span, perf_counter()))
         most = channel.said.max_in_flight
         made.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{most} calls to {channel.name} are under way already")
         return made
@@ -406,3 +435,12 @@ class _Method:
         if send is None:
             send = self._sends[channel] = getattr(channel, self._shape)(self._method, *self._serializers)
         return send
+
+
+def _where(target: str) -> dict[str, str | int]:
+    """`server.address` and `server.port` of a target."""
+    dialled = ports.dialled(target)
+    if dialled.startswith("unix:"):
+        return {"server.address": dialled.removeprefix("unix:")}
+    host, port = ports.split(dialled)
+    return {"server.address": host, "server.port": port}

@@ -1,6 +1,5 @@
 """The command line. Exit codes: 0 well, 1 failed, 2 wrong usage, 3 bad configuration, 4 a port is taken."""
 
-import logging
 import os
 import signal
 import sys
@@ -13,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
-from onelane import config
+from onelane import config, logs, ports
 from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
 from onelane.launcher import Launcher, ProcessLauncher
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onelane.keeper import Exporting
     from onelane.sinks import Sink
     from onelane.supervisor import Supervisor
 
@@ -137,6 +139,34 @@ def restart(app: str | None, target: str | None) -> None:
 
 
 @main.command()
+@click.argument("target", required=False)
+@click.option("--once", is_flag=True, help="Print once and end, as where the output is no terminal.")
+@_telling
+def top(target: str | None, once: bool) -> None:
+    """Watch every app: shards, methods, hot keys, helpers. TARGET: an admin address; else that of ./onelane.toml."""
+    from contextlib import suppress
+
+    from onelane import top as watching
+
+    with suppress(KeyboardInterrupt):
+        watching.top(target or _default_target(), _console(), once=once)
+
+
+@main.command()
+@click.argument("trace_id", required=False)
+@click.option("--admin", "target", help="The admin address; else that of ./onelane.toml.")
+@_telling
+def trace(trace_id: str | None, target: str | None) -> None:
+    """List the last traces, or print the one whose id begins with TRACE_ID as a tree."""
+    from onelane import top as watching
+
+    if trace_id is None:
+        watching.traces(target or _default_target(), _console())
+    else:
+        watching.trace(target or _default_target(), trace_id, _console())
+
+
+@main.command()
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option("--root", type=click.Path(path_type=Path, exists=True), default=Path("proto"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Where modules go; default here.")
@@ -155,15 +185,28 @@ def _with_admin(read: config.Config, admin: str | None) -> config.Config:
     return config.Config.model_validate(read.model_dump() | {"admin": admin})
 
 
+def _console() -> "Console":
+    """A console; where it is no terminal, wide enough that nothing is cut off."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
 def _default_target() -> str:
     here = Path("onelane.toml")
-    return config.load(here).admin if here.exists() else config.DEFAULT_ADMIN
+    if not here.exists():
+        return config.DEFAULT_ADMIN
+    found = config.load(here)
+    if found.admin_token is not None:
+        os.environ.setdefault(config.ADMIN_TOKEN, found.admin_token)
+    return ports.reachable(found.admin)
 
 
 def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> None:
     """read: reads the file, now and at each reload."""
     first = read()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logs.install(os.environ)
     folder = str(app_dir.resolve())
     launcher: Launcher = ProcessLauncher()
     if inline:
@@ -180,8 +223,11 @@ async def _serve(first: config.Config, read: Callable[[], config.Config], app_di
     from onelane.supervisor import Supervisor
     from onelane.systemd import notify
 
-    sinks, tracing = _sinks(first, dict(os.environ))
-    supervisor = Supervisor(first, launcher, app_dir=app_dir, sinks=sinks, tracing=tracing, read=read)
+    environment = dict(os.environ)
+    exporting = _exporting(environment)
+    supervisor = Supervisor(
+        first, launcher, app_dir=app_dir, sinks=_sinks(first, environment), exporting=exporting, read=read
+    )
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         tasks.start_soon(_obey_signals, supervisor)
         address = await stack.enter_async_context(admin.serving(supervisor))
@@ -223,22 +269,33 @@ async def _reloading(work: Callable[[], Awaitable[object]]) -> None:
     notify("READY=1")
 
 
-def _sinks(read: config.Config, environment: dict[str, str]) -> "tuple[list[Sink], bool]":
-    """The sinks that the file names, OTLP where the `OTEL_*` variables ask for it, and whether they ask for traces.
+def _sinks(read: config.Config, environment: dict[str, str]) -> "list[Sink]":
+    """The sinks that the file names, and OTLP where the `OTEL_*` variables ask for it.
 
     Raises:
-        BadConfig: they ask for a protocol that is not offered here.
+        BadConfig: a variable cannot be meant.
         BadService: a sink is not installed.
     """
     from onelane.plugs import plug
+    from onelane.sinks.otlp_target import SIGNALS, target_of
 
-    names = list(read.sinks)
-    exports = any(environment.get(f"OTEL_EXPORTER_OTLP_{part}ENDPOINT") for part in ("", "TRACES_", "METRICS_"))
-    tracing = False
-    if exports:
-        # Loaded only where it is used: the SDK costs a tenth of a second.
-        from onelane.sinks.otlp import wants
+    exports = any(target_of(environment, signal) for signal in SIGNALS)
+    names = [*read.sinks, *(["otlp"] if exports else [])]
+    return [plug("onelane.sinks", name)(environment) for name in names]
 
-        names.append("otlp")
-        tracing = wants(environment, "TRACES")
-    return [plug("onelane.sinks", name)(environment) for name in names], tracing
+
+def _exporting(environment: dict[str, str]) -> "Exporting":
+    """What shards record. Where nobody asks for traces, some, for the admin page."""
+    from onelane.keeper import Exporting
+    from onelane.sinks.otlp_line import LOGS, TRACES
+    from onelane.sinks.otlp_target import target_of
+    from onelane.spans import SOME
+
+    disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    usual = "" if target_of(environment, TRACES) is not None else SOME
+    return Exporting(
+        traces=not disabled,
+        sampler=environment.get("OTEL_TRACES_SAMPLER", usual),
+        sampler_arg=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
+        logs=target_of(environment, LOGS) is not None,
+    )

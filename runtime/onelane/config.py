@@ -18,6 +18,9 @@ from onelane.errors import BadConfig
 from onelane.service_config import ServiceConfig
 
 ENVIRONMENT_PREFIX = "ONELANE_"
+ADMIN_TOKEN = "ONELANE_ADMIN_TOKEN"
+OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN)
+"""Variables for what a file says beside its apps."""
 DEFAULT_ADMIN = "127.0.0.1:9464"
 PORT_STRIDE = 100
 
@@ -71,6 +74,19 @@ class Tls(BaseModel):
 
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+
+
+class TailKeeping(BaseModel):
+    """What of an app's traces is exported though it was not sampled. Every call is recorded then."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    errors: bool = True
+    """Traces in which something ended in an error."""
+    slower_s: Seconds | None = None
+    """Traces in which something took so many seconds, or more."""
+    slowest: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Traces of the slowest calls of each method: this share of those of the last minute, for example 0.001."""
 
 
 class App(BaseModel):
@@ -152,6 +168,10 @@ class App(BaseModel):
     """Serve clients over TLS; siblings speak over Unix sockets."""
     interceptors: tuple[Plug, ...] = ()
     """`package.module:Class`, each a `grpc.aio.ServerInterceptor`, outermost first."""
+    tail: TailKeeping | None = None
+    """Which traces are exported though they were not sampled; if not said, none."""
+    show_keys: bool = False
+    """Show the keys that are asked most by their text; else by their hash alone."""
     pins: Mapping[str, int] = {}
     """Canonical key → index of the shard that owns it in spite of the ring."""
 
@@ -190,9 +210,14 @@ class Config(BaseModel):
 
     apps: Annotated[dict[str, App], Field(min_length=1)]
     admin: Address = DEFAULT_ADMIN
-    """Where the supervisor serves /metrics and /status."""
+    """Where the supervisor serves its page, /metrics and /status."""
     sinks: tuple[str, ...] = ()
     """Names of further plugs of the group `onelane.sinks`, beside Prometheus and (by `OTEL_*`) OTLP."""
+    admin_token: Annotated[str, Field(min_length=8)] | None = None
+    """What who uses the admin address must show; needed where that is not loopback. `ONELANE_ADMIN_TOKEN` says it
+    without a file."""
+    per_shard_series: bool = True
+    """Export every series for each shard, with the attribute `onelane.shard`; else the sums of each app alone."""
     peers: Mapping[str, str] = {}
     """host:port of apps that run elsewhere, for `shard.stub(…, to=NAME)`."""
 
@@ -247,12 +272,12 @@ def parse(data: Mapping[str, Any], *, name: str = "configuration", text: str = "
 def _overrule(data: dict[str, Any], environment: Mapping[str, str]) -> None:
     for name in sorted(environment):
         *tables, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-        if not name.startswith(ENVIRONMENT_PREFIX + "APPS__") and name != ENVIRONMENT_PREFIX + "ADMIN":
+        if not name.startswith(ENVIRONMENT_PREFIX + "APPS__") and name not in OVERRULED:
             continue
         level = data
         for table in tables:
             level = level.setdefault(table, {})
-        level[key] = _value(environment[name])
+        level[key] = environment[name] if name == ADMIN_TOKEN else _value(environment[name])
 
 
 def _value(text: str) -> Any:

@@ -4,7 +4,6 @@ gRPC on our own wire over a socket pair between processes, two queues where both
 """
 
 import asyncio
-import json
 import socket
 from collections import deque
 from dataclasses import asdict, fields
@@ -12,10 +11,10 @@ from typing import Any, Protocol, cast
 
 from google.protobuf.message import Message
 
+from onelane.buckets import Buckets, Exemplar
 from onelane.placement import Member, Placement
-from onelane.spans import SpanRecord, TraceContext
 from onelane.stalls import Stall
-from onelane.stats import Buckets, Instrument, Point, attributes_of
+from onelane.stats import Instrument, Point, attributes_of
 from onelane.v1 import control_pb2
 from onelane.wire import client, server
 from onelane.wire.client import ClientConnection
@@ -208,71 +207,26 @@ def point_to_proto(point: Point) -> control_pb2.Point:
         attributes=dict(point.attributes),
     )
     if isinstance(point.value, Buckets):
-        made.histogram.CopyFrom(
-            control_pb2.Buckets(bounds=point.value.bounds, counts=point.value.counts, sum=point.value.sum)
+        made.histogram.scale, made.histogram.sum, made.histogram.zeros = (
+            point.value.scale,
+            point.value.sum,
+            point.value.zeros,
         )
-    elif point.kind == "gauge":
-        made.gauge = point.value
+        made.histogram.counts.update(point.value.counts)
+        made.histogram.exemplars.extend(control_pb2.Exemplar(**asdict(one)) for one in point.value.exemplars)
     else:
-        made.count = point.value
+        setattr(made, point.kind, point.value)
     return made
 
 
 def point_from_proto(message: control_pb2.Point) -> Point:
     instrument = Instrument(message.name, message.unit, message.description)
-    attributes = attributes_of(dict(message.attributes))
-    match message.WhichOneof("value"):
-        case "histogram":
-            there = message.histogram
-            return Point(
-                instrument, "histogram", attributes, Buckets(tuple(there.bounds), tuple(there.counts), there.sum)
-            )
-        case "gauge":
-            return Point(instrument, "gauge", attributes, message.gauge)
-        case _:
-            return Point(instrument, "count", attributes, message.count)
-
-
-def span_to_proto(span: SpanRecord) -> control_pb2.Span:
-    return control_pb2.Span(
-        trace_id=bytes.fromhex(span.context.trace_id),
-        span_id=bytes.fromhex(span.context.span_id),
-        parent_id=bytes.fromhex(span.parent_id),
-        name=span.name,
-        kind=span.kind,
-        start_ns=span.start_ns,
-        end_ns=span.end_ns,
-        attributes={name: value for name, value in span.attributes.items() if isinstance(value, str)},
-        more=_others(span.attributes),
-        error=span.error,
-        remote_parent=span.remote_parent,
-        tracestate=span.context.tracestate,
-        events=[
-            control_pb2.SpanEvent(name=name, attributes=json.dumps(attributes), at_ns=at_ns)
-            for name, attributes, at_ns in span.events or ()
-        ],
-    )
-
-
-def _others(attributes: dict[str, Any]) -> str:
-    others = {name: value for name, value in attributes.items() if not isinstance(value, str)}
-    return json.dumps(others, default=str) if others else ""
-
-
-def span_from_proto(message: control_pb2.Span) -> SpanRecord:
-    return SpanRecord(
-        TraceContext(message.trace_id.hex(), message.span_id.hex(), True, message.tracestate),
-        message.parent_id.hex(),
-        message.name,
-        message.kind,
-        message.start_ns,
-        message.end_ns,
-        dict(message.attributes) | (json.loads(message.more) if message.more else {}),
-        message.error,
-        message.remote_parent,
-        False,
-        [(event.name, json.loads(event.attributes), event.at_ns) for event in message.events] or None,
-    )
+    kind = message.WhichOneof("value") or ""
+    value = getattr(message, kind)
+    if kind == "histogram":
+        exemplars = tuple(Exemplar(one.value, one.trace_id, one.span_id, one.at_ns) for one in value.exemplars)
+        value = Buckets(dict(value.counts), value.sum, value.zeros, value.scale, exemplars)
+    return Point(instrument, kind, attributes_of(dict(message.attributes)), value)
 
 
 def stall_to_proto(stall: Stall) -> control_pb2.Stall:

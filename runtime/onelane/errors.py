@@ -38,6 +38,12 @@ class Malformed(Invalid):
     status = "INTERNAL"
 
 
+class NotThere(Invalid):
+    """What was asked for by name does not exist."""
+
+    status = "NOT_FOUND"
+
+
 class BadKey(Invalid):
     """A call's key is missing, empty, or contradicted by its metadata."""
 

@@ -17,6 +17,7 @@ from time import monotonic
 from types import CodeType
 from typing import Any, Generic, Protocol, TypeVar
 
+from onelane.scope import Work, current, home_now, settle
 from onelane.spans import SpanRecord
 
 log = logging.getLogger("onelane.offload")
@@ -148,6 +149,7 @@ class Helper(Generic[R]):
         self._desk = desk
         self._lane = lane
         self._close = close
+        self._home = home_now()
         # A daemon: what hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._live, args=(factory,), name=f"offload-{name}", daemon=True)
         self._thread.start()
@@ -165,6 +167,8 @@ class Helper(Generic[R]):
         return " < ".join(f"{code.co_filename}:{line}:{code.co_qualname}" for code, line in found[:FRAMES_TOLD])
 
     def _live(self, factory: Callable[[], R]) -> None:
+        if self._home is not None:
+            settle(self._home, alone=False)
         try:
             resource = factory()
         except BaseException as error:
@@ -211,7 +215,13 @@ class Helper(Generic[R]):
         if not job.future.done():
             job.began_at = monotonic()
             desk.running[job] = self
-            job.run(resource)
+            if job.span is None:
+                job.run(resource)
+            else:
+                # What it logs, and the spans it makes, are of its trace.
+                token = current.set(Work(f"/offload {self.name}", trace=job.span.context))
+                job.run(resource)
+                current.reset(token)
             if desk.running.pop(job, None) is None:
                 log.warning("offload.came_back name=%s ran_s=%.3f", self.name, job.ended_at - job.began_at)
                 return False

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import socket
 import time
 from collections import deque
@@ -14,14 +13,15 @@ from typing import Any
 import anyio
 
 from onelane.config import App
-from onelane.control import placement_to_proto, point_from_proto, span_from_proto, stall_from_proto
+from onelane.control import placement_to_proto, stall_from_proto
 from onelane.errors import OnelaneError
+from onelane.gathering import RESTARTS, Gathering
 from onelane.launcher import Launcher, Running
 from onelane.placement import Member, Placement
+from onelane.reports import Received
 from onelane.retry import backoff_s
-from onelane.spans import SpanRecord
 from onelane.stalls import Stall
-from onelane.stats import Attributes, Instrument, Point, Totals
+from onelane.stats import Attributes
 from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.supervisor")
@@ -35,7 +35,17 @@ COMMIT_S = 2.0
 """How long a shard may take to use settings that it has checked; then it is said by `status` what it has."""
 LAST_STALLS = 5
 """Stalls of a shard that are kept for its status."""
-RESTARTS = Instrument("onelane.restarts", "{restart}", "Shards started anew after they died")
+
+
+@dataclass(frozen=True, slots=True)
+class Exporting:
+    """What shards are to record for those who look."""
+
+    traces: bool = True
+    sampler: str = ""
+    """As `OTEL_TRACES_SAMPLER` names it; "" for the standard's default."""
+    sampler_arg: str = ""
+    logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,12 +54,10 @@ class Surroundings:
 
     launcher: Launcher
     app_dir: str
-    tracing: bool
-    totals: Totals
+    exporting: Exporting
+    gathering: Gathering
     peers: dict[str, str]
     """App name → host:port, for stubs."""
-    take_spans: Callable[[str, str, Sequence[SpanRecord]], None]
-    """Takes the spans of (app, shard)."""
     answer_status: Callable[[Running, int], object]
     """Answers, later, a shard that asked for the status of all."""
 
@@ -68,7 +76,7 @@ class ShardState:
     member: Member
     index: int
     state: str = "starting"
-    """starting, ready, draining, restarting, stopped."""
+    """starting, ready, draining, drained, restarting, stopped."""
     pid: int = 0
     restarts: int = 0
     keyed: dict[str, int] = field(default_factory=dict)
@@ -84,6 +92,8 @@ class ShardState:
     ready: anyio.Event = field(default_factory=anyio.Event)
     drained: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
+    received: Received = field(default_factory=Received)
+    """Its reports, of this life."""
     generation: int = 0
     """Of the services' settings that it has."""
     answers: dict[int, str] = field(default_factory=dict)
@@ -121,6 +131,7 @@ class Keeper:
         failures = 0
         while not self._stop.is_set():
             shard.running = await self._around.launcher.launch(shard.sockets)
+            shard.received = Received()
             shard.drained, shard.ended = anyio.Event(), anyio.Event()
             began = time.monotonic()
             try:
@@ -129,7 +140,7 @@ class Keeper:
                 shard.running.kill()
                 shard.drained.set()
                 shard.ended.set()
-            self._around.totals.drop_gauges(self.source(shard))
+            self._around.gathering.ended(self.source(shard), shard.received)
             if self._stop.is_set():
                 break
             if shard.recycling:
@@ -137,7 +148,7 @@ class Keeper:
                 continue
             shard.state = "restarting"
             shard.restarts += 1
-            self._around.totals.add([Point(RESTARTS, "count", (), 1)], extra=self.source(shard))
+            self._around.gathering.count(RESTARTS, 1, self.source(shard))
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             pause = backoff_s(failures - 1, base_s=0.05, cap_s=5.0, rng=self._rng) if failures > 1 else 0.0
             log.warning("shard.died shard=%s how=%s restart_in_s=%.3f", shard.member.name, how, pause)
@@ -184,12 +195,9 @@ class Keeper:
         return how
 
     def _add(self, shard: ShardState, report: control_pb2.Report) -> None:
-        self._around.totals.add(map(point_from_proto, report.points), extra=self.source(shard))
-        shard.keyed = dict(report.keyed)
-        shard.stalls += map(stall_from_proto, report.stalls)
-        if report.spans:
-            spans = [span_from_proto(span) for span in report.spans]
-            self._around.take_spans(self.name, shard.member.name, spans)
+        if self._around.gathering.report(self.source(shard), shard.received, report):
+            shard.keyed = dict(report.keyed)
+            shard.stalls += map(stall_from_proto, report.stalls)
         if report.collect in shard.collected:
             shard.collected[report.collect].set()
 
@@ -233,7 +241,6 @@ class Keeper:
         return control_pb2.Settings(generation=generation or self.generation, config=text)
 
     def _setup(self, shard: ShardState) -> control_pb2.Setup:
-        environment = os.environ
         shard.generation = self.generation
         return control_pb2.Setup(
             app=self.name,
@@ -244,9 +251,10 @@ class Keeper:
             socket=shard.member.socket,
             peers=self._around.peers,
             placement=placement_to_proto(self.placement),
-            tracing=self._around.tracing,
-            sampler=environment.get("OTEL_TRACES_SAMPLER", ""),
-            sampler_arg=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
+            tracing=self._around.exporting.traces,
+            sampler=self._around.exporting.sampler,
+            sampler_arg=self._around.exporting.sampler_arg,
+            logs=self._around.exporting.logs,
             app_dir=self._around.app_dir,
             generation=self.generation,
         )
@@ -272,15 +280,25 @@ class Keeper:
     async def recycle(self) -> None:
         """Restart every shard with fresh code, one after another, each after its calls have finished."""
         for shard in self.shards:
-            if shard.state != "ready" or self._stop.is_set():
-                continue
-            shard.ready = anyio.Event()
-            await self._ask_to_drain(shard)
-            with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
-                await shard.drained.wait()
-            shard.recycling = True
-            await self._end(shard)
-            await shard.ready.wait()
+            if shard.state in ("ready", "drained") and not self._stop.is_set():
+                await self.restart_one(shard)
+
+    async def drain_one(self, shard: ShardState) -> None:
+        """Let a shard finish what it has; it takes nothing new until it is restarted."""
+        await self._ask_to_drain(shard)
+        with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
+            await shard.drained.wait()
+        if shard.state == "draining":
+            shard.state = "drained"
+
+    async def restart_one(self, shard: ShardState) -> None:
+        """Restart a shard, after its calls have finished."""
+        shard.ready = anyio.Event()
+        if shard.state in ("ready", "draining"):
+            await self.drain_one(shard)
+        shard.recycling, shard.state = True, "restarting"
+        await self._end(shard)
+        await shard.ready.wait()
 
     def kill(self) -> None:
         """End every shard at once."""

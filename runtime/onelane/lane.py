@@ -19,6 +19,7 @@ from onelane.call import OK, Call, Metadata
 from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded, Refused, RunsLate, TooOften
 from onelane.forward import HOP, NOT_HOME, SERVED, Forwarder, take_marker
 from onelane.handling import parse
+from onelane.hot_keys import HotKeys
 from onelane.keys import ANY, FieldKey
 from onelane.listener import Work
 from onelane.methods import Method
@@ -27,7 +28,7 @@ from onelane.placement import Member, Placement, route
 from onelane.scope import Scope, current
 from onelane.spans import SpanRecord
 from onelane.stats import Count, Spread, Stats
-from onelane.telemetry import Span, Tracer, context_of, inbound
+from onelane.telemetry import ERROR, METHOD, SERVER_ERRORS, STATUS, SYSTEM, Span, Tracer, context_of, inbound
 from onelane.turns import CHAIN, Turn, Turns, holders, patience_s
 
 LOOK_AGAIN_S = 1.0
@@ -78,23 +79,26 @@ class Entry:
         self._cells: dict[str, tuple[Count, Spread]] = {}
         self._calls, self._spread = self._make("OK")
 
-    def count(self, code: grpc.StatusCode, seconds: float) -> None:
+    def count(self, code: grpc.StatusCode, seconds: float) -> Spread:
+        """Count a call that has ended; where its duration went."""
         if code is OK:
             # Apart, because looking a status code up by its hash costs as much as all the rest of this.
-            self._calls.value += 1
+            self._calls.add()
             self._spread.record(seconds)
-            return
+            return self._spread
         cells = self._cells.get(code.name)
         if cells is None:
             cells = self._cells[code.name] = self._make(code.name)
-        cells[0].value += 1
+        cells[0].add()
         cells[1].record(seconds)
+        return cells[1]
 
     def _make(self, code: str) -> tuple[Count, Spread]:
-        attributes = {"rpc.method": self.method.name, "rpc.response.status_code": code}
+        attributes = {METHOD: self.method.name, STATUS: code}
         calls = self._stats.counter("onelane.calls", unit="{call}", description="Calls answered by this shard")
         duration = self._stats.histogram("rpc.server.call.duration", unit="s", description="Duration of calls")
-        return calls.at(attributes), duration.at(attributes | {"rpc.system.name": "grpc"})
+        error = {ERROR: code} if code in SERVER_ERRORS else {}
+        return calls.at(attributes), duration.at(attributes | {SYSTEM: "grpc"} | error)
 
 
 class Lane:
@@ -139,6 +143,8 @@ class Lane:
         self._refusals = stats.counter("onelane.refusals", unit="{call}", description="Calls refused before they began")
         self._lateness = Lateness(max_late_s)
         self._rates = rates
+        self.hot_keys = HotKeys()
+        self._saw = self.hot_keys.seen.append
         self._endless: set[asyncio.Task[Any]] = set()
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
         in_flight.observe(lambda: self.in_flight)
@@ -222,8 +228,10 @@ class Lane:
                     return self._guarded(entry, call, self._forward_stream(owner, entry, call, request))
                 self._send_on(owner, entry, call, request)
                 return None
-            if self._rates is not None and key is not None:
-                self._allow(key, call)
+            if key is not None:
+                self._saw(key)
+                if self._rates is not None:
+                    self._allow(key, call)
             if entry.takes_turns and key is not None:
                 call.turn = self.turns.enter(key, method.name, call.chain, call)
                 if call.turn is None:
@@ -346,6 +354,8 @@ class Lane:
     def _failed(self, entry: Entry, call: Call, error: BaseException) -> None:
         if isinstance(error, Refused):
             self._refusals.add(1, {"onelane.reason": error.reason})
+        if call.span is None:
+            call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
         outcome.failed(call, error, method=entry.method.name, shard=self.name)
         self._end(entry, call, b"")
 
@@ -361,9 +371,13 @@ class Lane:
             self.leave(call.turn)
             call.turn = None
         if call.hop is not AWAY:
-            entry.count(call.code_now, perf_counter() - call.began)
-            if isinstance(call.span, SpanRecord):
-                self._tracer.end_call(call.span, status=call.code_now.name, hop=call.hop, server=True)
+            seconds = perf_counter() - call.began
+            spread = entry.count(call.code_now, seconds)
+            span = call.span
+            if isinstance(span, SpanRecord):
+                self._tracer.end_call(span, status=call.code_now.name, hop=call.hop, server=True)
+                if span.sampled:
+                    spread.exemplify(seconds, span)
             if call.debug:
                 call.trailers = (*call.trailers, *call.debug)
             if call.trusted:
@@ -536,7 +550,7 @@ class Lane:
 
     def _send_on(self, owner: Member, entry: Entry, call: Call, request: bytes) -> None:
         """Forward a call of one message and one answer, without a task; `_came_back` goes on."""
-        self._forwards.value += 1
+        self._forwards.add()
         span = self._tracer.start(entry.method.name, "CLIENT", call.parent, remote=True)
         call.sent = _nothing
         cancel = self._forwarder.begin(
@@ -580,7 +594,7 @@ class Lane:
 
     async def _forward_stream(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> bytes:
         method = entry.method
-        self._forwards.value += 1
+        self._forwards.add()
         span = self._tracer.start(method.name, "CLIENT", call.parent, remote=True)
         reply = await self._forwarder.stream(
             owner, call, request, context_of(span), streams_response=method.response_streaming

@@ -17,25 +17,31 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from onelane import methods, ports, server_interceptors, settings, tracing
+from onelane import metering, methods, ports, server_interceptors, settings, tracing
 from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
 from onelane.channel import DIALLING
 from onelane.clock import Clock, SystemClock
 from onelane.config import App
-from onelane.control import Control, placement_from_proto, point_to_proto, span_to_proto, stall_to_proto
+from onelane.control import Control, placement_from_proto, point_to_proto, stall_to_proto
 from onelane.errors import BadConfig, BadService, OnelaneError
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
 from onelane.listener import Bind, Listener, Work
+from onelane.logs import MovedLogs
+from onelane.logs import pack as pack_logs
 from onelane.membership import Membership
+from onelane.metering import Bridge
 from onelane.methods import Method
 from onelane.overload import Rates
 from onelane.plugs import plug
+from onelane.pulse import Pulse
+from onelane.scope import Home, settle
 from onelane.shard import Shard
 from onelane.spans import NEVER, sampler_of
+from onelane.spans import pack as pack_spans
 from onelane.stalls import Stall
-from onelane.stats import Stats
+from onelane.stats import DROPPED, Stats
 from onelane.subchannel import Dialling
 from onelane.telemetry import Tracer
 from onelane.timers import Alarms, LoopAlarms
@@ -86,7 +92,7 @@ class _Serving:
         return self._lane.home_of(method, metadata, message)
 
     def steered(self) -> None:
-        self._steered.value += 1
+        self._steered.add()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,13 @@ class Life:
         self.stats = Stats()
         environment = {"OTEL_TRACES_SAMPLER": setup.sampler, "OTEL_TRACES_SAMPLER_ARG": setup.sampler_arg}
         sampler = sampler_of({k: v for k, v in environment.items() if v}) if setup.tracing else NEVER
-        self.tracer = Tracer(shard=setup.name, sampler=sampler, clock=means.clock, rng=Random())
+        self.tracer = Tracer(
+            shard=setup.name,
+            sampler=sampler,
+            clock=means.clock,
+            rng=Random(),
+            records_all=setup.tracing and self.settings.tail is not None,
+        )
         self.shard = Shard(
             app=setup.app,
             name=setup.name,
@@ -152,6 +164,9 @@ class Life:
             max_late_s=self.settings.max_late_s,
             rates=Rates(rate, max(1.0, rate)) if (rate := self.settings.max_rate_per_key) else None,
         )
+        self._pulse = Pulse(
+            self.stats, means.clock, self.lane.hot_keys, tick_s=TICK_S, show_keys=self.settings.show_keys
+        )
         self.across = Across(
             self.lane,
             tracer=self.tracer,
@@ -172,8 +187,10 @@ class Life:
         self.listener: Listener = plug("onelane.listeners", self.settings.listener)()
         self._asked: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count(1)
-        self._seq = itertools.count(1)
-        self._gauges: dict[Any, Any] = {}
+        self._reports = itertools.count(1)
+        self._clock = means.clock
+        self._moved_logs = MovedLogs(setup.name) if setup.logs else None
+        self._dropped = self.stats.counter(DROPPED.name, unit=DROPPED.unit, description=DROPPED.description)
         self._committed: tuple[int, Any] | None = None
         """A generation of the services' settings, to be used from the next tick on."""
         self._interceptors: list[Any] = []
@@ -182,6 +199,15 @@ class Life:
         self._stalled = self.stats.counter(
             "onelane.stalls", unit="{stall}", description="Times that the lane did not turn"
         )
+
+    def settle(self, *, alone: bool) -> None:
+        """Make what runs in this context the shard's. alone: all of this process is."""
+        home = Home(self.setup.name, self.tracer, Bridge(self.stats, self._clock.now))
+        settle(home, alone=alone)
+        tracing.install()
+        metering.install()
+        if self._moved_logs is not None:
+            logging.getLogger().addHandler(self._moved_logs)
 
     async def start(self) -> None:
         """Make every service object, then listen; nothing listens unless all of them could be made."""
@@ -299,6 +325,7 @@ class Life:
     async def tick_once(self) -> None:
         """Take what is to be taken between two ticks, and move out what was counted."""
         await self._configure()
+        self._pulse.beat(self.lane.received)
         await self.report()
 
     async def _configure(self) -> None:
@@ -325,29 +352,35 @@ class Life:
     def _settings_of(self, message: control_pb2.Settings) -> Any:
         return settings.made(self.settings.config_type, json.loads(message.config), app=self.setup.app)
 
-    async def report(self, *, collect: int = 0) -> None:
-        """Move out what was counted since the last time."""
-        points = [point for point in self.stats.take() if self._is_news(point)]
+    async def report(self, *, collect: int = 0, final: bool = False) -> None:
+        """Move out what was counted since the last time. final: nothing comes after this."""
         spans = self.tracer.take()
-        if not points and not spans and not collect:
+        records = self._moved_logs.take() if self._moved_logs else []
+        self._count_dropped()
+        points = self.stats.take()
+        hot = self._pulse.hottest()
+        if not (points or spans or records or hot or collect or final):
             return
         report = control_pb2.Report(
-            seq=next(self._seq),
-            points=[point_to_proto(point) for point in points],
-            spans=[span_to_proto(span) for span in spans],
+            seq=next(self._reports),
+            points=map(point_to_proto, points),
+            spans=pack_spans(spans) if spans else b"",
+            logs=pack_logs(records) if records else b"",
             keyed=self.shard.keyed_counts(),
             collect=collect,
             stalls=map(stall_to_proto, self._stalls),
+            final=final,
+            hot_keys=[control_pb2.HotKey(key=one.key, calls=one.calls, error=one.error) for one in hot],
         )
         self._stalls = []
         await self.control.send(control_pb2.ToSupervisor(report=report))
 
-    def _is_news(self, point: Any) -> bool:
-        if point.kind != "gauge":
-            return True
-        key = (point.instrument.name, point.attributes)
-        before, self._gauges[key] = self._gauges.get(key), point.value
-        return bool(before != point.value)
+    def _count_dropped(self) -> None:
+        """Count what did not fit between two ticks."""
+        for signal, source in (("spans", self.tracer), ("logs", self._moved_logs)):
+            if source is not None and source.dropped:
+                self._dropped.add(source.dropped, {"onelane.signal": signal, "onelane.reason": "tick_full"})
+                source.dropped = 0
 
     # What the supervisor says
 
@@ -413,7 +446,9 @@ class Life:
         await self.forwarder.aclose()
         await self.across.aclose()
         await self.shard.aclose()
-        await self.report(collect=0)
+        await self.report(final=True)
+        if self._moved_logs is not None:
+            logging.getLogger().removeHandler(self._moved_logs)
 
 
 def _settle() -> None:
@@ -438,7 +473,7 @@ async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.soc
     life = None
     try:
         life = Life(first.setup, control, sockets)
-        tracing.install(life.tracer)
+        life.settle(alone=watchdog.may_exit)
         await life.start()
     except Exception as error:
         reason = str(error) if isinstance(error, OnelaneError) else traceback.format_exc()

@@ -27,7 +27,6 @@ log = logging.getLogger("onelane.offload")
 R = TypeVar("R")
 T = TypeVar("T")
 
-BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 CLOSE_S = 5.0
 """How long `aclose` waits for helpers that make no progress for anybody."""
 TOLD_EVERY_S = 10.0
@@ -39,12 +38,8 @@ class _Cells:
 
     def __init__(self, stats: Stats, name: str) -> None:
         of = {"onelane.offload": name}
-        wait = stats.histogram(
-            "onelane.offload.wait", unit="s", description="How long jobs waited for a helper", bounds=BOUNDS_S
-        )
-        duration = stats.histogram(
-            "onelane.offload.duration", unit="s", description="How long jobs ran", bounds=BOUNDS_S
-        )
+        wait = stats.histogram("onelane.offload.wait", unit="s", description="How long jobs waited for a helper")
+        duration = stats.histogram("onelane.offload.duration", unit="s", description="How long jobs ran")
         hung = stats.counter("onelane.offload.hung", unit="{job}", description="Jobs that outlived their deadline")
         replaced = stats.counter("onelane.offload.replaced", unit="{thread}", description="Helpers that were replaced")
         refused = stats.counter("onelane.offload.refused", unit="{job}", description="Jobs that found the queue full")
@@ -87,7 +82,7 @@ class Offload(Generic[R]):
         self._tracer = tracer
         self._cells = _Cells(stats, name)
         depth = stats.gauge("onelane.queue.depth", unit="{job}", description="Jobs queued or running")
-        depth.observe(lambda: self.waiting, {"onelane.queue": name})
+        depth.observe(lambda: self.waiting, {"onelane.offload": name})
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._loop)
         self._desk = Desk()
@@ -124,7 +119,7 @@ class Offload(Generic[R]):
         if self._desk.is_closing:
             raise Draining(f"offload {self.name} is closed")
         if self.waiting >= self._capacity:
-            self._cells.refused.value += 1
+            self._cells.refused.add()
             raise Overloaded(f"offload {self.name}", waiting=self.waiting)
         now = monotonic()
         scope = current.get()
@@ -216,7 +211,7 @@ class Offload(Generic[R]):
             job.future.set_exception(error)
         helper = self._desk.running.get(job)
         if helper is not None:
-            self._cells.hung.value += 1
+            self._cells.hung.add()
             self._say("offload.hung", job)
         else:
             oldest = min(list(self._desk.running), key=lambda one: one.began_at, default=None)
@@ -245,7 +240,7 @@ class Offload(Generic[R]):
         if where is None:
             self._say("offload.not_replaced", job)
             return
-        self._cells.replaced.value += 1
+        self._cells.replaced.add()
         self._settle(job, DeadlinePassed(f"offload {self.name} gave the job up after {ran_s:.1f} s"), where)
 
     def _say(self, event: str, job: Job | None) -> None:

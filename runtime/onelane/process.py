@@ -1,6 +1,5 @@
 """The process of one shard: `python -m onelane.process FD…`, started by the supervisor alone."""
 
-import logging
 import os
 import signal
 import socket
@@ -13,7 +12,7 @@ os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 
 import uvloop
 
-from onelane import life, tracing
+from onelane import life, logs
 from onelane.control import WireControl
 from onelane.v1 import control_pb2
 from onelane.watchdog import Watchdog
@@ -27,6 +26,5 @@ async def main(fd: int, *sockets: int) -> bool:
 
 
 if __name__ == "__main__":
-    logging.setLogRecordFactory(tracing.traced(logging.getLogRecordFactory()))
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s %(message)s{tracing.FORMAT}")
+    logs.install(os.environ)
     sys.exit(0 if uvloop.run(main(*map(int, sys.argv[1:]))) else 1)

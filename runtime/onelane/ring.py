@@ -15,6 +15,9 @@ import xxhash
 
 from onelane.errors import NoShards
 
+SIZE = 2**64
+"""Places on the ring."""
+
 
 def hash_of(data: bytes) -> int:
     """XXH64 with seed 0: what gRPC hashes keys and points with. 0 to 2**64 - 1."""
@@ -46,6 +49,20 @@ class Ring:
         """The endpoint that owns `key`, its canonical text as bytes. O(log points)."""
         index = bisect_left(self._hashes, xxhash.xxh64_intdigest(key))
         return self._owners[index if index < len(self._owners) else 0]
+
+    def owner_at(self, part: float) -> str:
+        """The endpoint that owns the place after this part (0 to 1) of the ring."""
+        index = bisect_left(self._hashes, int(part * SIZE))
+        return self._owners[index if index < len(self._owners) else 0]
+
+    def shares(self) -> dict[str, float]:
+        """Endpoint → the part of the ring that it owns; together 1."""
+        owned = dict.fromkeys(self.endpoints, 0)
+        before = self._hashes[-1] - SIZE
+        for position, owner in zip(self._hashes, self._owners, strict=True):
+            owned[owner] += position - before
+            before = position
+        return {endpoint: part / SIZE for endpoint, part in owned.items()}
 
 
 def _place(endpoints: tuple[str, ...], size: int) -> list[tuple[int, str]]:

@@ -101,6 +101,40 @@ class Attached:
 attached: ContextVar[Attached | None] = ContextVar("onelane.attached", default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The shard whose code runs here."""
+
+    shard: str
+    tracer: Any
+    """`onelane.telemetry.Tracer`."""
+    bridge: Any
+    """`onelane.metering.Bridge`."""
+
+
+_home: ContextVar[Home | None] = ContextVar("onelane.home", default=None)
+_of_process: Home | None = None
+
+
+def settle(home: Home, *, alone: bool) -> None:
+    """What runs in this context from now on is of `home`. alone: so are all threads of this process."""
+    global _of_process
+    _home.set(home)
+    if alone:
+        _of_process = home
+
+
+def home_now() -> Home | None:
+    """The shard that this is run by; None outside of any."""
+    return _home.get() or _of_process
+
+
+def shard_now() -> str:
+    """Its name; "" outside of any."""
+    found = home_now()
+    return found.shard if found is not None else ""
+
+
 def trace_now() -> TraceContext | None:
     """The trace that whatever is begun now belongs to."""
     found, scope = attached.get(), current.get()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import urllib.error
 import urllib.request
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from onelane.config import ADMIN_TOKEN
 from onelane.errors import Transient
 from onelane.placement import STOCK_RING_CAP
 
@@ -29,11 +31,22 @@ def fetch(target: str) -> dict[str, Any]:
     return found if found is not None else asyncio.run(_from_shard(address))
 
 
+def headers() -> dict[str, str]:
+    """What shows the supervisor who asks: `ONELANE_ADMIN_TOKEN`, where it is set."""
+    token = os.environ.get(ADMIN_TOKEN)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def _from_admin(address: str) -> dict[str, Any] | None:
+    request = urllib.request.Request(f"http://{address}/status", headers=headers())
     try:
-        with urllib.request.urlopen(f"http://{address}/status", timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise Transient(f"{address} refuses: {error.read().decode().strip()}") from error
+        return None
     except (urllib.error.URLError, OSError, ValueError):
         return None
     except Exception:
@@ -63,7 +76,7 @@ def command(target: str, path: str) -> dict[str, Any]:
         Transient: nobody answers there, or it refuses.
     """
     address = target.removeprefix("http://").rstrip("/")
-    request = urllib.request.Request(f"http://{address}{path}", method="POST", headers={"X-Onelane": "1"})
+    request = urllib.request.Request(f"http://{address}{path}", method="POST", headers={"X-Onelane": "1", **headers()})
     try:
         with urllib.request.urlopen(request, timeout=COMMAND_S) as answer:
             found: dict[str, Any] = json.load(answer)

@@ -25,14 +25,13 @@ import anyio.to_thread
 from onelane import ports
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.errors import BadConfig, first_of
-from onelane.keeper import Keeper, ShardState, Surroundings
+from onelane.gathering import Gathering
+from onelane.keeper import Exporting, Keeper, ShardState, Surroundings
 from onelane.launcher import Launcher, Running
 from onelane.placement import Member, Placement
 from onelane.reloading import Reloaded, Reloading
 from onelane.sinks import Sink
 from onelane.sinks.prometheus import PrometheusSink
-from onelane.spans import SpanRecord
-from onelane.stats import Totals
 from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.supervisor")
@@ -52,22 +51,20 @@ class Supervisor:
         *,
         app_dir: str,
         sinks: Sequence[Sink],
-        tracing: bool,
+        exporting: Exporting,
         read: Callable[[], Config] | None = None,
     ) -> None:
         """read: reads the file again, for `reload`."""
         self.config = config
         self.prometheus = PrometheusSink(os.environ)
-        self.sinks: list[Sink] = [self.prometheus, *sinks]
-        self.totals = Totals()
+        self.gathering = Gathering(config, [self.prometheus, *sinks], logs_too=exporting.logs)
         self.apps: list[Keeper] = []
         self._around = Surroundings(
             launcher=launcher,
             app_dir=app_dir,
-            tracing=tracing,
-            totals=self.totals,
+            exporting=exporting,
+            gathering=self.gathering,
             peers=dict(config.peers),
-            take_spans=self._take_spans,
             answer_status=lambda running, number: self.tasks.start_soon(self._answer_status, running, number),
         )
         self._reloading = Reloading(self.apps, config, read or (lambda: config))
@@ -165,29 +162,32 @@ class Supervisor:
                 await app.recycle()
         log.info("supervisor.recycled app=%s", name or "all")
 
+    def begin(self, what: str, app: str, index: int) -> bool:
+        """Begin to `drain` or `restart` one shard; False where its state does not allow that."""
+        keeper = next(keeper for keeper in self.apps if keeper.name == app)
+        shard = keeper.shards[index]
+        if self.stop_asked.is_set() or shard.state not in (("ready",) if what == "drain" else ("ready", "drained")):
+            return False
+        log.info("supervisor.%s shard=%s it was asked for on the page", what, shard.member.name)
+        # Said now, not when the task begins: who asks next is to see it.
+        shard.state = "draining" if shard.state == "ready" else "restarting"
+        self.tasks.start_soon(keeper.drain_one if what == "drain" else keeper.restart_one, shard)
+        return True
+
     async def _feed_sinks(self) -> None:
         while True:
             await anyio.sleep(1.0)
-            self._feed()
-
-    def _feed(self) -> None:
-        points = self.totals.points()
-        for sink in self.sinks:
-            sink.points(points)
+            self.gathering.step()
 
     async def _flush(self) -> None:
-        self._feed()
-        for sink in self.sinks:
+        self.gathering.feed()
+        for sink in self.gathering.sinks:
             await anyio.to_thread.run_sync(sink.close, CLOSE_S)
 
     def kill(self) -> None:
         """End every shard at once."""
         for app in self.apps:
             app.kill()
-
-    def _take_spans(self, app: str, shard: str, spans: Sequence[SpanRecord]) -> None:
-        for sink in self.sinks:
-            sink.spans(app, shard, spans)
 
     async def _answer_status(self, running: Running, number: int) -> None:
         await self.collect()
@@ -197,7 +197,9 @@ class Supervisor:
     async def collect(self) -> None:
         """Have every ready shard report now; a shard that does not answer is waited for briefly."""
         number = next(self._numbers)
-        ready = [(a, s) for a in self.apps for s in a.shards if s.state in ("ready", "draining") and s.running]
+        ready = [
+            (a, s) for a in self.apps for s in a.shards if s.state in ("ready", "draining", "drained") and s.running
+        ]
         for _, shard in ready:
             shard.collected[number] = anyio.Event()
             assert shard.running is not None
@@ -208,11 +210,18 @@ class Supervisor:
         for _, shard in ready:
             del shard.collected[number]
 
-    async def metrics(self) -> bytes:
-        """Prometheus text, exact as of now."""
+    async def metrics(self, accept: str = "", *, sums: bool = False) -> tuple[bytes, str]:
+        """Prometheus text or OpenMetrics, as an Accept header asks, exact as of now; and its content type.
+
+        sums: of each app on this machine, whatever `per_shard_series` says.
+        """
         await self.collect()
-        self.prometheus.points(self.totals.points())
-        return self.prometheus.render()
+        self.gathering.feed()
+        if not sums:
+            return self.prometheus.render(accept)
+        added_up = PrometheusSink(os.environ)
+        added_up.points(self.gathering.points(sums=True))
+        return added_up.render(accept)
 
     def status(self, *, details: bool = False) -> dict[str, Any]:
         """Every app with its shards. details: also how many keys each keyed dict holds."""
@@ -236,9 +245,9 @@ class Supervisor:
             "state": shard.state,
             "restarts": shard.restarts,
             "config": shard.generation,
-            "calls": int(self.totals.sum_of("onelane.calls", source)),
-            "forwarded": int(self.totals.sum_of("onelane.forwards", source)),
-            "stalls": int(self.totals.sum_of("onelane.stalls", source)),
+            "calls": int(self.gathering.totals.sum_of("onelane.calls", source)),
+            "forwarded": int(self.gathering.totals.sum_of("onelane.forwards", source)),
+            "stalls": int(self.gathering.totals.sum_of("onelane.stalls", source)),
             "last_stalls": [asdict(stall) for stall in shard.stalls],
         }
         return row | {"keyed": shard.keyed} if details else row

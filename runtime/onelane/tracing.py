@@ -16,9 +16,9 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from onelane.scope import Attached, Scope, trace_now
-from onelane.spans import SpanRecord, TraceContext
-from onelane.telemetry import Span, Tracer, context_of
+from onelane.scope import Attached, Scope, home_now, trace_now
+from onelane.spans import SpanRecord, TraceContext, plain
+from onelane.telemetry import METHOD, Span, Tracer, context_of
 
 MAX_ATTRIBUTES = 128
 """Of one span, as in OpenTelemetry's specification; what is over that is dropped."""
@@ -66,10 +66,11 @@ class LaneSpan(trace.Span):
         return self._record is not None and not self._record.end_ns
 
     def set_attribute(self, key: str, value: Any) -> None:
-        if self._record is not None and (
-            key in self._record.attributes or len(self._record.attributes) < MAX_ATTRIBUTES
-        ):
-            self._record.attributes[key] = list(value) if isinstance(value, tuple) else value
+        if self._record is None:
+            return
+        there = self._record.attributes or {}
+        if key in there or len(there) < MAX_ATTRIBUTES:
+            self._record.set_attribute(key, plain(value))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         for key, value in attributes.items():
@@ -77,10 +78,14 @@ class LaneSpan(trace.Span):
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
         if self._record is not None:
-            self._record.add_event(name, attributes or {}, timestamp or time.time_ns())
+            told = {key: plain(value) for key, value in (attributes or {}).items()}
+            self._record.add_event(name, told, timestamp or time.time_ns())
 
     def update_name(self, name: str) -> None:
         if self._record is not None:
+            if self._tracer is None:
+                # The call's own, whose method is told by its name.
+                self._record.set_attribute(METHOD, self._record.name)
             self._record.name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
@@ -103,7 +108,7 @@ class LaneSpan(trace.Span):
 
     def end(self, end_time: int | None = None) -> None:
         if self._tracer is not None and self._record is not None and not self._record.end_ns:
-            self._tracer.end(self._record, error=self._record.error, at_ns=end_time)
+            self._tracer.end(self._record, error=self._record.error, at_ns=end_time and int(end_time))
 
     def __exit__(self, kind: Any, error: BaseException | None, trace_: Any) -> None:
         if error is not None and self.is_recording():
@@ -113,10 +118,7 @@ class LaneSpan(trace.Span):
 
 
 class LaneTracer(trace.Tracer):
-    """Makes spans of the lane whose code asks."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
+    """Makes spans of the lane whose code asks; outside of any, spans that record nothing."""
 
     def start_span(
         self,
@@ -130,12 +132,15 @@ class LaneTracer(trace.Tracer):
         set_status_on_exception: bool = True,
     ) -> LaneSpan:
         parent = trace_now() if context is None else _ours(trace.get_current_span(context))
-        span = self._tracer.start(name, _KINDS.get(kind, "INTERNAL"), parent)
-        made = LaneSpan(span, self._tracer)
+        home = home_now()
+        if home is None:
+            return LaneSpan(parent, None)
+        span = home.tracer.start(name, _KINDS.get(kind, "INTERNAL"), parent)
+        made = LaneSpan(span, home.tracer)
         if attributes:
             made.set_attributes(attributes)
         if start_time is not None and isinstance(span, SpanRecord):
-            span.start_ns = start_time
+            span.start_ns = int(start_time)
         return made
 
     @contextmanager
@@ -162,36 +167,21 @@ class LaneTracer(trace.Tracer):
 
 
 class LaneTracerProvider(trace.TracerProvider):
-    """OpenTelemetry's provider in a shard's process; inline, of the shard that was started last."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = LaneTracer(tracer)
+    """OpenTelemetry's provider in a process of lanes."""
 
     def get_tracer(self, *_: Any, **__: Any) -> LaneTracer:
-        return self._tracer
+        return LaneTracer()
 
 
-def install(tracer: Tracer) -> None:
-    """Make OpenTelemetry's API speak of this process's lane. Once, before its services are made."""
-    trace.set_tracer_provider(LaneTracerProvider(tracer))
+_installed = False
 
 
-FORMAT = "%(onelane_trace)s"
-"""What a log line ends with: " trace=…" inside of one, else nothing."""
-
-
-def traced(make: Any) -> Any:
-    """A maker of log records that carry the trace: `otelTraceID` and `otelSpanID`, "0" outside of one."""
-
-    def record(*args: Any, **kwargs: Any) -> Any:
-        made: Any = make(*args, **kwargs)
-        found = trace_now()
-        made.otelTraceID = found.trace_id if found is not None and found.trace_id else "0"
-        made.otelSpanID = found.span_id if found is not None and found.span_id else "0"
-        made.onelane_trace = f" trace={made.otelTraceID}" if made.otelTraceID != "0" else ""
-        return made
-
-    return record
+def install() -> None:
+    """Make OpenTelemetry's trace API speak of this process's lanes; once is enough."""
+    global _installed
+    if not _installed:
+        _installed = True
+        trace.set_tracer_provider(LaneTracerProvider())
 
 
 def _ours(span: trace.Span) -> TraceContext | None:

@@ -78,7 +78,7 @@ class Watchdog:
 
     def __init__(self, *, may_exit: bool) -> None:
         """may_exit: this process is one shard's alone, so it may be replaced."""
-        self._may_exit = may_exit
+        self.may_exit = may_exit
         self._all: dict[str, Watched] = {}
         self._thread: _Looker | None = None
 
@@ -86,7 +86,7 @@ class Watchdog:
         """Watch the running loop on behalf of a shard from now on. Call on the lane."""
         self._all = self._all | {watched.shard: watched}
         if self._thread is None:
-            self._thread = _Looker(lambda: self._all, may_exit=self._may_exit)
+            self._thread = _Looker(lambda: self._all, may_exit=self.may_exit)
             self._thread.start()
 
     def leave(self, shard: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from tests.bench import records
 from tests.bench import rows as r
 from tests.bench.rows import Row
 
@@ -82,7 +83,7 @@ def _known(figure: float | None) -> float:
 def goals(measured: Sequence[Row]) -> list[Goal]:
     """All of them."""
     rows = _Rows(measured)
-    return [*_native(rows), *_shards(rows), *_grpcio(rows), *_offload(rows), *_lane(rows)]
+    return [*_native(rows), *_telemetry(rows), *_shards(rows), *_grpcio(rows), *_offload(rows), *_lane(rows)]
 
 
 def _native(rows: _Rows) -> list[Goal]:
@@ -100,6 +101,26 @@ def _native(rows: _Rows) -> list[Goal]:
         Goal("1 MiB: raw / native", rows.ratio(r.RAW + r.BIG, r.NATIVE + r.BIG), 1.3, at_least=True),
         Goal("client: grpc.aio / dial", rows.ratio(r.CLIENTS["grpc.aio"], r.CLIENTS["dial"]), 4, at_least=True),
         Goal("KiB of an idle connection", rows.kib(r.IDLE), 16),
+    ]
+
+
+def _telemetry(rows: _Rows) -> list[Goal]:
+    off, some, everything = (f"{r.NATIVE}, {name}" for name in r.TRACED)
+
+    def beside_sdk(theirs: str, ours: str, limit: float) -> Goal:
+        return Goal(f"{theirs} / {ours}", rows.cost(theirs) / rows.cost(ours), limit, at_least=True)
+
+    return [
+        Goal("1 % traced / off", rows.ratio(some, off), 1.05),
+        Goal("all traced / off", rows.ratio(everything, off), 1.5),
+        Goal("a sampled span, µs", rows.cost(records.SPAN), 3),
+        Goal("an unsampled call, µs", rows.cost(records.UNSAMPLED), 0.3),
+        Goal("a count, µs", rows.cost(records.COUNT), 0.15),
+        Goal("a histogram's point, µs", rows.cost(records.POINT), 0.3),
+        # Of the SDK's usual 15, 5 and 5 µs.
+        beside_sdk(records.SDK_SPAN, records.SPAN, 5),
+        beside_sdk(records.SDK_UNSAMPLED, records.UNSAMPLED, 16),
+        beside_sdk(records.SDK_POINT, records.POINT, 16),
     ]
 
 

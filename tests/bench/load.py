@@ -4,7 +4,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,14 +58,19 @@ def cpu_s(pids: Iterable[int]) -> float:
     return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
 
 
-def run(targets: Sequence[Target], pids: Sequence[int], load: Load) -> Run:
-    """Send the load to all targets at once; every call must be answered OK."""
+def run(targets: Sequence[Target], pids: Sequence[int], load: Load, settled: Callable[[], None] = lambda: None) -> Run:
+    """Send the load to all targets at once; every call must be answered OK.
+
+    settled: waits until the servers have done what they do later, such as exporting.
+    """
     with tempfile.TemporaryDirectory() as folder:
         bodies = [body_of(target, load, Path(folder) / f"{n}.body") for n, target in enumerate(targets)]
         before, began = cpu_s(pids), time.perf_counter()
         loads = [start(target, body, load) for target, body in zip(targets, bodies, strict=True)]
         outputs = [load.communicate(timeout=TIMEOUT_S)[0] for load in loads]
-        spent, used = time.perf_counter() - began, cpu_s(pids) - before
+        spent = time.perf_counter() - began
+        settled()
+        used = cpu_s(pids) - before
         for output in outputs:
             if f" {load.calls} succeeded" not in output:
                 raise RuntimeError(f"h2load: not all calls succeeded:\n{output}")

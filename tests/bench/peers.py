@@ -1,10 +1,12 @@
 """What onelane is measured against, each a process of its own: `python -m tests.bench.peers KIND`.
 
 raw: bare grpc.aio on uvloop. pygrpc-native: its asyncio server, on uvloop. grpclib: on uvloop. probe: see probe.py.
-threads: the threaded `grpc.server`, see diamond.py. All have the same handler's body.
+opentelemetry: raw, with OpenTelemetry's SDK. threads: the threaded `grpc.server`, see diamond.py. All have the same
+handler's body.
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,28 @@ async def grpc_aio() -> tuple[int, Any]:
     import grpc.aio
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+    raw.register(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return port, server
+
+
+async def opentelemetry() -> tuple[int, Any]:
+    """grpc.aio with OpenTelemetry's SDK and its instrumentation, set up by the standard variables."""
+    import grpc.aio
+    from opentelemetry import trace
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    exporter = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter").OTLPSpanExporter()
+    instrumentation = import_module("opentelemetry.instrumentation.grpc")
+    provider = TracerProvider(resource=Resource.create({"service.name": "echo"}))
+    # The queue's usual bound would drop most of a run, which costs nothing.
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=65_536))
+    trace.set_tracer_provider(provider)
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+    server = grpc.aio.server(options=options, interceptors=[instrumentation.aio_server_interceptor()])
     raw.register(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -70,6 +94,7 @@ async def threads() -> tuple[int, Any]:
 
 KINDS: dict[str, Callable[[], Awaitable[tuple[int, Any]]]] = {
     "raw": grpc_aio,
+    "opentelemetry": opentelemetry,
     "pygrpc-native": pygrpc_native,
     "grpclib": grpclib,
     "probe": probe,
@@ -86,9 +111,10 @@ async def main(kind: str) -> None:
 
 
 @contextmanager
-def peer(kind: str) -> Iterator[tuple[str, int]]:
+def peer(kind: str, **environment: str) -> Iterator[tuple[str, int]]:
     """A peer that runs; its address and its pid."""
-    process = Popen([sys.executable, "-m", "tests.bench.peers", kind], stdout=PIPE, text=True, cwd=ROOT)
+    command = [sys.executable, "-m", "tests.bench.peers", kind]
+    process = Popen(command, stdout=PIPE, text=True, cwd=ROOT, env=os.environ | environment)
     assert process.stdout is not None
     try:
         address = process.stdout.readline().strip()

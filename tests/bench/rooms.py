@@ -37,6 +37,6 @@ class Rooms(echo_pb2_grpc.EchoServicer):
     def Plain(self, request: EchoRequest, context: Any) -> EchoReply:
         room = self.rooms.setdefault(request.key, Room())
         room.say(request.text)
-        self.calls.value += 1
-        self.bytes.value += len(request.text)
+        self.calls.add()
+        self.bytes.add(len(request.text))
         return EchoReply(text=room.talk[0], shard="rooms", seen=room.said)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,11 +16,11 @@ from typing import Any
 from onelane import keys
 from onelane.turns import Turns
 
-from tests.bench import overload
+from tests.bench import overload, records
 from tests.bench.idle import kib_per_connection
 from tests.bench.load import Load, Run, Target, middle, run
 from tests.bench.peers import peer
-from tests.bench.shards import Shards, shards
+from tests.bench.shards import Shards, shards, telemetry
 from tests.cluster import ROOT
 from tests.collector import Collector
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -36,6 +37,10 @@ IDLE, KEY, TURN = "an idle connection", "reading a key", "a turn that nobody con
 PEAK, FLOODED = "overload: what it can do", f"overload: asked {overload.TIMES} times as often"
 OFFLOAD, EXECUTOR, WAKING = "a job: offload", "a job: run_in_executor, 1 worker", "a job: two bare threads, 2 pipes"
 ONE, THOUSAND, ONE_CORE = "1 at once", "1000 at once", "1 at once, 1 core"
+TRACED = {"tracing off": 0.0, "1 % traced": 0.01, "all traced": 1.0}
+SDK = "grpc.aio + OpenTelemetry's SDK"
+QUIET_S = 1.3
+"""Longer than exports wait for each other."""
 MESSAGES = 1000
 """Answers to one call of the streaming rows."""
 MANY = (1, 2, 4, 8)
@@ -84,14 +89,28 @@ class Bench:
         self.setting = setting
         self.stack = stack
         self.folder = Path(stack.enter_context(TemporaryDirectory()))
-        self.otlp = stack.enter_context(Collector()).url
+        self.collector = stack.enter_context(Collector(keeps=False))
+        self.otlp = self.collector.url
+        self._waits_for_exports = False
 
-    def peer(self, kind: str) -> tuple[list[Target], list[int]]:
-        address, pid = self.stack.enter_context(peer(kind))
+    def wait_for_exports(self) -> None:
+        """From now on a run ends when nothing has been exported any more for a while."""
+        self._waits_for_exports = True
+
+    def _settled(self) -> None:
+        came = -1
+        while self._waits_for_exports and came != self.collector.requests:
+            came = self.collector.requests
+            time.sleep(QUIET_S)
+
+    def peer(self, kind: str, **environment: str) -> tuple[list[Target], list[int]]:
+        address, pid = self.stack.enter_context(peer(kind, **environment))
         return [Target(address, "k")], [pid]
 
-    def shards(self, count: int, listener: str = "native", service: str = "tests.echo.service:Echo") -> Shards:
-        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service))
+    def shards(
+        self, count: int, listener: str = "native", service: str = "tests.echo.service:Echo", ratio: float = 0.01
+    ) -> Shards:
+        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service, ratio))
 
     def load(self, calls: int, shape: tuple[int, int] = SHAPES[0], **more: Any) -> Load:
         # One call after the other takes longer and costs more.
@@ -104,7 +123,7 @@ class Bench:
         for number in range(self.setting.rounds + 1):
             self.setting.tell(f"{title}: round {number} of {self.setting.rounds}")
             for case, measured in zip(cases, runs, strict=True):
-                measured.append(run(case.targets, case.pids, case.load))
+                measured.append(run(case.targets, case.pids, case.load, self._settled))
         for case, measured in zip(cases, runs, strict=True):
             yield _row(case.name, case.load.shape, measured[1:])
 
@@ -117,7 +136,7 @@ def _row(name: str, shape: str, runs: Sequence[Run]) -> Row:
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Every row."""
-    for section in (_echo, _many_shards, _diamond, _overload, _blocking, _alone):
+    for section in (_echo, _traced, _many_shards, _diamond, _overload, _blocking, _alone):
         with ExitStack() as stack:
             yield from section(Bench(setting, stack))
 
@@ -151,6 +170,19 @@ def _echo(bench: Bench) -> Iterator[Row]:
     yield from bench.rows("streams", [Case(name + STREAM, *server, many) for name, server in servers.items()])
     yield from bench.rows("1 MiB", [Case(name + BIG, *server, large) for name, server in servers.items()])
     yield from _clients(bench, one.at_home()[0])
+
+
+def _traced(bench: Bench) -> Iterator[Row]:
+    """The same calls with tracing off, of 1 % and of all, by us and by OpenTelemetry's SDK; what is exported counts."""
+    bench.wait_for_exports()
+    cases = []
+    for name, ratio in TRACED.items():
+        ours = bench.shards(1, ratio=ratio)
+        cases.append(Case(f"{NATIVE}, {name}", ours.at_home(), ours.pids, bench.load(16_000)))
+        theirs = bench.peer("opentelemetry", **telemetry(bench.otlp, ratio))
+        cases.append(Case(f"{SDK}, {name}", *theirs, bench.load(4_000)))
+    cases.append(Case(f"{RAW}, beside", *bench.peer("raw"), bench.load(4_000)))
+    yield from bench.rows("tracing", cases)
 
 
 def _clients(bench: Bench, target: Target) -> Iterator[Row]:
@@ -240,6 +272,8 @@ def _alone(bench: Bench) -> Iterator[Row]:
     yield Row(IDLE, "idle", kib=round(kib_per_connection(bench.shards(1)), 1))
     yield Row(KEY, "in process", cpu_us_per_call=round(key_us(), 3))
     yield Row(TURN, "in process", cpu_us_per_call=round(turn_us(), 3))
+    for name, cost in records.costs_us().items():
+        yield Row(name, "in process", cpu_us_per_call=round(cost, 3))
 
 
 def key_us() -> float:

@@ -22,7 +22,14 @@ class Shards:
         self.placement = Placement(1, self.members)
         self.listen = cluster.listen["echo"]
         self.shard_pids = [s["pid"] for s in shards]
-        self.pids = [cluster.process.pid, *self.shard_pids]
+        self._supervisor = cluster.process.pid
+
+    @property
+    def pids(self) -> list[int]:
+        """The supervisor, and all that it has started: shards, and what exports."""
+        threads = Path(f"/proc/{self._supervisor}/task").iterdir()
+        children = [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
+        return [self._supervisor, *children]
 
     def key_of(self, member: Member) -> str:
         return next(k for k in map(str, range(10_000)) if self.placement.owner_of(k) == member)
@@ -35,20 +42,31 @@ class Shards:
         return [Target(here.address, self.key_of(other))]
 
 
+def telemetry(otlp: str, ratio: float) -> dict[str, str]:
+    """The variables that have this share of calls sampled and exported; the same for whoever reads them."""
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio" if ratio else "always_off",
+        "OTEL_TRACES_SAMPLER_ARG": str(ratio),
+        "OTEL_BSP_SCHEDULE_DELAY": "1000",
+    }
+
+
 @contextmanager
 def shards(
-    folder: Path, count: int, listener: str, otlp: str, service: str = "tests.echo.service:Echo"
+    folder: Path,
+    count: int,
+    listener: str,
+    otlp: str,
+    service: str = "tests.echo.service:Echo",
+    ratio: float = 0.01,
 ) -> Iterator[Shards]:
-    """`count` shards of `service`. otlp: where the traces and metrics go."""
+    """`count` shards of `service`. otlp: where the traces and metrics go. ratio: of calls that are sampled."""
     folder = Path(mkdtemp(dir=folder))
     toml = [
         *("[apps.echo]", f'services = ["{service}"]', 'listen = "127.0.0.1:0"', f"shards = {count}"),
         *(f'listener = "{listener}"', f"max_message_bytes = {BIG_MESSAGES}"),
     ]
-    telemetry = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp,
-        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
-        "OTEL_TRACES_SAMPLER_ARG": "0.01",
-    }
-    with running(folder, "\n".join(toml), **telemetry) as cluster:
+    with running(folder, "\n".join(toml), **telemetry(otlp, ratio)) as cluster:
         yield Shards(cluster)

@@ -22,6 +22,7 @@ class Jaeger:
     def __init__(self, ports: dict[str, int]) -> None:
         self._ports = ports
         self.otlp = f"http://127.0.0.1:{ports['OTLP_HTTP']}"
+        self.otlp_grpc = f"http://127.0.0.1:{ports['OTLP_GRPC']}"
 
     def is_ready(self) -> bool:
         try:

@@ -1,180 +1,260 @@
-"""OTLP over HTTP, by the OpenTelemetry SDK and its standard `OTEL_*` variables, one exporter for each machine.
+"""OTLP by HTTP or gRPC, by OpenTelemetry's standard `OTEL_*` variables, one exporter for each machine.
 
-Promises: nothing here runs on the supervisor's loop but an append; a dead collector costs at most `close`'s timeout.
-Leaves out: OTLP over gRPC, since the supervisor loads no grpcio.
+Promises: nothing here runs on the supervisor's loop but an append; what waits for a collector that is away is bounded
+by `OTEL_BSP_*` and `OTEL_BLRP_*`, is sent once it is back, and what had to be dropped is counted; a dead collector
+costs at most `close`'s timeout. The sending is done by a process of its own (`onelane.exporter`), which is started anew
+if it dies; what it had not confirmed is sent again.
 """
 
+import logging
+import os
+import socket
+import subprocess
+import sys
 import threading
 import uuid
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.metrics import export
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from contextlib import suppress
+from random import Random
 
 from onelane.clock import SystemClock
-from onelane.errors import BadConfig
+from onelane.logs import LogRecord
+from onelane.logs import pack as pack_logs
+from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, hear, pack_points, tell
+from onelane.sinks.otlp_target import SIGNALS, target_of
+from onelane.sinks.outbox import Bounds, Outbox, Parcel, bounds_of
 from onelane.spans import SpanRecord
-from onelane.stats import Buckets, Instrument, Point
+from onelane.spans import pack as pack_spans
+from onelane.stats import Point
 
-SCOPE = InstrumentationScope("onelane")
-_IDENTITY = ("onelane.app", "onelane.shard")
-
-
-def wants(environment: Mapping[str, str], signal: str) -> bool:
-    """Whether the `OTEL_*` variables ask for OTLP export of `signal`: TRACES or METRICS.
-
-    Raises:
-        BadConfig: they ask for a protocol that is not offered here.
-    """
-    endpoint = environment.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") or environment.get(
-        "OTEL_EXPORTER_OTLP_ENDPOINT"
-    )
-    if not endpoint or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    if environment.get(f"OTEL_{signal}_EXPORTER", "otlp") == "none":
-        return False
-    protocol = environment.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or environment.get(
-        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
-    )
-    if protocol != "http/protobuf":
-        raise BadConfig(
-            "environment", [f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; onelane exports OTLP by http/protobuf"]
-        )
-    return True
+log = logging.getLogger("onelane.otlp")
+MAX_SPANS, MAX_LOGS = 65_536, 65_536
+"""What waits for a collector unless `OTEL_BSP_MAX_QUEUE_SIZE` and `OTEL_BLRP_MAX_QUEUE_SIZE` say otherwise."""
+NAMES = {TRACES: "spans", METRICS: "metrics", LOGS: "logs"}
 
 
 class OtlpSink:
     """See `onelane.sinks.Sink`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._instance = str(uuid.uuid4())
-        self._clock = SystemClock()
-        self._started_ns = self._clock.wall_ns()
-        self._resources: dict[tuple[str, str], Resource] = {}
-        self._processor = BatchSpanProcessor(OTLPSpanExporter()) if wants(environment, "TRACES") else None
-        self._newest: Sequence[Point] = ()
-        self._exporter = OTLPMetricExporter() if wants(environment, "METRICS") else None
-        self._interval_s = float(environment.get("OTEL_METRIC_EXPORT_INTERVAL", "60000")) / 1000
-        self._stopping = threading.Event()
-        if self._exporter is not None:
-            threading.Thread(target=self._export_regularly, name="otlp-metrics", daemon=True).start()
+        wanted = [signal for signal in SIGNALS if target_of(environment, signal) is not None]
+        self._process = _Process(wanted, environment)
+        bounds = {
+            TRACES: bounds_of(environment, "OTEL_BSP", most=MAX_SPANS, delay_s=1.0),
+            LOGS: bounds_of(environment, "OTEL_BLRP", most=MAX_LOGS, delay_s=1.0),
+        }
+        self._ways = {signal: _Way(signal, bounds[signal], self._process) for signal in wanted if signal != METRICS}
+        every_s = float(environment.get("OTEL_METRIC_EXPORT_INTERVAL", "60000")) / 1000
+        self._metrics = _Metrics(every_s, self._process) if METRICS in wanted else None
 
     def spans(self, app: str, shard: str, spans: Sequence[SpanRecord]) -> None:
-        if self._processor is None:
-            return
-        resource = self._resource(app, shard)
-        for span in spans:
-            self._processor.on_end(_readable(span, resource))
+        if TRACES in self._ways:
+            self._ways[TRACES].put(Parcel((app, shard), pack_spans(spans), len(spans)))
+
+    def logs(self, app: str, shard: str, records: Sequence[LogRecord]) -> None:
+        if LOGS in self._ways:
+            self._ways[LOGS].put(Parcel((app, shard), pack_logs(records), len(records)))
 
     def points(self, points: Sequence[Point]) -> None:
-        self._newest = points
+        if self._metrics is not None:
+            self._metrics.newest = points
+
+    def losses(self) -> Mapping[tuple[str, str], int]:
+        return {
+            (NAMES[signal], reason): count
+            for signal, way in self._ways.items()
+            for reason, count in list(way.box.lost.items())
+        }
 
     def close(self, timeout_s: float) -> None:
-        """Flush traces and metrics side by side; give up after `timeout_s`."""
-        self._stopping.set()
-        work = [self._close_spans, self._export_metrics]
-        threads = [threading.Thread(target=one, daemon=True) for one in work]
-        for thread in threads:
-            thread.start()
-        give_up = self._clock.now() + timeout_s
-        for thread in threads:
-            thread.join(max(0.0, give_up - self._clock.now()))
+        """Send every signal side by side; give up after `timeout_s`."""
+        give_up = SystemClock.now() + timeout_s
+        ways: list[_Worker] = [*self._ways.values(), *([self._metrics] if self._metrics else [])]
+        for way in ways:
+            way.finish()
+        for way in ways:
+            way.thread.join(max(0.0, give_up - SystemClock.now()))
+        self._process.end()
+        for way in ways:
+            way.thread.join(1.0)
+        self._process.release()
+        for signal, box in ((signal, way.box) for signal, way in self._ways.items()):
+            if left := box.close():
+                why = self._ways[signal].why or "nobody took them before the end"
+                log.warning("otlp.dropped signal=%s count=%d %s", NAMES[signal], left, why)
 
-    def _close_spans(self) -> None:
-        if self._processor is not None:
-            self._processor.shutdown()  # type: ignore[no-untyped-call]
 
-    def _export_regularly(self) -> None:
-        while not self._stopping.wait(self._interval_s):
-            self._export_metrics()
+class _Process:
+    """The exporter process, which is started again when it has died."""
 
-    def _export_metrics(self) -> None:
-        if self._exporter is not None and self._newest:
-            self._exporter.export(self._metrics(self._newest))
+    def __init__(self, signals: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._signals = signals
+        self._environment = os.environ | environment
+        self._instance = str(uuid.uuid4())
+        self._started_ns = SystemClock.wall_ns()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: dict[str, socket.socket] = {}
+        self._held: dict[str, socket.socket] = {}
+        """Signal → the line that its thread has used last."""
+        self._ended = False
+        self._start()
 
-    def _resource(self, app: str, shard: str) -> Resource:
-        key = (app, shard)
-        if key not in self._resources:
-            identity = {"service.name": app, "service.instance.id": f"{self._instance}/{shard}", "onelane.shard": shard}
-            self._resources[key] = Resource.create(identity)
-        return self._resources[key]
+    def ask(self, signal: str, message: object) -> tuple[str, str]:
+        """Have it send something; what became of it. Blocks."""
+        line = self._line(signal)
+        if line is None:
+            return AGAIN, "the exporter process is closed"
+        try:
+            tell(line, message)
+            answer = hear(line)
+        except OSError:
+            answer = None
+        if answer is None:
+            self._drop()
+            return AGAIN, "the exporter process has died"
+        outcome, why = answer
+        return outcome, why
 
-    def _metrics(self, points: Sequence[Point]) -> export.MetricsData:
-        by_source: dict[tuple[str, str], dict[tuple[Instrument, str], list[Point]]] = defaultdict(
-            lambda: defaultdict(list)
+    def _line(self, signal: str) -> socket.socket | None:
+        with self._lock:
+            if self._ended:
+                return None
+            if self._process is None:
+                self._start()
+            line = self._lines[signal]
+            if (before := self._held.get(signal, line)) is not line:
+                # Of a process that has died since; nobody but this thread reads it.
+                before.close()
+            self._held[signal] = line
+            return line
+
+    def _start(self) -> None:
+        for signal, line in self._lines.items():
+            if self._held.get(signal) is not line:
+                line.close()
+        pairs = {signal: socket.socketpair() for signal in self._signals}
+        lines = [f"{signal}={theirs.fileno()}" for signal, (_, theirs) in pairs.items()]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "onelane.exporter", self._instance, str(self._started_ns), *lines],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno() for _, theirs in pairs.values()],
+            start_new_session=True,
+            env=self._environment,
         )
-        for point in points:
-            there = dict(point.attributes)
-            source = (there.get("onelane.app", "onelane"), there.get("onelane.shard", ""))
-            by_source[source][point.instrument, point.kind].append(point)
-        now = self._clock.wall_ns()
-        return export.MetricsData(
-            [
-                export.ResourceMetrics(
-                    self._resource(*source),
-                    [export.ScopeMetrics(SCOPE, [self._metric(*key, found, now) for key, found in kinds.items()], "")],
-                    "",
-                )
-                for source, kinds in by_source.items()
-            ]
-        )
+        for _, theirs in pairs.values():
+            theirs.close()
+        self._lines = {signal: ours for signal, (ours, _) in pairs.items()}
 
-    def _metric(self, instrument: Instrument, kind: str, points: Sequence[Point], now: int) -> export.Metric:
-        rows: list[Any] = [self._row(point, now) for point in points]
-        cumulative = export.AggregationTemporality.CUMULATIVE
-        data: Any
-        if kind == "histogram":
-            data = export.Histogram(rows, cumulative)
-        elif kind == "gauge":
-            data = export.Gauge(rows)
-        else:
-            data = export.Sum(rows, cumulative, is_monotonic=True)
-        return export.Metric(instrument.name, instrument.description, instrument.unit, data)
+    def _drop(self) -> None:
+        """Let go of a process that has died, or is to."""
+        with self._lock:
+            if self._process is None:
+                return
+            for line in self._lines.values():
+                # Not closed: another signal's thread may be reading it, and then does so itself.
+                with suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+            self._process = None
 
-    def _row(self, point: Point, now: int) -> Any:
-        attributes = {key: value for key, value in point.attributes if key not in _IDENTITY}
-        if not isinstance(point.value, Buckets):
-            return export.NumberDataPoint(attributes, self._started_ns, now, point.value)
-        absent: Any = None
-        return export.HistogramDataPoint(
-            attributes=attributes,
-            start_time_unix_nano=self._started_ns,
-            time_unix_nano=now,
-            count=sum(point.value.counts),
-            sum=point.value.sum,
-            bucket_counts=point.value.counts,
-            explicit_bounds=point.value.bounds,
-            # Not kept; the protocol lets them be absent, the SDK's type does not say so.
-            min=absent,
-            max=absent,
-        )
+    def end(self) -> None:
+        """Hang up; whoever asks now is told so."""
+        with self._lock:
+            self._ended = True
+        self._drop()
+
+    def release(self) -> None:
+        """Let go of the lines, once nobody asks any more."""
+        for line in (*self._lines.values(), *self._held.values()):
+            line.close()
 
 
-def _readable(span: SpanRecord, resource: Resource) -> ReadableSpan:
-    trace_id = int(span.context.trace_id, 16)
-    state = TraceState.from_header([span.context.tracestate]) if span.context.tracestate else TraceState()
+class _Worker:
+    """One signal's thread."""
 
-    def context(span_id: str, *, remote: bool) -> SpanContext:
-        return SpanContext(trace_id, int(span_id, 16), remote, TraceFlags(TraceFlags.SAMPLED), state)
+    def __init__(self, signal: str, process: _Process) -> None:
+        self._signal = signal
+        self._process = process
+        self._changed = threading.Condition()
+        self._finishing = False
+        self._is_well = True
+        self.why = ""
+        """What became of the last batch, where that was nothing good."""
+        self.thread = threading.Thread(target=self._work, name=f"otlp-{signal.lower()}", daemon=True)
+        self.thread.start()
 
-    return ReadableSpan(
-        name=span.name,
-        context=context(span.context.span_id, remote=False),
-        parent=context(span.parent_id, remote=span.remote_parent) if span.parent_id else None,
-        resource=resource,
-        attributes=span.attributes,
-        events=[Event(name, attributes, at_ns) for name, attributes, at_ns in span.events or ()],
-        kind=SpanKind[span.kind],
-        status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
-        start_time=span.start_ns,
-        end_time=span.end_ns,
-        instrumentation_scope=SCOPE,
-    )
+    def finish(self) -> None:
+        """Send what is there, and end."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify()
+
+    def _work(self) -> None:
+        raise NotImplementedError
+
+    def _ask(self, message: object) -> str:
+        """What became of a batch; told in the log when it changes."""
+        outcome, why = self._process.ask(self._signal, message)
+        self.why = why
+        if outcome != SENT and self._is_well and not self._finishing:
+            does = "waits and is tried again" if outcome == AGAIN else "is dropped"
+            log.warning("otlp.failing signal=%s what comes %s: %s", NAMES[self._signal], does, why)
+        elif outcome == SENT and not self._is_well:
+            log.info("otlp.recovered signal=%s", NAMES[self._signal])
+        self._is_well = outcome == SENT
+        return outcome
+
+
+class _Way(_Worker):
+    """Spans or logs: every one is sent, or counted as lost."""
+
+    def __init__(self, signal: str, bounds: Bounds, process: _Process) -> None:
+        self.box = Outbox(bounds, Random())
+        super().__init__(signal, process)
+
+    def put(self, parcel: Parcel) -> None:
+        with self._changed:
+            due = self.box.due_at()
+            self.box.put(parcel, SystemClock.now())
+            if due is None or self.box.due_at() != due:
+                self._changed.notify()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            outcome = self._ask([(*parcel.source, parcel.packed) for parcel in batch])
+            with self._changed:
+                end = {SENT: self.box.sent, REFUSED: self.box.refused}.get(outcome, self.box.again)
+                end(SystemClock.now())
+                if outcome == AGAIN and self._finishing:
+                    return
+
+    def _next(self) -> list[Parcel] | None:
+        """Wait for the next batch; None at the end."""
+        with self._changed:
+            while True:
+                due = self.box.due_at()
+                if self._finishing:
+                    return None if due is None else self.box.begin()
+                wait_s = None if due is None else due - SystemClock.now()
+                if wait_s is not None and wait_s <= 0:
+                    return self.box.begin()
+                self._changed.wait(wait_s)
+
+
+class _Metrics(_Worker):
+    """All series as they stand, every so often: what could not be sent is in the next."""
+
+    def __init__(self, every_s: float, process: _Process) -> None:
+        self.newest: Sequence[Point] = ()
+        self._every_s = every_s
+        super().__init__(METRICS, process)
+
+    def _work(self) -> None:
+        while not self._finishing:
+            with self._changed:
+                self._changed.wait_for(lambda: self._finishing, self._every_s)
+            if self.newest:
+                self._ask(pack_points(self.newest))

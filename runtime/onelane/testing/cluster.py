@@ -25,13 +25,13 @@ import grpc.aio
 from onelane import config, ports
 from onelane.channel import DIALLING, Channel
 from onelane.config import PORT_STRIDE, App, Config
-from onelane.control import placement_to_proto, point_from_proto, span_from_proto
+from onelane.control import placement_to_proto, point_from_proto
 from onelane.errors import BadConfig
 from onelane.life import TICK_S, Life, Means
 from onelane.listener.native import NativeListener
 from onelane.native_channel import dial
 from onelane.placement import Member, Placement
-from onelane.spans import SpanRecord
+from onelane.spans import Packed, SpanRecord
 from onelane.stats import Totals, attributes_of
 from onelane.testing.clock import ManualClock
 from onelane.v1 import control_pb2
@@ -215,7 +215,7 @@ class Cluster:
         """Add a shard's report to the sums."""
         source = (("onelane.app", shard.app), ("onelane.shard", shard.member.name))
         self._totals.add(map(point_from_proto, report.points), extra=source)
-        self.spans += map(span_from_proto, report.spans)
+        self.spans += Packed(report.spans)
 
 
 @dataclass
@@ -238,11 +238,16 @@ class _Shard:
     async def start(self) -> None:
         copies = [sock.dup() for sock in self.sockets]
         self.life = Life(self.cluster.setup_of(self), self, copies, self.cluster.means())
-        await self.life.start()
+        # In a task, so that what is set for the shard's context stays there.
+        await asyncio.get_running_loop().create_task(self._begin())
         await self.life.set_health(serving=True)
         self._following = asyncio.get_running_loop().create_task(self.life.follow())
         self.is_up = True
         self._tick_later()
+
+    async def _begin(self) -> None:
+        self.life.settle(alone=False)
+        await self.life.start()
 
     async def kill(self) -> None:
         if not self.is_up:

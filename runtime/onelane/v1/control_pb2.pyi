@@ -165,6 +165,7 @@ class Setup(_message.Message):
     SAMPLER_ARG_FIELD_NUMBER: _builtins.int
     APP_DIR_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     name: _builtins.str
     index: _builtins.int
@@ -182,6 +183,8 @@ class Setup(_message.Message):
     """Where the services' modules are found, before all else."""
     generation: _builtins.int
     """Of the config in `settings`."""
+    logs: _builtins.bool
+    """Log records are reported too."""
     @_builtins.property
     def peers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """App name → host:port, for stubs."""
@@ -204,10 +207,11 @@ class Setup(_message.Message):
         sampler_arg: _builtins.str = ...,
         app_dir: _builtins.str = ...,
         generation: _builtins.int = ...,
+        logs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "generation", b"generation", "index", b"index", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "generation", b"generation", "index", b"index", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -483,14 +487,21 @@ class Report(_message.Message):
     KEYED_FIELD_NUMBER: _builtins.int
     COLLECT_FIELD_NUMBER: _builtins.int
     STALLS_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    HOT_KEYS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Grows by one; a gap means a report was lost."""
+    spans: _builtins.bytes
+    """Spans that have ended, as onelane.spans.pack writes them: both ends are of one Python."""
     collect: _builtins.int
     """The number of the `collect` that this answers, or 0."""
+    logs: _builtins.bytes
+    """Log records for an exporter, as onelane.logs.pack writes them."""
+    final: _builtins.bool
+    """Nothing is left behind: the shard ends."""
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]: ...
-    @_builtins.property
-    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]: ...
     @_builtins.property
     def keyed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Name of a keyed dict → how many keys it holds."""
@@ -499,23 +510,57 @@ class Report(_message.Message):
     def stalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stall]:
         """Those that have ended since the last report, and were told in the log."""
 
+    @_builtins.property
+    def hot_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___HotKey]:
+        """The keys that are asked most, the first the most; where nothing has come since, none."""
+
     def __init__(
         self,
         *,
         seq: _builtins.int = ...,
         points: _abc.Iterable[Global___Point] | None = ...,
-        spans: _abc.Iterable[Global___Span] | None = ...,
+        spans: _builtins.bytes = ...,
         keyed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         collect: _builtins.int = ...,
         stalls: _abc.Iterable[Global___Stall] | None = ...,
+        logs: _builtins.bytes = ...,
+        final: _builtins.bool = ...,
+        hot_keys: _abc.Iterable[Global___HotKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "keyed", b"keyed", "points", b"points", "seq", b"seq", "spans", b"spans", "stalls", b"stalls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "final", b"final", "hot_keys", b"hot_keys", "keyed", b"keyed", "logs", b"logs", "points", b"points", "seq", b"seq", "spans", b"spans", "stalls", b"stalls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class HotKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key's text where the app shows keys, else its hash."""
+    calls: _builtins.int
+    """Calls in the last ten to twenty seconds; at most `error` too many."""
+    error: _builtins.int
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        error: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "error", b"error", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HotKey: _TypeAlias = HotKey  # noqa: Y015
 
 @_typing.final
 class Stall(_message.Message):
@@ -598,16 +643,19 @@ class Point(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
+    COUNTER_FIELD_NUMBER: _builtins.int
     GAUGE_FIELD_NUMBER: _builtins.int
     HISTOGRAM_FIELD_NUMBER: _builtins.int
+    UP_DOWN_COUNTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     unit: _builtins.str
     description: _builtins.str
-    count: _builtins.float
+    counter: _builtins.float
     """Added since the last report."""
     gauge: _builtins.float
     """As it stands."""
+    up_down_counter: _builtins.float
+    """Added since the last report; may be below zero."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -619,15 +667,16 @@ class Point(_message.Message):
         unit: _builtins.str = ...,
         description: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        count: _builtins.float = ...,
+        counter: _builtins.float = ...,
         gauge: _builtins.float = ...,
         histogram: Global___Buckets | None = ...,
+        up_down_counter: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "gauge", b"gauge", "histogram", b"histogram", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter", "gauge", b"gauge", "histogram", b"histogram", "up_down_counter", b"up_down_counter", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "count", b"count", "description", b"description", "gauge", b"gauge", "histogram", b"histogram", "name", b"name", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "counter", b"counter", "description", b"description", "gauge", b"gauge", "histogram", b"histogram", "name", b"name", "unit", b"unit", "up_down_counter", b"up_down_counter", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["count", "gauge", "histogram"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["counter", "gauge", "histogram", "up_down_counter"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
@@ -635,52 +684,23 @@ Global___Point: _TypeAlias = Point  # noqa: Y015
 
 @_typing.final
 class Buckets(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+    """An exponential histogram to the base 2; see onelane.buckets."""
 
-    BOUNDS_FIELD_NUMBER: _builtins.int
-    COUNTS_FIELD_NUMBER: _builtins.int
-    SUM_FIELD_NUMBER: _builtins.int
-    sum: _builtins.float
-    @_builtins.property
-    def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Upper bounds, ascending; the last bucket, above them all, has none."""
-
-    @_builtins.property
-    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """One more than bounds; since the last report."""
-
-    def __init__(
-        self,
-        *,
-        bounds: _abc.Iterable[_builtins.float] | None = ...,
-        counts: _abc.Iterable[_builtins.int] | None = ...,
-        sum: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "counts", b"counts", "sum", b"sum"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Buckets: _TypeAlias = Buckets  # noqa: Y015
-
-@_typing.final
-class Span(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
-    class AttributesEntry(_message.Message):
+    class CountsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
         VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
+        key: _builtins.int
+        value: _builtins.int
         def __init__(
             self,
             *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -688,87 +708,62 @@ class Span(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    TRACE_ID_FIELD_NUMBER: _builtins.int
-    SPAN_ID_FIELD_NUMBER: _builtins.int
-    PARENT_ID_FIELD_NUMBER: _builtins.int
-    NAME_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    START_NS_FIELD_NUMBER: _builtins.int
-    END_NS_FIELD_NUMBER: _builtins.int
-    ATTRIBUTES_FIELD_NUMBER: _builtins.int
-    ERROR_FIELD_NUMBER: _builtins.int
-    REMOTE_PARENT_FIELD_NUMBER: _builtins.int
-    TRACESTATE_FIELD_NUMBER: _builtins.int
-    EVENTS_FIELD_NUMBER: _builtins.int
-    MORE_FIELD_NUMBER: _builtins.int
-    trace_id: _builtins.bytes
-    span_id: _builtins.bytes
-    parent_id: _builtins.bytes
-    """Empty for a root."""
-    name: _builtins.str
-    kind: _builtins.str
-    """OpenTelemetry's kinds: INTERNAL, SERVER, CLIENT."""
-    start_ns: _builtins.int
-    """Nanoseconds since the Unix epoch."""
-    end_ns: _builtins.int
-    error: _builtins.str
-    """Empty unless the span ended in an error."""
-    remote_parent: _builtins.bool
-    """The parent came from another process."""
-    tracestate: _builtins.str
-    more: _builtins.str
-    """JSON of the attributes that are no texts."""
+    SCALE_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    ZEROS_FIELD_NUMBER: _builtins.int
+    EXEMPLARS_FIELD_NUMBER: _builtins.int
+    scale: _builtins.int
+    sum: _builtins.float
+    zeros: _builtins.int
     @_builtins.property
-    def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """Bucket index → how many values, since the last report."""
+
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpanEvent]: ...
+    def exemplars(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exemplar]: ...
     def __init__(
         self,
         *,
-        trace_id: _builtins.bytes = ...,
-        span_id: _builtins.bytes = ...,
-        parent_id: _builtins.bytes = ...,
-        name: _builtins.str = ...,
-        kind: _builtins.str = ...,
-        start_ns: _builtins.int = ...,
-        end_ns: _builtins.int = ...,
-        attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        error: _builtins.str = ...,
-        remote_parent: _builtins.bool = ...,
-        tracestate: _builtins.str = ...,
-        events: _abc.Iterable[Global___SpanEvent] | None = ...,
-        more: _builtins.str = ...,
+        scale: _builtins.int = ...,
+        counts: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        sum: _builtins.float = ...,
+        zeros: _builtins.int = ...,
+        exemplars: _abc.Iterable[Global___Exemplar] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "end_ns", b"end_ns", "error", b"error", "events", b"events", "kind", b"kind", "more", b"more", "name", b"name", "parent_id", b"parent_id", "remote_parent", b"remote_parent", "span_id", b"span_id", "start_ns", b"start_ns", "trace_id", b"trace_id", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "exemplars", b"exemplars", "scale", b"scale", "sum", b"sum", "zeros", b"zeros"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Span: _TypeAlias = Span  # noqa: Y015
+Global___Buckets: _TypeAlias = Buckets  # noqa: Y015
 
 @_typing.final
-class SpanEvent(_message.Message):
+class Exemplar(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
-    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    SPAN_ID_FIELD_NUMBER: _builtins.int
     AT_NS_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    attributes: _builtins.str
-    """JSON of its attributes: texts, numbers, truth values."""
+    value: _builtins.float
+    trace_id: _builtins.str
+    span_id: _builtins.str
     at_ns: _builtins.int
+    """Nanoseconds since the Unix epoch."""
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        attributes: _builtins.str = ...,
+        value: _builtins.float = ...,
+        trace_id: _builtins.str = ...,
+        span_id: _builtins.str = ...,
         at_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "attributes", b"attributes", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ns", b"at_ns", "span_id", b"span_id", "trace_id", b"trace_id", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SpanEvent: _TypeAlias = SpanEvent  # noqa: Y015
+Global___Exemplar: _TypeAlias = Exemplar  # noqa: Y015

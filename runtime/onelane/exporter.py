@@ -1,0 +1,144 @@
+"""The process that sends OTLP: `python -m onelane.exporter INSTANCE STARTED_NS SIGNAL=FD…`, started by the OTLP sink.
+
+A process of its own, so that encoding takes nothing from the supervisor's loop, and gRPC's core may be loaded. It keeps
+nothing: it answers each batch with what became of it, and ends when its sink is gone.
+"""
+
+import gzip
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Any, Protocol
+
+from onelane.clock import SystemClock
+from onelane.sinks.otlp_encode import Encoder
+from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, hear, tell, unpack_points
+from onelane.sinks.otlp_target import Target, target_of
+from onelane.sinks.outbox import Parcel
+
+HTTP_AGAIN = frozenset({429, 502, 503, 504})
+"""As the specification has it; everything else that is no success will not get better."""
+GRPC_AGAIN = frozenset(
+    {"CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
+)
+METHODS = {
+    TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+    LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+}
+Outcome = tuple[str, str]
+"""`sent`, `again` or `refused`, and why."""
+
+
+class Sender(Protocol):
+    """Sends one request, encoded, and waits for the answer."""
+
+    def send(self, request: bytes) -> Outcome: ...
+
+
+class HttpSender:
+    """See `Sender`: a POST over a connection that stays open."""
+
+    def __init__(self, target: Target) -> None:
+        import requests
+
+        self._target = target
+        self._session = requests.Session()
+        self._session.headers.update(dict(target.headers))
+        self._session.headers["content-type"] = "application/x-protobuf"
+        if target.gzip:
+            self._session.headers["content-encoding"] = "gzip"
+        # Said with each request: REQUESTS_CA_BUNDLE would overrule what a session says.
+        self._tls: dict[str, Any] = {"verify": target.ca} if target.ca else {}
+        if target.cert:
+            self._tls["cert"] = (target.cert, target.key) if target.key else target.cert
+        self._unreachable = requests.RequestException
+
+    def send(self, request: bytes) -> Outcome:
+        body = gzip.compress(request) if self._target.gzip else request
+        try:
+            answer = self._session.post(self._target.endpoint, data=body, timeout=self._target.timeout_s, **self._tls)
+        except self._unreachable as error:
+            return AGAIN, f"{type(error).__name__}: {error}"
+        if answer.ok:
+            return SENT, ""
+        return (AGAIN if answer.status_code in HTTP_AGAIN else REFUSED), f"HTTP {answer.status_code}"
+
+
+class GrpcSender:
+    """See `Sender`: a unary call."""
+
+    def __init__(self, target: Target, method: str) -> None:
+        import grpc
+
+        def read(path: str | None) -> bytes | None:
+            return None if path is None else open(path, "rb").read()
+
+        if target.is_secure:
+            credentials = grpc.ssl_channel_credentials(read(target.ca), read(target.key), read(target.cert))
+            channel = grpc.secure_channel(target.endpoint, credentials)
+        else:
+            channel = grpc.insecure_channel(target.endpoint)
+        self._target = target
+        self._export: Any = channel.unary_unary(method)
+        self._failed = grpc.RpcError
+        self._compression = grpc.Compression.Gzip if target.gzip else None
+
+    def send(self, request: bytes) -> Outcome:
+        try:
+            self._export(
+                request,
+                timeout=self._target.timeout_s,
+                metadata=self._target.headers,
+                compression=self._compression,
+                wait_for_ready=True,
+            )
+        except self._failed as error:
+            code = error.code().name
+            return (AGAIN if code in GRPC_AGAIN else REFUSED), f"{code}: {error.details()}"
+        return SENT, ""
+
+
+def sender_for(signal_name: str, target: Target) -> Sender:
+    return GrpcSender(target, METHODS[signal_name]) if target.protocol == "grpc" else HttpSender(target)
+
+
+def serve(line: socket.socket, signal_name: str, encoder: Encoder, sender: Sender) -> None:
+    """Send what comes over `line` until nobody is there."""
+    while (message := hear(line)) is not None:
+        try:
+            outcome = sender.send(_request(signal_name, encoder, message))
+        except Exception as error:
+            # Whatever it is about this batch, the next may be well.
+            outcome = (REFUSED, repr(error))
+        tell(line, outcome)
+
+
+def _request(signal_name: str, encoder: Encoder, message: Any) -> bytes:
+    if signal_name == METRICS:
+        return encoder.metrics(unpack_points(message), SystemClock.wall_ns())
+    parcels = [Parcel((app, shard), packed, 0) for app, shard, packed in message]
+    return encoder.traces(parcels) if signal_name == TRACES else encoder.logs(parcels)
+
+
+def main(instance: str, started_ns: str, *lines: str) -> None:
+    # The supervisor alone decides when this ends: it hangs up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    encoder = Encoder(instance, int(started_ns))
+    threads = []
+    for name, _, fd in (line.partition("=") for line in lines):
+        target = target_of(os.environ, name)
+        assert target is not None
+        work = (socket.socket(fileno=int(fd)), name, encoder, sender_for(name, target))
+        threads.append(threading.Thread(target=serve, args=work, name=f"otlp-{name.lower()}"))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

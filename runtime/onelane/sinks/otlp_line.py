@@ -1,0 +1,64 @@
+"""What the OTLP sink and its exporter process tell each other: a batch, and what became of it, over a socket pair."""
+
+import marshal
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from onelane.buckets import Buckets, Exemplar
+from onelane.stats import Attributes, Instrument, Point
+
+TRACES, METRICS, LOGS = "TRACES", "METRICS", "LOGS"
+"""Signals, as OpenTelemetry's variables spell them."""
+SENT, AGAIN, REFUSED = "sent", "again", "refused"
+
+
+def tell(line: socket.socket, message: Any) -> None:
+    """Send one message of plain values."""
+    packed = marshal.dumps(message)
+    line.sendall(len(packed).to_bytes(4, "big") + packed)
+
+
+def hear(line: socket.socket) -> Any | None:
+    """The next message, or None once the other side is gone."""
+    head = _exactly(line, 4)
+    packed = _exactly(line, int.from_bytes(head, "big")) if head else b""
+    return marshal.loads(packed) if packed else None
+
+
+def _exactly(line: socket.socket, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        try:
+            more = line.recv(min(size - len(found), 1 << 20))
+        except ConnectionError:
+            return b""
+        if not more:
+            return b""
+        found += more
+    return bytes(found)
+
+
+def pack_points(points: Sequence[Point]) -> bytes:
+    """All series as bytes for another process of the same Python."""
+    return marshal.dumps([_row(point) for point in points])
+
+
+def unpack_points(packed: bytes) -> list[Point]:
+    return [_point(*row) for row in marshal.loads(packed)]
+
+
+def _row(point: Point) -> tuple[Any, ...]:
+    value: Any = point.value
+    if isinstance(value, Buckets):
+        exemplars = [(one.value, one.trace_id, one.span_id, one.at_ns) for one in value.exemplars]
+        value = (dict(value.counts), value.sum, value.zeros, value.scale, exemplars)
+    of = point.instrument
+    return (of.name, of.unit, of.description, point.kind, point.attributes, value)
+
+
+def _point(name: str, unit: str, description: str, kind: str, attributes: Attributes, value: Any) -> Point:
+    if kind == "histogram":
+        counts, total, zeros, scale, exemplars = value
+        value = Buckets(counts, total, zeros, scale, tuple(Exemplar(*one) for one in exemplars))
+    return Point(Instrument(name, unit, description), kind, attributes, value)

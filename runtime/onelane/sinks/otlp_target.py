@@ -1,0 +1,100 @@
+"""Where OTLP goes, by OpenTelemetry's `OTEL_EXPORTER_OTLP_*` variables.
+
+Source: OpenTelemetry's specification, "OpenTelemetry Protocol Exporter", configuration options.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from onelane.errors import BadConfig
+from onelane.sinks.otlp_line import LOGS, METRICS, TRACES
+
+PROTOCOLS = ("http/protobuf", "grpc")
+PATHS = {TRACES: "v1/traces", METRICS: "v1/metrics", LOGS: "v1/logs"}
+SIGNALS = tuple(PATHS)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one signal goes."""
+
+    protocol: str
+    endpoint: str
+    """A URL; for gRPC, host:port."""
+    is_secure: bool
+    headers: tuple[tuple[str, str], ...]
+    """Names in lower case."""
+    timeout_s: float
+    gzip: bool
+    ca: str | None
+    """Files, PEM."""
+    cert: str | None
+    key: str | None
+
+
+def target_of(environment: Mapping[str, str], signal: str) -> Target | None:
+    """Where the variables send `signal`: TRACES, METRICS or LOGS; None where it is not asked for.
+
+    Raises:
+        BadConfig: a variable is none that can be meant.
+    """
+
+    def said(name: str) -> str:
+        prefix = "OTEL_EXPORTER_OTLP_"
+        return environment.get(f"{prefix}{signal}_{name}") or environment.get(f"{prefix}{name}") or ""
+
+    own = environment.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    endpoint = said("ENDPOINT")
+    if not endpoint or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if environment.get(f"OTEL_{signal}_EXPORTER", "otlp") == "none":
+        return None
+    protocol = said("PROTOCOL") or PROTOCOLS[0]
+    if protocol not in PROTOCOLS:
+        raise _wrong("PROTOCOL", protocol, f"one of {', '.join(PROTOCOLS)}")
+    compression = said("COMPRESSION") or "none"
+    if compression not in ("none", "gzip"):
+        raise _wrong("COMPRESSION", compression, "none or gzip")
+    url = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    if protocol == "grpc":
+        is_secure = url.scheme == "https" or (not url.scheme and said("INSECURE").lower() != "true")
+        if not url.netloc:
+            raise _wrong("ENDPOINT", endpoint, "http://host:port or host:port")
+        endpoint = url.netloc
+    else:
+        if url.scheme not in ("http", "https") or not url.netloc:
+            raise _wrong("ENDPOINT", endpoint, "http://host:port or https://host:port")
+        is_secure = url.scheme == "https"
+        endpoint = own or f"{endpoint.rstrip('/')}/{PATHS[signal]}"
+    return Target(
+        protocol,
+        endpoint,
+        is_secure,
+        _headers(said("HEADERS")),
+        _seconds(said("TIMEOUT")),
+        compression == "gzip",
+        said("CERTIFICATE") or None,
+        said("CLIENT_CERTIFICATE") or None,
+        said("CLIENT_KEY") or None,
+    )
+
+
+def _headers(text: str) -> tuple[tuple[str, str], ...]:
+    if not text:
+        return ()
+    from opentelemetry.util.re import parse_env_headers
+
+    return tuple(parse_env_headers(text, liberal=True).items())
+
+
+def _seconds(text: str) -> float:
+    """OpenTelemetry's Python exporters take seconds where the specification says milliseconds; so do we."""
+    try:
+        return float(text) if text else 10.0
+    except ValueError:
+        raise _wrong("TIMEOUT", text, "seconds") from None
+
+
+def _wrong(name: str, seen: str, expected: str) -> BadConfig:
+    return BadConfig("environment", [f"OTEL_EXPORTER_OTLP_{name} is {seen!r}, expected {expected}"])

@@ -1,0 +1,52 @@
+"""The last minutes of every method, second by second."""
+
+from onelane.buckets import Buckets
+from onelane.history import KEPT, History
+
+APP = ("onelane.app", "lobby")
+
+
+Series = list[tuple[tuple[tuple[str, str], ...], Buckets]]
+
+
+def series(calls: int, seconds: float, *, failed: int = 0, shards: int = 1) -> Series:
+    """All that was counted until now, by shard and status."""
+    found: Series = []
+    for shard in range(shards):
+        at = (APP, ("onelane.shard", f"lobby-{shard}"), ("rpc.method", "a/B"))
+        found.append(((*at, ("rpc.response.status_code", "OK")), Buckets.of([seconds] * calls)))
+        found.append(((*at, ("rpc.response.status_code", "INTERNAL")), Buckets.of([seconds] * failed)))
+    return found
+
+
+def test_a_step_has_what_came_in_its_second_over_all_shards() -> None:
+    history = History()
+    history.step(series(10, 0.1, shards=2), 100.0, 1.0)
+    history.step(series(15, 0.1, failed=1, shards=2), 101.0, 2.0)
+    _, last = history.methods["lobby", "a/B"].steps
+    assert (last.at_s, last.calls, last.errors) == (101.0, 12, 2)
+
+
+def test_what_took_longer_to_come_is_brought_to_a_second_and_a_clock_that_is_set_does_not_matter() -> None:
+    history = History()
+    history.step(series(0, 0.1), 100.0, 1.0)
+    history.step(series(40, 0.1), 50.0, 5.0)
+    assert history.methods["lobby", "a/B"].steps[-1].calls == 10
+
+
+def test_only_the_last_minutes_are_kept() -> None:
+    history = History()
+    for second in range(KEPT + 20):
+        history.step(series(second, 0.1), float(second), float(second))
+    steps = history.methods["lobby", "a/B"].steps
+    assert (len(steps), steps[0].at_s) == (KEPT, 20.0)
+
+
+def test_the_slowest_share_is_told_of_methods_with_calls_enough() -> None:
+    history = History()
+    many = Buckets.of([0.01] * 98 + [1.0] * 2)
+    history.step([((APP, ("rpc.method", "a/B")), many), ((APP, ("rpc.method", "a/C")), Buckets.of([5.0]))], 0.0, 0.0)
+    slow = history.slow("lobby", 0.05)
+    assert list(slow) == ["a/B"]
+    assert 0.01 < slow["a/B"] * 1.03 < 0.011
+    assert history.slow("other", 0.05) == {}

@@ -1,0 +1,56 @@
+"""The sketch of hot keys: bounded, and right about the ones that matter."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane.hot_keys import SAMPLED, HotKeys
+
+
+def ask(keys: HotKeys, asked: list[str]) -> None:
+    for start in range(0, len(asked), SAMPLED):
+        part = asked[start : start + SAMPLED]
+        keys.seen.extend(part)
+        keys.fold(len(part))
+
+
+@given(st.lists(st.sampled_from("abcdefghijklmnop"), max_size=400))
+def test_a_count_is_never_too_small_and_at_most_its_error_too_large(asked: list[str]) -> None:
+    keys = HotKeys(size=4)
+    ask(keys, asked)
+    truth = Counter(asked)
+    for one in keys.top(4):
+        assert one.calls - one.error <= truth[one.key] <= one.calls
+
+
+@given(st.lists(st.sampled_from("abcdefghijklmnop"), min_size=1, max_size=400))
+def test_a_key_asked_more_often_than_its_share_of_the_sketch_is_kept(asked: list[str]) -> None:
+    keys = HotKeys(size=4)
+    ask(keys, asked)
+    kept = {one.key for one in keys.top(4)}
+    assert {key for key, count in Counter(asked).items() if count > len(asked) / 4} <= kept
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_a_busy_tick_the_last_stand_for_all(seed: int) -> None:
+    rng, keys = Random(seed), HotKeys()
+    for _ in range(50):
+        for _ in range(5000):
+            keys.seen.append("hot" if rng.random() < 0.3 else f"key-{rng.randrange(10_000)}")
+        keys.fold(5000)
+    (hottest,) = keys.top(1)
+    assert hottest.key == "hot"
+    assert hottest.calls == pytest.approx(0.3 * 250_000, rel=0.1)
+
+
+def test_what_was_hot_fades() -> None:
+    keys = HotKeys()
+    ask(keys, ["old"] * 8)
+    for _ in range(3):
+        keys.fade()
+    ask(keys, ["new"] * 2)
+    assert [one.key for one in keys.top(2)] == ["new", "old"]
+    keys.fade()
+    assert [one.key for one in keys.top(2)] == ["new"]

@@ -1,0 +1,70 @@
+"""The last traces: bounded, and those with errors stay longest."""
+
+from onelane.recent import MAX_FAILED, MAX_SPANS, MAX_TRACES, NEW_PER_S, Recent
+from onelane.spans import Packed, SpanRecord, pack
+
+
+def span(trace: str, number: int = 1, parent: int = 0, *, error: str = "", start_ns: int = 1_000) -> SpanRecord:
+    made = SpanRecord(trace, f"{number:016x}", f"{parent:016x}" if parent else "", f"a/{number}", "SERVER", start_ns)
+    made.end_ns, made.error, made.status = start_ns + 500, error, "OK"
+    return made
+
+
+def test_a_trace_is_a_tree_whoever_made_its_spans_and_in_whatever_order_they_came() -> None:
+    recent = Recent()
+    recent.add("y", "y-0", Packed(pack([span("t", 3, 2, start_ns=1_200)])), 0.0)
+    recent.add("x", "x-0", [span("t", 2, 1, start_ns=1_100), span("t", 1), span("t", 4, 99, start_ns=1_050)], 0.0)
+    rows = recent.trace("t")
+    assert rows is not None
+    assert [(row["name"], row["depth"], row["shard"]) for row in rows] == [
+        ("a/1", 0, "x-0"),
+        ("a/2", 1, "x-0"),
+        ("a/3", 2, "y-0"),
+        ("a/4", 0, "x-0"),
+    ]
+
+
+def test_only_so_many_new_traces_a_second_are_taken_up_but_all_with_errors() -> None:
+    recent = Recent()
+    recent.add("x", "x-0", Packed(pack([span(f"t{n}") for n in range(NEW_PER_S + 10)])), 0.0)
+    assert len(recent.summaries()) == NEW_PER_S
+    recent.add("x", "x-0", Packed(pack([span("odd", error="INTERNAL")])), 0.5)
+    assert len(recent.summaries()) == NEW_PER_S + 1
+    recent.add("x", "x-0", [span("next")], 1.0)
+    assert len(recent.summaries()) == NEW_PER_S + 2
+
+
+def test_the_oldest_go_first_and_errors_stay() -> None:
+    recent = Recent()
+    recent.add("x", "x-0", [span("odd", error="INTERNAL")], 0.0)
+    for second in range(MAX_TRACES + 5):
+        recent.add("x", "x-0", [span(f"t{second}")], float(second))
+    kept = {row["trace_id"] for row in recent.summaries()}
+    assert len(kept) == MAX_TRACES
+    assert "odd" in kept
+    assert "t0" not in kept
+    for second in range(MAX_FAILED + MAX_TRACES):
+        recent.add("x", "x-0", [span(f"odd{second}", error="INTERNAL")], float(second))
+    assert len(recent.summaries()) == MAX_TRACES
+
+
+def test_of_a_trace_with_very_many_spans_the_first_are_kept_and_all_are_counted() -> None:
+    recent = Recent()
+    recent.add("x", "x-0", [span("t", n) for n in range(1, MAX_SPANS + 8)], 0.0)
+    (row,) = recent.summaries()
+    assert row["spans"] == MAX_SPANS + 7
+    assert len(recent.trace("t") or ()) == MAX_SPANS
+
+
+def test_a_trace_is_found_by_the_beginning_of_its_id_where_only_one_begins_so() -> None:
+    recent = Recent()
+    recent.add("x", "x-0", [span("abc1"), span("abd2")], 0.0)
+    assert recent.trace("abc") is not None
+    assert recent.trace("ab") is None
+    assert recent.trace("") is None
+
+
+def test_spans_whose_parents_go_in_a_circle_do_not_hang_the_page() -> None:
+    recent = Recent()
+    recent.add("x", "x-0", [span("t", 1, 2), span("t", 2, 1), span("t", 3, 3)], 0.0)
+    assert recent.trace("t") is not None
