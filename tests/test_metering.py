@@ -14,7 +14,7 @@ import onelane
 import pytest
 from onelane.logs import MovedLogs
 from onelane.metering import MAX_WAITING, Bridge
-from onelane.stats import Stats, Totals
+from onelane.stats import MAX_SERIES, Stats, Totals
 from onelane.testing.clock import ManualClock
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -158,6 +158,56 @@ def test_a_name_of_another_kind_is_told_and_counts_nothing(caplog: pytest.LogCap
     bridge.count(("counter", "depth", "", ""), 5, None)
     assert counted(stats, "depth") == 1
     assert "depth is a gauge already" in caplog.text
+
+
+def test_values_that_are_no_numbers_are_told_once_and_cost_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    stats, clock = Stats(), ManualClock()
+    bridge = Bridge(stats, clock.now)
+    took = ("histogram", "took", "s", "")
+    bridge.observe(("gauge", "odd", "", ""), [lambda _: [Observation(None), Observation(3, {"good": 1})]])  # type: ignore[arg-type]
+    for value in (None, "x", float("nan"), float("inf"), object(), 0.5):
+        bridge.count(took, value, {1: "mixed", "names": 2})  # type: ignore[arg-type, dict-item]
+    clock.advance(1.0)
+    totals = Totals()
+    totals.add(stats.take())
+    totals.add(stats.take())
+    assert totals.spread_of("took", (("1", "mixed"), ("names", "2"))).count == 1
+    assert totals.sum_of("odd", (("good", "1"),)) == 3
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "took cannot count None, expected a finite number" in told[0]
+    assert "odd cannot count None, expected a finite number" in told[1]
+
+
+def test_two_callbacks_of_one_name_are_added_up_each_from_its_own_start() -> None:
+    stats, clock = Stats(), ManualClock()
+    bridge = Bridge(stats, clock.now)
+    first, second = iter([5, 7]), iter([100, 101])
+    bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(next(first))]])
+    bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(next(second))]])
+    assert counted(stats, "seen") == 105
+    clock.advance(1.0)
+    assert counted(stats, "seen") == 3
+
+
+@pytest.mark.parametrize("kind", ["gauge", "up_down_counter"])
+def test_what_a_callback_says_no_more_is_no_more(kind: str) -> None:
+    stats, clock, totals = Stats(), ManualClock(), Totals()
+    bridge = Bridge(stats, clock.now)
+    rounds = iter([["a", "b"], ["b"], ["a", "b"]])
+    bridge.observe((kind, "open", "", ""), [lambda _: [Observation(4, {"pool": name}) for name in next(rounds)]])
+    for there in (8, 4, 8):
+        totals.add(stats.take())
+        assert totals.sum_of("open") == there
+        clock.advance(1.0)
+
+
+def test_what_callbacks_say_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    stats, clock = Stats(), ManualClock()
+    bridge = Bridge(stats, clock.now)
+    bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(1, {"n": n}) for n in range(MAX_SERIES + 9)]])
+    assert counted(stats, "seen") == MAX_SERIES
+    assert f"seen cannot count more than {MAX_SERIES} series" in caplog.text
 
 
 LOGGING = """

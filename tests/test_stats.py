@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onelane.buckets import Buckets
 from onelane.control import point_from_proto, point_to_proto
 from onelane.reports import Received
 from onelane.stats import FOLDED, MAX_SERIES, OVERFLOW, Point, Stats, Totals
@@ -194,6 +195,76 @@ def test_attribute_sets_are_bounded_and_nothing_is_lost() -> None:
     assert len(points) == MAX_SERIES + 1
     assert totals.sum_of("calls") == MAX_SERIES + 50
     assert Point(points[0].instrument, "counter", OVERFLOW, 50) in points
+
+
+def test_series_over_all_lives_of_a_shard_are_bounded_and_nothing_is_lost() -> None:
+    totals, shard = Totals(), (("onelane.shard", "a-0"),)
+    for life in range(3):
+        stats = Stats()
+        for n in range(MAX_SERIES - 1):
+            stats.counter("calls").add(1, {"peer": f"{life}-{n}"})
+        totals.add(stats.take(), extra=shard)
+    assert len(totals.points()) == MAX_SERIES + 1
+    assert totals.sum_of("calls") == 3 * (MAX_SERIES - 1)
+    assert totals.sum_of("calls", OVERFLOW) == 2 * MAX_SERIES - 3
+
+
+def test_what_is_no_finite_number_spoils_no_tick() -> None:
+    stats = Stats()
+    stats.counter("calls").add(3)
+    stats.counter("spoilt").at().add(float("nan"))
+    took = stats.histogram("took")
+    for value in (0.5, None, "x", float("nan"), float("inf"), -1.0, 0, 10**400):
+        took.record(value)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="could not convert string to float: 'x'"):
+        stats.gauge("depth").set("x")  # type: ignore[arg-type]
+    taken = {point.instrument.name: point.value for point in stats.take()}
+    assert taken == {"calls": 3, "took": Buckets.of([0.5, 0.0])}
+
+
+def test_what_is_asked_and_raises_is_told_once_and_the_rest_goes_out(caplog: pytest.LogCaptureFixture) -> None:
+    stats = Stats()
+    calls = stats.counter("calls")
+    stats.gauge("bad").observe(lambda: 1 // 0)
+    stats.gauge("good").observe(lambda: 7)
+    stats.before_take(lambda: [][0])
+    stats.before_take(lambda: calls.add(2))
+    for _ in range(3):
+        assert {point.instrument.name for point in stats.take()} >= {"calls"}
+    assert len(caplog.records) == 2
+    assert "bad" in caplog.text
+
+
+def test_a_description_that_changes_makes_no_other_series() -> None:
+    totals = Totals()
+    for words in ("Calls", "All calls"):
+        stats = Stats()
+        stats.counter("calls", description=words).add(2)
+        totals.add(stats.take())
+    assert [(point.instrument.description, point.value) for point in totals.points()] == [("All calls", 4)]
+
+
+def test_of_gauges_of_time_or_share_the_largest_stands_for_all_shards() -> None:
+    totals = Totals()
+    for shard, lag in (("a-0", 0.2), ("a-1", 0.5)):
+        stats = Stats()
+        stats.gauge("lag", unit="s").set(lag)
+        stats.gauge("depth", unit="{job}").set(2)
+        totals.add(stats.take(), extra=(("onelane.shard", shard),))
+    found = {point.instrument.name: point.value for point in totals.points(without="onelane.shard")}
+    assert found == {"lag": 0.5, "depth": 4}
+
+
+def test_a_gauge_that_is_forgotten_is_gone_until_it_is_set_again() -> None:
+    stats, totals = Stats(), Totals()
+    depth = stats.gauge("depth")
+    for value in (2.0, None, None, 2.0):
+        if value is None:
+            depth.forget()
+        else:
+            depth.set(value)
+        totals.add(stats.take())
+        assert [point.value for point in totals.points()] == ([] if value is None else [value])
 
 
 def test_a_counter_does_not_shrink() -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf, log2
+from typing import Any
 
 SCALE = 5
 """32 buckets for each doubling: a quantile is right within 1.1 %."""
@@ -43,12 +44,15 @@ class Buckets:
     @classmethod
     def of(cls, values: Sequence[float], exemplars: tuple[Exemplar, ...] = ()) -> "Buckets":
         """Of these values; those that are no number of 0 or more are left out."""
-        total = sum(values)
-        if not (values and total < inf and min(values) > 0.0):
-            usual = [value for value in values if 0.0 < value < inf]
-            zeros = sum(value == 0 for value in values)
-            return cls(_indices(usual), sum(usual), zeros, SCALE, exemplars)
-        return cls(_indices(values), total, 0, SCALE, exemplars)
+        try:
+            total = float(sum(values))
+            if values and total < inf and min(values) > 0.0:
+                return cls(_indices(values), total, 0, SCALE, exemplars)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        numbers = [number for value in values if (number := _number(value)) is not None]
+        usual = [number for number in numbers if number > 0]
+        return cls(_indices(usual), sum(usual), len(numbers) - len(usual), SCALE, exemplars)
 
     @property
     def count(self) -> int:
@@ -118,6 +122,15 @@ class Buckets:
                 break
         middle: float = 2.0 ** ((found + 0.5) / 2**self.scale)
         return middle
+
+
+def _number(value: Any) -> float | None:
+    """What a histogram takes; None for all else."""
+    try:
+        made = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return made if 0.0 <= made < inf else None
 
 
 def _indices(values: Sequence[float]) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 An instrument may be made anywhere, also when its module is imported; it counts for the lane that uses it. From another
 thread a count waits in a queue for the lane's tick. Attributes' values become text; a name that another kind of
-instrument has already is refused once, in the log, and counts nothing.
+instrument has already is refused once, in the log, and counts nothing; so is a value that is no finite number.
 Leaves out: advice on buckets (all histograms are exponential), and counts outside of any lane.
 """
 
@@ -10,13 +10,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from onelane.scope import home_now
-from onelane.stats import Attributes, Stats, attributes_of
+from onelane.stats import MAX_SERIES, Attributes, Gauge, Stats, attributes_of, number_of
 
 log = logging.getLogger("onelane.metering")
 MAX_WAITING = 10_000
@@ -24,6 +25,18 @@ MAX_WAITING = 10_000
 EVERY_S = 1.0
 """How often the callbacks of observable instruments are asked."""
 OPTIONS = CallbackOptions()
+Callback = Callable[[CallbackOptions], Iterable[Observation]]
+
+
+@dataclass(slots=True)
+class _Observed:
+    """One callback of an observable instrument."""
+
+    key: Any
+    callback: Callback
+    seen: dict[Attributes, float] = field(default_factory=dict)
+    """What it has said last; at most `MAX_SERIES`."""
+    is_well: bool = True
 
 
 class Bridge:
@@ -35,29 +48,43 @@ class Bridge:
         self._lane = threading.get_ident()
         self._others: deque[tuple[Any, float, Mapping[str, Any] | None]] = deque(maxlen=MAX_WAITING)
         self._made: dict[Any, Any] = {}
-        self._observed: list[tuple[Any, Sequence[Callable[[CallbackOptions], Iterable[Observation]]]]] = []
-        self._seen: dict[tuple[Any, Attributes], float] = {}
+        self._observed: list[_Observed] = []
+        self._refused: set[Any] = set()
         self._asked_at = float("-inf")
         stats.before_take(self._before_take)
 
     def count(self, key: Any, amount: float, attributes: Mapping[str, Any] | None) -> None:
-        """key: kind, name, unit and description of the instrument."""
+        """key: kind, name, unit and description of the instrument. Raises nothing: a library has no use for it."""
         if threading.get_ident() != self._lane:
-            self._others.append((key, amount, attributes))
+            self._others.append((key, amount, dict(attributes) if attributes else None))
             return
+        try:
+            self._count(key, amount, attributes)
+        except Exception as error:
+            self._refuse(key, error)
+
+    def _count(self, key: Any, amount: float, attributes: Mapping[str, Any] | None) -> None:
+        number = number_of(amount)
+        if number is None:
+            raise ValueError(f"{key[1]} cannot count {amount!r}, expected a finite number")
         found = self._instrument(key)
         if found is None:
             return
-        cell = found.at({name: _text(value) for name, value in attributes.items()} if attributes else None)
+        cell = found.at(_said(attributes))
         if key[0] == "histogram":
-            cell.record(amount)
+            cell.record(number)
         elif key[0] == "gauge":
-            cell.set(amount)
-        elif amount >= 0 or key[0] == "up_down_counter":
-            cell.add(amount)
+            cell.set(number)
+        elif number >= 0 or key[0] == "up_down_counter":
+            cell.add(number)
+
+    def _refuse(self, key: Any, error: Exception) -> None:
+        if key not in self._refused:
+            self._refused.add(key)
+            log.warning("metering.refused %s", error)
 
     def observe(self, key: Any, callbacks: Sequence[Any]) -> None:
-        self._observed.append((key, callbacks))
+        self._observed += [_Observed(key, callback) for callback in callbacks]
 
     def _instrument(self, key: Any) -> Any:
         if key not in self._made:
@@ -70,29 +97,52 @@ class Bridge:
         return self._made[key]
 
     def _before_take(self) -> None:
-        while self._others:
+        # Those that are there now: others may go on counting meanwhile.
+        for _ in range(len(self._others)):
             self.count(*self._others.popleft())
         if self._observed and self._now() - self._asked_at >= EVERY_S:
             self._asked_at = self._now()
-            for key, callbacks in self._observed:
-                for callback in callbacks:
-                    self._ask(key, callback)
+            for one in self._observed:
+                self._ask(one)
 
-    def _ask(self, key: Any, callback: Callable[[CallbackOptions], Iterable[Observation]]) -> None:
+    def _ask(self, one: _Observed) -> None:
         try:
-            found = list(callback(OPTIONS))
+            found = {attributes_of(_said(said.attributes)): said.value for said in one.callback(OPTIONS)}
         except Exception:
-            log.exception("metering.callback_failed instrument=%s", key[1])
+            if one.is_well:
+                log.exception("metering.callback_failed instrument=%s it is asked again", one.key[1])
+            one.is_well = False
             return
-        for one in found:
-            if key[0] == "gauge":
-                self.count(key, one.value, one.attributes)
-                continue
-            # The callback says sums; the statistics take what was added.
-            series = (key, attributes_of({name: _text(value) for name, value in (one.attributes or {}).items()}))
-            before, self._seen[series] = self._seen.get(series, 0), one.value
-            has_begun_anew = key[0] == "counter" and one.value < before
-            self.count(key, one.value if has_begun_anew else one.value - before, one.attributes)
+        one.is_well = True
+        for attributes, value in found.items():
+            self._heard(one, attributes, value)
+        if one.key[0] != "counter":
+            for attributes in one.seen.keys() - found.keys():
+                self._gone(one, attributes)
+
+    def _heard(self, one: _Observed, attributes: Attributes, value: Any) -> None:
+        """The callback says how it stands; the statistics take what was added."""
+        number = number_of(value)
+        if number is None or (attributes not in one.seen and len(one.seen) >= MAX_SERIES):
+            which = f"more than {MAX_SERIES} series" if number is not None else f"{value!r}, expected a finite number"
+            self._refuse(one.key, ValueError(f"{one.key[1]} cannot count {which}"))
+            return
+        before, one.seen[attributes] = one.seen.get(attributes, 0.0), number
+        has_begun_anew = one.key[0] == "gauge" or (one.key[0] == "counter" and number < before)
+        self.count(one.key, number if has_begun_anew else number - before, dict(attributes))
+
+    def _gone(self, one: _Observed, attributes: Attributes) -> None:
+        """The callback has nothing to say of these attributes any more."""
+        before = one.seen.pop(attributes)
+        instrument = self._instrument(one.key)
+        if isinstance(instrument, Gauge):
+            instrument.forget(dict(attributes))
+        elif instrument is not None:
+            self.count(one.key, -before, dict(attributes))
+
+
+def _said(attributes: Mapping[str, Any] | None) -> dict[str, str]:
+    return {str(name): _text(value) for name, value in attributes.items()} if attributes else {}
 
 
 def _text(value: Any) -> str:

@@ -5,22 +5,29 @@ what has changed since the last. Cardinality is bounded: past `MAX_SERIES` attri
 overflow series. Leaves out: threads. A `Stats` belongs to one lane.
 """
 
+import logging
+from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite, isnan, nan
 from typing import Any, Generic, Protocol, TypeVar
 
 from onelane.buckets import Buckets, Exemplar
 
+log = logging.getLogger("onelane.stats")
 Attributes = tuple[tuple[str, str], ...]
 """Sorted by name."""
 
 MAX_SERIES = 2000
+"""Of one instrument in one shard, over all lives of that shard."""
 OVERFLOW: Attributes = (("otel.metric.overflow", "true"),)
 FOLDED = 4096
 """Values that a histogram series holds before it makes buckets of them; a take does so as well."""
 STANDING = ("gauge", "up_down_counter")
 """Kinds that say how it is now: they go with the shard that said so."""
+WORST = ("s", "ms", "1")
+"""Units of gauges of which the sum over shards says nothing, and the largest does: how late, how full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class Point:
     """`counter`, `up_down_counter`, `gauge` or `histogram`."""
     attributes: Attributes
     value: float | Buckets
+    """Of a gauge NaN where there is none any more."""
 
 
 def attributes_of(attributes: Mapping[str, str] | None) -> Attributes:
@@ -58,6 +66,15 @@ def _written(attributes: Attributes) -> Attributes:
 
 def _text(value: object) -> str:
     return str(value).encode("utf-8", "replace").decode()
+
+
+def number_of(value: Any) -> float | None:
+    """`value` as a finite float; None where it is no number, or none that is finite."""
+    try:
+        made = None if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return made if made is not None and isfinite(made) else None
 
 
 class Cell(Protocol):
@@ -87,30 +104,40 @@ class Count:
 
     def take(self) -> float | None:
         value, self.value = self.value, 0
-        return value or None
+        # What has become infinite, or no number, would spoil the sum for good.
+        return number_of(value) or None
 
 
 class Level:
     """One gauge series."""
 
-    __slots__ = ("_changed", "_told", "attributes", "value")
+    __slots__ = ("_changed", "_is_changed", "_told", "attributes", "value")
 
     def __init__(self, attributes: Attributes, changed: list[Any]) -> None:
         self.attributes = attributes
         self.value: float | None = None
         self._told: float | None = None
+        self._is_changed = False
         self._changed = changed
 
     def set(self, value: float) -> None:
-        if value != self._told:
+        """Say how it stands; NaN: that there is nothing to say any more.
+
+        Raises:
+            TypeError, ValueError: `value` is no number.
+        """
+        self.value = float(value)
+        if not self._is_changed:
+            self._is_changed = True
             self._changed.append(self)
-        self.value = value
 
     def take(self) -> float | None:
-        if self.value == self._told:
+        self._is_changed = False
+        told, value = self._told, self.value
+        if value is None or value == told or (told is None and isnan(value)):
             return None
-        self._told = self.value
-        return self.value
+        self._told = None if isnan(value) else value
+        return value
 
 
 class Traced(Protocol):
@@ -177,7 +204,11 @@ class _Series(Generic[C]):
         self._changed: list[C] = []
 
     def at(self, attributes: Mapping[str, str] | None = None) -> C:
-        """The cell of one attribute set, to be kept by hot paths."""
+        """The cell of one attribute set, to be kept by hot paths.
+
+        Raises:
+            TypeError: an attribute is no text.
+        """
         key = attributes_of(attributes)
         cell = self._cells.get(key)
         if cell is None:
@@ -232,6 +263,7 @@ class Gauge(_Series[Level]):
     def __init__(self, instrument: Instrument) -> None:
         super().__init__(instrument)
         self._observed: dict[Attributes, Callable[[], float]] = {}
+        self._failing: set[Attributes] = set()
 
     def set(self, value: float, attributes: Mapping[str, str] | None = None) -> None:
         self.at(attributes).set(value)
@@ -240,9 +272,22 @@ class Gauge(_Series[Level]):
         """Ask for the value of one attribute set at each take."""
         self._observed[attributes_of(attributes)] = ask
 
+    def forget(self, attributes: Mapping[str, str] | None = None) -> None:
+        """There is no value of this attribute set any more."""
+        cell = self._cells.pop(attributes_of(attributes), None)
+        if cell is not None:
+            cell.set(nan)
+
     def take(self) -> list[Point]:
         for attributes, ask in self._observed.items():
-            self.at(dict(attributes)).set(ask())
+            try:
+                self.at(dict(attributes)).set(ask())
+            except Exception:
+                if attributes not in self._failing:
+                    log.exception("stats.gauge_failed %s is asked again", self.instrument.name)
+                self._failing.add(attributes)
+            else:
+                self._failing.discard(attributes)
         return super().take()
 
 
@@ -265,18 +310,19 @@ class Stats:
     def __init__(self) -> None:
         self._instruments: dict[str, Counter | UpDownCounter | Gauge | Histogram] = {}
         self._before_take: list[Callable[[], None]] = []
+        self._failing: set[Callable[[], None]] = set()
 
     def counter(self, name: str, *, unit: str = "", description: str = "") -> Counter:
-        return self._keep(Counter(Instrument(name, unit, description)))
+        return self._keep(Counter(_instrument(name, unit, description)))
 
     def up_down_counter(self, name: str, *, unit: str = "", description: str = "") -> UpDownCounter:
-        return self._keep(UpDownCounter(Instrument(name, unit, description)))
+        return self._keep(UpDownCounter(_instrument(name, unit, description)))
 
     def gauge(self, name: str, *, unit: str = "", description: str = "") -> Gauge:
-        return self._keep(Gauge(Instrument(name, unit, description)))
+        return self._keep(Gauge(_instrument(name, unit, description)))
 
     def histogram(self, name: str, *, unit: str = "", description: str = "") -> Histogram:
-        return self._keep(Histogram(Instrument(name, unit, description)))
+        return self._keep(Histogram(_instrument(name, unit, description)))
 
     def before_take(self, ask: Callable[[], None]) -> None:
         """Call `ask` before each take, so that it may count what it knows."""
@@ -285,7 +331,13 @@ class Stats:
     def take(self) -> list[Point]:
         """Move all counts out and begin again at zero."""
         for ask in self._before_take:
-            ask()
+            try:
+                ask()
+            except Exception:
+                # What is counted goes out all the same, and the lane's tick goes on.
+                if ask not in self._failing:
+                    log.exception("stats.ask_failed it is asked again")
+                self._failing.add(ask)
         return [point for instrument in self._instruments.values() for point in instrument.take()]
 
     def _keep(self, made: Kind) -> Kind:
@@ -295,7 +347,13 @@ class Stats:
         return there
 
 
-Series = tuple[Instrument, str, Attributes]
+def _instrument(name: str, unit: str, description: str) -> Instrument:
+    """As text that any exporter can write."""
+    return Instrument(_text(name), _text(unit or ""), _text(description or ""))
+
+
+Series = tuple[str, str, Attributes]
+"""Name and kind of an instrument, and attributes."""
 
 
 @dataclass
@@ -303,30 +361,64 @@ class Totals:
     """What all shards together have counted. Owned by the supervisor."""
 
     _values: dict[Series, float | Buckets] = field(default_factory=dict)
+    _instruments: dict[tuple[str, str], Instrument] = field(default_factory=dict)
+    """As they were described last: a description may change with a release, and is no other series then."""
+    _sizes: Tally[tuple[str, str, Attributes]] = field(default_factory=Tally)
+    """Series of one instrument of one source."""
 
     def add(self, points: Iterable[Point], *, extra: Attributes = ()) -> None:
         """Add what was taken; `extra` attributes (app, shard) tell the sources apart."""
         for point in points:
-            _put(self._values, point, (*point.attributes, *extra), adds=point.kind != "gauge")
+            self._add(point, extra)
+
+    def _add(self, point: Point, extra: Attributes) -> None:
+        name, kind = point.instrument.name, point.kind
+        key = (name, kind, _sorted(point.attributes, extra))
+        before = self._values.get(key)
+        if kind == "gauge" and isnan(point.value):  # type: ignore[arg-type]
+            if self._values.pop(key, None) is not None:
+                self._sizes[name, kind, extra] -= 1
+            return
+        self._instruments[name, kind] = point.instrument
+        if before is None:
+            if self._sizes[name, kind, extra] >= MAX_SERIES:
+                key = (name, kind, _sorted(OVERFLOW, extra))
+                before = self._values.get(key)
+            else:
+                self._sizes[name, kind, extra] += 1
+        self._values[key] = point.value if before is None or kind == "gauge" else _plus(before, point.value)
 
     def drop_standing(self, extra: Attributes) -> None:
         """Forget the gauges and up-down counters of a source that is gone."""
         gone = [key for key in self._values if key[1] in STANDING and set(extra) <= set(key[2])]
         for key in gone:
             del self._values[key]
+        for size in [size for size in self._sizes if size[1] in STANDING and size[2] == extra]:
+            del self._sizes[size]
 
     def points(self, *, without: str = "") -> list[Point]:
         """All series as they stand, cumulative.
 
-        without: the name of an attribute; series that differ in nothing else are added up.
+        without: the name of an attribute; series that differ in nothing else are added up, of gauges whose sum says
+            nothing (see `WORST`) the largest counts.
         """
-        values = self._values
-        if without:
-            values = {}
-            for (instrument, kind, attributes), value in self._values.items():
-                point = Point(instrument, kind, attributes, value)
-                _put(values, point, [pair for pair in attributes if pair[0] != without], adds=True)
-        return [Point(instrument, kind, attributes, value) for (instrument, kind, attributes), value in values.items()]
+        values = self._without(without) if without else self._values
+        return [
+            Point(self._instruments[name, kind], kind, attributes, value)
+            for (name, kind, attributes), value in values.items()
+        ]
+
+    def _without(self, attribute: str) -> dict[Series, float | Buckets]:
+        made: dict[Series, float | Buckets] = {}
+        for (name, kind, attributes), value in self._values.items():
+            key = (name, kind, tuple(pair for pair in attributes if pair[0] != attribute))
+            is_worst = kind == "gauge" and self._instruments[name, kind].unit in WORST
+            before = made.get(key)
+            if before is None:
+                made[key] = value
+            else:
+                made[key] = max(before, value) if is_worst else _plus(before, value)  # type: ignore[type-var]
+        return made
 
     def sum_of(self, name: str, extra: Attributes = ()) -> float:
         """The sum over all series of one name, no histogram, that have the attributes `extra`."""
@@ -342,22 +434,20 @@ class Totals:
     def by(self, name: str, attribute: str, extra: Attributes = ()) -> dict[str, list[tuple[Attributes, Any]]]:
         """The series of one name that have `extra`, by the value of one attribute."""
         found: dict[str, list[tuple[Attributes, Any]]] = defaultdict(list)
-        for (instrument, _, attributes), value in self._values.items():
-            if instrument.name == name and set(extra) <= set(attributes):
+        for (of, _, attributes), value in self._values.items():
+            if of == name and set(extra) <= set(attributes):
                 found[dict(attributes).get(attribute, "")].append((attributes, value))
         return found
 
     def _of(self, name: str, extra: Attributes) -> Iterable[float | Buckets]:
         wanted = set(extra)
-        for (instrument, _, attributes), value in self._values.items():
-            if instrument.name == name and wanted <= set(attributes):
+        for (of, _, attributes), value in self._values.items():
+            if of == name and wanted <= set(attributes):
                 yield value
 
 
-def _put(values: dict[Series, float | Buckets], point: Point, attributes: Iterable[Any], *, adds: bool) -> None:
-    key = (point.instrument, point.kind, tuple(sorted(attributes)))
-    before = values.get(key)
-    values[key] = point.value if before is None or not adds else _plus(before, point.value)
+def _sorted(attributes: Attributes, extra: Attributes) -> Attributes:
+    return tuple(sorted((*attributes, *extra)))
 
 
 def _plus(a: float | Buckets, b: float | Buckets) -> float | Buckets:
