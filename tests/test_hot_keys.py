@@ -13,7 +13,7 @@ def ask(keys: HotKeys, asked: list[str]) -> None:
     for start in range(0, len(asked), SAMPLED):
         part = asked[start : start + SAMPLED]
         keys.seen.extend(part)
-        keys.fold(len(part))
+        keys.fold()
 
 
 @given(st.lists(st.sampled_from("abcdefghijklmnop"), max_size=400))
@@ -39,7 +39,7 @@ def test_of_a_busy_tick_the_last_stand_for_all(seed: int) -> None:
     for _ in range(50):
         for _ in range(5000):
             keys.seen.append("hot" if rng.random() < 0.3 else f"key-{rng.randrange(10_000)}")
-        keys.fold(5000)
+        keys.fold()
     (hottest,) = keys.top(1)
     assert hottest.key == "hot"
     assert hottest.calls == pytest.approx(0.3 * 250_000, rel=0.1)

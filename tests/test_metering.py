@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.logs import MovedLogs
+from onelane.logs import MovedLogs, pack, unpack
 from onelane.metering import MAX_WAITING, Bridge
 from onelane.stats import MAX_SERIES, Stats, Totals
 from onelane.testing.clock import ManualClock
@@ -267,6 +267,16 @@ async def test_a_handlers_json_log_has_the_trace_of_its_call(tmp_path: Any) -> N
     (found,) = [line for line in lines if line.get("trace_id") == trace_id]
     assert (found["shard"], found["level"]) == ("echo-0", "ERROR")
     assert "ValueError: odd" in found["exc_info"]
+
+
+def test_a_text_of_a_class_of_its_own_spoils_no_batch_of_records() -> None:
+    class Markup(str):
+        pass
+
+    moved = MovedLogs("")
+    for text in (Markup("bold"), "usual"):
+        moved.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, text, None, None))
+    assert [record.text for record in unpack(pack(moved.take()))] == ["bold", "usual"]
 
 
 def test_a_record_that_cannot_be_formatted_fails_nobody_who_logs() -> None:

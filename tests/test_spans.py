@@ -32,7 +32,14 @@ def test_a_traceparent_is_read_and_written() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "00-0-0-0", PARENT.replace("00-", "ff-", 1), PARENT.upper(), f"00-{'0' * 32}-b7ad6b7169203331-01"],
+    [
+        "",
+        "00-0-0-0",
+        f"{PARENT}-more",
+        PARENT.replace("00-", "ff-", 1),
+        PARENT.upper(),
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+    ],
 )
 def test_a_malformed_traceparent_is_no_parent(text: str) -> None:
     assert parse_traceparent(text) is None
@@ -147,6 +154,32 @@ def test_what_is_no_plain_value_spoils_no_batch() -> None:
     assert [span.name for span in found] == ["odd", "usual"]
     assert found[1].attributes == {"raw": 1}
     assert found[0].events == [("odd", {"when": "{1, 2}"}, 5)]
+
+
+def test_a_later_version_of_traceparent_may_say_more() -> None:
+    assert parse_traceparent(f"01{PARENT[2:]}-more") == parse_traceparent(PARENT)
+
+
+def test_a_sampler_that_nobody_knows_is_the_usual_one() -> None:
+    assert sampler_of({"OTEL_TRACES_SAMPLER": "jaeger_remote"}) == sampler_of({})
+    assert sampler_of({"OTEL_TRACES_SAMPLER": "parentbased_nope"}) == sampler_of({})
+
+
+def test_a_value_that_cannot_say_what_it_is_is_told_by_its_type() -> None:
+    class Shy(str):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    class Mute:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    found = [plain(value) for value in (Shy("x"), Mute(), 2**63, 2**20_000, [[1], Mute()])]
+    assert [str(value).rpartition(".")[2] for value in found[:2]] == ["x", "Mute>"]
+    assert found[2] == str(2**63)
+    assert found[3] == "<int>"
+    assert found[4][0] == "[1]"
+    assert type(found[0]) is str
 
 
 def test_attributes_of_any_type_become_what_opentelemetry_has() -> None:

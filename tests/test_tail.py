@@ -65,6 +65,25 @@ def test_a_trace_that_came_back_well_is_let_go_after_a_while() -> None:
     assert kept(tail.sift(owned(span("open", error="INTERNAL")), HOLD_S)) == ["open SERVER"]
 
 
+def test_what_was_called_inside_of_an_open_call_is_held_until_that_has_ended() -> None:
+    tail = Tail({"x": Rule()})
+    early = span("t", "early", kind="CLIENT")
+    early.span_id, early.parent_id = "a" * 16, "1" * 16
+    tail.sift(owned(early), 0.0)
+    tail.forget(SETTLE_S + 20)
+    assert kept(tail.sift(owned(span("t", error="INTERNAL")), SETTLE_S + 20)) == ["t CLIENT", "t SERVER"]
+
+
+def test_a_trace_of_which_nothing_is_open_any_more_is_let_go_soon() -> None:
+    tail = Tail({"x": Rule()})
+    early = span("t", "early", kind="CLIENT")
+    early.span_id, early.parent_id = "a" * 16, "1" * 16
+    tail.sift(owned(early), 0.0)
+    tail.sift(owned(span("t")), 10.0)
+    tail.forget(10.0 + SETTLE_S)
+    assert tail.held == 0
+
+
 def test_what_is_held_is_bounded_and_the_oldest_trace_goes_first() -> None:
     tail = Tail({"x": Rule()}, max_held=3)
     for trace in ("a", "b", "c", "d"):

@@ -4,11 +4,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc.aio
 import onelane
 import pytest
+from onelane.spans import SpanRecord, sampler_of
+from onelane.telemetry import Tracer
+from onelane.testing.clock import ManualClock
+from onelane.tracing import LaneSpan
 from opentelemetry import baggage, trace
 from opentelemetry.trace import StatusCode
 
@@ -139,6 +144,45 @@ async def test_a_status_that_a_handler_sets_counts_and_an_unsampled_call_records
     assert spans_of(collector, trace_id)["echo.v1.Echo/Hold"].status.message == "not as it should be"
     unsampled = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-00"),)
     assert (await stub.Hold(EchoRequest(key="k"), metadata=unsampled, timeout=10)).text == "False"
+
+
+def recording() -> tuple[Tracer, SpanRecord, LaneSpan]:
+    clock = ManualClock()
+    clock.advance(1.0)
+    tracer = Tracer(shard="a-0", sampler=sampler_of({}), clock=clock, rng=Random(1))
+    record = tracer.start("work", "INTERNAL", None)
+    assert isinstance(record, SpanRecord)
+    return tracer, record, LaneSpan(record, tracer)
+
+
+def test_a_span_that_has_ended_is_not_changed_any_more() -> None:
+    tracer, record, span = recording()
+    span.set_attribute("rows", 2)
+    span.end()
+    span.set_attribute("rows", 3)
+    span.add_event("late")
+    span.update_name("late")
+    span.set_status(StatusCode.ERROR, "late")
+    span.end()
+    assert tracer.take() == [record]
+    assert (record.attributes, record.events, record.name, record.error) == ({"rows": 2}, None, "work", "")
+
+
+def test_a_description_of_what_failed_is_the_status_and_no_type_of_error() -> None:
+    _, record, span = recording()
+    span.set_status(StatusCode.ERROR, "the table of 300 rows is gone")
+    span.end()
+    assert record.error == "the table of 300 rows is gone"
+    assert record.attributes is None
+
+
+def test_whatever_a_library_says_of_a_span_becomes_plain() -> None:
+    _, record, span = recording()
+    span.set_attribute("nothing", None)
+    span.set_attribute(7, {1})  # type: ignore[arg-type]
+    span.add_event("at", {3: [4, [5]]}, 5.5)  # type: ignore[arg-type]
+    assert record.attributes == {"7": "{1}"}
+    assert record.events == [("at", {"3": [4, "[5]"]}, 5)]
 
 
 def test_lanes_context_is_what_opentelemetry_finds_by_name() -> None:

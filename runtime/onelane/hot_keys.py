@@ -4,7 +4,6 @@ Source: Metwally, Agrawal, El Abbadi, "Efficient Computation of Frequent and Top
 the Space-Saving algorithm. A key that is asked more than `1 / size` of all is always among those kept.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, nlargest
 
@@ -30,16 +29,18 @@ class HotKeys:
         self._counts: dict[str, tuple[float, float]] = {}
         self._smallest: list[tuple[float, str]] = []
         """A heap of counts that may be out of date, and then are too small."""
-        self.seen: deque[str] = deque(maxlen=SAMPLED)
+        self.seen: list[str] = []
         """The keys of the calls since the last `fold`; a lane appends to it, and nothing else, for each."""
 
-    def fold(self, calls: int) -> None:
-        """Count what was seen. calls: how many there were, of which only the last may have been kept."""
+    def fold(self) -> None:
+        """Count what was seen: the last `SAMPLED` stand for all."""
         if not self.seen:
             return
-        weight = max(1.0, calls / len(self.seen))
-        for key in self.seen:
+        last = self.seen[-SAMPLED:]
+        weight = len(self.seen) / len(last)
+        for key in last:
             self._add(key, weight)
+        # In place: the lane appends to this very list.
         self.seen.clear()
 
     def _add(self, key: str, weight: float) -> None:

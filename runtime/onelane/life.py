@@ -325,7 +325,7 @@ class Life:
     async def tick_once(self) -> None:
         """Take what is to be taken between two ticks, and move out what was counted."""
         await self._configure()
-        self._pulse.beat(self.lane.received)
+        self._pulse.beat()
         await self.report()
 
     async def _configure(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from onelane.errors import BadConfig
 from onelane.scope import shard_now, trace_now
+from onelane.spans import whole
 
 VARIABLE = "ONELANE_LOGS"
 TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s%(onelane_trace)s"
@@ -40,7 +41,12 @@ class LogRecord(NamedTuple):
 
 def pack(records: Sequence[LogRecord]) -> bytes:
     """A batch as bytes for another process of the same Python; see `onelane.spans.pack`."""
-    return marshal.dumps([tuple(record) for record in records])
+    rows = [tuple(record) for record in records]
+    try:
+        return marshal.dumps(rows)
+    except ValueError:
+        # A text of a class of its own, say; the others are not to suffer for it.
+        return marshal.dumps(whole(rows))
 
 
 def unpack(packed: bytes) -> list[LogRecord]:

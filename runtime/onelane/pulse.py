@@ -25,7 +25,6 @@ class Pulse:
         self._tick_s = tick_s
         self._show_keys = show_keys
         self._beats = 0
-        self._calls = 0
         self._at = clock.now()
         self._latest = 0.0
         self._second = (time.monotonic(), time.process_time())
@@ -37,15 +36,14 @@ class Pulse:
             "onelane.lane.utilization", unit="1", description="Processor time of the shard's process, of one core's"
         ).at()
 
-    def beat(self, received: int) -> None:
-        """One tick. received: calls that have come since the shard began."""
+    def beat(self) -> None:
+        """One tick."""
         now = self._clock.now()
         self._latest = max(self._latest, now - self._at - self._tick_s)
         self._at = now
         self._beats += 1
         self._news = self._news or bool(self._keys.seen)
-        self._keys.fold(received - self._calls)
-        self._calls = received
+        self._keys.fold()
         if not self._beats % FADE:
             self._keys.fade()
         if not self._beats % EVERY:

@@ -12,7 +12,7 @@ from operator import attrgetter
 from random import getrandbits
 from typing import Any, NamedTuple, overload
 
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?").fullmatch
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?").fullmatch
 
 
 class TraceContext(NamedTuple):
@@ -36,8 +36,8 @@ def parse_traceparent(text: str, tracestate: str = "") -> TraceContext | None:
     match = _TRACEPARENT(text)
     if match is None:
         return None
-    version, trace_id, span_id, flags = match.groups()
-    if version == "ff" or trace_id == _NO_TRACE or span_id == _NO_SPAN:
+    version, trace_id, span_id, flags, more = match.groups()
+    if version == "ff" or trace_id == _NO_TRACE or span_id == _NO_SPAN or (more and version == "00"):
         return None
     return TraceContext(trace_id, span_id, flags == "01" or bool(int(flags, 16) & 1), tracestate)
 
@@ -77,7 +77,8 @@ class SpanRecord:
         sampled: bool = True,
         remote_parent: bool = False,
     ) -> None:
-        """parent_id: "" for a root. kind: SERVER, CLIENT or INTERNAL. start_ns: nanoseconds since the Unix epoch.
+        """parent_id: "" for a root. kind: SERVER, CLIENT, PRODUCER, CONSUMER or INTERNAL. start_ns: nanoseconds since
+        the Unix epoch.
 
         sampled: else it is exported only where something went wrong with its trace; see `onelane.tail`.
         """
@@ -131,26 +132,28 @@ def pack(spans: Sequence[SpanRecord]) -> bytes:
         return marshal.dumps(rows)
     except ValueError:
         # Somebody has given a span what is no plain value; the others are not to suffer for it.
-        return marshal.dumps([tuple(map(_whole, row)) for row in rows])
+        return marshal.dumps(whole(rows))
 
 
-def _whole(value: Any) -> Any:
-    """`value` with everything in it made plain."""
+def whole(value: Any, depth: int = 6) -> Any:
+    """`value` with everything in it made plain; what is nested deeper than any record of ours becomes text."""
     if value is None:
         return None
-    if isinstance(value, dict):
-        return {plain(name): _whole(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_whole, value))
+    if isinstance(value, dict) and depth:
+        return {text(name): whole(one, depth - 1) for name, one in value.items()}
+    if isinstance(value, list | tuple) and depth:
+        made = [whole(one, depth - 1) for one in value]
+        return made if isinstance(value, list) else tuple(made)
     return plain(value)
 
 
 class Packed(Sequence[SpanRecord]):
     """A batch that `pack` has packed. A span is made of its row when it is asked for: most are only passed on."""
 
-    def __init__(self, packed: bytes) -> None:
+    def __init__(self, packed: bytes, rows: list[tuple[Any, ...]] | None = None) -> None:
+        """rows: the same, where whoever packed has them still."""
         self.packed = packed
-        self.rows: list[tuple[Any, ...]] = marshal.loads(packed) if packed else []
+        self.rows: list[tuple[Any, ...]] = rows if rows is not None else marshal.loads(packed) if packed else []
         """Of each span the values of `ROW`."""
 
     def __len__(self) -> int:
@@ -167,6 +170,11 @@ class Packed(Sequence[SpanRecord]):
             return [_unpacked(row) for row in self.rows[index]]
         return _unpacked(self.rows[index])
 
+    def part(self, start: int, stop: int) -> "Packed":
+        """Some of these, from `start` and before `stop`."""
+        rows = self.rows[start:stop]
+        return Packed(marshal.dumps(rows), rows)
+
 
 def _unpacked(row: tuple[Any, ...]) -> SpanRecord:
     made = SpanRecord.__new__(SpanRecord)
@@ -177,18 +185,37 @@ def _unpacked(row: tuple[Any, ...]) -> SpanRecord:
 def plain(value: Any) -> Any:
     """An attribute's value as OpenTelemetry has them: texts, truth values, numbers, lists of these; else its text."""
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in _PLAIN or (kind is int and _LEAST <= value <= _MOST):
         return value
-    for usual in (bool, int, float, str):
-        if isinstance(value, usual):
-            # A subclass, such as an enum's.
-            return usual(value)
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [plain(one) for one in value]
-    return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+        return [_scalar(one) for one in value]
+    return _scalar(value)
 
 
-_PLAIN = frozenset({str, bool, int, float})
+def _scalar(value: Any) -> Any:
+    """A text, a truth value, a number of 64 bits: of a subclass, such as an enum's, its value; of all else its text."""
+    if isinstance(value, str):
+        # Not `str(value)`, which is for the subclass to say.
+        return str.__str__(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return float.__float__(value)
+    try:
+        if isinstance(value, int) and _LEAST <= value <= _MOST:
+            return int(value)
+        return str(value)
+    except Exception:
+        return f"<{type(value).__qualname__}>"
+
+
+def text(value: Any) -> str:
+    """A name that somebody has given, as text whatever it is."""
+    return value if type(value) is str else str(_scalar(value))
+
+
+_PLAIN = frozenset({str, bool, float})
+_LEAST, _MOST = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +251,7 @@ UNSAMPLED = TraceContext("", "", False)
 NEVER = Sampler(parent_based=False, ratio=0.0)
 SOME_PER_S = 10.0
 """Traces in a second of one shard that are recorded for the admin page, where no exporter and no sampler is named."""
+USUAL = "parentbased_always_on"
 SOME = "onelane_some"
 """Not one of OpenTelemetry's: what is sampled where nobody has said."""
 
@@ -231,7 +259,7 @@ SOME = "onelane_some"
 def sampler_of(environment: Mapping[str, str]) -> Sampler:
     """The sampler that `OTEL_TRACES_SAMPLER` names; unknown names and bad ratios fall back to the default, as
     OpenTelemetry asks."""
-    name = environment.get("OTEL_TRACES_SAMPLER", "parentbased_always_on")
+    name = environment.get("OTEL_TRACES_SAMPLER", USUAL)
     if name == SOME:
         return Sampler(parent_based=True, ratio=0.0, per_s=SOME_PER_S)
     try:
@@ -239,4 +267,6 @@ def sampler_of(environment: Mapping[str, str]) -> Sampler:
     except ValueError:
         ratio = 1.0
     ratios = {"always_on": 1.0, "always_off": 0.0, "traceidratio": ratio}
-    return Sampler(name.startswith("parentbased_"), ratios.get(name.removeprefix("parentbased_"), 1.0))
+    if name.removeprefix("parentbased_") not in ratios:
+        name = USUAL
+    return Sampler(name.startswith("parentbased_"), ratios[name.removeprefix("parentbased_")])

@@ -13,9 +13,11 @@ from typing import NamedTuple
 from onelane.spans import SpanRecord
 
 SETTLE_S = 2.0
-"""How long a trace is held after a call of it came back well: others of it may still be under way."""
+"""How long a trace is held after all of it that is known of came back well: others of it may still be under way."""
 HOLD_S = 60.0
 """How long it is held at most."""
+MAX_KEPT = 50_000
+"""Traces of which it is remembered that they are kept."""
 KEPT_S = 60.0
 """How long it is remembered that a trace is kept."""
 MAX_HELD = 50_000
@@ -51,8 +53,22 @@ class Rule:
 
 @dataclass(slots=True)
 class _Trace:
-    until: float
+    begun: float
+    until: float = 0.0
     spans: list[Owned] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    """Of its spans."""
+    awaited: set[str] = field(default_factory=set)
+    """Ids of spans that others have named as their parents in the same process, and that have not ended."""
+
+    def take(self, one: Owned, now: float) -> None:
+        span = one.span
+        self.spans.append(one)
+        self.ids.add(span.span_id)
+        self.awaited.discard(span.span_id)
+        if span.parent_id and not span.remote_parent and span.parent_id not in self.ids:
+            self.awaited.add(span.parent_id)
+        self.until = self.begun + HOLD_S if self.awaited else now + SETTLE_S
 
 
 class Tail:
@@ -76,7 +92,7 @@ class Tail:
             if span.sampled or span.trace_id in self._kept:
                 out.append(one)
             elif self.rules.get(one.app, _NOTHING).keeps(span, self.slow.get(one.app, {})):
-                self._kept[span.trace_id] = now + KEPT_S
+                self._keep(span.trace_id, now)
                 out += self._release(span.trace_id)
                 out.append(one)
             else:
@@ -95,11 +111,14 @@ class Tail:
     def _hold(self, one: Owned, now: float) -> None:
         trace = self._traces.get(one.span.trace_id)
         if trace is None:
-            trace = self._traces[one.span.trace_id] = _Trace(now + HOLD_S)
-        if one.span.kind == "SERVER" and (one.span.remote_parent or not one.span.parent_id):
-            trace.until = now + SETTLE_S
-        trace.spans.append(one)
+            trace = self._traces[one.span.trace_id] = _Trace(now)
+        trace.take(one, now)
         self.held += 1
+
+    def _keep(self, trace_id: str, now: float) -> None:
+        if len(self._kept) >= MAX_KEPT:
+            self._kept.popitem(last=False)
+        self._kept[trace_id] = now + KEPT_S
 
     def _release(self, trace_id: str) -> list[Owned]:
         trace = self._traces.pop(trace_id, None)

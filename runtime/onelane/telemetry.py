@@ -91,13 +91,12 @@ class Tracer:
         span.end_ns = at_ns or self._now_ns()
         if attributes:
             span.attributes = {**(span.attributes or {}), **attributes}
-        if error:
-            span.set_attribute(ERROR, error)
-            # Who has said by OpenTelemetry's API how it went knows better.
-            if not span.is_ok and not span.error:
-                span.error = error
+        # Who has said by OpenTelemetry's API how it went knows better.
         if span.is_ok:
             span.error = ""
+        elif error:
+            span.set_attribute(ERROR, error)
+            span.error = span.error or error
         if len(self._ended) < MAX_WAITING:
             self._ended.append(span)
         else:

@@ -17,21 +17,21 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from onelane.scope import Attached, Scope, home_now, trace_now
-from onelane.spans import SpanRecord, TraceContext, plain
+from onelane.spans import SpanRecord, TraceContext, plain, text
 from onelane.telemetry import METHOD, Span, Tracer, context_of
 
 MAX_ATTRIBUTES = 128
 """Of one span, as in OpenTelemetry's specification; what is over that is dropped."""
 _BAGGAGE = W3CBaggagePropagator()
-_KINDS = {SpanKind.SERVER: "SERVER", SpanKind.CLIENT: "CLIENT"}
+_KINDS = {kind: kind.name for kind in SpanKind}
 
 
 def attach(context: Context) -> Attached:
     """What is kept of a context that OpenTelemetry's API attaches."""
-    text: dict[str, str] = {}
+    carried: dict[str, str] = {}
     if baggage.get_all(context):
-        _BAGGAGE.inject(text, context)
-    return Attached(context, _ours(trace.get_current_span(context)), text.get("baggage", ""))
+        _BAGGAGE.inject(carried, context)
+    return Attached(context, _ours(trace.get_current_span(context)), carried.get("baggage", ""))
 
 
 def context_of_scope(scope: Scope) -> Context:
@@ -63,52 +63,59 @@ class LaneSpan(trace.Span):
         return SpanContext(int(found.trace_id, 16), int(found.span_id, 16), False, flags, state)
 
     def is_recording(self) -> bool:
-        return self._record is not None and not self._record.end_ns
+        return self._open() is not None
+
+    def _open(self) -> SpanRecord | None:
+        """Its record, as long as it may be changed."""
+        return self._record if self._record is not None and not self._record.end_ns else None
 
     def set_attribute(self, key: str, value: Any) -> None:
-        if self._record is None:
+        """None says nothing, as in the SDK."""
+        record = self._open()
+        if record is None or value is None:
             return
-        there = self._record.attributes or {}
-        if key in there or len(there) < MAX_ATTRIBUTES:
-            self._record.set_attribute(key, plain(value))
+        name, there = text(key), record.attributes or {}
+        if name in there or len(there) < MAX_ATTRIBUTES:
+            record.set_attribute(name, plain(value))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         for key, value in attributes.items():
             self.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
-        if self._record is not None:
-            told = {key: plain(value) for key, value in (attributes or {}).items()}
-            self._record.add_event(name, told, timestamp or time.time_ns())
+        if (record := self._open()) is not None:
+            told = {text(key): plain(value) for key, value in (attributes or {}).items()}
+            record.add_event(text(name), told, time.time_ns() if timestamp is None else int(timestamp))
 
     def update_name(self, name: str) -> None:
-        if self._record is not None:
+        if (record := self._open()) is not None:
             if self._tracer is None:
                 # The call's own, whose method is told by its name.
-                self._record.set_attribute(METHOD, self._record.name)
-            self._record.name = name
+                record.set_attribute(METHOD, record.name)
+            record.name = text(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        if self._record is None or self._record.is_ok:
+        record = self._open()
+        if record is None or record.is_ok:
             return
         code, words = (status.status_code, status.description) if isinstance(status, Status) else (status, description)
-        self._record.is_ok = code is StatusCode.OK
+        record.is_ok = code is StatusCode.OK
         if code is StatusCode.ERROR:
-            self._record.error = words or "error"
+            record.error = plain(words or "error")
 
     def record_exception(
         self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False
     ) -> None:
         told = {
             "exception.type": type(exception).__qualname__,
-            "exception.message": str(exception),
+            "exception.message": exception,
             "exception.stacktrace": "".join(traceback.format_exception(exception)),
         }
         self.add_event("exception", told | dict(attributes or {}), timestamp)
 
     def end(self, end_time: int | None = None) -> None:
-        if self._tracer is not None and self._record is not None and not self._record.end_ns:
-            self._tracer.end(self._record, error=self._record.error, at_ns=end_time and int(end_time))
+        if self._tracer is not None and (record := self._open()) is not None:
+            self._tracer.end(record, at_ns=end_time and int(end_time))
 
     def __exit__(self, kind: Any, error: BaseException | None, trace_: Any) -> None:
         if error is not None and self.is_recording():
@@ -135,7 +142,7 @@ class LaneTracer(trace.Tracer):
         home = home_now()
         if home is None:
             return LaneSpan(parent, None)
-        span = home.tracer.start(name, _KINDS.get(kind, "INTERNAL"), parent)
+        span = home.tracer.start(text(name), _KINDS[kind], parent)
         made = LaneSpan(span, home.tracer)
         if attributes:
             made.set_attributes(attributes)

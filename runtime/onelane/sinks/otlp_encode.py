@@ -33,7 +33,7 @@ from onelane.telemetry import told
 SCOPE = InstrumentationScope(name="onelane", version=version("onelane"))
 IDENTITY = ("onelane.app", "onelane.shard")
 """Attributes of points that are told by their resource."""
-_KINDS = {"SERVER": 2, "CLIENT": 3}
+_KINDS = {"SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 _INTERNAL, _ERROR, _OK = 1, 2, 1
 MAX_CACHED = 10_000
 """Kinds of spans whose encoding is kept."""
