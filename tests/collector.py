@@ -9,6 +9,9 @@ from typing import Any, Protocol, Self
 
 import grpc
 import trustme
+from google.protobuf import any_pb2
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
@@ -26,6 +29,8 @@ class Receiver:
         self.logs: list[logs_service_pb2.ExportLogsServiceRequest] = []
         self.is_away = False
         """Answer that it cannot be had now."""
+        self.rejects = 0
+        """Say of each batch that so many of its items were not taken."""
         self.refusals = 0
         self.headers: dict[str, str] = {}
         """Of the last request, names in lower case."""
@@ -82,6 +87,8 @@ class Collector(Receiver):
                 if kept.is_away or kept.answer != 200:
                     kept.refusals += 1
                     self.send_response(503 if kept.is_away else kept.answer)
+                    if 300 <= kept.answer < 400:
+                        self.send_header("Location", f"{kept.url}/elsewhere")
                     self.end_headers()
                     return
                 if not keeps:
@@ -94,6 +101,13 @@ class Collector(Receiver):
                     kept.traces.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)
                 self.end_headers()
+                # The same field by number for all signals.
+                partial = trace_service_pb2.ExportTracePartialSuccess(rejected_spans=kept.rejects)
+                self.wfile.write(
+                    trace_service_pb2.ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+                    if kept.rejects
+                    else b""
+                )
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Silent."""
@@ -117,6 +131,8 @@ class Collector(Receiver):
 class _Context(Protocol):
     def invocation_metadata(self) -> Any: ...
 
+    def set_trailing_metadata(self, metadata: Any) -> None: ...
+
     def abort(self, code: grpc.StatusCode, details: str) -> Any: ...
 
 
@@ -127,6 +143,8 @@ class GrpcCollector(Receiver):
 
     def __init__(self, *, cert: trustme.LeafCert | None = None) -> None:
         super().__init__()
+        self.recovers: bool | None = None
+        """Answer that its resources are exhausted: for a while, or for good."""
         self._server = grpc.server(ThreadPoolExecutor(3))
         if cert is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
@@ -136,25 +154,37 @@ class GrpcCollector(Receiver):
             port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self.url = f"{'https' if cert else 'http'}://127.0.0.1:{port}"
 
-        def keep(kept: list[Any], answer: Any) -> Any:
+        def keep(kept: list[Any], answer: Any, rejected: str) -> Any:
             def export(request: Any, context: _Context) -> Any:
                 self.headers = dict(context.invocation_metadata())
                 if self.is_away:
                     self.refusals += 1
                     context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+                if self.recovers is not None:
+                    self.refusals += 1
+                    if self.recovers:
+                        details = Status(code=8, details=[any_pb2.Any()])
+                        details.details[0].Pack(RetryInfo())
+                        context.set_trailing_metadata((("grpc-status-details-bin", details.SerializeToString()),))
+                    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
                 kept.append(request)
-                return answer
+                made = answer()
+                if self.rejects:
+                    setattr(made.partial_success, rejected, self.rejects)
+                return made
 
             return export
 
         class Traces(trace_service_pb2_grpc.TraceServiceServicer):
-            Export = staticmethod(keep(self.traces, trace_service_pb2.ExportTraceServiceResponse()))
+            Export = staticmethod(keep(self.traces, trace_service_pb2.ExportTraceServiceResponse, "rejected_spans"))
 
         class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
-            Export = staticmethod(keep(self.metrics, metrics_service_pb2.ExportMetricsServiceResponse()))
+            Export = staticmethod(
+                keep(self.metrics, metrics_service_pb2.ExportMetricsServiceResponse, "rejected_data_points")
+            )
 
         class Logs(logs_service_pb2_grpc.LogsServiceServicer):
-            Export = staticmethod(keep(self.logs, logs_service_pb2.ExportLogsServiceResponse()))
+            Export = staticmethod(keep(self.logs, logs_service_pb2.ExportLogsServiceResponse, "rejected_log_records"))
 
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), self._server)  # type: ignore[no-untyped-call]
         metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), self._server)  # type: ignore[no-untyped-call]

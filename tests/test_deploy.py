@@ -63,7 +63,7 @@ def test_every_series_of_the_dashboard_is_one_that_we_export() -> None:
     expressions = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
     found = {name for text in expressions for name in re.findall(r"\b(?:onelane|rpc)_[a-z_]+(?=[{\[])", text)}
     suffix = {"counter": "_total", "histogram": "_bucket", "gauge": ""}
-    known = {name_of(Instrument(name, unit)) + suffix[kind] for name, kind, unit, _ in table().values()}
+    known = {name_of(Instrument(name, unit), kind) + suffix[kind] for name, kind, unit, _ in table().values()}
     assert len(found) > 15
     assert found <= known
 

@@ -2,8 +2,10 @@
 
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,13 +17,13 @@ from onelane.errors import BadConfig, BadService
 from onelane.logs import LogRecord
 from onelane.plugs import plug
 from onelane.sinks import Sink
-from onelane.sinks.otlp import OtlpSink
+from onelane.sinks.otlp import OtlpSink, interval_s
 from onelane.sinks.otlp_encode import Encoder
 from onelane.sinks.otlp_line import LOGS, TRACES
 from onelane.sinks.otlp_target import target_of
-from onelane.sinks.outbox import CLOSED, REFUSED, Parcel
+from onelane.sinks.outbox import CLOSED, MAX_BATCH, MAX_PARCEL, REFUSED, Bounds, Outbox, Parcel, parcels
 from onelane.sinks.prometheus import PrometheusSink
-from onelane.spans import SpanRecord, pack
+from onelane.spans import Packed, SpanRecord, pack
 from onelane.stats import Instrument, Point
 from onelane.telemetry import told
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -98,6 +100,30 @@ def test_prometheus_reads_what_prometheus_writes() -> None:
         4,
     ]
     assert (took["took_seconds_count", ""], took["took_seconds_sum", ""]) == (4, 12)
+
+
+def test_names_that_prometheus_spells_alike_are_one_family_and_one_series(caplog: pytest.LogCaptureFixture) -> None:
+    sink = PrometheusSink({})
+    odd = (("9lives", "x"), ("le", "y"), ("room.size", "1"), ("room_size", "2"))
+    points = [
+        Point(Instrument("jobs.done"), "counter", (("a.b", "1"),), 1),
+        Point(Instrument("jobs_done"), "counter", (("a_b", "1"),), 2),
+        Point(Instrument("jobs-done"), "gauge", (), 9),
+        Point(Instrument("9jobs", "1"), "counter", odd, 3),
+        Point(Instrument("full", "1"), "gauge", (), 0.5),
+        Point(Instrument("took", "s"), "histogram", odd, Buckets.of([0.5])),
+    ]
+    for _ in range(2):
+        sink.points(points)
+        text, _ = sink.render()
+    families = {f.name: f for f in text_string_to_metric_families(text.decode())}
+    assert [(s.labels, s.value) for s in families["jobs_done"].samples] == [({"a_b": "1"}, 3)]
+    assert families["_9jobs"].samples[0].labels == {"_9lives": "x", "le": "y", "room_size": "1;2"}
+    assert families["full_ratio"].samples[0].value == 0.5
+    assert {s.labels["exported_le"] for s in families["took_seconds"].samples} == {"y"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "prometheus.left_out gauge jobs-done is jobs_done here, as jobs.done is a counter"
+    ]
 
 
 def test_openmetrics_has_the_trace_of_a_value_beside_its_bucket() -> None:
@@ -182,7 +208,8 @@ def spans_(draw: st.DrawFn) -> SpanRecord:
 
 @given(st.lists(spans_(), max_size=5))
 def test_what_is_encoded_in_parts_is_read_as_a_whole(several: list[SpanRecord]) -> None:
-    encoded = Encoder("i", 0).traces([Parcel(("lobby", "lobby-0"), pack(several * 2), 2 * len(several))])
+    encoded, left_out = Encoder("i", 0).traces([Parcel(("lobby", "lobby-0"), pack(several * 2), 2 * len(several))])
+    assert left_out == 0
     request = ExportTraceServiceRequest.FromString(encoded)
     found = [span for resource in request.resource_spans for span in resource.scope_spans[0].spans]
     assert len(found) == 2 * len(several)
@@ -196,6 +223,91 @@ def test_what_is_encoded_in_parts_is_read_as_a_whole(several: list[SpanRecord]) 
         assert span.status.message == one.error
         assert {pair.key for pair in span.attributes} == set(told(one, "lobby-0"))
         assert [(event.name, event.time_unix_nano) for event in span.events] == [(e[0], e[2]) for e in one.events or ()]
+
+
+def test_a_span_that_cannot_be_written_costs_no_other_and_is_counted() -> None:
+    odd = [SpanRecord("1" * 32, "2" * 16, "", "odd", "SERVER", start) for start in (-1, 2**70, 1.5)]  # type: ignore[arg-type]
+    odd.append(SpanRecord("no hex", "2" * 16, "", "odd", "SERVER", 1))
+    packed = pack([*odd, SPAN])
+    encoded, left_out = Encoder("i", 0).traces([Parcel(("lobby", "lobby-0"), packed, 5)])
+    (resource,) = ExportTraceServiceRequest.FromString(encoded).resource_spans
+    assert [span.name for span in resource.scope_spans[0].spans] == ["a/B"]
+    assert left_out == 4
+
+
+@pytest.mark.parametrize("make", [list, lambda several: Packed(pack(several))])
+def test_what_is_too_much_at_once_goes_in_several_batches(make: Any) -> None:
+    def big(size: int) -> SpanRecord:
+        made = SpanRecord(TRACE_ID, SPAN_ID, "", f"{size}", "SERVER", 1_000)
+        made.set_attribute("text", "x" * size)
+        return made
+
+    several = [*(big(n) for n in range(1500)), *(big(300_000 + n) for n in range(8)), big(5 << 20), SPAN]
+    made = list(parcels(("lobby", "lobby-0"), make(several), pack, 512))
+    assert [span.name for parcel in made for span in Packed(parcel.packed)] == [span.name for span in several]
+    assert all(parcel.count == len(Packed(parcel.packed)) <= 512 for parcel in made)
+    assert sum(len(parcel.packed) > MAX_PARCEL for parcel in made) == 1
+    box = Outbox(Bounds(10_000, 2048, 1.0), Random(1))
+    for parcel in made:
+        box.put(parcel, 0.0)
+    batches = []
+    while box.due_at() is not None:
+        batches.append(list(box.begin()))
+        box.sent(0.0)
+    assert [parcel for batch in batches for parcel in batch] == made
+    assert all(len(batch) == 1 or sum(len(one.packed) for one in batch) <= MAX_BATCH for batch in batches)
+
+
+@pytest.mark.slow
+async def test_what_a_collector_did_not_take_of_a_batch_is_counted(collector: Receiver) -> None:
+    collector.rejects = 2
+    sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20", OTEL_BLRP_SCHEDULE_DELAY="20")
+    sink.spans("lobby", "lobby-0", [SPAN] * 3)
+    sink.logs("lobby", "lobby-0", [RECORD] * 3)
+    await eventually(lambda: sink.losses() == {("spans", REFUSED): 2, ("logs", REFUSED): 2})
+    assert len(collector.spans()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recovers", [True, False])
+async def test_what_is_too_much_for_a_collector_is_tried_again_only_where_it_says_so(recovers: bool) -> None:
+    with GrpcCollector() as collector:
+        collector.recovers = recovers
+        sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
+        sink.spans("lobby", "lobby-0", [SPAN] * 3)
+        await eventually(lambda: collector.refusals)
+        if recovers:
+            collector.recovers = None
+            await eventually(lambda: len(collector.spans()) == 3)
+        else:
+            await eventually(lambda: sink.losses() == {("spans", REFUSED): 3})
+
+
+@pytest.mark.slow
+async def test_a_redirect_is_not_followed_and_nothing_counts_as_sent() -> None:
+    with Collector() as collector:
+        collector.answer = 302
+        sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
+        sink.spans("lobby", "lobby-0", [SPAN] * 3)
+        await eventually(lambda: sink.losses() == {("spans", REFUSED): 3})
+        assert collector.refusals == 1
+
+
+@pytest.mark.slow
+def test_what_was_counted_while_metrics_were_under_way_is_sent_at_the_end(collector: Receiver) -> None:
+    sink = otlp(collector, OTEL_METRIC_EXPORT_INTERVAL="1")
+    sink.points(POINTS)
+    while not collector.metrics:
+        threading.Event().wait(0.001)
+    last = Point(Instrument("last"), "counter", SOURCE, 1)
+    sink.points([*POINTS, last])
+    sink.close(20.0)
+    assert collector.sum("last") == 1
+
+
+@pytest.mark.parametrize("said", ["", "soon", "0", "-5", "nan"])
+def test_an_interval_that_cannot_be_meant_is_the_usual_one(said: str) -> None:
+    assert interval_s({"OTEL_METRIC_EXPORT_INTERVAL": said}) == interval_s({}) == 60.0
 
 
 @pytest.mark.slow

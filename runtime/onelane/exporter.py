@@ -10,26 +10,37 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError, Message
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from onelane.clock import SystemClock
 from onelane.sinks.otlp_encode import Encoder
-from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, hear, tell, unpack_points
+from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, Outcome, hear, tell, unpack_points
 from onelane.sinks.otlp_target import Target, target_of
 from onelane.sinks.outbox import Parcel
 
 HTTP_AGAIN = frozenset({429, 502, 503, 504})
 """As the specification has it; everything else that is no success will not get better."""
-GRPC_AGAIN = frozenset(
-    {"CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
-)
+GRPC_AGAIN = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
+"""RESOURCE_EXHAUSTED too where the collector says that it will recover; see `_recovers`."""
 METHODS = {
     TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
-Outcome = tuple[str, str]
-"""`sent`, `again` or `refused`, and why."""
+ANSWERS: Mapping[str, tuple[type[Message], str]] = {
+    TRACES: (trace_service_pb2.ExportTraceServiceResponse, "rejected_spans"),
+    METRICS: (metrics_service_pb2.ExportMetricsServiceResponse, "rejected_data_points"),
+    LOGS: (logs_service_pb2.ExportLogsServiceResponse, "rejected_log_records"),
+}
+"""Signal → what a collector answers, and the field with how many it did not take."""
 
 
 class Sender(Protocol):
@@ -41,9 +52,10 @@ class Sender(Protocol):
 class HttpSender:
     """See `Sender`: a POST over a connection that stays open."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, signal_name: str, target: Target) -> None:
         import requests
 
+        self._signal = signal_name
         self._target = target
         self._session = requests.Session()
         self._session.headers.update(dict(target.headers))
@@ -59,18 +71,23 @@ class HttpSender:
     def send(self, request: bytes) -> Outcome:
         body = gzip.compress(request) if self._target.gzip else request
         try:
-            answer = self._session.post(self._target.endpoint, data=body, timeout=self._target.timeout_s, **self._tls)
+            # Not redirected: a POST becomes a GET by that, and whoever answers it has not got the spans.
+            answer = self._session.post(
+                self._target.endpoint, data=body, timeout=self._target.timeout_s, allow_redirects=False, **self._tls
+            )
         except self._unreachable as error:
-            return AGAIN, f"{type(error).__name__}: {error}"
-        if answer.ok:
-            return SENT, ""
-        return (AGAIN if answer.status_code in HTTP_AGAIN else REFUSED), f"HTTP {answer.status_code}"
+            return Outcome(AGAIN, f"{type(error).__name__}: {error}")
+        if 200 <= answer.status_code < 300:
+            return _taken(self._signal, answer.content)
+        elsewhere = f" to {answer.headers['location']}" if "location" in answer.headers else ""
+        what = AGAIN if answer.status_code in HTTP_AGAIN else REFUSED
+        return Outcome(what, f"HTTP {answer.status_code}{elsewhere}")
 
 
 class GrpcSender:
     """See `Sender`: a unary call."""
 
-    def __init__(self, target: Target, method: str) -> None:
+    def __init__(self, signal_name: str, target: Target) -> None:
         import grpc
 
         def read(path: str | None) -> bytes | None:
@@ -81,14 +98,15 @@ class GrpcSender:
             channel = grpc.secure_channel(target.endpoint, credentials)
         else:
             channel = grpc.insecure_channel(target.endpoint)
+        self._signal = signal_name
         self._target = target
-        self._export: Any = channel.unary_unary(method)
+        self._export: Any = channel.unary_unary(METHODS[signal_name])
         self._failed = grpc.RpcError
         self._compression = grpc.Compression.Gzip if target.gzip else None
 
     def send(self, request: bytes) -> Outcome:
         try:
-            self._export(
+            answer = self._export(
                 request,
                 timeout=self._target.timeout_s,
                 metadata=self._target.headers,
@@ -97,26 +115,51 @@ class GrpcSender:
             )
         except self._failed as error:
             code = error.code().name
-            return (AGAIN if code in GRPC_AGAIN else REFUSED), f"{code}: {error.details()}"
-        return SENT, ""
+            what = AGAIN if code in GRPC_AGAIN or _recovers(error) else REFUSED
+            return Outcome(what, f"{code}: {error.details()}")
+        return _taken(self._signal, answer)
 
 
 def sender_for(signal_name: str, target: Target) -> Sender:
-    return GrpcSender(target, METHODS[signal_name]) if target.protocol == "grpc" else HttpSender(target)
+    return (GrpcSender if target.protocol == "grpc" else HttpSender)(signal_name, target)
+
+
+def _taken(signal_name: str, answer: bytes) -> Outcome:
+    """What a collector says of what it has taken."""
+    make, field = ANSWERS[signal_name]
+    try:
+        made: Any = make.FromString(answer)
+    except DecodeError:
+        return Outcome(SENT)
+    said = made.partial_success
+    return Outcome(SENT, said.error_message, getattr(said, field))
+
+
+def _recovers(error: Any) -> bool:
+    """Whether it says when to try again: without that, RESOURCE_EXHAUSTED is for good (a message too large, say)."""
+    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
+    try:
+        return any(one.Is(RetryInfo.DESCRIPTOR) for one in Status.FromString(details).details)
+    except DecodeError:
+        return False
 
 
 def serve(line: socket.socket, signal_name: str, encoder: Encoder, sender: Sender) -> None:
     """Send what comes over `line` until nobody is there."""
     while (message := hear(line)) is not None:
         try:
-            outcome = sender.send(_request(signal_name, encoder, message))
+            request, left_out = _request(signal_name, encoder, message)
+            outcome = sender.send(request)
+            if left_out:
+                why = outcome.why or f"{left_out} of a batch cannot be written as OTLP"
+                outcome = outcome._replace(why=why, rejected=outcome.rejected + left_out)
         except Exception as error:
             # Whatever it is about this batch, the next may be well.
-            outcome = (REFUSED, repr(error))
-        tell(line, outcome)
+            outcome = Outcome(REFUSED, repr(error))
+        tell(line, tuple(outcome))
 
 
-def _request(signal_name: str, encoder: Encoder, message: Any) -> bytes:
+def _request(signal_name: str, encoder: Encoder, message: Any) -> tuple[bytes, int]:
     if signal_name == METRICS:
         return encoder.metrics(unpack_points(message), SystemClock.wall_ns())
     parcels = [Parcel((app, shard), packed, 0) for app, shard, packed in message]

@@ -163,17 +163,13 @@ class Packed(Sequence[SpanRecord]):
     def __getitem__(self, index: int) -> SpanRecord: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[SpanRecord]: ...
+    def __getitem__(self, index: slice) -> "Packed": ...
 
-    def __getitem__(self, index: int | slice) -> SpanRecord | list[SpanRecord]:
+    def __getitem__(self, index: int | slice) -> "SpanRecord | Packed":
         if isinstance(index, slice):
-            return [_unpacked(row) for row in self.rows[index]]
+            rows = self.rows[index]
+            return Packed(marshal.dumps(rows), rows)
         return _unpacked(self.rows[index])
-
-    def part(self, start: int, stop: int) -> "Packed":
-        """Some of these, from `start` and before `stop`."""
-        rows = self.rows[start:stop]
-        return Packed(marshal.dumps(rows), rows)
 
 
 def _unpacked(row: tuple[Any, ...]) -> SpanRecord:

@@ -386,7 +386,7 @@ class Totals:
                 before = self._values.get(key)
             else:
                 self._sizes[name, kind, extra] += 1
-        self._values[key] = point.value if before is None or kind == "gauge" else _plus(before, point.value)
+        self._values[key] = point.value if before is None or kind == "gauge" else added(before, point.value)
 
     def drop_standing(self, extra: Attributes) -> None:
         """Forget the gauges and up-down counters of a source that is gone."""
@@ -417,7 +417,7 @@ class Totals:
             if before is None:
                 made[key] = value
             else:
-                made[key] = max(before, value) if is_worst else _plus(before, value)  # type: ignore[type-var]
+                made[key] = max(before, value) if is_worst else added(before, value)  # type: ignore[type-var]
         return made
 
     def sum_of(self, name: str, extra: Attributes = ()) -> float:
@@ -450,7 +450,7 @@ def _sorted(attributes: Attributes, extra: Attributes) -> Attributes:
     return tuple(sorted((*attributes, *extra)))
 
 
-def _plus(a: float | Buckets, b: float | Buckets) -> float | Buckets:
+def added(a: float | Buckets, b: float | Buckets) -> float | Buckets:
     if isinstance(a, Buckets):
         assert isinstance(b, Buckets)
         return a.plus(b)

@@ -13,16 +13,17 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
+from typing import TypeVar
 
 from onelane.clock import SystemClock
 from onelane.logs import LogRecord
 from onelane.logs import pack as pack_logs
-from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, hear, pack_points, tell
+from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, Outcome, hear, pack_points, tell
 from onelane.sinks.otlp_target import SIGNALS, target_of
-from onelane.sinks.outbox import Bounds, Outbox, Parcel, bounds_of
+from onelane.sinks.outbox import Bounds, Outbox, Parcel, bounds_of, parcels
 from onelane.spans import SpanRecord
 from onelane.spans import pack as pack_spans
 from onelane.stats import Point
@@ -30,7 +31,11 @@ from onelane.stats import Point
 log = logging.getLogger("onelane.otlp")
 MAX_SPANS, MAX_LOGS = 65_536, 65_536
 """What waits for a collector unless `OTEL_BSP_MAX_QUEUE_SIZE` and `OTEL_BLRP_MAX_QUEUE_SIZE` say otherwise."""
+MAX_ITEMS = 512
+"""Of one parcel."""
+T = TypeVar("T")
 NAMES = {TRACES: "spans", METRICS: "metrics", LOGS: "logs"}
+INTERVAL, EVERY_MS = "OTEL_METRIC_EXPORT_INTERVAL", 60_000.0
 
 
 class OtlpSink:
@@ -44,16 +49,15 @@ class OtlpSink:
             LOGS: bounds_of(environment, "OTEL_BLRP", most=MAX_LOGS, delay_s=1.0),
         }
         self._ways = {signal: _Way(signal, bounds[signal], self._process) for signal in wanted if signal != METRICS}
-        every_s = float(environment.get("OTEL_METRIC_EXPORT_INTERVAL", "60000")) / 1000
-        self._metrics = _Metrics(every_s, self._process) if METRICS in wanted else None
+        self._metrics = _Metrics(interval_s(environment), self._process) if METRICS in wanted else None
 
     def spans(self, app: str, shard: str, spans: Sequence[SpanRecord]) -> None:
         if TRACES in self._ways:
-            self._ways[TRACES].put(Parcel((app, shard), pack_spans(spans), len(spans)))
+            self._ways[TRACES].put((app, shard), spans, pack_spans)
 
     def logs(self, app: str, shard: str, records: Sequence[LogRecord]) -> None:
         if LOGS in self._ways:
-            self._ways[LOGS].put(Parcel((app, shard), pack_logs(records), len(records)))
+            self._ways[LOGS].put((app, shard), records, pack_logs)
 
     def points(self, points: Sequence[Point]) -> None:
         if self._metrics is not None:
@@ -84,6 +88,18 @@ class OtlpSink:
                 log.warning("otlp.dropped signal=%s count=%d %s", NAMES[signal], left, why)
 
 
+def interval_s(environment: Mapping[str, str]) -> float:
+    """How often metrics are sent; what cannot be meant is the default, as OpenTelemetry asks."""
+    try:
+        said = float(environment.get(INTERVAL) or EVERY_MS)
+    except ValueError:
+        said = 0.0
+    if not 0.0 < said < float("inf"):
+        log.warning("otlp.interval %s is %r, expected milliseconds above 0", INTERVAL, environment[INTERVAL])
+        said = EVERY_MS
+    return said / 1000
+
+
 class _Process:
     """The exporter process, which is started again when it has died."""
 
@@ -100,21 +116,22 @@ class _Process:
         self._ended = False
         self._start()
 
-    def ask(self, signal: str, message: object) -> tuple[str, str]:
+    def ask(self, signal: str, message: object) -> Outcome:
         """Have it send something; what became of it. Blocks."""
         line = self._line(signal)
         if line is None:
-            return AGAIN, "the exporter process is closed"
+            return Outcome(AGAIN, "the exporter process is closed")
         try:
             tell(line, message)
             answer = hear(line)
         except OSError:
             answer = None
         if answer is None:
-            self._drop()
-            return AGAIN, "the exporter process has died"
-        outcome, why = answer
-        return outcome, why
+            with self._lock:
+                if self._lines[signal] is line:
+                    self._drop()
+            return Outcome(AGAIN, "the exporter process has died")
+        return Outcome(*answer)
 
     def _line(self, signal: str) -> socket.socket | None:
         with self._lock:
@@ -147,24 +164,23 @@ class _Process:
         self._lines = {signal: ours for signal, (ours, _) in pairs.items()}
 
     def _drop(self) -> None:
-        """Let go of a process that has died, or is to."""
-        with self._lock:
-            if self._process is None:
-                return
-            for line in self._lines.values():
-                # Not closed: another signal's thread may be reading it, and then does so itself.
-                with suppress(OSError):
-                    line.shutdown(socket.SHUT_RDWR)
-            if self._process.poll() is None:
-                self._process.kill()
-            self._process.wait()
-            self._process = None
+        """Let go of a process that has died, or is to. Whoever calls holds the lock."""
+        if self._process is None:
+            return
+        for line in self._lines.values():
+            # Not closed: another signal's thread may be reading it, and then does so itself.
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._process = None
 
     def end(self) -> None:
         """Hang up; whoever asks now is told so."""
         with self._lock:
             self._ended = True
-        self._drop()
+            self._drop()
 
     def release(self) -> None:
         """Let go of the lines, once nobody asks any more."""
@@ -195,16 +211,17 @@ class _Worker:
     def _work(self) -> None:
         raise NotImplementedError
 
-    def _ask(self, message: object) -> str:
+    def _ask(self, message: object) -> Outcome:
         """What became of a batch; told in the log when it changes."""
-        outcome, why = self._process.ask(self._signal, message)
-        self.why = why
-        if outcome != SENT and self._is_well and not self._finishing:
-            does = "waits and is tried again" if outcome == AGAIN else "is dropped"
-            log.warning("otlp.failing signal=%s what comes %s: %s", NAMES[self._signal], does, why)
-        elif outcome == SENT and not self._is_well:
+        outcome = self._process.ask(self._signal, message)
+        self.why = outcome.why
+        is_well = outcome.what == SENT and not outcome.rejected
+        if not is_well and self._is_well and not self._finishing:
+            does = {SENT: "is taken in part", AGAIN: "waits and is tried again"}.get(outcome.what, "is dropped")
+            log.warning("otlp.failing signal=%s what comes %s: %s", NAMES[self._signal], does, outcome.why)
+        elif is_well and not self._is_well:
             log.info("otlp.recovered signal=%s", NAMES[self._signal])
-        self._is_well = outcome == SENT
+        self._is_well = is_well
         return outcome
 
 
@@ -213,12 +230,15 @@ class _Way(_Worker):
 
     def __init__(self, signal: str, bounds: Bounds, process: _Process) -> None:
         self.box = Outbox(bounds, Random())
+        self._most = min(MAX_ITEMS, bounds.batch)
         super().__init__(signal, process)
 
-    def put(self, parcel: Parcel) -> None:
+    def put(self, source: tuple[str, str], items: Sequence[T], pack: Callable[[Sequence[T]], bytes]) -> None:
+        made = list(parcels(source, items, pack, self._most))
         with self._changed:
             due = self.box.due_at()
-            self.box.put(parcel, SystemClock.now())
+            for parcel in made:
+                self.box.put(parcel, SystemClock.now())
             if due is None or self.box.due_at() != due:
                 self._changed.notify()
 
@@ -226,10 +246,14 @@ class _Way(_Worker):
         while (batch := self._next()) is not None:
             outcome = self._ask([(*parcel.source, parcel.packed) for parcel in batch])
             with self._changed:
-                end = {SENT: self.box.sent, REFUSED: self.box.refused}.get(outcome, self.box.again)
-                end(SystemClock.now())
-                if outcome == AGAIN and self._finishing:
-                    return
+                if outcome.what == SENT:
+                    self.box.sent(SystemClock.now(), outcome.rejected)
+                elif outcome.what == REFUSED:
+                    self.box.refused(SystemClock.now())
+                else:
+                    self.box.again(SystemClock.now())
+                    if self._finishing:
+                        return
 
     def _next(self) -> list[Parcel] | None:
         """Wait for the next batch; None at the end."""
@@ -253,8 +277,10 @@ class _Metrics(_Worker):
         super().__init__(METRICS, process)
 
     def _work(self) -> None:
-        while not self._finishing:
+        is_last = False
+        while not is_last:
             with self._changed:
-                self._changed.wait_for(lambda: self._finishing, self._every_s)
+                # Seen before they are sent: what has come while others were under way is sent too.
+                is_last = self._changed.wait_for(lambda: self._finishing, self._every_s)
             if self.newest:
                 self._ask(pack_points(self.newest))

@@ -44,7 +44,11 @@ CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 
 
 class Encoder:
-    """Makes requests. instance: unique to this run of the supervisor; started_ns: when that began."""
+    """Makes requests, and says how many items it had to leave out of one: whatever is wrong with those, the others of
+    their batch are well.
+
+    instance: unique to this run of the supervisor; started_ns: when that began.
+    """
 
     def __init__(self, instance: str, started_ns: int) -> None:
         self._instance = instance
@@ -52,12 +56,17 @@ class Encoder:
         self._resources: dict[tuple[str, str], Resource] = {}
         self._rests: dict[tuple[Any, ...], bytes] = {}
 
-    def traces(self, parcels: Iterable[Parcel]) -> bytes:
+    def traces(self, parcels: Iterable[Parcel]) -> tuple[bytes, int]:
         by_source: dict[tuple[str, str], list[bytes]] = defaultdict(list)
+        left_out = 0
         for parcel in parcels:
             packed, shard = spans.Packed(parcel.packed), parcel.source[1]
-            by_source[parcel.source] += [self._span(row, packed, index, shard) for index, row in enumerate(packed.rows)]
-        return b"".join(
+            for index, row in enumerate(packed.rows):
+                try:
+                    by_source[parcel.source].append(self._span(row, packed, index, shard))
+                except Exception:
+                    left_out += 1
+        request = b"".join(
             _field(
                 1,
                 trace_pb2.ResourceSpans(resource=self._resource(source)).SerializeToString()
@@ -65,21 +74,28 @@ class Encoder:
             )
             for source, made in by_source.items()
         )
+        return request, left_out
 
-    def logs(self, parcels: Iterable[Parcel]) -> bytes:
+    def logs(self, parcels: Iterable[Parcel]) -> tuple[bytes, int]:
         by_source: dict[tuple[str, str], list[logs_pb2.LogRecord]] = defaultdict(list)
+        left_out = 0
         for parcel in parcels:
-            by_source[parcel.source] += [_written(one, self._log) for one in moved_logs.unpack(parcel.packed)]
-        return ExportLogsServiceRequest(
+            for one in moved_logs.unpack(parcel.packed):
+                try:
+                    by_source[parcel.source].append(_written(one, self._log))
+                except Exception:
+                    left_out += 1
+        request = ExportLogsServiceRequest(
             resource_logs=[
                 logs_pb2.ResourceLogs(
                     resource=self._resource(source), scope_logs=[logs_pb2.ScopeLogs(scope=SCOPE, log_records=made)]
                 )
                 for source, made in by_source.items()
             ]
-        ).SerializeToString()
+        )
+        return request.SerializeToString(), left_out
 
-    def metrics(self, points: Sequence[Point], now_ns: int) -> bytes:
+    def metrics(self, points: Sequence[Point], now_ns: int) -> tuple[bytes, int]:
         by_source: dict[tuple[str, str], dict[tuple[Instrument, str], list[Point]]] = defaultdict(
             lambda: defaultdict(list)
         )
@@ -87,7 +103,7 @@ class Encoder:
             there = dict(point.attributes)
             source = (there.get("onelane.app", "onelane"), there.get("onelane.shard", ""))
             by_source[source][point.instrument, point.kind].append(point)
-        return ExportMetricsServiceRequest(
+        request = ExportMetricsServiceRequest(
             resource_metrics=[
                 metrics_pb2.ResourceMetrics(
                     resource=self._resource(source),
@@ -99,7 +115,8 @@ class Encoder:
                 )
                 for source, kinds in by_source.items()
             ]
-        ).SerializeToString()
+        )
+        return request.SerializeToString(), 0
 
     def _resource(self, source: tuple[str, str]) -> Resource:
         if source not in self._resources:

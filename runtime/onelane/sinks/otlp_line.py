@@ -3,7 +3,7 @@
 import marshal
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from onelane.buckets import Buckets, Exemplar
 from onelane.stats import Attributes, Instrument, Point
@@ -11,6 +11,16 @@ from onelane.stats import Attributes, Instrument, Point
 TRACES, METRICS, LOGS = "TRACES", "METRICS", "LOGS"
 """Signals, as OpenTelemetry's variables spell them."""
 SENT, AGAIN, REFUSED = "sent", "again", "refused"
+
+
+class Outcome(NamedTuple):
+    """What became of a batch."""
+
+    what: str
+    """`sent`, `again` or `refused`."""
+    why: str = ""
+    rejected: int = 0
+    """Items of a batch that was sent which the collector did not take, or which could not be written."""
 
 
 def tell(line: socket.socket, message: Any) -> None:

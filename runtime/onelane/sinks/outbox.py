@@ -4,15 +4,19 @@ Decides and keeps; whoever sends holds the clock and the socket. Not for two thr
 """
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
 from onelane.retry import backoff_s
 
 QUEUE_FULL, REFUSED, CLOSED = "queue_full", "refused", "closed"
 FIRST_S, MOST_S = 0.25, 5.0
 """The pause after a batch that could not be sent, which doubles."""
+MAX_PARCEL, MAX_BATCH = 1 << 20, 2 << 20
+"""Bytes. gRPC servers take messages of 4 MiB, and what is exported is larger than what is packed."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,23 @@ class Bounds:
     most: int
     """Items that may wait; with more, the oldest are dropped."""
     batch: int
-    """Items that are sent at once; a parcel is never divided."""
+    """Items that are sent at once."""
     delay_s: float
     """How long an item waits for others."""
+
+
+def parcels(
+    source: tuple[str, str], items: Sequence[T], pack: Callable[[Sequence[T]], bytes], most: int
+) -> Iterator[Parcel]:
+    """Items of one source as parcels of no more than `most`, and of no more than `MAX_PARCEL` bytes but for one that is
+    larger by itself."""
+    packed = pack(items)
+    if len(items) <= 1 or (len(items) <= most and len(packed) <= MAX_PARCEL):
+        yield Parcel(source, packed, len(items))
+        return
+    middle = len(items) // 2
+    for half in (items[:middle], items[middle:]):
+        yield from parcels(source, half, pack, most)
 
 
 class Outbox:
@@ -48,6 +66,8 @@ class Outbox:
         self._failures = 0
         self._not_before = 0.0
         self._since: float | None = None
+        self._bytes = 0
+        """Of the parcels that wait and are not under way."""
         self.waiting = 0
         """Items, those under way included."""
         self.lost: Counter[str] = Counter()
@@ -56,32 +76,38 @@ class Outbox:
     def put(self, parcel: Parcel, now: float) -> None:
         """Take a parcel; the oldest go where there is no room."""
         self._parcels.append(parcel)
+        self._bytes += len(parcel.packed)
         self.waiting += parcel.count
         if self._since is None:
             self._since = now
         while self.waiting > self._bounds.most and self._parcels:
-            self._drop(self._parcels.popleft(), QUEUE_FULL)
+            self._drop_oldest()
 
     def due_at(self) -> float | None:
         """When the next batch is to be sent; None where nothing waits."""
         if not self._parcels:
             return None
         assert self._since is not None
-        full = self.waiting >= self._bounds.batch
+        full = self.waiting >= self._bounds.batch or self._bytes >= MAX_BATCH
         return max(self._not_before, self._since if full else self._since + self._bounds.delay_s)
 
     def begin(self) -> list[Parcel]:
         """Take the next batch out; one is under way at a time, and must be ended by `sent`, `again` or `refused`."""
         assert not self._under_way
-        count = 0
-        while self._parcels and (not self._under_way or count + self._parcels[0].count <= self._bounds.batch):
-            parcel = self._parcels.popleft()
-            count += parcel.count
-            self._under_way.append(parcel)
+        count = size = 0
+        while self._parcels:
+            parcel = self._parcels[0]
+            count, size = count + parcel.count, size + len(parcel.packed)
+            if self._under_way and (count > self._bounds.batch or size > MAX_BATCH):
+                break
+            self._under_way.append(self._parcels.popleft())
+            self._bytes -= len(parcel.packed)
         return self._under_way
 
-    def sent(self, now: float) -> None:
-        """The batch has arrived."""
+    def sent(self, now: float, rejected: int = 0) -> None:
+        """The batch has arrived. rejected: items of it that were not taken, and will never be."""
+        if rejected:
+            self.lost[REFUSED] += rejected
         self._end(now)
         self._failures, self._not_before = 0, 0.0
 
@@ -94,12 +120,13 @@ class Outbox:
     def again(self, now: float) -> None:
         """Nobody has taken it: it waits before all others, for a while that grows."""
         self._parcels.extendleft(reversed(self._under_way))
+        self._bytes += sum(len(parcel.packed) for parcel in self._under_way)
         self._under_way = []
         self._since = now
         self._not_before = now + backoff_s(self._failures, base_s=FIRST_S, cap_s=MOST_S, rng=self._rng)
         self._failures += 1
         while self.waiting > self._bounds.most and len(self._parcels) > 1:
-            self._drop(self._parcels.popleft(), QUEUE_FULL)
+            self._drop_oldest()
 
     def close(self) -> int:
         """Drop what is left; how much it was."""
@@ -107,7 +134,7 @@ class Outbox:
         if left:
             self.lost[CLOSED] += left
         self._parcels.clear()
-        self.waiting = 0
+        self.waiting = self._bytes = 0
         return left
 
     def _end(self, now: float) -> None:
@@ -115,9 +142,11 @@ class Outbox:
         self._under_way = []
         self._since = now if self._parcels else None
 
-    def _drop(self, parcel: Parcel, reason: str) -> None:
+    def _drop_oldest(self) -> None:
+        parcel = self._parcels.popleft()
+        self._bytes -= len(parcel.packed)
         self.waiting -= parcel.count
-        self.lost[reason] += parcel.count
+        self.lost[QUEUE_FULL] += parcel.count
 
 
 def bounds_of(environment: Mapping[str, str], prefix: str, *, most: int, delay_s: float) -> Bounds:

@@ -1,8 +1,10 @@
 """Prometheus text at `/metrics`, in the names of OpenTelemetry's Prometheus rules; OpenMetrics has exemplars too."""
 
+import logging
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -13,8 +15,9 @@ from prometheus_client.samples import Exemplar
 from onelane.buckets import Buckets
 from onelane.logs import LogRecord
 from onelane.spans import SpanRecord
-from onelane.stats import Instrument, Point
+from onelane.stats import Instrument, Point, added
 
+log = logging.getLogger("onelane.prometheus")
 _FAMILIES: dict[str, Any] = {
     "counter": CounterMetricFamily,
     "up_down_counter": GaugeMetricFamily,
@@ -33,6 +36,7 @@ class PrometheusSink:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._points: Sequence[Point] = ()
+        self._told: set[str] = set()
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -60,35 +64,77 @@ class PrometheusSink:
         return encode(self._registry), content_type
 
     def collect(self) -> Iterable[Metric]:
-        families: dict[tuple[Instrument, str], list[Point]] = defaultdict(list)
+        families: dict[str, _Family] = {}
         for point in self._points:
-            families[point.instrument, point.kind].append(point)
-        for (instrument, kind), points in sorted(families.items(), key=lambda item: item[0][0].name):
-            yield _family(instrument, kind, points)
+            name = name_of(point.instrument, point.kind)
+            family = families.setdefault(name, _Family(point.instrument, point.kind))
+            if family.kind == point.kind:
+                family.add(point)
+            elif name not in self._told:
+                self._told.add(name)
+                log.warning(
+                    "prometheus.left_out %s %s is %s here, as %s is a %s",
+                    *(point.kind, point.instrument.name, name),
+                    *(family.instrument.name, family.kind),
+                )
+        for name, family in sorted(families.items()):
+            yield family.metric(name)
 
 
-def name_of(instrument: Instrument) -> str:
-    """`onelane.calls` → `onelane_calls`; a unit becomes a suffix, one in braces does not."""
+@lru_cache(maxsize=4096)
+def name_of(instrument: Instrument, kind: str) -> str:
+    """`onelane.calls` → `onelane_calls`; a unit becomes a suffix, one in braces does not, nor 1 but of a gauge."""
     name = re.sub(r"[^a-zA-Z0-9_:]", "_", instrument.name)
-    unit = _UNITS.get(instrument.unit, "")
+    name = f"_{name}" if name[:1].isdigit() else name
+    unit = _UNITS.get(instrument.unit, "") if instrument.unit != "1" or kind == "gauge" else ""
     return f"{name}_{unit}" if unit and not name.endswith(unit) else name
 
 
-def _family(instrument: Instrument, kind: str, points: Sequence[Point]) -> Metric:
-    names = sorted({key for point in points for key, _ in point.attributes})
-    labels = [re.sub(r"[^a-zA-Z0-9_]", "_", name) for name in names]
-    text = instrument.description or instrument.name
-    family: Any = _FAMILIES[kind](name_of(instrument), text, labels=labels)
-    bounds = SECONDS if instrument.unit == "s" else OTHERS
-    for point in points:
-        there = dict(point.attributes)
-        values = [there.get(name, "") for name in names]
-        if isinstance(point.value, Buckets):
-            family.add_metric(values, buckets=_cumulative(point.value, bounds), sum_value=point.value.sum)
-        else:
-            family.add_metric(values, point.value)
-    made: Metric = family
-    return made
+@lru_cache(maxsize=4096)
+def _label_of(attribute: str, kind: str) -> str:
+    label = re.sub(r"[^a-zA-Z0-9_]", "_", attribute)
+    if label == "le" and kind == "histogram":
+        # Prometheus has its own, and renames others like this.
+        return "exported_le"
+    return f"_{label}" if label[:1].isdigit() else label
+
+
+def _labels_of(point: Point) -> tuple[tuple[str, str], ...]:
+    """Attributes that become one label are joined, as OpenTelemetry's rules have it."""
+    made: dict[str, str] = {}
+    for name, value in point.attributes:
+        label = _label_of(name, point.kind)
+        made[label] = f"{made[label]};{value}" if label in made else value
+    return tuple(made.items())
+
+
+@dataclass(slots=True)
+class _Family:
+    """All series of one name; `instrument` is the first that has it."""
+
+    instrument: Instrument
+    kind: str
+    series: dict[tuple[tuple[str, str], ...], float | Buckets] = field(default_factory=dict)
+
+    def add(self, point: Point) -> None:
+        labels = _labels_of(point)
+        before = self.series.get(labels)
+        self.series[labels] = point.value if before is None else added(before, point.value)
+
+    def metric(self, name: str) -> Metric:
+        labels = sorted({label for row in self.series for label, _ in row})
+        text = self.instrument.description or self.instrument.name
+        family: Any = _FAMILIES[self.kind](name, text, labels=labels)
+        bounds = SECONDS if self.instrument.unit == "s" else OTHERS
+        for row, value in self.series.items():
+            there = dict(row)
+            values = [there.get(label, "") for label in labels]
+            if isinstance(value, Buckets):
+                family.add_metric(values, buckets=_cumulative(value, bounds), sum_value=value.sum)
+            else:
+                family.add_metric(values, value)
+        made: Metric = family
+        return made
 
 
 def _cumulative(spread: Buckets, bounds: Sequence[float]) -> list[tuple[str, float, Exemplar | None]]:
