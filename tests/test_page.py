@@ -253,6 +253,8 @@ def test_with_a_token_only_who_shows_it_is_served(tmp_path_factory: pytest.TempP
     with running(tmp_path_factory.mktemp("token"), echo(1), ONELANE_ADMIN_TOKEN="a-long-secret") as made:
         url = f"http://{made.admin}"
         assert ask(f"{url}/")[0] == ask(f"{url}/status", Authorization="Bearer wrong")[0] == 401
+        # Bytes that are no text are no token either.
+        assert ask(f"{url}/status", Authorization="Bearer \xff\xfe")[0] == 401
         assert ask(f"{url}/status", Authorization="Bearer a-long-secret")[0] == 200
         assert ask(f"{url}/", Cookie="onelane-token=a-long-secret")[0] == 200
         # What tells no secrets stays open, for probes and scrapes.

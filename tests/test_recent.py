@@ -1,5 +1,7 @@
 """The last traces: bounded, and those with errors stay longest."""
 
+import json
+
 from onelane.recent import MAX_FAILED, MAX_SPANS, MAX_TRACES, NEW_PER_S, Recent
 from onelane.spans import Packed, SpanRecord, pack
 
@@ -22,6 +24,15 @@ def test_a_trace_is_a_tree_whoever_made_its_spans_and_in_whatever_order_they_cam
         ("a/3", 2, "y-0"),
         ("a/4", 0, "x-0"),
     ]
+
+
+def test_numbers_that_json_does_not_know_are_shown_as_text() -> None:
+    recent, odd = Recent(), span("t")
+    odd.set_attribute("share", [float("nan"), 0.5])
+    odd.add_event("at", {"most": float("inf")}, 5)
+    recent.add("x", "x-0", [odd], 0.0)
+    (row,) = json.loads(json.dumps(recent.trace("t"), allow_nan=False))
+    assert (row["attributes"]["share"], row["events"][0]["attributes"]) == (["nan", 0.5], {"most": "inf"})
 
 
 def test_only_so_many_new_traces_a_second_are_taken_up_but_all_with_errors() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import grpc.aio
 import pytest
+from onelane import top as watching
+from onelane.cli import console
 
 from tests.cluster import Cluster, echo, eventually, running
 from tests.echo.v1 import echo_pb2_grpc
@@ -43,6 +45,23 @@ async def test_top_prints_once_where_nobody_watches(cluster: Cluster) -> None:
     assert re.search(r"echo-0 +ready +\d+", found)
     assert re.search(r"helper +shard +queued", found)
     assert "\x1b" not in found
+
+
+def test_what_callers_have_named_moves_no_terminal_and_is_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = watching.printable({"name": "\x1b]0;owned\x07 [/red] :bomb: \u202egnp \ud800", "rows": ["\x9b2J", 1]})
+    assert hostile == {"name": "\ufffd]0;owned\ufffd [/red] :bomb: \ufffdgnp \ufffd", "rows": ["\ufffd2J", 1]}
+    row = hostile | {"trace_id": TRACE, "start_ns": 0, "seconds": 0.5, "spans": 1, "errors": 0}
+    monkeypatch.setattr(watching, "fetch", lambda *_: {"traces": [row]})
+    watching.traces("", console())
+    assert hostile["name"] in capsys.readouterr().out
+
+
+def test_no_proxy_is_asked_for_what_is_on_this_machine(cluster: Cluster) -> None:
+    command = [sys.executable, "-m", "onelane", "top", cluster.admin]
+    proxied = os.environ | {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
+    assert "echo-0" in subprocess.run(command, capture_output=True, text=True, timeout=30, env=proxied).stdout
 
 
 def test_top_in_a_terminal_shows_picture_after_picture_until_it_is_interrupted(cluster: Cluster) -> None:

@@ -149,7 +149,7 @@ def top(target: str | None, once: bool) -> None:
     from onelane import top as watching
 
     with suppress(KeyboardInterrupt):
-        watching.top(target or _default_target(), _console(), once=once)
+        watching.top(target or _default_target(), console(), once=once)
 
 
 @main.command()
@@ -161,9 +161,9 @@ def trace(trace_id: str | None, target: str | None) -> None:
     from onelane import top as watching
 
     if trace_id is None:
-        watching.traces(target or _default_target(), _console())
+        watching.traces(target or _default_target(), console())
     else:
-        watching.trace(target or _default_target(), trace_id, _console())
+        watching.trace(target or _default_target(), trace_id, console())
 
 
 @main.command()
@@ -185,12 +185,13 @@ def _with_admin(read: config.Config, admin: str | None) -> config.Config:
     return config.Config.model_validate(read.model_dump() | {"admin": admin})
 
 
-def _console() -> "Console":
-    """A console; where it is no terminal, wide enough that nothing is cut off."""
+def console() -> "Console":
+    """A console; where it is no terminal, wide enough that nothing is cut off. What it prints is text and no markup."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    plain: Any = {"markup": False, "emoji": False, "highlight": False}
+    console = Console(**plain)
+    return console if console.is_terminal else Console(width=200, **plain)
 
 
 def _default_target() -> str:

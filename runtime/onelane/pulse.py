@@ -14,6 +14,8 @@ FADE = 100
 """Ticks after which what was asked counts half."""
 HOTTEST = 10
 """Keys that are told of a shard."""
+LONGEST = 100
+"""Characters of a key that are shown; what is longer ends in a dot dot dot."""
 
 
 class Pulse:
@@ -62,8 +64,13 @@ class Pulse:
         if self._beats % EVERY or not self._news:
             return []
         self._news = False
-        return [one if self._show_keys else _hidden(one) for one in self._keys.top(HOTTEST)]
+        say = _short if self._show_keys else _hidden
+        return [HotKey(say(one.key), one.calls, one.error) for one in self._keys.top(HOTTEST)]
 
 
-def _hidden(one: HotKey) -> HotKey:
-    return HotKey(f"#{xxhash.xxh64_hexdigest(one.key.encode())}", one.calls, one.error)
+def _short(key: str) -> str:
+    return key if len(key) <= LONGEST else f"{key[:LONGEST]}…"
+
+
+def _hidden(key: str) -> str:
+    return f"#{xxhash.xxh64_hexdigest(key.encode())}"

@@ -1,8 +1,9 @@
 """The last traces, for the admin page and `onelane trace`: what there is without a Jaeger."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from operator import itemgetter
 from typing import Any
 
@@ -128,6 +129,19 @@ def _row(one: Owned, depth: int) -> dict[str, Any]:
         "seconds": span.seconds,
         "status": span.status,
         "error": span.error,
-        "attributes": told(span, one.shard),
-        "events": [{"name": name, "attributes": said, "at_ns": at_ns} for name, said, at_ns in span.events or ()],
+        "attributes": _shown(told(span, one.shard)),
+        "events": [
+            {"name": name, "attributes": _shown(said), "at_ns": at_ns} for name, said, at_ns in span.events or ()
+        ],
     }
+
+
+def _shown(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON has it, which knows no infinity."""
+    return {name: _finite(value) for name, value in attributes.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value

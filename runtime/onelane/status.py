@@ -37,10 +37,18 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
+def opened(request: urllib.request.Request, timeout_s: float) -> Any:
+    """The answer of an admin address, to be used as a context; asked directly, whatever proxy is set for the web."""
+    return _DIRECT.open(request, timeout=timeout_s)
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def _from_admin(address: str) -> dict[str, Any] | None:
     request = urllib.request.Request(f"http://{address}/status", headers=headers())
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with opened(request, TIMEOUT_S) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
     except urllib.error.HTTPError as error:
@@ -78,7 +86,7 @@ def command(target: str, path: str) -> dict[str, Any]:
     address = target.removeprefix("http://").rstrip("/")
     request = urllib.request.Request(f"http://{address}{path}", method="POST", headers={"X-Onelane": "1", **headers()})
     try:
-        with urllib.request.urlopen(request, timeout=COMMAND_S) as answer:
+        with opened(request, COMMAND_S) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
     except urllib.error.HTTPError as error:

@@ -6,7 +6,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import datetime
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,7 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from onelane.errors import NotThere, Transient
-from onelane.status import TIMEOUT_S, headers
+from onelane.status import TIMEOUT_S, headers, opened
 
 EVERY_S = 1.0
 BARS = "▁▂▃▄▅▆▇█"
@@ -24,7 +26,7 @@ LOST_AFTER = 5
 
 
 def fetch(target: str, path: str) -> dict[str, Any]:
-    """What the supervisor at an admin address says.
+    """What the supervisor at an admin address says; of its texts, what a terminal would obey is left out.
 
     Raises:
         NotThere: it knows no such thing.
@@ -33,14 +35,29 @@ def fetch(target: str, path: str) -> dict[str, Any]:
     address = target.removeprefix("http://").rstrip("/")
     request = urllib.request.Request(f"http://{address}{path}", headers=headers())
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            found: dict[str, Any] = json.load(answer)
+        with opened(request, TIMEOUT_S) as answer:
+            found: dict[str, Any] = printable(json.load(answer))
             return found
     except urllib.error.HTTPError as error:
-        words = error.read().decode().strip()
+        words = printable(error.read().decode("utf-8", "replace").strip())
         raise (NotThere if error.code == 404 else Transient)(f"{address}: {words}") from error
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, OSError, ValueError, HTTPException) as error:
         raise Transient(f"{address} does not answer as an admin address does: {error}") from error
+
+
+def printable(value: Any) -> Any:
+    """The same without control characters: names, attributes and keys may come from whoever calls a service."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(map(_printable, value))
+    if isinstance(value, list):
+        return [printable(one) for one in value]
+    if isinstance(value, dict):
+        return {printable(name): printable(one) for name, one in value.items()}
+    return value
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
 
 
 def top(target: str, console: Console, *, once: bool) -> None:
@@ -161,7 +178,7 @@ def trace(target: str, trace_id: str, console: Console) -> None:
     Raises:
         NotThere: there is none by that id, or several begin so.
     """
-    spans = fetch(target, f"/traces/{trace_id}")["spans"]
+    spans = fetch(target, f"/traces/{quote(trace_id, safe='')}")["spans"]
     begin = min(span["start_ns"] for span in spans)
     root = Tree(Text(f"trace {trace_id}", style="bold"))
     # The way from the root to the span before; a span's parent stands at its depth.
