@@ -1,11 +1,13 @@
 """h2spec's 145 cases (generic, http2, hpack) against the native listener, spoken as gRPC: see h2spec/build.sh."""
 
 import asyncio
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests import frames as h2
 from tests import h2spec, tools
 from tests.h2spec import Case
 
@@ -42,6 +44,20 @@ async def test_every_case_passes_but_those_that_libnghttp2_decides_otherwise(tmp
     failures = {(case.section, case.description): case.failure for case in report if case.failure}
     assert {key: why for key, why in failures.items() if key not in EXCEPTIONS} == {}
     assert EXCEPTIONS.keys() - failures.keys() == set()
+
+
+async def test_a_client_that_goes_on_after_its_goodbye_is_not_reset() -> None:
+    loop = asyncio.get_running_loop()
+    async with h2spec.answering() as port:
+        with socket.socket() as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            await loop.sock_sendall(client, h2.HELLO + h2.frame(h2.GOAWAY, bytes(8)))
+            while await loop.sock_recv(client, 4096):
+                pass
+            # What meets a closed socket is answered by a reset, and the next fails.
+            for _ in range(3):
+                await loop.sock_sendall(client, h2.frame(h2.PING, bytes(8)))
 
 
 async def _report(path: Path) -> list[Case]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +28,7 @@ from onelane.spans import Sampler, SpanRecord
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
 
+SAID: ContextVar[str] = ContextVar("said", default="nothing")
 ALWAYS = Sampler(parent_based=True, ratio=1.0)
 
 
@@ -90,6 +92,23 @@ async def helper(tracer: Tracer, stats: Stats) -> AsyncIterator[tuple[Offload[Re
     yield offload, resource[0]
     resource[0].gate.set()
     await offload.aclose()
+
+
+async def test_a_job_sees_what_its_asker_has_set_and_what_it_sets_ends_with_it(
+    helper: tuple[Offload[Resource], Resource],
+) -> None:
+    offload, _ = helper
+
+    def look(_: Resource) -> str:
+        seen = SAID.get()
+        SAID.set("by a job")
+        return seen
+
+    token = SAID.set("by the asker")
+    assert [await offload.run(look) for _ in range(2)] == ["by the asker"] * 2
+    assert SAID.get() == "by the asker"
+    SAID.reset(token)
+    assert await offload.run(look) == "nothing"
 
 
 class Resources:

@@ -15,6 +15,7 @@ from onelane.telemetry import Tracer
 from onelane.testing.clock import ManualClock
 from onelane.tracing import LaneSpan
 from opentelemetry import baggage, trace
+from opentelemetry import context as otel
 from opentelemetry.trace import StatusCode
 
 from tests.cluster import ROOT, Cluster, eventually, running
@@ -34,6 +35,7 @@ class Traced(echo_pb2_grpc.EchoServicer):
     def __init__(self, shard: onelane.Shard) -> None:
         self.shard = shard
         self.tracer = trace.get_tracer("tests")
+        self.helper = shard.offload(object, name="helper")
 
     async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
         span = trace.get_current_span()
@@ -54,6 +56,22 @@ class Traced(echo_pb2_grpc.EchoServicer):
     async def Plain(self, request: EchoRequest, context: Any) -> EchoReply:
         trace.get_current_span().set_attribute("baggage.user", str(baggage.get_baggage("user")))
         return EchoReply()
+
+    async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
+        """The same API on a helper thread."""
+
+        def work(_: object) -> str:
+            with self.tracer.start_as_current_span("there"):
+                seen = baggage.get_baggage("room"), baggage.get_baggage("user")
+            otel.attach(baggage.set_baggage("room", "nobody's"))
+            return str(seen)
+
+        with self.tracer.start_as_current_span("here"):
+            token = otel.attach(baggage.set_baggage("room", "r1"))
+            first, second = [await self.helper.run(work) for _ in range(2)]
+            otel.detach(token)
+        assert first == second
+        return EchoReply(text=first)
 
     async def Hold(self, request: EchoRequest, context: Any) -> EchoReply:
         """The API's word on how it went counts."""
@@ -132,6 +150,18 @@ async def test_calls_made_inside_a_span_are_its_children_and_carry_the_baggage(s
     assert client.parent_span_id == inner.span_id
     assert server.parent_span_id == client.span_id
     assert attributes_of(server)["baggage.user"] == "ann"
+
+
+async def test_a_helper_thread_is_inside_of_what_asked_it_and_keeps_nothing(stub: Any, collector: Collector) -> None:
+    trace_id = TRACE.replace("0af7", "3af7")
+    metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("baggage", "user=ann"))
+    reply = await stub.Misbehave(EchoRequest(key="k"), metadata=metadata, timeout=10)
+    assert reply.text == "('r1', 'ann')"
+    await eventually(lambda: spans_of(collector, trace_id, "here", "there", "offload helper"))
+    found = spans_of(collector, trace_id)
+    assert found["offload helper"].parent_span_id == found["here"].span_id
+    offloads = {s.span_id for s in collector.spans() if s.name == "offload helper"}
+    assert {s.parent_span_id for s in collector.spans() if s.name == "there"} <= offloads
 
 
 async def test_a_status_that_a_handler_sets_counts_and_an_unsampled_call_records_nothing(

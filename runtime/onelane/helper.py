@@ -12,12 +12,13 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from functools import partial
 from time import monotonic
 from types import CodeType
 from typing import Any, Generic, Protocol, TypeVar
 
-from onelane.scope import Work, current, home_now, settle
+from onelane.scope import Work, attached, baggage_now, current, home_now, settle
 from onelane.spans import SpanRecord
 
 log = logging.getLogger("onelane.offload")
@@ -45,7 +46,10 @@ class Bell:
 class Job:
     """One piece of work. The lane's, but while it stands in `Desk.running`."""
 
-    __slots__ = ("_late", "began_at", "ended_at", "error", "future", "queued_at", "result", "slot", "span", "work")
+    __slots__ = (
+        *("_late", "began_at", "context", "ended_at", "error", "future", "queued_at", "result", "slot", "span"),
+        "work",
+    )
 
     def __init__(
         self,
@@ -58,6 +62,8 @@ class Job:
         self.future = future
         """Done before the job has begun where nobody waits for it any more; then it never begins."""
         self.queued_at = queued_at
+        self.context: Context = copy_context()
+        """Its own, as with asyncio's `to_thread`: it sees what whoever asked has set, and what it sets ends with it."""
         self.began_at = 0.0
         self.ended_at = 0.0
         self.result: Any = None
@@ -215,13 +221,9 @@ class Helper(Generic[R]):
         if not job.future.done():
             job.began_at = monotonic()
             desk.running[job] = self
-            if job.span is None:
-                job.run(resource)
-            else:
-                # What it logs, and the spans it makes, are of its trace.
-                token = current.set(Work(f"/offload {self.name}", trace=job.span.context))
-                job.run(resource)
-                current.reset(token)
+            if job.span is not None:
+                job.context.run(_enter, self.name, job.span)
+            job.context.run(job.run, resource)
             if desk.running.pop(job, None) is None:
                 log.warning("offload.came_back name=%s ran_s=%.3f", self.name, job.ended_at - job.began_at)
                 return False
@@ -235,6 +237,16 @@ class Helper(Generic[R]):
                 close(resource)
         except BaseException:
             log.exception("offload.close_failed name=%s", self.name)
+
+
+def _enter(name: str, span: SpanRecord) -> None:
+    """What is logged from now on, and the spans that are made, are of the job's span."""
+    current.set(Work(f"/offload {name}", trace=span.context, baggage=baggage_now()))
+    if (found := attached.get()) is not None:
+        # OpenTelemetry's API has been used by whoever asked: what else it carries stays.
+        from onelane import tracing
+
+        attached.set(tracing.inside(found, span))
 
 
 _OURS = {

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from opentelemetry import baggage, trace
@@ -32,6 +33,11 @@ def attach(context: Context) -> Attached:
     if baggage.get_all(context):
         _BAGGAGE.inject(carried, context)
     return Attached(context, _ours(trace.get_current_span(context)), carried.get("baggage", ""))
+
+
+def inside(found: Attached, span: SpanRecord) -> Attached:
+    """The same, with `span` as the current one."""
+    return replace(found, context=trace.set_span_in_context(LaneSpan(span, None), found.context), trace=span.context)
 
 
 def context_of_scope(scope: Scope) -> Context:

@@ -29,6 +29,8 @@ HELD_BACK = 64 * 1024
 """Bytes of one stream that may wait for the client to read; `send` waits with more."""
 GOODBYE_S = 1.0
 """How long the client may take to answer the notice that its connection will close."""
+LINGER_S, LINGER_BYTES = 0.5, 64 * 1024
+"""How long the client may take to close a connection on which all is said, and what it may send meanwhile."""
 
 
 class NativeCall(Call):
@@ -187,6 +189,7 @@ class Connection(asyncio.Protocol):
         self._flushing = False
         self._paused = False
         self._closing = False
+        self._is_parting = False
         self._waiting: set[asyncio.Future[None]] | None = None
         self._goodbye: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None
@@ -307,14 +310,27 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._transport.is_closing():
+        if self._transport.is_closing() or self._is_parting:
             return
         if not self._paused and (data := self.wire.take()):
             self._transport.write(data)
             if self._waiting:
                 self._wake()
-        done = self._closing and not self.tasks and not self.wire.streams
-        if done or self.wire.http2.is_over:
+        if self._closing or self.wire.http2.is_over:
+            if not self.tasks and not self.wire.streams:
+                self._part()
+            elif self.wire.http2.is_over:
+                self._transport.close()
+
+    def _part(self) -> None:
+        """Close once the client has closed its side: closed on what it may have sent and nobody has read, the
+        connection would be reset, and our last words with it."""
+        if self._transport.can_write_eof():
+            self._is_parting = True
+            self._transport.set_protocol(_Lingering(self, self._transport))
+            self._transport.write_eof()
+        else:
+            # TLS says goodbye by itself.
             self._transport.close()
 
     async def wait_room(self, stream: Stream) -> None:
@@ -526,3 +542,22 @@ class Connection(asyncio.Protocol):
             self.wire.http2.go_away()
             self._closing = True
             self._flush()
+
+
+class _Lingering(asyncio.Protocol):
+    """In the place of a connection that has said all: reads, so that it is not reset, and waits for its end."""
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        self._connection = connection
+        self._transport = transport
+        self._left = LINGER_BYTES
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._timer.cancel()
+        self._connection.connection_lost(error)
