@@ -203,6 +203,7 @@ def spans_(draw: st.DrawFn) -> SpanRecord:
     made.end_ns, made.error, made.status = draw(ids), draw(st.just("") | texts), draw(st.sampled_from(["", "OK"]))
     made.attributes, made.events, made.is_ok = draw(attributes), draw(events), draw(st.booleans())
     made.tracestate = draw(st.sampled_from(["", "vendor=1"]))
+    made.links = draw(st.none() | st.just([(TRACE_ID, SPAN_ID, "vendor=2", {"why": "batch"})]))
     return made
 
 
@@ -222,6 +223,9 @@ def test_what_is_encoded_in_parts_is_read_as_a_whole(several: list[SpanRecord]) 
         assert span.status.code == (2 if one.error else 1 if one.is_ok else 0)
         assert span.status.message == one.error
         assert {pair.key for pair in span.attributes} == set(told(one, "lobby-0"))
+        assert [(link.trace_id.hex(), link.span_id.hex(), link.trace_state) for link in span.links] == [
+            link[:3] for link in one.links or ()
+        ]
         assert [(event.name, event.time_unix_nano) for event in span.events] == [(e[0], e[2]) for e in one.events or ()]
 
 

@@ -16,7 +16,7 @@ from onelane.testing.clock import ManualClock
 from onelane.tracing import LaneSpan
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import Link, SpanContext, StatusCode
 
 from tests.cluster import ROOT, Cluster, eventually, running
 from tests.collector import Collector
@@ -42,7 +42,8 @@ class Traced(echo_pb2_grpc.EchoServicer):
         span.set_attribute("room.size", 3)
         span.set_attributes({"room.open": True, "room.tags": ("a", "b")})
         span.add_event("joined", {"player": "ann"})
-        with self.tracer.start_as_current_span("look up", attributes={"rows": 2}) as inner:
+        links = [Link(span.get_span_context())]
+        with self.tracer.start_as_current_span("look up", attributes={"rows": 2}, links=links) as inner:
             assert trace.get_current_span() is inner
             log.warning("looking up")
             if request.order:
@@ -132,6 +133,7 @@ async def test_the_current_span_is_the_calls_and_spans_made_in_it_are_its_childr
     assert [event.name for event in server.events] == ["joined"]
     assert inner.parent_span_id == failed.parent_span_id == server.span_id
     assert attributes_of(inner)["rows"] == 2
+    assert [link.span_id for link in inner.links] == [server.span_id]
     assert failed.status.message == "ValueError: odd"
     assert [event.name for event in failed.events] == ["exception"]
     # Log lines say in which trace they were written.
@@ -196,6 +198,14 @@ def test_a_span_that_has_ended_is_not_changed_any_more() -> None:
     span.end()
     assert tracer.take() == [record]
     assert (record.attributes, record.events, record.name, record.error) == ({"rows": 2}, None, "work", "")
+
+
+def test_a_span_has_the_links_that_it_was_given() -> None:
+    _, record, span = recording()
+    other = SpanContext(int(TRACE, 16), 5, is_remote=True)
+    span.add_link(other, {"queue": 3})
+    span.add_link(trace.INVALID_SPAN_CONTEXT)
+    assert record.links == [(TRACE, f"{5:016x}", "", {"queue": 3})]
 
 
 def test_a_description_of_what_failed_is_the_status_and_no_type_of_error() -> None:

@@ -43,7 +43,7 @@ def parse_traceparent(text: str, tracestate: str = "") -> TraceContext | None:
 
 
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
-MAX_EVENTS = 128
+MAX_EVENTS, MAX_LINKS = 128, 128
 """Of one span, as in OpenTelemetry's specification."""
 
 
@@ -63,6 +63,8 @@ class SpanRecord:
     """What has been said of it beside these."""
     events: list[tuple[str, dict[str, Any], int]] | None = None
     """Name, attributes, and when, in nanoseconds since the Unix epoch."""
+    links: list[tuple[str, str, str, dict[str, Any]]] | None = None
+    """Other spans that it has to do with: trace id, span id, tracestate, and attributes."""
     is_ok = False
     """Its maker has said that it went well, whatever its status is."""
 
@@ -111,10 +113,16 @@ class SpanRecord:
         if len(self.events) < MAX_EVENTS:
             self.events.append((name, dict(attributes), at_ns))
 
+    def add_link(self, to: TraceContext, attributes: Mapping[str, Any]) -> None:
+        if self.links is None:
+            self.links = []
+        if len(self.links) < MAX_LINKS:
+            self.links.append((to.trace_id, to.span_id, to.tracestate, dict(attributes)))
+
 
 ROW = (
     *("trace_id", "span_id", "parent_id", "start_ns", "end_ns", "name", "kind", "sampled", "remote_parent", "error"),
-    *("status", "hop", "is_ok", "attributes", "events", "tracestate"),
+    *("status", "hop", "is_ok", "attributes", "events", "links", "tracestate"),
 )
 """What is moved of a span."""
 _ROW = attrgetter(*ROW)

@@ -2,7 +2,7 @@
 
 Nothing here runs for a call whose handler does not ask: the API's context is looked up in the call in progress when it
 is asked for (`lane_context`), and what the API attaches is kept beside it (`onelane.scope.attached`).
-Leaves out: links, and spans that outlive their shard.
+Leaves out: spans that outlive their shard.
 """
 
 import time
@@ -90,8 +90,12 @@ class LaneSpan(trace.Span):
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
         if (record := self._open()) is not None:
-            told = {text(key): plain(value) for key, value in (attributes or {}).items()}
-            record.add_event(text(name), told, time.time_ns() if timestamp is None else int(timestamp))
+            record.add_event(text(name), _said(attributes), time.time_ns() if timestamp is None else int(timestamp))
+
+    def add_link(self, context: SpanContext, attributes: Any = None) -> None:
+        """What is no valid context is ignored, as in the SDK."""
+        if (record := self._open()) is not None and context is not None and context.is_valid:
+            record.add_link(_context_of(context), _said(attributes))
 
     def update_name(self, name: str) -> None:
         if (record := self._open()) is not None:
@@ -152,6 +156,8 @@ class LaneTracer(trace.Tracer):
         made = LaneSpan(span, home.tracer)
         if attributes:
             made.set_attributes(attributes)
+        for link in links or ():
+            made.add_link(link.context, link.attributes)
         if start_time is not None and isinstance(span, SpanRecord):
             span.start_ns = int(start_time)
         return made
@@ -202,8 +208,14 @@ def _ours(span: trace.Span) -> TraceContext | None:
     if isinstance(span, LaneSpan):
         return span.onward
     found = span.get_span_context()
-    if not found.is_valid:
-        return None
+    return _context_of(found) if found.is_valid else None
+
+
+def _context_of(found: SpanContext) -> TraceContext:
     return TraceContext(
         f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags.sampled, found.trace_state.to_header()
     )
+
+
+def _said(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {text(name): plain(value) for name, value in attributes.items()} if attributes else {}

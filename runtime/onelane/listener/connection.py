@@ -325,13 +325,18 @@ class Connection(asyncio.Protocol):
     def _part(self) -> None:
         """Close once the client has closed its side: closed on what it may have sent and nobody has read, the
         connection would be reset, and our last words with it."""
-        if self._transport.can_write_eof():
-            self._is_parting = True
-            self._transport.set_protocol(_Lingering(self, self._transport))
-            self._transport.write_eof()
-        else:
-            # TLS says goodbye by itself.
+        if not self._transport.can_write_eof() or self._transport.get_write_buffer_size():
+            # TLS says goodbye by itself; and who has not read yet is not one who has gone on.
             self._transport.close()
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            # The client was faster.
+            self._transport.close()
+            return
+        self._is_parting = True
+        self._transport.set_protocol(_Lingering(self, self._transport))
 
     async def wait_room(self, stream: Stream) -> None:
         """Wait while the client does not read what was sent."""

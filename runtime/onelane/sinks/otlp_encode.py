@@ -141,8 +141,8 @@ class Encoder:
         What differs from call to call has one size in protobuf's encoding, and the rest is the same again and again, so
         it is encoded once: a message whose bytes are put behind another's adds to it.
         """
-        trace_id, span_id, parent_id, start_ns, end_ns, *same, attributes, events, tracestate = row
-        if attributes is None and events is None and not tracestate:
+        trace_id, span_id, parent_id, start_ns, end_ns, *same, attributes, events, links, tracestate = row
+        if attributes is None and events is None and links is None and not tracestate:
             key = (shard, *same)
             rest = self._rests.get(key)
             if rest is None:
@@ -229,6 +229,13 @@ def _rest(span: SpanRecord, shard: str) -> trace_pb2.Span:
     for name, attributes, at_ns in span.events or ():
         made.events.add(
             name=name, time_unix_nano=at_ns, attributes=[_pair(key, value) for key, value in attributes.items()]
+        )
+    for trace_id, span_id, tracestate, attributes in span.links or ():
+        made.links.add(
+            trace_id=bytes.fromhex(trace_id),
+            span_id=bytes.fromhex(span_id),
+            trace_state=tracestate,
+            attributes=[_pair(key, value) for key, value in attributes.items()],
         )
     return made
 
