@@ -3,6 +3,7 @@
 import gzip
 import ssl
 import threading
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol, Self
@@ -17,7 +18,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 
-class Receiver:
+class Receiver(ABC):
     """What was received. `environment` is what sends OTLP here."""
 
     protocol = ""
@@ -39,11 +40,11 @@ class Receiver:
     def environment(self) -> dict[str, str]:
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.url, "OTEL_EXPORTER_OTLP_PROTOCOL": self.protocol}
 
-    def __enter__(self) -> Self:
-        raise NotImplementedError
+    @abstractmethod
+    def __enter__(self) -> Self: ...
 
-    def __exit__(self, *_: object) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __exit__(self, *_: object) -> None: ...
 
     def sum(self, name: str, **attributes: str) -> float:
         """The sum of a counter over all resources, as of the last export."""
@@ -108,6 +109,11 @@ class Collector(Receiver):
                     if kept.rejects
                     else b""
                 )
+
+            def do_GET(self) -> None:
+                """Nothing that OTLP asks for; a redirected POST becomes one."""
+                self.send_response(200)
+                self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Silent."""

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.hot_keys import SAMPLED, HotKeys
+from onelane.pulse import EVERY, LONGEST, Pulse
+from onelane.stats import Stats
+from onelane.testing.clock import ManualClock
 
 
 def ask(keys: HotKeys, asked: list[str]) -> None:
@@ -43,6 +46,19 @@ def test_of_a_busy_tick_the_last_stand_for_all(seed: int) -> None:
     (hottest,) = keys.top(1)
     assert hottest.key == "hot"
     assert hottest.calls == pytest.approx(0.3 * 250_000, rel=0.1)
+
+
+@pytest.mark.parametrize(("shows", "told"), [(True, "x" * LONGEST + "…"), (False, "#")])
+def test_a_key_is_told_in_bounded_length_and_as_its_hash_unless_it_is_shown(shows: bool, told: str) -> None:
+    clock, keys = ManualClock(), HotKeys()
+    pulse = Pulse(Stats(), clock, keys, tick_s=0.1, show_keys=shows)
+    keys.seen.append("x" * 100_000)
+    for _ in range(EVERY):
+        clock.advance(0.1)
+        pulse.beat()
+    (one,) = pulse.hottest()
+    assert one.key.startswith(told)
+    assert len(one.key) <= LONGEST + 1
 
 
 def test_what_was_hot_fades() -> None:

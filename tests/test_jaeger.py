@@ -62,6 +62,7 @@ class Back(echo_pb2_grpc.EchoServicer):
             self.failed.add(request.key)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
         if request.order == "slow":
+            # Nothing is awaited: a call that takes longer than `slower_s` is what the test is about.
             await asyncio.sleep(0.3)
         return EchoReply(text=request.text)
 

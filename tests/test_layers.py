@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 WORDS = ["errors", "clock", "service_config", "config", "settings"]
-CORE = ["ring", "placement", "keys", "retry", "buckets", "stats", "reports", "stalls", "spans", "tail"]
+CORE = ["ring", "placement", "keys", "retry", "buckets", "stats", "totals", "reports", "stalls", "spans", "tail"]
 CORE += ["history", "hot_keys", "turns", "overload", "topics", "resilience"]
 WIRE = ["wire"]
 EDGES = [

@@ -14,8 +14,9 @@ import onelane
 import pytest
 from onelane.logs import MovedLogs, pack, unpack
 from onelane.metering import MAX_WAITING, Bridge
-from onelane.stats import MAX_SERIES, Stats, Totals
+from onelane.stats import MAX_SERIES, Stats
 from onelane.testing.clock import ManualClock
+from onelane.totals import Totals
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 

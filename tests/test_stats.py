@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from onelane.buckets import Buckets
 from onelane.control import point_from_proto, point_to_proto
 from onelane.reports import Received
-from onelane.stats import FOLDED, MAX_SERIES, OVERFLOW, Point, Stats, Totals
+from onelane.stats import FOLDED, MAX_SERIES, OVERFLOW, Point, Stats
+from onelane.totals import Totals
 
 counted = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=30)
 

@@ -21,8 +21,9 @@ from onelane.recent import Recent
 from onelane.reports import Received
 from onelane.sinks import Sink
 from onelane.spans import Packed, SpanRecord
-from onelane.stats import DROPPED, Attributes, Instrument, Point, Totals
+from onelane.stats import DROPPED, Attributes, Instrument, Point
 from onelane.tail import Owned, Rule, Tail
+from onelane.totals import Totals
 from onelane.v1 import control_pb2
 
 RESTARTS = Instrument("onelane.restarts", "{restart}", "Shards started anew after they died")

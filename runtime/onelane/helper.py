@@ -18,6 +18,7 @@ from time import monotonic
 from types import CodeType
 from typing import Any, Generic, Protocol, TypeVar
 
+from onelane import tracing
 from onelane.scope import Work, attached, baggage_now, current, home_now, settle
 from onelane.spans import SpanRecord
 
@@ -244,8 +245,6 @@ def _enter(name: str, span: SpanRecord) -> None:
     current.set(Work(f"/offload {name}", trace=span.context, baggage=baggage_now()))
     if (found := attached.get()) is not None:
         # OpenTelemetry's API has been used by whoever asked: what else it carries stays.
-        from onelane import tracing
-
         attached.set(tracing.inside(found, span))
 
 

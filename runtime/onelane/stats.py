@@ -1,4 +1,4 @@
-"""What a shard counts, in plain attributes, and how it is moved out and added up.
+"""What a shard counts, in plain attributes, and how it is moved out; `totals` adds it up.
 
 Promises: what was counted is in exactly one place, the shard's cells or one taken point; `take` leaves zero, and costs
 what has changed since the last. Cardinality is bounded: past `MAX_SERIES` attribute sets an instrument counts into one
@@ -6,10 +6,8 @@ overflow series. Leaves out: threads. A `Stats` belongs to one lane.
 """
 
 import logging
-from collections import Counter as Tally
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite, isnan, nan
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,10 +22,6 @@ MAX_SERIES = 2000
 OVERFLOW: Attributes = (("otel.metric.overflow", "true"),)
 FOLDED = 4096
 """Values that a histogram series holds before it makes buckets of them; a take does so as well."""
-STANDING = ("gauge", "up_down_counter")
-"""Kinds that say how it is now: they go with the shard that said so."""
-WORST = ("s", "ms", "1")
-"""Units of gauges of which the sum over shards says nothing, and the largest does: how late, how full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,109 +344,3 @@ class Stats:
 def _instrument(name: str, unit: str, description: str) -> Instrument:
     """As text that any exporter can write."""
     return Instrument(_text(name), _text(unit or ""), _text(description or ""))
-
-
-Series = tuple[str, str, Attributes]
-"""Name and kind of an instrument, and attributes."""
-
-
-@dataclass
-class Totals:
-    """What all shards together have counted. Owned by the supervisor."""
-
-    _values: dict[Series, float | Buckets] = field(default_factory=dict)
-    _instruments: dict[tuple[str, str], Instrument] = field(default_factory=dict)
-    """As they were described last: a description may change with a release, and is no other series then."""
-    _sizes: Tally[tuple[str, str, Attributes]] = field(default_factory=Tally)
-    """Series of one instrument of one source."""
-
-    def add(self, points: Iterable[Point], *, extra: Attributes = ()) -> None:
-        """Add what was taken; `extra` attributes (app, shard) tell the sources apart."""
-        for point in points:
-            self._add(point, extra)
-
-    def _add(self, point: Point, extra: Attributes) -> None:
-        name, kind = point.instrument.name, point.kind
-        key = (name, kind, _sorted(point.attributes, extra))
-        before = self._values.get(key)
-        if kind == "gauge" and isnan(point.value):  # type: ignore[arg-type]
-            if self._values.pop(key, None) is not None:
-                self._sizes[name, kind, extra] -= 1
-            return
-        self._instruments[name, kind] = point.instrument
-        if before is None:
-            if self._sizes[name, kind, extra] >= MAX_SERIES:
-                key = (name, kind, _sorted(OVERFLOW, extra))
-                before = self._values.get(key)
-            else:
-                self._sizes[name, kind, extra] += 1
-        self._values[key] = point.value if before is None or kind == "gauge" else added(before, point.value)
-
-    def drop_standing(self, extra: Attributes) -> None:
-        """Forget the gauges and up-down counters of a source that is gone."""
-        gone = [key for key in self._values if key[1] in STANDING and set(extra) <= set(key[2])]
-        for key in gone:
-            del self._values[key]
-        for size in [size for size in self._sizes if size[1] in STANDING and size[2] == extra]:
-            del self._sizes[size]
-
-    def points(self, *, without: str = "") -> list[Point]:
-        """All series as they stand, cumulative.
-
-        without: the name of an attribute; series that differ in nothing else are added up, of gauges whose sum says
-            nothing (see `WORST`) the largest counts.
-        """
-        values = self._without(without) if without else self._values
-        return [
-            Point(self._instruments[name, kind], kind, attributes, value)
-            for (name, kind, attributes), value in values.items()
-        ]
-
-    def _without(self, attribute: str) -> dict[Series, float | Buckets]:
-        made: dict[Series, float | Buckets] = {}
-        for (name, kind, attributes), value in self._values.items():
-            key = (name, kind, tuple(pair for pair in attributes if pair[0] != attribute))
-            is_worst = kind == "gauge" and self._instruments[name, kind].unit in WORST
-            before = made.get(key)
-            if before is None:
-                made[key] = value
-            else:
-                made[key] = max(before, value) if is_worst else added(before, value)  # type: ignore[type-var]
-        return made
-
-    def sum_of(self, name: str, extra: Attributes = ()) -> float:
-        """The sum over all series of one name, no histogram, that have the attributes `extra`."""
-        return sum(value for value in self._of(name, extra) if not isinstance(value, Buckets))
-
-    def spread_of(self, name: str, extra: Attributes = ()) -> Buckets:
-        """The buckets of a histogram, over all its series that have the attributes `extra`."""
-        made = Buckets({}, 0.0)
-        for value in self._of(name, extra):
-            made = made.plus(value) if isinstance(value, Buckets) else made
-        return made
-
-    def by(self, name: str, attribute: str, extra: Attributes = ()) -> dict[str, list[tuple[Attributes, Any]]]:
-        """The series of one name that have `extra`, by the value of one attribute."""
-        found: dict[str, list[tuple[Attributes, Any]]] = defaultdict(list)
-        for (of, _, attributes), value in self._values.items():
-            if of == name and set(extra) <= set(attributes):
-                found[dict(attributes).get(attribute, "")].append((attributes, value))
-        return found
-
-    def _of(self, name: str, extra: Attributes) -> Iterable[float | Buckets]:
-        wanted = set(extra)
-        for (of, _, attributes), value in self._values.items():
-            if of == name and wanted <= set(attributes):
-                yield value
-
-
-def _sorted(attributes: Attributes, extra: Attributes) -> Attributes:
-    return tuple(sorted((*attributes, *extra)))
-
-
-def added(a: float | Buckets, b: float | Buckets) -> float | Buckets:
-    if isinstance(a, Buckets):
-        assert isinstance(b, Buckets)
-        return a.plus(b)
-    assert not isinstance(b, Buckets)
-    return a + b

@@ -111,7 +111,7 @@ class LaneSpan(trace.Span):
         code, words = (status.status_code, status.description) if isinstance(status, Status) else (status, description)
         record.is_ok = code is StatusCode.OK
         if code is StatusCode.ERROR:
-            record.error = plain(words or "error")
+            record.error = text(words or "error")
 
     def record_exception(
         self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
@@ -188,7 +189,7 @@ class _Process:
             line.close()
 
 
-class _Worker:
+class _Worker(ABC):
     """One signal's thread."""
 
     def __init__(self, signal: str, process: _Process) -> None:
@@ -208,8 +209,9 @@ class _Worker:
             self._finishing = True
             self._changed.notify()
 
+    @abstractmethod
     def _work(self) -> None:
-        raise NotImplementedError
+        """Send, until it is told to finish."""
 
     def _ask(self, message: object) -> Outcome:
         """What became of a batch; told in the log when it changes."""

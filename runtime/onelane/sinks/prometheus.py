@@ -15,7 +15,8 @@ from prometheus_client.samples import Exemplar
 from onelane.buckets import Buckets
 from onelane.logs import LogRecord
 from onelane.spans import SpanRecord
-from onelane.stats import Instrument, Point, added
+from onelane.stats import Instrument, Point
+from onelane.totals import added
 
 log = logging.getLogger("onelane.prometheus")
 _FAMILIES: dict[str, Any] = {

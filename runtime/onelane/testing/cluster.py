@@ -32,8 +32,9 @@ from onelane.listener.native import NativeListener
 from onelane.native_channel import dial
 from onelane.placement import Member, Placement
 from onelane.spans import Packed, SpanRecord
-from onelane.stats import Totals, attributes_of
+from onelane.stats import attributes_of
 from onelane.testing.clock import ManualClock
+from onelane.totals import Totals
 from onelane.v1 import control_pb2
 
 S = TypeVar("S")
