@@ -144,12 +144,15 @@ def test_an_observed_sum_counts_what_was_added_and_begins_anew_where_it_fell() -
 
 
 def test_a_callback_that_raises_is_told_and_the_others_are_asked(caplog: pytest.LogCaptureFixture) -> None:
-    stats = Stats()
-    bridge = Bridge(stats, ManualClock().now)
+    stats, clock = Stats(), ManualClock()
+    bridge, values = Bridge(stats, clock.now), iter([7, 8, 9])
     bridge.observe(("counter", "bad", "", ""), [lambda _: 1 / 0])
-    bridge.observe(("gauge", "good", "", ""), [lambda _: [Observation(7)]])
-    assert counted(stats, "good") == 7
-    assert "instrument=bad" in caplog.text
+    bridge.observe(("gauge", "good", "", ""), [lambda _: [Observation(next(values))]])
+    for there in (7, 8, 9):
+        assert counted(stats, "good") == there
+        clock.advance(1.0)
+    (told,) = caplog.records
+    assert "instrument=bad" in told.getMessage()
 
 
 def test_a_name_of_another_kind_is_told_and_counts_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -275,9 +278,9 @@ def test_a_text_of_a_class_of_its_own_spoils_no_batch_of_records() -> None:
         pass
 
     moved = MovedLogs("")
-    for text in (Markup("bold"), "usual"):
-        moved.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, text, None, None))
-    assert [record.text for record in unpack(pack(moved.take()))] == ["bold", "usual"]
+    for name in (Markup("bold"), "usual"):
+        moved.handle(logging.LogRecord(name, logging.INFO, "x.py", 1, "said", None, None))
+    assert [record.logger for record in unpack(pack(moved.take()))] == ["bold", "usual"]
 
 
 def test_a_record_that_cannot_be_formatted_fails_nobody_who_logs() -> None:

@@ -6,12 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from onelane.config import parse
+from onelane.keeper import Exporting
+from onelane.launcher import ProcessLauncher
+from onelane.supervisor import Supervisor
 
 from tests.cluster import ROOT, Cluster, echo, eventually, running
 from tests.conftest import Where
@@ -44,6 +49,22 @@ async def test_a_shard_that_dies_is_restarted_and_the_others_are_untouched(tmp_p
             reply = await where.away(key).Unary(EchoRequest(key=key), wait_for_ready=True, timeout=10)
             assert reply.shard == where.owner_of(key)
         await where.close()
+
+
+async def test_of_those_who_ask_in_one_turn_of_the_loop_to_restart_a_shard_one_is_heard() -> None:
+    supervisor = Supervisor(
+        parse(tomllib.loads(echo(1))), ProcessLauncher(), app_dir=str(ROOT), sinks=[], exporting=Exporting()
+    )
+    ready = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(supervisor.run(on_ready=ready.set))
+        await ready.wait()
+        (shard,) = supervisor.apps[0].shards
+        before = shard.pid
+        assert [supervisor.begin("restart", "echo", 0) for _ in range(3)] == [True, False, False]
+        await eventually(lambda: shard.state == "ready" and shard.pid != before)
+        supervisor.stop_asked.set()
+    assert shard.restarts == 0
 
 
 async def test_usr2_restarts_the_shards_one_by_one_and_loses_no_held_call(tmp_path: Path) -> None:
