@@ -46,9 +46,13 @@ def test_a_message_that_breaks_the_rules_is_refused(data: bytes, encoding: bytes
     assert caught.value.code == code
 
 
-def test_an_unknown_encoding_is_unimplemented() -> None:
+@given(cuts)
+def test_an_unknown_encoding_matters_to_compressed_messages_alone_however_they_are_cut(where: list[int]) -> None:
+    plain, packed = frame(b"hello"), b"\1" + frame(b"hello")[1:]
+    deframer = Deframer(limit=9, encoding=b"snappy")
+    assert [m for piece in pieces(plain, where) for m in deframer.feed(piece)] == [b"hello"]
     with pytest.raises(BadWire, match="'snappy' is not supported") as caught:
-        Deframer(limit=1, encoding=b"snappy")
+        list(map(deframer.feed, pieces(packed, where)))
     assert caught.value.code == grpc.UNIMPLEMENTED
 
 

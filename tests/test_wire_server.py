@@ -1,8 +1,11 @@
 """The server's end of a gRPC connection, fed with bytes: no socket, no loop, no clock."""
 
+import itertools
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onelane.wire.grpc import frame
 from onelane.wire.http2 import (
     DataReceived,
@@ -129,6 +132,33 @@ def test_an_answer_that_comes_before_the_request_has_ended_arrives_whole_and_sto
     wire.pass_bytes()
     assert wire.answer()[1:] == (frame(b"enough"), {b"grpc-status": b"0"})
     assert [event.error_code for event in wire.of(StreamReset)] == [ErrorCode.NO_ERROR]
+
+
+@given(
+    st.lists(st.binary(max_size=9), max_size=4),
+    st.lists(st.integers(0, 60), max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+def test_what_is_read_in_one_piece_is_one_event_whatever_frames_it_came_in(
+    messages: list[bytes], cuts: list[int], ends_alone: bool, joins: bool
+) -> None:
+    wire = Wire(joins=joins)
+    body = b"".join(map(frame, messages))
+    places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    frames = [body[a:b] for a, b in itertools.pairwise(places)] + ([b""] if ends_alone or not body else [])
+    number = wire.client.send_request(REQUEST)
+    sent = wire.client.take()
+    for place, piece in enumerate(frames, start=1):
+        wire.client.send_data(number, piece, end_stream=place == len(frames))
+        # Taken at once, or libnghttp2 would make one frame of them.
+        sent += wire.client.take()
+    opened, *arrived = wire.server.receive(sent)
+    assert isinstance(opened, Opened)
+    if opened.message is not None:
+        assert ([opened.message], arrived) == (messages, [])
+    else:
+        assert arrived == [Messages(opened.stream, messages, last=True)]
 
 
 def test_a_stream_passes_in_both_directions() -> None:

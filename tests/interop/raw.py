@@ -5,7 +5,9 @@ headers, messages with their compressed flag, trailers, a reset, or the end of t
 """
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Self
 
 from onelane.wire.http2 import (
     Closed,
@@ -13,8 +15,10 @@ from onelane.wire.http2 import (
     GoAwayReceived,
     Http2,
     Limits,
+    PingAcknowledged,
     ResponseReceived,
     StreamClosed,
+    StreamGone,
     StreamReset,
     TrailersReceived,
 )
@@ -72,50 +76,95 @@ class Answer:
         return found
 
 
+class Exchange:
+    """One request on a connection of its own, sent piece by piece: each piece is a DATA frame."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.answer = Answer()
+        self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+        self._http2 = Http2(server=False, limits=Limits(max_metadata=64 * 1024))
+        self._stream = 0
+        self._unsent = b""
+        self._is_echoed = True
+        """The server has answered our last ping."""
+        # The server's settings first, so that what is sent falls under them.
+        self._pass()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def open(self, headers: Headers, *, end: bool = False) -> None:
+        self._stream = self._http2.send_request(headers, end_stream=end)
+        self._unsent += self._http2.take()
+
+    def put(self, piece: bytes, *, end: bool = False) -> None:
+        """Add a frame to what the next `write` sends. Goes nowhere once the server has ended the stream."""
+        with suppress(StreamGone):
+            self._http2.send_data(self._stream, piece, end_stream=end)
+        # Taken at once: pieces that are queued together leave as one frame.
+        self._unsent += self._http2.take()
+
+    def write(self) -> None:
+        """Send what has been put, in one piece."""
+        unsent, self._unsent = self._unsent, b""
+        self._socket.sendall(unsent + self._http2.take())
+
+    def wait_handled(self) -> None:
+        """Send what has been put, and wait until the server has handled it: it has answered a ping."""
+        self._is_echoed = False
+        self._http2.ping(b"handled?")
+        while not (self._is_echoed or self.answer.has_gone):
+            self._pass()
+
+    def wait_answered(self) -> Answer:
+        while not self.answer.is_over:
+            self._pass()
+        return self.answer
+
+    def _pass(self) -> None:
+        answer = self.answer
+        try:
+            self.write()
+            data = self._socket.recv(65_536)
+        except ConnectionError:
+            data = b""
+        answer.has_gone = answer.has_gone or not data
+        answer.is_over = answer.is_over or not data
+        for event in self._http2.receive(data):
+            match event:
+                case ResponseReceived():
+                    answer.headers = dict(event.headers)
+                    answer.is_over = event.end_stream
+                case DataReceived():
+                    answer.body += event.data
+                    self._http2.acknowledge(len(event.data), event.stream_id)
+                    answer.is_over = event.end_stream
+                case TrailersReceived():
+                    answer.trailers = dict(event.headers)
+                    answer.is_over = True
+                case StreamReset():
+                    answer.reset = event.error_code
+                    answer.is_over = True
+                case StreamClosed():
+                    answer.is_over = True
+                case PingAcknowledged():
+                    self._is_echoed = True
+                case Closed() | GoAwayReceived():
+                    answer.has_gone = True
+                    answer.is_over = True
+
+
 def exchange(address: str, headers: Headers, *pieces: bytes, end: bool = True) -> Answer:
     """Send one request on a connection of its own, and take its answer to the end.
 
     end: the client has said its last word; else it waits for the server's.
     """
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
-        http2 = Http2(server=False, limits=Limits(max_metadata=64 * 1024))
-        answer = Answer()
-        # The server's settings first, so that what is sent falls under them.
-        _pass(http2, connection, answer)
-        stream = http2.send_request(headers, end_stream=end and not pieces)
-        for n, piece in enumerate(pieces, start=1):
-            http2.send_data(stream, piece, end_stream=end and n == len(pieces))
-        while not answer.is_over:
-            _pass(http2, connection, answer)
-        return answer
-
-
-def _pass(http2: Http2, connection: socket.socket, answer: Answer) -> None:
-    try:
-        connection.sendall(http2.take())
-        data = connection.recv(65_536)
-    except ConnectionError:
-        data = b""
-    answer.has_gone = answer.has_gone or not data
-    answer.is_over = answer.is_over or not data
-    for event in http2.receive(data):
-        match event:
-            case ResponseReceived():
-                answer.headers = dict(event.headers)
-                answer.is_over = event.end_stream
-            case DataReceived():
-                answer.body += event.data
-                http2.acknowledge(len(event.data), event.stream_id)
-                answer.is_over = event.end_stream
-            case TrailersReceived():
-                answer.trailers = dict(event.headers)
-                answer.is_over = True
-            case StreamReset():
-                answer.reset = event.error_code
-                answer.is_over = True
-            case StreamClosed():
-                answer.is_over = True
-            case Closed() | GoAwayReceived():
-                answer.has_gone = True
-                answer.is_over = True
+    with Exchange(address) as made:
+        made.open(headers, end=end and not pieces)
+        for number, piece in enumerate(pieces, start=1):
+            made.put(piece, end=end and number == len(pieces))
+        return made.wait_answered()

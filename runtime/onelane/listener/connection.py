@@ -45,6 +45,7 @@ class NativeCall(Call):
         "_gzip_next",
         "_has_all",
         "_messages",
+        "has_request",
         "is_cancelled",
         "is_done",
         "is_open",
@@ -61,6 +62,8 @@ class NativeCall(Call):
         self.is_done = False
         self.is_cancelled = False
         """The client has ended it, or its deadline has."""
+        self.has_request = False
+        """The lane has its one message, where it has one and not a stream; another is one too many."""
         self.slot = 0
         self.task: asyncio.Task[None] | None = None
         self._connection = connection
@@ -378,21 +381,19 @@ class Connection(asyncio.Protocol):
 
     def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call
-        if call is None:
-            return
-        if call.task is not None:
-            call.arrived(messages, last=last)
-            return
-        if stream.id not in self.wire.streams or call.waits is not None:
+        if call is None or stream.id not in self.wire.streams:
             return
         method = self._listener.methods[stream.path]
         if method.request_streaming:
+            call.arrived(messages, last=last)
             return
-        if len(messages) == 1:
+        # Wherever the call is by now: not begun, waiting for its turn, running, or forwarded.
+        received = len(messages) + call.has_request
+        if received != 1:
+            self._cut_off(call, wire.UNIMPLEMENTED, f"expected one message, received {received}")
+        elif messages:
+            call.has_request = True
             self._take(call, self._listener.serving.arrive(method, call, messages[0]))
-        elif messages or last:
-            self.wire.finish(stream, wire.UNIMPLEMENTED, f"expected one message, received {len(messages)}")
-            self._left(call)
 
     def _take(self, call: NativeCall, work: Work) -> None:
         """Start the work of a call; where there is none it is answered, or waits for its turn."""
@@ -474,13 +475,17 @@ class Connection(asyncio.Protocol):
         self.wire.finish(stream, call.code_now.value[0], call.details_now, tuple(call.trailers))
 
     def expired(self, call: NativeCall) -> None:
-        """The deadline of a call has passed: say so, whatever its handler does."""
+        """The deadline of a call has passed."""
         details = "Deadline Exceeded"
         if call.waits is not None:
             self._listener.serving.withdraw(call, late=True)
             details = call.details_now
+        self._cut_off(call, wire.DEADLINE_EXCEEDED, details)
+
+    def _cut_off(self, call: NativeCall, code: int, details: str) -> None:
+        """End a call with a status of our own, whatever its handler or its owner does."""
         if call.stream.id in self.wire.streams:
-            self.wire.finish(call.stream, wire.DEADLINE_EXCEEDED, details)
+            self.wire.finish(call.stream, code, details)
         self._ended(call.stream)
         self.flush_soon()
 

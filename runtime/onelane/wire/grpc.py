@@ -75,17 +75,11 @@ def frame_gzip(message: bytes) -> bytes:
 class Deframer:
     """Cuts the bytes of one stream into messages. Holds at most one message of `limit` bytes, and its prefix."""
 
-    __slots__ = ("_body", "_flag", "_gzip", "_limit", "_missing", "_prefix")
+    __slots__ = ("_body", "_encoding", "_flag", "_limit", "_missing", "_prefix")
 
     def __init__(self, *, limit: int, encoding: bytes) -> None:
-        """encoding: the stream's `grpc-encoding`; b"" or b"identity" for none.
-
-        Raises:
-            BadWire: an encoding that is not known here (UNIMPLEMENTED).
-        """
-        if encoding not in (b"", b"identity", b"gzip"):
-            raise BadWire(f"grpc-encoding {encoding.decode('latin-1')!r} is not supported", code=UNIMPLEMENTED)
-        self._gzip = encoding == b"gzip"
+        """encoding: the stream's `grpc-encoding`; b"" or b"identity" for none. Only compressed messages ask for it."""
+        self._encoding = encoding
         self._limit = limit
         self._prefix = b""
         """The beginning of a prefix whose rest has not come."""
@@ -99,7 +93,8 @@ class Deframer:
         """The messages that are whole now.
 
         Raises:
-            BadWire: a message over the limit (RESOURCE_EXHAUSTED), or one that breaks the rules (INTERNAL).
+            BadWire: a message over the limit (RESOURCE_EXHAUSTED), one that is compressed in an encoding that is not
+                known here (UNIMPLEMENTED), or one that breaks the rules (INTERNAL).
         """
         messages: list[bytes] = []
         if self._missing:
@@ -139,8 +134,10 @@ class Deframer:
             return message
         if flag != 1:
             raise BadWire(f"compressed flag is {flag}, expected 0 or 1")
-        if not self._gzip:
+        if self._encoding in (b"", b"identity"):
             raise BadWire("a compressed message in a stream without grpc-encoding")
+        if self._encoding != b"gzip":
+            raise BadWire(f"grpc-encoding {self._encoding.decode('latin-1')!r} is not supported", code=UNIMPLEMENTED)
         return self._unpack(message)
 
     def _unpack(self, message: bytes) -> bytes:

@@ -106,7 +106,8 @@ class Opened:
 
 @dataclass(slots=True)
 class Messages:
-    """Whole messages have come, or the client's last word, or both."""
+    """Whole messages have come, or the client's last word, or both: at most one event a read for each stream, whatever
+    frames they came in."""
 
     stream: Stream
     messages: list[bytes]
@@ -160,6 +161,8 @@ class ServerConnection:
         resets = False
         fresh: dict[int, Opened] = {}
         """Calls whose headers are among these bytes, and so far nothing else."""
+        arrived: dict[int, Messages] = {}
+        """Of each stream, what of it is among these bytes."""
         for event in self.http2.receive(data):
             kind = type(event)
             if kind is RequestReceived:
@@ -178,10 +181,10 @@ class ServerConnection:
                         continue
                 elif fresh:
                     fresh.pop(event.stream_id, None)
-                self._data(event.stream_id, event.data, event.end_stream, found)
+                self._data(event.stream_id, event.data, event.end_stream, found, arrived)
             elif kind is TrailersReceived:
                 # gRPC has no use for a client's trailers, but they are its last word.
-                self._data(event.stream_id, b"", True, found)
+                self._data(event.stream_id, b"", True, found, arrived)
             elif kind is StreamReset or kind is StreamClosed:
                 resets = resets or kind is StreamReset
                 gone = self.streams.pop(event.stream_id, None)
@@ -296,7 +299,7 @@ class ServerConnection:
             self.http2.send_response(stream.id, headers, end_stream=True)
         self._stop_reading(stream)
 
-    def _data(self, number: int, data: bytes, ended: bool, found: list[Event]) -> None:
+    def _data(self, number: int, data: bytes, ended: bool, found: list[Event], arrived: dict[int, Messages]) -> None:
         stream = self.streams.get(number)
         if stream is None:
             # Of a call that has been answered already: its bytes count against the connection alone.
@@ -317,8 +320,14 @@ class ServerConnection:
         else:
             # Part of a message, and nothing else to read: `limit` bounds it, so let the client send the rest.
             self.http2.acknowledge(len(data), number)
-        if messages or ended:
-            found.append(Messages(stream, messages, ended))
+        if not messages and not ended:
+            return
+        event = arrived.get(number)
+        if event is None:
+            event = arrived[number] = Messages(stream, [])
+            found.append(event)
+        event.messages += messages
+        event.last = ended
 
     def _left(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)
