@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from onelane import keys
+import uvloop
+from onelane import keys, ports
 from onelane.call import Call
 from onelane.config import App
 from onelane.errors import PortTaken
@@ -16,6 +19,7 @@ from onelane.listener import Bind, Serving
 from onelane.listener.grpcio import GrpcioListener
 from onelane.listener.native import NativeListener
 from onelane.methods import Method
+from onelane.native_channel import dial
 from onelane.testing.listener import MemoryListener, Outcome
 
 SETTINGS = App(services=("a:B",), listen="127.0.0.1:0", max_message_bytes=2048)
@@ -74,8 +78,6 @@ class Subject:
         self.address = ""
 
     async def start(self) -> None:
-        from onelane import ports
-
         self.address, held = ports.claim("127.0.0.1:0", shared=False)
         held.close()
         self.listener.methods_for_test = {m.path: m for m in self.handlers.methods()}
@@ -188,9 +190,59 @@ async def test_stopping_lets_calls_finish_within_the_grace(subject: Subject) -> 
     await stopping
 
 
+async def test_a_client_that_closes_at_its_last_answer_does_not_hold_up_a_stop(subject: Subject) -> None:
+    """Half of these clients close just when the listener begins to wait for that."""
+    held: list[asyncio.Event] = []
+
+    async def wait(call: Call, _: bytes | None) -> bytes:
+        began.set()
+        await held[-1].wait()
+        return b"done"
+
+    subject.handlers.add("Wait", wait)
+    for _ in range(20):
+        began = asyncio.Event()
+        held.append(asyncio.Event())
+        subject.listener = type(subject.listener)()
+        await subject.start()
+        calling = asyncio.ensure_future(subject.call("Wait", b""))
+        await began.wait()
+        stopping = asyncio.ensure_future(subject.listener.stop(30))
+        await asyncio.sleep(0)
+        held[-1].set()
+        assert (await calling).messages == [b"done"]
+        async with asyncio.timeout(10):
+            await stopping
+
+
 async def test_an_address_in_use_is_refused_and_nothing_listens(subject: Subject) -> None:
     subject.handlers.add("Echo", echo)
     await subject.start()
     other = type(subject.listener)()
     with pytest.raises(PortTaken, match=subject.address):
         await other.start([Bind(subject.address)], subject.handlers, SETTINGS)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_socket_that_its_supervisor_holds_stays_where_it_is_when_the_listener_stops(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """From CPython 3.13 on, asyncio's servers remove the path of a Unix socket that was given to them."""
+    path = tmp_path / "siblings.sock"
+    held = ports.listening(f"unix:{path}")
+
+    async def serve() -> None:
+        handlers, listener = Handlers(), NativeListener()
+        handlers.add("Echo", echo)
+        await listener.start([Bind(f"unix:{path}", trusted=True, sock=held.dup())], handlers, SETTINGS)
+        async with dial(f"unix:{path}") as channel:
+            assert await channel.unary_unary("/t.T/Echo")(b"hi", timeout=10) == b"hi"
+        await listener.drain()
+        await listener.stop(0)
+
+    with held, asyncio.Runner(loop_factory=loop) as runner:
+        for _ in range(2):
+            runner.run(serve())
+            with socket.socket(socket.AF_UNIX) as client:
+                # Nobody accepts now; but the path leads to the held socket, so who connects waits.
+                client.connect(str(path))

@@ -528,10 +528,10 @@ class Connection(asyncio.Protocol):
         self._flush()
         self._transport.close()
 
-    async def closed(self) -> None:
-        """Wait until the connection has closed."""
+    def closed(self) -> "asyncio.Future[None]":
+        """Done once this connection, which is open now, has closed."""
         self._closed = self._closed or self._loop.create_future()
-        await asyncio.shield(self._closed)
+        return self._closed
 
     async def say_goodbye(self) -> None:
         """Send the client elsewhere, and close when what it has asked meanwhile is answered. Fails no call.

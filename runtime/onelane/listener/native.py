@@ -91,7 +91,9 @@ class NativeListener:
 
         sock = bind.sock or ports.listening(bind.address, shared=bind.shared)
         if sock.family == socket.AF_UNIX:
-            return await self.loop.create_unix_server(connected, sock=sock, backlog=ports.BACKLOG, start_serving=False)
+            secure = None  # It stays within the machine.
+        # Not `create_unix_server`: from CPython 3.13 on it removes the path when it closes, though the supervisor holds
+        # the socket, and the next life of this shard listens on it.
         return await self.loop.create_server(
             connected, sock=sock, ssl=secure, backlog=ports.BACKLOG, start_serving=False
         )
@@ -228,6 +230,8 @@ class NativeListener:
             async with asyncio.timeout(grace_s):
                 connections = list(self._connections)
                 await asyncio.gather(*(connection.say_goodbye() for connection in connections))
+                # Futures, and not coroutines, which would look only after a turn of the loop: one that closes in that
+                # turn would be waited for until the grace is over.
                 await asyncio.gather(*(c.closed() for c in connections if c in self._connections))
         self.eager.close()
         for timer in self._timers.values():
