@@ -159,12 +159,14 @@ def check_attributes(trace: Any) -> None:
 
 
 def play(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """`make up` on free ports; what it writes to stderr goes to the file `log`."""
     (folder / "onelane.toml").write_text(f'admin = "127.0.0.1:0"\n{ARENA}')
     command = [sys.executable, "-m", "services.arena.drive", "--file", str(folder / "onelane.toml"), *arguments]
     environment = os.environ | {"ARENA_DB": str(folder / "arena.db"), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
 
 
 def members_of(session: int) -> set[str]:
@@ -201,4 +203,25 @@ def test_ctrl_c_ends_make_up_with_its_summary(tmp_path: Path, monkeypatch: pytes
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert (process.returncode, "summary of" in output) == (0, True)
+    assert members_of(os.getpid()) == set()
+
+
+def test_make_up_that_cannot_start_says_why_in_the_shards_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
+    (tmp_path / "arena.db").write_text("this is no database" * 100)
+    process = play(tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    log = (tmp_path / "log").read_text()
+    assert re.fullmatch(
+        r"Error: the arena did not start: shard profile-\d failed to start: "
+        r"sqlite3\.DatabaseError: file is not a database",
+        log.splitlines()[-1],
+    )
+    # Where in the code it was is above.
+    assert "in open_database" in log
+    assert "services.arena.drive" not in log
+    assert "ExceptionGroup" not in log
     assert members_of(os.getpid()) == set()

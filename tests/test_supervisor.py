@@ -204,8 +204,8 @@ def test_a_shard_that_fails_at_start_shows_its_own_traceback(tmp_path: Path, arg
     toml = echo(2).replace("tests.echo.service:Echo", "tests.broken:Broken")
     run = start(tmp_path, toml, *arguments)
     assert run.returncode == 1
-    assert "failed to start: Traceback" in run.stderr
-    assert "RuntimeError: this service cannot be made" in run.stderr
+    assert "failed to start: RuntimeError: this service cannot be made\nTraceback" in run.stderr
+    assert run.stderr.endswith("RuntimeError: this service cannot be made\n")
     assert "ExceptionGroup" not in run.stderr
 
 

@@ -459,6 +459,14 @@ def _settle() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+def _reason(error: Exception) -> str:
+    """Why the shard does not start: our own error says it; of any other, its last line first and then its traceback."""
+    if isinstance(error, OnelaneError):
+        return str(error)
+    lines = traceback.format_exception(error)
+    return lines[-1] + "".join(lines)
+
+
 async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.socket] = ()) -> bool:
     """Live as one shard: set up, serve, drain, end. False where it could not start.
 
@@ -476,8 +484,7 @@ async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.soc
         life.settle(alone=watchdog.may_exit)
         await life.start()
     except Exception as error:
-        reason = str(error) if isinstance(error, OnelaneError) else traceback.format_exc()
-        await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=reason)))
+        await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=_reason(error))))
         return False
     await life.set_health(serving=True)
     _settle()

@@ -25,6 +25,7 @@ import anyio
 import click
 import grpc.aio
 import onelane
+from onelane.errors import first_of
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -35,6 +36,10 @@ FILE = Path(__file__).with_name("onelane.toml")
 ROOT = FILE.parent.parent.parent
 ROOMS = 8
 PLAYERS = 4
+LOG_BYTES = 64 * 1024
+"""How much of the apps' log is kept, to say why they did not start."""
+LOG_S = 2.0
+"""How long the end of that log is waited for, once the apps have ended."""
 
 
 @dataclass
@@ -87,26 +92,64 @@ async def play(lobby: Any, boards: Any, tally: Tally, room: str, rng: random.Ran
 async def arena(file: Path) -> AsyncIterator[tuple[dict[str, str], str]]:
     """The three apps, running; gives each app's address and the admin address."""
     command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT)]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True
+    )
     assert process.stdout is not None
-    try:
-        apps: dict[str, str] = {}
-        admin = ""
-        while not admin:
-            line = (await process.stdout.readline()).decode()
-            if not line:
-                raise click.ClickException(f"the arena did not start: exit code {await process.wait()}")
-            click.echo(line.rstrip())
-            if found := re.match(r"onelane: (\S+) ready on (\S+)", line):
-                apps[found[1]] = found[2]
-            elif found := re.match(r"onelane: ready, admin on http://(\S+)", line):
-                admin = found[1]
-        yield apps, admin
-    finally:
-        with anyio.CancelScope(shield=True):
-            if process.returncode is None:
-                process.send_signal(signal.SIGTERM)
-            await process.wait()
+    assert process.stderr is not None
+    log = Log()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(log.follow, process.stderr)
+        try:
+            if (addresses := await read_addresses(process.stdout)) is None:
+                await process.wait()
+                await log.wait_ended()
+                raise click.ClickException(f"the arena did not start: {log.reason(process.returncode)}")
+            yield addresses
+        finally:
+            with anyio.CancelScope(shield=True):
+                if process.returncode is None:
+                    process.send_signal(signal.SIGTERM)
+                await process.wait()
+                await log.wait_ended()
+            tasks.cancel_scope.cancel()
+
+
+async def read_addresses(output: asyncio.StreamReader) -> tuple[dict[str, str], str] | None:
+    """Each app's address and the admin address, once all are ready; None where they end before that."""
+    apps: dict[str, str] = {}
+    while line := (await output.readline()).decode():
+        click.echo(line.rstrip())
+        if app := re.match(r"onelane: (\S+) ready on (\S+)", line):
+            apps[app[1]] = app[2]
+        elif admin := re.match(r"onelane: ready, admin on http://(\S+)", line):
+            return apps, admin[1]
+    return None
+
+
+class Log:
+    """What the apps write to stderr: it is passed on as it comes, and its end is kept."""
+
+    def __init__(self) -> None:
+        self._last = b""
+        self._ended = anyio.Event()
+
+    async def follow(self, stderr: asyncio.StreamReader) -> None:
+        while piece := await stderr.read(LOG_BYTES):
+            sys.stderr.buffer.write(piece)
+            sys.stderr.flush()
+            self._last = (self._last + piece)[-LOG_BYTES:]
+        self._ended.set()
+
+    async def wait_ended(self) -> None:
+        """Wait for what the apps, which have ended, wrote last; not for what else may hold their stderr."""
+        with anyio.move_on_after(LOG_S):
+            await self._ended.wait()
+
+    def reason(self, exit_code: int | None) -> str:
+        """Why `onelane up` has ended: its own words, or its exit code where it has not said."""
+        words = re.findall(r"^onelane: (.+)$", self._last.decode(errors="replace"), re.MULTILINE)
+        return str(words[-1]) if words else f"exit code {exit_code}"
 
 
 async def get(admin: str, path: str) -> str:
@@ -233,7 +276,11 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
 @click.option("--file", type=click.Path(path_type=Path, exists=True), default=FILE, help="The arena's file.")
 def main(seconds: float | None, seed: int, file: Path) -> None:
     """Run the arena and play in it."""
-    sys.exit(0 if asyncio.run(drive(file, seconds, seed, Console())) else 1)
+    try:
+        agree = asyncio.run(drive(file, seconds, seed, Console()))
+    except BaseExceptionGroup as group:
+        raise first_of(group) from None
+    sys.exit(0 if agree else 1)
 
 
 if __name__ == "__main__":

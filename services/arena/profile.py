@@ -5,6 +5,7 @@ Both shards use one file: SQLite keeps their transactions apart, and each player
 
 import os
 import sqlite3
+import time
 from typing import Any
 
 import onelane
@@ -14,16 +15,41 @@ from services.arena.v1 import profile_pb2, profile_pb2_grpc
 
 DATABASE = "ARENA_DB"
 """Environment variable that names the database file; by default arena.db in the working directory."""
+BUSY_S = 5.0
+"""How long a statement waits while another shard writes."""
 SCHEMA = "CREATE TABLE IF NOT EXISTS profile (player TEXT PRIMARY KEY, rating REAL NOT NULL, games INTEGER NOT NULL)"
 
 
 def open_database() -> sqlite3.Connection:
-    connection = sqlite3.connect(os.environ.get(DATABASE, "arena.db"), timeout=5.0)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-    with connection:
-        connection.execute(SCHEMA)
+    connection = sqlite3.connect(os.environ.get(DATABASE, "arena.db"), timeout=BUSY_S)
+    try:
+        use_write_ahead_log(connection)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        with connection:
+            connection.execute(SCHEMA)
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Let readers read while another shard writes.
+
+    Where two shards open a new file at once, SQLite refuses one of them with "database is locked" immediately: its
+    busy timeout does not cover this one statement. So it is tried again here.
+    """
+    give_up_at = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # The lower byte is the primary code; what lies above says which lock it was.
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= give_up_at:
+                raise
+            time.sleep(0.005)
 
 
 def read(connection: sqlite3.Connection, player: str) -> tuple[float, int]:

@@ -1,0 +1,62 @@
+"""The arena's database: what people copy who keep state in SQLite beside several shards."""
+
+import multiprocessing
+import os
+import sqlite3
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+
+from services.arena import profile
+
+pytestmark = pytest.mark.slow
+FILES = 200
+"""Without care, one in ten or twenty of them cannot be opened by one of the two."""
+PATIENCE_S = 30.0
+
+
+def open_each_together(folder: Path, together: Barrier) -> None:
+    """Open one new file after the other, each at the same moment as the other process does."""
+    try:
+        for number in range(FILES):
+            os.environ[profile.DATABASE] = str(folder / f"{number}.db")
+            together.wait(PATIENCE_S)
+            connection = profile.open_database()
+            profile.add_result(connection, f"player-{os.getpid()}", 1200, 1.0)
+            connection.close()
+    except BaseException:
+        together.abort()
+        raise
+
+
+def test_two_processes_open_a_new_file_at_once(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    together = spawn.Barrier(2)
+    openers = [spawn.Process(target=open_each_together, args=(tmp_path, together)) for _ in range(2)]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join()
+    assert [opener.exitcode for opener in openers] == [0, 0]
+    for file in tmp_path.glob("*.db"):
+        connection = sqlite3.connect(file)
+        assert connection.execute("SELECT count(*) FROM profile").fetchone() == (2,)
+        connection.close()
+
+
+def test_what_is_no_lock_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(profile.DATABASE, str(tmp_path / "text"))
+    (tmp_path / "text").write_text("this is no database, and never will be one" * 100)
+    with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+        profile.open_database()
+
+
+def test_a_database_that_stays_locked_is_told_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(profile.DATABASE, str(tmp_path / "held"))
+    monkeypatch.setattr(profile, "BUSY_S", 0.1)
+    holder = sqlite3.connect(tmp_path / "held")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+        profile.open_database()
+    holder.close()
