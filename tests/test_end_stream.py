@@ -23,13 +23,13 @@ MOST_CONNECTIONS = 64
 METHODS = pytest.mark.parametrize("method", ["Unary", "Plain", "Download"])
 """Those that take one message: an `async def`, a plain `def`, and one that answers by a stream."""
 PLACES = pytest.mark.parametrize("place", ["home", "away", "steered"])
-WHICH = itertools.count()
+KEY_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("native"), echo(2)) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("native"), echo(2)) as cluster:
+        yield cluster
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Place:
         self.cluster = cluster
         self.where = where
         self.name = name
-        self.key = f"{name}-{next(WHICH)}"
+        self.key = f"{name}-{next(KEY_NUMBERS)}"
 
     @property
     def address(self) -> str:
@@ -85,7 +85,7 @@ class Place:
             yield result, counts
             if self.name != "steered" or counts.steered:
                 return
-            self.key = f"{self.name}-{next(WHICH)}"
+            self.key = f"{self.name}-{next(KEY_NUMBERS)}"
         pytest.fail("no connection was steered")
 
     @property
@@ -96,9 +96,9 @@ class Place:
 
 @pytest.fixture
 async def where(native: Cluster) -> AsyncIterator[Where]:
-    made = Where(native)
-    yield made
-    await made.close()
+    stubs = Where(native)
+    yield stubs
+    await stubs.close()
 
 
 @pytest.fixture

@@ -163,8 +163,8 @@ def exchange(address: str, headers: Headers, *pieces: bytes, end: bool = True) -
 
     end: the client has said its last word; else it waits for the server's.
     """
-    with Exchange(address) as made:
-        made.open(headers, end=end and not pieces)
+    with Exchange(address) as call:
+        call.open(headers, end=end and not pieces)
         for number, piece in enumerate(pieces, start=1):
-            made.put(piece, end=end and number == len(pieces))
-        return made.wait_answered()
+            call.put(piece, end=end and number == len(pieces))
+        return call.wait_answered()

@@ -63,7 +63,7 @@ class NativeCall(Call):
         self.is_cancelled = False
         """The client has ended it, or its deadline has."""
         self.has_request = False
-        """The lane has its one message, where it has one and not a stream; another is one too many."""
+        """Of a call that takes one message: the lane has it, so a further one breaks the protocol."""
         self.slot = 0
         self.task: asyncio.Task[None] | None = None
         self._connection = connection

@@ -230,8 +230,8 @@ class NativeListener:
             async with asyncio.timeout(grace_s):
                 connections = list(self._connections)
                 await asyncio.gather(*(connection.say_goodbye() for connection in connections))
-                # Futures, and not coroutines, which would look only after a turn of the loop: one that closes in that
-                # turn would be waited for until the grace is over.
+                # Each future is made now. A coroutine would make it one turn of the loop later, and never see a
+                # connection close that closes in that turn.
                 await asyncio.gather(*(c.closed() for c in connections if c in self._connections))
         self.eager.close()
         for timer in self._timers.values():
