@@ -12,7 +12,7 @@ from onelane.call import Call
 from onelane.clock import SystemClock
 from onelane.forward import HOP, NOT_HOME, SERVED
 from onelane.keys import FieldKey
-from onelane.lane import Lane
+from onelane.lane import LOOK_AGAIN_S, Lane
 from onelane.methods import Method
 from onelane.placement import Member, Placement
 from onelane.spans import TraceContext
@@ -38,6 +38,8 @@ class SaysWhatItWasTold:
     def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Any) -> Any:
         self.sent.append(owner.name)
         self.was_sent.set()
+        if not self._answers:
+            raise ValueError("cannot be sent")
         code, call.trailers = self._answers.pop(0)
         call.fail(code, "")
         done(b"forwarded")
@@ -107,6 +109,34 @@ async def test_the_sender_looks_again_when_the_owner_knows_a_newer_placement() -
     bench.lane.place(Placement(8, (Member("c", "127.0.0.1:1003", "c.sock"),)))
     assert (await calling).code_now is grpc.StatusCode.OK
     assert forwarder.sent == ["b", "c"]
+
+
+async def test_a_call_that_cannot_be_sent_once_more_has_a_status_all_the_same() -> None:
+    forwarder = SaysWhatItWasTold([(grpc.StatusCode.UNAVAILABLE, ((NOT_HOME, "8"),))])
+    bench = Bench(Placement(7, (B,)), forwarder)
+    calling = asyncio.ensure_future(bench.call())
+    await forwarder.was_sent.wait()
+    bench.lane.place(Placement(8, (B,)))
+    assert (await calling).code_now is grpc.StatusCode.INTERNAL
+    assert (forwarder.sent, bench.lane.in_flight) == (["b", "b"], 0)
+
+
+@pytest.mark.parametrize("turns_of_the_loop", [0, 1, 2])
+async def test_a_call_that_is_cancelled_while_it_waits_for_a_newer_placement_ends(turns_of_the_loop: int) -> None:
+    """Also before what waits for it has begun."""
+    refused = (grpc.StatusCode.UNAVAILABLE, ((NOT_HOME, "8"),))
+    forwarder = SaysWhatItWasTold([refused])
+    bench = Bench(Placement(7, (B,)), forwarder)
+    call = MemoryCall("/t.T/M", (), trusted=False, deadline_s=None)
+    request = EchoRequest(key="k").SerializeToString()
+    assert bench.lane.arrive(bench.lane.entries["/t.T/M"].method, call, request) is None
+    for _ in range(turns_of_the_loop):
+        await asyncio.sleep(0)
+    assert call.sent is not None
+    call.sent()
+    async with asyncio.timeout(LOOK_AGAIN_S / 2):
+        await bench.lane.drain()
+    assert (bench.lane.in_flight, forwarder.sent) == (0, ["b"])
 
 
 @pytest.mark.parametrize(("trailers", "counted"), [(((SERVED, "b"),), 0), ((), 1)])

@@ -17,7 +17,7 @@ import grpc
 from onelane import handling, keys, outcome
 from onelane.call import OK, Call, Metadata
 from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded, Refused, RunsLate, TooOften
-from onelane.forward import HOP, NOT_HOME, SERVED, Forwarder, take_marker
+from onelane.forward import HOP, NOT_HOME, SERVED, Done, Forwarder, take_marker
 from onelane.handling import parse
 from onelane.hot_keys import HotKeys
 from onelane.keys import ANY, FieldKey
@@ -552,11 +552,13 @@ class Lane:
         """Forward a call of one message and one answer, without a task; `_came_back` goes on."""
         self._forwards.add()
         span = self._tracer.start(entry.method.name, "CLIENT", call.parent, remote=True)
+        self._forward(owner, call, request, span, partial(self._came_back, entry, call, request, span))
+
+    def _forward(self, owner: Member, call: Call, request: bytes, span: Span, done: Done) -> None:
         call.sent = _nothing
-        cancel = self._forwarder.begin(
-            owner, call, request, context_of(span), partial(self._came_back, entry, call, request, span)
-        )
-        if call.sent is not None:
+        cancel = self._forwarder.begin(owner, call, request, context_of(span), done)
+        if call.sent is _nothing:
+            # Else `done` has been called already.
             call.sent = cancel
 
     def _came_back(self, entry: Entry, call: Call, request: bytes, span: Span, reply: bytes) -> None:
@@ -567,7 +569,16 @@ class Lane:
             return
         looking = asyncio.get_running_loop().create_task(self._look_again(entry, call, request, span, int(epoch)))
         self._looking.add(looking)
+        looking.add_done_callback(partial(self._looked, entry, call, span))
         call.sent = looking.cancel
+
+    def _looked(self, entry: Entry, call: Call, span: Span, looking: "asyncio.Task[None]") -> None:
+        self._looking.discard(looking)
+        if looking.cancelled():
+            # Before its first step: it has run nothing, not even an `except`.
+            self._close_forward(entry, call, span, b"")
+        elif (error := looking.exception()) is not None:
+            self._failed(entry, call, error)
 
     def _close_forward(self, entry: Entry, call: Call, span: Span, reply: bytes) -> None:
         self._tracer.end_call(span, status=call.code_now.name, hop="forwarded", server=False)
@@ -582,15 +593,14 @@ class Lane:
             async with asyncio.timeout(LOOK_AGAIN_S):
                 while self._placement.epoch < epoch:
                     await self._newer.wait()
-            key = keys.header_of(call.metadata) or self._key_of(call.method, request)
-            call.fail(OK, "")
-            call.trailers = ()
-            done = partial(self._close_forward, entry, call, span)
-            call.sent = self._forwarder.begin(self._placement.owner_of(key), call, request, context_of(span), done)
         except (TimeoutError, asyncio.CancelledError):
             self._close_forward(entry, call, span, b"")
-        finally:
-            self._looking.discard(asyncio.current_task())
+            return
+        key = keys.header_of(call.metadata) or self._key_of(call.method, request)
+        call.fail(OK, "")
+        call.trailers = ()
+        done = partial(self._close_forward, entry, call, span)
+        self._forward(self._placement.owner_of(key), call, request, span, done)
 
     async def _forward_stream(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> bytes:
         method = entry.method
