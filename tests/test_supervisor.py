@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -207,6 +208,19 @@ def test_a_shard_that_fails_at_start_shows_its_own_traceback(tmp_path: Path, arg
     assert "failed to start: RuntimeError: this service cannot be made\nTraceback" in run.stderr
     assert run.stderr.endswith("RuntimeError: this service cannot be made\n")
     assert "ExceptionGroup" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("service", "reason"),
+    [
+        ("Grouped", "OSError: disk full"),
+        ("Noted", "ValueError: first line\nsecond line"),
+        ("Misspelt", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_whatever_a_shard_fails_with_is_named_before_its_traceback(tmp_path: Path, service: str, reason: str) -> None:
+    run = start(tmp_path, echo(1).replace("tests.echo.service:Echo", f"tests.broken:{service}"), "--inline")
+    assert re.search(rf"^onelane: shard echo-0 failed to start: {reason}\n.*Traceback", run.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from onelane.channel import DIALLING
 from onelane.clock import Clock, SystemClock
 from onelane.config import App
 from onelane.control import Control, placement_from_proto, point_to_proto, stall_to_proto
-from onelane.errors import BadConfig, BadService, OnelaneError
+from onelane.errors import BadConfig, BadService, OnelaneError, first_of
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
 from onelane.listener import Bind, Listener, Work
@@ -460,11 +460,13 @@ def _settle() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why the shard does not start: our own error says it; of any other, its last line first and then its traceback."""
+    """Why the shard does not start: our own error says it; any other is named first, and its traceback follows."""
     if isinstance(error, OnelaneError):
         return str(error)
-    lines = traceback.format_exception(error)
-    return lines[-1] + "".join(lines)
+    cause = first_of(error) if isinstance(error, BaseExceptionGroup) else error
+    # Of a SyntaxError its place stands before its name, indented; notes stand behind.
+    name = next(line for line in traceback.format_exception_only(cause) if not line.startswith(" "))
+    return name + "".join(traceback.format_exception(error))
 
 
 async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.socket] = ()) -> bool:

@@ -36,10 +36,6 @@ FILE = Path(__file__).with_name("onelane.toml")
 ROOT = FILE.parent.parent.parent
 ROOMS = 8
 PLAYERS = 4
-LOG_BYTES = 64 * 1024
-"""How much of the apps' log is kept, to say why they did not start."""
-LOG_S = 2.0
-"""How long the end of that log is waited for, once the apps have ended."""
 
 
 @dataclass
@@ -89,30 +85,31 @@ async def play(lobby: Any, boards: Any, tally: Tally, room: str, rng: random.Ran
 
 
 @contextlib.asynccontextmanager
-async def arena(file: Path) -> AsyncIterator[tuple[dict[str, str], str]]:
-    """The three apps, running; gives each app's address and the admin address."""
+async def arena(file: Path, starting: anyio.CancelScope) -> AsyncIterator[tuple[dict[str, str], str]]:
+    """The three apps, running; gives each app's address and the admin address. starting: cancels their start.
+
+    Raises:
+        click.ClickException: they do not start; why, they have said on the stderr that is theirs too.
+    """
     command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT)]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True
-    )
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
-    assert process.stderr is not None
-    log = Log()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(log.follow, process.stderr)
-        try:
-            if (addresses := await read_addresses(process.stdout)) is None:
-                await process.wait()
-                await log.wait_ended()
-                raise click.ClickException(f"the arena did not start: {log.reason(process.returncode)}")
-            yield addresses
-        finally:
-            with anyio.CancelScope(shield=True):
-                if process.returncode is None:
-                    process.send_signal(signal.SIGTERM)
-                await process.wait()
-                await log.wait_ended()
-            tasks.cancel_scope.cancel()
+    try:
+        addresses = None
+        with starting:
+            addresses = await read_addresses(process.stdout)
+        if starting.cancelled_caught:
+            raise click.ClickException("ended before the arena had started")
+        if addresses is None:
+            raise click.ClickException(
+                f"the arena did not start, and says why above (exit code {await process.wait()})"
+            )
+        yield addresses
+    finally:
+        with anyio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+            await process.wait()
 
 
 async def read_addresses(output: asyncio.StreamReader) -> tuple[dict[str, str], str] | None:
@@ -125,31 +122,6 @@ async def read_addresses(output: asyncio.StreamReader) -> tuple[dict[str, str], 
         elif admin := re.match(r"onelane: ready, admin on http://(\S+)", line):
             return apps, admin[1]
     return None
-
-
-class Log:
-    """What the apps write to stderr: it is passed on as it comes, and its end is kept."""
-
-    def __init__(self) -> None:
-        self._last = b""
-        self._ended = anyio.Event()
-
-    async def follow(self, stderr: asyncio.StreamReader) -> None:
-        while piece := await stderr.read(LOG_BYTES):
-            sys.stderr.buffer.write(piece)
-            sys.stderr.flush()
-            self._last = (self._last + piece)[-LOG_BYTES:]
-        self._ended.set()
-
-    async def wait_ended(self) -> None:
-        """Wait for what the apps, which have ended, wrote last; not for what else may hold their stderr."""
-        with anyio.move_on_after(LOG_S):
-            await self._ended.wait()
-
-    def reason(self, exit_code: int | None) -> str:
-        """Why `onelane up` has ended: its own words, or its exit code where it has not said."""
-        words = re.findall(r"^onelane: (.+)$", self._last.decode(errors="replace"), re.MULTILINE)
-        return str(words[-1]) if words else f"exit code {exit_code}"
 
 
 async def get(admin: str, path: str) -> str:
@@ -201,18 +173,19 @@ async def show(admin: str, tally: Tally, until: anyio.Event, console: Console) -
             answered, then = total, now
 
 
-async def end_on_signal(until: anyio.Event) -> None:
+async def end_on_signal(until: anyio.Event, starting: anyio.CancelScope) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             until.set()
+            starting.cancel()
 
 
 async def drive(file: Path, seconds: float | None, seed: int, console: Console) -> bool:
     """Play until a signal or for `seconds`; whether the players' totals and /metrics agree."""
-    tally, until = Tally(), anyio.Event()
+    tally, until, starting = Tally(), anyio.Event(), anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(end_on_signal, until)
-        async with arena(file) as (apps, admin):
+        tasks.start_soon(end_on_signal, until, starting)
+        async with arena(file, starting) as (apps, admin):
             began = time.perf_counter()
             await _play(apps, admin, tally, until, seconds, seed, console)
             spent = time.perf_counter() - began
