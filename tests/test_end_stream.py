@@ -6,6 +6,7 @@ Stock tonic and gRPC-Web proxies always send it on its own, grpc-java often.
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ MOST_CONNECTIONS = 64
 METHODS = pytest.mark.parametrize("method", ["Unary", "Plain", "Download"])
 """Those that take one message: an `async def`, a plain `def`, and one that answers by a stream."""
 PLACES = pytest.mark.parametrize("place", ["home", "away", "steered"])
+WAITS = pytest.mark.parametrize("waits", [False, True], ids=["running", "waiting for its turn"])
 KEY_NUMBERS = itertools.count()
 
 
@@ -148,44 +150,47 @@ async def test_a_call_whose_end_comes_in_a_frame_of_its_own_is_answered(at: Plac
         assert (counts.calls, counts.ok, counts.forwards) == (1, 1, at.forwards)
 
 
-async def wait_begun(at: Place, calls: int = 1) -> None:
-    """Wait until the owner of the key has so many calls under way."""
-
-    def begun() -> bool:
-        return at.cluster.metric("onelane_calls_in_flight", onelane_shard=at.where.owner_of(at.key)) == calls
-
-    await eventually(begun)
-
-
-async def hold(at: Place) -> "asyncio.Future[Any]":
-    """Have another client's call hold the key's turn."""
-    holding = asyncio.ensure_future(at.where.home(at.key).Misbehave(EchoRequest(key=at.key, order=f"wait {at.key}")))
-    await wait_begun(at)
-    return holding
-
-
 async def release(at: Place) -> None:
+    """Let every call of the key end that runs until then."""
     await at.where.home(at.key).Release(EchoRequest(key=at.key))
 
 
-@PLACES
-@pytest.mark.parametrize("waits", [False, True], ids=["running", "waiting for its turn"])
-async def test_the_end_may_come_while_the_call_is_under_way(at: Place, waits: bool) -> None:
-    async def attempt(at: Place) -> Answer:
-        holding = await hold(at) if waits else None
+@asynccontextmanager
+async def under_way(at: Place, *, waits: bool) -> AsyncIterator[Exchange]:
+    """A call that has sent its message and not its end: it runs until `release`, or waits for the turn of its key,
+    which another client's call holds."""
+
+    def in_flight() -> float:
+        return at.cluster.metric("onelane_calls_in_flight", onelane_shard=at.where.owner_of(at.key))
+
+    order, before = f"wait {at.key}", in_flight()
+    holding = None
+    try:
+        if waits:
+            holding = asyncio.ensure_future(at.where.home(at.key).Misbehave(EchoRequest(key=at.key, order=order)))
+            await eventually(lambda: in_flight() == before + 1)
         with Exchange(at.address) as exchange:
             exchange.open(headers("Misbehave"))
-            exchange.put(message(at.key, order=f"wait {at.key}"))
+            exchange.put(message(at.key, order=order))
             await asyncio.to_thread(exchange.wait_handled)
-            await wait_begun(at, 2 if waits else 1)
+            await eventually(lambda: in_flight() == before + (2 if waits else 1))
+            yield exchange
+    finally:
+        await release(at)
+        if holding is not None:
+            await holding
+
+
+@PLACES
+@WAITS
+async def test_the_end_may_come_while_the_call_is_under_way(at: Place, waits: bool) -> None:
+    async def attempt(at: Place) -> Answer:
+        async with under_way(at, waits=waits) as exchange:
             exchange.put(b"", end=True)
             await asyncio.to_thread(exchange.wait_handled)
             assert not exchange.answer.is_over
             await release(at)
-            answer = await asyncio.to_thread(exchange.wait_answered)
-        if holding is not None:
-            await holding
-        return answer
+            return await asyncio.to_thread(exchange.wait_answered)
 
     async for answer, counts in at.each("Misbehave", attempt):
         assert reply_of(answer).shard == at.where.owner_of(at.key)
@@ -220,23 +225,15 @@ async def test_two_messages_for_one_are_refused_before_anything_runs(at: Place, 
 
 
 @PLACES
-@pytest.mark.parametrize("waits", [False, True], ids=["running", "waiting for its turn"])
+@WAITS
 async def test_a_second_message_ends_a_call_that_is_under_way_and_runs_nothing_twice(at: Place, waits: bool) -> None:
     async def attempt(at: Place) -> Answer:
-        holding = await hold(at) if waits else None
-        with Exchange(at.address) as exchange:
-            exchange.open(headers("Misbehave"))
-            exchange.put(message(at.key, order=f"wait {at.key}"))
-            await asyncio.to_thread(exchange.wait_handled)
-            await wait_begun(at, 2 if waits else 1)
+        async with under_way(at, waits=waits) as exchange:
             exchange.put(message(at.key, order=f"wait {at.key}"))
             answer = await asyncio.to_thread(exchange.wait_answered)
             # The connection is as good as before.
             exchange.put(b"", end=True)
             await asyncio.to_thread(exchange.wait_handled)
-        if holding is not None:
-            await release(at)
-            await holding
         # The turn is free: the next call of the key is not held up.
         await at.where.home(at.key).Misbehave(EchoRequest(key=at.key, order="add 0"), timeout=10)
         return answer
