@@ -1,4 +1,4 @@
-"""The arena's database: what people copy who keep state in SQLite beside several shards."""
+"""The arena's database, the example for services whose shards share one SQLite file."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ from services.arena import profile
 
 pytestmark = pytest.mark.slow
 FILES = 200
-"""Without care, one in ten or twenty of them cannot be opened by one of the two."""
+"""Without the retry, one of the two processes fails to open one file in ten or twenty."""
 PATIENCE_S = 30.0
 
 
@@ -45,14 +45,16 @@ def test_two_processes_open_a_new_file_at_once(tmp_path: Path) -> None:
         connection.close()
 
 
-def test_what_is_no_lock_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_no_database_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(profile.DATABASE, str(tmp_path / "text"))
     (tmp_path / "text").write_text("this is no database, and never will be one" * 100)
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
         profile.open_database()
 
 
-def test_a_database_that_stays_locked_is_told_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_stays_locked_fails_after_the_busy_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(profile.DATABASE, str(tmp_path / "held"))
     monkeypatch.setattr(profile, "BUSY_S", 0.1)
     holder = sqlite3.connect(tmp_path / "held")

@@ -1,7 +1,7 @@
 """The lane decides where a call runs and what becomes of it; here with a forwarder that only says what it was told."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from random import Random
 from typing import Any
 
@@ -121,9 +121,37 @@ async def test_a_call_that_cannot_be_sent_once_more_has_a_status_all_the_same() 
     assert (forwarder.sent, bench.lane.in_flight) == (["b", "b"], 0)
 
 
+@pytest.fixture
+async def reported() -> AsyncIterator[list[Any]]:
+    """The exceptions that asyncio reports, because nobody has retrieved them."""
+    loop = asyncio.get_running_loop()
+    before, errors = loop.get_exception_handler(), list[Any]()
+    loop.set_exception_handler(lambda _, context: errors.append(context.get("exception")))
+    yield errors
+    loop.set_exception_handler(before)
+
+
+async def test_a_call_that_cannot_be_answered_still_ends_once(reported: list[Any]) -> None:
+    class Faulty(MemoryCall):
+        def answer(self, reply: bytes) -> None:
+            raise ValueError("cannot be answered")
+
+    bench = Bench(Placement(7, (B,)), SaysWhatItWasTold([(grpc.StatusCode.UNAVAILABLE, ((NOT_HOME, "8"),))]))
+    call = Faulty("/t.T/M", (), trusted=False, deadline_s=None)
+    bench.lane.arrive(bench.lane.entries["/t.T/M"].method, call, EchoRequest(key="k").SerializeToString())
+    await asyncio.sleep(0)
+    assert call.sent is not None
+    call.sent()
+    await bench.lane.drain()
+    while not reported:  # noqa: ASYNC110 - turns of the loop are what is waited for
+        await asyncio.sleep(0)
+    assert [str(error) for error in reported] == ["cannot be answered"]
+    assert (bench.lane.in_flight, bench.counted()) == (0, 1)
+
+
 @pytest.mark.parametrize("turns_of_the_loop", [0, 1, 2])
 async def test_a_call_that_is_cancelled_while_it_waits_for_a_newer_placement_ends(turns_of_the_loop: int) -> None:
-    """Also before what waits for it has begun."""
+    """Also before the task that waits has taken its first step."""
     refused = (grpc.StatusCode.UNAVAILABLE, ((NOT_HOME, "8"),))
     forwarder = SaysWhatItWasTold([refused])
     bench = Bench(Placement(7, (B,)), forwarder)

@@ -558,7 +558,7 @@ class Lane:
         call.sent = _nothing
         cancel = self._forwarder.begin(owner, call, request, context_of(span), done)
         if call.sent is _nothing:
-            # Else `done` has been called already.
+            # Otherwise `done` has been called already, and has ended the call or set another way to cancel it.
             call.sent = cancel
 
     def _came_back(self, entry: Entry, call: Call, request: bytes, span: Span, reply: bytes) -> None:
@@ -569,15 +569,16 @@ class Lane:
             return
         looking = asyncio.get_running_loop().create_task(self._look_again(entry, call, request, span, int(epoch)))
         self._looking.add(looking)
-        looking.add_done_callback(partial(self._looked, entry, call, span))
+        looking.add_done_callback(partial(self._look_again_ended, entry, call, span))
         call.sent = looking.cancel
 
-    def _looked(self, entry: Entry, call: Call, span: Span, looking: "asyncio.Task[None]") -> None:
+    def _look_again_ended(self, entry: Entry, call: Call, span: Span, looking: "asyncio.Task[None]") -> None:
+        """Every call ends, also where the task of `_look_again` could not see to it. Each ends once."""
         self._looking.discard(looking)
         if looking.cancelled():
-            # Before its first step: it has run nothing, not even an `except`.
+            # Cancelled before its first step: it has run nothing, not even an `except`.
             self._close_forward(entry, call, span, b"")
-        elif (error := looking.exception()) is not None:
+        elif call.sent is not None and (error := looking.exception()) is not None:
             self._failed(entry, call, error)
 
     def _close_forward(self, entry: Entry, call: Call, span: Span, reply: bytes) -> None:

@@ -89,7 +89,8 @@ async def arena(file: Path, starting: anyio.CancelScope) -> AsyncIterator[tuple[
     """The three apps, running; gives each app's address and the admin address. starting: cancels their start.
 
     Raises:
-        click.ClickException: they do not start; why, they have said on the stderr that is theirs too.
+        click.ClickException: the apps did not start, or were told to end first. They share this process's stderr, and
+            have written the reason there.
     """
     command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, start_new_session=True)

@@ -45,7 +45,7 @@ def use_write_ahead_log(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            # The lower byte is the primary code; what lies above says which lock it was.
+            # The low byte is the primary result code; the rest of an extended code says which kind of busy it is.
             is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
             if not is_busy or time.monotonic() >= give_up_at:
                 raise
