@@ -244,5 +244,5 @@ def test_a_socket_that_its_supervisor_holds_stays_where_it_is_when_the_listener_
         for _ in range(2):
             runner.run(serve())
             with socket.socket(socket.AF_UNIX) as client:
-                # No server accepts now, but the path still leads to the held socket, and its backlog takes the connection.
+                # No server accepts now, but the path still leads to the held socket, whose backlog takes it.
                 client.connect(str(path))
