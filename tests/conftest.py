@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import grpc.aio
 import pytest
-from onelane.placement import Member, Placement
+from onelane.core.placement import Member, Placement
 
 from tests.cluster import Cluster, echo, running
 from tests.echo.v1 import echo_pb2_grpc

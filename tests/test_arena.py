@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.placement import Member, Placement
+from onelane.core.placement import Member, Placement
 
 from services.arena.v1 import leaderboard_pb2, leaderboard_pb2_grpc, lobby_pb2_grpc
 from services.arena.v1.lobby_pb2 import AnnounceRequest, FinishRequest, JoinRequest, SayRequest, WatchRequest

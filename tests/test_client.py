@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.scope import Work, current
+from onelane.core.context import Work, current
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.cluster import Cluster, echo, eventually, running

@@ -4,7 +4,7 @@ from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.scope import sooner
+from onelane.core.context import sooner
 from onelane.spans import Sampler
 from onelane.telemetry import Tracer
 from onelane.testing.clock import ManualClock

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.placement import Member, Placement
+from onelane.core.placement import Member, Placement
 
 from tests.cluster import ROOT, Cluster, eventually, running
 from tests.echo.v1 import echo_pb2_grpc

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane import keys
+from onelane.core import keys
 from onelane.errors import BadKey, BadService
 from onelane.v1 import options_pb2
 

@@ -7,19 +7,20 @@ from typing import Any
 
 import grpc
 import pytest
-from onelane import keys, plain
+from onelane import plain
 from onelane.call import Call
-from onelane.clock import SystemClock
+from onelane.core import keys
+from onelane.core.clock import SystemClock
+from onelane.core.keys import FieldKey
+from onelane.core.placement import Member, Placement
+from onelane.core.turns import Turns
 from onelane.forward import HOP, NOT_HOME, SERVED
-from onelane.keys import FieldKey
 from onelane.lane import LOOK_AGAIN_S, Lane
 from onelane.methods import Method
-from onelane.placement import Member, Placement
 from onelane.spans import TraceContext
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
 from onelane.testing.listener import MemoryCall
-from onelane.turns import Turns
 
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 

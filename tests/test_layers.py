@@ -10,14 +10,14 @@ PACKAGE = Path(__file__).parent.parent / "runtime" / "onelane"
 # One line is one step; the files of one step may import each other.
 ORDER = [
     " errors ",
-    " clock ",
-    " service_config ",
+    " core.clock ",
+    " core.service_config ",
     " config ",
     " settings ",
-    " ring ",
-    " placement ",
-    " keys ",
-    " retry ",
+    " core.ring ",
+    " core.placement ",
+    " core.keys ",
+    " core.backoff ",
     " buckets ",
     " stats ",
     " totals ",
@@ -27,13 +27,13 @@ ORDER = [
     " tail ",
     " history ",
     " hot_keys ",
-    " turns ",
+    " core.turns ",
     " overload ",
     " topics ",
     " resilience ",
     " wire wire.client wire.grpc wire.http2 wire.server ",
     " telemetry ",
-    " scope ",
+    " core.context ",
     " tracing ",
     " metering ",
     " logs ",
@@ -45,7 +45,7 @@ ORDER = [
     " methods ",
     " tls ",
     " ports ",
-    " deadlines ",
+    " core.deadlines ",
     " eager ",
     " subchannel ",
     " client_call ",
@@ -92,7 +92,7 @@ ORDER = [
 ]
 STEPS = {name: step for step, names in enumerate(ORDER) for name in names.split()}
 BESIDE = {"v1", "testing", "protos"}
-PURE = " ".join(ORDER[ORDER.index(" ring ") : ORDER.index(" telemetry ")]).split()
+PURE = " ".join(ORDER[ORDER.index(" core.ring ") : ORDER.index(" telemetry ")]).split()
 OUTSIDE = {
     "asyncio",
     "anyio",

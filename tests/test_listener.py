@@ -11,9 +11,10 @@ import grpc
 import grpc.aio
 import pytest
 import uvloop
-from onelane import keys, ports
+from onelane import ports
 from onelane.call import Call
 from onelane.config import App
+from onelane.core import keys
 from onelane.errors import PortTaken
 from onelane.listener import Bind, Serving
 from onelane.listener.grpcio import GrpcioListener

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from onelane.core.placement import Member, Placement
 from onelane.membership import Membership
 from onelane.membership.static import StaticMembership
 from onelane.membership.supervised import SupervisedMembership
-from onelane.placement import Member, Placement
 
 A, B = Member("a", "127.0.0.1:1", "a.sock"), Member("b", "127.0.0.1:2", "b.sock")
 FIRST = Placement(5, (A,))

@@ -76,7 +76,7 @@ class Lane(Serving):
         self.one = serve
 
     def methods(self) -> Sequence[Method]:
-        from onelane.keys import ANY
+        from onelane.core.keys import ANY
 
         return [Method("/t.T/Echo", lambda *_: None, True, False, False, None, None, ANY)]
 

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onelane import crew
 from onelane.buckets import Buckets
-from onelane.clock import SystemClock
 from onelane.config import App
+from onelane.core.clock import SystemClock
+from onelane.core.context import Work, current
 from onelane.errors import BadService, DeadlinePassed, Draining, Overloaded
 from onelane.helper import Desk, Job
 from onelane.offload import Offload
-from onelane.scope import Work, current
 from onelane.shard import Shard
 from onelane.spans import Sampler, SpanRecord
 from onelane.stats import Stats

@@ -30,7 +30,7 @@ def test_sync_grpcio_from_many_threads(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("key", ["k", "a room/ünder 100%"])
 async def test_grpc_js_reaches_the_owner_with_every_call_type(cluster: Cluster, where: Where, key: str) -> None:
-    from onelane.keys import canonical
+    from onelane.core.keys import canonical
 
     owner = where.owner_of(canonical(key))
     run = await asyncio.to_thread(

@@ -1,8 +1,8 @@
 """Who serves a key, and that nobody serves it twice."""
 
 import pytest
+from onelane.core.placement import Member, Placement, route, succeed
 from onelane.errors import NotHome
-from onelane.placement import Member, Placement, route, succeed
 
 A, B = Member("a", "127.0.0.1:1001", "a.sock"), Member("b", "127.0.0.1:1002", "b.sock")
 

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onelane import config
 from onelane.channel import Owner
+from onelane.core.placement import Member, Placement
+from onelane.core.service_config import RetryThrottling, ServiceConfig
 from onelane.errors import BadService
 from onelane.native_channel import NativeChannel
-from onelane.placement import Member, Placement
 from onelane.resilience import (
     AGAIN,
     CONSECUTIVE,
@@ -31,7 +32,6 @@ from onelane.resilience import (
     pushback_s,
     wait_s,
 )
-from onelane.service_config import RetryThrottling, ServiceConfig
 from onelane.testing import Cluster
 from onelane.testing.faults import Fault, Faults
 from pydantic import ValidationError

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onelane.core.placement import Member, Placement
+from onelane.core.ring import Ring, hash_of
 from onelane.errors import NoShards
-from onelane.placement import Member, Placement
-from onelane.ring import Ring, hash_of
 
 KEYS = [f"room-{i}" for i in range(2000)]
 AT_ONCE = 200

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from onelane.core.turns import MOST_LINKS, Turn, Turns, holders
 from onelane.errors import Overloaded
-from onelane.turns import MOST_LINKS, Turn, Turns, holders
 
 from tests.cluster import ECHO, Cluster, eventually, running
 from tests.echo.v1 import echo_pb2_grpc

@@ -10,18 +10,18 @@ from random import Random
 from typing import Any
 
 import pytest
-from onelane import keys
-from onelane.clock import SystemClock
+from onelane.core import keys
+from onelane.core.clock import SystemClock
+from onelane.core.placement import Member, Placement
+from onelane.core.turns import Turns
 from onelane.lane import Lane
 from onelane.methods import Method
-from onelane.placement import Member, Placement
 from onelane.spans import Sampler
 from onelane.stalls import BLOCKED, COMPUTING, INTERPRETER, MOST, Stall
 from onelane.stats import Stats
 from onelane.telemetry import Tracer
 from onelane.testing.listener import MemoryCall
 from onelane.timers import Timers
-from onelane.turns import Turns
 from onelane.watchdog import Watchdog, Watched
 
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest

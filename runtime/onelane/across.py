@@ -18,20 +18,21 @@ import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
-from onelane import keys, methods
+from onelane import methods
 from onelane.call import OK, Call, Metadata
+from onelane.core import keys
+from onelane.core.context import baggage_now, current, sooner, trace_now
+from onelane.core.keys import ANY
+from onelane.core.placement import Member
+from onelane.core.turns import CHAIN
 from onelane.errors import BadService
 from onelane.forward import DIALLING, SERVED
-from onelane.keys import ANY
 from onelane.lane import Lane
 from onelane.methods import Method
 from onelane.native_channel import NativeChannel
-from onelane.placement import Member
-from onelane.scope import baggage_now, current, sooner, trace_now
 from onelane.stats import Stats
 from onelane.telemetry import Tracer, context_of, outbound
 from onelane.topics import Inbox, Lost, Outbox, Subscriber
-from onelane.turns import CHAIN
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc
 
 log = logging.getLogger("onelane.across")

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from onelane.core.turns import Turn
 from onelane.spans import TraceContext
 from onelane.telemetry import Span, context_of
-from onelane.turns import Turn
 
 Metadata = Sequence[tuple[str, str | bytes]]
 OK = grpc.StatusCode.OK

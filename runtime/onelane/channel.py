@@ -21,23 +21,24 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane import keys, methods, ports
+from onelane import methods, ports
 from onelane.client_call import ClientCall
 from onelane.client_interceptors import checked, intercepted
+from onelane.core import keys
+from onelane.core.backoff import backoff_s
+from onelane.core.context import baggage_now, current, sooner, trace_now
+from onelane.core.keys import FieldKey
+from onelane.core.placement import Member, Placement
+from onelane.core.service_config import ServiceConfig
+from onelane.core.turns import CHAIN
 from onelane.errors import BadKey
 from onelane.hedging import HedgedCall
-from onelane.keys import FieldKey
 from onelane.native_channel import NativeChannel
-from onelane.placement import Member, Placement
 from onelane.resilience import PREVIOUS, Budget, Endpoint, policy_of, pushback_s, wait_s
-from onelane.retry import backoff_s
-from onelane.scope import baggage_now, current, sooner, trace_now
-from onelane.service_config import ServiceConfig
 from onelane.spans import SpanRecord
 from onelane.stats import Histogram, Spread, Stats
 from onelane.subchannel import Dialling
 from onelane.telemetry import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of, outbound
-from onelane.turns import CHAIN
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 USUAL = ServiceConfig()
@@ -69,7 +70,7 @@ def connect(
     """A channel to the app at `target` ("host:port" of its shared port), for any generated stub.
 
     deadline_s: of a unary call that has no other; None for none. name: what errors call the peer.
-    service_config: gRPC's, for how calls are made: see `onelane.service_config`.
+    service_config: gRPC's, for how calls are made: see `onelane.core.service_config`.
     Use it as `async with`, which waits until the owners' connections stand, or close it by `await channel.close()`.
 
     Raises:

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from onelane.core.service_config import ServiceConfig
 from onelane.errors import BadConfig
-from onelane.service_config import ServiceConfig
 
 ENVIRONMENT_PREFIX = "ONELANE_"
 ADMIN_TOKEN = "ONELANE_ADMIN_TOKEN"

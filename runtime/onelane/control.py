@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 from google.protobuf.message import Message
 
 from onelane.buckets import Buckets, Exemplar
-from onelane.placement import Member, Placement
+from onelane.core.placement import Member, Placement
 from onelane.stalls import Stall
 from onelane.stats import Instrument, Point, attributes_of
 from onelane.v1 import control_pb2

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
-from onelane.clock import SystemClock
+from onelane.core.clock import SystemClock
 from onelane.sinks.otlp_encode import Encoder
 from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, Outcome, hear, tell, unpack_points
 from onelane.sinks.otlp_target import Target, target_of

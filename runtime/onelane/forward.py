@@ -14,8 +14,8 @@ import grpc.aio
 
 from onelane.call import Call, Metadata
 from onelane.client_call import ClientCall
+from onelane.core.placement import Member
 from onelane.native_channel import NativeChannel
-from onelane.placement import Member
 from onelane.spans import TraceContext
 from onelane.subchannel import Dialling
 from onelane.telemetry import outbound

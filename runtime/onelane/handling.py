@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from onelane import keys, plain
+from onelane import plain
 from onelane.call import OK, Call
+from onelane.core import keys
+from onelane.core.keys import FieldKey
 from onelane.errors import Malformed
-from onelane.keys import FieldKey
 from onelane.methods import Method
 
 

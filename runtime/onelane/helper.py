@@ -19,7 +19,7 @@ from types import CodeType
 from typing import Any, Generic, Protocol, TypeVar
 
 from onelane import tracing
-from onelane.scope import Work, attached, baggage_now, current, home_now, settle
+from onelane.core.context import Work, attached, baggage_now, current, home_now, settle
 from onelane.spans import SpanRecord
 
 log = logging.getLogger("onelane.offload")
@@ -76,7 +76,7 @@ class Job:
         self._late = late
 
     def expire(self) -> None:
-        """See `onelane.deadlines.Expiring`."""
+        """See `onelane.core.deadlines.Expiring`."""
         self._late(self)
 
     def run(self, resource: Any) -> None:

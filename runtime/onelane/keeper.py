@@ -14,12 +14,12 @@ import anyio
 
 from onelane.config import App
 from onelane.control import placement_to_proto, stall_from_proto
+from onelane.core.backoff import backoff_s
+from onelane.core.placement import Member, Placement
 from onelane.errors import OnelaneError
 from onelane.gathering import RESTARTS, Gathering
 from onelane.launcher import Launcher, Running
-from onelane.placement import Member, Placement
 from onelane.reports import Received
-from onelane.retry import backoff_s
 from onelane.stalls import Stall
 from onelane.stats import Attributes
 from onelane.v1 import control_pb2

@@ -14,22 +14,23 @@ from typing import Any
 
 import grpc
 
-from onelane import handling, keys, outcome
+from onelane import handling, outcome
 from onelane.call import OK, Call, Metadata
+from onelane.core import keys
+from onelane.core.context import Scope, current
+from onelane.core.keys import ANY, FieldKey
+from onelane.core.placement import Member, Placement, route
+from onelane.core.turns import CHAIN, Turn, Turns, holders, patience_s
 from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded, Refused, RunsLate, TooOften
 from onelane.forward import HOP, NOT_HOME, SERVED, Done, Forwarder, take_marker
 from onelane.handling import parse
 from onelane.hot_keys import HotKeys
-from onelane.keys import ANY, FieldKey
 from onelane.listener import Work
 from onelane.methods import Method
 from onelane.overload import Lateness, Rates
-from onelane.placement import Member, Placement, route
-from onelane.scope import Scope, current
 from onelane.spans import SpanRecord
 from onelane.stats import Count, Spread, Stats
 from onelane.telemetry import ERROR, METHOD, SERVER_ERRORS, STATUS, SYSTEM, Span, Tracer, context_of, inbound
-from onelane.turns import CHAIN, Turn, Turns, holders, patience_s
 
 LOOK_AGAIN_S = 1.0
 _NOTHING: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry.context.context import Context, _RuntimeContext
 
-from onelane.scope import attached, current
+from onelane.core.context import attached, current
 
 _EMPTY = Context()
 

@@ -21,9 +21,11 @@ from onelane import metering, methods, ports, server_interceptors, settings, tra
 from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
 from onelane.channel import DIALLING
-from onelane.clock import Clock, SystemClock
 from onelane.config import App
 from onelane.control import Control, placement_from_proto, point_to_proto, stall_to_proto
+from onelane.core.clock import Clock, SystemClock
+from onelane.core.context import Home, settle
+from onelane.core.turns import Turns
 from onelane.errors import BadConfig, BadService, OnelaneError, first_of
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
@@ -36,7 +38,6 @@ from onelane.methods import Method
 from onelane.overload import Rates
 from onelane.plugs import plug
 from onelane.pulse import Pulse
-from onelane.scope import Home, settle
 from onelane.shard import Shard
 from onelane.spans import NEVER, sampler_of
 from onelane.spans import pack as pack_spans
@@ -46,7 +47,6 @@ from onelane.subchannel import Dialling
 from onelane.telemetry import Tracer
 from onelane.timers import Alarms, LoopAlarms
 from onelane.topology import Topology
-from onelane.turns import Turns
 from onelane.v1 import control_pb2
 from onelane.watchdog import Watchdog, Watched
 

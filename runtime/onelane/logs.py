@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
+from onelane.core.context import shard_now, trace_now
 from onelane.errors import BadConfig
-from onelane.scope import shard_now, trace_now
 from onelane.spans import whole
 
 VARIABLE = "ONELANE_LOGS"

@@ -16,7 +16,7 @@ from typing import Any
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from onelane.scope import home_now
+from onelane.core.context import home_now
 from onelane.stats import MAX_SERIES, Attributes, Gauge, Stats, attributes_of, number_of
 
 log = logging.getLogger("onelane.metering")

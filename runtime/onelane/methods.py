@@ -16,9 +16,9 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 
-from onelane import keys
+from onelane.core import keys
+from onelane.core.keys import KeyRule
 from onelane.errors import BadService
-from onelane.keys import KeyRule
 from onelane.v1 import options_pb2
 
 NOTHING: Mapping[str, str] = MappingProxyType({})

@@ -14,11 +14,11 @@ from contextvars import Context
 from time import monotonic
 from typing import Generic, TypeVar
 
+from onelane.core.context import current, trace_now
+from onelane.core.deadlines import Deadlines
 from onelane.crew import Crew
-from onelane.deadlines import Deadlines
 from onelane.errors import DeadlinePassed, Draining, Overloaded
 from onelane.helper import Desk, Job
-from onelane.scope import current, trace_now
 from onelane.spans import SpanRecord
 from onelane.stats import Stats
 from onelane.telemetry import Tracer

@@ -4,7 +4,7 @@ import time
 
 import xxhash
 
-from onelane.clock import Clock
+from onelane.core.clock import Clock
 from onelane.hot_keys import HotKey, HotKeys
 from onelane.stats import Stats
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
+from onelane.core.service_config import MOST_ATTEMPTS, RetryThrottling, ServiceConfig
 from onelane.errors import BadService
-from onelane.service_config import MOST_ATTEMPTS, RetryThrottling, ServiceConfig
 
 PUSHBACK = "grpc-retry-pushback-ms"
 PREVIOUS = "grpc-previous-rpc-attempts"

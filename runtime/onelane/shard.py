@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
-from onelane import keys
 from onelane.across import Across, Answer, Subscription, Which
 from onelane.channel import DIALLING, USUAL, Channel
 from onelane.config import App
+from onelane.core import keys
+from onelane.core.context import InTurn, current
 from onelane.errors import BadService, NotHome
 from onelane.lane import Lane
 from onelane.offload import Offload
-from onelane.scope import InTurn, current
 from onelane.settings import made
 from onelane.stats import Stats
 from onelane.subchannel import Dialling

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from onelane.config import ADMIN_TOKEN
+from onelane.core.placement import STOCK_RING_CAP
 from onelane.errors import Transient
-from onelane.placement import STOCK_RING_CAP
 
 TIMEOUT_S = 3.0
 COMMAND_S = 600.0

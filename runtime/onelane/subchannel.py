@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 import grpc
 
 from onelane import ports
-from onelane.deadlines import Deadlines
+from onelane.core.deadlines import Deadlines
 from onelane.wire.client import (
     Answered,
     ClientConnection,

@@ -24,11 +24,11 @@ import anyio.to_thread
 
 from onelane import ports
 from onelane.config import PORT_STRIDE, App, Config
+from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig, first_of
 from onelane.gathering import Gathering
 from onelane.keeper import Exporting, Keeper, ShardState, Surroundings
 from onelane.launcher import Launcher, Running
-from onelane.placement import Member, Placement
 from onelane.reloading import Reloaded, Reloading
 from onelane.sinks import Sink
 from onelane.sinks.prometheus import PrometheusSink

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from onelane.clock import Clock
+from onelane.core.clock import Clock
 from onelane.spans import NEVER, UNSAMPLED, Sampler, SpanRecord, TraceContext, parse_traceparent
 
 MAX_WAITING = 20_000

@@ -16,7 +16,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import Context
 from typing import Any, Protocol
 
-from onelane import keys, scope
+from onelane.core import context as scope
+from onelane.core import keys
 from onelane.errors import NotHome, Overloaded
 from onelane.stats import Stats
 

@@ -17,7 +17,7 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from onelane.scope import Attached, Scope, home_now, trace_now
+from onelane.core.context import Attached, Scope, home_now, trace_now
 from onelane.spans import SpanRecord, TraceContext, plain, text
 from onelane.telemetry import METHOD, Span, Tracer, context_of
 

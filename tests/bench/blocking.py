@@ -17,7 +17,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import uvloop
-from onelane.clock import SystemClock
+from onelane.core.clock import SystemClock
 from onelane.offload import Offload
 from onelane.stats import Stats
 from onelane.telemetry import Tracer

@@ -8,7 +8,7 @@ import timeit
 from collections.abc import Callable
 from random import Random
 
-from onelane.clock import SystemClock
+from onelane.core.clock import SystemClock
 from onelane.life import GC_THRESHOLDS
 from onelane.spans import SpanRecord, pack, sampler_of
 from onelane.stats import Stats

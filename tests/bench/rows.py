@@ -13,8 +13,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onelane import keys
-from onelane.turns import Turns
+from onelane.core import keys
+from onelane.core.turns import Turns
 
 from tests.bench import overload, records
 from tests.bench.idle import kib_per_connection

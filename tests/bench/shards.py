@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-from onelane.placement import Member, Placement
+from onelane.core.placement import Member, Placement
 
 from tests.bench.load import Target
 from tests.cluster import Cluster, running

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from onelane import keys, ports
+from onelane import ports
 from onelane.call import Call
 from onelane.config import App
+from onelane.core import keys
 from onelane.listener import Bind, Serving
 from onelane.listener.native import NativeListener
 from onelane.methods import Method

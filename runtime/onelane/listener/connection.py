@@ -14,10 +14,10 @@ import grpc
 
 from onelane import ports, tls
 from onelane.call import OK, Call, Metadata
+from onelane.core.turns import patience_s
 from onelane.listener import Work
 from onelane.listener.steering import Seen
 from onelane.methods import Method
-from onelane.turns import patience_s
 from onelane.wire import grpc as wire
 from onelane.wire.grpc import BadWire
 from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable

@@ -14,13 +14,13 @@ from typing import Any
 
 from onelane import ports, tls
 from onelane.config import App
-from onelane.deadlines import Deadlines
+from onelane.core.context import attached, current
+from onelane.core.deadlines import Deadlines
 from onelane.eager import Eager
 from onelane.listener import Bind, Serving
 from onelane.listener.connection import Connection
 from onelane.listener.steering import MAX_SEEN, Seen, Steering
 from onelane.methods import Method
-from onelane.scope import attached, current
 from onelane.wire.grpc import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Messages, Opened

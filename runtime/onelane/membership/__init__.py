@@ -6,7 +6,7 @@ Plugs of the group `onelane.memberships`, chosen by name in the TOML.
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from onelane.placement import Placement
+from onelane.core.placement import Placement
 
 
 class Membership(Protocol):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from onelane.placement import Placement
+from onelane.core.placement import Placement
 
 
 class SupervisedMembership:

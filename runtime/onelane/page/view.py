@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from onelane.buckets import Buckets
+from onelane.core.placement import Placement
 from onelane.gathering import GAPS, LOST, Gathering, hottest
 from onelane.history import Method, Step
 from onelane.keeper import Keeper, ShardState
-from onelane.placement import Placement
 from onelane.stats import DROPPED, Attributes
 
 NOW = 10

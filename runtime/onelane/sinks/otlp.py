@@ -19,7 +19,7 @@ from contextlib import suppress
 from random import Random
 from typing import TypeVar
 
-from onelane.clock import SystemClock
+from onelane.core.clock import SystemClock
 from onelane.logs import LogRecord
 from onelane.logs import pack as pack_logs
 from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, Outcome, hear, pack_points, tell

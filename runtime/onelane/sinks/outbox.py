@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from onelane.retry import backoff_s
+from onelane.core.backoff import backoff_s
 
 QUEUE_FULL, REFUSED, CLOSED = "queue_full", "refused", "closed"
 FIRST_S, MOST_S = 0.25, 5.0

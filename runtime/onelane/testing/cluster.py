@@ -26,11 +26,11 @@ from onelane import config, ports
 from onelane.channel import DIALLING, Channel
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.control import placement_to_proto, point_from_proto
+from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
 from onelane.life import TICK_S, Life, Means
 from onelane.listener.native import NativeListener
 from onelane.native_channel import dial
-from onelane.placement import Member, Placement
 from onelane.spans import Packed, SpanRecord
 from onelane.stats import attributes_of
 from onelane.testing.clock import ManualClock

@@ -7,8 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from onelane.core.turns import Turn
 from onelane.spans import SpanRecord, TraceContext
-from onelane.turns import Turn
 
 
 class Scope(Protocol):
@@ -36,7 +36,7 @@ class Scope(Protocol):
 
     @property
     def onward(self) -> str:
-        """The chain that calls made here carry: the turns that they are inside of; see `onelane.turns`."""
+        """The chain that calls made here carry: the turns that they are inside of; see `onelane.core.turns`."""
 
 
 @dataclass(frozen=True, slots=True)

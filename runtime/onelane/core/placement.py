@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from onelane.core.ring import Ring
 from onelane.errors import NotHome
-from onelane.ring import Ring
 
 POINTS = 512
 """Points of each shard on the ring, unless the configuration says otherwise."""
