@@ -63,7 +63,7 @@ ORDER = [
     " sinks sinks.otlp sinks.otlp_encode sinks.otlp_line sinks.otlp_target sinks.outbox sinks.prometheus ",
     " membership membership.static membership.supervised ",
     " control ",
-    " plugs ",
+    " plugins ",
     " server_interceptors ",
     " handling ",
     " outcome ",

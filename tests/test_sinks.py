@@ -6,7 +6,7 @@ import pytest
 from onelane.buckets import Buckets, Exemplar
 from onelane.errors import BadService
 from onelane.logs import LogRecord
-from onelane.plugs import plug
+from onelane.plugins import plug
 from onelane.sinks import Sink
 from onelane.sinks.prometheus import PrometheusSink
 from onelane.spans import SpanRecord

@@ -277,7 +277,7 @@ def _sinks(read: config.Config, environment: dict[str, str]) -> "list[Sink]":
         BadConfig: a variable cannot be meant.
         BadService: a sink is not installed.
     """
-    from onelane.plugs import plug
+    from onelane.plugins import plug
     from onelane.sinks.otlp_target import SIGNALS, target_of
 
     exports = any(target_of(environment, signal) for signal in SIGNALS)

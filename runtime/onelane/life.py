@@ -36,7 +36,7 @@ from onelane.membership import Membership
 from onelane.metering import Bridge
 from onelane.methods import Method
 from onelane.overload import Rates
-from onelane.plugs import plug
+from onelane.plugins import plug
 from onelane.pulse import Pulse
 from onelane.shard import Shard
 from onelane.spans import NEVER, sampler_of
