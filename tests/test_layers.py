@@ -31,7 +31,7 @@ ORDER = [
     " overload ",
     " topics ",
     " resilience ",
-    " wire wire.client wire.grpc wire.http2 wire.server ",
+    " wire wire.client wire.framing wire.http2 wire.server ",
     " telemetry ",
     " core.context ",
     " tracing ",

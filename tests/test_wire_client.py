@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from onelane.wire import server
 from onelane.wire.client import Answered, ClientConnection, Finished, GoingAway, Messages, Ready
-from onelane.wire.grpc import frame
+from onelane.wire.framing import frame
 from onelane.wire.http2 import ErrorCode, Limits
 
 HEADERS = [

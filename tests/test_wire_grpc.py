@@ -7,8 +7,8 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.wire import grpc
-from onelane.wire.grpc import BadWire, Deframer, frame, frame_gzip
+from onelane.wire import framing
+from onelane.wire.framing import BadWire, Deframer, frame, frame_gzip
 
 messages = st.lists(st.binary(max_size=50), max_size=6)
 cuts = st.lists(st.integers(0, 400), max_size=8)
@@ -31,13 +31,13 @@ def test_messages_come_whole_however_the_bytes_are_cut(sent: list[bytes], where:
 @pytest.mark.parametrize(
     ("data", "encoding", "code"),
     [
-        (frame(b"x" * 101), b"", grpc.RESOURCE_EXHAUSTED),
-        (frame(b"x" * 101)[:20], b"", grpc.RESOURCE_EXHAUSTED),
-        (frame_gzip(b"x" * 5000), b"gzip", grpc.RESOURCE_EXHAUSTED),
-        (b"\x02\0\0\0\0", b"", grpc.INTERNAL),
-        (frame_gzip(b"x"), b"", grpc.INTERNAL),
-        (b"\x01\0\0\0\x01x", b"gzip", grpc.INTERNAL),
-        (b"\x01\0\0\0\x0a" + gzip.compress(b"x" * 9)[:10], b"gzip", grpc.INTERNAL),
+        (frame(b"x" * 101), b"", framing.RESOURCE_EXHAUSTED),
+        (frame(b"x" * 101)[:20], b"", framing.RESOURCE_EXHAUSTED),
+        (frame_gzip(b"x" * 5000), b"gzip", framing.RESOURCE_EXHAUSTED),
+        (b"\x02\0\0\0\0", b"", framing.INTERNAL),
+        (frame_gzip(b"x"), b"", framing.INTERNAL),
+        (b"\x01\0\0\0\x01x", b"gzip", framing.INTERNAL),
+        (b"\x01\0\0\0\x0a" + gzip.compress(b"x" * 9)[:10], b"gzip", framing.INTERNAL),
     ],
 )
 def test_a_message_that_breaks_the_rules_is_refused(data: bytes, encoding: bytes, code: int) -> None:
@@ -53,14 +53,14 @@ def test_an_unknown_encoding_matters_to_compressed_messages_alone_however_they_a
     assert [m for piece in pieces(plain, where) for m in deframer.feed(piece)] == [b"hello"]
     with pytest.raises(BadWire, match="'snappy' is not supported") as caught:
         list(map(deframer.feed, pieces(packed, where)))
-    assert caught.value.code == grpc.UNIMPLEMENTED
+    assert caught.value.code == framing.UNIMPLEMENTED
 
 
 @given(st.floats(1e-9, 3e11, allow_nan=False))
 def test_a_timeout_never_grows_and_loses_little(seconds: float) -> None:
-    text = grpc.write_timeout(seconds)
+    text = framing.write_timeout(seconds)
     assert len(text) <= 9
-    read = grpc.read_timeout(text)
+    read = framing.read_timeout(text)
     assert read <= seconds * (1 + 1e-9)
     assert read >= min(seconds * 0.98 - 1e-9, 99999999 * 3600 * 0.98)
 
@@ -68,7 +68,7 @@ def test_a_timeout_never_grows_and_loses_little(seconds: float) -> None:
 @pytest.mark.parametrize("text", [b"", b"5", b"S", b"-1S", b"5x", b"123456789S", b"1.5S"])
 def test_a_malformed_timeout_is_refused(text: bytes) -> None:
     with pytest.raises(BadWire, match="grpc-timeout"):
-        grpc.read_timeout(text)
+        framing.read_timeout(text)
 
 
 names = st.text("abcxyz0189._-", min_size=1, max_size=9).filter(
@@ -82,24 +82,24 @@ entries = st.lists(
 
 @given(entries)
 def test_metadata_is_read_as_it_was_written(metadata: list[tuple[str, str | bytes]]) -> None:
-    assert grpc.read_metadata(grpc.write_metadata(metadata)) == tuple(metadata)
+    assert framing.read_metadata(framing.write_metadata(metadata)) == tuple(metadata)
 
 
 def test_http_and_grpc_headers_are_not_metadata() -> None:
     headers = [(b":path", b"/a/B"), (b"te", b"trailers"), (b"grpc-timeout", b"1S"), (b"x", b"y"), (b"b-bin", b"/w,AA")]
-    assert grpc.read_metadata(headers) == (("x", "y"), ("b-bin", b"\xff"), ("b-bin", b"\0"))
+    assert framing.read_metadata(headers) == (("x", "y"), ("b-bin", b"\xff"), ("b-bin", b"\0"))
 
 
 def test_binary_metadata_that_is_not_base64_is_refused() -> None:
     with pytest.raises(BadWire, match="not base64"):
-        grpc.read_metadata([(b"x-bin", b"!!")])
+        framing.read_metadata([(b"x-bin", b"!!")])
 
 
 @given(st.text())
 def test_details_survive_percent_encoding(details: str) -> None:
-    written = grpc.write_message(details.encode("utf-8", "ignore").decode())
+    written = framing.write_message(details.encode("utf-8", "ignore").decode())
     assert all(0x20 <= byte <= 0x7E for byte in written)
-    assert grpc.read_message(written) == details.encode("utf-8", "ignore").decode()
+    assert framing.read_message(written) == details.encode("utf-8", "ignore").decode()
 
 
 def test_a_message_in_tiny_pieces_holds_about_its_own_size() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from onelane.wire import grpc
-from onelane.wire.grpc import BadWire, Deframer, frame
+from onelane.wire import framing
+from onelane.wire.framing import BadWire, Deframer, frame
 from onelane.wire.http2 import (
     Closed,
     DataReceived,
@@ -303,7 +303,8 @@ def test_whatever_happens_messages_arrive_whole_and_in_order_and_every_stream_en
 
 
 wires = st.lists(
-    st.binary(max_size=30).map(frame) | st.binary(max_size=30).map(grpc.frame_gzip) | st.binary(max_size=8), max_size=5
+    st.binary(max_size=30).map(frame) | st.binary(max_size=30).map(framing.frame_gzip) | st.binary(max_size=8),
+    max_size=5,
 ).map(b"".join)
 
 

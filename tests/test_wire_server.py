@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.wire.grpc import frame
+from onelane.wire.framing import frame
 from onelane.wire.http2 import (
     DataReceived,
     ErrorCode,

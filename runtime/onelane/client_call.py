@@ -16,7 +16,7 @@ from grpc.aio import EOF, Metadata
 
 from onelane.subchannel import Connection, Subchannel
 from onelane.wire.client import ClientStream
-from onelane.wire.grpc import Headers, write_timeout
+from onelane.wire.framing import Headers, write_timeout
 
 OK = grpc.StatusCode.OK
 CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}

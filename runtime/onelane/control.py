@@ -18,7 +18,7 @@ from onelane.stats import Instrument, Point, attributes_of
 from onelane.v1 import control_pb2
 from onelane.wire import client, server
 from onelane.wire.client import ClientConnection
-from onelane.wire.grpc import frame
+from onelane.wire.framing import frame
 from onelane.wire.http2 import Limits
 from onelane.wire.server import ServerConnection
 

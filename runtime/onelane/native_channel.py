@@ -11,8 +11,8 @@ import grpc.aio
 from onelane.client_call import ClientCall, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from onelane.client_interceptors import checked, intercepted
 from onelane.subchannel import Dialling, Subchannel
-from onelane.wire import grpc as wire
-from onelane.wire.grpc import Headers
+from onelane.wire import framing
+from onelane.wire.framing import Headers
 
 USER_AGENT = b"grpc-python-onelane"
 _SHAPES: dict[str, type[Any]] = {
@@ -76,7 +76,7 @@ class NativeChannel(grpc.aio.Channel):
         """A call of a shape that is not sent; whoever asked for it must finish it."""
         call: Any = _SHAPES[shape](self.subchannel, [], deserialize, None, False)
         if shape.startswith("stream_"):
-            call.prepare(None, None, wire.frame)
+            call.prepare(None, None, framing.frame)
         return call  # type: ignore[no-any-return]
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
@@ -144,7 +144,7 @@ class MultiCallable:
             (b"te", b"trailers"),
             (b"content-type", b"application/grpc"),
             (b"user-agent", USER_AGENT),
-            (b"grpc-accept-encoding", wire.ENCODINGS),
+            (b"grpc-accept-encoding", framing.ENCODINGS),
         ]
 
     def __call__(
@@ -162,14 +162,14 @@ class MultiCallable:
         headers = self._headers
         if timeout is not None:
             if timeout != self._timeout:
-                self._timeout, self._timed = timeout, [*headers, (b"grpc-timeout", wire.write_timeout(timeout))]
+                self._timeout, self._timed = timeout, [*headers, (b"grpc-timeout", framing.write_timeout(timeout))]
             headers = self._timed
-        frame = wire.frame
+        frame = framing.frame
         if _known(self._compression if compression is None else compression):
             headers = [*headers, (b"grpc-encoding", b"gzip")]
-            frame = wire.frame_gzip
+            frame = framing.frame_gzip
         if metadata:
-            headers = [*headers, *wire.write_metadata(metadata)]
+            headers = [*headers, *framing.write_metadata(metadata)]
         call: Any = self._call(self._channel, headers, self._deserialize, timeout, bool(wait_for_ready))
         if self._streams:
             call.prepare(request, self._serialize, frame)

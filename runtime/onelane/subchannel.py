@@ -29,7 +29,7 @@ from onelane.wire.client import (
     Ready,
     Writable,
 )
-from onelane.wire.grpc import Metadata
+from onelane.wire.framing import Metadata
 from onelane.wire.http2 import Limits
 
 State = grpc.ChannelConnectivity

@@ -8,8 +8,8 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["onelane.wire"]):
-    from onelane.wire import grpc
-    from onelane.wire.grpc import BadWire
+    from onelane.wire import framing
+    from onelane.wire.framing import BadWire
     from onelane.wire.http2 import Limits
     from onelane.wire.server import Ended, Gone, Messages, Opened, ServerConnection
 
@@ -57,9 +57,9 @@ def answer(wire: ServerConnection, event: Messages) -> None:
     if stream.unread:
         wire.consumed(stream, stream.unread)
     for message in event.messages:
-        wire.send_message(stream, grpc.frame(message))
+        wire.send_message(stream, framing.frame(message))
     if stream.ended:
-        wire.finish(stream, grpc.OK)
+        wire.finish(stream, framing.OK)
 
 
 def main() -> None:

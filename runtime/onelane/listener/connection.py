@@ -18,8 +18,8 @@ from onelane.core.turns import patience_s
 from onelane.listener import Work
 from onelane.listener.steering import Seen
 from onelane.methods import Method
-from onelane.wire import grpc as wire
-from onelane.wire.grpc import BadWire
+from onelane.wire import framing
+from onelane.wire.framing import BadWire
 from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class NativeCall(Call):
     def framed(self, message: bytes) -> bytes:
         """`message` as it goes on the wire."""
         compress, self._gzip_next = self._gzip and self._gzip_next, True
-        return wire.frame_gzip(message) if compress else wire.frame(message)
+        return framing.frame_gzip(message) if compress else framing.frame(message)
 
     def set_deadline(self, at: float, slot: int) -> None:
         self._deadline_at, self.slot = at, slot
@@ -368,7 +368,7 @@ class Connection(asyncio.Protocol):
         method = self._listener.methods.get(stream.path)
         if method is None:
             path = stream.path.decode("latin-1")
-            self.wire.finish(stream, wire.UNIMPLEMENTED, f"Method not found: {path}")
+            self.wire.finish(stream, framing.UNIMPLEMENTED, f"Method not found: {path}")
             return
         if not self._accept(stream, method):
             return
@@ -390,7 +390,7 @@ class Connection(asyncio.Protocol):
         # Wherever the call is by now: not begun, waiting for its turn, running, or forwarded.
         received = len(messages) + call.has_request
         if received != 1:
-            self._cut_off(call, wire.UNIMPLEMENTED, f"expected one message, received {received}")
+            self._cut_off(call, framing.UNIMPLEMENTED, f"expected one message, received {received}")
         elif messages:
             call.has_request = True
             self._take(call, self._listener.serving.arrive(method, call, messages[0]))
@@ -431,7 +431,7 @@ class Connection(asyncio.Protocol):
             self.wire.finish(stream, error.code, str(error))
             return False
         if timeout is not None and timeout <= 0:
-            self.wire.finish(stream, wire.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            self.wire.finish(stream, framing.DEADLINE_EXCEEDED, "Deadline Exceeded")
             return False
         call = stream.call = NativeCall(self, stream, method, metadata)
         if timeout is not None:
@@ -480,7 +480,7 @@ class Connection(asyncio.Protocol):
         if call.waits is not None:
             self._listener.serving.withdraw(call, late=True)
             details = call.details_now
-        self._cut_off(call, wire.DEADLINE_EXCEEDED, details)
+        self._cut_off(call, framing.DEADLINE_EXCEEDED, details)
 
     def _cut_off(self, call: NativeCall, code: int, details: str) -> None:
         """End a call with a status of our own, whatever its handler or its owner does."""

@@ -19,8 +19,8 @@ from onelane.config import App
 from onelane.errors import PortTaken
 from onelane.listener import Bind, Serving
 from onelane.methods import Method
-from onelane.wire import grpc as wire
-from onelane.wire.grpc import BadWire
+from onelane.wire import framing
+from onelane.wire.framing import BadWire
 
 PENDING_CALLS = 100_000
 """What gRPC's core may queue before it refuses at random as bare CANCELLED; the lane's own admission comes first."""
@@ -125,7 +125,7 @@ def _end(call: Call, context: Any) -> None:
     if call.trailers:
         try:
             # gRPC's core fails a call without any answer for metadata that it cannot send.
-            wire.write_metadata(call.trailers)
+            framing.write_metadata(call.trailers)
         except BadWire as error:
             call.fail(grpc.StatusCode.INTERNAL, str(error))
         else:

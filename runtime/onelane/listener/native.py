@@ -21,7 +21,7 @@ from onelane.listener import Bind, Serving
 from onelane.listener.connection import Connection
 from onelane.listener.steering import MAX_SEEN, Seen, Steering
 from onelane.methods import Method
-from onelane.wire.grpc import BadWire
+from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Messages, Opened
 

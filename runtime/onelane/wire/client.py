@@ -7,8 +7,8 @@ in `Gone`. A stream that the server surely never looked at says so, and may be s
 from dataclasses import dataclass
 from typing import Any
 
-from onelane.wire import grpc
-from onelane.wire.grpc import BadWire, Deframer, Headers, Metadata
+from onelane.wire import framing
+from onelane.wire.framing import BadWire, Deframer, Headers, Metadata
 from onelane.wire.http2 import (
     Closed,
     DataReceived,
@@ -51,8 +51,8 @@ class ClientStream:
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
-            if grpc.whole(data, self.limit):
-                return [data[grpc.PREFIX :]]
+            if framing.whole(data, self.limit):
+                return [data[framing.PREFIX :]]
             self._deframer = Deframer(limit=self.limit, encoding=self.encoding)
         return self._deframer.feed(data)
 
@@ -234,12 +234,12 @@ class ClientConnection:
             elif name == b"grpc-encoding":
                 stream.encoding = value
         if status != b"200" or not content.startswith(b"application/grpc"):
-            code = grpc.status_of_http(int(status)) if status.isdigit() else grpc.UNKNOWN
+            code = framing.status_of_http(int(status)) if status.isdigit() else framing.UNKNOWN
             text = f"HTTP status {status.decode('latin-1')}, content-type {content.decode('latin-1')!r}"
             self._drop(stream, code, text, found)
             return
         try:
-            metadata = grpc.read_metadata(headers)
+            metadata = framing.read_metadata(headers)
         except BadWire as error:
             self._drop(stream, error.code, str(error), found)
             return
@@ -267,7 +267,7 @@ class ClientConnection:
         if messages:
             found.append(Messages(stream, messages))
         if event.end_stream:
-            self._drop(stream, grpc.INTERNAL, "the server ended the stream without a status", found)
+            self._drop(stream, framing.INTERNAL, "the server ended the stream without a status", found)
 
     def _finished(self, number: int, headers: tuple[tuple[bytes, bytes], ...], found: list[Event]) -> None:
         stream = self.streams.pop(number, None)
@@ -275,7 +275,7 @@ class ClientConnection:
             return
         self._acknowledge(stream)
         if len(headers) == 1 and headers[0] == (b"grpc-status", b"0") and stream.is_whole:
-            found.append(Finished(stream, grpc.OK, ""))
+            found.append(Finished(stream, framing.OK, ""))
         else:
             found.append(_status(stream, headers))
         if not stream.ended:
@@ -286,7 +286,7 @@ class ClientConnection:
         if stream is None:
             return
         self._acknowledge(stream)
-        code = grpc.status_of_reset(error) if error else grpc.UNKNOWN
+        code = framing.status_of_reset(error) if error else framing.UNKNOWN
         text = f"Received RST_STREAM with error code {error}"
         found.append(Finished(stream, code, text, untouched=error == ErrorCode.REFUSED_STREAM))
 
@@ -304,7 +304,7 @@ class ClientConnection:
             last = event.last_stream_id
             for stream in [s for n, s in self.streams.items() if n > last or n in self._untaken]:
                 del self.streams[stream.id]
-                found.append(Finished(stream, grpc.UNAVAILABLE, "the server is going away", untouched=True))
+                found.append(Finished(stream, framing.UNAVAILABLE, "the server is going away", untouched=True))
         elif kind is Closed:
             found.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
 
@@ -326,16 +326,16 @@ def _status(stream: ClientStream, headers: tuple[tuple[bytes, bytes], ...]) -> F
     given = dict(headers)
     code = given.get(b"grpc-status")
     try:
-        trailers = grpc.read_metadata(headers)
+        trailers = framing.read_metadata(headers)
     except BadWire as error:
         return Finished(stream, error.code, str(error))
     if code is None:
         status = given.get(b":status", b"")
         if status.isdigit() and status != b"200":
-            return Finished(stream, grpc.status_of_http(int(status)), f"HTTP status {status.decode()}", trailers)
-        return Finished(stream, grpc.UNKNOWN, "the server sent no status", trailers)
-    details = grpc.read_message(given.get(b"grpc-message", b""))
+            return Finished(stream, framing.status_of_http(int(status)), f"HTTP status {status.decode()}", trailers)
+        return Finished(stream, framing.UNKNOWN, "the server sent no status", trailers)
+    details = framing.read_message(given.get(b"grpc-message", b""))
     if code == b"0" and not stream.is_whole:
-        return Finished(stream, grpc.INTERNAL, "the stream ended in the middle of a message", trailers)
-    number = int(code) if code.isdigit() and len(code) <= 2 else grpc.UNKNOWN
-    return Finished(stream, number if number <= grpc.UNAUTHENTICATED else grpc.UNKNOWN, details, trailers)
+        return Finished(stream, framing.INTERNAL, "the stream ended in the middle of a message", trailers)
+    number = int(code) if code.isdigit() and len(code) <= 2 else framing.UNKNOWN
+    return Finished(stream, number if number <= framing.UNAUTHENTICATED else framing.UNKNOWN, details, trailers)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from onelane.wire import grpc
-from onelane.wire.grpc import BadWire, Deframer, Headers, Metadata
+from onelane.wire import framing
+from onelane.wire.framing import BadWire, Deframer, Headers, Metadata
 from onelane.wire.http2 import (
     Closed,
     DataReceived,
@@ -73,8 +73,8 @@ class Stream:
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
-            if grpc.whole(data, self.limit):
-                return [data[grpc.PREFIX :]]
+            if framing.whole(data, self.limit):
+                return [data[framing.PREFIX :]]
             self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"))
         return self._deframer.feed(data)
 
@@ -90,8 +90,8 @@ class Stream:
             BadWire: one of them is malformed.
         """
         timeout = self.given.get(b"grpc-timeout")
-        metadata = () if self.given.keys() <= grpc.OURS else grpc.read_metadata(self.headers)
-        return metadata, None if timeout is None else grpc.read_timeout(timeout)
+        metadata = () if self.given.keys() <= framing.OURS else framing.read_metadata(self.headers)
+        return metadata, None if timeout is None else framing.read_timeout(timeout)
 
 
 @dataclass(slots=True)
@@ -173,11 +173,11 @@ class ServerConnection:
                 if event.end_stream and fresh:
                     # Written out: this is the path of nearly every unary call.
                     opened, data = fresh.get(event.stream_id), event.data
-                    if opened is not None and grpc.whole(data, self._max_message):
+                    if opened is not None and framing.whole(data, self._max_message):
                         stream = opened.stream
                         stream.ended = True
                         stream.unread = len(data)
-                        opened.message = data[grpc.PREFIX :]
+                        opened.message = data[framing.PREFIX :]
                         continue
                 elif fresh:
                     fresh.pop(event.stream_id, None)
@@ -227,7 +227,7 @@ class ServerConnection:
     def send_headers(self, stream: Stream, metadata: Metadata = ()) -> None:
         """Initial metadata; once."""
         if not stream.sent_headers:
-            more = grpc.write_metadata(metadata) if metadata else []
+            more = framing.write_metadata(metadata) if metadata else []
             stream.sent_headers = True
             if stream.encoding:
                 more.append((b"grpc-encoding", stream.encoding))
@@ -244,12 +244,12 @@ class ServerConnection:
         """The status, and so the end of the call; as headers alone where nothing was sent before."""
         headers: Headers = [(b"grpc-status", b"%d" % code)]
         if details:
-            headers.append((b"grpc-message", grpc.write_message(details)))
-        if code == grpc.UNIMPLEMENTED:
+            headers.append((b"grpc-message", framing.write_message(details)))
+        if code == framing.UNIMPLEMENTED:
             # compression.md: who used an encoding that is not known here learns which are.
-            headers.append((b"grpc-accept-encoding", grpc.ENCODINGS))
+            headers.append((b"grpc-accept-encoding", framing.ENCODINGS))
         if trailers:
-            headers += grpc.write_metadata(trailers)
+            headers += framing.write_metadata(trailers)
         with suppress(StreamGone):
             if stream.sent_headers:
                 self.http2.send_trailers(stream.id, headers)
@@ -285,7 +285,7 @@ class ServerConnection:
             return None
         size = sum(map(len, chain.from_iterable(headers))) + FIELD_OVERHEAD * len(headers)
         if size > self._max_metadata:
-            self.finish(stream, grpc.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
+            self.finish(stream, framing.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
             return None
         self.streams[number] = stream
         opened = Opened(stream)
