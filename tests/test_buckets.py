@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.buckets import SCALE, Buckets, Exemplar
+from onelane.telemetry.histogram import SCALE, Buckets, Exemplar
 from opentelemetry.sdk.metrics._internal.exponential_histogram.mapping.logarithm_mapping import LogarithmMapping
 
 values = st.lists(st.floats(0, 1e6, allow_subnormal=False), max_size=60)

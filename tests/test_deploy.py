@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from onelane import config
-from onelane.sinks.prometheus import name_of
-from onelane.stats import Instrument
+from onelane.telemetry.sinks.prometheus import name_of
+from onelane.telemetry.stats import Instrument
 
 from tests import tools
 from tests.cluster import ROOT, echo, running

@@ -1,7 +1,7 @@
 """The last minutes of every method, second by second."""
 
-from onelane.buckets import Buckets
-from onelane.history import KEPT, History
+from onelane.telemetry.collector.history import KEPT, History
+from onelane.telemetry.histogram import Buckets
 
 APP = ("onelane.app", "lobby")
 

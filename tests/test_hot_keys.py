@@ -6,9 +6,9 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.hot_keys import SAMPLED, HotKeys
-from onelane.pulse import EVERY, LONGEST, Pulse
-from onelane.stats import Stats
+from onelane.telemetry.hot_keys import SAMPLED, HotKeys
+from onelane.telemetry.load import EVERY, LONGEST, Pulse
+from onelane.telemetry.stats import Stats
 from onelane.testing.clock import ManualClock
 
 

@@ -17,9 +17,9 @@ from onelane.core.turns import Turns
 from onelane.forward import HOP, NOT_HOME, SERVED
 from onelane.lane import LOOK_AGAIN_S, Lane
 from onelane.methods import Method
-from onelane.spans import TraceContext
-from onelane.stats import Stats
-from onelane.telemetry import Tracer
+from onelane.telemetry.spans import TraceContext
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
 
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest

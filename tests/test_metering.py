@@ -12,11 +12,11 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.logs import MovedLogs, pack, unpack
-from onelane.metering import MAX_WAITING, Bridge
-from onelane.stats import MAX_SERIES, Stats
+from onelane.telemetry.collector.totals import Totals
+from onelane.telemetry.logs import MovedLogs, pack, unpack
+from onelane.telemetry.otel.metrics import MAX_WAITING, Bridge
+from onelane.telemetry.stats import MAX_SERIES, Stats
 from onelane.testing.clock import ManualClock
-from onelane.totals import Totals
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
@@ -216,9 +216,10 @@ def test_what_callbacks_say_is_bounded(caplog: pytest.LogCaptureFixture) -> None
 
 LOGGING = """
 import logging, os
-from onelane import logs, scope
+from onelane.core import context
+from onelane.telemetry import logs
 logs.install(os.environ)
-scope.settle(scope.Home("lobby-0", None, None), alone=True)
+context.settle(context.Home("lobby-0", None, None), alone=True)
 log = logging.getLogger("rooms")
 log.warning("room %s is full", "r", extra={"players": 7})
 try:

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onelane import crew
-from onelane.buckets import Buckets
 from onelane.config import App
 from onelane.core.clock import SystemClock
 from onelane.core.context import Work, current
@@ -24,9 +23,10 @@ from onelane.errors import BadService, DeadlinePassed, Draining, Overloaded
 from onelane.helper import Desk, Job
 from onelane.offload import Offload
 from onelane.shard import Shard
-from onelane.spans import Sampler, SpanRecord
-from onelane.stats import Stats
-from onelane.telemetry import Tracer
+from onelane.telemetry.histogram import Buckets
+from onelane.telemetry.spans import Sampler, SpanRecord
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 
 SAID: ContextVar[str] = ContextVar("said", default="nothing")
 ALWAYS = Sampler(parent_based=True, ratio=1.0)

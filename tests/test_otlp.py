@@ -13,15 +13,15 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.errors import BadConfig
-from onelane.logs import pack as pack_logs
-from onelane.sinks.otlp import OtlpSink, interval_s
-from onelane.sinks.otlp_encode import Encoder
-from onelane.sinks.otlp_line import LOGS, TRACES
-from onelane.sinks.otlp_target import target_of
-from onelane.sinks.outbox import CLOSED, MAX_BATCH, MAX_PARCEL, REFUSED, Bounds, Outbox, Parcel, parcels
-from onelane.spans import Packed, SpanRecord, pack
-from onelane.stats import Instrument, Point
-from onelane.telemetry import told
+from onelane.telemetry.logs import pack as pack_logs
+from onelane.telemetry.sinks.otlp.encode import Encoder
+from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
+from onelane.telemetry.sinks.otlp.queue import CLOSED, MAX_BATCH, MAX_PARCEL, REFUSED, Bounds, Outbox, Parcel, parcels
+from onelane.telemetry.sinks.otlp.sink import OtlpSink, interval_s
+from onelane.telemetry.sinks.otlp.target import target_of
+from onelane.telemetry.spans import Packed, SpanRecord, pack
+from onelane.telemetry.stats import Instrument, Point
+from onelane.telemetry.tracer import told
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 

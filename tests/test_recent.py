@@ -2,8 +2,8 @@
 
 import json
 
-from onelane.recent import MAX_FAILED, MAX_SPANS, MAX_TRACES, NEW_PER_S, Recent
-from onelane.spans import Packed, SpanRecord, pack
+from onelane.telemetry.collector.recent_traces import MAX_FAILED, MAX_SPANS, MAX_TRACES, NEW_PER_S, Recent
+from onelane.telemetry.spans import Packed, SpanRecord, pack
 
 
 def span(trace: str, number: int = 1, parent: int = 0, *, error: str = "", start_ns: int = 1_000) -> SpanRecord:

@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from onelane.buckets import Buckets, Exemplar
 from onelane.errors import BadService
-from onelane.logs import LogRecord
 from onelane.plugins import plug
-from onelane.sinks import Sink
-from onelane.sinks.prometheus import PrometheusSink
-from onelane.spans import SpanRecord
-from onelane.stats import Instrument, Point
+from onelane.telemetry.histogram import Buckets, Exemplar
+from onelane.telemetry.logs import LogRecord
+from onelane.telemetry.sinks import Sink
+from onelane.telemetry.sinks.prometheus import PrometheusSink
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stats import Instrument, Point
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -4,7 +4,7 @@ from enum import StrEnum
 from random import Random
 
 import pytest
-from onelane.spans import (
+from onelane.telemetry.spans import (
     SOME,
     SOME_PER_S,
     UNSAMPLED,
@@ -17,7 +17,7 @@ from onelane.spans import (
     plain,
     sampler_of,
 )
-from onelane.telemetry import Tracer, told
+from onelane.telemetry.tracer import Tracer, told
 from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 

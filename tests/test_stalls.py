@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.stalls import (
+from onelane.telemetry.stalls import (
     BLOCKED,
     COMPUTING,
     CROWDED,

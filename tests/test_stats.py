@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.buckets import Buckets
 from onelane.control import point_from_proto, point_to_proto
-from onelane.reports import Received
-from onelane.stats import FOLDED, MAX_SERIES, OVERFLOW, Point, Stats
-from onelane.totals import Totals
+from onelane.telemetry.collector.sequence import Received
+from onelane.telemetry.collector.totals import Totals
+from onelane.telemetry.histogram import Buckets
+from onelane.telemetry.stats import FOLDED, MAX_SERIES, OVERFLOW, Point, Stats
 
 counted = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=30)
 

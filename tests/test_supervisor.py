@@ -290,7 +290,7 @@ def test_bad_configuration_is_exit_code_three(tmp_path: Path) -> None:
 
 def test_the_supervisor_loads_no_grpc() -> None:
     probe = (
-        "import sys, onelane.cli, onelane.supervisor, onelane.admin, onelane.sinks.otlp; "
+        "import sys, onelane.cli, onelane.supervisor, onelane.admin, onelane.telemetry.sinks.otlp.sink; "
         "print(sorted({'grpc', 'grpc_health', 'greenlet'} & {*sys.modules}))"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

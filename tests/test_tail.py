@@ -1,7 +1,7 @@
 """Tail keeping: what is exported of traces that were not sampled."""
 
-from onelane.spans import SpanRecord
-from onelane.tail import HOLD_S, SETTLE_S, Owned, Rule, Tail
+from onelane.telemetry.collector.tail_sampling import HOLD_S, SETTLE_S, Owned, Rule, Tail
+from onelane.telemetry.spans import SpanRecord
 
 
 def span(trace: str, name: str = "a/B", *, seconds: float = 0.01, error: str = "", kind: str = "SERVER") -> SpanRecord:

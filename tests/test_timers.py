@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.errors import NotHome, Overloaded
-from onelane.stats import Stats
+from onelane.telemetry.stats import Stats
 from onelane.testing.clock import ManualClock
 from onelane.timers import AGAIN_S, LoopAlarms, Timers
 

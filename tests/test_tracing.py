@@ -10,10 +10,10 @@ from typing import Any
 import grpc.aio
 import onelane
 import pytest
-from onelane.spans import SpanRecord, sampler_of
-from onelane.telemetry import Tracer
+from onelane.telemetry.otel.tracing import LaneSpan
+from onelane.telemetry.spans import SpanRecord, sampler_of
+from onelane.telemetry.tracer import Tracer
 from onelane.testing.clock import ManualClock
-from onelane.tracing import LaneSpan
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel
 from opentelemetry.trace import Link, SpanContext, StatusCode
@@ -228,7 +228,7 @@ def test_whatever_a_library_says_of_a_span_becomes_plain() -> None:
 def test_lanes_context_is_what_opentelemetry_finds_by_name() -> None:
     from importlib.metadata import entry_points
 
-    from onelane.lane_context import LaneContext
+    from onelane.telemetry.otel.context import LaneContext
 
     (found,) = entry_points(group="opentelemetry_context", name="onelane")
     assert found.load() is LaneContext

@@ -16,10 +16,10 @@ from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turns
 from onelane.lane import Lane
 from onelane.methods import Method
-from onelane.spans import Sampler
-from onelane.stalls import BLOCKED, COMPUTING, INTERPRETER, MOST, Stall
-from onelane.stats import Stats
-from onelane.telemetry import Tracer
+from onelane.telemetry.spans import Sampler
+from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MOST, Stall
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
 from onelane.timers import Timers
 from onelane.watchdog import Watchdog, Watched

@@ -30,8 +30,8 @@ from onelane.forward import DIALLING, SERVED
 from onelane.lane import Lane
 from onelane.methods import Method
 from onelane.native_channel import NativeChannel
-from onelane.stats import Stats
-from onelane.telemetry import Tracer, context_of, outbound
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer, context_of, outbound
 from onelane.topics import Inbox, Lost, Outbox, Subscriber
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc
 

@@ -13,8 +13,8 @@ import grpc
 import grpc.aio
 
 from onelane.core.turns import Turn
-from onelane.spans import TraceContext
-from onelane.telemetry import Span, context_of
+from onelane.telemetry.spans import TraceContext
+from onelane.telemetry.tracer import Span, context_of
 
 Metadata = Sequence[tuple[str, str | bytes]]
 OK = grpc.StatusCode.OK

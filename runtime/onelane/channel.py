@@ -35,10 +35,10 @@ from onelane.errors import BadKey
 from onelane.hedging import HedgedCall
 from onelane.native_channel import NativeChannel
 from onelane.resilience import PREVIOUS, Budget, Endpoint, policy_of, pushback_s, wait_s
-from onelane.spans import SpanRecord
-from onelane.stats import Histogram, Spread, Stats
 from onelane.subchannel import Dialling
-from onelane.telemetry import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of, outbound
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stats import Histogram, Spread, Stats
+from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of, outbound
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 USUAL = ServiceConfig()

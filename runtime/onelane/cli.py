@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
-from onelane import config, logs, ports
+from onelane import config, ports
 from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
 from onelane.launcher import Launcher, ProcessLauncher
+from onelane.telemetry import logs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from onelane.keeper import Exporting
-    from onelane.sinks import Sink
     from onelane.supervisor import Supervisor
+    from onelane.telemetry.sinks import Sink
 
 FILE = click.argument("file", type=click.Path(path_type=Path), default=Path("onelane.toml"))
 APP_DIR = click.option(
@@ -278,7 +279,7 @@ def _sinks(read: config.Config, environment: dict[str, str]) -> "list[Sink]":
         BadService: a sink is not installed.
     """
     from onelane.plugins import plug
-    from onelane.sinks.otlp_target import SIGNALS, target_of
+    from onelane.telemetry.sinks.otlp.target import SIGNALS, target_of
 
     exports = any(target_of(environment, signal) for signal in SIGNALS)
     names = [*read.sinks, *(["otlp"] if exports else [])]
@@ -288,9 +289,9 @@ def _sinks(read: config.Config, environment: dict[str, str]) -> "list[Sink]":
 def _exporting(environment: dict[str, str]) -> "Exporting":
     """What shards record. Where nobody asks for traces, some, for the admin page."""
     from onelane.keeper import Exporting
-    from onelane.sinks.otlp_line import LOGS, TRACES
-    from onelane.sinks.otlp_target import target_of
-    from onelane.spans import SOME
+    from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
+    from onelane.telemetry.sinks.otlp.target import target_of
+    from onelane.telemetry.spans import SOME
 
     disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
     usual = "" if target_of(environment, TRACES) is not None else SOME

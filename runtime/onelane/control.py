@@ -11,10 +11,10 @@ from typing import Any, Protocol, cast
 
 from google.protobuf.message import Message
 
-from onelane.buckets import Buckets, Exemplar
 from onelane.core.placement import Member, Placement
-from onelane.stalls import Stall
-from onelane.stats import Instrument, Point, attributes_of
+from onelane.telemetry.histogram import Buckets, Exemplar
+from onelane.telemetry.stalls import Stall
+from onelane.telemetry.stats import Instrument, Point, attributes_of
 from onelane.v1 import control_pb2
 from onelane.wire import client, server
 from onelane.wire.client import ClientConnection

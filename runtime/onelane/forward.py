@@ -16,9 +16,9 @@ from onelane.call import Call, Metadata
 from onelane.client_call import ClientCall
 from onelane.core.placement import Member
 from onelane.native_channel import NativeChannel
-from onelane.spans import TraceContext
 from onelane.subchannel import Dialling
-from onelane.telemetry import outbound
+from onelane.telemetry.spans import TraceContext
+from onelane.telemetry.tracer import outbound
 
 HOP = "onelane-hop"
 """Metadata by which a sibling says that it sent a call on; counts on a sibling's connection alone."""

@@ -18,9 +18,9 @@ from time import monotonic
 from types import CodeType
 from typing import Any, Generic, Protocol, TypeVar
 
-from onelane import tracing
 from onelane.core.context import Work, attached, baggage_now, current, home_now, settle
-from onelane.spans import SpanRecord
+from onelane.telemetry.otel import tracing
+from onelane.telemetry.spans import SpanRecord
 
 log = logging.getLogger("onelane.offload")
 R = TypeVar("R")

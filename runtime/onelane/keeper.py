@@ -17,11 +17,11 @@ from onelane.control import placement_to_proto, stall_from_proto
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Member, Placement
 from onelane.errors import OnelaneError
-from onelane.gathering import RESTARTS, Gathering
 from onelane.launcher import Launcher, Running
-from onelane.reports import Received
-from onelane.stalls import Stall
-from onelane.stats import Attributes
+from onelane.telemetry.collector.collector import RESTARTS, Gathering
+from onelane.telemetry.collector.sequence import Received
+from onelane.telemetry.stalls import Stall
+from onelane.telemetry.stats import Attributes
 from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.supervisor")

@@ -24,13 +24,13 @@ from onelane.core.turns import CHAIN, Turn, Turns, holders, patience_s
 from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded, Refused, RunsLate, TooOften
 from onelane.forward import HOP, NOT_HOME, SERVED, Done, Forwarder, take_marker
 from onelane.handling import parse
-from onelane.hot_keys import HotKeys
 from onelane.listener import Work
 from onelane.methods import Method
 from onelane.overload import Lateness, Rates
-from onelane.spans import SpanRecord
-from onelane.stats import Count, Spread, Stats
-from onelane.telemetry import ERROR, METHOD, SERVER_ERRORS, STATUS, SYSTEM, Span, Tracer, context_of, inbound
+from onelane.telemetry.hot_keys import HotKeys
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stats import Count, Spread, Stats
+from onelane.telemetry.tracer import ERROR, METHOD, SERVER_ERRORS, STATUS, SYSTEM, Span, Tracer, context_of, inbound
 
 LOOK_AGAIN_S = 1.0
 _NOTHING: dict[str, Any] = {}

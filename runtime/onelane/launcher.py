@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 
 from onelane.control import Control, WireControl
-from onelane.stalls import EXIT_STALLED
+from onelane.telemetry.stalls import EXIT_STALLED
 from onelane.v1 import control_pb2
 
 

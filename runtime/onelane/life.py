@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from onelane import metering, methods, ports, server_interceptors, settings, tracing
+from onelane import methods, ports, server_interceptors, settings
 from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
 from onelane.channel import DIALLING
@@ -30,21 +30,22 @@ from onelane.errors import BadConfig, BadService, OnelaneError, first_of
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
 from onelane.listener import Bind, Listener, Work
-from onelane.logs import MovedLogs
-from onelane.logs import pack as pack_logs
 from onelane.membership import Membership
-from onelane.metering import Bridge
 from onelane.methods import Method
 from onelane.overload import Rates
 from onelane.plugins import plug
-from onelane.pulse import Pulse
 from onelane.shard import Shard
-from onelane.spans import NEVER, sampler_of
-from onelane.spans import pack as pack_spans
-from onelane.stalls import Stall
-from onelane.stats import DROPPED, Stats
 from onelane.subchannel import Dialling
-from onelane.telemetry import Tracer
+from onelane.telemetry.load import Pulse
+from onelane.telemetry.logs import MovedLogs
+from onelane.telemetry.logs import pack as pack_logs
+from onelane.telemetry.otel import metrics, tracing
+from onelane.telemetry.otel.metrics import Bridge
+from onelane.telemetry.spans import NEVER, sampler_of
+from onelane.telemetry.spans import pack as pack_spans
+from onelane.telemetry.stalls import Stall
+from onelane.telemetry.stats import DROPPED, Stats
+from onelane.telemetry.tracer import Tracer
 from onelane.timers import Alarms, LoopAlarms
 from onelane.topology import Topology
 from onelane.v1 import control_pb2
@@ -205,7 +206,7 @@ class Life:
         home = Home(self.setup.name, self.tracer, Bridge(self.stats, self._clock.now))
         settle(home, alone=alone)
         tracing.install()
-        metering.install()
+        metrics.install()
         if self._moved_logs is not None:
             logging.getLogger().addHandler(self._moved_logs)
 

@@ -19,9 +19,9 @@ from onelane.core.deadlines import Deadlines
 from onelane.crew import Crew
 from onelane.errors import DeadlinePassed, Draining, Overloaded
 from onelane.helper import Desk, Job
-from onelane.spans import SpanRecord
-from onelane.stats import Stats
-from onelane.telemetry import Tracer
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 
 log = logging.getLogger("onelane.offload")
 R = TypeVar("R")

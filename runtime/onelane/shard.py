@@ -17,9 +17,9 @@ from onelane.errors import BadService, NotHome
 from onelane.lane import Lane
 from onelane.offload import Offload
 from onelane.settings import made
-from onelane.stats import Stats
 from onelane.subchannel import Dialling
-from onelane.telemetry import Tracer
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 from onelane.timers import Alarms, Key, Timer, Timers, Work
 from onelane.topics import Lost
 

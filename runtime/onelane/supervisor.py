@@ -26,12 +26,12 @@ from onelane import ports
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig, first_of
-from onelane.gathering import Gathering
 from onelane.keeper import Exporting, Keeper, ShardState, Surroundings
 from onelane.launcher import Launcher, Running
 from onelane.reloading import Reloaded, Reloading
-from onelane.sinks import Sink
-from onelane.sinks.prometheus import PrometheusSink
+from onelane.telemetry.collector.collector import Gathering
+from onelane.telemetry.sinks import Sink
+from onelane.telemetry.sinks.prometheus import PrometheusSink
 from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.supervisor")

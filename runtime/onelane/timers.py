@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from onelane.core import context as scope
 from onelane.core import keys
 from onelane.errors import NotHome, Overloaded
-from onelane.stats import Stats
+from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.timers")
 Key = str | bytes | int

@@ -23,9 +23,19 @@ from typing import Any
 
 from onelane.call import Call
 from onelane.plain import PlainContext
-from onelane.spans import SpanRecord
-from onelane.stalls import EXIT_STALLED, INTERPRETER, STARVED, UNKNOWN, Allowance, Evidence, Sample, Stall, kind_of
-from onelane.telemetry import context_of
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stalls import (
+    EXIT_STALLED,
+    INTERPRETER,
+    STARVED,
+    UNKNOWN,
+    Allowance,
+    Evidence,
+    Sample,
+    Stall,
+    kind_of,
+)
+from onelane.telemetry.tracer import context_of
 from onelane.timers import Timer
 
 log = logging.getLogger("onelane.watchdog")

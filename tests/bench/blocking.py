@@ -19,8 +19,8 @@ from typing import Any
 import uvloop
 from onelane.core.clock import SystemClock
 from onelane.offload import Offload
-from onelane.stats import Stats
-from onelane.telemetry import Tracer
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 
 WARM = 2000
 """Jobs before those that are measured."""

@@ -10,9 +10,9 @@ from random import Random
 
 from onelane.core.clock import SystemClock
 from onelane.life import GC_THRESHOLDS
-from onelane.spans import SpanRecord, pack, sampler_of
-from onelane.stats import Stats
-from onelane.telemetry import Tracer
+from onelane.telemetry.spans import SpanRecord, pack, sampler_of
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from onelane.core.turns import Turn
-from onelane.spans import SpanRecord, TraceContext
+from onelane.telemetry.spans import SpanRecord, TraceContext
 
 
 class Scope(Protocol):
@@ -91,7 +91,7 @@ current: ContextVar[Scope | None] = ContextVar("onelane.scope", default=None)
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """What OpenTelemetry's API has attached inside a call; see `onelane.tracing`."""
+    """What OpenTelemetry's API has attached inside a call; see `onelane.telemetry.otel.tracing`."""
 
     context: Any
     trace: TraceContext | None
@@ -107,9 +107,9 @@ class Home:
 
     shard: str
     tracer: Any
-    """`onelane.telemetry.Tracer`."""
+    """`onelane.telemetry.tracer.Tracer`."""
     bridge: Any
-    """`onelane.metering.Bridge`."""
+    """`onelane.telemetry.otel.metrics.Bridge`."""
 
 
 _home: ContextVar[Home | None] = ContextVar("onelane.home", default=None)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from onelane.history import KEPT
 from onelane.page.view import View
 from onelane.supervisor import Supervisor
+from onelane.telemetry.collector.history import KEPT
 
 STATIC = Path(__file__).parent / "static"
 EVERY_S = 1.0

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from onelane.buckets import Buckets
 from onelane.core.placement import Placement
-from onelane.gathering import GAPS, LOST, Gathering, hottest
-from onelane.history import Method, Step
 from onelane.keeper import Keeper, ShardState
-from onelane.stats import DROPPED, Attributes
+from onelane.telemetry.collector.collector import GAPS, LOST, Gathering, hottest
+from onelane.telemetry.collector.history import Method, Step
+from onelane.telemetry.histogram import Buckets
+from onelane.telemetry.stats import DROPPED, Attributes
 
 NOW = 10
 """Seconds that "now" looks back."""

@@ -31,10 +31,10 @@ from onelane.errors import BadConfig
 from onelane.life import TICK_S, Life, Means
 from onelane.listener.native import NativeListener
 from onelane.native_channel import dial
-from onelane.spans import Packed, SpanRecord
-from onelane.stats import attributes_of
+from onelane.telemetry.collector.totals import Totals
+from onelane.telemetry.spans import Packed, SpanRecord
+from onelane.telemetry.stats import attributes_of
 from onelane.testing.clock import ManualClock
-from onelane.totals import Totals
 from onelane.v1 import control_pb2
 
 S = TypeVar("S")

@@ -7,9 +7,9 @@ from math import isfinite
 from operator import itemgetter
 from typing import Any
 
-from onelane.spans import ROW, Packed, SpanRecord
-from onelane.tail import Owned
-from onelane.telemetry import told
+from onelane.telemetry.collector.tail_sampling import Owned
+from onelane.telemetry.spans import ROW, Packed, SpanRecord
+from onelane.telemetry.tracer import told
 
 MAX_TRACES = 200
 MAX_FAILED = 50

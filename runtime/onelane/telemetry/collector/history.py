@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from onelane.buckets import Buckets
-from onelane.stats import Attributes
+from onelane.telemetry.histogram import Buckets
+from onelane.telemetry.stats import Attributes
 
 KEPT = 300
 """Steps, of a second each."""

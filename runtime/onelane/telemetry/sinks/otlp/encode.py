@@ -22,13 +22,13 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.resources import Resource as SdkResource
 
-from onelane import logs as moved_logs
-from onelane import spans
-from onelane.buckets import MAX_EXPORTED, Buckets, Exemplar
-from onelane.sinks.outbox import Parcel
-from onelane.spans import SpanRecord
-from onelane.stats import Attributes, Instrument, Point
-from onelane.telemetry import told
+from onelane.telemetry import logs as moved_logs
+from onelane.telemetry import spans
+from onelane.telemetry.histogram import MAX_EXPORTED, Buckets, Exemplar
+from onelane.telemetry.sinks.otlp.queue import Parcel
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stats import Attributes, Instrument, Point
+from onelane.telemetry.tracer import told
 
 SCOPE = InstrumentationScope(name="onelane", version=version("onelane"))
 IDENTITY = ("onelane.app", "onelane.shard")

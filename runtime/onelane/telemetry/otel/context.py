@@ -1,7 +1,7 @@
 """OpenTelemetry's context on a lane: what its API has attached, else what the call in progress amounts to.
 
 Found by the entry point `opentelemetry_context` under the name `onelane`, which `OTEL_PYTHON_CONTEXT` asks for.
-OpenTelemetry loads it while its own package is half imported, so what needs the rest of it (`onelane.tracing`) is
+OpenTelemetry loads it while its own package is half imported, so what needs the rest of it (`otel/tracing`) is
 imported only when it is asked.
 """
 
@@ -19,7 +19,7 @@ class LaneContext(_RuntimeContext):
     """See the module."""
 
     def attach(self, context: Context) -> Any:
-        from onelane import tracing
+        from onelane.telemetry.otel import tracing
 
         return attached.set(tracing.attach(context))
 
@@ -31,7 +31,7 @@ class LaneContext(_RuntimeContext):
         scope = current.get()
         if scope is None:
             return _EMPTY
-        from onelane import tracing
+        from onelane.telemetry.otel import tracing
 
         return tracing.context_of_scope(scope)
 

@@ -11,19 +11,19 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from onelane import logs
-from onelane.buckets import Buckets
 from onelane.config import App, Config
 from onelane.control import point_from_proto
-from onelane.history import DURATION, History
-from onelane.hot_keys import HotKey
-from onelane.recent import Recent
-from onelane.reports import Received
-from onelane.sinks import Sink
-from onelane.spans import Packed, SpanRecord
-from onelane.stats import DROPPED, Attributes, Instrument, Point
-from onelane.tail import Owned, Rule, Tail
-from onelane.totals import Totals
+from onelane.telemetry import logs
+from onelane.telemetry.collector.history import DURATION, History
+from onelane.telemetry.collector.recent_traces import Recent
+from onelane.telemetry.collector.sequence import Received
+from onelane.telemetry.collector.tail_sampling import Owned, Rule, Tail
+from onelane.telemetry.collector.totals import Totals
+from onelane.telemetry.histogram import Buckets
+from onelane.telemetry.hot_keys import HotKey
+from onelane.telemetry.sinks import Sink
+from onelane.telemetry.spans import Packed, SpanRecord
+from onelane.telemetry.stats import DROPPED, Attributes, Instrument, Point
 from onelane.v1 import control_pb2
 
 RESTARTS = Instrument("onelane.restarts", "{restart}", "Shards started anew after they died")

@@ -1,14 +1,14 @@
 """Where telemetry goes: what the shards moved out, added up, one sink for each way out. See prometheus.py, otlp.py.
 
-Plugs of the group `onelane.sinks`; each is made with the environment, a mapping.
+Plugs of the group `onelane.telemetry.sinks`; each is made with the environment, a mapping.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from onelane.logs import LogRecord
-from onelane.spans import SpanRecord
-from onelane.stats import Point
+from onelane.telemetry.logs import LogRecord
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stats import Point
 
 
 class Sink(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import isfinite, isnan, nan
 from typing import Any, Generic, Protocol, TypeVar
 
-from onelane.buckets import Buckets, Exemplar
+from onelane.telemetry.histogram import Buckets, Exemplar
 
 log = logging.getLogger("onelane.stats")
 Attributes = tuple[tuple[str, str], ...]

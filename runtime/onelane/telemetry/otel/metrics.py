@@ -17,7 +17,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from onelane.core.context import home_now
-from onelane.stats import MAX_SERIES, Attributes, Gauge, Stats, attributes_of, number_of
+from onelane.telemetry.stats import MAX_SERIES, Attributes, Gauge, Stats, attributes_of, number_of
 
 log = logging.getLogger("onelane.metering")
 MAX_WAITING = 10_000

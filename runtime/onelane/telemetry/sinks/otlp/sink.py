@@ -2,7 +2,7 @@
 
 Promises: nothing here runs on the supervisor's loop but an append; what waits for a collector that is away is bounded
 by `OTEL_BSP_*` and `OTEL_BLRP_*`, is sent once it is back, and what had to be dropped is counted; a dead collector
-costs at most `close`'s timeout. The sending is done by a process of its own (`onelane.exporter`), which is started anew
+costs at most `close`'s timeout. The sending is done by a process of its own (`exporter`), which is started anew
 if it dies; what it had not confirmed is sent again.
 """
 
@@ -20,14 +20,25 @@ from random import Random
 from typing import TypeVar
 
 from onelane.core.clock import SystemClock
-from onelane.logs import LogRecord
-from onelane.logs import pack as pack_logs
-from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, Outcome, hear, pack_points, tell
-from onelane.sinks.otlp_target import SIGNALS, target_of
-from onelane.sinks.outbox import Bounds, Outbox, Parcel, bounds_of, parcels
-from onelane.spans import SpanRecord
-from onelane.spans import pack as pack_spans
-from onelane.stats import Point
+from onelane.telemetry.logs import LogRecord
+from onelane.telemetry.logs import pack as pack_logs
+from onelane.telemetry.sinks.otlp.pipe import (
+    AGAIN,
+    LOGS,
+    METRICS,
+    REFUSED,
+    SENT,
+    TRACES,
+    Outcome,
+    hear,
+    pack_points,
+    tell,
+)
+from onelane.telemetry.sinks.otlp.queue import Bounds, Outbox, Parcel, bounds_of, parcels
+from onelane.telemetry.sinks.otlp.target import SIGNALS, target_of
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.spans import pack as pack_spans
+from onelane.telemetry.stats import Point
 
 log = logging.getLogger("onelane.otlp")
 MAX_SPANS, MAX_LOGS = 65_536, 65_536
@@ -40,7 +51,7 @@ INTERVAL, EVERY_MS = "OTEL_METRIC_EXPORT_INTERVAL", 60_000.0
 
 
 class OtlpSink:
-    """See `onelane.sinks.Sink`."""
+    """See `onelane.telemetry.sinks.Sink`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         wanted = [signal for signal in SIGNALS if target_of(environment, signal) is not None]
@@ -154,7 +165,14 @@ class _Process:
         pairs = {signal: socket.socketpair() for signal in self._signals}
         lines = [f"{signal}={theirs.fileno()}" for signal, (_, theirs) in pairs.items()]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "onelane.exporter", self._instance, str(self._started_ns), *lines],
+            [
+                sys.executable,
+                "-m",
+                "onelane.telemetry.sinks.otlp.exporter",
+                self._instance,
+                str(self._started_ns),
+                *lines,
+            ],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno() for _, theirs in pairs.values()],
             start_new_session=True,

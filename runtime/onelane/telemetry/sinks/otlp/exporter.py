@@ -1,4 +1,6 @@
-"""The process that sends OTLP: `python -m onelane.exporter INSTANCE STARTED_NS SIGNAL=FD…`, started by the OTLP sink.
+"""The process that sends OTLP: started by the OTLP sink.
+
+Usage: `python -m onelane.telemetry.sinks.otlp.exporter INSTANCE STARTED_NS SIGNAL=FD…`
 
 A process of its own, so that encoding takes nothing from the supervisor's loop, and gRPC's core may be loaded. It keeps
 nothing: it answers each batch with what became of it, and ends when its sink is gone.
@@ -21,10 +23,21 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from onelane.core.clock import SystemClock
-from onelane.sinks.otlp_encode import Encoder
-from onelane.sinks.otlp_line import AGAIN, LOGS, METRICS, REFUSED, SENT, TRACES, Outcome, hear, tell, unpack_points
-from onelane.sinks.otlp_target import Target, target_of
-from onelane.sinks.outbox import Parcel
+from onelane.telemetry.sinks.otlp.encode import Encoder
+from onelane.telemetry.sinks.otlp.pipe import (
+    AGAIN,
+    LOGS,
+    METRICS,
+    REFUSED,
+    SENT,
+    TRACES,
+    Outcome,
+    hear,
+    tell,
+    unpack_points,
+)
+from onelane.telemetry.sinks.otlp.queue import Parcel
+from onelane.telemetry.sinks.otlp.target import Target, target_of
 
 HTTP_AGAIN = frozenset({429, 502, 503, 504})
 """As the specification has it; everything else that is no success will not get better."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from onelane.spans import SpanRecord
+from onelane.telemetry.spans import SpanRecord
 
 SETTLE_S = 2.0
 """How long a trace is held after all of it that is known of came back well: others of it may still be under way."""

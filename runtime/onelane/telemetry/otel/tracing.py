@@ -18,8 +18,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from onelane.core.context import Attached, Scope, home_now, trace_now
-from onelane.spans import SpanRecord, TraceContext, plain, text
-from onelane.telemetry import METHOD, Span, Tracer, context_of
+from onelane.telemetry.spans import SpanRecord, TraceContext, plain, text
+from onelane.telemetry.tracer import METHOD, Span, Tracer, context_of
 
 MAX_ATTRIBUTES = 128
 """Of one span, as in OpenTelemetry's specification; what is over that is dropped."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from onelane.errors import BadConfig
-from onelane.sinks.otlp_line import LOGS, METRICS, TRACES
+from onelane.telemetry.sinks.otlp.pipe import LOGS, METRICS, TRACES
 
 PROTOCOLS = ("http/protobuf", "grpc")
 PATHS = {TRACES: "v1/traces", METRICS: "v1/metrics", LOGS: "v1/logs"}

@@ -5,8 +5,8 @@ import time
 import xxhash
 
 from onelane.core.clock import Clock
-from onelane.hot_keys import HotKey, HotKeys
-from onelane.stats import Stats
+from onelane.telemetry.hot_keys import HotKey, HotKeys
+from onelane.telemetry.stats import Stats
 
 EVERY = 10
 """Ticks from one word about load and keys to the next: a second."""

@@ -5,8 +5,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from onelane.buckets import Buckets, Exemplar
-from onelane.stats import Attributes, Instrument, Point
+from onelane.telemetry.histogram import Buckets, Exemplar
+from onelane.telemetry.stats import Attributes, Instrument, Point
 
 TRACES, METRICS, LOGS = "TRACES", "METRICS", "LOGS"
 """Signals, as OpenTelemetry's variables spell them."""

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from onelane.core.clock import Clock
-from onelane.spans import NEVER, UNSAMPLED, Sampler, SpanRecord, TraceContext, parse_traceparent
+from onelane.telemetry.spans import NEVER, UNSAMPLED, Sampler, SpanRecord, TraceContext, parse_traceparent
 
 MAX_WAITING = 20_000
 SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -33,7 +33,7 @@ class Tracer:
     def __init__(
         self, *, shard: str, sampler: Sampler = NEVER, clock: Clock, rng: Random, records_all: bool = False
     ) -> None:
-        """records_all: what is not sampled too, for `onelane.tail` to decide on."""
+        """records_all: what is not sampled too, for `collector/tail_sampling` to decide on."""
         self.shard = shard
         self._sampler = sampler
         self._parent_based = sampler.parent_based

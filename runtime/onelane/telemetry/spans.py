@@ -82,7 +82,7 @@ class SpanRecord:
         """parent_id: "" for a root. kind: SERVER, CLIENT, PRODUCER, CONSUMER or INTERNAL. start_ns: nanoseconds since
         the Unix epoch.
 
-        sampled: else it is exported only where something went wrong with its trace; see `onelane.tail`.
+        sampled: else it is exported only where something went wrong with its trace; see `collector/tail_sampling`.
         """
         self.trace_id = trace_id
         self.span_id = span_id

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
-from onelane.buckets import Buckets
-from onelane.stats import MAX_SERIES, OVERFLOW, Attributes, Instrument, Point
+from onelane.telemetry.histogram import Buckets
+from onelane.telemetry.stats import MAX_SERIES, OVERFLOW, Attributes, Instrument, Point
 
 STANDING = ("gauge", "up_down_counter")
 """Kinds that say how it is now: they go with the shard that said so."""

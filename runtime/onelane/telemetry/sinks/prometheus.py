@@ -12,11 +12,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.samples import Exemplar
 
-from onelane.buckets import Buckets
-from onelane.logs import LogRecord
-from onelane.spans import SpanRecord
-from onelane.stats import Instrument, Point
-from onelane.totals import added
+from onelane.telemetry.collector.totals import added
+from onelane.telemetry.histogram import Buckets
+from onelane.telemetry.logs import LogRecord
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stats import Instrument, Point
 
 log = logging.getLogger("onelane.prometheus")
 _FAMILIES: dict[str, Any] = {
@@ -33,7 +33,7 @@ OTHERS = tuple(2.0**n for n in range(31))
 
 
 class PrometheusSink:
-    """See `onelane.sinks.Sink`. Holds the newest points; `render` writes them out."""
+    """See `onelane.telemetry.sinks.Sink`. Holds the newest points; `render` writes them out."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._points: Sequence[Point] = ()

@@ -1,0 +1,1 @@
+"""What the supervisor does with the reports of its shards. Main type: `collector.Collector`."""

@@ -1,0 +1,1 @@
+"""OTLP over HTTP, sent by a process of its own. Main type: `sink.OtlpSink`."""
