@@ -5,7 +5,7 @@ import socket
 from typing import Any
 
 import pytest
-from onelane.control import HELD_BACK, QueueControl, WireControl
+from onelane.cluster.control import HELD_BACK, QueueControl, WireControl
 from onelane.v1 import control_pb2
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from onelane.cluster.membership import Membership
+from onelane.cluster.membership.static import StaticMembership
+from onelane.cluster.membership.supervised import SupervisedMembership
 from onelane.core.placement import Member, Placement
-from onelane.membership import Membership
-from onelane.membership.static import StaticMembership
-from onelane.membership.supervised import SupervisedMembership
 
 A, B = Member("a", "127.0.0.1:1", "a.sock"), Member("b", "127.0.0.1:2", "b.sock")
 FIRST = Placement(5, (A,))

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from onelane import life
-from onelane.control import Control, QueueControl
+from onelane.cluster.control import Control, QueueControl
 from onelane.launcher import Running
 from onelane.watchdog import Watchdog
 

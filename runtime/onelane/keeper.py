@@ -12,8 +12,8 @@ from typing import Any
 
 import anyio
 
+from onelane.cluster.control import placement_to_proto, stall_from_proto
 from onelane.config import App
-from onelane.control import placement_to_proto, stall_from_proto
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Member, Placement
 from onelane.errors import OnelaneError

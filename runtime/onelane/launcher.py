@@ -14,7 +14,7 @@ from typing import Protocol
 import anyio
 import anyio.abc
 
-from onelane.control import Control, WireControl
+from onelane.cluster.control import Control, WireControl
 from onelane.telemetry.stalls import EXIT_STALLED
 from onelane.v1 import control_pb2
 

@@ -21,8 +21,10 @@ from onelane import methods, ports, server_interceptors, settings
 from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
 from onelane.channel import DIALLING
+from onelane.cluster.control import Control, placement_from_proto, point_to_proto, stall_to_proto
+from onelane.cluster.membership import Membership
+from onelane.cluster.topology import Topology
 from onelane.config import App
-from onelane.control import Control, placement_from_proto, point_to_proto, stall_to_proto
 from onelane.core.clock import Clock, SystemClock
 from onelane.core.context import Home, settle
 from onelane.core.turns import Turns
@@ -30,7 +32,6 @@ from onelane.errors import BadConfig, BadService, OnelaneError, first_of
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
 from onelane.listener import Bind, Listener, Work
-from onelane.membership import Membership
 from onelane.methods import Method
 from onelane.overload import Rates
 from onelane.plugins import plug
@@ -47,7 +48,6 @@ from onelane.telemetry.stalls import Stall
 from onelane.telemetry.stats import DROPPED, Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.timers import Alarms, LoopAlarms
-from onelane.topology import Topology
 from onelane.v1 import control_pb2
 from onelane.watchdog import Watchdog, Watched
 

@@ -13,7 +13,7 @@ os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 import uvloop
 
 from onelane import life
-from onelane.control import WireControl
+from onelane.cluster.control import WireControl
 from onelane.telemetry import logs
 from onelane.v1 import control_pb2
 from onelane.watchdog import Watchdog

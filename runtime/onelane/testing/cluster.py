@@ -24,8 +24,8 @@ import grpc.aio
 
 from onelane import config, ports
 from onelane.channel import DIALLING, Channel
+from onelane.cluster.control import placement_to_proto, point_from_proto
 from onelane.config import PORT_STRIDE, App, Config
-from onelane.control import placement_to_proto, point_from_proto
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
 from onelane.life import TICK_S, Life, Means

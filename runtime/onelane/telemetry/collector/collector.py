@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from onelane.cluster.control import point_from_proto
 from onelane.config import App, Config
-from onelane.control import point_from_proto
 from onelane.telemetry import logs
 from onelane.telemetry.collector.history import DURATION, History
 from onelane.telemetry.collector.recent_traces import Recent

@@ -7,7 +7,7 @@ from onelane.core.placement import Placement
 
 
 class SupervisedMembership:
-    """See `onelane.membership.Membership`. Owned by one lane."""
+    """See `onelane.cluster.membership.Membership`. Owned by one lane."""
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+from onelane.cluster.membership import Membership
 from onelane.core.placement import Placement
-from onelane.membership import Membership
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 

@@ -7,7 +7,7 @@ from onelane.core.placement import Placement
 
 
 class StaticMembership:
-    """See `onelane.membership.Membership`."""
+    """See `onelane.cluster.membership.Membership`."""
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
