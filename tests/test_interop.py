@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import grpc.aio
 import pytest
-from onelane.native_channel import dial
+from onelane.client.channel import dial
 
 from tests import tools
 from tests.cluster import running

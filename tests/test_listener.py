@@ -13,6 +13,7 @@ import pytest
 import uvloop
 from onelane import ports
 from onelane.call import Call
+from onelane.client.channel import dial
 from onelane.config import App
 from onelane.core import keys
 from onelane.errors import PortTaken
@@ -20,7 +21,6 @@ from onelane.listener import Bind, Serving
 from onelane.listener.grpcio import GrpcioListener
 from onelane.listener.native import NativeListener
 from onelane.methods import Method
-from onelane.native_channel import dial
 from onelane.testing.listener import MemoryListener, Outcome
 
 SETTINGS = App(services=("a:B",), listen="127.0.0.1:0", max_message_bytes=2048)

@@ -11,13 +11,13 @@ import grpc
 import grpc.aio
 import pytest
 import trustme
+from onelane.client.channel import NativeChannel, dial
+from onelane.client.subchannel import Dialling
 from onelane.config import App, Tls
 from onelane.listener import Bind, Serving
 from onelane.listener.native import NativeListener
 from onelane.methods import Method
-from onelane.native_channel import NativeChannel, dial
 from onelane.ports import claim
-from onelane.subchannel import Dialling
 from onelane.tls import client_context
 
 from tests.cluster import eventually

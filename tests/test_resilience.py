@@ -14,12 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane import config
-from onelane.channel import Owner
-from onelane.core.placement import Member, Placement
-from onelane.core.service_config import RetryThrottling, ServiceConfig
-from onelane.errors import BadService
-from onelane.native_channel import NativeChannel
-from onelane.resilience import (
+from onelane.client.channel import NativeChannel
+from onelane.client.retry import (
     AGAIN,
     CONSECUTIVE,
     LONGEST_EJECTION_S,
@@ -32,6 +28,10 @@ from onelane.resilience import (
     pushback_s,
     wait_s,
 )
+from onelane.client.ring_channel import Owner
+from onelane.core.placement import Member, Placement
+from onelane.core.service_config import RetryThrottling, ServiceConfig
+from onelane.errors import BadService
 from onelane.testing import Cluster
 from onelane.testing.faults import Fault, Faults
 from pydantic import ValidationError

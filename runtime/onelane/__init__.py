@@ -10,11 +10,11 @@ from onelane.errors import BadConfig, BadKey, BadService, Invalid, OnelaneError,
 
 if TYPE_CHECKING:
     from onelane.across import Answer, Subscription
-    from onelane.channel import Channel, connect
-    from onelane.native_channel import dial
+    from onelane.client.channel import dial
+    from onelane.client.ring_channel import Channel, connect
+    from onelane.client.subchannel import Dialling
     from onelane.offload import Offload
     from onelane.shard import Shard
-    from onelane.subchannel import Dialling
     from onelane.tls import client_context
     from onelane.topics import Lost
 
@@ -41,15 +41,15 @@ __all__ = [
 
 _HOMES = {
     "Answer": "across",
-    "Channel": "channel",
-    "Dialling": "subchannel",
+    "Channel": "client.ring_channel",
+    "Dialling": "client.subchannel",
     "Lost": "topics",
     "Offload": "offload",
     "Shard": "shard",
     "Subscription": "across",
     "client_context": "tls",
-    "connect": "channel",
-    "dial": "native_channel",
+    "connect": "client.ring_channel",
+    "dial": "client.channel",
 }
 
 

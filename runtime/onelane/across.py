@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 
 from onelane import methods
 from onelane.call import OK, Call, Metadata
+from onelane.client.channel import NativeChannel
 from onelane.core import keys
 from onelane.core.context import baggage_now, current, sooner, trace_now
 from onelane.core.keys import ANY
@@ -29,7 +30,6 @@ from onelane.errors import BadService
 from onelane.forward import DIALLING, SERVED
 from onelane.lane import Lane
 from onelane.methods import Method
-from onelane.native_channel import NativeChannel
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer, context_of, outbound
 from onelane.topics import Inbox, Lost, Outbox, Subscriber

@@ -13,10 +13,10 @@ import grpc
 import grpc.aio
 
 from onelane.call import Call, Metadata
-from onelane.client_call import ClientCall
+from onelane.client.call import ClientCall
+from onelane.client.channel import NativeChannel
+from onelane.client.subchannel import Dialling
 from onelane.core.placement import Member
-from onelane.native_channel import NativeChannel
-from onelane.subchannel import Dialling
 from onelane.telemetry.spans import TraceContext
 from onelane.telemetry.tracer import outbound
 

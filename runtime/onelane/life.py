@@ -20,7 +20,8 @@ from typing import Any
 from onelane import methods, ports, server_interceptors, settings
 from onelane.across import Across, Siblings
 from onelane.call import Call, Metadata
-from onelane.channel import DIALLING
+from onelane.client.ring_channel import DIALLING
+from onelane.client.subchannel import Dialling
 from onelane.cluster.control import Control, placement_from_proto, point_to_proto, stall_to_proto
 from onelane.cluster.membership import Membership
 from onelane.cluster.topology import Topology
@@ -36,7 +37,6 @@ from onelane.methods import Method
 from onelane.overload import Rates
 from onelane.plugins import plug
 from onelane.shard import Shard
-from onelane.subchannel import Dialling
 from onelane.telemetry.load import Pulse
 from onelane.telemetry.logs import MovedLogs
 from onelane.telemetry.logs import pack as pack_logs

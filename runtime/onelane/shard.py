@@ -9,7 +9,8 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from onelane.across import Across, Answer, Subscription, Which
-from onelane.channel import DIALLING, USUAL, Channel
+from onelane.client.ring_channel import DIALLING, USUAL, Channel
+from onelane.client.subchannel import Dialling
 from onelane.config import App
 from onelane.core import keys
 from onelane.core.context import InTurn, current
@@ -17,7 +18,6 @@ from onelane.errors import BadService, NotHome
 from onelane.lane import Lane
 from onelane.offload import Offload
 from onelane.settings import made
-from onelane.subchannel import Dialling
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.timers import Alarms, Key, Timer, Timers, Work

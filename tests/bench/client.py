@@ -27,10 +27,10 @@ def channel(kind: str, address: str) -> Any:
 
         return grpc.aio.insecure_channel(address)
     if kind == "dial":
-        from onelane.native_channel import dial
+        from onelane.client.channel import dial
 
         return dial(address)
-    from onelane.channel import connect
+    from onelane.client.ring_channel import connect
 
     return connect(address)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc.aio
 import uvloop
-from onelane.native_channel import dial
+from onelane.client.channel import dial
 
 from tests.cluster import ROOT
 from tests.echo.v1.echo_pb2 import EchoRequest

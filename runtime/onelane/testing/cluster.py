@@ -23,14 +23,14 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from onelane import config, ports
-from onelane.channel import DIALLING, Channel
+from onelane.client.channel import dial
+from onelane.client.ring_channel import DIALLING, Channel
 from onelane.cluster.control import placement_to_proto, point_from_proto
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
 from onelane.life import TICK_S, Life, Means
 from onelane.listener.native import NativeListener
-from onelane.native_channel import dial
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.spans import Packed, SpanRecord
 from onelane.telemetry.stats import attributes_of

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from grpc.aio import EOF, Metadata
 
-from onelane.subchannel import Connection, Subchannel
+from onelane.client.subchannel import Connection, Subchannel
 from onelane.wire.client import ClientStream
 from onelane.wire.framing import Headers, write_timeout
 
@@ -77,7 +77,7 @@ class ClientCall(grpc.aio.Call):
         else:
             self.told = told
 
-    # What its connection says (`onelane.subchannel.Outgoing`).
+    # What its connection says (`onelane.client.subchannel.Outgoing`).
 
     @property
     def can_repeat(self) -> bool:

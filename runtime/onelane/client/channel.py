@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.client_call import ClientCall, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
-from onelane.client_interceptors import checked, intercepted
-from onelane.subchannel import Dialling, Subchannel
+from onelane.client.call import ClientCall, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
+from onelane.client.interceptors import checked, intercepted
+from onelane.client.subchannel import Dialling, Subchannel
 from onelane.wire import framing
 from onelane.wire.framing import Headers
 

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.client_call import CANCELLED_HERE, ClientCall
-from onelane.resilience import Budget, Policy, pushback_s
+from onelane.client.call import CANCELLED_HERE, ClientCall
+from onelane.client.retry import Budget, Policy, pushback_s
 
 
 class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):

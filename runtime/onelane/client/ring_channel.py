@@ -22,8 +22,12 @@ import grpc
 import grpc.aio
 
 from onelane import methods, ports
-from onelane.client_call import ClientCall
-from onelane.client_interceptors import checked, intercepted
+from onelane.client.call import ClientCall
+from onelane.client.channel import NativeChannel
+from onelane.client.hedging import HedgedCall
+from onelane.client.interceptors import checked, intercepted
+from onelane.client.retry import PREVIOUS, Budget, Endpoint, policy_of, pushback_s, wait_s
+from onelane.client.subchannel import Dialling
 from onelane.core import keys
 from onelane.core.backoff import backoff_s
 from onelane.core.context import baggage_now, current, sooner, trace_now
@@ -32,10 +36,6 @@ from onelane.core.placement import Member, Placement
 from onelane.core.service_config import ServiceConfig
 from onelane.core.turns import CHAIN
 from onelane.errors import BadKey
-from onelane.hedging import HedgedCall
-from onelane.native_channel import NativeChannel
-from onelane.resilience import PREVIOUS, Budget, Endpoint, policy_of, pushback_s, wait_s
-from onelane.subchannel import Dialling
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Histogram, Spread, Stats
 from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of, outbound
