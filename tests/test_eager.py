@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from onelane.eager import Eager
+from onelane.server.eager import Eager
 
 known: ContextVar[str] = ContextVar("known")
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from onelane import plain
-from onelane.call import Call
 from onelane.core import keys
 from onelane.core.clock import SystemClock
 from onelane.core.keys import FieldKey
@@ -16,7 +14,9 @@ from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turns
 from onelane.forward import HOP, NOT_HOME, SERVED
 from onelane.lane import LOOK_AGAIN_S, Lane
-from onelane.methods import Method
+from onelane.server import sync_handler
+from onelane.server.call import Call
+from onelane.server.methods import Method
 from onelane.telemetry.spans import TraceContext
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
@@ -194,7 +194,7 @@ async def test_a_newer_placement_is_followed_and_an_older_one_ignored() -> None:
 
 
 async def test_a_plain_handler_runs_without_a_task_and_can_abort() -> None:
-    def handler(request: EchoRequest, context: plain.PlainContext) -> EchoReply:
+    def handler(request: EchoRequest, context: sync_handler.PlainContext) -> EchoReply:
         assert isinstance(context, grpc.ServicerContext)
         context.abort(grpc.StatusCode.NOT_FOUND, "gone")
 

@@ -11,16 +11,16 @@ import grpc
 import grpc.aio
 import pytest
 import uvloop
-from onelane import ports
-from onelane.call import Call
 from onelane.client.channel import dial
 from onelane.config import App
 from onelane.core import keys
 from onelane.errors import PortTaken
-from onelane.listener import Bind, Serving
-from onelane.listener.grpcio import GrpcioListener
-from onelane.listener.native import NativeListener
-from onelane.methods import Method
+from onelane.server import sockets
+from onelane.server.call import Call
+from onelane.server.grpcio_listener import GrpcioListener
+from onelane.server.listener import Bind, Serving
+from onelane.server.methods import Method
+from onelane.server.native_listener import NativeListener
 from onelane.testing.listener import MemoryListener, Outcome
 
 SETTINGS = App(services=("a:B",), listen="127.0.0.1:0", max_message_bytes=2048)
@@ -79,7 +79,7 @@ class Subject:
         self.address = ""
 
     async def start(self) -> None:
-        self.address, held = ports.claim("127.0.0.1:0", shared=False)
+        self.address, held = sockets.claim("127.0.0.1:0", shared=False)
         held.close()
         self.listener.methods_for_test = {m.path: m for m in self.handlers.methods()}
         await self.listener.start([Bind(self.address)], self.handlers, SETTINGS)
@@ -230,7 +230,7 @@ def test_a_socket_that_its_supervisor_holds_stays_where_it_is_when_the_listener_
 ) -> None:
     """From CPython 3.13 on, asyncio's servers remove the path of a Unix socket that was given to them."""
     path = tmp_path / "siblings.sock"
-    held = ports.listening(f"unix:{path}")
+    held = sockets.listening(f"unix:{path}")
 
     async def serve() -> None:
         handlers, listener = Handlers(), NativeListener()

@@ -14,11 +14,11 @@ import trustme
 from onelane.client.channel import NativeChannel, dial
 from onelane.client.subchannel import Dialling
 from onelane.config import App, Tls
-from onelane.listener import Bind, Serving
-from onelane.listener.native import NativeListener
-from onelane.methods import Method
-from onelane.ports import claim
-from onelane.tls import client_context
+from onelane.server.listener import Bind, Serving
+from onelane.server.methods import Method
+from onelane.server.native_listener import NativeListener
+from onelane.server.sockets import claim
+from onelane.server.tls import client_context
 
 from tests.cluster import eventually
 
@@ -213,7 +213,7 @@ async def test_a_refused_stream_is_sent_again_unseen() -> None:
     refused = 0
 
     async with ours() as (address, _listener):
-        from onelane.listener.connection import Connection
+        from onelane.server.connection import Connection
 
         def refuse_first(self: Connection, stream: Any, message: bytes | None) -> None:
             nonlocal refused

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from onelane.listener.steering import Seen, Steering
+from onelane.server.steering import Seen, Steering
 from onelane.wire.http2 import Http2, Limits
 
 from tests.cluster import Cluster, echo, eventually, running

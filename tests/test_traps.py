@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from onelane.listener import Bind, Serving
-from onelane.listener.grpcio import GrpcioListener
+from onelane.server.grpcio_listener import GrpcioListener
+from onelane.server.listener import Bind, Serving
 
 from tests.cluster import Cluster, echo, eventually, running
 from tests.conftest import Where

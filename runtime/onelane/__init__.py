@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from onelane.client.ring_channel import Channel, connect
     from onelane.client.subchannel import Dialling
     from onelane.offload import Offload
+    from onelane.server.tls import client_context
     from onelane.shard import Shard
-    from onelane.tls import client_context
     from onelane.topics import Lost
 
 __all__ = [
@@ -47,7 +47,7 @@ _HOMES = {
     "Offload": "offload",
     "Shard": "shard",
     "Subscription": "across",
-    "client_context": "tls",
+    "client_context": "server.tls",
     "connect": "client.ring_channel",
     "dial": "client.channel",
 }

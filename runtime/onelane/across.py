@@ -18,8 +18,6 @@ import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
-from onelane import methods
-from onelane.call import OK, Call, Metadata
 from onelane.client.channel import NativeChannel
 from onelane.core import keys
 from onelane.core.context import baggage_now, current, sooner, trace_now
@@ -29,7 +27,9 @@ from onelane.core.turns import CHAIN
 from onelane.errors import BadService
 from onelane.forward import DIALLING, SERVED
 from onelane.lane import Lane
-from onelane.methods import Method
+from onelane.server import methods
+from onelane.server.call import OK, Call, Metadata
+from onelane.server.methods import Method
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer, context_of, outbound
 from onelane.topics import Inbox, Lost, Outbox, Subscriber

@@ -10,10 +10,10 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from onelane import ports
 from onelane.doorkeeper import doorkeeper
 from onelane.errors import PortTaken
 from onelane.page import Page
+from onelane.server import sockets
 from onelane.supervisor import Supervisor
 
 
@@ -49,7 +49,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         await supervisor.recycle(name)
         return web.json_response({"restarted": name or "all"})
 
-    host, port = ports.split(supervisor.config.admin)
+    host, port = sockets.split(supervisor.config.admin)
     app = web.Application(middlewares=[doorkeeper(host, supervisor.config.admin_token)])
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
@@ -63,8 +63,8 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         await runner.cleanup()
         if error.errno != errno.EADDRINUSE:
             raise
-        raise PortTaken(f"{supervisor.config.admin} (admin)", ports.holder_of(port) or "somebody") from error
+        raise PortTaken(f"{supervisor.config.admin} (admin)", sockets.holder_of(port) or "somebody") from error
     try:
-        yield ports.join(host, runner.addresses[0][1])
+        yield sockets.join(host, runner.addresses[0][1])
     finally:
         await runner.cleanup()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
-from onelane import config, ports
+from onelane import config
 from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
 from onelane.launcher import Launcher, ProcessLauncher
+from onelane.server import sockets
 from onelane.telemetry import logs
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _default_target() -> str:
     found = config.load(here)
     if found.admin_token is not None:
         os.environ.setdefault(config.ADMIN_TOKEN, found.admin_token)
-    return ports.reachable(found.admin)
+    return sockets.reachable(found.admin)
 
 
 def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> None:

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from onelane.call import Call, Metadata
 from onelane.client.call import ClientCall
 from onelane.client.channel import NativeChannel
 from onelane.client.subchannel import Dialling
 from onelane.core.placement import Member
+from onelane.server.call import Call, Metadata
 from onelane.telemetry.spans import TraceContext
 from onelane.telemetry.tracer import outbound
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import grpc
 
-from onelane import handling, outcome
-from onelane.call import OK, Call, Metadata
 from onelane.core import keys
 from onelane.core.context import Scope, current
 from onelane.core.keys import ANY, FieldKey
@@ -23,10 +21,12 @@ from onelane.core.placement import Member, Placement, route
 from onelane.core.turns import CHAIN, Turn, Turns, holders, patience_s
 from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded, Refused, RunsLate, TooOften
 from onelane.forward import HOP, NOT_HOME, SERVED, Done, Forwarder, take_marker
-from onelane.handling import parse
-from onelane.listener import Work
-from onelane.methods import Method
 from onelane.overload import Lateness, Rates
+from onelane.server import handler, status
+from onelane.server.call import OK, Call, Metadata
+from onelane.server.handler import parse
+from onelane.server.listener import Work
+from onelane.server.methods import Method
 from onelane.telemetry.hot_keys import HotKeys
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Count, Spread, Stats
@@ -163,7 +163,7 @@ class Lane:
             self._newer = asyncio.Event()
 
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
-        """See `onelane.listener.Serving`."""
+        """See `onelane.server.listener.Serving`."""
         rule = method.rule
         if rule is ANY:
             return ""
@@ -318,12 +318,12 @@ class Lane:
             if call.span is None:
                 call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
             current.set(call)
-            reply = handling.bytes_of(method, call, await method.handler(message, call))
+            reply = handler.bytes_of(method, call, await method.handler(message, call))
         except asyncio.CancelledError:
-            if outcome.cancelled(call, method=entry.method.name, shard=self.name):
+            if status.cancelled(call, method=entry.method.name, shard=self.name):
                 raise
         except Exception as error:
-            outcome.failed(call, error, method=entry.method.name, shard=self.name)
+            status.failed(call, error, method=entry.method.name, shard=self.name)
         finally:
             self._end(entry, call, reply)
 
@@ -332,9 +332,9 @@ class Lane:
         reply = b""
         token = self._enter(entry, call)
         try:
-            reply = handling.run_now(entry.method, call, message)
+            reply = handler.run_now(entry.method, call, message)
         except (Exception, asyncio.CancelledError) as error:
-            outcome.failed(call, error, method=entry.method.name, shard=self.name)
+            status.failed(call, error, method=entry.method.name, shard=self.name)
         finally:
             current.reset(token)
             self._end(entry, call, reply)
@@ -345,10 +345,10 @@ class Lane:
         try:
             reply = await work
         except asyncio.CancelledError:
-            if outcome.cancelled(call, method=entry.method.name, shard=self.name):
+            if status.cancelled(call, method=entry.method.name, shard=self.name):
                 raise
         except Exception as error:
-            outcome.failed(call, error, method=entry.method.name, shard=self.name)
+            status.failed(call, error, method=entry.method.name, shard=self.name)
         finally:
             self._end(entry, call, reply)
 
@@ -357,7 +357,7 @@ class Lane:
             self._refusals.add(1, {"onelane.reason": error.reason})
         if call.span is None:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
-        outcome.failed(call, error, method=entry.method.name, shard=self.name)
+        status.failed(call, error, method=entry.method.name, shard=self.name)
         self._end(entry, call, b"")
 
     def _end(self, entry: Entry, call: Call, reply: bytes) -> None:
@@ -627,12 +627,12 @@ class Lane:
         if method.choose is not None:
             method = await method.choose(call)
         if not entry.may_be_endless:
-            return await handling.run(method, call, message)
+            return await handler.run(method, call, message)
         task = asyncio.current_task()
         assert task is not None
         self._endless.add(task)
         try:
-            return await handling.run(method, call, message)
+            return await handler.run(method, call, message)
         finally:
             self._endless.discard(task)
 

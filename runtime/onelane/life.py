@@ -17,9 +17,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from onelane import methods, ports, server_interceptors, settings
+from onelane import settings
 from onelane.across import Across, Siblings
-from onelane.call import Call, Metadata
 from onelane.client.ring_channel import DIALLING
 from onelane.client.subchannel import Dialling
 from onelane.cluster.control import Control, placement_from_proto, point_to_proto, stall_to_proto
@@ -32,10 +31,12 @@ from onelane.core.turns import Turns
 from onelane.errors import BadConfig, BadService, OnelaneError, first_of
 from onelane.forward import NativeForwarder
 from onelane.lane import Lane
-from onelane.listener import Bind, Listener, Work
-from onelane.methods import Method
 from onelane.overload import Rates
 from onelane.plugins import plug
+from onelane.server import interceptors, methods, sockets
+from onelane.server.call import Call, Metadata
+from onelane.server.listener import Bind, Listener, Work
+from onelane.server.methods import Method
 from onelane.shard import Shard
 from onelane.telemetry.load import Pulse
 from onelane.telemetry.logs import MovedLogs
@@ -218,7 +219,7 @@ class Life:
 
     def _binds(self) -> list[Bind]:
         setup = self.setup
-        own = ports.join(ports.split(self.settings.listen)[0], ports.split(setup.address)[1])
+        own = sockets.join(sockets.split(self.settings.listen)[0], sockets.split(setup.address)[1])
         shared, mine, siblings = self.sockets or (None, None, None)
         if siblings is None:
             Path(setup.socket).unlink(missing_ok=True)
@@ -230,7 +231,7 @@ class Life:
 
     def _add_services(self) -> None:
         configured, turns = dict(self.settings.keys), dict(self.settings.turns)
-        self._interceptors = server_interceptors.load(self.settings.interceptors)
+        self._interceptors = interceptors.load(self.settings.interceptors)
         faults: list[str] = []
         for name in self.settings.services:
             cls = methods.servicer_class(name)
@@ -256,7 +257,7 @@ class Life:
     def _add(self, method: Method, service: str) -> None:
         if method.path in self.lane.entries:
             raise BadService(f"{method.name} is served already by another service than {service}")
-        self.lane.add(server_interceptors.behind(method, self._interceptors))
+        self.lane.add(interceptors.behind(method, self._interceptors))
 
     def _check_configured(self, table: str, configured: Mapping[str, str]) -> None:
         services = {entry.method.name.rpartition("/")[0] for entry in self.lane.entries.values()}

@@ -22,13 +22,13 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from onelane import ports
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig, first_of
 from onelane.keeper import Exporting, Keeper, ShardState, Surroundings
 from onelane.launcher import Launcher, Running
 from onelane.reloading import Reloaded, Reloading
+from onelane.server import sockets
 from onelane.telemetry.collector.collector import Gathering
 from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.prometheus import PrometheusSink
@@ -96,15 +96,15 @@ class Supervisor:
         free: list[socket.socket] = []
         epoch = int(time.time())
         for name, app in self.config.apps.items():
-            listen, held = ports.claim(app.listen, shared=True)
+            listen, held = sockets.claim(app.listen, shared=True)
             stack.callback(held.close)
             settings = app.model_copy(update={"listen": listen})
             members, own = [], []
             for index in range(app.shard_count):
-                address, sock = ports.claim(_own_address(app, listen, index), shared=False)
+                address, sock = sockets.claim(_own_address(app, listen, index), shared=False)
                 own.append(sock)
                 stack.callback(sock.close)
-                known_as = ports.join(app.advertise or ports.split(address)[0], ports.split(address)[1])
+                known_as = sockets.join(app.advertise or sockets.split(address)[0], sockets.split(address)[1])
                 members.append(Member(f"{name}-{index}", known_as, str(folder / f"{name}-{index}.sock")))
             pins = {key: members[index].name for key, index in app.pins.items()}
             placement = Placement(epoch, tuple(members), app.points, pins)
@@ -114,16 +114,16 @@ class Supervisor:
                 self._hold(keeper, own, stack)
             else:
                 free += own
-        self._around.peers.update({app.name: ports.reachable(app.settings.listen) for app in self.apps})
+        self._around.peers.update({app.name: sockets.reachable(app.settings.listen) for app in self.apps})
         return free
 
     def _hold(self, app: Keeper, own: Sequence[socket.socket], stack: AsyncExitStack) -> None:
         """Listen on behalf of every shard of `app`."""
         for shard, mine in zip(app.shards, own, strict=True):
-            mine.listen(ports.BACKLOG)
+            mine.listen(sockets.BACKLOG)
             mine.setblocking(False)
-            shared = ports.listening(app.settings.listen, shared=True)
-            siblings = ports.listening(f"unix:{shard.member.socket}")
+            shared = sockets.listening(app.settings.listen, shared=True)
+            siblings = sockets.listening(f"unix:{shard.member.socket}")
             shard.sockets = (shared, mine, siblings)
             for sock in (shared, siblings):
                 stack.callback(sock.close)
@@ -254,12 +254,12 @@ class Supervisor:
 
 
 def _own_address(app: App, listen: str, index: int) -> str:
-    host, port = ports.split(listen)
+    host, port = sockets.split(listen)
     if app.own_port is not None:
-        return ports.join(host, app.own_port + index)
+        return sockets.join(host, app.own_port + index)
     if app.listen.endswith(":0"):
-        return ports.join(host, 0)
+        return sockets.join(host, 0)
     own = port + PORT_STRIDE * (index + 1)
     if own > 65535:
         raise BadConfig("configuration", [f"shard {index} would have port {own}, past 65535: set own_port"])
-    return ports.join(host, own)
+    return sockets.join(host, own)

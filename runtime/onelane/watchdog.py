@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from onelane.call import Call
-from onelane.plain import PlainContext
+from onelane.server.call import Call
+from onelane.server.sync_handler import PlainContext
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stalls import (
     EXIT_STALLED,

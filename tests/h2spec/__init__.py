@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from onelane import ports
-from onelane.call import Call
 from onelane.config import App
 from onelane.core import keys
-from onelane.listener import Bind, Serving
-from onelane.listener.native import NativeListener
-from onelane.methods import Method
+from onelane.server import sockets
+from onelane.server.call import Call
+from onelane.server.listener import Bind, Serving
+from onelane.server.methods import Method
+from onelane.server.native_listener import NativeListener
 
 PATH = "/h2.Spec/Answer"
 HELD_S = 0.02
@@ -36,12 +36,12 @@ class Answering(Serving):
 @asynccontextmanager
 async def answering() -> AsyncIterator[int]:
     """A native listener for h2spec, with a shard's own settings; its port."""
-    address, held = ports.claim("127.0.0.1:0", shared=False)
+    address, held = sockets.claim("127.0.0.1:0", shared=False)
     held.close()
     listener = NativeListener()
     await listener.start([Bind(address)], Answering(), App(services=("a:B",), listen=address))
     try:
-        yield ports.split(address)[1]
+        yield sockets.split(address)[1]
     finally:
         await listener.stop(0)
 

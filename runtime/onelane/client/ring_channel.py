@@ -21,7 +21,6 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane import methods, ports
 from onelane.client.call import ClientCall
 from onelane.client.channel import NativeChannel
 from onelane.client.hedging import HedgedCall
@@ -36,6 +35,7 @@ from onelane.core.placement import Member, Placement
 from onelane.core.service_config import ServiceConfig
 from onelane.core.turns import CHAIN
 from onelane.errors import BadKey
+from onelane.server import methods, sockets
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Histogram, Spread, Stats
 from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of, outbound
@@ -440,8 +440,8 @@ class _Method:
 
 def _where(target: str) -> dict[str, str | int]:
     """`server.address` and `server.port` of a target."""
-    dialled = ports.dialled(target)
+    dialled = sockets.dialled(target)
     if dialled.startswith("unix:"):
         return {"server.address": dialled.removeprefix("unix:")}
-    host, port = ports.split(dialled)
+    host, port = sockets.split(dialled)
     return {"server.address": host, "server.port": port}

@@ -15,8 +15,8 @@ from typing import Any, Protocol, cast
 
 import grpc
 
-from onelane import ports
 from onelane.core.deadlines import Deadlines
+from onelane.server import sockets
 from onelane.wire.client import (
     Answered,
     ClientConnection,
@@ -183,7 +183,7 @@ class Connection(asyncio.Protocol):
         self.flush_soon()
 
     def peer(self) -> str:
-        return ports.peer(self._transport)
+        return sockets.peer(self._transport)
 
     # The end
 
@@ -263,9 +263,9 @@ class Subchannel:
 
     def __init__(self, target: str, dialling: Dialling) -> None:
         self.dialling = dialling
-        address = ports.dialled(target)
+        address = sockets.dialled(target)
         self.authority = (dialling.authority or ("localhost" if address.startswith("unix:") else address)).encode()
-        self.address = ports.dialled(dialling.reach.get(address, address)) if dialling.reach is not None else address
+        self.address = sockets.dialled(dialling.reach.get(address, address)) if dialling.reach is not None else address
         self.state = State.IDLE
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(self.loop)
@@ -400,8 +400,8 @@ class Subchannel:
                 factory, self.address.removeprefix("unix:"), ssl=tls, server_hostname="localhost" if tls else None
             )
             return
-        host, port = ports.split(self.address)
-        name = ports.split(self.dialling.authority)[0] if ":" in self.dialling.authority else self.dialling.authority
+        host, port = sockets.split(self.address)
+        name = sockets.split(self.dialling.authority)[0] if ":" in self.dialling.authority else self.dialling.authority
         await self.loop.create_connection(factory, host, port, ssl=tls, server_hostname=(name or host) if tls else None)
 
     def _failed(self, error: Exception) -> None:

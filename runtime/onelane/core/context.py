@@ -12,7 +12,7 @@ from onelane.telemetry.spans import SpanRecord, TraceContext
 
 
 class Scope(Protocol):
-    """One call in progress, or what else runs on a lane. `onelane.call.Call` is one."""
+    """One call in progress, or what else runs on a lane. `onelane.server.call.Call` is one."""
 
     @property
     def method(self) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from onelane import config, ports
+from onelane import config
 from onelane.client.channel import dial
 from onelane.client.ring_channel import DIALLING, Channel
 from onelane.cluster.control import placement_to_proto, point_from_proto
@@ -30,7 +30,8 @@ from onelane.config import PORT_STRIDE, App, Config
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
 from onelane.life import TICK_S, Life, Means
-from onelane.listener.native import NativeListener
+from onelane.server import sockets
+from onelane.server.native_listener import NativeListener
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.spans import Packed, SpanRecord
 from onelane.telemetry.stats import attributes_of
@@ -98,14 +99,16 @@ class Cluster:
     def _lay_out(self, folder: Path) -> None:
         for name, app in self._config.apps.items():
             settings = app.model_copy(update={"shards": self._count})
-            host, port = ports.split(app.listen)
+            host, port = sockets.split(app.listen)
             shared = f"unix:{folder / name}"
             self._reach[app.listen] = shared
-            addresses = [ports.join(host, (port or 50051) + PORT_STRIDE * (index + 1)) for index in range(self._count)]
+            addresses = [
+                sockets.join(host, (port or 50051) + PORT_STRIDE * (index + 1)) for index in range(self._count)
+            ]
             members = [Member(f"{name}-{i}", own, str(folder / f"{name}-{i}")) for i, own in enumerate(addresses)]
             pins = {key: members[index].name for key, index in app.pins.items()}
             placement = Placement(1, tuple(members), app.points, pins)
-            door = ports.listening(shared)
+            door = sockets.listening(shared)
             self._stack.callback(door.close)
             self._apps[name] = [
                 _Shard(self, name, index, settings, placement, self._open(member, shared, folder))
@@ -117,10 +120,10 @@ class Cluster:
     def _open(self, member: Member, shared: str, folder: Path) -> tuple[Any, ...]:
         own = f"unix:{folder / member.name}.own"
         self._reach[member.address] = own
-        sockets = (ports.listening(own), ports.listening(f"unix:{member.socket}"))
-        for sock in sockets:
+        listeners = (sockets.listening(own), sockets.listening(f"unix:{member.socket}"))
+        for sock in listeners:
             self._stack.callback(sock.close)
-        return sockets
+        return listeners
 
     def means(self) -> Means:
         """What the shards run on."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import grpc
 import grpc.aio
 
-from onelane import plain
+from onelane.server import sync_handler
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +104,4 @@ async def _befall(fault: Fault, context: Any) -> None:
 
 def _context_of(run: Any, context: Any) -> Any:
     is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
-    return context if is_async else plain.PlainContext(context)
+    return context if is_async else sync_handler.PlainContext(context)

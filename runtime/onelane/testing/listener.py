@@ -7,10 +7,10 @@ from typing import Any
 
 import grpc
 
-from onelane.call import Call, Metadata
 from onelane.config import App
 from onelane.errors import PortTaken
-from onelane.listener import Bind, Serving
+from onelane.server.call import Call, Metadata
+from onelane.server.listener import Bind, Serving
 
 BACKLOG = 16
 """Messages that one side of a stream may be ahead of the other."""
@@ -85,7 +85,7 @@ class MemoryCall(Call):
 
 
 class MemoryListener:
-    """See `onelane.listener.Listener`. `call` is the client."""
+    """See `onelane.server.listener.Listener`. `call` is the client."""
 
     def __init__(self) -> None:
         self._serving: Serving | None = None

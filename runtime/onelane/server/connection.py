@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
-from onelane import ports, tls
-from onelane.call import OK, Call, Metadata
 from onelane.core.turns import patience_s
-from onelane.listener import Work
-from onelane.listener.steering import Seen
-from onelane.methods import Method
+from onelane.server import sockets, tls
+from onelane.server.call import OK, Call, Metadata
+from onelane.server.listener import Work
+from onelane.server.methods import Method
+from onelane.server.steering import Seen
 from onelane.wire import framing
 from onelane.wire.framing import BadWire
 from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable
 
 if TYPE_CHECKING:
-    from onelane.listener.native import NativeListener
+    from onelane.server.native_listener import NativeListener
 
 HELD_BACK = 64 * 1024
 """Bytes of one stream that may wait for the client to read; `send` waits with more."""
@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not isinstance: uvloop's transports derive from nothing of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        self.peer = ports.peer(transport)
+        self.peer = sockets.peer(transport)
         if not self._listener.made(self):
             self._transport.abort()
             return

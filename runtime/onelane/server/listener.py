@@ -1,4 +1,4 @@
-"""The seam between bytes and lanes: a listener turns what comes from sockets into calls. See grpcio.py.
+"""The seam between bytes and lanes: a listener turns what comes from sockets into calls. See grpcio_listener.py.
 
 A lane never sees a socket; a listener knows no service. The in-memory one of `onelane.testing` passes the same
 contract tests.
@@ -9,9 +9,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from onelane.call import Call, Metadata
 from onelane.config import App
-from onelane.methods import Method
+from onelane.server.call import Call, Metadata
+from onelane.server.methods import Method
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.call import Aborted, Call
 from onelane.errors import OnelaneError, Refused
+from onelane.server.call import Aborted, Call
 
 log = logging.getLogger("onelane.call")
 PUSHBACK = "grpc-retry-pushback-ms"

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from onelane import plain
-from onelane.call import OK, Call
 from onelane.core import keys
 from onelane.core.keys import FieldKey
 from onelane.errors import Malformed
-from onelane.methods import Method
+from onelane.server import sync_handler
+from onelane.server.call import OK, Call
+from onelane.server.methods import Method
 
 
 async def run(method: Method, call: Call, message: Any) -> bytes:
@@ -28,7 +28,7 @@ async def run(method: Method, call: Call, message: Any) -> bytes:
 
 def run_now(method: Method, call: Call, message: Any) -> bytes:
     """Run a plain `def` handler of one message and one answer; its bytes."""
-    return bytes_of(method, call, method.handler(message, plain.PlainContext(call)))
+    return bytes_of(method, call, method.handler(message, sync_handler.PlainContext(call)))
 
 
 def parse(method: Method, request: bytes) -> Any:
@@ -58,12 +58,12 @@ async def _stream(method: Method, call: Call, message: Any) -> bytes:
 
 
 async def _plain_stream(method: Method, call: Call, message: Any) -> bytes:
-    context = plain.PlainContext(call)
-    body = plain.messages(call) if method.request_streaming else message
+    context = sync_handler.PlainContext(call)
+    body = sync_handler.messages(call) if method.request_streaming else message
     if method.response_streaming:
-        await plain.stream(call, lambda: method.handler(body, context))
+        await sync_handler.stream(call, lambda: method.handler(body, context))
         return b""
-    return bytes_of(method, call, await plain.run(lambda: method.handler(body, context)))
+    return bytes_of(method, call, await sync_handler.run(lambda: method.handler(body, context)))
 
 
 def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.call import Call
 from onelane.errors import BadService
-from onelane.methods import Method
+from onelane.server.call import Call
+from onelane.server.methods import Method
 
 _MAKERS: dict[tuple[bool, bool], Any] = {
     (False, False): grpc.unary_unary_rpc_method_handler,

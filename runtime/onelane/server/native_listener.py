@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
-from onelane import ports, tls
 from onelane.config import App
 from onelane.core.context import attached, current
 from onelane.core.deadlines import Deadlines
-from onelane.eager import Eager
-from onelane.listener import Bind, Serving
-from onelane.listener.connection import Connection
-from onelane.listener.steering import MAX_SEEN, Seen, Steering
-from onelane.methods import Method
+from onelane.server import sockets, tls
+from onelane.server.connection import Connection
+from onelane.server.eager import Eager
+from onelane.server.listener import Bind, Serving
+from onelane.server.methods import Method
+from onelane.server.steering import MAX_SEEN, Seen, Steering
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Messages, Opened
@@ -33,7 +33,7 @@ SWEEPS = 4
 
 
 class NativeListener:
-    """See `onelane.listener.Listener`."""
+    """See `onelane.server.listener.Listener`."""
 
     def __init__(self) -> None:
         self.serving: Serving
@@ -89,13 +89,13 @@ class NativeListener:
         def connected() -> Connection:
             return Connection(self, trusted=bind.trusted, steers=steers and self._steering is not None)
 
-        sock = bind.sock or ports.listening(bind.address, shared=bind.shared)
+        sock = bind.sock or sockets.listening(bind.address, shared=bind.shared)
         if sock.family == socket.AF_UNIX:
             secure = None  # It stays within the machine.
         # Not `create_unix_server`: from CPython 3.13 on it removes the path when it closes, though the supervisor holds
         # the socket, and the next life of this shard listens on it.
         return await self.loop.create_server(
-            connected, sock=sock, ssl=secure, backlog=ports.BACKLOG, start_serving=False
+            connected, sock=sock, ssl=secure, backlog=sockets.BACKLOG, start_serving=False
         )
 
     def _open_steering(self, binds: Sequence[Bind], *, secured: bool) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.call import OK, Call, Metadata
 from onelane.config import App
 from onelane.errors import PortTaken
-from onelane.listener import Bind, Serving
-from onelane.methods import Method
+from onelane.server.call import OK, Call, Metadata
+from onelane.server.listener import Bind, Serving
+from onelane.server.methods import Method
 from onelane.wire import framing
 from onelane.wire.framing import BadWire
 
@@ -141,7 +141,7 @@ def _sendable(name: str, value: str | bytes) -> tuple[str, str | bytes]:
 
 
 class GrpcioListener:
-    """See `onelane.listener.Listener`."""
+    """See `onelane.server.listener.Listener`."""
 
     def __init__(self) -> None:
         self._servers: list[grpc.aio.Server] = []

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import greenlet
 import grpc
 
-from onelane.call import Call, Metadata
+from onelane.server.call import Call, Metadata
 
 
 class PlainContext:
