@@ -12,8 +12,8 @@ from onelane.core.clock import SystemClock
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turns
-from onelane.forward import HOP, NOT_HOME, SERVED
-from onelane.lane import LOOK_AGAIN_S, Lane
+from onelane.lane.forwarder import HOP, NOT_HOME, SERVED
+from onelane.lane.lane import LOOK_AGAIN_S, Lane
 from onelane.server import sync_handler
 from onelane.server.call import Call
 from onelane.server.methods import Method

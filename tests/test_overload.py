@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.overload import BURST_S, MANY, MOST_KEYS, Lateness, Rates
+from onelane.lane.admission import BURST_S, MANY, MOST_KEYS, Lateness, Rates
 
 from tests.cluster import echo, running
 from tests.echo.v1 import echo_pb2_grpc

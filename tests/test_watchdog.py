@@ -14,7 +14,7 @@ from onelane.core import keys
 from onelane.core.clock import SystemClock
 from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turns
-from onelane.lane import Lane
+from onelane.lane.lane import Lane
 from onelane.server.methods import Method
 from onelane.telemetry.spans import Sampler
 from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MOST, Stall

@@ -25,8 +25,8 @@ from onelane.core.keys import ANY
 from onelane.core.placement import Member
 from onelane.core.turns import CHAIN
 from onelane.errors import BadService
-from onelane.forward import DIALLING, SERVED
-from onelane.lane import Lane
+from onelane.lane.forwarder import DIALLING, SERVED
+from onelane.lane.lane import Lane
 from onelane.server import methods
 from onelane.server.call import OK, Call, Metadata
 from onelane.server.methods import Method

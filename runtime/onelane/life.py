@@ -29,9 +29,9 @@ from onelane.core.clock import Clock, SystemClock
 from onelane.core.context import Home, settle
 from onelane.core.turns import Turns
 from onelane.errors import BadConfig, BadService, OnelaneError, first_of
-from onelane.forward import NativeForwarder
-from onelane.lane import Lane
-from onelane.overload import Rates
+from onelane.lane.admission import Rates
+from onelane.lane.forwarder import NativeForwarder
+from onelane.lane.lane import Lane
 from onelane.plugins import plug
 from onelane.server import interceptors, methods, sockets
 from onelane.server.call import Call, Metadata

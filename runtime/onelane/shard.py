@@ -15,7 +15,7 @@ from onelane.config import App
 from onelane.core import keys
 from onelane.core.context import InTurn, current
 from onelane.errors import BadService, NotHome
-from onelane.lane import Lane
+from onelane.lane.lane import Lane
 from onelane.offload import Offload
 from onelane.settings import made
 from onelane.telemetry.stats import Stats

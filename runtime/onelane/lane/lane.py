@@ -20,8 +20,8 @@ from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement, route
 from onelane.core.turns import CHAIN, Turn, Turns, holders, patience_s
 from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded, Refused, RunsLate, TooOften
-from onelane.forward import HOP, NOT_HOME, SERVED, Done, Forwarder, take_marker
-from onelane.overload import Lateness, Rates
+from onelane.lane.admission import Lateness, Rates
+from onelane.lane.forwarder import HOP, NOT_HOME, SERVED, Done, Forwarder, take_marker
 from onelane.server import handler, status
 from onelane.server.call import OK, Call, Metadata
 from onelane.server.handler import parse
