@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.errors import Overloaded
-from onelane.topics import Inbox, Lost, Outbox, Subscriber
+from onelane.shard.topics import Inbox, Lost, Outbox, Subscriber
 
 from tests.cluster import Cluster, echo, eventually, running
 from tests.conftest import Where

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onelane import crew
 from onelane.config import App
 from onelane.core.clock import SystemClock
 from onelane.core.context import Work, current
 from onelane.errors import BadService, DeadlinePassed, Draining, Overloaded
-from onelane.helper import Desk, Job
-from onelane.offload import Offload
-from onelane.shard import Shard
+from onelane.shard.offload import pool
+from onelane.shard.offload.offload import Offload
+from onelane.shard.offload.thread import Desk, Job
+from onelane.shard.shard import Shard
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.spans import Sampler, SpanRecord
 from onelane.telemetry.stats import Stats
@@ -418,7 +418,7 @@ async def test_what_a_replaced_helper_finishes_is_dropped_and_its_resource_close
 async def test_a_bounded_number_of_helpers_is_left_behind(
     resources: Resources, tracer: Tracer, stats: Stats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "MAX_LEFT_BEHIND", 2)
+    monkeypatch.setattr(pool, "MAX_LEFT_BEHIND", 2)
     offload = Offload(resources, name="r", capacity=9, tracer=tracer, stats=stats, replace_after_s=0.01)
     for _ in range(2):
         with pytest.raises(DeadlinePassed, match="gave the job up"):
@@ -437,7 +437,7 @@ async def test_a_bounded_number_of_helpers_is_left_behind(
 async def test_a_new_resource_that_cannot_be_made_is_tried_again(
     resources: Resources, tracer: Tracer, stats: Stats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "RETRY_S", 0.01)
+    monkeypatch.setattr(pool, "RETRY_S", 0.01)
     faults = iter([False, True, True, False])
 
     def make() -> Resource:

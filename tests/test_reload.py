@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from onelane.errors import BadConfig
-from onelane.settings import Settings, differences, made
+from onelane.shard.settings import Settings, differences, made
 
 from tests.cluster import Cluster, echo, eventually, running
 from tests.conftest import Where

@@ -13,9 +13,9 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.errors import NotHome, Overloaded
+from onelane.shard.timers import AGAIN_S, LoopAlarms, Timers
 from onelane.telemetry.stats import Stats
 from onelane.testing.clock import ManualClock
-from onelane.timers import AGAIN_S, LoopAlarms, Timers
 
 from tests.cluster import echo, running
 from tests.conftest import Where

@@ -16,13 +16,13 @@ from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turns
 from onelane.lane.lane import Lane
 from onelane.server.methods import Method
+from onelane.shard.timers import Timers
+from onelane.shard.watchdog import Watchdog, Watched
 from onelane.telemetry.spans import Sampler
 from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MOST, Stall
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
-from onelane.timers import Timers
-from onelane.watchdog import Watchdog, Watched
 
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.test_lane import SaysWhatItWasTold

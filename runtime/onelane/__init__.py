@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from onelane.errors import BadConfig, BadKey, BadService, Invalid, OnelaneError, Overloaded, PortTaken, Transient
 
 if TYPE_CHECKING:
-    from onelane.across import Answer, Subscription
     from onelane.client.channel import dial
     from onelane.client.ring_channel import Channel, connect
     from onelane.client.subchannel import Dialling
-    from onelane.offload import Offload
     from onelane.server.tls import client_context
-    from onelane.shard import Shard
-    from onelane.topics import Lost
+    from onelane.shard.offload.offload import Offload
+    from onelane.shard.shard import Shard
+    from onelane.shard.siblings import Answer, Subscription
+    from onelane.shard.topics import Lost
 
 __all__ = [
     "Answer",
@@ -40,13 +40,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Answer": "across",
+    "Answer": "shard.siblings",
     "Channel": "client.ring_channel",
     "Dialling": "client.subchannel",
-    "Lost": "topics",
-    "Offload": "offload",
-    "Shard": "shard",
-    "Subscription": "across",
+    "Lost": "shard.topics",
+    "Offload": "shard.offload.offload",
+    "Shard": "shard.shard",
+    "Subscription": "shard.siblings",
     "client_context": "server.tls",
     "connect": "client.ring_channel",
     "dial": "client.channel",

@@ -212,7 +212,7 @@ class Config(BaseModel):
     admin: Address = DEFAULT_ADMIN
     """Where the supervisor serves its page, /metrics and /status."""
     sinks: tuple[str, ...] = ()
-    """Names of further plugs of the group `onelane.telemetry.sinks`, beside Prometheus and (by `OTEL_*`) OTLP."""
+    """Names of further plugs of the group `onelane.sinks`, beside Prometheus and (by `OTEL_*`) OTLP."""
     admin_token: Annotated[str, Field(min_length=8)] | None = None
     """What who uses the admin address must show; needed where that is not loopback. `ONELANE_ADMIN_TOKEN` says it
     without a file."""

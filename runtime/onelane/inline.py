@@ -5,10 +5,10 @@ import socket
 import traceback
 from collections.abc import Sequence
 
-from onelane import life
 from onelane.cluster.control import Control, QueueControl
 from onelane.launcher import Running
-from onelane.watchdog import Watchdog
+from onelane.shard import lifecycle
+from onelane.shard.watchdog import Watchdog
 
 
 class InlineLauncher:
@@ -26,7 +26,7 @@ class _InlineRunning:
     def __init__(self, ours: Control, theirs: Control, watchdog: Watchdog, sockets: Sequence[socket.socket]) -> None:
         self.control = ours
         self._theirs = theirs
-        self._task = asyncio.get_running_loop().create_task(life.run(theirs, watchdog, sockets))
+        self._task = asyncio.get_running_loop().create_task(lifecycle.run(theirs, watchdog, sockets))
         self._task.add_done_callback(lambda _: theirs.close())
 
     async def wait(self) -> str:

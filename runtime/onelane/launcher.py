@@ -46,7 +46,7 @@ class ProcessLauncher:
         fds = [theirs.fileno(), *(sock.fileno() for sock in sockets)]
         with theirs:
             process = await anyio.open_process(
-                [sys.executable, "-m", "onelane.process", *map(str, fds)],
+                [sys.executable, "-m", "onelane.shard.process", *map(str, fds)],
                 stdin=None,
                 stdout=None,
                 stderr=None,

@@ -14,7 +14,7 @@ import anyio
 from onelane.config import App, Config
 from onelane.errors import BadConfig
 from onelane.keeper import Keeper
-from onelane.settings import differences
+from onelane.shard.settings import differences
 
 log = logging.getLogger("onelane.supervisor")
 ANSWER_S = 5.0

@@ -18,7 +18,7 @@ from typing import Any
 
 import uvloop
 from onelane.core.clock import SystemClock
-from onelane.offload import Offload
+from onelane.shard.offload.offload import Offload
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from random import Random
 
 from onelane.core.clock import SystemClock
-from onelane.life import GC_THRESHOLDS
+from onelane.shard.lifecycle import GC_THRESHOLDS
 from onelane.telemetry.spans import SpanRecord, pack, sampler_of
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer

@@ -40,7 +40,7 @@ class LogRecord(NamedTuple):
 
 
 def pack(records: Sequence[LogRecord]) -> bytes:
-    """A batch as bytes for another process of the same Python; see `onelane.spans.pack`."""
+    """A batch as bytes for another process of the same Python; see `spans.pack`."""
     rows = [tuple(record) for record in records]
     try:
         return marshal.dumps(rows)

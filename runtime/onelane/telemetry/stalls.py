@@ -1,7 +1,7 @@
 """What a stall is: how long a lane did not turn, where, and whether it was the lane's own doing or the machine's.
 
 Promises: the same measures give the same kind; at most `MOST` stalls a minute are told, and then how many were not.
-Leaves out: measuring. `onelane.watchdog` does that.
+Leaves out: measuring. `onelane.shard.watchdog` does that.
 """
 
 from collections import deque

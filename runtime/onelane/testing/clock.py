@@ -17,7 +17,7 @@ class ManualAlarm:
 
 
 class ManualClock:
-    """See `onelane.core.clock.Clock` and `onelane.timers.Alarms`."""
+    """See `onelane.core.clock.Clock` and `onelane.shard.timers.Alarms`."""
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now

@@ -29,9 +29,9 @@ from onelane.cluster.control import placement_to_proto, point_from_proto
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
-from onelane.life import TICK_S, Life, Means
 from onelane.server import sockets
 from onelane.server.native_listener import NativeListener
+from onelane.shard.lifecycle import TICK_S, Life, Means
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.spans import Packed, SpanRecord
 from onelane.telemetry.stats import attributes_of

@@ -1,7 +1,7 @@
 """OpenTelemetry's trace API inside handlers: the current span is the call's, and spans made by the API join its trace.
 
 Nothing here runs for a call whose handler does not ask: the API's context is looked up in the call in progress when it
-is asked for (`lane_context`), and what the API attaches is kept beside it (`onelane.scope.attached`).
+is asked for (`context`), and what the API attaches is kept beside it (`onelane.core.context.attached`).
 Leaves out: spans that outlive their shard.
 """
 

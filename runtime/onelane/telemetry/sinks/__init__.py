@@ -1,6 +1,6 @@
 """Where telemetry goes: what the shards moved out, added up, one sink for each way out. See prometheus.py, otlp.py.
 
-Plugs of the group `onelane.telemetry.sinks`; each is made with the environment, a mapping.
+Plugs of the group `onelane.sinks`; each is made with the environment, a mapping.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ from contextvars import Context
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from onelane.helper import Desk, Helper, Job
+from onelane.shard.offload.thread import Desk, Helper, Job
 
 log = logging.getLogger("onelane.offload")
 R = TypeVar("R")
@@ -80,11 +80,11 @@ class Crew(Generic[R]):
         return jobs
 
     def made(self, helper: Helper[Any], error: BaseException | None) -> None:
-        """See `onelane.helper.Lane`."""
+        """See `onelane.shard.offload.thread.Lane`."""
         self._tell(self._on_made, helper, error)
 
     def ended(self, helper: Helper[Any]) -> None:
-        """See `onelane.helper.Lane`."""
+        """See `onelane.shard.offload.thread.Lane`."""
         self._tell(self._on_ended, helper)
 
     def _start(self) -> None:

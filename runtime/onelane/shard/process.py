@@ -1,4 +1,4 @@
-"""The process of one shard: `python -m onelane.process FD…`, started by the supervisor alone."""
+"""The process of one shard: `python -m onelane.shard.process FD…`, started by the supervisor alone."""
 
 import os
 import signal
@@ -12,18 +12,18 @@ os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 
 import uvloop
 
-from onelane import life
 from onelane.cluster.control import WireControl
+from onelane.shard import lifecycle
+from onelane.shard.watchdog import Watchdog
 from onelane.telemetry import logs
 from onelane.v1 import control_pb2
-from onelane.watchdog import Watchdog
 
 
 async def main(fd: int, *sockets: int) -> bool:
     # The supervisor alone decides when a shard ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = await WireControl.over(socket.socket(fileno=fd), control_pb2.ToShard, serves=False)
-    return await life.run(control, Watchdog(may_exit=True), [socket.socket(fileno=fd) for fd in sockets])
+    return await lifecycle.run(control, Watchdog(may_exit=True), [socket.socket(fileno=fd) for fd in sockets])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 from onelane.server.call import Call
 from onelane.server.sync_handler import PlainContext
+from onelane.shard.timers import Timer
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stalls import (
     EXIT_STALLED,
@@ -36,10 +37,9 @@ from onelane.telemetry.stalls import (
     kind_of,
 )
 from onelane.telemetry.tracer import context_of
-from onelane.timers import Timer
 
 log = logging.getLogger("onelane.watchdog")
-HERE = str(Path(__file__).parent) + os.sep
+HERE = str(Path(__file__).parent.parent) + os.sep
 LIBRARIES = tuple(
     {str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )

@@ -30,9 +30,9 @@ from onelane.lane.lane import Lane
 from onelane.server import methods
 from onelane.server.call import OK, Call, Metadata
 from onelane.server.methods import Method
+from onelane.shard.topics import Inbox, Lost, Outbox, Subscriber
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer, context_of, outbound
-from onelane.topics import Inbox, Lost, Outbox, Subscriber
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc
 
 log = logging.getLogger("onelane.across")

@@ -16,9 +16,9 @@ from typing import Generic, TypeVar
 
 from onelane.core.context import current, trace_now
 from onelane.core.deadlines import Deadlines
-from onelane.crew import Crew
 from onelane.errors import DeadlinePassed, Draining, Overloaded
-from onelane.helper import Desk, Job
+from onelane.shard.offload.pool import Crew
+from onelane.shard.offload.thread import Desk, Job
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
@@ -63,7 +63,7 @@ class Offload(Generic[R]):
         replace_after_s: float | None = None,
         close_s: float = CLOSE_S,
     ) -> None:
-        """See `onelane.shard.Shard.offload`.
+        """See `onelane.shard.shard.Shard.offload`.
 
         Raises:
             ValueError: a number is out of its range.

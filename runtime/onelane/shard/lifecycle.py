@@ -17,8 +17,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from onelane import settings
-from onelane.across import Across, Siblings
 from onelane.client.ring_channel import DIALLING
 from onelane.client.subchannel import Dialling
 from onelane.cluster.control import Control, placement_from_proto, point_to_proto, stall_to_proto
@@ -37,7 +35,11 @@ from onelane.server import interceptors, methods, sockets
 from onelane.server.call import Call, Metadata
 from onelane.server.listener import Bind, Listener, Work
 from onelane.server.methods import Method
-from onelane.shard import Shard
+from onelane.shard import settings
+from onelane.shard.shard import Shard
+from onelane.shard.siblings import Across, Siblings
+from onelane.shard.timers import Alarms, LoopAlarms
+from onelane.shard.watchdog import Watchdog, Watched
 from onelane.telemetry.load import Pulse
 from onelane.telemetry.logs import MovedLogs
 from onelane.telemetry.logs import pack as pack_logs
@@ -48,9 +50,7 @@ from onelane.telemetry.spans import pack as pack_spans
 from onelane.telemetry.stalls import Stall
 from onelane.telemetry.stats import DROPPED, Stats
 from onelane.telemetry.tracer import Tracer
-from onelane.timers import Alarms, LoopAlarms
 from onelane.v1 import control_pb2
-from onelane.watchdog import Watchdog, Watched
 
 log = logging.getLogger("onelane.shard")
 TICK_S = 0.1

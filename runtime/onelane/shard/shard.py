@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
-from onelane.across import Across, Answer, Subscription, Which
 from onelane.client.ring_channel import DIALLING, USUAL, Channel
 from onelane.client.subchannel import Dialling
 from onelane.config import App
@@ -16,12 +15,13 @@ from onelane.core import keys
 from onelane.core.context import InTurn, current
 from onelane.errors import BadService, NotHome
 from onelane.lane.lane import Lane
-from onelane.offload import Offload
-from onelane.settings import made
+from onelane.shard.offload.offload import Offload
+from onelane.shard.settings import made
+from onelane.shard.siblings import Across, Answer, Subscription, Which
+from onelane.shard.timers import Alarms, Key, Timer, Timers, Work
+from onelane.shard.topics import Lost
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
-from onelane.timers import Alarms, Key, Timer, Timers, Work
-from onelane.topics import Lost
 
 log = logging.getLogger("onelane.shard")
 M = TypeVar("M", bound=Message)
