@@ -15,9 +15,9 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.config import parse
-from onelane.keeper import Exporting
-from onelane.launcher import ProcessLauncher
-from onelane.supervisor import Supervisor
+from onelane.supervisor.app import Exporting
+from onelane.supervisor.launcher import ProcessLauncher
+from onelane.supervisor.supervisor import Supervisor
 
 from tests.cluster import ROOT, Cluster, echo, eventually, running
 from tests.conftest import Where
@@ -290,7 +290,8 @@ def test_bad_configuration_is_exit_code_three(tmp_path: Path) -> None:
 
 def test_the_supervisor_loads_no_grpc() -> None:
     probe = (
-        "import sys, onelane.cli, onelane.supervisor, onelane.admin, onelane.telemetry.sinks.otlp.sink; "
+        "import sys, onelane.cli, onelane.supervisor.supervisor, onelane.supervisor.admin.server; "
+        "import onelane.telemetry.sinks.otlp.sink; "
         "print(sorted({'grpc', 'grpc_health', 'greenlet'} & {*sys.modules}))"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

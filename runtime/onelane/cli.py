@@ -14,15 +14,15 @@ import click
 
 from onelane import config
 from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
-from onelane.launcher import Launcher, ProcessLauncher
 from onelane.server import sockets
+from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.telemetry import logs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onelane.keeper import Exporting
-    from onelane.supervisor import Supervisor
+    from onelane.supervisor.app import Exporting
+    from onelane.supervisor.supervisor import Supervisor
     from onelane.telemetry.sinks import Sink
 
 FILE = click.argument("file", type=click.Path(path_type=Path), default=Path("onelane.toml"))
@@ -215,16 +215,16 @@ def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> N
     if inline:
         # Read by OpenTelemetry's API when it is first imported; in shards of their own, process.py says so.
         os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
-        from onelane.inline import InlineLauncher
+        from onelane.supervisor.inline import InlineLauncher
 
         launcher = InlineLauncher()
     anyio.run(_serve, first, read, folder, launcher, backend_options={"use_uvloop": True})
 
 
 async def _serve(first: config.Config, read: Callable[[], config.Config], app_dir: str, launcher: Launcher) -> None:
-    from onelane import admin
-    from onelane.supervisor import Supervisor
-    from onelane.systemd import notify
+    from onelane.supervisor.admin import server
+    from onelane.supervisor.supervisor import Supervisor
+    from onelane.supervisor.systemd import notify
 
     environment = dict(os.environ)
     exporting = _exporting(environment)
@@ -233,7 +233,7 @@ async def _serve(first: config.Config, read: Callable[[], config.Config], app_di
     )
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         tasks.start_soon(_obey_signals, supervisor)
-        address = await stack.enter_async_context(admin.serving(supervisor))
+        address = await stack.enter_async_context(server.serving(supervisor))
 
         def tell_ready() -> None:
             for app in supervisor.apps:
@@ -265,7 +265,7 @@ async def _obey_signals(supervisor: "Supervisor") -> None:
 
 async def _reloading(work: Callable[[], Awaitable[object]]) -> None:
     """Do what a signal asks for, and let systemd know."""
-    from onelane.systemd import notify, notify_reloading
+    from onelane.supervisor.systemd import notify, notify_reloading
 
     notify_reloading()
     await work()
@@ -289,7 +289,7 @@ def _sinks(read: config.Config, environment: dict[str, str]) -> "list[Sink]":
 
 def _exporting(environment: dict[str, str]) -> "Exporting":
     """What shards record. Where nobody asks for traces, some, for the admin page."""
-    from onelane.keeper import Exporting
+    from onelane.supervisor.app import Exporting
     from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
     from onelane.telemetry.sinks.otlp.target import target_of
     from onelane.telemetry.spans import SOME

@@ -1,6 +1,6 @@
 """The supervisor's own HTTP: the page, /metrics for Prometheus, /status as JSON, /healthz.
 
-On loopback unless configured; who may use it is `doorkeeper.py`'s to say.
+On loopback unless configured; who may use it is `auth.py`'s to say.
 """
 
 import errno
@@ -10,11 +10,11 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from onelane.doorkeeper import doorkeeper
 from onelane.errors import PortTaken
-from onelane.page import Page
 from onelane.server import sockets
-from onelane.supervisor import Supervisor
+from onelane.supervisor.admin.auth import doorkeeper
+from onelane.supervisor.admin.page import Page
+from onelane.supervisor.supervisor import Supervisor
 
 
 @asynccontextmanager

@@ -13,8 +13,8 @@ import anyio
 
 from onelane.config import App, Config
 from onelane.errors import BadConfig
-from onelane.keeper import Keeper
 from onelane.shard.settings import differences
+from onelane.supervisor.app import Keeper
 
 log = logging.getLogger("onelane.supervisor")
 ANSWER_S = 5.0

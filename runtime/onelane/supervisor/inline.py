@@ -6,13 +6,13 @@ import traceback
 from collections.abc import Sequence
 
 from onelane.cluster.control import Control, QueueControl
-from onelane.launcher import Running
 from onelane.shard import lifecycle
 from onelane.shard.watchdog import Watchdog
+from onelane.supervisor.launcher import Running
 
 
 class InlineLauncher:
-    """See `onelane.launcher.Launcher`: each shard is a task of this loop."""
+    """See `onelane.supervisor.launcher.Launcher`: each shard is a task of this loop."""
 
     def __init__(self) -> None:
         self._watchdog = Watchdog(may_exit=False)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from onelane.page.view import View
-from onelane.supervisor import Supervisor
+from onelane.supervisor.admin.view import View
+from onelane.supervisor.supervisor import Supervisor
 from onelane.telemetry.collector.history import KEPT
 
 STATIC = Path(__file__).parent / "static"

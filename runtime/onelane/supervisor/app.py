@@ -17,7 +17,7 @@ from onelane.config import App
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Member, Placement
 from onelane.errors import OnelaneError
-from onelane.launcher import Launcher, Running
+from onelane.supervisor.launcher import Launcher, Running
 from onelane.telemetry.collector.collector import RESTARTS, Gathering
 from onelane.telemetry.collector.sequence import Received
 from onelane.telemetry.stalls import Stall

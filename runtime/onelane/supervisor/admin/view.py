@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from onelane.core.placement import Placement
-from onelane.keeper import Keeper, ShardState
+from onelane.supervisor.app import Keeper, ShardState
 from onelane.telemetry.collector.collector import GAPS, LOST, Gathering, hottest
 from onelane.telemetry.collector.history import Method, Step
 from onelane.telemetry.histogram import Buckets

@@ -25,10 +25,10 @@ import anyio.to_thread
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig, first_of
-from onelane.keeper import Exporting, Keeper, ShardState, Surroundings
-from onelane.launcher import Launcher, Running
-from onelane.reloading import Reloaded, Reloading
 from onelane.server import sockets
+from onelane.supervisor.app import Exporting, Keeper, ShardState, Surroundings
+from onelane.supervisor.launcher import Launcher, Running
+from onelane.supervisor.reload import Reloaded, Reloading
 from onelane.telemetry.collector.collector import Gathering
 from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.prometheus import PrometheusSink
