@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from onelane.cli.protoc import INCLUDE, generate
 from onelane.errors import Invalid
-from onelane.proto import INCLUDE, generate
 
 from tests.cluster import ROOT
 

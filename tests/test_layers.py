@@ -85,11 +85,11 @@ ORDER = [
     " supervisor.systemd ",
     " supervisor.admin.auth ",
     " supervisor.admin.server ",
-    " status ",
-    " top ",
-    " proto ",
-    " cli ",
-    " cli ",
+    " cli.status ",
+    " cli.top ",
+    " cli.protoc ",
+    " cli.main ",
+    " cli.main ",
 ]
 STEPS = {name: step for step, names in enumerate(ORDER) for name in names.split()}
 BESIDE = {"v1", "testing", "protos"}

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane import status
+from onelane.cli import status
 
 from services.arena.v1 import lobby_pb2_grpc
 from services.arena.v1.lobby_pb2 import FinishRequest, JoinRequest

@@ -290,7 +290,7 @@ def test_bad_configuration_is_exit_code_three(tmp_path: Path) -> None:
 
 def test_the_supervisor_loads_no_grpc() -> None:
     probe = (
-        "import sys, onelane.cli, onelane.supervisor.supervisor, onelane.supervisor.admin.server; "
+        "import sys, onelane.cli.main, onelane.supervisor.supervisor, onelane.supervisor.admin.server; "
         "import onelane.telemetry.sinks.otlp.sink; "
         "print(sorted({'grpc', 'grpc_health', 'greenlet'} & {*sys.modules}))"
     )

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import grpc.aio
 import pytest
-from onelane import top as watching
-from onelane.cli import console
+from onelane.cli import top as watching
+from onelane.cli.main import console
 
 from tests.cluster import Cluster, echo, eventually, running
 from tests.echo.v1 import echo_pb2_grpc

@@ -1,5 +1,5 @@
 """`python -m onelane` is `onelane`."""
 
-from onelane.cli import main
+from onelane.cli.main import main
 
 main()

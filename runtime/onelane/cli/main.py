@@ -98,7 +98,7 @@ def status(target: str | None, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from onelane import status as asking
+    from onelane.cli import status as asking
 
     found = asking.fetch(target or _default_target())
     if as_json:
@@ -112,7 +112,7 @@ def status(target: str | None, as_json: bool) -> None:
 @_telling
 def reload(target: str | None) -> None:
     """Give running services the settings of their file. TARGET: an admin address; else that of ./onelane.toml."""
-    from onelane import status as asking
+    from onelane.cli import status as asking
 
     found = asking.command(target or _default_target(), "/reload")
     for fault in found["faults"]:
@@ -134,7 +134,7 @@ def restart(app: str | None, target: str | None) -> None:
     """Restart the shards of APP, or of all, one after another, each after its calls have finished."""
     from urllib.parse import quote
 
-    from onelane import status as asking
+    from onelane.cli import status as asking
 
     found = asking.command(target or _default_target(), "/restart" + (f"?app={quote(app)}" if app else ""))
     click.echo(f"restarted {found['restarted']}")
@@ -148,7 +148,7 @@ def top(target: str | None, once: bool) -> None:
     """Watch every app: shards, methods, hot keys, helpers. TARGET: an admin address; else that of ./onelane.toml."""
     from contextlib import suppress
 
-    from onelane import top as watching
+    from onelane.cli import top as watching
 
     with suppress(KeyboardInterrupt):
         watching.top(target or _default_target(), console(), once=once)
@@ -160,7 +160,7 @@ def top(target: str | None, once: bool) -> None:
 @_telling
 def trace(trace_id: str | None, target: str | None) -> None:
     """List the last traces, or print the one whose id begins with TRACE_ID as a tree."""
-    from onelane import top as watching
+    from onelane.cli import top as watching
 
     if trace_id is None:
         watching.traces(target or _default_target(), console())
@@ -175,7 +175,7 @@ def trace(trace_id: str | None, target: str | None) -> None:
 @_telling
 def proto(sources: tuple[Path, ...], root: Path, out: Path) -> None:
     """Generate Python from .proto files (default: all below --root)."""
-    from onelane.proto import generate
+    from onelane.cli.protoc import generate
 
     for made in generate(sources or (root,), root=root, out=out):
         click.echo(f"generated {made}")

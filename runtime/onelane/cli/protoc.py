@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onelane.errors import Invalid
 
-INCLUDE = Path(__file__).parent / "protos"
+INCLUDE = Path(__file__).parent.parent / "protos"
 """Where `onelane/v1/options.proto` is found."""
 
 

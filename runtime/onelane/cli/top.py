@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from onelane.cli.status import TIMEOUT_S, headers, opened
 from onelane.errors import NotThere, Transient
-from onelane.status import TIMEOUT_S, headers, opened
 
 EVERY_S = 1.0
 BARS = "▁▂▃▄▅▆▇█"
