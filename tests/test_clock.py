@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.core.context import sooner
-from onelane.telemetry.spans import Sampler
+from onelane.telemetry.sampling import Sampler
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.clock import ManualClock
 

@@ -11,13 +11,13 @@ from onelane.core import keys
 from onelane.core.clock import SystemClock
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
+from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turns
 from onelane.lane.forwarder import HOP, NOT_HOME, SERVED
 from onelane.lane.lane import LOOK_AGAIN_S, Lane
 from onelane.server import sync_handler
 from onelane.server.call import Call
 from onelane.server.methods import Method
-from onelane.telemetry.spans import TraceContext
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall

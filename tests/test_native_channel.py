@@ -12,13 +12,13 @@ import grpc.aio
 import pytest
 import trustme
 from onelane.client.channel import NativeChannel, dial
-from onelane.client.subchannel import Dialling
+from onelane.client.options import Dialling
+from onelane.client.tls import client_context
 from onelane.config import App, Tls
 from onelane.server.listener import Bind, Serving
 from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
 from onelane.server.sockets import claim
-from onelane.server.tls import client_context
 
 from tests.cluster import eventually
 

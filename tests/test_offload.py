@@ -24,7 +24,8 @@ from onelane.shard.offload.offload import Offload
 from onelane.shard.offload.thread import Desk, Job
 from onelane.shard.shard import Shard
 from onelane.telemetry.histogram import Buckets
-from onelane.telemetry.spans import Sampler, SpanRecord
+from onelane.telemetry.sampling import Sampler
+from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 

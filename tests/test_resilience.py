@@ -15,19 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onelane import config
 from onelane.client.channel import NativeChannel
-from onelane.client.retry import (
-    AGAIN,
-    CONSECUTIVE,
-    LONGEST_EJECTION_S,
-    ONCE,
-    WINDOW,
-    Budget,
-    Endpoint,
-    Policy,
-    policy_of,
-    pushback_s,
-    wait_s,
-)
+from onelane.client.outlier import CONSECUTIVE, LONGEST_EJECTION_S, WINDOW, Endpoint
+from onelane.client.retry import AGAIN, ONCE, Budget, Policy, policy_of, pushback_s, wait_s
 from onelane.client.ring_channel import Owner
 from onelane.core.placement import Member, Placement
 from onelane.core.service_config import RetryThrottling, ServiceConfig

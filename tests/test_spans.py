@@ -4,20 +4,11 @@ from enum import StrEnum
 from random import Random
 
 import pytest
-from onelane.telemetry.spans import (
-    SOME,
-    SOME_PER_S,
-    UNSAMPLED,
-    Packed,
-    Sampler,
-    SpanRecord,
-    TraceContext,
-    pack,
-    parse_traceparent,
-    plain,
-    sampler_of,
-)
+from onelane.core.trace_context import UNSAMPLED, TraceContext, parse_traceparent
+from onelane.telemetry.sampling import SOME, SOME_PER_S, Sampler, sampler_of
+from onelane.telemetry.spans import Packed, SpanRecord, pack
 from onelane.telemetry.tracer import Tracer, told
+from onelane.telemetry.values import plain
 from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.cluster.control import point_from_proto, point_to_proto
+from onelane.telemetry.codec import point_from_proto, point_to_proto
 from onelane.telemetry.collector.sequence import Received
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.histogram import Buckets

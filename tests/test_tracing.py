@@ -11,7 +11,8 @@ import grpc.aio
 import onelane
 import pytest
 from onelane.telemetry.otel.tracing import LaneSpan
-from onelane.telemetry.spans import SpanRecord, sampler_of
+from onelane.telemetry.sampling import sampler_of
+from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.clock import ManualClock
 from opentelemetry import baggage, trace

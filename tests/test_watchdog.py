@@ -18,7 +18,7 @@ from onelane.lane.lane import Lane
 from onelane.server.methods import Method
 from onelane.shard.timers import Timers
 from onelane.shard.watchdog import Watchdog, Watched
-from onelane.telemetry.spans import Sampler
+from onelane.telemetry.sampling import Sampler
 from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MOST, Stall
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer

@@ -10,12 +10,13 @@ from onelane.errors import BadConfig, BadKey, BadService, Invalid, OnelaneError,
 
 if TYPE_CHECKING:
     from onelane.client.channel import dial
+    from onelane.client.options import Dialling
     from onelane.client.ring_channel import Channel, connect
-    from onelane.client.subchannel import Dialling
-    from onelane.server.tls import client_context
+    from onelane.client.tls import client_context
     from onelane.shard.offload.offload import Offload
+    from onelane.shard.pubsub import Subscription
     from onelane.shard.shard import Shard
-    from onelane.shard.siblings import Answer, Subscription
+    from onelane.shard.siblings import Answer
     from onelane.shard.topics import Lost
 
 __all__ = [

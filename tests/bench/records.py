@@ -10,7 +10,8 @@ from random import Random
 
 from onelane.core.clock import SystemClock
 from onelane.shard.lifecycle import GC_THRESHOLDS
-from onelane.telemetry.spans import SpanRecord, pack, sampler_of
+from onelane.telemetry.sampling import sampler_of
+from onelane.telemetry.spans import SpanRecord, pack
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from opentelemetry.sdk.metrics import MeterProvider

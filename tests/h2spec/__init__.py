@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onelane.config import App
-from onelane.core import keys
+from onelane.core import addresses, keys
 from onelane.server import sockets
 from onelane.server.call import Call
 from onelane.server.listener import Bind, Serving
@@ -41,7 +41,7 @@ async def answering() -> AsyncIterator[int]:
     listener = NativeListener()
     await listener.start([Bind(address)], Answering(), App(services=("a:B",), listen=address))
     try:
-        yield sockets.split(address)[1]
+        yield addresses.split(address)[1]
     finally:
         await listener.stop(0)
 

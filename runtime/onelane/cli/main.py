@@ -13,8 +13,8 @@ import anyio
 import click
 
 from onelane import config
+from onelane.core import addresses
 from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
-from onelane.server import sockets
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.telemetry import logs
 
@@ -203,7 +203,7 @@ def _default_target() -> str:
     found = config.load(here)
     if found.admin_token is not None:
         os.environ.setdefault(config.ADMIN_TOKEN, found.admin_token)
-    return sockets.reachable(found.admin)
+    return addresses.reachable(found.admin)
 
 
 def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> None:
@@ -290,9 +290,9 @@ def _sinks(read: config.Config, environment: dict[str, str]) -> "list[Sink]":
 def _exporting(environment: dict[str, str]) -> "Exporting":
     """What shards record. Where nobody asks for traces, some, for the admin page."""
     from onelane.supervisor.app import Exporting
+    from onelane.telemetry.sampling import SOME
     from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
     from onelane.telemetry.sinks.otlp.target import target_of
-    from onelane.telemetry.spans import SOME
 
     disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
     usual = "" if target_of(environment, TRACES) is not None else SOME

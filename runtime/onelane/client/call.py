@@ -14,7 +14,8 @@ import grpc
 import grpc.aio
 from grpc.aio import EOF, Metadata
 
-from onelane.client.subchannel import Connection, Subchannel
+from onelane.client.connection import Connection
+from onelane.client.subchannel import Subchannel
 from onelane.wire.client import ClientStream
 from onelane.wire.framing import Headers, write_timeout
 

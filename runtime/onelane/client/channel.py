@@ -10,7 +10,8 @@ import grpc.aio
 
 from onelane.client.call import ClientCall, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from onelane.client.interceptors import checked, intercepted
-from onelane.client.subchannel import Dialling, Subchannel
+from onelane.client.options import Dialling
+from onelane.client.subchannel import Subchannel
 from onelane.wire import framing
 from onelane.wire.framing import Headers
 

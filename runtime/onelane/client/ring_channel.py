@@ -25,9 +25,10 @@ from onelane.client.call import ClientCall
 from onelane.client.channel import NativeChannel
 from onelane.client.hedging import HedgedCall
 from onelane.client.interceptors import checked, intercepted
-from onelane.client.retry import PREVIOUS, Budget, Endpoint, policy_of, pushback_s, wait_s
-from onelane.client.subchannel import Dialling
-from onelane.core import keys
+from onelane.client.options import Dialling
+from onelane.client.outlier import Endpoint
+from onelane.client.retry import PREVIOUS, Budget, policy_of, pushback_s, wait_s
+from onelane.core import addresses, keys
 from onelane.core.backoff import backoff_s
 from onelane.core.context import baggage_now, current, sooner, trace_now
 from onelane.core.keys import FieldKey
@@ -35,7 +36,6 @@ from onelane.core.placement import Member, Placement
 from onelane.core.service_config import ServiceConfig
 from onelane.core.turns import CHAIN
 from onelane.errors import BadKey
-from onelane.server import methods, sockets
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Histogram, Spread, Stats
 from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of, outbound
@@ -260,7 +260,7 @@ class _Method:
         self._ruled_by: Placement | None = None
         self._has_default = shape.endswith("_unary")
         said = channel.said
-        descriptor = methods.describe(method)
+        descriptor = keys.describe(method)
         level = LEVELS[descriptor.GetOptions().idempotency_level] if descriptor is not None else ""
         self._policy = policy_of(method[1:], level, said)
         if shape != "unary_unary":
@@ -423,7 +423,7 @@ class _Method:
             return None
         if self._ruled_by is not placement:
             self._ruled_by = placement
-            rule = methods.rule_for(self._method, methods.describe(self._method), self._channel.configured_keys)
+            rule = keys.rule_for(self._method, keys.describe(self._method), self._channel.configured_keys)
             self._rule = rule if isinstance(rule, FieldKey) else None
         try:
             return self._rule.read(request) if self._rule else None
@@ -440,8 +440,8 @@ class _Method:
 
 def _where(target: str) -> dict[str, str | int]:
     """`server.address` and `server.port` of a target."""
-    dialled = sockets.dialled(target)
+    dialled = addresses.dialled(target)
     if dialled.startswith("unix:"):
         return {"server.address": dialled.removeprefix("unix:")}
-    host, port = sockets.split(dialled)
+    host, port = addresses.split(dialled)
     return {"server.address": host, "server.port": port}

@@ -6,15 +6,11 @@ gRPC on our own wire over a socket pair between processes, two queues where both
 import asyncio
 import socket
 from collections import deque
-from dataclasses import asdict, fields
 from typing import Any, Protocol, cast
 
 from google.protobuf.message import Message
 
 from onelane.core.placement import Member, Placement
-from onelane.telemetry.histogram import Buckets, Exemplar
-from onelane.telemetry.stalls import Stall
-from onelane.telemetry.stats import Instrument, Point, attributes_of
 from onelane.v1 import control_pb2
 from onelane.wire import client, server
 from onelane.wire.client import ClientConnection
@@ -197,42 +193,3 @@ def placement_to_proto(placement: Placement) -> control_pb2.ShardPlacement:
 def placement_from_proto(message: control_pb2.ShardPlacement) -> Placement:
     members = tuple(Member(m.name, m.address, m.socket) for m in message.members)
     return Placement(message.epoch, members, message.points, dict(message.pins))
-
-
-def point_to_proto(point: Point) -> control_pb2.Point:
-    made = control_pb2.Point(
-        name=point.instrument.name,
-        unit=point.instrument.unit,
-        description=point.instrument.description,
-        attributes=dict(point.attributes),
-    )
-    if isinstance(point.value, Buckets):
-        made.histogram.scale, made.histogram.sum, made.histogram.zeros = (
-            point.value.scale,
-            point.value.sum,
-            point.value.zeros,
-        )
-        made.histogram.counts.update(point.value.counts)
-        made.histogram.exemplars.extend(control_pb2.Exemplar(**asdict(one)) for one in point.value.exemplars)
-    else:
-        setattr(made, point.kind, point.value)
-    return made
-
-
-def point_from_proto(message: control_pb2.Point) -> Point:
-    instrument = Instrument(message.name, message.unit, message.description)
-    kind = message.WhichOneof("value") or ""
-    value = getattr(message, kind)
-    if kind == "histogram":
-        exemplars = tuple(Exemplar(one.value, one.trace_id, one.span_id, one.at_ns) for one in value.exemplars)
-        value = Buckets(dict(value.counts), value.sum, value.zeros, value.scale, exemplars)
-    return Point(instrument, kind, attributes_of(dict(message.attributes)), value)
-
-
-def stall_to_proto(stall: Stall) -> control_pb2.Stall:
-    return control_pb2.Stall(**asdict(stall))
-
-
-def stall_from_proto(message: control_pb2.Stall) -> Stall:
-    there = {one.name: getattr(message, one.name) for one in fields(Stall)}
-    return Stall(**there | {"others": tuple(message.others)})

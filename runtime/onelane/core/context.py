@@ -7,8 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
-from onelane.telemetry.spans import SpanRecord, TraceContext
 
 
 class Scope(Protocol):
@@ -27,8 +27,8 @@ class Scope(Protocol):
         """What calls made here carry of their trace."""
 
     @property
-    def span(self) -> SpanRecord | TraceContext | None:
-        """Its span; a record while that is sampled."""
+    def span(self) -> Any:
+        """Its span: a `telemetry.spans.SpanRecord` while that is sampled, else a `TraceContext` or None."""
 
     @property
     def baggage(self) -> str:
@@ -74,7 +74,7 @@ class InTurn:
         return self.outer.trace if self.outer else None
 
     @property
-    def span(self) -> SpanRecord | TraceContext | None:
+    def span(self) -> Any:
         return self.outer.span if self.outer else None
 
     @property

@@ -4,9 +4,8 @@ A timer of the loop's own costs about as much as a third of a call; nearly all a
 same `GRAIN_S` share one. A deadline is never early, and at most `GRAIN_S` late.
 """
 
-import asyncio
+from collections.abc import Callable
 from heapq import heappop, heappush
-from time import monotonic
 from typing import Any, Protocol
 
 GRAIN_S = 0.004
@@ -19,14 +18,22 @@ class Expiring(Protocol):
         """Its time has come."""
 
 
+class Timer(Protocol):
+    """What `call_later` returns."""
+
+    def cancel(self) -> object: ...
+
+
 class Deadlines:
     """Owned by one event loop. `add` and `remove` cost well under a microsecond each."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, now: Callable[[], float], call_later: Callable[[float, Callable[[], object]], Timer]) -> None:
+        """now: monotonic seconds. call_later: the loop's."""
+        self._now = now
+        self._call_later = call_later
         self._due: dict[int, set[Any]] = {}
         self._order: list[int] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._timer_at = 0
 
     def add(self, at: float, one: Expiring) -> int:
@@ -51,10 +58,10 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = slot
-        self._timer = self._loop.call_later(max(0.0, slot * GRAIN_S - monotonic()), self._fire)
+        self._timer = self._call_later(max(0.0, slot * GRAIN_S - self._now()), self._fire)
 
     def _fire(self) -> None:
-        now = int(monotonic() / GRAIN_S)
+        now = int(self._now() / GRAIN_S)
         self._timer = None
         while self._order and (self._order[0] <= now or not self._due[self._order[0]]):
             for one in self._due.pop(heappop(self._order)):

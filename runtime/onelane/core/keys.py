@@ -8,11 +8,12 @@ Leaves out: where the bytes come from. A caller hands in a parsed message and th
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote_from_bytes
 
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
@@ -223,3 +224,31 @@ def agree(key: str, header: str | None, source: str) -> str:
     if header is not None and header != key:
         raise BadKey(f"metadata {HEADER} is {header!r}, but {source} makes the key {key!r}")
     return key
+
+
+def describe(path: str) -> MethodDescriptor | None:
+    """The descriptor of `/pkg.Service/Method`, where its proto has been imported."""
+    try:
+        return descriptor_pool.Default().FindMethodByName(path[1:].replace("/", "."))
+    except KeyError:
+        return None
+
+
+def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str]) -> KeyRule | None:
+    """The key rule of a method: configuration, else its proto; what gRPC itself ships is ANY.
+
+    Raises:
+        BadService: the rule cannot be.
+    """
+    service, _, _ = path[1:].rpartition("/")
+    text = configured_for(path, configured)
+    if text is not None:
+        return configured_rule(text, descriptor)
+    if service.startswith("grpc."):
+        return ANY
+    return rule_of(descriptor) if descriptor is not None else None
+
+
+def configured_for(path: str, configured: Mapping[str, str]) -> str | None:
+    """What a configuration says of one method, by its own name or its service's."""
+    return configured.get(path[1:]) or configured.get(f"{path[1:].rpartition('/')[0]}/*")

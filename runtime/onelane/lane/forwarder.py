@@ -14,10 +14,10 @@ import grpc.aio
 
 from onelane.client.call import ClientCall
 from onelane.client.channel import NativeChannel
-from onelane.client.subchannel import Dialling
+from onelane.client.options import Dialling
 from onelane.core.placement import Member
+from onelane.core.trace_context import TraceContext
 from onelane.server.call import Call, Metadata
-from onelane.telemetry.spans import TraceContext
 from onelane.telemetry.tracer import outbound
 
 HOP = "onelane-hop"

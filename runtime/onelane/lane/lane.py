@@ -22,6 +22,7 @@ from onelane.core.turns import CHAIN, Turn, Turns, holders, patience_s
 from onelane.errors import BadKey, Draining, NotHome, OnelaneError, Overloaded, Refused, RunsLate, TooOften
 from onelane.lane.admission import Lateness, Rates
 from onelane.lane.forwarder import HOP, NOT_HOME, SERVED, Done, Forwarder, take_marker
+from onelane.lane.method_entry import Entry
 from onelane.server import handler, status
 from onelane.server.call import OK, Call, Metadata
 from onelane.server.handler import parse
@@ -29,8 +30,8 @@ from onelane.server.listener import Work
 from onelane.server.methods import Method
 from onelane.telemetry.hot_keys import HotKeys
 from onelane.telemetry.spans import SpanRecord
-from onelane.telemetry.stats import Count, Spread, Stats
-from onelane.telemetry.tracer import ERROR, METHOD, SERVER_ERRORS, STATUS, SYSTEM, Span, Tracer, context_of, inbound
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Span, Tracer, context_of, inbound
 
 LOOK_AGAIN_S = 1.0
 _NOTHING: dict[str, Any] = {}
@@ -42,64 +43,6 @@ RESERVE = 256
 """Calls beyond the bound for those that go first."""
 AWAY = "away"
 """The hop of a call that a sibling has served, and counted."""
-
-
-class Entry:
-    """One method with its cells, so that counting a call is two additions."""
-
-    __slots__ = (
-        "_calls",
-        "_cells",
-        "_spread",
-        "_stats",
-        "any",
-        "asks_message",
-        "is_ours",
-        "is_simple",
-        "may_be_endless",
-        "method",
-        "reads",
-        "takes_turns",
-    )
-
-    def __init__(self, method: Method, stats: Stats) -> None:
-        self.method = method
-        self.any = method.rule is ANY
-        self.is_ours = method.path.startswith(("/grpc.", "/onelane."))
-        """The runtime's own, or what grpcio ships."""
-        self.may_be_endless = self.any and method.response_streaming
-        """A watch that nobody would end: a drain does."""
-        self.reads = method.rule.read if isinstance(method.rule, FieldKey) else None
-        """Reads the key of a message, where that is where the key is."""
-        self.asks_message = isinstance(method.rule, FieldKey)
-        """The key of a call is in its first message, unless its metadata say it."""
-        streams = method.request_streaming or method.response_streaming
-        self.takes_turns = not (streams or self.any or method.is_free)
-        self.is_simple = method.is_async and not streams and method.choose is None
-        self._stats = stats
-        self._cells: dict[str, tuple[Count, Spread]] = {}
-        self._calls, self._spread = self._make("OK")
-
-    def count(self, code: grpc.StatusCode, seconds: float) -> Spread:
-        """Count a call that has ended; where its duration went."""
-        if code is OK:
-            # Apart, because looking a status code up by its hash costs as much as all the rest of this.
-            self._calls.add()
-            self._spread.record(seconds)
-            return self._spread
-        cells = self._cells.get(code.name)
-        if cells is None:
-            cells = self._cells[code.name] = self._make(code.name)
-        cells[0].add()
-        cells[1].record(seconds)
-        return cells[1]
-
-    def _make(self, code: str) -> tuple[Count, Spread]:
-        attributes = {METHOD: self.method.name, STATUS: code}
-        calls = self._stats.counter("onelane.calls", unit="{call}", description="Calls answered by this shard")
-        duration = self._stats.histogram("rpc.server.call.duration", unit="s", description="Duration of calls")
-        error = {ERROR: code} if code in SERVER_ERRORS else {}
-        return calls.at(attributes), duration.at(attributes | {SYSTEM: "grpc"} | error)
 
 
 class Lane:

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
-from onelane.telemetry.spans import TraceContext
 from onelane.telemetry.tracer import Span, context_of
 
 Metadata = Sequence[tuple[str, str | bytes]]

@@ -5,25 +5,24 @@ the client does not read. What is written in one turn of the loop leaves in one 
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
-import grpc
-
+from onelane.core import addresses
+from onelane.core.deadlines import Deadlines
 from onelane.core.turns import patience_s
-from onelane.server import sockets, tls
-from onelane.server.call import OK, Call, Metadata
-from onelane.server.listener import Work
+from onelane.server import tls
+from onelane.server.call import OK
+from onelane.server.eager import Eager
+from onelane.server.listener import Serving, Work
 from onelane.server.methods import Method
+from onelane.server.native_call import NativeCall
 from onelane.server.steering import Seen
 from onelane.wire import framing
 from onelane.wire.framing import BadWire
+from onelane.wire.http2 import Limits
 from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable
-
-if TYPE_CHECKING:
-    from onelane.server.native_listener import NativeListener
 
 HELD_BACK = 64 * 1024
 """Bytes of one stream that may wait for the client to read; `send` waits with more."""
@@ -33,154 +32,55 @@ LINGER_S, LINGER_BYTES = 0.5, 64 * 1024
 """How long the client may take to close a connection on which all is said, and what it may send meanwhile."""
 
 
-class NativeCall(Call):
-    """A call whose bytes come through our own wire."""
+class ConnectionOwner(Protocol):
+    """A listener as its connections see it."""
 
-    __slots__ = (
-        "_arrived",
-        "_callbacks",
-        "_connection",
-        "_deadline_at",
-        "_gzip",
-        "_gzip_next",
-        "_has_all",
-        "_messages",
-        "has_request",
-        "is_cancelled",
-        "is_done",
-        "is_open",
-        "slot",
-        "stream",
-        "task",
-    )
+    serving: Serving
+    loop: asyncio.AbstractEventLoop
+    deadlines: Deadlines
+    eager: Eager
+    methods: dict[bytes, Method]
+    limits: Limits
+    max_message: int
+    max_seen: int
 
-    def __init__(self, connection: "Connection", stream: Stream, method: Method, metadata: Metadata) -> None:
-        super().__init__(method.path, metadata, trusted=connection.trusted)
-        self.stream = stream
-        self.is_open = method.response_streaming
-        """Its answers are a stream."""
-        self.is_done = False
-        self.is_cancelled = False
-        """The client has ended it, or its deadline has."""
-        self.has_request = False
-        """Of a call that takes one message: the lane has it, so a further one breaks the protocol."""
-        self.slot = 0
-        self.task: asyncio.Task[None] | None = None
-        self._connection = connection
-        self._deadline_at: float | None = None
-        self._messages: deque[bytes] | None = None
-        self._arrived: asyncio.Future[None] | None = None
-        self._callbacks: list[Callable[[Any], None]] | None = None
-        self._has_all = False
-        """The client's last word has come; `stream.ended` runs ahead of the events."""
-        self._gzip = False
-        self._gzip_next = True
+    def made(self, connection: "Connection") -> bool:
+        """A client has connected; whether there is room."""
 
-    async def receive(self) -> bytes | None:
-        if self._messages is None:
-            self._messages = deque()
-        while not self._messages:
-            if self._has_all:
-                return None
-            if self.stream.unread:
-                self._connection.consumed(self.stream)
-            self._arrived = asyncio.get_running_loop().create_future()
-            await self._arrived
-        return self._messages.popleft()
+    def lost(self, connection: "Connection") -> None:
+        """The connection has closed."""
 
-    async def send(self, message: bytes) -> None:
-        self._connection.wire.send_message(self.stream, self.framed(message))
-        self._connection.flush_soon()
-        await self._connection.wait_room(self.stream)
+    def owner_of(self, events: list[Any]) -> str | None:
+        """The socket of the shard to which a connection that begins so belongs; "" for this one, None: not known."""
 
-    async def send_initial(self, metadata: Metadata) -> None:
-        self._connection.wire.send_headers(self.stream, tuple(metadata))
-        self._connection.flush_soon()
+    def hand_over(self, owner: str, fd: int, seen: Seen) -> bool:
+        """Steer the connection to a sibling; whether it was handed over."""
 
-    def time_remaining(self) -> float | None:
-        return None if self._deadline_at is None else max(0.0, self._deadline_at - monotonic())
+    def undecided(self, connection: "Connection") -> None:
+        """Keep the connection here unless its first request soon says where it belongs."""
 
-    @property
-    def deadline_at(self) -> float | None:
-        return self._deadline_at
-
-    def answer(self, reply: bytes) -> None:
-        self._connection.answer(self, reply)
-
-    def proceed(self) -> None:
-        self._connection.proceed(self)
-
-    def peer(self) -> str:
-        return self._connection.peer
-
-    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        return self._connection.auth
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        if self._callbacks is None:
-            self._callbacks = []
-        self._callbacks.append(callback)
-
-    def cancelled(self) -> bool:
-        return self.is_cancelled
-
-    def done(self) -> bool:
-        return self.is_done
-
-    def set_compression(self, compression: grpc.Compression) -> None:
-        if compression is grpc.Compression.Gzip and b"gzip" in self.stream.value(b"grpc-accept-encoding"):
-            self._gzip = True
-            self.stream.encoding = b"gzip"
-
-    def disable_next_message_compression(self) -> None:
-        self._gzip_next = False
-
-    # What the connection does.
-
-    def framed(self, message: bytes) -> bytes:
-        """`message` as it goes on the wire."""
-        compress, self._gzip_next = self._gzip and self._gzip_next, True
-        return framing.frame_gzip(message) if compress else framing.frame(message)
-
-    def set_deadline(self, at: float, slot: int) -> None:
-        self._deadline_at, self.slot = at, slot
-
-    def expire(self) -> None:
-        self._connection.expired(self)
-
-    def arrived(self, messages: list[bytes], *, last: bool) -> None:
-        self._has_all = self._has_all or last
-        if self._messages is None:
-            self._messages = deque()
-        self._messages += messages
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
-
-    def end(self) -> None:
-        self.is_done = True
-        if self._callbacks is not None:
-            for callback in self._callbacks:
-                callback(self)
+    def decided(self, connection: "Connection") -> None:
+        """It is known where the connection belongs."""
 
 
 class Connection(asyncio.Protocol):
     """See the module. Owned by its listener."""
 
     def __init__(
-        self, listener: "NativeListener", *, trusted: bool = False, steers: bool = False, replay: Seen | None = None
+        self, owner: ConnectionOwner, *, trusted: bool = False, steers: bool = False, replay: Seen | None = None
     ) -> None:
         """steers: it may belong to a sibling. replay: what a sibling has read of it, having sent its SETTINGS alone."""
         self.trusted = trusted
         self.peer = ""
         self.auth: Mapping[str, Iterable[bytes]] = {}
-        self.wire = ServerConnection(listener.limits, max_message=listener.max_message, joins=True)
+        self.wire = ServerConnection(owner.limits, max_message=owner.max_message, joins=True)
         self.opened_at = self.heard_at = monotonic()
         self.pinged_at = 0.0
         """When we asked whether the client is there; 0 unless we wait for its answer."""
         self.tasks: set[asyncio.Task[None]] = set()
         """The calls under way."""
-        self._listener = listener
-        self._loop = listener.loop
+        self._owner = owner
+        self._loop = owner.loop
         self._transport: asyncio.Transport
         self._seen: bytes | None = b"" if steers else None
         """All that was read, while it is open which shard this connection belongs to; None from then on."""
@@ -202,8 +102,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not isinstance: uvloop's transports derive from nothing of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        self.peer = sockets.peer(transport)
-        if not self._listener.made(self):
+        self.peer = addresses.peer(transport)
+        if not self._owner.made(self):
             self._transport.abort()
             return
         if (secured := transport.get_extra_info("ssl_object")) is not None:
@@ -236,7 +136,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
-        self._listener.lost(self)
+        self._owner.lost(self)
         for stream in list(self.wire.streams.values()):
             self._ended(stream)
         self._wake()
@@ -249,18 +149,18 @@ class Connection(asyncio.Protocol):
     def _decide(self) -> None:
         """Hand this connection over, keep it, or wait for more of its first request."""
         assert self._seen is not None
-        owner = self._listener.owner_of(self._held)
-        if owner is None and len(self._seen) < self._listener.max_seen:
+        owner = self._owner.owner_of(self._held)
+        if owner is None and len(self._seen) < self._owner.max_seen:
             if self.wire.streams:
-                self._listener.undecided(self)
+                self._owner.undecided(self)
             else:
                 # No request yet: greetings and pings are answered, so that a client may wait as long as it likes.
                 self._flush()
                 self._answered = len(self._seen)
             return
         fd = self._transport.get_extra_info("socket").fileno()
-        if owner and self._listener.hand_over(owner, fd, Seen(self._seen, self._answered)):
-            self._listener.decided(self)
+        if owner and self._owner.hand_over(owner, fd, Seen(self._seen, self._answered)):
+            self._owner.decided(self)
             self._closing = True
             self._transport.abort()
             return
@@ -279,7 +179,7 @@ class Connection(asyncio.Protocol):
         """Serve it here."""
         if self._seen is None:
             return
-        self._listener.decided(self)
+        self._owner.decided(self)
         held, self._held, self._seen = self._held, [], None
         self._handle(held)
 
@@ -365,7 +265,7 @@ class Connection(asyncio.Protocol):
     # Calls
 
     def _opened(self, stream: Stream, message: bytes | None) -> None:
-        method = self._listener.methods.get(stream.path)
+        method = self._owner.methods.get(stream.path)
         if method is None:
             path = stream.path.decode("latin-1")
             self.wire.finish(stream, framing.UNIMPLEMENTED, f"Method not found: {path}")
@@ -373,17 +273,17 @@ class Connection(asyncio.Protocol):
         if not self._accept(stream, method):
             return
         if method.request_streaming:
-            self._take(stream.call, self._listener.serving.arrive(method, stream.call, None))
+            self._take(stream.call, self._owner.serving.arrive(method, stream.call, None))
             if message is not None and stream.call is not None:
                 stream.call.arrived([message], last=True)
         elif message is not None:
-            self._take(stream.call, self._listener.serving.arrive(method, stream.call, message))
+            self._take(stream.call, self._owner.serving.arrive(method, stream.call, message))
 
     def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call
         if call is None or stream.id not in self.wire.streams:
             return
-        method = self._listener.methods[stream.path]
+        method = self._owner.methods[stream.path]
         if method.request_streaming:
             call.arrived(messages, last=last)
             return
@@ -393,12 +293,12 @@ class Connection(asyncio.Protocol):
             self._cut_off(call, framing.UNIMPLEMENTED, f"expected one message, received {received}")
         elif messages:
             call.has_request = True
-            self._take(call, self._listener.serving.arrive(method, call, messages[0]))
+            self._take(call, self._owner.serving.arrive(method, call, messages[0]))
 
     def _take(self, call: NativeCall, work: Work) -> None:
         """Start the work of a call; where there is none it is answered, or waits for its turn."""
         if work is not None:
-            task = self._listener.eager.start(work)
+            task = self._owner.eager.start(work)
             if task is not None and not call.is_done:
                 call.task = task
                 self.tasks.add(task)
@@ -415,11 +315,11 @@ class Connection(asyncio.Protocol):
         """The turn of a call has come."""
         if call.deadline_at is not None:
             self._set_deadline(call, call.deadline_at)
-        self._take(call, self._listener.serving.resume(call))
+        self._take(call, self._owner.serving.resume(call))
         self.flush_soon()
 
     def _set_deadline(self, call: NativeCall, at: float) -> None:
-        deadlines = self._listener.deadlines
+        deadlines = self._owner.deadlines
         deadlines.remove(call.slot, call)
         call.slot = deadlines.add(at, call)
 
@@ -436,7 +336,7 @@ class Connection(asyncio.Protocol):
         call = stream.call = NativeCall(self, stream, method, metadata)
         if timeout is not None:
             at = monotonic() + timeout
-            call.set_deadline(at, self._listener.deadlines.add(at, call))
+            call.set_deadline(at, self._owner.deadlines.add(at, call))
         return True
 
     def answer(self, call: NativeCall, reply: bytes) -> None:
@@ -459,7 +359,7 @@ class Connection(asyncio.Protocol):
         # A call, its stream and its task know each other: parted here, they need no garbage collector.
         call.stream.call = None
         if call.slot:
-            self._listener.deadlines.remove(call.slot, call)
+            self._owner.deadlines.remove(call.slot, call)
         call.end()
         if not self._flushing:
             self._flushing = True
@@ -478,7 +378,7 @@ class Connection(asyncio.Protocol):
         """The deadline of a call has passed."""
         details = "Deadline Exceeded"
         if call.waits is not None:
-            self._listener.serving.withdraw(call, late=True)
+            self._owner.serving.withdraw(call, late=True)
             details = call.details_now
         self._cut_off(call, framing.DEADLINE_EXCEEDED, details)
 
@@ -495,7 +395,7 @@ class Connection(asyncio.Protocol):
             return
         call.is_cancelled = True
         if call.waits is not None:
-            self._listener.serving.withdraw(call, late=False)
+            self._owner.serving.withdraw(call, late=False)
         if call.sent is not None:
             # Its end comes back at once, and lets go of it.
             call.sent()

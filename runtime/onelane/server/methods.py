@@ -16,8 +16,7 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 
-from onelane.core import keys
-from onelane.core.keys import KeyRule
+from onelane.core.keys import KeyRule, configured_for, describe, rule_for
 from onelane.errors import BadService
 from onelane.v1 import options_pb2
 
@@ -184,38 +183,10 @@ def _method(
 
 def _is_free(path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str]) -> bool:
     """Whether calls of a method take no turns: configuration, else its proto."""
-    text = _said_of(path, configured)
+    text = configured_for(path, configured)
     if text is not None:
         return text == "FREE"
     return descriptor is not None and descriptor.GetOptions().Extensions[options_pb2.turns] == options_pb2.FREE
-
-
-def describe(path: str) -> MethodDescriptor | None:
-    """The descriptor of `/pkg.Service/Method`, where its proto has been imported."""
-    try:
-        return descriptor_pool.Default().FindMethodByName(path[1:].replace("/", "."))
-    except KeyError:
-        return None
-
-
-def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str]) -> KeyRule | None:
-    """The key rule of a method: configuration, else its proto; what gRPC itself ships is ANY.
-
-    Raises:
-        BadService: the rule cannot be.
-    """
-    service, _, _ = path[1:].rpartition("/")
-    text = _said_of(path, configured)
-    if text is not None:
-        return keys.configured_rule(text, descriptor)
-    if service.startswith("grpc."):
-        return keys.ANY
-    return keys.rule_of(descriptor) if descriptor is not None else None
-
-
-def _said_of(path: str, configured: Mapping[str, str]) -> str | None:
-    """What a configuration says of one method, by its own name or its service's."""
-    return configured.get(path[1:]) or configured.get(f"{path[1:].rpartition('/')[0]}/*")
 
 
 def is_of(method: Method, function: Any) -> bool:

@@ -57,7 +57,7 @@ class NativeListener:
 
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
         self.loop = asyncio.get_running_loop()
-        self.deadlines = Deadlines(self.loop)
+        self.deadlines = Deadlines(monotonic, self.loop.call_later)
         # Every call sets it, so it is to be there before the first.
         current.set(None)
         attached.set(None)

@@ -5,7 +5,6 @@ import logging
 import os
 import ssl
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from onelane.config import Tls
@@ -28,22 +27,6 @@ def server_context(settings: Tls) -> ssl.SSLContext:
     _load(context, settings)
     if settings.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def client_context(
-    *, ca: str | Path | None = None, cert: str | Path | None = None, key: str | Path | None = None
-) -> ssl.SSLContext:
-    """What `Dialling.tls` needs: servers are checked against `ca` (None: the system's), `cert` and `key` are ours.
-
-    Raises:
-        OSError, ssl.SSLError: a file cannot be used.
-    """
-    context = ssl.create_default_context(cafile=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    if cert is not None:
-        context.load_cert_chain(cert, key)
     return context
 
 

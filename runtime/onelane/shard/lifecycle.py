@@ -17,12 +17,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from onelane.client.options import Dialling
 from onelane.client.ring_channel import DIALLING
-from onelane.client.subchannel import Dialling
-from onelane.cluster.control import Control, placement_from_proto, point_to_proto, stall_to_proto
+from onelane.cluster.control import Control, placement_from_proto
 from onelane.cluster.membership import Membership
 from onelane.cluster.topology import Topology
 from onelane.config import App
+from onelane.core import addresses
 from onelane.core.clock import Clock, SystemClock
 from onelane.core.context import Home, settle
 from onelane.core.turns import Turns
@@ -31,21 +32,23 @@ from onelane.lane.admission import Rates
 from onelane.lane.forwarder import NativeForwarder
 from onelane.lane.lane import Lane
 from onelane.plugins import plug
-from onelane.server import interceptors, methods, sockets
+from onelane.server import interceptors, methods
 from onelane.server.call import Call, Metadata
 from onelane.server.listener import Bind, Listener, Work
 from onelane.server.methods import Method
 from onelane.shard import settings
+from onelane.shard.pubsub import Siblings
 from onelane.shard.shard import Shard
-from onelane.shard.siblings import Across, Siblings
+from onelane.shard.siblings import Across
 from onelane.shard.timers import Alarms, LoopAlarms
 from onelane.shard.watchdog import Watchdog, Watched
+from onelane.telemetry.codec import point_to_proto, stall_to_proto
 from onelane.telemetry.load import Pulse
 from onelane.telemetry.logs import MovedLogs
 from onelane.telemetry.logs import pack as pack_logs
 from onelane.telemetry.otel import metrics, tracing
 from onelane.telemetry.otel.metrics import Bridge
-from onelane.telemetry.spans import NEVER, sampler_of
+from onelane.telemetry.sampling import NEVER, sampler_of
 from onelane.telemetry.spans import pack as pack_spans
 from onelane.telemetry.stalls import Stall
 from onelane.telemetry.stats import DROPPED, Stats
@@ -219,7 +222,7 @@ class Life:
 
     def _binds(self) -> list[Bind]:
         setup = self.setup
-        own = sockets.join(sockets.split(self.settings.listen)[0], sockets.split(setup.address)[1])
+        own = addresses.join(addresses.split(self.settings.listen)[0], addresses.split(setup.address)[1])
         shared, mine, siblings = self.sockets or (None, None, None)
         if siblings is None:
             Path(setup.socket).unlink(missing_ok=True)

@@ -8,16 +8,17 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
+from onelane.client.options import Dialling
 from onelane.client.ring_channel import DIALLING, USUAL, Channel
-from onelane.client.subchannel import Dialling
 from onelane.config import App
 from onelane.core import keys
 from onelane.core.context import InTurn, current
 from onelane.errors import BadService, NotHome
 from onelane.lane.lane import Lane
 from onelane.shard.offload.offload import Offload
+from onelane.shard.pubsub import Subscription
 from onelane.shard.settings import made
-from onelane.shard.siblings import Across, Answer, Subscription, Which
+from onelane.shard.siblings import Across, Answer, Which
 from onelane.shard.timers import Alarms, Key, Timer, Timers, Work
 from onelane.shard.topics import Lost
 from onelane.telemetry.stats import Stats

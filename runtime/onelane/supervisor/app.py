@@ -12,12 +12,13 @@ from typing import Any
 
 import anyio
 
-from onelane.cluster.control import placement_to_proto, stall_from_proto
+from onelane.cluster.control import placement_to_proto
 from onelane.config import App
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Member, Placement
 from onelane.errors import OnelaneError
 from onelane.supervisor.launcher import Launcher, Running
+from onelane.telemetry.codec import stall_from_proto
 from onelane.telemetry.collector.collector import RESTARTS, Gathering
 from onelane.telemetry.collector.sequence import Received
 from onelane.telemetry.stalls import Stall

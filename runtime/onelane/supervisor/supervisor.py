@@ -23,6 +23,7 @@ import anyio.abc
 import anyio.to_thread
 
 from onelane.config import PORT_STRIDE, App, Config
+from onelane.core import addresses
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig, first_of
 from onelane.server import sockets
@@ -104,7 +105,7 @@ class Supervisor:
                 address, sock = sockets.claim(_own_address(app, listen, index), shared=False)
                 own.append(sock)
                 stack.callback(sock.close)
-                known_as = sockets.join(app.advertise or sockets.split(address)[0], sockets.split(address)[1])
+                known_as = addresses.join(app.advertise or addresses.split(address)[0], addresses.split(address)[1])
                 members.append(Member(f"{name}-{index}", known_as, str(folder / f"{name}-{index}.sock")))
             pins = {key: members[index].name for key, index in app.pins.items()}
             placement = Placement(epoch, tuple(members), app.points, pins)
@@ -114,7 +115,7 @@ class Supervisor:
                 self._hold(keeper, own, stack)
             else:
                 free += own
-        self._around.peers.update({app.name: sockets.reachable(app.settings.listen) for app in self.apps})
+        self._around.peers.update({app.name: addresses.reachable(app.settings.listen) for app in self.apps})
         return free
 
     def _hold(self, app: Keeper, own: Sequence[socket.socket], stack: AsyncExitStack) -> None:
@@ -254,12 +255,12 @@ class Supervisor:
 
 
 def _own_address(app: App, listen: str, index: int) -> str:
-    host, port = sockets.split(listen)
+    host, port = addresses.split(listen)
     if app.own_port is not None:
-        return sockets.join(host, app.own_port + index)
+        return addresses.join(host, app.own_port + index)
     if app.listen.endswith(":0"):
-        return sockets.join(host, 0)
+        return addresses.join(host, 0)
     own = port + PORT_STRIDE * (index + 1)
     if own > 65535:
         raise BadConfig("configuration", [f"shard {index} would have port {own}, past 65535: set own_port"])
-    return sockets.join(host, own)
+    return addresses.join(host, own)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from onelane.core.context import shard_now, trace_now
 from onelane.errors import BadConfig
-from onelane.telemetry.spans import whole
+from onelane.telemetry.values import whole
 
 VARIABLE = "ONELANE_LOGS"
 TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s%(onelane_trace)s"

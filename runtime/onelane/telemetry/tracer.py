@@ -9,7 +9,9 @@ from random import Random
 from typing import Any
 
 from onelane.core.clock import Clock
-from onelane.telemetry.spans import NEVER, UNSAMPLED, Sampler, SpanRecord, TraceContext, parse_traceparent
+from onelane.core.trace_context import UNSAMPLED, TraceContext, parse_traceparent
+from onelane.telemetry.sampling import NEVER, Sampler
+from onelane.telemetry.spans import SpanRecord
 
 MAX_WAITING = 20_000
 SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})

@@ -25,13 +25,15 @@ import grpc.aio
 from onelane import config
 from onelane.client.channel import dial
 from onelane.client.ring_channel import DIALLING, Channel
-from onelane.cluster.control import placement_to_proto, point_from_proto
+from onelane.cluster.control import placement_to_proto
 from onelane.config import PORT_STRIDE, App, Config
+from onelane.core import addresses
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
 from onelane.server import sockets
 from onelane.server.native_listener import NativeListener
 from onelane.shard.lifecycle import TICK_S, Life, Means
+from onelane.telemetry.codec import point_from_proto
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.spans import Packed, SpanRecord
 from onelane.telemetry.stats import attributes_of
@@ -99,13 +101,13 @@ class Cluster:
     def _lay_out(self, folder: Path) -> None:
         for name, app in self._config.apps.items():
             settings = app.model_copy(update={"shards": self._count})
-            host, port = sockets.split(app.listen)
+            host, port = addresses.split(app.listen)
             shared = f"unix:{folder / name}"
             self._reach[app.listen] = shared
-            addresses = [
-                sockets.join(host, (port or 50051) + PORT_STRIDE * (index + 1)) for index in range(self._count)
+            own_addresses = [
+                addresses.join(host, (port or 50051) + PORT_STRIDE * (index + 1)) for index in range(self._count)
             ]
-            members = [Member(f"{name}-{i}", own, str(folder / f"{name}-{i}")) for i, own in enumerate(addresses)]
+            members = [Member(f"{name}-{i}", own, str(folder / f"{name}-{i}")) for i, own in enumerate(own_addresses)]
             pins = {key: members[index].name for key, index in app.pins.items()}
             placement = Placement(1, tuple(members), app.points, pins)
             door = sockets.listening(shared)

@@ -84,7 +84,7 @@ class Offload(Generic[R]):
         depth = stats.gauge("onelane.queue.depth", unit="{job}", description="Jobs queued or running")
         depth.observe(lambda: self.waiting, {"onelane.offload": name})
         self._loop = asyncio.get_running_loop()
-        self._deadlines = Deadlines(self._loop)
+        self._deadlines = Deadlines(monotonic, self._loop.call_later)
         self._desk = Desk()
         self._loop.add_reader(self._desk.bell.fd, self._deliver)
         self._crew = Crew(name, self._desk, factory, close, size=pool)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from onelane.server import sockets
+from onelane.core import addresses
 
 COMMANDS = "X-Onelane"
 """The header that a command carries. A page from elsewhere cannot send it: it would have to ask, and is not allowed."""
@@ -68,7 +68,9 @@ def _check_command(request: web.Request) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    name = sockets.split(host)[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host.strip("[]")
+    name = (
+        addresses.split(host)[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host.strip("[]")
+    )
     if name == "localhost":
         return True
     try:

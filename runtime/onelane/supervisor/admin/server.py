@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from aiohttp import web
 
+from onelane.core import addresses
 from onelane.errors import PortTaken
 from onelane.server import sockets
 from onelane.supervisor.admin.auth import doorkeeper
@@ -49,7 +50,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         await supervisor.recycle(name)
         return web.json_response({"restarted": name or "all"})
 
-    host, port = sockets.split(supervisor.config.admin)
+    host, port = addresses.split(supervisor.config.admin)
     app = web.Application(middlewares=[doorkeeper(host, supervisor.config.admin_token)])
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
@@ -65,6 +66,6 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
             raise
         raise PortTaken(f"{supervisor.config.admin} (admin)", sockets.holder_of(port) or "somebody") from error
     try:
-        yield sockets.join(host, runner.addresses[0][1])
+        yield addresses.join(host, runner.addresses[0][1])
     finally:
         await runner.cleanup()

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from onelane.cluster.control import point_from_proto
 from onelane.config import App, Config
 from onelane.telemetry import logs
+from onelane.telemetry.codec import point_from_proto
 from onelane.telemetry.collector.history import DURATION, History
 from onelane.telemetry.collector.recent_traces import Recent
 from onelane.telemetry.collector.sequence import Received

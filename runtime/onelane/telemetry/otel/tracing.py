@@ -18,8 +18,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from onelane.core.context import Attached, Scope, home_now, trace_now
-from onelane.telemetry.spans import SpanRecord, TraceContext, plain, text
+from onelane.core.trace_context import TraceContext
+from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.tracer import METHOD, Span, Tracer, context_of
+from onelane.telemetry.values import plain, text
 
 MAX_ATTRIBUTES = 128
 """Of one span, as in OpenTelemetry's specification; what is over that is dropped."""

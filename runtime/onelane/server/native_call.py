@@ -1,0 +1,171 @@
+"""One call that came by our own wire."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+from typing import Any, Protocol
+
+import grpc
+
+from onelane.server.call import Call, Metadata
+from onelane.server.methods import Method
+from onelane.wire import framing
+from onelane.wire.server import ServerConnection, Stream
+
+
+class CallConnection(Protocol):
+    """A connection as its calls see it."""
+
+    wire: ServerConnection
+    trusted: bool
+    peer: str
+    auth: Mapping[str, Iterable[bytes]]
+
+    def flush_soon(self) -> None:
+        """Write what is ready at the end of this turn of the loop."""
+
+    async def wait_room(self, stream: Stream) -> None:
+        """Wait while the client does not read what was sent."""
+
+    def consumed(self, stream: Stream) -> None:
+        """The handler has read what came: let the client send more."""
+
+    def answer(self, call: "NativeCall", reply: bytes) -> None:
+        """The call has ended: send its outcome."""
+
+    def proceed(self, call: "NativeCall") -> None:
+        """The turn of the call has come."""
+
+    def expired(self, call: "NativeCall") -> None:
+        """The deadline of the call has passed."""
+
+
+class NativeCall(Call):
+    """A call whose bytes come through our own wire."""
+
+    __slots__ = (
+        "_arrived",
+        "_callbacks",
+        "_connection",
+        "_deadline_at",
+        "_gzip",
+        "_gzip_next",
+        "_has_all",
+        "_messages",
+        "has_request",
+        "is_cancelled",
+        "is_done",
+        "is_open",
+        "slot",
+        "stream",
+        "task",
+    )
+
+    def __init__(self, connection: CallConnection, stream: Stream, method: Method, metadata: Metadata) -> None:
+        super().__init__(method.path, metadata, trusted=connection.trusted)
+        self.stream = stream
+        self.is_open = method.response_streaming
+        """Its answers are a stream."""
+        self.is_done = False
+        self.is_cancelled = False
+        """The client has ended it, or its deadline has."""
+        self.has_request = False
+        """Of a call that takes one message: the lane has it, so a further one breaks the protocol."""
+        self.slot = 0
+        self.task: asyncio.Task[None] | None = None
+        self._connection = connection
+        self._deadline_at: float | None = None
+        self._messages: deque[bytes] | None = None
+        self._arrived: asyncio.Future[None] | None = None
+        self._callbacks: list[Callable[[Any], None]] | None = None
+        self._has_all = False
+        """The client's last word has come; `stream.ended` runs ahead of the events."""
+        self._gzip = False
+        self._gzip_next = True
+
+    async def receive(self) -> bytes | None:
+        if self._messages is None:
+            self._messages = deque()
+        while not self._messages:
+            if self._has_all:
+                return None
+            if self.stream.unread:
+                self._connection.consumed(self.stream)
+            self._arrived = asyncio.get_running_loop().create_future()
+            await self._arrived
+        return self._messages.popleft()
+
+    async def send(self, message: bytes) -> None:
+        self._connection.wire.send_message(self.stream, self.framed(message))
+        self._connection.flush_soon()
+        await self._connection.wait_room(self.stream)
+
+    async def send_initial(self, metadata: Metadata) -> None:
+        self._connection.wire.send_headers(self.stream, tuple(metadata))
+        self._connection.flush_soon()
+
+    def time_remaining(self) -> float | None:
+        return None if self._deadline_at is None else max(0.0, self._deadline_at - monotonic())
+
+    @property
+    def deadline_at(self) -> float | None:
+        return self._deadline_at
+
+    def answer(self, reply: bytes) -> None:
+        self._connection.answer(self, reply)
+
+    def proceed(self) -> None:
+        self._connection.proceed(self)
+
+    def peer(self) -> str:
+        return self._connection.peer
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return self._connection.auth
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+    def done(self) -> bool:
+        return self.is_done
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        if compression is grpc.Compression.Gzip and b"gzip" in self.stream.value(b"grpc-accept-encoding"):
+            self._gzip = True
+            self.stream.encoding = b"gzip"
+
+    def disable_next_message_compression(self) -> None:
+        self._gzip_next = False
+
+    # What the connection does.
+
+    def framed(self, message: bytes) -> bytes:
+        """`message` as it goes on the wire."""
+        compress, self._gzip_next = self._gzip and self._gzip_next, True
+        return framing.frame_gzip(message) if compress else framing.frame(message)
+
+    def set_deadline(self, at: float, slot: int) -> None:
+        self._deadline_at, self.slot = at, slot
+
+    def expire(self) -> None:
+        self._connection.expired(self)
+
+    def arrived(self, messages: list[bytes], *, last: bool) -> None:
+        self._has_all = self._has_all or last
+        if self._messages is None:
+            self._messages = deque()
+        self._messages += messages
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def end(self) -> None:
+        self.is_done = True
+        if self._callbacks is not None:
+            for callback in self._callbacks:
+                callback(self)
