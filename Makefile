@@ -19,7 +19,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/test_layers.py
+	$(BIN)/pytest -q tests/house/test_layers.py
 
 test: setup
 	$(BIN)/pytest -q $(ARGS)

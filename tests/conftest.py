@@ -6,8 +6,8 @@ import grpc.aio
 import pytest
 from onelane.core.placement import Member, Placement
 
-from tests.cluster import Cluster, echo, running
 from tests.echo.v1 import echo_pb2_grpc
+from tests.running_app import Cluster, echo, running
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ import grpc.aio
 import uvloop
 from onelane.client.channel import dial
 
-from tests.cluster import ROOT
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
+from tests.running_app import ROOT
 
 BLOCK_S = 0.005
 """How long the handler keeps its lane."""

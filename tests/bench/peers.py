@@ -18,9 +18,9 @@ import uvloop
 
 from tests.bench import diamond, raw
 from tests.bench.probe import Probe
-from tests.cluster import ROOT
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+from tests.running_app import ROOT
 
 # The bench extra is installed for `make bench` alone, so nothing but a started peer imports it.
 

@@ -16,8 +16,8 @@ import click
 
 from tests.bench.load import Load, body_of, start
 from tests.bench.shards import shards
-from tests.cluster import ROOT
 from tests.collector import Collector
+from tests.running_app import ROOT
 
 RATE = 500
 """Samples a second."""

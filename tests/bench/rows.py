@@ -21,9 +21,9 @@ from tests.bench.idle import kib_per_connection
 from tests.bench.load import Load, Run, Target, middle, run
 from tests.bench.peers import peer
 from tests.bench.shards import Shards, shards, telemetry
-from tests.cluster import ROOT
 from tests.collector import Collector
 from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import ROOT
 
 SHAPES = ((4, 16), (64, 1), (1, 1))
 """Connections, and streams on each."""

@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 from onelane.core.placement import Member, Placement
 
 from tests.bench.load import Target
-from tests.cluster import Cluster, running
+from tests.running_app import Cluster, running
 
 BIG_MESSAGES = 8 * 1024 * 1024
 

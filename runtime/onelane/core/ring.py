@@ -4,7 +4,7 @@ Promises: the same key has the same owner in every process and language; adding 
 weights moves keys only to it, as long as `min = max = points · n`.
 
 Leaves out: health. A client walks past an endpoint that is down; a server never does.
-Source: gRPC core `ring_hash.cc`, gRFCs A42 and A76; `tests/test_ring.py` holds it to the real grpcio client.
+Source: gRPC core `ring_hash.cc`, gRFCs A42 and A76; `tests/core/test_ring.py` holds it to the real grpcio client.
 """
 
 from bisect import bisect_left

@@ -1,7 +1,8 @@
 """OTLP's requests, as bytes, of what the shards have moved out.
 
 Made of protobuf's classes directly: by way of the SDK's own objects a span costs five times as much. Of spans, which
-are many, only what differs is written each time; see `_span`, and `tests/test_otlp.py`, which reads it back.
+are many, only what differs is written each time; see `_span`, and
+`tests/telemetry/sinks/otlp/test_sink.py`, which reads it back.
 """
 
 import socket

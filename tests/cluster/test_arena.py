@@ -1,0 +1,236 @@
+"""The arena is a system: three apps that call each other, seen whole in Jaeger, and played by make up."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import onelane
+import pytest
+from onelane.core.placement import Member, Placement
+
+from services.arena.v1 import leaderboard_pb2, leaderboard_pb2_grpc, lobby_pb2_grpc
+from services.arena.v1.lobby_pb2 import AnnounceRequest, FinishRequest, JoinRequest, SayRequest, WatchRequest
+from tests.jaeger import jaeger
+from tests.running_app import ROOT, Cluster, echo, eventually, running
+
+pytestmark = pytest.mark.slow
+ARENA = re.sub(
+    r'listen = "127.0.0.1:\d+"', 'listen = "127.0.0.1:0"', (ROOT / "services/arena/onelane.toml").read_text()
+)
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+CALLER = "b7ad6b7169203331"
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(tmp_path_factory.mktemp("arena"), ARENA) as cluster:
+        yield cluster
+
+
+async def test_players_of_a_room_meet_in_one_lane(arena: Cluster) -> None:
+    async with onelane.connect(arena.listen["lobby"]) as channel:
+        lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
+        watch = lobby.Watch(WatchRequest(room_id="r"))
+        await watch.initial_metadata()
+        await lobby.Join(JoinRequest(room_id="r", player="ann"))
+        joined = await lobby.Join(JoinRequest(room_id="r", player="bob"))
+        said = await lobby.Say(SayRequest(room_id="r", player="ann", text="hi"))
+        finished = await lobby.Finish(FinishRequest(room_id="r", winner="bob", board="b"))
+        events = [event.WhichOneof("kind") async for event in watch]
+    assert (list(joined.players), joined.rating, said.heard_by) == (["ann", "bob"], 1200, 1)
+    assert (finished.ratings["bob"], finished.ratings["ann"], finished.place) == (1216, 1184, 1)
+    assert events == ["joined", "joined", "said", "finished"]
+
+
+async def test_who_is_not_in_the_room_is_told(arena: Cluster) -> None:
+    async with grpc.aio.insecure_channel(arena.listen["lobby"]) as channel:
+        lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError, match="eve is not in nowhere") as caught:
+            await lobby.Say(SayRequest(room_id="nowhere", player="eve"))
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_an_announcement_reaches_the_watchers_of_every_room(arena: Cluster) -> None:
+    async with onelane.connect(arena.listen["lobby"]) as channel:
+        lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
+        rooms = [f"announced-{number}" for number in range(8)]
+        watches = [lobby.Watch(WatchRequest(room_id=room)) for room in rooms]
+        for watch in watches:
+            await watch.initial_metadata()
+        await lobby.Announce(AnnounceRequest(text="the arena closes at ten"))
+        for watch in watches:
+            assert (await watch.read()).announced == "the arena closes at ten"
+            watch.cancel()
+
+
+async def test_the_leaderboard_orders_players(arena: Cluster) -> None:
+    async with grpc.aio.insecure_channel(arena.listen["leaderboard"]) as channel:
+        board: Any = leaderboard_pb2_grpc.LeaderboardStub(channel)
+        for player, rating in (("a", 1300), ("b", 1500), ("c", 1400)):
+            await board.Report(leaderboard_pb2.ReportRequest(board="x", player=player, rating=rating))
+        top = await board.Top(leaderboard_pb2.TopRequest(board="x", limit=2))
+    assert [(line.player, line.rating) for line in top.lines] == [("b", 1500), ("c", 1400)]
+
+
+async def test_ratings_survive_a_restart(tmp_path: Path) -> None:
+    for rating in (1200, 1216):
+        with running(tmp_path, ARENA) as cluster:
+            async with grpc.aio.insecure_channel(cluster.listen["lobby"]) as channel:
+                lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
+                joined = await lobby.Join(JoinRequest(room_id="r", player="ann"), timeout=10)
+                await lobby.Join(JoinRequest(room_id="r", player="bob"), timeout=10)
+                await lobby.Finish(FinishRequest(room_id="r", winner="ann"), timeout=10)
+            assert joined.rating == rating
+            assert await asyncio.to_thread(cluster.stop) == 0
+
+
+async def test_one_finish_is_one_trace_with_the_whole_tree_in_jaeger(tmp_path: Path) -> None:
+    with jaeger() as traces:
+        await eventually(traces.is_ready)
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": traces.otlp, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        with running(tmp_path, ARENA, **environment) as cluster:
+            hop = await finish_away_from_home(cluster)
+            # All that was recorded leaves at the end, so the trace is whole.
+            assert await asyncio.to_thread(cluster.stop) == 0
+        trace = traces.trace(TRACE)
+    assert hop == "forwarded"
+    assert trace is not None
+    rated = [["lobby", "client", "arena.v1.Profile/AddResult", [below("profile", "Profile/AddResult", offload())]]] * 2
+    reported = [["lobby", "client", "arena.v1.Leaderboard/Report", [below("leaderboard", "Leaderboard/Report", [])]]]
+    served = ["lobby", "server", "arena.v1.Lobby/Finish", sorted([*rated, *reported])]
+    assert without_forwards(trace.tree(CALLER)) == [served]
+    check_attributes(trace)
+
+
+async def finish_away_from_home(cluster: Cluster) -> str:
+    """Finish a room through a shard that does not own it, inside the trace; how it went."""
+    here, other = (Member(s["name"], s["address"], "") for s in cluster.shards("lobby"))
+    placement = Placement(1, (here, other))
+    room = next(key for key in map("room-{}".format, range(99)) if placement.owner_of(key) == other)
+    async with grpc.aio.insecure_channel(here.address) as channel:
+        lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
+        for player in ("ann", "bob"):
+            await lobby.Join(JoinRequest(room_id=room, player=player))
+        metadata = (("traceparent", f"00-{TRACE}-{CALLER}-01"), ("onelane-debug", "1"))
+        call = lobby.Finish(FinishRequest(room_id=room, winner="ann"), metadata=metadata)
+        await call
+        return str(dict(await call.trailing_metadata())["onelane-hop"])
+
+
+def below(app: str, method: str, children: list[Any]) -> list[Any]:
+    return [app, "server", f"arena.v1.{method}", children]
+
+
+def offload() -> list[Any]:
+    return [["profile", "internal", "offload profiles", []]]
+
+
+def without_forwards(tree: list[Any]) -> list[Any]:
+    """The tree with each hop (a client span of the app that serves it) replaced by what lies below it."""
+    found: list[Any] = []
+    for service, kind, name, children in tree:
+        inner = without_forwards(children)
+        is_hop = kind == "client" and len(children) == 1 and children[0][:3] == [service, "server", name]
+        found += inner if is_hop else [[service, kind, name, inner]]
+    return sorted(found)
+
+
+def check_attributes(trace: Any) -> None:
+    roots = trace.children(CALLER)
+    assert [trace.tags(root)["onelane.hop"] for root in roots] == ["forwarded"]
+    for span in trace.spans:
+        tags = trace.tags(span)
+        assert tags["onelane.shard"].startswith(trace.service(span))
+        if span["operationName"].startswith("arena."):
+            assert tags["rpc.system.name"] == "grpc"
+            assert tags["rpc.method"] == span["operationName"]
+            assert tags["rpc.response.status_code"] == "OK"
+            assert "error" not in tags
+    # The only parent that Jaeger has not seen is the test's own.
+    assert all(CALLER in warning for warning in trace.warnings)
+
+
+def play(folder: Path, *arguments: str, toml: str = ARENA) -> "subprocess.Popen[str]":
+    """`make up` on free ports; what it writes to stderr goes to the file `log`."""
+    (folder / "onelane.toml").write_text(f'admin = "127.0.0.1:0"\n{toml}')
+    command = [sys.executable, "-m", "services.arena.drive", "--file", str(folder / "onelane.toml"), *arguments]
+    environment = os.environ | {"ARENA_DB": str(folder / "arena.db"), "PYTHONPATH": str(ROOT)}
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+
+
+def members_of(session: int) -> set[str]:
+    """Pids whose command line says onelane and whose session or ancestors began with `session`."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"ONELANE_TEST={session}".encode() in (process / "environ").read_bytes():
+                found.add(process.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_make_up_for_a_while_ends_by_itself_and_its_totals_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
+    process = play(tmp_path, "--for", "2s")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "totals agree" in output
+    assert "error:" not in output
+    assert int(re.findall(r"Lobby/Join .*?([\d,]+) ", output)[0].replace(",", "")) > 0
+    assert members_of(os.getpid()) == set()
+
+
+def test_ctrl_c_ends_make_up_with_its_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
+    process = play(tmp_path)
+    assert process.stdout is not None
+    while "admin on" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert (process.returncode, "summary of" in output) == (0, True)
+    assert members_of(os.getpid()) == set()
+
+
+def test_make_up_that_cannot_start_says_why_in_the_shards_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
+    (tmp_path / "arena.db").write_text("this is no database" * 100)
+    process = play(tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    log = (tmp_path / "log").read_text()
+    reason = "sqlite3.DatabaseError: file is not a database"
+    assert re.search(rf"^onelane: shard profile-\d failed to start: {reason}$", log, re.MULTILINE)
+    # Nothing of the driver's own stands behind it, but that this was the end.
+    assert log.endswith(f"\n{reason}\nError: the arena did not start, and says why above (exit code 1)\n")
+    assert members_of(os.getpid()) == set()
+
+
+async def test_ctrl_c_ends_make_up_while_a_shard_hangs_in_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
+    process = play(tmp_path, toml=echo(2).replace("tests.echo.service:Echo", "tests.broken:Hanging"))
+    # The driver, the supervisor and two shards.
+    await eventually(lambda: len(members_of(os.getpid())) == 4)
+    process.send_signal(signal.SIGINT)
+    await asyncio.to_thread(process.communicate, timeout=30)
+    assert process.returncode == 1
+    assert (tmp_path / "log").read_text().endswith("\nError: ended before the arena had started\n")
+    assert members_of(os.getpid()) == set()

@@ -1,0 +1,280 @@
+"""Calls of one key run one after the other, also across their awaits; what waits is bounded; cycles do not deadlock."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from onelane.core.turns import MOST_LINKS, Turn, Turns, holders
+from onelane.errors import Overloaded
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import ECHO, Cluster, eventually, running
+
+PER_KEY, IN_ALL = 3, 5
+KEYS = "ab"
+
+
+def made(per_key: int = 9, in_all: int = 9) -> Turns:
+    return Turns("s-0", draw=iter(range(1, 10_000)).__next__, per_key=per_key, in_all=in_all)
+
+
+# The queue itself, against a plain model
+
+
+class Machine(RuleBasedStateMachine):
+    """Visitors enter, come back through their chain, leave and give up, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = made(PER_KEY, IN_ALL)
+        self.inside: dict[str, list[str]] = {key: [] for key in KEYS}
+        """Who is in a key: its holder, and those of its chain."""
+        self.queue: dict[str, deque[str]] = {key: deque() for key in KEYS}
+        self.turn_of: dict[str, Turn] = {}
+        self.numbers = iter(range(1, 10_000))
+
+    def _all_waiting(self) -> int:
+        return sum(map(len, self.queue.values()))
+
+    @rule(key=st.sampled_from(KEYS))
+    def enter(self, key: str) -> None:
+        visitor = f"v{next(self.numbers)}"
+        full = bool(self.inside[key]) and (len(self.queue[key]) >= PER_KEY or self._all_waiting() >= IN_ALL)
+        if full:
+            with pytest.raises(Overloaded):
+                self.turns.enter(key, "M", "", visitor)
+            return
+        turn = self.turns.enter(key, "M", "", visitor)
+        if self.inside[key]:
+            assert turn is None
+            self.queue[key].append(visitor)
+        else:
+            assert turn is not None
+            self.inside[key], self.turn_of[visitor] = [visitor], turn
+
+    @precondition(lambda self: any(self.inside.values()))
+    @rule(data=st.data())
+    def come_back(self, data: Any) -> None:
+        key = data.draw(st.sampled_from([key for key in KEYS if self.inside[key]]))
+        visitor = f"v{next(self.numbers)}"
+        chain = self.turn_of[self.inside[key][0]].onward("")
+        turn = self.turns.enter(key, "M", f"00000000deadbeef@x/M,{chain}", visitor)
+        assert turn is not None
+        self.inside[key].append(visitor)
+        self.turn_of[visitor] = turn
+
+    @precondition(lambda self: any(self.inside.values()))
+    @rule(data=st.data())
+    def leave(self, data: Any) -> None:
+        key = data.draw(st.sampled_from([key for key in KEYS if self.inside[key]]))
+        visitor = data.draw(st.sampled_from(self.inside[key]))
+        self.inside[key].remove(visitor)
+        following = self.turns.leave(self.turn_of.pop(visitor))
+        if self.inside[key] or not self.queue[key]:
+            assert following is None
+            return
+        assert following is not None
+        assert following[0] == self.queue[key].popleft()
+        self.inside[key], self.turn_of[following[0]] = [following[0]], following[1]
+
+    @precondition(lambda self: self._all_waiting())
+    @rule(data=st.data())
+    def give_up(self, data: Any) -> None:
+        key = data.draw(st.sampled_from([key for key in KEYS if self.queue[key]]))
+        visitor = data.draw(st.sampled_from(list(self.queue[key])))
+        self.queue[key].remove(visitor)
+        self.turns.withdraw(key, visitor)
+
+    @invariant()
+    def what_waits_is_counted_and_free_keys_are_forgotten(self) -> None:
+        assert self.turns.waiting == self._all_waiting()
+        assert set(self.turns.held) == {key for key in KEYS if self.inside[key]}
+
+
+def test_turns_do_what_a_plain_model_says() -> None:
+    run_state_machine_as_test(Machine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+
+
+def test_a_turn_that_has_ended_lets_its_chain_in_no_more() -> None:
+    turns = made()
+    first = turns.enter("k", "M", "", "one")
+    assert first is not None
+    chain = first.onward("")
+    turns.leave(first)
+    assert turns.enter("k", "M", "", "two") is not None
+    assert turns.enter("k", "M", chain, "one again") is None
+
+
+def test_a_guessed_chain_lets_nobody_in() -> None:
+    turns = made()
+    assert turns.enter("k", "M", "", "one") is not None
+    assert turns.enter("k", "M", "0000000000000000@s-0/M", "stranger") is None
+
+
+def test_a_chain_names_its_holders_and_is_bounded() -> None:
+    turns = made()
+    chain = ""
+    for n in range(MOST_LINKS + 3):
+        turn = turns.enter(f"k{n}", f"p.S/M{n}", "", "one")
+        assert turn is not None
+        chain = turn.onward(chain)
+        assert turn.onward(chain) == chain
+    assert len(holders(chain)) == MOST_LINKS
+    assert holders(chain)[-1] == f"s-0/p.S/M{MOST_LINKS + 2}"
+
+
+# Real shards
+
+HOST = 'listen = "127.0.0.1:0"'
+LISTENERS = ["native", "grpcio"]
+
+
+def apps(listener: str, *more: str) -> str:
+    settings = [ECHO, HOST, f'listener = "{listener}"', "max_waiting_per_key = 50", *more]
+    return "\n".join(["[apps.echo]", *settings, "shards = 1", "[apps.other]", *settings, "shards = 1"])
+
+
+@pytest.fixture(scope="module", params=LISTENERS)
+def two(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The apps `echo` and `other`, one shard each."""
+    with running(tmp_path_factory.mktemp("turns"), apps(request.param)) as cluster:
+        yield cluster
+
+
+def stub_of(cluster: Cluster, app: str = "echo") -> tuple[Any, Any]:
+    channel = grpc.aio.insecure_channel(cluster.listen[app])
+    return channel, echo_pb2_grpc.EchoStub(channel)
+
+
+async def added(call: Any) -> int:
+    await call
+    return int(dict(await call.trailing_metadata())["x-added"])
+
+
+async def until_waiting(cluster: Cluster, at_least: int) -> None:
+    """Wait until that many calls are under way in the app `echo`."""
+    await eventually(lambda: cluster.metric("onelane_calls_in_flight", onelane_app="echo") >= at_least)
+
+
+pytestmark = pytest.mark.slow
+
+
+async def test_unary_calls_of_one_key_never_interleave(two: Cluster) -> None:
+    channel, stub = stub_of(two)
+    async with channel:
+        calls = [stub.Misbehave(EchoRequest(key="same", order="add 7")) for _ in range(30)]
+        seen = [await added(call) for call in calls]
+        assert sorted(seen) == list(range(min(seen), min(seen) + 30))
+
+
+async def test_calls_of_a_free_method_do(tmp_path: Path) -> None:
+    """So that the test above can fail."""
+    with running(tmp_path, apps("native", 'turns."echo.v1.Echo/Misbehave" = "FREE"')) as cluster:
+        channel, stub = stub_of(cluster)
+        async with channel:
+            calls = [stub.Misbehave(EchoRequest(key="same", order="add 7")) for _ in range(30)]
+            assert len({await added(call) for call in calls}) < 30
+
+
+async def test_a_waiting_call_lets_other_keys_and_free_methods_go_on_and_holds_its_own(two: Cluster) -> None:
+    channel, stub = stub_of(two)
+    async with channel:
+        holding = stub.Misbehave(EchoRequest(key="h", order="wait h"))
+        await until_waiting(two, 1)
+        waiting = []
+        for n in range(5):
+            waiting.append(stub.Unary(EchoRequest(key="h", text=str(n))))
+            # One by one: gRPC sends in no certain order what is called at once.
+            await until_waiting(two, n + 2)
+        plain = stub.Plain(EchoRequest(key="h", text="plain"))
+        await until_waiting(two, 7)
+        assert (await stub.Unary(EchoRequest(key="i", text="x"))).text == "x"
+        assert not any(call.done() for call in (*waiting, plain))
+        await stub.Release(EchoRequest(key="h"))
+        replies = [await call for call in (*waiting, plain)]
+        assert [reply.text for reply in replies] == ["0", "1", "2", "3", "4", "plain"]
+        assert [reply.seen for reply in replies] == list(range(replies[0].seen, replies[0].seen + 6))
+        await holding
+
+
+async def test_a_call_that_comes_back_to_its_key_through_another_app_enters(two: Cluster) -> None:
+    channel, stub = stub_of(two)
+    async with channel:
+        await stub.Misbehave(EchoRequest(key="a", order="call other b call echo a add 3"), timeout=10)
+
+
+async def test_two_chains_that_wait_for_each_other_end_by_deadline_and_name_both(two: Cluster) -> None:
+    (channel, stub), (other_channel, other) = stub_of(two), stub_of(two, "other")
+    async with channel, other_channel:
+        first = stub.Misbehave(EchoRequest(key="x", order="then x0 call other y add 1"), timeout=2.0)
+        second = other.Misbehave(EchoRequest(key="y", order="then y0 call echo x add 1"), timeout=20)
+        await eventually(lambda: two.metric("onelane_calls_in_flight") >= 2)
+        await stub.Release(EchoRequest(key="x0"))
+        await other.Release(EchoRequest(key="y0"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await first
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        words = caught.value.details() or ""
+        assert "echo.v1.Echo/Misbehave on shard other-0 waited for the turn of its key" in words
+        assert "held by echo.v1.Echo/Misbehave" in words
+        assert "its own callers hold echo-0/echo.v1.Echo/Misbehave" in words
+        # The other has its way as soon as the first is gone.
+        await second
+
+
+async def test_a_call_whose_deadline_passes_while_it_waits_never_runs_nor_one_that_is_cancelled(two: Cluster) -> None:
+    channel, stub = stub_of(two)
+    async with channel:
+        holding = stub.Misbehave(EchoRequest(key="d", order="wait d"))
+        await until_waiting(two, 1)
+        late = stub.Misbehave(EchoRequest(key="d", order="wait late"), timeout=1.0)
+        gone = stub.Misbehave(EchoRequest(key="d", order="wait gone"))
+        await until_waiting(two, 3)
+        gone.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await late
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await stub.Release(EchoRequest(key="d"))
+        await holding
+        asking = stub.Misbehave(EchoRequest(key="d", order="began"))
+        await asking
+        began = dict(await asking.trailing_metadata())["x-began"].split()
+        assert "d" in began
+        assert not {"late", "gone"} & set(began)
+
+
+async def test_a_full_queue_of_one_key_refuses_at_once(two: Cluster) -> None:
+    channel, stub = stub_of(two)
+    async with channel:
+        holding = stub.Misbehave(EchoRequest(key="f", order="wait f"))
+        await until_waiting(two, 1)
+        waiting = [stub.Unary(EchoRequest(key="f")) for _ in range(50)]
+        await until_waiting(two, 51)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Unary(EchoRequest(key="f"), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "the queue of one key is full: 50 waiting already" in (caught.value.details() or "")
+        await stub.Release(EchoRequest(key="f"))
+        await asyncio.gather(holding, *waiting)
+
+
+async def test_a_stream_takes_a_turn_by_hand(two: Cluster) -> None:
+    channel, stub = stub_of(two)
+
+    async def chat() -> None:
+        async for _ in stub.Chat(iter([EchoRequest(key="t", order="turn")] * 5)):
+            pass
+
+    async with channel:
+        before = await added(stub.Misbehave(EchoRequest(key="t", order="add 1")))
+        await asyncio.gather(*(chat() for _ in range(6)))
+        assert await added(stub.Misbehave(EchoRequest(key="t", order="add 1"))) == before + 31

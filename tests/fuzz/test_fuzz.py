@@ -1,0 +1,38 @@
+"""Bytes that coverage chooses, at the server's end of the wire: a fixed number of them, from a seed that is printed.
+
+What is found goes into tests/fuzz/corpus, which is run first ever after.
+"""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tools
+from tests.running_app import ROOT
+
+pytestmark = pytest.mark.slow
+
+RUNS = 20_000
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def test_no_bytes_of_a_client_make_the_wire_raise(tmp_path: Path) -> None:
+    tools.module("atheris", "it has wheels for Linux on x86-64 alone")
+    seed = random.randrange(2**31)
+    found = tmp_path / "found"
+    found.mkdir()
+    options = [f"-runs={RUNS}", f"-seed={seed}", "-max_len=4096", "-max_total_time=20", "-timeout=10"]
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.server", *options, f"-artifact_prefix={tmp_path}/", str(found), str(CORPUS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    print(f"seed {seed}\n{run.stderr[-2000:]}")  # noqa: T201
+    failing = [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()]
+    assert (run.returncode, failing) == (0, []), run.stdout[-2000:]

@@ -1,0 +1,117 @@
+"""What deploy/ holds is true, as far as that shows without a container engine; see deploy/README.md."""
+
+import asyncio
+import configparser
+import json
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from onelane import config
+from onelane.telemetry.sinks.prometheus import name_of
+from onelane.telemetry.stats import Instrument
+
+from tests import tools
+from tests.house.test_names import table
+from tests.running_app import ROOT, echo, running
+
+DEPLOY = ROOT / "deploy"
+ARENA = ROOT / "services/arena/onelane.toml"
+
+
+@pytest.fixture(scope="module")
+def arena() -> dict[str, Any]:
+    made: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["arena"]
+    return made
+
+
+def test_the_composes_environment_is_good_configuration(arena: dict[str, Any]) -> None:
+    read = config.load(ARENA, arena["environment"])
+    assert {app.listen for app in read.apps.values()} == {"0.0.0.0:50051", "0.0.0.0:50061", "0.0.0.0:50071"}
+    assert read.apps["lobby"].serves_reflection
+
+
+def test_the_compose_publishes_every_port_on_loopback_alone(arena: dict[str, Any]) -> None:
+    read = config.load(ARENA, arena["environment"])
+    wanted = {int(read.admin.rpartition(":")[2])}
+    for app in read.apps.values():
+        port = int(app.listen.rpartition(":")[2])
+        wanted |= {port + config.PORT_STRIDE * n for n in range(app.shard_count + 1)}
+    assert {tuple(text.split(":")) for text in arena["ports"]} == {("127.0.0.1", str(p), str(p)) for p in wanted}
+
+
+def test_every_file_that_the_compose_mounts_is_there() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    mounted = [volume.split(":")[0] for made in services.values() for volume in made.get("volumes", ())]
+    ours = [path for path in mounted if path.startswith("./")]
+    assert len(ours) == 4
+    assert [path for path in ours if not (DEPLOY / path).is_file()] == []
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    promtool = tools.program("promtool", "Debian's package prometheus")
+    run = subprocess.run([promtool, "check", "config", str(DEPLOY / "prometheus.yml")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_series_of_the_dashboard_is_one_that_we_export() -> None:
+    expressions = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    found = {name for text in expressions for name in re.findall(r"\b(?:onelane|rpc)_[a-z_]+(?=[{\[])", text)}
+    suffix = {"counter": "_total", "histogram": "_bucket", "gauge": ""}
+    known = {name_of(Instrument(name, unit), kind) + suffix[kind] for name, kind, unit, _ in table().values()}
+    assert len(found) > 15
+    assert found <= known
+
+
+def dashboard() -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((DEPLOY / "grafana" / "onelane.json").read_text())
+    return made
+
+
+def test_the_dockerfile_copies_what_is_there() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+    sources = [source for line in copied for source in line.split()]
+    assert sources
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    assert '"onelane", "up", "services/arena/onelane.toml"' in text
+
+
+def test_the_unit_notifies_reloads_and_keeps_its_sockets_to_itself() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DEPLOY / "onelane.service")
+    service = unit["Service"]
+    assert (service["Type"], service["RuntimeDirectoryMode"]) == ("notify", "0700")
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+
+
+def test_systemd_finds_no_fault_but_the_missing_program() -> None:
+    if shutil.which("systemd-analyze") is None:
+        # Not a tool of ours: the test above holds the unit where systemd is not installed.
+        return
+    run = subprocess.run(
+        ["systemd-analyze", "verify", str(DEPLOY / "onelane.service")], capture_output=True, text=True, check=False
+    )
+    faults = [line for line in run.stderr.splitlines() if "onelane.service" in line]
+    assert [fault for fault in faults if "not executable: No such file" not in fault] == []
+
+
+@pytest.mark.slow
+async def test_the_supervisor_tells_systemd_when_it_is_ready_and_when_it_stops(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(address)
+        notified.settimeout(10)
+        with running(tmp_path, echo(1), NOTIFY_SOCKET=address, RUNTIME_DIRECTORY=str(tmp_path)) as cluster:
+            assert notified.recv(100) == b"READY=1"
+            (folder,) = await asyncio.to_thread(lambda: list(tmp_path.glob("onelane-*")))
+            assert (folder.stat().st_mode & 0o777, (folder / "echo-0.sock").is_socket()) == (0o700, True)
+            assert await asyncio.to_thread(cluster.stop) == 0
+        assert notified.recv(100) == b"STOPPING=1"
+        assert not folder.exists()

@@ -1,0 +1,99 @@
+"""The house: rooms in order. A file imports only rooms before its own, or its own room, and never in a circle."""
+
+import ast
+import re
+from fnmatch import fnmatch
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.running_app import ROOT
+
+PACKAGE = ROOT / "runtime" / "onelane"
+ROOMS = ["errors", "core", "config", "plugins", "wire", "telemetry", "cluster", "client", "server", "lane", "shard"]
+ROOMS += ["supervisor", "cli", "testing"]
+PURE = ["core/*", "wire/*", "telemetry/spans", "telemetry/stats", "telemetry/histogram", "telemetry/sampling"]
+PURE += ["telemetry/values", "telemetry/stalls", "telemetry/hot_keys", "telemetry/codec"]
+PURE += ["telemetry/collector/totals", "telemetry/collector/sequence", "telemetry/collector/tail_sampling"]
+PURE += ["telemetry/collector/history", "client/retry", "client/outlier", "lane/admission", "shard/topics"]
+DOORS = {"core/clock", "wire/driver"}
+"""What stands among the pure files to open them to the world: the clock, and the driver of the wire."""
+OUTSIDE = {"asyncio", "anyio", "grpc", "opentelemetry", "os", "socket", "subprocess", "threading", "time"}
+SEAMS = {"cluster/membership", "telemetry/sinks"}
+"""Folders whose `__init__` holds their protocol; every other one is a docstring and nothing else."""
+
+
+def name_of(file: Path) -> str:
+    path = file.relative_to(PACKAGE).with_suffix("")
+    return (path.parent if path.name == "__init__" else path).as_posix()
+
+
+FILES = {
+    name_of(file): file
+    for file in PACKAGE.rglob("*.py")
+    if file.relative_to(PACKAGE).parts[0] not in {"v1", "protos", "__init__.py", "__main__.py"}
+}
+
+
+def imports(name: str) -> set[str]:
+    """The dotted names that a file imports, at its top level or anywhere, under TYPE_CHECKING too."""
+    nodes = list(ast.walk(ast.parse(FILES[name].read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files_of(name: str) -> set[str]:
+    """The files of ours that a file imports."""
+    paths = ["/".join(dotted.split(".")[1:]) for dotted in imports(name) if dotted.startswith("onelane.")]
+    return {path if path in FILES else path.rpartition("/")[0] for path in paths} & set(FILES) - {name}
+
+
+def room_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def is_text(file: Path) -> bool:
+    """Nothing but a docstring."""
+    return [type(node) for node in ast.parse(file.read_text()).body] == [ast.Expr]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_only_rooms_below_its_own(name: str) -> None:
+    allowed = {*ROOMS[: ROOMS.index(room_of(name))], room_of(name)}
+    assert {other for other in files_of(name) if room_of(other) not in allowed} == set()
+
+
+def test_no_file_imports_itself_by_a_circle() -> None:
+    # Raises CycleError, which names the circle.
+    order = list(TopologicalSorter({name: files_of(name) for name in FILES}).static_order())
+    assert len(order) == len(FILES)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if any(fnmatch(n, pattern) for pattern in PURE)])
+def test_a_pure_file_touches_nothing_outside(name: str) -> None:
+    if name not in DOORS:
+        assert not OUTSIDE & {dotted.split(".")[0] for dotted in imports(name)}
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if any(fnmatch(n, pattern) for pattern in PURE)])
+def test_a_pure_file_imports_pure_files_alone(name: str) -> None:
+    pure = {other for other in files_of(name) if any(fnmatch(other, pattern) for pattern in PURE)} - DOORS
+    assert files_of(name) - pure - {"errors"} == set()
+
+
+def test_every_folder_says_what_it_is() -> None:
+    folders = {name_of(file / "__init__.py") for file in PACKAGE.rglob("*") if list(file.glob("*.py"))}
+    rooms = {name for name in folders if room_of(name) in ROOMS and room_of(name) != "testing"} - SEAMS
+    assert {name for name in rooms if name not in FILES or not is_text(FILES[name])} == set()
+
+
+def test_one_file_imports_ngh2() -> None:
+    """So that another binding can take its place."""
+    importers = [
+        file for file in PACKAGE.rglob("*.py") if re.search(r"^(?:from|import) ngh2", file.read_text(), re.MULTILINE)
+    ]
+    assert importers == [PACKAGE / "wire" / "http2.py"]

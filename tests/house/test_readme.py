@@ -1,0 +1,70 @@
+"""A newcomer who does what the README says gets what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.running_app import ROOT, running
+
+pytestmark = pytest.mark.slow
+README = (ROOT / "README.md").read_text()
+
+
+def files() -> dict[str, str]:
+    """The blocks that name their file in their first line."""
+    blocks = re.findall(r"^```(?:proto|python|toml)\n((?:#|//) (\S+)\n.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return {name: text for text, name in blocks}
+
+
+def commands() -> list[str]:
+    """The shell blocks' lines, in order."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
+    for name, text in files().items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    generate, up, client, status, stock = commands()
+    assert (generate, up) == ("onelane proto", "onelane up onelane.toml")
+    assert (client, status, stock) == ("python client.py", "onelane status", "python stock.py")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "160"}
+
+    def run(command: str) -> str:
+        done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(generate)
+    toml = (tmp_path / "onelane.toml").read_text().replace("127.0.0.1:50051", "127.0.0.1:0")
+    with running(tmp_path, toml, "--app-dir", str(tmp_path)) as cluster:
+        # The same file, but for ports that are free on this machine.
+        (tmp_path / "onelane.toml").write_text(f'admin = "{cluster.admin}"\n{toml}')
+        (tmp_path / "client.py").write_text(files()["client.py"].replace("127.0.0.1:50051", cluster.listen["counter"]))
+        assert run(client) == "apples: 6\n"
+        assert "totals 1" in run(status)
+        assert run(stock) == "apples: 7\n"
+        assert cluster.metric("onelane_forwards_total") == 0
+        assert cluster.metric("counter_adds_total") == 4
+
+
+def test_what_the_readme_says_of_the_file_is_so() -> None:
+    from onelane.config import App
+
+    units = {"": 1, "s": 1, "h": 3600, "KiB": 2**10, "MiB": 2**20}
+    told = re.findall(r"`(\w+)`, ([\d.,]+)(?: (s|h|KiB|MiB)\b)?[ ,]", README)
+    assert told
+    for name, value, unit in told:
+        assert (name, float(value.replace(",", "")) * units[unit]) == (name, App.model_fields[name].default)
+
+
+def test_the_map_of_the_folders_is_whole() -> None:
+    told = set(re.findall(r"^\| `([\w/]+)/` \|", README, re.MULTILINE))
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
+    assert {name.split("/")[0] for name in told} == {name for name in folders if not name.endswith(".egg-info")}

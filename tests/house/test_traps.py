@@ -1,0 +1,169 @@
+"""The traps of grpc.aio do not bite here. Each was reproduced on bare grpc.aio before onelane was begun."""
+
+import asyncio
+import importlib.metadata
+import signal
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from onelane.server.grpcio_listener import GrpcioListener
+from onelane.server.listener import Bind, Serving
+
+from tests.conftest import Where
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import Cluster, echo, eventually, running
+
+pytestmark = pytest.mark.slow
+BURST = 5000
+
+
+def test_xds_protos_is_not_installed() -> None:
+    """It overwrites opentelemetry/proto and breaks every OTLP exporter."""
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("xds-protos")
+
+
+async def test_only_generic_handlers_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered ones cost a fifth of the throughput from grpcio 1.84 on."""
+    from onelane.config import App
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a method was registered")
+
+    class Empty(Serving):
+        def methods(self) -> list[Any]:
+            return []
+
+        async def serve(self, method: Any, call: Any, request: bytes | None) -> bytes:
+            return b""
+
+    monkeypatch.setattr(grpc.aio.Server, "add_registered_method_handlers", refuse)
+    made = GrpcioListener()
+    settings = App(services=("a:B",), listen="127.0.0.1:0")
+    await made.start([Bind("127.0.0.1:0")], Empty(), settings)
+    await made.stop(0)
+
+
+async def test_a_cancellation_that_leaks_from_a_handler_still_sends_a_status(where: Where) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="cancelled from inside") as caught:
+        await where.home("k").Misbehave(EchoRequest(key="k", order="leak"), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize("side", ["home", "away"])
+async def test_an_exceptions_text_stays_in_our_log(cluster: Cluster, where: Where, side: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(where, side)("k").Misbehave(EchoRequest(key="k", order="raise password=hunter2"))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    details = caught.value.details() or ""
+    assert "hunter2" not in details
+    error_id = details.rpartition(" ")[2]
+    await eventually(lambda: error_id in cluster.log.read_text())
+    assert "ValueError: password=hunter2" in cluster.log.read_text()
+
+
+async def test_a_burst_is_answered_or_refused_never_bare_cancelled(cluster: Cluster) -> None:
+    """On bare grpc.aio 2,283 of 5,000 calls at once came back as CANCELLED."""
+    codes = await burst(cluster)
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert codes[grpc.StatusCode.OK] > 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--inline",)], ids=["processes", "inline"])
+async def test_a_burst_is_answered_whole_where_lateness_is_allowed(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    with running(tmp_path, echo(2, "max_late_s = 60"), *arguments) as cluster:
+        assert await burst(cluster) == {grpc.StatusCode.OK: BURST}
+
+
+async def burst(cluster: Cluster) -> Counter[grpc.StatusCode]:
+    """What became of so many calls at once."""
+    channels = [
+        grpc.aio.insecure_channel(cluster.listen["echo"], [("grpc.use_local_subchannel_pool", 1)]) for _ in range(5)
+    ]
+    sends: list[Any] = [c.unary_unary("/echo.v1.Echo/Unary") for c in channels]
+    requests = [EchoRequest(key=f"{n}").SerializeToString() for n in range(BURST)]
+    calls = [sends[n % 5](requests[n], timeout=50) for n in range(BURST)]
+    codes = Counter([await call.code() for call in calls])
+    for channel in channels:
+        await channel.close()
+    return codes
+
+
+async def test_more_calls_than_the_bound_are_refused_at_once_and_counted(tmp_path: Path) -> None:
+    with running(tmp_path, echo(1, "max_in_flight = 10")) as cluster:
+        where = Where(cluster)
+        held = [where.shared.Hold(EchoRequest(key="k")) for _ in range(10)]
+        await eventually(lambda: cluster.metric("onelane_calls_in_flight") == 10)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await where.shared.Unary(EchoRequest(key="k"), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ("grpc-retry-pushback-ms", "100") in tuple(caught.value.trailing_metadata() or ())
+        assert cluster.metric("onelane_calls_total", rpc_response_status_code="RESOURCE_EXHAUSTED") == 1
+        for call in held:
+            call.cancel()
+        await where.close()
+
+
+async def test_a_drain_loses_no_queued_call(tmp_path: Path) -> None:
+    """What gRPC's core had taken when the signal came is answered, or refused with UNAVAILABLE; never CANCELLED."""
+    with running(tmp_path, echo(1)) as cluster:
+        where = Where(cluster)
+        await where.shared.Unary(EchoRequest(key="k"))
+        blocked = where.shared.Misbehave(EchoRequest(key="k", order="block 0.3"))
+        queued = [where.shared.Unary(EchoRequest(key="k")) for _ in range(300)]
+        await asyncio.sleep(0)
+        cluster.process.send_signal(signal.SIGTERM)
+        codes = [await call.code() for call in (blocked, *queued)]
+        assert await asyncio.to_thread(cluster.process.wait, 20) == 0
+        await where.close()
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert codes[0] is grpc.StatusCode.OK
+
+
+async def test_a_dead_collector_delays_the_end_by_at_most_three_seconds(tmp_path: Path) -> None:
+    """It takes connections and never answers; the SDK's own shutdown waited 7 s for traces, then 7 for metrics."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as dead:
+        url = f"http://127.0.0.1:{dead.getsockname()[1]}"
+        with running(tmp_path, echo(1), OTEL_EXPORTER_OTLP_ENDPOINT=url) as cluster:
+            where = Where(cluster)
+            for n in range(50):
+                await where.shared.Unary(EchoRequest(key=f"{n}"))
+            await where.close()
+            began = time.monotonic()
+            assert await asyncio.to_thread(cluster.stop) == 0
+            took = time.monotonic() - began
+    with running(tmp_path, echo(1)) as cluster:
+        began = time.monotonic()
+        assert await asyncio.to_thread(cluster.stop) == 0
+        without = time.monotonic() - began
+    # Promised: 3 s. The rest of the limit is for what a busy machine adds to either end.
+    assert took - without < 4.0
+
+
+async def test_health_and_reflection_answer_on_the_shared_port(cluster: Cluster, where: Where) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    health: Any = health_pb2_grpc.HealthStub(where.shared_channel)
+    for service in ("", "echo.v1.Echo"):
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    shared: Any = where.shared_channel
+    reflection: Any = reflection_pb2_grpc.ServerReflectionStub(shared)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    async for answer in reflection.ServerReflectionInfo(iter([asked])):
+        names = {service.name for service in answer.list_services_response.service}
+    assert {"echo.v1.Echo", "onelane.v1.Topology", "grpc.health.v1.Health"} <= names
+
+
+async def test_two_deep_calls_do_not_starve_each_other(where: Where) -> None:
+    """Forwards from A to B while B forwards to A: neither waits for the other's loop."""
+    keys = [f"cross-{n}" for n in range(200)]
+    replies = await asyncio.gather(*(where.away(key).Unary(EchoRequest(key=key)) for key in keys))
+    assert [reply.shard for reply in replies] == [where.owner_of(key) for key in keys]

@@ -1,0 +1,231 @@
+"""Traces as a real Jaeger tells them: every call type, a forward, a failure, a retry, a hop across two apps.
+
+One cluster and one Jaeger for all; over OTLP by gRPC, the arena's test has HTTP.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import onelane
+import pytest
+from onelane.core.placement import Member, Placement
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+from tests.jaeger import Jaeger, Trace, jaeger
+from tests.running_app import ROOT, Cluster, eventually, running
+
+pytestmark = pytest.mark.slow
+CALLER = "b7ad6b7169203331"
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Front(echo_pb2_grpc.EchoServicer):
+    """Each method calls its like in the app behind it."""
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.back: Any = shard.stub(echo_pb2_grpc.EchoStub, to="back")
+
+    async def Unary(self, request: EchoRequest, context: Context) -> EchoReply:
+        found: EchoReply = await self.back.Unary(request)
+        return found
+
+    async def Download(self, request: EchoRequest, context: Context) -> AsyncIterator[EchoReply]:
+        async for reply in self.back.Download(request):
+            yield reply
+
+    async def Upload(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> EchoReply:
+        requests = [request async for request in request_iterator]
+        found: EchoReply = await self.back.Upload(requests, metadata=(("onelane-key", requests[0].key),))
+        return found
+
+    async def Chat(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> AsyncIterator[EchoReply]:
+        requests = [request async for request in request_iterator]
+        async for reply in self.back.Chat(requests, metadata=(("onelane-key", requests[0].key),)):
+            yield reply
+
+
+class Back(echo_pb2_grpc.EchoServicer):
+    """Answers, and fails to order."""
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.failed: set[str] = set()
+
+    async def Unary(self, request: EchoRequest, context: Context) -> EchoReply:
+        if request.order == "fail":
+            raise ValueError("odd")
+        if request.order == "flaky" and request.key not in self.failed:
+            self.failed.add(request.key)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        if request.order == "slow":
+            # Nothing is awaited: a call that takes longer than `slower_s` is what the test is about.
+            await asyncio.sleep(0.3)
+        return EchoReply(text=request.text)
+
+    async def Download(self, request: EchoRequest, context: Context) -> AsyncIterator[EchoReply]:
+        for _ in range(3):
+            yield EchoReply()
+
+    async def Upload(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> EchoReply:
+        return EchoReply(text=str(len([request async for request in request_iterator])))
+
+    async def Chat(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> AsyncIterator[EchoReply]:
+        async for request in request_iterator:
+            yield EchoReply(text=request.text)
+
+
+TOML = """
+[apps.front]
+services = ["tests.interop.test_jaeger:Front"]
+listen = "127.0.0.1:0"
+shards = 2
+tail = { slower_s = 0.25 }
+
+[[apps.front.stubs.back.methodConfig]]
+name = [{ service = "echo.v1.Echo", method = "Unary" }]
+
+[apps.front.stubs.back.methodConfig.retryPolicy]
+maxAttempts = 3
+initialBackoff = "0.01s"
+maxBackoff = "0.02s"
+backoffMultiplier = 1
+retryableStatusCodes = ["UNAVAILABLE"]
+
+[apps.back]
+services = ["tests.interop.test_jaeger:Back"]
+listen = "127.0.0.1:0"
+shards = 2
+tail = {}
+"""
+
+
+@pytest.fixture(scope="module")
+async def seen() -> AsyncIterator[Jaeger]:
+    with jaeger() as made:
+        await eventually(made.is_ready)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def apps(seen: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    environment = {
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": seen.otlp_grpc,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+    }
+    with running(tmp_path_factory.mktemp("apps"), TOML, "--app-dir", str(ROOT), **environment) as made:
+        yield made
+
+
+class Caller:
+    """Calls the front app inside a trace of its own."""
+
+    def __init__(self, cluster: Cluster, number: int, *, sampled: bool = True) -> None:
+        members = tuple(Member(s["name"], s["address"], "") for s in cluster.shards("front"))
+        self.placement = Placement(1, members)
+        self.trace_id = f"{time.time_ns():024x}{number:08x}"
+        flags = "01" if sampled else "00"
+        self.metadata = (("traceparent", f"00-{self.trace_id}-{CALLER}-{flags}"), ("onelane-key", "k"))
+        self.home = self.placement.owner_of("k")
+        self.away = next(member for member in members if member != self.home)
+
+    async def call(self, method: str, request: Any, *, away: bool = False) -> Any:
+        async with grpc.aio.insecure_channel((self.away if away else self.home).address) as channel:
+            stub: Any = echo_pb2_grpc.EchoStub(channel)
+            call = getattr(stub, method)(request, metadata=self.metadata, timeout=20)
+            return [one async for one in call] if method in ("Download", "Chat") else await call
+
+
+async def whole(seen: Jaeger, caller: Caller, spans: int) -> Trace:
+    """The trace, once so many spans of it have come."""
+    found: list[Trace] = []
+
+    def has_come() -> bool:
+        trace = seen.trace(caller.trace_id)
+        found[:] = [trace] if trace is not None else []
+        return trace is not None and len(trace.spans) >= spans
+
+    await eventually(has_come)
+    return found[0]
+
+
+REQUEST = EchoRequest(key="k", text="hi")
+
+
+@pytest.mark.parametrize(
+    ("number", "method", "request_"),
+    [(1, "Unary", REQUEST), (2, "Download", REQUEST), (3, "Upload", [REQUEST] * 2), (4, "Chat", [REQUEST] * 2)],
+)
+async def test_a_call_of_any_type_is_one_tree_over_both_apps(
+    seen: Jaeger, apps: Cluster, number: int, method: str, request_: Any
+) -> None:
+    caller = Caller(apps, number)
+    await caller.call(method, request_)
+    trace = await whole(seen, caller, 3)
+    name = f"echo.v1.Echo/{method}"
+    behind = ["back", "server", name, []]
+    assert trace.tree(CALLER) == [["front", "server", name, [["front", "client", name, [behind]]]]]
+    for span in trace.spans:
+        tags = trace.tags(span)
+        assert (tags["rpc.system.name"], tags["rpc.method"], tags["rpc.response.status_code"]) == ("grpc", name, "OK")
+        assert "error" not in tags
+        assert tags["onelane.shard"].startswith(trace.service(span))
+    assert trace.tags(trace.children(CALLER)[0])["onelane.hop"] == "direct"
+
+
+async def test_a_forward_is_a_client_span_between_the_two_shards(seen: Jaeger, apps: Cluster) -> None:
+    caller = Caller(apps, 5)
+    await caller.call("Unary", REQUEST, away=True)
+    trace = await whole(seen, caller, 4)
+    (hop,) = trace.children(CALLER)
+    (served,) = trace.children(hop["spanID"])
+    told = [
+        (trace.tags(span)["span.kind"], trace.tags(span)["onelane.hop"], trace.tags(span)["onelane.shard"])
+        for span in (hop, served)
+    ]
+    assert told == [("client", "forwarded", caller.away.name), ("server", "forwarded", caller.home.name)]
+
+
+async def test_a_failed_call_is_an_error_all_the_way_up(seen: Jaeger, apps: Cluster) -> None:
+    caller = Caller(apps, 6)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await caller.call("Unary", EchoRequest(key="k", order="fail"))
+    trace = await whole(seen, caller, 3)
+    for span in trace.spans:
+        tags = trace.tags(span)
+        assert (tags["error"], tags["error.type"], tags["otel.status_code"]) == (True, "INTERNAL", "ERROR")
+        assert tags["rpc.response.status_code"] == "INTERNAL"
+
+
+async def test_a_retry_stands_in_its_call_with_both_attempts_below(seen: Jaeger, apps: Cluster) -> None:
+    caller = Caller(apps, 7)
+    await caller.call("Unary", EchoRequest(key="k", order="flaky"))
+    trace = await whole(seen, caller, 4)
+    (client,) = [span for span in trace.spans if trace.tags(span)["span.kind"] == "client"]
+    codes = {trace.tags(span)["rpc.response.status_code"] for span in trace.children(client["spanID"])}
+    assert codes == {"UNAVAILABLE", "OK"}
+    (event,) = client["logs"]
+    told = {field["key"]: field["value"] for field in event["fields"]}
+    assert (told["event"], told["onelane.reason"], told["attempt"]) == ("onelane.client.retries", "UNAVAILABLE", 2)
+    assert trace.tags(client)["rpc.response.status_code"] == "OK"
+
+
+@pytest.mark.parametrize(("number", "order"), [(8, "fail"), (9, "slow")])
+async def test_what_failed_or_was_slow_is_kept_though_it_was_not_sampled(
+    seen: Jaeger, apps: Cluster, number: int, order: str
+) -> None:
+    ordinary, odd = Caller(apps, number + 100, sampled=False), Caller(apps, number, sampled=False)
+    await ordinary.call("Unary", REQUEST)
+    if order == "fail":
+        with pytest.raises(grpc.aio.AioRpcError):
+            await odd.call("Unary", EchoRequest(key="k", order="fail"))
+    else:
+        await odd.call("Unary", EchoRequest(key="k", order="slow"))
+    trace = await whole(seen, odd, 3)
+    assert sorted(trace.service(span) for span in trace.spans) == ["back", "front", "front"]
+    # Which came first to the same Jaeger, and by the same way.
+    assert seen.trace(ordinary.trace_id) is None

@@ -1,0 +1,128 @@
+"""What is too much is refused at once, with a word when to try again; what goes first still goes."""
+
+import asyncio
+import itertools
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane.lane.admission import BURST_S, MANY, MOST_KEYS, Lateness, Rates
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import echo, running
+
+TARGET = 0.05
+
+
+def rounds(lateness: Lateness, *lengths: float, start: float = 1.0, gap: float = 0.0) -> float:
+    """Go through rounds of these lengths, `gap` apart; when the last has ended."""
+    now = start
+    for length in lengths:
+        lateness.begin(now, 0)
+        now += length
+        lateness.end(now)
+        now += gap
+    return now
+
+
+def grace(lateness: Lateness, now: float) -> float:
+    """How far into a round that begins now calls are taken."""
+    lateness.begin(now, 0)
+    return lateness.refuse_from - now
+
+
+def test_short_rounds_refuse_nothing_within_the_interval() -> None:
+    lateness = Lateness(TARGET)
+    assert grace(lateness, rounds(lateness, *[TARGET] * 100)) == pytest.approx(BURST_S)
+
+
+def test_lateness_that_stands_leaves_each_round_its_target() -> None:
+    lateness = Lateness(TARGET)
+    assert grace(lateness, rounds(lateness, 0.06, 0.06)) == pytest.approx(TARGET)
+
+
+def test_one_short_round_ends_it() -> None:
+    lateness = Lateness(TARGET)
+    assert grace(lateness, rounds(lateness, 0.06, 0.06, 0.06, 0.01)) == pytest.approx(BURST_S)
+
+
+def test_long_rounds_with_rest_between_are_no_lateness() -> None:
+    lateness = Lateness(TARGET)
+    assert grace(lateness, rounds(lateness, *[0.3] * 9, gap=TARGET * 1.1)) == pytest.approx(BURST_S)
+
+
+def test_a_few_slow_calls_are_no_pile() -> None:
+    lateness = Lateness(TARGET)
+    lateness.begin(1.0, calls=100)
+    assert not lateness.refuses(1.4, calls=102)
+    assert lateness.refuse_from == pytest.approx(1.4 + TARGET)
+    assert lateness.refuses(1.5, calls=100 + MANY)
+
+
+@given(st.floats(0.5, 50), st.integers(1, 20), st.lists(st.floats(0, 2), max_size=200))
+def test_a_key_never_gets_more_than_its_burst_and_its_rate(per_s: float, burst: int, pauses: list[float]) -> None:
+    rates, now, taken = Rates(per_s, burst), 5.0, 0
+    for pause in pauses:
+        now += pause
+        wait = rates.wait_s("k", now)
+        taken += wait == 0
+        assert 0 <= wait <= 1 / per_s
+    assert taken <= burst + (now - 5.0) * per_s + 1e-6
+
+
+def test_who_waits_as_long_as_told_is_let_in_and_other_keys_at_once() -> None:
+    rates = Rates(2.0, 1)
+    assert rates.wait_s("k", 1.0) == 0
+    wait = rates.wait_s("k", 1.1)
+    assert wait == pytest.approx(0.4)
+    assert rates.wait_s("other", 1.1) == 0
+    assert rates.wait_s("k", 1.1 + wait + 1e-9) == 0
+
+
+def test_the_keys_that_are_known_are_bounded() -> None:
+    rates = Rates(1.0, 1)
+    for n in range(MOST_KEYS + 10):
+        rates.wait_s(str(n), 1.0)
+    assert rates.wait_s("0", 1.0) == 0
+    assert rates.wait_s(str(MOST_KEYS + 9), 1.0) > 0
+
+
+@pytest.mark.slow
+async def test_a_lane_that_runs_late_refuses_with_a_pushback_and_still_serves_health(tmp_path: Path) -> None:
+    with running(tmp_path, echo(1)) as cluster:
+        async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
+            stub = echo_pb2_grpc.EchoStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            keys = map(str, itertools.count())
+            asked = [stub.Misbehave(EchoRequest(key=next(keys), order="block 0.02")) for _ in range(200)]
+            healthy = [health.Check(health_pb2.HealthCheckRequest()) for _ in range(20)]
+            codes = [await call.code() for call in asked]
+            assert {await call.code() for call in healthy} == {grpc.StatusCode.OK}
+            refused = [call for call, code in zip(asked, codes, strict=True) if code is not grpc.StatusCode.OK]
+            assert 0 < len(refused) < 200
+            for call in refused:
+                assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "shard echo-0 runs" in (await call.details() or "")
+                assert dict(await call.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
+            assert cluster.metric("onelane_refusals_total", onelane_reason="late") == len(refused)
+            # What was too much has passed: it serves as before.
+            assert (await stub.Unary(EchoRequest(key="after", text="x"))).text == "x"
+
+
+@pytest.mark.slow
+async def test_a_key_that_asks_too_often_is_refused_and_no_other(tmp_path: Path) -> None:
+    with running(tmp_path, echo(2, "max_rate_per_key = 0.05")) as cluster:
+        async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
+            stub = echo_pb2_grpc.EchoStub(channel)
+            await asyncio.gather(*(stub.Unary(EchoRequest(key=str(n))) for n in range(10)))
+            again = stub.Unary(EchoRequest(key="3"))
+            assert await again.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "this key asks more often than 0.05 times a second" in (await again.details() or "")
+            pushback = int(dict(await again.trailing_metadata())["grpc-retry-pushback-ms"])
+            assert 10_000 < pushback <= 20_000

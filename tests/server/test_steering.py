@@ -1,0 +1,296 @@
+"""A connection goes to the shard its first request belongs to, before anything but SETTINGS was answered."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from onelane.server.steering import Seen, Steering
+from onelane.wire.http2 import Http2, Limits
+
+from tests.conftest import Where
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+from tests.running_app import Cluster, echo, eventually, running
+
+pytestmark = pytest.mark.slow
+LOCAL = [("grpc.use_local_subchannel_pool", 1)]
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(tmp_path_factory.mktemp("native"), echo(2, 'listener = "native"')) as made:
+        yield made
+
+
+@pytest.fixture
+async def where(native: Cluster) -> AsyncIterator[Where]:
+    made = Where(native)
+    yield made
+    await made.close()
+
+
+async def call_on_new_connection(address: str, key: str, **more: Any) -> EchoReply:
+    async with grpc.aio.insecure_channel(address, LOCAL) as channel:
+        reply: EchoReply = await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=10, **more)
+        return reply
+
+
+async def test_stock_clients_with_one_key_each_are_never_forwarded(native: Cluster, where: Where) -> None:
+    forwards, steered = (native.metric(f"onelane_{name}_total") for name in ("forwards", "connections"))
+    for key in map(str, range(40)):
+        assert (await call_on_new_connection(native.listen["echo"], key)).shard == where.owner_of(key)
+    assert native.metric("onelane_forwards_total") == forwards
+    assert native.metric("onelane_connections_total", onelane_connection_steered="true") > steered
+
+
+async def test_a_key_in_metadata_steers_as_well(native: Cluster, where: Where) -> None:
+    forwards = native.metric("onelane_forwards_total")
+    for key in map(str, range(20)):
+        reply = await call_on_new_connection(native.listen["echo"], key, metadata=(("onelane-key", key),))
+        assert reply.shard == where.owner_of(key)
+    assert native.metric("onelane_forwards_total") == forwards
+
+
+async def test_later_calls_with_other_keys_are_forwarded(native: Cluster, where: Where) -> None:
+    async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
+        stub = echo_pb2_grpc.EchoStub(channel)
+        before = native.metric("onelane_forwards_total")
+        keys = [str(n) for n in range(30)]
+        assert [(await stub.Unary(EchoRequest(key=k))).shard for k in keys] == [where.owner_of(k) for k in keys]
+        away = sum(where.owner_of(k) != where.owner_of(keys[0]) for k in keys)
+        assert native.metric("onelane_forwards_total") == before + away
+
+
+async def test_a_stream_steers_by_its_first_message_and_goes_on_whole(native: Cluster, where: Where) -> None:
+    forwards = native.metric("onelane_forwards_total")
+    for key in map(str, range(12)):
+        async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
+            texts = [f"{key}-{n}" for n in range(50)]
+            requests = [EchoRequest(key=key, text=text) for text in texts]
+            chat: Any = echo_pb2_grpc.EchoStub(channel).Chat(iter(requests))
+            replies = [reply async for reply in chat]
+            assert [reply.text for reply in replies] == texts
+            assert {reply.shard for reply in replies} == {where.owner_of(key)}
+    assert native.metric("onelane_forwards_total") == forwards
+
+
+async def test_requests_that_came_with_the_first_are_answered_by_the_owner(native: Cluster) -> None:
+    async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
+        stub = echo_pb2_grpc.EchoStub(channel)
+        calls: list[Any] = [stub.Unary(EchoRequest(key="same", text=str(n)), timeout=20) for n in range(300)]
+        assert [(await call).text for call in calls] == [str(n) for n in range(300)]
+
+
+async def test_own_ports_are_never_steered(where: Where) -> None:
+    for key in map(str, range(10)):
+        for name, stub in where.stubs.items():
+            call = stub.Unary(EchoRequest(key=key), metadata=(("onelane-debug", "1"),))
+            await call
+            hop = dict(tuple(await call.trailing_metadata()))["onelane-hop"]
+            assert hop == ("direct" if name == where.owner_of(key) else "forwarded")
+
+
+async def back(cluster: Cluster, restarts: int) -> None:
+    """Wait until shard 0 has been restarted once more."""
+
+    def is_back() -> bool:
+        shard = cluster.shards()[0]
+        return bool(shard["restarts"] > restarts and shard["state"] == "ready")
+
+    await eventually(is_back)
+
+
+def hello(address: str) -> tuple[socket.socket, Http2]:
+    host, port = address.rsplit(":", 1)
+    peer = socket.create_connection((host, int(port)), timeout=10)
+    http2 = Http2(server=False, limits=Limits())
+    return peer, http2
+
+
+def wait_for(peer: socket.socket, http2: Http2, kind: str) -> list[Any]:
+    """Write what is ready, and read until an event of `kind` comes; everything that came."""
+    seen: list[Any] = []
+    while not any(type(event).__name__ == kind for event in seen):
+        peer.sendall(http2.take())
+        data = peer.recv(65536)
+        assert data, "the server hung up"
+        seen += http2.receive(data)
+    return seen
+
+
+def talk(peer: socket.socket, http2: Http2, headers: list[tuple[bytes, bytes]], message: bytes) -> list[Any]:
+    """Make one call on a bare connection; everything that came until its end."""
+    stream = http2.send_request(headers)
+    http2.send_data(stream, message, end_stream=True)
+    return wait_for(peer, http2, "TrailersReceived")
+
+
+def request(key: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    headers = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/echo.v1.Echo/Unary"),
+        (b":authority", b"here"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+    ]
+    body = EchoRequest(key=key).SerializeToString()
+    return headers, b"\0" + len(body).to_bytes(4, "big") + body
+
+
+async def test_a_peer_that_greets_and_pings_first_is_answered_and_steered_all_the_same(
+    native: Cluster, where: Where
+) -> None:
+    forwards = native.metric("onelane_forwards_total")
+
+    def early(key: str) -> str:
+        peer, http2 = hello(native.listen["echo"])
+        with peer:
+            wait_for(peer, http2, "SettingsAcknowledged")
+            for _ in range(3):
+                http2.ping(b"pingpong")
+                wait_for(peer, http2, "PingAcknowledged")
+            replies = [e.data for e in talk(peer, http2, *request(key)) if type(e).__name__ == "DataReceived"]
+            return EchoReply.FromString(b"".join(replies)[5:]).shard
+
+    for key in map(str, range(10)):
+        assert await asyncio.to_thread(early, key) == where.owner_of(key)
+    assert native.metric("onelane_forwards_total") == forwards
+
+
+async def test_a_request_that_stalls_is_kept_where_it_is_and_forwarded(native: Cluster, where: Where) -> None:
+    """Its headers come, its message does not: after a moment the connection is no longer held for steering."""
+
+    def stall(key: str) -> str:
+        peer, http2 = hello(native.listen["echo"])
+        with peer:
+            headers, message = request(key)
+            stream = http2.send_request(headers)
+            http2.ping(b"kept yet")
+            wait_for(peer, http2, "PingAcknowledged")
+            http2.send_data(stream, message, end_stream=True)
+            seen: list[Any] = wait_for(peer, http2, "TrailersReceived")
+            return EchoReply.FromString(b"".join(e.data for e in seen if type(e).__name__ == "DataReceived")[5:]).shard
+
+    for key in ("a", "b", "c"):
+        assert await asyncio.to_thread(stall, key) == where.owner_of(key)
+
+
+async def test_a_peer_that_dribbles_is_steered_and_holds_nobody_up(native: Cluster, where: Where) -> None:
+    def dribble() -> str:
+        peer, http2 = hello(native.listen["echo"])
+        with peer:
+            headers, message = request("drip")
+            stream = http2.send_request(headers)
+            http2.send_data(stream, message, end_stream=True)
+            for byte in http2.take():
+                peer.sendall(bytes([byte]))
+            seen: list[Any] = []
+            while not any(type(event).__name__ == "TrailersReceived" for event in seen):
+                seen += http2.receive(peer.recv(65536))
+                if answer := http2.take():
+                    peer.sendall(answer)
+            return EchoReply.FromString(b"".join(e.data for e in seen if type(e).__name__ == "DataReceived")[5:]).shard
+
+    dribbling = asyncio.create_task(asyncio.to_thread(dribble))
+    async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
+        stub = echo_pb2_grpc.EchoStub(channel)
+        while not dribbling.done():
+            assert (await stub.Unary(EchoRequest(key="k"), timeout=5)).shard == where.owner_of("k")
+    assert await dribbling == where.owner_of("drip")
+
+
+async def test_a_dead_sibling_gets_no_connection(tmp_path: Path) -> None:
+    """Its keys are UNAVAILABLE until it is back; the connection itself is served, and all other keys on it."""
+    with running(tmp_path, echo(2, 'listener = "native"')) as cluster:
+        where = Where(cluster)
+        mine = next(k for k in map(str, range(99)) if where.owner_of(k) == "echo-1")
+        shards = cluster.shards()
+        os.kill(shards[0]["pid"], signal.SIGKILL)
+        for _ in range(10):
+            assert (await call_on_new_connection(cluster.listen["echo"], mine)).shard == "echo-1"
+        await back(cluster, 0)
+        other = next(k for k in map(str, range(99)) if where.owner_of(k) == "echo-0")
+        assert (await call_on_new_connection(cluster.listen["echo"], other)).shard == "echo-0"
+        await where.close()
+
+
+async def test_while_a_shard_restarts_connecting_is_never_refused(tmp_path: Path) -> None:
+    """The supervisor holds the sockets: who comes to a dead shard's waits for its successor."""
+    with running(tmp_path, echo(2, 'listener = "native"')) as cluster:
+        where = Where(cluster)
+        keys = [next(k for k in map(str, range(99)) if where.owner_of(k) == f"echo-{n}") for n in (0, 1)]
+        await where.close()
+        answered = 0
+        for _ in range(3):
+            victim = cluster.shards()[0]
+            os.kill(victim["pid"], signal.SIGKILL)
+            calls = [call_on_new_connection(cluster.listen["echo"], key) for key in keys * 10]
+            for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(outcome, EchoReply):
+                    answered += 1
+                    continue
+                # A call whose key lives at the dead shard may fail; that nobody listened may not be the reason.
+                assert isinstance(outcome, grpc.aio.AioRpcError)
+                assert "refused" not in (outcome.details() or "").lower()
+                assert "echo-0" in (outcome.details() or ""), outcome
+            await back(cluster, victim["restarts"])
+        assert answered >= 30
+
+
+async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
+    """The owner dies with a connection in its queue: the sender still has it."""
+    back: asyncio.Future[tuple[socket.socket, Seen]] = asyncio.get_running_loop().create_future()
+    never = pytest.fail
+    sender = Steering(
+        str(tmp_path / "a"), adopt=lambda *_: never("nobody sends here"), take_back=lambda *one: back.set_result(one)
+    )
+    owner = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    owner.bind(str(tmp_path / "b.steer"))
+    owner.listen()
+    ours, theirs = socket.socketpair()
+    assert sender.hand_over(str(tmp_path / "b"), theirs.fileno(), Seen(b"read so far", 4))
+    theirs.close()
+    line, _ = owner.accept()
+    line.close()
+    owner.close()
+    sock, seen = await back
+    assert seen == Seen(b"read so far", 4)
+    with ours, sock:
+        sock.send(b"alive")
+        assert ours.recv(10) == b"alive"
+    assert not sender.hand_over(str(tmp_path / "b"), 0, Seen(b"", 0))
+    sender.close()
+
+
+async def test_a_rolling_restart_fails_no_call_of_a_stock_client(tmp_path: Path) -> None:
+    """USR2: each shard sends its clients away by GOAWAY, finishes, and comes back; calls go on all the while."""
+    with running(tmp_path, echo(2, 'listener = "native"')) as cluster:
+        done = asyncio.Event()
+
+        async def hammer(number: int) -> int:
+            answered = 0
+            async with grpc.aio.insecure_channel(cluster.listen["echo"], LOCAL) as channel:
+                stub = echo_pb2_grpc.EchoStub(channel)
+                while not done.is_set():
+                    await stub.Unary(EchoRequest(key=f"{number}-{answered}"), timeout=20)
+                    answered += 1
+            return answered
+
+        pids = [shard["pid"] for shard in cluster.shards()]
+        hammering = [asyncio.create_task(hammer(number)) for number in range(6)]
+        cluster.process.send_signal(signal.SIGUSR2)
+
+        def all_new() -> bool:
+            shards = cluster.shards()
+            return all(s["state"] == "ready" and s["pid"] not in pids for s in shards)
+
+        await eventually(all_new)
+        done.set()
+        assert min(await asyncio.gather(*hammering)) > 0

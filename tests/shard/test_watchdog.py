@@ -1,0 +1,223 @@
+"""A lane that does not turn is noticed from outside, with where it stands and whose fault it is."""
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from random import Random
+from typing import Any
+
+import pytest
+from onelane.core import keys
+from onelane.core.clock import SystemClock
+from onelane.core.placement import Member, Placement
+from onelane.core.turns import Turns
+from onelane.lane.lane import Lane
+from onelane.server.methods import Method
+from onelane.shard.timers import Timers
+from onelane.shard.watchdog import Watchdog, Watched
+from onelane.telemetry.sampling import Sampler
+from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MOST, Stall
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
+from onelane.testing.listener import MemoryCall
+
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+from tests.lane.test_lane import SaysWhatItWasTold
+
+STALL_S = 0.05
+A = Member("a", "127.0.0.1:1001", "a.sock")
+
+
+def block(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def compute(cpu_s: float) -> None:
+    until = time.thread_time() + cpu_s
+    while time.thread_time() < until:
+        pass
+
+
+class Bench:
+    """A lane called `a` with a watchdog, whose stalls come in `stalls` once they are over."""
+
+    def __init__(self) -> None:
+        self.watchdog = Watchdog(may_exit=False)
+        self.stalls: asyncio.Queue[Stall] = asyncio.Queue()
+        self.tracer = Tracer(
+            shard="a", sampler=Sampler(parent_based=False, ratio=1.0), clock=SystemClock(), rng=Random(1)
+        )
+        self.lane = Lane(
+            name="a",
+            placement=Placement(1, (A,)),
+            forwarder=SaysWhatItWasTold(),
+            stats=Stats(),
+            tracer=self.tracer,
+            max_in_flight=9,
+            turns=Turns("a", draw=iter(range(1, 99)).__next__, per_key=1, in_all=9),
+        )
+
+    def watch(self, shard: str = "a", took: Callable[[Stall], None] | None = None) -> None:
+        take = took or self.stalls.put_nowait
+        packages = frozenset({"tests"})
+        watched = Watched(shard, STALL_S, None, packages, lambda: self.lane.received, lambda stall, _: take(stall))
+        self.watchdog.attend(watched)
+
+    async def call(self, handler: Any) -> None:
+        rule = keys.field_key(EchoRequest.DESCRIPTOR, ["key"])
+        is_async = asyncio.iscoroutinefunction(handler)
+        self.lane.add(
+            Method("/t.T/M", handler, is_async, False, False, EchoRequest.FromString, EchoReply.SerializeToString, rule)
+        )
+        made = MemoryCall("/t.T/M", (), trusted=False, deadline_s=None)
+        method = self.lane.entries["/t.T/M"].method
+        await self.lane.serve(method, made, EchoRequest(key="k").SerializeToString())
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    made.watch()
+    yield made
+    made.watchdog.leave("a")
+
+
+async def until_kind(kind: str, bench: Bench, stall: Callable[[], Any]) -> Stall:
+    """Stall until one of that kind is seen: on a machine that is busy with other things, others may come before."""
+    while True:
+        stall()
+        seen = await bench.stalls.get()
+        if seen.kind == kind:
+            return seen
+
+
+async def test_a_blocked_lane_is_told_with_file_line_function_method_and_trace(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(request: EchoRequest, context: Any) -> EchoReply:
+        block(0.3)
+        return EchoReply()
+
+    began_ns = time.time_ns()
+    await bench.call(handler)
+    stall = await bench.stalls.get()
+    (span,) = bench.tracer.take()
+    assert (stall.kind, stall.method, stall.trace_id) == (BLOCKED, "t.T/M", span.context.trace_id)
+    line = block.__code__.co_firstlineno + 1
+    assert (stall.where, stall.function) == (f"{__file__}:{line}", "block")
+    ((name, attributes, _),) = span.events or [("", {}, 0)]
+    assert (name, attributes) == ("onelane.stall", {"onelane.stall.at": f"{__file__}:{line} block"})
+    assert stall.seconds > 0.3 - STALL_S
+    assert abs(stall.at_ns - began_ns) < 1e9
+    assert f"lane.stalled shard=a kind=blocked for_ms={told_ms(caplog)} at={stall.where}" in caplog.text
+    assert f"lane.turns_again shard=a kind=blocked after_ms={stall.seconds * 1000:.0f}"[:48] in caplog.text
+
+
+def told_ms(caplog: pytest.LogCaptureFixture) -> int:
+    (found,) = re.findall(r"for_ms=(\d+)", caplog.text)
+    return int(found)
+
+
+async def test_it_is_told_while_it_lasts(bench: Bench) -> None:
+    """Not only once it is over: a lane may never turn again."""
+    told = threading.Event()
+
+    class Tells(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.set()
+
+    handler = Tells()
+    logging.getLogger("onelane.watchdog").addHandler(handler)
+    try:
+        assert told.wait(30), "this blocks the loop until it has been told"
+    finally:
+        logging.getLogger("onelane.watchdog").removeHandler(handler)
+    stall = await bench.stalls.get()
+    assert (stall.kind, stall.function) == (BLOCKED, "test_it_is_told_while_it_lasts")
+    assert "threading.py" in stall.innermost
+
+
+async def test_code_that_takes_long_is_told_from_code_that_waits(bench: Bench) -> None:
+    stall = await until_kind(COMPUTING, bench, lambda: compute(0.2))
+    assert stall.function == "compute"
+
+
+async def test_c_code_that_keeps_the_interpreter_is_told_once_it_lets_go(bench: Bench) -> None:
+    stall = await until_kind(COMPUTING, bench, lambda: sum(range(20_000_000)))
+    assert stall.function.endswith("<lambda>")
+    assert stall.seconds > STALL_S
+
+
+async def test_a_thread_that_keeps_the_interpreter_is_told_apart_and_named(bench: Bench) -> None:
+    over = threading.Event()
+
+    def compute_in_c() -> None:
+        while not over.is_set():
+            sum(range(10_000_000))
+
+    helper = threading.Thread(target=compute_in_c, name="helper-1")
+    helper.start()
+    stall = await until_kind(INTERPRETER, bench, lambda: None)
+    over.set()
+    helper.join()
+    assert any(other.startswith("helper-1 at") and "compute_in_c" in other for other in stall.others), stall
+
+
+async def test_a_lane_that_waits_for_a_busy_thread_is_blocked(bench: Bench) -> None:
+    def start() -> None:
+        helper = threading.Thread(target=compute, args=(0.3,))
+        helper.start()
+        helper.join()
+
+    stall = await until_kind(BLOCKED, bench, start)
+    assert stall.function.endswith("start")
+
+
+async def test_a_timer_that_stalls_is_named(bench: Bench) -> None:
+    stats = Stats()
+    timers = Timers("a", limit=9, stats=stats, turn=lambda key: asyncio.Lock())
+    timers.every(0.001, lambda: block(0.2))
+    stall = await bench.stalls.get()
+    await timers.aclose()
+    assert stall.method == "timer test_a_timer_that_stalls_is_named.<locals>.<lambda>"
+
+
+async def test_at_most_five_are_told_and_all_are_counted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(MOST + 3):
+        block(0.08)
+        await bench.stalls.get()
+    assert caplog.text.count("lane.stalled") + caplog.text.count("lane.starved") == MOST
+
+
+async def test_a_lane_that_turns_is_not_told_of(bench: Bench) -> None:
+    """Neither busy in small steps, nor idle."""
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:  # noqa: ASYNC110 - turning is all that it does
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.3)
+    block(0.2)
+    stall = await bench.stalls.get()
+    assert stall.function == "block", "it would have come before"
+
+
+async def test_one_thread_watches_for_all_shards_of_a_loop_and_ends_with_the_last(bench: Bench) -> None:
+    def threads() -> int:
+        return sum(thread.name == "onelane-watchdog" for thread in threading.enumerate())
+
+    others: list[Stall] = []
+    bench.watch("b", others.append)
+    assert threads() == 1
+
+    async def handler(request: EchoRequest, context: Any) -> EchoReply:
+        block(0.2)
+        return EchoReply()
+
+    await bench.call(handler)
+    assert (await bench.stalls.get()).method == "t.T/M"
+    assert others == [], "the call was one of a's"
+    bench.watchdog.leave("b")
+    bench.watchdog.leave("a")
+    assert threads() == 0

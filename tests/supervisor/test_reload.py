@@ -1,0 +1,178 @@
+"""A service's settings are one frozen object, replaced in every shard or in none."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onelane.errors import BadConfig
+from onelane.shard.settings import Settings, differences, made
+
+from tests.conftest import Where
+from tests.echo.settings import EchoSettings
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import ROOT, Cluster, echo, eventually, running
+
+KIND = "tests.echo.settings:EchoSettings"
+TYPED = f'config_type = "{KIND}"'
+
+
+def test_settings_without_a_type_are_attributes_and_cannot_be_changed() -> None:
+    config = made(None, {"a": 1, "b": {"c": [1, 2]}}, app="x")
+    assert (config.a, config.b.c, config["a"], list(config)) == (1, (1, 2), 1, ["a", "b"])
+    with pytest.raises(AttributeError, match=r"config\.a cannot be set: change the file, and reload it"):
+        config.a = 2
+    with pytest.raises(AttributeError, match=r"config has no 'd'; it has \['a', 'b'\]"):
+        config.d  # noqa: B018 - to ask is what is tested
+
+
+def test_typed_settings_are_checked_with_every_fault_by_name() -> None:
+    assert made(KIND, {"limit": 3}, app="x") == EchoSettings(limit=3)
+    with pytest.raises(BadConfig) as caught:
+        made(KIND, {"limit": 0, "greeting": 7, "unknown": 1}, app="x")
+    words = str(caught.value)
+    assert "apps.x.config" in words
+    assert "limit: Input should be greater than or equal to 1, seen 0" in words
+    assert "greeting: Input should be a valid string, seen 7" in words
+    assert f"unknown: is not a setting of {KIND}" in words
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("tests.echo.settings:NotFrozen", "expected a frozen dataclass"),
+        ("tests.echo.settings:Nothing", "is None, expected a frozen dataclass"),
+        ("tests.nowhere:Settings", "no module 'tests.nowhere'"),
+    ],
+)
+def test_a_type_that_cannot_be_is_named(kind: str, words: str) -> None:
+    with pytest.raises(BadConfig, match=words):
+        made(kind, {}, app="x")
+
+
+def test_differences_tell_numbers_and_keep_texts_to_themselves() -> None:
+    old = {"a": 1, "b": {"c": True, "secret": "x"}, "gone": 1}
+    new = {"a": 2, "b": {"c": False, "secret": "y"}, "new": "z"}
+    assert differences(old, new) == ["a: 1 → 2", "b.c: True → False", "b.secret: changed", "gone: gone", "new: new"]
+    assert differences(Settings(old)._values, old) == []
+
+
+pytestmark = pytest.mark.slow
+
+
+def rewrite(cluster: Cluster, toml: str) -> None:
+    (cluster.log.parent / "onelane.toml").write_text(f'admin = "127.0.0.1:0"\n{toml}')
+
+
+def reload(cluster: Cluster) -> tuple[int, str]:
+    """`onelane reload`: its exit code, and what it says."""
+    command = [sys.executable, "-m", "onelane", "reload", cluster.admin]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+async def configs(where: Where) -> dict[str, tuple[str, str]]:
+    """Of each shard: its settings, and what it was told of changes."""
+    found: dict[str, tuple[str, str]] = {}
+    for number in range(100):
+        key = f"k{number}"
+        if where.owner_of(key) not in found:
+            call: Any = where.home(key).Misbehave(EchoRequest(key=key, order="config"), wait_for_ready=True, timeout=20)
+            await call
+            trailers = dict(await call.trailing_metadata())
+            found[where.owner_of(key)] = (trailers["x-config"], trailers["x-followed"])
+    return found
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[tuple[Cluster, Where]]:
+    """Two shards whose `limit` is 1."""
+    toml = echo(2, TYPED, "[apps.echo.config]", "limit = 1")
+    more = ["--inline"] if getattr(request, "param", "") == "inline" else []
+    with running(tmp_path, toml, *more, ONELANE_APPS__ECHO__CONFIG__GREETING="from the environment") as cluster:
+        where = Where(cluster)
+        yield cluster, where
+        await where.close()
+
+
+FIRST = "EchoSettings(limit=1, greeting='from the environment')"
+SECOND = "EchoSettings(limit=2, greeting='from the environment')"
+
+
+@pytest.mark.parametrize("pair", ["processes", "inline"], indirect=True)
+async def test_a_reload_gives_every_shard_the_new_object_and_says_what_changed(pair: tuple[Cluster, Where]) -> None:
+    cluster, where = pair
+    assert set((await configs(where)).values()) == {(FIRST, "")}
+    rewrite(cluster, echo(2, TYPED, "[apps.echo.config]", "limit = 2"))
+    assert reload(cluster) == (0, "changed echo.limit: 1 → 2\n")
+    assert set((await configs(where)).values()) == {(SECOND, f"{FIRST}->{SECOND}")}
+    assert {shard["config"] for shard in cluster.shards()} == {2}
+    assert reload(cluster) == (0, "nothing has changed\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([TYPED, "[apps.echo.config]", "limit = 0"], "limit: Input should be greater than or equal to 1, seen 0"),
+        ([TYPED, "[apps.echo.config]", "limit = 2", "= nonsense"], "is not TOML"),
+        (["unknown_setting = 1", TYPED, "[apps.echo.config]", "limit = 2"], "unknown_setting: is not a setting"),
+    ],
+)
+async def test_a_bad_file_changes_nothing(pair: tuple[Cluster, Where], lines: list[str], words: str) -> None:
+    cluster, where = pair
+    rewrite(cluster, echo(2, *lines))
+    code, said = reload(cluster)
+    assert code == 3
+    assert "nothing was changed" in said
+    assert words in said
+    assert set((await configs(where)).values()) == {(FIRST, "")}
+    assert {shard["config"] for shard in cluster.shards()} == {1}
+
+
+async def test_what_only_a_restart_can_change_is_said(pair: tuple[Cluster, Where]) -> None:
+    cluster, where = pair
+    rewrite(cluster, echo(3, TYPED, "drain_s = 3", "[apps.echo.config]", "limit = 2"))
+    code, said = reload(cluster)
+    assert (code, said.splitlines()) == (
+        0,
+        [
+            "changed echo.limit: 1 → 2",
+            "needs a restart: echo.drain_s: 10.0 → 3.0",
+            "needs a restart: echo.shards: 2 → 3",
+        ],
+    )
+    assert set((await configs(where)).values()) == {(SECOND, f"{FIRST}->{SECOND}")}
+
+
+async def test_a_hangup_reloads_and_a_shard_that_dies_begins_with_the_newest(pair: tuple[Cluster, Where]) -> None:
+    cluster, where = pair
+    rewrite(cluster, echo(2, TYPED, "[apps.echo.config]", "limit = 2"))
+    cluster.process.send_signal(signal.SIGHUP)
+    await eventually(lambda: "reload.changed echo.limit: 1 → 2" in cluster.log.read_text())
+    await eventually(lambda: {shard["config"] for shard in cluster.shards()} == {2})
+    killed = cluster.shards()[0]
+    os.kill(killed["pid"], signal.SIGKILL)
+    await eventually(lambda: cluster.shards()[0]["restarts"] == 1 and cluster.shards()[0]["state"] == "ready")
+    assert {config for config, _ in (await configs(where)).values()} == {SECOND}
+
+
+def test_settings_that_do_not_fit_stop_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "onelane.toml"
+    file.write_text(f'admin = "127.0.0.1:0"\n{echo(1, TYPED, "[apps.echo.config]", "limit = 0")}')
+    command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode != 0
+    assert "limit: Input should be greater than or equal to 1, seen 0" in done.stderr
+
+
+def test_a_page_from_elsewhere_cannot_command(tmp_path: Path) -> None:
+    with running(tmp_path, echo(1)) as cluster:
+        request = urllib.request.Request(f"http://{cluster.admin}/reload", method="POST")
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=5)

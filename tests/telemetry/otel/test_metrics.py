@@ -1,0 +1,290 @@
+"""OpenTelemetry's metrics API, and its trace API, in processes of one lane and of several."""
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import onelane
+import pytest
+from onelane.telemetry.collector.totals import Totals
+from onelane.telemetry.logs import MovedLogs, pack, unpack
+from onelane.telemetry.otel.metrics import MAX_WAITING, Bridge
+from onelane.telemetry.stats import MAX_SERIES, Stats
+from onelane.testing.clock import ManualClock
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+from tests.running_app import ROOT, Cluster, eventually, running
+
+meter = metrics.get_meter("tests")
+# Made when the module is imported, as libraries do it: before there is any lane.
+early = meter.create_counter("tests.early", unit="{call}")
+
+
+class Metered(echo_pb2_grpc.EchoServicer):
+    """Counts by OpenTelemetry's API what it does, on its lane and on a helper thread."""
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.shard = shard
+        self.there = meter.create_up_down_counter("tests.there")
+        self.took = meter.create_histogram("tests.took", unit="s")
+        self.size = meter.create_gauge("tests.size")
+        self.seen = 0
+        meter.create_observable_counter("tests.seen", callbacks=[self.observe])
+        self.helper = shard.offload(object, name="helper")
+
+    def observe(self, options: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(self.seen, {"kind": "call"})
+
+    async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
+        self.seen += 1
+        early.add(1, {"open": True, "room": 3})
+        self.there.add(3)
+        self.there.add(-1)
+        self.took.record(0.25)
+        self.size.set(self.shard.index + 1)
+        await self.helper.run(lambda _: early.add(1, {"thread": "helper"}))
+        with trace.get_tracer("tests").start_as_current_span("inner") as span:
+            span.set_attribute("by", self.shard.name)
+        return EchoReply(shard=self.shard.name)
+
+
+TOML = """
+[apps.metered]
+services = ["tests.telemetry.otel.test_metrics:Metered"]
+listen = "127.0.0.1:0"
+shards = 2
+"""
+
+
+@pytest.fixture(scope="module", params=["processes", "inline"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    inline = ["--inline"] if request.param == "inline" else []
+    with running(tmp_path_factory.mktemp("metered"), TOML, "--app-dir", str(ROOT), *inline) as made:
+        yield made
+
+
+@pytest.mark.slow
+async def test_what_a_library_counts_is_added_up_by_the_shard_whose_code_counted(cluster: Cluster) -> None:
+    shards = cluster.shards("metered")
+    served: dict[str, int] = {shard["name"]: 0 for shard in shards}
+    async with grpc.aio.insecure_channel(cluster.listen["metered"]) as channel:
+        stub = echo_pb2_grpc.EchoStub(channel)
+        for key in map(str, range(20)):
+            served[(await stub.Unary(EchoRequest(key=key), timeout=10)).shard] += 1
+    assert all(served.values())
+    for index, (shard, calls) in enumerate(served.items()):
+        here = {"onelane_shard": shard}
+        assert cluster.metric("tests_early_total", open="true", room="3", **here) == calls
+        assert cluster.metric("tests_early_total", thread="helper", **here) == calls
+        assert cluster.metric("tests_there", **here) == 2 * calls
+        assert cluster.metric("tests_took_seconds_count", **here) == calls
+        assert cluster.metric("tests_size", **here) == index + 1
+    # Observed, at most once a second.
+    await eventually(lambda: cluster.metric("tests_seen_total", kind="call") == 20)
+
+
+@pytest.mark.slow
+async def test_a_span_made_by_the_api_is_of_the_shard_whose_code_made_it(cluster: Cluster) -> None:
+    trace_id = "6af7651916cd43dd8448eb211c80319c"
+    metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
+    async with grpc.aio.insecure_channel(cluster.listen["metered"]) as channel:
+        stub = echo_pb2_grpc.EchoStub(channel)
+        # Where a key lives depends on this run's ports: of so many, each shard has some.
+        for key in map(str, range(40)):
+            await stub.Unary(EchoRequest(key=key), metadata=metadata, timeout=10)
+
+    await eventually(lambda: trace_id in cluster.get("/traces"))
+
+    def inner() -> list[tuple[str, str]]:
+        found = json.loads(cluster.get(f"/traces/{trace_id}"))["spans"]
+        return [(span["shard"], span["attributes"]["by"]) for span in found if span["name"] == "inner"]
+
+    await eventually(lambda: len(inner()) == 40)
+    assert all(shard == by for shard, by in inner())
+    assert len({shard for shard, _ in inner()}) == 2
+
+
+def counted(stats: Stats, name: str) -> float:
+    totals = Totals()
+    totals.add(stats.take())
+    return totals.sum_of(name)
+
+
+async def test_counts_of_another_thread_wait_for_the_tick_and_are_bounded() -> None:
+    stats = Stats()
+    bridge = Bridge(stats, ManualClock().now)
+    key = ("counter", "calls", "", "")
+
+    def count_much() -> None:
+        for _ in range(MAX_WAITING + 5):
+            bridge.count(key, 1, None)
+
+    await asyncio.to_thread(count_much)
+    assert counted(stats, "calls") == MAX_WAITING
+
+
+def test_an_observed_sum_counts_what_was_added_and_begins_anew_where_it_fell() -> None:
+    stats, clock = Stats(), ManualClock()
+    bridge = Bridge(stats, clock.now)
+    values = iter([5, 8, 2])
+    bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(next(values))]])
+    for came in (5, 3, 2):
+        assert counted(stats, "seen") == came
+        assert counted(stats, "seen") == 0
+        clock.advance(1.0)
+
+
+def test_a_callback_that_raises_is_told_and_the_others_are_asked(caplog: pytest.LogCaptureFixture) -> None:
+    stats, clock = Stats(), ManualClock()
+    bridge, values = Bridge(stats, clock.now), iter([7, 8, 9])
+    bridge.observe(("counter", "bad", "", ""), [lambda _: 1 / 0])
+    bridge.observe(("gauge", "good", "", ""), [lambda _: [Observation(next(values))]])
+    for there in (7, 8, 9):
+        assert counted(stats, "good") == there
+        clock.advance(1.0)
+    (told,) = caplog.records
+    assert "instrument=bad" in told.getMessage()
+
+
+def test_a_name_of_another_kind_is_told_and_counts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    stats = Stats()
+    stats.gauge("depth").set(1)
+    bridge = Bridge(stats, ManualClock().now)
+    bridge.count(("counter", "depth", "", ""), 5, None)
+    assert counted(stats, "depth") == 1
+    assert "depth is a gauge already" in caplog.text
+
+
+def test_values_that_are_no_numbers_are_told_once_and_cost_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    stats, clock = Stats(), ManualClock()
+    bridge = Bridge(stats, clock.now)
+    took = ("histogram", "took", "s", "")
+    bridge.observe(("gauge", "odd", "", ""), [lambda _: [Observation(None), Observation(3, {"good": 1})]])  # type: ignore[arg-type]
+    for value in (None, "x", float("nan"), float("inf"), object(), 0.5):
+        bridge.count(took, value, {1: "mixed", "names": 2})  # type: ignore[arg-type, dict-item]
+    clock.advance(1.0)
+    totals = Totals()
+    totals.add(stats.take())
+    totals.add(stats.take())
+    assert totals.spread_of("took", (("1", "mixed"), ("names", "2"))).count == 1
+    assert totals.sum_of("odd", (("good", "1"),)) == 3
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "took cannot count None, expected a finite number" in told[0]
+    assert "odd cannot count None, expected a finite number" in told[1]
+
+
+def test_two_callbacks_of_one_name_are_added_up_each_from_its_own_start() -> None:
+    stats, clock = Stats(), ManualClock()
+    bridge = Bridge(stats, clock.now)
+    first, second = iter([5, 7]), iter([100, 101])
+    bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(next(first))]])
+    bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(next(second))]])
+    assert counted(stats, "seen") == 105
+    clock.advance(1.0)
+    assert counted(stats, "seen") == 3
+
+
+@pytest.mark.parametrize("kind", ["gauge", "up_down_counter"])
+def test_what_a_callback_says_no_more_is_no_more(kind: str) -> None:
+    stats, clock, totals = Stats(), ManualClock(), Totals()
+    bridge = Bridge(stats, clock.now)
+    rounds = iter([["a", "b"], ["b"], ["a", "b"]])
+    bridge.observe((kind, "open", "", ""), [lambda _: [Observation(4, {"pool": name}) for name in next(rounds)]])
+    for there in (8, 4, 8):
+        totals.add(stats.take())
+        assert totals.sum_of("open") == there
+        clock.advance(1.0)
+
+
+def test_what_callbacks_say_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    stats, clock = Stats(), ManualClock()
+    bridge = Bridge(stats, clock.now)
+    bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(1, {"n": n}) for n in range(MAX_SERIES + 9)]])
+    assert counted(stats, "seen") == MAX_SERIES
+    assert f"seen cannot count more than {MAX_SERIES} series" in caplog.text
+
+
+LOGGING = """
+import logging, os
+from onelane.core import context
+from onelane.telemetry import logs
+logs.install(os.environ)
+context.settle(context.Home("lobby-0", None, None), alone=True)
+log = logging.getLogger("rooms")
+log.warning("room %s is full", "r", extra={"players": 7})
+try:
+    raise ValueError("odd")
+except ValueError:
+    log.exception("failed")
+"""
+
+
+def test_json_logs_have_an_object_a_line_with_the_shard() -> None:
+    command = [sys.executable, "-c", LOGGING]
+    run = subprocess.run(command, env={"ONELANE_LOGS": "json"} | _path(), capture_output=True, text=True, check=True)
+    full, failed = (json.loads(line) for line in run.stderr.splitlines())
+    time = full.pop("time")
+    assert time.endswith("+00:00")
+    assert full == {
+        "level": "WARNING",
+        "logger": "rooms",
+        "message": "room r is full",
+        "shard": "lobby-0",
+        "players": 7,
+    }
+    assert "ValueError: odd" in failed["exc_info"]
+
+
+def test_a_format_of_logs_that_is_none_is_refused() -> None:
+    command = [sys.executable, "-m", "onelane", "up", "nowhere.toml"]
+    run = subprocess.run(command, env={"ONELANE_LOGS": "xml"} | _path(), capture_output=True, text=True, check=False)
+    assert run.returncode == 3
+    assert "nowhere.toml" in run.stderr or "ONELANE_LOGS is 'xml', expected 'text' or 'json'" in run.stderr
+
+
+def _path() -> dict[str, str]:
+    import os
+
+    return {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
+
+
+@pytest.mark.slow
+async def test_a_handlers_json_log_has_the_trace_of_its_call(tmp_path: Any) -> None:
+    trace_id = "7af7651916cd43dd8448eb211c80319c"
+    toml = '[apps.echo]\nservices = ["tests.echo.service:Echo"]\nlisten = "127.0.0.1:0"\nshards = 1'
+    with running(tmp_path, toml, ONELANE_LOGS="json") as made:
+        metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
+        async with grpc.aio.insecure_channel(made.listen["echo"]) as channel:
+            request = EchoRequest(key="k", order="raise odd")
+            call = echo_pb2_grpc.EchoStub(channel).Misbehave(request, metadata=metadata, timeout=10)
+            assert await call.code() is grpc.StatusCode.INTERNAL
+        lines = [json.loads(line) for line in made.log.read_text().splitlines()]
+    (found,) = [line for line in lines if line.get("trace_id") == trace_id]
+    assert (found["shard"], found["level"]) == ("echo-0", "ERROR")
+    assert "ValueError: odd" in found["exc_info"]
+
+
+def test_a_text_of_a_class_of_its_own_spoils_no_batch_of_records() -> None:
+    class Markup(str):
+        pass
+
+    moved = MovedLogs("")
+    for name in (Markup("bold"), "usual"):
+        moved.handle(logging.LogRecord(name, logging.INFO, "x.py", 1, "said", None, None))
+    assert [record.logger for record in unpack(pack(moved.take()))] == ["bold", "usual"]
+
+
+def test_a_record_that_cannot_be_formatted_fails_nobody_who_logs() -> None:
+    moved = MovedLogs("")
+    moved.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, "%d items", ("many",), None))
+    assert moved.take() == []
