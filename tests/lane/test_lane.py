@@ -13,8 +13,12 @@ from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turns
+from onelane.lane.admission import Admission
 from onelane.lane.forwarder import HOP, NOT_HOME, SERVED
-from onelane.lane.lane import LOOK_AGAIN_S, Lane
+from onelane.lane.forwarding import NEWER_PLACEMENT_S
+from onelane.lane.lane import Lane
+from onelane.lane.routing import Router
+from onelane.lane.turn_queue import TurnQueue
 from onelane.server import sync_handler
 from onelane.server.call import Call
 from onelane.server.methods import Method
@@ -43,14 +47,18 @@ class SaysWhatItWasTold:
             raise ValueError("cannot be sent")
         code, call.trailers = self._answers.pop(0)
         call.fail(code, "")
+        call.cancel_forward = _nothing
         done(b"forwarded")
-        return lambda: None
 
     async def stream(self, owner: Member, call: Call, request: bytes | None, trace: Any, **_: Any) -> bytes:
         raise NotImplementedError
 
     async def aclose(self) -> None:
         """Nothing to close."""
+
+
+def _nothing() -> None:
+    """Cancels nothing: the call is over."""
 
 
 async def echo(request: EchoRequest, context: Any) -> EchoReply:
@@ -62,14 +70,15 @@ class Bench:
 
     def __init__(self, placement: Placement, forwarder: SaysWhatItWasTold, handler: Any = echo) -> None:
         self.stats = Stats()
+        router = Router("a", placement)
+        turns = Turns("a", draw=iter(range(1, 99)).__next__, per_key=1, in_all=9)
         self.lane = Lane(
-            name="a",
-            placement=placement,
+            router=router,
+            queue=TurnQueue(turns, router),
+            admission=Admission("a", max_in_flight=2, max_late_s=0.05),
             forwarder=forwarder,
             stats=self.stats,
             tracer=Tracer(shard="a", clock=SystemClock(), rng=Random(1)),
-            max_in_flight=2,
-            turns=Turns("a", draw=iter(range(1, 99)).__next__, per_key=1, in_all=9),
         )
         rule: FieldKey = RULE
         is_async = asyncio.iscoroutinefunction(handler)
@@ -141,8 +150,8 @@ async def test_a_call_that_cannot_be_answered_still_ends_once(reported: list[Any
     call = Faulty("/t.T/M", (), trusted=False, deadline_s=None)
     bench.lane.arrive(bench.lane.entries["/t.T/M"].method, call, EchoRequest(key="k").SerializeToString())
     await asyncio.sleep(0)
-    assert call.sent is not None
-    call.sent()
+    assert call.cancel_forward is not None
+    call.cancel_forward()
     await bench.lane.drain()
     while not reported:  # noqa: ASYNC110 - turns of the loop are what is waited for
         await asyncio.sleep(0)
@@ -161,9 +170,9 @@ async def test_a_call_that_is_cancelled_while_it_waits_for_a_newer_placement_end
     assert bench.lane.arrive(bench.lane.entries["/t.T/M"].method, call, request) is None
     for _ in range(turns_of_the_loop):
         await asyncio.sleep(0)
-    assert call.sent is not None
-    call.sent()
-    async with asyncio.timeout(LOOK_AGAIN_S / 2):
+    assert call.cancel_forward is not None
+    call.cancel_forward()
+    async with asyncio.timeout(NEWER_PLACEMENT_S / 2):
         await bench.lane.drain()
     assert (bench.lane.in_flight, forwarder.sent) == (0, ["b"])
 

@@ -14,7 +14,10 @@ from onelane.core import keys
 from onelane.core.clock import SystemClock
 from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turns
+from onelane.lane.admission import Admission
 from onelane.lane.lane import Lane
+from onelane.lane.routing import Router
+from onelane.lane.turn_queue import TurnQueue
 from onelane.server.methods import Method
 from onelane.shard.timers import Timers
 from onelane.shard.watchdog import Watchdog, Watched
@@ -50,14 +53,15 @@ class Bench:
         self.tracer = Tracer(
             shard="a", sampler=Sampler(parent_based=False, ratio=1.0), clock=SystemClock(), rng=Random(1)
         )
+        router = Router("a", Placement(1, (A,)))
+        turns = Turns("a", draw=iter(range(1, 99)).__next__, per_key=1, in_all=9)
         self.lane = Lane(
-            name="a",
-            placement=Placement(1, (A,)),
+            router=router,
+            queue=TurnQueue(turns, router),
+            admission=Admission("a", max_in_flight=9, max_late_s=0.05),
             forwarder=SaysWhatItWasTold(),
             stats=Stats(),
             tracer=self.tracer,
-            max_in_flight=9,
-            turns=Turns("a", draw=iter(range(1, 99)).__next__, per_key=1, in_all=9),
         )
 
     def watch(self, shard: str = "a", took: Callable[[Stall], None] | None = None) -> None:

@@ -10,6 +10,8 @@ listener it is in gRPC's core, which gives one call at a time, and is not seen: 
 from collections import OrderedDict
 from math import inf
 
+from onelane.errors import Draining, Overloaded, RunsLate, TooOften
+
 INTERVAL_S = 0.1
 BURST_S = 0.5
 """How long a round may take while no lateness stands: a burst is no overload."""
@@ -17,6 +19,44 @@ MANY = 8
 """Calls in one round that make it a pile; fewer are a few slow ones."""
 MOST_KEYS = 65_536
 """Keys whose rate is known at once; the one that was quiet longest is forgotten, and may begin anew."""
+RESERVE = 256
+"""Calls beyond `max_in_flight` for those that siblings have taken already, and for the runtime's own services."""
+
+
+class Admission:
+    """Whether a lane takes a call now. Owned by it."""
+
+    def __init__(self, shard: str, *, max_in_flight: int, max_late_s: float, rates: "Rates | None" = None) -> None:
+        self.max_in_flight = max_in_flight
+        self.lateness = Lateness(max_late_s)
+        self.rates = rates
+        self._shard = shard
+
+    def check(self, now: float, *, in_flight: int, received: int, has_reserve: bool, is_draining: bool) -> None:
+        """Refuse a call that cannot be taken now. Asked only where one of the limits may be passed.
+
+        has_reserve: a sibling has taken it already, or it is for a service of the runtime's own.
+
+        Raises:
+            Draining, Overloaded, RunsLate: why.
+        """
+        if is_draining:
+            raise Draining(f"shard {self._shard} is draining")
+        if in_flight > self.max_in_flight + (RESERVE if has_reserve else 0):
+            raise Overloaded(f"shard {self._shard}", waiting=self.max_in_flight)
+        lateness = self.lateness
+        if not has_reserve and now > lateness.refuse_from and lateness.refuses(now, received):
+            raise RunsLate(self._shard, late_s=now - lateness.began_at)
+
+    def check_rate(self, key: str, now: float) -> None:
+        """Count a call of `key` against its rate.
+
+        Raises:
+            TooOften: the key asks more often than configured.
+        """
+        assert self.rates is not None
+        if wait_s := self.rates.wait_s(key, now):
+            raise TooOften(per_s=self.rates.per_s, wait_s=wait_s)
 
 
 class Lateness:

@@ -42,13 +42,9 @@ class Forwarder(Protocol):
     Not promised: that the sibling is alive; a dead one is UNAVAILABLE with its name.
     """
 
-    def begin(
-        self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done
-    ) -> Callable[[], object]:
-        """Forward a call of one message and one answer; what cancels it.
-
-        `done` is told the answer, once, maybe before this returns.
-        """
+    def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done) -> None:
+        """Forward a call of one message and one answer. Sets `call.cancel_forward`, and then calls `done` with the
+        answer, once, maybe before this returns."""
 
     async def stream(
         self,
@@ -73,18 +69,16 @@ class NativeForwarder:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unary: dict[tuple[str, str], Any] = {}
 
-    def begin(
-        self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done
-    ) -> Callable[[], object]:
+    def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done) -> None:
         send = self._unary.get((owner.socket, call.method))
         if send is None:
             send = self._channel(owner).unary_unary(call.method)
             self._unary[owner.socket, call.method] = send
         sent: ClientCall = send(request, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
-        sent.tell(partial(self._came_back, owner, call, done))
-        return sent.cancel
+        call.cancel_forward = sent.cancel
+        sent.tell(partial(self._answered, owner, call, done))
 
-    def _came_back(self, owner: Member, call: Call, done: Done, sent: ClientCall) -> None:
+    def _answered(self, owner: Member, call: Call, done: Done, sent: ClientCall) -> None:
         reply = b""
         if sent.status is grpc.StatusCode.OK and len(sent.messages) == 1:
             reply = sent.messages[0]
@@ -186,7 +180,7 @@ def _fail(call: Call, owner: Member, sent: ClientCall) -> None:
 
 def take_marker(call: Call, name: str) -> str | None:
     """Take a sibling's marker out of the trailers, so that no client sees it."""
-    found = next((value for key, value in call.trailers if key == name), None)
-    if found is not None:
+    marker = next((value for key, value in call.trailers if key == name), None)
+    if marker is not None:
         call.trailers = tuple(pair for pair in call.trailers if pair[0] != name)
-    return found if isinstance(found, str) or found is None else found.decode()
+    return marker.decode() if isinstance(marker, bytes) else marker

@@ -14,6 +14,7 @@ import grpc.aio
 
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
+from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -27,29 +28,35 @@ class Aborted(grpc.aio.AbortError):
 class Call:
     """One call. What is not implemented here is the listener's."""
 
+    waiting: Any
+    """While it is WAITING, the lane's `Waiting`; else not set."""
+
     __slots__ = (
+        "_callbacks",
         "_deserialize",
         "_pushed_back",
         "_serialize",
         "_turned",
         "baggage",
         "began",
+        "cancel_forward",
         "chain",
         "code_now",
         "debug",
         "details_now",
         "hop",
         "initial_sent",
+        "is_cancelled",
         "metadata",
         "method",
         "parent",
         "reply",
-        "sent",
         "span",
+        "state",
         "trailers",
         "trusted",
         "turn",
-        "waits",
+        "waiting",
     )
 
     def __init__(self, method: str, metadata: Metadata, *, trusted: bool) -> None:
@@ -58,6 +65,8 @@ class Call:
         self.metadata = metadata
         self.trusted = trusted
         """The connection is known to be a sibling's."""
+        self.state: CallState = ARRIVED
+        """Written by the lane, and by the listener for a call that it never gave to the lane."""
         self.code_now: grpc.StatusCode = OK
         self.details_now = ""
         self.trailers: Metadata = ()
@@ -74,10 +83,10 @@ class Call:
         """The turns of the calls that led to this one."""
         self.turn: Turn | None = None
         """Its turn of its key, while it has one."""
-        self.waits: Any = None
-        """What the lane keeps of it while it waits for its turn."""
-        self.sent: Callable[[], object] | None = None
-        """Cancels it where a sibling has it; None for one that is here, or over."""
+        self.cancel_forward: Callable[[], object] | None = None
+        """Cancels it while it is FORWARDED."""
+        self.is_cancelled = False
+        """Its client has cancelled it, or its deadline has passed: nobody waits for its answer."""
         self.hop = "direct"
         """`direct`, or `forwarded` where a sibling sent it on."""
         self.initial_sent = False
@@ -86,6 +95,7 @@ class Call:
         self._pushed_back: bytes | None = None
         self._serialize: Callable[[Any], bytes] | None = None
         self._deserialize: Callable[[bytes], Any] | None = None
+        self._callbacks: list[Callable[[Any], None]] | None = None
         self._turned: asyncio.Future[None] | None = None
 
     # What a listener gives.
@@ -111,19 +121,18 @@ class Call:
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         raise NotImplementedError
 
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        raise NotImplementedError
-
-    def cancelled(self) -> bool:
-        raise NotImplementedError
-
-    def done(self) -> bool:
-        raise NotImplementedError
-
     def answer(self, reply: bytes) -> None:
-        """It has ended: its outcome stands here. Sends it, where a listener has no task that waits for it."""
+        """It is DONE: its outcome stands here. Sends it, where a listener has no task that waits for it."""
         self.reply = reply
+        self.run_callbacks()
         self.proceed()
+
+    def run_callbacks(self) -> None:
+        """Call what `add_done_callback` was given."""
+        if self._callbacks is not None:
+            callbacks, self._callbacks = self._callbacks, None
+            for callback in callbacks:
+                callback(self)
 
     def proceed(self) -> None:
         """Its turn has come, or a sibling's answer. Wakes `turned`, unless a listener has a way without a task."""
@@ -233,6 +242,17 @@ class Call:
 
     def disable_next_message_compression(self) -> None:
         """See `set_compression`."""
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled or (self.state is DONE and self.code_now is grpc.StatusCode.CANCELLED)
+
+    def done(self) -> bool:
+        return self.state is DONE
 
     def peer_identities(self) -> Iterable[bytes] | None:
         auth = self.auth_context()

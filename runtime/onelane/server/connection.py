@@ -14,6 +14,7 @@ from onelane.core.deadlines import Deadlines
 from onelane.core.turns import patience_s
 from onelane.server import tls
 from onelane.server.call import OK
+from onelane.server.call_state import ARRIVED, DONE, FORWARDED, WAITING
 from onelane.server.eager import Eager
 from onelane.server.listener import Serving, Work
 from onelane.server.methods import Method
@@ -288,21 +289,20 @@ class Connection(asyncio.Protocol):
             call.arrived(messages, last=last)
             return
         # Wherever the call is by now: not begun, waiting for its turn, running, or forwarded.
-        received = len(messages) + call.has_request
+        received = len(messages) + (call.state is not ARRIVED)
         if received != 1:
             self._cut_off(call, framing.UNIMPLEMENTED, f"expected one message, received {received}")
         elif messages:
-            call.has_request = True
             self._take(call, self._owner.serving.arrive(method, call, messages[0]))
 
     def _take(self, call: NativeCall, work: Work) -> None:
         """Start the work of a call; where there is none it is answered, or waits for its turn."""
         if work is not None:
             task = self._owner.eager.start(work)
-            if task is not None and not call.is_done:
+            if task is not None and call.state is not DONE:
                 call.task = task
                 self.tasks.add(task)
-        elif call.waits is not None:
+        elif call.state is WAITING:
             self._wait(call)
 
     def _wait(self, call: NativeCall) -> None:
@@ -360,7 +360,7 @@ class Connection(asyncio.Protocol):
         call.stream.call = None
         if call.slot:
             self._owner.deadlines.remove(call.slot, call)
-        call.end()
+        call.run_callbacks()
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -377,7 +377,7 @@ class Connection(asyncio.Protocol):
     def expired(self, call: NativeCall) -> None:
         """The deadline of a call has passed."""
         details = "Deadline Exceeded"
-        if call.waits is not None:
+        if call.state is WAITING:
             self._owner.serving.withdraw(call, late=True)
             details = call.details_now
         self._cut_off(call, framing.DEADLINE_EXCEEDED, details)
@@ -391,17 +391,18 @@ class Connection(asyncio.Protocol):
 
     def _ended(self, stream: Stream) -> None:
         call = stream.call
-        if call is None or call.is_done:
+        if call is None or call.state is DONE:
             return
         call.is_cancelled = True
-        if call.waits is not None:
+        if call.state is WAITING:
             self._owner.serving.withdraw(call, late=False)
-        if call.sent is not None:
-            # Its end comes back at once, and lets go of it.
-            call.sent()
+        elif call.state is FORWARDED and call.cancel_forward is not None:
+            # The forward ends at once, and with it the call.
+            call.cancel_forward()
         elif call.task is not None:
             call.task.cancel()
-        elif not call.is_done:
+        elif call.state is ARRIVED:
+            call.state = call.state.end
             self._left(call)
 
     # The end

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -56,14 +56,8 @@ class GrpcioCall(Call):
         auth: Mapping[str, Iterable[bytes]] = self._context.auth_context()
         return auth
 
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        self._context.add_done_callback(callback)
-
     def cancelled(self) -> bool:
-        return bool(self._context.cancelled())
-
-    def done(self) -> bool:
-        return bool(self._context.done())
+        return super().cancelled() or bool(self._context.cancelled())
 
     def set_compression(self, compression: grpc.Compression) -> None:
         self._context.set_compression(compression)

@@ -49,8 +49,10 @@ class Serving(Protocol):
             try:
                 reply = await self.serve(method, call, request)
             finally:
+                call.state = call.state.end
                 call.answer(reply)
 
+        call.state = call.state.begin
         return work()
 
     def resume(self, call: Call) -> Work:

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 
@@ -46,16 +46,12 @@ class NativeCall(Call):
 
     __slots__ = (
         "_arrived",
-        "_callbacks",
         "_connection",
         "_deadline_at",
         "_gzip",
         "_gzip_next",
         "_has_all",
         "_messages",
-        "has_request",
-        "is_cancelled",
-        "is_done",
         "is_open",
         "slot",
         "stream",
@@ -67,20 +63,14 @@ class NativeCall(Call):
         self.stream = stream
         self.is_open = method.response_streaming
         """Its answers are a stream."""
-        self.is_done = False
-        self.is_cancelled = False
-        """The client has ended it, or its deadline has."""
-        self.has_request = False
-        """Of a call that takes one message: the lane has it, so a further one breaks the protocol."""
         self.slot = 0
         self.task: asyncio.Task[None] | None = None
         self._connection = connection
         self._deadline_at: float | None = None
         self._messages: deque[bytes] | None = None
         self._arrived: asyncio.Future[None] | None = None
-        self._callbacks: list[Callable[[Any], None]] | None = None
         self._has_all = False
-        """The client's last word has come; `stream.ended` runs ahead of the events."""
+        """The client has ended its stream; `stream.ended` runs ahead of the events."""
         self._gzip = False
         self._gzip_next = True
 
@@ -124,17 +114,6 @@ class NativeCall(Call):
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         return self._connection.auth
 
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        if self._callbacks is None:
-            self._callbacks = []
-        self._callbacks.append(callback)
-
-    def cancelled(self) -> bool:
-        return self.is_cancelled
-
-    def done(self) -> bool:
-        return self.is_done
-
     def set_compression(self, compression: grpc.Compression) -> None:
         if compression is grpc.Compression.Gzip and b"gzip" in self.stream.value(b"grpc-accept-encoding"):
             self._gzip = True
@@ -163,9 +142,3 @@ class NativeCall(Call):
         self._messages += messages
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
-
-    def end(self) -> None:
-        self.is_done = True
-        if self._callbacks is not None:
-            for callback in self._callbacks:
-                callback(self)

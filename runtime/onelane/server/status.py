@@ -41,6 +41,14 @@ def failed(call: Call, error: BaseException, *, method: str, shard: str) -> None
             call.fail(grpc.StatusCode.INTERNAL, f"unexpected failure; the shard's log has the rest under {error_id}")
 
 
+def settle(call: Call, error: BaseException, *, method: str, shard: str) -> bool:
+    """Give `call` the status of what ended its task; whether `error` must go on: a cancellation from outside."""
+    if isinstance(error, asyncio.CancelledError):
+        return cancelled(call, method=method, shard=shard)
+    failed(call, error, method=method, shard=shard)
+    return False
+
+
 def cancelled(call: Call, *, method: str, shard: str) -> bool:
     """Give `call` the status of a cancellation; whether it came from outside, and so must go on."""
     task = asyncio.current_task()

@@ -28,9 +28,11 @@ from onelane.core.clock import Clock, SystemClock
 from onelane.core.context import Home, settle
 from onelane.core.turns import Turns
 from onelane.errors import BadConfig, BadService, OnelaneError, first_of
-from onelane.lane.admission import Rates
+from onelane.lane.admission import Admission, Rates
 from onelane.lane.forwarder import NativeForwarder
 from onelane.lane.lane import Lane
+from onelane.lane.routing import Router
+from onelane.lane.turn_queue import TurnQueue
 from onelane.plugins import plug
 from onelane.server import interceptors, methods
 from onelane.server.call import Call, Metadata
@@ -153,21 +155,26 @@ class Life:
         self.forwarder = NativeForwarder()
         placement = placement_from_proto(setup.placement)
         self.membership: Membership = plug("onelane.memberships", self.settings.membership)(placement)
+        router = Router(setup.name, placement)
+        turns = Turns(
+            setup.name,
+            draw=lambda: secrets.randbits(64),
+            per_key=self.settings.max_waiting_per_key,
+            in_all=self.settings.max_in_flight,
+        )
+        admission = Admission(
+            setup.name,
+            max_in_flight=self.settings.max_in_flight,
+            max_late_s=self.settings.max_late_s,
+            rates=Rates(rate, max(1.0, rate)) if (rate := self.settings.max_rate_per_key) else None,
+        )
         self.lane = Lane(
-            name=setup.name,
-            placement=placement,
+            router=router,
+            queue=TurnQueue(turns, router),
+            admission=admission,
             forwarder=self.forwarder,
             stats=self.stats,
             tracer=self.tracer,
-            max_in_flight=self.settings.max_in_flight,
-            turns=Turns(
-                setup.name,
-                draw=lambda: secrets.randbits(64),
-                per_key=self.settings.max_waiting_per_key,
-                in_all=self.settings.max_in_flight,
-            ),
-            max_late_s=self.settings.max_late_s,
-            rates=Rates(rate, max(1.0, rate)) if (rate := self.settings.max_rate_per_key) else None,
         )
         self._pulse = Pulse(
             self.stats, means.clock, self.lane.hot_keys, tick_s=TICK_S, show_keys=self.settings.show_keys

@@ -122,13 +122,13 @@ class Shard:
         """
         text = keys.canonical(key)
         scope = current.get()
-        turn = await self._lane.hold(text, scope.method[1:] if scope else "shard.turn")
+        turn = await self._lane.queue.hold(text, scope.method[1:] if scope else "shard.turn")
         token = current.set(InTurn(scope, turn))
         try:
             yield
         finally:
             current.reset(token)
-            self._lane.leave(turn)
+            self._lane.queue.leave(turn)
 
     def join(self, lane: Lane, across: Across) -> None:
         """Be part of a lane, and of its app."""

@@ -64,13 +64,11 @@ class Answer(Generic[Rep]):
 class LocalCall(Call):
     """A call from a shard to itself: no socket, but all else that a call is."""
 
-    __slots__ = ("_callbacks", "_deadline_at", "_ended")
+    __slots__ = ("_deadline_at",)
 
     def __init__(self, method: str, metadata: Metadata, deadline_at: float | None) -> None:
         super().__init__(method, metadata, trusted=True)
         self._deadline_at = deadline_at
-        self._callbacks: list[Callable[[Any], None]] = []
-        self._ended = False
 
     def time_remaining(self) -> float | None:
         return None if self._deadline_at is None else max(0.0, self._deadline_at - time.monotonic())
@@ -83,21 +81,6 @@ class LocalCall(Call):
 
     async def send_initial(self, metadata: Metadata) -> None:
         """Nobody asks for it."""
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        self._callbacks.append(callback)
-
-    def cancelled(self) -> bool:
-        return self._ended and self.code_now is grpc.StatusCode.CANCELLED
-
-    def done(self) -> bool:
-        return self._ended
-
-    def answer(self, reply: bytes) -> None:
-        super().answer(reply)
-        self._ended = True
-        for callback in self._callbacks:
-            callback(self)
 
 
 class Across:

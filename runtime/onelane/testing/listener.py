@@ -1,7 +1,7 @@
 """A listener without sockets: calls go in and come out as bytes, in one process. It passes the listeners' contract."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ NET = _Net()
 class MemoryCall(Call):
     """A call whose bytes pass through queues."""
 
-    __slots__ = ("_callbacks", "_ended", "deadline_s", "inbox", "initial", "outbox")
+    __slots__ = ("deadline_s", "inbox", "initial", "outbox")
 
     def __init__(self, method: str, metadata: Metadata, *, trusted: bool, deadline_s: float | None) -> None:
         super().__init__(method, metadata, trusted=trusted)
@@ -48,8 +48,6 @@ class MemoryCall(Call):
         self.outbox: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
         self.initial: Metadata = ()
         self.deadline_s = deadline_s
-        self._callbacks: list[Callable[[Any], None]] = []
-        self._ended = False
 
     async def receive(self) -> bytes | None:
         return await self.inbox.get()
@@ -68,20 +66,6 @@ class MemoryCall(Call):
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         return {}
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        self._callbacks.append(callback)
-
-    def cancelled(self) -> bool:
-        return self._ended and self.code_now is grpc.StatusCode.CANCELLED
-
-    def done(self) -> bool:
-        return self._ended
-
-    def end(self) -> None:
-        self._ended = True
-        for callback in self._callbacks:
-            callback(self)
 
 
 class MemoryListener:
@@ -154,7 +138,6 @@ class MemoryListener:
             self._under_way.discard(serving)
             if feeding is not None:
                 feeding.cancel()
-            call.end()
         if not method.response_streaming and call.code_now is grpc.StatusCode.OK:
             answers.append(reply)
         return Outcome(call.code_now, call.details_now, answers, call.initial, call.trailers)

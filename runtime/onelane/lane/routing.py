@@ -1,0 +1,125 @@
+"""Which key a call has and which shard owns it, by the newest placement that this shard knows.
+
+Decides without I/O; sending a call to its owner is `forwarding`'s.
+"""
+
+from typing import Any
+
+from onelane.core import keys
+from onelane.core.keys import ANY, FieldKey
+from onelane.core.placement import Member, Placement, route
+from onelane.core.turns import CHAIN
+from onelane.errors import NotHome, OnelaneError
+from onelane.lane.forwarder import HOP, NOT_HOME
+from onelane.lane.method_entry import Entry
+from onelane.server.call import Call, Metadata
+from onelane.server.handler import parse
+from onelane.server.methods import Method
+from onelane.telemetry.tracer import inbound
+
+MAX_HOMES = 16_384
+"""Keys whose owner is remembered; with more, all are looked up anew."""
+_NO_METADATA: dict[str, Any] = {}
+
+
+class Router:
+    """See the module. Owned by one lane."""
+
+    def __init__(self, shard: str, placement: Placement) -> None:
+        self.shard = shard
+        self.placement = placement
+        self.homes: dict[str, Member | None] = {}
+        """Key → its owner by this placement, None for this shard. The lane reads it for nearly every call."""
+
+    def place(self, placement: Placement) -> bool:
+        """Follow a newer placement; an older one is ignored. Whether it was newer."""
+        if placement.epoch <= self.placement.epoch:
+            return False
+        self.placement = placement
+        self.homes.clear()
+        return True
+
+    def find_home(self, key: str) -> Member | None:
+        """The owner of `key`, None for this shard; remembered for its next call."""
+        owner = self.placement.owner_of(key)
+        if len(self.homes) >= MAX_HOMES:
+            self.homes.clear()
+        home = self.homes[key] = None if owner.name == self.shard else owner
+        return home
+
+    def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
+        """See `onelane.server.listener.Serving`."""
+        rule = method.rule
+        if rule is ANY:
+            return ""
+        try:
+            if not isinstance(rule, FieldKey) or keys.header_of(metadata):
+                key = keys.key_in(rule, None, metadata)
+            elif message is None:
+                return None
+            else:
+                key = rule.read(parse(method, message))
+        except OnelaneError:
+            return ""
+        owner = self.placement.owner_of(key)
+        return "" if owner.name == self.shard else owner.socket
+
+    def route(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, str | None, Any]:
+        """The owner of a call (None: this shard), its key (None: it has none), and its request, parsed where it runs
+        here. The long way: of calls with metadata, of streams, and of methods without a key.
+
+        request: None where the client streams; the first message has been pushed back then, if the key is in it.
+
+        Raises:
+            NotHome: a sibling forwarded it, and this shard does not own the key.
+            BadKey, Malformed: see `onelane.errors`.
+        """
+        method = entry.method
+        message = None
+        if entry.any:
+            if call.metadata:
+                self._read_metadata(call, dict(call.metadata))
+            return None, None, None if request is None else parse(method, request)
+        metadata = dict(call.metadata) if call.metadata else _NO_METADATA
+        rule = method.rule
+        header = metadata.get(keys.HEADER)
+        if header or not isinstance(rule, FieldKey):
+            key = keys.key_in(rule, None, call.metadata)
+        elif request is not None:
+            message = parse(method, request)
+            key = rule.read(message)
+        else:
+            assert call.first is not None
+            key = rule.read(parse(method, call.first))
+        hopped = self._read_metadata(call, metadata) if metadata else False
+        owner = self._owner(key, call, hopped)
+        if owner is None and message is None and request is not None:
+            message = parse(method, request)
+            if isinstance(rule, FieldKey):
+                keys.agree(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
+        return owner, key, message
+
+    def _owner(self, key: str, call: Call, hopped: bool) -> Member | None:
+        try:
+            return route(key, here=self.shard, hopped=hopped, placement=self.placement)
+        except NotHome as error:
+            call.trailers = ((NOT_HOME, str(error.epoch)), ("onelane-epoch", str(error.epoch)))
+            raise
+
+    def _read_metadata(self, call: Call, metadata: Any) -> bool:
+        """Take the metadata that are meant for the runtime; whether a sibling has forwarded the call."""
+        if "traceparent" in metadata:
+            call.parent = inbound(metadata["traceparent"], metadata.get("tracestate"))
+        if "baggage" in metadata:
+            call.baggage = str(metadata["baggage"])
+        chain = metadata.get(CHAIN)
+        if isinstance(chain, str):
+            # Counts from any peer: only a holder of the turn can know its number. See `core/turns`.
+            call.chain = chain
+        hopped = call.trusted and HOP in metadata
+        if hopped:
+            call.hop = "forwarded"
+        if "onelane-debug" in metadata:
+            epoch = str(self.placement.epoch)
+            call.debug = (("onelane-shard", self.shard), ("onelane-epoch", epoch), ("onelane-hop", call.hop))
+        return hopped

@@ -1,0 +1,92 @@
+"""The queue of turns of one lane: calls and code of the shard wait for the turn of a key, and go on when it comes.
+
+Who is next is decided by `core/turns`, which is pure; this starts it. A call that waits has no task: it is started by
+`call.proceed`. Code that takes a turn by hand (`Shard.turn`, timers) awaits a future.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from onelane.core.context import current
+from onelane.core.turns import Turn, Turns, holders
+from onelane.errors import NotHome
+from onelane.lane.routing import Router
+from onelane.server.call import Call
+from onelane.server.call_state import WAITING
+
+AT_ONCE = 64
+"""Waiters that are started before the loop looks at its sockets again."""
+
+
+class TurnQueue:
+    """See the module. Owned by one lane."""
+
+    def __init__(self, turns: Turns, router: Router) -> None:
+        self.turns = turns
+        self._router = router
+        self._due: deque[tuple[Any, Turn]] = deque()
+        """Waiters that have been given a turn and are to be started."""
+        self._is_starting = False
+
+    async def hold(self, key: str, name: str) -> Turn:
+        """Wait for the turn of a key that this shard owns; the caller must `leave` it. name: what runs in it.
+
+        Raises:
+            NotHome: another shard owns the key.
+            Overloaded: too many wait for it.
+        """
+        placement = self._router.placement
+        if placement.owner_of(key).name != self._router.shard:
+            raise NotHome(epoch=placement.epoch)
+        scope = current.get()
+        waiter: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+        turn = self.turns.enter(key, name, scope.onward if scope else "", waiter)
+        if turn is not None:
+            return turn
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            self.turns.withdraw(key, waiter)
+            if waiter.done() and not waiter.cancelled():
+                self.leave(waiter.result())
+            raise
+
+    def leave(self, turn: Turn) -> None:
+        """End a turn. The next waiter is started soon, but not from here: a long queue must not be a deep stack."""
+        following = self.turns.leave(turn)
+        if following is None:
+            return
+        waiter, turn = following
+        if isinstance(waiter, Call):
+            waiter.turn = turn
+        self._due.append((waiter, turn))
+        if len(self._due) == 1 and not self._is_starting:
+            asyncio.get_running_loop().call_soon(self._start_due)
+
+    def why_late(self, method: str, key: str, chain: str) -> str:
+        """What a call is told whose deadline passed in the queue."""
+        holder = self.turns.holder(key) or "nobody"
+        callers = ", ".join(holders(chain))
+        return (
+            f"the deadline passed while {method} on shard {self._router.shard} waited for the turn of its key, "
+            f"held by {holder}" + (f"; its own callers hold {callers}" if callers else "")
+        )
+
+    def _start_due(self) -> None:
+        """Start the waiters whose turn has come, and those that follow them where they end at once."""
+        self._is_starting = True
+        for _ in range(AT_ONCE):
+            if not self._due:
+                break
+            waiter, turn = self._due.popleft()
+            if isinstance(waiter, Call):
+                if waiter.state is WAITING:
+                    waiter.proceed()
+            elif waiter.cancelled():
+                self.leave(turn)
+            else:
+                waiter.set_result(turn)
+        self._is_starting = False
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._start_due)
