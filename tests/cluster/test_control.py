@@ -5,7 +5,7 @@ import socket
 from typing import Any
 
 import pytest
-from onelane.cluster.control import HELD_BACK, QueueControl, WireControl
+from onelane.cluster.control import QueueControl, WireControl
 from onelane.v1 import control_pb2
 
 
@@ -74,7 +74,7 @@ async def test_a_supervisor_that_does_not_read_holds_its_shard_back() -> None:
     while sent != before:
         before = sent
         await asyncio.sleep(0.1)
-    assert sent * 100_000 < 4 * HELD_BACK
+    assert sent * 100_000 < 4 * WireControl.max_queued
     for number in range(sent + 50):
         assert (await supervisor.receive()).report.seq == number
     flooding.cancel()

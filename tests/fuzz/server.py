@@ -55,7 +55,7 @@ def answer(wire: ServerConnection, event: Messages) -> None:
     if stream.id not in wire.streams:
         return
     if stream.unread:
-        wire.consumed(stream, stream.unread)
+        wire.consumed(stream)
     for message in event.messages:
         wire.send_message(stream, framing.frame(message))
     if stream.ended:

@@ -215,7 +215,7 @@ def unread_streams(end: Any) -> int:
         stream = pair.client.open(HEADERS, None, limit=100_000)
         pair.pass_bytes()
         for _ in range(5):
-            pair.client.send(stream, frame(b"x" * 20_000))
+            pair.client.send_message(stream, frame(b"x" * 20_000))
             pair.server.send_message(pair.asked_stream, frame(b"x" * 20_000))
         pair.pass_bytes()
         end(pair, stream)

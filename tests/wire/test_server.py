@@ -228,7 +228,7 @@ def test_a_reader_that_does_not_read_holds_the_client_back() -> None:
     stream = wire.of(Opened)[0].stream
     assert stream.unread == 70_000
     assert wire.client.queued(number) == 200_000 - 70_000
-    wire.server.consumed(stream, 70_000)
+    wire.server.consumed(stream)
     wire.pass_bytes()
     assert stream.unread == 70_000
 
@@ -282,7 +282,7 @@ def test_answers_on_a_connection_that_broke_go_nowhere() -> None:
     assert wire.server.http2.is_over
     wire.server.send_headers(stream)
     wire.server.send_message(stream, frame(b"two"))
-    wire.server.consumed(stream, stream.unread)
+    wire.server.consumed(stream)
     wire.server.finish(stream, 0)
     wire.server.answer(stream, b"three")
     wire.server.http2.shutdown_notice()

@@ -129,7 +129,7 @@ class Wire(RuleBasedStateMachine):
     @rule(n=which)
     def consume(self, n: int) -> None:
         _, stream = pick(self.server.streams, n)
-        self.server.consumed(stream, stream.unread)
+        self.server.consumed(stream)
 
     @precondition(lambda self: self.server.streams)
     @rule(n=which, size=sizes)
@@ -273,7 +273,7 @@ class Wire(RuleBasedStateMachine):
         """Everybody reads until nobody has anything to say."""
         while True:
             for stream in list(self.server.streams.values()):
-                self.server.consumed(stream, stream.unread)
+                self.server.consumed(stream)
             for number, model in self.streams.items():
                 self.client.acknowledge(model.unread, number)
                 model.unread = 0

@@ -407,7 +407,7 @@ class _ManyRequests(ClientCall):
         assert self.connection is not None
         assert self.stream is not None
         self._sent = True
-        self.connection.wire.send(self.stream, message)
+        self.connection.wire.send_message(self.stream, message)
         self.connection.flush_soon()
         try:
             await self.connection.wait_room(self.stream)

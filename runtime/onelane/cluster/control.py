@@ -6,7 +6,7 @@ gRPC on our own wire over a socket pair between processes, two queues where both
 import asyncio
 import socket
 from collections import deque
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
@@ -14,13 +14,12 @@ from onelane.core.placement import Member, Placement
 from onelane.v1 import control_pb2
 from onelane.wire import client, server
 from onelane.wire.client import ClientConnection
+from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import frame
 from onelane.wire.http2 import Limits
 from onelane.wire.server import ServerConnection
 
 MAX_MESSAGE = 2**31 - 1
-HELD_BACK = 1024 * 1024
-"""Bytes that may wait for the other side to read; `send` waits with more."""
 ATTEND = [
     (b":method", b"POST"),
     (b":scheme", b"http"),
@@ -44,21 +43,21 @@ class Control(Protocol):
         """Hang up."""
 
 
-class WireControl(asyncio.Protocol):
+class WireControl(WireProtocol[Any]):
     """See `Control`: one gRPC call on our own wire, `/onelane.v1.Control/Attend`, streaming both ways.
 
-    The shard calls, the supervisor serves. Who does not read holds the other back, by HTTP/2's windows.
+    The shard calls, the supervisor serves. A side that does not read holds the other back, by HTTP/2's windows.
     """
 
+    max_queued = 1024 * 1024
+
     def __init__(self, kind: type[Message], *, serves: bool) -> None:
+        wire = ServerConnection(Limits(), max_message=MAX_MESSAGE) if serves else ClientConnection(Limits())
+        super().__init__(wire, asyncio.get_running_loop())
         self._kind = kind
-        self._loop = asyncio.get_running_loop()
-        self._server = ServerConnection(Limits(), max_message=MAX_MESSAGE) if serves else None
-        self._client = None if serves else ClientConnection(Limits())
+        self._serves = serves
         self._stream: Any = None
         self._inbox: deque[bytes] = deque()
-        self._transport: asyncio.Transport
-        self._paused = False
         self._gone = False
         self._changed = self._loop.create_future()
 
@@ -73,15 +72,10 @@ class WireControl(asyncio.Protocol):
         framed = frame(message.SerializeToString())
         while self._stream is None and not self._gone:
             await self._change()
-        if self._gone:
-            return
-        if self._server is not None:
-            self._server.send_message(self._stream, framed)
-        else:
-            self._wire.send(self._stream, framed)
-        self._flush()
-        while not self._gone and (self._paused or self._wire.http2.queued(self._stream.id) > HELD_BACK):
-            await self._change()
+        if not self._gone:
+            self.wire.send_message(self._stream, framed)
+            self.flush()
+            await self.wait_room(self._stream)
 
     async def receive(self) -> Any | None:
         while not self._inbox:
@@ -91,23 +85,22 @@ class WireControl(asyncio.Protocol):
         message = self._kind()
         message.ParseFromString(self._inbox.popleft())
         if not self._inbox and not self._gone:
-            self._consumed()
+            self.wire.consumed(self._stream)
+            self.flush()
         return message
 
     def close(self) -> None:
-        self._transport.close()
+        self.transport.close()
 
-    # asyncio.Protocol
+    # What the wire says
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not isinstance: uvloop's transports derive from nothing of asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
-        if self._client is not None:
-            self._stream = self._client.open(ATTEND, None, limit=MAX_MESSAGE)
-        self._flush()
+    def connected(self) -> None:
+        if not self._serves:
+            self._stream = self.wire.open(ATTEND, None, limit=MAX_MESSAGE)
+        self.flush()
 
-    def data_received(self, data: bytes) -> None:
-        for event in self._wire.receive(data):
+    def handle(self, events: list[Any]) -> None:
+        for event in events:
             match event:
                 case server.Opened(stream):
                     self._stream = stream
@@ -115,41 +108,19 @@ class WireControl(asyncio.Protocol):
                     self._inbox += messages
                 case server.Ended() | server.Gone() | client.Finished() | client.Gone():
                     self._gone = True
-        self._flush()
-        self._wake()
-
-    def pause_writing(self) -> None:
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        self._wake()
+                case server.Writable() | client.Writable():
+                    self.wake()
+        self._announce_change()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone = True
-        self._wake()
-
-    # Inside
-
-    @property
-    def _wire(self) -> Any:
-        return self._server or self._client
-
-    def _consumed(self) -> None:
-        if self._server is not None:
-            self._server.consumed(self._stream, self._stream.unread)
-        else:
-            self._wire.consumed(self._stream)
-        self._flush()
-
-    def _flush(self) -> None:
-        if not self._transport.is_closing() and (data := self._wire.take()):
-            self._transport.write(data)
+        self.wake()
+        self._announce_change()
 
     async def _change(self) -> None:
         await asyncio.shield(self._changed)
 
-    def _wake(self) -> None:
+    def _announce_change(self) -> None:
         changed, self._changed = self._changed, self._loop.create_future()
         changed.set_result(None)
 

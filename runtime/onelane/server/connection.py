@@ -7,7 +7,7 @@ the client does not read. What is written in one turn of the loop leaves in one 
 import asyncio
 from collections.abc import Iterable, Mapping
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from onelane.core import addresses
 from onelane.core.deadlines import Deadlines
@@ -21,12 +21,11 @@ from onelane.server.methods import Method
 from onelane.server.native_call import NativeCall
 from onelane.server.steering import Seen
 from onelane.wire import framing
+from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable
 
-HELD_BACK = 64 * 1024
-"""Bytes of one stream that may wait for the client to read; `send` waits with more."""
 GOODBYE_S = 1.0
 """How long the client may take to answer the notice that its connection will close."""
 LINGER_S, LINGER_BYTES = 0.5, 64 * 1024
@@ -64,25 +63,23 @@ class ConnectionOwner(Protocol):
         """It is known where the connection belongs."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(WireProtocol[ServerConnection]):
     """See the module. Owned by its listener."""
 
     def __init__(
         self, owner: ConnectionOwner, *, trusted: bool = False, steers: bool = False, replay: Seen | None = None
     ) -> None:
         """steers: it may belong to a sibling. replay: what a sibling has read of it, having sent its SETTINGS alone."""
+        super().__init__(ServerConnection(owner.limits, max_message=owner.max_message, joins=True), owner.loop)
         self.trusted = trusted
         self.peer = ""
         self.auth: Mapping[str, Iterable[bytes]] = {}
-        self.wire = ServerConnection(owner.limits, max_message=owner.max_message, joins=True)
         self.opened_at = self.heard_at = monotonic()
         self.pinged_at = 0.0
         """When we asked whether the client is there; 0 unless we wait for its answer."""
         self.tasks: set[asyncio.Task[None]] = set()
         """The calls under way."""
         self._owner = owner
-        self._loop = owner.loop
-        self._transport: asyncio.Transport
         self._seen: bytes | None = b"" if steers else None
         """All that was read, while it is open which shard this connection belongs to; None from then on."""
         self._answered = 0
@@ -90,32 +87,25 @@ class Connection(asyncio.Protocol):
         self._held: list[Any] = []
         """The events in it."""
         self._replay = replay
-        self._flushing = False
-        self._paused = False
-        self._closing = False
-        self._is_parting = False
-        self._waiting: set[asyncio.Future[None]] | None = None
         self._goodbye: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not isinstance: uvloop's transports derive from nothing of asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
-        self.peer = addresses.peer(transport)
+    def connected(self) -> None:
+        self.peer = addresses.peer(self.transport)
         if not self._owner.made(self):
-            self._transport.abort()
+            self.transport.abort()
             return
-        if (secured := transport.get_extra_info("ssl_object")) is not None:
+        if (secured := self.transport.get_extra_info("ssl_object")) is not None:
             if secured.selected_alpn_protocol() != "h2":
-                self._transport.abort()
+                self.transport.abort()
                 return
             self.auth = tls.auth_context(secured)
         if self._replay is not None:
             self._go_on(self._replay)
         else:
-            self._flush()
+            self.flush()
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = monotonic()
@@ -125,22 +115,14 @@ class Connection(asyncio.Protocol):
             self._held += events
             self._decide()
         else:
-            self._handle(events)
-
-    def pause_writing(self) -> None:
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        self._flush()
-        self._wake()
+            self.handle(events)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._closing = True
+        self.is_closing = True
         self._owner.lost(self)
         for stream in list(self.wire.streams.values()):
             self._ended(stream)
-        self._wake()
+        self.wake()
         for waiting in (self._goodbye, self._closed):
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
@@ -156,14 +138,14 @@ class Connection(asyncio.Protocol):
                 self._owner.undecided(self)
             else:
                 # No request yet: greetings and pings are answered, so that a client may wait as long as it likes.
-                self._flush()
+                self.flush()
                 self._answered = len(self._seen)
             return
-        fd = self._transport.get_extra_info("socket").fileno()
+        fd = self.transport.get_extra_info("socket").fileno()
         if owner and self._owner.hand_over(owner, fd, Seen(self._seen, self._answered)):
             self._owner.decided(self)
-            self._closing = True
-            self._transport.abort()
+            self.is_closing = True
+            self.transport.abort()
             return
         self.keep()
 
@@ -182,9 +164,9 @@ class Connection(asyncio.Protocol):
             return
         self._owner.decided(self)
         held, self._held, self._seen = self._held, [], None
-        self._handle(held)
+        self.handle(held)
 
-    def _handle(self, events: list[Any]) -> None:
+    def handle(self, events: list[Any]) -> None:
         for event in events:
             kind = type(event)
             if kind is Messages:
@@ -194,73 +176,42 @@ class Connection(asyncio.Protocol):
             elif kind is Ended:
                 self._ended(event.stream)
             elif kind is Writable:
-                self._wake()
+                self.wake()
             elif kind is Pong:
                 self.pinged_at = 0.0
                 if self._goodbye is not None and not self._goodbye.done():
                     self._goodbye.set_result(None)
             elif kind is Gone:
-                self._closing = True
+                self.is_closing = True
         # Not at once: what all connections have to say in one turn leaves together, and wakes their peers once.
         self.flush_soon()
 
     # Writing
 
-    def flush_soon(self) -> None:
-        """Write what is ready at the end of this turn of the loop, in one piece."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._transport.is_closing() or self._is_parting:
-            return
-        if not self._paused and (data := self.wire.take()):
-            self._transport.write(data)
-            if self._waiting:
-                self._wake()
-        if self._closing or self.wire.http2.is_over:
-            if not self.tasks and not self.wire.streams:
-                self._part()
-            elif self.wire.http2.is_over:
-                self._transport.close()
+    def written(self) -> None:
+        if not self.tasks and not self.wire.streams:
+            self._part()
+        elif self.is_over:
+            self.transport.close()
 
     def _part(self) -> None:
         """Close once the client has closed its side: closed on what it may have sent and nobody has read, the
         connection would be reset, and our last words with it."""
-        if not self._transport.can_write_eof() or self._transport.get_write_buffer_size():
+        if not self.transport.can_write_eof() or self.transport.get_write_buffer_size():
             # TLS says goodbye by itself; and who has not read yet is not one who has gone on.
-            self._transport.close()
+            self.transport.close()
             return
         try:
-            self._transport.write_eof()
+            self.transport.write_eof()
         except OSError:
             # The client was faster.
-            self._transport.close()
+            self.transport.close()
             return
-        self._is_parting = True
-        self._transport.set_protocol(_Lingering(self, self._transport))
-
-    async def wait_room(self, stream: Stream) -> None:
-        """Wait while the client does not read what was sent."""
-        while (self._paused or self.wire.http2.queued(stream.id) > HELD_BACK) and not self._transport.is_closing():
-            if self._waiting is None:
-                self._waiting = set()
-            waiting = self._loop.create_future()
-            self._waiting.add(waiting)
-            try:
-                await waiting
-            finally:
-                self._waiting.discard(waiting)
-
-    def _wake(self) -> None:
-        for waiting in self._waiting or ():
-            if not waiting.done():
-                waiting.set_result(None)
+        self._is_shut = True
+        self.transport.set_protocol(_Lingering(self, self.transport))
 
     def consumed(self, stream: Stream) -> None:
-        self.wire.consumed(stream, stream.unread)
+        self.wire.consumed(stream)
         self.flush_soon()
 
     # Calls
@@ -361,9 +312,9 @@ class Connection(asyncio.Protocol):
         if call.slot:
             self._owner.deadlines.remove(call.slot, call)
         call.run_callbacks()
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        if not self._will_flush:
+            self._will_flush = True
+            self._loop.call_soon(self.flush)
 
     def _send_answer(self, call: NativeCall, reply: bytes) -> None:
         stream = call.stream
@@ -407,27 +358,22 @@ class Connection(asyncio.Protocol):
 
     # The end
 
-    def ping(self, now: float) -> None:
+    def send_keepalive(self, now: float) -> None:
         """Ask whether the client is there."""
         self.pinged_at = now
-        self.wire.http2.ping(b"keepaliv")
-        self._flush()
+        super().ping(b"keepaliv")
 
     def pause_reading(self) -> None:
-        self._transport.pause_reading()
+        self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def abort(self) -> None:
-        """Close at once, without a word."""
-        self._transport.abort()
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def close(self) -> None:
         """Write what is left, and close."""
-        self._flush()
-        self._transport.close()
+        self.flush()
+        self.transport.close()
 
     def closed(self) -> "asyncio.Future[None]":
         """Done once this connection, which is open now, has closed."""
@@ -440,19 +386,18 @@ class Connection(asyncio.Protocol):
         Returns when the client knows, or has not answered for GOODBYE_S. Source: RFC 9113, section 6.8.
         """
         self.keep()
-        if self._closing or self._goodbye is not None:
+        if self.is_closing or self._goodbye is not None:
             return
         self._goodbye = self._loop.create_future()
-        self.wire.http2.shutdown_notice()
-        self.wire.http2.ping(b"goodbye!")
-        self._flush()
+        self.announce_shutdown()
+        super().ping(b"goodbye!")
         try:
             await asyncio.wait([self._goodbye], timeout=GOODBYE_S)
         finally:
             # Also where we are cut short: what we have not read the client may then send elsewhere.
-            self.wire.http2.go_away()
-            self._closing = True
-            self._flush()
+            self.go_away()
+            self.is_closing = True
+            self.flush()
 
 
 class _Lingering(asyncio.Protocol):
@@ -460,14 +405,14 @@ class _Lingering(asyncio.Protocol):
 
     def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
         self._connection = connection
-        self._transport = transport
+        self.transport = transport
         self._left = LINGER_BYTES
         self._timer = asyncio.get_running_loop().call_later(LINGER_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
         self._left -= len(data)
         if self._left < 0:
-            self._transport.close()
+            self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._timer.cancel()

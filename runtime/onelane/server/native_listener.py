@@ -207,7 +207,7 @@ class NativeListener:
             connection.opened_at = now
             self._keep(connection.say_goodbye())
         elif settings.keepalive_s is not None and quiet > settings.keepalive_s:
-            connection.ping(now)
+            connection.send_keepalive(now)
 
     # The end
 

@@ -181,7 +181,7 @@ class ClientConnection:
         self._untaken.append(stream.id)
         return stream
 
-    def send(self, stream: ClientStream, message: bytes) -> None:
+    def send_message(self, stream: ClientStream, message: bytes) -> None:
         """Send one framed message."""
         if stream.id in self.streams:
             self.http2.send_data(stream.id, message)
@@ -202,6 +202,12 @@ class ClientConnection:
         """The reader has taken what came: let the server send as much more."""
         if stream.unread and stream.id in self.streams:
             self._acknowledge(stream)
+
+    def abandon(self) -> list[ClientStream]:
+        """The connection is lost: the streams that it takes with it, which nothing ends any more."""
+        streams = list(self.streams.values())
+        self.streams.clear()
+        return streams
 
     @property
     def can_call(self) -> bool:

@@ -257,11 +257,10 @@ class ServerConnection:
                 self.http2.send_response(stream.id, [*_RESPONSE, *headers], end_stream=True)
         self._left(stream)
 
-    def consumed(self, stream: Stream, amount: int) -> None:
-        """The reader has taken `amount` bytes: let the client send as many more."""
-        stream.unread -= amount
-        if stream.id in self.streams:
-            self.http2.acknowledge(amount, stream.id)
+    def consumed(self, stream: Stream) -> None:
+        """The reader has taken what came: let the client send as much more."""
+        if stream.unread and stream.id in self.streams:
+            self._acknowledge(stream)
 
     def refuse(self, stream: Stream) -> None:
         """Reset a stream that was not looked at, so that the client may send it elsewhere at once."""

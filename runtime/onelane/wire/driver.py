@@ -1,0 +1,161 @@
+"""The asyncio side of one HTTP/2 connection: moves bytes between a transport and the sans-I/O wire.
+
+The one file of this room that knows asyncio. Listeners, channels and the control line derive from `WireProtocol`; what
+events mean is theirs.
+
+Promises: what is written in one turn of the loop leaves in one piece, and wakes the peer once; back-pressure reaches
+whoever writes messages, by `wait_room`, from the transport's buffer and from the peer's flow-control window alike;
+every waiter goes on when the connection is lost.
+Leaves out: TLS, reconnecting, keepalive timers.
+"""
+
+import asyncio
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from onelane.wire.http2 import Http2
+
+MAX_QUEUED = 64 * 1024
+"""Bytes of one stream that may wait for the peer to read; whoever writes more waits."""
+
+
+class Stream(Protocol):
+    """A stream of either end."""
+
+    id: int
+
+
+class Wire(Protocol):
+    """One end of a connection: `ServerConnection` or `ClientConnection`."""
+
+    http2: Http2
+    streams: dict[int, Any]
+
+    def receive(self, data: bytes) -> list[Any]:
+        """Take bytes from the peer; the events in them."""
+
+    def take(self) -> bytes:
+        """The bytes to send now."""
+
+
+W = TypeVar("W", bound=Wire)
+
+
+class WireProtocol(asyncio.Protocol, Generic[W]):
+    """See the module. Owned by one event loop.
+
+    A subclass handles events, sets `is_closing` once nothing new is begun here, and may say by `written` how the
+    transport is closed after the last bytes.
+    """
+
+    max_queued = MAX_QUEUED
+
+    def __init__(self, wire: W, loop: asyncio.AbstractEventLoop) -> None:
+        self.wire = wire
+        self.is_closing = False
+        """Nothing new is begun on it: `written` runs after each write."""
+        self.transport: asyncio.Transport
+        self._loop = loop
+        self._will_flush = False
+        self._is_paused = False
+        """The transport's buffer is full."""
+        self._is_shut = False
+        """Our side of the socket is shut: nothing is written any more."""
+        self._waiters: set[asyncio.Future[None]] | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not isinstance: uvloop's transports derive from nothing of asyncio's.
+        self.transport = cast(asyncio.Transport, transport)
+        self.connected()
+
+    def data_received(self, data: bytes) -> None:
+        self.handle(self.wire.receive(data))
+        self.flush_soon()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self.flush()
+        self.wake()
+
+    # What a subclass says
+
+    def connected(self) -> None:
+        """The transport is there: send our SETTINGS."""
+        self.flush()
+
+    def handle(self, events: list[Any]) -> None:
+        """Act on what the peer has sent."""
+        raise NotImplementedError
+
+    def written(self) -> None:
+        """All there is to say has been written, and `is_closing` is set or HTTP/2 has ended."""
+        self.transport.close()
+
+    # Writing
+
+    def flush_soon(self) -> None:
+        """Write what is ready at the end of this turn of the loop."""
+        if not self._will_flush:
+            self._will_flush = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is ready now."""
+        self._will_flush = False
+        if self.transport.is_closing() or self._is_shut:
+            return
+        if not self._is_paused and (data := self.wire.take()):
+            self.transport.write(data)
+            if self._waiters:
+                self.wake()
+        if self.is_closing or self.wire.http2.is_over:
+            self.written()
+
+    async def wait_room(self, stream: Stream) -> None:
+        """Wait while the peer does not read what was sent on `stream`; returns at once where either is over."""
+        # Written out: it runs for every message of a stream.
+        while (self._is_paused or self.wire.http2.queued(stream.id) > self.max_queued) and (
+            stream.id in self.wire.streams and not self.transport.is_closing()
+        ):
+            if self._waiters is None:
+                self._waiters = set()
+            waiter = self._loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+
+    def wake(self) -> None:
+        """Let everyone who waits for room look again."""
+        for waiter in self._waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # Of the connection as a whole
+
+    @property
+    def is_over(self) -> bool:
+        """HTTP/2 has ended: nothing is read or written any more."""
+        return self.wire.http2.is_over
+
+    def ping(self, payload: bytes) -> None:
+        """Ask whether the peer is there. payload: 8 bytes."""
+        self.wire.http2.ping(payload)
+        self.flush()
+
+    def announce_shutdown(self) -> None:
+        """Send a GOAWAY that still takes every stream which the peer has opened meanwhile. RFC 9113, section 6.8."""
+        self.wire.http2.shutdown_notice()
+
+    def go_away(self) -> None:
+        """Send a GOAWAY: no further stream is taken, those that are open go on."""
+        self.wire.http2.go_away()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is lost."""
+        self.transport.abort()
