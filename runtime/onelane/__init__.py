@@ -43,12 +43,12 @@ __all__ = [
 _HOMES = {
     "Answer": "shard.siblings",
     "Channel": "client.ring_channel",
-    "Dialling": "client.subchannel",
+    "Dialling": "client.options",
     "Lost": "shard.topics",
     "Offload": "shard.offload.offload",
     "Shard": "shard.shard",
-    "Subscription": "shard.siblings",
-    "client_context": "server.tls",
+    "Subscription": "shard.pubsub",
+    "client_context": "client.tls",
     "connect": "client.ring_channel",
     "dial": "client.channel",
 }
