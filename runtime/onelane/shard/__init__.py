@@ -1,4 +1,5 @@
-"""A shard's process: its services and settings, its life, its siblings, timers and watchdog.
+"""A shard's process: its wiring and lifecycle, its services and settings, its siblings, timers and watchdog.
 
-Imports: all rooms below, `lane` the topmost. Main types: `shard.Shard` (what a service is given) and `lifecycle.Life`.
+Imports: all rooms below, `lane` the topmost. Main types: `shard.Shard` (what a service is given) and
+`lifecycle.ShardLifecycle`.
 """

@@ -32,7 +32,9 @@ from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
 from onelane.server import sockets
 from onelane.server.native_listener import NativeListener
-from onelane.shard.lifecycle import TICK_S, Life, Means
+from onelane.shard.lifecycle import ShardLifecycle
+from onelane.shard.reporter import TICK_S
+from onelane.shard.wiring import Environment
 from onelane.telemetry.codec import point_from_proto
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.spans import Packed, SpanRecord
@@ -127,9 +129,9 @@ class Cluster:
             self._stack.callback(sock.close)
         return listeners
 
-    def means(self) -> Means:
+    def environment(self) -> Environment:
         """What the shards run on."""
-        return Means(clock=self.clock, alarms=self.clock, dialling=self._dialling)
+        return Environment(clock=self.clock, alarms=self.clock, dialling=self._dialling)
 
     # What a test does
 
@@ -150,7 +152,8 @@ class Cluster:
 
     def service(self, kind: type[S], *, shard: int, app: str | None = None) -> S:
         """The service object of one shard, to look at."""
-        return next(made for made in self._shards(app)[shard].life.services if isinstance(made, kind))
+        servicers = self._shards(app)[shard].lifecycle.parts.services.servicers
+        return next(servicer for servicer in servicers if isinstance(servicer, kind))
 
     async def advance(self, seconds: float) -> None:
         """Move the clock on: what is due runs, in order, and has had some turns of the loop when this returns."""
@@ -166,7 +169,7 @@ class Cluster:
         """The sum of a counter over all shards and over all series with these attributes, as of now."""
         for shard in self._all():
             if shard.is_up:
-                await shard.life.report(collect=1)
+                await shard.lifecycle.parts.reporter.report(collect=1)
         return self._totals.sum_of(name, attributes_of(attributes))
 
     async def kill(self, shard: int, *, app: str | None = None) -> None:
@@ -183,7 +186,7 @@ class Cluster:
     @contextmanager
     def stall(self, shard: int, *, app: str | None = None) -> Iterator[None]:
         """While this lasts a shard takes nothing from its connections: calls wait, as behind a handler that hangs."""
-        listener = self._shards(app)[shard].life.listener
+        listener = self._shards(app)[shard].lifecycle.parts.listener
         assert isinstance(listener, NativeListener)
         listener.pause()
         try:
@@ -235,55 +238,53 @@ class _Shard:
     placement: Placement
     sockets: tuple[Any, ...]
     is_up: bool = False
+    is_killed: bool = False
+    """What it still sends is lost."""
 
     def __post_init__(self) -> None:
         self.member = self.placement.members[self.index]
-        self.life: Life
+        self.lifecycle: ShardLifecycle
         self._following: asyncio.Task[None]
 
     async def start(self) -> None:
+        self.is_killed = False
         copies = [sock.dup() for sock in self.sockets]
-        self.life = Life(self.cluster.setup_of(self), self, copies, self.cluster.means())
+        self.lifecycle = ShardLifecycle(self.cluster.setup_of(self), self, copies, self.cluster.environment())
+        loop = asyncio.get_running_loop()
         # In a task, so that what is set for the shard's context stays there.
-        await asyncio.get_running_loop().create_task(self._begin())
-        await self.life.set_health(serving=True)
-        self._following = asyncio.get_running_loop().create_task(self.life.follow())
+        await loop.create_task(self.lifecycle.start(whole_process=False))
+        await self.lifecycle.parts.services.set_health(serving=True)
+        self._following = loop.create_task(self.lifecycle.follow_placements())
         self.is_up = True
         self._tick_later()
-
-    async def _begin(self) -> None:
-        self.life.settle(alone=False)
-        await self.life.start()
 
     async def kill(self) -> None:
         if not self.is_up:
             return
-        self.is_up = False
-        self._following.cancel()
-        self.life.control = _Nobody()
-        listener = self.life.listener
+        self.is_killed = True
+        listener = self.lifecycle.parts.listener
         assert isinstance(listener, NativeListener)
         await listener.abort()
-        await self.life.end()
+        await self.end()
 
     async def end(self) -> None:
         if self.is_up:
             self.is_up = False
             self._following.cancel()
-            await self.life.end()
+            await self.lifecycle.stop()
 
     def _tick_later(self) -> None:
         self.cluster.clock.call_at(self.cluster.clock.now() + TICK_S, self._tick)
 
     def _tick(self) -> None:
         if self.is_up:
-            self._ticking = asyncio.get_running_loop().create_task(self.life.tick_once())
+            self._ticking = asyncio.get_running_loop().create_task(self.lifecycle.tick())
             self._tick_later()
 
     # onelane.control.Control
 
     async def send(self, message: control_pb2.ToSupervisor) -> None:
-        if message.WhichOneof("kind") == "report":
+        if message.WhichOneof("kind") == "report" and not self.is_killed:
             self.cluster.take(self, message.report)
 
     async def receive(self) -> None:
@@ -291,19 +292,6 @@ class _Shard:
 
     def close(self) -> None:
         """Nobody waits for that."""
-
-
-class _Nobody:
-    """The line of a shard that is dead."""
-
-    async def send(self, message: Any) -> None:
-        """Lost."""
-
-    async def receive(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Closed."""
 
 
 def _config_of(app: str | type | Config | Path, settings: Mapping[str, Any]) -> Config:

@@ -1,0 +1,111 @@
+"""What a shard serves: the app's servicers, the runtime's own, gRPC's health checks and server reflection.
+
+Promises: a servicer that cannot be served, and a configured key or turn of an unknown method, is refused before the
+shard listens; all faulty servicers are named at once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from onelane.config import App
+from onelane.errors import BadService
+from onelane.lane.lane import Lane
+from onelane.server import interceptors, methods
+from onelane.server.methods import Method
+from onelane.shard.shard import Shard
+
+
+class Services:
+    """The servicers of one shard, and their methods on its lane."""
+
+    def __init__(self, lane: Lane, shard: Shard, settings: App, *, builtin: Sequence[object]) -> None:
+        """builtin: the runtime's own servicers, to which interceptors, `keys` and `turns` do not apply."""
+        self.servicers: list[object] = []
+        """One object per configured service."""
+        self._lane = lane
+        self._shard = shard
+        self._settings = settings
+        self._builtin = builtin
+        self._health: Any = None
+        """grpcio's health servicer, where the app has one."""
+
+    def load(self) -> None:
+        """Make every servicer, and put all methods on the lane.
+
+        Raises:
+            BadService: a servicer cannot be made or served, or `keys` or `turns` name an unknown method.
+            BadConfig: an interceptor cannot be loaded.
+        """
+        configured_keys, configured_turns = dict(self._settings.keys), dict(self._settings.turns)
+        self._load_servicers(configured_keys, configured_turns)
+        for servicer in self._builtin:
+            self._add_all(methods.methods_of(servicer, configured={}))
+        if self._settings.health:
+            self._add_health()
+        if self._settings.serves_reflection:
+            self._add_reflection()
+        self._check_configured("keys", configured_keys)
+        self._check_configured("turns", configured_turns)
+
+    async def set_health(self, *, serving: bool) -> None:
+        """Answer health checks of every service with SERVING, or from now on with NOT_SERVING."""
+        if self._health is None:
+            return
+        if not serving:
+            await self._health.enter_graceful_shutdown()
+            return
+        from grpc_health.v1 import health_pb2
+
+        for name in {"", *self._names()}:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def _load_servicers(self, configured_keys: Mapping[str, str], configured_turns: Mapping[str, str]) -> None:
+        chain = interceptors.load(self._settings.interceptors)
+        faults: list[str] = []
+        for plug in self._settings.services:
+            servicer_class = methods.servicer_class(plug)
+            try:
+                servicer = methods.make(servicer_class, self._shard)
+                self.servicers.append(servicer)
+                for method in methods.methods_of(servicer, configured=configured_keys, turns=configured_turns):
+                    if method.path in self._lane.entries:
+                        raise BadService(f"{method.name} is served already by another service than {plug}")
+                    self._lane.add(interceptors.behind(method, chain))
+            except BadService as error:
+                faults.append(f"{plug}\n{error}")
+        if faults:
+            raise BadService("\n".join(faults))
+
+    def _add_health(self) -> None:
+        from grpc_health.v1 import health, health_pb2_grpc
+
+        self._health = health.aio.HealthServicer()
+        add = health_pb2_grpc.add_HealthServicer_to_server
+        self._add_all(methods.methods_of(self._health, configured={}, add=add))
+
+    def _add_reflection(self) -> None:
+        from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+        servicer = reflection.aio.ReflectionServicer(
+            sorted({*self._names(), "grpc.reflection.v1alpha.ServerReflection"})
+        )
+        add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        for method in methods.methods_of(servicer, configured={}, add=add):
+            self._lane.add(method)
+            # grpcio ships v1alpha alone; newer clients ask for v1, which has the same messages.
+            self._lane.add(replace(method, path=method.path.replace("v1alpha", "v1")))
+
+    def _add_all(self, served: Sequence[Method]) -> None:
+        for method in served:
+            self._lane.add(method)
+
+    def _check_configured(self, table: str, configured: Mapping[str, str]) -> None:
+        methods_served = {entry.method.name for entry in self._lane.entries.values()}
+        known = methods_served | {f"{name}/*" for name in self._names()}
+        if unknown := sorted(set(configured) - known):
+            raise BadService(f"{table}: no service has {unknown}")
+
+    def _names(self) -> Iterator[str]:
+        """`pkg.Service` of every method that the lane serves."""
+        return (entry.method.name.rpartition("/")[0] for entry in self._lane.entries.values())

@@ -1,0 +1,45 @@
+"""A lane as its listener sees it."""
+
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from onelane.lane.lane import Lane
+from onelane.server.call import Call, Metadata
+from onelane.server.listener import Work
+from onelane.server.methods import Method
+from onelane.telemetry.stats import Stats
+
+
+class LaneServing:
+    """See `onelane.server.listener.Serving`."""
+
+    def __init__(self, lane: Lane, stats: Stats) -> None:
+        self._lane = lane
+        self._entries = lane.entries
+        # Bound once: it runs for every call.
+        self.arrive = lane.arrive  # type: ignore[method-assign]
+        connections = stats.counter(
+            "onelane.connections", unit="{connection}", description="Connections that came to this shard from a sibling"
+        )
+        self._steered = connections.at({"onelane.connection.steered": "true"})
+
+    def methods(self) -> Sequence[Method]:
+        return [entry.method for entry in self._entries.values()]
+
+    def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
+        return self._lane.serve(method, call, request)
+
+    def arrive(self, method: Method, call: Call, request: bytes | None) -> Work:
+        return self._lane.arrive(method, call, request)
+
+    def resume(self, call: Call) -> Work:
+        return self._lane.resume(call)
+
+    def withdraw(self, call: Call, *, late: bool) -> None:
+        self._lane.withdraw(call, late=late)
+
+    def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
+        return self._lane.home_of(method, metadata, message)
+
+    def steered(self) -> None:
+        self._steered.add()

@@ -1,0 +1,176 @@
+"""The wiring of one shard: the parts that it is made of, and what each of them is given.
+
+Making the parts starts nothing: no part listens, sends or runs a task before `ShardLifecycle` starts it.
+"""
+
+import secrets
+from dataclasses import dataclass, field
+from random import Random
+
+from onelane.client.options import Dialling
+from onelane.client.ring_channel import DIALLING
+from onelane.cluster.control import Control, placement_from_proto
+from onelane.cluster.membership import Membership
+from onelane.cluster.topology import Topology
+from onelane.config import App
+from onelane.core.clock import Clock, SystemClock
+from onelane.core.context import Home
+from onelane.core.placement import Placement
+from onelane.core.turns import Turns
+from onelane.lane.admission import Admission, Rates
+from onelane.lane.forwarder import Forwarder, NativeForwarder
+from onelane.lane.lane import Lane
+from onelane.lane.routing import Router
+from onelane.lane.turn_queue import TurnQueue
+from onelane.plugins import plug
+from onelane.server.listener import Listener
+from onelane.shard.pubsub import Siblings
+from onelane.shard.reporter import TICK_S, Reporter
+from onelane.shard.services import Services
+from onelane.shard.serving import LaneServing
+from onelane.shard.settings_vote import SettingsVote
+from onelane.shard.shard import Shard
+from onelane.shard.siblings import Across
+from onelane.shard.status_query import StatusQuery
+from onelane.shard.timers import Alarms, LoopAlarms
+from onelane.telemetry.load import Pulse
+from onelane.telemetry.logs import MovedLogs
+from onelane.telemetry.otel.metrics import Bridge
+from onelane.telemetry.sampling import NEVER, sampler_of
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
+from onelane.v1 import control_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What a shard runs on: this machine, or what a test replaces it by."""
+
+    clock: Clock = field(default_factory=SystemClock)
+    alarms: Alarms = field(default_factory=LoopAlarms)
+    dialling: Dialling = DIALLING
+    """How the channels of its stubs connect."""
+
+
+MACHINE = Environment()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardParts:
+    """The parts of one shard. All belong to its lane."""
+
+    settings: App
+    context: Home
+    """What identifies the shard to code that runs on its behalf."""
+    shard: Shard
+    services: Services
+    lane: Lane
+    serving: LaneServing
+    listener: Listener
+    membership: Membership
+    forwarder: Forwarder
+    across: Across
+    load: Pulse
+    logs: MovedLogs | None
+    """None where no sink asks for log records."""
+    reporter: Reporter
+    settings_vote: SettingsVote
+    status_query: StatusQuery
+
+
+def build(setup: control_pb2.Setup, control: Control, environment: Environment = MACHINE) -> ShardParts:
+    """Make all parts of the shard that `setup` describes.
+
+    control: the line to its supervisor.
+
+    Raises:
+        BadConfig: the settings of the services do not fit, or a plug is unknown.
+    """
+    settings = App.model_validate_json(setup.settings)
+    clock = environment.clock
+    stats = Stats()
+    tracer = _tracer(setup, settings, clock)
+    shard = Shard(
+        app=setup.app,
+        name=setup.name,
+        index=setup.index,
+        settings=settings,
+        peers=dict(setup.peers),
+        stats=stats,
+        tracer=tracer,
+        alarms=environment.alarms,
+        dialling=environment.dialling,
+    )
+    placement = placement_from_proto(setup.placement)
+    membership = plug("onelane.memberships", settings.membership)(placement)
+    forwarder = NativeForwarder()
+    lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
+    load = Pulse(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
+    across = Across(
+        lane,
+        tracer=tracer,
+        stats=stats,
+        deadline_s=settings.deadline_s,
+        incarnation=secrets.randbits(64),
+        capacity=settings.max_lag,
+        limit=settings.max_published,
+    )
+    shard.join(lane, across)
+    logs = MovedLogs(setup.name) if setup.logs else None
+    status_query = StatusQuery(control)
+    topology = Topology(membership, app=setup.app, listen=settings.listen, keys=settings.keys, status=status_query.ask)
+    return ShardParts(
+        settings=settings,
+        context=Home(setup.name, tracer, Bridge(stats, clock.now)),
+        shard=shard,
+        services=Services(lane, shard, settings, builtin=[topology, Siblings(across.inbox)]),
+        lane=lane,
+        serving=LaneServing(lane, stats),
+        listener=plug("onelane.listeners", settings.listener)(),
+        membership=membership,
+        forwarder=forwarder,
+        across=across,
+        load=load,
+        logs=logs,
+        reporter=Reporter(control, stats=stats, tracer=tracer, load=load, logs=logs, keyed_counts=shard.keyed_counts),
+        settings_vote=SettingsVote(control, shard, settings),
+        status_query=status_query,
+    )
+
+
+def _tracer(setup: control_pb2.Setup, settings: App, clock: Clock) -> Tracer:
+    variables = {"OTEL_TRACES_SAMPLER": setup.sampler, "OTEL_TRACES_SAMPLER_ARG": setup.sampler_arg}
+    return Tracer(
+        shard=setup.name,
+        sampler=sampler_of({name: value for name, value in variables.items() if value}) if setup.tracing else NEVER,
+        clock=clock,
+        rng=Random(),
+        records_all=setup.tracing and settings.tail is not None,
+    )
+
+
+def _lane(
+    name: str, settings: App, placement: Placement, *, forwarder: Forwarder, stats: Stats, tracer: Tracer
+) -> Lane:
+    router = Router(name, placement)
+    turns = Turns(
+        name,
+        draw=lambda: secrets.randbits(64),
+        per_key=settings.max_waiting_per_key,
+        in_all=settings.max_in_flight,
+    )
+    rate = settings.max_rate_per_key
+    admission = Admission(
+        name,
+        max_in_flight=settings.max_in_flight,
+        max_late_s=settings.max_late_s,
+        rates=Rates(rate, max(1.0, rate)) if rate else None,
+    )
+    return Lane(
+        router=router,
+        queue=TurnQueue(turns, router),
+        admission=admission,
+        forwarder=forwarder,
+        stats=stats,
+        tracer=tracer,
+    )

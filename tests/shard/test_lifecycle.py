@@ -1,0 +1,151 @@
+"""A shard starts, serves, drains and stops by its supervisor's orders; here behind a listener in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from onelane.cluster.control import QueueControl, placement_to_proto
+from onelane.core.placement import Member, Placement
+from onelane.shard.lifecycle import ShardLifecycle, run
+from onelane.shard.watchdog import Watchdog
+from onelane.testing.listener import NET, MemoryListener
+from onelane.v1 import control_pb2
+
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+from tests.running_app import eventually
+from tests.shard.parts import LISTEN, setup
+
+WATCHDOG = Watchdog(may_exit=False)
+
+
+class RunningShard:
+    """A shard that serves, and its supervisor's end of the line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.supervisor_end, shard_end = QueueControl.pair()
+        described = setup(folder, listener="memory", stall_s=0)
+        self.lifecycle = ShardLifecycle(described, shard_end, ())
+        self.sibling_address = f"unix:{described.socket}"
+
+    async def serve(self) -> None:
+        # One task, so that what is bound to the shard stays in its context.
+        await self.lifecycle.start(whole_process=False)
+        await self.lifecycle.serve(WATCHDOG)
+        await self.lifecycle.stop()
+
+    async def order(self, **order: Any) -> None:
+        await self.supervisor_end.send(control_pb2.ToShard(**order))
+
+    async def next_message(self, kind: str) -> Any:
+        """The next message of this kind; those of other kinds in between are left out."""
+        while True:
+            message: Any = await self.supervisor_end.receive()
+            if message.WhichOneof("kind") == kind:
+                return getattr(message, kind)
+
+    async def call(self, method: str, address: str = LISTEN, *, key: str, text: str = "") -> Any:
+        listener = self.lifecycle.parts.listener
+        assert isinstance(listener, MemoryListener)
+        return await listener.call(
+            address, f"/echo.v1.Echo/{method}", [EchoRequest(key=key, text=text).SerializeToString()]
+        )
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[RunningShard]:
+    """A shard that has reported ready. It is ordered to stop at the end."""
+    shard = RunningShard(folder)
+    task = asyncio.create_task(shard.serve())
+    await shard.next_message("ready")
+    try:
+        yield shard
+        await shard.order(stop={})
+    finally:
+        shard.supervisor_end.close()
+        await task
+
+
+async def test_it_serves_once_it_has_reported_ready_and_ends_with_a_final_report(tmp_path: Path) -> None:
+    async with serving(tmp_path) as shard:
+        outcome = await shard.call("Unary", key="k", text="hello")
+        assert EchoReply.FromString(outcome.messages[0]).text == "hello"
+        await shard.order(collect=5)
+        while (report := await shard.next_message("report")).collect != 5:
+            pass
+        await shard.order(stop={})
+        while not (await shard.next_message("report")).final:
+            pass
+    assert report.seq >= 1
+    assert NET.listeners == {}
+
+
+async def test_a_supervisor_that_is_gone_stops_the_shard(tmp_path: Path) -> None:
+    shard = RunningShard(tmp_path)
+    task = asyncio.create_task(shard.serve())
+    await shard.next_message("ready")
+    shard.supervisor_end.close()
+    await task
+    assert NET.listeners == {}
+
+
+async def test_a_drain_refuses_clients_serves_siblings_and_waits_for_calls_under_way(tmp_path: Path) -> None:
+    async with serving(tmp_path) as shard:
+        held = asyncio.create_task(shard.call("Hold", key="k"))
+        await eventually(lambda: shard.lifecycle.parts.lane.in_flight)
+        await shard.order(drain={"grace_s": 20})
+        await eventually(lambda: shard.lifecycle.parts.lane.draining)
+        assert (await shard.call("Unary", key="j")).code is grpc.StatusCode.UNAVAILABLE
+        released = await shard.call("Release", shard.sibling_address, key="k")
+        assert released.code is grpc.StatusCode.OK
+        assert (await held).code is grpc.StatusCode.OK
+        await shard.next_message("drained")
+
+
+async def test_a_drain_ends_with_its_grace_and_says_what_it_cut_short(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as shard:
+        held = asyncio.create_task(shard.call("Hold", key="k"))
+        await eventually(lambda: shard.lifecycle.parts.lane.in_flight)
+        await shard.order(drain={"grace_s": 0.01})
+        await shard.next_message("drained")
+        assert "shard.drain_cut_short shard=echo-0 under_way=1" in caplog.text
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
+
+
+async def test_a_newer_placement_reaches_the_lane(tmp_path: Path) -> None:
+    async with serving(tmp_path) as shard:
+        newer = Placement(2, (Member("echo-0", "127.0.0.1:50061", ""), Member("echo-1", "127.0.0.1:50062", "")))
+        await shard.order(placement=placement_to_proto(newer))
+        await eventually(lambda: shard.lifecycle.parts.lane.placement.epoch == 2)
+
+
+@pytest.mark.parametrize(
+    ("service", "reason"),
+    [
+        ("tests.nowhere:Service", "tests.nowhere:Service: no module 'tests.nowhere'"),
+        ("tests.broken:Broken", "RuntimeError: this service cannot be made\n"),
+        ("tests.broken:Grouped", "OSError: disk full\n"),
+    ],
+)
+async def test_a_shard_that_cannot_start_says_why_and_does_not_listen(
+    tmp_path: Path, service: str, reason: str
+) -> None:
+    supervisor_end, shard_end = QueueControl.pair()
+    described = setup(tmp_path, services=(service,), listener="memory")
+    await supervisor_end.send(control_pb2.ToShard(setup=described))
+    assert not await asyncio.create_task(run(shard_end, WATCHDOG))
+    message: Any = await supervisor_end.receive()
+    assert message.failed.reason.startswith(reason)
+    assert NET.listeners == {}
+
+
+async def test_a_supervisor_that_is_gone_before_the_setup_starts_nothing() -> None:
+    _, shard_end = QueueControl.pair()
+    shard_end.close()
+    assert not await run(shard_end, WATCHDOG)
