@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.core.context import Work, current
+from onelane.core.context import TaskContext, current_call_var
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.conftest import Where
@@ -89,9 +89,9 @@ async def test_a_call_made_in_a_call_gets_what_is_left_of_its_deadline(
     cluster: Cluster, asked: float | None, left: float
 ) -> None:
     async with onelane.connect(cluster.listen["echo"]) as channel:
-        token = current.set(Work("outer", time.monotonic() + 0.5))
+        token = current_call_var.set(TaskContext("outer", time.monotonic() + 0.5))
         call = echo_pb2_grpc.EchoStub(channel).Misbehave(EchoRequest(key="k", order="remaining"), timeout=asked)
-        current.reset(token)
+        current_call_var.reset(token)
         await call
         # gRPC writes a timeout with few digits and rounds it up: by less than 1 %.
         assert 0 < float(dict(await call.trailing_metadata())["x-remaining"]) <= left * 1.01

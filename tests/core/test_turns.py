@@ -66,7 +66,7 @@ class Machine(RuleBasedStateMachine):
     def come_back(self, data: Any) -> None:
         key = data.draw(st.sampled_from([key for key in KEYS if self.inside[key]]))
         visitor = f"v{next(self.numbers)}"
-        chain = self.turn_of[self.inside[key][0]].onward("")
+        chain = self.turn_of[self.inside[key][0]].outgoing_chain("")
         turn = self.turns.enter(key, "M", f"00000000deadbeef@x/M,{chain}", visitor)
         assert turn is not None
         self.inside[key].append(visitor)
@@ -108,7 +108,7 @@ def test_a_turn_that_has_ended_lets_its_chain_in_no_more() -> None:
     turns = made()
     first = turns.enter("k", "M", "", "one")
     assert first is not None
-    chain = first.onward("")
+    chain = first.outgoing_chain("")
     turns.leave(first)
     assert turns.enter("k", "M", "", "two") is not None
     assert turns.enter("k", "M", chain, "one again") is None
@@ -126,8 +126,8 @@ def test_a_chain_names_its_holders_and_is_bounded() -> None:
     for n in range(MOST_LINKS + 3):
         turn = turns.enter(f"k{n}", f"p.S/M{n}", "", "one")
         assert turn is not None
-        chain = turn.onward(chain)
-        assert turn.onward(chain) == chain
+        chain = turn.outgoing_chain(chain)
+        assert turn.outgoing_chain(chain) == chain
     assert len(holders(chain)) == MOST_LINKS
     assert holders(chain)[-1] == f"s-0/p.S/M{MOST_LINKS + 2}"
 

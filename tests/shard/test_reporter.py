@@ -52,8 +52,8 @@ async def test_spans_log_records_and_the_sizes_of_keyed_dicts_leave_with_one_rep
     described.sampler = "always_on"
     parts, supervisor_end = wired(described)
     parts.shard.keyed("carts", int)["ada"] = 1
-    span = parts.context.tracer.start("work", "INTERNAL", None)
-    parts.context.tracer.end(span)
+    span = parts.binding.tracer.start("work", "INTERNAL", None)
+    parts.binding.tracer.end(span)
     assert parts.logs is not None
     record = logging.LogRecord("shop", logging.INFO, "shop.py", 1, "bought", (), None)
     record.onelane_shard = "echo-0"
@@ -84,7 +84,7 @@ async def test_what_did_not_fit_into_a_tick_is_counted_as_dropped() -> None:
     described.logs = True
     parts, supervisor_end = wired(described)
     assert isinstance(parts.logs, MovedLogs)
-    parts.context.tracer.dropped, parts.logs.dropped = 3, 4
+    parts.binding.tracer.dropped, parts.logs.dropped = 3, 4
     await parts.reporter.report()
     await parts.reporter.report(collect=1)
     first, second = await reports_of(supervisor_end)

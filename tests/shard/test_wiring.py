@@ -25,21 +25,21 @@ async def test_the_parts_share_one_lane_one_clock_and_one_set_of_statistics() ->
     described.tracing, described.sampler = True, "always_on"
     parts = build(described, control, Environment(clock=clock, alarms=clock))
     parts.shard.stats.counter("apples").add()
-    span = parts.context.tracer.start("work", "INTERNAL", None)
+    span = parts.binding.tracer.start("work", "INTERNAL", None)
     clock.advance(3.0)
-    parts.context.tracer.end(span)
+    parts.binding.tracer.end(span)
     await parts.reporter.report()
     (report,) = [message.report for message in await sent(supervisor_end)]
     assert "apples" in {point.name for point in report.points}
     assert (span.end_ns - span.start_ns) / 1e9 == 3.0
-    assert parts.lane.name == parts.context.shard == parts.shard.name == "echo-0"
+    assert parts.lane.name == parts.binding.name == parts.shard.name == "echo-0"
 
 
 @pytest.mark.parametrize(("tracing", "idle"), [(False, True), (True, False)])
 async def test_nothing_is_sampled_where_no_sink_asks_for_traces(tracing: bool, idle: bool) -> None:
     described = setup()
     described.tracing, described.sampler = tracing, "always_on"
-    tracer: Tracer = wired(described)[0].context.tracer
+    tracer: Tracer = wired(described)[0].binding.tracer
     assert tracer.idle is idle
 
 

@@ -30,7 +30,7 @@ from onelane.client.outlier import Endpoint
 from onelane.client.retry import PREVIOUS, Budget, policy_of, pushback_s, wait_s
 from onelane.core import addresses, keys
 from onelane.core.backoff import backoff_s
-from onelane.core.context import baggage_now, current, sooner, trace_now
+from onelane.core.context import current_baggage, current_call, current_trace, earlier
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.service_config import ServiceConfig
@@ -284,9 +284,9 @@ class _Method:
         key = self._key(request, given)
         if key is not None and not any(name == keys.HEADER for name, _ in given):
             given = (*given, (keys.HEADER, key))
-        scope = current.get()
+        scope = current_call()
         tracer = self._channel.tracer
-        parent = trace_now()
+        parent = current_trace()
         span = parent if tracer is None else tracer.start(self._method[1:], "CLIENT", parent)
         if isinstance(span, SpanRecord):
             span.attributes = dict(channel.where)
@@ -294,12 +294,12 @@ class _Method:
         trace = context_of(span)
         if trace is not None:
             given = (*(pair for pair in given if pair[0] not in ("traceparent", "tracestate")), *outbound(trace))
-        if scope is not None and (chain := scope.onward):
+        if scope is not None and (chain := scope.outgoing_chain):
             given = (*given, (CHAIN, chain))
-        if carried := baggage_now():
+        if carried := current_baggage():
             given = (*given, ("baggage", carried))
         left = None if scope is None or scope.deadline_at is None else max(0.0, scope.deadline_at - time.monotonic())
-        limit = sooner(sooner(timeout, policy.timeout_s), left)
+        limit = earlier(earlier(timeout, policy.timeout_s), left)
         if limit is None and self._has_default:
             limit = self._channel.deadline_s
         made: dict[str, Any] = {
@@ -400,7 +400,7 @@ class _Method:
     def _refused(self) -> ClientCall:
         """A call that is over before it was sent: too many are under way."""
         channel = self._channel
-        span = None if channel.tracer is None else channel.tracer.start(self._method[1:], "CLIENT", trace_now())
+        span = None if channel.tracer is None else channel.tracer.start(self._method[1:], "CLIENT", current_trace())
         self._decided("refusals", "in_flight", span, {})
         made = self._unsent()
         made.tell(partial(self._close, span, perf_counter()))

@@ -1,6 +1,7 @@
-"""What the call in progress hands on to the calls it makes: the rest of its deadline, its trace, and its chain.
+"""The context of the call in progress: the deadline, trace, baggage and chain that the calls it makes carry on.
 
-A context variable, so handlers need pass nothing along. Set once per call, in the call's own task.
+A context variable, so handlers need pass nothing along. Set once per call, in the call's own task. Beside it stands
+the shard for which code runs, for what is logged, traced and counted.
 """
 
 from contextvars import ContextVar
@@ -11,8 +12,8 @@ from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
 
 
-class Scope(Protocol):
-    """One call in progress, or what else runs on a lane. `onelane.server.call.Call` is one."""
+class CallContext(Protocol):
+    """The context of one call in progress, or of other work on a lane. `onelane.server.call.Call` is one."""
 
     @property
     def method(self) -> str:
@@ -24,29 +25,29 @@ class Scope(Protocol):
 
     @property
     def trace(self) -> TraceContext | None:
-        """What calls made here carry of their trace."""
+        """The trace that calls made here belong to."""
 
     @property
     def span(self) -> Any:
-        """Its span: a `telemetry.spans.SpanRecord` while that is sampled, else a `TraceContext` or None."""
+        """Its span: a `telemetry.spans.SpanRecord` while that is recorded, else a `TraceContext` or None."""
 
     @property
     def baggage(self) -> str:
-        """The W3C baggage that it came with; "" for none."""
+        """The W3C baggage that its caller sent; "" for none."""
 
     @property
-    def onward(self) -> str:
+    def outgoing_chain(self) -> str:
         """The chain that calls made here carry: the turns that they are inside of; see `onelane.core.turns`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What runs on a lane and is no call: a timer, a task."""
+class TaskContext:
+    """The context of work on a lane that is no call: a timer, an offloaded job, a task."""
 
     method: str
     deadline_at: float | None = None
     trace: TraceContext | None = None
-    onward: str = ""
+    outgoing_chain: str = ""
     baggage: str = ""
 
     @property
@@ -55,10 +56,10 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class InTurn:
-    """A scope inside a turn that was taken by hand."""
+class TurnContext:
+    """The context inside a turn that was taken by hand (`Shard.turn`): that around it, and one more turn."""
 
-    outer: Scope | None
+    outer: CallContext | None
     turn: Turn
 
     @property
@@ -82,77 +83,83 @@ class InTurn:
         return self.outer.baggage if self.outer else ""
 
     @property
-    def onward(self) -> str:
-        return self.turn.onward(self.outer.onward if self.outer else "")
+    def outgoing_chain(self) -> str:
+        return self.turn.outgoing_chain(self.outer.outgoing_chain if self.outer else "")
 
 
-current: ContextVar[Scope | None] = ContextVar("onelane.scope", default=None)
+current_call_var: ContextVar[CallContext | None] = ContextVar("onelane.call", default=None)
+current_call = current_call_var.get
+"""The context of the call in progress; None outside of any. The variable's own method: reading it costs no more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
-    """What OpenTelemetry's API has attached inside a call; see `onelane.telemetry.otel.tracing`."""
+class AttachedContext:
+    """A context that OpenTelemetry's API has attached inside a call; see `onelane.telemetry.otel.tracing`."""
 
     context: Any
     trace: TraceContext | None
     baggage: str
 
 
-attached: ContextVar[Attached | None] = ContextVar("onelane.attached", default=None)
+attached_context_var: ContextVar[AttachedContext | None] = ContextVar("onelane.attached_context", default=None)
+attached_context = attached_context_var.get
+"""The context that OpenTelemetry's API has attached last; None where it has attached none."""
+
+
+def current_trace() -> TraceContext | None:
+    """The trace of a span or call that is begun now."""
+    attached = attached_context()
+    if attached is not None:
+        return attached.trace
+    call = current_call()
+    return call.trace if call is not None else None
+
+
+def current_baggage() -> str:
+    """The W3C baggage of a call that is begun now."""
+    attached = attached_context()
+    if attached is not None:
+        return attached.baggage
+    call = current_call()
+    return call.baggage if call is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """The shard whose code runs here."""
+class ShardBinding:
+    """The shard for which code runs."""
 
-    shard: str
+    name: str
     tracer: Any
     """`onelane.telemetry.tracer.Tracer`."""
     bridge: Any
     """`onelane.telemetry.otel.metrics.Bridge`."""
 
 
-_home: ContextVar[Home | None] = ContextVar("onelane.home", default=None)
-_of_process: Home | None = None
+_bound_shard_var: ContextVar[ShardBinding | None] = ContextVar("onelane.shard", default=None)
+_shard_of_process: ShardBinding | None = None
 
 
-def settle(home: Home, *, alone: bool) -> None:
-    """What runs in this context from now on is of `home`. alone: so are all threads of this process."""
-    global _of_process
-    _home.set(home)
-    if alone:
-        _of_process = home
+def bind_shard(binding: ShardBinding, *, whole_process: bool) -> None:
+    """From now on this context runs for a shard; whole_process: and all other threads and contexts as well."""
+    global _shard_of_process
+    _bound_shard_var.set(binding)
+    if whole_process:
+        _shard_of_process = binding
 
 
-def home_now() -> Home | None:
-    """The shard that this is run by; None outside of any."""
-    return _home.get() or _of_process
+def bound_shard() -> ShardBinding | None:
+    """The shard for which this code runs; None outside of any."""
+    return _bound_shard_var.get() or _shard_of_process
 
 
-def shard_now() -> str:
-    """Its name; "" outside of any."""
-    found = home_now()
-    return found.shard if found is not None else ""
+def bound_shard_name() -> str:
+    """The name of the shard for which this code runs; "" outside of any."""
+    binding = bound_shard()
+    return binding.name if binding is not None else ""
 
 
-def trace_now() -> TraceContext | None:
-    """The trace that whatever is begun now belongs to."""
-    found, scope = attached.get(), current.get()
-    if found is not None:
-        return found.trace
-    return scope.trace if scope is not None else None
-
-
-def baggage_now() -> str:
-    """The W3C baggage of whatever is begun now."""
-    found, scope = attached.get(), current.get()
-    if found is not None:
-        return found.baggage
-    return scope.baggage if scope is not None else ""
-
-
-def sooner(a: float | None, b: float | None) -> float | None:
-    """The sooner of two moments or durations, where None means never."""
+def earlier(a: float | None, b: float | None) -> float | None:
+    """The earlier of two moments, or the shorter of two durations, where None means never."""
     if a is None or b is None:
         return b if a is None else a
     return min(a, b)

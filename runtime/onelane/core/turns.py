@@ -40,7 +40,7 @@ class Turn:
         """Drawn when the holder first calls elsewhere."""
         self.waiting = waiting
 
-    def onward(self, chain: str) -> str:
+    def outgoing_chain(self, chain: str) -> str:
         """The chain that calls made in this turn carry; `chain` is what its own call carried."""
         if not self.number:
             self.number = self._turns.draw() or 1

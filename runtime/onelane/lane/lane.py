@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from onelane.core import keys
-from onelane.core.context import current
+from onelane.core.context import current_call_var
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Placement
 from onelane.core.turns import patience_s
@@ -277,7 +277,7 @@ class Lane:
                 method = entry.method
                 if call.span is None:
                     call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
-                current.set(call)
+                current_call_var.set(call)
                 reply = handler.bytes_of(method, call, await method.handler(message, call))
         except (Exception, asyncio.CancelledError) as error:
             if status.settle(call, error, method=entry.method.name, shard=self.name):
@@ -290,13 +290,13 @@ class Lane:
         reply = b""
         if call.span is None:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
-        token = current.set(call)
+        token = current_call_var.set(call)
         try:
             reply = handler.run_now(entry.method, call, message)
         except (Exception, asyncio.CancelledError) as error:
             status.failed(call, error, method=entry.method.name, shard=self.name)
         finally:
-            current.reset(token)
+            current_call_var.reset(token)
             self._end(entry, call, reply)
 
     async def _handle(self, entry: Entry, call: Call, message: Any) -> bytes:
@@ -304,7 +304,7 @@ class Lane:
         method = entry.method
         if call.span is None:
             call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
-        current.set(call)
+        current_call_var.set(call)
         if method.choose is not None:
             method = await method.choose(call)
         if not entry.may_be_endless:

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from onelane.core.context import current
+from onelane.core.context import current_call
 from onelane.core.turns import Turn, Turns, holders
 from onelane.errors import NotHome
 from onelane.lane.routing import Router
@@ -39,9 +39,9 @@ class TurnQueue:
         placement = self._router.placement
         if placement.owner_of(key).name != self._router.shard:
             raise NotHome(epoch=placement.epoch)
-        scope = current.get()
+        context = current_call()
         waiter: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
-        turn = self.turns.enter(key, name, scope.onward if scope else "", waiter)
+        turn = self.turns.enter(key, name, context.outgoing_chain if context else "", waiter)
         if turn is not None:
             return turn
         try:

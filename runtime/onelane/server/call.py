@@ -144,7 +144,7 @@ class Call:
         self._turned = asyncio.get_running_loop().create_future()
         await self._turned
 
-    # What it hands on: onelane.scope.Scope.
+    # See onelane.core.context.CallContext.
 
     @property
     def deadline_at(self) -> float | None:
@@ -156,8 +156,8 @@ class Call:
         return context_of(self.span)
 
     @property
-    def onward(self) -> str:
-        return self.chain if self.turn is None else self.turn.onward(self.chain)
+    def outgoing_chain(self) -> str:
+        return self.chain if self.turn is None else self.turn.outgoing_chain(self.chain)
 
     # What the lane uses.
 

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from onelane.config import App
-from onelane.core.context import attached, current
+from onelane.core.context import attached_context_var, current_call_var
 from onelane.core.deadlines import Deadlines
 from onelane.server import sockets, tls
 from onelane.server.connection import Connection
@@ -59,8 +59,8 @@ class NativeListener:
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(monotonic, self.loop.call_later)
         # Every call sets it, so it is to be there before the first.
-        current.set(None)
-        attached.set(None)
+        current_call_var.set(None)
+        attached_context_var.set(None)
         self.eager = Eager(self.loop)
         self.serving = serving
         self._settings = settings

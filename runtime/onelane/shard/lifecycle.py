@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onelane.cluster.control import Control, placement_from_proto
 from onelane.core import addresses
-from onelane.core.context import settle
+from onelane.core.context import bind_shard
 from onelane.errors import OnelaneError, first_of
 from onelane.server.listener import Bind
 from onelane.shard.reporter import TICK_S
@@ -55,7 +55,7 @@ class ShardLifecycle:
         whole_process: all threads of this process work for this shard, not only what runs in this context.
         """
         parts = self.parts
-        settle(parts.context, alone=whole_process)
+        bind_shard(parts.binding, whole_process=whole_process)
         tracing.install()
         metrics.install()
         if parts.logs is not None:

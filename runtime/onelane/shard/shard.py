@@ -12,7 +12,7 @@ from onelane.client.options import Dialling
 from onelane.client.ring_channel import DIALLING, USUAL, Channel
 from onelane.config import App
 from onelane.core import keys
-from onelane.core.context import InTurn, current
+from onelane.core.context import TurnContext, current_call, current_call_var
 from onelane.errors import BadService, NotHome
 from onelane.lane.lane import Lane
 from onelane.shard.offload.offload import Offload
@@ -121,13 +121,13 @@ class Shard:
             Overloaded: too many wait for it.
         """
         text = keys.canonical(key)
-        scope = current.get()
-        turn = await self._lane.queue.hold(text, scope.method[1:] if scope else "shard.turn")
-        token = current.set(InTurn(scope, turn))
+        outer = current_call()
+        turn = await self._lane.queue.hold(text, outer.method[1:] if outer else "shard.turn")
+        token = current_call_var.set(TurnContext(outer, turn))
         try:
             yield
         finally:
-            current.reset(token)
+            current_call_var.reset(token)
             self._lane.queue.leave(turn)
 
     def join(self, lane: Lane, across: Across) -> None:

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from onelane.client.channel import NativeChannel
 from onelane.core import keys
-from onelane.core.context import baggage_now, current, sooner, trace_now
+from onelane.core.context import current_baggage, current_call, current_trace, earlier
 from onelane.core.keys import ANY
 from onelane.core.placement import Member
 from onelane.core.turns import CHAIN
@@ -157,16 +157,16 @@ class Across:
         raise BadService(f"no service of this app has the method {which!r}")
 
     def _until(self, limit_s: float | None) -> float:
-        scope = current.get()
+        scope = current_call()
         given = time.monotonic() + (self._deadline_s if limit_s is None else limit_s)
-        return sooner(given, scope.deadline_at if scope else None) or given
+        return earlier(given, scope.deadline_at if scope else None) or given
 
     async def _send(self, to: Member, method: Method, request: Message, metadata: Metadata, until: float) -> Any:
-        scope = current.get()
-        span = self._tracer.start(method.name, "CLIENT", trace_now())
-        if scope is not None and (chain := scope.onward):
+        scope = current_call()
+        span = self._tracer.start(method.name, "CLIENT", current_trace())
+        if scope is not None and (chain := scope.outgoing_chain):
             metadata = (*metadata, (CHAIN, chain))
-        if carried := baggage_now():
+        if carried := current_baggage():
             metadata = (*metadata, ("baggage", carried))
         metadata = (*metadata, *outbound(context_of(span)))
         send = self._send_here if to.name == self._lane.name else self._send_there

@@ -16,8 +16,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import Context
 from typing import Any, Protocol
 
-from onelane.core import context as scope
 from onelane.core import keys
+from onelane.core.context import TaskContext, current_call_var
 from onelane.errors import NotHome, Overloaded
 from onelane.telemetry.stats import Stats
 
@@ -307,5 +307,5 @@ class Timers:
 def _context_of(timer: Timer) -> Context:
     """What runs is no part of the call that set it, and has not its deadline, trace or turn."""
     context = Context()
-    context.run(scope.current.set, scope.Work(f"/timer {timer.name}"))
+    context.run(current_call_var.set, TaskContext(f"/timer {timer.name}"))
     return context

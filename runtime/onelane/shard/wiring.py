@@ -14,7 +14,7 @@ from onelane.cluster.membership import Membership
 from onelane.cluster.topology import Topology
 from onelane.config import App
 from onelane.core.clock import Clock, SystemClock
-from onelane.core.context import Home
+from onelane.core.context import ShardBinding
 from onelane.core.placement import Placement
 from onelane.core.turns import Turns
 from onelane.lane.admission import Admission, Rates
@@ -60,8 +60,8 @@ class ShardParts:
     """The parts of one shard. All belong to its lane."""
 
     settings: App
-    context: Home
-    """What identifies the shard to code that runs on its behalf."""
+    binding: ShardBinding
+    """Binds code that runs for the shard to it."""
     shard: Shard
     services: Services
     lane: Lane
@@ -121,7 +121,7 @@ def build(setup: control_pb2.Setup, control: Control, environment: Environment =
     topology = Topology(membership, app=setup.app, listen=settings.listen, keys=settings.keys, status=status_query.ask)
     return ShardParts(
         settings=settings,
-        context=Home(setup.name, tracer, Bridge(stats, clock.now)),
+        binding=ShardBinding(setup.name, tracer, Bridge(stats, clock.now)),
         shard=shard,
         services=Services(lane, shard, settings, builtin=[topology, Siblings(across.inbox)]),
         lane=lane,

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
-from onelane.core.context import shard_now, trace_now
+from onelane.core.context import bound_shard_name, current_trace
 from onelane.errors import BadConfig
 from onelane.telemetry.values import whole
 
@@ -150,11 +150,11 @@ def _traced(make: Any) -> Any:
 
     def record(*args: Any, **kwargs: Any) -> Any:
         made: Any = make(*args, **kwargs)
-        found = trace_now()
+        found = current_trace()
         made.otelTraceID = found.trace_id if found is not None and found.trace_id else "0"
         made.otelSpanID = found.span_id if found is not None and found.span_id else "0"
         made.onelane_trace = f" trace={made.otelTraceID}" if made.otelTraceID != "0" else ""
-        made.onelane_shard = shard_now()
+        made.onelane_shard = bound_shard_name()
         return made
 
     return record

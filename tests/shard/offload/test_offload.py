@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onelane.config import App
 from onelane.core.clock import SystemClock
-from onelane.core.context import Work, current
+from onelane.core.context import TaskContext, current_call_var
 from onelane.errors import BadService, DeadlinePassed, Draining, Overloaded
 from onelane.shard.offload import pool
 from onelane.shard.offload.offload import Offload
@@ -63,11 +63,11 @@ def counted(stats: Stats) -> dict[str, Any]:
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
     """The code inside is part of a call that must end by then."""
-    token = current.set(Work("m", time.monotonic() + seconds))
+    token = current_call_var.set(TaskContext("m", time.monotonic() + seconds))
     try:
         yield
     finally:
-        current.reset(token)
+        current_call_var.reset(token)
 
 
 @pytest.fixture

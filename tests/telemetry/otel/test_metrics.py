@@ -219,7 +219,7 @@ import logging, os
 from onelane.core import context
 from onelane.telemetry import logs
 logs.install(os.environ)
-context.settle(context.Home("lobby-0", None, None), alone=True)
+context.bind_shard(context.ShardBinding("lobby-0", None, None), whole_process=True)
 log = logging.getLogger("rooms")
 log.warning("room %s is full", "r", extra={"players": 7})
 try:

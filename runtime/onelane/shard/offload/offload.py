@@ -14,7 +14,7 @@ from contextvars import Context
 from time import monotonic
 from typing import Generic, TypeVar
 
-from onelane.core.context import current, trace_now
+from onelane.core.context import current_call, current_trace
 from onelane.core.deadlines import Deadlines
 from onelane.errors import DeadlinePassed, Draining, Overloaded
 from onelane.shard.offload.pool import Crew
@@ -122,7 +122,7 @@ class Offload(Generic[R]):
             self._cells.refused.add()
             raise Overloaded(f"offload {self.name}", waiting=self.waiting)
         now = monotonic()
-        scope = current.get()
+        scope = current_call()
         deadline_at = scope.deadline_at if scope else None
         if deadline_at is not None and deadline_at <= now:
             raise DeadlinePassed(f"the deadline passed before offload {self.name} was asked")
@@ -130,7 +130,7 @@ class Offload(Generic[R]):
         if deadline_at is not None:
             job.slot = self._deadlines.add(deadline_at, job)
         if not self._tracer.idle:
-            span = self._tracer.start(f"offload {self.name}", "INTERNAL", trace_now())
+            span = self._tracer.start(f"offload {self.name}", "INTERNAL", current_trace())
             job.span = span if isinstance(span, SpanRecord) else None
         self.waiting += 1
         self._desk.put(job)

@@ -18,7 +18,15 @@ from time import monotonic
 from types import CodeType
 from typing import Any, Generic, Protocol, TypeVar
 
-from onelane.core.context import Work, attached, baggage_now, current, home_now, settle
+from onelane.core.context import (
+    TaskContext,
+    attached_context,
+    attached_context_var,
+    bind_shard,
+    bound_shard,
+    current_baggage,
+    current_call_var,
+)
 from onelane.telemetry.otel import tracing
 from onelane.telemetry.spans import SpanRecord
 
@@ -156,7 +164,7 @@ class Helper(Generic[R]):
         self._desk = desk
         self._lane = lane
         self._close = close
-        self._home = home_now()
+        self._home = bound_shard()
         # A daemon: what hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._live, args=(factory,), name=f"offload-{name}", daemon=True)
         self._thread.start()
@@ -175,7 +183,7 @@ class Helper(Generic[R]):
 
     def _live(self, factory: Callable[[], R]) -> None:
         if self._home is not None:
-            settle(self._home, alone=False)
+            bind_shard(self._home, whole_process=False)
         try:
             resource = factory()
         except BaseException as error:
@@ -242,10 +250,10 @@ class Helper(Generic[R]):
 
 def _enter(name: str, span: SpanRecord) -> None:
     """What is logged from now on, and the spans that are made, are of the job's span."""
-    current.set(Work(f"/offload {name}", trace=span.context, baggage=baggage_now()))
-    if (found := attached.get()) is not None:
+    current_call_var.set(TaskContext(f"/offload {name}", trace=span.context, baggage=current_baggage()))
+    if (found := attached_context()) is not None:
         # OpenTelemetry's API has been used by whoever asked: what else it carries stays.
-        attached.set(tracing.inside(found, span))
+        attached_context_var.set(tracing.inside(found, span))
 
 
 _OURS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry.context.context import Context, _RuntimeContext
 
-from onelane.core.context import attached, current
+from onelane.core.context import attached_context, attached_context_var, current_call
 
 _EMPTY = Context()
 
@@ -21,19 +21,19 @@ class LaneContext(_RuntimeContext):
     def attach(self, context: Context) -> Any:
         from onelane.telemetry.otel import tracing
 
-        return attached.set(tracing.attach(context))
+        return attached_context_var.set(tracing.attach(context))
 
     def get_current(self) -> Context:
-        found = attached.get()
-        if found is not None:
-            context: Context = found.context
+        attached = attached_context()
+        if attached is not None:
+            context: Context = attached.context
             return context
-        scope = current.get()
-        if scope is None:
+        call = current_call()
+        if call is None:
             return _EMPTY
         from onelane.telemetry.otel import tracing
 
-        return tracing.context_of_scope(scope)
+        return tracing.context_of_call(call)
 
     def detach(self, token: Token[Any]) -> None:
-        attached.reset(token)
+        attached_context_var.reset(token)

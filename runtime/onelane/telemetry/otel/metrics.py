@@ -16,7 +16,7 @@ from typing import Any
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from onelane.core.context import home_now
+from onelane.core.context import bound_shard
 from onelane.telemetry.stats import MAX_SERIES, Attributes, Gauge, Stats, attributes_of, number_of
 
 log = logging.getLogger("onelane.metering")
@@ -158,7 +158,7 @@ class _Instrument:
         self._key = (self.kind, name, unit, description)
 
     def _count(self, amount: float, attributes: Mapping[str, Any] | None) -> None:
-        if (home := home_now()) is not None:
+        if (home := bound_shard()) is not None:
             home.bridge.count(self._key, amount, attributes)
 
 
@@ -195,7 +195,7 @@ class _Observable(_Instrument):
 
     def __init__(self, name: str, callbacks: Any = None, unit: str = "", description: str = "") -> None:
         super().__init__(name, unit, description)
-        if (home := home_now()) is not None and callbacks:
+        if (home := bound_shard()) is not None and callbacks:
             home.bridge.observe(self._key, list(callbacks))
 
 

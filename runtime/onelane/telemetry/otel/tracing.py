@@ -1,7 +1,7 @@
 """OpenTelemetry's trace API inside handlers: the current span is the call's, and spans made by the API join its trace.
 
 Nothing here runs for a call whose handler does not ask: the API's context is looked up in the call in progress when it
-is asked for (`context`), and what the API attaches is kept beside it (`onelane.core.context.attached`).
+is asked for (`context`), and what the API attaches is kept beside it (`onelane.core.context.attached_context`).
 Leaves out: spans that outlive their shard.
 """
 
@@ -17,7 +17,7 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from onelane.core.context import Attached, Scope, home_now, trace_now
+from onelane.core.context import AttachedContext, CallContext, bound_shard, current_trace
 from onelane.core.trace_context import TraceContext
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.tracer import METHOD, Span, Tracer, context_of
@@ -29,23 +29,23 @@ _BAGGAGE = W3CBaggagePropagator()
 _KINDS = {kind: kind.name for kind in SpanKind}
 
 
-def attach(context: Context) -> Attached:
+def attach(context: Context) -> AttachedContext:
     """What is kept of a context that OpenTelemetry's API attaches."""
     carried: dict[str, str] = {}
     if baggage.get_all(context):
         _BAGGAGE.inject(carried, context)
-    return Attached(context, _ours(trace.get_current_span(context)), carried.get("baggage", ""))
+    return AttachedContext(context, _ours(trace.get_current_span(context)), carried.get("baggage", ""))
 
 
-def inside(found: Attached, span: SpanRecord) -> Attached:
+def inside(found: AttachedContext, span: SpanRecord) -> AttachedContext:
     """The same, with `span` as the current one."""
     return replace(found, context=trace.set_span_in_context(LaneSpan(span, None), found.context), trace=span.context)
 
 
-def context_of_scope(scope: Scope) -> Context:
+def context_of_call(call: CallContext) -> Context:
     """What the call in progress amounts to, in OpenTelemetry's terms."""
-    made = _BAGGAGE.extract({"baggage": scope.baggage}, Context()) if scope.baggage else Context()
-    return trace.set_span_in_context(LaneSpan(scope.span, None), made)
+    made = _BAGGAGE.extract({"baggage": call.baggage}, Context()) if call.baggage else Context()
+    return trace.set_span_in_context(LaneSpan(call.span, None), made)
 
 
 class LaneSpan(trace.Span):
@@ -150,8 +150,8 @@ class LaneTracer(trace.Tracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
     ) -> LaneSpan:
-        parent = trace_now() if context is None else _ours(trace.get_current_span(context))
-        home = home_now()
+        parent = current_trace() if context is None else _ours(trace.get_current_span(context))
+        home = bound_shard()
         if home is None:
             return LaneSpan(parent, None)
         span = home.tracer.start(text(name), _KINDS[kind], parent)
