@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from onelane.server.steering import Seen, Steering
+from onelane.server.steering import FirstBytes, Steering
 from onelane.wire.http2 import Http2, Limits
 
 from tests.conftest import Where
@@ -246,7 +246,7 @@ async def test_while_a_shard_restarts_connecting_is_never_refused(tmp_path: Path
 
 async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
     """The owner dies with a connection in its queue: the sender still has it."""
-    back: asyncio.Future[tuple[socket.socket, Seen]] = asyncio.get_running_loop().create_future()
+    back: asyncio.Future[tuple[socket.socket, FirstBytes]] = asyncio.get_running_loop().create_future()
     never = pytest.fail
     sender = Steering(
         str(tmp_path / "a"), adopt=lambda *_: never("nobody sends here"), take_back=lambda *one: back.set_result(one)
@@ -255,17 +255,17 @@ async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
     owner.bind(str(tmp_path / "b.steer"))
     owner.listen()
     ours, theirs = socket.socketpair()
-    assert sender.hand_over(str(tmp_path / "b"), theirs.fileno(), Seen(b"read so far", 4))
+    assert sender.hand_over(str(tmp_path / "b"), theirs.fileno(), FirstBytes(b"read so far", 4))
     theirs.close()
     line, _ = owner.accept()
     line.close()
     owner.close()
     sock, seen = await back
-    assert seen == Seen(b"read so far", 4)
+    assert seen == FirstBytes(b"read so far", 4)
     with ours, sock:
         sock.send(b"alive")
         assert ours.recv(10) == b"alive"
-    assert not sender.hand_over(str(tmp_path / "b"), 0, Seen(b"", 0))
+    assert not sender.hand_over(str(tmp_path / "b"), 0, FirstBytes(b"", 0))
     sender.close()
 
 

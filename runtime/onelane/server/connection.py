@@ -16,20 +16,19 @@ from onelane.server import tls
 from onelane.server.call import OK
 from onelane.server.call_state import ARRIVED, DONE, FORWARDED, WAITING
 from onelane.server.eager import Eager
+from onelane.server.lingering import Lingering
 from onelane.server.listener import Serving, Work
 from onelane.server.methods import Method
 from onelane.server.native_call import NativeCall
-from onelane.server.steering import Seen
+from onelane.server.steering import FirstBytes
 from onelane.wire import framing
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable
 
-GOODBYE_S = 1.0
-"""How long the client may take to answer the notice that its connection will close."""
-LINGER_S, LINGER_BYTES = 0.5, 64 * 1024
-"""How long the client may take to close a connection on which all is said, and what it may send meanwhile."""
+GOAWAY_S = 1.0
+"""How long the client may take to acknowledge a GOAWAY before its connection closes."""
 
 
 class ConnectionOwner(Protocol):
@@ -42,9 +41,9 @@ class ConnectionOwner(Protocol):
     methods: dict[bytes, Method]
     limits: Limits
     max_message: int
-    max_seen: int
+    max_first_bytes: int
 
-    def made(self, connection: "Connection") -> bool:
+    def opened(self, connection: "Connection") -> bool:
         """A client has connected; whether there is room."""
 
     def lost(self, connection: "Connection") -> None:
@@ -53,7 +52,7 @@ class ConnectionOwner(Protocol):
     def owner_of(self, events: list[Any]) -> str | None:
         """The socket of the shard to which a connection that begins so belongs; "" for this one, None: not known."""
 
-    def hand_over(self, owner: str, fd: int, seen: Seen) -> bool:
+    def hand_over(self, owner: str, fd: int, first: FirstBytes) -> bool:
         """Steer the connection to a sibling; whether it was handed over."""
 
     def undecided(self, connection: "Connection") -> None:
@@ -67,34 +66,34 @@ class Connection(WireProtocol[ServerConnection]):
     """See the module. Owned by its listener."""
 
     def __init__(
-        self, owner: ConnectionOwner, *, trusted: bool = False, steers: bool = False, replay: Seen | None = None
+        self, owner: ConnectionOwner, *, trusted: bool = False, steers: bool = False, replay: FirstBytes | None = None
     ) -> None:
-        """steers: it may belong to a sibling. replay: what a sibling has read of it, having sent its SETTINGS alone."""
+        """steers: a sibling may own it. replay: bytes that a sibling read before it handed the connection over."""
         super().__init__(ServerConnection(owner.limits, max_message=owner.max_message, joins=True), owner.loop)
         self.trusted = trusted
         self.peer = ""
         self.auth: Mapping[str, Iterable[bytes]] = {}
         self.opened_at = self.heard_at = monotonic()
         self.pinged_at = 0.0
-        """When we asked whether the client is there; 0 unless we wait for its answer."""
+        """When a keepalive ping was sent; 0 unless its answer is due."""
         self.tasks: set[asyncio.Task[None]] = set()
         """The calls under way."""
         self._owner = owner
-        self._seen: bytes | None = b"" if steers else None
-        """All that was read, while it is open which shard this connection belongs to; None from then on."""
+        self._first_bytes: bytes | None = b"" if steers else None
+        """Every byte read while the owner of the connection is not known; None from then on."""
         self._answered = 0
-        """How much of it has been answered."""
-        self._held: list[Any] = []
-        """The events in it."""
+        """Of these, the bytes that have been answered."""
+        self._first_events: list[Any] = []
+        """The events in these bytes."""
         self._replay = replay
-        self._goodbye: asyncio.Future[None] | None = None
+        self._goaway_acknowledged: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
 
     def connected(self) -> None:
         self.peer = addresses.peer(self.transport)
-        if not self._owner.made(self):
+        if not self._owner.opened(self):
             self.transport.abort()
             return
         if (secured := self.transport.get_extra_info("ssl_object")) is not None:
@@ -103,16 +102,16 @@ class Connection(WireProtocol[ServerConnection]):
                 return
             self.auth = tls.auth_context(secured)
         if self._replay is not None:
-            self._go_on(self._replay)
+            self._replay_first_bytes(self._replay)
         else:
             self.flush()
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = monotonic()
         events = self.wire.receive(data)
-        if self._seen is not None:
-            self._seen += data
-            self._held += events
+        if self._first_bytes is not None:
+            self._first_bytes += data
+            self._first_events += events
             self._decide()
         else:
             self.handle(events)
@@ -121,50 +120,50 @@ class Connection(WireProtocol[ServerConnection]):
         self.is_closing = True
         self._owner.lost(self)
         for stream in list(self.wire.streams.values()):
-            self._ended(stream)
+            self._cancel(stream)
         self.wake()
-        for waiting in (self._goodbye, self._closed):
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
+        for future in (self._goaway_acknowledged, self._closed):
+            if future is not None and not future.done():
+                future.set_result(None)
 
-    # Where it belongs
+    # Which shard owns it
 
     def _decide(self) -> None:
         """Hand this connection over, keep it, or wait for more of its first request."""
-        assert self._seen is not None
-        owner = self._owner.owner_of(self._held)
-        if owner is None and len(self._seen) < self._owner.max_seen:
+        assert self._first_bytes is not None
+        owner = self._owner.owner_of(self._first_events)
+        if owner is None and len(self._first_bytes) < self._owner.max_first_bytes:
             if self.wire.streams:
                 self._owner.undecided(self)
             else:
-                # No request yet: greetings and pings are answered, so that a client may wait as long as it likes.
+                # No request yet: SETTINGS and pings are answered, so that the client may wait as long as it likes.
                 self.flush()
-                self._answered = len(self._seen)
+                self._answered = len(self._first_bytes)
             return
         fd = self.transport.get_extra_info("socket").fileno()
-        if owner and self._owner.hand_over(owner, fd, Seen(self._seen, self._answered)):
+        if owner and self._owner.hand_over(owner, fd, FirstBytes(self._first_bytes, self._answered)):
             self._owner.decided(self)
             self.is_closing = True
             self.transport.abort()
             return
         self.keep()
 
-    def _go_on(self, seen: Seen) -> None:
-        """Go on where a sibling has left off. What it has sent, this end must not send again."""
+    def _replay_first_bytes(self, first: FirstBytes) -> None:
+        """Begin with the bytes that a sibling has read. What the sibling has sent must not be sent again."""
         self.wire.take()
         self._replay = None
-        if seen.answered:
-            self.wire.receive(seen.data[: seen.answered])
+        if first.answered:
+            self.wire.receive(first.data[: first.answered])
             self.wire.take()
-        self.data_received(seen.data[seen.answered :])
+        self.data_received(first.data[first.answered :])
 
     def keep(self) -> None:
-        """Serve it here."""
-        if self._seen is None:
+        """Serve the connection in this shard."""
+        if self._first_bytes is None:
             return
         self._owner.decided(self)
-        held, self._held, self._seen = self._held, [], None
-        self.handle(held)
+        events, self._first_events, self._first_bytes = self._first_events, [], None
+        self.handle(events)
 
     def handle(self, events: list[Any]) -> None:
         for event in events:
@@ -174,41 +173,41 @@ class Connection(WireProtocol[ServerConnection]):
             elif kind is Opened:
                 self._opened(event.stream, event.message)
             elif kind is Ended:
-                self._ended(event.stream)
+                self._cancel(event.stream)
             elif kind is Writable:
                 self.wake()
             elif kind is Pong:
                 self.pinged_at = 0.0
-                if self._goodbye is not None and not self._goodbye.done():
-                    self._goodbye.set_result(None)
+                if self._goaway_acknowledged is not None and not self._goaway_acknowledged.done():
+                    self._goaway_acknowledged.set_result(None)
             elif kind is Gone:
                 self.is_closing = True
-        # Not at once: what all connections have to say in one turn leaves together, and wakes their peers once.
+        # Not at once: the answers of one turn of the loop leave together, and wake the client once.
         self.flush_soon()
 
     # Writing
 
     def written(self) -> None:
         if not self.tasks and not self.wire.streams:
-            self._part()
+            self._close_after_client()
         elif self.is_over:
             self.transport.close()
 
-    def _part(self) -> None:
-        """Close once the client has closed its side: closed on what it may have sent and nobody has read, the
-        connection would be reset, and our last words with it."""
+    def _close_after_client(self) -> None:
+        """Close once the client has closed its side. Closed with unread bytes in its buffer, the socket would send a
+        reset, and the client might lose our last frames."""
         if not self.transport.can_write_eof() or self.transport.get_write_buffer_size():
-            # TLS says goodbye by itself; and who has not read yet is not one who has gone on.
+            # TLS has a closing alert of its own; and a client that does not read will not close soon.
             self.transport.close()
             return
         try:
             self.transport.write_eof()
         except OSError:
-            # The client was faster.
+            # The client has closed its side already.
             self.transport.close()
             return
         self._is_shut = True
-        self.transport.set_protocol(_Lingering(self, self.transport))
+        self.transport.set_protocol(Lingering(self.transport, self.connection_lost))
 
     def consumed(self, stream: Stream) -> None:
         self.wire.consumed(stream)
@@ -225,11 +224,11 @@ class Connection(WireProtocol[ServerConnection]):
         if not self._accept(stream, method):
             return
         if method.request_streaming:
-            self._take(stream.call, self._owner.serving.arrive(method, stream.call, None))
+            self._start(stream.call, self._owner.serving.arrive(method, stream.call, None))
             if message is not None and stream.call is not None:
                 stream.call.arrived([message], last=True)
         elif message is not None:
-            self._take(stream.call, self._owner.serving.arrive(method, stream.call, message))
+            self._start(stream.call, self._owner.serving.arrive(method, stream.call, message))
 
     def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call
@@ -239,15 +238,15 @@ class Connection(WireProtocol[ServerConnection]):
         if method.request_streaming:
             call.arrived(messages, last=last)
             return
-        # Wherever the call is by now: not begun, waiting for its turn, running, or forwarded.
+        # Whatever the state of the call is by now; once it has its message, a further one breaks the protocol.
         received = len(messages) + (call.state is not ARRIVED)
         if received != 1:
             self._cut_off(call, framing.UNIMPLEMENTED, f"expected one message, received {received}")
         elif messages:
-            self._take(call, self._owner.serving.arrive(method, call, messages[0]))
+            self._start(call, self._owner.serving.arrive(method, call, messages[0]))
 
-    def _take(self, call: NativeCall, work: Work) -> None:
-        """Start the work of a call; where there is none it is answered, or waits for its turn."""
+    def _start(self, call: NativeCall, work: Work) -> None:
+        """Start the work of a call. None: the call is DONE, FORWARDED, or WAITING for its turn."""
         if work is not None:
             task = self._owner.eager.start(work)
             if task is not None and call.state is not DONE:
@@ -257,7 +256,7 @@ class Connection(WireProtocol[ServerConnection]):
             self._wait(call)
 
     def _wait(self, call: NativeCall) -> None:
-        """A call waits for its turn, without a task, and gives up a little before its deadline."""
+        """Let a call without a task wait for its turn, until a little before its deadline."""
         remaining = call.time_remaining()
         if remaining is not None:
             self._set_deadline(call, monotonic() + patience_s(remaining))
@@ -266,7 +265,7 @@ class Connection(WireProtocol[ServerConnection]):
         """The turn of a call has come."""
         if call.deadline_at is not None:
             self._set_deadline(call, call.deadline_at)
-        self._take(call, self._owner.serving.resume(call))
+        self._start(call, self._owner.serving.resume(call))
         self.flush_soon()
 
     def _set_deadline(self, call: NativeCall, at: float) -> None:
@@ -275,7 +274,7 @@ class Connection(WireProtocol[ServerConnection]):
         call.slot = deadlines.add(at, call)
 
     def _accept(self, stream: Stream, method: Method) -> bool:
-        """Make the call of a stream that has begun; False where that is answered already."""
+        """Make the call of a new stream; False where its headers were refused."""
         try:
             metadata, timeout = stream.metadata()
         except BadWire as error:
@@ -291,7 +290,7 @@ class Connection(WireProtocol[ServerConnection]):
         return True
 
     def answer(self, call: NativeCall, reply: bytes) -> None:
-        """A call has ended: say so, unless there is nobody to hear it."""
+        """Send the outcome of a call, unless its client has cancelled it."""
         stream = call.stream
         if not call.is_cancelled:
             if call.code_now is OK and not (call.trailers or call.is_open or stream.sent_headers or stream.encoding):
@@ -301,13 +300,13 @@ class Connection(WireProtocol[ServerConnection]):
                     self._send_answer(call, reply)
                 except BadWire as error:
                     self.wire.finish(stream, error.code, str(error))
-        self._left(call)
+        self._release(call)
 
-    def _left(self, call: NativeCall) -> None:
+    def _release(self, call: NativeCall) -> None:
         if call.task is not None:
             self.tasks.discard(call.task)
             call.task = None
-        # A call, its stream and its task know each other: parted here, they need no garbage collector.
+        # A call, its stream and its task refer to each other: cut here, the cycle needs no garbage collector.
         call.stream.call = None
         if call.slot:
             self._owner.deadlines.remove(call.slot, call)
@@ -337,10 +336,10 @@ class Connection(WireProtocol[ServerConnection]):
         """End a call with a status of our own, whatever its handler or its owner does."""
         if call.stream.id in self.wire.streams:
             self.wire.finish(call.stream, code, details)
-        self._ended(call.stream)
+        self._cancel(call.stream)
         self.flush_soon()
 
-    def _ended(self, stream: Stream) -> None:
+    def _cancel(self, stream: Stream) -> None:
         call = stream.call
         if call is None or call.state is DONE:
             return
@@ -354,12 +353,12 @@ class Connection(WireProtocol[ServerConnection]):
             call.task.cancel()
         elif call.state is ARRIVED:
             call.state = call.state.end
-            self._left(call)
+            self._release(call)
 
     # The end
 
     def send_keepalive(self, now: float) -> None:
-        """Ask whether the client is there."""
+        """Ping a client that has been quiet."""
         self.pinged_at = now
         super().ping(b"keepaliv")
 
@@ -371,49 +370,30 @@ class Connection(WireProtocol[ServerConnection]):
             self.transport.resume_reading()
 
     def close(self) -> None:
-        """Write what is left, and close."""
+        """Write what is queued, and close."""
         self.flush()
         self.transport.close()
 
     def closed(self) -> "asyncio.Future[None]":
-        """Done once this connection, which is open now, has closed."""
+        """A future that is done once this connection, which is open now, has closed."""
         self._closed = self._closed or self._loop.create_future()
         return self._closed
 
-    async def say_goodbye(self) -> None:
-        """Send the client elsewhere, and close when what it has asked meanwhile is answered. Fails no call.
+    async def close_gracefully(self) -> None:
+        """Send a GOAWAY, and close when the calls that the client has begun meanwhile are answered. Fails no call.
 
-        Returns when the client knows, or has not answered for GOODBYE_S. Source: RFC 9113, section 6.8.
+        Returns when the client has acknowledged it, or has not for GOAWAY_S. Source: RFC 9113, section 6.8.
         """
         self.keep()
-        if self.is_closing or self._goodbye is not None:
+        if self.is_closing or self._goaway_acknowledged is not None:
             return
-        self._goodbye = self._loop.create_future()
+        self._goaway_acknowledged = self._loop.create_future()
         self.announce_shutdown()
         super().ping(b"goodbye!")
         try:
-            await asyncio.wait([self._goodbye], timeout=GOODBYE_S)
+            await asyncio.wait([self._goaway_acknowledged], timeout=GOAWAY_S)
         finally:
-            # Also where we are cut short: what we have not read the client may then send elsewhere.
+            # Also where this is cancelled: what was not read may be sent to another server after a GOAWAY.
             self.go_away()
             self.is_closing = True
             self.flush()
-
-
-class _Lingering(asyncio.Protocol):
-    """In the place of a connection that has said all: reads, so that it is not reset, and waits for its end."""
-
-    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
-        self._connection = connection
-        self.transport = transport
-        self._left = LINGER_BYTES
-        self._timer = asyncio.get_running_loop().call_later(LINGER_S, transport.close)
-
-    def data_received(self, data: bytes) -> None:
-        self._left -= len(data)
-        if self._left < 0:
-            self.transport.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._timer.cancel()
-        self._connection.connection_lost(error)

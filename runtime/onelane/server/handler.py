@@ -50,8 +50,8 @@ async def _stream(method: Method, call: Call, message: Any) -> bytes:
     if not method.response_streaming:
         return bytes_of(method, call, await answer)
     if hasattr(answer, "__aiter__"):
-        async for one in answer:
-            await call.write(one)
+        async for message in answer:
+            await call.write(message)
     else:
         await answer
     return b""

@@ -27,21 +27,21 @@ def load(plugs: Sequence[str]) -> list[grpc.aio.ServerInterceptor]:
     Raises:
         BadService: one is missing, or is no grpc.aio.ServerInterceptor.
     """
-    made = []
+    interceptors = []
     for plug in plugs:
         module, _, name = plug.partition(":")
         try:
-            found = getattr(importlib.import_module(module), name, None)
+            cls = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
             raise BadService(f"interceptors: {plug}: no module {error.name!r}") from error
-        if not isinstance(found, type) or not issubclass(found, grpc.aio.ServerInterceptor):
-            raise BadService(f"interceptors: {plug} is {found!r}, expected a class of grpc.aio.ServerInterceptor")
-        made.append(found())
-    return made
+        if not isinstance(cls, type) or not issubclass(cls, grpc.aio.ServerInterceptor):
+            raise BadService(f"interceptors: {plug} is {cls!r}, expected a class of grpc.aio.ServerInterceptor")
+        interceptors.append(cls())
+    return interceptors
 
 
 def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> Method:
-    """`method`, whose handler the interceptors choose for each call; the first is asked first."""
+    """`method` with a handler that the interceptors choose for each call, the first of them outermost."""
     if not interceptors:
         return method
     shape = (method.request_streaming, method.response_streaming)
@@ -51,8 +51,8 @@ def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -
         return plain
 
     chain: Callable[[Any], Awaitable[Any]] = handler
-    for one in reversed(interceptors):
-        chain = _around(one, chain)
+    for interceptor in reversed(interceptors):
+        chain = _intercept(interceptor, chain)
 
     async def choose(call: Call) -> Method:
         chosen = await chain(_Details(method.path, call.metadata))
@@ -73,15 +73,17 @@ def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -
     return replace(method, choose=choose)
 
 
-def _around(one: grpc.aio.ServerInterceptor, chain: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    async def around(details: Any) -> Any:
-        return await one.intercept_service(chain, details)
+def _intercept(
+    interceptor: grpc.aio.ServerInterceptor, chain: Callable[[Any], Awaitable[Any]]
+) -> Callable[[Any], Awaitable[Any]]:
+    async def intercept(details: Any) -> Any:
+        return await interceptor.intercept_service(chain, details)
 
-    return around
+    return intercept
 
 
 class _Details(grpc.HandlerCallDetails):
-    """What an interceptor learns of a call."""
+    """The call as an interceptor sees it."""
 
     def __init__(self, method: str, metadata: Any) -> None:
         self.method = method

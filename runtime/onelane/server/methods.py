@@ -62,7 +62,7 @@ class _Details(NamedTuple):
 
 
 class _Registry:
-    """Stands where generated code expects a server, and keeps what it is given."""
+    """Stands where generated code expects a server, and collects the handlers."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -86,23 +86,23 @@ def servicer_class(plug: str) -> type:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise BadService(f"{plug}: no module {error.name!r} (looked from {sys.path[0] or 'here'})") from error
-    found = getattr(module, name, None)
-    if not isinstance(found, type):
+    cls = getattr(module, name, None)
+    if not isinstance(cls, type):
         near = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name]
         raise BadService(f"{plug}: {module_name} has no class {name!r}; it has {near}")
-    if not _registrations(found):
+    if not _registrations(cls):
         raise BadService(f"{plug}: derives from no generated …Servicer, so it serves nothing")
-    return found
+    return cls
 
 
 def _registrations(cls: type) -> list[Callable[[Any, Any], None]]:
     """grpcio's `add_XServicer_to_server` of each generated class that `cls` derives from."""
-    found = []
+    registrations = []
     for base in cls.__mro__:
         add = getattr(sys.modules.get(base.__module__), f"add_{base.__name__}_to_server", None)
         if add is not None:
-            found.append(add)
-    return found
+            registrations.append(add)
+    return registrations
 
 
 def make(cls: type, shard: object) -> object:
@@ -142,14 +142,14 @@ def methods_of(
 
 def _from_generic(generic: Iterable[Any]) -> dict[str, Any]:
     # Code generated before grpcio 1.64 registers only generic handlers; the pool knows their methods' names.
-    found: dict[str, Any] = {}
+    handlers: dict[str, Any] = {}
     for handler in generic:
         service = descriptor_pool.Default().FindServiceByName(handler.service_name())
         for method in service.methods:
             path = f"/{service.full_name}/{method.name}"
-            if (one := handler.service(_Details(path, ()))) is not None:
-                found[path] = one
-    return found
+            if (method_handler := handler.service(_Details(path, ()))) is not None:
+                handlers[path] = method_handler
+    return handlers
 
 
 def _method(

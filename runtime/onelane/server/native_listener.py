@@ -1,7 +1,7 @@
-"""The listener on our own wire: libnghttp2 under one asyncio Protocol for each connection, no thread beside.
+"""The listener on our own wire: libnghttp2 under one asyncio Protocol for each connection, no thread.
 
-It adopts sockets that its supervisor holds, so that while a shard restarts, who connects to it waits and is not
-refused; and it hands a connection to the sibling that its first request belongs to (steering.py).
+It adopts sockets that its supervisor holds, so that a client that connects while the shard restarts waits and is not
+refused; and it hands a connection to the sibling that owns the key of its first request (`steering`).
 """
 
 import asyncio
@@ -20,16 +20,15 @@ from onelane.server.connection import Connection
 from onelane.server.eager import Eager
 from onelane.server.listener import Bind, Serving
 from onelane.server.methods import Method
-from onelane.server.steering import MAX_SEEN, Seen, Steering
+from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Messages, Opened
 
 UNDECIDED_S = 0.5
-"""How long a first request may take to show where it belongs; then its connection stays where it is."""
-SIBLING_STREAMS = 2**31 - 1
+"""How long the key of a first request may take to arrive; then this shard keeps the connection."""
 SWEEPS = 4
-"""How often a limit in time is looked at before it is reached."""
+"""How often a time limit is checked before it is reached."""
 
 
 class NativeListener:
@@ -43,11 +42,11 @@ class NativeListener:
         self.methods: dict[bytes, Method] = {}
         self.limits = Limits()
         self.max_message = 0
-        self.max_seen = MAX_SEEN
+        self.max_first_bytes = MAX_FIRST_BYTES
         self._settings: App
         self._connections: set[Connection] = set()
         self._undecided: dict[Connection, float] = {}
-        """Connection → when it is kept here."""
+        """Connection → when this shard keeps it, in monotonic seconds."""
         self._servers: list[tuple[Bind, asyncio.Server]] = []
         self._steering: Steering | None = None
         self._is_draining = False
@@ -58,7 +57,7 @@ class NativeListener:
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(monotonic, self.loop.call_later)
-        # Every call sets it, so it is to be there before the first.
+        # Set before `Eager` copies the context: a variable that is new to it costs a task for each call.
         current_call_var.set(None)
         attached_context_var.set(None)
         self.eager = Eager(self.loop)
@@ -78,7 +77,7 @@ class NativeListener:
         self._servers = servers
         self._open_steering(binds, secured=secure is not None)
         if secure is not None and settings.tls is not None:
-            self._keep(tls.reload_when_changed(secure, settings.tls))
+            self._spawn(tls.reload_when_changed(secure, settings.tls))
         self._sweep()
         for _, server in servers:
             await server.start_serving()
@@ -91,9 +90,9 @@ class NativeListener:
 
         sock = bind.sock or sockets.listening(bind.address, shared=bind.shared)
         if sock.family == socket.AF_UNIX:
-            secure = None  # It stays within the machine.
+            secure = None  # Unix sockets stay within the machine.
         # Not `create_unix_server`: from CPython 3.13 on it removes the path when it closes, though the supervisor holds
-        # the socket, and the next life of this shard listens on it.
+        # the socket, and the next process of this shard listens on it.
         return await self.loop.create_server(
             connected, sock=sock, ssl=secure, backlog=sockets.BACKLOG, start_serving=False
         )
@@ -106,7 +105,7 @@ class NativeListener:
         self._steering = Steering(path, adopt=self._adopt, take_back=self._adopt)
         self._steering.open()
 
-    def _keep(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> None:
         """Run `work` until it ends, or the listener does."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
@@ -114,26 +113,27 @@ class NativeListener:
 
     # Connections
 
-    def made(self, connection: Connection) -> bool:
-        """A client has come; whether there is room."""
+    def opened(self, connection: Connection) -> bool:
+        """A client has connected; whether there is room."""
         if len(self._connections) >= self._settings.max_connections and not connection.trusted:
             return False
         self._connections.add(connection)
         if self._is_paused:
             connection.pause_reading()
         if self._is_draining and not connection.trusted:
-            # It came while the door was closing.
-            self._keep(connection.say_goodbye())
+            # Accepted between `drain` and closing the socket.
+            self._spawn(connection.close_gracefully())
         return True
 
     def lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self._undecided.pop(connection, None)
 
-    # Where they belong
+    # Which shard owns them
 
     def owner_of(self, events: list[Any]) -> str | None:
-        """The socket of the sibling to which a connection belongs that begins so; "" for here, None for not known."""
+        """The socket of the sibling that owns a connection which begins with these events; "" for this shard, None
+        where the key has not arrived."""
         opened = next((event for event in events if type(event) is Opened), None)
         if opened is None:
             return None
@@ -152,11 +152,11 @@ class NativeListener:
             return ""
         return self.serving.home_of(method, metadata, message)
 
-    def hand_over(self, owner: str, fd: int, seen: Seen) -> bool:
-        return self._steering is not None and self._steering.hand_over(owner, fd, seen)
+    def hand_over(self, owner: str, fd: int, first: FirstBytes) -> bool:
+        return self._steering is not None and self._steering.hand_over(owner, fd, first)
 
     def undecided(self, connection: Connection) -> None:
-        """Keep a connection here unless its first request soon says where it belongs."""
+        """Keep a connection in this shard unless the key of its first request arrives within UNDECIDED_S."""
         self._undecided.setdefault(connection, monotonic() + UNDECIDED_S)
         if "undecided" not in self._timers:
             self._timers["undecided"] = self.loop.call_later(UNDECIDED_S, self._keep_undecided)
@@ -173,27 +173,27 @@ class NativeListener:
                 return
             connection.keep()
 
-    def _adopt(self, sock: socket.socket, seen: Seen) -> None:
-        self._keep(self._take_in(sock, seen))
+    def _adopt(self, sock: socket.socket, first: FirstBytes) -> None:
+        self._spawn(self._adopt_connection(sock, first))
 
-    async def _take_in(self, sock: socket.socket, seen: Seen) -> None:
+    async def _adopt_connection(self, sock: socket.socket, first: FirstBytes) -> None:
         sock.setblocking(False)
-        await self.loop.connect_accepted_socket(lambda: Connection(self, replay=seen), sock)
+        await self.loop.connect_accepted_socket(lambda: Connection(self, replay=first), sock)
         self.serving.steered()
 
-    # Limits in time
+    # Time limits
 
     def _sweep(self) -> None:
-        """Look at every connection's limits in time, and again when the shortest has a fraction left."""
+        """Check the time limits of every connection, and again after a fraction of the shortest."""
         now = monotonic()
         settings = self._settings
         for connection in list(self._connections):
-            self._look_at(connection, now)
+            self._check_limits(connection, now)
         limits = [settings.keepalive_s, settings.ping_timeout_s, settings.max_idle_s, settings.max_age_s]
         shortest = min((limit for limit in limits if limit is not None), default=60.0)
         self._timers["sweep"] = self.loop.call_later(min(60.0, max(0.02, shortest / SWEEPS)), self._sweep)
 
-    def _look_at(self, connection: Connection, now: float) -> None:
+    def _check_limits(self, connection: Connection, now: float) -> None:
         settings = self._settings
         quiet = now - connection.heard_at
         if connection.trusted:
@@ -205,7 +205,7 @@ class NativeListener:
             settings.max_age_s is not None and now - connection.opened_at > settings.max_age_s
         ):
             connection.opened_at = now
-            self._keep(connection.say_goodbye())
+            self._spawn(connection.close_gracefully())
         elif settings.keepalive_s is not None and quiet > settings.keepalive_s:
             connection.send_keepalive(now)
 
@@ -219,7 +219,7 @@ class NativeListener:
         if self._steering is not None:
             self._steering.close()
         clients = [connection for connection in self._connections if not connection.trusted]
-        await asyncio.gather(*(connection.say_goodbye() for connection in clients))
+        await asyncio.gather(*(connection.close_gracefully() for connection in clients))
 
     async def stop(self, grace_s: float) -> None:
         for _, server in self._servers:
@@ -229,9 +229,9 @@ class NativeListener:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 connections = list(self._connections)
-                await asyncio.gather(*(connection.say_goodbye() for connection in connections))
-                # Each future is made now. A coroutine would make it one turn of the loop later, and never see a
-                # connection close that closes in that turn.
+                await asyncio.gather(*(connection.close_gracefully() for connection in connections))
+                # Futures, made now: a coroutine would begin one turn of the loop later, and miss a connection that
+                # closes in between.
                 await asyncio.gather(*(c.closed() for c in connections if c in self._connections))
         self.eager.close()
         for timer in self._timers.values():
@@ -244,7 +244,7 @@ class NativeListener:
             connection.close()
 
     def pause(self) -> None:
-        """Take nothing from any connection until `resume`."""
+        """Read nothing from any connection until `resume`."""
         self._is_paused = True
         for connection in self._connections:
             connection.pause_reading()
@@ -255,7 +255,7 @@ class NativeListener:
             connection.resume_reading()
 
     async def abort(self) -> None:
-        """Close everything at once, without a word, as a process that dies does."""
+        """Close every socket at once, as a process that dies does."""
         for connection in list(self._connections):
             connection.abort()
         await self.stop(0.0)

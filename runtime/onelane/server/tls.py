@@ -51,16 +51,16 @@ async def reload_when_changed(context: ssl.SSLContext, settings: Tls) -> None:
 
 
 def auth_context(secured: Any) -> Mapping[str, Iterable[bytes]]:
-    """What is known of the peer, under gRPC's names."""
-    found: dict[str, Iterable[bytes]] = {"transport_security_type": [b"ssl"]}
+    """The auth properties of a peer with a certificate, under gRPC's names."""
+    properties: dict[str, Iterable[bytes]] = {"transport_security_type": [b"ssl"]}
     certificate = secured.getpeercert() or {}
     names = [value.encode() for _, value in certificate.get("subjectAltName", ())]
     common = [value.encode() for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
     if common:
-        found["x509_common_name"] = common
+        properties["x509_common_name"] = common
     if names:
-        found["x509_subject_alternative_name"] = names
-    return found
+        properties["x509_subject_alternative_name"] = names
+    return properties
 
 
 def _load(context: ssl.SSLContext, settings: Tls) -> None:
