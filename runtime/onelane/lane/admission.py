@@ -1,10 +1,10 @@
-"""When a shard refuses calls: too many at once, a lane that runs late, or a key that asks too often.
+"""When a shard refuses calls: too many in flight, a lane that runs late, or a key with too high a rate.
 
-Promises: pure; what a call costs here is a comparison while nothing is wrong, and memory is bounded.
-Source of the rule for lateness: CoDel (RFC 8289). Lateness that comes and goes is the lane at work; lateness that
-stands for an `INTERVAL_S` is a queue that only grows. The queue is in the sockets, so it is measured by how long the
-lane's rounds are: a round takes what has come, and what comes meanwhile waits for the next one. On the `grpcio`
-listener it is in gRPC's core, which gives one call at a time, and is not seen: there `max_in_flight` alone bounds.
+Promises: pure; while no limit is passed, a call costs a comparison; memory is bounded.
+Source of the rule for lateness: CoDel (RFC 8289). Lateness that comes and goes is a lane at work; lateness that lasts
+for an `INTERVAL_S` is a queue that only grows. That queue is in the sockets, so it is measured by the length of the
+lane's rounds: a round runs the calls that have arrived, and calls that arrive meanwhile wait for the next one. On the
+`grpcio` listener the queue is in gRPC's core, which hands over one call at a time; there `max_in_flight` alone bounds.
 """
 
 from collections import OrderedDict
@@ -14,11 +14,11 @@ from onelane.errors import Draining, Overloaded, RunsLate, TooOften
 
 INTERVAL_S = 0.1
 BURST_S = 0.5
-"""How long a round may take while no lateness stands: a burst is no overload."""
+"""How long a round may take after a time without lateness: a burst is no overload."""
 MANY = 8
-"""Calls in one round that make it a pile; fewer are a few slow ones."""
+"""Calls in one round that make a queue; fewer are a few slow handlers."""
 MOST_KEYS = 65_536
-"""Keys whose rate is known at once; the one that was quiet longest is forgotten, and may begin anew."""
+"""Keys whose rate is remembered; the key that was idle longest is forgotten, and begins with a full bucket."""
 RESERVE = 256
 """Calls beyond `max_in_flight` for those that siblings have taken already, and for the runtime's own services."""
 
@@ -62,8 +62,8 @@ class Admission:
 class Lateness:
     """Whether a lane runs late. Owned by it; times are seconds of one clock.
 
-    A round begins with the first call that the lane takes in one go of its loop, and ends when all that was ready has
-    run once. A call that comes in it after `refuse_from` would only make longer what stands.
+    A round begins with the first call that arrives in a turn of the loop, and ends when every callback that was ready
+    has run once. A call that arrives in it after `refuse_from` would only make the queue longer.
     """
 
     __slots__ = ("_calls_before", "_ended_at", "_late_since", "_target_s", "began_at", "refuse_from")
@@ -71,26 +71,26 @@ class Lateness:
     def __init__(self, target_s: float) -> None:
         self._target_s = target_s
         self.began_at = 0.0
-        """Of this round; 0 between two."""
+        """When this round began; 0 between two rounds."""
         self.refuse_from = inf
         self._calls_before = 0
         self._ended_at = 0.0
         self._late_since: float | None = None
 
     def begin(self, now: float, calls: int) -> None:
-        """A round begins. Where the lane had nothing to do before it, all is well. calls: taken so far, in all."""
+        """A round begins. A lane that was idle before it is not late. calls: arrived so far, in all."""
         self._calls_before = calls
         if now - self._ended_at > self._target_s:
             self._late_since = None
         self.began_at = now
-        stands = self._late_since is not None and now - self._late_since >= INTERVAL_S
-        self.refuse_from = now + (self._target_s if stands else max(self._target_s, BURST_S))
+        is_lasting = self._late_since is not None and now - self._late_since >= INTERVAL_S
+        self.refuse_from = now + (self._target_s if is_lasting else max(self._target_s, BURST_S))
 
     def refuses(self, now: float, calls: int) -> bool:
-        """Whether a call that has come after `refuse_from` is refused. calls: as in `begin`."""
+        """Whether a call that arrived after `refuse_from` is refused. calls: as in `begin`."""
         if calls - self._calls_before >= MANY:
             return True
-        # A few slow ones have held the lane, and that is over: nothing piles up yet.
+        # A few slow handlers have blocked the lane, and have ended: there is no queue yet.
         self.refuse_from = now + self._target_s
         return False
 
@@ -104,16 +104,16 @@ class Lateness:
 
 
 class Rates:
-    """How often each key may ask: a bucket of `burst` calls for each, which fills by `per_s` a second."""
+    """A limit on the calls of each key: a token bucket of `burst` calls for each, which fills by `per_s` a second."""
 
     def __init__(self, per_s: float, burst: float) -> None:
         self.per_s = per_s
         self._burst = burst
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Key → calls left, and when that was."""
+        """Key → its tokens, and when they were counted."""
 
     def wait_s(self, key: str, now: float) -> float:
-        """Count one call of `key`: 0 where it may run, else the seconds until the next may, and it is not counted."""
+        """Take a token for one call of `key`: 0, or the seconds until there is one, and none is taken."""
         left, at = self._buckets.pop(key, (self._burst, now))
         left = min(self._burst, left + (now - at) * self.per_s)
         allowed = left >= 1.0

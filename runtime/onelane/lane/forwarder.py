@@ -1,7 +1,7 @@
 """Sending one call on, unread, to the shard that owns its key: once, over the sibling's Unix socket.
 
-Metadata, deadline, cancellation, status, details and trailers pass both ways unchanged. What siblings alone say to
-each other (`onelane-hop`, `onelane-served`) never reaches a client.
+Metadata, deadline, cancellation, status, details and trailers pass both ways unchanged. The metadata that siblings
+exchange (`onelane-hop`, `onelane-served`) never reach a client.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """Starts a coroutine at once, and gives it a task of its own only where it has to wait.
 
 Most handlers never wait. A task for each of them costs a tenth of the call, and a turn of the loop besides; Python 3.12
-has eager tasks for this, 3.11 does not. Here some spare tasks wait; a coroutine's first step runs as if one of them ran
-it (same `asyncio.current_task()`, same context). Where it ends there, the task is spare again; where it waits, the task
-goes on with it. So a coroutine has one task from its first step to its last.
+has eager tasks for this, 3.11 does not. Here some spare tasks are parked; the first step of a coroutine runs as if one
+of them ran it (same `asyncio.current_task()`, same context). If the coroutine ends in that step, the task is spare
+again; if it waits, the task goes on with it. So a coroutine has one task from its first step to its last.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ class Eager:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._context = copy_context()
-        """What coroutines start from. A variable that is not set here costs the task of each one that sets it."""
-        self._spares: deque[_Host] = deque()
-        """Parked ones on the right."""
+        """The context that coroutines start with. A coroutine that sets a variable which is not in it costs its task."""
+        self._spares: deque[_SpareTask] = deque()
+        """Spare tasks; those that are parked already stand on the right."""
         self._closed = False
         self._provide()
 
@@ -38,42 +38,42 @@ class Eager:
         if not spares or not spares[-1].is_parked or asyncio.current_task(self._loop) is not None:
             self._provide()
             return self._loop.create_task(_Begun(work))
-        host = spares[-1]
-        task = host.task
+        spare = spares[-1]
+        task = spare.task
         _enter_task(self._loop, task)
         try:
-            waits_for = host.context.run(work.send, None)
+            waits_for = spare.context.run(work.send, None)
         except StopIteration:
-            if not host.restore():
+            if not spare.restore():
                 spares.pop()
-                host.task.cancel()
+                spare.task.cancel()
                 self._provide()
             return None
         except BaseException:
-            host.restore()
+            spare.restore()
             raise
         finally:
             _leave_task(self._loop, task)
         spares.pop()
-        host.go_on(work, waits_for)
+        spare.go_on(work, waits_for)
         if len(spares) < SPARES // 2:
             self._provide()
         return task
 
     def close(self) -> None:
-        """End the spare tasks; what they were lent to goes on."""
+        """End the spare tasks; coroutines that have one go on."""
         self._closed = True
         while self._spares:
             self._spares.pop().task.cancel()
 
     def _provide(self) -> None:
-        """Have spare tasks again; they are parked in the loop's next turn."""
+        """Fill up the spare tasks; new ones are parked in the next turn of the loop."""
         while len(self._spares) < SPARES and not self._closed:
-            self._spares.appendleft(_Host(self._loop, self._context.copy()))
+            self._spares.appendleft(_SpareTask(self._loop, self._context.copy()))
 
 
 class _Begun(Coroutine[Any, Any, None]):
-    """A coroutine that takes its first step even where its task is cancelled before: `finally` in it is kept."""
+    """A coroutine that takes its first step even if its task is cancelled before: its `finally` blocks run."""
 
     def __init__(self, work: Coroutine[Any, Any, None]) -> None:
         self._work = work
@@ -95,8 +95,8 @@ class _Begun(Coroutine[Any, Any, None]):
         return self._work.__await__()
 
 
-class _Host:
-    """A task that waits for a coroutine which has begun already."""
+class _SpareTask:
+    """A spare task: it waits for a coroutine that has taken its first step."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         self.context = context
@@ -109,11 +109,11 @@ class _Host:
 
     @property
     def is_parked(self) -> bool:
-        """It waits, and nobody has asked it to end."""
+        """It has taken its first step, has no coroutine yet, and was not cancelled."""
         return self._is_waiting and not self._parked.done()
 
     def restore(self) -> bool:
-        """Make the context what it was; False where that cannot be, or somebody has cancelled the task."""
+        """Reset the context variables; False where the context has new ones, or the task has been cancelled."""
         for variable, value in self._clean:
             if self.context.get(variable) is not value:
                 self.context.run(variable.set, value)
