@@ -213,9 +213,9 @@ async def test_a_refused_stream_is_sent_again_unseen() -> None:
     refused = 0
 
     async with ours() as (address, _listener):
-        from onelane.server.connection import Connection
+        from onelane.server.connection import NativeConnection
 
-        def refuse_first(self: Connection, stream: Any, message: bytes | None) -> None:
+        def refuse_first(self: NativeConnection, stream: Any, message: bytes | None) -> None:
             nonlocal refused
             if refused == 0:
                 refused += 1
@@ -223,9 +223,9 @@ async def test_a_refused_stream_is_sent_again_unseen() -> None:
                 return
             real(self, stream, message)
 
-        real = Connection._opened
+        real = NativeConnection._opened
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Connection, "_opened", refuse_first)
+            patched.setattr(NativeConnection, "_opened", refuse_first)
             async with dial(address) as channel:
                 assert await channel.unary_unary("/t.T/Echo")(b"again", timeout=5) == b"again"
     assert refused == 1

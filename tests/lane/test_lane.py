@@ -14,7 +14,7 @@ from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turns
 from onelane.lane.admission import Admission
-from onelane.lane.forwarder import HOP, NOT_HOME, SERVED
+from onelane.lane.forwarder import HOP_METADATA, NOT_HOME, SERVED
 from onelane.lane.forwarding import NEWER_PLACEMENT_S
 from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
@@ -99,14 +99,14 @@ class Bench:
 
 async def test_a_second_hop_is_refused_with_the_epoch() -> None:
     bench = Bench(Placement(7, (B,)), SaysWhatItWasTold())
-    call = await bench.call(trusted=True, metadata=((HOP, "1"),))
+    call = await bench.call(trusted=True, metadata=((HOP_METADATA, "1"),))
     assert call.code_now is grpc.StatusCode.UNAVAILABLE
     assert ("onelane-epoch", "7") in tuple(call.trailers)
 
 
 async def test_a_hop_mark_counts_only_from_a_sibling() -> None:
     forwarder = SaysWhatItWasTold([(grpc.StatusCode.OK, ((SERVED, "b"),))])
-    await Bench(Placement(7, (B,)), forwarder).call(trusted=False, metadata=((HOP, "1"),))
+    await Bench(Placement(7, (B,)), forwarder).call(trusted=False, metadata=((HOP_METADATA, "1"),))
     assert forwarder.sent == ["b"]
 
 
@@ -189,7 +189,7 @@ async def test_a_call_in_a_draining_lane_is_refused_unless_a_sibling_sent_it() -
     bench = Bench(Placement(7, (A,)), SaysWhatItWasTold())
     await bench.lane.drain()
     assert (await bench.call()).code_now is grpc.StatusCode.UNAVAILABLE
-    assert (await bench.call(trusted=True, metadata=((HOP, "1"),))).code_now is grpc.StatusCode.OK
+    assert (await bench.call(trusted=True, metadata=((HOP_METADATA, "1"),))).code_now is grpc.StatusCode.OK
 
 
 async def test_a_newer_placement_is_followed_and_an_older_one_ignored() -> None:

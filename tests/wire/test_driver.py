@@ -111,7 +111,7 @@ async def test_a_writer_waits_while_the_peer_does_not_read_and_goes_on_when_it_d
     stream, asked = await pair.open()
     pair.client.wire.send_message(stream, LARGE)
     pair.client.flush_soon()
-    writing = asyncio.ensure_future(pair.client.wait_room(stream))
+    writing = asyncio.ensure_future(pair.client.wait_room(stream.id))
     # The peer has all that its window takes, and no more comes.
     while pair.client.wire.http2.queued(stream.id) > len(LARGE) - Limits().window:  # noqa: ASYNC110 - likewise
         await asyncio.sleep(0)
@@ -127,7 +127,7 @@ async def test_a_writer_goes_on_when_its_stream_ends(pair: Pair) -> None:
     stream, asked = await pair.open()
     pair.client.wire.send_message(stream, LARGE)
     pair.client.flush()
-    writing = asyncio.ensure_future(pair.client.wait_room(stream))
+    writing = asyncio.ensure_future(pair.client.wait_room(stream.id))
     pair.server.wire.finish(asked, 5)
     pair.server.flush_soon()
     assert await pair.client.status == 5
@@ -139,7 +139,7 @@ async def test_a_writer_goes_on_when_the_connection_is_lost(pair: Pair) -> None:
     stream, _ = await pair.open()
     pair.client.wire.send_message(stream, LARGE)
     pair.client.flush()
-    writing = asyncio.ensure_future(pair.client.wait_room(stream))
+    writing = asyncio.ensure_future(pair.client.wait_room(stream.id))
     await asyncio.sleep(0)
     assert not writing.done()
     pair.server.abort()
@@ -149,7 +149,7 @@ async def test_a_writer_goes_on_when_the_connection_is_lost(pair: Pair) -> None:
 async def test_a_full_transport_holds_a_writer_back_whatever_the_window_says(pair: Pair) -> None:
     stream, _ = await pair.open()
     pair.client.pause_writing()
-    writing = asyncio.ensure_future(pair.client.wait_room(stream))
+    writing = asyncio.ensure_future(pair.client.wait_room(stream.id))
     await asyncio.sleep(0)
     assert not writing.done()
     pair.client.resume_writing()

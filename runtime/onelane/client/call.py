@@ -410,7 +410,7 @@ class _ManyRequests(ClientCall):
         self.connection.wire.send_message(self.stream, message)
         self.connection.flush_soon()
         try:
-            await self.connection.wait_room(self.stream)
+            await self.connection.wait_room(self.stream.id)
         except asyncio.CancelledError:
             self.cancel()
             raise

@@ -49,7 +49,7 @@ class Outgoing(Protocol):
         """It is over."""
 
 
-class ConnectionOwner(Protocol):
+class ConnectionPool(Protocol):
     """A subchannel as its connections see it."""
 
     @property
@@ -72,7 +72,7 @@ class ConnectionOwner(Protocol):
 class Connection(WireProtocol[ClientConnection]):
     """One connection. Owned by its subchannel."""
 
-    def __init__(self, owner: ConnectionOwner) -> None:
+    def __init__(self, owner: ConnectionPool) -> None:
         super().__init__(ClientConnection(Limits(max_metadata=64 * 1024)), asyncio.get_running_loop())
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self._owner = owner

@@ -75,7 +75,7 @@ class WireControl(WireProtocol[Any]):
         if not self._gone:
             self.wire.send_message(self._stream, framed)
             self.flush()
-            await self.wait_room(self._stream)
+            await self.wait_room(self._stream.id)
 
     async def receive(self) -> Any | None:
         while not self._inbox:

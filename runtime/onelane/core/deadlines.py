@@ -18,7 +18,7 @@ class Expiring(Protocol):
         """Its time has come."""
 
 
-class Timer(Protocol):
+class TimerHandle(Protocol):
     """What `call_later` returns."""
 
     def cancel(self) -> object: ...
@@ -27,13 +27,15 @@ class Timer(Protocol):
 class Deadlines:
     """Owned by one event loop. `add` and `remove` cost well under a microsecond each."""
 
-    def __init__(self, now: Callable[[], float], call_later: Callable[[float, Callable[[], object]], Timer]) -> None:
+    def __init__(
+        self, now: Callable[[], float], call_later: Callable[[float, Callable[[], object]], TimerHandle]
+    ) -> None:
         """now: monotonic seconds. call_later: the loop's."""
         self._now = now
         self._call_later = call_later
         self._due: dict[int, set[Any]] = {}
         self._order: list[int] = []
-        self._timer: Timer | None = None
+        self._timer: TimerHandle | None = None
         self._timer_at = 0
 
     def add(self, at: float, one: Expiring) -> int:

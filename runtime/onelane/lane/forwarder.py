@@ -20,13 +20,13 @@ from onelane.core.trace_context import TraceContext
 from onelane.server.call import Call, Metadata
 from onelane.telemetry.tracer import outbound
 
-HOP = "onelane-hop"
+HOP_METADATA = "onelane-hop"
 """Metadata by which a sibling says that it sent a call on; counts on a sibling's connection alone."""
 SERVED = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
 NOT_HOME = "onelane-not-home"
 """Trailer by which a shard says that it does not own the key, with its epoch."""
-_DROPPED = frozenset({"user-agent", "traceparent", "tracestate", "te", "content-type", HOP})
+_DROPPED = frozenset({"user-agent", "traceparent", "tracestate", "te", "content-type", HOP_METADATA})
 
 DIALLING = Dialling(
     initial_backoff_s=0.1, max_backoff_s=0.5, connect_s=5.0, max_message_bytes=2**31 - 1, max_connections=1
@@ -154,7 +154,7 @@ async def _rest(call: Call) -> AsyncIterator[bytes]:
 
 def _onward(metadata: Metadata, trace: TraceContext | None) -> Metadata:
     kept = tuple(pair for pair in metadata if pair[0] not in _DROPPED and not pair[0].startswith("grpc-"))
-    return (*kept, *outbound(trace), (HOP, "1"))
+    return (*kept, *outbound(trace), (HOP_METADATA, "1"))
 
 
 async def _pass_initial_then(call: Call, sent: ClientCall, done: Done, reply: bytes) -> None:

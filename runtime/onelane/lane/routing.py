@@ -10,7 +10,7 @@ from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement, route
 from onelane.core.turns import CHAIN
 from onelane.errors import NotHome, OnelaneError
-from onelane.lane.forwarder import HOP, NOT_HOME
+from onelane.lane.forwarder import HOP_METADATA, NOT_HOME
 from onelane.lane.method_entry import Entry
 from onelane.server.call import Call, Metadata
 from onelane.server.handler import parse
@@ -116,7 +116,7 @@ class Router:
         if isinstance(chain, str):
             # Counts from any peer: only a holder of the turn can know its number. See `core/turns`.
             call.chain = chain
-        hopped = call.trusted and HOP in metadata
+        hopped = call.trusted and HOP_METADATA in metadata
         if hopped:
             call.hop = "forwarded"
         if "onelane-debug" in metadata:

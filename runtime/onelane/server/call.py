@@ -5,7 +5,7 @@ A listener subclasses `Call` with its own bytes; a lane never sees a socket. Out
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -16,8 +16,8 @@ from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
 from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
+from onelane.wire.framing import Metadata as Metadata
 
-Metadata = Sequence[tuple[str, str | bytes]]
 OK = grpc.StatusCode.OK
 
 

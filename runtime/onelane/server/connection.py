@@ -43,10 +43,10 @@ class ConnectionOwner(Protocol):
     max_message: int
     max_first_bytes: int
 
-    def opened(self, connection: "Connection") -> bool:
+    def opened(self, connection: "NativeConnection") -> bool:
         """A client has connected; whether there is room."""
 
-    def lost(self, connection: "Connection") -> None:
+    def lost(self, connection: "NativeConnection") -> None:
         """The connection has closed."""
 
     def owner_of(self, events: list[Any]) -> str | None:
@@ -55,14 +55,14 @@ class ConnectionOwner(Protocol):
     def hand_over(self, owner: str, fd: int, first: FirstBytes) -> bool:
         """Steer the connection to a sibling; whether it was handed over."""
 
-    def undecided(self, connection: "Connection") -> None:
+    def undecided(self, connection: "NativeConnection") -> None:
         """Keep the connection here unless its first request soon says where it belongs."""
 
-    def decided(self, connection: "Connection") -> None:
+    def decided(self, connection: "NativeConnection") -> None:
         """It is known where the connection belongs."""
 
 
-class Connection(WireProtocol[ServerConnection]):
+class NativeConnection(WireProtocol[ServerConnection]):
     """See the module. Owned by its listener."""
 
     def __init__(

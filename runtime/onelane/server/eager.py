@@ -23,7 +23,7 @@ class Eager:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._context = copy_context()
-        """The context that coroutines start with. A coroutine that sets a variable which is not in it costs its task."""
+        """The context that coroutines start with. Setting a variable that is not in it costs the task."""
         self._spares: deque[_SpareTask] = deque()
         """Spare tasks; those that are parked already stand on the right."""
         self._closed = False

@@ -11,7 +11,7 @@ import grpc.aio
 
 from onelane.errors import BadService
 from onelane.server.call import Call
-from onelane.server.methods import Method
+from onelane.server.methods import CallDetails, Method
 
 _MAKERS: dict[tuple[bool, bool], Any] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -55,7 +55,7 @@ def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -
         chain = _intercept(interceptor, chain)
 
     async def choose(call: Call) -> Method:
-        chosen = await chain(_Details(method.path, call.metadata))
+        chosen = await chain(CallDetails(method.path, call.metadata))
         if chosen is None:
             call.abort_now(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         if (chosen.request_streaming, chosen.response_streaming) != shape:
@@ -80,11 +80,3 @@ def _intercept(
         return await interceptor.intercept_service(chain, details)
 
     return intercept
-
-
-class _Details(grpc.HandlerCallDetails):
-    """The call as an interceptor sees it."""
-
-    def __init__(self, method: str, metadata: Any) -> None:
-        self.method = method
-        self.invocation_metadata = metadata

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -54,11 +54,12 @@ class Method:
         object.__setattr__(self, "is_immediate", not waits)
 
 
-class _Details(NamedTuple):
-    """grpc.HandlerCallDetails, to ask a generic handler for one method."""
+class CallDetails(grpc.HandlerCallDetails):
+    """A call as interceptors and generic handlers see it."""
 
-    method: str
-    invocation_metadata: tuple[tuple[str, str], ...]
+    def __init__(self, method: str, metadata: Any) -> None:
+        self.method = method
+        self.invocation_metadata = metadata
 
 
 class _Registry:
@@ -147,7 +148,7 @@ def _from_generic(generic: Iterable[Any]) -> dict[str, Any]:
         service = descriptor_pool.Default().FindServiceByName(handler.service_name())
         for method in service.methods:
             path = f"/{service.full_name}/{method.name}"
-            if (method_handler := handler.service(_Details(path, ()))) is not None:
+            if (method_handler := handler.service(CallDetails(path, ()))) is not None:
                 handlers[path] = method_handler
     return handlers
 

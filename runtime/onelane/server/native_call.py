@@ -25,7 +25,7 @@ class CallConnection(Protocol):
     def flush_soon(self) -> None:
         """Write what is ready at the end of this turn of the loop."""
 
-    async def wait_room(self, stream: Stream) -> None:
+    async def wait_room(self, stream_id: int) -> None:
         """Wait while the client does not read what was sent."""
 
     def consumed(self, stream: Stream) -> None:
@@ -89,7 +89,7 @@ class NativeCall(Call):
     async def send(self, message: bytes) -> None:
         self._connection.wire.send_message(self.stream, self.framed(message))
         self._connection.flush_soon()
-        await self._connection.wait_room(self.stream)
+        await self._connection.wait_room(self.stream.id)
 
     async def send_initial(self, metadata: Metadata) -> None:
         self._connection.wire.send_headers(self.stream, tuple(metadata))

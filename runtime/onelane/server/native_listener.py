@@ -16,7 +16,7 @@ from onelane.config import App
 from onelane.core.context import attached_context_var, current_call_var
 from onelane.core.deadlines import Deadlines
 from onelane.server import sockets, tls
-from onelane.server.connection import Connection
+from onelane.server.connection import NativeConnection
 from onelane.server.eager import Eager
 from onelane.server.listener import Bind, Serving
 from onelane.server.methods import Method
@@ -44,9 +44,9 @@ class NativeListener:
         self.max_message = 0
         self.max_first_bytes = MAX_FIRST_BYTES
         self._settings: App
-        self._connections: set[Connection] = set()
-        self._undecided: dict[Connection, float] = {}
-        """Connection → when this shard keeps it, in monotonic seconds."""
+        self._connections: set[NativeConnection] = set()
+        self._undecided: dict[NativeConnection, float] = {}
+        """NativeConnection → when this shard keeps it, in monotonic seconds."""
         self._servers: list[tuple[Bind, asyncio.Server]] = []
         self._steering: Steering | None = None
         self._is_draining = False
@@ -85,8 +85,8 @@ class NativeListener:
     async def _listen(self, bind: Bind, secure: ssl.SSLContext | None) -> asyncio.Server:
         steers = bind.shared and secure is None
 
-        def connected() -> Connection:
-            return Connection(self, trusted=bind.trusted, steers=steers and self._steering is not None)
+        def connected() -> NativeConnection:
+            return NativeConnection(self, trusted=bind.trusted, steers=steers and self._steering is not None)
 
         sock = bind.sock or sockets.listening(bind.address, shared=bind.shared)
         if sock.family == socket.AF_UNIX:
@@ -113,7 +113,7 @@ class NativeListener:
 
     # Connections
 
-    def opened(self, connection: Connection) -> bool:
+    def opened(self, connection: NativeConnection) -> bool:
         """A client has connected; whether there is room."""
         if len(self._connections) >= self._settings.max_connections and not connection.trusted:
             return False
@@ -125,7 +125,7 @@ class NativeListener:
             self._spawn(connection.close_gracefully())
         return True
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: NativeConnection) -> None:
         self._connections.discard(connection)
         self._undecided.pop(connection, None)
 
@@ -155,13 +155,13 @@ class NativeListener:
     def hand_over(self, owner: str, fd: int, first: FirstBytes) -> bool:
         return self._steering is not None and self._steering.hand_over(owner, fd, first)
 
-    def undecided(self, connection: Connection) -> None:
+    def undecided(self, connection: NativeConnection) -> None:
         """Keep a connection in this shard unless the key of its first request arrives within UNDECIDED_S."""
         self._undecided.setdefault(connection, monotonic() + UNDECIDED_S)
         if "undecided" not in self._timers:
             self._timers["undecided"] = self.loop.call_later(UNDECIDED_S, self._keep_undecided)
 
-    def decided(self, connection: Connection) -> None:
+    def decided(self, connection: NativeConnection) -> None:
         self._undecided.pop(connection, None)
 
     def _keep_undecided(self) -> None:
@@ -178,7 +178,7 @@ class NativeListener:
 
     async def _adopt_connection(self, sock: socket.socket, first: FirstBytes) -> None:
         sock.setblocking(False)
-        await self.loop.connect_accepted_socket(lambda: Connection(self, replay=first), sock)
+        await self.loop.connect_accepted_socket(lambda: NativeConnection(self, replay=first), sock)
         self.serving.steered()
 
     # Time limits
@@ -193,7 +193,7 @@ class NativeListener:
         shortest = min((limit for limit in limits if limit is not None), default=60.0)
         self._timers["sweep"] = self.loop.call_later(min(60.0, max(0.02, shortest / SWEEPS)), self._sweep)
 
-    def _check_limits(self, connection: Connection, now: float) -> None:
+    def _check_limits(self, connection: NativeConnection, now: float) -> None:
         settings = self._settings
         quiet = now - connection.heard_at
         if connection.trusted:

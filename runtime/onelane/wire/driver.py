@@ -18,12 +18,6 @@ MAX_QUEUED = 64 * 1024
 """Bytes of one stream that may wait for the peer to read; whoever writes more waits."""
 
 
-class Stream(Protocol):
-    """A stream of either end."""
-
-    id: int
-
-
 class Wire(Protocol):
     """One end of a connection: `ServerConnection` or `ClientConnection`."""
 
@@ -115,11 +109,11 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         if self.is_closing or self.wire.http2.is_over:
             self.written()
 
-    async def wait_room(self, stream: Stream) -> None:
-        """Wait while the peer does not read what was sent on `stream`; returns at once where either is over."""
+    async def wait_room(self, stream_id: int) -> None:
+        """Wait while the peer does not read what was sent on the stream; returns at once where either is over."""
         # Written out: it runs for every message of a stream.
-        while (self._is_paused or self.wire.http2.queued(stream.id) > self.max_queued) and (
-            stream.id in self.wire.streams and not self.transport.is_closing()
+        while (self._is_paused or self.wire.http2.queued(stream_id) > self.max_queued) and (
+            stream_id in self.wire.streams and not self.transport.is_closing()
         ):
             if self._waiters is None:
                 self._waiters = set()

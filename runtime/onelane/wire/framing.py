@@ -8,12 +8,12 @@ import re
 import zlib
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from onelane.errors import OnelaneError
 
-Metadata = tuple[tuple[str, str | bytes], ...]
+Metadata = Sequence[tuple[str, str | bytes]]
 Headers = list[tuple[bytes, bytes]]
 
 OK = 0
