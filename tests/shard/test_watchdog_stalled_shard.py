@@ -207,7 +207,7 @@ async def test_a_shard_that_stands_for_too_long_is_replaced_after_the_stacks_of_
         assert f"shard.died shard=echo-0 how={how}" in log
         stacks = log[log.index("(most recent call first)") :]
         assert f"in _{what}" in stacks, "the lane's"
-        assert 'helper.py", line' in stacks, "a helper's"
+        assert 'thread.py", line' in stacks, "a helper's"
         assert cluster.shards()[1]["pid"] == before[1]["pid"]
         key = key_of(where, "echo-0")
         assert (await where.home(key).Unary(EchoRequest(key=key), wait_for_ready=True)).seen == 1

@@ -1,0 +1,97 @@
+"""Code of the shard that takes a turn by hand, and calls that wait for one, in one queue."""
+
+import asyncio
+
+import pytest
+from onelane.core.placement import Member, Placement
+from onelane.core.turns import Turn, Turns
+from onelane.errors import NotHome, Overloaded
+from onelane.lane.routing import Router
+from onelane.lane.turn_queue import AT_ONCE, TurnQueue
+
+A = Member("a", "127.0.0.1:1001", "a.sock")
+
+
+def a_queue(*, owner: Member = A, per_key: int = 500) -> TurnQueue:
+    router = Router("a", Placement(7, (owner,)))
+    return TurnQueue(Turns("a", draw=iter(range(1, 99)).__next__, per_key=per_key, in_all=1000), router)
+
+
+async def test_waiters_get_the_turn_one_after_another_in_the_order_they_came() -> None:
+    queue = a_queue()
+    first = await queue.hold("k", "first")
+    waiting = [asyncio.ensure_future(queue.hold("k", str(number))) for number in range(3)]
+    await asyncio.sleep(0)
+    turn = first
+    for task in waiting:
+        queue.leave(turn)
+        turn = await task
+        assert [other.done() for other in waiting].count(True) == waiting.index(task) + 1
+    queue.leave(turn)
+    assert queue.turns.held == {}
+
+
+async def test_the_turn_of_a_key_that_another_shard_owns_is_refused() -> None:
+    with pytest.raises(NotHome):
+        await a_queue(owner=Member("b", "127.0.0.1:1002", "b.sock")).hold("k", "timer")
+
+
+async def test_a_waiter_beyond_the_bound_is_refused_at_once() -> None:
+    queue = a_queue(per_key=1)
+    await queue.hold("k", "holder")
+    waiting = asyncio.ensure_future(queue.hold("k", "waiter"))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await queue.hold("k", "one too many")
+    waiting.cancel()
+
+
+async def test_a_waiter_that_is_cancelled_leaves_the_queue() -> None:
+    queue = a_queue()
+    turn = await queue.hold("k", "holder")
+    waiting = asyncio.ensure_future(queue.hold("k", "waiter"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    queue.leave(turn)
+    assert (queue.turns.held, queue.turns.waiting) == ({}, 0)
+
+
+async def test_a_waiter_that_is_cancelled_in_the_turn_in_which_its_turn_comes_passes_it_on() -> None:
+    queue = a_queue()
+    turn = await queue.hold("k", "holder")
+    waiting = asyncio.ensure_future(queue.hold("k", "cancelled"))
+    last = asyncio.ensure_future(queue.hold("k", "last"))
+    await asyncio.sleep(0)
+    queue.leave(turn)
+    await asyncio.sleep(0)  # It has been given the turn, and has not run yet.
+    waiting.cancel()
+    turn = await last
+    assert (queue.turns.holder("k"), waiting.cancelled()) == ("last", True)
+    queue.leave(turn)
+
+
+async def test_a_long_queue_is_no_deep_stack_and_lets_the_loop_turn_in_between() -> None:
+    queue = a_queue()
+    turn = await queue.hold("k", "holder")
+    served: list[int] = []
+
+    async def waiter(number: int) -> None:
+        mine: Turn = await queue.hold("k", str(number))
+        served.append(number)
+        queue.leave(mine)
+
+    tasks = [asyncio.ensure_future(waiter(number)) for number in range(4 * AT_ONCE)]
+    await asyncio.sleep(0)
+    queue.leave(turn)
+    await asyncio.gather(*tasks)
+    assert served == list(range(4 * AT_ONCE))
+
+
+async def test_a_late_call_is_told_the_holder_and_its_own_callers() -> None:
+    queue = a_queue()
+    turn = await queue.hold("k", "t.T/Slow")
+    chain = turn.outgoing_chain("")
+    text = queue.why_late("t.T/M", "k", chain)
+    assert "t.T/M on shard a waited for the turn of its key, held by t.T/Slow" in text
+    assert text.endswith("its own callers hold a/t.T/Slow")
