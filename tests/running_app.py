@@ -102,6 +102,22 @@ def running(folder: Path, toml: str, *arguments: str, command: str = "up", **env
         process.stdout.close()
 
 
+def run_to_end(folder: Path, toml: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`onelane up` of a file that it cannot run, or that ends by itself."""
+    file = folder / "onelane.toml"
+    file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
+    command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=folder, check=False)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended; a zombie has. Linux only."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def echo(shards: int = 2, *more: str) -> str:
     """The TOML of one app `echo` on a free port."""
     return "\n".join(["[apps.echo]", ECHO, 'listen = "127.0.0.1:0"', f"shards = {shards}", *more])

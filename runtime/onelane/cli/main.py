@@ -21,7 +21,7 @@ from onelane.telemetry import logs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onelane.supervisor.app import Exporting
+    from onelane.supervisor.app import TelemetryOptions
     from onelane.supervisor.supervisor import Supervisor
     from onelane.telemetry.sinks import Sink
 
@@ -227,9 +227,13 @@ async def _serve(first: config.Config, read: Callable[[], config.Config], app_di
     from onelane.supervisor.systemd import notify
 
     environment = dict(os.environ)
-    exporting = _exporting(environment)
     supervisor = Supervisor(
-        first, launcher, app_dir=app_dir, sinks=_sinks(first, environment), exporting=exporting, read=read
+        first,
+        launcher,
+        app_dir=app_dir,
+        sinks=_sinks(first, environment),
+        telemetry=_telemetry_options(environment),
+        read=read,
     )
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         tasks.start_soon(_obey_signals, supervisor)
@@ -287,16 +291,16 @@ def _sinks(read: config.Config, environment: dict[str, str]) -> "list[Sink]":
     return [plug("onelane.sinks", name)(environment) for name in names]
 
 
-def _exporting(environment: dict[str, str]) -> "Exporting":
+def _telemetry_options(environment: dict[str, str]) -> "TelemetryOptions":
     """What shards record. Where nobody asks for traces, some, for the admin page."""
-    from onelane.supervisor.app import Exporting
+    from onelane.supervisor.app import TelemetryOptions
     from onelane.telemetry.sampling import SOME
     from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
     from onelane.telemetry.sinks.otlp.target import target_of
 
     disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
     usual = "" if target_of(environment, TRACES) is not None else SOME
-    return Exporting(
+    return TelemetryOptions(
         traces=not disabled,
         sampler=environment.get("OTEL_TRACES_SAMPLER", usual),
         sampler_arg=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from onelane.cluster.control import Control, QueueControl
 from onelane.shard import lifecycle
 from onelane.shard.watchdog import Watchdog
-from onelane.supervisor.launcher import Running
+from onelane.supervisor.launcher import RunningShard
 
 
 class InlineLauncher:
@@ -17,17 +17,17 @@ class InlineLauncher:
     def __init__(self) -> None:
         self._watchdog = Watchdog(may_exit=False)
 
-    async def launch(self, sockets: Sequence[socket.socket]) -> Running:
-        ours, theirs = QueueControl.pair()
-        return _InlineRunning(ours, theirs, self._watchdog, [sock.dup() for sock in sockets])
+    async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
+        control, shard_control = QueueControl.pair()
+        shard = lifecycle.run(shard_control, self._watchdog, [sock.dup() for sock in sockets])
+        return _ShardTask(control, shard_control, asyncio.get_running_loop().create_task(shard))
 
 
-class _InlineRunning:
-    def __init__(self, ours: Control, theirs: Control, watchdog: Watchdog, sockets: Sequence[socket.socket]) -> None:
-        self.control = ours
-        self._theirs = theirs
-        self._task = asyncio.get_running_loop().create_task(lifecycle.run(theirs, watchdog, sockets))
-        self._task.add_done_callback(lambda _: theirs.close())
+class _ShardTask:
+    def __init__(self, control: Control, shard_control: Control, task: asyncio.Task[bool]) -> None:
+        self.control = control
+        self._task = task
+        task.add_done_callback(lambda _: shard_control.close())
 
     async def wait(self) -> str:
         try:

@@ -1,7 +1,7 @@
-"""How a shard comes to life: as a process of its own, or (inline.py) as a task in this one.
+"""Starts shards: each as a process of its own, or (inline.py) as a task of this one.
 
-A process is a fresh interpreter: nothing is inherited but one end of a socket pair and the sockets it shall listen on,
-so no grpc object is ever forked.
+A process is a fresh interpreter, not a fork: it inherits one end of a socket pair and its listening sockets, and no
+grpc object.
 """
 
 import os
@@ -19,32 +19,32 @@ from onelane.telemetry.stalls import EXIT_STALLED
 from onelane.v1 import control_pb2
 
 
-class Running(Protocol):
-    """A shard that has been started."""
+class RunningShard(Protocol):
+    """A shard that has been launched."""
 
     control: Control
 
     async def wait(self) -> str:
-        """Wait for its end; how it ended, for people ("exit code 1", "signal SIGKILL")."""
+        """Wait for its end; returns how it ended, for logs ("exit code 1", "signal SIGKILL")."""
 
     def kill(self) -> None:
         """End it at once."""
 
 
 class Launcher(Protocol):
-    """Starts shards. Promised: `kill` ends one whatever it does (inline: at its next await)."""
+    """Starts shards. Promised: `kill` ends a shard whatever it does (inline: at its next await)."""
 
-    async def launch(self, sockets: Sequence[socket.socket]) -> Running:
-        """Start one shard, which waits for its setup on the control line, with copies of `sockets` to listen on."""
+    async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
+        """Start a shard, which waits for its setup on the control line. sockets: it listens on copies of these."""
 
 
 class ProcessLauncher:
-    """See `Launcher`: one process for each shard, in a session of its own, so a terminal's Ctrl-C reaches only us."""
+    """See `Launcher`: one process for each shard, in a session of its own: Ctrl-C reaches the supervisor alone."""
 
-    async def launch(self, sockets: Sequence[socket.socket]) -> Running:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        fds = [theirs.fileno(), *(sock.fileno() for sock in sockets)]
-        with theirs:
+    async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
+        own_end, shard_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        fds = [shard_end.fileno(), *(sock.fileno() for sock in sockets)]
+        with shard_end:
             process = await anyio.open_process(
                 [sys.executable, "-m", "onelane.shard.process", *map(str, fds)],
                 stdin=None,
@@ -54,10 +54,10 @@ class ProcessLauncher:
                 pass_fds=fds,
                 env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
             )
-        return _ProcessRunning(await WireControl.over(ours, control_pb2.ToSupervisor, serves=True), process)
+        return _ShardProcess(await WireControl.over(own_end, control_pb2.ToSupervisor, serves=True), process)
 
 
-class _ProcessRunning:
+class _ShardProcess:
     def __init__(self, control: Control, process: anyio.abc.Process) -> None:
         self.control = control
         self._process = process

@@ -1,7 +1,8 @@
-"""Changing the settings of running services: every shard has checked the new object before any of them gets it.
+"""Changing the settings of running services: every shard checks the new settings before any shard uses them.
 
-Promises: all shards or none; a file with a fault, or one that a service refuses, changes nothing; a shard that starts
-meanwhile, or dies, has the newest that was decided. What only a restart can change is said, and left as it is.
+Promises: all shards or none; a file with a fault, or settings that a service refuses, change nothing; a shard that
+starts or dies meanwhile has the newest settings that were committed. A change that needs a restart is reported, and not
+followed.
 """
 
 import logging
@@ -14,91 +15,97 @@ import anyio
 from onelane.config import App, Config
 from onelane.errors import BadConfig
 from onelane.shard.settings import differences
-from onelane.supervisor.app import Keeper
+from onelane.supervisor.app import AppSupervisor
 
 log = logging.getLogger("onelane.supervisor")
 ANSWER_S = 5.0
-"""How long a shard may take to say what it thinks of new settings."""
+"""How long a shard may take to check new settings."""
+NewSettings = Sequence[tuple[AppSupervisor, Mapping[str, Any]]]
+"""Each app whose services' settings have changed, with the new ones."""
 
 
 @dataclass(frozen=True)
-class Reloaded:
-    """What a reload has come to."""
+class ReloadOutcome:
+    """What a reload has changed, or why it has not."""
 
     changed: list[str] = field(default_factory=list)
-    """`app.name: before → after`, which every shard has now."""
+    """`app.name: before → after`, in use by every shard."""
     needs_restart: list[str] = field(default_factory=list)
-    """What the file says anew and this process does not follow until it is restarted."""
+    """Changes of the file that take effect only when onelane itself is restarted."""
     faults: list[str] = field(default_factory=list)
     """Where there are any, nothing has changed."""
 
 
-class Reloading:
+class Reloader:
     """Owned by the supervisor. One reload at a time."""
 
-    def __init__(self, apps: Sequence[Keeper], running: Config, read: Callable[[], Config]) -> None:
+    def __init__(self, apps: Sequence[AppSupervisor], running: Config, read: Callable[[], Config]) -> None:
         """running: the file as it was at the start. read: reads it again; raises BadConfig."""
         self._apps = apps
         self._running = running
         self._read = read
-        self._one = anyio.Lock()
+        self._lock = anyio.Lock()
 
-    async def reload(self) -> Reloaded:
-        """Read the file again, and give every shard what it says."""
-        async with self._one:
+    async def reload(self) -> ReloadOutcome:
+        """Read the file again, and give every shard the settings that it has for its services."""
+        async with self._lock:
             try:
                 new = self._read()
             except BadConfig as error:
-                return self._told(Reloaded(faults=str(error).splitlines()))
-            return self._told(await self._follow(new))
+                outcome = ReloadOutcome(faults=str(error).splitlines())
+            else:
+                outcome = await self._apply(new)
+            _log(outcome)
+            return outcome
 
-    async def _follow(self, new: Config) -> Reloaded:
-        restart = _outside(self._running, new)
+    async def _apply(self, new: Config) -> ReloadOutcome:
+        needs_restart = _differences_outside_apps(self._running, new)
         changed: list[str] = []
-        concerned: list[tuple[Keeper, Mapping[str, Any]]] = []
-        for keeper in self._apps:
-            app = new.apps.get(keeper.name)
-            if app is None:
+        new_settings: list[tuple[AppSupervisor, Mapping[str, Any]]] = []
+        for app in self._apps:
+            configured = new.apps.get(app.name)
+            if configured is None:
                 continue
-            restart += _other(keeper.name, self._running.apps[keeper.name], app)
-            if told := differences(keeper.settings.config, app.config):
-                changed += [f"{keeper.name}.{one}" for one in told]
-                concerned.append((keeper, app.config))
-        if faults := await self._ask_all(concerned):
-            return Reloaded(faults=faults)
-        for keeper, config in concerned:
-            await keeper.commit(config)
-        return Reloaded(changed, restart)
-
-    async def _ask_all(self, concerned: Sequence[tuple[Keeper, Mapping[str, Any]]]) -> list[str]:
-        """What the shards have against it."""
-        faults: list[str] = []
-
-        async def ask(keeper: Keeper, config: Mapping[str, Any]) -> None:
-            faults.extend(await keeper.propose(config, ANSWER_S))
-
-        async with anyio.create_task_group() as tasks:
-            for keeper, config in concerned:
-                tasks.start_soon(ask, keeper, config)
-        return sorted(set(faults))
-
-    def _told(self, what: Reloaded) -> Reloaded:
-        for fault in what.faults:
-            log.error("reload.refused %s", fault)
-        for change in what.changed:
-            log.info("reload.changed %s", change)
-        for left in what.needs_restart:
-            log.warning("reload.needs_restart %s", left)
-        return what
+            needs_restart += _differences_outside_config(app.name, self._running.apps[app.name], configured)
+            if changes := differences(app.settings.config, configured.config):
+                changed += [f"{app.name}.{change}" for change in changes]
+                new_settings.append((app, configured.config))
+        if faults := await _objections(new_settings):
+            return ReloadOutcome(faults=faults)
+        for app, config in new_settings:
+            await app.commit(config)
+        return ReloadOutcome(changed, needs_restart)
 
 
-def _outside(old: Config, new: Config) -> list[str]:
-    """What differs beside the apps that run."""
-    found = [f"apps.{name}: new" for name in sorted(set(new.apps) - set(old.apps))]
-    found += [f"apps.{name}: gone" for name in sorted(set(old.apps) - set(new.apps))]
-    return found + differences(old.model_dump(exclude={"apps"}), new.model_dump(exclude={"apps"}))
+async def _objections(new_settings: NewSettings) -> list[str]:
+    """The faults that the shards find in new settings; all apps are asked at once."""
+    faults: list[str] = []
+
+    async def propose(app: AppSupervisor, config: Mapping[str, Any]) -> None:
+        faults.extend(await app.propose(config, ANSWER_S))
+
+    async with anyio.create_task_group() as tasks:
+        for app, config in new_settings:
+            tasks.start_soon(propose, app, config)
+    return sorted(set(faults))
 
 
-def _other(name: str, old: App, new: App) -> list[str]:
-    """What differs of an app beside its config."""
+def _log(outcome: ReloadOutcome) -> None:
+    for fault in outcome.faults:
+        log.error("reload.refused %s", fault)
+    for change in outcome.changed:
+        log.info("reload.changed %s", change)
+    for change in outcome.needs_restart:
+        log.warning("reload.needs_restart %s", change)
+
+
+def _differences_outside_apps(old: Config, new: Config) -> list[str]:
+    """Apps that were added or removed, and every changed setting that is no app's."""
+    added = [f"apps.{name}: new" for name in sorted(set(new.apps) - set(old.apps))]
+    removed = [f"apps.{name}: gone" for name in sorted(set(old.apps) - set(new.apps))]
+    return added + removed + differences(old.model_dump(exclude={"apps"}), new.model_dump(exclude={"apps"}))
+
+
+def _differences_outside_config(name: str, old: App, new: App) -> list[str]:
+    """Every changed setting of an app but those of its services."""
     return differences(old.model_dump(exclude={"config"}), new.model_dump(exclude={"config"}), f"{name}.")

@@ -1,4 +1,4 @@
-"""What systemd is told, where it listens: `$NOTIFY_SOCKET`, as sd_notify(3) writes it."""
+"""Notifications to systemd about the service's state, over `$NOTIFY_SOCKET`, as sd_notify(3) does it."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 def notify(state: str) -> None:
-    """Send one state, such as READY=1. Nothing happens where systemd does not listen."""
+    """Send a state, such as READY=1. Does nothing where `$NOTIFY_SOCKET` is not set."""
     target = os.environ.get("NOTIFY_SOCKET")
     if not target:
         return

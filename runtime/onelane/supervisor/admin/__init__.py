@@ -1,1 +1,1 @@
-"""The supervisor's web server: metrics, the page, the requests of `onelane status` and `reload`."""
+"""The supervisor's web server: metrics, the page, and the requests of `onelane status` and `reload`."""

@@ -1,8 +1,8 @@
-"""Who may use the admin address. Decided for each request before anything else is done with it.
+"""Authorization of requests to the admin address, before any other handling.
 
-On loopback without a token: whoever is on this machine, but not a page from elsewhere in their browser, which could
-reach us by a name of its own (DNS rebinding) or send forms. With a token: who shows it, in a header or in the cookie
-that the page sets. Beyond loopback without a token: nobody, but for /metrics and /healthz, which tell no secrets.
+On loopback without a token: every user of this machine, but no web page of another origin in their browser, which could
+reach us through its own host name (DNS rebinding) or by posting forms. With a token: requests that carry it in a header
+or in the cookie that the page sets. Beyond loopback without a token: only /metrics and /healthz, which hold no secrets.
 """
 
 import hmac
@@ -15,53 +15,54 @@ from aiohttp import web
 
 from onelane.core import addresses
 
-COMMANDS = "X-Onelane"
-"""The header that a command carries. A page from elsewhere cannot send it: it would have to ask, and is not allowed."""
+COMMAND_HEADER = "X-Onelane"
+"""A command needs this header. A page of another origin cannot send it: its browser would ask us first (by a CORS
+preflight), and gets no permission."""
 COOKIE = "onelane-token"
-OPEN = ("/metrics", "/healthz")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PUBLIC_PATHS = ("/metrics", "/healthz")
+AdminHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def doorkeeper(host: str, token: str | None) -> Any:
-    """A middleware. host: the address that is listened on."""
+def auth_middleware(host: str, token: str | None) -> Any:
+    """An aiohttp middleware. host: the address that the server listens on. token: None where none is configured."""
     is_local = ipaddress.ip_address(host).is_loopback
 
     @web.middleware
-    async def keep(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def authorize(request: web.Request, handler: AdminHandler) -> web.StreamResponse:
         if is_local and not _is_loopback(request.host):
             raise web.HTTPForbidden(text=f"{request.host!r} is no name of the loopback address\n")
         if request.method == "POST":
             _check_command(request)
-        if request.path in OPEN or (is_local and token is None):
+        if request.path in PUBLIC_PATHS or (is_local and token is None):
             return await handler(request)
         if token is None:
             raise web.HTTPForbidden(text="beyond loopback this needs a token: set ONELANE_ADMIN_TOKEN\n")
         return await _with_token(request, handler, token)
 
-    return keep
+    return authorize
 
 
-async def _with_token(request: web.Request, handler: Handler, token: str) -> web.StreamResponse:
+async def _with_token(request: web.Request, handler: AdminHandler, token: str) -> web.StreamResponse:
     if request.method == "GET" and _same(request.query.get("token", ""), token):
-        # Into a cookie, and out of the address bar.
-        answer = web.HTTPSeeOther(request.path)
-        answer.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
-        raise answer
-    shown = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.cookies.get(COOKIE, "")
-    if not _same(shown, token):
-        told = "this needs the admin token: Authorization: Bearer TOKEN, or once /?token=TOKEN\n"
-        raise web.HTTPUnauthorized(text=told, headers={"WWW-Authenticate": "Bearer"})
+        # Move the token into a cookie, out of the address bar and its history.
+        redirect = web.HTTPSeeOther(request.path)
+        redirect.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
+        raise redirect
+    candidate = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.cookies.get(COOKIE, "")
+    if not _same(candidate, token):
+        text = "this needs the admin token: Authorization: Bearer TOKEN, or once /?token=TOKEN\n"
+        raise web.HTTPUnauthorized(text=text, headers={"WWW-Authenticate": "Bearer"})
     return await handler(request)
 
 
-def _same(shown: str, token: str) -> bool:
-    # A header may hold bytes that are no text.
-    return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token.encode())
+def _same(candidate: str, token: str) -> bool:
+    # aiohttp decodes header bytes that are no UTF-8 to surrogates; encode them back.
+    return hmac.compare_digest(candidate.encode("utf-8", "surrogateescape"), token.encode())
 
 
 def _check_command(request: web.Request) -> None:
-    if COMMANDS not in request.headers:
-        raise web.HTTPForbidden(text=f"a command needs the header {COMMANDS}\n")
+    if COMMAND_HEADER not in request.headers:
+        raise web.HTTPForbidden(text=f"a command needs the header {COMMAND_HEADER}\n")
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc != request.host:
         raise web.HTTPForbidden(text=f"a command from {origin} is not taken\n")

@@ -1,6 +1,6 @@
 """The admin page, and the data behind it, as routes of the supervisor's own web server. See static/page.js.
 
-What it is made of is in this package: nothing is fetched from elsewhere.
+All scripts and styles are in this package: the browser loads nothing from another host.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from onelane.supervisor.supervisor import Supervisor
 from onelane.telemetry.collector.history import KEPT
 
 STATIC = Path(__file__).parent / "static"
-EVERY_S = 1.0
-"""How often a page is told what has changed."""
+SNAPSHOT_EVERY_S = 1.0
+"""Between two snapshots that an open page is sent."""
 OVERLAP = 3
-"""Seconds of history in each event after the first, so that a late one leaves no gap."""
+"""Seconds of history in each event after the first, so that a late event leaves no gap."""
 MAX_PAGES = 32
-"""Pages that are live at once."""
+"""Open event streams at once."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -34,10 +34,10 @@ class Page:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._view = View(supervisor.apps, supervisor.gathering)
-        self._live = 0
-        self._texts: dict[int, tuple[float, bytes]] = {}
-        """Steps → when it was made, and an event that all pages share."""
+        self._view = View(supervisor.apps, supervisor.collector)
+        self._open_streams = 0
+        self._events: dict[int, tuple[float, bytes]] = {}
+        """Steps of history → when the event was built (monotonic), and its bytes, which all pages share."""
 
     def routes(self) -> list[web.AbstractRouteDef]:
         return [
@@ -55,41 +55,41 @@ class Page:
         return web.FileResponse(STATIC / "index.html", headers=HEADERS)
 
     async def snapshot(self, _: web.Request) -> web.Response:
-        """All that the page shows, once, as JSON."""
+        """One snapshot, as JSON."""
         return web.json_response(self._view.snapshot(steps=OVERLAP))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Snapshots as server-sent events, the first with all of the history."""
-        if self._live >= MAX_PAGES:
+        """Snapshots as server-sent events, the first with the whole history."""
+        if self._open_streams >= MAX_PAGES:
             raise web.HTTPServiceUnavailable(text=f"{MAX_PAGES} pages are live already\n")
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await stream.prepare(request)
-        self._live += 1
+        self._open_streams += 1
         steps = KEPT
         try:
             while True:
                 await stream.write(self._event(steps))
                 steps = OVERLAP
-                await asyncio.sleep(EVERY_S)
+                await asyncio.sleep(SNAPSHOT_EVERY_S)
         except ConnectionResetError:
             return stream
         finally:
-            self._live -= 1
+            self._open_streams -= 1
 
     def _event(self, steps: int) -> bytes:
         now = time.monotonic()
-        made_at, text = self._texts.get(steps, (0.0, b""))
-        if not text or now - made_at > EVERY_S / 2:
-            text = f"event: snapshot\ndata: {json.dumps(self._view.snapshot(steps=steps))}\n\n".encode()
-            self._texts[steps] = (now, text)
-        return text
+        built_at, event = self._events.get(steps, (0.0, b""))
+        if not event or now - built_at > SNAPSHOT_EVERY_S / 2:
+            event = f"event: snapshot\ndata: {json.dumps(self._view.snapshot(steps=steps))}\n\n".encode()
+            self._events[steps] = (now, event)
+        return event
 
     async def traces(self, _: web.Request) -> web.Response:
-        return web.json_response({"traces": self._supervisor.gathering.recent.summaries()})
+        return web.json_response({"traces": self._supervisor.collector.recent.summaries()})
 
     async def trace(self, request: web.Request) -> web.Response:
         """One trace, by its id or the beginning of it."""
-        spans = self._supervisor.gathering.recent.trace(request.match_info["trace_id"])
+        spans = self._supervisor.collector.recent.trace(request.match_info["trace_id"])
         if spans is None:
             raise web.HTTPNotFound(text="there is no such trace, or several begin so\n")
         return web.json_response({"spans": spans})
@@ -100,12 +100,13 @@ class Page:
     async def restart(self, request: web.Request) -> web.Response:
         return await self._command(request, "restart")
 
-    async def _command(self, request: web.Request, what: str) -> web.Response:
-        """Begin to drain or restart a shard; the page sees by its state how that goes."""
-        app, index = request.match_info["app"], request.match_info["index"]
-        shards = next((keeper.shards for keeper in self._supervisor.apps if keeper.name == app), [])
+    async def _command(self, request: web.Request, command: str) -> web.Response:
+        """Begin to drain or restart a shard; the page shows the progress as the shard's state."""
+        app_name, index = request.match_info["app"], request.match_info["index"]
+        shards = next((app.shards for app in self._supervisor.apps if app.name == app_name), [])
         if not index.isdigit() or int(index) >= len(shards):
-            raise web.HTTPNotFound(text=f"there is no shard {index} of an app {app!r}\n")
-        if not self._supervisor.begin(what, app, int(index)):
-            raise web.HTTPConflict(text=f"the shard is {shards[int(index)].state}, so it cannot {what} now\n")
-        return web.json_response({"begun": what})
+            raise web.HTTPNotFound(text=f"there is no shard {index} of an app {app_name!r}\n")
+        if not self._supervisor.begin(command, app_name, int(index)):
+            state = shards[int(index)].state.label
+            raise web.HTTPConflict(text=f"the shard is {state}, so it cannot {command} now\n")
+        return web.json_response({"begun": command})

@@ -1,6 +1,6 @@
 """The supervisor's own HTTP: the page, /metrics for Prometheus, /status as JSON, /healthz.
 
-On loopback unless configured; who may use it is `auth.py`'s to say.
+On loopback unless configured; `auth.py` decides which requests are served.
 """
 
 import errno
@@ -13,17 +13,18 @@ from aiohttp import web
 from onelane.core import addresses
 from onelane.errors import PortTaken
 from onelane.server import sockets
-from onelane.supervisor.admin.auth import doorkeeper
+from onelane.supervisor.admin.auth import auth_middleware
 from onelane.supervisor.admin.page import Page
+from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.supervisor import Supervisor
 
 
 @asynccontextmanager
 async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
-    """Serve at the configured admin address; gives the address with its real port.
+    """Serve at the configured admin address; yields the address with its real port.
 
     Raises:
-        PortTaken: somebody has it.
+        PortTaken: another process listens there.
     """
 
     async def metrics(request: web.Request) -> web.Response:
@@ -37,7 +38,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
 
     async def healthz(_: web.Request) -> web.Response:
         shards = [shard for app in supervisor.apps for shard in app.shards]
-        ready = sum(shard.state == "ready" for shard in shards)
+        ready = sum(shard.state is ShardState.READY for shard in shards)
         return web.Response(status=200 if ready == len(shards) else 503, text=f"{ready}/{len(shards)} shards ready\n")
 
     async def reload(_: web.Request) -> web.Response:
@@ -51,7 +52,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         return web.json_response({"restarted": name or "all"})
 
     host, port = addresses.split(supervisor.config.admin)
-    app = web.Application(middlewares=[doorkeeper(host, supervisor.config.admin_token)])
+    app = web.Application(middlewares=[auth_middleware(host, supervisor.config.admin_token)])
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
     app.add_routes(Page(supervisor).routes())
@@ -64,7 +65,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         await runner.cleanup()
         if error.errno != errno.EADDRINUSE:
             raise
-        raise PortTaken(f"{supervisor.config.admin} (admin)", sockets.holder_of(port) or "somebody") from error
+        raise PortTaken(f"{supervisor.config.admin} (admin)", sockets.holder_of(port) or "another process") from error
     try:
         yield addresses.join(host, runner.addresses[0][1])
     finally:

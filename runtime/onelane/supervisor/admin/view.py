@@ -1,4 +1,4 @@
-"""What the admin page and `onelane top` show: one plain value, made of what the supervisor knows."""
+"""Snapshots for the admin page and `onelane top`: one plain value with the state of every app, ready for JSON."""
 
 import socket
 from collections import defaultdict
@@ -7,120 +7,126 @@ from dataclasses import asdict
 from typing import Any
 
 from onelane.core.placement import Placement
-from onelane.supervisor.app import Keeper, ShardState
+from onelane.supervisor.app import AppSupervisor
+from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.telemetry.collector.collector import GAPS, LOST, Gathering, hottest
 from onelane.telemetry.collector.history import Method, Step
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.stats import DROPPED, Attributes
 
-NOW = 10
-"""Seconds that "now" looks back."""
-TRACES = 60
-"""Traces that are listed."""
-SLICES = 360
-"""Parts that the picture of a ring is cut into."""
-HOTTEST = 10
+RECENT_S = 10
+"""The present rates and quantiles are those of so many seconds."""
+MAX_TRACES = 60
+MAX_HOT_KEYS = 10
+RING_SLICES = 360
+"""Equal parts of the ring that the page draws."""
 
 
 class View:
-    """Makes snapshots. Owned by the supervisor's admin side; what takes long to make is kept."""
+    """Builds snapshots. Owned by the admin server's event loop."""
 
-    def __init__(self, apps: list[Keeper], gathering: Gathering) -> None:
+    def __init__(self, apps: list[AppSupervisor], collector: Gathering) -> None:
         self._apps = apps
-        self._gathering = gathering
+        self._collector = collector
         self._rings: dict[str, tuple[Placement, dict[str, Any]]] = {}
+        """App → the placement that its ring was last drawn of, and the drawing, which takes long to compute."""
 
     def snapshot(self, *, steps: int) -> dict[str, Any]:
-        """All there is to see now. steps: seconds of every method's history, 1 to `history.KEPT`."""
-        sums = _Sums(self._gathering)
+        """The present state. steps: seconds of every method's history to include, 1 to `history.KEPT`."""
+        sums = _Sums(self._collector)
         return {
             "host": socket.gethostname(),
             "apps": [self._app(app, sums, steps) for app in self._apps],
-            "traces": self._gathering.recent.summaries()[:TRACES],
+            "traces": self._collector.recent.summaries()[:MAX_TRACES],
             "losses": sums.losses(),
         }
 
-    def _app(self, app: Keeper, sums: "_Sums", steps: int) -> dict[str, Any]:
-        history = self._gathering.history.methods
-        methods = {name: method for (of, name), method in history.items() if of == app.name}
+    def _app(self, app: AppSupervisor, sums: "_Sums", steps: int) -> dict[str, Any]:
+        history = self._collector.history.methods
+        methods = {name: method for (app_name, name), method in history.items() if app_name == app.name}
         return {
             "name": app.name,
             "listen": app.settings.listen,
             "epoch": app.placement.epoch,
             "show_keys": app.settings.show_keys,
             "shards": [_shard(app, shard, sums) for shard in app.shards],
-            "methods": [_method(name, method, steps) for name, method in sorted(methods.items()) if _is_told(name)],
+            "methods": [_method(name, method, steps) for name, method in sorted(methods.items()) if _is_shown(name)],
             "ring": self._ring(app.name, app.placement),
-            "hot_keys": hottest(self._gathering.hot_keys.get(app.name, {}), HOTTEST),
+            "hot_keys": hottest(self._collector.hot_keys.get(app.name, {}), MAX_HOT_KEYS),
             "helpers": sums.helpers(app.name),
         }
 
     def _ring(self, name: str, placement: Placement) -> dict[str, Any]:
-        """Its picture; made once for each placement."""
-        found = self._rings.get(name)
-        if found is None or found[0] is not placement:
-            found = self._rings[name] = (placement, ring(placement))
-        return found[1]
+        """The drawing of an app's ring; computed once for each placement."""
+        drawn_of, drawing = self._rings.get(name, (None, {}))
+        if drawn_of is not placement:
+            drawing = ring(placement)
+            self._rings[name] = (placement, drawing)
+        return drawing
 
 
-def _is_told(method: str) -> bool:
-    """Health checks and our own methods would crowd the others out."""
+def _is_shown(method: str) -> bool:
+    """Health checks, reflection and onelane's own methods would crowd out the services' methods."""
     return not method.startswith(("grpc.", "onelane."))
 
 
 class _Sums:
-    """All series of one moment, by name, app and shard, read in one pass."""
+    """The sums of all series by name, app and shard, as of one moment. Reads the series once."""
 
-    def __init__(self, gathering: Gathering) -> None:
+    def __init__(self, collector: Gathering) -> None:
         self._by_shard: dict[tuple[str, str, str], float] = defaultdict(float)
         self._helpers: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._losses: dict[str, float] = defaultdict(float)
-        for point in gathering.totals.points():
-            self._take(point.instrument.name, dict(point.attributes), point.value)
+        for point in collector.totals.points():
+            self._add(point.instrument.name, dict(point.attributes), point.value)
 
     def of(self, name: str, source: Attributes) -> float:
         app, shard = (value for _, value in source)
         return self._by_shard[name, app, shard]
 
     def helpers(self, app: str) -> list[dict[str, Any]]:
-        """Every helper thread's queue."""
-        found = sorted((key, row) for key, row in self._helpers.items() if key[0] == app)
-        return [{"shard": shard, "name": name, **row} for (_, shard, name), row in found]
+        """Queue depth, wait and run time of every worker thread of an app."""
+        rows = sorted((key, row) for key, row in self._helpers.items() if key[0] == app)
+        return [{"shard": shard, "name": name, **row} for (_, shard, name), row in rows]
 
     def losses(self) -> list[dict[str, Any]]:
-        """What telemetry itself has lost."""
+        """Spans, log records, points and reports that were lost on their way."""
         return [{"what": what, "count": count} for what, count in sorted(self._losses.items())]
 
-    def _take(self, name: str, there: Mapping[str, str], value: float | Buckets) -> None:
-        app, shard = there.get("onelane.app", ""), there.get("onelane.shard", "")
-        if (helper := there.get("onelane.offload")) is not None:
-            self._take_helper(app, shard, helper, name, value)
+    def _add(self, name: str, attributes: Mapping[str, str], value: float | Buckets) -> None:
+        app, shard = attributes.get("onelane.app", ""), attributes.get("onelane.shard", "")
+        if (helper := attributes.get("onelane.offload")) is not None:
+            self._add_helper(app, shard, helper, name, value)
         elif isinstance(value, Buckets):
             return
         elif name in (DROPPED.name, LOST.name, GAPS.name):
-            words = [there.get("onelane.signal", ""), name.removeprefix("onelane."), there.get("onelane.reason", "")]
+            words = [
+                attributes.get("onelane.signal", ""),
+                name.removeprefix("onelane."),
+                attributes.get("onelane.reason", ""),
+            ]
             self._losses[" ".join(word for word in words if word)] += value
-        elif name != "onelane.connections" or there.get("onelane.connection.steered") == "true":
+        elif name != "onelane.connections" or attributes.get("onelane.connection.steered") == "true":
             self._by_shard[name, app, shard] += value
 
-    def _take_helper(self, app: str, shard: str, helper: str, name: str, value: float | Buckets) -> None:
+    def _add_helper(self, app: str, shard: str, helper: str, name: str, value: float | Buckets) -> None:
         row = self._helpers.setdefault((app, shard, helper), {"depth": 0, "wait_p95": 0.0, "run_p95": 0.0})
         if isinstance(value, Buckets):
-            what = {"onelane.offload.wait": "wait_p95", "onelane.offload.duration": "run_p95"}.get(name)
-            if what:
-                row[what] = value.quantile(0.95)
+            column = {"onelane.offload.wait": "wait_p95", "onelane.offload.duration": "run_p95"}.get(name)
+            if column:
+                row[column] = value.quantile(0.95)
         elif name == "onelane.queue.depth":
             row["depth"] = int(value)
 
 
-def _shard(app: Keeper, shard: ShardState, sums: _Sums) -> dict[str, Any]:
+def _shard(app: AppSupervisor, shard: SupervisedShard, sums: _Sums) -> dict[str, Any]:
     source = app.source(shard)
     return {
         "name": shard.member.name,
         "index": shard.index,
         "pid": shard.pid,
         "address": shard.member.address,
-        "state": shard.state,
+        "state": shard.state.label,
         "restarts": shard.restarts,
         "calls": int(sums.of("onelane.calls", source)),
         "forwarded": int(sums.of("onelane.forwards", source)),
@@ -135,14 +141,14 @@ def _shard(app: Keeper, shard: ShardState, sums: _Sums) -> dict[str, Any]:
 
 
 def _method(name: str, method: Method, steps: int) -> dict[str, Any]:
-    latest = list(method.steps)[-NOW:]
+    latest = list(method.steps)[-RECENT_S:]
     seconds = max(1, len(latest))
     return {
         "name": name,
         "now": {
             "calls": sum(step.calls for step in latest) / seconds,
             "errors": sum(step.errors for step in latest) / seconds,
-            **_quantiles(method.over(NOW)),
+            **_quantiles(method.over(RECENT_S)),
         },
         "steps": [_step(step) for step in list(method.steps)[-steps:]],
     }
@@ -157,9 +163,9 @@ def _quantiles(spread: Buckets) -> dict[str, float]:
 
 
 def ring(placement: Placement) -> dict[str, Any]:
-    """Who owns how much of it, and a picture: the owner at each of `SLICES` places, by its index."""
+    """Each shard's share of the ring, and the owner, by its index, in the middle of each of `RING_SLICES` slices."""
     indices = {member.address: index for index, member in enumerate(placement.members)}
     owned = placement.ring.shares()
     shares = [owned[member.address] for member in placement.members]
-    slices = [indices[placement.ring.owner_at((at * 2 + 1) / (2 * SLICES))] for at in range(SLICES)]
+    slices = [indices[placement.ring.owner_at((at * 2 + 1) / (2 * RING_SLICES))] for at in range(RING_SLICES)]
     return {"points": placement.points, "shares": shares, "skew": max(shares) * len(shares), "slices": slices}

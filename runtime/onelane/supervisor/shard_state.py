@@ -1,0 +1,138 @@
+"""The states of one shard under its supervisor, and the events that change them. Pure: `supervised_shard` applies it.
+
+    STARTING ──BECAME_READY──▶ READY ──DRAIN_ASKED──▶ DRAINING ──DRAIN_DONE──▶ DRAINED
+                               ▲  │                                               │
+                               │  └──RESTART_ASKED──▶ RESTART_DRAINING            │ RESTART_ASKED
+                               │                             │ DRAIN_DONE         │
+                               │                             ▼                    │
+                               │                      RESTART_STOPPING ◀──────────┘
+                               │                             │ ENDED
+                               │                             ▼
+                               ├─────BECAME_READY──── RESTART_STARTING
+                               │
+                               └─────BECAME_READY──── RECOVERING ◀──ENDED── READY, DRAINING, DRAINED,
+                                                                            RESTART_DRAINING, RESTART_STARTING,
+                                                                            RECOVERING
+
+A first start that fails (ENDED in STARTING) stops the shard, and with it the app. APP_STOPPED leads from every state to
+STOPPED, which is final. A restart has states of its own, because the end of its process is no crash: it is not counted,
+and no back-off delays the next process.
+"""
+
+from collections.abc import Mapping
+from enum import Enum, auto
+
+
+class ShardState(Enum):
+    """Where a shard stands. `label` is what status, page and `onelane top` show; several states share one."""
+
+    STARTING = auto()
+    """Its first process has been launched and was never ready."""
+    READY = auto()
+    DRAINING = auto()
+    """It takes no new call and finishes its calls under way."""
+    DRAINED = auto()
+    """It has finished its calls, and waits to be restarted."""
+    RESTART_DRAINING = auto()
+    """As DRAINING; the process is stopped after it."""
+    RESTART_STOPPING = auto()
+    """Its process has been told to stop."""
+    RESTART_STARTING = auto()
+    """The process that follows a restart is not ready yet."""
+    RECOVERING = auto()
+    """Its process has ended by itself: the back-off, and the new process until that is ready."""
+    STOPPED = auto()
+
+    @property
+    def label(self) -> str:
+        return _LABELS[self]
+
+
+class ShardEvent(Enum):
+    """What can happen to a shard."""
+
+    BECAME_READY = auto()
+    """The process reports that it serves."""
+    DRAIN_ASKED = auto()
+    RESTART_ASKED = auto()
+    DRAIN_DONE = auto()
+    """Its calls have finished, or the time that they had is over."""
+    ENDED = auto()
+    """The process has ended, and the app goes on."""
+    APP_STOPPED = auto()
+    """The app stops, and the process has ended for good."""
+
+
+_LABELS: Mapping[ShardState, str] = {
+    ShardState.STARTING: "starting",
+    ShardState.READY: "ready",
+    ShardState.DRAINING: "draining",
+    ShardState.DRAINED: "drained",
+    ShardState.RESTART_DRAINING: "draining",
+    ShardState.RESTART_STOPPING: "restarting",
+    ShardState.RESTART_STARTING: "starting",
+    ShardState.RECOVERING: "restarting",
+    ShardState.STOPPED: "stopped",
+}
+REPORTING = frozenset({ShardState.READY, ShardState.DRAINING, ShardState.RESTART_DRAINING, ShardState.DRAINED})
+"""States in which the process answers a request for a report."""
+
+TRANSITIONS: Mapping[ShardState, Mapping[ShardEvent, ShardState]] = {
+    ShardState.STARTING: {
+        ShardEvent.BECAME_READY: ShardState.READY,
+        ShardEvent.ENDED: ShardState.STOPPED,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+    },
+    ShardState.READY: {
+        ShardEvent.DRAIN_ASKED: ShardState.DRAINING,
+        ShardEvent.RESTART_ASKED: ShardState.RESTART_DRAINING,
+        ShardEvent.ENDED: ShardState.RECOVERING,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+    },
+    ShardState.DRAINING: {
+        ShardEvent.DRAIN_DONE: ShardState.DRAINED,
+        ShardEvent.ENDED: ShardState.RECOVERING,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+    },
+    ShardState.DRAINED: {
+        ShardEvent.RESTART_ASKED: ShardState.RESTART_STOPPING,
+        ShardEvent.ENDED: ShardState.RECOVERING,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+    },
+    ShardState.RESTART_DRAINING: {
+        ShardEvent.DRAIN_DONE: ShardState.RESTART_STOPPING,
+        # A crash, as any other: the new process has the fresh code as well.
+        ShardEvent.ENDED: ShardState.RECOVERING,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+    },
+    ShardState.RESTART_STOPPING: {
+        ShardEvent.ENDED: ShardState.RESTART_STARTING,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+    },
+    ShardState.RESTART_STARTING: {
+        ShardEvent.BECAME_READY: ShardState.READY,
+        ShardEvent.ENDED: ShardState.RECOVERING,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+    },
+    ShardState.RECOVERING: {
+        ShardEvent.BECAME_READY: ShardState.READY,
+        ShardEvent.ENDED: ShardState.RECOVERING,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+    },
+    ShardState.STOPPED: {},
+}
+
+
+def is_possible(state: ShardState, event: ShardEvent) -> bool:
+    return event in TRANSITIONS[state]
+
+
+def step(state: ShardState, event: ShardEvent) -> ShardState:
+    """The state that follows.
+
+    Raises:
+        RuntimeError: the table has no such step; a bug of the caller.
+    """
+    if not is_possible(state, event):
+        raise RuntimeError(f"event {event.name} is not possible for a shard in state {state.name}")
+    return TRANSITIONS[state][event]

@@ -1,0 +1,96 @@
+"""One shard as its supervisor keeps it: what stays over restarts, and what belongs to one process of it."""
+
+import socket
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from onelane.core.placement import Member
+from onelane.supervisor.launcher import RunningShard
+from onelane.supervisor.shard_state import ShardEvent, ShardState, step
+from onelane.telemetry.collector.sequence import Received
+from onelane.telemetry.stalls import Stall
+from onelane.v1 import control_pb2
+
+LAST_STALLS = 5
+"""Stalls of a shard that are kept for its status."""
+
+
+@dataclass
+class Incarnation:
+    """One run of a shard, from its launch to its end."""
+
+    running: RunningShard
+    received: Received = field(default_factory=Received)
+    drained: anyio.Event = field(default_factory=anyio.Event)
+    """It has reported that its calls have finished, or has ended."""
+    ended: anyio.Event = field(default_factory=anyio.Event)
+
+    async def send(self, message: control_pb2.ToShard) -> None:
+        """Send a message over the control line; dropped where the shard is gone."""
+        await self.running.control.send(message)
+
+    def kill(self) -> None:
+        """End it at once, and wake the tasks that wait for its drain or its end."""
+        self.running.kill()
+        self.drained.set()
+        self.ended.set()
+
+
+@dataclass
+class SettingsProgress:
+    """How far a shard is with new settings of its services."""
+
+    generation: int = 0
+    """The generation that it uses."""
+    answers: dict[int, str] = field(default_factory=dict)
+    """Generation → the shard's objection to it; "" where the settings fit."""
+    changed: anyio.Event = field(default_factory=anyio.Event)
+    """Set at the next answer or commit, and then replaced by a new event."""
+
+    def wake(self) -> None:
+        """Wake the tasks that wait for `changed`."""
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
+
+
+@dataclass
+class SupervisedShard:
+    """One shard, over all its incarnations."""
+
+    member: Member
+    index: int
+    state: ShardState = ShardState.STARTING
+    """Changed by `follow` alone."""
+    incarnation: Incarnation | None = None
+    """The last one launched; None before the first."""
+    sockets: Sequence[socket.socket] = ()
+    """Its listening sockets, held by the supervisor, so that connections queue while it restarts; none where its
+    listener binds them itself."""
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    """It was ready, or will not be any more; a restart replaces the event."""
+    settings: SettingsProgress = field(default_factory=SettingsProgress)
+    collected: dict[int, anyio.Event] = field(default_factory=dict)
+    """Number of a request for a report → set once the report has come."""
+    pid: int = 0
+    restarts: int = 0
+    """Crashes that were followed by a restart; restarts that were asked for do not count."""
+    keyed: dict[str, int] = field(default_factory=dict)
+    """Keyed dict → how many keys it holds, as last reported."""
+    stalls: deque[Stall] = field(default_factory=lambda: deque(maxlen=LAST_STALLS))
+    """The last stalls, of all incarnations."""
+
+    def follow(self, event: ShardEvent) -> None:
+        """Change the state as the table says.
+
+        Raises:
+            RuntimeError: the table does not have this event for the present state.
+        """
+        self.state = step(self.state, event)
+
+    async def send(self, message: control_pb2.ToShard) -> None:
+        """Send a message to the present incarnation, if there is one."""
+        if self.incarnation is not None:
+            await self.incarnation.send(message)

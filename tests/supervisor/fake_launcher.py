@@ -1,0 +1,104 @@
+"""Shards that do only what a test tells them, under a real `AppSupervisor`: no process, no port, no time."""
+
+import asyncio
+from collections.abc import Sequence
+from socket import socket
+from typing import Any
+
+from onelane.cluster.control import Control
+from onelane.config import App, parse
+from onelane.core.placement import Member, Placement
+from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
+from onelane.supervisor.launcher import RunningShard
+from onelane.telemetry.collector.collector import Gathering
+from onelane.v1 import control_pb2
+
+LOOP_TURNS = 20
+"""Turns of the loop in which all that an event leads to has happened."""
+
+
+class FakeControl:
+    """See `onelane.cluster.control.Control`: the supervisor's end of the line to one fake shard."""
+
+    def __init__(self, name: str, trace: list[str]) -> None:
+        self.name = name
+        self.sent: list[control_pb2.ToShard] = []
+        self._trace = trace
+        self._inbox: asyncio.Queue[control_pb2.ToSupervisor | None] = asyncio.Queue()
+
+    async def send(self, message: Any) -> None:
+        if message.WhichOneof("kind") == "setup":
+            self.name = message.setup.name
+        self.sent.append(message)
+        self._trace.append(f"{self.name} gets {message.WhichOneof('kind')}")
+
+    async def receive(self) -> Any | None:
+        return await self._inbox.get()
+
+    def close(self) -> None:
+        self._inbox.put_nowait(None)
+
+    def deliver(self, **kind: Any) -> None:
+        """A message from the shard."""
+        self._inbox.put_nowait(control_pb2.ToSupervisor(**kind))
+
+
+class FakeShard:
+    """See `onelane.supervisor.launcher.RunningShard`."""
+
+    def __init__(self, trace: list[str]) -> None:
+        self.line = FakeControl("", trace)
+        self.control: Control = self.line
+        self._trace = trace
+        self._exit: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> str:
+        return await self._exit
+
+    def kill(self) -> None:
+        if not self._exit.done():
+            self._trace.append(f"{self.line.name} is killed")
+            self.end("signal SIGKILL")
+
+    def end(self, how: str) -> None:
+        """The shard's process ends."""
+        self._exit.set_result(how)
+        self.control.close()
+
+
+class FakeLauncher:
+    """See `onelane.supervisor.launcher.Launcher`. Appends to `trace` what the supervisor does with the shards."""
+
+    def __init__(self, trace: list[str]) -> None:
+        self._trace = trace
+        self.launched: list[FakeShard] = []
+
+    async def launch(self, sockets: Sequence[socket]) -> RunningShard:
+        self.launched.append(FakeShard(self._trace))
+        return self.launched[-1]
+
+    def shard(self, name: str) -> FakeShard:
+        """The last one launched of a name."""
+        return next(shard for shard in reversed(self.launched) if shard.line.name == name)
+
+
+def app_supervisor(shards: int, launcher: FakeLauncher, **settings: Any) -> AppSupervisor:
+    """Of an app `echo`, with shards named echo-0, echo-1 and so on."""
+    configured = {"services": ["tests.echo.service:Echo"], "listen": "127.0.0.1:1", "shards": shards} | settings
+    config = parse({"apps": {"echo": configured}})
+    members = tuple(Member(f"echo-{i}", f"127.0.0.1:{i + 2}", f"echo-{i}.sock") for i in range(shards))
+    app: App = config.apps["echo"]
+    resources = SharedResources(
+        launcher=launcher,
+        app_dir="",
+        telemetry=TelemetryOptions(),
+        collector=Gathering(config, []),
+        peers={},
+        answer_status=lambda running, number: None,
+    )
+    return AppSupervisor("echo", app, Placement(1, members), resources)
+
+
+async def settle() -> None:
+    for _ in range(LOOP_TURNS):
+        await asyncio.sleep(0)

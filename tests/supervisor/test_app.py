@@ -1,0 +1,193 @@
+"""The shards of one app are restarted when they die, drained, recycled, and given new settings. See scenarios/ too."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from onelane.supervisor import app as app_module
+from onelane.supervisor.app import AppSupervisor
+from onelane.supervisor.shard_state import ShardState
+from onelane.v1 import control_pb2
+
+from tests.conftest import Where
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import echo, eventually, is_running, running
+from tests.supervisor.fake_launcher import FakeLauncher, app_supervisor, settle
+
+
+@asynccontextmanager
+async def supervised(launcher: FakeLauncher, shards: int, **settings: Any) -> AsyncIterator[AppSupervisor]:
+    """An app whose fake shards have been launched and are not ready yet."""
+    app = app_supervisor(shards, launcher, **settings)
+    async with asyncio.TaskGroup() as tasks:
+        supervising = [tasks.create_task(app.supervise(shard)) for shard in app.shards]
+        await settle()
+        yield app
+        for task in supervising:
+            task.cancel()
+
+
+@pytest.fixture
+def launcher() -> FakeLauncher:
+    return FakeLauncher([])
+
+
+def become_ready(launcher: FakeLauncher, *names: str) -> None:
+    for name in names:
+        launcher.shard(name).line.deliver(ready=control_pb2.Ready(pid=7))
+
+
+async def begun(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    task = asyncio.get_running_loop().create_task(work)
+    await settle()
+    return task
+
+
+async def test_the_first_crash_is_restarted_at_once_and_the_next_ones_after_a_back_off(
+    launcher: FakeLauncher, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with supervised(launcher, 1) as app:
+        become_ready(launcher, "echo-0")
+        for crashes in (1, 2, 3):
+            await settle()
+            launcher.shard("echo-0").end("exit code 1")
+            while len(launcher.launched) == crashes:
+                await settle()
+        assert app.shards[0].restarts == 3
+    assert [float(record.getMessage().rpartition("=")[2]) > 0 for record in caplog.records] == [False, True, True]
+    assert "shard.died shard=echo-0 how=exit code 1 restart_in_s=0.000" in caplog.text
+
+
+async def test_a_shard_that_does_not_stop_when_told_to_is_killed(
+    launcher: FakeLauncher, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "SHARD_END_S", 0.01)
+    async with supervised(launcher, 1) as app:
+        await app.drain()
+        assert "shard.killed shard=echo-0" in caplog.text
+        await settle()
+        assert app.shards[0].state is ShardState.STOPPED
+
+
+async def test_new_settings_are_proposed_to_ready_shards_alone_and_objections_are_returned(
+    launcher: FakeLauncher,
+) -> None:
+    async with supervised(launcher, 2) as app:
+        become_ready(launcher, "echo-0")
+        await settle()
+        proposing = await begun(app.propose({"limit": 2}, answer_s=30.0))
+        line = launcher.shard("echo-0").line
+        proposal = line.sent[-1].propose
+        assert (proposal.generation, proposal.config) == (2, '{"limit": 2}')
+        assert [message.WhichOneof("kind") for message in launcher.shard("echo-1").line.sent] == ["setup"]
+        line.deliver(proposed=control_pb2.Proposed(generation=2, fault="limit is too small"))
+        assert await proposing == ["limit is too small"]
+        assert app.settings.config == {}
+
+
+async def test_a_shard_that_does_not_answer_a_proposal_objects(launcher: FakeLauncher) -> None:
+    async with supervised(launcher, 1) as app:
+        become_ready(launcher, "echo-0")
+        await settle()
+        assert await app.propose({}, answer_s=0.01) == ["shard echo-0 has not answered in 0.01 s"]
+
+
+async def test_a_shard_that_was_starting_when_settings_were_committed_gets_them_once_it_is_ready(
+    launcher: FakeLauncher,
+) -> None:
+    async with supervised(launcher, 1) as app:
+        await app.propose({"limit": 2}, answer_s=30.0)
+        await app.commit({"limit": 2})
+        become_ready(launcher, "echo-0")
+        await settle()
+        commit = launcher.shard("echo-0").line.sent[-1].commit
+        assert (commit.generation, commit.config) == (2, '{"limit": 2}')
+
+
+async def test_a_restarted_shard_is_set_up_with_the_newest_settings(launcher: FakeLauncher) -> None:
+    async with supervised(launcher, 1) as app:
+        become_ready(launcher, "echo-0")
+        await settle()
+        first = launcher.shard("echo-0")
+        committing = await begun(app.commit({"limit": 3}))
+        first.line.deliver(committed=1)
+        await committing
+        first.end("exit code 1")
+        await settle()
+        setup = launcher.shard("echo-0").line.sent[0].setup
+        assert launcher.shard("echo-0") is not first
+        assert '"limit":3' in setup.settings
+
+
+@pytest.mark.slow
+async def test_a_shard_that_dies_is_restarted_and_the_others_are_untouched(tmp_path: Path) -> None:
+    with running(tmp_path, echo(2)) as cluster:
+        before = {s["name"]: s for s in cluster.shards()}
+        os.kill(before["echo-0"]["pid"], signal.SIGKILL)
+        await eventually(lambda: cluster.shards()[0]["restarts"] == 1 and cluster.shards()[0]["state"] == "ready")
+        after = {s["name"]: s for s in cluster.shards()}
+        assert after["echo-0"]["pid"] != before["echo-0"]["pid"]
+        assert after["echo-0"]["address"] == before["echo-0"]["address"]
+        assert (after["echo-1"]["pid"], after["echo-1"]["restarts"]) == (before["echo-1"]["pid"], 0)
+        assert cluster.metric("onelane_restarts_total", onelane_shard="echo-0") == 1
+        where = Where(cluster)
+        for key in map(str, range(20)):
+            reply = await where.away(key).Unary(EchoRequest(key=key), wait_for_ready=True, timeout=10)
+            assert reply.shard == where.owner_of(key)
+        await where.close()
+
+
+@pytest.mark.slow
+async def test_usr2_restarts_the_shards_one_by_one_and_loses_no_held_call(tmp_path: Path) -> None:
+    with running(tmp_path, echo(2)) as cluster:
+        where = Where(cluster)
+        before = [s["pid"] for s in cluster.shards()]
+        held = where.home("k").Hold(EchoRequest(key="k", text="kept"))
+        await eventually(lambda: cluster.metric("onelane_calls_in_flight"))
+        cluster.process.send_signal(signal.SIGUSR2)
+        await where.home("k").Release(EchoRequest(key="k"))
+        assert (await held).text == "kept"
+        await eventually(lambda: "supervisor.recycled" in cluster.log.read_text())
+        after = cluster.shards()
+        assert not set(before) & {s["pid"] for s in after}
+        assert [(s["state"], s["restarts"]) for s in after] == [("ready", 0)] * 2
+        assert (await where.home("k").Unary(EchoRequest(key="k"), wait_for_ready=True)).shard == where.owner_of("k")
+        await where.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["processes", "inline"])
+async def test_a_drain_lets_calls_finish_and_exits_with_zero(tmp_path: Path, mode: str) -> None:
+    """The held call is forwarded, so its owner must outlive the drain of the shard it landed on."""
+    inline = ["--inline"] if mode == "inline" else []
+    with running(tmp_path, echo(2), *inline) as cluster:
+        where = Where(cluster)
+        held = where.away("k").Misbehave(EchoRequest(key="k", order="sleep 1.0"))
+        await eventually(lambda: cluster.metric("onelane_forwards_total"))
+        pids = [s["pid"] for s in cluster.shards()]
+        cluster.process.send_signal(signal.SIGTERM)
+        assert (await held).shard == where.owner_of("k")
+        assert await asyncio.to_thread(cluster.process.wait, 20) == 0
+        assert not any(map(is_running, pids))
+        await where.close()
+
+
+@pytest.mark.slow
+async def test_a_drain_is_bounded(tmp_path: Path) -> None:
+    with running(tmp_path, echo(1, "drain_s = 0.3")) as cluster:
+        where = Where(cluster)
+        held = where.shared.Hold(EchoRequest(key="k"))
+        await eventually(lambda: cluster.metric("onelane_calls_in_flight"))
+        cluster.process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await held
+        assert caught.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        assert await asyncio.to_thread(cluster.process.wait, 20) == 0
+        await where.close()
