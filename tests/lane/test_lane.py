@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import grpc
+from onelane.client.propagation import HOP_HEADER
 from onelane.core import keys
 from onelane.core.clock import SystemClock
 from onelane.core.keys import FieldKey
@@ -13,7 +14,7 @@ from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turns
 from onelane.lane.admission import Admission
-from onelane.lane.forwarder import HOP_METADATA, SERVED
+from onelane.lane.forwarder import SERVED
 from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
@@ -97,14 +98,14 @@ class Bench:
 
 async def test_a_second_hop_is_refused_with_the_epoch() -> None:
     bench = Bench(Placement(7, (B,)), SaysWhatItWasTold())
-    call = await bench.call(trusted=True, metadata=((HOP_METADATA, "1"),))
+    call = await bench.call(trusted=True, metadata=((HOP_HEADER, "1"),))
     assert call.code_now is grpc.StatusCode.UNAVAILABLE
     assert ("onelane-epoch", "7") in tuple(call.trailers)
 
 
 async def test_a_hop_mark_counts_only_from_a_sibling() -> None:
     forwarder = SaysWhatItWasTold([(grpc.StatusCode.OK, ((SERVED, "b"),))])
-    await Bench(Placement(7, (B,)), forwarder).call(trusted=False, metadata=((HOP_METADATA, "1"),))
+    await Bench(Placement(7, (B,)), forwarder).call(trusted=False, metadata=((HOP_HEADER, "1"),))
     assert forwarder.sent == ["b"]
 
 
@@ -112,7 +113,7 @@ async def test_a_call_in_a_draining_lane_is_refused_unless_a_sibling_sent_it() -
     bench = Bench(Placement(7, (A,)), SaysWhatItWasTold())
     await bench.lane.drain()
     assert (await bench.call()).code_now is grpc.StatusCode.UNAVAILABLE
-    assert (await bench.call(trusted=True, metadata=((HOP_METADATA, "1"),))).code_now is grpc.StatusCode.OK
+    assert (await bench.call(trusted=True, metadata=((HOP_HEADER, "1"),))).code_now is grpc.StatusCode.OK
 
 
 async def test_a_newer_placement_is_followed_and_an_older_one_ignored() -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
+from onelane.core.backoff import backoff_s
 from onelane.core.service_config import MOST_ATTEMPTS, RetryThrottling, ServiceConfig
 from onelane.errors import BadService
 
 PUSHBACK = "grpc-retry-pushback-ms"
-PREVIOUS = "grpc-previous-rpc-attempts"
 SAFE = frozenset({"NO_SIDE_EFFECTS", "IDEMPOTENT"})
 """The idempotency levels of methods that may be repeated whatever became of the first attempt."""
 NO_SIDE_EFFECTS = "NO_SIDE_EFFECTS"
@@ -132,5 +132,10 @@ def wait_s(policy: Policy, made: int, code: str, pushed_s: float | None, budget:
         return None
     if pushed_s is not None:
         return pushed_s
-    grown = policy.initial_backoff_s * policy.multiplier ** (made - 1)
-    return rng.uniform(0.0, min(policy.max_backoff_s, grown))
+    return backoff_s(
+        made - 1,
+        base_s=policy.initial_backoff_s,
+        cap_s=policy.max_backoff_s,
+        growth=policy.multiplier,
+        rng=rng,
+    )

@@ -8,13 +8,12 @@ Deadlines only shrink: the sooner of the caller's, what is left of the call in p
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
-from time import perf_counter
+from time import monotonic, perf_counter, time_ns
 from types import TracebackType
 from typing import Any
 
@@ -27,18 +26,18 @@ from onelane.client.hedging import HedgedCall
 from onelane.client.interceptors import checked, intercepted
 from onelane.client.options import Dialling
 from onelane.client.outlier import Endpoint
-from onelane.client.retry import PREVIOUS, Budget, policy_of, pushback_s, wait_s
+from onelane.client.propagation import PREVIOUS_ATTEMPTS, outgoing, repeated
+from onelane.client.retry import Budget, policy_of, pushback_s, wait_s
 from onelane.core import addresses, keys
 from onelane.core.backoff import backoff_s
 from onelane.core.context import current_baggage, current_call, current_trace, earlier
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.service_config import ServiceConfig
-from onelane.core.turns import CHAIN
 from onelane.errors import BadKey
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Histogram, Spread, Stats
-from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of, outbound
+from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 USUAL = ServiceConfig()
@@ -193,7 +192,7 @@ class Channel(grpc.aio.Channel):
             owner = list(self._owners.values())[attempt % len(self._owners)]
         else:
             owner = self._owners[self.placement.owner_of(key).address]
-        if owner.channel.get_state(try_to_connect=True) is READY and owner.health.allows(time.monotonic()):
+        if owner.channel.get_state(try_to_connect=True) is READY and owner.health.allows(monotonic()):
             return owner.channel, owner.health
         return self._shared, None
 
@@ -280,56 +279,75 @@ class _Method:
         channel, policy = self._channel, self._policy
         if channel.in_flight >= channel.said.max_in_flight:
             return self._refused()
-        given = tuple(metadata or ())
-        key = self._key(request, given)
-        if key is not None and not any(name == keys.HEADER for name, _ in given):
-            given = (*given, (keys.HEADER, key))
-        scope = current_call()
-        tracer = self._channel.tracer
-        parent = current_trace()
-        span = parent if tracer is None else tracer.start(self._method[1:], "CLIENT", parent)
-        if isinstance(span, SpanRecord):
-            span.attributes = dict(channel.where)
+        metadata = tuple(metadata or ())
+        key = keys.header_of(metadata)
+        if key is None and (key := self._read_key(request)) is not None:
+            metadata = (*metadata, (keys.HEADER, key))
+        span = self._start_span()
         began = perf_counter()
-        trace = context_of(span)
-        if trace is not None:
-            given = (*(pair for pair in given if pair[0] not in ("traceparent", "tracestate")), *outbound(trace))
-        if scope is not None and (chain := scope.outgoing_chain):
-            given = (*given, (CHAIN, chain))
-        if carried := current_baggage():
-            given = (*given, ("baggage", carried))
-        left = None if scope is None or scope.deadline_at is None else max(0.0, scope.deadline_at - time.monotonic())
-        limit = earlier(earlier(timeout, policy.timeout_s), left)
-        if limit is None and self._has_default:
-            limit = self._channel.deadline_s
-        made: dict[str, Any] = {
-            "timeout": limit,
-            "metadata": given,
+        metadata, timeout = outgoing(
+            metadata,
+            earlier(timeout, policy.timeout_s),
+            context=current_call(),
+            trace=context_of(span),
+            baggage=current_baggage(),
+            now=monotonic,
+        )
+        if timeout is None and self._has_default:
+            timeout = channel.deadline_s
+        arguments: dict[str, Any] = {
+            "timeout": timeout,
+            "metadata": metadata,
             "credentials": credentials,
             "wait_for_ready": policy.wait_for_ready if wait_for_ready is None else wait_for_ready,
             "compression": compression,
         }
-        if policy.hedge_after_s is None:
-            return self._attempt(request, made, key, span, 0, began)
-        until = None if limit is None else time.monotonic() + limit
+        if policy.hedge_after_s is not None:
+            return self._hedge(request, arguments, key, span, began)
+        return self._attempt(request, arguments, key, span, began, 0)
 
-        def attempt(number: int) -> ClientCall:
-            if number:
-                self._decided("hedges", "late", span, {"attempt": number + 1})
-                made["timeout"] = None if until is None else max(0.0, until - time.monotonic())
-                made["metadata"] = (*given, (PREVIOUS, str(number)))
-            return self._attempt(request, made, key, span, number, began)
-
-        hedged = HedgedCall(attempt, self._unsent, policy, channel.budget, until)
+    def _hedge(self, request: Any, arguments: dict[str, Any], key: str | None, span: Span, began: float) -> HedgedCall:
+        timeout = arguments["timeout"]
+        deadline_at = None if timeout is None else monotonic() + timeout
+        attempt = partial(self._hedged_attempt, request, arguments, key, span, began, deadline_at)
+        hedged = HedgedCall(attempt, self._unsent, self._policy, self._channel.budget, deadline_at)
         hedged.add_done_callback(partial(self._close, span, began))
         return hedged
 
+    def _hedged_attempt(
+        self,
+        request: Any,
+        arguments: dict[str, Any],
+        key: str | None,
+        span: Span,
+        began: float,
+        deadline_at: float | None,
+        number: int,
+    ) -> ClientCall:
+        if number:
+            self._decided("hedges", "late", span, {"attempt": number + 1})
+            arguments = arguments | {
+                "timeout": None if deadline_at is None else max(0.0, deadline_at - monotonic()),
+                "metadata": repeated(arguments["metadata"], number),
+            }
+        return self._attempt(request, arguments, key, span, began, number)
+
+    def _start_span(self) -> Span:
+        """Begin the span of a call; where calls are not traced here, the trace that it is made in goes on."""
+        tracer, parent = self._channel.tracer, current_trace()
+        if tracer is None:
+            return parent
+        span = tracer.start(self._method[1:], "CLIENT", parent)
+        if isinstance(span, SpanRecord):
+            span.attributes = dict(self._channel.where)
+        return span
+
     def _attempt(
-        self, request: Any, made: dict[str, Any], key: str | None, span: Span, number: int, began: float
+        self, request: Any, arguments: dict[str, Any], key: str | None, span: Span, began: float, number: int
     ) -> ClientCall:
         channel = self._channel
         to, health = channel.pick(key, number)
-        call: ClientCall = self._send(to)(request, **made)
+        call: ClientCall = self._send(to)(request, **arguments)
         call.peer_name, call.health = channel.name, health
         channel.in_flight += 1
         if self._policy.attempts > 1 and self._policy.hedge_after_s is None:
@@ -352,7 +370,7 @@ class _Method:
     def _attempt_ended(self, call: ClientCall, code: str, span: Span) -> None:
         """Tell the endpoint that an attempt went to what became of it."""
         health, call.health = call.health, None
-        if health is not None and health.ended(code, time.monotonic()):
+        if health is not None and health.ended(code, monotonic()):
             self._decided("ejections", code, span, {})
 
     def _close(self, span: Span, began: float, call: Any) -> None:
@@ -392,7 +410,7 @@ class _Method:
     def _again(self, key: str | None, call: ClientCall) -> None:
         if call.status is None:
             to, call.health = self._channel.pick(key, call.retries)
-            call.send_again(to.subchannel, PREVIOUS.encode())
+            call.send_again(to.subchannel, PREVIOUS_ATTEMPTS.encode())
 
     def _unsent(self) -> ClientCall:
         return self._channel.unsent(self._shape, self._serializers[1])
@@ -412,12 +430,10 @@ class _Method:
         """Make a decision visible: in the statistics, and in the span of its call."""
         self._channel.count(what, reason)
         if isinstance(span, SpanRecord):
-            span.add_event(f"onelane.client.{what}", {"onelane.reason": reason, **attributes}, time.time_ns())
+            span.add_event(f"onelane.client.{what}", {"onelane.reason": reason, **attributes}, time_ns())
 
-    def _key(self, request: Any, given: tuple[tuple[str, Any], ...]) -> str | None:
-        header = keys.header_of(given)
-        if header is not None:
-            return header
+    def _read_key(self, request: Any) -> str | None:
+        """The key in a request message, where the topology is known and says where it is."""
         placement = self._channel.placement
         if placement is None or self._shape.startswith("stream_"):
             return None

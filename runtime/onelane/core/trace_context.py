@@ -7,6 +7,8 @@ import re
 from random import getrandbits
 from typing import NamedTuple
 
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+"""The metadata that carry a trace."""
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?").fullmatch
 
 
@@ -42,3 +44,19 @@ _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 
 UNSAMPLED = TraceContext("", "", False)
 """A trace that begins here and is not recorded; it gets an id only where it is handed on."""
+
+
+def trace_of_metadata(traceparent: str | bytes | None, tracestate: str | bytes | None) -> TraceContext | None:
+    """The trace that a call's metadata carry; None where they carry none that is well formed."""
+    if not isinstance(traceparent, str):
+        return None
+    return parse_traceparent(traceparent, tracestate if isinstance(tracestate, str) else "")
+
+
+def trace_metadata(trace: TraceContext | None) -> tuple[tuple[str, str], ...]:
+    """The metadata that carry `trace` to the server of a call."""
+    if trace is None:
+        return ()
+    if trace.tracestate:
+        return ((TRACEPARENT, trace.traceparent()), (TRACESTATE, trace.tracestate))
+    return ((TRACEPARENT, trace.traceparent()),)

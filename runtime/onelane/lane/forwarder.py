@@ -15,18 +15,15 @@ import grpc.aio
 from onelane.client.call import ClientCall
 from onelane.client.channel import NativeChannel
 from onelane.client.options import Dialling
+from onelane.client.propagation import forwarded
 from onelane.core.placement import Member
 from onelane.core.trace_context import TraceContext
-from onelane.server.call import Call, Metadata
-from onelane.telemetry.tracer import outbound
+from onelane.server.call import Call
 
-HOP_METADATA = "onelane-hop"
-"""Metadata by which a sibling says that it sent a call on; counts on a sibling's connection alone."""
 SERVED = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
 NOT_HOME = "onelane-not-home"
 """Trailer by which a shard says that it does not own the key, with its epoch."""
-_DROPPED = frozenset({"user-agent", "traceparent", "tracestate", "te", "content-type", HOP_METADATA})
 
 DIALLING = Dialling(
     initial_backoff_s=0.1, max_backoff_s=0.5, connect_s=5.0, max_message_bytes=2**31 - 1, max_connections=1
@@ -74,7 +71,7 @@ class NativeForwarder:
         if send is None:
             send = self._channel(owner).unary_unary(call.method)
             self._unary[owner.socket, call.method] = send
-        sent: ClientCall = send(request, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
+        sent: ClientCall = send(request, metadata=forwarded(call.metadata, trace), timeout=call.time_remaining())
         call.cancel_forward = sent.cancel
         sent.tell(partial(self._answered, owner, call, done))
 
@@ -139,7 +136,7 @@ class NativeForwarder:
         }
         send = shapes[request is None, streams_response](call.method)
         body = _rest(call) if request is None else request
-        return send(body, metadata=_onward(call.metadata, trace), timeout=call.time_remaining())
+        return send(body, metadata=forwarded(call.metadata, trace), timeout=call.time_remaining())
 
     def _channel(self, owner: Member) -> NativeChannel:
         if owner.socket not in self._channels:
@@ -150,11 +147,6 @@ class NativeForwarder:
 async def _rest(call: Call) -> AsyncIterator[bytes]:
     while (message := await call.next_bytes()) is not None:
         yield message
-
-
-def _onward(metadata: Metadata, trace: TraceContext | None) -> Metadata:
-    kept = tuple(pair for pair in metadata if pair[0] not in _DROPPED and not pair[0].startswith("grpc-"))
-    return (*kept, *outbound(trace), (HOP_METADATA, "1"))
 
 
 async def _pass_initial_then(call: Call, sent: ClientCall, done: Done, reply: bytes) -> None:

@@ -5,17 +5,18 @@ Decides without I/O; sending a call to its owner is `forwarding`'s.
 
 from typing import Any
 
+from onelane.client.propagation import HOP_HEADER
 from onelane.core import keys
 from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement, route
+from onelane.core.trace_context import trace_of_metadata
 from onelane.core.turns import CHAIN
 from onelane.errors import NotHome, OnelaneError
-from onelane.lane.forwarder import HOP_METADATA, NOT_HOME
+from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
 from onelane.server.call import Call, Metadata
 from onelane.server.handler import parse
 from onelane.server.methods import Method
-from onelane.telemetry.tracer import inbound
 
 MAX_HOMES = 16_384
 """Keys whose owner is remembered; with more, all are looked up anew."""
@@ -109,14 +110,14 @@ class Router:
     def _read_metadata(self, call: Call, metadata: Any) -> bool:
         """Take the metadata that are meant for the runtime; whether a sibling has forwarded the call."""
         if "traceparent" in metadata:
-            call.parent = inbound(metadata["traceparent"], metadata.get("tracestate"))
+            call.parent = trace_of_metadata(metadata["traceparent"], metadata.get("tracestate"))
         if "baggage" in metadata:
             call.baggage = str(metadata["baggage"])
         chain = metadata.get(CHAIN)
         if isinstance(chain, str):
             # Counts from any peer: only a holder of the turn can know its number. See `core/turns`.
             call.chain = chain
-        hopped = call.trusted and HOP_METADATA in metadata
+        hopped = call.trusted and HOP_HEADER in metadata
         if hopped:
             call.hop = "forwarded"
         if "onelane-debug" in metadata:

@@ -6,10 +6,10 @@ is left of the deadline, the trace and the chain, as those to other apps do.
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -18,11 +18,11 @@ from google.protobuf import message_factory
 from google.protobuf.message import Message
 
 from onelane.client.channel import NativeChannel
+from onelane.client.propagation import outgoing
 from onelane.core import keys
-from onelane.core.context import current_baggage, current_call, current_trace, earlier
+from onelane.core.context import current_baggage, current_call, current_trace
 from onelane.core.keys import ANY
 from onelane.core.placement import Member
-from onelane.core.turns import CHAIN
 from onelane.errors import BadService
 from onelane.lane.forwarder import DIALLING, SERVED
 from onelane.lane.lane import Lane
@@ -32,7 +32,7 @@ from onelane.server.methods import Method
 from onelane.shard.pubsub import Subscription
 from onelane.shard.topics import Inbox, Lost, Outbox
 from onelane.telemetry.stats import Stats
-from onelane.telemetry.tracer import Tracer, context_of, outbound
+from onelane.telemetry.tracer import Tracer, context_of
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc
 
 log = logging.getLogger("onelane.across")
@@ -66,12 +66,12 @@ class LocalCall(Call):
 
     __slots__ = ("_deadline_at",)
 
-    def __init__(self, method: str, metadata: Metadata, deadline_at: float | None) -> None:
+    def __init__(self, method: str, metadata: Metadata, timeout_s: float | None) -> None:
         super().__init__(method, metadata, trusted=True)
-        self._deadline_at = deadline_at
+        self._deadline_at = None if timeout_s is None else monotonic() + timeout_s
 
     def time_remaining(self) -> float | None:
-        return None if self._deadline_at is None else max(0.0, self._deadline_at - time.monotonic())
+        return None if self._deadline_at is None else max(0.0, self._deadline_at - monotonic())
 
     def peer(self) -> str:
         return "lane"
@@ -121,7 +121,8 @@ class Across:
         """See `Shard.call`."""
         text = keys.canonical(key)
         owner = self._lane.placement.owner_of(text)
-        reply: Rep = await self._send(owner, self._unary(which), request, ((keys.HEADER, text),), self._until(limit_s))
+        deadline_at = self._deadline_at(limit_s)
+        reply: Rep = await self._send(owner, self._unary(which), request, ((keys.HEADER, text),), deadline_at)
         return reply
 
     async def call_each(self, which: Which[Req, Rep], request: Req, limit_s: float | None) -> list[Answer[Rep]]:
@@ -129,11 +130,11 @@ class Across:
         method = self._unary(which)
         if method.rule is not ANY:
             raise BadService(f"call_each: {method.name} has a key, so one shard owns it; expected a method that is ANY")
-        until = self._until(limit_s)
+        deadline_at = self._deadline_at(limit_s)
 
         async def ask(member: Member) -> Answer[Rep]:
             try:
-                return Answer(member.name, await self._send(member, method, request, (), until), None)
+                return Answer(member.name, await self._send(member, method, request, (), deadline_at), None)
             except grpc.aio.AioRpcError as error:
                 return Answer(member.name, None, error)
 
@@ -156,23 +157,23 @@ class Across:
                     return entry.method
         raise BadService(f"no service of this app has the method {which!r}")
 
-    def _until(self, limit_s: float | None) -> float:
-        scope = current_call()
-        given = time.monotonic() + (self._deadline_s if limit_s is None else limit_s)
-        return earlier(given, scope.deadline_at if scope else None) or given
+    def _deadline_at(self, timeout_s: float | None) -> float:
+        return monotonic() + (self._deadline_s if timeout_s is None else timeout_s)
 
-    async def _send(self, to: Member, method: Method, request: Message, metadata: Metadata, until: float) -> Any:
-        scope = current_call()
+    async def _send(self, to: Member, method: Method, request: Message, metadata: Metadata, deadline_at: float) -> Any:
         span = self._tracer.start(method.name, "CLIENT", current_trace())
-        if scope is not None and (chain := scope.outgoing_chain):
-            metadata = (*metadata, (CHAIN, chain))
-        if carried := current_baggage():
-            metadata = (*metadata, ("baggage", carried))
-        metadata = (*metadata, *outbound(context_of(span)))
+        metadata, timeout_s = outgoing(
+            tuple(metadata),
+            max(0.0, deadline_at - monotonic()),
+            context=current_call(),
+            trace=context_of(span),
+            baggage=current_baggage(),
+            now=monotonic,
+        )
         send = self._send_here if to.name == self._lane.name else self._send_there
         status = "CANCELLED"
         try:
-            reply = await send(to, method, request.SerializeToString(), metadata, until)
+            reply = await send(to, method, request.SerializeToString(), metadata, timeout_s)
             status = "OK"
         except grpc.aio.AioRpcError as error:
             status = error.code().name
@@ -181,13 +182,17 @@ class Across:
             self._tracer.end_call(span, status=status, server=False)
         return _reply_class(method).FromString(reply)
 
-    async def _send_there(self, to: Member, method: Method, request: bytes, metadata: Metadata, until: float) -> bytes:
+    async def _send_there(
+        self, to: Member, method: Method, request: bytes, metadata: Metadata, timeout_s: float | None
+    ) -> bytes:
         send = self._channel(to).unary_unary(method.path)
-        reply: bytes = await send(request, metadata=metadata, timeout=max(0.0, until - time.monotonic()))
+        reply: bytes = await send(request, metadata=metadata, timeout=timeout_s)
         return reply
 
-    async def _send_here(self, to: Member, method: Method, request: bytes, metadata: Metadata, until: float) -> bytes:
-        call = LocalCall(method.path, metadata, until)
+    async def _send_here(
+        self, to: Member, method: Method, request: bytes, metadata: Metadata, timeout_s: float | None
+    ) -> bytes:
+        call = LocalCall(method.path, metadata, timeout_s)
         # A task of its own, so that what it sets in its context is not the caller's.
         serving = asyncio.get_running_loop().create_task(self._lane.serve(method, call, request))
         try:

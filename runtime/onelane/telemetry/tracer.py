@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from onelane.core.clock import Clock
-from onelane.core.trace_context import UNSAMPLED, TraceContext, parse_traceparent
+from onelane.core.trace_context import UNSAMPLED, TraceContext
 from onelane.telemetry.sampling import NEVER, Sampler
 from onelane.telemetry.spans import SpanRecord
 
@@ -144,19 +144,3 @@ def told(span: SpanRecord, shard: str) -> dict[str, Any]:
 def context_of(span: Span) -> TraceContext | None:
     """What a call made inside `span` carries."""
     return span.context if isinstance(span, SpanRecord) else span
-
-
-def inbound(traceparent: str | bytes | None, tracestate: str | bytes | None) -> TraceContext | None:
-    """The trace that a call's metadata carries."""
-    if not isinstance(traceparent, str):
-        return None
-    return parse_traceparent(traceparent, tracestate if isinstance(tracestate, str) else "")
-
-
-def outbound(trace: TraceContext | None) -> tuple[tuple[str, str], ...]:
-    """The metadata that carries `trace` onward."""
-    if trace is None:
-        return ()
-    if trace.tracestate:
-        return (("traceparent", trace.traceparent()), ("tracestate", trace.tracestate))
-    return (("traceparent", trace.traceparent()),)

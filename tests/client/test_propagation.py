@@ -1,0 +1,96 @@
+"""What an outgoing call carries of the call that it is made in, on each way out."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane.client.propagation import forwarded, outgoing, repeated
+from onelane.core.context import TaskContext, TurnContext
+from onelane.core.trace_context import UNSAMPLED, TraceContext
+from onelane.core.turns import CHAIN, Turns
+
+NOW = 100.0
+TRACE = TraceContext("a" * 32, "b" * 16, True, "vendor=1")
+TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
+CONTEXT = TaskContext("/a.B/C", deadline_at=NOW + 5, outgoing_chain="0001@s-0/a.B/C")
+
+
+def sent(metadata: Any = (), timeout_s: float | None = None, **call: Any) -> tuple[Any, float | None]:
+    arguments = {"context": None, "trace": None, "baggage": ""} | call
+    return outgoing(metadata, timeout_s, now=lambda: NOW, **arguments)
+
+
+def test_a_call_outside_of_any_goes_as_its_caller_made_it() -> None:
+    metadata = (("x-own", "1"), ("traceparent", "own"), ("baggage", "own=1"))
+    assert sent(metadata, 3.0) == (metadata, 3.0)
+    assert sent() == ((), None)
+
+
+def test_it_carries_trace_baggage_and_chain_beside_its_own_metadata() -> None:
+    metadata, _ = sent((("x-own", "1"), ("x-own-bin", b"\0")), context=CONTEXT, trace=TRACE, baggage="k=v")
+    assert metadata == (
+        ("x-own", "1"),
+        ("x-own-bin", b"\0"),
+        ("traceparent", TRACEPARENT),
+        ("tracestate", "vendor=1"),
+        ("baggage", "k=v"),
+        (CHAIN, CONTEXT.outgoing_chain),
+    )
+
+
+def test_a_trace_takes_the_place_of_one_that_the_caller_wrote_by_hand() -> None:
+    own = (("traceparent", "own"), ("tracestate", "own"), ("x-own", "1"))
+    metadata, _ = sent(own, trace=TRACE._replace(tracestate=""))
+    assert metadata == (("x-own", "1"), ("traceparent", TRACEPARENT))
+
+
+def test_an_unsampled_trace_gets_its_ids_where_it_leaves() -> None:
+    (name, value), *more = sent(trace=UNSAMPLED)[0]
+    assert (name, value[-3:], more) == ("traceparent", "-00", [])
+    assert int(value[3:35], 16)
+
+
+def test_the_chain_names_the_turns_that_the_call_is_inside_of() -> None:
+    turns = Turns("s-0", draw=iter(range(7, 99)).__next__, per_key=9, in_all=9)
+    turn = turns.enter("key", "a.B/C", "", object())
+    assert turn is not None
+    metadata, timeout_s = sent(context=TurnContext(None, turn))
+    assert (metadata, timeout_s) == (((CHAIN, f"{7:016x}@s-0/a.B/C"),), None)
+
+
+timeouts = st.none() | st.floats(0, 1000)
+
+
+@given(timeouts, st.none() | st.floats(NOW - 1000, NOW + 1000))
+def test_a_deadline_only_shrinks_and_is_never_below_zero(timeout_s: float | None, deadline_at: float | None) -> None:
+    _, allowed_s = sent((), timeout_s, context=TaskContext("/a.B/C", deadline_at=deadline_at))
+    if timeout_s is None and deadline_at is None:
+        assert allowed_s is None
+        return
+    assert allowed_s is not None
+    assert allowed_s >= 0
+    assert timeout_s is None or allowed_s <= timeout_s
+    assert deadline_at is None or allowed_s <= max(0.0, deadline_at - NOW)
+
+
+def test_another_attempt_carries_the_same_and_says_how_many_came_before() -> None:
+    metadata, _ = sent((("x-own", "1"),), context=CONTEXT, trace=TRACE, baggage="k=v")
+    for attempts in (1, 2):
+        assert repeated(metadata, attempts) == (*metadata, ("grpc-previous-rpc-attempts", str(attempts)))
+
+
+def test_a_forwarded_call_keeps_its_metadata_chain_and_baggage_and_belongs_to_the_span_of_the_hop() -> None:
+    received = (("x-own", "1"), ("x-own-bin", b"\0"), ("onelane-key", "k"), ("baggage", "k=v"), (CHAIN, "0001@s-0/m"))
+    metadata = forwarded((*received, ("traceparent", "the caller's"), ("tracestate", "the caller's")), TRACE)
+    assert metadata == (
+        *received,
+        ("traceparent", TRACEPARENT),
+        ("tracestate", "vendor=1"),
+        ("onelane-hop", "1"),
+    )
+
+
+@pytest.mark.parametrize("name", ["user-agent", "te", "content-type", "grpc-previous-rpc-attempts", "onelane-hop"])
+def test_metadata_of_one_hop_alone_is_not_forwarded(name: str) -> None:
+    assert forwarded(((name, "theirs"), ("x-own", "1")), None) == (("x-own", "1"), ("onelane-hop", "1"))
