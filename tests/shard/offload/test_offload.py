@@ -21,7 +21,7 @@ from onelane.core.context import TaskContext, current_call_var
 from onelane.errors import BadService, DeadlinePassed, Draining, Overloaded
 from onelane.shard.offload import pool
 from onelane.shard.offload.offload import Offload
-from onelane.shard.offload.thread import Desk, Job
+from onelane.shard.offload.thread import Job, JobQueue
 from onelane.shard.shard import Shard
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.sampling import Sampler
@@ -502,15 +502,15 @@ async def test_closing_waits_for_a_job_while_somebody_waits_for_it(
 
 async def test_a_side_that_is_awake_is_not_woken_again() -> None:
     """However many jobs there are."""
-    desk = Desk()
+    queue = JobQueue()
     loop = asyncio.get_running_loop()
     jobs = [Job(lambda _: None, loop.create_future(), 0.0, lambda _: None) for _ in range(100)]
     for job in jobs:
-        desk.put(job)
-        desk.finish(job)
-    assert desk.bell.wait() == b"!"
-    assert len(desk.done) == len(desk.jobs) == 100
-    desk.bell.close()
+        queue.put(job)
+        queue.finish(job)
+    assert queue.wakeup.wait() == b"!"
+    assert len(queue.done) == len(queue.jobs) == 100
+    queue.wakeup.close()
 
 
 async def test_two_offloads_of_a_shard_have_two_names(tracer: Tracer, stats: Stats) -> None:

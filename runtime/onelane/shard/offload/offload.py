@@ -1,10 +1,10 @@
-"""A blocking library gets helper threads of its own behind one bounded queue: the lane puts, the threads take.
+"""A blocking library gets worker threads of its own behind one bounded queue: the lane puts jobs, threads take them.
 
-Promises: a resource is made, used and closed on its thread alone; with one helper, jobs run one at a time in the order
-they came; a full queue refuses at once; a deadline or a cancellation frees the caller at once, and a job not begun then
-never runs. A job that outlives its deadline is counted, and told with the line where it hangs.
-Leaves out: stopping a job that has begun. Python cannot. With `replace_after_s` its helper is left behind, and another
-with a new resource takes the queue over; what the old one returns is dropped, but what it does it may still do.
+Promises: a resource is made, used and closed on its thread alone; with one thread, jobs run one at a time in the order
+of their arrival; a full queue refuses at once; a deadline or a cancellation frees the caller at once, and a job that
+has not begun by then never runs. A job that outlives its deadline is counted, and logged with the line where it hangs.
+Leaves out: stopping a job that has begun. Python cannot. With `replace_after_s` its thread is left behind, and another
+with a new resource takes over the queue; the result of the old job is dropped, but its side effects may still happen.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from typing import Generic, TypeVar
 from onelane.core.context import current_call, current_trace
 from onelane.core.deadlines import Deadlines
 from onelane.errors import DeadlinePassed, Draining, Overloaded
-from onelane.shard.offload.pool import Crew
-from onelane.shard.offload.thread import Desk, Job
+from onelane.shard.offload.pool import ThreadPool
+from onelane.shard.offload.thread import Job, JobQueue
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
@@ -28,27 +28,27 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 CLOSE_S = 5.0
-"""How long `aclose` waits for helpers that make no progress for anybody."""
-TOLD_EVERY_S = 10.0
-"""The log tells of no more than one job that hangs in this time."""
+"""How long `aclose` waits for threads that finish no job."""
+LOG_EVERY_S = 10.0
+"""At most one hanging job is logged in this time."""
 
 
-class _Cells:
-    """What is counted of one offload."""
+class _Metrics:
+    """The metrics of one offload."""
 
     def __init__(self, stats: Stats, name: str) -> None:
-        of = {"onelane.offload": name}
+        attributes = {"onelane.offload": name}
         wait = stats.histogram("onelane.offload.wait", unit="s", description="How long jobs waited for a helper")
         duration = stats.histogram("onelane.offload.duration", unit="s", description="How long jobs ran")
         hung = stats.counter("onelane.offload.hung", unit="{job}", description="Jobs that outlived their deadline")
         replaced = stats.counter("onelane.offload.replaced", unit="{thread}", description="Helpers that were replaced")
         refused = stats.counter("onelane.offload.refused", unit="{job}", description="Jobs that found the queue full")
-        self.wait, self.duration = wait.at(of), duration.at(of)
-        self.hung, self.replaced, self.refused = hung.at(of), replaced.at(of), refused.at(of)
+        self.wait, self.duration = wait.at(attributes), duration.at(attributes)
+        self.hung, self.replaced, self.refused = hung.at(attributes), replaced.at(attributes), refused.at(attributes)
 
 
 class Offload(Generic[R]):
-    """A blocking resource on its helper thread, or `pool` of them. Owned by the lane that made it."""
+    """A blocking resource on its worker thread, or `pool` of them. Owned by the lane that made it."""
 
     def __init__(
         self,
@@ -80,46 +80,46 @@ class Offload(Generic[R]):
         self._replace_after_s = replace_after_s
         self._close_s = close_s
         self._tracer = tracer
-        self._cells = _Cells(stats, name)
+        self._metrics = _Metrics(stats, name)
         depth = stats.gauge("onelane.queue.depth", unit="{job}", description="Jobs queued or running")
         depth.observe(lambda: self.waiting, {"onelane.offload": name})
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(monotonic, self._loop.call_later)
-        self._desk = Desk()
-        self._loop.add_reader(self._desk.bell.fd, self._deliver)
-        self._crew = Crew(name, self._desk, factory, close, size=pool)
+        self._queue = JobQueue()
+        self._loop.add_reader(self._queue.wakeup.fd, self._deliver)
+        self._threads = ThreadPool(name, self._queue, factory, close, size=pool)
         self._watch: asyncio.TimerHandle | None = None
         self._settled = 0
         self._is_shut = False
-        self._told: Job | None = None
-        self._told_at = -TOLD_EVERY_S
+        self._logged: Job | None = None
+        self._logged_at = -LOG_EVERY_S
 
     @property
     def running(self) -> int:
         """Jobs that have begun. At most `pool`."""
-        return len(self._desk.running)
+        return len(self._queue.running)
 
     @property
     def left_behind(self) -> int:
-        """Helpers that were replaced and still hang."""
-        return self._crew.left_behind
+        """Worker threads that were replaced and still hang."""
+        return self._threads.left_behind
 
     async def wait_ready(self) -> None:
-        """Wait until every helper has made its resource; raises what the factory raised."""
-        await asyncio.shield(self._crew.ready)
+        """Wait until every worker thread has made its resource; raises what the factory raised."""
+        await asyncio.shield(self._threads.ready)
 
     async def run(self, work: Callable[[R], T]) -> T:
-        """Run `work(resource)` on a helper thread and return its result.
+        """Run `work(resource)` on a worker thread and return its result.
 
         Raises:
             Overloaded: `capacity` jobs are waiting already.
             DeadlinePassed: the call's deadline came first, or the job ran longer than `replace_after_s`.
             Draining: the offload is closed.
         """
-        if self._desk.is_closing:
+        if self._queue.is_closing:
             raise Draining(f"offload {self.name} is closed")
         if self.waiting >= self._capacity:
-            self._cells.refused.add()
+            self._metrics.refused.add()
             raise Overloaded(f"offload {self.name}", waiting=self.waiting)
         now = monotonic()
         scope = current_call()
@@ -133,25 +133,25 @@ class Offload(Generic[R]):
             span = self._tracer.start(f"offload {self.name}", "INTERNAL", current_trace())
             job.span = span if isinstance(span, SpanRecord) else None
         self.waiting += 1
-        self._desk.put(job)
+        self._queue.put(job)
         if self._replace_after_s is not None and self._watch is None:
-            self._look_in(self._replace_after_s)
+            self._check_after(self._replace_after_s)
         result: T = await job.future
         return result
 
     async def aclose(self) -> None:
         """Run what is queued, close the resources, end the threads. Takes no new job from now on.
 
-        A helper that hangs, in a job for which nobody waits any more or in making or closing its resource, is waited
-        for `close_s` and then left behind.
+        A thread that hangs, in a job whose caller has gone or in making or closing its resource, is waited for
+        `close_s` and then left behind.
         """
-        self._crew.close()
-        while not self._crew.gone.done():
+        self._threads.close()
+        while not self._threads.gone.done():
             before = self._settled
-            await asyncio.wait([self._crew.gone], timeout=self._close_s)
-            is_awaited = any(not job.future.done() for job in list(self._desk.running))
-            if not self._crew.gone.done() and self._settled == before and not is_awaited:
-                for job in self._crew.leave_all():
+            await asyncio.wait([self._threads.gone], timeout=self._close_s)
+            is_awaited = any(not job.future.done() for job in list(self._queue.running))
+            if not self._threads.gone.done() and self._settled == before and not is_awaited:
+                for job in self._threads.leave_all():
                     self._settle(job, Draining(f"offload {self.name} is closed"))
         if not self._is_shut:
             self._is_shut = True
@@ -159,27 +159,27 @@ class Offload(Generic[R]):
 
     def _shut(self) -> None:
         self._collect()
-        # Where no helper was left to run them.
-        while self._desk.jobs:
-            self._settle(self._desk.jobs.popleft(), Draining(f"offload {self.name} is closed"))
+        # Jobs for which no thread was left.
+        while self._queue.jobs:
+            self._settle(self._queue.jobs.popleft(), Draining(f"offload {self.name} is closed"))
         if self._watch is not None:
             self._watch.cancel()
-        self._loop.remove_reader(self._desk.bell.fd)
-        if not self._crew.left_behind:
-            # Else one of them may be about to ring.
-            self._desk.bell.close()
+        self._loop.remove_reader(self._queue.wakeup.fd)
+        if not self._threads.left_behind:
+            # Else a thread that was left behind may still write to it.
+            self._queue.wakeup.close()
 
-    # Jobs that come back.
+    # Finished jobs
 
     def _deliver(self) -> None:
-        self._desk.bell.wait()
+        self._queue.wakeup.wait()
         self._collect()
 
     def _collect(self) -> None:
-        desk = self._desk
-        desk.is_rung = False
-        while desk.done:
-            job = desk.done.popleft()
+        queue = self._queue
+        queue.is_woken = False
+        while queue.done:
+            job = queue.done.popleft()
             self._settle(job, job.error)
 
     def _settle(self, job: Job, error: BaseException | None, where: str = "") -> None:
@@ -188,11 +188,11 @@ class Offload(Generic[R]):
         if job.slot is not None:
             self._deadlines.remove(job.slot, job)
         if job.began_at:
-            self._cells.wait.record(job.began_at - job.queued_at)
-            self._cells.duration.record((job.ended_at or monotonic()) - job.began_at)
+            self._metrics.wait.record(job.began_at - job.queued_at)
+            self._metrics.duration.record((job.ended_at or monotonic()) - job.began_at)
         if job.span is not None:
             self._end_span(job.span, job, error, where)
-        # An error knows the frames that know the job.
+        # A traceback holds frames that hold the job: cut the cycle.
         result, job.result, job.error = job.result, None, None
         if job.future.done():
             return
@@ -201,57 +201,57 @@ class Offload(Generic[R]):
         else:
             job.future.set_result(result)
 
-    # Jobs that do not.
+    # Jobs that hang
 
     def _late(self, job: Job) -> None:
-        """A job's deadline has passed, and it has not come back."""
+        """The deadline of a job has passed before it finished."""
         job.slot = None
         error = DeadlinePassed(f"the deadline passed while offload {self.name} was busy")
         if not job.future.done():
             job.future.set_exception(error)
-        helper = self._desk.running.get(job)
-        if helper is not None:
-            self._cells.hung.add()
-            self._say("offload.hung", job)
+        worker = self._queue.running.get(job)
+        if worker is not None:
+            self._metrics.hung.add()
+            self._log("offload.hung", job)
         else:
-            oldest = min(list(self._desk.running), key=lambda one: one.began_at, default=None)
-            self._say("offload.late", oldest)
+            oldest = min(list(self._queue.running), key=lambda job: job.began_at, default=None)
+            self._log("offload.late", oldest)
         if job.span is not None:
-            self._end_span(job.span, job, error, helper.where() if helper else "")
+            self._end_span(job.span, job, error, worker.where() if worker else "")
 
-    def _look(self) -> None:
-        """Replace the helpers whose jobs have run too long; look again while there are jobs."""
+    def _check(self) -> None:
+        """Replace the threads whose jobs have run too long; check again while there are jobs."""
         limit = self._replace_after_s
         assert limit is not None
         now = monotonic()
-        for job in [job for job in list(self._desk.running) if now - job.began_at >= limit]:
-            self._give_up(job, now - job.began_at)
+        for job in [job for job in list(self._queue.running) if now - job.began_at >= limit]:
+            self._replace(job, now - job.began_at)
         self._watch = None
         if self.waiting:
-            oldest = min((job.began_at for job in list(self._desk.running)), default=now)
-            self._look_in(max(oldest + limit - now, limit / 10))
+            oldest = min((job.began_at for job in list(self._queue.running)), default=now)
+            self._check_after(max(oldest + limit - now, limit / 10))
 
-    def _look_in(self, seconds: float) -> None:
-        # An empty context: else the timer would keep the call alive whose job set it.
-        self._watch = self._loop.call_later(seconds, self._look, context=Context())
+    def _check_after(self, seconds: float) -> None:
+        # An empty context: else the timer would keep the call alive that queued the job.
+        self._watch = self._loop.call_later(seconds, self._check, context=Context())
 
-    def _give_up(self, job: Job, ran_s: float) -> None:
-        where = self._crew.replace(job)
+    def _replace(self, job: Job, ran_s: float) -> None:
+        where = self._threads.replace(job)
         if where is None:
-            self._say("offload.not_replaced", job)
+            self._log("offload.not_replaced", job)
             return
-        self._cells.replaced.add()
+        self._metrics.replaced.add()
         self._settle(job, DeadlinePassed(f"offload {self.name} gave the job up after {ran_s:.1f} s"), where)
 
-    def _say(self, event: str, job: Job | None) -> None:
-        """Log where a job hangs, or what others wait for; seldom, and of each job once."""
+    def _log(self, event: str, job: Job | None) -> None:
+        """Log where a job hangs, at most once for each job and once in LOG_EVERY_S."""
         now = monotonic()
-        helper = self._desk.running.get(job) if job is not None else None
-        if job is None or helper is None or job is self._told or now - self._told_at < TOLD_EVERY_S:
+        worker = self._queue.running.get(job) if job is not None else None
+        if job is None or worker is None or job is self._logged or now - self._logged_at < LOG_EVERY_S:
             return
-        self._told, self._told_at = job, now
+        self._logged, self._logged_at = job, now
         ran_s = now - job.began_at
-        log.warning("%s name=%s ran_s=%.3f waiting=%d at=%s", event, self.name, ran_s, self.waiting, helper.where())
+        log.warning("%s name=%s ran_s=%.3f waiting=%d at=%s", event, self.name, ran_s, self.waiting, worker.where())
 
     def _end_span(self, span: SpanRecord, job: Job, error: BaseException | None, where: str) -> None:
         job.span = None

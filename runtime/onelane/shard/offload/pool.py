@@ -1,7 +1,7 @@
-"""The helpers of one offload: started, tried again where no resource can be made, replaced where they hang, ended.
+"""The worker threads of one offload: started, started again where the factory fails, replaced where they hang, ended.
 
-A helper is left behind by taking its job out of `Desk.running`. From then on it never touches the desk again; when its
-job ends after all it closes its resource and is gone.
+A thread is left behind by taking its job out of `JobQueue.running`. From then on it never touches the queue again; when
+its job ends after all, it closes its resource and ends.
 """
 
 import asyncio
@@ -11,50 +11,50 @@ from contextvars import Context
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from onelane.shard.offload.thread import Desk, Helper, Job
+from onelane.shard.offload.thread import Job, JobQueue, WorkerThread
 
 log = logging.getLogger("onelane.offload")
 R = TypeVar("R")
 
 MAX_LEFT_BEHIND = 8
-"""Helpers of one offload that hang and have been replaced; past it none is replaced."""
+"""Worker threads of one offload that hang and have been replaced; with more, none is replaced."""
 RETRY_S = 1.0
-"""After this time a resource that could not be made is tried again."""
+"""The factory is called again this long after it has failed."""
 
 
-class Crew(Generic[R]):
-    """Owned by the lane; `made` and `ended` alone are called by helpers, from their threads."""
+class ThreadPool(Generic[R]):
+    """Owned by the lane; only `started` and `ended` are called by the worker threads."""
 
     def __init__(
-        self, name: str, desk: Desk, factory: Callable[[], R], close: Callable[[R], None] | None, *, size: int
+        self, name: str, queue: JobQueue, factory: Callable[[], R], close: Callable[[R], None] | None, *, size: int
     ) -> None:
         self.name = name
         self.left_behind = 0
-        """Helpers that still hang somewhere, but are no longer of the crew."""
-        self._desk = desk
+        """Threads that were replaced and still hang."""
+        self._queue = queue
         self._factory = factory
         self._close = close
         self._size = size
-        self._made = 0
-        self._helpers: set[Helper[R]] = set()
+        self._ready_count = 0
+        self._workers: set[WorkerThread[R]] = set()
         self._retries: set[asyncio.TimerHandle] = set()
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self._loop.create_future()
-        """All resources are made; or what the factory raised first."""
+        """Done once every resource is made, or with the first exception of the factory."""
         self.gone: asyncio.Future[None] = self._loop.create_future()
-        """Every helper has ended or was left behind."""
+        """Done once every thread has ended or was left behind."""
         for _ in range(size):
             self._start()
 
     def replace(self, job: Job) -> str | None:
-        """Leave the helper behind that runs `job`, and start another; where it hangs.
+        """Leave the thread behind that runs `job`, and start another; the lines where it hangs.
 
-        None where none was replaced: the job has ended just now, or too many are left behind already.
+        None where it was not replaced: the job has ended just now, or too many are left behind already.
         """
-        helper = self._desk.running.get(job)
-        if helper is None or self.left_behind >= MAX_LEFT_BEHIND:
+        worker = self._queue.running.get(job)
+        if worker is None or self.left_behind >= MAX_LEFT_BEHIND:
             return None
-        where = helper.where()
+        where = worker.where()
         if not self._leave(job):
             return None
         log.error("offload.replaced name=%s ran_s=%.3f hangs_at=%s", self.name, monotonic() - job.began_at, where)
@@ -62,62 +62,62 @@ class Crew(Generic[R]):
         return where
 
     def close(self) -> None:
-        """Let each helper end once no job waits."""
-        self._desk.close()
+        """Let each thread end once no job waits."""
+        self._queue.close()
         for retry in self._retries:
             retry.cancel()
         self._retries.clear()
-        self._look_whether_gone()
+        self._check_gone()
 
     def leave_all(self) -> list[Job]:
-        """At the end, part with the helpers that are still there; the jobs that they do not give back."""
-        for helper in self._helpers:
-            log.warning("offload.left_behind name=%s hangs_at=%s", self.name, helper.where())
-        jobs = [job for job in list(self._desk.running) if self._leave(job)]
-        self.left_behind += len(self._helpers)
-        self._helpers.clear()
-        self._look_whether_gone()
+        """Leave every remaining thread behind; the jobs that they will not finish."""
+        for worker in self._workers:
+            log.warning("offload.left_behind name=%s hangs_at=%s", self.name, worker.where())
+        jobs = [job for job in list(self._queue.running) if self._leave(job)]
+        self.left_behind += len(self._workers)
+        self._workers.clear()
+        self._check_gone()
         return jobs
 
-    def made(self, helper: Helper[Any], error: BaseException | None) -> None:
-        """See `onelane.shard.offload.thread.Lane`."""
-        self._tell(self._on_made, helper, error)
+    def started(self, worker: WorkerThread[Any], error: BaseException | None) -> None:
+        """See `onelane.shard.offload.thread.PoolCallbacks`."""
+        self._call_on_lane(self._on_started, worker, error)
 
-    def ended(self, helper: Helper[Any]) -> None:
-        """See `onelane.shard.offload.thread.Lane`."""
-        self._tell(self._on_ended, helper)
+    def ended(self, worker: WorkerThread[Any]) -> None:
+        """See `onelane.shard.offload.thread.PoolCallbacks`."""
+        self._call_on_lane(self._on_ended, worker)
 
     def _start(self) -> None:
-        self._helpers.add(Helper(self.name, self._desk, self, self._factory, self._close))
+        self._workers.add(WorkerThread(self.name, self._queue, self, self._factory, self._close))
 
     def _leave(self, job: Job) -> bool:
-        helper = self._desk.running.pop(job, None)
-        if helper is None:
+        worker = self._queue.running.pop(job, None)
+        if worker is None:
             return False
-        self._helpers.discard(helper)
+        self._workers.discard(worker)
         self.left_behind += 1
         return True
 
-    def _tell(self, what: Callable[..., None], *arguments: Any) -> None:
+    def _call_on_lane(self, callback: Callable[..., None], *arguments: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(what, *arguments)
+            self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
             log.debug("offload.lane_gone name=%s", self.name)
 
-    def _on_made(self, helper: Helper[R], error: BaseException | None) -> None:
+    def _on_started(self, worker: WorkerThread[R], error: BaseException | None) -> None:
         if error is None:
-            self._made += 1
-            if self._made >= self._size and not self.ready.done():
+            self._ready_count += 1
+            if self._ready_count >= self._size and not self.ready.done():
                 self.ready.set_result(None)
             return
         if not self.ready.done():
             self.ready.set_exception(error)
-            # Taken for read: the log has it, whether or not somebody waits.
+            # Mark it as retrieved: it is logged below, whether or not anybody awaits it.
             self.ready.exception()
-        if not self._desk.is_closing:
+        if not self._queue.is_closing:
             log.warning("offload.factory_failed name=%s again_in_s=%g", self.name, RETRY_S, exc_info=error)
             self._start_later()
-        self._on_ended(helper)
+        self._on_ended(worker)
 
     def _start_later(self) -> None:
         def start() -> None:
@@ -127,13 +127,13 @@ class Crew(Generic[R]):
         timer = self._loop.call_later(RETRY_S, start, context=Context())
         self._retries.add(timer)
 
-    def _on_ended(self, helper: Helper[R]) -> None:
-        if helper in self._helpers:
-            self._helpers.discard(helper)
-            self._look_whether_gone()
+    def _on_ended(self, worker: WorkerThread[R]) -> None:
+        if worker in self._workers:
+            self._workers.discard(worker)
+            self._check_gone()
         else:
             self.left_behind -= 1
 
-    def _look_whether_gone(self) -> None:
-        if self._desk.is_closing and not self._helpers and not self.gone.done():
+    def _check_gone(self) -> None:
+        if self._queue.is_closing and not self._workers and not self.gone.done():
             self.gone.set_result(None)

@@ -1,8 +1,8 @@
-"""A helper thread with its resource, and what passes between it and its lane.
+"""A worker thread with its resource, and the queue between it and its lane.
 
-Nothing here takes a lock. What both sides touch are deques and a dict, each step on them is atomic, and for each pair
-of steps that meet one side wins: who takes a helper out of `idle` wakes it, who takes a job out of `running` ends it.
-A side that sleeps is woken by one byte in a pipe, and only where it sleeps; one byte serves all that came meanwhile.
+Nothing here takes a lock. Both sides share deques and a dict, each step on them is atomic, and in each race one side
+wins: the side that takes a worker out of `idle` wakes it, the side that takes a job out of `running` ends it.
+A sleeping side is woken by one byte in a pipe, and only if it sleeps; one byte serves every job that came meanwhile.
 """
 
 import asyncio
@@ -32,20 +32,20 @@ from onelane.telemetry.spans import SpanRecord
 
 log = logging.getLogger("onelane.offload")
 R = TypeVar("R")
-FRAMES_TOLD = 4
+MAX_FRAMES = 4
 
 
-class Bell:
-    """Wakes one thread that waits for it.
+class WakeupPipe:
+    """Wakes one thread that reads from it.
 
-    A pipe and not a lock: who rings it lets go of the GIL, and who is woken need not wait for that.
+    A pipe and not a lock: the write releases the GIL, so the thread that wakes up need not wait for it.
     """
 
     def __init__(self) -> None:
         self.fd, self._write_fd = os.pipe()
-        self.ring: Callable[[], int] = partial(os.write, self._write_fd, b"!")
+        self.wake: Callable[[], int] = partial(os.write, self._write_fd, b"!")
         self.wait: Callable[[], bytes] = partial(os.read, self.fd, 64)
-        """Block until it rings; all rings so far are one."""
+        """Block until `wake` was called; all calls so far count as one."""
 
     def close(self) -> None:
         os.close(self.fd)
@@ -53,7 +53,7 @@ class Bell:
 
 
 class Job:
-    """One piece of work. The lane's, but while it stands in `Desk.running`."""
+    """One piece of work. Owned by the lane, except while it is in `JobQueue.running`."""
 
     __slots__ = (
         *("_late", "began_at", "context", "ended_at", "error", "future", "queued_at", "result", "slot", "span"),
@@ -69,18 +69,18 @@ class Job:
     ) -> None:
         self.work = work
         self.future = future
-        """Done before the job has begun where nobody waits for it any more; then it never begins."""
+        """Done before the job has begun if its caller was cancelled or is late; then the job never begins."""
         self.queued_at = queued_at
         self.context: Context = copy_context()
-        """Its own, as with asyncio's `to_thread`: it sees what whoever asked has set, and what it sets ends with it."""
+        """A copy of the caller's, as with `asyncio.to_thread`."""
         self.began_at = 0.0
         self.ended_at = 0.0
         self.result: Any = None
         self.error: BaseException | None = None
         self.span: SpanRecord | None = None
-        """Where it is recorded, until it has ended."""
+        """Its span, if that is recorded, until the job has ended."""
         self.slot: int | None = None
-        """Its place among the deadlines."""
+        """Its slot in `Deadlines`."""
         self._late = late
 
     def expire(self) -> None:
@@ -88,11 +88,11 @@ class Job:
         self._late(self)
 
     def run(self, resource: Any) -> None:
-        """Do it. On the helper thread."""
+        """Run it, on the worker thread."""
         try:
             self.result = self.work(resource)
         except StopIteration as error:
-            # A future cannot carry it; a coroutine that raises it does the same.
+            # A future cannot hold a StopIteration; a coroutine that raises it becomes a RuntimeError too.
             self.error = RuntimeError("the job raised StopIteration")
             self.error.__cause__ = error
         except BaseException as error:
@@ -100,143 +100,148 @@ class Job:
         self.ended_at = monotonic()
 
 
-class Lane(Protocol):
-    """What a helper tells its lane, from its own thread."""
+class PoolCallbacks(Protocol):
+    """The callbacks of a worker thread, which it calls from its own thread."""
 
-    def made(self, helper: "Helper[Any]", error: BaseException | None) -> None:
-        """The resource is there, or cannot be made, and the thread has ended."""
+    def started(self, worker: "WorkerThread[Any]", error: BaseException | None) -> None:
+        """The resource is made; or the factory has raised `error`, and the thread has ended."""
 
-    def ended(self, helper: "Helper[Any]") -> None:
+    def ended(self, worker: "WorkerThread[Any]") -> None:
         """The resource is closed, and the thread has ended."""
 
 
-class Desk:
-    """Between one lane and its helpers. The lane puts jobs on it and takes those that are done."""
+class JobQueue:
+    """The queue between one lane and its worker threads. The lane puts jobs and takes finished ones."""
 
     def __init__(self) -> None:
         self.jobs: deque[Job] = deque()
-        self.idle: deque[Helper[Any]] = deque()
-        """Who sleeps, or is about to."""
-        self.running: dict[Job, Helper[Any]] = {}
+        self.idle: deque[WorkerThread[Any]] = deque()
+        """Threads that sleep, or are about to."""
+        self.running: dict[Job, WorkerThread[Any]] = {}
         self.done: deque[Job] = deque()
-        self.bell = Bell()
-        """The lane's."""
-        self.is_rung = False
-        """The lane will look at `done`."""
+        self.wakeup = WakeupPipe()
+        """Wakes the lane."""
+        self.is_woken = False
+        """The lane has been woken and will read `done`."""
         self.is_closing = False
 
     def put(self, job: Job) -> None:
-        """Hand a job to the next free helper. By the lane alone."""
+        """Hand a job to the next idle thread. Called by the lane alone."""
         self.jobs.append(job)
         if self.idle:
-            self.wake_one()
+            self.wake_idle()
 
-    def wake_one(self) -> None:
+    def wake_idle(self) -> None:
         try:
-            helper = self.idle.pop()
+            worker = self.idle.pop()
         except IndexError:
-            # It has seen by itself that there is work.
+            # It has found the job by itself.
             return
-        helper.bell.ring()
+        worker.wakeup.wake()
 
     def close(self) -> None:
-        """Let each helper end once no job waits."""
+        """Let each thread end once no job waits."""
         self.is_closing = True
         while self.idle:
-            self.wake_one()
+            self.wake_idle()
 
     def finish(self, job: Job) -> None:
-        """Give a job back to the lane. By helpers."""
+        """Give a finished job back to the lane. Called by worker threads."""
         self.done.append(job)
-        if not self.is_rung:
-            self.is_rung = True
-            self.bell.ring()
+        if not self.is_woken:
+            self.is_woken = True
+            self.wakeup.wake()
 
 
-class Helper(Generic[R]):
+class WorkerThread(Generic[R]):
     """One thread that makes, uses and closes one resource."""
 
     def __init__(
-        self, name: str, desk: Desk, lane: Lane, factory: Callable[[], R], close: Callable[[R], None] | None
+        self,
+        name: str,
+        queue: JobQueue,
+        pool: PoolCallbacks,
+        factory: Callable[[], R],
+        close: Callable[[R], None] | None,
     ) -> None:
         self.name = name
-        self.bell = Bell()
-        self._desk = desk
-        self._lane = lane
+        self.wakeup = WakeupPipe()
+        self._queue = queue
+        self._pool = pool
         self._close = close
-        self._home = bound_shard()
-        # A daemon: what hangs must not keep the process from ending.
+        self._shard = bound_shard()
+        # A daemon: a thread that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._live, args=(factory,), name=f"offload-{name}", daemon=True)
         self._thread.start()
 
     def where(self) -> str:
-        """Where the code stands that it runs for others, innermost first: `file:line:function < file:line:function`.
+        """The lines that its job is at, innermost first: `file:line:function < file:line:function`.
 
         Empty between jobs.
         """
         frame = sys._current_frames().get(self._thread.ident or 0)
-        found: list[tuple[CodeType, int]] = []
+        frames: list[tuple[CodeType, int]] = []
         while frame is not None and frame.f_code not in _OURS:
-            found.append((frame.f_code, frame.f_lineno))
+            frames.append((frame.f_code, frame.f_lineno))
             frame = frame.f_back
-        return " < ".join(f"{code.co_filename}:{line}:{code.co_qualname}" for code, line in found[:FRAMES_TOLD])
+        return " < ".join(f"{code.co_filename}:{line}:{code.co_qualname}" for code, line in frames[:MAX_FRAMES])
 
     def _live(self, factory: Callable[[], R]) -> None:
-        if self._home is not None:
-            bind_shard(self._home, whole_process=False)
+        if self._shard is not None:
+            bind_shard(self._shard, whole_process=False)
         try:
             resource = factory()
         except BaseException as error:
-            self.bell.close()
-            self._lane.made(self, error)
+            self.wakeup.close()
+            self._pool.started(self, error)
             return
-        self._lane.made(self, None)
+        self._pool.started(self, None)
         self._work(resource)
         self._end(resource)
-        self.bell.close()
-        self._lane.ended(self)
+        self.wakeup.close()
+        self._pool.ended(self)
 
     def _work(self, resource: R) -> None:
-        desk = self._desk
+        queue = self._queue
         while True:
             try:
-                job = desk.jobs.popleft()
+                job = queue.jobs.popleft()
             except IndexError:
-                if desk.is_closing:
+                if queue.is_closing:
                     return
                 self._sleep()
                 continue
             if not self._run(job, resource):
                 return
-            # What it held is not ours to keep while we sleep.
+            # Do not keep the job alive while this thread sleeps.
             del job
 
     def _sleep(self) -> None:
-        desk = self._desk
-        desk.idle.append(self)
-        if desk.jobs or desk.is_closing:
+        queue = self._queue
+        queue.idle.append(self)
+        if queue.jobs or queue.is_closing:
             try:
-                desk.idle.remove(self)
+                queue.idle.remove(self)
             except ValueError:
-                # The lane was faster, and rings.
+                # The lane was faster, and wakes this thread.
                 pass
             else:
                 return
-        self.bell.wait()
+        self.wakeup.wait()
 
     def _run(self, job: Job, resource: R) -> bool:
-        """False where the lane has given this helper up meanwhile: the job is no longer ours."""
-        desk = self._desk
+        """False where the lane has left this thread behind meanwhile: the job is no longer its own."""
+        queue = self._queue
         if not job.future.done():
             job.began_at = monotonic()
-            desk.running[job] = self
+            queue.running[job] = self
             if job.span is not None:
                 job.context.run(_enter, self.name, job.span)
             job.context.run(job.run, resource)
-            if desk.running.pop(job, None) is None:
+            if queue.running.pop(job, None) is None:
                 log.warning("offload.came_back name=%s ran_s=%.3f", self.name, job.ended_at - job.began_at)
                 return False
-        desk.finish(job)
+        queue.finish(job)
         return True
 
     def _end(self, resource: R) -> None:
@@ -249,15 +254,23 @@ class Helper(Generic[R]):
 
 
 def _enter(name: str, span: SpanRecord) -> None:
-    """What is logged from now on, and the spans that are made, are of the job's span."""
+    """Log records and spans that the job makes belong to its span."""
     current_call_var.set(TaskContext(f"/offload {name}", trace=span.context, baggage=current_baggage()))
-    if (found := attached_context()) is not None:
-        # OpenTelemetry's API has been used by whoever asked: what else it carries stays.
-        attached_context_var.set(tracing.inside(found, span))
+    if (attached := attached_context()) is not None:
+        # The caller has used OpenTelemetry's API: keep the other values of its context.
+        attached_context_var.set(tracing.inside(attached, span))
 
 
 _OURS = {
     function.__code__
-    for function in (Job.run, Helper._live, Helper._work, Helper._sleep, Helper._run, Helper._end, Desk.finish)
+    for function in (
+        Job.run,
+        WorkerThread._live,
+        WorkerThread._work,
+        WorkerThread._sleep,
+        WorkerThread._run,
+        WorkerThread._end,
+        JobQueue.finish,
+    )
 }
-"""What calls the factory, jobs and `close`, and what runs between them."""
+"""The code of this file that runs on the thread; frames above it belong to the factory, a job or `close`."""
