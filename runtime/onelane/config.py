@@ -258,7 +258,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
 
 
 def parse(data: Mapping[str, Any], *, name: str = "configuration", text: str = "") -> Config:
-    """The configuration that `data` says. name, text: of the file that it is from, for what is told.
+    """The configuration in `data`. name, text: of its file, for error messages.
 
     Raises:
         BadConfig: it breaks the rules above; all faults at once.
@@ -266,7 +266,7 @@ def parse(data: Mapping[str, Any], *, name: str = "configuration", text: str = "
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise BadConfig(name, [_fault(one, text) for one in error.errors()]) from error
+        raise BadConfig(name, [_fault(details, text) for details in error.errors()]) from error
 
 
 def _overrule(data: dict[str, Any], environment: Mapping[str, str]) -> None:

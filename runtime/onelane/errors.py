@@ -130,14 +130,13 @@ class DeadlinePassed(Transient):
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error of a task group to tell: our own words before anything that followed from them."""
-    found: list[BaseException] = []
-    todo: list[BaseException] = [group]
-    while todo:
-        error = todo.pop(0)
+    """The one error of a task group to report: the first `OnelaneError`, else the first of all."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
         if isinstance(error, BaseExceptionGroup):
-            todo += error.exceptions
+            pending += error.exceptions
         else:
-            found.append(error)
-    ours = [error for error in found if isinstance(error, OnelaneError)]
-    return (ours or found)[0]
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, OnelaneError)), leaves[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from onelane.errors import BadConfig
-from onelane.shard.settings import Settings, differences, made
+from onelane.shard.settings import Settings, build, differences
 
 from tests.conftest import Where
 from tests.echo.settings import EchoSettings
@@ -24,7 +24,7 @@ TYPED = f'config_type = "{KIND}"'
 
 
 def test_settings_without_a_type_are_attributes_and_cannot_be_changed() -> None:
-    config = made(None, {"a": 1, "b": {"c": [1, 2]}}, app="x")
+    config = build(None, {"a": 1, "b": {"c": [1, 2]}}, app="x")
     assert (config.a, config.b.c, config["a"], list(config)) == (1, (1, 2), 1, ["a", "b"])
     with pytest.raises(AttributeError, match=r"config\.a cannot be set: change the file, and reload it"):
         config.a = 2
@@ -33,9 +33,9 @@ def test_settings_without_a_type_are_attributes_and_cannot_be_changed() -> None:
 
 
 def test_typed_settings_are_checked_with_every_fault_by_name() -> None:
-    assert made(KIND, {"limit": 3}, app="x") == EchoSettings(limit=3)
+    assert build(KIND, {"limit": 3}, app="x") == EchoSettings(limit=3)
     with pytest.raises(BadConfig) as caught:
-        made(KIND, {"limit": 0, "greeting": 7, "unknown": 1}, app="x")
+        build(KIND, {"limit": 0, "greeting": 7, "unknown": 1}, app="x")
     words = str(caught.value)
     assert "apps.x.config" in words
     assert "limit: Input should be greater than or equal to 1, seen 0" in words
@@ -53,7 +53,7 @@ def test_typed_settings_are_checked_with_every_fault_by_name() -> None:
 )
 def test_a_type_that_cannot_be_is_named(kind: str, words: str) -> None:
     with pytest.raises(BadConfig, match=words):
-        made(kind, {}, app="x")
+        build(kind, {}, app="x")
 
 
 def test_differences_tell_numbers_and_keep_texts_to_themselves() -> None:

@@ -12,10 +12,10 @@ GRAIN_S = 0.004
 
 
 class Expiring(Protocol):
-    """What has a deadline."""
+    """A call or a job with a deadline."""
 
     def expire(self) -> None:
-        """Its time has come."""
+        """Its deadline has passed."""
 
 
 class TimerHandle(Protocol):
@@ -38,8 +38,8 @@ class Deadlines:
         self._timer: TimerHandle | None = None
         self._timer_at = 0
 
-    def add(self, at: float, one: Expiring) -> int:
-        """Call `one.expire` at `at` (monotonic seconds); the slot to remove it from."""
+    def add(self, at: float, expiring: Expiring) -> int:
+        """Call `expiring.expire` at `at` (monotonic seconds); the slot to remove it from."""
         slot = int(at / GRAIN_S) + 1
         due = self._due.get(slot)
         if due is None:
@@ -47,14 +47,14 @@ class Deadlines:
             heappush(self._order, slot)
             if self._timer is None or slot < self._timer_at:
                 self._set(slot)
-        due.add(one)
+        due.add(expiring)
         return slot
 
-    def remove(self, slot: int, one: Expiring) -> None:
-        """Forget `one`; nothing where it has expired already."""
+    def remove(self, slot: int, expiring: Expiring) -> None:
+        """Forget `expiring`; nothing happens if it has expired already."""
         due = self._due.get(slot)
         if due is not None:
-            due.discard(one)
+            due.discard(expiring)
 
     def _set(self, slot: int) -> None:
         if self._timer is not None:
@@ -66,7 +66,7 @@ class Deadlines:
         now = int(self._now() / GRAIN_S)
         self._timer = None
         while self._order and (self._order[0] <= now or not self._due[self._order[0]]):
-            for one in self._due.pop(heappop(self._order)):
-                one.expire()
+            for expiring in self._due.pop(heappop(self._order)):
+                expiring.expire()
         if self._order and self._timer is None:
             self._set(self._order[0])

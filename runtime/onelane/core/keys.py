@@ -151,17 +151,17 @@ def _reader(message: Descriptor, path: str) -> Callable[[Any], str]:
 
 
 def _fields(message: Descriptor, path: str) -> list[FieldDescriptor]:
-    found: list[FieldDescriptor] = []
+    fields: list[FieldDescriptor] = []
     level: Descriptor | None = message
     for name in path.split("."):
         field = level.fields_by_name.get(name) if level is not None else None
         if field is None:
             raise BadService(f"{message.full_name} has no field {path!r}")
-        found.append(field)
+        fields.append(field)
         level = field.message_type
-    if any(field.is_repeated for field in found):
+    if any(field.is_repeated for field in fields):
         raise BadService(f"{message.full_name}.{path}: a key cannot lie in a repeated field")
-    return found
+    return fields
 
 
 def _read_text(name: str, whole: str, *, optional: bool) -> Callable[[Any], str]:

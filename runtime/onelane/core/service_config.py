@@ -15,20 +15,22 @@ CODES = (
 )
 """Every status but OK, by its number from 1."""
 MOST_ATTEMPTS = 5
-"""gRFC A6: more is treated as this many."""
+"""gRFC A6: a larger `maxAttempts` is treated as this."""
 
 
 def _seconds(value: Any) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d{1,9})?)s", value) if isinstance(value, str) else None
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d{1,9})?)s", value) if isinstance(value, str) else None
+    if match is None:
         raise ValueError('expected a duration such as "0.1s"')
-    return float(found[1])
+    return float(match[1])
 
 
 def _codes(value: Any) -> Any:
     if isinstance(value, frozenset):
         return value
-    names = [CODES[one - 1] if isinstance(one, int) and 0 < one <= len(CODES) else str(one).upper() for one in value]
+    names = [
+        CODES[code - 1] if isinstance(code, int) and 0 < code <= len(CODES) else str(code).upper() for code in value
+    ]
     if unknown := [name for name in names if name not in CODES]:
         raise ValueError(f"{unknown} are no statuses, expected such as UNAVAILABLE")
     return frozenset(names)
@@ -100,10 +102,10 @@ class ServiceConfig(_Model):
     """Calls to the peer at once; one more is RESOURCE_EXHAUSTED, unsent. Ours, not gRPC's."""
 
     def of(self, method: str) -> MethodConfig | None:
-        """What is said of `pkg.Service/Method`: of the method itself, else of its service, else of all."""
+        """The config of `pkg.Service/Method`: by the name of the method, else of its service, else the default."""
         service, _, name = method.rpartition("/")
         for wanted in (Name(service=service, method=name), Name(service=service), Name()):
-            for one in self.methodConfig:
-                if wanted in one.name:
-                    return one
+            for method_config in self.methodConfig:
+                if wanted in method_config.name:
+                    return method_config
         return None

@@ -49,7 +49,7 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def made(kind: str | None, values: Mapping[str, Any], *, app: str) -> Any:
+def build(kind: str | None, values: Mapping[str, Any], *, app: str) -> Any:
     """The settings object of an app. kind: "package.module:Class" of a frozen dataclass or pydantic model, or None.
 
     Raises:
@@ -57,11 +57,11 @@ def made(kind: str | None, values: Mapping[str, Any], *, app: str) -> Any:
     """
     if kind is None:
         return Settings(values)
-    found = _class(kind, app)
-    # A name that nobody reads is a misspelt one.
-    faults = [f"{name}: is not a setting of {kind}" for name in sorted(set(values) - _names(found, values))]
+    cls = _class(kind, app)
+    # A name that is no field is a misspelt one.
+    faults = [f"{name}: is not a setting of {kind}" for name in sorted(set(values) - _names(cls, values))]
     try:
-        settings = TypeAdapter(found).validate_python(dict(values))
+        settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         raise BadConfig(f"apps.{app}.config", [*map(_fault, error.errors()), *faults]) from error
     if faults:
@@ -72,13 +72,13 @@ def made(kind: str | None, values: Mapping[str, Any], *, app: str) -> Any:
 def _class(kind: str, app: str) -> Any:
     module, _, name = kind.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        cls = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         raise BadConfig(f"apps.{app}.config_type", [f"{kind}: no module {error.name!r}"]) from error
-    if not _is_frozen(found):
+    if not _is_frozen(cls):
         expected = "expected a frozen dataclass, or a pydantic model with frozen=True"
-        raise BadConfig(f"apps.{app}.config_type", [f"{kind} is {found!r}, {expected}"])
-    return found
+        raise BadConfig(f"apps.{app}.config_type", [f"{kind} is {cls!r}, {expected}"])
+    return cls
 
 
 def _names(kind: Any, values: Mapping[str, Any]) -> set[str]:
@@ -86,33 +86,33 @@ def _names(kind: Any, values: Mapping[str, Any]) -> set[str]:
         return {field.name for field in fields(kind)}
     if kind.model_config.get("extra") in ("allow", "forbid"):
         return set(values)
-    return {name for field, told in kind.model_fields.items() for name in (field, told.alias or field)}
+    return {name for field, info in kind.model_fields.items() for name in (field, info.alias or field)}
 
 
-def _is_frozen(found: Any) -> bool:
-    if isinstance(found, type) and issubclass(found, BaseModel):
-        return bool(found.model_config.get("frozen"))
-    return isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen  # type: ignore[attr-defined]
+def _is_frozen(cls: Any) -> bool:
+    if isinstance(cls, type) and issubclass(cls, BaseModel):
+        return bool(cls.model_config.get("frozen"))
+    return isinstance(cls, type) and is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
-def _fault(one: Any) -> str:
-    place = ".".join(map(str, one["loc"])) or "it"
-    return f"{place}: {one['msg'].removeprefix('Value error, ')}, seen {one['input']!r}"
+def _fault(details: Any) -> str:
+    place = ".".join(map(str, details["loc"])) or "it"
+    return f"{place}: {details['msg'].removeprefix('Value error, ')}, seen {details['input']!r}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs, by dotted name. Numbers are told, texts are not: they may be secrets."""
-    found: list[str] = []
+    """The settings that differ, by dotted name. Numbers are shown, texts are not: they may be secrets."""
+    changes: list[str] = []
     for name in sorted({*old, *new}):
         before, after, place = old.get(name), new.get(name), f"{prefix}{name}"
         if before == after:
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{place}.")
+            changes += differences(before, after, f"{place}.")
         elif name not in new:
-            found.append(f"{place}: gone")
+            changes.append(f"{place}: gone")
         elif isinstance(after, bool | int | float) and isinstance(before, bool | int | float):
-            found.append(f"{place}: {before} → {after}")
+            changes.append(f"{place}: {before} → {after}")
         else:
-            found.append(f"{place}: {'changed' if name in old else 'new'}")
-    return found
+            changes.append(f"{place}: {'changed' if name in old else 'new'}")
+    return changes

@@ -17,9 +17,9 @@ from onelane.errors import BadService, NotHome
 from onelane.lane.lane import Lane
 from onelane.shard.offload.offload import Offload
 from onelane.shard.pubsub import Subscription
-from onelane.shard.settings import made
+from onelane.shard.settings import build
 from onelane.shard.siblings import Across, Answer, Which
-from onelane.shard.timers import Alarms, Key, Timer, Timers, Work
+from onelane.shard.timers import Alarms, Key, Timer, TimerFunction, Timers
 from onelane.shard.topics import Lost
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
@@ -55,7 +55,7 @@ class Shard:
         """From 0."""
         self.stats = stats
         """Counters, gauges and histograms of this shard; moved out and added up each tick."""
-        self.config: Any = made(settings.config_type, settings.config, app=app)
+        self.config: Any = build(settings.config_type, settings.config, app=app)
         """The app's own settings, `[apps.NAME.config]`, as `config_type`; replaced whole between two ticks, never
         changed."""
         self._followers: list[Callable[[Any, Any], object]] = []
@@ -134,7 +134,7 @@ class Shard:
         """Be part of a lane, and of its app."""
         self._lane, self._across = lane, across
 
-    def every(self, seconds: float, fn: Work) -> Timer:
+    def every(self, seconds: float, fn: TimerFunction) -> Timer:
         """Call `fn`, plain or async, every so many seconds from now on, until `cancel()` or the shard's end.
 
         The n-th call is due at now + n · seconds, whatever the others took. Calls never overlap: those whose time
@@ -146,7 +146,7 @@ class Shard:
         """
         return self._timers.every(seconds, fn)
 
-    def later(self, key: Key, seconds: float, fn: Work) -> Timer:
+    def later(self, key: Key, seconds: float, fn: TimerFunction) -> Timer:
         """Call `fn`, plain or async, once, in so many seconds or a little later, as a turn of `key`.
 
         Until it begins it is listed by `timers`; it is gone with its key, and with the shard.

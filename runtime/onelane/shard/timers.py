@@ -23,7 +23,7 @@ from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.timers")
 Key = str | bytes | int
-Work = Callable[[], Awaitable[object] | object]
+TimerFunction = Callable[[], Awaitable[object] | object]
 AGAIN_S = 1.0
 """A timer whose key has too many waiters already asks for its turn again after this long."""
 TELL_S = 60.0
@@ -62,11 +62,11 @@ class Timer:
 
     __slots__ = (
         "_alarm",
-        "_given",
         "_task",
         "_timers",
         "_told_at",
         "_untold",
+        "_user_key",
         "beat",
         "began",
         "due_at",
@@ -78,10 +78,10 @@ class Timer:
         "skipped",
     )
 
-    def __init__(self, timers: "Timers", fn: Work, seconds: float, given: Key | None, now: float) -> None:
+    def __init__(self, timers: "Timers", fn: TimerFunction, seconds: float, key: Key | None, now: float) -> None:
         self.fn = fn
         self.name: str = getattr(getattr(fn, "func", fn), "__qualname__", type(fn).__qualname__)
-        self.key = None if given is None else keys.canonical(given)
+        self.key = None if key is None else keys.canonical(key)
         """Canonical text; None for one of `every`."""
         self.seconds = seconds
         self.began = now
@@ -93,7 +93,7 @@ class Timer:
         """Runs of `every` that were left out because the lane, or the run before, took too long."""
         self.is_on = True
         """It will run, or run again."""
-        self._given = given
+        self._user_key = key
         self._timers = timers
         self._alarm: Alarm | None = None
         self._task: asyncio.Task[None] | None = None
@@ -136,13 +136,13 @@ class Timers:
         self._errors = stats.counter("onelane.timer.errors", unit="{error}", description="Runs that raised")
         stats.gauge("onelane.timers", unit="{timer}", description="Timers that are set").observe(lambda: len(self._on))
 
-    def every(self, seconds: float, fn: Work) -> Timer:
+    def every(self, seconds: float, fn: TimerFunction) -> Timer:
         """See `Shard.every`."""
         if not 0 < seconds < math.inf:
             raise ValueError(f"every({seconds}): expected seconds above 0")
         return self._set(Timer(self, fn, seconds, None, self._alarms.now()))
 
-    def later(self, key: Key, seconds: float, fn: Work) -> Timer:
+    def later(self, key: Key, seconds: float, fn: TimerFunction) -> Timer:
         """See `Shard.later`."""
         if not 0 <= seconds < math.inf:
             raise ValueError(f"later(…, {seconds}): expected seconds, 0 or more")
@@ -157,10 +157,10 @@ class Timers:
 
     def forget(self, key: str) -> int:
         """Drop all timers of `key` (canonical text), which is gone from here; how many there were."""
-        there = tuple(self._of_key.get(key, ()))
-        for timer in there:
+        timers = tuple(self._of_key.get(key, ()))
+        for timer in timers:
             self.drop(timer)
-        return len(there)
+        return len(timers)
 
     def drop(self, timer: Timer) -> bool:
         """See `Timer.cancel`."""
@@ -198,9 +198,9 @@ class Timers:
         timer.is_on = False
         self._on.discard(timer)
         if timer.key is not None:
-            there = self._of_key[timer.key]
-            del there[timer]
-            if not there:
+            same_key = self._of_key[timer.key]
+            del same_key[timer]
+            if not same_key:
                 del self._of_key[timer.key]
         return True
 
@@ -269,7 +269,7 @@ class Timers:
     async def _run_in_turn(self, timer: Timer) -> None:
         async with AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(self._turn(timer._given))
+                await stack.enter_async_context(self._turn(timer._user_key))
             except Overloaded:
                 timer._task = None
                 self._arm(timer, self._alarms.now() + AGAIN_S)

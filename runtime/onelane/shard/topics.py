@@ -1,7 +1,7 @@
-"""Publish and subscribe over the shards of one app: what is queued, in which order, and who is told what was lost.
+"""Publish and subscribe between the shards of one app: queues, their order, and the count of lost messages.
 
-Promises: a subscriber sees each publisher's messages in the order of publishing, each at most once, and is told how
-many it has missed; every queue is bounded. Pure: nothing here waits or sends.
+Promises: a subscriber gets the messages of each publisher in the order of publishing, each at most once, and the number
+of those that it has missed; every queue is bounded. Pure: nothing here waits or sends.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A subscriber has missed `count` messages: it was too slow, or a publisher could not reach its shard."""
+    """A subscriber has missed `count` messages: it was too slow, or its shard could not be reached."""
 
     count: int
 
@@ -49,7 +49,7 @@ class Subscriber(Generic[M]):
         self._wake()
 
     def take(self) -> "M | Lost | None":
-        """What comes next; what was lost is told before what came after it. None where nothing waits."""
+        """The next message, or `Lost` for those that are missing before it; None where nothing waits."""
         if self._lost:
             lost, self._lost = Lost(self._lost), 0
             return lost
@@ -57,7 +57,7 @@ class Subscriber(Generic[M]):
 
 
 class Outbox:
-    """What one shard has published and not handed over yet: `limit` messages at most."""
+    """The messages that one shard has published and not sent yet: `limit` at most."""
 
     def __init__(self, publisher: str, incarnation: int, *, limit: int) -> None:
         self._publisher = publisher
@@ -82,17 +82,17 @@ class Outbox:
         self._waiting.append(Published(topic=topic, message=packed))
 
     def take(self) -> PublishRequest:
-        """Move all of it out, as one batch."""
+        """Move all messages out, as one batch."""
         taken, self._waiting = self._waiting, []
         first, self._next = self._next, self._next + len(taken)
         return PublishRequest(publisher=self._publisher, incarnation=self._incarnation, first=first, messages=taken)
 
 
 class Inbox:
-    """What has come from each publisher, and the subscribers of this shard."""
+    """The subscribers of this shard, and the next message that each publisher owes."""
 
     def __init__(self, *, lost: Callable[[int], None]) -> None:
-        """lost: counts what a slow subscriber missed."""
+        """lost: counts the messages that a slow subscriber missed."""
         self._subscribers: dict[str, list[Subscriber[Any]]] = {}
         self._expected: dict[str, tuple[int, int]] = {}
         """Publisher → its incarnation, and the number of its next message."""
@@ -102,28 +102,28 @@ class Inbox:
         self._subscribers.setdefault(subscriber.topic, []).append(subscriber)
 
     def remove(self, subscriber: Subscriber[Any]) -> None:
-        there = self._subscribers.get(subscriber.topic, [])
-        if subscriber in there:
-            there.remove(subscriber)
-            if not there:
+        subscribers = self._subscribers.get(subscriber.topic, [])
+        if subscriber in subscribers:
+            subscribers.remove(subscriber)
+            if not subscribers:
                 del self._subscribers[subscriber.topic]
 
     def receive(self, batch: PublishRequest) -> None:
-        """Give a batch to the subscribers of its topics; what has come before is left out, a gap is told."""
+        """Give a batch to the subscribers of its topics, without messages that came before; a gap becomes `Lost`."""
         incarnation, expected = self._expected.get(batch.publisher, (0, 0))
         if incarnation != batch.incarnation:
             expected = batch.first
         if batch.first > expected:
-            # Of which topics is not known any more, so every subscriber is told.
+            # The topics of the missing messages are unknown, so every subscriber gets the gap.
             for subscribers in self._subscribers.values():
                 for subscriber in subscribers:
                     subscriber.missed(batch.first - expected)
-        for one in list(batch.messages)[max(0, expected - batch.first) :]:
-            self._give(one)
+        for published in list(batch.messages)[max(0, expected - batch.first) :]:
+            self._give(published)
         self._expected[batch.publisher] = (batch.incarnation, max(expected, batch.first + len(batch.messages)))
 
-    def _give(self, one: Published) -> None:
-        for subscriber in self._subscribers.get(one.topic, ()):
+    def _give(self, published: Published) -> None:
+        for subscriber in self._subscribers.get(published.topic, ()):
             message = subscriber.kind()
-            if one.message.Unpack(message):
+            if published.message.Unpack(message):
                 self._count_lost(subscriber.put(message))

@@ -178,10 +178,10 @@ class Cluster:
 
     async def restart(self, shard: int, *, app: str | None = None) -> None:
         """Start a shard that was killed; one that is up is killed first."""
-        one = self._shards(app)[shard]
-        if one.is_up:
-            await one.kill()
-        await one.start()
+        restarted = self._shards(app)[shard]
+        if restarted.is_up:
+            await restarted.kill()
+        await restarted.start()
 
     @contextmanager
     def stall(self, shard: int, *, app: str | None = None) -> Iterator[None]:

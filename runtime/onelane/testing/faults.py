@@ -70,18 +70,18 @@ def _behind(fault: Fault, handler: Any) -> Any:
             await _befall(fault, context)
             answers = run(request, _context_of(run, context))
             if hasattr(answers, "__aiter__"):
-                async for one in answers:
-                    yield one
+                async for answer in answers:
+                    yield answer
             elif inspect.isawaitable(answers):
                 await answers
             else:
-                for one in answers:
-                    yield one
+                for answer in answers:
+                    yield answer
 
-        made = (
+        make_handler = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return made(stream, *more)
+        return make_handler(stream, *more)
 
     async def single(request: Any, context: Any) -> Any:
         await _befall(fault, context)

@@ -139,22 +139,22 @@ class ClientConnection:
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the server; what they amount to, in order."""
-        found: list[Event] = []
+        events: list[Event] = []
         for event in self.http2.receive(data):
             kind = type(event)
             if kind is ResponseReceived:
-                self._answered(event, found)
+                self._answered(event, events)
             elif kind is DataReceived:
-                self._data(event, found)
+                self._data(event, events)
             elif kind is TrailersReceived:
-                self._finished(event.stream_id, event.headers, found)
+                self._finished(event.stream_id, event.headers, events)
             elif kind is StreamClosed or kind is StreamReset:
-                self._closed(event.stream_id, event.error_code, found)
+                self._closed(event.stream_id, event.error_code, events)
             elif kind is WindowUpdated:
-                found.append(Writable())
+                events.append(Writable())
             else:
-                self._of_connection(event, found)
-        return found
+                self._of_connection(event, events)
+        return events
 
     def take(self) -> bytes:
         """The bytes to send now."""
@@ -216,21 +216,21 @@ class ClientConnection:
 
     # What came
 
-    def _answered(self, event: Any, found: list[Event]) -> None:
+    def _answered(self, event: Any, events: list[Event]) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is None:
             return
         if event.end_stream:
-            self._finished(event.stream_id, event.headers, found)
+            self._finished(event.stream_id, event.headers, events)
             return
         stream.answered = True
         if event.headers in self._plain:
             if not stream.one_answer:
-                found.append(Answered(stream, ()))
+                events.append(Answered(stream, ()))
             return
-        self._first_answer(stream, event.headers, found)
+        self._first_answer(stream, event.headers, events)
 
-    def _first_answer(self, stream: ClientStream, headers: Any, found: list[Event]) -> None:
+    def _first_answer(self, stream: ClientStream, headers: Any, events: list[Event]) -> None:
         status = content = b""
         for name, value in headers:
             if name == b":status":
@@ -242,18 +242,18 @@ class ClientConnection:
         if status != b"200" or not content.startswith(b"application/grpc"):
             code = framing.status_of_http(int(status)) if status.isdigit() else framing.UNKNOWN
             text = f"HTTP status {status.decode('latin-1')}, content-type {content.decode('latin-1')!r}"
-            self._drop(stream, code, text, found)
+            self._drop(stream, code, text, events)
             return
         try:
             metadata = framing.read_metadata(headers)
         except BadWire as error:
-            self._drop(stream, error.code, str(error), found)
+            self._drop(stream, error.code, str(error), events)
             return
-        found.append(Answered(stream, metadata))
+        events.append(Answered(stream, metadata))
         if not metadata and not stream.encoding and len(self._plain) < PLAIN_KEPT:
             self._plain.add(headers)
 
-    def _data(self, event: Any, found: list[Event]) -> None:
+    def _data(self, event: Any, events: list[Event]) -> None:
         data = event.data
         stream = self.streams.get(event.stream_id)
         if stream is None:
@@ -263,7 +263,7 @@ class ClientConnection:
             messages = stream.feed(data)
         except BadWire as error:
             self.http2.acknowledge(len(data), stream.id)
-            self._drop(stream, error.code, str(error), found)
+            self._drop(stream, error.code, str(error), events)
             return
         if messages or stream.unread:
             stream.unread += len(data)
@@ -271,55 +271,55 @@ class ClientConnection:
             # Part of a message, and nothing else to read: `limit` bounds it, so let the server send the rest.
             self.http2.acknowledge(len(data), stream.id)
         if messages:
-            found.append(Messages(stream, messages))
+            events.append(Messages(stream, messages))
         if event.end_stream:
-            self._drop(stream, framing.INTERNAL, "the server ended the stream without a status", found)
+            self._drop(stream, framing.INTERNAL, "the server ended the stream without a status", events)
 
-    def _finished(self, number: int, headers: tuple[tuple[bytes, bytes], ...], found: list[Event]) -> None:
+    def _finished(self, number: int, headers: tuple[tuple[bytes, bytes], ...], events: list[Event]) -> None:
         stream = self.streams.pop(number, None)
         if stream is None:
             return
         self._acknowledge(stream)
         if len(headers) == 1 and headers[0] == (b"grpc-status", b"0") and stream.is_whole:
-            found.append(Finished(stream, framing.OK, ""))
+            events.append(Finished(stream, framing.OK, ""))
         else:
-            found.append(_status(stream, headers))
+            events.append(_status(stream, headers))
         if not stream.ended:
             self.http2.reset(number, ErrorCode.CANCEL)
 
-    def _closed(self, number: int, error: int, found: list[Event]) -> None:
+    def _closed(self, number: int, error: int, events: list[Event]) -> None:
         stream = self.streams.pop(number, None)
         if stream is None:
             return
         self._acknowledge(stream)
         code = framing.status_of_reset(error) if error else framing.UNKNOWN
         text = f"Received RST_STREAM with error code {error}"
-        found.append(Finished(stream, code, text, untouched=error == ErrorCode.REFUSED_STREAM))
+        events.append(Finished(stream, code, text, untouched=error == ErrorCode.REFUSED_STREAM))
 
-    def _of_connection(self, event: Any, found: list[Event]) -> None:
+    def _of_connection(self, event: Any, events: list[Event]) -> None:
         kind = type(event)
         if kind is SettingsReceived:
             self._most_streams = self.http2.most_streams()
-            found.append(Writable() if self._greeted else Ready())
+            events.append(Writable() if self._greeted else Ready())
             self._greeted = True
         elif kind is PingAcknowledged:
-            found.append(Pong())
+            events.append(Pong())
         elif kind is GoAwayReceived:
             self.going_away = True
-            found.append(GoingAway(event.error_code, event.debug_data.decode("latin-1")))
+            events.append(GoingAway(event.error_code, event.debug_data.decode("latin-1")))
             last = event.last_stream_id
             for stream in [s for n, s in self.streams.items() if n > last or n in self._untaken]:
                 del self.streams[stream.id]
-                found.append(Finished(stream, framing.UNAVAILABLE, "the server is going away", untouched=True))
+                events.append(Finished(stream, framing.UNAVAILABLE, "the server is going away", untouched=True))
         elif kind is Closed:
-            found.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
+            events.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
 
-    def _drop(self, stream: ClientStream, code: int, details: str, found: list[Event]) -> None:
+    def _drop(self, stream: ClientStream, code: int, details: str, events: list[Event]) -> None:
         """End a stream that makes no sense any more."""
         if self.streams.pop(stream.id, None) is not None:
             self._acknowledge(stream)
             self.http2.reset(stream.id, ErrorCode.CANCEL)
-        found.append(Finished(stream, code, details))
+        events.append(Finished(stream, code, details))
 
     def _acknowledge(self, stream: ClientStream) -> None:
         if stream.unread:
@@ -329,18 +329,18 @@ class ClientConnection:
 
 def _status(stream: ClientStream, headers: tuple[tuple[bytes, bytes], ...]) -> Finished:
     """The end of a call, from its trailers, or from the headers that were all of its answer."""
-    given = dict(headers)
-    code = given.get(b"grpc-status")
+    fields = dict(headers)
+    code = fields.get(b"grpc-status")
     try:
         trailers = framing.read_metadata(headers)
     except BadWire as error:
         return Finished(stream, error.code, str(error))
     if code is None:
-        status = given.get(b":status", b"")
+        status = fields.get(b":status", b"")
         if status.isdigit() and status != b"200":
             return Finished(stream, framing.status_of_http(int(status)), f"HTTP status {status.decode()}", trailers)
         return Finished(stream, framing.UNKNOWN, "the server sent no status", trailers)
-    details = framing.read_message(given.get(b"grpc-message", b""))
+    details = framing.read_message(fields.get(b"grpc-message", b""))
     if code == b"0" and not stream.is_whole:
         return Finished(stream, framing.INTERNAL, "the stream ended in the middle of a message", trailers)
     number = int(code) if code.isdigit() and len(code) <= 2 else framing.UNKNOWN

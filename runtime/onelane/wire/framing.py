@@ -203,19 +203,19 @@ def write_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
 
 
 def read_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
-    """What of `headers` is the application's: not HTTP's, not gRPC's own."""
-    theirs = [pair for pair in headers if pair[0] not in OURS]
-    if not theirs:
+    """The application's metadata in `headers`: without HTTP's and gRPC's own."""
+    application = [pair for pair in headers if pair[0] not in OURS]
+    if not application:
         return ()
-    found: list[tuple[str, str | bytes]] = []
-    for name, value in theirs:
+    metadata: list[tuple[str, str | bytes]] = []
+    for name, value in application:
         if name.startswith(b"grpc-") and name not in _PASSED:
             continue
         if name.endswith(b"-bin"):
-            found += [(name.decode("ascii"), _unbase64(part)) for part in value.split(b",")]
+            metadata += [(name.decode("ascii"), _unbase64(part)) for part in value.split(b",")]
         else:
-            found.append((name.decode("ascii"), value.decode("latin-1")))
-    return tuple(found)
+            metadata.append((name.decode("ascii"), value.decode("latin-1")))
+    return tuple(metadata)
 
 
 def _unbase64(value: bytes) -> bytes:

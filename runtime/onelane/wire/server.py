@@ -41,7 +41,7 @@ class Stream:
         "call",
         "encoding",
         "ended",
-        "given",
+        "fields",
         "headers",
         "id",
         "limit",
@@ -53,9 +53,9 @@ class Stream:
     def __init__(self, number: int, headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
         self.id = number
         self.headers = headers
-        self.given = dict(headers)
+        self.fields = dict(headers)
         self.limit = limit
-        self.path = self.given.get(b":path", b"")
+        self.path = self.fields.get(b":path", b"")
         self.ended = False
         """The client has sent its last message."""
         self.sent_headers = False
@@ -69,7 +69,7 @@ class Stream:
 
     def value(self, name: bytes) -> bytes:
         """The value of one header, or b""."""
-        return self.given.get(name, b"")
+        return self.fields.get(name, b"")
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
@@ -89,8 +89,8 @@ class Stream:
         Raises:
             BadWire: one of them is malformed.
         """
-        timeout = self.given.get(b"grpc-timeout")
-        metadata = () if self.given.keys() <= framing.OURS else framing.read_metadata(self.headers)
+        timeout = self.fields.get(b"grpc-timeout")
+        metadata = () if self.fields.keys() <= framing.OURS else framing.read_metadata(self.headers)
         return metadata, None if timeout is None else framing.read_timeout(timeout)
 
 
@@ -157,7 +157,7 @@ class ServerConnection:
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the client; what they amount to, in order."""
-        found: list[Event] = []
+        events: list[Event] = []
         resets = False
         fresh: dict[int, Opened] = {}
         """Calls whose headers are among these bytes, and so far nothing else."""
@@ -166,7 +166,7 @@ class ServerConnection:
         for event in self.http2.receive(data):
             kind = type(event)
             if kind is RequestReceived:
-                opened = self._open(event.stream_id, event.headers, event.end_stream, found)
+                opened = self._open(event.stream_id, event.headers, event.end_stream, events)
                 if self._joins and opened is not None:
                     fresh[event.stream_id] = opened
             elif kind is DataReceived:
@@ -181,27 +181,27 @@ class ServerConnection:
                         continue
                 elif fresh:
                     fresh.pop(event.stream_id, None)
-                self._data(event.stream_id, event.data, event.end_stream, found, arrived)
+                self._data(event.stream_id, event.data, event.end_stream, events, arrived)
             elif kind is TrailersReceived:
                 # gRPC has no use for a client's trailers, but they are its last word.
-                self._data(event.stream_id, b"", True, found, arrived)
+                self._data(event.stream_id, b"", True, events, arrived)
             elif kind is StreamReset or kind is StreamClosed:
                 resets = resets or kind is StreamReset
-                gone = self.streams.pop(event.stream_id, None)
-                if gone is not None:
-                    self._acknowledge(gone)
-                    found.append(Ended(gone))
+                ended = self.streams.pop(event.stream_id, None)
+                if ended is not None:
+                    self._acknowledge(ended)
+                    events.append(Ended(ended))
             elif kind is WindowUpdated:
-                found.append(Writable())
+                events.append(Writable())
             elif kind is PingAcknowledged:
-                found.append(Pong())
+                events.append(Pong())
             elif kind is Closed:
-                found.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
+                events.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
         if resets:
             # libnghttp2 ends a connection with too many resets only once its GOAWAY is taken, and a loop that reads on
             # before it writes would go on opening streams.
             self._taken += self.http2.take()
-        return found
+        return events
 
     def take(self) -> bytes:
         """The bytes to send now."""
@@ -271,15 +271,15 @@ class ServerConnection:
     # What came
 
     def _open(
-        self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, found: list[Event]
+        self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, events: list[Event]
     ) -> Opened | None:
         stream = Stream(number, headers, self._max_message)
         stream.ended = ended
-        given = stream.given
-        if not given.get(b"content-type", b"").startswith(b"application/grpc"):
+        fields = stream.fields
+        if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
             self._not_grpc(stream, [(b":status", b"415")])
             return None
-        if given.get(b":method") != b"POST":
+        if fields.get(b":method") != b"POST":
             self._not_grpc(stream, [(b":status", b"405"), (b"allow", b"POST")])
             return None
         size = sum(map(len, chain.from_iterable(headers))) + FIELD_OVERHEAD * len(headers)
@@ -288,9 +288,9 @@ class ServerConnection:
             return None
         self.streams[number] = stream
         opened = Opened(stream)
-        found.append(opened)
+        events.append(opened)
         if ended:
-            found.append(Messages(stream, [], last=True))
+            events.append(Messages(stream, [], last=True))
         return opened
 
     def _not_grpc(self, stream: Stream, headers: Headers) -> None:
@@ -298,7 +298,7 @@ class ServerConnection:
             self.http2.send_response(stream.id, headers, end_stream=True)
         self._stop_reading(stream)
 
-    def _data(self, number: int, data: bytes, ended: bool, found: list[Event], arrived: dict[int, Messages]) -> None:
+    def _data(self, number: int, data: bytes, ended: bool, events: list[Event], arrived: dict[int, Messages]) -> None:
         stream = self.streams.get(number)
         if stream is None:
             # Of a call that has been answered already: its bytes count against the connection alone.
@@ -311,7 +311,7 @@ class ServerConnection:
                 raise BadWire("the stream ended in the middle of a message")
         except BadWire as error:
             self.http2.acknowledge(len(data), number)
-            found.append(Ended(stream))
+            events.append(Ended(stream))
             self.finish(stream, error.code, str(error))
             return
         if messages or stream.unread:
@@ -324,7 +324,7 @@ class ServerConnection:
         event = arrived.get(number)
         if event is None:
             event = arrived[number] = Messages(stream, [])
-            found.append(event)
+            events.append(event)
         event.messages += messages
         event.last = ended
 
@@ -347,7 +347,7 @@ class ServerConnection:
 
     def _reset_answered(self) -> bytes:
         # Only once its answer has left: libnghttp2 drops what a reset overtakes.
-        for number in (gone := [n for n in self._answered_early if not self.http2.queued(n)]):
+        for number in (sent := [n for n in self._answered_early if not self.http2.queued(n)]):
             self._answered_early.remove(number)
             self.http2.reset(number, ErrorCode.NO_ERROR)
-        return self.http2.take() if gone else b""
+        return self.http2.take() if sent else b""
