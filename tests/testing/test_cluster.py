@@ -168,3 +168,9 @@ async def test_nothing_of_a_cluster_is_left_when_it_ends() -> None:
 def test_a_setting_that_does_not_fit_is_told() -> None:
     with pytest.raises(BadConfig, match="max_in_flight"):
         Cluster(Echo, settings={"max_in_flight": 0})
+
+
+async def test_a_timer_is_due_after_exactly_its_time_however_many_ticks_that_is() -> None:
+    async with Cluster(Beating, settings=KEYS) as cluster:
+        await cluster.advance(10)
+        assert beats(cluster) == [1, 1]

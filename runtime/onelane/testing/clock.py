@@ -38,7 +38,10 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         """Move time on, and ring in order what is due; while one rings, it is the time that it was set to."""
-        until = self._now + seconds
+        self.advance_to(self._now + seconds)
+
+    def advance_to(self, until: float) -> None:
+        """See `advance`: to this very moment, so that many steps add up without an error."""
         while self._alarms and self._alarms[0][0] <= until:
             at, _, alarm = heappop(self._alarms)
             if not alarm.is_cancelled:

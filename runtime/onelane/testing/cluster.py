@@ -157,11 +157,9 @@ class Cluster:
 
     async def advance(self, seconds: float) -> None:
         """Move the clock on: what is due runs, in order, and has had some turns of the loop when this returns."""
-        left = seconds
-        while left > 0:
-            step = min(left, TICK_S)
-            self.clock.advance(step)
-            left -= step
+        until = self.clock.now() + seconds
+        while (now := self.clock.now()) < until:
+            self.clock.advance_to(min(now + TICK_S, until))
             for _ in range(SETTLE):
                 await asyncio.sleep(0)
 
