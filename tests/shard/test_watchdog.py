@@ -20,9 +20,9 @@ from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server.methods import Method
 from onelane.shard.timers import Timers
-from onelane.shard.watchdog import Watchdog, Watched
+from onelane.shard.watchdog import Watchdog, WatchedShard
 from onelane.telemetry.sampling import Sampler
-from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MOST, Stall
+from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MAX_LOGGED, Stall
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
@@ -67,7 +67,7 @@ class Bench:
     def watch(self, shard: str = "a", took: Callable[[Stall], None] | None = None) -> None:
         take = took or self.stalls.put_nowait
         packages = frozenset({"tests"})
-        watched = Watched(shard, STALL_S, None, packages, lambda: self.lane.received, lambda stall, _: take(stall))
+        watched = WatchedShard(shard, STALL_S, None, packages, lambda: self.lane.received, lambda stall, _: take(stall))
         self.watchdog.attend(watched)
 
     async def call(self, handler: Any) -> None:
@@ -190,10 +190,10 @@ async def test_a_timer_that_stalls_is_named(bench: Bench) -> None:
 
 
 async def test_at_most_five_are_told_and_all_are_counted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(MOST + 3):
+    for _ in range(MAX_LOGGED + 3):
         block(0.08)
         await bench.stalls.get()
-    assert caplog.text.count("lane.stalled") + caplog.text.count("lane.starved") == MOST
+    assert caplog.text.count("lane.stalled") + caplog.text.count("lane.starved") == MAX_LOGGED
 
 
 async def test_a_lane_that_turns_is_not_told_of(bench: Bench) -> None:

@@ -8,11 +8,11 @@ from onelane.telemetry.stalls import (
     COMPUTING,
     CROWDED,
     INTERPRETER,
-    MOST,
-    PER_S,
+    LOG_PERIOD_S,
+    MAX_LOGGED,
     STARVED,
-    Allowance,
     Evidence,
+    LogLimit,
     Sample,
     kind_of,
 )
@@ -59,20 +59,20 @@ def test_the_kind_of_a_stall(evidence: Evidence, kind: str) -> None:
 
 
 def test_five_a_minute_are_told_and_then_how_many_were_not() -> None:
-    allowance = Allowance()
-    assert [allowance.take(float(n)) for n in range(8)] == [True] * MOST + [False] * 3
-    assert allowance.take_over(PER_S - 0.1) == 0, "there is no room yet to say so"
-    assert (allowance.take_over(PER_S), allowance.take_over(PER_S)) == (3, 0)
-    assert allowance.take(PER_S)
+    limit = LogLimit()
+    assert [limit.allow(float(n)) for n in range(8)] == [True] * MAX_LOGGED + [False] * 3
+    assert limit.take_suppressed(LOG_PERIOD_S - 0.1) == 0, "there is no room yet to say so"
+    assert (limit.take_suppressed(LOG_PERIOD_S), limit.take_suppressed(LOG_PERIOD_S)) == (3, 0)
+    assert limit.allow(LOG_PERIOD_S)
 
 
 @given(st.lists(st.floats(0.0, 30.0), max_size=60))
-def test_no_minute_has_more_than_its_allowance_and_none_goes_uncounted(steps: list[float]) -> None:
-    allowance, now, told, untold = Allowance(), 0.0, [], 0
+def test_no_minute_has_more_than_its_limit_and_none_goes_uncounted(steps: list[float]) -> None:
+    limit, now, told, untold = LogLimit(), 0.0, [], 0
     for step in steps:
         now += step
-        untold += allowance.take_over(now)
-        if allowance.take(now):
+        untold += limit.take_suppressed(now)
+        if limit.allow(now):
             told.append(now)
-    assert all(later - earlier >= PER_S for earlier, later in zip(told, told[MOST:], strict=False))
-    assert len(told) + untold + allowance.take_over(now + PER_S) == len(steps)
+    assert all(later - earlier >= LOG_PERIOD_S for earlier, later in zip(told, told[MAX_LOGGED:], strict=False))
+    assert len(told) + untold + limit.take_suppressed(now + LOG_PERIOD_S) == len(steps)

@@ -269,6 +269,7 @@ class Lane:
     async def _run(self, entry: Entry, call: Call, message: Any, work: Coroutine[Any, Any, bytes] | None) -> None:
         """Run a call to its end. work: None for the `async def` handler of one message and one answer, which nearly
         every call is."""
+        # The watchdog finds `self` and `call` in this frame (shard/lane_stack).
         reply = b""
         try:
             if work is not None:
@@ -287,6 +288,7 @@ class Lane:
 
     def _run_now(self, entry: Entry, call: Call, message: Any) -> None:
         """Run a plain `def` handler in one go."""
+        # The watchdog finds `self` and `call` in this frame (shard/lane_stack).
         reply = b""
         if call.span is None:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)

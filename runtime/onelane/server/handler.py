@@ -58,6 +58,7 @@ async def _stream(method: Method, call: Call, message: Any) -> bytes:
 
 
 async def _plain_stream(method: Method, call: Call, message: Any) -> bytes:
+    # The watchdog finds `context` in the frames of both functions below (shard/lane_stack).
     context = sync_handler.PlainContext(call)
     body = sync_handler.messages(call) if method.request_streaming else message
     if method.response_streaming:

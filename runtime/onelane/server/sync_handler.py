@@ -50,6 +50,11 @@ class PlainContext:
 grpc.ServicerContext.register(PlainContext)
 
 
+def call_of(context: PlainContext) -> Call:
+    """The call behind a plain handler's context."""
+    return context._call
+
+
 def wait(awaitable: Awaitable[Any]) -> Any:
     """Step aside until `awaitable` is done. Only inside `run`."""
     parent = greenlet.getcurrent().parent
@@ -83,6 +88,7 @@ async def stream(call: Call, handler: Callable[[], Any]) -> None:
     """Run a plain handler that returns or yields its answers one by one, and send each."""
 
     def produce() -> None:
+        # The watchdog finds `call` in this frame (shard/lane_stack).
         for answer in handler():
             wait(call.write(answer))
 

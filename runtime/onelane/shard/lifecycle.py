@@ -17,7 +17,7 @@ from onelane.core.context import bind_shard
 from onelane.errors import OnelaneError, first_of
 from onelane.server.listener import Bind
 from onelane.shard.reporter import TICK_S
-from onelane.shard.watchdog import Watchdog, Watched
+from onelane.shard.watchdog import Watchdog, WatchedShard
 from onelane.shard.wiring import MACHINE, Environment, build
 from onelane.telemetry.otel import metrics, tracing
 from onelane.v1 import control_pb2
@@ -92,15 +92,15 @@ class ShardLifecycle:
         finally:
             watchdog.leave(self._setup.name)
 
-    def _watched(self) -> Watched:
+    def _watched(self) -> WatchedShard:
         settings, lane = self.parts.settings, self.parts.lane
-        return Watched(
+        return WatchedShard(
             self._setup.name,
             settings.stall_s,
             settings.replace_stalled_s,
             packages=frozenset(name.partition(":")[0].partition(".")[0] for name in settings.services),
-            calls=lambda: lane.received,
-            took=self.parts.reporter.add_stall,
+            calls_received=lambda: lane.received,
+            on_stall=self.parts.reporter.add_stall,
         )
 
     async def _tick_regularly(self) -> None:

@@ -182,7 +182,7 @@ class Timers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # Setting and ringing
+    # Setting and ringing. The watchdog finds `timer` in the frame of every function that runs user code (lane_stack).
 
     def _set(self, timer: Timer) -> Timer:
         if self._closed or len(self._on) >= self._limit:

@@ -1,6 +1,7 @@
-"""What a stall is: how long a lane did not turn, where, and whether it was the lane's own doing or the machine's.
+"""What a stall is: how long a lane's event loop did not iterate, where, and whether its own code or the machine did it.
 
-Promises: the same measures give the same kind; at most `MOST` stalls a minute are told, and then how many were not.
+Promises: the same measurements give the same kind; at most `MAX_LOGGED` stalls a minute are logged, and then how many
+were suppressed.
 Leaves out: measuring. `onelane.shard.watchdog` does that.
 """
 
@@ -8,127 +9,128 @@ from collections import deque
 from dataclasses import dataclass
 
 EXIT_STALLED = 70
-"""How a shard's process ends that replaces itself because its lane has stood still for too long."""
-MOST = 5
-PER_S = 60.0
-HALF = 0.5
-"""What has filled this part of a stall is its cause."""
+"""Exit code of a shard's process that has ended itself because its lane was stalled for too long."""
+MAX_LOGGED = 5
+LOG_PERIOD_S = 60.0
+MAIN_CAUSE = 0.5
+"""An activity that filled at least this part of a stall is its cause."""
 
 COMPUTING = "computing"
-"""The lane's thread used its CPU: something takes long."""
+"""The lane's thread used its CPU: one piece of code takes long."""
 BLOCKED = "blocked"
-"""It waited for something that is no await: a sleep, I/O, a lock."""
+"""The lane's thread waited without an await: in a sleep, I/O or a lock."""
 CROWDED = "crowded"
-"""It computed, but no one call did: it took many, one after the other."""
+"""The lane computed, but no single call was long: it took many calls one after the other."""
 INTERPRETER = "interpreter"
-"""Another thread of this process had the interpreter (the GIL)."""
+"""Another thread of this process held the interpreter (the GIL)."""
 STARVED = "starved"
-"""It could have run, and the machine gave it no CPU. Nobody's code is to blame."""
+"""The lane was ready to run, and the machine gave it no CPU. No code is to blame."""
 UNKNOWN = "unknown"
-"""This system does not tell."""
+"""This operating system does not provide the measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the operating system says of the lane's thread at one moment, in seconds since some past one."""
+    """The operating system's counters of the lane's thread at one moment, in seconds since an arbitrary start."""
 
     at: float
     cpu_s: float
     """CPU time of the lane's thread."""
     delay_s: float
-    """How long it was ready to run and had no CPU."""
+    """How long the thread was ready to run and had no CPU."""
     others_s: float
-    """CPU time of the process's other threads, but the watchdog's."""
+    """CPU time of the process's other threads, without the watchdog's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of one stall."""
+    """All that is measured of one stall."""
 
     before: Sample
     after: Sample
     state: str
-    """Of the lane's thread, as Linux names it: R runs or could, S and D wait."""
+    """Of the lane's thread, as Linux names it: R runs or is ready to, S and D wait."""
     late_s: float = 0.0
-    """How much later than it wanted the watchdog itself came to run."""
+    """How much later than intended the watchdog's own thread came to run."""
     wakes: int = 0
-    """How often the waiting thread woke up while it was looked at; who waits for the interpreter asks for it again
+    """How often the waiting thread woke up while it was observed; a thread that waits for the interpreter asks again
     every 5 ms."""
     is_idle: bool = False
-    """The lane stands where it waits for something to do."""
+    """The lane's innermost frame is where the loop waits for something to do."""
     calls: int = 0
-    """How many calls the lane took meanwhile."""
+    """How many calls the lane received during the stall."""
 
 
-def kind_of(seen: Evidence) -> str:
-    """Why a lane does not turn."""
-    wall_s = max(seen.after.at - seen.before.at, 1e-9)
-    own = (seen.after.cpu_s - seen.before.cpu_s) / wall_s
-    delay = (seen.after.delay_s - seen.before.delay_s) / wall_s
-    others = (seen.after.others_s - seen.before.others_s) / wall_s
-    if own >= HALF:
-        return CROWDED if seen.calls > 1 else COMPUTING
-    if delay >= HALF:
+def kind_of(evidence: Evidence) -> str:
+    """The cause of a stall: one of the kinds above."""
+    wall_s = max(evidence.after.at - evidence.before.at, 1e-9)
+    own = (evidence.after.cpu_s - evidence.before.cpu_s) / wall_s
+    delay = (evidence.after.delay_s - evidence.before.delay_s) / wall_s
+    others = (evidence.after.others_s - evidence.before.others_s) / wall_s
+    if own >= MAIN_CAUSE:
+        return CROWDED if evidence.calls > 1 else COMPUTING
+    if delay >= MAIN_CAUSE:
         return STARVED
-    if seen.late_s / wall_s >= HALF:
-        # The watchdog could not run either: somebody had the interpreter, or nobody had a CPU.
-        if others >= HALF:
+    if evidence.late_s / wall_s >= MAIN_CAUSE:
+        # The watchdog could not run either: a thread held the interpreter, or the process got no CPU at all.
+        if others >= MAIN_CAUSE:
             return INTERPRETER
-        if seen.is_idle:
+        if evidence.is_idle:
             return STARVED
-    if seen.state == "R":
+    if evidence.state == "R":
         return COMPUTING if own >= delay else STARVED
-    if others >= HALF and seen.wakes > 1:
+    if others >= MAIN_CAUSE and evidence.wakes > 1:
         return INTERPRETER
     return BLOCKED
 
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """One time in which a lane did not turn."""
+    """One period in which a lane's event loop did not iterate."""
 
     kind: str
     seconds: float
-    """How long, up to now or in all. The lane was last known to turn before that: at most half a `stall_s` longer."""
+    """How long, up to now or in all. The loop's last iteration was before that: at most half a `stall_s` earlier."""
     at_ns: int
-    """When it began, nanoseconds since the Unix epoch."""
+    """When the stall began, nanoseconds since the Unix epoch."""
     where: str = ""
-    """`file:line` of the innermost frame that is the services' own, or the nearest to it; "" where nothing ran."""
+    """`file:line` of the innermost frame of the services' own code, or of the code nearest to it; "" where the lane ran
+    nothing."""
     function: str = ""
     innermost: str = ""
     """`file:line function` of the innermost frame of all."""
     method: str = ""
-    """`pkg.Service/Method` of the call in progress, or `timer name`; "" where it was something else."""
+    """`pkg.Service/Method` of the call in progress, or `timer name`; "" where it was neither."""
     trace_id: str = ""
     others: tuple[str, ...] = ()
-    """Where other threads were at work, where one of them had the interpreter."""
+    """What other threads were running, where one of them held the interpreter."""
 
 
-class Allowance:
-    """At most `most` in any `per_s` seconds; counts what is over that. Owned by one watchdog."""
+class LogLimit:
+    """At most `most` log entries in any `per_s` seconds; counts those suppressed. Owned by one watchdog."""
 
-    def __init__(self, most: int = MOST, per_s: float = PER_S) -> None:
+    def __init__(self, most: int = MAX_LOGGED, per_s: float = LOG_PERIOD_S) -> None:
         self._most = most
         self._per_s = per_s
-        self._taken: deque[float] = deque()
-        self._over = 0
+        self._logged_at: deque[float] = deque()
+        self._suppressed = 0
 
-    def take(self, now: float) -> bool:
-        """Whether one more may be told."""
-        if self._is_full(now):
-            self._over += 1
+    def allow(self, now: float) -> bool:
+        """Whether one more stall may be logged; counts it as logged or as suppressed."""
+        if self._is_reached(now):
+            self._suppressed += 1
             return False
-        self._taken.append(now)
+        self._logged_at.append(now)
         return True
 
-    def take_over(self, now: float) -> int:
-        """How many were not told, once there is room again to say it; 0 where there is nothing to say."""
-        if not self._over or self._is_full(now):
+    def take_suppressed(self, now: float) -> int:
+        """How many were suppressed, once the limit allows logging again, and begin again at 0; 0 before that."""
+        if not self._suppressed or self._is_reached(now):
             return 0
-        over, self._over = self._over, 0
-        return over
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
 
-    def _is_full(self, now: float) -> bool:
-        while self._taken and now - self._taken[0] >= self._per_s:
-            self._taken.popleft()
-        return len(self._taken) >= self._most
+    def _is_reached(self, now: float) -> bool:
+        while self._logged_at and now - self._logged_at[0] >= self._per_s:
+            self._logged_at.popleft()
+        return len(self._logged_at) >= self._most

@@ -1,0 +1,157 @@
+"""What a lane is doing, read from the stack of its thread: the line of user code, the call or timer, the shard.
+
+**The contract with the lane.** A call does not register that it is in progress, because that would cost every call; its
+stack is the only trace. So while user code runs, the frames of this package below it must hold, in a local variable
+(of any name; a variable of a closure counts):
+
+| object                                | below                             | today in the frames of                  |
+|---------------------------------------|-----------------------------------|-----------------------------------------|
+| the `Call`, or its `PlainContext`     | a handler                         | `Lane._run`, `Lane._run_now`            |
+|                                       | a plain `def` handler of a stream | `sync_handler.stream`, `handler`        |
+| the `Lane`, whose name is the shard's | a handler                         | `Lane._run`, `Lane._run_now`            |
+| the `Timer`                           | a function given to a timer       | `Timers._run_beat`, `._run_in_turn`     |
+
+tests/shard/test_watchdog_contract.py runs every kind of handler and timer, and names the function and the object where
+a frame no longer holds it.
+
+Leaves out: the shard of a timer, and of a plain `def` handler of a stream: it runs in a greenlet, whose stack ends at
+the function that the greenlet was given.
+"""
+
+import os
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import onelane
+from onelane.lane.lane import Lane
+from onelane.server import sync_handler
+from onelane.server.call import Call
+from onelane.server.sync_handler import PlainContext
+from onelane.shard.timers import Timer
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.stalls import UNKNOWN, Stall
+from onelane.telemetry.tracer import context_of
+
+PACKAGE = str(Path(onelane.__file__).parent) + os.sep
+LIBRARIES = tuple(
+    {str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+MAX_THREADS = 3
+"""Other threads that are listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkInProgress:
+    """What a lane works on; each part is empty where no frame holds it."""
+
+    shard: str = ""
+    call: Call | None = None
+    timer: Timer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStack:
+    """What the stack of a lane's thread shows at one moment."""
+
+    shard: str
+    """Whose lane it is, for a loop that several shards share; "" where no frame shows it."""
+    stall: Stall
+    """The place, call and trace of a stall; its kind and times are not known from a stack."""
+    span: SpanRecord | None
+    """Of the call in progress, where it is recorded."""
+
+
+def read(frame: FrameType | None, packages: frozenset[str], *, except_threads: set[int]) -> LaneStack:
+    """Describe a stack.
+
+    frame: the lane's innermost; None where the lane waits for something to do. packages: the services' top-level ones.
+    except_threads: idents of threads that are not listed among the busy ones.
+    """
+    work = work_in_progress(frame)
+    user_frame = _user_frame(frame, packages)
+    span = work.call.span if work.call is not None else None
+    trace = context_of(span)
+    stall = Stall(
+        UNKNOWN,
+        seconds=0.0,
+        at_ns=0,
+        where=_place(user_frame),
+        function=user_frame.f_code.co_qualname if user_frame is not None else "",
+        innermost=_line(frame),
+        method=_name(work),
+        trace_id=trace.trace_id if trace is not None else "",
+        others=_busy_threads(except_threads, packages),
+    )
+    return LaneStack(work.shard, stall, span if isinstance(span, SpanRecord) else None)
+
+
+def work_in_progress(frame: FrameType | None) -> WorkInProgress:
+    """The innermost call, timer and lane that the frames of this package hold. See the contract above."""
+    shard, call, timer = "", None, None
+    for package_frame in _outward(frame):
+        if not package_frame.f_code.co_filename.startswith(PACKAGE):
+            continue
+        for value in package_frame.f_locals.values():
+            # Not isinstance: it asks an object for its `__class__`, which may run code of the user.
+            kind = type(value)
+            if call is None and issubclass(kind, Call):
+                call = value
+            elif call is None and kind is PlainContext:
+                call = sync_handler.call_of(value)
+            elif timer is None and kind is Timer:
+                timer = value
+            elif not shard and kind is Lane:
+                shard = value.name
+    return WorkInProgress(shard, call, timer)
+
+
+def _name(work: WorkInProgress) -> str:
+    if work.call is not None:
+        return work.call.method.removeprefix("/")
+    return f"timer {work.timer.name}" if work.timer is not None else ""
+
+
+def _user_frame(frame: FrameType | None, packages: frozenset[str]) -> FrameType | None:
+    """The innermost frame of the services' own code; else of an installed library; else of all."""
+    library_frame = None
+    for outer in _outward(frame):
+        file, root = outer.f_code.co_filename, str(outer.f_globals.get("__name__", "")).partition(".")[0]
+        if file.startswith((PACKAGE, "<")):
+            continue
+        if root in packages or not file.startswith(LIBRARIES):
+            return outer
+        if library_frame is None and "-packages" in file:
+            library_frame = outer
+    return library_frame or frame
+
+
+def _outward(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that called it, innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _place(frame: FrameType | None) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+
+def _line(frame: FrameType | None) -> str:
+    return f"{_place(frame)} {frame.f_code.co_qualname}" if frame is not None else ""
+
+
+def _busy_threads(except_threads: set[int], packages: frozenset[str]) -> tuple[str, ...]:
+    """Name and place of other threads that run user code, and do not only wait in this package or the standard
+    library."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    lines = []
+    for ident, frame in sys._current_frames().items():
+        user_frame = None if ident in except_threads else _user_frame(frame, packages)
+        if user_frame is not None and not user_frame.f_code.co_filename.startswith((PACKAGE, *LIBRARIES)):
+            lines.append(f"{names.get(ident, ident)} at {_line(user_frame)}")
+    return tuple(lines[:MAX_THREADS])

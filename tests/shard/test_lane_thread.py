@@ -1,0 +1,59 @@
+"""What the operating system measures of a lane's thread; Linux only."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from onelane.shard.lane_thread import LaneThread
+from onelane.telemetry.stalls import Sample
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measured on Linux alone")
+
+
+@pytest.fixture
+def thread() -> Iterator[LaneThread]:
+    """Of the thread that runs this test."""
+    measured = LaneThread()
+    yield measured
+    measured.close()
+
+
+def compute(cpu_s: float) -> None:
+    until = time.thread_time() + cpu_s
+    while time.thread_time() < until:
+        pass
+
+
+@linux
+def test_the_cpu_time_of_the_lane_is_told_from_that_of_other_threads(thread: LaneThread) -> None:
+    before = thread.sample()
+    compute(0.05)
+    other = threading.Thread(target=compute, args=(0.05,))
+    other.start()
+    other.join()
+    after: list[Sample] = []
+    # As the watchdog does: from a thread of its own, whose CPU time does not count.
+    watchdog = threading.Thread(target=lambda: after.append(thread.sample()))
+    watchdog.start()
+    watchdog.join()
+    assert after[0].cpu_s - before.cpu_s >= 0.05
+    assert after[0].at > before.at
+    assert before.delay_s == after[0].delay_s == -1.0
+
+
+@linux
+def test_the_state_is_one_letter_and_the_delay_is_known(thread: LaneThread) -> None:
+    assert thread.state() == "R", "it is this thread that asks, so it runs"
+    assert thread.delay_s() >= 0.0
+    assert thread.wakes(0.001) >= 1, "to sleep is to give up the CPU"
+
+
+def test_where_a_thread_cannot_be_measured_only_the_time_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    thread = LaneThread()
+    sample = thread.sample()
+    assert (thread.is_measurable, sample.cpu_s, sample.delay_s, sample.others_s) == (False, 0.0, -1.0, 0.0)
+    assert (thread.state(), thread.delay_s(), thread.wakes(0.0)) == ("", 0.0, 0)
+    thread.close()
