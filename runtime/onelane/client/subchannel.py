@@ -16,11 +16,12 @@ import grpc
 from onelane.client.connection import UNAVAILABLE, Connection, Outgoing
 from onelane.client.options import Dialling
 from onelane.core import addresses
+from onelane.core.backoff import backoff_s
 from onelane.core.deadlines import Deadlines
 
 State = grpc.ChannelConnectivity
 BACKOFF_GROWTH = 1.6
-BACKOFF_JITTER = 0.2
+BACKOFF_JITTER = (0.8, 1.2)
 
 
 class Subchannel:
@@ -130,7 +131,7 @@ class Subchannel:
                 except Exception as error:
                     # Whatever it is, who waits must learn of it.
                     self._failed(error)
-                    await asyncio.sleep(self._backoff_s(attempt))
+                    await asyncio.sleep(self._pause_s(attempt))
                     attempt += 1
                     continue
                 self._connections.append(connection)
@@ -188,9 +189,11 @@ class Subchannel:
     def _failure(self) -> str:
         return f"failed to connect to {self.address}: {self._last_error}"
 
-    def _backoff_s(self, attempt: int) -> float:
-        base = min(self.dialling.max_backoff_s, self.dialling.initial_backoff_s * BACKOFF_GROWTH ** min(attempt, 64))
-        return base * self._rng.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
+    def _pause_s(self, attempt: int) -> float:
+        initial_s, max_s = self.dialling.initial_backoff_s, self.dialling.max_backoff_s
+        return backoff_s(
+            attempt, base_s=initial_s, cap_s=max_s, growth=BACKOFF_GROWTH, jitter=BACKOFF_JITTER, rng=self._rng
+        )
 
     def _become(self, state: grpc.ChannelConnectivity) -> None:
         if state is self.state or self.state is State.SHUTDOWN:
