@@ -25,7 +25,7 @@ SERVED = "onelane-served"
 NOT_HOME = "onelane-not-home"
 """Trailer by which a shard says that it does not own the key, with its epoch."""
 
-DIALLING = Dialling(
+SIBLING_DIALLING = Dialling(
     initial_backoff_s=0.1, max_backoff_s=0.5, connect_s=5.0, max_message_bytes=2**31 - 1, max_connections=1
 )
 
@@ -140,7 +140,7 @@ class NativeForwarder:
 
     def _channel(self, owner: Member) -> NativeChannel:
         if owner.socket not in self._channels:
-            self._channels[owner.socket] = NativeChannel(f"unix:{owner.socket}", DIALLING)
+            self._channels[owner.socket] = NativeChannel(f"unix:{owner.socket}", SIBLING_DIALLING)
         return self._channels[owner.socket]
 
 

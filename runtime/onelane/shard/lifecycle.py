@@ -174,7 +174,8 @@ class ShardLifecycle:
         parts = self.parts
         await parts.listener.stop(STOP_S)
         await parts.forwarder.aclose()
-        await parts.across.aclose()
+        await parts.pubsub.aclose()
+        await parts.sibling_channels.aclose()
         await parts.shard.aclose()
         await parts.reporter.report(final=True)
         if parts.logs is not None:

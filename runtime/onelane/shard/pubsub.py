@@ -1,8 +1,12 @@
-"""Publish and subscribe between the shards of an app."""
+"""Publish and subscribe between the shards of an app: batches leave over the siblings' sockets, once per tick.
+
+The order of messages and the count of lost ones are `topics`'; this waits and sends.
+"""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -10,15 +14,27 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from onelane.shard.topics import Inbox, Lost, Subscriber
+from onelane.core.placement import Member
+from onelane.lane.lane import Lane
+from onelane.shard.siblings import SiblingChannels
+from onelane.shard.topics import Inbox, Lost, Outbox, Subscriber
+from onelane.telemetry.stats import Counter, Stats
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc
 
 log = logging.getLogger("onelane.across")
+BATCH_S = 0.1
+"""How long a published message may wait for more: a tick."""
+DELIVER_S = 2.0
+"""How long a sibling may take to accept a batch; then its messages are lost to that sibling, and counted."""
+FLUSH_S = 0.5
+"""How long the last batches may take when a shard ends."""
+MAX_BATCHES = 16
+"""Batches that may wait for one sibling."""
 M = TypeVar("M", bound=Message)
 
 
 class Subscription(Generic[M]):
-    """What comes on one topic: iterate over it, or let it call a function. Ends by `close`, or with its shard."""
+    """The messages of one topic: iterate over it, or let it call a function. Ends by `close`, or with its shard."""
 
     def __init__(
         self,
@@ -26,25 +42,25 @@ class Subscription(Generic[M]):
         topic: str,
         kind: type[M],
         capacity: int,
-        then: "Callable[[M | Lost], None] | None",
+        callback: "Callable[[M | Lost], None] | None",
         *,
-        ended: "Callable[[Subscription[M]], None]",
+        closed: "Callable[[Subscription[M]], None]",
     ) -> None:
+        """callback: takes each message; None where they are iterated over. closed: called by `close`."""
         self._inbox = inbox
-        self._then = then
-        self._ended = ended
+        self._callback = callback
+        self._closed = closed
         self._changed: asyncio.Future[None] | None = None
         self._is_closed = False
         self._subscriber: Subscriber[M] = Subscriber(topic, kind, capacity=capacity, wake=self._wake)
         inbox.add(self._subscriber)
 
     def close(self) -> None:
-        """Take no more; an iteration over it ends."""
+        """Take no more messages; an iteration over it ends."""
         self._is_closed = True
         self._inbox.remove(self._subscriber)
-        self._ended(self)
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
+        self._closed(self)
+        self._resume()
 
     def __enter__(self) -> "Subscription[M]":
         return self
@@ -57,29 +73,158 @@ class Subscription(Generic[M]):
     async def __aiter__(self) -> "AsyncIterator[M | Lost]":
         """The messages, one after the other, and `Lost` where some are missing."""
         while True:
-            while (item := self._subscriber.take()) is not None:
-                yield item
+            while (message := self._subscriber.take()) is not None:
+                yield message
             if self._is_closed:
                 return
             self._changed = asyncio.get_running_loop().create_future()
             await self._changed
 
     def _wake(self) -> None:
-        if self._then is not None:
-            self._call(self._then)
-        elif self._changed is not None and not self._changed.done():
+        if self._callback is not None:
+            self._call(self._callback)
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Let an iteration go on that waits for a message."""
+        if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
-    def _call(self, then: "Callable[[M | Lost], None]") -> None:
-        while (item := self._subscriber.take()) is not None:
+    def _call(self, callback: "Callable[[M | Lost], None]") -> None:
+        while (message := self._subscriber.take()) is not None:
             try:
-                then(item)
+                callback(message)
             except Exception:
                 log.exception("subscription.failed topic=%s", self._subscriber.topic)
 
 
-class Siblings(siblings_pb2_grpc.SiblingsServicer):
-    """`onelane.v1.Siblings`: takes what siblings publish."""
+class BatchSender:
+    """Sends batches to one sibling, in order, one at a time."""
+
+    def __init__(self, lane: str, member: Member, channels: SiblingChannels, lost: Counter) -> None:
+        self._lane = lane
+        self._sibling = member.name
+        self._publish = siblings_pb2_grpc.SiblingsStub(channels.to(member)).Publish
+        self._lost = lost
+        self._batches: asyncio.Queue[siblings_pb2.PublishRequest] = asyncio.Queue(MAX_BATCHES)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def send(self, batch: siblings_pb2.PublishRequest) -> None:
+        """Queue a batch. It is lost where the queue is full, or the sibling does not accept it within `DELIVER_S`."""
+        try:
+            self._batches.put_nowait(batch)
+        except asyncio.QueueFull:
+            self._count_lost(batch)
+
+    async def flush(self) -> None:
+        """Wait until every queued batch has been sent or lost."""
+        await self._batches.join()
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            batch = await self._batches.get()
+            try:
+                await self._publish(batch, timeout=DELIVER_S)
+            except grpc.aio.AioRpcError as error:
+                code = error.code().name
+                log.warning("publish.undelivered shard=%s to=%s code=%s", self._lane, self._sibling, code)
+                self._count_lost(batch)
+            finally:
+                self._batches.task_done()
+
+    def _count_lost(self, batch: siblings_pb2.PublishRequest) -> None:
+        self._lost.add(len(batch.messages), {"onelane.reason": "undelivered"})
+
+
+class PubSub:
+    """The topics of one shard: what it publishes and its subscriptions. Owned by its lane."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        channels: SiblingChannels,
+        *,
+        stats: Stats,
+        incarnation: int,
+        max_lag: int,
+        max_published: int,
+    ) -> None:
+        """incarnation: drawn at start, so that siblings tell a restarted publisher from the one before.
+
+        max_lag: messages that a subscriber may lag behind. max_published: messages of one tick.
+        """
+        self._lane = lane
+        self._channels = channels
+        self._max_lag = max_lag
+        self._lost = stats.counter(
+            "onelane.messages.lost",
+            unit="{message}",
+            description="Messages that a subscriber or a shard missed",
+        )
+        self._outbox = Outbox(lane.name, incarnation, limit=max_published)
+        self._inbox = Inbox(lost=self._count_slow)
+        self.servicer = PublishServicer(self._inbox)
+        """Takes the batches of siblings."""
+        self._senders: dict[str, BatchSender] = {}
+        self._subscriptions: set[Subscription[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def publish(self, topic: str, message: Message, *, at_once: bool) -> None:
+        """See `Shard.publish`."""
+        self._outbox.add(topic, message)
+        if at_once:
+            self._send_batch()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(BATCH_S, self._send_batch)
+
+    def subscribe(self, topic: str, kind: type[M], callback: "Callable[[M | Lost], None] | None") -> "Subscription[M]":
+        """See `Shard.subscribe`."""
+        subscription = Subscription(
+            self._inbox, topic, kind, self._max_lag, callback, closed=self._subscriptions.discard
+        )
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def aclose(self) -> None:
+        """Send the last batches, and end every subscription."""
+        self._send_batch()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                for sender in self._senders.values():
+                    await sender.flush()
+        for sender in self._senders.values():
+            sender.cancel()
+        for subscription in list(self._subscriptions):
+            subscription.close()
+
+    def _send_batch(self) -> None:
+        """Move all published messages to every shard of the placement, this one among them."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not len(self._outbox):
+            return
+        batch = self._outbox.take()
+        siblings = {member.name: member for member in self._lane.placement.members if member.name != self._lane.name}
+        for name in set(self._senders) - set(siblings):
+            self._senders.pop(name).cancel()
+        for name, member in siblings.items():
+            if name not in self._senders:
+                self._senders[name] = BatchSender(self._lane.name, member, self._channels, self._lost)
+            self._senders[name].send(batch)
+        self._inbox.receive(batch)
+
+    def _count_slow(self, count: int) -> None:
+        if count:
+            self._lost.add(count, {"onelane.reason": "slow"})
+
+
+class PublishServicer(siblings_pb2_grpc.SiblingsServicer):
+    """`onelane.v1.Siblings`: takes the batches that siblings publish."""
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox

@@ -16,9 +16,9 @@ from onelane.core.context import TurnContext, current_call, current_call_var
 from onelane.errors import BadService, NotHome
 from onelane.lane.lane import Lane
 from onelane.shard.offload.offload import Offload
-from onelane.shard.pubsub import Subscription
+from onelane.shard.pubsub import PubSub, Subscription
 from onelane.shard.settings import build
-from onelane.shard.siblings import Across, Answer, Which
+from onelane.shard.siblings import Answer, MethodRef, SiblingCalls
 from onelane.shard.timers import Alarms, Key, Timer, TimerFunction, Timers
 from onelane.shard.topics import Lost
 from onelane.telemetry.stats import Stats
@@ -63,7 +63,8 @@ class Shard:
         self._peers = peers
         self._tracer = tracer
         self._lane: Lane
-        self._across: Across
+        self._sibling_calls: SiblingCalls
+        self._pubsub: PubSub
         self._keyed: dict[str, dict[Any, Any]] = {}
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[str, Channel] = {}
@@ -130,9 +131,9 @@ class Shard:
             current_call_var.reset(token)
             self._lane.queue.leave(turn)
 
-    def join(self, lane: Lane, across: Across) -> None:
+    def join(self, lane: Lane, sibling_calls: SiblingCalls, pubsub: PubSub) -> None:
         """Be part of a lane, and of its app."""
-        self._lane, self._across = lane, across
+        self._lane, self._sibling_calls, self._pubsub = lane, sibling_calls, pubsub
 
     def every(self, seconds: float, fn: TimerFunction) -> Timer:
         """Call `fn`, plain or async, every so many seconds from now on, until `cancel()` or the shard's end.
@@ -167,7 +168,7 @@ class Shard:
     async def call(
         self,
         key: str | bytes | int,
-        method: Which[Req, Rep],
+        method: MethodRef[Req, Rep],
         request: Req,
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - a call's, as in every stub
@@ -181,11 +182,11 @@ class Shard:
             grpc.aio.AioRpcError: as of any call.
             BadService: no service of this app has the method, or it streams.
         """
-        return await self._across.call(key, method, request, timeout)
+        return await self._sibling_calls.call(key, method, request, timeout)
 
     async def call_each(
         self,
-        method: Which[Req, Rep],
+        method: MethodRef[Req, Rep],
         request: Req,
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - a call's, as in every stub
@@ -197,7 +198,7 @@ class Shard:
         Raises:
             BadService: no service of this app has the method, it streams, or it has a key.
         """
-        return await self._across.call_each(method, request, timeout)
+        return await self._sibling_calls.call_each(method, request, timeout)
 
     def publish(self, topic: str, message: Message, *, at_once: bool = False) -> None:
         """Give `message` to the subscribers of `topic` in every shard of this app, once, in the order of publishing.
@@ -207,7 +208,7 @@ class Shard:
         Raises:
             Overloaded: `max_published` messages wait for the tick already.
         """
-        self._across.publish(topic, message, at_once=at_once)
+        self._pubsub.publish(topic, message, at_once=at_once)
 
     def subscribe(self, topic: str, kind: type[M], then: Callable[[M | Lost], None] | None = None) -> Subscription[M]:
         """What is published on `topic` from now on, as messages of `kind`; others are left out.
@@ -215,7 +216,7 @@ class Shard:
         Iterate over it (`async for`), or let it call `then`, which must not wait. Who is slower than `max_lag` messages
         loses the oldest, and is told by `Lost`.
         """
-        return self._across.subscribe(topic, kind, then)
+        return self._pubsub.subscribe(topic, kind, then)
 
     def offload(
         self,

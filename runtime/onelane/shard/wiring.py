@@ -24,13 +24,13 @@ from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.plugins import plug
 from onelane.server.listener import Listener
-from onelane.shard.pubsub import Siblings
+from onelane.shard.pubsub import PubSub
 from onelane.shard.reporter import TICK_S, Reporter
 from onelane.shard.services import Services
 from onelane.shard.serving import LaneServing
 from onelane.shard.settings_vote import SettingsVote
 from onelane.shard.shard import Shard
-from onelane.shard.siblings import Across
+from onelane.shard.siblings import SiblingCalls, SiblingChannels
 from onelane.shard.status_query import StatusQuery
 from onelane.shard.timers import Alarms, LoopAlarms
 from onelane.telemetry.load import Pulse
@@ -69,7 +69,8 @@ class ShardParts:
     listener: Listener
     membership: Membership
     forwarder: Forwarder
-    across: Across
+    sibling_channels: SiblingChannels
+    pubsub: PubSub
     load: Pulse
     logs: MovedLogs | None
     """None where no sink asks for log records."""
@@ -106,16 +107,17 @@ def build(setup: control_pb2.Setup, control: Control, environment: Environment =
     forwarder = NativeForwarder()
     lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
     load = Pulse(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
-    across = Across(
+    sibling_channels = SiblingChannels()
+    sibling_calls = SiblingCalls(lane, sibling_channels, tracer=tracer, deadline_s=settings.deadline_s)
+    pubsub = PubSub(
         lane,
-        tracer=tracer,
+        sibling_channels,
         stats=stats,
-        deadline_s=settings.deadline_s,
         incarnation=secrets.randbits(64),
-        capacity=settings.max_lag,
-        limit=settings.max_published,
+        max_lag=settings.max_lag,
+        max_published=settings.max_published,
     )
-    shard.join(lane, across)
+    shard.join(lane, sibling_calls, pubsub)
     logs = MovedLogs(setup.name) if setup.logs else None
     status_query = StatusQuery(control)
     topology = Topology(membership, app=setup.app, listen=settings.listen, keys=settings.keys, status=status_query.ask)
@@ -123,13 +125,14 @@ def build(setup: control_pb2.Setup, control: Control, environment: Environment =
         settings=settings,
         binding=ShardBinding(setup.name, tracer, Bridge(stats, clock.now)),
         shard=shard,
-        services=Services(lane, shard, settings, builtin=[topology, Siblings(across.inbox)]),
+        services=Services(lane, shard, settings, builtin=[topology, pubsub.servicer]),
         lane=lane,
         serving=LaneServing(lane, stats),
         listener=plug("onelane.listeners", settings.listener)(),
         membership=membership,
         forwarder=forwarder,
-        across=across,
+        sibling_channels=sibling_channels,
+        pubsub=pubsub,
         load=load,
         logs=logs,
         reporter=Reporter(control, stats=stats, tracer=tracer, load=load, logs=logs, keyed_counts=shard.keyed_counts),
