@@ -1,5 +1,6 @@
 """What every test may ask for."""
 
+import itertools
 from collections.abc import AsyncIterator, Iterator
 
 import grpc.aio
@@ -7,6 +8,7 @@ import pytest
 from onelane.core.placement import Member, Placement
 
 from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import Cluster, echo, running
 
 
@@ -46,6 +48,13 @@ class Where:
     def owner_of(self, key: str) -> str:
         return self.placement.owner_of(key).name
 
+    def keys_of(self, shard: str) -> Iterator[str]:
+        """Keys that this shard owns, without end. Which these are depends on the ports of this run."""
+        return (key for key in map(str, itertools.count()) if self.owner_of(key) == shard)
+
+    def key_of(self, shard: str) -> str:
+        return next(self.keys_of(shard))
+
     def home(self, key: str) -> "echo_pb2_grpc.EchoAsyncStub":
         """A stub whose connection ends at the key's owner."""
         return self.stubs[self.owner_of(key)]
@@ -53,6 +62,15 @@ class Where:
     def away(self, key: str) -> "echo_pb2_grpc.EchoAsyncStub":
         """A stub whose connection ends at a shard that does not own the key."""
         return next(stub for name, stub in self.stubs.items() if name != self.owner_of(key))
+
+    async def wait_begun(self, key: str) -> None:
+        """Wait until a call of this key has begun to carry out the order `wait KEY`, and holds the key's turn."""
+        # Asked of the same service object, by a key whose turn is free.
+        aside = next(other for other in self.keys_of(self.owner_of(key)) if other != key)
+        begun: list[str] = []
+        while key not in begun:
+            call = self.home(aside).Misbehave(EchoRequest(key=aside, order="began"))
+            begun = str(dict(await call.trailing_metadata())["x-began"]).split()
 
     async def close(self) -> None:
         for channel in (*self.channels.values(), self.shared_channel):

@@ -65,6 +65,13 @@ class Cluster:
                 total += float(value)
         return total
 
+    def in_flight(self, **labels: str) -> float:
+        """Calls that are being worked on, the streams by which others watch health and topology among them.
+
+        A test compares it with what it was before its own calls.
+        """
+        return self.metric("onelane_calls_in_flight", **labels)
+
     def stop(self, *, by: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to drain; its exit code."""
         if self.process.poll() is None:

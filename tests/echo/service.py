@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -171,6 +172,14 @@ class Echo(echo_pb2_grpc.EchoServicer):
 
     async def _block(self, seconds: str, context: Context) -> None:
         time.sleep(float(seconds))  # noqa: ASYNC251 - a stall is what is ordered
+
+    async def _stall_at(self, gate: str, context: Context) -> None:
+        """Stall the lane until the test lets this handler out of the gate: see tests/gate.py."""
+        Path(gate).read_bytes()  # noqa: ASYNC240 - a stall is what is ordered
+
+    async def _hold_at(self, gate: str, context: Context) -> None:
+        """Wait in the gate while the lane goes on: also while its shard drains, and takes no `Release`."""
+        await asyncio.to_thread(Path(gate).read_bytes)
 
     async def _compute(self, seconds: str, context: Context) -> None:
         """For so many seconds of this thread's CPU time."""

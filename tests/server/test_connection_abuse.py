@@ -57,7 +57,7 @@ class Shard:
 
     async def call_always(self) -> None:
         while True:
-            reply = await self._stub.Unary(EchoRequest(key="k", text="hi"), timeout=10)
+            reply = await self._stub.Unary(EchoRequest(key="k", text="hi"), timeout=30)
             assert reply.text == "hi"
             self.answered += 1
             async with self._more:

@@ -23,6 +23,8 @@ from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
 from onelane.testing.listener import MemoryListener, Outcome
 
+from tests.ports import reserved
+
 SETTINGS = App(services=("a:B",), listen="127.0.0.1:0", max_message_bytes=2048)
 Handler = Callable[[Call, bytes | None], Awaitable[bytes]]
 
@@ -77,10 +79,10 @@ class Subject:
         self._call = memory_call if kind == "memory" else grpcio_call
         self.kind = kind
         self.address = ""
+        self.ports = contextlib.ExitStack()
 
     async def start(self) -> None:
-        self.address, held = sockets.claim("127.0.0.1:0", shared=False)
-        held.close()
+        self.address = f"127.0.0.1:{self.ports.enter_context(reserved())}"
         self.listener.methods_for_test = {m.path: m for m in self.handlers.methods()}
         await self.listener.start([Bind(self.address)], self.handlers, SETTINGS)
 
@@ -91,8 +93,9 @@ class Subject:
 @pytest.fixture(params=["memory", "grpcio", "native"])
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     made = Subject(request.param)
-    yield made
-    await made.listener.stop(0)
+    with made.ports:
+        yield made
+        await made.listener.stop(0)
 
 
 async def echo(call: Call, request: bytes | None) -> bytes:
