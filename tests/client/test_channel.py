@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ from onelane.client.channel import NativeChannel, dial
 from onelane.client.options import Dialling
 from onelane.client.tls import client_context
 from onelane.config import App, Tls
+from onelane.server import connection, native_listener, tls
 from onelane.server.listener import Bind, Serving
 from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
 from onelane.server.sockets import claim
+from onelane.testing.clock import ManualClock
 
+from tests.frames import PING, frames
+from tests.ports import reserved
 from tests.running_app import eventually
 
 READY, FAILURE, IDLE = (
@@ -87,14 +91,14 @@ class Lane(Serving):
 @asynccontextmanager
 async def ours(serve: Any = None, **settings: Any) -> AsyncIterator[tuple[str, NativeListener]]:
     """A native listener; its address."""
-    address, held = claim("127.0.0.1:0", shared=False)
-    held.close()
     listener = NativeListener()
-    await listener.start([Bind(address)], Lane(serve), App(services=("a:B",), listen=address, **settings))
-    try:
-        yield address, listener
-    finally:
-        await listener.stop(1.0)
+    with reserved() as port:
+        address = f"127.0.0.1:{port}"
+        await listener.start([Bind(address)], Lane(serve), App(services=("a:B",), listen=address, **settings))
+        try:
+            yield address, listener
+        finally:
+            await listener.stop(1.0)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0", "unix"])
@@ -112,18 +116,23 @@ async def test_a_target_that_is_none_is_told_at_once(target: str) -> None:
         dial(target)
 
 
-async def test_nobody_there_is_unavailable_and_says_why() -> None:
-    address, held = claim("127.0.0.1:0", shared=False)
-    held.close()
+@pytest.fixture
+def unserved() -> Iterator[str]:
+    """An address where nobody listens, until the test does."""
+    with reserved() as port:
+        yield f"127.0.0.1:{port}"
+
+
+async def test_nobody_there_is_unavailable_and_says_why(unserved: str) -> None:
+    address = unserved
     async with dial(address, dialling=SOON) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match=f"failed to connect to {address}") as caught:
             await channel.unary_unary("/t.T/Echo")(b"", timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_wait_for_ready_waits_until_the_server_is_there() -> None:
-    address, held = claim("127.0.0.1:0", shared=False)
-    held.close()
+async def test_wait_for_ready_waits_until_the_server_is_there(unserved: str) -> None:
+    address = unserved
     async with dial(address, dialling=SOON) as channel:
         call = channel.unary_unary("/t.T/Echo")(b"late", wait_for_ready=True, timeout=20)
         while channel.get_state() is not FAILURE:
@@ -133,17 +142,15 @@ async def test_wait_for_ready_waits_until_the_server_is_there() -> None:
             assert channel.get_state() is READY
 
 
-async def test_a_call_that_waits_keeps_its_deadline() -> None:
-    address, held = claim("127.0.0.1:0", shared=False)
-    held.close()
-    async with dial(address, dialling=SOON) as channel:
+async def test_a_call_that_waits_keeps_its_deadline(unserved: str) -> None:
+    async with dial(unserved, dialling=SOON) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.unary_unary("/t.T/Echo")(b"", wait_for_ready=True, timeout=0.1)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_it_connects_anew_after_the_server_went() -> None:
-    async with stock() as (address, server):
+async def test_it_connects_anew_after_the_server_went(unserved: str) -> None:
+    async with stock(unserved) as (address, server):
         channel = dial(address, dialling=SOON)
         assert await channel.unary_unary("/t.T/Echo")(b"1", timeout=5) == b"1"
         await server.stop(None)
@@ -452,7 +459,11 @@ async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files) -
     assert seen[0][0]["transport_security_type"] == [b"ssl"]
 
 
-async def test_a_changed_certificate_is_used_without_a_restart(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_changed_certificate_is_used_without_a_restart(
+    files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "LOOK_S", 0.02)
+
     def name_shown(address: str) -> Any:
         import socket
 
@@ -496,17 +507,23 @@ async def test_an_old_connection_is_replaced_without_losing_a_call() -> None:
             gone += channel.get_state() is IDLE
 
 
-async def mute_until_dropped(address: str) -> None:
-    """Connect and say nothing until the server hangs up."""
-    reader, writer = await asyncio.open_connection(*address.split(":"))
-    assert await reader.read()
-    writer.close()
-
-
-async def test_a_client_that_does_not_answer_a_ping_is_dropped() -> None:
-    async with ours(keepalive_s=0.1, ping_timeout_s=0.1) as (address, _), dial(address) as channel:
+async def test_a_client_that_does_not_answer_a_ping_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock(now=1000.0)
+    for module in (connection, native_listener):
+        monkeypatch.setattr(module, "monotonic", clock.now)
+    async with ours(keepalive_s=0.1, ping_timeout_s=0.1) as (address, listener), dial(address) as channel:
         assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
-        await mute_until_dropped(address)
+        (answering,) = listener._connections
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        clock.advance(0.2)
+        async for kind, *_ in frames(reader):
+            if kind == PING:
+                break
+        while answering.heard_at < clock.now():  # noqa: ASYNC110 - turns of the loop are what is waited for
+            await asyncio.sleep(0)
+        clock.advance(0.2)
+        await reader.read()
+        writer.close()
         assert channel.get_state() is READY
 
 

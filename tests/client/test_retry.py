@@ -167,7 +167,8 @@ def test_an_ejected_endpoint_is_always_asked_again(steps: list[tuple[str, float]
 
 
 class Scripted(grpc.GenericRpcHandler):
-    """Answers each call of any unary method with the next of `steps`: a status, seconds to wait, or an answer."""
+    """Answers each call of any unary method with the next of `steps`: a status, seconds to wait, or an answer; or what
+    returns one of these when the call has come."""
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
@@ -186,6 +187,8 @@ class Scripted(grpc.GenericRpcHandler):
         number = len(self.seen)
         self.seen.append(dict(context.invocation_metadata()))
         step = self.steps.pop(0) if self.steps else "done"
+        if callable(step):
+            step = step()
         if isinstance(step, grpc.StatusCode):
             await context.abort(step, "as the test says", self.trailers)
         if isinstance(step, float):
@@ -374,14 +377,23 @@ async def test_hedged_attempts_say_how_often_and_a_success_counts_once(server: t
         assert channel.budget.tokens == pytest.approx(100 - 1 + 0.1)
 
 
-async def owned(channel: Any, address: str) -> Endpoint:
+class EndpointLater(Endpoint):
+    """To which a test says how much later it is."""
+
+    later_s = 0.0
+
+    def allows(self, now: float) -> bool:
+        return super().allows(now + self.later_s)
+
+
+async def owned(channel: Any, address: str) -> EndpointLater:
     """Have `channel` take the server for the only shard of an app."""
     channel._follower.cancel()
     native = NativeChannel(address, channel._dialling)
     await native.channel_ready()
-    channel._owners = {address: Owner(native, Endpoint())}
+    health = EndpointLater()
+    channel._owners = {address: Owner(native, health)}
     channel.placement = Placement(1, (Member("a", address, ""),), 8, {})
-    health: Endpoint = channel._owners[address].health
     return health
 
 
@@ -394,10 +406,16 @@ async def test_a_retry_that_is_the_probe_ends_the_ejection(server: tuple[Scripte
         health = await owned(channel, address)
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         for _ in range(CONSECUTIVE):
-            health.ended("UNAVAILABLE", time.monotonic() - 0.9)
+            health.ended("UNAVAILABLE", time.monotonic())
         assert health.is_ejected
+        health.later_s = -3600.0
+
+        def fail_when_the_ejection_ends() -> grpc.StatusCode:
+            health.later_s = 3600.0
+            return UNAVAILABLE
+
         # By the shared address; the retry comes when the ejection is over, and is its probe.
-        scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "300"),)
+        scripted.steps = [fail_when_the_ejection_ends]
         await stub.Who(EchoRequest(), timeout=30, metadata=KEY)
         assert not health.is_ejected
 
