@@ -3,8 +3,8 @@
 import asyncio
 import linecache
 import os
+import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -19,40 +19,22 @@ from tests.collector import Collector
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.gate import Gate
 from tests.running_app import ROOT, Cluster, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 SERVICE = str(ROOT / "tests" / "echo" / "service.py")
-STALL_S = 5.0
-
-
-def key_of(where: Where, shard: str) -> str:
-    return next(key for key in map(str, range(999)) if where.owner_of(key) == shard)
 
 
 def order(where: Where, shard: str, text: str) -> Any:
     """Have a shard do something, over its own port."""
-    key = key_of(where, shard)
+    key = where.key_of(shard)
     return where.home(key).Misbehave(EchoRequest(key=key, order=text))
 
 
-def last_stall(cluster: Cluster, index: int = 0) -> dict[str, Any]:
-    stalls: list[dict[str, Any]] = cluster.shards()[index]["last_stalls"]
-    return stalls[-1] if stalls else {}
-
-
-def p99(values: list[float]) -> float:
-    return statistics.quantiles(values, n=100)[98]
-
-
-async def latencies(where: Where, shard: str, until: asyncio.Event, *, at_least: int) -> list[float]:
-    key = key_of(where, shard)
-    taken: list[float] = []
-    while len(taken) < at_least or not until.is_set():
-        began = time.perf_counter()
-        assert (await where.home(key).Unary(EchoRequest(key=key))).shard == shard
-        taken.append(time.perf_counter() - began)
-    return taken
+def stalls_in(cluster: Cluster, function: str, index: int = 0) -> list[dict[str, Any]]:
+    """The last stalls of a shard in this function; on a busy machine it may have others, that nobody is to blame for."""
+    return [stall for stall in cluster.shards()[index]["last_stalls"] if stall["function"] == function]
 
 
 async def call_over_its_own_connection(cluster: Cluster, key: str) -> str:
@@ -62,67 +44,49 @@ async def call_over_its_own_connection(cluster: Cluster, key: str) -> str:
         return str((await stub.Unary(EchoRequest(key=key))).shard)
 
 
-async def test_while_one_shard_stands_for_5_s_the_others_keep_their_p99_and_waiting_connections_are_served(
-    tmp_path: Path,
-) -> None:
+async def test_while_one_shard_stands_the_others_go_on_and_waiting_connections_are_served(tmp_path: Path) -> None:
+    """It stands until the others have answered: a lane that waited for it would end this test by its timeout."""
+    gate = Gate(tmp_path)
     with running(tmp_path, echo(2)) as cluster:
         where = Where(cluster)
-        now, over = asyncio.Event(), asyncio.Event()
-        now.set()
-        await latencies(where, "echo-1", now, at_least=100)
-        before = await latencies(where, "echo-1", now, at_least=500)
-
-        async def stall() -> float:
-            began = time.perf_counter()
-            await order(where, "echo-0", f"block {STALL_S}")
-            over.set()
-            return time.perf_counter() - began
-
-        async def connect() -> tuple[str, bool]:
-            shard = await call_over_its_own_connection(cluster, key_of(where, "echo-1"))
-            return shard, over.is_set()
-
-        stalling = asyncio.create_task(stall())
-        await eventually(lambda: "lane.stalled shard=echo-0" in cluster.log.read_text())
-        connecting = [asyncio.create_task(connect()) for _ in range(24)]
-        during = await latencies(where, "echo-1", over, at_least=100)
-        took = await stalling
-        connected = await asyncio.gather(*connecting)
-
-        # Bounds that only a lane that waits for the other would break; `make bench` has the figures.
-        assert took >= STALL_S
-        assert max(during) < STALL_S / 5
-        assert statistics.median(during) < 3 * statistics.median(before) + 0.005
-        assert p99(during) < 3 * p99(before) + 0.05
-        assert {shard for shard, _ in connected} == {"echo-1"}
-        assert {was_over for _, was_over in connected} == {False, True}, "some wait at either shard's socket"
+        key = where.key_of("echo-1")
+        stalling = order(where, "echo-0", f"stall_at {gate}")
+        async with gate.occupied():
+            connecting = [asyncio.create_task(call_over_its_own_connection(cluster, key)) for _ in range(24)]
+            await asyncio.wait(connecting, return_when=asyncio.FIRST_COMPLETED)
+            for _ in range(500):
+                assert (await where.home(key).Unary(EchoRequest(key=key))).shard == "echo-1"
+            assert not all(task.done() for task in connecting), "some wait at the socket of either shard"
+            assert not stalling.done()
+        await stalling
+        assert set(await asyncio.gather(*connecting)) == {"echo-1"}
         await where.close()
 
 
 async def test_a_stall_is_in_the_log_the_counts_the_span_and_the_status_with_where_it_was(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
     with (
         Collector() as collector,
-        running(tmp_path, echo(2), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as cluster,
+        running(tmp_path, echo(2), **collector.environment, OTEL_BSP_SCHEDULE_DELAY="50") as cluster,
     ):
         where = Where(cluster)
-        await order(where, "echo-0", "block 0.4")
-        await eventually(lambda: last_stall(cluster))
-        stall = last_stall(cluster)
+        stalling = order(where, "echo-0", f"stall_at {gate}")
+        told = re.compile(rf"lane\.stalled shard=echo-0 kind=blocked for_ms=\d+ at={SERVICE}:\d+.* trace=(\w+)")
+        async with gate.occupied():
+            # It is told while it lasts.
+            await eventually(lambda: told.search(cluster.log.read_text()))
+        await stalling
+        await eventually(lambda: stalls_in(cluster, "Echo._stall_at"))
+        (stall,) = stalls_in(cluster, "Echo._stall_at")
         assert (stall["kind"], stall["method"]) == ("blocked", "echo.v1.Echo/Misbehave")
-        assert stall["where"].startswith(f"{SERVICE}:")
-        assert stall["function"] == "Echo._block"
-        line = int(stall["where"].rpartition(":")[2])
-        assert "time.sleep" in linecache.getline(SERVICE, line)
-        assert 0.3 < stall["seconds"] < 5
-        assert cluster.metric("onelane_stalls_total", onelane_shard="echo-0", onelane_stall_kind="blocked") == 1
-        assert (cluster.shards()[0]["stalls"], cluster.shards()[1]["stalls"]) == (1, 0)
-        log = cluster.log.read_text()
-        assert (
-            f"lane.stalled shard=echo-0 kind=blocked for_ms={log.partition('for_ms=')[2].split()[0]} at={SERVICE}"
-            in log
-        )
-        assert int(log.partition("for_ms=")[2].split()[0]) < 400, "it is told while it lasts"
-        assert f"trace={stall['trace_id']}" in log
+        path, _, line = stall["where"].rpartition(":")
+        assert path == SERVICE
+        assert "read_bytes" in linecache.getline(SERVICE, int(line))
+        assert stall["seconds"] > 0
+        assert told.findall(cluster.log.read_text()) == [stall["trace_id"]]
+        assert cluster.metric("onelane_stalls_total", onelane_shard="echo-0", onelane_stall_kind="blocked") >= 1
+        assert cluster.shards()[0]["stalls"] >= 1
+        assert stalls_in(cluster, "Echo._stall_at", 1) == []
         await eventually(lambda: any(span.name == "echo.v1.Echo/Misbehave" for span in collector.spans()))
         (span,) = (span for span in collector.spans() if span.name == "echo.v1.Echo/Misbehave")
         assert span.trace_id.hex() == stall["trace_id"]
@@ -137,17 +101,21 @@ async def test_a_stall_is_in_the_log_the_counts_the_span_and_the_status_with_whe
             env=os.environ | {"COLUMNS": "160"},
         )
         assert "echo-0 stalled (blocked) for" in shown.stdout
-        assert f"at {stall['where']} Echo._block, in echo.v1.Echo/Misbehave, trace {stall['trace_id']}" in shown.stdout
+        at = f"at {stall['where']} Echo._stall_at, in echo.v1.Echo/Misbehave, trace {stall['trace_id']}"
+        assert at in shown.stdout
         await where.close()
 
 
 async def test_inline_a_stall_is_told_of_the_shard_whose_call_it_was(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
     with running(tmp_path, echo(2), "--inline") as cluster:
         where = Where(cluster)
-        await order(where, "echo-1", "block 0.4")
-        await eventually(lambda: last_stall(cluster, 1))
-        assert last_stall(cluster, 1)["function"] == "Echo._block"
-        assert cluster.shards()[0]["last_stalls"] == []
+        stalling = order(where, "echo-1", f"stall_at {gate}")
+        async with gate.occupied():
+            await eventually(lambda: "lane.stalled shard=echo-1 kind=blocked" in cluster.log.read_text())
+        await stalling
+        await eventually(lambda: stalls_in(cluster, "Echo._stall_at", 1))
+        assert stalls_in(cluster, "Echo._stall_at", 0) == []
         await where.close()
 
 
@@ -167,26 +135,40 @@ async def test_a_lane_that_the_machine_starves_is_told_apart_and_nobody_is_blame
                 assert process.stdout is not None
                 await asyncio.to_thread(process.stdout.readline)
             os.sched_setaffinity(pid, {min(cpus)})
-            computing = asyncio.ensure_future(order(where, "echo-0", "compute 0.3"))
-            await eventually(lambda: "lane.starved shard=echo-0 kind=starved" in cluster.log.read_text())
+            while "lane.starved shard=echo-0 kind=starved" not in cluster.log.read_text():
+                await order(where, "echo-0", "compute 0.1")
         finally:
             os.sched_setaffinity(pid, cpus)
             for process in hogs:
                 process.kill()
                 process.communicate()
-        await computing
         await where.close()
 
 
 async def test_a_process_that_was_stopped_is_starved_and_not_replaced(tmp_path: Path) -> None:
+    """For longer than a stalled lane is left alone, but not so long that C code, which cannot tell why, ends it."""
     with running(tmp_path, echo(1, "replace_stalled_s = 1")) as cluster:
-        pid = cluster.shards()[0]["pid"]
-        os.kill(pid, signal.SIGSTOP)
-        until = time.monotonic() + 1.5
-        await eventually(lambda: time.monotonic() > until)
-        os.kill(pid, signal.SIGCONT)
-        await eventually(lambda: last_stall(cluster).get("kind") == "starved")
-        assert (cluster.shards()[0]["pid"], cluster.shards()[0]["restarts"]) == (pid, 0)
+        where = Where(cluster)
+        is_starved = False
+        while not is_starved:
+            (before,) = cluster.shards()
+            stopped_s = await stop_for(before["pid"], 1.05)
+            await order(where, "echo-0", "add 0")
+            (after,) = cluster.shards()
+            if stopped_s < 1.4:
+                assert (after["pid"], after["restarts"]) == (before["pid"], before["restarts"])
+                # Where its lane was the first to go on, what it did then may be taken for the cause: once more.
+                is_starved = any(stall["kind"] == "starved" for stall in after["last_stalls"])
+        await where.close()
+
+
+async def stop_for(pid: int, seconds: float) -> float:
+    """Stop a process for so long; how long it was on this machine."""
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    await asyncio.sleep(seconds)
+    os.kill(pid, signal.SIGCONT)
+    return time.monotonic() - began
 
 
 @pytest.mark.parametrize(
@@ -209,7 +191,7 @@ async def test_a_shard_that_stands_for_too_long_is_replaced_after_the_stacks_of_
         assert f"in _{what}" in stacks, "the lane's"
         assert 'thread.py", line' in stacks, "a helper's"
         assert cluster.shards()[1]["pid"] == before[1]["pid"]
-        key = key_of(where, "echo-0")
+        key = where.key_of("echo-0")
         assert (await where.home(key).Unary(EchoRequest(key=key), wait_for_ready=True)).seen == 1
         await where.close()
 
