@@ -33,7 +33,7 @@ def order(where: Where, shard: str, text: str) -> Any:
 
 
 def stalls_in(cluster: Cluster, function: str, index: int = 0) -> list[dict[str, Any]]:
-    """The last stalls of a shard in this function; on a busy machine it may have others, that nobody is to blame for."""
+    """The last stalls of a shard in this function; on a busy machine it may have others, nobody to blame for."""
     return [stall for stall in cluster.shards()[index]["last_stalls"] if stall["function"] == function]
 
 

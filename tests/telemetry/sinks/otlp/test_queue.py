@@ -1,0 +1,35 @@
+"""What waits to be exported, in time that is moved by hand."""
+
+from random import Random
+
+from onelane.telemetry.sinks.otlp.queue import MOST_S, Outbox, Parcel, bounds_of
+from onelane.telemetry.sinks.otlp.sink import MAX_SPANS
+
+SOURCE = ("lobby", "lobby-0")
+DELAY_S = 1.0
+
+
+def test_in_an_outage_of_30_s_nothing_is_lost_and_each_pause_before_a_retry_is_bounded() -> None:
+    """50 spans a second come meanwhile; the bounds are those of a supervisor that was told nothing."""
+    queue = Outbox(bounds_of({}, "OTEL_BSP", most=MAX_SPANS, delay_s=DELAY_S), Random(1))
+    attempts: list[float] = []
+    arrived: list[bytes] = []
+    for number in range(60 * 50):
+        now = number / 50
+        if now < 40:
+            queue.put(Parcel(SOURCE, b"%d" % number, 1), now)
+        due_at = queue.due_at()
+        if due_at is None or due_at > now:
+            continue
+        batch = queue.begin()
+        if now < 30:
+            attempts.append(now)
+            queue.again(now)
+        else:
+            arrived += [parcel.packed for parcel in batch]
+            queue.sent(now)
+    assert arrived == [b"%d" % number for number in range(40 * 50)]
+    assert not queue.lost
+    pauses = [later - earlier for earlier, later in zip(attempts, attempts[1:], strict=False)]
+    assert len(pauses) >= 30 / MOST_S - 1
+    assert max(pauses) <= MOST_S + 0.02
