@@ -1,5 +1,6 @@
 """What waits to be exported, in time that is moved by hand."""
 
+from itertools import pairwise
 from random import Random
 
 from onelane.telemetry.sinks.otlp.queue import MOST_S, Outbox, Parcel, bounds_of
@@ -30,6 +31,6 @@ def test_in_an_outage_of_30_s_nothing_is_lost_and_each_pause_before_a_retry_is_b
             queue.sent(now)
     assert arrived == [b"%d" % number for number in range(40 * 50)]
     assert not queue.lost
-    pauses = [later - earlier for earlier, later in zip(attempts, attempts[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(attempts)]
     assert len(pauses) >= 30 / MOST_S - 1
     assert max(pauses) <= MOST_S + 0.02
