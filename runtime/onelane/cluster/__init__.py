@@ -1,4 +1,4 @@
-"""What processes know of each other: the control line to the supervisor, the topology, who is a member.
+"""The relations between processes: the control line to the supervisor, the topology, membership.
 
 Imports: `core`, `wire`, `telemetry`. Main types: `control.Control` and `membership.Membership`.
 """

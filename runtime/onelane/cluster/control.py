@@ -92,7 +92,7 @@ class WireControl(WireProtocol[Any]):
     def close(self) -> None:
         self.transport.close()
 
-    # What the wire says
+    # Events of the wire
 
     def connected(self) -> None:
         if not self._serves:

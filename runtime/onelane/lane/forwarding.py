@@ -1,4 +1,4 @@
-"""What becomes of a call that another shard owns: sent there once, and once more where the owner has moved meanwhile.
+"""Forwarding of a call that another shard owns: sent there once, and once more if the owner has changed meanwhile.
 
 Promises: every forwarded call ends, once; it is counted by the shard that served it. A call of one message and one
 answer has no task here; a stream is carried by the task of its call.

@@ -3,8 +3,8 @@
 Promises: whatever ends a handler, the call has a status; an exception's text stays in our log; each call is counted
 once, by the shard that gave its answer. The states of a call and their table: `server/call_state`.
 
-What few calls need is in parts that the lane is given: which shard owns a key (`routing`), what becomes of a call that
-a sibling owns (`forwarding`), waiting for the turn of a key (`turn_queue`), when a call is refused (`admission`).
+Steps that few calls need are parts that the lane is given: the owner of a key (`routing`), forwarding to a sibling
+(`forwarding`), waiting for the turn of a key (`turn_queue`), refusing a call (`admission`).
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from onelane.telemetry.tracer import Span, Tracer, context_of
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What is kept of a call that waits for the turn of its key."""
+    """The rest of a call that waits for the turn of its key."""
 
     entry: Entry
     key: str
@@ -108,7 +108,7 @@ class Lane:
         return self._router.home_of(method, metadata, message)
 
     async def drain(self) -> None:
-        """Refuse new calls of clients; wait until none is under way. What siblings forward is still served."""
+        """Refuse new calls of clients; wait until none is in flight. Calls that siblings forward are still served."""
         self.draining = True
         self.end_watches()
         if self.own_in_flight:

@@ -1,7 +1,7 @@
 """The queue of turns of one lane: calls and code of the shard wait for the turn of a key, and go on when it comes.
 
-Who is next is decided by `core/turns`, which is pure; this starts it. A call that waits has no task: it is started by
-`call.proceed`. Code that takes a turn by hand (`Shard.turn`, timers) awaits a future.
+`core/turns`, which is pure, decides the next waiter; this file starts it. A call that waits has no task:
+`call.proceed` starts it. Code that takes a turn by hand (`Shard.turn`, timers) awaits a future.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class TurnQueue:
         self._is_starting = False
 
     async def hold(self, key: str, name: str) -> Turn:
-        """Wait for the turn of a key that this shard owns; the caller must `leave` it. name: what runs in it.
+        """Wait for the turn of a key that this shard owns; the caller must `leave` it. name: of the code in it.
 
         Raises:
             NotHome: another shard owns the key.
@@ -65,7 +65,7 @@ class TurnQueue:
             asyncio.get_running_loop().call_soon(self._start_due)
 
     def why_late(self, method: str, key: str, chain: str) -> str:
-        """What a call is told whose deadline passed in the queue."""
+        """The details of a call whose deadline passed in the queue."""
         holder = self.turns.holder(key) or "nobody"
         callers = ", ".join(holders(chain))
         return (

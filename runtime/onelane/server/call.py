@@ -26,7 +26,7 @@ class Aborted(grpc.aio.AbortError):
 
 
 class Call:
-    """One call. What is not implemented here is the listener's."""
+    """One call. Methods that raise NotImplementedError are the listener's to implement."""
 
     waiting: Any
     """While it is WAITING, the lane's `Waiting`; else not set."""
@@ -98,7 +98,7 @@ class Call:
         self._callbacks: list[Callable[[Any], None]] | None = None
         self._turned: asyncio.Future[None] | None = None
 
-    # What a listener gives.
+    # Implemented by listeners
 
     async def receive(self) -> bytes | None:
         """The next message of the client, or None after its last."""
@@ -159,7 +159,7 @@ class Call:
     def outgoing_chain(self) -> str:
         return self.chain if self.turn is None else self.turn.outgoing_chain(self.chain)
 
-    # What the lane uses.
+    # Used by the lane
 
     def carry(self, deserialize: Callable[[bytes], Any] | None, serialize: Callable[[Any], bytes] | None) -> None:
         """Say how messages of this call become bytes, for `read` and `write`."""
@@ -186,7 +186,7 @@ class Call:
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         self.code_now, self.details_now = code, details
 
-    # What a handler uses: grpc.aio.ServicerContext.
+    # Used by handlers: grpc.aio.ServicerContext
 
     async def read(self) -> Any:
         message = await self.next_bytes()

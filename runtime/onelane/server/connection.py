@@ -1,7 +1,7 @@
 """One client's connection on our own wire: an asyncio Protocol over `onelane.wire.server`, and the calls on it.
 
 Back-pressure reaches both ends: a handler that does not read lets the client's window run dry, and `send` waits while
-the client does not read. What is written in one turn of the loop leaves in one piece.
+the client does not read. Frames written in one turn of the loop leave in one piece.
 """
 
 import asyncio
@@ -149,7 +149,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
         self.keep()
 
     def _replay_first_bytes(self, first: FirstBytes) -> None:
-        """Begin with the bytes that a sibling has read. What the sibling has sent must not be sent again."""
+        """Begin with the bytes that a sibling has read. Frames that the sibling has sent must not be sent again."""
         self.wire.take()
         self._replay = None
         if first.answered:
@@ -393,7 +393,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
         try:
             await asyncio.wait([self._goaway_acknowledged], timeout=GOAWAY_S)
         finally:
-            # Also where this is cancelled: what was not read may be sent to another server after a GOAWAY.
+            # Also where this is cancelled: after a GOAWAY the client may send unread calls to another server.
             self.go_away()
             self.is_closing = True
             self.flush()

@@ -23,7 +23,7 @@ from onelane.wire import framing
 from onelane.wire.framing import BadWire
 
 PENDING_CALLS = 100_000
-"""What gRPC's core may queue before it refuses at random as bare CANCELLED; the lane's own admission comes first."""
+"""Calls that gRPC's core may queue before it refuses at random with CANCELLED; the lane's own admission comes first."""
 
 
 class GrpcioCall(Call):

@@ -29,11 +29,11 @@ class Bind:
 
 
 Work = Coroutine[Any, Any, None] | None
-"""What is to be started now, for a call to go on. It ends by `call.answer`."""
+"""The coroutine to be started for a call to go on; it ends by `call.answer`. None: there is nothing to start now."""
 
 
 class Serving(Protocol):
-    """What a listener calls: a lane."""
+    """A lane as a listener sees it."""
 
     def methods(self) -> Sequence[Method]:
         """Every method it serves; fixed before the listener starts."""

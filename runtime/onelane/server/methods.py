@@ -1,4 +1,4 @@
-"""What a servicer serves: its methods, found through grpcio's own generated registration.
+"""The methods of a servicer, found through grpcio's own generated registration.
 
 Promises: every servicer that `add_…Servicer_to_server` takes is taken here, unchanged. A service whose methods have
 neither a key nor `ANY` is refused with all of them listed.

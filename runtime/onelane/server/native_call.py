@@ -122,7 +122,7 @@ class NativeCall(Call):
     def disable_next_message_compression(self) -> None:
         self._gzip_next = False
 
-    # What the connection does.
+    # Used by the connection
 
     def framed(self, message: bytes) -> bytes:
         """`message` as it goes on the wire."""

@@ -60,7 +60,7 @@ def _bound(host: str, port: int, address: str, *, shared: bool) -> socket.socket
 
 
 def holder_of(port: int) -> str:
-    """Who listens on a TCP port: "name (pid 123)", "another user's process", or "" where nobody does. Linux only."""
+    """The process listening on a TCP port: "name (pid 123)", "another user's process", or "" for none. Linux only."""
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(table, port)}
     if not inodes:
         return ""

@@ -1,4 +1,4 @@
-"""What becomes of a call that does not end well: the one place where an error turns into a status.
+"""The status of a call that fails: the one place where an error turns into a status.
 
 Promises: whatever leaves a handler, the call has a status; the text of an exception that is not ours stays in our log.
 """

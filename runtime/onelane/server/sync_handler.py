@@ -65,7 +65,7 @@ def wait(awaitable: Awaitable[Any]) -> Any:
 
 
 async def run(handler: Callable[[], Any]) -> Any:
-    """Run `handler` to its end in a greenlet; whatever it waits for is awaited here, on the lane."""
+    """Run `handler` to its end in a greenlet; awaitables that it waits for are awaited here, on the lane."""
     child = greenlet.greenlet(handler)
     step = child.switch()
     while not child.dead:

@@ -16,7 +16,7 @@ LOOK_S = 1.0
 
 
 def server_context(settings: Tls) -> ssl.SSLContext:
-    """What a listener needs. With `client_ca`, a client without a certificate of it is refused.
+    """The context of a listener. With `client_ca`, a client without a certificate of it is refused.
 
     Raises:
         BadConfig: a file cannot be used.
