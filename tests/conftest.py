@@ -1,7 +1,11 @@
 """What every test may ask for."""
 
+import asyncio
+import functools
+import inspect
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -10,6 +14,24 @@ from onelane.core.placement import Member, Placement
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import Cluster, echo, running
+
+BOUND_S = 50.0
+"""Of a coroutine test. Below the `timeout` of pyproject.toml, whose signal breaks the loop that all tests share."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """End a coroutine test that hangs from within, so that it cleans up, and the tests after it do not fail as well."""
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        item.obj = bounded(item.obj)
+
+
+def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(**fixtures: Any) -> None:
+        async with asyncio.timeout(BOUND_S):
+            await test(**fixtures)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -34,15 +56,16 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 class Where:
-    """Stubs of the echo app on stock grpc.aio channels, one to each shard's own port and one to the shared."""
+    """Stubs of one app on stock grpc.aio channels, one to each shard's own port and one to the shared."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        app = cluster.status()["apps"]["echo"]
+    def __init__(self, cluster: Cluster, name: str = "echo") -> None:
+        """name: of the app, in which the servicer is an `Echo`."""
+        app = cluster.status()["apps"][name]
         members = tuple(Member(s["name"], s["address"], "") for s in app["shards"])
         self.placement = Placement(app["epoch"], members)
         self.channels = {m.name: grpc.aio.insecure_channel(m.address) for m in members}
         self.stubs = {name: echo_pb2_grpc.EchoStub(channel) for name, channel in self.channels.items()}
-        self.shared_channel = grpc.aio.insecure_channel(cluster.listen["echo"])
+        self.shared_channel = grpc.aio.insecure_channel(cluster.listen[name])
         self.shared = echo_pb2_grpc.EchoStub(self.shared_channel)
 
     def owner_of(self, key: str) -> str:

@@ -19,7 +19,7 @@ PACE_S = 0.02
 
 
 async def test_nothing_is_lost_and_no_call_fails_while_a_collector_is_stopped(tmp_path: Path) -> None:
-    """Retries in a longer outage, and what is kept meanwhile: tests/telemetry/sinks/otlp/test_queue.py."""
+    """A longer outage, in virtual time: tests/telemetry/sinks/otlp/test_queue.py."""
     with reserved() as port:
         endpoint = f"http://127.0.0.1:{port}"
         environment = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from onelane.testing.clock import ManualClock
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import ROOT, Cluster, eventually, running
@@ -74,13 +76,12 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.slow
 async def test_what_a_library_counts_is_added_up_by_the_shard_whose_code_counted(cluster: Cluster) -> None:
-    shards = cluster.shards("metered")
-    served: dict[str, int] = {shard["name"]: 0 for shard in shards}
-    async with grpc.aio.insecure_channel(cluster.listen["metered"]) as channel:
-        stub = echo_pb2_grpc.EchoStub(channel)
-        for key in map(str, range(20)):
-            served[(await stub.Unary(EchoRequest(key=key), timeout=10)).shard] += 1
-    assert all(served.values())
+    where = Where(cluster, "metered")
+    served = {"metered-0": 7, "metered-1": 13}
+    for shard, calls in served.items():
+        for key in islice(where.keys_of(shard), calls):
+            assert (await where.shared.Unary(EchoRequest(key=key), timeout=30)).shard == shard
+    await where.close()
     for index, (shard, calls) in enumerate(served.items()):
         here = {"onelane_shard": shard}
         assert cluster.metric("tests_early_total", open="true", room="3", **here) == calls
@@ -96,21 +97,19 @@ async def test_what_a_library_counts_is_added_up_by_the_shard_whose_code_counted
 async def test_a_span_made_by_the_api_is_of_the_shard_whose_code_made_it(cluster: Cluster) -> None:
     trace_id = "6af7651916cd43dd8448eb211c80319c"
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
-    async with grpc.aio.insecure_channel(cluster.listen["metered"]) as channel:
-        stub = echo_pb2_grpc.EchoStub(channel)
-        # Where a key lives depends on this run's ports: of so many, each shard has some.
-        for key in map(str, range(40)):
-            await stub.Unary(EchoRequest(key=key), metadata=metadata, timeout=10)
-
+    where = Where(cluster, "metered")
+    for shard in ("metered-0", "metered-1"):
+        for key in islice(where.keys_of(shard), 5):
+            await where.shared.Unary(EchoRequest(key=key), metadata=metadata, timeout=30)
+    await where.close()
     await eventually(lambda: trace_id in cluster.get("/traces"))
 
     def inner() -> list[tuple[str, str]]:
         found = json.loads(cluster.get(f"/traces/{trace_id}"))["spans"]
         return [(span["shard"], span["attributes"]["by"]) for span in found if span["name"] == "inner"]
 
-    await eventually(lambda: len(inner()) == 40)
-    assert all(shard == by for shard, by in inner())
-    assert len({shard for shard, _ in inner()}) == 2
+    await eventually(lambda: len(inner()) == 10)
+    assert sorted(inner()) == [("metered-0", "metered-0")] * 5 + [("metered-1", "metered-1")] * 5
 
 
 def counted(stats: Stats, name: str) -> float:

@@ -100,7 +100,10 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("traced")
-    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+    environment = collector.environment | {
+        "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+    }
     with running(folder, TOML, "--app-dir", str(ROOT), **environment) as cluster:
         yield cluster
 

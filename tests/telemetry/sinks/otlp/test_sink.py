@@ -260,7 +260,9 @@ def test_otlp_carries_log_records_with_their_trace(collector: Receiver) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Collector, GrpcCollector])
-async def test_otlp_goes_over_tls_with_headers_and_gzip(kind: Any, tmp_path: Path) -> None:
+async def test_otlp_goes_over_tls_with_headers_and_gzip(
+    kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with kind(cert=ca.issue_cert("127.0.0.1")) as collector:
@@ -276,9 +278,10 @@ async def test_otlp_goes_over_tls_with_headers_and_gzip(kind: Any, tmp_path: Pat
         assert collector.headers["x-api-key"] == "secret"
         # Somebody else's certificate is not taken.
         trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-        doubting = otlp(collector, **more)
+        doubting = otlp(collector, **more, OTEL_BSP_SCHEDULE_DELAY="20", OTEL_EXPORTER_OTLP_TIMEOUT="1")
         doubting.spans("lobby", "lobby-0", [SPAN])
-        doubting.close(3.0)
+        await eventually(lambda: "otlp.failing signal=spans" in caplog.text)
+        doubting.close(0.1)
         assert doubting.losses() == {("spans", CLOSED): 1}
         assert len(collector.spans()) == 1
 
