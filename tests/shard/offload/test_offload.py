@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from onelane.config import App
 from onelane.core.clock import SystemClock
 from onelane.core.context import TaskContext, current_call_var
+from onelane.core.deadlines import Deadlines
 from onelane.errors import BadService, DeadlinePassed, Draining, Overloaded
 from onelane.shard.offload import pool
 from onelane.shard.offload.offload import Offload
@@ -28,6 +29,7 @@ from onelane.telemetry.sampling import Sampler
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
+from onelane.testing.clock import ManualClock
 
 SAID: ContextVar[str] = ContextVar("said", default="nothing")
 ALWAYS = Sampler(parent_based=True, ratio=1.0)
@@ -38,6 +40,7 @@ class Resource:
 
     def __init__(self) -> None:
         self.threads = {threading.current_thread()}
+        self.begun = threading.Event()
         self.gate = threading.Event()
         self.done: list[str] = []
         self.closed = False
@@ -117,8 +120,12 @@ class Resources:
 
     def __init__(self) -> None:
         self.made: list[Resource] = []
+        self.offload: Offload[Resource] | None = None
+        """Whose first worker thread alone is to be replaced, however slowly this machine runs the second."""
 
     def __call__(self) -> Resource:
+        if self.made and self.offload is not None:
+            self.offload._replace_after_s = 3600.0
         self.made.append(Resource())
         return self.made[-1]
 
@@ -133,13 +140,20 @@ async def resources() -> AsyncIterator[Resources]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - threads set no asyncio event
             await asyncio.sleep(0.001)
 
 
 def hang(resource: Resource) -> None:
-    resource.gate.wait(10)
+    resource.begun.set() or resource.gate.wait(30)  # type: ignore[func-returns-value] # one line, where it hangs
+
+
+def deadlines_by_hand(offload: Offload[Resource]) -> ManualClock:
+    """The clock that deadlines of jobs follow from now on."""
+    clock = ManualClock(time.monotonic())
+    offload._deadlines = Deadlines(clock.now, lambda seconds, fire: clock.call_at(clock.now() + seconds, fire))
+    return clock
 
 
 def told(caplog: pytest.LogCaptureFixture, event: str) -> list[logging.LogRecord]:
@@ -325,8 +339,13 @@ async def test_a_job_that_outlives_its_deadline_is_told_with_the_line_where_it_h
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     offload, resource = helper
-    with deadline(0.2), pytest.raises(DeadlinePassed, match="offload r was busy"):
-        await offload.run(hang)
+    clock = deadlines_by_hand(offload)
+    with deadline(60):
+        job = asyncio.ensure_future(offload.run(hang))
+    await until(resource.begun.is_set)
+    clock.advance(61)
+    with pytest.raises(DeadlinePassed, match="offload r was busy"):
+        await job
     (record,) = told(caplog, "hung")
     assert record.levelno == logging.WARNING
     assert HANGS_AT in record.getMessage()
@@ -344,12 +363,15 @@ async def test_a_job_is_told_to_hang_where_its_caller_was_cancelled_before(
     helper: tuple[Offload[Resource], Resource], stats: Stats
 ) -> None:
     """A lane cancels a call at its deadline, which may be a moment before the job's own."""
-    offload, _ = helper
-    with deadline(0.2):
+    offload, resource = helper
+    clock = deadlines_by_hand(offload)
+    with deadline(60):
         job = asyncio.ensure_future(offload.run(hang))
-    await until(lambda: offload.running == 1)
+    await until(resource.begun.is_set)
     job.cancel()
-    await until(lambda: counted(stats).get("onelane.offload.hung") == 1)
+    await asyncio.gather(job, return_exceptions=True)
+    clock.advance(61)
+    assert counted(stats)["onelane.offload.hung"] == 1
 
 
 async def test_what_a_late_job_waited_for_is_told(
@@ -358,7 +380,7 @@ async def test_what_a_late_job_waited_for_is_told(
     """The one that hangs may have no deadline of its own."""
     offload, resource = helper
     holding = asyncio.ensure_future(offload.run(hang))
-    await until(lambda: offload.running == 1)
+    await until(resource.begun.is_set)
     with deadline(0.02), pytest.raises(DeadlinePassed):
         await offload.run(lambda r: r.work("late"))
     (record,) = told(caplog, "late")
@@ -371,10 +393,12 @@ async def test_what_a_late_job_waited_for_is_told(
 async def test_the_log_tells_of_a_hanging_helper_once(
     helper: tuple[Offload[Resource], Resource], caplog: pytest.LogCaptureFixture
 ) -> None:
-    offload, _ = helper
-    with deadline(0.2):
+    offload, resource = helper
+    clock = deadlines_by_hand(offload)
+    with deadline(60):
         late = [asyncio.ensure_future(offload.run(hang)) for _ in range(3)]
-    await until(lambda: offload.running == 1)
+    await until(resource.begun.is_set)
+    clock.advance(61)
     found = await asyncio.gather(*late, return_exceptions=True)
     assert [type(error) for error in found] == [DeadlinePassed] * 3
     assert len(told(caplog, "hung") + told(caplog, "late")) == 1
@@ -384,6 +408,7 @@ async def test_a_helper_that_hangs_is_replaced_and_the_new_one_takes_the_queue_o
     resources: Resources, tracer: Tracer, stats: Stats, caplog: pytest.LogCaptureFixture
 ) -> None:
     offload = Offload(resources, name="r", capacity=99, tracer=tracer, stats=stats, replace_after_s=0.05)
+    resources.offload = offload
     hanging = asyncio.ensure_future(offload.run(hang))
     jobs = [asyncio.ensure_future(offload.run(work(str(n)))) for n in range(20)]
     with pytest.raises(DeadlinePassed, match="offload r gave the job up after"):
@@ -403,6 +428,7 @@ async def test_what_a_replaced_helper_finishes_is_dropped_and_its_resource_close
     resources: Resources, tracer: Tracer, stats: Stats
 ) -> None:
     offload = Offload(resources, name="r", capacity=9, tracer=tracer, stats=stats, replace_after_s=0.02)
+    resources.offload = offload
     with pytest.raises(DeadlinePassed):
         await offload.run(hang)
     old = resources.made[0]
@@ -447,6 +473,7 @@ async def test_a_new_resource_that_cannot_be_made_is_tried_again(
         return resources()
 
     offload = Offload(make, name="r", capacity=9, tracer=tracer, stats=stats, replace_after_s=0.02)
+    resources.offload = offload
     hanging = asyncio.ensure_future(offload.run(hang))
     after = asyncio.ensure_future(offload.run(lambda r: r.work("after")))
     with pytest.raises(DeadlinePassed):
