@@ -11,7 +11,7 @@ from random import Random
 from onelane.core.clock import SystemClock
 from onelane.shard.lifecycle import GC_THRESHOLDS
 from onelane.telemetry.sampling import sampler_of
-from onelane.telemetry.spans import SpanRecord, pack
+from onelane.telemetry.spans import SpanRecord, pack_spans
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from opentelemetry.sdk.metrics import MeterProvider
@@ -53,7 +53,7 @@ def _spans(ratio: str) -> Callable[[], object]:
             # As a lane does it.
             if isinstance(span, SpanRecord):
                 tracer.end_call(span, status="OK", hop="direct", server=True)
-        return pack(tracer.take())
+        return pack_spans(tracer.take())
 
     return tick
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from onelane.telemetry import logs
 from onelane.telemetry.codec import stall_from_proto
-from onelane.telemetry.logs import MovedLogs
-from onelane.telemetry.spans import Packed
+from onelane.telemetry.logs import LogBuffer
+from onelane.telemetry.spans import PackedSpans
 from onelane.telemetry.stalls import COMPUTING, Stall
 from onelane.v1 import control_pb2
 
@@ -61,8 +61,8 @@ async def test_spans_log_records_and_the_sizes_of_keyed_dicts_leave_with_one_rep
     await parts.reporter.report()
     await parts.reporter.report(collect=1)
     first, second = await reports_of(supervisor_end)
-    assert [span.name for span in Packed(first.spans)] == ["work"]
-    assert [record.text for record in logs.unpack(first.logs)] == ["bought"]
+    assert [span.name for span in PackedSpans(first.spans)] == ["work"]
+    assert [record.text for record in logs.unpack_logs(first.logs)] == ["bought"]
     assert dict(first.keyed) == {"carts": 1}
     assert (second.spans, second.logs) == (b"", b"")
 
@@ -83,7 +83,7 @@ async def test_what_did_not_fit_into_a_tick_is_counted_as_dropped() -> None:
     described = setup()
     described.logs = True
     parts, supervisor_end = wired(described)
-    assert isinstance(parts.logs, MovedLogs)
+    assert isinstance(parts.logs, LogBuffer)
     parts.binding.tracer.dropped, parts.logs.dropped = 3, 4
     await parts.reporter.report()
     await parts.reporter.report(collect=1)

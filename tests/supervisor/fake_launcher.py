@@ -10,7 +10,7 @@ from onelane.config import App, parse
 from onelane.core.placement import Member, Placement
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.launcher import RunningShard
-from onelane.telemetry.collector.collector import Gathering
+from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 
 LOOP_TURNS = 20
@@ -92,7 +92,7 @@ def app_supervisor(shards: int, launcher: FakeLauncher, **settings: Any) -> AppS
         launcher=launcher,
         app_dir="",
         telemetry=TelemetryOptions(),
-        collector=Gathering(config, []),
+        collector=Collector(config, []),
         peers={},
         answer_status=lambda running, number: None,
     )

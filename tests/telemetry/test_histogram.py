@@ -32,14 +32,16 @@ def test_what_came_since_is_what_was_added(a: list[float], b: list[float]) -> No
 @given(values, st.integers(-5, SCALE))
 def test_a_coarser_scale_loses_no_value(found: list[float], scale: int) -> None:
     fine = Buckets.of(found)
-    coarse = fine.at(scale)
+    coarse = fine.at_scale(scale)
     assert (coarse.count, coarse.sum, coarse.scale) == (fine.count, fine.sum, scale)
-    assert dict(Buckets.of(found).at(SCALE - 2).at(scale).counts) == dict(fine.at(min(scale, SCALE - 2)).counts)
+    assert dict(Buckets.of(found).at_scale(SCALE - 2).at_scale(scale).counts) == dict(
+        fine.at_scale(min(scale, SCALE - 2)).counts
+    )
 
 
 @given(values)
 def test_what_is_exported_fits_in_the_buckets_that_the_sdks_have(found: list[float]) -> None:
-    small = Buckets.of(found).at_most(160)
+    small = Buckets.of(found).fitted_to(160)
     assert small.count == len(found)
     if small.counts:
         assert max(small.counts) - min(small.counts) < 160
@@ -58,7 +60,7 @@ def test_a_value_falls_into_the_bucket_that_the_sdk_would_put_it_in(value: float
 def test_counts_at_powers_of_two_are_exact(power: int) -> None:
     bound = 2.0**power
     spread = Buckets.of([bound, math.nextafter(bound, 0), bound * 1.001, 0.0])
-    assert list(spread.at_or_below([bound, math.inf])) == [3, 4]
+    assert list(spread.cumulative_counts([bound, math.inf])) == [3, 4]
 
 
 @given(st.lists(st.floats(1e-5, 100), min_size=1, max_size=200), st.floats(0.01, 1.0))
@@ -87,4 +89,4 @@ def test_a_slow_exemplar_is_not_crowded_out_by_fast_ones() -> None:
 
 def test_the_largest_float_has_a_bucket_that_ends_nowhere() -> None:
     spread = Buckets.of([sys.float_info.max])
-    assert list(spread.at_or_below([1.0, math.inf])) == [0, 1]
+    assert list(spread.cumulative_counts([1.0, math.inf])) == [0, 1]

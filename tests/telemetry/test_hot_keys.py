@@ -6,15 +6,15 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.telemetry.hot_keys import SAMPLED, HotKeys
-from onelane.telemetry.load import EVERY, LONGEST, Pulse
+from onelane.telemetry.hot_keys import MAX_SAMPLED, HotKeys
+from onelane.telemetry.load import MAX_KEY_CHARS, MEASURE_TICKS, LoadMonitor
 from onelane.telemetry.stats import Stats
 from onelane.testing.clock import ManualClock
 
 
 def ask(keys: HotKeys, asked: list[str]) -> None:
-    for start in range(0, len(asked), SAMPLED):
-        part = asked[start : start + SAMPLED]
+    for start in range(0, len(asked), MAX_SAMPLED):
+        part = asked[start : start + MAX_SAMPLED]
         keys.seen.extend(part)
         keys.fold()
 
@@ -43,30 +43,30 @@ def test_of_a_busy_tick_the_last_stand_for_all(seed: int) -> None:
         for _ in range(5000):
             keys.seen.append("hot" if rng.random() < 0.3 else f"key-{rng.randrange(10_000)}")
         keys.fold()
-    (hottest,) = keys.top(1)
-    assert hottest.key == "hot"
-    assert hottest.calls == pytest.approx(0.3 * 250_000, rel=0.1)
+    (hottest_keys,) = keys.top(1)
+    assert hottest_keys.key == "hot"
+    assert hottest_keys.calls == pytest.approx(0.3 * 250_000, rel=0.1)
 
 
-@pytest.mark.parametrize(("shows", "told"), [(True, "x" * LONGEST + "…"), (False, "#")])
+@pytest.mark.parametrize(("shows", "told"), [(True, "x" * MAX_KEY_CHARS + "…"), (False, "#")])
 def test_a_key_is_told_in_bounded_length_and_as_its_hash_unless_it_is_shown(shows: bool, told: str) -> None:
     clock, keys = ManualClock(), HotKeys()
-    pulse = Pulse(Stats(), clock, keys, tick_s=0.1, show_keys=shows)
+    load = LoadMonitor(Stats(), clock, keys, tick_s=0.1, show_keys=shows)
     keys.seen.append("x" * 100_000)
-    for _ in range(EVERY):
+    for _ in range(MEASURE_TICKS):
         clock.advance(0.1)
-        pulse.beat()
-    (one,) = pulse.hottest()
+        load.tick()
+    (one,) = load.hottest_keys()
     assert one.key.startswith(told)
-    assert len(one.key) <= LONGEST + 1
+    assert len(one.key) <= MAX_KEY_CHARS + 1
 
 
 def test_what_was_hot_fades() -> None:
     keys = HotKeys()
     ask(keys, ["old"] * 8)
     for _ in range(3):
-        keys.fade()
+        keys.decay()
     ask(keys, ["new"] * 2)
     assert [one.key for one in keys.top(2)] == ["new", "old"]
-    keys.fade()
+    keys.decay()
     assert [one.key for one in keys.top(2)] == ["new"]

@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 from onelane.core.trace_context import UNSAMPLED, TraceContext, parse_traceparent
-from onelane.telemetry.sampling import SOME, SOME_PER_S, Sampler, sampler_of
-from onelane.telemetry.spans import Packed, SpanRecord, pack
-from onelane.telemetry.tracer import Tracer, told
-from onelane.telemetry.values import plain
+from onelane.telemetry.sampling import DEFAULT_TRACES_PER_S, RATE_LIMITED, Sampler, sampler_of
+from onelane.telemetry.spans import PackedSpans, SpanRecord, pack_spans
+from onelane.telemetry.tracer import Tracer, all_attributes
+from onelane.telemetry.values import attribute_value
 from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
@@ -42,7 +42,7 @@ def test_the_ratio_sampler_decides_as_the_sdk_does(ratio: float) -> None:
     sampler = sampler_of({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": str(ratio)})
     for _ in range(500):
         trace_id = rng.getrandbits(128)
-        ours = sampler.decides(f"{trace_id:032x}", None)
+        ours = sampler.samples(f"{trace_id:032x}", None)
         assert ours is sdk.should_sample(None, trace_id, "x").decision.is_sampled()  # type: ignore[no-untyped-call]
 
 
@@ -58,7 +58,7 @@ def test_the_ratio_sampler_decides_as_the_sdk_does(ratio: float) -> None:
 def test_a_parent_decides_where_it_is_asked(name: str, parent_sampled: bool, sampled: bool) -> None:
     parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", parent_sampled)
     sampler = sampler_of({"OTEL_TRACES_SAMPLER": name})
-    assert sampler.decides(parent.trace_id, parent) is sampled
+    assert sampler.samples(parent.trace_id, parent) is sampled
 
 
 def tracer(sampler: Sampler, *, records_all: bool = False, clock: ManualClock | None = None) -> Tracer:
@@ -97,15 +97,15 @@ def test_roots_are_sampled_as_the_sdk_would_sample_their_ids(ratio: float) -> No
 
 def test_where_nobody_has_said_some_traces_of_a_second_are_recorded() -> None:
     clock = ManualClock()
-    ours = tracer(sampler_of({"OTEL_TRACES_SAMPLER": SOME}), clock=clock)
+    ours = tracer(sampler_of({"OTEL_TRACES_SAMPLER": RATE_LIMITED}), clock=clock)
 
     def recorded() -> int:
         return sum(isinstance(ours.start("x", "SERVER", None), SpanRecord) for _ in range(100))
 
-    assert recorded() == SOME_PER_S
+    assert recorded() == DEFAULT_TRACES_PER_S
     clock.advance(0.5)
     ours.take()
-    assert recorded() == SOME_PER_S / 2
+    assert recorded() == DEFAULT_TRACES_PER_S / 2
 
 
 def test_a_batch_arrives_as_it_was_packed() -> None:
@@ -116,11 +116,11 @@ def test_a_batch_arrives_as_it_was_packed() -> None:
     whole.add_event("joined", {"player": "ann"}, 5)
     ours.end_call(whole, status="INTERNAL", hop="direct", server=True)
     ours.end(ours.start("plain", "INTERNAL", None))
-    found = Packed(pack(ours.take()))
+    found = PackedSpans(pack_spans(ours.take()))
     assert [span.name for span in found] == ["a/B", "plain"]
     as_made = {"is_ok": False, "links": None}
     assert vars(found[0]) | as_made == vars(whole) | as_made
-    assert told(found[0], "a-0") == {
+    assert all_attributes(found[0], "a-0") == {
         "onelane.shard": "a-0",
         "rpc.system.name": "grpc",
         "rpc.method": "a/B",
@@ -142,7 +142,7 @@ def test_what_is_no_plain_value_spoils_no_batch() -> None:
         span.set_attribute("raw", object if name is Name.ODD else 1)
         span.add_event(name, {"when": {1, 2}}, 5)
         ours.end(span)
-    found = Packed(pack(ours.take()))
+    found = PackedSpans(pack_spans(ours.take()))
     assert [span.name for span in found] == ["odd", "usual"]
     assert found[1].attributes == {"raw": 1}
     assert found[0].events == [("odd", {"when": "{1, 2}"}, 5)]
@@ -166,7 +166,7 @@ def test_a_value_that_cannot_say_what_it_is_is_told_by_its_type() -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    found = [plain(value) for value in (Shy("x"), Mute(), 2**63, 2**20_000, [[1], Mute()])]
+    found = [attribute_value(value) for value in (Shy("x"), Mute(), 2**63, 2**20_000, [[1], Mute()])]
     assert [str(value).rpartition(".")[2] for value in found[:2]] == ["x", "Mute>"]
     assert found[2] == str(2**63)
     assert found[3] == "<int>"
@@ -182,6 +182,6 @@ def test_attributes_of_any_type_become_what_opentelemetry_has() -> None:
         RED = "red"
 
     values = [True, 3, 0.5, "x", Size(4), Colour.RED, (1, Colour.RED), b"raw", None]
-    found = [plain(value) for value in values]
+    found = [attribute_value(value) for value in values]
     assert found == [True, 3, 0.5, "x", 4, "red", [1, "red"], "b'raw'", "None"]
     assert {type(value) for value in found} == {bool, int, float, str, list}

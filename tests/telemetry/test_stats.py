@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.telemetry.codec import point_from_proto, point_to_proto
-from onelane.telemetry.collector.sequence import Received
+from onelane.telemetry.collector.sequence import ReportSequence
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.histogram import Buckets
-from onelane.telemetry.stats import FOLDED, MAX_SERIES, OVERFLOW, Point, Stats
+from onelane.telemetry.stats import MAX_SERIES, MAX_UNFOLDED, OVERFLOW, Point, Stats
 
 counted = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=30)
 
@@ -93,11 +93,11 @@ def test_a_histogram_keeps_every_value_however_many_come_between_two_ticks() -> 
     stats, totals = Stats(), Totals()
     took = stats.histogram("took").at()
     for _ in range(2):
-        for _ in range(FOLDED + 10):
+        for _ in range(MAX_UNFOLDED + 10):
             took.record(0.25)
         totals.add(stats.take())
-    spread = totals.spread_of("took")
-    assert (spread.count, spread.sum) == (2 * (FOLDED + 10), 0.25 * 2 * (FOLDED + 10))
+    spread = totals.buckets_of("took")
+    assert (spread.count, spread.sum) == (2 * (MAX_UNFOLDED + 10), 0.25 * 2 * (MAX_UNFOLDED + 10))
 
 
 def test_series_that_differ_in_the_shard_alone_are_added_up_where_that_is_asked() -> None:
@@ -111,7 +111,7 @@ def test_series_that_differ_in_the_shard_alone_are_added_up_where_that_is_asked(
     found = {point.instrument.name: point for point in totals.points(without="onelane.shard")}
     assert found["calls"].attributes == (("method", "m"), ("onelane.app", "x"))
     assert (found["calls"].value, found["depth"].value) == (7, 7)
-    assert totals.spread_of("took").count == 2
+    assert totals.buckets_of("took").count == 2
     assert len(totals.points()) == 6
 
 
@@ -125,7 +125,7 @@ steps = st.lists(
 @given(steps)
 def test_what_was_counted_is_exported_or_waits_or_is_known_as_a_gap(script: list[Step]) -> None:
     """A line that loses and repeats reports, and shards that die: nothing counts twice, and every loss is known."""
-    stats, received, totals = Stats(), Received(), Totals()
+    stats, received, totals = Stats(), ReportSequence(), Totals()
     numbers, counted, waiting, lost, known_lost, gaps = iter(range(1, 1000)), 0, 0, 0, 0, 0
 
     def deliver(number: int, points: list[Point], *, final: bool = False) -> int:
@@ -159,11 +159,11 @@ def test_what_was_counted_is_exported_or_waits_or_is_known_as_a_gap(script: list
                     waiting = 0
                 gaps += not received.is_final
                 lost += waiting
-                stats, received, numbers, waiting = Stats(), Received(), iter(range(1, 1000)), 0
+                stats, received, numbers, waiting = Stats(), ReportSequence(), iter(range(1, 1000)), 0
                 # What was lost at the very end of a life is part of its gap.
                 reports_lost = known_lost
     assert totals.sum_of("calls") + waiting + lost == counted
-    assert totals.spread_of("took").sum + waiting + lost == counted
+    assert totals.buckets_of("took").sum + waiting + lost == counted
     assert known_lost <= reports_lost or gaps
     if lost:
         assert known_lost or gaps or reports_lost
@@ -183,7 +183,7 @@ def test_the_gauges_of_a_shard_that_died_are_forgotten_and_its_counts_are_kept()
     stats.counter("calls").add(7)
     source = (("onelane.shard", "a"),)
     totals.add(stats.take(), extra=source)
-    totals.drop_standing(source)
+    totals.drop_instantaneous(source)
     assert [(p.instrument.name, p.value) for p in totals.points()] == [("calls", 7)]
 
 

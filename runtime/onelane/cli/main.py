@@ -294,12 +294,12 @@ def _sinks(read: config.Config, environment: dict[str, str]) -> "list[Sink]":
 def _telemetry_options(environment: dict[str, str]) -> "TelemetryOptions":
     """What shards record. Where nobody asks for traces, some, for the admin page."""
     from onelane.supervisor.app import TelemetryOptions
-    from onelane.telemetry.sampling import SOME
+    from onelane.telemetry.sampling import RATE_LIMITED
     from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
     from onelane.telemetry.sinks.otlp.target import target_of
 
     disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    usual = "" if target_of(environment, TRACES) is not None else SOME
+    usual = "" if target_of(environment, TRACES) is not None else RATE_LIMITED
     return TelemetryOptions(
         traces=not disabled,
         sampler=environment.get("OTEL_TRACES_SAMPLER", usual),

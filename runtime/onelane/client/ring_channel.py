@@ -36,7 +36,7 @@ from onelane.core.placement import Member, Placement
 from onelane.core.service_config import ServiceConfig
 from onelane.errors import BadKey
 from onelane.telemetry.spans import SpanRecord
-from onelane.telemetry.stats import Histogram, Spread, Stats
+from onelane.telemetry.stats import Histogram, HistogramSeries, Stats
 from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, Tracer, context_of
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
@@ -254,7 +254,7 @@ class _Method:
         self._method = method
         self._serializers = (request_serializer, response_deserializer)
         self._sends: dict[NativeChannel, Any] = {}
-        self._spreads: dict[str, Spread] = {}
+        self._spreads: dict[str, HistogramSeries] = {}
         self._rule: FieldKey | None = None
         self._ruled_by: Placement | None = None
         self._has_default = shape.endswith("_unary")
@@ -381,11 +381,11 @@ class _Method:
             seconds = perf_counter() - began
             spread.record(seconds)
             if isinstance(span, SpanRecord) and span.sampled:
-                spread.exemplify(seconds, span)
+                spread.add_exemplar(seconds, span)
         if self._channel.tracer is not None and span is not None:
             self._channel.tracer.end_call(span, status=status, server=False)
 
-    def _spread(self, duration: Histogram, status: str) -> Spread:
+    def _spread(self, duration: Histogram, status: str) -> HistogramSeries:
         attributes = {SYSTEM: "grpc", METHOD: self._method[1:], STATUS: status}
         if status != "OK":
             attributes[ERROR] = status

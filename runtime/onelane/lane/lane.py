@@ -361,7 +361,7 @@ class Lane:
             if isinstance(span, SpanRecord):
                 self._tracer.end_call(span, status=call.code_now.name, hop=call.hop, server=True)
                 if span.sampled:
-                    spread.exemplify(seconds, span)
+                    spread.add_exemplar(seconds, span)
             if call.debug:
                 call.trailers = (*call.trailers, *call.debug)
             if call.trusted:

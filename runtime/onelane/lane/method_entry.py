@@ -5,7 +5,7 @@ import grpc
 from onelane.core.keys import ANY, FieldKey
 from onelane.server.call import OK
 from onelane.server.methods import Method
-from onelane.telemetry.stats import Count, Spread, Stats
+from onelane.telemetry.stats import CounterSeries, HistogramSeries, Stats
 from onelane.telemetry.tracer import ERROR, METHOD, SERVER_ERRORS, STATUS, SYSTEM
 
 
@@ -42,10 +42,10 @@ class Entry:
         self.takes_turns = not (streams or self.any or method.is_free)
         self.is_simple = method.is_async and not streams and method.choose is None
         self._stats = stats
-        self._cells: dict[str, tuple[Count, Spread]] = {}
+        self._cells: dict[str, tuple[CounterSeries, HistogramSeries]] = {}
         self._calls, self._spread = self._make("OK")
 
-    def count(self, code: grpc.StatusCode, seconds: float) -> Spread:
+    def count(self, code: grpc.StatusCode, seconds: float) -> HistogramSeries:
         """Count a call that has ended; where its duration went."""
         if code is OK:
             # Apart, because looking a status code up by its hash costs as much as all the rest of this.
@@ -59,7 +59,7 @@ class Entry:
         cells[1].record(seconds)
         return cells[1]
 
-    def _make(self, code: str) -> tuple[Count, Spread]:
+    def _make(self, code: str) -> tuple[CounterSeries, HistogramSeries]:
         attributes = {METHOD: self.method.name, STATUS: code}
         calls = self._stats.counter("onelane.calls", unit="{call}", description="Calls answered by this shard")
         duration = self._stats.histogram("rpc.server.call.duration", unit="s", description="Duration of calls")

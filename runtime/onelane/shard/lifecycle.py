@@ -111,7 +111,7 @@ class ShardLifecycle:
     async def tick(self) -> None:
         """Apply committed settings, measure load, report."""
         await self.parts.settings_vote.apply()
-        self.parts.load.beat()
+        self.parts.load.tick()
         await self.parts.reporter.report()
 
     async def follow_placements(self) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 
 from onelane.cluster.control import Control
 from onelane.telemetry.codec import point_to_proto, stall_to_proto
-from onelane.telemetry.load import Pulse
-from onelane.telemetry.logs import MovedLogs
-from onelane.telemetry.logs import pack as pack_logs
-from onelane.telemetry.spans import pack as pack_spans
+from onelane.telemetry.load import LoadMonitor
+from onelane.telemetry.logs import LogBuffer, pack_logs
+from onelane.telemetry.spans import pack_spans
 from onelane.telemetry.stalls import Stall
 from onelane.telemetry.stats import DROPPED, Stats
 from onelane.telemetry.tracer import Tracer
@@ -31,8 +30,8 @@ class Reporter:
         *,
         stats: Stats,
         tracer: Tracer,
-        load: Pulse,
-        logs: MovedLogs | None,
+        load: LoadMonitor,
+        logs: LogBuffer | None,
         keyed_counts: Callable[[], Mapping[str, int]],
     ) -> None:
         """logs: None where no sink asks for log records. keyed_counts: the size of each `shard.keyed` dict."""
@@ -65,7 +64,7 @@ class Reporter:
         records = self._logs.take() if self._logs else []
         self._count_dropped()
         points = self._stats.take()
-        hot_keys = self._load.hottest()
+        hot_keys = self._load.hottest_keys()
         if not (points or spans or records or hot_keys or collect or final):
             return
         stalls, self._stalls = self._stalls, []

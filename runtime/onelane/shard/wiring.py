@@ -33,8 +33,8 @@ from onelane.shard.shard import Shard
 from onelane.shard.siblings import SiblingCalls, SiblingChannels
 from onelane.shard.status_query import StatusQuery
 from onelane.shard.timers import Alarms, LoopAlarms
-from onelane.telemetry.load import Pulse
-from onelane.telemetry.logs import MovedLogs
+from onelane.telemetry.load import LoadMonitor
+from onelane.telemetry.logs import LogBuffer
 from onelane.telemetry.otel.metrics import Bridge
 from onelane.telemetry.sampling import NEVER, sampler_of
 from onelane.telemetry.stats import Stats
@@ -71,8 +71,8 @@ class ShardParts:
     forwarder: Forwarder
     sibling_channels: SiblingChannels
     pubsub: PubSub
-    load: Pulse
-    logs: MovedLogs | None
+    load: LoadMonitor
+    logs: LogBuffer | None
     """None where no sink asks for log records."""
     reporter: Reporter
     settings_vote: SettingsVote
@@ -106,7 +106,7 @@ def build(setup: control_pb2.Setup, control: Control, environment: Environment =
     membership = plug("onelane.memberships", settings.membership)(placement)
     forwarder = NativeForwarder()
     lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
-    load = Pulse(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
+    load = LoadMonitor(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
     sibling_channels = SiblingChannels()
     sibling_calls = SiblingCalls(lane, sibling_channels, tracer=tracer, deadline_s=settings.deadline_s)
     pubsub = PubSub(
@@ -118,7 +118,7 @@ def build(setup: control_pb2.Setup, control: Control, environment: Environment =
         max_published=settings.max_published,
     )
     shard.join(lane, sibling_calls, pubsub)
-    logs = MovedLogs(setup.name) if setup.logs else None
+    logs = LogBuffer(setup.name) if setup.logs else None
     status_query = StatusQuery(control)
     topology = Topology(membership, app=setup.app, listen=settings.listen, keys=settings.keys, status=status_query.ask)
     return ShardParts(

@@ -19,7 +19,7 @@ from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.shard_state import ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
 from onelane.telemetry.codec import stall_from_proto
-from onelane.telemetry.collector.collector import RESTARTS, Gathering
+from onelane.telemetry.collector.collector import RESTARTS, Collector
 from onelane.telemetry.stats import Attributes
 from onelane.v1 import control_pb2
 
@@ -52,7 +52,7 @@ class SharedResources:
     launcher: Launcher
     app_dir: str
     telemetry: TelemetryOptions
-    collector: Gathering
+    collector: Collector
     peers: dict[str, str]
     """App name → host:port, for stubs."""
     answer_status: Callable[[RunningShard, int], object]
@@ -116,7 +116,7 @@ class AppSupervisor:
                 how = await incarnation.running.wait()
         finally:
             incarnation.kill()
-        self._shared.collector.ended(self.source(shard), incarnation.received)
+        self._shared.collector.end_incarnation(self.source(shard), incarnation.received)
         return how
 
     async def _read_messages(self, shard: SupervisedShard, incarnation: Incarnation) -> None:
@@ -154,7 +154,7 @@ class AppSupervisor:
             await shard.send(control_pb2.ToShard(commit=self._proposal(self.settings.config)))
 
     def _add(self, shard: SupervisedShard, incarnation: Incarnation, report: control_pb2.Report) -> None:
-        if self._shared.collector.report(self.source(shard), incarnation.received, report):
+        if self._shared.collector.receive(self.source(shard), incarnation.received, report):
             shard.keyed = dict(report.keyed)
             shard.stalls += map(stall_from_proto, report.stalls)
         if report.collect in shard.collected:

@@ -10,7 +10,7 @@ import anyio
 from onelane.core.placement import Member
 from onelane.supervisor.launcher import RunningShard
 from onelane.supervisor.shard_state import ShardEvent, ShardState, step
-from onelane.telemetry.collector.sequence import Received
+from onelane.telemetry.collector.sequence import ReportSequence
 from onelane.telemetry.stalls import Stall
 from onelane.v1 import control_pb2
 
@@ -23,7 +23,7 @@ class Incarnation:
     """One run of a shard, from its launch to its end."""
 
     running: RunningShard
-    received: Received = field(default_factory=Received)
+    received: ReportSequence = field(default_factory=ReportSequence)
     drained: anyio.Event = field(default_factory=anyio.Event)
     """It has reported that its calls have finished, or has ended."""
     ended: anyio.Event = field(default_factory=anyio.Event)

@@ -32,7 +32,7 @@ from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.reload import Reloader, ReloadOutcome
 from onelane.supervisor.shard_state import REPORTING, ShardEvent, is_possible
 from onelane.supervisor.supervised_shard import SupervisedShard
-from onelane.telemetry.collector.collector import Gathering
+from onelane.telemetry.collector.collector import Collector
 from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.prometheus import PrometheusSink
 from onelane.v1 import control_pb2
@@ -62,7 +62,7 @@ class Supervisor:
         """read: reads the file again, for `reload`."""
         self.config = config
         self.prometheus = PrometheusSink(os.environ)
-        self.collector = Gathering(config, [self.prometheus, *sinks], logs_too=telemetry.logs)
+        self.collector = Collector(config, [self.prometheus, *sinks], logs_too=telemetry.logs)
         self.apps: list[AppSupervisor] = []
         self._shared = SharedResources(
             launcher=launcher,
@@ -190,7 +190,7 @@ class Supervisor:
             self.collector.step()
 
     async def _flush(self) -> None:
-        self.collector.feed()
+        self.collector.export()
         for sink in self.collector.sinks:
             await anyio.to_thread.run_sync(sink.close, SINK_CLOSE_S)
 
@@ -223,7 +223,7 @@ class Supervisor:
         sums: one series for each app on this machine, whatever `per_shard_series` says.
         """
         await self.collect()
-        self.collector.feed()
+        self.collector.export()
         if not sums:
             return self.prometheus.render(accept)
         by_app = PrometheusSink(os.environ)

@@ -1,4 +1,4 @@
-"""Metric points and stalls as messages of the control line, and back."""
+"""Metric points and stalls as messages of the control connection, and back."""
 
 from dataclasses import asdict, fields
 
@@ -9,23 +9,25 @@ from onelane.v1 import control_pb2
 
 
 def point_to_proto(point: Point) -> control_pb2.Point:
-    made = control_pb2.Point(
+    message = control_pb2.Point(
         name=point.instrument.name,
         unit=point.instrument.unit,
         description=point.instrument.description,
         attributes=dict(point.attributes),
     )
     if isinstance(point.value, Buckets):
-        made.histogram.scale, made.histogram.sum, made.histogram.zeros = (
+        message.histogram.scale, message.histogram.sum, message.histogram.zeros = (
             point.value.scale,
             point.value.sum,
             point.value.zeros,
         )
-        made.histogram.counts.update(point.value.counts)
-        made.histogram.exemplars.extend(control_pb2.Exemplar(**asdict(one)) for one in point.value.exemplars)
+        message.histogram.counts.update(point.value.counts)
+        message.histogram.exemplars.extend(
+            control_pb2.Exemplar(**asdict(exemplar)) for exemplar in point.value.exemplars
+        )
     else:
-        setattr(made, point.kind, point.value)
-    return made
+        setattr(message, point.kind, point.value)
+    return message
 
 
 def point_from_proto(message: control_pb2.Point) -> Point:
@@ -33,7 +35,7 @@ def point_from_proto(message: control_pb2.Point) -> Point:
     kind = message.WhichOneof("value") or ""
     value = getattr(message, kind)
     if kind == "histogram":
-        exemplars = tuple(Exemplar(one.value, one.trace_id, one.span_id, one.at_ns) for one in value.exemplars)
+        exemplars = tuple(Exemplar(e.value, e.trace_id, e.span_id, e.at_ns) for e in value.exemplars)
         value = Buckets(dict(value.counts), value.sum, value.zeros, value.scale, exemplars)
     return Point(instrument, kind, attributes_of(dict(message.attributes)), value)
 
@@ -43,5 +45,5 @@ def stall_to_proto(stall: Stall) -> control_pb2.Stall:
 
 
 def stall_from_proto(message: control_pb2.Stall) -> Stall:
-    there = {one.name: getattr(message, one.name) for one in fields(Stall)}
-    return Stall(**there | {"others": tuple(message.others)})
+    values = {field.name: getattr(message, field.name) for field in fields(Stall)}
+    return Stall(**values | {"others": tuple(message.others)})

@@ -1,4 +1,4 @@
-"""What a shard says of itself at its tick: how late it is, how busy, and which keys are asked most."""
+"""The load of a shard, measured at its ticks: lag of the lane, processor time, and the most requested keys."""
 
 import time
 
@@ -8,29 +8,29 @@ from onelane.core.clock import Clock
 from onelane.telemetry.hot_keys import HotKey, HotKeys
 from onelane.telemetry.stats import Stats
 
-EVERY = 10
-"""Ticks from one word about load and keys to the next: a second."""
-FADE = 100
-"""Ticks after which what was asked counts half."""
-HOTTEST = 10
-"""Keys that are told of a shard."""
-LONGEST = 100
-"""Characters of a key that are shown; what is longer ends in a dot dot dot."""
+MEASURE_TICKS = 10
+"""Ticks from one measurement to the next: a second."""
+DECAY_TICKS = 100
+"""Ticks after which the counts of keys are halved."""
+REPORTED_KEYS = 10
+"""Hot keys of a shard that a report lists."""
+MAX_KEY_CHARS = 100
+"""Characters of a key that are shown; a longer key ends in an ellipsis."""
 
 
-class Pulse:
-    """Owned by a shard's life; `beat` is called each tick."""
+class LoadMonitor:
+    """Measures the load of one shard. Owned by its lane, which calls `tick` every `tick_s` seconds."""
 
     def __init__(self, stats: Stats, clock: Clock, keys: HotKeys, *, tick_s: float, show_keys: bool) -> None:
         self._clock = clock
         self._keys = keys
         self._tick_s = tick_s
         self._show_keys = show_keys
-        self._beats = 0
-        self._at = clock.now()
-        self._latest = 0.0
-        self._second = (time.monotonic(), time.process_time())
-        self._news = False
+        self._ticks = 0
+        self._ticked_at = clock.now()
+        self._worst_lag_s = 0.0
+        self._measured_at = (time.monotonic(), time.process_time())
+        self._has_new_keys = False
         self._lag = stats.gauge(
             "onelane.lane.lag", unit="s", description="How late the lane's tick came, the worst of a second"
         ).at()
@@ -38,39 +38,39 @@ class Pulse:
             "onelane.lane.utilization", unit="1", description="Processor time of the shard's process, of one core's"
         ).at()
 
-    def beat(self) -> None:
-        """One tick."""
+    def tick(self) -> None:
+        """Measure the lag of this tick, and once a second set the gauges."""
         now = self._clock.now()
-        self._latest = max(self._latest, now - self._at - self._tick_s)
-        self._at = now
-        self._beats += 1
-        self._news = self._news or bool(self._keys.seen)
+        self._worst_lag_s = max(self._worst_lag_s, now - self._ticked_at - self._tick_s)
+        self._ticked_at = now
+        self._ticks += 1
+        self._has_new_keys = self._has_new_keys or bool(self._keys.seen)
         self._keys.fold()
-        if not self._beats % FADE:
-            self._keys.fade()
-        if not self._beats % EVERY:
+        if not self._ticks % DECAY_TICKS:
+            self._keys.decay()
+        if not self._ticks % MEASURE_TICKS:
             self._measure()
 
     def _measure(self) -> None:
-        # Rounded, so that a quiet shard has nothing to say.
-        self._lag.set(round(self._latest, 3))
-        self._latest = 0.0
-        before, self._second = self._second, (time.monotonic(), time.process_time())
-        wall, cpu = (new - old for new, old in zip(self._second, before, strict=True))
+        # Rounded, so that the gauges of a quiet shard do not change and need no report.
+        self._lag.set(round(self._worst_lag_s, 3))
+        self._worst_lag_s = 0.0
+        earlier, self._measured_at = self._measured_at, (time.monotonic(), time.process_time())
+        wall, cpu = (new - old for new, old in zip(self._measured_at, earlier, strict=True))
         self._busy.set(round(cpu / max(wall, 0.001), 2))
 
-    def hottest(self) -> list[HotKey]:
-        """Once a second and where something has come: the keys that are asked most."""
-        if self._beats % EVERY or not self._news:
+    def hottest_keys(self) -> list[HotKey]:
+        """The most requested keys; empty but once a second, and while there are no keyed calls."""
+        if self._ticks % MEASURE_TICKS or not self._has_new_keys:
             return []
-        self._news = False
-        say = _short if self._show_keys else _hidden
-        return [HotKey(say(one.key), one.calls, one.error) for one in self._keys.top(HOTTEST)]
+        self._has_new_keys = False
+        display = _truncated if self._show_keys else _hashed
+        return [HotKey(display(hot.key), hot.calls, hot.error) for hot in self._keys.top(REPORTED_KEYS)]
 
 
-def _short(key: str) -> str:
-    return key if len(key) <= LONGEST else f"{key[:LONGEST]}…"
+def _truncated(key: str) -> str:
+    return key if len(key) <= MAX_KEY_CHARS else f"{key[:MAX_KEY_CHARS]}…"
 
 
-def _hidden(key: str) -> str:
+def _hashed(key: str) -> str:
     return f"#{xxhash.xxh64_hexdigest(key.encode())}"

@@ -1,7 +1,7 @@
-"""Log records with the trace and the shard they belong to: as text, as JSON, and moved out for an exporter.
+"""Log records with their trace and shard: as text, as JSON, and buffered for an exporter.
 
-`ONELANE_LOGS=json` writes one JSON object a line. Where OTLP is asked for logs, each shard appends its records to a
-plain list that the tick moves out like spans; the list is bounded, and what does not fit is counted.
+`ONELANE_LOGS=json` writes one JSON object per line. Where logs are exported by OTLP, each shard appends its records to
+a plain list that the tick takes out like spans; the list is bounded, and dropped records are counted.
 """
 
 import logging
@@ -13,77 +13,77 @@ from typing import Any, NamedTuple, TextIO
 
 from onelane.core.context import bound_shard_name, current_trace
 from onelane.errors import BadConfig
-from onelane.telemetry.values import whole
+from onelane.telemetry.values import plain_tree
 
-VARIABLE = "ONELANE_LOGS"
-TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s%(onelane_trace)s"
-MAX_WAITING = 5_000
-"""Records that wait for the tick."""
+FORMAT_VARIABLE = "ONELANE_LOGS"
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s%(onelane_trace)s"
+MAX_BUFFERED_RECORDS = 5_000
+"""Records that wait for the tick; further ones are dropped and counted."""
 SEVERITIES = ((logging.CRITICAL, 21), (logging.ERROR, 17), (logging.WARNING, 13), (logging.INFO, 9), (logging.DEBUG, 5))
-"""Python's levels and OpenTelemetry's numbers."""
+"""Python's levels and OpenTelemetry's severity numbers."""
 
 
 class LogRecord(NamedTuple):
-    """One record, as plain values."""
+    """One log record, as built-in types."""
 
     at_ns: int
     """Nanoseconds since the Unix epoch."""
     severity: int
-    """OpenTelemetry's number, 1 to 24."""
+    """OpenTelemetry's severity number, 1 to 24."""
     level: str
     logger: str
     text: str
     trace_id: str
-    """Empty outside of a trace; so is the next."""
+    """Empty outside a trace, as is `span_id`."""
     span_id: str
     attributes: dict[str, str]
 
 
-def pack(records: Sequence[LogRecord]) -> bytes:
-    """A batch as bytes for another process of the same Python; see `spans.pack`."""
+def pack_logs(records: Sequence[LogRecord]) -> bytes:
+    """A batch as bytes for another process of the same Python; see `spans.pack_spans`."""
     rows = [tuple(record) for record in records]
     try:
         return marshal.dumps(rows)
     except ValueError:
-        # A text of a class of its own, say; the others are not to suffer for it.
-        return marshal.dumps(whole(rows))
+        # marshal refuses subclasses, of str for example. One odd record must not drop the whole batch.
+        return marshal.dumps(plain_tree(rows))
 
 
-def unpack(packed: bytes) -> list[LogRecord]:
+def unpack_logs(packed: bytes) -> list[LogRecord]:
     return [LogRecord(*row) for row in marshal.loads(packed)] if packed else []
 
 
-class MovedLogs(logging.Handler):
-    """Keeps what is logged until it is moved out. Any thread may log; a list's `append` is one step."""
+class LogBuffer(logging.Handler):
+    """Buffers log records until `take`. Any thread may log: a list's `append` is atomic."""
 
     def __init__(self, shard: str) -> None:
-        """shard: whose records it keeps; "" for those of no shard."""
+        """shard: buffer the records of this shard; "" for records of no shard."""
         super().__init__()
         self.addFilter(lambda record: getattr(record, "onelane_shard", "") == shard)
-        self._waiting: list[LogRecord] = []
+        self._records: list[LogRecord] = []
         self.dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if len(self._waiting) < MAX_WAITING:
+        if len(self._records) < MAX_BUFFERED_RECORDS:
             try:
-                self._waiting.append(_plain(record))
+                self._records.append(_log_record_of(record))
             except Exception:
-                # As the handlers of the standard library do: whoever logs is not to fail by it.
+                # As the standard library's handlers do: a bad record must not raise in the code that logs it.
                 self.handleError(record)
         else:
             self.dropped += 1
 
     def take(self) -> list[LogRecord]:
-        """Move the records out."""
-        taken = self._waiting[:]
-        # Not a swap: another thread may be appending to this very list.
-        del self._waiting[: len(taken)]
-        return taken
+        """Remove and return the records."""
+        records = self._records[:]
+        # Not a swap of lists: another thread may append to this one meanwhile.
+        del self._records[: len(records)]
+        return records
 
 
-def _plain(record: logging.LogRecord) -> LogRecord:
-    there = record.__dict__
-    trace_id, span_id = there.get("otelTraceID", "0"), there.get("otelSpanID", "0")
+def _log_record_of(record: logging.LogRecord) -> LogRecord:
+    fields = record.__dict__
+    trace_id, span_id = fields.get("otelTraceID", "0"), fields.get("otelSpanID", "0")
     attributes = {"code.file.path": record.pathname, "code.line.number": str(record.lineno)}
     if record.exc_info and record.exc_info[0] is not None:
         attributes |= {
@@ -104,57 +104,61 @@ def _plain(record: logging.LogRecord) -> LogRecord:
 
 
 def install(environment: Mapping[str, str], *, stream: TextIO | None = None) -> None:
-    """Have this process log as `ONELANE_LOGS` says.
+    """Configure logging of this process in the format that `ONELANE_LOGS` names.
 
     Raises:
-        BadConfig: the variable names no format.
+        BadConfig: the variable names an unknown format.
     """
-    kind = environment.get(VARIABLE, "text")
+    kind = environment.get(FORMAT_VARIABLE, "text")
     if kind not in ("text", "json"):
-        raise BadConfig("environment", [f"{VARIABLE} is {kind!r}, expected 'text' or 'json'"])
-    logging.setLogRecordFactory(_traced(logging.getLogRecordFactory()))
+        raise BadConfig("environment", [f"{FORMAT_VARIABLE} is {kind!r}, expected 'text' or 'json'"])
+    logging.setLogRecordFactory(_record_factory(logging.getLogRecordFactory()))
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_json() if kind == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(_json_formatter() if kind == "json" else logging.Formatter(TEXT_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _json() -> logging.Formatter:
-    # Only where it is asked for.
+def _json_formatter() -> logging.Formatter:
+    # Imported here, because only the JSON format needs it.
     from pythonjsonlogger.json import JsonFormatter
 
     class Json(JsonFormatter):
         def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-            return {name: value for name, value in log_data.items() if name not in _ABSENT or value not in ("", "0")}
+            return {
+                name: value
+                for name, value in log_data.items()
+                if name not in _OMITTED_IF_EMPTY or value not in ("", "0")
+            }
 
     return Json(
         "%(levelname)s %(name)s %(message)s %(onelane_shard)s %(otelTraceID)s %(otelSpanID)s",
-        rename_fields=_NAMES,
+        rename_fields=_JSON_NAMES,
         timestamp="time",
-        reserved_attrs=[*_USUAL, "message", "asctime", "onelane_trace"],
+        reserved_attrs=[*_STANDARD_ATTRIBUTES, "message", "asctime", "onelane_trace"],
     )
 
 
-_NAMES = {
+_JSON_NAMES = {
     "levelname": "level",
     "name": "logger",
     "onelane_shard": "shard",
     "otelTraceID": "trace_id",
     "otelSpanID": "span_id",
 }
-_USUAL = logging.LogRecord("", 0, "", 0, "", None, None).__dict__
-_ABSENT = frozenset({"shard", "trace_id", "span_id"})
+_STANDARD_ATTRIBUTES = logging.LogRecord("", 0, "", 0, "", None, None).__dict__
+_OMITTED_IF_EMPTY = frozenset({"shard", "trace_id", "span_id"})
 
 
-def _traced(make: Any) -> Any:
-    """A maker of log records that carry their shard and trace: `otelTraceID` and `otelSpanID`, "0" outside of one."""
+def _record_factory(base: Any) -> Any:
+    """A factory of log records with their shard and trace: `otelTraceID` and `otelSpanID`, "0" outside a trace."""
 
-    def record(*args: Any, **kwargs: Any) -> Any:
-        made: Any = make(*args, **kwargs)
-        found = current_trace()
-        made.otelTraceID = found.trace_id if found is not None and found.trace_id else "0"
-        made.otelSpanID = found.span_id if found is not None and found.span_id else "0"
-        made.onelane_trace = f" trace={made.otelTraceID}" if made.otelTraceID != "0" else ""
-        made.onelane_shard = bound_shard_name()
-        return made
+    def new_record(*args: Any, **kwargs: Any) -> Any:
+        record: Any = base(*args, **kwargs)
+        trace = current_trace()
+        record.otelTraceID = trace.trace_id if trace is not None and trace.trace_id else "0"
+        record.otelSpanID = trace.span_id if trace is not None and trace.span_id else "0"
+        record.onelane_trace = f" trace={record.otelTraceID}" if record.otelTraceID != "0" else ""
+        record.onelane_shard = bound_shard_name()
+        return record
 
-    return record
+    return new_record

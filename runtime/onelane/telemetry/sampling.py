@@ -1,4 +1,4 @@
-"""The standard samplers, without an SDK.
+"""OpenTelemetry's standard samplers, and one that samples a number of traces per second, without an SDK.
 
 Source: OpenTelemetry's `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`.
 """
@@ -11,57 +11,57 @@ from onelane.core.trace_context import TraceContext
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Decides which traces are recorded: parent-based or not, always, never, by a ratio, or so many in a second."""
+    """Decides which traces are sampled: by their parent, by a ratio, or up to a rate."""
 
     parent_based: bool
     ratio: float
-    """0.0 to 1.0, for traces whose parent does not decide."""
-    per_s: float = 0.0
-    """Traces that begin in one shard and are recorded beside those, in a second."""
+    """0.0 to 1.0, of the traces whose parent does not decide."""
+    traces_per_s: float = 0.0
+    """Root spans per second and shard that are recorded in addition to `ratio`."""
 
-    bound: int = field(init=False, default=0)
-    """Traces are sampled whose low 64 bits are below it."""
+    threshold: int = field(init=False, default=0)
+    """A trace is sampled if the low 64 bits of its id are below it: ratio · 2^64."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bound", round(self.ratio * 2**64))
 
     @property
     def is_idle(self) -> bool:
-        """It samples nothing, whatever a parent says."""
-        return not (self.parent_based or self.bound or self.per_s)
+        """It samples nothing, not even the child of a sampled parent."""
+        return not (self.parent_based or self.threshold or self.traces_per_s)
 
-    def decides(self, trace_id: str, parent: TraceContext | None) -> bool:
+    def samples(self, trace_id: str, parent: TraceContext | None) -> bool:
         if self.parent_based and parent is not None:
             return parent.sampled
-        # OpenTelemetry's TraceIdRatioBased: the low 64 bits against ratio · 2^64.
-        return int(trace_id[16:], 16) < self.bound
+        # As OpenTelemetry's TraceIdRatioBased.
+        return int(trace_id[16:], 16) < self.threshold
 
 
 NEVER = Sampler(parent_based=False, ratio=0.0)
 
 
-SOME_PER_S = 10.0
-"""Traces in a second of one shard that are recorded for the admin page, where no exporter and no sampler is named."""
+DEFAULT_TRACES_PER_S = 10.0
+"""Traces per second and shard that are recorded for the admin page where no exporter and no sampler is configured."""
 
 
-USUAL = "parentbased_always_on"
+DEFAULT_SAMPLER = "parentbased_always_on"
 
 
-SOME = "onelane_some"
-"""Not one of OpenTelemetry's: what is sampled where nobody has said."""
+RATE_LIMITED = "onelane_some"
+"""A sampler of our own: `DEFAULT_TRACES_PER_S`. Used where no exporter and no sampler is configured."""
 
 
 def sampler_of(environment: Mapping[str, str]) -> Sampler:
     """The sampler that `OTEL_TRACES_SAMPLER` names; unknown names and bad ratios fall back to the default, as
-    OpenTelemetry asks."""
-    name = environment.get("OTEL_TRACES_SAMPLER", USUAL)
-    if name == SOME:
-        return Sampler(parent_based=True, ratio=0.0, per_s=SOME_PER_S)
+    OpenTelemetry requires."""
+    name = environment.get("OTEL_TRACES_SAMPLER", DEFAULT_SAMPLER)
+    if name == RATE_LIMITED:
+        return Sampler(parent_based=True, ratio=0.0, traces_per_s=DEFAULT_TRACES_PER_S)
     try:
         ratio = min(1.0, max(0.0, float(environment.get("OTEL_TRACES_SAMPLER_ARG", "1.0"))))
     except ValueError:
         ratio = 1.0
     ratios = {"always_on": 1.0, "always_off": 0.0, "traceidratio": ratio}
     if name.removeprefix("parentbased_") not in ratios:
-        name = USUAL
+        name = DEFAULT_SAMPLER
     return Sampler(name.startswith("parentbased_"), ratios[name.removeprefix("parentbased_")])

@@ -1,7 +1,6 @@
-"""Spans as plain records, W3C trace context, and the standard samplers, without an SDK.
+"""Spans as plain records, and batches of them as bytes for another process of the same Python, without an SDK.
 
-Promises: a call without a `traceparent` and without sampling costs one draw. Ids come from the `rng` handed in.
-Source: W3C Trace Context level 1; OpenTelemetry's `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`.
+Promises: a span that is not unpacked costs no object; an attribute of any type spoils no batch.
 """
 
 import marshal
@@ -10,32 +9,32 @@ from operator import attrgetter
 from typing import Any, overload
 
 from onelane.core.trace_context import TraceContext
-from onelane.telemetry.values import whole
+from onelane.telemetry.values import plain_tree
 
 MAX_EVENTS, MAX_LINKS = 128, 128
-"""Of one span, as in OpenTelemetry's specification."""
+"""Limits of one span, as in OpenTelemetry's specification."""
 
 
 class SpanRecord:
-    """One span. Appended to a plain list when it ends; exported elsewhere."""
+    """One span. The tracer starts it, and appends it to a plain list when it ends."""
 
-    # Values of the class, so that making a record sets no more than it must.
+    # Defaults stand on the class, so that `__init__` sets only what differs from span to span.
     end_ns: int = 0
     tracestate: str = ""
     error: str = ""
-    """Empty unless it ended in one."""
+    """Empty unless the span ended in an error."""
     status: str = ""
-    """Of a call, its gRPC status."""
+    """The gRPC status of a call by name; empty for other spans."""
     hop: str = ""
-    """Of a call, how it came here."""
+    """How a call reached this shard: `direct` or `forwarded`."""
     attributes: dict[str, Any] | None = None
-    """What has been said of it beside these."""
+    """Further attributes; see `tracer.all_attributes`."""
     events: list[tuple[str, dict[str, Any], int]] | None = None
-    """Name, attributes, and when, in nanoseconds since the Unix epoch."""
+    """Name, attributes, and nanoseconds since the Unix epoch."""
     links: list[tuple[str, str, str, dict[str, Any]]] | None = None
-    """Other spans that it has to do with: trace id, span id, tracestate, and attributes."""
+    """Linked spans: trace id, span id, tracestate, and attributes."""
     is_ok = False
-    """Its maker has said that it went well, whatever its status is."""
+    """Status OK was set by OpenTelemetry's API, which overrides an error."""
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class SpanRecord:
         """parent_id: "" for a root. kind: SERVER, CLIENT, PRODUCER, CONSUMER or INTERNAL. start_ns: nanoseconds since
         the Unix epoch.
 
-        sampled: else it is exported only where something went wrong with its trace; see `collector/tail_sampling`.
+        sampled: an unsampled span is exported only where tail sampling keeps its trace; see `collector/tail_sampling`.
         """
         self.trace_id = trace_id
         self.span_id = span_id
@@ -64,7 +63,7 @@ class SpanRecord:
 
     @property
     def context(self) -> TraceContext:
-        """What is handed on of it."""
+        """The trace context that its children get."""
         return TraceContext(self.trace_id, self.span_id, self.sampled, self.tracestate)
 
     @property
@@ -89,37 +88,37 @@ class SpanRecord:
             self.links.append((to.trace_id, to.span_id, to.tracestate, dict(attributes)))
 
 
-ROW = (
+ROW_FIELDS = (
     *("trace_id", "span_id", "parent_id", "start_ns", "end_ns", "name", "kind", "sampled", "remote_parent", "error"),
     *("status", "hop", "is_ok", "attributes", "events", "links", "tracestate"),
 )
-"""What is moved of a span."""
-_ROW = attrgetter(*ROW)
+"""The attributes of a `SpanRecord` that are packed."""
+_row_of = attrgetter(*ROW_FIELDS)
 
 
-def pack(spans: Sequence[SpanRecord]) -> bytes:
+def pack_spans(spans: Sequence[SpanRecord]) -> bytes:
     """A batch as bytes for another process of the same Python; some 1 µs a span.
 
-    `marshal`, since both ends are ours and of one version, and nothing else comes near it in cost.
+    `marshal`, because both processes run the same Python, and no other serializer comes near it in cost.
     """
-    if isinstance(spans, Packed):
+    if isinstance(spans, PackedSpans):
         return spans.packed
-    rows = list(map(_ROW, spans))
+    rows = list(map(_row_of, spans))
     try:
         return marshal.dumps(rows)
     except ValueError:
-        # Somebody has given a span what is no plain value; the others are not to suffer for it.
-        return marshal.dumps(whole(rows))
+        # marshal takes only built-in types. One odd attribute must not drop the whole batch.
+        return marshal.dumps(plain_tree(rows))
 
 
-class Packed(Sequence[SpanRecord]):
-    """A batch that `pack` has packed. A span is made of its row when it is asked for: most are only passed on."""
+class PackedSpans(Sequence[SpanRecord]):
+    """A batch made by `pack_spans`. A row becomes a `SpanRecord` only when it is indexed: most are only passed on."""
 
     def __init__(self, packed: bytes, rows: list[tuple[Any, ...]] | None = None) -> None:
-        """rows: the same, where whoever packed has them still."""
+        """rows: the content of `packed`, where the caller has it unpacked already."""
         self.packed = packed
         self.rows: list[tuple[Any, ...]] = rows if rows is not None else marshal.loads(packed) if packed else []
-        """Of each span the values of `ROW`."""
+        """The values of `ROW_FIELDS` of each span."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -128,16 +127,16 @@ class Packed(Sequence[SpanRecord]):
     def __getitem__(self, index: int) -> SpanRecord: ...
 
     @overload
-    def __getitem__(self, index: slice) -> "Packed": ...
+    def __getitem__(self, index: slice) -> "PackedSpans": ...
 
-    def __getitem__(self, index: int | slice) -> "SpanRecord | Packed":
+    def __getitem__(self, index: int | slice) -> "SpanRecord | PackedSpans":
         if isinstance(index, slice):
             rows = self.rows[index]
-            return Packed(marshal.dumps(rows), rows)
-        return _unpacked(self.rows[index])
+            return PackedSpans(marshal.dumps(rows), rows)
+        return _span_of_row(self.rows[index])
 
 
-def _unpacked(row: tuple[Any, ...]) -> SpanRecord:
-    made = SpanRecord.__new__(SpanRecord)
-    vars(made).update(zip(ROW, row, strict=True))
-    return made
+def _span_of_row(row: tuple[Any, ...]) -> SpanRecord:
+    span = SpanRecord.__new__(SpanRecord)
+    vars(span).update(zip(ROW_FIELDS, row, strict=True))
+    return span

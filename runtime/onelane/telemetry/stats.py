@@ -1,8 +1,9 @@
-"""What a shard counts, in plain attributes, and how it is moved out; `totals` adds it up.
+"""The instruments of one shard: counters, gauges and histograms. Each tick takes their values out as points, which
+`collector/totals` adds up.
 
-Promises: what was counted is in exactly one place, the shard's cells or one taken point; `take` leaves zero, and costs
-what has changed since the last. Cardinality is bounded: past `MAX_SERIES` attribute sets an instrument counts into one
-overflow series. Leaves out: threads. A `Stats` belongs to one lane.
+Promises: a counted value is in exactly one place, a series of the shard or one point; `take` leaves zero, and its cost
+grows with the number of series that changed since the last `take`. Cardinality is bounded: attribute sets beyond
+`MAX_SERIES` share one overflow series per instrument. Leaves out: thread safety. A `Stats` belongs to one lane.
 """
 
 import logging
@@ -18,15 +19,15 @@ Attributes = tuple[tuple[str, str], ...]
 """Sorted by name."""
 
 MAX_SERIES = 2000
-"""Of one instrument in one shard, over all lives of that shard."""
+"""Attribute sets of one instrument in one shard, restarts of the shard included."""
 OVERFLOW: Attributes = (("otel.metric.overflow", "true"),)
-FOLDED = 4096
-"""Values that a histogram series holds before it makes buckets of them; a take does so as well."""
+MAX_UNFOLDED = 4096
+"""Raw values that a histogram series holds before it folds them into buckets; `take` folds them too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """What is counted."""
+    """Name, unit and description of a metric."""
 
     name: str
     unit: str = ""
@@ -34,54 +35,54 @@ class Instrument:
 
 
 DROPPED = Instrument("onelane.telemetry.dropped", "{item}", "Spans and log records that were not exported")
-"""Counted by shards, and by their supervisor."""
+"""Counted by each shard and by the supervisor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One series as it was moved out: what was added since the last take, a gauge as it stands, or buckets."""
+    """The value of one series at a `take`. Of a gauge the present value, of others the change since the last `take`."""
 
     instrument: Instrument
     kind: str
     """`counter`, `up_down_counter`, `gauge` or `histogram`."""
     attributes: Attributes
     value: float | Buckets
-    """Of a gauge NaN where there is none any more."""
+    """NaN where a gauge series ended."""
 
 
 def attributes_of(attributes: Mapping[str, str] | None) -> Attributes:
     return tuple(sorted(attributes.items())) if attributes else ()
 
 
-def _written(attributes: Attributes) -> Attributes:
-    """The same as text that any exporter can write: whatever a service has put there."""
-    return tuple((_text(name), _text(value)) for name, value in attributes)
+def _as_text(attributes: Attributes) -> Attributes:
+    """`attributes` as text that can be encoded as UTF-8, whatever types a service passed."""
+    return tuple((_utf8_text(name), _utf8_text(value)) for name, value in attributes)
 
 
-def _text(value: object) -> str:
+def _utf8_text(value: object) -> str:
     return str(value).encode("utf-8", "replace").decode()
 
 
-def number_of(value: Any) -> float | None:
-    """`value` as a finite float; None where it is no number, or none that is finite."""
+def finite_float(value: Any) -> float | None:
+    """`value` as a float; None unless it is a finite number."""
     try:
-        made = None if isinstance(value, str | bytes) else float(value)
+        number = None if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return made if made is not None and isfinite(made) else None
+    return number if number is not None and isfinite(number) else None
 
 
-class Cell(Protocol):
-    """One series between two takes."""
+class Series(Protocol):
+    """One attribute set of an instrument."""
 
     attributes: Attributes
 
     def take(self) -> float | Buckets | None:
-        """What it holds, or None for nothing; it is empty then."""
+        """Return the value since the last `take` and reset it; None where nothing changed."""
 
 
-class Count:
-    """One series of a counter, which grows, or of an up-down counter."""
+class CounterSeries:
+    """One series of a counter or of an up-down counter."""
 
     __slots__ = ("_changed", "attributes", "value")
 
@@ -91,31 +92,31 @@ class Count:
         self._changed = changed
 
     def add(self, amount: float = 1) -> None:
-        """Count. Costs some 0.1 µs."""
+        """Add `amount`. Costs some 0.1 µs."""
         if not self.value:
             self._changed.append(self)
         self.value += amount
 
     def take(self) -> float | None:
         value, self.value = self.value, 0
-        # What has become infinite, or no number, would spoil the sum for good.
-        return number_of(value) or None
+        # NaN or infinity would make the cumulative sum useless from then on.
+        return finite_float(value) or None
 
 
-class Level:
+class GaugeSeries:
     """One gauge series."""
 
-    __slots__ = ("_changed", "_is_changed", "_told", "attributes", "value")
+    __slots__ = ("_changed", "_is_changed", "_reported", "attributes", "value")
 
     def __init__(self, attributes: Attributes, changed: list[Any]) -> None:
         self.attributes = attributes
         self.value: float | None = None
-        self._told: float | None = None
+        self._reported: float | None = None
         self._is_changed = False
         self._changed = changed
 
     def set(self, value: float) -> None:
-        """Say how it stands; NaN: that there is nothing to say any more.
+        """Set the present value; NaN ends the series.
 
         Raises:
             TypeError, ValueError: `value` is no number.
@@ -127,14 +128,14 @@ class Level:
 
     def take(self) -> float | None:
         self._is_changed = False
-        told, value = self._told, self.value
-        if value is None or value == told or (told is None and isnan(value)):
+        reported, value = self._reported, self.value
+        if value is None or value == reported or (reported is None and isnan(value)):
             return None
-        self._told = None if isnan(value) else value
+        self._reported = None if isnan(value) else value
         return value
 
 
-class Traced(Protocol):
+class EndedSpan(Protocol):
     """A sampled span that has ended."""
 
     trace_id: str
@@ -142,93 +143,95 @@ class Traced(Protocol):
     end_ns: int
 
 
-class Spread:
-    """One histogram series. Values are kept as they come, and made buckets of at a take."""
+class HistogramSeries:
+    """One histogram series. Raw values are appended to a list and folded into buckets at `take`."""
 
-    __slots__ = ("_changed", "_earlier", "_example", "_values", "attributes")
+    __slots__ = ("_changed", "_exemplar", "_folded", "_values", "attributes")
 
     def __init__(self, attributes: Attributes, changed: list[Any]) -> None:
         self.attributes = attributes
         self._changed = changed
         self._values: list[float] = []
-        self._earlier: Buckets | None = None
-        self._example: tuple[float, Traced] | None = None
+        self._folded: Buckets | None = None
+        self._exemplar: tuple[float, EndedSpan] | None = None
 
     def record(self, value: float) -> None:
-        """Record a value of 0 or more; others are left out. Costs some 0.1 µs, and as much again at the take."""
+        """Record a value of 0 or more; other values are ignored. Costs some 0.1 µs, and as much again at `take`."""
         values = self._values
         if not values:
             self._changed.append(self)
         values.append(value)
-        if len(values) >= FOLDED:
+        if len(values) >= MAX_UNFOLDED:
             self._fold()
 
-    def exemplify(self, value: float, span: Traced) -> None:
-        """Tie a value that was recorded to its span; the largest since the last take is kept."""
-        if self._example is None or value > self._example[0]:
-            self._example = (value, span)
+    def add_exemplar(self, value: float, span: EndedSpan) -> None:
+        """Link a recorded value to its span. The exemplar of the largest value since the last `take` is kept."""
+        if self._exemplar is None or value > self._exemplar[0]:
+            self._exemplar = (value, span)
 
     def take(self) -> Buckets | None:
         if self._values:
             self._fold()
-        taken, self._earlier = self._earlier, None
+        taken, self._folded = self._folded, None
         return taken if taken is not None and taken.count else None
 
     def _fold(self) -> None:
-        made = Buckets.of(self._values, tuple(self._exemplars()))
-        self._values, self._example = [], None
-        self._earlier = made if self._earlier is None else self._earlier.plus(made)
+        buckets = Buckets.of(self._values, tuple(self._exemplars()))
+        self._values, self._exemplar = [], None
+        self._folded = buckets if self._folded is None else self._folded.plus(buckets)
 
     def _exemplars(self) -> Iterable[Exemplar]:
-        if self._example is not None:
-            value, span = self._example
+        if self._exemplar is not None:
+            value, span = self._exemplar
             yield Exemplar(value, span.trace_id, span.span_id, span.end_ns)
 
 
-C = TypeVar("C", Count, Level, Spread)
+SeriesT = TypeVar("SeriesT", CounterSeries, GaugeSeries, HistogramSeries)
 
 
-class _Series(Generic[C]):
+class _SeriesByAttributes(Generic[SeriesT]):
     kind = ""
-    _make: Callable[[Attributes, list[Any]], C]
+    _series_type: Callable[[Attributes, list[Any]], SeriesT]
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
-        self._cells: dict[Attributes, C] = {}
-        self._changed: list[C] = []
+        self._series: dict[Attributes, SeriesT] = {}
+        self._changed: list[SeriesT] = []
 
-    def at(self, attributes: Mapping[str, str] | None = None) -> C:
-        """The cell of one attribute set, to be kept by hot paths.
+    def at(self, attributes: Mapping[str, str] | None = None) -> SeriesT:
+        """The series of one attribute set. A hot path looks it up once and keeps it.
 
         Raises:
-            TypeError: an attribute is no text.
+            TypeError: an attribute is not a text.
         """
         key = attributes_of(attributes)
-        cell = self._cells.get(key)
-        if cell is None:
-            if len(self._cells) >= MAX_SERIES:
+        series = self._series.get(key)
+        if series is None:
+            if len(self._series) >= MAX_SERIES:
                 key = OVERFLOW
-            cell = self._cells.get(key) or self._cells.setdefault(key, type(self)._make(_written(key), self._changed))
-        return cell
+            series = self._series.get(key) or self._series.setdefault(
+                key, type(self)._series_type(_as_text(key), self._changed)
+            )
+        return series
 
     def take(self) -> list[Point]:
         if not self._changed:
             return []
-        # Emptied in place: the cells append to this very list.
+        # Cleared in place: every series holds a reference to this list and appends to it.
         changed = list(self._changed)
         self._changed.clear()
-        taken = ((cell.attributes, cell.take()) for cell in changed)
+        taken = ((series.attributes, series.take()) for series in changed)
         return [Point(self.instrument, self.kind, key, value) for key, value in taken if value is not None]
 
 
-class Counter(_Series[Count]):
+class Counter(_SeriesByAttributes[CounterSeries]):
     """A sum that only grows."""
 
     kind = "counter"
-    _make = Count
+    _series_type = CounterSeries
 
     def add(self, amount: float = 1, attributes: Mapping[str, str] | None = None) -> None:
-        """Count.
+        """Add `amount` to the series of `attributes`.
 
         Raises:
             ValueError: `amount` is below zero.
@@ -238,68 +241,68 @@ class Counter(_Series[Count]):
         self.at(attributes).add(amount)
 
 
-class UpDownCounter(_Series[Count]):
-    """A sum that grows and shrinks: how many there are of something."""
+class UpDownCounter(_SeriesByAttributes[CounterSeries]):
+    """A sum that grows and shrinks, such as a number of open connections."""
 
     kind = "up_down_counter"
-    _make = Count
+    _series_type = CounterSeries
 
     def add(self, amount: float, attributes: Mapping[str, str] | None = None) -> None:
         self.at(attributes).add(amount)
 
 
-class Gauge(_Series[Level]):
-    """A value as it stands: set, or asked for at each take."""
+class Gauge(_SeriesByAttributes[GaugeSeries]):
+    """A present value, which is set, or read by a callback at each `take`."""
 
     kind = "gauge"
-    _make = Level
+    _series_type = GaugeSeries
 
     def __init__(self, instrument: Instrument) -> None:
         super().__init__(instrument)
-        self._observed: dict[Attributes, Callable[[], float]] = {}
+        self._callbacks: dict[Attributes, Callable[[], float]] = {}
         self._failing: set[Attributes] = set()
 
     def set(self, value: float, attributes: Mapping[str, str] | None = None) -> None:
         self.at(attributes).set(value)
 
-    def observe(self, ask: Callable[[], float], attributes: Mapping[str, str] | None = None) -> None:
-        """Ask for the value of one attribute set at each take."""
-        self._observed[attributes_of(attributes)] = ask
+    def observe(self, callback: Callable[[], float], attributes: Mapping[str, str] | None = None) -> None:
+        """Call `callback` at each `take` for the value of one attribute set."""
+        self._callbacks[attributes_of(attributes)] = callback
 
     def forget(self, attributes: Mapping[str, str] | None = None) -> None:
-        """There is no value of this attribute set any more."""
-        cell = self._cells.pop(attributes_of(attributes), None)
-        if cell is not None:
-            cell.set(nan)
+        """End the series of one attribute set; `set` begins it anew."""
+        series = self._series.pop(attributes_of(attributes), None)
+        if series is not None:
+            series.set(nan)
 
     def take(self) -> list[Point]:
-        for attributes, ask in self._observed.items():
+        for attributes, callback in self._callbacks.items():
             try:
-                self.at(dict(attributes)).set(ask())
+                self.at(dict(attributes)).set(callback())
             except Exception:
                 if attributes not in self._failing:
-                    log.exception("stats.gauge_failed %s is asked again", self.instrument.name)
+                    log.exception("stats.gauge_failed %s is read again at the next tick", self.instrument.name)
                 self._failing.add(attributes)
             else:
                 self._failing.discard(attributes)
         return super().take()
 
 
-class Histogram(_Series[Spread]):
-    """How values of 0 or more spread over buckets."""
+class Histogram(_SeriesByAttributes[HistogramSeries]):
+    """The distribution of values of 0 or more."""
 
     kind = "histogram"
-    _make = Spread
+    _series_type = HistogramSeries
 
     def record(self, value: float, attributes: Mapping[str, str] | None = None) -> None:
         self.at(attributes).record(value)
 
 
-Kind = TypeVar("Kind", Counter, UpDownCounter, Gauge, Histogram)
+InstrumentT = TypeVar("InstrumentT", Counter, UpDownCounter, Gauge, Histogram)
 
 
 class Stats:
-    """What one shard has counted since its last take. Owned by that shard's lane."""
+    """All instruments of one shard. Owned by its lane."""
 
     def __init__(self) -> None:
         self._instruments: dict[str, Counter | UpDownCounter | Gauge | Histogram] = {}
@@ -307,40 +310,40 @@ class Stats:
         self._failing: set[Callable[[], None]] = set()
 
     def counter(self, name: str, *, unit: str = "", description: str = "") -> Counter:
-        return self._keep(Counter(_instrument(name, unit, description)))
+        return self._register(Counter(_instrument(name, unit, description)))
 
     def up_down_counter(self, name: str, *, unit: str = "", description: str = "") -> UpDownCounter:
-        return self._keep(UpDownCounter(_instrument(name, unit, description)))
+        return self._register(UpDownCounter(_instrument(name, unit, description)))
 
     def gauge(self, name: str, *, unit: str = "", description: str = "") -> Gauge:
-        return self._keep(Gauge(_instrument(name, unit, description)))
+        return self._register(Gauge(_instrument(name, unit, description)))
 
     def histogram(self, name: str, *, unit: str = "", description: str = "") -> Histogram:
-        return self._keep(Histogram(_instrument(name, unit, description)))
+        return self._register(Histogram(_instrument(name, unit, description)))
 
-    def before_take(self, ask: Callable[[], None]) -> None:
-        """Call `ask` before each take, so that it may count what it knows."""
-        self._before_take.append(ask)
+    def before_take(self, callback: Callable[[], None]) -> None:
+        """Call `callback` before each `take`, so that it can update instruments."""
+        self._before_take.append(callback)
 
     def take(self) -> list[Point]:
-        """Move all counts out and begin again at zero."""
-        for ask in self._before_take:
+        """Return all changed series as points and reset them to zero."""
+        for callback in self._before_take:
             try:
-                ask()
+                callback()
             except Exception:
-                # What is counted goes out all the same, and the lane's tick goes on.
-                if ask not in self._failing:
-                    log.exception("stats.ask_failed it is asked again")
-                self._failing.add(ask)
+                # A failing callback must neither hold back the points nor end the lane's tick.
+                if callback not in self._failing:
+                    log.exception("stats.ask_failed the callback is called again at the next tick")
+                self._failing.add(callback)
         return [point for instrument in self._instruments.values() for point in instrument.take()]
 
-    def _keep(self, made: Kind) -> Kind:
-        there = self._instruments.setdefault(made.instrument.name, made)
-        if not isinstance(there, type(made)):
-            raise ValueError(f"{made.instrument.name} is a {there.kind} already, not a {made.kind}")
-        return there
+    def _register(self, new: InstrumentT) -> InstrumentT:
+        instrument = self._instruments.setdefault(new.instrument.name, new)
+        if not isinstance(instrument, type(new)):
+            raise ValueError(f"{new.instrument.name} is a {instrument.kind} already, not a {new.kind}")
+        return instrument
 
 
 def _instrument(name: str, unit: str, description: str) -> Instrument:
-    """As text that any exporter can write."""
-    return Instrument(_text(name), _text(unit or ""), _text(description or ""))
+    """With texts that can be encoded as UTF-8."""
+    return Instrument(_utf8_text(name), _utf8_text(unit or ""), _utf8_text(description or ""))

@@ -1,7 +1,7 @@
-"""The lane's side of tracing: span records in a plain list, moved out once per tick.
+"""The tracer of a lane: ended span records go to a plain list, which each tick takes out.
 
-Attribute names follow OpenTelemetry's RPC conventions 1.44 (release candidate); this is the one place that holds them.
-What every call's span says of itself (system, method, status, shard) is added where it is exported; see `told`.
+Attribute names follow OpenTelemetry's RPC conventions 1.44 (release candidate); this module defines all of them.
+The attributes that every call's span has (system, method, status, shard) are added at export; see `all_attributes`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,8 @@ from onelane.core.trace_context import UNSAMPLED, TraceContext
 from onelane.telemetry.sampling import NEVER, Sampler
 from onelane.telemetry.spans import SpanRecord
 
-MAX_WAITING = 20_000
+MAX_ENDED_SPANS = 20_000
+"""Ended spans that wait for the tick; further ones are dropped and counted."""
 SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """Statuses that make a server span an error; for a client every status but OK is one."""
 
@@ -22,11 +23,11 @@ METHOD = "rpc.method"
 STATUS = "rpc.response.status_code"
 ERROR = "error.type"
 SHARD = "onelane.shard"
-HOP = "onelane.hop"
+HOP_ATTRIBUTE = "onelane.hop"
 ATTEMPT = "rpc.grpc.attempt"
 
 Span = SpanRecord | TraceContext | None
-"""A record while it is recorded, else what is handed on."""
+"""A record of a span that is recorded, else the context to propagate."""
 
 
 class Tracer:
@@ -35,13 +36,13 @@ class Tracer:
     def __init__(
         self, *, shard: str, sampler: Sampler = NEVER, clock: Clock, rng: Random, records_all: bool = False
     ) -> None:
-        """records_all: what is not sampled too, for `collector/tail_sampling` to decide on."""
+        """records_all: record unsampled spans too; `collector/tail_sampling` decides which of them are exported."""
         self.shard = shard
         self._sampler = sampler
         self._parent_based = sampler.parent_based
-        self._bound = sampler.bound
-        self._spare = sampler.per_s
-        self._spare_at = clock.now()
+        self._threshold = sampler.threshold
+        self._spare_traces = sampler.traces_per_s
+        self._refilled_at = clock.now()
         self._records_all = records_all
         self._clock = clock
         self._now_ns: Callable[[], int] = clock.wall_ns
@@ -49,35 +50,37 @@ class Tracer:
         self._ended: list[SpanRecord] = []
         self.dropped = 0
         self.idle = sampler.is_idle and not records_all
-        """No span can come of any call."""
+        """No call of this shard can record a span."""
 
     def start(self, name: str, kind: str, parent: TraceContext | None, *, remote: bool = False) -> Span:
-        """Begin one span: a record, or where none is wanted the context to hand on. An unsampled root costs a draw."""
+        """Start a span: a record, or the context to propagate where it is not recorded. An unsampled root costs one
+        random number."""
         if self.idle:
             return parent
         sampled = True
         if parent is None:
             low = self._draw(64)
-            if low >= self._bound:
-                if self._spare >= 1.0:
-                    self._spare -= 1.0
+            if low >= self._threshold:
+                if self._spare_traces >= 1.0:
+                    self._spare_traces -= 1.0
                 elif self._records_all:
                     sampled = False
                 else:
                     return UNSAMPLED
-            # One draw and one text for both ids; the low half of the trace's is what the ratio was held to.
+            # One random number and one hex text make both ids. The trace id's low half is the number that was compared
+            # with the threshold, so any other ratio sampler decides alike.
             drawn = (self._draw(128) << 64 | low or 1).to_bytes(24, "big").hex()
             return SpanRecord(drawn[16:], drawn[:16], "", name, kind, self._now_ns(), sampled)
         trace_id, parent_id, sampled, tracestate = parent
         if not self._parent_based and trace_id:
-            sampled = self._sampler.decides(trace_id, parent)
+            sampled = self._sampler.samples(trace_id, parent)
         if not sampled and not (self._records_all and trace_id):
             return parent
         span_id = (self._draw(64) or 1).to_bytes(8, "big").hex()
-        made = SpanRecord(trace_id, span_id, parent_id, name, kind, self._now_ns(), sampled, remote)
+        record = SpanRecord(trace_id, span_id, parent_id, name, kind, self._now_ns(), sampled, remote)
         if tracestate:
-            made.tracestate = tracestate
-        return made
+            record.tracestate = tracestate
+        return record
 
     def end(
         self,
@@ -87,19 +90,19 @@ class Tracer:
         attributes: Mapping[str, Any] | None = None,
         at_ns: int | None = None,
     ) -> None:
-        """End `span` where it is a record, now or at a time that its maker names."""
+        """End `span` if it is a record, now or at `at_ns`."""
         if not isinstance(span, SpanRecord):
             return
         span.end_ns = at_ns or self._now_ns()
         if attributes:
             span.attributes = {**(span.attributes or {}), **attributes}
-        # Who has said by OpenTelemetry's API how it went knows better.
+        # A status that the handler set by OpenTelemetry's API overrides ours.
         if span.is_ok:
             span.error = ""
         elif error:
             span.set_attribute(ERROR, error)
             span.error = span.error or error
-        if len(self._ended) < MAX_WAITING:
+        if len(self._ended) < MAX_ENDED_SPANS:
             self._ended.append(span)
         else:
             self.dropped += 1
@@ -111,8 +114,8 @@ class Tracer:
         span.status = status
         if hop:
             span.hop = hop
-        if status == "OK" and not span.is_ok and len(self._ended) < MAX_WAITING:
-            # Written out: nearly every call.
+        if status == "OK" and not span.is_ok and len(self._ended) < MAX_ENDED_SPANS:
+            # Inlined from `end`: the path of nearly every call.
             span.end_ns = self._now_ns()
             self._ended.append(span)
         else:
@@ -120,27 +123,27 @@ class Tracer:
             self.end(span, error=status if failed else "")
 
     def take(self) -> list[SpanRecord]:
-        """Move the ended spans out."""
-        taken = self._ended[:]
-        # Not a swap: a helper thread may be appending to this very list.
-        del self._ended[: len(taken)]
-        if per_s := self._sampler.per_s:
+        """Remove and return the ended spans."""
+        spans = self._ended[:]
+        # Not a swap of lists: a worker thread may append to this one meanwhile.
+        del self._ended[: len(spans)]
+        if traces_per_s := self._sampler.traces_per_s:
             now = self._clock.now()
-            self._spare = min(per_s, self._spare + (now - self._spare_at) * per_s)
-            self._spare_at = now
-        return taken
+            self._spare_traces = min(traces_per_s, self._spare_traces + (now - self._refilled_at) * traces_per_s)
+            self._refilled_at = now
+        return spans
 
 
-def told(span: SpanRecord, shard: str) -> dict[str, Any]:
-    """All attributes of a span: its own, and what every span of a call or of a shard has."""
-    made: dict[str, Any] = {SHARD: shard}
+def all_attributes(span: SpanRecord, shard: str) -> dict[str, Any]:
+    """All attributes of a span: its own, and those that every span of a shard or of a call has."""
+    attributes: dict[str, Any] = {SHARD: shard}
     if span.status:
-        made |= {SYSTEM: "grpc", METHOD: span.name, STATUS: span.status}
+        attributes |= {SYSTEM: "grpc", METHOD: span.name, STATUS: span.status}
         if span.hop:
-            made[HOP] = span.hop
-    return made | (span.attributes or {})
+            attributes[HOP_ATTRIBUTE] = span.hop
+    return attributes | (span.attributes or {})
 
 
 def context_of(span: Span) -> TraceContext | None:
-    """What a call made inside `span` carries."""
+    """The trace context that a call made inside `span` carries."""
     return span.context if isinstance(span, SpanRecord) else span

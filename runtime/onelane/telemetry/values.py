@@ -1,54 +1,54 @@
-"""Attribute values as OpenTelemetry has them, made of whatever a user gives."""
+"""Values of any type converted to those that OpenTelemetry allows in attributes."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
-def whole(value: Any, depth: int = 6) -> Any:
-    """`value` with everything in it made plain; what is nested deeper than any record of ours becomes text."""
+def plain_tree(value: Any, depth: int = 6) -> Any:
+    """`value` with its containers copied and each leaf converted; containers nested deeper than `depth` become text."""
     if value is None:
         return None
     if isinstance(value, dict) and depth:
-        return {text(name): whole(one, depth - 1) for name, one in value.items()}
+        return {as_text(name): plain_tree(leaf, depth - 1) for name, leaf in value.items()}
     if isinstance(value, list | tuple) and depth:
-        made = [whole(one, depth - 1) for one in value]
-        return made if isinstance(value, list) else tuple(made)
-    return plain(value)
+        converted = [plain_tree(leaf, depth - 1) for leaf in value]
+        return converted if isinstance(value, list) else tuple(converted)
+    return attribute_value(value)
 
 
-def plain(value: Any) -> Any:
-    """An attribute's value as OpenTelemetry has them: texts, truth values, numbers, lists of these; else its text."""
-    kind = type(value)
-    if kind in _PLAIN or (kind is int and _LEAST <= value <= _MOST):
+def attribute_value(value: Any) -> Any:
+    """`value` as an attribute's value: a string, boolean, number, or list of these; other types become text."""
+    value_type = type(value)
+    if value_type in _PLAIN_TYPES or (value_type is int and _INT64_MIN <= value <= _INT64_MAX):
         return value
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
-        return [_scalar(one) for one in value]
+        return [_scalar(element) for element in value]
     return _scalar(value)
 
 
 def _scalar(value: Any) -> Any:
-    """A text, a truth value, a number of 64 bits: of a subclass, such as an enum's, its value; of all else its text."""
+    """A string, boolean, float or 64-bit integer. An instance of a subclass becomes its base type, other types text."""
     if isinstance(value, str):
-        # Not `str(value)`, which is for the subclass to say.
+        # Not `str(value)`: a subclass may override `__str__`.
         return str.__str__(value)
     if isinstance(value, bool):
         return value
     if isinstance(value, float):
         return float.__float__(value)
     try:
-        if isinstance(value, int) and _LEAST <= value <= _MOST:
+        if isinstance(value, int) and _INT64_MIN <= value <= _INT64_MAX:
             return int(value)
         return str(value)
     except Exception:
         return f"<{type(value).__qualname__}>"
 
 
-def text(value: Any) -> str:
-    """A name that somebody has given, as text whatever it is."""
+def as_text(value: Any) -> str:
+    """A name of any type as a plain string."""
     return value if type(value) is str else str(_scalar(value))
 
 
-_PLAIN = frozenset({str, bool, float})
+_PLAIN_TYPES = frozenset({str, bool, float})
 
 
-_LEAST, _MOST = -(2**63), 2**63 - 1
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1

@@ -37,7 +37,7 @@ from onelane.shard.reporter import TICK_S
 from onelane.shard.wiring import Environment
 from onelane.telemetry.codec import point_from_proto
 from onelane.telemetry.collector.totals import Totals
-from onelane.telemetry.spans import Packed, SpanRecord
+from onelane.telemetry.spans import PackedSpans, SpanRecord
 from onelane.telemetry.stats import attributes_of
 from onelane.testing.clock import ManualClock
 from onelane.v1 import control_pb2
@@ -222,7 +222,7 @@ class Cluster:
         """Add a shard's report to the sums."""
         source = (("onelane.app", shard.app), ("onelane.shard", shard.member.name))
         self._totals.add(map(point_from_proto, report.points), extra=source)
-        self.spans += Packed(report.spans)
+        self.spans += PackedSpans(report.spans)
 
 
 @dataclass

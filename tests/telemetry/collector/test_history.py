@@ -1,6 +1,6 @@
 """The last minutes of every method, second by second."""
 
-from onelane.telemetry.collector.history import KEPT, History
+from onelane.telemetry.collector.history import HISTORY_STEPS, History
 from onelane.telemetry.histogram import Buckets
 
 APP = ("onelane.app", "lobby")
@@ -36,10 +36,10 @@ def test_what_took_longer_to_come_is_brought_to_a_second_and_a_clock_that_is_set
 
 def test_only_the_last_minutes_are_kept() -> None:
     history = History()
-    for second in range(KEPT + 20):
+    for second in range(HISTORY_STEPS + 20):
         history.step(series(second, 0.1), float(second), float(second))
     steps = history.methods["lobby", "a/B"].steps
-    assert (len(steps), steps[0].at_s) == (KEPT, 20.0)
+    assert (len(steps), steps[0].at_s) == (HISTORY_STEPS, 20.0)
 
 
 def test_the_slowest_share_is_told_of_methods_with_calls_enough() -> None:

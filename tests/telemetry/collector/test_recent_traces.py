@@ -2,8 +2,14 @@
 
 import json
 
-from onelane.telemetry.collector.recent_traces import MAX_FAILED, MAX_SPANS, MAX_TRACES, NEW_PER_S, Recent
-from onelane.telemetry.spans import Packed, SpanRecord, pack
+from onelane.telemetry.collector.recent_traces import (
+    MAX_FAILED_TRACES,
+    MAX_RECENT_TRACES,
+    MAX_TRACE_SPANS,
+    NEW_PER_S,
+    RecentTraces,
+)
+from onelane.telemetry.spans import PackedSpans, SpanRecord, pack_spans
 
 
 def span(trace: str, number: int = 1, parent: int = 0, *, error: str = "", start_ns: int = 1_000) -> SpanRecord:
@@ -13,8 +19,8 @@ def span(trace: str, number: int = 1, parent: int = 0, *, error: str = "", start
 
 
 def test_a_trace_is_a_tree_whoever_made_its_spans_and_in_whatever_order_they_came() -> None:
-    recent = Recent()
-    recent.add("y", "y-0", Packed(pack([span("t", 3, 2, start_ns=1_200)])), 0.0)
+    recent = RecentTraces()
+    recent.add("y", "y-0", PackedSpans(pack_spans([span("t", 3, 2, start_ns=1_200)])), 0.0)
     recent.add("x", "x-0", [span("t", 2, 1, start_ns=1_100), span("t", 1), span("t", 4, 99, start_ns=1_050)], 0.0)
     rows = recent.trace("t")
     assert rows is not None
@@ -27,7 +33,7 @@ def test_a_trace_is_a_tree_whoever_made_its_spans_and_in_whatever_order_they_cam
 
 
 def test_numbers_that_json_does_not_know_are_shown_as_text() -> None:
-    recent, odd = Recent(), span("t")
+    recent, odd = RecentTraces(), span("t")
     odd.set_attribute("share", [float("nan"), 0.5])
     odd.add_event("at", {"most": float("inf")}, 5)
     recent.add("x", "x-0", [odd], 0.0)
@@ -36,39 +42,39 @@ def test_numbers_that_json_does_not_know_are_shown_as_text() -> None:
 
 
 def test_only_so_many_new_traces_a_second_are_taken_up_but_all_with_errors() -> None:
-    recent = Recent()
-    recent.add("x", "x-0", Packed(pack([span(f"t{n}") for n in range(NEW_PER_S + 10)])), 0.0)
+    recent = RecentTraces()
+    recent.add("x", "x-0", PackedSpans(pack_spans([span(f"t{n}") for n in range(NEW_PER_S + 10)])), 0.0)
     assert len(recent.summaries()) == NEW_PER_S
-    recent.add("x", "x-0", Packed(pack([span("odd", error="INTERNAL")])), 0.5)
+    recent.add("x", "x-0", PackedSpans(pack_spans([span("odd", error="INTERNAL")])), 0.5)
     assert len(recent.summaries()) == NEW_PER_S + 1
     recent.add("x", "x-0", [span("next")], 1.0)
     assert len(recent.summaries()) == NEW_PER_S + 2
 
 
 def test_the_oldest_go_first_and_errors_stay() -> None:
-    recent = Recent()
+    recent = RecentTraces()
     recent.add("x", "x-0", [span("odd", error="INTERNAL")], 0.0)
-    for second in range(MAX_TRACES + 5):
+    for second in range(MAX_RECENT_TRACES + 5):
         recent.add("x", "x-0", [span(f"t{second}")], float(second))
     kept = {row["trace_id"] for row in recent.summaries()}
-    assert len(kept) == MAX_TRACES
+    assert len(kept) == MAX_RECENT_TRACES
     assert "odd" in kept
     assert "t0" not in kept
-    for second in range(MAX_FAILED + MAX_TRACES):
+    for second in range(MAX_FAILED_TRACES + MAX_RECENT_TRACES):
         recent.add("x", "x-0", [span(f"odd{second}", error="INTERNAL")], float(second))
-    assert len(recent.summaries()) == MAX_TRACES
+    assert len(recent.summaries()) == MAX_RECENT_TRACES
 
 
 def test_of_a_trace_with_very_many_spans_the_first_are_kept_and_all_are_counted() -> None:
-    recent = Recent()
-    recent.add("x", "x-0", [span("t", n) for n in range(1, MAX_SPANS + 8)], 0.0)
+    recent = RecentTraces()
+    recent.add("x", "x-0", [span("t", n) for n in range(1, MAX_TRACE_SPANS + 8)], 0.0)
     (row,) = recent.summaries()
-    assert row["spans"] == MAX_SPANS + 7
-    assert len(recent.trace("t") or ()) == MAX_SPANS
+    assert row["spans"] == MAX_TRACE_SPANS + 7
+    assert len(recent.trace("t") or ()) == MAX_TRACE_SPANS
 
 
 def test_a_trace_is_found_by_the_beginning_of_its_id_where_only_one_begins_so() -> None:
-    recent = Recent()
+    recent = RecentTraces()
     recent.add("x", "x-0", [span("abc1"), span("abd2")], 0.0)
     assert recent.trace("abc") is not None
     assert recent.trace("ab") is None
@@ -76,6 +82,6 @@ def test_a_trace_is_found_by_the_beginning_of_its_id_where_only_one_begins_so() 
 
 
 def test_spans_whose_parents_go_in_a_circle_do_not_hang_the_page() -> None:
-    recent = Recent()
+    recent = RecentTraces()
     recent.add("x", "x-0", [span("t", 1, 2), span("t", 2, 1), span("t", 3, 3)], 0.0)
     assert recent.trace("t") is not None

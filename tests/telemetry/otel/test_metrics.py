@@ -14,8 +14,8 @@ import grpc.aio
 import onelane
 import pytest
 from onelane.telemetry.collector.totals import Totals
-from onelane.telemetry.logs import MovedLogs, pack, unpack
-from onelane.telemetry.otel.metrics import MAX_WAITING, Bridge
+from onelane.telemetry.logs import LogBuffer, pack_logs, unpack_logs
+from onelane.telemetry.otel.metrics import MAX_QUEUED_COUNTS, Bridge
 from onelane.telemetry.stats import MAX_SERIES, Stats
 from onelane.testing.clock import ManualClock
 from opentelemetry import metrics, trace
@@ -124,11 +124,11 @@ async def test_counts_of_another_thread_wait_for_the_tick_and_are_bounded() -> N
     key = ("counter", "calls", "", "")
 
     def count_much() -> None:
-        for _ in range(MAX_WAITING + 5):
+        for _ in range(MAX_QUEUED_COUNTS + 5):
             bridge.count(key, 1, None)
 
     await asyncio.to_thread(count_much)
-    assert counted(stats, "calls") == MAX_WAITING
+    assert counted(stats, "calls") == MAX_QUEUED_COUNTS
 
 
 def test_an_observed_sum_counts_what_was_added_and_begins_anew_where_it_fell() -> None:
@@ -174,7 +174,7 @@ def test_values_that_are_no_numbers_are_told_once_and_cost_nobody_else(caplog: p
     totals = Totals()
     totals.add(stats.take())
     totals.add(stats.take())
-    assert totals.spread_of("took", (("1", "mixed"), ("names", "2"))).count == 1
+    assert totals.buckets_of("took", (("1", "mixed"), ("names", "2"))).count == 1
     assert totals.sum_of("odd", (("good", "1"),)) == 3
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
@@ -277,13 +277,13 @@ def test_a_text_of_a_class_of_its_own_spoils_no_batch_of_records() -> None:
     class Markup(str):
         pass
 
-    moved = MovedLogs("")
+    moved = LogBuffer("")
     for name in (Markup("bold"), "usual"):
         moved.handle(logging.LogRecord(name, logging.INFO, "x.py", 1, "said", None, None))
-    assert [record.logger for record in unpack(pack(moved.take()))] == ["bold", "usual"]
+    assert [record.logger for record in unpack_logs(pack_logs(moved.take()))] == ["bold", "usual"]
 
 
 def test_a_record_that_cannot_be_formatted_fails_nobody_who_logs() -> None:
-    moved = MovedLogs("")
+    moved = LogBuffer("")
     moved.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, "%d items", ("many",), None))
     assert moved.take() == []

@@ -258,7 +258,7 @@ def _enter(name: str, span: SpanRecord) -> None:
     current_call_var.set(TaskContext(f"/offload {name}", trace=span.context, baggage=current_baggage()))
     if (attached := attached_context()) is not None:
         # The caller has used OpenTelemetry's API: keep the other values of its context.
-        attached_context_var.set(tracing.inside(attached, span))
+        attached_context_var.set(tracing.with_current_span(attached, span))
 
 
 _OURS = {

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from onelane.supervisor.admin.view import View
 from onelane.supervisor.supervisor import Supervisor
-from onelane.telemetry.collector.history import KEPT
+from onelane.telemetry.collector.history import HISTORY_STEPS
 
 STATIC = Path(__file__).parent / "static"
 SNAPSHOT_EVERY_S = 1.0
@@ -65,7 +65,7 @@ class Page:
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await stream.prepare(request)
         self._open_streams += 1
-        steps = KEPT
+        steps = HISTORY_STEPS
         try:
             while True:
                 await stream.write(self._event(steps))
@@ -85,11 +85,11 @@ class Page:
         return event
 
     async def traces(self, _: web.Request) -> web.Response:
-        return web.json_response({"traces": self._supervisor.collector.recent.summaries()})
+        return web.json_response({"traces": self._supervisor.collector.recent_traces.summaries()})
 
     async def trace(self, request: web.Request) -> web.Response:
         """One trace, by its id or the beginning of it."""
-        spans = self._supervisor.collector.recent.trace(request.match_info["trace_id"])
+        spans = self._supervisor.collector.recent_traces.trace(request.match_info["trace_id"])
         if spans is None:
             raise web.HTTPNotFound(text="there is no such trace, or several begin so\n")
         return web.json_response({"spans": spans})

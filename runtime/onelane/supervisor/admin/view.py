@@ -9,8 +9,8 @@ from typing import Any
 from onelane.core.placement import Placement
 from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.supervised_shard import SupervisedShard
-from onelane.telemetry.collector.collector import GAPS, LOST, Gathering, hottest
-from onelane.telemetry.collector.history import Method, Step
+from onelane.telemetry.collector.collector import GAPS, LOST, Collector, hottest_keys
+from onelane.telemetry.collector.history import MethodHistory, Step
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.stats import DROPPED, Attributes
 
@@ -25,19 +25,19 @@ RING_SLICES = 360
 class View:
     """Builds snapshots. Owned by the admin server's event loop."""
 
-    def __init__(self, apps: list[AppSupervisor], collector: Gathering) -> None:
+    def __init__(self, apps: list[AppSupervisor], collector: Collector) -> None:
         self._apps = apps
         self._collector = collector
         self._rings: dict[str, tuple[Placement, dict[str, Any]]] = {}
         """App → the placement that its ring was last drawn of, and the drawing, which takes long to compute."""
 
     def snapshot(self, *, steps: int) -> dict[str, Any]:
-        """The present state. steps: seconds of every method's history to include, 1 to `history.KEPT`."""
+        """The present state. steps: seconds of every method's history to include, 1 to `history.HISTORY_STEPS`."""
         sums = _Sums(self._collector)
         return {
             "host": socket.gethostname(),
             "apps": [self._app(app, sums, steps) for app in self._apps],
-            "traces": self._collector.recent.summaries()[:MAX_TRACES],
+            "traces": self._collector.recent_traces.summaries()[:MAX_TRACES],
             "losses": sums.losses(),
         }
 
@@ -52,7 +52,7 @@ class View:
             "shards": [_shard(app, shard, sums) for shard in app.shards],
             "methods": [_method(name, method, steps) for name, method in sorted(methods.items()) if _is_shown(name)],
             "ring": self._ring(app.name, app.placement),
-            "hot_keys": hottest(self._collector.hot_keys.get(app.name, {}), MAX_HOT_KEYS),
+            "hot_keys": hottest_keys(self._collector.hot_keys.get(app.name, {}), MAX_HOT_KEYS),
             "helpers": sums.helpers(app.name),
         }
 
@@ -73,7 +73,7 @@ def _is_shown(method: str) -> bool:
 class _Sums:
     """The sums of all series by name, app and shard, as of one moment. Reads the series once."""
 
-    def __init__(self, collector: Gathering) -> None:
+    def __init__(self, collector: Collector) -> None:
         self._by_shard: dict[tuple[str, str, str], float] = defaultdict(float)
         self._helpers: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._losses: dict[str, float] = defaultdict(float)
@@ -140,7 +140,7 @@ def _shard(app: AppSupervisor, shard: SupervisedShard, sums: _Sums) -> dict[str,
     }
 
 
-def _method(name: str, method: Method, steps: int) -> dict[str, Any]:
+def _method(name: str, method: MethodHistory, steps: int) -> dict[str, Any]:
     latest = list(method.steps)[-RECENT_S:]
     seconds = max(1, len(latest))
     return {
@@ -148,14 +148,14 @@ def _method(name: str, method: Method, steps: int) -> dict[str, Any]:
         "now": {
             "calls": sum(step.calls for step in latest) / seconds,
             "errors": sum(step.errors for step in latest) / seconds,
-            **_quantiles(method.over(RECENT_S)),
+            **_quantiles(method.merged(RECENT_S)),
         },
         "steps": [_step(step) for step in list(method.steps)[-steps:]],
     }
 
 
 def _step(step: Step) -> dict[str, Any]:
-    return {"at": step.at_s, "calls": step.calls, "errors": step.errors, **_quantiles(step.spread)}
+    return {"at": step.at_s, "calls": step.calls, "errors": step.errors, **_quantiles(step.durations)}
 
 
 def _quantiles(spread: Buckets) -> dict[str, float]:

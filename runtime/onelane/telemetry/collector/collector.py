@@ -1,7 +1,7 @@
-"""What all shards have moved out, added up: statistics, traces, logs. Owned by the supervisor.
+"""The supervisor's end of telemetry: takes the reports of all shards, adds up their metrics, and exports to the sinks.
 
-Promises: a report counts once; what a shard left behind when it died is known as a gap; each span and each record goes
-to every sink once.
+Promises: a report counts once; a shard that dies with unreported counts is counted as a gap; each span and each log
+record goes to every sink once.
 """
 
 import logging
@@ -14,15 +14,15 @@ from typing import Any
 from onelane.config import App, Config
 from onelane.telemetry import logs
 from onelane.telemetry.codec import point_from_proto
-from onelane.telemetry.collector.history import DURATION, History
-from onelane.telemetry.collector.recent_traces import Recent
-from onelane.telemetry.collector.sequence import Received
-from onelane.telemetry.collector.tail_sampling import Owned, Rule, Tail
+from onelane.telemetry.collector.history import SERVER_DURATION, History
+from onelane.telemetry.collector.recent_traces import RecentTraces
+from onelane.telemetry.collector.sequence import ReportSequence
+from onelane.telemetry.collector.tail_sampling import ShardSpan, TailRule, TailSampler
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.hot_keys import HotKey
 from onelane.telemetry.sinks import Sink
-from onelane.telemetry.spans import Packed, SpanRecord
+from onelane.telemetry.spans import PackedSpans, SpanRecord
 from onelane.telemetry.stats import DROPPED, Attributes, Instrument, Point
 from onelane.v1 import control_pb2
 
@@ -32,32 +32,34 @@ GAPS = Instrument("onelane.reports.gaps", "{gap}", "Shards that died with what t
 HELD = Instrument("onelane.telemetry.held", "{span}", "Spans that wait until it is known whether they are kept")
 
 
-class Gathering:
-    """See the module."""
+class Collector:
+    """See the module. Owned by the supervisor."""
 
     def __init__(self, config: Config, sinks: Sequence[Sink], *, logs_too: bool = False) -> None:
-        """logs_too: what the supervisor itself logs goes to the sinks as well."""
+        """logs_too: export the supervisor's own log records as well."""
         self.totals = Totals()
         self.history = History()
-        self.recent = Recent()
+        self.recent_traces = RecentTraces()
         self.hot_keys: dict[str, dict[str, list[HotKey]]] = {}
-        """App → shard → its most asked keys."""
+        """App → shard → its most requested keys."""
         self.sinks = sinks
         self._per_shard = config.per_shard_series
-        self._tail = Tail({name: rule for name, app in config.apps.items() if (rule := rule_of(app)) is not None})
-        self._slowest = {
+        self._tail_sampler = TailSampler(
+            {name: rule for name, app in config.apps.items() if (rule := tail_rule_of(app)) is not None}
+        )
+        self._slow_shares = {
             name: app.tail.slowest for name, app in config.apps.items() if app.tail is not None and app.tail.slowest
         }
-        self._lost: Counter[tuple[str, str]] = Counter()
-        self._own_logs = logs.MovedLogs("") if logs_too else None
+        self._losses: Counter[tuple[str, str]] = Counter()
+        self._own_logs = logs.LogBuffer("") if logs_too else None
         if self._own_logs is not None:
             logging.getLogger().addHandler(self._own_logs)
 
-    # What shards say
+    # Reports of shards
 
-    def report(self, source: Attributes, received: Received, report: control_pb2.Report) -> bool:
-        """Take one report; False where it has been taken already."""
-        lost = received.take(report.seq, final=report.final)
+    def receive(self, source: Attributes, sequence: ReportSequence, report: control_pb2.Report) -> bool:
+        """Add one report of the shard `source`; False where it was received before."""
+        lost = sequence.take(report.seq, final=report.final)
         if lost is None:
             return False
         if lost:
@@ -65,50 +67,50 @@ class Gathering:
         self.totals.add(map(point_from_proto, report.points), extra=source)
         app, shard = (value for _, value in source)
         if report.spans:
-            self._take_spans(app, shard, Packed(report.spans))
+            self._add_spans(app, shard, PackedSpans(report.spans))
         if report.logs:
-            records = logs.unpack(report.logs)
+            records = logs.unpack_logs(report.logs)
             for sink in self.sinks:
                 sink.logs(app, shard, records)
         if report.hot_keys:
             self.hot_keys.setdefault(app, {})[shard] = [HotKey(k.key, k.calls, k.error) for k in report.hot_keys]
         return True
 
-    def ended(self, source: Attributes, received: Received) -> None:
-        """A shard's life is over."""
-        if received.newest and not received.is_final:
+    def end_incarnation(self, source: Attributes, sequence: ReportSequence) -> None:
+        """Forget the gauges and hot keys of a shard's process that ended; without its final report, count a gap."""
+        if sequence.newest and not sequence.is_final:
             self.count(GAPS, 1, source)
-        self.totals.drop_standing(source)
+        self.totals.drop_instantaneous(source)
         app, shard = (value for _, value in source)
         self.hot_keys.get(app, {}).pop(shard, None)
 
     def count(self, instrument: Instrument, amount: float, source: Attributes) -> None:
-        """Count something that the supervisor itself has seen."""
+        """Add `amount` to a counter of the supervisor's own."""
         self.totals.add([Point(instrument, "counter", (), amount)], extra=source)
 
-    def _take_spans(self, app: str, shard: str, spans: Packed) -> None:
+    def _add_spans(self, app: str, shard: str, spans: PackedSpans) -> None:
         now = time.monotonic()
-        if app not in self._tail.rules:
-            # What is not sampled has not come: the batch goes on as it is.
-            self._hand_on(app, shard, spans, now)
+        if app not in self._tail_sampler.rules:
+            # Without tail sampling a shard reports sampled spans alone, so the batch stays packed.
+            self._export_spans(app, shard, spans, now)
             return
-        kept = self._tail.sift([Owned(app, shard, span) for span in spans], now)
-        for (of, by), several in groupby(kept, lambda one: (one.app, one.shard)):
-            self._hand_on(of, by, [one.span for one in several], now)
+        exported = self._tail_sampler.filter([ShardSpan(app, shard, span) for span in spans], now)
+        for (owner_app, owner_shard), group in groupby(exported, lambda shard_span: (shard_span.app, shard_span.shard)):
+            self._export_spans(owner_app, owner_shard, [shard_span.span for shard_span in group], now)
 
-    def _hand_on(self, app: str, shard: str, spans: Sequence[SpanRecord], now: float) -> None:
-        self.recent.add(app, shard, spans, now)
+    def _export_spans(self, app: str, shard: str, spans: Sequence[SpanRecord], now: float) -> None:
+        self.recent_traces.add(app, shard, spans, now)
         for sink in self.sinks:
             sink.spans(app, shard, spans)
 
-    # What goes out
+    # Export
 
     def points(self, *, sums: bool = False) -> list[Point]:
-        """All series as they stand. sums: of each app, not of each shard."""
+        """All series, cumulative. sums: one series per app instead of one per shard."""
         return self.totals.points(without="" if self._per_shard and not sums else "onelane.shard")
 
-    def feed(self) -> None:
-        """Give the sinks all series as they stand, and what the supervisor has logged."""
+    def export(self) -> None:
+        """Export all series, and the supervisor's own log records, to the sinks."""
         self._count_losses()
         if self._own_logs is not None and (records := self._own_logs.take()):
             for sink in self.sinks:
@@ -118,40 +120,40 @@ class Gathering:
             sink.points(points)
 
     def step(self) -> None:
-        """What is to be done every second."""
+        """Advance the history, the tail sampler and the export; called every second."""
         series: list[tuple[Attributes, Buckets]] = [
-            row for rows in self.totals.by(DURATION, "rpc.method").values() for row in rows
+            row for rows in self.totals.series_by(SERVER_DURATION, "rpc.method").values() for row in rows
         ]
         self.history.step(series, time.time(), time.monotonic())
-        for app, share in self._slowest.items():
-            self._tail.slow[app] = self.history.slow(app, share)
-        self._tail.forget(time.monotonic())
-        self.feed()
+        for app, share in self._slow_shares.items():
+            self._tail_sampler.slow[app] = self.history.slow(app, share)
+        self._tail_sampler.expire(time.monotonic())
+        self.export()
 
     def _count_losses(self) -> None:
-        found: Counter[tuple[str, str]] = Counter()
+        losses: Counter[tuple[str, str]] = Counter()
         for sink in self.sinks:
-            found.update(sink.losses())
-        for (signal, reason), count in found.items():
-            if came := count - self._lost[signal, reason]:
+            losses.update(sink.losses())
+        for (signal, reason), count in losses.items():
+            if increase := count - self._losses[signal, reason]:
                 attributes = (("onelane.reason", reason), ("onelane.signal", signal))
-                self.totals.add([Point(DROPPED, "counter", attributes, came)])
-        self._lost = found
-        if self._tail.slow:
-            self.totals.add([Point(HELD, "gauge", (), self._tail.held)])
+                self.totals.add([Point(DROPPED, "counter", attributes, increase)])
+        self._losses = losses
+        if self._tail_sampler.slow:
+            self.totals.add([Point(HELD, "gauge", (), self._tail_sampler.held)])
 
 
-def rule_of(app: App) -> Rule | None:
-    """What an app keeps of what is not sampled."""
-    said = app.tail
-    return None if said is None else Rule(said.errors, said.slower_s)
+def tail_rule_of(app: App) -> TailRule | None:
+    """Which unsampled traces an app exports; None for none of them."""
+    tail = app.tail
+    return None if tail is None else TailRule(tail.errors, tail.slower_s)
 
 
-def hottest(by_shard: Mapping[str, Sequence[HotKey]], number: int) -> list[dict[str, Any]]:
-    """The most asked keys of an app. A key lives in one shard, so there is nothing to add up."""
+def hottest_keys(by_shard: Mapping[str, Sequence[HotKey]], number: int) -> list[dict[str, Any]]:
+    """The most requested keys of an app. A key has one owner, so the counts of shards need no adding up."""
     rows: list[dict[str, Any]] = [
-        {"key": one.key, "calls": one.calls, "error": one.error, "shard": shard}
-        for shard, several in by_shard.items()
-        for one in several
+        {"key": hot.key, "calls": hot.calls, "error": hot.error, "shard": shard}
+        for shard, hot_keys in by_shard.items()
+        for hot in hot_keys
     ]
     return sorted(rows, key=lambda row: row["calls"], reverse=True)[:number]

@@ -1,4 +1,4 @@
-"""The last minutes of every method, second by second: what the page and `onelane top` draw."""
+"""Calls, errors and durations of every method in the last minutes, by second: for the page and `onelane top`."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.stats import Attributes
 
-KEPT = 300
-"""Steps, of a second each."""
-WINDOW = 60
-"""Steps over which the slowest are told from the others."""
-DURATION = "rpc.server.call.duration"
+HISTORY_STEPS = 300
+"""Steps of one second each that are kept."""
+SLOW_WINDOW = 60
+"""Steps over which the quantile of slow calls is computed."""
+SERVER_DURATION = "rpc.server.call.duration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,60 +22,64 @@ class Step:
     """Since the Unix epoch."""
     calls: int
     errors: int
-    spread: Buckets
+    durations: Buckets
 
 
 @dataclass
-class Method:
+class MethodHistory:
     """One method of one app."""
 
-    steps: deque[Step] = field(default_factory=lambda: deque(maxlen=KEPT))
-    _all: Buckets = field(default_factory=lambda: Buckets({}, 0.0))
+    steps: deque[Step] = field(default_factory=lambda: deque(maxlen=HISTORY_STEPS))
+    _totals: Buckets = field(default_factory=lambda: Buckets({}, 0.0))
     _errors: int = 0
 
-    def step(self, at_s: float, seconds: float, now: Buckets, errors: int) -> None:
-        """Take the totals as they stand. seconds: since the last time, to which all is brought."""
-        came = now.minus(self._all)
+    def step(self, at_s: float, seconds: float, totals: Buckets, errors: int) -> None:
+        """Append a step from cumulative totals. seconds: since the last step; the counts are scaled to one second."""
+        durations = totals.minus(self._totals)
         failed = errors - self._errors
-        self._all, self._errors = now, errors
+        self._totals, self._errors = totals, errors
         scale = max(seconds, 0.001)
-        self.steps.append(Step(at_s, round(came.count / scale), round(failed / scale), came))
+        self.steps.append(Step(at_s, round(durations.count / scale), round(failed / scale), durations))
 
-    def over(self, steps: int) -> Buckets:
-        """All calls of the last so many steps."""
-        made = Buckets({}, 0.0)
+    def merged(self, steps: int) -> Buckets:
+        """The durations of all calls in the last `steps` steps."""
+        durations = Buckets({}, 0.0)
         for step in list(self.steps)[-steps:]:
-            made = made.plus(step.spread) if step.calls else made
-        return made
+            durations = durations.plus(step.durations) if step.calls else durations
+        return durations
 
 
 class History:
-    """Every method of every app. Owned by the supervisor."""
+    """The history of every method of every app. Owned by the supervisor."""
 
     def __init__(self) -> None:
-        self.methods: dict[tuple[str, str], Method] = {}
-        """(app, method) → its last minutes."""
-        self._at: float | None = None
+        self.methods: dict[tuple[str, str], MethodHistory] = {}
+        """(app, method) → its history."""
+        self._stepped_at: float | None = None
 
     def step(self, series: Iterable[tuple[Attributes, Buckets]], at_s: float, now: float) -> None:
-        """Take all series of the servers' durations as they stand.
+        """Append a step to every method. series: all cumulative series of `SERVER_DURATION`.
 
-        at_s: since the Unix epoch. now: on a clock that nobody sets.
+        at_s: since the Unix epoch. now: of a monotonic clock.
         """
-        seconds = 1.0 if self._at is None else now - self._at
-        self._at = now
+        seconds = 1.0 if self._stepped_at is None else now - self._stepped_at
+        self._stepped_at = now
         sums: dict[tuple[str, str], tuple[Buckets, int]] = {}
-        for attributes, spread in series:
-            there = dict(attributes)
-            key = (there.get("onelane.app", ""), there.get("rpc.method", ""))
-            before, errors = sums.get(key, (Buckets({}, 0.0), 0))
-            failed = there.get("rpc.response.status_code", "OK") != "OK"
-            sums[key] = (before.plus(spread), errors + spread.count * failed)
-        for key, (spread, errors) in sums.items():
-            self.methods.setdefault(key, Method()).step(at_s, seconds, spread, errors)
+        for attributes, durations in series:
+            values = dict(attributes)
+            key = (values.get("onelane.app", ""), values.get("rpc.method", ""))
+            total, errors = sums.get(key, (Buckets({}, 0.0), 0))
+            failed = values.get("rpc.response.status_code", "OK") != "OK"
+            sums[key] = (total.plus(durations), errors + durations.count * failed)
+        for key, (durations, errors) in sums.items():
+            self.methods.setdefault(key, MethodHistory()).step(at_s, seconds, durations, errors)
 
     def slow(self, app: str, share: float) -> dict[str, float]:
-        """Method → seconds that only `share` of its calls in the last minute took longer than."""
-        found = {name: method.over(WINDOW) for (of, name), method in self.methods.items() if of == app}
-        # Too few say nothing.
-        return {name: spread.quantile(1.0 - share) for name, spread in found.items() if spread.count * share >= 1}
+        """Method → duration in seconds that only `share` of its calls in the last minute exceeded."""
+        by_method = {name: method.merged(SLOW_WINDOW) for (owner, name), method in self.methods.items() if owner == app}
+        # Fewer calls than 1 / share have no such quantile.
+        return {
+            name: durations.quantile(1.0 - share)
+            for name, durations in by_method.items()
+            if durations.count * share >= 1
+        }

@@ -1,22 +1,23 @@
-"""Which reports of a shard are new, and whether all that it counted has come.
+"""The sequence numbers of a shard's reports: which report is new, which are lost, and whether the final one arrived.
 
-A shard numbers its reports from 1 and begins anew with each life. Promises: a report counts once, however often it
-comes; what is missing is known by number, and a life that ended without its last report is known too.
+A shard's process numbers its reports from 1. Promises: a report counts once, however often it arrives; lost reports
+are known by number, and so is a process that ended without its final report.
 """
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Received:
-    """The reports of one shard's life. Owned by its supervisor."""
+class ReportSequence:
+    """The reports received from one process of a shard. Owned by the supervisor."""
 
     newest: int = 0
+    """The number of the last report; 0 before the first."""
     is_final: bool = False
-    """Its last one has come: nothing was left behind."""
+    """The final report arrived: every count was reported."""
 
     def take(self, number: int, *, final: bool = False) -> int | None:
-        """Take a report: how many before it have been lost, or None where it has been counted already."""
+        """Record a report: the number of reports lost before it, or None for a duplicate."""
         if number <= self.newest:
             return None
         lost, self.newest = number - self.newest - 1, number

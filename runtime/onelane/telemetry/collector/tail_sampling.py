@@ -1,8 +1,8 @@
-"""Tail keeping: of the traces that were not sampled, those in which something failed or was slow are exported too.
+"""Tail sampling: of the traces that head sampling left out, those with an error or a slow span are exported too.
 
-The supervisor holds what is not sampled, by trace, until it knows: a child ends before its parent does. So the children
-of a kept call are kept, wherever in the same supervisor's apps they ran.
-Promises: what is held is bounded, the oldest trace goes first; a sampled span is never held.
+A child span ends before its parent, so the supervisor holds unsampled spans by trace until a rule decides. The
+children of a kept call are kept in whichever app of the same supervisor they ran.
+Promises: the number of held spans is bounded, and the oldest trace is dropped first; a sampled span is never held.
 """
 
 from collections import OrderedDict
@@ -13,19 +13,19 @@ from typing import NamedTuple
 from onelane.telemetry.spans import SpanRecord
 
 SETTLE_S = 2.0
-"""How long a trace is held after all of it that is known of came back well: others of it may still be under way."""
+"""How long a trace without open parents is held: spans of other shards may still arrive."""
 HOLD_S = 60.0
-"""How long it is held at most."""
-MAX_KEPT = 50_000
-"""Traces of which it is remembered that they are kept."""
+"""How long a trace with open parents is held at most."""
+MAX_KEPT_TRACES = 50_000
+"""Kept traces whose ids are remembered, so that their later spans are exported too."""
 KEPT_S = 60.0
-"""How long it is remembered that a trace is kept."""
-MAX_HELD = 50_000
-"""Spans that are held at once."""
+"""How long the id of a kept trace is remembered."""
+MAX_HELD_SPANS = 50_000
+"""Spans held at a time."""
 
 
-class Owned(NamedTuple):
-    """A span, and who made it."""
+class ShardSpan(NamedTuple):
+    """A span with the app and the shard that recorded it."""
 
     app: str
     shard: str
@@ -33,16 +33,16 @@ class Owned(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """What an app keeps of what is not sampled."""
+class TailRule:
+    """Which unsampled traces an app exports."""
 
     errors: bool = True
     """Traces with a span that ended in an error."""
     slower_s: float | None = None
-    """Traces with a span that took as long, or longer."""
+    """Traces with a span of this duration or longer."""
 
     def keeps(self, span: SpanRecord, slow: Mapping[str, float]) -> bool:
-        """slow: method → seconds from which a call of it is among the slowest."""
+        """slow: method → duration in seconds above which a call counts as slow."""
         if self.errors and span.error:
             return True
         seconds = span.seconds
@@ -52,75 +52,76 @@ class Rule:
 
 
 @dataclass(slots=True)
-class _Trace:
-    begun: float
-    until: float = 0.0
-    spans: list[Owned] = field(default_factory=list)
+class _HeldTrace:
+    began: float
+    hold_until: float = 0.0
+    spans: list[ShardSpan] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
-    """Of its spans."""
-    awaited: set[str] = field(default_factory=set)
-    """Ids of spans that others have named as their parents in the same process, and that have not ended."""
+    """Ids of `spans`."""
+    open_parents: set[str] = field(default_factory=set)
+    """Parents of held spans, in the same process, that have not ended."""
 
-    def take(self, one: Owned, now: float) -> None:
-        span = one.span
-        self.spans.append(one)
+    def add(self, shard_span: ShardSpan, now: float) -> None:
+        span = shard_span.span
+        self.spans.append(shard_span)
         self.ids.add(span.span_id)
-        self.awaited.discard(span.span_id)
+        self.open_parents.discard(span.span_id)
         if span.parent_id and not span.remote_parent and span.parent_id not in self.ids:
-            self.awaited.add(span.parent_id)
-        self.until = self.begun + HOLD_S if self.awaited else now + SETTLE_S
+            self.open_parents.add(span.parent_id)
+        self.hold_until = self.began + HOLD_S if self.open_parents else now + SETTLE_S
 
 
-class Tail:
+class TailSampler:
     """See the module. Owned by the supervisor."""
 
-    def __init__(self, rules: Mapping[str, Rule], *, max_held: int = MAX_HELD) -> None:
+    def __init__(self, rules: Mapping[str, TailRule], *, max_held: int = MAX_HELD_SPANS) -> None:
         """rules: by app."""
         self.rules = rules
         self._max_held = max_held
-        self._traces: OrderedDict[str, _Trace] = OrderedDict()
+        self._traces: OrderedDict[str, _HeldTrace] = OrderedDict()
         self._kept: OrderedDict[str, float] = OrderedDict()
         self.slow: dict[str, dict[str, float]] = {app: {} for app in rules}
-        """App → method → seconds from which a call is among the slowest."""
+        """App → method → duration in seconds above which a call counts as slow."""
         self.held = 0
+        """Spans held now."""
 
-    def sift(self, spans: Iterable[Owned], now: float) -> list[Owned]:
-        """What of these, and of those held, is to be exported now."""
-        out: list[Owned] = []
-        for one in spans:
-            span = one.span
+    def filter(self, spans: Iterable[ShardSpan], now: float) -> list[ShardSpan]:
+        """The spans to export now, of `spans` and of those held; the others are held."""
+        exported: list[ShardSpan] = []
+        for shard_span in spans:
+            span = shard_span.span
             if span.sampled or span.trace_id in self._kept:
-                out.append(one)
-            elif self.rules.get(one.app, _NOTHING).keeps(span, self.slow.get(one.app, {})):
+                exported.append(shard_span)
+            elif self.rules.get(shard_span.app, _KEEP_NONE).keeps(span, self.slow.get(shard_span.app, {})):
                 self._keep(span.trace_id, now)
-                out += self._release(span.trace_id)
-                out.append(one)
+                exported += self._release(span.trace_id)
+                exported.append(shard_span)
             else:
-                self._hold(one, now)
+                self._hold(shard_span, now)
         while self.held > self._max_held:
             self._release(next(iter(self._traces)))
-        return out
+        return exported
 
-    def forget(self, now: float) -> None:
-        """Let go of what has been held long enough; to be called every second or so."""
-        for trace_id in [i for i, trace in self._traces.items() if trace.until <= now]:
+    def expire(self, now: float) -> None:
+        """Drop the traces whose time is up, unexported; to be called about every second."""
+        for trace_id in [i for i, trace in self._traces.items() if trace.hold_until <= now]:
             self._release(trace_id)
         while self._kept and next(iter(self._kept.values())) <= now:
             self._kept.popitem(last=False)
 
-    def _hold(self, one: Owned, now: float) -> None:
-        trace = self._traces.get(one.span.trace_id)
+    def _hold(self, shard_span: ShardSpan, now: float) -> None:
+        trace = self._traces.get(shard_span.span.trace_id)
         if trace is None:
-            trace = self._traces[one.span.trace_id] = _Trace(now)
-        trace.take(one, now)
+            trace = self._traces[shard_span.span.trace_id] = _HeldTrace(now)
+        trace.add(shard_span, now)
         self.held += 1
 
     def _keep(self, trace_id: str, now: float) -> None:
-        if len(self._kept) >= MAX_KEPT:
+        if len(self._kept) >= MAX_KEPT_TRACES:
             self._kept.popitem(last=False)
         self._kept[trace_id] = now + KEPT_S
 
-    def _release(self, trace_id: str) -> list[Owned]:
+    def _release(self, trace_id: str) -> list[ShardSpan]:
         trace = self._traces.pop(trace_id, None)
         if trace is None:
             return []
@@ -128,4 +129,4 @@ class Tail:
         return trace.spans
 
 
-_NOTHING = Rule(errors=False)
+_KEEP_NONE = TailRule(errors=False)

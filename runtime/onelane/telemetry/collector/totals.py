@@ -1,8 +1,7 @@
-"""What all shards have counted, added up.
+"""The metrics of all shards, added up.
 
-Promises: series are told apart by name, kind and attributes; there are at most `stats.MAX_SERIES` of one instrument of
-one source, over all of its lives, and what is over that is counted in one. Leaves out: where reports come from, and
-whether they are new; see `reports`.
+Promises: name, kind and attributes identify a series; one instrument of one shard has at most `stats.MAX_SERIES` of
+them, restarts included, and further ones share an overflow series. Leaves out: duplicate reports; see `sequence`.
 """
 
 from collections import Counter, defaultdict
@@ -14,109 +13,110 @@ from typing import Any
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.stats import MAX_SERIES, OVERFLOW, Attributes, Instrument, Point
 
-STANDING = ("gauge", "up_down_counter")
-"""Kinds that say how it is now: they go with the shard that said so."""
-WORST = ("s", "ms", "1")
-"""Units of gauges of which the sum over shards says nothing, and the largest does: how late, how full."""
-Series = tuple[str, str, Attributes]
+INSTANTANEOUS_KINDS = ("gauge", "up_down_counter")
+"""Kinds that describe the present state of a shard, and are forgotten when it ends."""
+MAX_UNITS = ("s", "ms", "1")
+"""Units of gauges that are aggregated over shards by maximum, since their sum means nothing: lags and ratios."""
+SeriesKey = tuple[str, str, Attributes]
 """Name and kind of an instrument, and attributes."""
 
 
 @dataclass
 class Totals:
-    """What all shards together have counted. Owned by the supervisor."""
+    """The cumulative series of all shards. Owned by the supervisor."""
 
-    _values: dict[Series, float | Buckets] = field(default_factory=dict)
+    _values: dict[SeriesKey, float | Buckets] = field(default_factory=dict)
     _instruments: dict[tuple[str, str], Instrument] = field(default_factory=dict)
-    """As they were described last: a description may change with a release, and is no other series then."""
+    """(name, kind) → its newest description: a changed description makes no new series."""
     _sizes: Counter[tuple[str, str, Attributes]] = field(default_factory=Counter)
-    """Series of one instrument of one source."""
+    """(name, kind, source) → number of series."""
 
     def add(self, points: Iterable[Point], *, extra: Attributes = ()) -> None:
-        """Add what was taken; `extra` attributes (app, shard) tell the sources apart."""
+        """Add points of one shard, whose app and name are the attributes `extra`."""
         for point in points:
             self._add(point, extra)
 
     def _add(self, point: Point, extra: Attributes) -> None:
         name, kind = point.instrument.name, point.kind
-        key = (name, kind, _sorted(point.attributes, extra))
-        before = self._values.get(key)
+        key = (name, kind, _sorted_attributes(point.attributes, extra))
+        total = self._values.get(key)
         if kind == "gauge" and isnan(point.value):  # type: ignore[arg-type]
             if self._values.pop(key, None) is not None:
                 self._sizes[name, kind, extra] -= 1
             return
         self._instruments[name, kind] = point.instrument
-        if before is None:
+        if total is None:
             if self._sizes[name, kind, extra] >= MAX_SERIES:
-                key = (name, kind, _sorted(OVERFLOW, extra))
-                before = self._values.get(key)
+                key = (name, kind, _sorted_attributes(OVERFLOW, extra))
+                total = self._values.get(key)
             else:
                 self._sizes[name, kind, extra] += 1
-        self._values[key] = point.value if before is None or kind == "gauge" else added(before, point.value)
+        self._values[key] = point.value if total is None or kind == "gauge" else merged(total, point.value)
 
-    def drop_standing(self, extra: Attributes) -> None:
-        """Forget the gauges and up-down counters of a source that is gone."""
-        gone = [key for key in self._values if key[1] in STANDING and set(extra) <= set(key[2])]
-        for key in gone:
+    def drop_instantaneous(self, extra: Attributes) -> None:
+        """Forget the gauges and up-down counters of a shard that ended."""
+        ended = [key for key in self._values if key[1] in INSTANTANEOUS_KINDS and set(extra) <= set(key[2])]
+        for key in ended:
             del self._values[key]
-        for size in [size for size in self._sizes if size[1] in STANDING and size[2] == extra]:
+        for size in [size for size in self._sizes if size[1] in INSTANTANEOUS_KINDS and size[2] == extra]:
             del self._sizes[size]
 
     def points(self, *, without: str = "") -> list[Point]:
-        """All series as they stand, cumulative.
+        """All series, cumulative.
 
-        without: the name of an attribute; series that differ in nothing else are added up, of gauges whose sum says
-            nothing (see `WORST`) the largest counts.
+        without: an attribute to remove; series that differ in nothing else are added up, or aggregated by maximum (see
+            `MAX_UNITS`).
         """
-        values = self._without(without) if without else self._values
+        values = self._merged_without(without) if without else self._values
         return [
             Point(self._instruments[name, kind], kind, attributes, value)
             for (name, kind, attributes), value in values.items()
         ]
 
-    def _without(self, attribute: str) -> dict[Series, float | Buckets]:
-        made: dict[Series, float | Buckets] = {}
+    def _merged_without(self, attribute: str) -> dict[SeriesKey, float | Buckets]:
+        aggregated: dict[SeriesKey, float | Buckets] = {}
         for (name, kind, attributes), value in self._values.items():
             key = (name, kind, tuple(pair for pair in attributes if pair[0] != attribute))
-            is_worst = kind == "gauge" and self._instruments[name, kind].unit in WORST
-            before = made.get(key)
-            if before is None:
-                made[key] = value
+            is_maximum = kind == "gauge" and self._instruments[name, kind].unit in MAX_UNITS
+            total = aggregated.get(key)
+            if total is None:
+                aggregated[key] = value
             else:
-                made[key] = max(before, value) if is_worst else added(before, value)  # type: ignore[type-var]
-        return made
+                aggregated[key] = max(total, value) if is_maximum else merged(total, value)  # type: ignore[type-var]
+        return aggregated
 
     def sum_of(self, name: str, extra: Attributes = ()) -> float:
-        """The sum over all series of one name, no histogram, that have the attributes `extra`."""
-        return sum(value for value in self._of(name, extra) if not isinstance(value, Buckets))
+        """The sum over all series of `name`, histograms excepted, that have the attributes `extra`."""
+        return sum(value for value in self._values_of(name, extra) if not isinstance(value, Buckets))
 
-    def spread_of(self, name: str, extra: Attributes = ()) -> Buckets:
-        """The buckets of a histogram, over all its series that have the attributes `extra`."""
-        made = Buckets({}, 0.0)
-        for value in self._of(name, extra):
-            made = made.plus(value) if isinstance(value, Buckets) else made
-        return made
+    def buckets_of(self, name: str, extra: Attributes = ()) -> Buckets:
+        """The merged buckets of all series of the histogram `name` that have the attributes `extra`."""
+        buckets = Buckets({}, 0.0)
+        for value in self._values_of(name, extra):
+            buckets = buckets.plus(value) if isinstance(value, Buckets) else buckets
+        return buckets
 
-    def by(self, name: str, attribute: str, extra: Attributes = ()) -> dict[str, list[tuple[Attributes, Any]]]:
-        """The series of one name that have `extra`, by the value of one attribute."""
-        found: dict[str, list[tuple[Attributes, Any]]] = defaultdict(list)
-        for (of, _, attributes), value in self._values.items():
-            if of == name and set(extra) <= set(attributes):
-                found[dict(attributes).get(attribute, "")].append((attributes, value))
-        return found
+    def series_by(self, name: str, attribute: str, extra: Attributes = ()) -> dict[str, list[tuple[Attributes, Any]]]:
+        """The series of `name` that have the attributes `extra`, grouped by the value of `attribute`."""
+        groups: dict[str, list[tuple[Attributes, Any]]] = defaultdict(list)
+        for (series_name, _, attributes), value in self._values.items():
+            if series_name == name and set(extra) <= set(attributes):
+                groups[dict(attributes).get(attribute, "")].append((attributes, value))
+        return groups
 
-    def _of(self, name: str, extra: Attributes) -> Iterable[float | Buckets]:
-        wanted = set(extra)
-        for (of, _, attributes), value in self._values.items():
-            if of == name and wanted <= set(attributes):
+    def _values_of(self, name: str, extra: Attributes) -> Iterable[float | Buckets]:
+        required = set(extra)
+        for (series_name, _, attributes), value in self._values.items():
+            if series_name == name and required <= set(attributes):
                 yield value
 
 
-def _sorted(attributes: Attributes, extra: Attributes) -> Attributes:
+def _sorted_attributes(attributes: Attributes, extra: Attributes) -> Attributes:
     return tuple(sorted((*attributes, *extra)))
 
 
-def added(a: float | Buckets, b: float | Buckets) -> float | Buckets:
+def merged(a: float | Buckets, b: float | Buckets) -> float | Buckets:
+    """The sum of two values of one kind of series."""
     if isinstance(a, Buckets):
         assert isinstance(b, Buckets)
         return a.plus(b)

@@ -17,26 +17,26 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from onelane.core.context import bound_shard
-from onelane.telemetry.stats import MAX_SERIES, Attributes, Gauge, Stats, attributes_of, number_of
+from onelane.telemetry.stats import MAX_SERIES, Attributes, Gauge, Stats, attributes_of, finite_float
 
 log = logging.getLogger("onelane.metering")
-MAX_WAITING = 10_000
+MAX_QUEUED_COUNTS = 10_000
 """Counts of other threads that wait for the tick; with more, the oldest are lost."""
-EVERY_S = 1.0
+OBSERVE_INTERVAL_S = 1.0
 """How often the callbacks of observable instruments are asked."""
 OPTIONS = CallbackOptions()
 Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 @dataclass(slots=True)
-class _Observed:
+class _ObservedCallback:
     """One callback of an observable instrument."""
 
     key: Any
     callback: Callback
-    seen: dict[Attributes, float] = field(default_factory=dict)
+    last_values: dict[Attributes, float] = field(default_factory=dict)
     """What it has said last; at most `MAX_SERIES`."""
-    is_well: bool = True
+    is_healthy: bool = True
 
 
 class Bridge:
@@ -45,18 +45,18 @@ class Bridge:
     def __init__(self, stats: Stats, now: Callable[[], float]) -> None:
         self._stats = stats
         self._now = now
-        self._lane = threading.get_ident()
-        self._others: deque[tuple[Any, float, Mapping[str, Any] | None]] = deque(maxlen=MAX_WAITING)
-        self._made: dict[Any, Any] = {}
-        self._observed: list[_Observed] = []
+        self._lane_thread = threading.get_ident()
+        self._queued_counts: deque[tuple[Any, float, Mapping[str, Any] | None]] = deque(maxlen=MAX_QUEUED_COUNTS)
+        self._instruments: dict[Any, Any] = {}
+        self._callbacks: list[_ObservedCallback] = []
         self._refused: set[Any] = set()
-        self._asked_at = float("-inf")
+        self._observed_at = float("-inf")
         stats.before_take(self._before_take)
 
     def count(self, key: Any, amount: float, attributes: Mapping[str, Any] | None) -> None:
         """key: kind, name, unit and description of the instrument. Raises nothing: a library has no use for it."""
-        if threading.get_ident() != self._lane:
-            self._others.append((key, amount, dict(attributes) if attributes else None))
+        if threading.get_ident() != self._lane_thread:
+            self._queued_counts.append((key, amount, dict(attributes) if attributes else None))
             return
         try:
             self._count(key, amount, attributes)
@@ -64,13 +64,13 @@ class Bridge:
             self._refuse(key, error)
 
     def _count(self, key: Any, amount: float, attributes: Mapping[str, Any] | None) -> None:
-        number = number_of(amount)
+        number = finite_float(amount)
         if number is None:
             raise ValueError(f"{key[1]} cannot count {amount!r}, expected a finite number")
         found = self._instrument(key)
         if found is None:
             return
-        cell = found.at(_said(attributes))
+        cell = found.at(_text_attributes(attributes))
         if key[0] == "histogram":
             cell.record(number)
         elif key[0] == "gauge":
@@ -84,56 +84,56 @@ class Bridge:
             log.warning("metering.refused %s", error)
 
     def observe(self, key: Any, callbacks: Sequence[Any]) -> None:
-        self._observed += [_Observed(key, callback) for callback in callbacks]
+        self._callbacks += [_ObservedCallback(key, callback) for callback in callbacks]
 
     def _instrument(self, key: Any) -> Any:
-        if key not in self._made:
+        if key not in self._instruments:
             kind, name, unit, description = key
             try:
-                self._made[key] = getattr(self._stats, kind)(name, unit=unit, description=description)
+                self._instruments[key] = getattr(self._stats, kind)(name, unit=unit, description=description)
             except ValueError as error:
                 log.warning("metering.refused %s", error)
-                self._made[key] = None
-        return self._made[key]
+                self._instruments[key] = None
+        return self._instruments[key]
 
     def _before_take(self) -> None:
         # Those that are there now: others may go on counting meanwhile.
-        for _ in range(len(self._others)):
-            self.count(*self._others.popleft())
-        if self._observed and self._now() - self._asked_at >= EVERY_S:
-            self._asked_at = self._now()
-            for one in self._observed:
-                self._ask(one)
+        for _ in range(len(self._queued_counts)):
+            self.count(*self._queued_counts.popleft())
+        if self._callbacks and self._now() - self._observed_at >= OBSERVE_INTERVAL_S:
+            self._observed_at = self._now()
+            for one in self._callbacks:
+                self._run_callback(one)
 
-    def _ask(self, one: _Observed) -> None:
+    def _run_callback(self, one: _ObservedCallback) -> None:
         try:
-            found = {attributes_of(_said(said.attributes)): said.value for said in one.callback(OPTIONS)}
+            found = {attributes_of(_text_attributes(said.attributes)): said.value for said in one.callback(OPTIONS)}
         except Exception:
-            if one.is_well:
+            if one.is_healthy:
                 log.exception("metering.callback_failed instrument=%s it is asked again", one.key[1])
-            one.is_well = False
+            one.is_healthy = False
             return
-        one.is_well = True
+        one.is_healthy = True
         for attributes, value in found.items():
-            self._heard(one, attributes, value)
+            self._add_observation(one, attributes, value)
         if one.key[0] != "counter":
-            for attributes in one.seen.keys() - found.keys():
-                self._gone(one, attributes)
+            for attributes in one.last_values.keys() - found.keys():
+                self._forget_series(one, attributes)
 
-    def _heard(self, one: _Observed, attributes: Attributes, value: Any) -> None:
+    def _add_observation(self, one: _ObservedCallback, attributes: Attributes, value: Any) -> None:
         """The callback says how it stands; the statistics take what was added."""
-        number = number_of(value)
-        if number is None or (attributes not in one.seen and len(one.seen) >= MAX_SERIES):
+        number = finite_float(value)
+        if number is None or (attributes not in one.last_values and len(one.last_values) >= MAX_SERIES):
             which = f"more than {MAX_SERIES} series" if number is not None else f"{value!r}, expected a finite number"
             self._refuse(one.key, ValueError(f"{one.key[1]} cannot count {which}"))
             return
-        before, one.seen[attributes] = one.seen.get(attributes, 0.0), number
+        before, one.last_values[attributes] = one.last_values.get(attributes, 0.0), number
         has_begun_anew = one.key[0] == "gauge" or (one.key[0] == "counter" and number < before)
         self.count(one.key, number if has_begun_anew else number - before, dict(attributes))
 
-    def _gone(self, one: _Observed, attributes: Attributes) -> None:
+    def _forget_series(self, one: _ObservedCallback, attributes: Attributes) -> None:
         """The callback has nothing to say of these attributes any more."""
-        before = one.seen.pop(attributes)
+        before = one.last_values.pop(attributes)
         instrument = self._instrument(one.key)
         if isinstance(instrument, Gauge):
             instrument.forget(dict(attributes))
@@ -141,15 +141,15 @@ class Bridge:
             self.count(one.key, -before, dict(attributes))
 
 
-def _said(attributes: Mapping[str, Any] | None) -> dict[str, str]:
-    return {str(name): _text(value) for name, value in attributes.items()} if attributes else {}
+def _text_attributes(attributes: Mapping[str, Any] | None) -> dict[str, str]:
+    return {str(name): _value_text(value) for name, value in attributes.items()} if attributes else {}
 
 
-def _text(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-class _Instrument:
+class _LaneInstrument:
     """One instrument of the API, whichever lanes use it."""
 
     kind = ""
@@ -162,35 +162,35 @@ class _Instrument:
             home.bridge.count(self._key, amount, attributes)
 
 
-class LaneCounter(_Instrument, metrics.Counter):
+class LaneCounter(_LaneInstrument, metrics.Counter):
     kind = "counter"
 
     def add(self, amount: float, attributes: Any = None, context: Any = None) -> None:
         self._count(amount, attributes)
 
 
-class LaneUpDownCounter(_Instrument, metrics.UpDownCounter):
+class LaneUpDownCounter(_LaneInstrument, metrics.UpDownCounter):
     kind = "up_down_counter"
 
     def add(self, amount: float, attributes: Any = None, context: Any = None) -> None:
         self._count(amount, attributes)
 
 
-class LaneHistogram(_Instrument, metrics.Histogram):
+class LaneHistogram(_LaneInstrument, metrics.Histogram):
     kind = "histogram"
 
     def record(self, amount: float, attributes: Any = None, context: Any = None) -> None:
         self._count(amount, attributes)
 
 
-class LaneGauge(_Instrument, metrics._Gauge):
+class LaneGauge(_LaneInstrument, metrics._Gauge):
     kind = "gauge"
 
     def set(self, amount: float, attributes: Any = None, context: Any = None) -> None:
         self._count(amount, attributes)
 
 
-class _Observable(_Instrument):
+class _Observable(_LaneInstrument):
     """Asked by the lane in which it was made; made outside of one, by none."""
 
     def __init__(self, name: str, callbacks: Any = None, unit: str = "", description: str = "") -> None:
@@ -251,12 +251,12 @@ class LaneMeterProvider(metrics.MeterProvider):
         return LaneMeter(name)
 
 
-_installed = False
+_is_meter_provider_set = False
 
 
 def install() -> None:
     """Make OpenTelemetry's metrics API speak of this process's lanes; once is enough."""
-    global _installed
-    if not _installed:
-        _installed = True
+    global _is_meter_provider_set
+    if not _is_meter_provider_set:
+        _is_meter_provider_set = True
         metrics.set_meter_provider(LaneMeterProvider())

@@ -21,12 +21,12 @@ from onelane.core.context import AttachedContext, CallContext, bound_shard, curr
 from onelane.core.trace_context import TraceContext
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.tracer import METHOD, Span, Tracer, context_of
-from onelane.telemetry.values import plain, text
+from onelane.telemetry.values import as_text, attribute_value
 
 MAX_ATTRIBUTES = 128
 """Of one span, as in OpenTelemetry's specification; what is over that is dropped."""
 _BAGGAGE = W3CBaggagePropagator()
-_KINDS = {kind: kind.name for kind in SpanKind}
+_KIND_NAMES = {kind: kind.name for kind in SpanKind}
 
 
 def attach(context: Context) -> AttachedContext:
@@ -34,10 +34,10 @@ def attach(context: Context) -> AttachedContext:
     carried: dict[str, str] = {}
     if baggage.get_all(context):
         _BAGGAGE.inject(carried, context)
-    return AttachedContext(context, _ours(trace.get_current_span(context)), carried.get("baggage", ""))
+    return AttachedContext(context, _trace_context_of(trace.get_current_span(context)), carried.get("baggage", ""))
 
 
-def inside(found: AttachedContext, span: SpanRecord) -> AttachedContext:
+def with_current_span(found: AttachedContext, span: SpanRecord) -> AttachedContext:
     """The same, with `span` as the current one."""
     return replace(found, context=trace.set_span_in_context(LaneSpan(span, None), found.context), trace=span.context)
 
@@ -58,12 +58,12 @@ class LaneSpan(trace.Span):
         self._tracer = tracer
 
     @property
-    def onward(self) -> TraceContext | None:
+    def trace_context(self) -> TraceContext | None:
         """What calls made inside carry."""
         return context_of(self._span)
 
     def get_span_context(self) -> SpanContext:
-        found = self.onward
+        found = self.trace_context
         if found is None or not found.trace_id:
             return trace.INVALID_SPAN_CONTEXT
         flags = TraceFlags(TraceFlags.SAMPLED if found.sampled else TraceFlags.DEFAULT)
@@ -71,49 +71,51 @@ class LaneSpan(trace.Span):
         return SpanContext(int(found.trace_id, 16), int(found.span_id, 16), False, flags, state)
 
     def is_recording(self) -> bool:
-        return self._open() is not None
+        return self._open_record() is not None
 
-    def _open(self) -> SpanRecord | None:
+    def _open_record(self) -> SpanRecord | None:
         """Its record, as long as it may be changed."""
         return self._record if self._record is not None and not self._record.end_ns else None
 
     def set_attribute(self, key: str, value: Any) -> None:
         """None says nothing, as in the SDK."""
-        record = self._open()
+        record = self._open_record()
         if record is None or value is None:
             return
-        name, there = text(key), record.attributes or {}
+        name, there = as_text(key), record.attributes or {}
         if name in there or len(there) < MAX_ATTRIBUTES:
-            record.set_attribute(name, plain(value))
+            record.set_attribute(name, attribute_value(value))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         for key, value in attributes.items():
             self.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
-        if (record := self._open()) is not None:
-            record.add_event(text(name), _said(attributes), time.time_ns() if timestamp is None else int(timestamp))
+        if (record := self._open_record()) is not None:
+            record.add_event(
+                as_text(name), _attribute_values(attributes), time.time_ns() if timestamp is None else int(timestamp)
+            )
 
     def add_link(self, context: SpanContext, attributes: Any = None) -> None:
         """What is no valid context is ignored, as in the SDK."""
-        if (record := self._open()) is not None and context is not None and context.is_valid:
-            record.add_link(_context_of(context), _said(attributes))
+        if (record := self._open_record()) is not None and context is not None and context.is_valid:
+            record.add_link(_from_span_context(context), _attribute_values(attributes))
 
     def update_name(self, name: str) -> None:
-        if (record := self._open()) is not None:
+        if (record := self._open_record()) is not None:
             if self._tracer is None:
                 # The call's own, whose method is told by its name.
                 record.set_attribute(METHOD, record.name)
-            record.name = text(name)
+            record.name = as_text(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        record = self._open()
+        record = self._open_record()
         if record is None or record.is_ok:
             return
         code, words = (status.status_code, status.description) if isinstance(status, Status) else (status, description)
         record.is_ok = code is StatusCode.OK
         if code is StatusCode.ERROR:
-            record.error = text(words or "error")
+            record.error = as_text(words or "error")
 
     def record_exception(
         self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False
@@ -126,7 +128,7 @@ class LaneSpan(trace.Span):
         self.add_event("exception", told | dict(attributes or {}), timestamp)
 
     def end(self, end_time: int | None = None) -> None:
-        if self._tracer is not None and (record := self._open()) is not None:
+        if self._tracer is not None and (record := self._open_record()) is not None:
             self._tracer.end(record, at_ns=end_time and int(end_time))
 
     def __exit__(self, kind: Any, error: BaseException | None, trace_: Any) -> None:
@@ -150,11 +152,11 @@ class LaneTracer(trace.Tracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
     ) -> LaneSpan:
-        parent = current_trace() if context is None else _ours(trace.get_current_span(context))
+        parent = current_trace() if context is None else _trace_context_of(trace.get_current_span(context))
         home = bound_shard()
         if home is None:
             return LaneSpan(parent, None)
-        span = home.tracer.start(text(name), _KINDS[kind], parent)
+        span = home.tracer.start(as_text(name), _KIND_NAMES[kind], parent)
         made = LaneSpan(span, home.tracer)
         if attributes:
             made.set_attributes(attributes)
@@ -194,30 +196,30 @@ class LaneTracerProvider(trace.TracerProvider):
         return LaneTracer()
 
 
-_installed = False
+_is_tracer_provider_set = False
 
 
 def install() -> None:
     """Make OpenTelemetry's trace API speak of this process's lanes; once is enough."""
-    global _installed
-    if not _installed:
-        _installed = True
+    global _is_tracer_provider_set
+    if not _is_tracer_provider_set:
+        _is_tracer_provider_set = True
         trace.set_tracer_provider(LaneTracerProvider())
 
 
-def _ours(span: trace.Span) -> TraceContext | None:
+def _trace_context_of(span: trace.Span) -> TraceContext | None:
     """The trace of any span of the API's."""
     if isinstance(span, LaneSpan):
-        return span.onward
+        return span.trace_context
     found = span.get_span_context()
-    return _context_of(found) if found.is_valid else None
+    return _from_span_context(found) if found.is_valid else None
 
 
-def _context_of(found: SpanContext) -> TraceContext:
+def _from_span_context(found: SpanContext) -> TraceContext:
     return TraceContext(
         f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags.sampled, found.trace_state.to_header()
     )
 
 
-def _said(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {text(name): plain(value) for name, value in attributes.items()} if attributes else {}
+def _attribute_values(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {as_text(name): attribute_value(value) for name, value in attributes.items()} if attributes else {}

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.samples import Exemplar
 
-from onelane.telemetry.collector.totals import added
+from onelane.telemetry.collector.totals import merged
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.logs import LogRecord
 from onelane.telemetry.spans import SpanRecord
@@ -26,9 +26,9 @@ _FAMILIES: dict[str, Any] = {
     "histogram": HistogramMetricFamily,
 }
 _UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "1": "ratio"}
-SECONDS = tuple(2.0**n for n in range(-14, 7))
+SECONDS_BOUNDS = tuple(2.0**n for n in range(-14, 7))
 """Bounds of what is in seconds, 61 µs to 64 s. Powers of two, because there the counts are exact."""
-OTHERS = tuple(2.0**n for n in range(31))
+OTHER_BOUNDS = tuple(2.0**n for n in range(31))
 """Bounds of everything else, 1 to 2^30."""
 
 
@@ -37,7 +37,7 @@ class PrometheusSink:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._points: Sequence[Point] = ()
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -71,8 +71,8 @@ class PrometheusSink:
             family = families.setdefault(name, _Family(point.instrument, point.kind))
             if family.kind == point.kind:
                 family.add(point)
-            elif name not in self._told:
-                self._told.add(name)
+            elif name not in self._warned:
+                self._warned.add(name)
                 log.warning(
                     "prometheus.left_out %s %s is %s here, as %s is a %s",
                     *(point.kind, point.instrument.name, name),
@@ -100,7 +100,7 @@ def _label_of(attribute: str, kind: str) -> str:
     return f"_{label}" if label[:1].isdigit() else label
 
 
-def _labels_of(point: Point) -> tuple[tuple[str, str], ...]:
+def _joined_labels(point: Point) -> tuple[tuple[str, str], ...]:
     """Attributes that become one label are joined, as OpenTelemetry's rules have it."""
     made: dict[str, str] = {}
     for name, value in point.attributes:
@@ -118,15 +118,15 @@ class _Family:
     series: dict[tuple[tuple[str, str], ...], float | Buckets] = field(default_factory=dict)
 
     def add(self, point: Point) -> None:
-        labels = _labels_of(point)
+        labels = _joined_labels(point)
         before = self.series.get(labels)
-        self.series[labels] = point.value if before is None else added(before, point.value)
+        self.series[labels] = point.value if before is None else merged(before, point.value)
 
     def metric(self, name: str) -> Metric:
         labels = sorted({label for row in self.series for label, _ in row})
         text = self.instrument.description or self.instrument.name
         family: Any = _FAMILIES[self.kind](name, text, labels=labels)
-        bounds = SECONDS if self.instrument.unit == "s" else OTHERS
+        bounds = SECONDS_BOUNDS if self.instrument.unit == "s" else OTHER_BOUNDS
         for row, value in self.series.items():
             there = dict(row)
             values = [there.get(label, "") for label in labels]
@@ -139,17 +139,17 @@ class _Family:
 
 
 def _cumulative(spread: Buckets, bounds: Sequence[float]) -> list[tuple[str, float, Exemplar | None]]:
-    counts = [*spread.at_or_below(bounds), spread.count]
+    counts = [*spread.cumulative_counts(bounds), spread.count]
     ends = [*bounds, float("inf")]
     rows: list[tuple[str, float, Exemplar | None]] = []
     below = -1.0
     for end, count in zip(ends, counts, strict=True):
-        rows.append(("+Inf" if end == ends[-1] else repr(end), count, _exemplar(spread, below, end)))
+        rows.append(("+Inf" if end == ends[-1] else repr(end), count, _exemplar_between(spread, below, end)))
         below = end
     return rows
 
 
-def _exemplar(spread: Buckets, above: float, to: float) -> Exemplar | None:
+def _exemplar_between(spread: Buckets, above: float, to: float) -> Exemplar | None:
     for one in reversed(spread.exemplars):
         if above < one.value <= to:
             return Exemplar({"trace_id": one.trace_id, "span_id": one.span_id}, one.value, one.at_ns / 1e9)

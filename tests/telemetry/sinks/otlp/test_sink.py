@@ -13,15 +13,24 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.errors import BadConfig
-from onelane.telemetry.logs import pack as pack_logs
+from onelane.telemetry.logs import pack_logs
 from onelane.telemetry.sinks.otlp.encode import Encoder
 from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
-from onelane.telemetry.sinks.otlp.queue import CLOSED, MAX_BATCH, MAX_PARCEL, REFUSED, Bounds, Outbox, Parcel, parcels
+from onelane.telemetry.sinks.otlp.queue import (
+    CLOSED,
+    MAX_BATCH_BYTES,
+    MAX_CHUNK_BYTES,
+    REFUSED,
+    Chunk,
+    ExportQueue,
+    QueueLimits,
+    chunks,
+)
 from onelane.telemetry.sinks.otlp.sink import OtlpSink, interval_s
 from onelane.telemetry.sinks.otlp.target import target_of
-from onelane.telemetry.spans import Packed, SpanRecord, pack
+from onelane.telemetry.spans import PackedSpans, SpanRecord, pack_spans
 from onelane.telemetry.stats import Instrument, Point
-from onelane.telemetry.tracer import told
+from onelane.telemetry.tracer import all_attributes
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -122,7 +131,7 @@ def spans_(draw: st.DrawFn) -> SpanRecord:
 
 @given(st.lists(spans_(), max_size=5))
 def test_what_is_encoded_in_parts_is_read_as_a_whole(several: list[SpanRecord]) -> None:
-    encoded, left_out = Encoder("i", 0).traces([Parcel(("lobby", "lobby-0"), pack(several * 2), 2 * len(several))])
+    encoded, left_out = Encoder("i", 0).traces([Chunk(("lobby", "lobby-0"), pack_spans(several * 2), 2 * len(several))])
     assert left_out == 0
     request = ExportTraceServiceRequest.FromString(encoded)
     found = [span for resource in request.resource_spans for span in resource.scope_spans[0].spans]
@@ -135,7 +144,7 @@ def test_what_is_encoded_in_parts_is_read_as_a_whole(several: list[SpanRecord]) 
         assert span.flags == one.sampled | 0x100 | (0x200 if one.remote_parent else 0)
         assert span.status.code == (2 if one.error else 1 if one.is_ok else 0)
         assert span.status.message == one.error
-        assert {pair.key for pair in span.attributes} == set(told(one, "lobby-0"))
+        assert {pair.key for pair in span.attributes} == set(all_attributes(one, "lobby-0"))
         assert [(link.trace_id.hex(), link.span_id.hex(), link.trace_state) for link in span.links] == [
             link[:3] for link in one.links or ()
         ]
@@ -145,8 +154,8 @@ def test_what_is_encoded_in_parts_is_read_as_a_whole(several: list[SpanRecord]) 
 def test_a_span_that_cannot_be_written_costs_no_other_and_is_counted() -> None:
     odd = [SpanRecord("1" * 32, "2" * 16, "", "odd", "SERVER", start) for start in (-1, 2**70, 1.5)]  # type: ignore[arg-type]
     odd.append(SpanRecord("no hex", "2" * 16, "", "odd", "SERVER", 1))
-    packed = pack([*odd, SPAN])
-    encoded, left_out = Encoder("i", 0).traces([Parcel(("lobby", "lobby-0"), packed, 5)])
+    packed = pack_spans([*odd, SPAN])
+    encoded, left_out = Encoder("i", 0).traces([Chunk(("lobby", "lobby-0"), packed, 5)])
     (resource,) = ExportTraceServiceRequest.FromString(encoded).resource_spans
     assert [span.name for span in resource.scope_spans[0].spans] == ["a/B"]
     assert left_out == 4
@@ -154,7 +163,7 @@ def test_a_span_that_cannot_be_written_costs_no_other_and_is_counted() -> None:
 
 def test_a_log_record_that_cannot_be_written_costs_no_other_and_is_counted() -> None:
     packed = pack_logs([RECORD._replace(trace_id="no hex"), RECORD])
-    encoded, left_out = Encoder("i", 0).logs([Parcel(("lobby", "lobby-0"), packed, 2)])
+    encoded, left_out = Encoder("i", 0).logs([Chunk(("lobby", "lobby-0"), packed, 2)])
     (resource,) = ExportLogsServiceRequest.FromString(encoded).resource_logs
     assert [record.body.string_value for record in resource.scope_logs[0].log_records] == [RECORD.text]
     assert left_out == 1
@@ -168,7 +177,7 @@ async def test_what_cannot_be_written_counts_as_refused(collector: Receiver) -> 
     assert [span.name for span in collector.spans()] == ["a/B"]
 
 
-@pytest.mark.parametrize("make", [list, lambda several: Packed(pack(several))])
+@pytest.mark.parametrize("make", [list, lambda several: PackedSpans(pack_spans(several))])
 def test_what_is_too_much_at_once_goes_in_several_batches(make: Any) -> None:
     def big(size: int) -> SpanRecord:
         made = SpanRecord(TRACE_ID, SPAN_ID, "", f"{size}", "SERVER", 1_000)
@@ -176,19 +185,19 @@ def test_what_is_too_much_at_once_goes_in_several_batches(make: Any) -> None:
         return made
 
     several = [*(big(n) for n in range(1500)), *(big(300_000 + n) for n in range(8)), big(5 << 20), SPAN]
-    made = list(parcels(("lobby", "lobby-0"), make(several), pack, 512))
-    assert [span.name for parcel in made for span in Packed(parcel.packed)] == [span.name for span in several]
-    assert all(parcel.count == len(Packed(parcel.packed)) <= 512 for parcel in made)
-    assert [parcel.count for parcel in made if len(parcel.packed) > MAX_PARCEL] == [1]
-    box = Outbox(Bounds(10_000, 2048, 1.0), Random(1))
-    for parcel in made:
-        box.put(parcel, 0.0)
+    made = list(chunks(("lobby", "lobby-0"), make(several), pack_spans, 512))
+    assert [span.name for chunk in made for span in PackedSpans(chunk.packed)] == [span.name for span in several]
+    assert all(chunk.count == len(PackedSpans(chunk.packed)) <= 512 for chunk in made)
+    assert [chunk.count for chunk in made if len(chunk.packed) > MAX_CHUNK_BYTES] == [1]
+    box = ExportQueue(QueueLimits(10_000, 2048, 1.0), Random(1))
+    for chunk in made:
+        box.put(chunk, 0.0)
     batches = []
     while box.due_at() is not None:
-        batches.append(list(box.begin()))
-        box.sent(0.0)
-    assert [parcel for batch in batches for parcel in batch] == made
-    assert all(len(batch) == 1 or sum(len(one.packed) for one in batch) <= MAX_BATCH for batch in batches)
+        batches.append(list(box.begin_batch()))
+        box.acknowledge(0.0)
+    assert [chunk for batch in batches for chunk in batch] == made
+    assert all(len(batch) == 1 or sum(len(one.packed) for one in batch) <= MAX_BATCH_BYTES for batch in batches)
 
 
 @pytest.mark.slow

@@ -23,24 +23,24 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.resources import Resource as SdkResource
 
-from onelane.telemetry import logs as moved_logs
+from onelane.telemetry import logs as log_records
 from onelane.telemetry import spans
 from onelane.telemetry.histogram import MAX_EXPORTED, Buckets, Exemplar
-from onelane.telemetry.sinks.otlp.queue import Parcel
+from onelane.telemetry.sinks.otlp.queue import Chunk
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Attributes, Instrument, Point
-from onelane.telemetry.tracer import told
+from onelane.telemetry.tracer import all_attributes
 
 SCOPE = InstrumentationScope(name="onelane", version=version("onelane"))
-IDENTITY = ("onelane.app", "onelane.shard")
+RESOURCE_ATTRIBUTES = ("onelane.app", "onelane.shard")
 """Attributes of points that are told by their resource."""
-_KINDS = {"SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
-_INTERNAL, _ERROR, _OK = 1, 2, 1
+_OTLP_KINDS = {"SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
+_KIND_INTERNAL, _STATUS_ERROR, _STATUS_OK = 1, 2, 1
 MAX_CACHED = 10_000
 """Kinds of spans whose encoding is kept."""
 _HAS_REMOTE, _IS_REMOTE = 0x100, 0x200
 T = TypeVar("T")
-M = TypeVar("M", bound=Message)
+MessageT = TypeVar("MessageT", bound=Message)
 CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 
 
@@ -55,16 +55,16 @@ class Encoder:
         self._instance = instance
         self._started_ns = started_ns
         self._resources: dict[tuple[str, str], Resource] = {}
-        self._rests: dict[tuple[Any, ...], bytes] = {}
+        self._shared_cache: dict[tuple[Any, ...], bytes] = {}
 
-    def traces(self, parcels: Iterable[Parcel]) -> tuple[bytes, int]:
+    def traces(self, chunks: Iterable[Chunk]) -> tuple[bytes, int]:
         by_source: dict[tuple[str, str], list[bytes]] = defaultdict(list)
         left_out = 0
-        for parcel in parcels:
-            packed, shard = spans.Packed(parcel.packed), parcel.source[1]
+        for chunk in chunks:
+            packed, shard = spans.PackedSpans(chunk.packed), chunk.source[1]
             for index, row in enumerate(packed.rows):
                 try:
-                    by_source[parcel.source].append(self._span(row, packed, index, shard))
+                    by_source[chunk.source].append(self._span(row, packed, index, shard))
                 except Exception:
                     left_out += 1
         request = b"".join(
@@ -77,13 +77,13 @@ class Encoder:
         )
         return request, left_out
 
-    def logs(self, parcels: Iterable[Parcel]) -> tuple[bytes, int]:
+    def logs(self, chunks: Iterable[Chunk]) -> tuple[bytes, int]:
         by_source: dict[tuple[str, str], list[logs_pb2.LogRecord]] = defaultdict(list)
         left_out = 0
-        for parcel in parcels:
-            for one in moved_logs.unpack(parcel.packed):
+        for chunk in chunks:
+            for one in log_records.unpack_logs(chunk.packed):
                 try:
-                    by_source[parcel.source].append(_written(one, self._log))
+                    by_source[chunk.source].append(_encoded(one, self._log_record))
                 except Exception:
                     left_out += 1
         request = ExportLogsServiceRequest(
@@ -136,7 +136,7 @@ class Encoder:
             self._resources[source] = Resource(attributes=[_pair(key, value) for key, value in found.items()])
         return self._resources[source]
 
-    def _span(self, row: tuple[Any, ...], packed: spans.Packed, index: int, shard: str) -> bytes:
+    def _span(self, row: tuple[Any, ...], packed: spans.PackedSpans, index: int, shard: str) -> bytes:
         """One span as an item of `ScopeSpans.spans`.
 
         What differs from call to call has one size in protobuf's encoding, and the rest is the same again and again, so
@@ -145,21 +145,21 @@ class Encoder:
         trace_id, span_id, parent_id, start_ns, end_ns, *same, attributes, events, links, tracestate = row
         if attributes is None and events is None and links is None and not tracestate:
             key = (shard, *same)
-            rest = self._rests.get(key)
-            if rest is None:
-                rest = _written(packed[index], partial(_rest, shard=shard)).SerializeToString()
-                if len(self._rests) < MAX_CACHED:
-                    self._rests[key] = rest
+            shared = self._shared_cache.get(key)
+            if shared is None:
+                shared = _encoded(packed[index], partial(_shared_fields, shard=shard)).SerializeToString()
+                if len(self._shared_cache) < MAX_CACHED:
+                    self._shared_cache[key] = shared
         else:
-            rest = _written(packed[index], partial(_rest, shard=shard)).SerializeToString()
+            shared = _encoded(packed[index], partial(_shared_fields, shard=shard)).SerializeToString()
         ids = bytes.fromhex(trace_id), b"\x12\x08", bytes.fromhex(span_id)
         if parent_id:
             ours = _CHILD.pack(b"\n\x10", *ids, b"\x22\x08", bytes.fromhex(parent_id), 0x39, start_ns, 0x41, end_ns)
         else:
             ours = _ROOT.pack(b"\n\x10", *ids, 0x39, start_ns, 0x41, end_ns)
-        return _field(2, ours + rest)
+        return _field(2, ours + shared)
 
-    def _log(self, record: moved_logs.LogRecord) -> logs_pb2.LogRecord:
+    def _log_record(self, record: log_records.LogRecord) -> logs_pb2.LogRecord:
         return logs_pb2.LogRecord(
             time_unix_nano=record.at_ns,
             observed_time_unix_nano=record.at_ns,
@@ -175,37 +175,37 @@ class Encoder:
         made = metrics_pb2.Metric(name=instrument.name, unit=instrument.unit, description=instrument.description)
         if kind == "histogram":
             made.exponential_histogram.aggregation_temporality = CUMULATIVE
-            rows = [self._spread(point, now_ns) for point in points]
+            rows = [self._histogram_point(point, now_ns) for point in points]
             made.exponential_histogram.data_points.extend(rows)
         elif kind == "gauge":
-            made.gauge.data_points.extend(self._number(point, now_ns) for point in points)
+            made.gauge.data_points.extend(self._number_point(point, now_ns) for point in points)
         else:
             made.sum.aggregation_temporality = CUMULATIVE
             made.sum.is_monotonic = kind == "counter"
-            made.sum.data_points.extend(self._number(point, now_ns) for point in points)
+            made.sum.data_points.extend(self._number_point(point, now_ns) for point in points)
         return made
 
-    def _number(self, point: Point, now_ns: int) -> metrics_pb2.NumberDataPoint:
+    def _number_point(self, point: Point, now_ns: int) -> metrics_pb2.NumberDataPoint:
         assert not isinstance(point.value, Buckets)
         return metrics_pb2.NumberDataPoint(
-            attributes=_said(point.attributes),
+            attributes=_attribute_pairs(point.attributes),
             start_time_unix_nano=self._started_ns,
             time_unix_nano=now_ns,
             as_double=point.value,
         )
 
-    def _spread(self, point: Point, now_ns: int) -> metrics_pb2.ExponentialHistogramDataPoint:
+    def _histogram_point(self, point: Point, now_ns: int) -> metrics_pb2.ExponentialHistogramDataPoint:
         assert isinstance(point.value, Buckets)
-        value = point.value.at_most(MAX_EXPORTED)
+        value = point.value.fitted_to(MAX_EXPORTED)
         made = metrics_pb2.ExponentialHistogramDataPoint(
-            attributes=_said(point.attributes),
+            attributes=_attribute_pairs(point.attributes),
             start_time_unix_nano=self._started_ns,
             time_unix_nano=now_ns,
             count=value.count,
             sum=value.sum,
             scale=value.scale,
             zero_count=value.zeros,
-            exemplars=map(_exemplar, value.exemplars),
+            exemplars=map(_otlp_exemplar, value.exemplars),
         )
         if value.counts:
             first, last = min(value.counts), max(value.counts)
@@ -214,19 +214,19 @@ class Encoder:
         return made
 
 
-def _rest(span: SpanRecord, shard: str) -> trace_pb2.Span:
+def _shared_fields(span: SpanRecord, shard: str) -> trace_pb2.Span:
     """All of a span but its ids and times."""
     made = trace_pb2.Span(
         name=span.name,
-        kind=_KINDS.get(span.kind, _INTERNAL),  # type: ignore[arg-type]
+        kind=_OTLP_KINDS.get(span.kind, _KIND_INTERNAL),  # type: ignore[arg-type]
         trace_state=span.tracestate,
         flags=span.sampled | _HAS_REMOTE | (_IS_REMOTE if span.remote_parent else 0),
-        attributes=[_pair(name, value) for name, value in told(span, shard).items()],
+        attributes=[_pair(name, value) for name, value in all_attributes(span, shard).items()],
     )
     if span.error:
-        made.status.code, made.status.message = _ERROR, span.error  # type: ignore[assignment]
+        made.status.code, made.status.message = _STATUS_ERROR, span.error  # type: ignore[assignment]
     elif span.is_ok:
-        made.status.code = _OK  # type: ignore[assignment]
+        made.status.code = _STATUS_OK  # type: ignore[assignment]
     for name, attributes, at_ns in span.events or ():
         made.events.add(
             name=name, time_unix_nano=at_ns, attributes=[_pair(key, value) for key, value in attributes.items()]
@@ -256,32 +256,32 @@ _ROOT = Struct("<2s16s2s8sBQBQ")
 _SCOPE_SPANS = trace_pb2.ScopeSpans(scope=SCOPE).SerializeToString()
 
 
-def _written(item: T, write: Callable[[T], M]) -> M:
+def _encoded(item: T, write: Callable[[T], MessageT]) -> MessageT:
     """`item` as a message; where a text of it is none that UTF-8 can write, with question marks instead."""
     try:
         return write(item)
     except UnicodeEncodeError:
-        return write(_clean(item))
+        return write(_with_valid_utf8(item))
 
 
-def _clean(value: Any) -> Any:
+def _with_valid_utf8(value: Any) -> Any:
     match value:
         case str():
             return value.encode("utf-8", "replace").decode()
-        case moved_logs.LogRecord():
-            return moved_logs.LogRecord(*map(_clean, value))
+        case log_records.LogRecord():
+            return log_records.LogRecord(*map(_with_valid_utf8, value))
         case list() | tuple():
-            return type(value)(map(_clean, value))
+            return type(value)(map(_with_valid_utf8, value))
         case dict():
-            return {_clean(name): _clean(one) for name, one in value.items()}
+            return {_with_valid_utf8(name): _with_valid_utf8(one) for name, one in value.items()}
         case SpanRecord():
             made = SpanRecord.__new__(SpanRecord)
-            vars(made).update({name: _clean(one) for name, one in vars(value).items()})
+            vars(made).update({name: _with_valid_utf8(one) for name, one in vars(value).items()})
             return made
     return value
 
 
-def _exemplar(one: Exemplar) -> metrics_pb2.Exemplar:
+def _otlp_exemplar(one: Exemplar) -> metrics_pb2.Exemplar:
     return metrics_pb2.Exemplar(
         time_unix_nano=one.at_ns,
         as_double=one.value,
@@ -290,15 +290,15 @@ def _exemplar(one: Exemplar) -> metrics_pb2.Exemplar:
     )
 
 
-def _said(attributes: Attributes) -> list[KeyValue]:
-    return [_pair(key, value) for key, value in attributes if key not in IDENTITY]
+def _attribute_pairs(attributes: Attributes) -> list[KeyValue]:
+    return [_pair(key, value) for key, value in attributes if key not in RESOURCE_ATTRIBUTES]
 
 
 def _pair(name: str, value: Any) -> KeyValue:
-    return KeyValue(key=name, value=_any(value))
+    return KeyValue(key=name, value=_any_value(value))
 
 
-def _any(value: Any) -> AnyValue:
+def _any_value(value: Any) -> AnyValue:
     if isinstance(value, bool):
         return AnyValue(bool_value=value)
     if isinstance(value, int):
@@ -306,5 +306,5 @@ def _any(value: Any) -> AnyValue:
     if isinstance(value, float):
         return AnyValue(double_value=value)
     if isinstance(value, list | tuple):
-        return AnyValue(array_value=ArrayValue(values=map(_any, value)))
+        return AnyValue(array_value=ArrayValue(values=map(_any_value, value)))
     return AnyValue(string_value=str(value))

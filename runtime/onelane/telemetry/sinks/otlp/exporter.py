@@ -25,30 +25,30 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from onelane.core.clock import SystemClock
 from onelane.telemetry.sinks.otlp.encode import Encoder
 from onelane.telemetry.sinks.otlp.pipe import (
-    AGAIN,
+    FAILED,
     LOGS,
     METRICS,
-    REFUSED,
+    RETRY,
     SENT,
     TRACES,
-    Outcome,
-    hear,
-    tell,
+    ExportResult,
+    read_frame,
     unpack_points,
+    write_frame,
 )
-from onelane.telemetry.sinks.otlp.queue import Parcel
+from onelane.telemetry.sinks.otlp.queue import Chunk
 from onelane.telemetry.sinks.otlp.target import Target, target_of
 
-HTTP_AGAIN = frozenset({429, 502, 503, 504})
+RETRYABLE_HTTP = frozenset({429, 502, 503, 504})
 """As the specification has it; everything else that is no success will not get better."""
-GRPC_AGAIN = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
+RETRYABLE_GRPC = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
 """RESOURCE_EXHAUSTED too where the collector says that it will recover; see `_recovers`."""
-METHODS = {
+EXPORT_METHODS = {
     TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
-ANSWERS: Mapping[str, tuple[type[Message], str]] = {
+EXPORT_RESPONSES: Mapping[str, tuple[type[Message], str]] = {
     TRACES: (trace_service_pb2.ExportTraceServiceResponse, "rejected_spans"),
     METRICS: (metrics_service_pb2.ExportMetricsServiceResponse, "rejected_data_points"),
     LOGS: (logs_service_pb2.ExportLogsServiceResponse, "rejected_log_records"),
@@ -59,7 +59,7 @@ ANSWERS: Mapping[str, tuple[type[Message], str]] = {
 class Sender(Protocol):
     """Sends one request, encoded, and waits for the answer."""
 
-    def send(self, request: bytes) -> Outcome: ...
+    def send(self, request: bytes) -> ExportResult: ...
 
 
 class HttpSender:
@@ -81,7 +81,7 @@ class HttpSender:
             self._tls["cert"] = (target.cert, target.key) if target.key else target.cert
         self._unreachable = requests.RequestException
 
-    def send(self, request: bytes) -> Outcome:
+    def send(self, request: bytes) -> ExportResult:
         body = gzip.compress(request) if self._target.gzip else request
         try:
             # Not redirected: a POST becomes a GET by that, and whoever answers it has not got the spans.
@@ -89,12 +89,12 @@ class HttpSender:
                 self._target.endpoint, data=body, timeout=self._target.timeout_s, allow_redirects=False, **self._tls
             )
         except self._unreachable as error:
-            return Outcome(AGAIN, f"{type(error).__name__}: {error}")
+            return ExportResult(RETRY, f"{type(error).__name__}: {error}")
         if 200 <= answer.status_code < 300:
-            return _taken(self._signal, answer.content)
+            return _result_of_answer(self._signal, answer.content)
         elsewhere = f" to {answer.headers['location']}" if "location" in answer.headers else ""
-        what = AGAIN if answer.status_code in HTTP_AGAIN else REFUSED
-        return Outcome(what, f"HTTP {answer.status_code}{elsewhere}")
+        what = RETRY if answer.status_code in RETRYABLE_HTTP else FAILED
+        return ExportResult(what, f"HTTP {answer.status_code}{elsewhere}")
 
 
 class GrpcSender:
@@ -113,11 +113,11 @@ class GrpcSender:
             channel = grpc.insecure_channel(target.endpoint)
         self._signal = signal_name
         self._target = target
-        self._export: Any = channel.unary_unary(METHODS[signal_name])
+        self._export: Any = channel.unary_unary(EXPORT_METHODS[signal_name])
         self._failed = grpc.RpcError
         self._compression = grpc.Compression.Gzip if target.gzip else None
 
-    def send(self, request: bytes) -> Outcome:
+    def send(self, request: bytes) -> ExportResult:
         try:
             answer = self._export(
                 request,
@@ -128,27 +128,27 @@ class GrpcSender:
             )
         except self._failed as error:
             code = error.code().name
-            what = AGAIN if code in GRPC_AGAIN or _recovers(error) else REFUSED
-            return Outcome(what, f"{code}: {error.details()}")
-        return _taken(self._signal, answer)
+            what = RETRY if code in RETRYABLE_GRPC or _may_recover(error) else FAILED
+            return ExportResult(what, f"{code}: {error.details()}")
+        return _result_of_answer(self._signal, answer)
 
 
 def sender_for(signal_name: str, target: Target) -> Sender:
     return (GrpcSender if target.protocol == "grpc" else HttpSender)(signal_name, target)
 
 
-def _taken(signal_name: str, answer: bytes) -> Outcome:
+def _result_of_answer(signal_name: str, answer: bytes) -> ExportResult:
     """What a collector says of what it has taken."""
-    make, field = ANSWERS[signal_name]
+    make, field = EXPORT_RESPONSES[signal_name]
     try:
         made: Any = make.FromString(answer)
     except DecodeError:
-        return Outcome(SENT)
+        return ExportResult(SENT)
     said = made.partial_success
-    return Outcome(SENT, said.error_message, getattr(said, field))
+    return ExportResult(SENT, said.error_message, getattr(said, field))
 
 
-def _recovers(error: Any) -> bool:
+def _may_recover(error: Any) -> bool:
     """Whether it says when to try again: without that, RESOURCE_EXHAUSTED is for good (a message too large, say)."""
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
     try:
@@ -159,24 +159,24 @@ def _recovers(error: Any) -> bool:
 
 def serve(line: socket.socket, signal_name: str, encoder: Encoder, sender: Sender) -> None:
     """Send what comes over `line` until nobody is there."""
-    while (message := hear(line)) is not None:
+    while (message := read_frame(line)) is not None:
         try:
             request, left_out = _request(signal_name, encoder, message)
-            outcome = sender.send(request)
+            result = sender.send(request)
             if left_out:
-                why = outcome.why or f"{left_out} of a batch cannot be written as OTLP"
-                outcome = outcome._replace(why=why, rejected=outcome.rejected + left_out)
+                why = result.why or f"{left_out} of a batch cannot be written as OTLP"
+                result = result._replace(why=why, rejected=result.rejected + left_out)
         except Exception as error:
             # Whatever it is about this batch, the next may be well.
-            outcome = Outcome(REFUSED, repr(error))
-        tell(line, tuple(outcome))
+            result = ExportResult(FAILED, repr(error))
+        write_frame(line, tuple(result))
 
 
 def _request(signal_name: str, encoder: Encoder, message: Any) -> tuple[bytes, int]:
     if signal_name == METRICS:
         return encoder.metrics(unpack_points(message), SystemClock.wall_ns())
-    parcels = [Parcel((app, shard), packed, 0) for app, shard, packed in message]
-    return encoder.traces(parcels) if signal_name == TRACES else encoder.logs(parcels)
+    chunks = [Chunk((app, shard), packed, 0) for app, shard, packed in message]
+    return encoder.traces(chunks) if signal_name == TRACES else encoder.logs(chunks)
 
 
 def main(instance: str, started_ns: str, *lines: str) -> None:

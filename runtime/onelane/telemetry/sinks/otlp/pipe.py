@@ -10,10 +10,10 @@ from onelane.telemetry.stats import Attributes, Instrument, Point
 
 TRACES, METRICS, LOGS = "TRACES", "METRICS", "LOGS"
 """Signals, as OpenTelemetry's variables spell them."""
-SENT, AGAIN, REFUSED = "sent", "again", "refused"
+SENT, RETRY, FAILED = "sent", "again", "refused"
 
 
-class Outcome(NamedTuple):
+class ExportResult(NamedTuple):
     """What became of a batch."""
 
     what: str
@@ -23,20 +23,20 @@ class Outcome(NamedTuple):
     """Items of a batch that was sent which the collector did not take, or which could not be written."""
 
 
-def tell(line: socket.socket, message: Any) -> None:
+def write_frame(line: socket.socket, message: Any) -> None:
     """Send one message of plain values."""
     packed = marshal.dumps(message)
     line.sendall(len(packed).to_bytes(4, "big") + packed)
 
 
-def hear(line: socket.socket) -> Any | None:
+def read_frame(line: socket.socket) -> Any | None:
     """The next message, or None once the other side is gone."""
-    head = _exactly(line, 4)
-    packed = _exactly(line, int.from_bytes(head, "big")) if head else b""
+    head = _read_exactly(line, 4)
+    packed = _read_exactly(line, int.from_bytes(head, "big")) if head else b""
     return marshal.loads(packed) if packed else None
 
 
-def _exactly(line: socket.socket, size: int) -> bytes:
+def _read_exactly(line: socket.socket, size: int) -> bytes:
     found = bytearray()
     while len(found) < size:
         try:
@@ -51,14 +51,14 @@ def _exactly(line: socket.socket, size: int) -> bytes:
 
 def pack_points(points: Sequence[Point]) -> bytes:
     """All series as bytes for another process of the same Python."""
-    return marshal.dumps([_row(point) for point in points])
+    return marshal.dumps([_point_row(point) for point in points])
 
 
 def unpack_points(packed: bytes) -> list[Point]:
-    return [_point(*row) for row in marshal.loads(packed)]
+    return [_point_of_row(*row) for row in marshal.loads(packed)]
 
 
-def _row(point: Point) -> tuple[Any, ...]:
+def _point_row(point: Point) -> tuple[Any, ...]:
     value: Any = point.value
     if isinstance(value, Buckets):
         exemplars = [(one.value, one.trace_id, one.span_id, one.at_ns) for one in value.exemplars]
@@ -67,7 +67,7 @@ def _row(point: Point) -> tuple[Any, ...]:
     return (of.name, of.unit, of.description, point.kind, point.attributes, value)
 
 
-def _point(name: str, unit: str, description: str, kind: str, attributes: Attributes, value: Any) -> Point:
+def _point_of_row(name: str, unit: str, description: str, kind: str, attributes: Attributes, value: Any) -> Point:
     if kind == "histogram":
         counts, total, zeros, scale, exemplars = value
         value = Buckets(counts, total, zeros, scale, tuple(Exemplar(*one) for one in exemplars))

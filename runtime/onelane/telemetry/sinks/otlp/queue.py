@@ -12,15 +12,15 @@ from typing import TypeVar
 from onelane.core.backoff import backoff_s
 
 QUEUE_FULL, REFUSED, CLOSED = "queue_full", "refused", "closed"
-FIRST_S, MOST_S = 0.25, 5.0
+BACKOFF_BASE_S, BACKOFF_CAP_S = 0.25, 5.0
 """The pause after a batch that could not be sent, which doubles."""
-MAX_PARCEL, MAX_BATCH = 1 << 20, 2 << 20
+MAX_CHUNK_BYTES, MAX_BATCH_BYTES = 1 << 20, 2 << 20
 """Bytes. gRPC servers take messages of 4 MiB, and what is exported is larger than what is packed."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class Chunk:
     """Items of one source that came together."""
 
     source: tuple[str, str]
@@ -30,7 +30,7 @@ class Parcel:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class QueueLimits:
     """How much waits, and for how long."""
 
     most: int
@@ -41,115 +41,115 @@ class Bounds:
     """How long an item waits for others."""
 
 
-def parcels(
+def chunks(
     source: tuple[str, str], items: Sequence[T], pack: Callable[[Sequence[T]], bytes], most: int
-) -> Iterator[Parcel]:
+) -> Iterator[Chunk]:
     """Items of one source as parcels of no more than `most`, and of no more than `MAX_PARCEL` bytes but for one that is
     larger by itself."""
     packed = pack(items)
-    if len(items) <= 1 or (len(items) <= most and len(packed) <= MAX_PARCEL):
-        yield Parcel(source, packed, len(items))
+    if len(items) <= 1 or (len(items) <= most and len(packed) <= MAX_CHUNK_BYTES):
+        yield Chunk(source, packed, len(items))
         return
     middle = len(items) // 2
     for half in (items[:middle], items[middle:]):
-        yield from parcels(source, half, pack, most)
+        yield from chunks(source, half, pack, most)
 
 
-class Outbox:
+class ExportQueue:
     """One signal's queue."""
 
-    def __init__(self, bounds: Bounds, rng: Random) -> None:
-        self._bounds = bounds
+    def __init__(self, bounds: QueueLimits, rng: Random) -> None:
+        self._limits = bounds
         self._rng = rng
-        self._parcels: deque[Parcel] = deque()
-        self._under_way: list[Parcel] = []
-        self._failures = 0
+        self._chunks: deque[Chunk] = deque()
+        self._in_flight: list[Chunk] = []
+        self._attempts = 0
         self._not_before = 0.0
-        self._since: float | None = None
+        self._oldest_at: float | None = None
         self._bytes = 0
         """Of the parcels that wait and are not under way."""
         self.waiting = 0
         """Items, those under way included."""
-        self.lost: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
         """Reason → items that were dropped."""
 
-    def put(self, parcel: Parcel, now: float) -> None:
+    def put(self, chunk: Chunk, now: float) -> None:
         """Take a parcel; the oldest go where there is no room."""
-        self._parcels.append(parcel)
-        self._bytes += len(parcel.packed)
-        self.waiting += parcel.count
-        if self._since is None:
-            self._since = now
-        while self.waiting > self._bounds.most and self._parcels:
+        self._chunks.append(chunk)
+        self._bytes += len(chunk.packed)
+        self.waiting += chunk.count
+        if self._oldest_at is None:
+            self._oldest_at = now
+        while self.waiting > self._limits.most and self._chunks:
             self._drop_oldest()
 
     def due_at(self) -> float | None:
         """When the next batch is to be sent; None where nothing waits."""
-        if not self._parcels:
+        if not self._chunks:
             return None
-        assert self._since is not None
-        full = self.waiting >= self._bounds.batch or self._bytes >= MAX_BATCH
-        return max(self._not_before, self._since if full else self._since + self._bounds.delay_s)
+        assert self._oldest_at is not None
+        full = self.waiting >= self._limits.batch or self._bytes >= MAX_BATCH_BYTES
+        return max(self._not_before, self._oldest_at if full else self._oldest_at + self._limits.delay_s)
 
-    def begin(self) -> list[Parcel]:
+    def begin_batch(self) -> list[Chunk]:
         """Take the next batch out; one is under way at a time, and must be ended by `sent`, `again` or `refused`."""
-        assert not self._under_way
+        assert not self._in_flight
         count = size = 0
-        while self._parcels:
-            parcel = self._parcels[0]
-            count, size = count + parcel.count, size + len(parcel.packed)
-            if self._under_way and (count > self._bounds.batch or size > MAX_BATCH):
+        while self._chunks:
+            chunk = self._chunks[0]
+            count, size = count + chunk.count, size + len(chunk.packed)
+            if self._in_flight and (count > self._limits.batch or size > MAX_BATCH_BYTES):
                 break
-            self._under_way.append(self._parcels.popleft())
-            self._bytes -= len(parcel.packed)
-        return self._under_way
+            self._in_flight.append(self._chunks.popleft())
+            self._bytes -= len(chunk.packed)
+        return self._in_flight
 
-    def sent(self, now: float, rejected: int = 0) -> None:
+    def acknowledge(self, now: float, rejected: int = 0) -> None:
         """The batch has arrived. rejected: items of it that were not taken, and will never be."""
         if rejected:
-            self.lost[REFUSED] += rejected
+            self.dropped[REFUSED] += rejected
         self._end(now)
-        self._failures, self._not_before = 0, 0.0
+        self._attempts, self._not_before = 0, 0.0
 
-    def refused(self, now: float) -> None:
+    def drop_batch(self, now: float) -> None:
         """It will never be taken."""
-        for parcel in self._under_way:
-            self.lost[REFUSED] += parcel.count
+        for chunk in self._in_flight:
+            self.dropped[REFUSED] += chunk.count
         self._end(now)
 
-    def again(self, now: float) -> None:
+    def retry_batch(self, now: float) -> None:
         """Nobody has taken it: it waits before all others, for a while that grows."""
-        self._parcels.extendleft(reversed(self._under_way))
-        self._bytes += sum(len(parcel.packed) for parcel in self._under_way)
-        self._under_way = []
-        self._since = now
-        self._not_before = now + backoff_s(self._failures, base_s=FIRST_S, cap_s=MOST_S, rng=self._rng)
-        self._failures += 1
-        while self.waiting > self._bounds.most and len(self._parcels) > 1:
+        self._chunks.extendleft(reversed(self._in_flight))
+        self._bytes += sum(len(chunk.packed) for chunk in self._in_flight)
+        self._in_flight = []
+        self._oldest_at = now
+        self._not_before = now + backoff_s(self._attempts, base_s=BACKOFF_BASE_S, cap_s=BACKOFF_CAP_S, rng=self._rng)
+        self._attempts += 1
+        while self.waiting > self._limits.most and len(self._chunks) > 1:
             self._drop_oldest()
 
     def close(self) -> int:
         """Drop what is left; how much it was."""
         left = self.waiting
         if left:
-            self.lost[CLOSED] += left
-        self._parcels.clear()
+            self.dropped[CLOSED] += left
+        self._chunks.clear()
         self.waiting = self._bytes = 0
         return left
 
     def _end(self, now: float) -> None:
-        self.waiting -= sum(parcel.count for parcel in self._under_way)
-        self._under_way = []
-        self._since = now if self._parcels else None
+        self.waiting -= sum(chunk.count for chunk in self._in_flight)
+        self._in_flight = []
+        self._oldest_at = now if self._chunks else None
 
     def _drop_oldest(self) -> None:
-        parcel = self._parcels.popleft()
-        self._bytes -= len(parcel.packed)
-        self.waiting -= parcel.count
-        self.lost[QUEUE_FULL] += parcel.count
+        chunk = self._chunks.popleft()
+        self._bytes -= len(chunk.packed)
+        self.waiting -= chunk.count
+        self.dropped[QUEUE_FULL] += chunk.count
 
 
-def bounds_of(environment: Mapping[str, str], prefix: str, *, most: int, delay_s: float) -> Bounds:
+def queue_limits_of(environment: Mapping[str, str], prefix: str, *, most: int, delay_s: float) -> QueueLimits:
     """The bounds that `OTEL_BSP_*` (spans) or `OTEL_BLRP_*` (logs) name, else these."""
 
     def number(name: str, usual: float) -> float:
@@ -160,4 +160,4 @@ def bounds_of(environment: Mapping[str, str], prefix: str, *, most: int, delay_s
 
     queue = int(number("MAX_QUEUE_SIZE", most))
     batch = min(queue, int(number("MAX_EXPORT_BATCH_SIZE", 2048)))
-    return Bounds(queue, batch, number("SCHEDULE_DELAY", delay_s * 1000) / 1000)
+    return QueueLimits(queue, batch, number("SCHEDULE_DELAY", delay_s * 1000) / 1000)

@@ -40,43 +40,43 @@ def target_of(environment: Mapping[str, str], signal: str) -> Target | None:
         BadConfig: a variable is none that can be meant.
     """
 
-    def said(name: str) -> str:
+    def variable(name: str) -> str:
         prefix = "OTEL_EXPORTER_OTLP_"
         return environment.get(f"{prefix}{signal}_{name}") or environment.get(f"{prefix}{name}") or ""
 
     own = environment.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
-    endpoint = said("ENDPOINT")
+    endpoint = variable("ENDPOINT")
     if not endpoint or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     if environment.get(f"OTEL_{signal}_EXPORTER", "otlp") == "none":
         return None
-    protocol = said("PROTOCOL") or PROTOCOLS[0]
+    protocol = variable("PROTOCOL") or PROTOCOLS[0]
     if protocol not in PROTOCOLS:
-        raise _wrong("PROTOCOL", protocol, f"one of {', '.join(PROTOCOLS)}")
-    compression = said("COMPRESSION") or "none"
+        raise _bad_variable("PROTOCOL", protocol, f"one of {', '.join(PROTOCOLS)}")
+    compression = variable("COMPRESSION") or "none"
     if compression not in ("none", "gzip"):
-        raise _wrong("COMPRESSION", compression, "none or gzip")
+        raise _bad_variable("COMPRESSION", compression, "none or gzip")
     url = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
     if protocol == "grpc":
-        is_secure = url.scheme == "https" or (not url.scheme and said("INSECURE").lower() != "true")
+        is_secure = url.scheme == "https" or (not url.scheme and variable("INSECURE").lower() != "true")
         if not url.netloc:
-            raise _wrong("ENDPOINT", endpoint, "http://host:port or host:port")
+            raise _bad_variable("ENDPOINT", endpoint, "http://host:port or host:port")
         endpoint = url.netloc
     else:
         if url.scheme not in ("http", "https") or not url.netloc:
-            raise _wrong("ENDPOINT", endpoint, "http://host:port or https://host:port")
+            raise _bad_variable("ENDPOINT", endpoint, "http://host:port or https://host:port")
         is_secure = url.scheme == "https"
         endpoint = own or f"{endpoint.rstrip('/')}/{PATHS[signal]}"
     return Target(
         protocol,
         endpoint,
         is_secure,
-        _headers(said("HEADERS")),
-        _seconds(said("TIMEOUT")),
+        _headers(variable("HEADERS")),
+        _timeout_s(variable("TIMEOUT")),
         compression == "gzip",
-        said("CERTIFICATE") or None,
-        said("CLIENT_CERTIFICATE") or None,
-        said("CLIENT_KEY") or None,
+        variable("CERTIFICATE") or None,
+        variable("CLIENT_CERTIFICATE") or None,
+        variable("CLIENT_KEY") or None,
     )
 
 
@@ -88,13 +88,13 @@ def _headers(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(parse_env_headers(text, liberal=True).items())
 
 
-def _seconds(text: str) -> float:
+def _timeout_s(text: str) -> float:
     """OpenTelemetry's Python exporters take seconds where the specification says milliseconds; so do we."""
     try:
         return float(text) if text else 10.0
     except ValueError:
-        raise _wrong("TIMEOUT", text, "seconds") from None
+        raise _bad_variable("TIMEOUT", text, "seconds") from None
 
 
-def _wrong(name: str, seen: str, expected: str) -> BadConfig:
+def _bad_variable(name: str, seen: str, expected: str) -> BadConfig:
     return BadConfig("environment", [f"OTEL_EXPORTER_OTLP_{name} is {seen!r}, expected {expected}"])
