@@ -30,7 +30,7 @@ def test_in_an_outage_of_30_s_nothing_is_lost_and_each_pause_before_a_retry_is_b
             arrived += [chunk.packed for chunk in batch]
             queue.acknowledge(now)
     assert arrived == [b"%d" % number for number in range(40 * 50)]
-    assert not queue.lost
+    assert not queue.dropped
     pauses = [later - earlier for earlier, later in pairwise(attempts)]
     assert len(pauses) >= 30 / BACKOFF_CAP_S - 1
     assert max(pauses) <= BACKOFF_CAP_S + 0.02
