@@ -33,9 +33,9 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         await where.close()
 
 
-def test_a_port_that_is_taken_is_told_with_its_holder(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+def test_the_process_that_holds_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
         run = run_to_end(tmp_path, echo(1).replace("127.0.0.1:0", address))
     assert run.returncode == 4
     assert f"{address} is taken by" in run.stderr

@@ -1,4 +1,4 @@
-"""`onelane top` and `onelane trace`: the page's content in a terminal."""
+"""`onelane top` and `onelane trace` in a terminal and in a pipe."""
 
 import os
 import pty
@@ -23,8 +23,8 @@ TRACE = "3af7651916cd43dd8448eb211c80319c"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("top"), echo(2)) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("top"), echo(2)) as started:
+        yield started
 
 
 def onelane(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,16 +39,16 @@ async def call(cluster: Cluster, trace_id: str) -> None:
             await stub.Unary(EchoRequest(key=key), metadata=metadata, timeout=10)
 
 
-async def test_top_prints_once_where_nobody_watches(cluster: Cluster) -> None:
+async def test_top_prints_once_where_the_output_is_no_terminal(cluster: Cluster) -> None:
     await call(cluster, TRACE.replace("3a", "4a", 1))
     await eventually(lambda: "echo.v1.Echo/Unary" in onelane("top", cluster.admin).stdout)
-    found = onelane("top", cluster.admin).stdout
-    assert re.search(r"echo-0 +ready +\d+", found)
-    assert re.search(r"helper +shard +queued", found)
-    assert "\x1b" not in found
+    screen = onelane("top", cluster.admin).stdout
+    assert re.search(r"echo-0 +ready +\d+", screen)
+    assert re.search(r"helper +shard +queued", screen)
+    assert "\x1b" not in screen
 
 
-def test_what_callers_have_named_moves_no_terminal_and_is_no_markup(
+def test_text_from_clients_is_printed_without_control_characters_and_markup(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hostile = watching.printable({"name": "\x1b]0;owned\x07 [/red] :bomb: \u202egnp \ud800", "rows": ["\x9b2J", 1]})
@@ -59,41 +59,41 @@ def test_what_callers_have_named_moves_no_terminal_and_is_no_markup(
     assert hostile["name"] in capsys.readouterr().out
 
 
-def test_no_proxy_is_asked_for_what_is_on_this_machine(cluster: Cluster) -> None:
+def test_no_http_proxy_is_used(cluster: Cluster) -> None:
     command = [sys.executable, "-m", "onelane", "top", cluster.admin]
     proxied = os.environ | {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
     assert "echo-0" in subprocess.run(command, capture_output=True, text=True, timeout=30, env=proxied).stdout
 
 
-def test_top_in_a_terminal_shows_picture_after_picture_until_it_is_interrupted(cluster: Cluster) -> None:
-    ours, theirs = pty.openpty()
+def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster: Cluster) -> None:
+    own_end, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "onelane", "top", cluster.admin],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "140", "LINES": "40"},
-        # Whoever runs the tests in the background has it ignored.
+        # A background job of a shell ignores SIGINT, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         start_new_session=True,
     )
-    os.close(theirs)
-    seen = b""
+    os.close(terminal)
+    output = b""
     try:
-        while seen.count(b"echo-0") < 4:
-            seen += os.read(ours, 65536)
+        while output.count(b"echo-0") < 4:
+            output += os.read(own_end, 65536)
         process.send_signal(signal.SIGINT)
         try:
-            while os.read(ours, 65536):
+            while os.read(own_end, 65536):
                 pass
         except OSError:
-            # How a terminal says that nobody writes to it any more.
+            # EIO: the last process that had the terminal open has closed it.
             pass
         assert process.wait(10) == 0
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
+        os.close(own_end)
 
 
 async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: Cluster) -> None:
@@ -103,14 +103,14 @@ async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: Cluster) 
     assert tree.returncode == 0
     lines = tree.stdout.splitlines()
     assert lines[0].startswith("trace 3af7")
-    # A forward and what it led to, one below the other.
+    # A forward, and below it the call on the owner.
     client = next(n for n, line in enumerate(lines) if "echo.v1.Echo/Unary client" in line)
     assert "echo.v1.Echo/Unary server" in lines[client + 1]
     assert lines[client + 1].index("echo.v1") > lines[client].index("echo.v1")
 
 
-def test_a_trace_that_is_not_there_and_an_address_where_nobody_is_are_told(cluster: Cluster) -> None:
-    gone = onelane("trace", "ffff", "--admin", cluster.admin)
-    assert (gone.returncode, "there is no such trace" in gone.stderr) == (1, True)
-    nobody = onelane("top", "127.0.0.1:1")
-    assert (nobody.returncode, "does not answer as an admin address does" in nobody.stderr) == (1, True)
+def test_an_unknown_trace_and_an_address_without_a_supervisor_are_errors(cluster: Cluster) -> None:
+    unknown = onelane("trace", "ffff", "--admin", cluster.admin)
+    assert (unknown.returncode, "there is no such trace" in unknown.stderr) == (1, True)
+    unreachable = onelane("top", "127.0.0.1:1")
+    assert (unreachable.returncode, "does not answer as an admin address does" in unreachable.stderr) == (1, True)

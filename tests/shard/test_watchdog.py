@@ -1,4 +1,4 @@
-"""A lane that does not turn is noticed from outside, with where it stands and whose fault it is."""
+"""A lane whose event loop does not iterate is noticed from outside, with the place and the cause."""
 
 import asyncio
 import logging
@@ -45,7 +45,7 @@ def compute(cpu_s: float) -> None:
 
 
 class Bench:
-    """A lane called `a` with a watchdog, whose stalls come in `stalls` once they are over."""
+    """A lane named `a` with a watchdog; `stalls` gets each stall once it is over."""
 
     def __init__(self) -> None:
         self.watchdog = Watchdog(may_exit=False)
@@ -64,8 +64,8 @@ class Bench:
             tracer=self.tracer,
         )
 
-    def watch(self, shard: str = "a", took: Callable[[Stall], None] | None = None) -> None:
-        take = took or self.stalls.put_nowait
+    def watch(self, shard: str = "a", on_stall: Callable[[Stall], None] | None = None) -> None:
+        take = on_stall or self.stalls.put_nowait
         packages = frozenset({"tests"})
         watched = WatchedShard(shard, STALL_S, None, packages, lambda: self.lane.received, lambda stall, _: take(stall))
         self.watchdog.attend(watched)
@@ -76,29 +76,29 @@ class Bench:
         self.lane.add(
             Method("/t.T/M", handler, is_async, False, False, EchoRequest.FromString, EchoReply.SerializeToString, rule)
         )
-        made = MemoryCall("/t.T/M", (), trusted=False, deadline_s=None)
+        call = MemoryCall("/t.T/M", (), trusted=False, deadline_s=None)
         method = self.lane.entries["/t.T/M"].method
-        await self.lane.serve(method, made, EchoRequest(key="k").SerializeToString())
+        await self.lane.serve(method, call, EchoRequest(key="k").SerializeToString())
 
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    made = Bench()
-    made.watch()
-    yield made
-    made.watchdog.leave("a")
+    watched = Bench()
+    watched.watch()
+    yield watched
+    watched.watchdog.leave("a")
 
 
 async def until_kind(kind: str, bench: Bench, stall: Callable[[], Any]) -> Stall:
-    """Stall until one of that kind is seen: on a machine that is busy with other things, others may come before."""
+    """Stall until the watchdog sees that kind: on a busy machine it may see other kinds first."""
     while True:
         stall()
-        seen = await bench.stalls.get()
-        if seen.kind == kind:
-            return seen
+        latest = await bench.stalls.get()
+        if latest.kind == kind:
+            return latest
 
 
-async def test_a_blocked_lane_is_told_with_file_line_function_method_and_trace(
+async def test_a_blocked_lane_is_logged_with_file_line_function_method_and_trace(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(request: EchoRequest, context: Any) -> EchoReply:
@@ -116,46 +116,46 @@ async def test_a_blocked_lane_is_told_with_file_line_function_method_and_trace(
     assert (name, attributes) == ("onelane.stall", {"onelane.stall.at": f"{__file__}:{line} block"})
     assert stall.seconds > 0.3 - STALL_S
     assert abs(stall.at_ns - began_ns) < 1e9
-    assert f"lane.stalled shard=a kind=blocked for_ms={told_ms(caplog)} at={stall.where}" in caplog.text
+    assert f"lane.stalled shard=a kind=blocked for_ms={logged_ms(caplog)} at={stall.where}" in caplog.text
     assert f"lane.turns_again shard=a kind=blocked after_ms={stall.seconds * 1000:.0f}"[:48] in caplog.text
 
 
-def told_ms(caplog: pytest.LogCaptureFixture) -> int:
-    (found,) = re.findall(r"for_ms=(\d+)", caplog.text)
-    return int(found)
+def logged_ms(caplog: pytest.LogCaptureFixture) -> int:
+    (milliseconds,) = re.findall(r"for_ms=(\d+)", caplog.text)
+    return int(milliseconds)
 
 
-async def test_it_is_told_while_it_lasts(bench: Bench) -> None:
-    """Not only once it is over: a lane may never turn again."""
-    told = threading.Event()
+async def test_a_stall_is_logged_while_it_lasts(bench: Bench) -> None:
+    """And not only once it is over: a lane may never iterate again."""
+    logged = threading.Event()
 
-    class Tells(logging.Handler):
+    class SetsEvent(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            told.set()
+            logged.set()
 
-    handler = Tells()
+    handler = SetsEvent()
     logging.getLogger("onelane.watchdog").addHandler(handler)
     try:
-        assert told.wait(30), "this blocks the loop until it has been told"
+        assert logged.wait(30), "this blocks the loop until the stall is logged"
     finally:
         logging.getLogger("onelane.watchdog").removeHandler(handler)
     stall = await bench.stalls.get()
-    assert (stall.kind, stall.function) == (BLOCKED, "test_it_is_told_while_it_lasts")
+    assert (stall.kind, stall.function) == (BLOCKED, "test_a_stall_is_logged_while_it_lasts")
     assert "threading.py" in stall.innermost
 
 
-async def test_code_that_takes_long_is_told_from_code_that_waits(bench: Bench) -> None:
+async def test_code_that_computes_is_distinguished_from_code_that_waits(bench: Bench) -> None:
     stall = await until_kind(COMPUTING, bench, lambda: compute(0.2))
     assert stall.function == "compute"
 
 
-async def test_c_code_that_keeps_the_interpreter_is_told_once_it_lets_go(bench: Bench) -> None:
+async def test_c_code_that_holds_the_interpreter_is_reported_once_it_releases_it(bench: Bench) -> None:
     stall = await until_kind(COMPUTING, bench, lambda: sum(range(20_000_000)))
     assert stall.function.endswith("<lambda>")
     assert stall.seconds > STALL_S
 
 
-async def test_a_thread_that_keeps_the_interpreter_is_told_apart_and_named(bench: Bench) -> None:
+async def test_a_thread_that_holds_the_interpreter_is_the_cause_and_is_named(bench: Bench) -> None:
     over = threading.Event()
 
     def compute_in_c() -> None:
@@ -189,22 +189,24 @@ async def test_a_timer_that_stalls_is_named(bench: Bench) -> None:
     assert stall.method == "timer test_a_timer_that_stalls_is_named.<locals>.<lambda>"
 
 
-async def test_at_most_five_are_told_and_all_are_counted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_at_most_five_stalls_are_logged_and_all_are_counted(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(MAX_LOGGED + 3):
         block(0.08)
         await bench.stalls.get()
     assert caplog.text.count("lane.stalled") + caplog.text.count("lane.starved") == MAX_LOGGED
 
 
-async def test_a_lane_that_turns_is_not_told_of(bench: Bench) -> None:
+async def test_a_lane_that_iterates_is_no_stall(bench: Bench) -> None:
     """Neither busy in small steps, nor idle."""
     until = time.monotonic() + 0.5
-    while time.monotonic() < until:  # noqa: ASYNC110 - turning is all that it does
+    while time.monotonic() < until:  # noqa: ASYNC110 - iterating is all that it does
         await asyncio.sleep(0)
     await asyncio.sleep(0.3)
     block(0.2)
     stall = await bench.stalls.get()
-    assert stall.function == "block", "it would have come before"
+    assert stall.function == "block", "an earlier stall would be first in the queue"
 
 
 async def test_one_thread_watches_for_all_shards_of_a_loop_and_ends_with_the_last(bench: Bench) -> None:

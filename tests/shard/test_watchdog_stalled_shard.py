@@ -1,4 +1,4 @@
-"""A lane of real processes stands still: it is told where, the others do not notice, and what waits is not lost."""
+"""A lane of real processes stalls: the place is reported, the others do not notice, and waiting calls are served."""
 
 import asyncio
 import linecache
@@ -27,13 +27,13 @@ SERVICE = str(ROOT / "tests" / "echo" / "service.py")
 
 
 def order(where: Where, shard: str, text: str) -> Any:
-    """Have a shard do something, over its own port."""
+    """Send an order to a shard, over its own port."""
     key = where.key_of(shard)
     return where.home(key).Misbehave(EchoRequest(key=key, order=text))
 
 
 def stalls_in(cluster: Cluster, function: str, index: int = 0) -> list[dict[str, Any]]:
-    """The last stalls of a shard in this function; on a busy machine it may have others, nobody to blame for."""
+    """The last stalls of a shard in this function; on a busy machine it may have others, without a CPU."""
     return [stall for stall in cluster.shards()[index]["last_stalls"] if stall["function"] == function]
 
 
@@ -44,8 +44,8 @@ async def call_over_its_own_connection(cluster: Cluster, key: str) -> str:
         return str((await stub.Unary(EchoRequest(key=key))).shard)
 
 
-async def test_while_one_shard_stands_the_others_go_on_and_waiting_connections_are_served(tmp_path: Path) -> None:
-    """It stands until the others have answered: a lane that waited for it would end this test by its timeout."""
+async def test_while_one_shard_is_stalled_the_others_go_on_and_waiting_connections_are_served(tmp_path: Path) -> None:
+    """It is stalled until the others have answered: a lane that waited for it would end this test by its timeout."""
     gate = Gate(tmp_path)
     with running(tmp_path, echo(2)) as cluster:
         where = Where(cluster)
@@ -71,10 +71,10 @@ async def test_a_stall_is_in_the_log_the_counts_the_span_and_the_status_with_whe
     ):
         where = Where(cluster)
         stalling = order(where, "echo-0", f"stall_at {gate}")
-        told = re.compile(rf"lane\.stalled shard=echo-0 kind=blocked for_ms=\d+ at={SERVICE}:\d+.* trace=(\w+)")
+        logged = re.compile(rf"lane\.stalled shard=echo-0 kind=blocked for_ms=\d+ at={SERVICE}:\d+.* trace=(\w+)")
         async with gate.occupied():
-            # It is told while it lasts.
-            await eventually(lambda: told.search(cluster.log.read_text()))
+            # It is logged while it lasts.
+            await eventually(lambda: logged.search(cluster.log.read_text()))
         await stalling
         await eventually(lambda: stalls_in(cluster, "Echo._stall_at"))
         (stall,) = stalls_in(cluster, "Echo._stall_at")
@@ -83,7 +83,7 @@ async def test_a_stall_is_in_the_log_the_counts_the_span_and_the_status_with_whe
         assert path == SERVICE
         assert "read_bytes" in linecache.getline(SERVICE, int(line))
         assert stall["seconds"] > 0
-        assert told.findall(cluster.log.read_text()) == [stall["trace_id"]]
+        assert logged.findall(cluster.log.read_text()) == [stall["trace_id"]]
         assert cluster.metric("onelane_stalls_total", onelane_shard="echo-0", onelane_stall_kind="blocked") >= 1
         assert cluster.shards()[0]["stalls"] >= 1
         assert stalls_in(cluster, "Echo._stall_at", 1) == []
@@ -106,7 +106,7 @@ async def test_a_stall_is_in_the_log_the_counts_the_span_and_the_status_with_whe
         await where.close()
 
 
-async def test_inline_a_stall_is_told_of_the_shard_whose_call_it_was(tmp_path: Path) -> None:
+async def test_inline_a_stall_is_attributed_to_the_shard_of_its_call(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     with running(tmp_path, echo(2), "--inline") as cluster:
         where = Where(cluster)
@@ -119,7 +119,7 @@ async def test_inline_a_stall_is_told_of_the_shard_whose_call_it_was(tmp_path: P
         await where.close()
 
 
-async def test_a_lane_that_the_machine_starves_is_told_apart_and_nobody_is_blamed(tmp_path: Path) -> None:
+async def test_a_lane_that_gets_no_cpu_is_starved_and_no_code_is_blamed(tmp_path: Path) -> None:
     """Its thread shares one CPU with processes that compute without end."""
     with running(tmp_path, echo(1)) as cluster:
         where = Where(cluster)
@@ -128,8 +128,8 @@ async def test_a_lane_that_the_machine_starves_is_told_apart_and_nobody_is_blame
         hog = f"import os; os.sched_setaffinity(0, {{{min(cpus)}}}); print(flush=True)\nwhile True: pass"
         program = [sys.executable, "-c", hog]
         # Each in a session of its own, as shards are: Linux shares the CPU fairly among sessions.
-        more: dict[str, Any] = {"stdout": subprocess.PIPE, "start_new_session": True}
-        hogs = [subprocess.Popen(program, **more) for _ in range(4)]  # noqa: ASYNC220 - at once
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "start_new_session": True}
+        hogs = [subprocess.Popen(program, **options) for _ in range(4)]  # noqa: ASYNC220 - at once
         try:
             for process in hogs:
                 assert process.stdout is not None
@@ -172,31 +172,31 @@ async def stop_for(pid: int, seconds: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("what", "how"),
+    ("order_name", "how"),
     [("block", "its lane stood still for replace_stalled_s"), ("keep", "exit code 1")],
     ids=["blocked", "with the interpreter kept"],
 )
-async def test_a_shard_that_stands_for_too_long_is_replaced_after_the_stacks_of_all_threads_are_written(
-    tmp_path: Path, what: str, how: str
+async def test_a_shard_that_is_stalled_for_too_long_is_replaced_after_the_stacks_of_all_threads_are_written(
+    tmp_path: Path, order_name: str, how: str
 ) -> None:
     with running(tmp_path, echo(2, "replace_stalled_s = 1")) as cluster:
         where = Where(cluster)
         before = cluster.shards()
         with pytest.raises(grpc.aio.AioRpcError):
-            await order(where, "echo-0", f"{what} 50")
+            await order(where, "echo-0", f"{order_name} 50")
         await eventually(lambda: cluster.shards()[0]["restarts"] == 1 and cluster.shards()[0]["state"] == "ready")
         log = cluster.log.read_text()
         assert f"shard.died shard=echo-0 how={how}" in log
         stacks = log[log.index("(most recent call first)") :]
-        assert f"in _{what}" in stacks, "the lane's"
-        assert 'thread.py", line' in stacks, "a helper's"
+        assert f"in _{order_name}" in stacks, "the lane's"
+        assert 'offload/thread.py", line' in stacks, "a worker thread's"
         assert cluster.shards()[1]["pid"] == before[1]["pid"]
         key = where.key_of("echo-0")
         assert (await where.home(key).Unary(EchoRequest(key=key), wait_for_ready=True)).seen == 1
         await where.close()
 
 
-async def test_stall_s_0_watches_nothing(tmp_path: Path) -> None:
+async def test_stall_s_0_turns_the_watchdog_off(tmp_path: Path) -> None:
     with running(tmp_path, echo(1, "stall_s = 0")) as cluster:
         where = Where(cluster)
         await order(where, "echo-0", "block 0.3")

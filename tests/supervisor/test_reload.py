@@ -29,34 +29,34 @@ def test_settings_without_a_type_are_attributes_and_cannot_be_changed() -> None:
     with pytest.raises(AttributeError, match=r"config\.a cannot be set: change the file, and reload it"):
         config.a = 2
     with pytest.raises(AttributeError, match=r"config has no 'd'; it has \['a', 'b'\]"):
-        config.d  # noqa: B018 - to ask is what is tested
+        config.d  # noqa: B018 - the access is what is tested
 
 
 def test_typed_settings_are_checked_with_every_fault_by_name() -> None:
     assert build(KIND, {"limit": 3}, app="x") == EchoSettings(limit=3)
     with pytest.raises(BadConfig) as caught:
         build(KIND, {"limit": 0, "greeting": 7, "unknown": 1}, app="x")
-    words = str(caught.value)
-    assert "apps.x.config" in words
-    assert "limit: Input should be greater than or equal to 1, seen 0" in words
-    assert "greeting: Input should be a valid string, seen 7" in words
-    assert f"unknown: is not a setting of {KIND}" in words
+    message = str(caught.value)
+    assert "apps.x.config" in message
+    assert "limit: Input should be greater than or equal to 1, seen 0" in message
+    assert "greeting: Input should be a valid string, seen 7" in message
+    assert f"unknown: is not a setting of {KIND}" in message
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "fault"),
     [
         ("tests.echo.settings:NotFrozen", "expected a frozen dataclass"),
         ("tests.echo.settings:Nothing", "is None, expected a frozen dataclass"),
         ("tests.nowhere:Settings", "no module 'tests.nowhere'"),
     ],
 )
-def test_a_type_that_cannot_be_is_named(kind: str, words: str) -> None:
-    with pytest.raises(BadConfig, match=words):
+def test_a_type_that_is_no_frozen_dataclass_is_named_in_the_fault(kind: str, fault: str) -> None:
+    with pytest.raises(BadConfig, match=fault):
         build(kind, {}, app="x")
 
 
-def test_differences_tell_numbers_and_keep_texts_to_themselves() -> None:
+def test_differences_show_numbers_and_hide_texts() -> None:
     old = {"a": 1, "b": {"c": True, "secret": "x"}, "gone": 1}
     new = {"a": 2, "b": {"c": False, "secret": "y"}, "new": "z"}
     assert differences(old, new) == ["a: 1 → 2", "b.c: True → False", "b.secret: changed", "gone: gone", "new: new"]
@@ -71,31 +71,31 @@ def rewrite(cluster: Cluster, toml: str) -> None:
 
 
 def reload(cluster: Cluster) -> tuple[int, str]:
-    """`onelane reload`: its exit code, and what it says."""
+    """`onelane reload`: its exit code and output."""
     command = [sys.executable, "-m", "onelane", "reload", cluster.admin]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 async def configs(where: Where) -> dict[str, tuple[str, str]]:
-    """Of each shard: its settings, and what it was told of changes."""
-    found: dict[str, tuple[str, str]] = {}
+    """Shard → its settings, and the changes that it was notified of."""
+    by_shard: dict[str, tuple[str, str]] = {}
     for number in range(100):
         key = f"k{number}"
-        if where.owner_of(key) not in found:
+        if where.owner_of(key) not in by_shard:
             call: Any = where.home(key).Misbehave(EchoRequest(key=key, order="config"), wait_for_ready=True, timeout=20)
             await call
             trailers = dict(await call.trailing_metadata())
-            found[where.owner_of(key)] = (trailers["x-config"], trailers["x-followed"])
-    return found
+            by_shard[where.owner_of(key)] = (trailers["x-config"], trailers["x-followed"])
+    return by_shard
 
 
 @pytest.fixture
 async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[tuple[Cluster, Where]]:
     """Two shards whose `limit` is 1."""
     toml = echo(2, TYPED, "[apps.echo.config]", "limit = 1")
-    more = ["--inline"] if getattr(request, "param", "") == "inline" else []
-    with running(tmp_path, toml, *more, ONELANE_APPS__ECHO__CONFIG__GREETING="from the environment") as cluster:
+    arguments = ["--inline"] if getattr(request, "param", "") == "inline" else []
+    with running(tmp_path, toml, *arguments, ONELANE_APPS__ECHO__CONFIG__GREETING="from the environment") as cluster:
         where = Where(cluster)
         yield cluster, where
         await where.close()
@@ -117,29 +117,29 @@ async def test_a_reload_gives_every_shard_the_new_object_and_says_what_changed(p
 
 
 @pytest.mark.parametrize(
-    ("lines", "words"),
+    ("lines", "fault"),
     [
         ([TYPED, "[apps.echo.config]", "limit = 0"], "limit: Input should be greater than or equal to 1, seen 0"),
         ([TYPED, "[apps.echo.config]", "limit = 2", "= nonsense"], "is not TOML"),
         (["unknown_setting = 1", TYPED, "[apps.echo.config]", "limit = 2"], "unknown_setting: is not a setting"),
     ],
 )
-async def test_a_bad_file_changes_nothing(pair: tuple[Cluster, Where], lines: list[str], words: str) -> None:
+async def test_a_bad_file_changes_nothing(pair: tuple[Cluster, Where], lines: list[str], fault: str) -> None:
     cluster, where = pair
     rewrite(cluster, echo(2, *lines))
-    code, said = reload(cluster)
+    code, output = reload(cluster)
     assert code == 3
-    assert "nothing was changed" in said
-    assert words in said
+    assert "nothing was changed" in output
+    assert fault in output
     assert set((await configs(where)).values()) == {(FIRST, "")}
     assert {shard["config"] for shard in cluster.shards()} == {1}
 
 
-async def test_what_only_a_restart_can_change_is_said(pair: tuple[Cluster, Where]) -> None:
+async def test_a_change_that_needs_a_restart_is_reported(pair: tuple[Cluster, Where]) -> None:
     cluster, where = pair
     rewrite(cluster, echo(3, TYPED, "drain_s = 3", "[apps.echo.config]", "limit = 2"))
-    code, said = reload(cluster)
-    assert (code, said.splitlines()) == (
+    code, output = reload(cluster)
+    assert (code, output.splitlines()) == (
         0,
         [
             "changed echo.limit: 1 → 2",
@@ -150,7 +150,7 @@ async def test_what_only_a_restart_can_change_is_said(pair: tuple[Cluster, Where
     assert set((await configs(where)).values()) == {(SECOND, f"{FIRST}->{SECOND}")}
 
 
-async def test_a_hangup_reloads_and_a_shard_that_dies_begins_with_the_newest(pair: tuple[Cluster, Where]) -> None:
+async def test_sighup_reloads_and_a_restarted_shard_has_the_newest_settings(pair: tuple[Cluster, Where]) -> None:
     cluster, where = pair
     rewrite(cluster, echo(2, TYPED, "[apps.echo.config]", "limit = 2"))
     cluster.process.send_signal(signal.SIGHUP)
@@ -171,7 +171,7 @@ def test_settings_that_do_not_fit_stop_the_start(tmp_path: Path) -> None:
     assert "limit: Input should be greater than or equal to 1, seen 0" in done.stderr
 
 
-def test_a_page_from_elsewhere_cannot_command(tmp_path: Path) -> None:
+def test_a_reload_by_a_page_of_another_origin_is_refused(tmp_path: Path) -> None:
     with running(tmp_path, echo(1)) as cluster:
         request = urllib.request.Request(f"http://{cluster.admin}/reload", method="POST")
         with pytest.raises(urllib.error.HTTPError, match="403"):

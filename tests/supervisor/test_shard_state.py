@@ -28,13 +28,13 @@ def cells() -> list[tuple[ShardState, ShardEvent, ShardState | None]]:
 
 
 def reachable(start: ShardState) -> set[ShardState]:
-    seen: set[ShardState] = set()
+    states: set[ShardState] = set()
     frontier = [start]
     while frontier:
-        unseen = set(TRANSITIONS[frontier.pop()].values()) - seen
-        seen |= unseen
+        unseen = set(TRANSITIONS[frontier.pop()].values()) - states
+        states |= unseen
         frontier += unseen
-    return seen
+    return states
 
 
 @pytest.mark.parametrize(("state", "event", "target"), cells())

@@ -120,17 +120,17 @@ def test_whatever_a_shard_fails_with_is_named_before_its_traceback(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("plug", "told"),
+    ("plug", "fault"),
     [
         ("nowhere.at.all:X", "nowhere.at.all:X: no module 'nowhere'"),
         ("tests.echo.service:Ecko", "has no class 'Ecko'; it has ['Echo']"),
         ("tests.running_app:Cluster", "derives from no generated …Servicer"),
     ],
 )
-def test_an_unknown_service_is_told_in_one_sentence(tmp_path: Path, plug: str, told: str) -> None:
+def test_an_unknown_service_is_reported_in_one_sentence(tmp_path: Path, plug: str, fault: str) -> None:
     run = run_to_end(tmp_path, echo(1).replace("tests.echo.service:Echo", plug))
     assert run.returncode == 1
-    assert told in run.stderr
+    assert fault in run.stderr
     assert "Traceback" not in run.stderr
 
 

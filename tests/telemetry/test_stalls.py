@@ -1,4 +1,4 @@
-"""A stalled lane is told from a starved machine, and neither floods the log."""
+"""A lane stalled by its own code is distinguished from a starved machine, and neither floods the log."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ from onelane.telemetry.stalls import (
 )
 
 
-def seen(
+def evidence_of(
     *,
     own: float = 0.0,
     delay: float = 0.0,
@@ -29,7 +29,7 @@ def seen(
     idle: bool = False,
     calls: int = 0,
 ) -> Evidence:
-    """Of a stall of one second; the shares of it that each had."""
+    """Of a stall of one second; each argument is a share of it."""
     return Evidence(
         Sample(10.0, 3.0, 2.0, 1.0), Sample(11.0, 3.0 + own, 2.0 + delay, 1.0 + others), state, late, wakes, idle, calls
     )
@@ -38,41 +38,43 @@ def seen(
 @pytest.mark.parametrize(
     ("evidence", "kind"),
     [
-        pytest.param(seen(own=0.99, state="R"), COMPUTING, id="a loop"),
-        pytest.param(seen(own=0.6, late=0.9, state="R"), COMPUTING, id="C code that keeps the interpreter"),
-        pytest.param(seen(own=0.9, calls=400, state="R"), CROWDED, id="many calls, each short"),
-        pytest.param(seen(own=0.9, calls=1, state="R"), COMPUTING, id="one long call"),
-        pytest.param(seen(state="S"), BLOCKED, id="time.sleep"),
-        pytest.param(seen(state="D"), BLOCKED, id="a disk"),
-        pytest.param(seen(others=1.0, state="S"), BLOCKED, id="a lock that a busy thread has"),
-        pytest.param(seen(own=0.1, delay=0.85, state="R"), STARVED, id="no CPU"),
-        pytest.param(seen(delay=0.85, state="R", late=0.85), STARVED, id="no CPU for anybody"),
-        pytest.param(seen(state="S", late=0.95, idle=True), STARVED, id="a process that was stopped"),
-        pytest.param(seen(state="S", late=0.95), BLOCKED, id="time.sleep, while the watchdog had no CPU"),
-        pytest.param(seen(own=0.1, delay=0.3, state="R"), STARVED, id="ready, and not running"),
-        pytest.param(seen(others=0.95, late=0.9, state="S"), INTERPRETER, id="a helper in C code with the interpreter"),
-        pytest.param(seen(others=0.95, wakes=3, state="S"), INTERPRETER, id="a helper that computes in Python"),
+        pytest.param(evidence_of(own=0.99, state="R"), COMPUTING, id="a loop"),
+        pytest.param(evidence_of(own=0.6, late=0.9, state="R"), COMPUTING, id="C code that holds the interpreter"),
+        pytest.param(evidence_of(own=0.9, calls=400, state="R"), CROWDED, id="many calls, each short"),
+        pytest.param(evidence_of(own=0.9, calls=1, state="R"), COMPUTING, id="one long call"),
+        pytest.param(evidence_of(state="S"), BLOCKED, id="time.sleep"),
+        pytest.param(evidence_of(state="D"), BLOCKED, id="a disk"),
+        pytest.param(evidence_of(others=1.0, state="S"), BLOCKED, id="a lock that a busy thread has"),
+        pytest.param(evidence_of(own=0.1, delay=0.85, state="R"), STARVED, id="no CPU"),
+        pytest.param(evidence_of(delay=0.85, state="R", late=0.85), STARVED, id="no CPU for the watchdog either"),
+        pytest.param(evidence_of(state="S", late=0.95, idle=True), STARVED, id="a process that was stopped"),
+        pytest.param(evidence_of(state="S", late=0.95), BLOCKED, id="time.sleep, while the watchdog had no CPU"),
+        pytest.param(evidence_of(own=0.1, delay=0.3, state="R"), STARVED, id="ready, and not running"),
+        pytest.param(
+            evidence_of(others=0.95, late=0.9, state="S"), INTERPRETER, id="a helper in C code with the interpreter"
+        ),
+        pytest.param(evidence_of(others=0.95, wakes=3, state="S"), INTERPRETER, id="a helper that computes in Python"),
     ],
 )
 def test_the_kind_of_a_stall(evidence: Evidence, kind: str) -> None:
     assert kind_of(evidence) == kind
 
 
-def test_five_a_minute_are_told_and_then_how_many_were_not() -> None:
+def test_five_a_minute_are_logged_and_then_how_many_were_suppressed() -> None:
     limit = LogLimit()
     assert [limit.allow(float(n)) for n in range(8)] == [True] * MAX_LOGGED + [False] * 3
-    assert limit.take_suppressed(LOG_PERIOD_S - 0.1) == 0, "there is no room yet to say so"
+    assert limit.take_suppressed(LOG_PERIOD_S - 0.1) == 0, "the limit is still reached"
     assert (limit.take_suppressed(LOG_PERIOD_S), limit.take_suppressed(LOG_PERIOD_S)) == (3, 0)
     assert limit.allow(LOG_PERIOD_S)
 
 
 @given(st.lists(st.floats(0.0, 30.0), max_size=60))
-def test_no_minute_has_more_than_its_limit_and_none_goes_uncounted(steps: list[float]) -> None:
-    limit, now, told, untold = LogLimit(), 0.0, [], 0
+def test_no_minute_exceeds_the_limit_and_every_stall_is_counted(steps: list[float]) -> None:
+    limit, now, logged, suppressed = LogLimit(), 0.0, [], 0
     for step in steps:
         now += step
-        untold += limit.take_suppressed(now)
+        suppressed += limit.take_suppressed(now)
         if limit.allow(now):
-            told.append(now)
-    assert all(later - earlier >= LOG_PERIOD_S for earlier, later in zip(told, told[MAX_LOGGED:], strict=False))
-    assert len(told) + untold + limit.take_suppressed(now + LOG_PERIOD_S) == len(steps)
+            logged.append(now)
+    assert all(later - earlier >= LOG_PERIOD_S for earlier, later in zip(logged, logged[MAX_LOGGED:], strict=False))
+    assert len(logged) + suppressed + limit.take_suppressed(now + LOG_PERIOD_S) == len(steps)

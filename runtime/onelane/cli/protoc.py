@@ -1,4 +1,4 @@
-"""`onelane proto`: Python from the user's protos, with our options on the include path and typed stubs."""
+"""`onelane proto`: Python from the user's protos, with onelane's options on the include path and typed stubs."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from onelane.errors import Invalid
 
 INCLUDE = Path(__file__).parent.parent / "protos"
-"""Where `onelane/v1/options.proto` is found."""
+"""The folder of `onelane/v1/options.proto`."""
 
 
 def generate(sources: Sequence[Path], *, root: Path, out: Path) -> list[Path]:
@@ -18,7 +18,7 @@ def generate(sources: Sequence[Path], *, root: Path, out: Path) -> list[Path]:
     module `a.v1.b_pb2`; missing `__init__.py` files are written. Returns the protos.
 
     Raises:
-        Invalid: nothing to generate, tools are missing, or protoc refuses a proto, in its own words.
+        Invalid: there is nothing to generate, tools are missing, or protoc fails; then with protoc's own message.
     """
     if find_spec("grpc_tools") is None or find_spec("mypy_protobuf") is None:
         raise Invalid("onelane proto needs grpcio-tools and mypy-protobuf: pip install 'onelane[proto]'")
@@ -52,7 +52,7 @@ def _protoc(outputs: list[str], root: Path, protos: Sequence[Path]) -> None:
         check=False,
     )
     if run.returncode:
-        raise Invalid(f"protoc refuses:\n{run.stderr.rstrip()}")
+        raise Invalid(f"protoc failed:\n{run.stderr.rstrip()}")
 
 
 def _make_packages(out: Path, package: Path) -> None:

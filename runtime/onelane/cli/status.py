@@ -1,4 +1,4 @@
-"""`onelane status`: asks a supervisor's admin address or any shard for the state of all, and prints it."""
+"""`onelane status`: fetches the state of all shards from a supervisor or from any shard, and prints it."""
 
 import asyncio
 import json
@@ -21,36 +21,37 @@ COMMAND_S = 600.0
 
 
 def fetch(target: str) -> dict[str, Any]:
-    """The status of every app that `target` knows: an admin address, or any gRPC address of an app.
+    """The status of every app of a supervisor. target: its admin address, or any gRPC address of one of its apps.
 
     Raises:
-        Transient: nobody answers there, or not as onelane does.
+        Transient: no supervisor or shard of onelane answers there, or it refuses.
     """
     address = target.removeprefix("http://").rstrip("/")
-    found = _from_admin(address)
-    return found if found is not None else asyncio.run(_from_shard(address))
+    status = _from_admin(address)
+    return status if status is not None else asyncio.run(_from_shard(address))
 
 
 def headers() -> dict[str, str]:
-    """What shows the supervisor who asks: `ONELANE_ADMIN_TOKEN`, where it is set."""
+    """The headers that authorize a request: the token of `ONELANE_ADMIN_TOKEN`, where it is set."""
     token = os.environ.get(ADMIN_TOKEN)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def opened(request: urllib.request.Request, timeout_s: float) -> Any:
-    """The answer of an admin address, to be used as a context; asked directly, whatever proxy is set for the web."""
-    return _DIRECT.open(request, timeout=timeout_s)
+def send(request: urllib.request.Request, timeout_s: float) -> Any:
+    """The response of an admin address, a context manager; sent directly, whatever HTTP proxy is configured."""
+    return _WITHOUT_PROXY.open(request, timeout=timeout_s)
 
 
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _from_admin(address: str) -> dict[str, Any] | None:
+    """None where it is no admin address."""
     request = urllib.request.Request(f"http://{address}/status", headers=headers())
     try:
-        with opened(request, TIMEOUT_S) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+        with send(request, TIMEOUT_S) as response:
+            status: dict[str, Any] = json.load(response)
+            return status
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise Transient(f"{address} refuses: {error.read().decode().strip()}") from error
@@ -58,7 +59,7 @@ def _from_admin(address: str) -> dict[str, Any] | None:
     except (urllib.error.URLError, OSError, ValueError):
         return None
     except Exception:
-        # http.client has its own errors for what is no HTTP/1.1, as a gRPC port is not.
+        # A gRPC port answers no HTTP/1.1, and http.client has errors of its own for that.
         return None
 
 
@@ -70,36 +71,36 @@ async def _from_shard(address: str) -> dict[str, Any]:
     async with grpc.aio.insecure_channel(address) as channel:
         try:
             stub = topology_pb2_grpc.TopologyStub(channel)
-            answer = await stub.Status(topology_pb2.StatusRequest(), timeout=TIMEOUT_S)
+            reply = await stub.Status(topology_pb2.StatusRequest(), timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise Transient(f"{address} does not answer as onelane does: {error.details()}") from error
-        found: dict[str, Any] = json.loads(answer.json)
-        return found
+        status: dict[str, Any] = json.loads(reply.json)
+        return status
 
 
 def command(target: str, path: str) -> dict[str, Any]:
-    """Tell the supervisor at an admin address to do something; its answer.
+    """Send a command to the supervisor at an admin address; its response.
 
     Raises:
-        Transient: nobody answers there, or it refuses.
+        Transient: no supervisor answers there, or it refuses.
     """
     address = target.removeprefix("http://").rstrip("/")
     request = urllib.request.Request(f"http://{address}{path}", method="POST", headers={"X-Onelane": "1", **headers()})
     try:
-        with opened(request, COMMAND_S) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+        with send(request, COMMAND_S) as response:
+            outcome: dict[str, Any] = json.load(response)
+            return outcome
     except urllib.error.HTTPError as error:
         raise Transient(f"{address} refuses: {error.read().decode().strip()}") from error
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise Transient(f"{address} does not answer as an admin address does: {error}") from error
 
 
-def fixed_shape(status: dict[str, Any]) -> dict[str, Any]:
-    """What `--json` prints: the documented fields and no other."""
+def documented(status: dict[str, Any]) -> dict[str, Any]:
+    """The documented fields of a status and no other, which `--json` prints."""
     apps = {}
     for name, app in status["apps"].items():
-        shards = [{key: value for key, value in shard.items() if key != "keyed"} for shard in app["shards"]]
+        shards = [{field: shard[field] for field in shard if field != "keyed"} for shard in app["shards"]]
         apps[name] = app | {"shards": shards}
     return {"apps": apps}
 

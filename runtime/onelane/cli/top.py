@@ -1,4 +1,4 @@
-"""`onelane top` and `onelane trace`: what the page shows, in a terminal."""
+"""`onelane top` and `onelane trace`: the content of the admin page, in a terminal."""
 
 import json
 import time
@@ -16,44 +16,44 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from onelane.cli.status import TIMEOUT_S, headers, opened
+from onelane.cli.status import TIMEOUT_S, headers, send
 from onelane.errors import NotThere, Transient
 
-EVERY_S = 1.0
+REFRESH_S = 1.0
 BARS = "▁▂▃▄▅▆▇█"
-LOST_AFTER = 5
-"""Answers in a row that may fail before `top` gives up."""
+MAX_FAILURES = 5
+"""Requests in a row that may fail before `top` gives up."""
 
 
 def fetch(target: str, path: str) -> dict[str, Any]:
-    """What the supervisor at an admin address says; of its texts, what a terminal would obey is left out.
+    """A JSON document of an admin address, without control characters that a terminal would interpret.
 
     Raises:
-        NotThere: it knows no such thing.
-        Transient: nobody answers there, or it refuses.
+        NotThere: the supervisor has no such document.
+        Transient: no supervisor answers there, or it refuses.
     """
     address = target.removeprefix("http://").rstrip("/")
     request = urllib.request.Request(f"http://{address}{path}", headers=headers())
     try:
-        with opened(request, TIMEOUT_S) as answer:
-            found: dict[str, Any] = printable(json.load(answer))
-            return found
+        with send(request, TIMEOUT_S) as response:
+            document: dict[str, Any] = printable(json.load(response))
+            return document
     except urllib.error.HTTPError as error:
-        words = printable(error.read().decode("utf-8", "replace").strip())
-        raise (NotThere if error.code == 404 else Transient)(f"{address}: {words}") from error
+        reason = printable(error.read().decode("utf-8", "replace").strip())
+        raise (NotThere if error.code == 404 else Transient)(f"{address}: {reason}") from error
     except (urllib.error.URLError, OSError, ValueError, HTTPException) as error:
         raise Transient(f"{address} does not answer as an admin address does: {error}") from error
 
 
-def printable(value: Any) -> Any:
-    """The same without control characters: names, attributes and keys may come from whoever calls a service."""
-    if isinstance(value, str):
-        return value if value.isprintable() else "".join(map(_printable, value))
-    if isinstance(value, list):
-        return [printable(one) for one in value]
-    if isinstance(value, dict):
-        return {printable(name): printable(one) for name, one in value.items()}
-    return value
+def printable(document: Any) -> Any:
+    """A JSON document without control characters: clients choose some of its names, attributes and keys."""
+    if isinstance(document, str):
+        return document if document.isprintable() else "".join(map(_printable, document))
+    if isinstance(document, list):
+        return [printable(element) for element in document]
+    if isinstance(document, dict):
+        return {printable(name): printable(member) for name, member in document.items()}
+    return document
 
 
 def _printable(character: str) -> str:
@@ -61,7 +61,7 @@ def _printable(character: str) -> str:
 
 
 def top(target: str, console: Console, *, once: bool) -> None:
-    """Show every app, anew each second until Ctrl-C; `once`, or where nobody watches, a single time."""
+    """Show every app, refreshed each second until Ctrl-C; a single time if `once`, or where it is no terminal."""
     history: dict[str, list[float]] = {}
     if once or not console.is_terminal:
         console.print(screen(fetch(target, "/snapshot"), history))
@@ -74,40 +74,40 @@ def top(target: str, console: Console, *, once: bool) -> None:
                 failures = 0
             except Transient as error:
                 failures += 1
-                if failures > LOST_AFTER:
+                if failures > MAX_FAILURES:
                     raise
                 live.update(Text(f"{error}\ntrying again", style="red"), refresh=True)
-            time.sleep(EVERY_S)
+            time.sleep(REFRESH_S)
 
 
-def screen(found: dict[str, Any], history: dict[str, list[float]]) -> RenderableType:
-    """One picture. history: calls a second of each app, of the pictures before; this one's are added."""
+def screen(snapshot: dict[str, Any], history: dict[str, list[float]]) -> RenderableType:
+    """A snapshot as one screen. history: app → calls a second, of the snapshots before; this one's are appended."""
     parts: list[RenderableType] = []
-    for app in found["apps"]:
+    for app in snapshot["apps"]:
         rate = sum(method["now"]["calls"] for method in app["methods"])
         past = history.setdefault(app["name"], [])
         past.append(rate)
         del past[:-40]
         parts += [_heading(app, rate, past), _shards(app), _methods(app)]
         parts += [part for part in (_hot_keys(app), _helpers(app), _stalls(app)) if part is not None]
-    if found["losses"]:
-        words = ", ".join(f"{loss['what']} {loss['count']:.0f}" for loss in found["losses"])
-        parts.append(Text(f"telemetry lost: {words}", style="red"))
+    if snapshot["losses"]:
+        losses = ", ".join(f"{loss['what']} {loss['count']:.0f}" for loss in snapshot["losses"])
+        parts.append(Text(f"telemetry lost: {losses}", style="red"))
     return Group(*parts)
 
 
 def _heading(app: dict[str, Any], rate: float, past: list[float]) -> Text:
-    most = max([*past, 1.0])
-    line = "".join(BARS[min(7, int(8 * one / most))] for one in past)
+    highest = max([*past, 1.0])
+    bars = "".join(BARS[min(7, int(8 * rate_then / highest))] for rate_then in past)
     text = Text(f"{app['name']}", style="bold")
     text.append(f"  {app['listen']}  epoch {app['epoch']}  {rate:.0f} calls/s ", style="default")
-    return text.append(line, style="cyan")
+    return text.append(bars, style="cyan")
 
 
 def _table(*columns: str, left: int = 1) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
     return table
 
 
@@ -130,7 +130,7 @@ def _shards(app: dict[str, Any]) -> Table:
 
 def _methods(app: dict[str, Any]) -> Table:
     table = _table("method", "calls/s", "errors/s", "p50", "p95", "p99")
-    for method in sorted(app["methods"], key=lambda one: -one["now"]["calls"]):
+    for method in sorted(app["methods"], key=lambda method: -method["now"]["calls"]):
         now = method["now"]
         errors = Text(f"{now['errors']:.1f}", style="red" if now["errors"] else "default")
         table.add_row(method["name"], f"{now['calls']:.1f}", errors, *(seconds(now[p]) for p in ("p50", "p95", "p99")))
@@ -138,27 +138,27 @@ def _methods(app: dict[str, Any]) -> Table:
 
 
 def _hot_keys(app: dict[str, Any]) -> Text | None:
-    words = "  ".join(f"{one['key']} {one['calls']} ({one['shard']})" for one in app["hot_keys"][:5])
-    return Text(f"hot keys: {words}", style="dim", overflow="ellipsis", no_wrap=True) if words else None
+    keys = "  ".join(f"{row['key']} {row['calls']} ({row['shard']})" for row in app["hot_keys"][:5])
+    return Text(f"hot keys: {keys}", style="dim", overflow="ellipsis", no_wrap=True) if keys else None
 
 
 def _helpers(app: dict[str, Any]) -> Table | None:
     if not app["helpers"]:
         return None
     table = _table("helper", "shard", "queued", "p95 wait", "p95 run", left=2)
-    for one in app["helpers"]:
-        table.add_row(one["name"], one["shard"], str(one["depth"]), seconds(one["wait_p95"]), seconds(one["run_p95"]))
+    for row in app["helpers"]:
+        table.add_row(row["name"], row["shard"], str(row["depth"]), seconds(row["wait_p95"]), seconds(row["run_p95"]))
     return table
 
 
 def _stalls(app: dict[str, Any]) -> Text | None:
-    found = [(stall["at_ns"], shard["name"], stall) for shard in app["shards"] for stall in shard["last_stalls"]]
-    if not found:
+    stalls = [(stall["at_ns"], shard["name"], stall) for shard in app["shards"] for stall in shard["last_stalls"]]
+    if not stalls:
         return None
-    at_ns, shard, stall = max(found, key=lambda one: one[0])
+    at_ns, shard, stall = max(stalls, key=lambda row: row[0])
     when = datetime.fromtimestamp(at_ns / 1e9).strftime("%H:%M:%S")
-    words = f"last stall: {when} {shard} {stall['kind']} {seconds(stall['seconds'])} at {stall['where'] or '-'}"
-    return Text(words, style="yellow", overflow="ellipsis", no_wrap=True)
+    line = f"last stall: {when} {shard} {stall['kind']} {seconds(stall['seconds'])} at {stall['where'] or '-'}"
+    return Text(line, style="yellow", overflow="ellipsis", no_wrap=True)
 
 
 def traces(target: str, console: Console) -> None:
@@ -167,7 +167,7 @@ def traces(target: str, console: Console) -> None:
     for row in fetch(target, "/traces")["traces"]:
         when = datetime.fromtimestamp(row["start_ns"] / 1e9).strftime("%H:%M:%S")
         errors = Text(str(row["errors"]), style="red" if row["errors"] else "dim")
-        # As much of the id as `onelane trace` needs to find it.
+        # The beginning of the id is enough for `onelane trace`.
         table.add_row(row["trace_id"][:16], when, row["name"], seconds(row["seconds"]), str(row["spans"]), errors)
     console.print(table)
 
@@ -176,20 +176,20 @@ def trace(target: str, trace_id: str, console: Console) -> None:
     """Print one trace as a tree.
 
     Raises:
-        NotThere: there is none by that id, or several begin so.
+        NotThere: no trace has an id that begins so, or several have.
     """
     spans = fetch(target, f"/traces/{quote(trace_id, safe='')}")["spans"]
     begin = min(span["start_ns"] for span in spans)
     root = Tree(Text(f"trace {trace_id}", style="bold"))
-    # The way from the root to the span before; a span's parent stands at its depth.
-    way: list[Tree] = [root]
+    # The root and the ancestors of the latest span; a span's parent has the index of the span's depth.
+    path: list[Tree] = [root]
     for span in spans:
-        del way[span["depth"] + 1 :]
-        way.append(way[-1].add(_words(span, begin)))
+        del path[span["depth"] + 1 :]
+        path.append(path[-1].add(_span_line(span, begin)))
     console.print(root)
 
 
-def _words(span: dict[str, Any], begin: int) -> Text:
+def _span_line(span: dict[str, Any], begin: int) -> Text:
     text = Text(span["name"])
     text.append(f" {span['kind'].lower()}", style="dim")
     text.append(f" {seconds(span['seconds'])}", style="cyan")
@@ -199,16 +199,17 @@ def _words(span: dict[str, Any], begin: int) -> Text:
     elif span["error"]:
         text.append(f" {span['error']}", style="red")
     for event in span["events"]:
-        said = " ".join(f"{name}={value}" for name, value in event["attributes"].items() if "\n" not in str(value))
-        text.append(f"\n· {event['name']} {said}", style="yellow")
+        pairs = " ".join(f"{name}={value}" for name, value in event["attributes"].items() if "\n" not in str(value))
+        text.append(f"\n· {event['name']} {pairs}", style="yellow")
     return text
 
 
-def seconds(value: float) -> str:
-    """A duration as people read it."""
+def seconds(duration_s: float) -> str:
+    """A duration as text, in the unit that suits it."""
     scales: list[tuple[float, Callable[[float], str]]] = [
         (1.0, lambda s: f"{s:.2f} s"),
         (0.01, lambda s: f"{s * 1e3:.0f} ms"),
         (0.001, lambda s: f"{s * 1e3:.1f} ms"),
     ]
-    return next((say(value) for least, say in scales if value >= least), f"{value * 1e6:.0f} µs" if value else "0")
+    small = f"{duration_s * 1e6:.0f} µs" if duration_s else "0"
+    return next((text_of(duration_s) for least, text_of in scales if duration_s >= least), small)

@@ -1,4 +1,4 @@
-"""`onelane.v1.Topology`, on every shard: who serves what, for clients that route and people who look."""
+"""The service `onelane.v1.Topology` of every shard: the placement, for clients that route, and the status of all."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 
 class Topology(topology_pb2_grpc.TopologyServicer):
-    """Streams the placement that its shard follows, and passes questions about all shards to the supervisor."""
+    """Streams the placement that its shard follows; passes requests for the status of all shards to the supervisor."""
 
     def __init__(
         self,
@@ -33,13 +33,13 @@ class Topology(topology_pb2_grpc.TopologyServicer):
 
 
 def to_proto(placement: Placement, fixed: topology_pb2.Placement) -> topology_pb2.Placement:
-    """`placement` as a message, beside what of its app never changes."""
-    made = topology_pb2.Placement(
+    """`placement` as a message. fixed: the fields of its app that never change."""
+    message = topology_pb2.Placement(
         epoch=placement.epoch,
         members=[topology_pb2.Member(name=m.name, address=m.address) for m in placement.members],
         points=placement.points,
         pins=dict(placement.pins),
         service_config=placement.service_config_json(),
     )
-    made.MergeFrom(fixed)
-    return made
+    message.MergeFrom(fixed)
+    return message

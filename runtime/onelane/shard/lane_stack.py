@@ -34,7 +34,7 @@ from onelane.server.call import Call
 from onelane.server.sync_handler import PlainContext
 from onelane.shard.timers import Timer
 from onelane.telemetry.spans import SpanRecord
-from onelane.telemetry.stalls import UNKNOWN, Stall
+from onelane.telemetry.stalls import UNMEASURED, Stall
 from onelane.telemetry.tracer import context_of
 
 PACKAGE = str(Path(onelane.__file__).parent) + os.sep
@@ -77,7 +77,7 @@ def read(frame: FrameType | None, packages: frozenset[str], *, except_threads: s
     span = work.call.span if work.call is not None else None
     trace = context_of(span)
     stall = Stall(
-        UNKNOWN,
+        UNMEASURED,
         seconds=0.0,
         at_ns=0,
         where=_place(user_frame),

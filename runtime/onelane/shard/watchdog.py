@@ -29,7 +29,7 @@ from onelane.telemetry.stalls import (
     EXIT_STALLED,
     INTERPRETER,
     STARVED,
-    UNKNOWN,
+    UNMEASURED,
     Evidence,
     LogLimit,
     Sample,
@@ -216,7 +216,7 @@ class _WatchdogThread(threading.Thread):
     def _judge(self, probe: _Probe, stack: LaneStack, shard: WatchedShard) -> Stall:
         """The stall so far, with its kind."""
         evidence = self._measure(probe, shard, is_idle=not stack.stall.where)
-        kind = kind_of(evidence) if self._lane.is_measurable else UNKNOWN
+        kind = kind_of(evidence) if self._lane.is_measurable else UNMEASURED
         others = stack.stall.others if kind == INTERPRETER else ()
         seconds = evidence.after.at - probe.at
         return replace(stack.stall, kind=kind, seconds=seconds, at_ns=probe.at_ns, others=others)

@@ -1,7 +1,7 @@
-"""Starts, watches, restarts and drains the shards of every app of a file; adds their statistics up.
+"""Starts, watches, restarts and drains the shards of every app of a file, and adds up their statistics.
 
-Promises: it loads no grpcio; a shard that dies is restarted with back-off and the others are left alone; what the
-shards counted is what is exported, and a scrape asks every shard first, so the sum is exact.
+Promises: it loads no grpcio; a shard that dies is restarted with back-off and the others are left alone; the exported
+counts are those of the shards, and a scrape collects from every shard first, so the sums are exact.
 """
 
 import itertools
@@ -43,11 +43,11 @@ COLLECT_S = 0.5
 SINK_CLOSE_S = 3.0
 """How long each sink may take at the end to export what it still holds."""
 COMMANDS = {"drain": ShardEvent.DRAIN_ASKED, "restart": ShardEvent.RESTART_ASKED}
-"""What may be asked of one shard."""
+"""Command for one shard → the event that it is in the shard's state machine."""
 
 
 class Supervisor:
-    """All apps of one file. Made once; `run` is its whole life."""
+    """All apps of one file. `run` starts them, and returns when they have ended; it is called once."""
 
     def __init__(
         self,
@@ -110,11 +110,9 @@ class Supervisor:
             members, own_sockets = [], []
             for index in range(app.shard_count):
                 address, sock = sockets.claim(_own_address(app, listen, index), shared=False)
-                own_sockets.append(sock)
                 stack.callback(sock.close)
-                host, port = addresses.split(address)
-                advertised = addresses.join(app.advertise or host, port)
-                members.append(Member(f"{name}-{index}", advertised, str(folder / f"{name}-{index}.sock")))
+                own_sockets.append(sock)
+                members.append(_member(f"{name}-{index}", app, address, folder))
             pins = {key: members[index].name for key, index in app.pins.items()}
             placement = Placement(epoch, tuple(members), app.points, pins)
             app_supervisor = AppSupervisor(name, settings, placement, self._shared)
@@ -231,7 +229,7 @@ class Supervisor:
         return by_app.render(accept)
 
     def status(self, *, details: bool = False) -> dict[str, Any]:
-        """Every app with its shards. details: also how many keys each keyed dict holds."""
+        """Every app with its shards, for JSON. details: also how many keys each keyed dict holds."""
         return {"apps": {app.name: self._status_of(app, details=details) for app in self.apps}}
 
     def _status_of(self, app: AppSupervisor, *, details: bool) -> dict[str, Any]:
@@ -258,6 +256,12 @@ class Supervisor:
             "last_stalls": [asdict(stall) for stall in shard.stalls],
         }
         return row | {"keyed": shard.keyed} if details else row
+
+
+def _member(name: str, app: App, address: str, folder: Path) -> Member:
+    """address: the shard's own, with its real port."""
+    host, port = addresses.split(address)
+    return Member(name, addresses.join(app.advertise or host, port), str(folder / f"{name}.sock"))
 
 
 def _own_address(app: App, listen: str, index: int) -> str:

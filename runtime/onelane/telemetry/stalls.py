@@ -25,7 +25,7 @@ INTERPRETER = "interpreter"
 """Another thread of this process held the interpreter (the GIL)."""
 STARVED = "starved"
 """The lane was ready to run, and the machine gave it no CPU. No code is to blame."""
-UNKNOWN = "unknown"
+UNMEASURED = "unknown"
 """This operating system does not provide the measurements."""
 
 

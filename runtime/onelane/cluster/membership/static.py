@@ -1,4 +1,4 @@
-"""Members as the shard was started with them; the view never changes."""
+"""The members that the shard was started with; the placement never changes."""
 
 import asyncio
 from collections.abc import AsyncIterator

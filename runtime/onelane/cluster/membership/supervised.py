@@ -1,4 +1,4 @@
-"""Members as the machine's supervisor names them."""
+"""The members that the machine's supervisor sends."""
 
 import asyncio
 from collections.abc import AsyncIterator

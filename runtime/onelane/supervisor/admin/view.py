@@ -16,7 +16,7 @@ from onelane.telemetry.stats import DROPPED, Attributes
 
 RECENT_S = 10
 """The present rates and quantiles are those of so many seconds."""
-MAX_TRACES = 60
+LISTED_TRACES = 60
 MAX_HOT_KEYS = 10
 RING_SLICES = 360
 """Equal parts of the ring that the page draws."""
@@ -37,7 +37,7 @@ class View:
         return {
             "host": socket.gethostname(),
             "apps": [self._app(app, sums, steps) for app in self._apps],
-            "traces": self._collector.recent_traces.summaries()[:MAX_TRACES],
+            "traces": self._collector.recent_traces.summaries()[:LISTED_TRACES],
             "losses": sums.losses(),
         }
 
@@ -91,7 +91,7 @@ class _Sums:
 
     def losses(self) -> list[dict[str, Any]]:
         """Spans, log records, points and reports that were lost on their way."""
-        return [{"what": what, "count": count} for what, count in sorted(self._losses.items())]
+        return [{"what": loss, "count": count} for loss, count in sorted(self._losses.items())]
 
     def _add(self, name: str, attributes: Mapping[str, str], value: float | Buckets) -> None:
         app, shard = attributes.get("onelane.app", ""), attributes.get("onelane.shard", "")
@@ -100,12 +100,9 @@ class _Sums:
         elif isinstance(value, Buckets):
             return
         elif name in (DROPPED.name, LOST.name, GAPS.name):
-            words = [
-                attributes.get("onelane.signal", ""),
-                name.removeprefix("onelane."),
-                attributes.get("onelane.reason", ""),
-            ]
-            self._losses[" ".join(word for word in words if word)] += value
+            signal, reason = attributes.get("onelane.signal", ""), attributes.get("onelane.reason", "")
+            loss = " ".join(part for part in (signal, name.removeprefix("onelane."), reason) if part)
+            self._losses[loss] += value
         elif name != "onelane.connections" or attributes.get("onelane.connection.steered") == "true":
             self._by_shard[name, app, shard] += value
 

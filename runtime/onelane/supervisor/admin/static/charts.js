@@ -60,7 +60,7 @@ function options(place, lines, colours, say) {
         stroke: value(colours[index]),
         width: 2,
         points: { show: false },
-        value: (_, found) => (found == null ? "–" : say(found)),
+        value: (_, sample) => (sample == null ? "–" : say(sample)),
       })),
     ],
   };

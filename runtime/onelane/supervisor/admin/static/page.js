@@ -1,4 +1,4 @@
-// The supervisor's page: what it knows, drawn anew with every snapshot that the server sends.
+// The admin page: drawn again with every snapshot that the server sends.
 import { html, render, useEffect, useRef, useState } from "/static/vendor/htm-preact-3.1.1.js";
 import { Charts } from "/static/charts.js";
 import { Traces } from "/static/traces.js";
@@ -7,7 +7,7 @@ import { colour, count, seconds, share } from "/static/words.js";
 const KEPT = 300; // Seconds of history.
 
 function Page() {
-  const [found, setFound] = useState(null);
+  const [latest, setLatest] = useState(null);
   const [isLive, setLive] = useState(false);
   const history = useRef({});
   useEffect(() => {
@@ -15,27 +15,27 @@ function Page() {
     events.addEventListener("snapshot", (event) => {
       const snapshot = JSON.parse(event.data);
       remember(history.current, snapshot);
-      setFound(snapshot);
+      setLatest(snapshot);
       setLive(true);
     });
     events.onerror = () => setLive(false);
     return () => events.close();
   }, []);
-  if (!found) return html`<p class="quiet" role="status">Waiting for the supervisor…</p>`;
+  if (!latest) return html`<p class="quiet" role="status">Waiting for the supervisor…</p>`;
   return html`
     <header>
       <h1>onelane</h1>
-      <span class="quiet">${found.host}</span>
+      <span class="quiet">${latest.host}</span>
       <nav aria-label="on this page">
-        ${found.apps.map((app) => html`<a key=${app.name} href=${`#app-${app.name}`}>${app.name}</a>`)}
+        ${latest.apps.map((app) => html`<a key=${app.name} href=${`#app-${app.name}`}>${app.name}</a>`)}
         <a href="#traces">traces</a>
       </nav>
       <span class=${isLive ? "live" : "live lost"} role="status">${isLive ? "live" : "connection lost, trying again"}</span>
     </header>
     <main id="content">
-      ${found.apps.map((app) => html`<${App} key=${app.name} app=${app} history=${history.current[app.name] ?? {}} />`)}
-      <${Traces} traces=${found.traces} />
-      <${Losses} losses=${found.losses} />
+      ${latest.apps.map((app) => html`<${App} key=${app.name} app=${app} history=${history.current[app.name] ?? {}} />`)}
+      <${Traces} traces=${latest.traces} />
+      <${Losses} losses=${latest.losses} />
     </main>
   `;
 }
@@ -137,9 +137,9 @@ const Command = ({ what, shard, from, ask }) => html`
 
 const WORDS = { drain: "Drain", restart: "Restart" };
 
-const MEANS = {
-  drain: "It finishes what it has and takes nothing new. Calls to its keys are refused until it is restarted.",
-  restart: "It finishes what it has, ends, and starts anew. What it keeps in memory is gone.",
+const EFFECTS = {
+  drain: "It finishes its calls and takes no new ones. Calls to its keys are refused until it is restarted.",
+  restart: "It finishes its calls, ends, and is started again. Its state in memory is lost.",
 };
 
 function Confirm({ app, what, shard, close }) {
@@ -154,7 +154,7 @@ function Confirm({ app, what, shard, close }) {
   return html`
     <dialog ref=${dialog} onClose=${close} aria-labelledby="asked">
       <p id="asked"><b>${WORDS[what]} ${shard.name}?</b></p>
-      <p>${MEANS[what]}</p>
+      <p>${EFFECTS[what]}</p>
       ${fault && html`<p class="bad" role="alert">${fault}</p>`}
       <div class="actions">
         <button autofocus onClick=${close}>Cancel</button>
@@ -217,13 +217,13 @@ function Ring({ ring, shards }) {
 
 // Neighbouring slices of one owner are one arc.
 function arcs(slices) {
-  const made = [];
+  const joined = [];
   slices.forEach((owner, at) => {
-    const last = made[made.length - 1];
+    const last = joined[joined.length - 1];
     if (last && last[2] === owner) last[1] = at + 1;
-    else made.push([at, at + 1, owner]);
+    else joined.push([at, at + 1, owner]);
   });
-  return made;
+  return joined;
 }
 
 function arc(from, to) {
@@ -303,7 +303,7 @@ function Losses({ losses }) {
   if (!losses.length) return null;
   return html`
     <div class="card">
-      <h3>What telemetry lost</h3>
+      <h3>Lost telemetry</h3>
       <ul class="legend">${losses.map((one) => html`<li class="bad" key=${one.what}>${one.what}: ${count(one.count)}</li>`)}</ul>
     </div>
   `;

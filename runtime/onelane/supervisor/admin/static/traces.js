@@ -5,7 +5,7 @@ import { colour, seconds } from "/static/words.js";
 export function Traces({ traces }) {
   const [chosen, choose] = useState(null);
   const [onlyFailed, setOnlyFailed] = useState(false);
-  // While somebody points at the list, or is in it with the keyboard, it stands still.
+  // While the pointer or the keyboard focus is in the list, it does not change.
   const [held, hold] = useState(null);
   const rows = (held ?? traces).filter((trace) => !onlyFailed || trace.errors);
   return html`
@@ -34,14 +34,14 @@ export function Traces({ traces }) {
   `;
 }
 
-// known: how many spans of it the supervisor has; with more, it is drawn anew.
+// known: how many of its spans the supervisor has; when the number grows, they are fetched again.
 function Waterfall({ id, known, close }) {
   const [spans, setSpans] = useState(null);
   useEffect(() => {
     fetch(`/traces/${id}`).then(async (answer) => setSpans(answer.ok ? (await answer.json()).spans : []));
   }, [id, known]);
   if (!spans) return html`<div class="card twothirds quiet">Loading…</div>`;
-  if (!spans.length) return html`<div class="card twothirds quiet">This trace has gone.</div>`;
+  if (!spans.length) return html`<div class="card twothirds quiet">The supervisor no longer has this trace.</div>`;
   const begin = Math.min(...spans.map((span) => span.start_ns));
   const whole = Math.max(...spans.map((span) => span.start_ns + span.seconds * 1e9)) - begin || 1;
   const shards = [...new Set(spans.map((span) => span.shard))];
