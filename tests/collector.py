@@ -52,8 +52,8 @@ class Receiver(ABC):
         for resource in self.metrics[-1].resource_metrics:
             for metric in resource.scope_metrics[0].metrics:
                 for point in metric.sum.data_points if metric.name == name else ():
-                    there = {a.key: a.value.string_value for a in point.attributes}
-                    total += point.as_double + point.as_int if attributes.items() <= there.items() else 0
+                    labels = {a.key: a.value.string_value for a in point.attributes}
+                    total += point.as_double + point.as_int if attributes.items() <= labels.items() else 0
         return total
 
     def spans(self) -> list[Any]:
@@ -76,37 +76,37 @@ class Collector(Receiver):
         super().__init__()
         self.requests = 0
         self.answer = 200
-        kept = self
+        collector = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
-                kept.requests += 1
-                kept.headers = {name.lower(): value for name, value in self.headers.items()}
-                if kept.is_away or kept.answer != 200:
-                    kept.refusals += 1
-                    self.send_response(503 if kept.is_away else kept.answer)
-                    if 300 <= kept.answer < 400:
-                        self.send_header("Location", f"{kept.url}/elsewhere")
+                collector.requests += 1
+                collector.headers = {name.lower(): value for name, value in self.headers.items()}
+                if collector.is_away or collector.answer != 200:
+                    collector.refusals += 1
+                    self.send_response(503 if collector.is_away else collector.answer)
+                    if 300 <= collector.answer < 400:
+                        self.send_header("Location", f"{collector.url}/elsewhere")
                     self.end_headers()
                     return
                 if not keeps:
                     pass
                 elif self.path.endswith("/v1/metrics"):
-                    kept.metrics.append(metrics_service_pb2.ExportMetricsServiceRequest.FromString(body))
+                    collector.metrics.append(metrics_service_pb2.ExportMetricsServiceRequest.FromString(body))
                 elif self.path.endswith("/v1/logs"):
-                    kept.logs.append(logs_service_pb2.ExportLogsServiceRequest.FromString(body))
+                    collector.logs.append(logs_service_pb2.ExportLogsServiceRequest.FromString(body))
                 else:
-                    kept.traces.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
+                    collector.traces.append(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)
                 self.end_headers()
                 # The same field by number for all signals.
-                partial = trace_service_pb2.ExportTracePartialSuccess(rejected_spans=kept.rejects)
+                partial = trace_service_pb2.ExportTracePartialSuccess(rejected_spans=collector.rejects)
                 self.wfile.write(
                     trace_service_pb2.ExportTraceServiceResponse(partial_success=partial).SerializeToString()
-                    if kept.rejects
+                    if collector.rejects
                     else b""
                 )
 
@@ -161,7 +161,7 @@ class GrpcCollector(Receiver):
             port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self.url = f"{'https' if cert else 'http'}://127.0.0.1:{port}"
 
-        def keep(kept: list[Any], answer: Any, rejected: str) -> Any:
+        def keep(requests: list[Any], answer: Any, rejected: str) -> Any:
             def export(request: Any, context: _Context) -> Any:
                 self.headers = dict(context.invocation_metadata())
                 if self.is_away:
@@ -174,11 +174,11 @@ class GrpcCollector(Receiver):
                         details.details[0].Pack(RetryInfo())
                         context.set_trailing_metadata((("grpc-status-details-bin", details.SerializeToString()),))
                     context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
-                kept.append(request)
-                made = answer()
+                requests.append(request)
+                response = answer()
                 if self.rejects:
-                    setattr(made.partial_success, rejected, self.rejects)
-                return made
+                    setattr(response.partial_success, rejected, self.rejects)
+                return response
 
             return export
 

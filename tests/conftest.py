@@ -51,8 +51,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     inline = ["--inline"] if request.param == "inline" else []
     listener = "grpcio" if request.param == "grpcio" else "native"
     toml = echo(2, "reflection = true", f'listener = "{listener}"')
-    with running(tmp_path_factory.mktemp("cluster"), toml, *inline) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("cluster"), toml, *inline) as app:
+        yield app
 
 
 class Where:
@@ -102,6 +102,6 @@ class Where:
 
 @pytest.fixture
 async def where(cluster: Cluster) -> AsyncIterator[Where]:
-    made = Where(cluster)
-    yield made
-    await made.close()
+    where = Where(cluster)
+    yield where
+    await where.close()

@@ -36,10 +36,10 @@ class Cluster:
     def wait_ready(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if found := re.match(r"onelane: (\S+) ready on (\S+)", line):
-                self.listen[found[1]] = found[2]
-            elif found := re.match(r"onelane: ready, admin on http://(\S+)", line):
-                self.admin = found[1]
+            if match := re.match(r"onelane: (\S+) ready on (\S+)", line):
+                self.listen[match[1]] = match[2]
+            elif match := re.match(r"onelane: ready, admin on http://(\S+)", line):
+                self.admin = match[1]
                 return
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
@@ -49,12 +49,12 @@ class Cluster:
             return text
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.get("/status"))
-        return found
+        status: dict[str, Any] = json.loads(self.get("/status"))
+        return status
 
     def shards(self, app: str = "echo") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.status()["apps"][app]["shards"]
-        return found
+        shards: list[dict[str, Any]] = self.status()["apps"][app]["shards"]
+        return shards
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over all series of `name` that have these labels."""

@@ -145,15 +145,15 @@ def table(status: dict[str, Any], tally: Tally, rate: float, before: dict[str, i
     p50, p99 = tally.percentile_ms(0.5), tally.percentile_ms(0.99)
     errors = sum(tally.errors.values())
     caption = f"{rate:,.0f} calls/s by players · p50 {p50:.1f} ms · p99 {p99:.1f} ms · {errors} errors"
-    made = Table(title="arena", caption=caption)
+    table = Table(title="arena", caption=caption)
     for column in ("shard", "state", "calls/s", "calls", "forwarded"):
-        made.add_column(column, justify="left" if column in ("shard", "state") else "right")
+        table.add_column(column, justify="left" if column in ("shard", "state") else "right")
     for app in status["apps"].values():
         for shard in app["shards"]:
             speed = (shard["calls"] - before.get(shard["name"], 0)) / seconds
             row = (shard["name"], shard["state"], f"{speed:,.0f}", f"{shard['calls']:,}", f"{shard['forwarded']:,}")
-            made.add_row(*row)
-    return made
+            table.add_row(*row)
+    return table
 
 
 async def show(admin: str, tally: Tally, until: anyio.Event, console: Console) -> None:
@@ -217,15 +217,15 @@ async def _play(
 
 def summarize(tally: Tally, metrics: str, spent: float, console: Console) -> bool:
     """Print what was seen beside what was exported; whether they agree."""
-    made = Table(title=f"summary of {spent:.1f} s")
+    table = Table(title=f"summary of {spent:.1f} s")
     for column in ("method", "players saw", "/metrics says"):
-        made.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column(column, justify="left" if column == "method" else "right")
     agree = True
     for method, answered in sorted(tally.answered.items()):
-        said = exported(metrics, method)
-        agree &= said == answered
-        made.add_row(method, f"{answered:,}", f"{said:,}")
-    console.print(made)
+        exported_calls = exported(metrics, method)
+        agree &= exported_calls == answered
+        table.add_row(method, f"{answered:,}", f"{exported_calls:,}")
+    console.print(table)
     total = sum(tally.answered.values())
     p50, p99 = tally.percentile_ms(0.5), tally.percentile_ms(0.99)
     console.print(f"{total:,} calls, {total / spent:,.0f} calls/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms", highlight=False)
@@ -238,10 +238,10 @@ def summarize(tally: Tally, metrics: str, spent: float, console: Console) -> boo
 def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)?", text)
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)?", text)
+    if not match:
         raise click.BadParameter(f"expected a time such as 10s or 2m, seen {text!r}")
-    return float(found[1]) * (60 if found[2] == "m" else 1)
+    return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
 @click.command()

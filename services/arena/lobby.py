@@ -61,8 +61,8 @@ class Lobby(lobby_pb2_grpc.LobbyServicer):
         room = self.rooms.get(request.room_id)
         if room is None or request.player not in room.players:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{request.player} is not in {request.room_id}")
-        said = lobby_pb2.Said(player=request.player, text=request.text)
-        return lobby_pb2.SayReply(heard_by=room.tell(lobby_pb2.Event(said=said)))
+        line = lobby_pb2.Said(player=request.player, text=request.text)
+        return lobby_pb2.SayReply(heard_by=room.tell(lobby_pb2.Event(said=line)))
 
     async def Finish(self, request: lobby_pb2.FinishRequest, context: Context) -> lobby_pb2.FinishReply:
         room = self.rooms.get(request.room_id)

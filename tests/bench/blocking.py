@@ -61,10 +61,10 @@ def tell(seconds: list[float], spent: float, used: float) -> None:
 
 async def offload(at_once: int, count: int) -> None:
     tracer = Tracer(shard="bench-0", clock=SystemClock(), rng=Random(1))
-    made = Offload(lambda: None, name="bench", capacity=at_once, tracer=tracer, stats=Stats())
-    await made.wait_ready()
-    await measure(lambda: made.run(nothing), at_once, count)
-    await made.aclose()
+    offload = Offload(lambda: None, name="bench", capacity=at_once, tracer=tracer, stats=Stats())
+    await offload.wait_ready()
+    await measure(lambda: offload.run(nothing), at_once, count)
+    await offload.aclose()
 
 
 async def executor(at_once: int, count: int) -> None:
@@ -74,22 +74,22 @@ async def executor(at_once: int, count: int) -> None:
 
 
 def threads(count: int) -> None:
-    (there, to_there), (here, to_here) = os.pipe(), os.pipe()
+    (thread_end, to_thread), (lane_end, to_lane) = os.pipe(), os.pipe()
 
     def answer() -> None:
-        while os.read(there, 1) != b"x":
-            os.write(to_here, b".")
+        while os.read(thread_end, 1) != b"x":
+            os.write(to_lane, b".")
 
     thread = threading.Thread(target=answer)
     thread.start()
     seconds, started, used = [], perf_counter(), process_time()
     for _ in range(count):
         began = perf_counter()
-        os.write(to_there, b".")
-        os.read(here, 1)
+        os.write(to_thread, b".")
+        os.read(lane_end, 1)
         seconds.append(perf_counter() - began)
     tell(seconds, perf_counter() - started, process_time() - used)
-    os.write(to_there, b"x")
+    os.write(to_thread, b"x")
     thread.join()
 
 

@@ -31,7 +31,7 @@ class LockedRooms(echo_pb2_grpc.EchoServicer):
             lock, room = self.rooms.setdefault(request.key, (Lock(), Room()))
         with lock:
             room.say(request.text)
-            answer = EchoReply(text=room.talk[0], shard="rooms", seen=room.said)
+            answer = EchoReply(text=room.talk[0], shard="rooms", seen=room.lines)
         with self.stats_lock:
             self.calls += 1
             self.bytes += len(request.text)

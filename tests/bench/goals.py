@@ -49,8 +49,8 @@ class _Rows:
 
     def ratio(self, name: str, other: str, shape: str = "") -> float:
         """How many times dearer `name` is."""
-        ours, theirs = self._rows[name, shape].cpu_us_runs, self._rows[other, shape].cpu_us_runs
-        return median(a / b for a, b in zip(ours, theirs, strict=True))
+        onelane_runs, other_runs = self._rows[name, shape].cpu_us_runs, self._rows[other, shape].cpu_us_runs
+        return median(a / b for a, b in zip(onelane_runs, other_runs, strict=True))
 
     def faster(self, name: str, other: str, shape: str = "") -> float:
         """How many times as many per second."""
@@ -91,8 +91,8 @@ def _native(rows: _Rows) -> list[Goal]:
     stream, raw_stream = r.NATIVE + r.STREAM, r.RAW + r.STREAM
     return [
         *(
-            Goal(f"{theirs} / native, {shape}", rows.ratio(theirs, r.NATIVE, shape), limit, at_least=True)
-            for theirs, limits in ((r.RAW, (10, 8, 4)), (r.PYGRPC, (1.2, 1, 1.8)))
+            Goal(f"{peer} / native, {shape}", rows.ratio(peer, r.NATIVE, shape), limit, at_least=True)
+            for peer, limits in ((r.RAW, (10, 8, 4)), (r.PYGRPC, (1.2, 1, 1.8)))
             for shape, limit in zip(shapes, limits, strict=True)
         ),
         Goal("native / probe (guard)", rows.ratio(r.NATIVE, r.PROBE, shapes[0]), HOT_PATH_LIMIT, guard=True),
@@ -107,8 +107,8 @@ def _native(rows: _Rows) -> list[Goal]:
 def _telemetry(rows: _Rows) -> list[Goal]:
     off, some, everything = (f"{r.NATIVE}, {name}" for name in r.TRACED)
 
-    def beside_sdk(theirs: str, ours: str, limit: float) -> Goal:
-        return Goal(f"{theirs} / {ours}", rows.cost(theirs) / rows.cost(ours), limit, at_least=True)
+    def beside_sdk(peer: str, onelane_row: str, limit: float) -> Goal:
+        return Goal(f"{peer} / {onelane_row}", rows.cost(peer) / rows.cost(onelane_row), limit, at_least=True)
 
     return [
         Goal("1 % traced / off", rows.ratio(some, off), 1.05),
@@ -126,7 +126,7 @@ def _telemetry(rows: _Rows) -> list[Goal]:
 
 def _shards(rows: _Rows) -> list[Goal]:
     forwarded, growth = rows.ratio(r.NATIVE + r.AWAY, r.NATIVE, FIRST), rows.growth(r.NATIVE)
-    beside = [ours / theirs for ours, theirs in zip(growth, rows.growth(r.PROBE), strict=True)]
+    beside = [onelane / probe for onelane, probe in zip(growth, rows.growth(r.PROBE), strict=True)]
     return [
         Goal("native, forwarded / at home", forwarded, 2.8),
         Goal("native, 2 to 8 shards / 1, dearest", max(growth), 1.1),

@@ -86,5 +86,5 @@ def rss_kib(pids: Sequence[int]) -> int:
 
 
 if __name__ == "__main__":
-    found = uvloop.run(flood(sys.argv[1], float(sys.argv[2]), float(sys.argv[3])))
-    print(json.dumps(asdict(found)))  # noqa: T201
+    outcome = uvloop.run(flood(sys.argv[1], float(sys.argv[2]), float(sys.argv[3])))
+    print(json.dumps(asdict(outcome)))  # noqa: T201

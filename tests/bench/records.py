@@ -34,7 +34,7 @@ def costs_us() -> dict[str, float]:
     # As in a shard.
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        return {name: _best_us(made()) for name, made in MEASURED.items()}
+        return {name: _best_us(make()) for name, make in MEASURED.items()}
     finally:
         gc.set_threshold(*before)
 

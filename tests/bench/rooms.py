@@ -19,11 +19,11 @@ KEPT = 20
 @dataclass(slots=True)
 class Room:
     talk: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
-    said: int = 0
+    lines: int = 0
 
     def say(self, text: str) -> None:
         self.talk.append(text)
-        self.said += 1
+        self.lines += 1
 
 
 class Rooms(echo_pb2_grpc.EchoServicer):
@@ -39,4 +39,4 @@ class Rooms(echo_pb2_grpc.EchoServicer):
         room.say(request.text)
         self.calls.add()
         self.bytes.add(len(request.text))
-        return EchoReply(text=room.talk[0], shard="rooms", seen=room.said)
+        return EchoReply(text=room.talk[0], shard="rooms", seen=room.lines)

@@ -98,9 +98,9 @@ class Bench:
         self._waits_for_exports = True
 
     def _settled(self) -> None:
-        came = -1
-        while self._waits_for_exports and came != self.collector.requests:
-            came = self.collector.requests
+        requests = -1
+        while self._waits_for_exports and requests != self.collector.requests:
+            requests = self.collector.requests
             time.sleep(QUIET_S)
 
     def peer(self, kind: str, **environment: str) -> tuple[list[Target], list[int]]:
@@ -144,8 +144,8 @@ def measure(setting: Setting) -> Iterator[Row]:
 def _echo(bench: Bench) -> Iterator[Row]:
     """The same handler on every server: small unary calls in three shapes, then what only some of them are asked."""
     raw, pygrpc, grpclib, probe = (bench.peer(kind) for kind in ("raw", "pygrpc-native", "grpclib", "probe"))
-    one, two, stock, stock_two = (bench.shards(n, kind) for kind in ("native", "grpcio") for n in (1, 2))
-    native = (one.at_home(), one.pids)
+    one_shard, two_shards, stock, stock_two = (bench.shards(n, kind) for kind in ("native", "grpcio") for n in (1, 2))
+    native = (one_shard.at_home(), one_shard.pids)
     for shape in SHAPES:
         slow, fast = bench.load(2_000, shape), bench.load(8_000, shape)
         cases = [
@@ -159,7 +159,7 @@ def _echo(bench: Bench) -> Iterator[Row]:
         ]
         if shape == SHAPES[0]:
             cases += [
-                Case(NATIVE + AWAY, two.away(), two.pids, fast),
+                Case(NATIVE + AWAY, two_shards.away(), two_shards.pids, fast),
                 Case(GRPCIO + AWAY, stock_two.away(), stock_two.pids, slow),
                 Case(GRPCIO + TWO, stock_two.at_home(), stock_two.pids, bench.load(1_000)),
             ]
@@ -169,7 +169,7 @@ def _echo(bench: Bench) -> Iterator[Row]:
     servers = {RAW: raw, PYGRPC: pygrpc, NATIVE: native}
     yield from bench.rows("streams", [Case(name + STREAM, *server, many) for name, server in servers.items()])
     yield from bench.rows("1 MiB", [Case(name + BIG, *server, large) for name, server in servers.items()])
-    yield from _clients(bench, one.at_home()[0])
+    yield from _clients(bench, one_shard.at_home()[0])
 
 
 def _traced(bench: Bench) -> Iterator[Row]:
@@ -177,10 +177,10 @@ def _traced(bench: Bench) -> Iterator[Row]:
     bench.wait_for_exports()
     cases = []
     for name, ratio in TRACED.items():
-        ours = bench.shards(1, ratio=ratio)
-        cases.append(Case(f"{NATIVE}, {name}", ours.at_home(), ours.pids, bench.load(16_000)))
-        theirs = bench.peer("opentelemetry", **telemetry(bench.otlp, ratio))
-        cases.append(Case(f"{SDK}, {name}", *theirs, bench.load(4_000)))
+        onelane_app = bench.shards(1, ratio=ratio)
+        cases.append(Case(f"{NATIVE}, {name}", onelane_app.at_home(), onelane_app.pids, bench.load(16_000)))
+        sdk_app = bench.peer("opentelemetry", **telemetry(bench.otlp, ratio))
+        cases.append(Case(f"{SDK}, {name}", *sdk_app, bench.load(4_000)))
     cases.append(Case(f"{RAW}, beside", *bench.peer("raw"), bench.load(4_000)))
     yield from bench.rows("tracing", cases)
 

@@ -14,10 +14,10 @@ async def line(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """The supervisor's end, and the shard's."""
     if request.param == "queue":
         return QueueControl.pair()
-    ours, theirs = socket.socketpair()
+    supervisor_end, shard_end = socket.socketpair()
     return (
-        await WireControl.over(ours, control_pb2.ToSupervisor, serves=True),
-        await WireControl.over(theirs, control_pb2.ToShard, serves=False),
+        await WireControl.over(supervisor_end, control_pb2.ToSupervisor, serves=True),
+        await WireControl.over(shard_end, control_pb2.ToShard, serves=False),
     )
 
 
@@ -58,9 +58,9 @@ async def test_when_one_side_hangs_up_the_other_has_what_was_sent_and_then_none(
 
 
 async def test_a_supervisor_that_does_not_read_holds_its_shard_back() -> None:
-    ours, theirs = socket.socketpair()
-    supervisor: Any = await WireControl.over(ours, control_pb2.ToSupervisor, serves=True)
-    shard = await WireControl.over(theirs, control_pb2.ToShard, serves=False)
+    supervisor_end, shard_end = socket.socketpair()
+    supervisor: Any = await WireControl.over(supervisor_end, control_pb2.ToSupervisor, serves=True)
+    shard = await WireControl.over(shard_end, control_pb2.ToShard, serves=False)
     sent = 0
 
     async def flood() -> None:

@@ -114,8 +114,8 @@ class Echo(echo_pb2_grpc.EchoServicer):
 
     async def _across_each(self, order: str) -> str:
         answers = await self.shard.call_each(echo_pb2_grpc.EchoServicer.Who, EchoRequest(order=order), timeout=1.0)
-        told = [a.error.code().name if a.error else getattr(a.reply, "shard", "") for a in answers]
-        return " ".join(f"{answer.shard}={what}" for answer, what in zip(answers, told, strict=True))
+        codes = [a.error.code().name if a.error else getattr(a.reply, "shard", "") for a in answers]
+        return " ".join(f"{answer.shard}={what}" for answer, what in zip(answers, codes, strict=True))
 
     async def _across_publish(self, rest: str) -> str:
         topic, times, how = rest.split(" ")
@@ -223,8 +223,8 @@ class Echo(echo_pb2_grpc.EchoServicer):
         await getattr(self, f"_{order}")(rest, context)
 
     async def _config(self, _: str, context: Context) -> None:
-        told = (("x-config", repr(self.shard.config)), ("x-followed", " ".join(self.configured)))
-        context.set_trailing_metadata(told)
+        trailers = (("x-config", repr(self.shard.config)), ("x-followed", " ".join(self.configured)))
+        context.set_trailing_metadata(trailers)
 
     async def _began(self, _: str, context: Context) -> None:
         context.set_trailing_metadata((("x-began", " ".join(self.began)),))

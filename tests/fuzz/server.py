@@ -23,7 +23,7 @@ def receive(data: bytes) -> None:
         return
     wire = ServerConnection(LIMITS, max_message=LARGEST, joins=bool(data[0] % 2))
     size = 1 + data[0]
-    gone = False
+    is_over = False
     ended: set[int] = set()
     for at in range(1, len(data), size):
         for event in wire.receive(data[at : at + size]):
@@ -43,9 +43,9 @@ def receive(data: bytes) -> None:
                 assert event.stream.id not in ended
                 ended.add(event.stream.id)
             elif isinstance(event, Gone):
-                gone = True
+                is_over = True
         wire.take()
-        assert wire.http2.is_over or not gone
+        assert wire.http2.is_over or not is_over
         assert len(wire.streams) <= LIMITS.max_streams
 
 

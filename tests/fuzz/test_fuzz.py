@@ -22,11 +22,12 @@ CORPUS = Path(__file__).parent / "corpus"
 def test_no_bytes_of_a_client_make_the_wire_raise(tmp_path: Path) -> None:
     tools.module("atheris", "it has wheels for Linux on x86-64 alone")
     seed = random.randrange(2**31)
-    found = tmp_path / "found"
-    found.mkdir()
+    new_inputs = tmp_path / "found"
+    new_inputs.mkdir()
     options = [f"-runs={RUNS}", f"-seed={seed}", "-max_len=4096", "-max_total_time=20", "-timeout=10"]
+    options.append(f"-artifact_prefix={tmp_path}/")
     run = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.server", *options, f"-artifact_prefix={tmp_path}/", str(found), str(CORPUS)],
+        [sys.executable, "-m", "tests.fuzz.server", *options, str(new_inputs), str(CORPUS)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -26,8 +26,8 @@ ARENA = ROOT / "services/arena/onelane.toml"
 
 @pytest.fixture(scope="module")
 def arena() -> dict[str, Any]:
-    made: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["arena"]
-    return made
+    service: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["arena"]
+    return service
 
 
 def test_the_composes_environment_is_good_configuration(arena: dict[str, Any]) -> None:
@@ -47,10 +47,10 @@ def test_the_compose_publishes_every_port_on_loopback_alone(arena: dict[str, Any
 
 def test_every_file_that_the_compose_mounts_is_there() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
-    mounted = [volume.split(":")[0] for made in services.values() for volume in made.get("volumes", ())]
-    ours = [path for path in mounted if path.startswith("./")]
-    assert len(ours) == 4
-    assert [path for path in ours if not (DEPLOY / path).is_file()] == []
+    mounted = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", ())]
+    own_paths = [path for path in mounted if path.startswith("./")]
+    assert len(own_paths) == 4
+    assert [path for path in own_paths if not (DEPLOY / path).is_file()] == []
 
 
 def test_prometheus_takes_its_configuration() -> None:
@@ -61,16 +61,16 @@ def test_prometheus_takes_its_configuration() -> None:
 
 def test_every_series_of_the_dashboard_is_one_that_we_export() -> None:
     expressions = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
-    found = {name for text in expressions for name in re.findall(r"\b(?:onelane|rpc)_[a-z_]+(?=[{\[])", text)}
+    used = {name for text in expressions for name in re.findall(r"\b(?:onelane|rpc)_[a-z_]+(?=[{\[])", text)}
     suffix = {"counter": "_total", "histogram": "_bucket", "gauge": ""}
     known = {name_of(Instrument(name, unit), kind) + suffix[kind] for name, kind, unit, _ in table().values()}
-    assert len(found) > 15
-    assert found <= known
+    assert len(used) > 15
+    assert used <= known
 
 
 def dashboard() -> dict[str, Any]:
-    made: dict[str, Any] = json.loads((DEPLOY / "grafana" / "onelane.json").read_text())
-    return made
+    dashboard: dict[str, Any] = json.loads((DEPLOY / "grafana" / "onelane.json").read_text())
+    return dashboard
 
 
 def test_the_dockerfile_copies_what_is_there() -> None:

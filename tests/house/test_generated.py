@@ -20,10 +20,10 @@ UNUSED = {"options_pb2_grpc.py", "options_pb2_grpc.pyi", "control_pb2_grpc.py", 
 )
 def test_what_is_committed_is_fresh(tmp_path: Path, root: str, sources: str, home: str) -> None:
     generate([ROOT / sources], root=ROOT / root, out=tmp_path)
-    made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*_pb2*")}
-    made = {path: text for path, text in made.items() if path.name not in UNUSED}
-    assert made
-    assert {path: (ROOT / home / path).read_text() for path in made} == made
+    generated = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*_pb2*")}
+    generated = {path: text for path, text in generated.items() if path.name not in UNUSED}
+    assert generated
+    assert {path: (ROOT / home / path).read_text() for path in generated} == generated
 
 
 def test_the_options_ship_with_the_package() -> None:

@@ -27,12 +27,12 @@ Row = tuple[str, str, str, frozenset[str]]
 
 def table() -> dict[str, Row]:
     """The metrics of the page."""
-    found = {}
+    rows = {}
     text = (RUNTIME / "TELEMETRY.md").read_text().partition("## Metrics")[2].partition("## Spans")[0]
     for line in re.findall(r"^\| `.*$", text, re.MULTILINE):
         name, kind, unit, attributes, _ = (cell.strip() for cell in line.strip("|").split("|"))
-        found[name.strip("`")] = (name.strip("`"), kind, unit, frozenset(re.findall(r"`([^`]+)`", attributes)))
-    return found
+        rows[name.strip("`")] = (name.strip("`"), kind, unit, frozenset(re.findall(r"`([^`]+)`", attributes)))
+    return rows
 
 
 def words(heading: str) -> set[str]:
@@ -42,21 +42,21 @@ def words(heading: str) -> set[str]:
 
 
 def test_every_instrument_that_the_code_makes_is_in_the_table_and_no_other() -> None:
-    made: set[str] = set()
+    names: set[str] = set()
     for file in (RUNTIME / "onelane").rglob("*.py"):
         text = file.read_text()
-        made |= set(re.findall(r'(?:\.(?:counter|gauge|histogram)|Instrument)\(\s*"([a-z_.]+)"', text))
-        made |= {f"onelane.client.{what}" for what in re.findall(r'^    "(\w+)": "[A-Z].*$', text, re.MULTILINE)} & {
+        names |= set(re.findall(r'(?:\.(?:counter|gauge|histogram)|Instrument)\(\s*"([a-z_.]+)"', text))
+        names |= {f"onelane.client.{what}" for what in re.findall(r'^    "(\w+)": "[A-Z].*$', text, re.MULTILINE)} & {
             f"onelane.client.{what}" for what in ("retries", "hedges", "ejections", "refusals")
         }
-        made |= set(re.findall(r'^DURATION = "([a-z.]+)"', text, re.MULTILINE))
-    assert made == set(table())
+        names |= set(re.findall(r'^DURATION = "([a-z.]+)"', text, re.MULTILINE))
+    assert names == set(table())
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    with Collector() as made:
-        yield made
+    with Collector() as collector:
+        yield collector
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def apps(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
     }
     toml = ARENA + echo(2, "tail = {}")
-    with running(tmp_path_factory.mktemp("names"), toml, **environment) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("names"), toml, **environment) as app:
+        yield app
 
 
 async def play(apps: Cluster) -> None:
@@ -117,14 +117,14 @@ async def test_what_is_exported_is_named_on_the_page_with_its_kind_unit_and_attr
     await eventually(lambda: wanted <= {metric.name for _, metric, _ in metrics_of(collector)})
     rows, resources = table(), words("Resources")
     # What the arena counts itself has names of its own.
-    ours = [one for one in metrics_of(collector) if not one[1].name.startswith("arena.")]
-    for resource, metric, points in ours:
+    own_points = [exported for exported in metrics_of(collector) if not exported[1].name.startswith("arena.")]
+    for resource, metric, points in own_points:
         name, kind, unit, attributes = rows[metric.name]
         assert (KINDS[metric.WhichOneof("data")], metric.unit) == (kind, unit), name
         for point in points:
             assert {pair.key for pair in point.attributes} <= attributes, name
-        told = {pair.key for pair in resource.attributes} - {"deployment.environment.name"}
-        assert {key for key in told if not key.startswith("telemetry.sdk.")} <= resources
+        resource_keys = {pair.key for pair in resource.attributes} - {"deployment.environment.name"}
+        assert {key for key in resource_keys if not key.startswith("telemetry.sdk.")} <= resources
 
 
 @pytest.mark.slow
@@ -144,14 +144,14 @@ async def test_every_span_and_its_attributes_and_events_are_on_the_page(apps: Cl
 async def test_log_records_come_with_their_shard_and_trace(apps: Cluster, collector: Collector) -> None:
     await play(apps)
     known = words("Logs") | {"exception.type", "exception.message", "exception.stacktrace"}
-    found: list[Any] = []
+    records: list[Any] = []
 
     def has_come() -> bool:
-        found[:] = [one for one in records_of(collector) if "secret" in str(one[1].attributes)]
-        return bool(found)
+        records[:] = [pair for pair in records_of(collector) if "secret" in str(pair[1].attributes)]
+        return bool(records)
 
     await eventually(has_come)
-    resource, record = found[0]
+    resource, record = records[0]
     assert {pair.key: pair.value.string_value for pair in resource.attributes}["onelane.shard"].startswith("echo-")
     assert {pair.key for pair in record.attributes} <= known
     assert record.trace_id.hex() in {span.trace_id.hex() for span in collector.spans()}
@@ -160,14 +160,14 @@ async def test_log_records_come_with_their_shard_and_trace(apps: Cluster, collec
 @pytest.mark.slow
 async def test_what_the_supervisor_says_comes_too_and_is_of_no_shard(apps: Cluster, collector: Collector) -> None:
     await asyncio.to_thread(status.command, apps.admin, "/restart?app=leaderboard")
-    said = "supervisor.recycled app=leaderboard"
+    body = "supervisor.recycled app=leaderboard"
 
     def resources() -> list[Any]:
-        return [found for found, record in records_of(collector) if record.body.string_value == said]
+        return [resource for resource, record in records_of(collector) if record.body.string_value == body]
 
     await eventually(resources)
-    told = {pair.key: pair.value.string_value for pair in resources()[0].attributes}
-    assert (told["service.name"], "onelane.shard" in told) == ("onelane", False)
+    attributes = {pair.key: pair.value.string_value for pair in resources()[0].attributes}
+    assert (attributes["service.name"], "onelane.shard" in attributes) == ("onelane", False)
 
 
 @pytest.mark.slow

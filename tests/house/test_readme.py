@@ -58,13 +58,13 @@ def test_what_the_readme_says_of_the_file_is_so() -> None:
     from onelane.config import App
 
     units = {"": 1, "s": 1, "h": 3600, "KiB": 2**10, "MiB": 2**20}
-    told = re.findall(r"`(\w+)`, ([\d.,]+)(?: (s|h|KiB|MiB)\b)?[ ,]", README)
-    assert told
-    for name, value, unit in told:
+    settings = re.findall(r"`(\w+)`, ([\d.,]+)(?: (s|h|KiB|MiB)\b)?[ ,]", README)
+    assert settings
+    for name, value, unit in settings:
         assert (name, float(value.replace(",", "")) * units[unit]) == (name, App.model_fields[name].default)
 
 
 def test_the_map_of_the_folders_is_whole() -> None:
-    told = set(re.findall(r"^\| `([\w/]+)/` \|", README, re.MULTILINE))
+    rooms = set(re.findall(r"^\| `([\w/]+)/` \|", README, re.MULTILINE))
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
-    assert {name.split("/")[0] for name in told} == {name for name in folders if not name.endswith(".egg-info")}
+    assert {name.split("/")[0] for name in rooms} == {name for name in folders if not name.endswith(".egg-info")}

@@ -44,10 +44,10 @@ async def test_only_generic_handlers_are_registered(monkeypatch: pytest.MonkeyPa
             return b""
 
     monkeypatch.setattr(grpc.aio.Server, "add_registered_method_handlers", refuse)
-    made = GrpcioListener()
+    listener = GrpcioListener()
     settings = App(services=("a:B",), listen="127.0.0.1:0")
-    await made.start([Bind("127.0.0.1:0")], Empty(), settings)
-    await made.stop(0)
+    await listener.start([Bind("127.0.0.1:0")], Empty(), settings)
+    await listener.stop(0)
 
 
 async def test_a_cancellation_that_leaks_from_a_handler_still_sends_a_status(where: Where) -> None:

@@ -62,11 +62,11 @@ class Trace:
 
     def tree(self, parent_id: str) -> list[Any]:
         """[service, kind, name, [children]] of every span below `parent_id`, sorted."""
-        found = [
+        spans = [
             [self.service(s), self.tags(s)["span.kind"], s["operationName"], self.tree(s["spanID"])]
             for s in self.children(parent_id)
         ]
-        return sorted(found)
+        return sorted(spans)
 
 
 @contextmanager

@@ -86,10 +86,10 @@ class Bench:
         )
 
     async def call(self, *, trusted: bool = False, metadata: Any = (), key: str = "k") -> MemoryCall:
-        made = MemoryCall("/t.T/M", metadata, trusted=trusted, deadline_s=None)
+        call = MemoryCall("/t.T/M", metadata, trusted=trusted, deadline_s=None)
         request = EchoRequest(key=key, text="hi").SerializeToString()
-        await self.lane.serve(self.lane.entries["/t.T/M"].method, made, request)
-        return made
+        await self.lane.serve(self.lane.entries["/t.T/M"].method, call, request)
+        return call
 
     def counted(self) -> float:
         points = self.stats.take()

@@ -56,9 +56,9 @@ async def test_a_call_runs_at_its_owner_wherever_it_lands(where: Where) -> None:
 async def test_the_trailers_tell_the_way_when_asked(where: Where, side: str) -> None:
     call = stub(where, side, "k").Unary(EchoRequest(key="k"), metadata=DEBUG)
     await call
-    told = dict(await call.trailing_metadata())
+    trailers = dict(await call.trailing_metadata())
     hop = "direct" if side == "home" else "forwarded"
-    assert told == {
+    assert trailers == {
         "onelane-shard": where.owner_of("k"),
         "onelane-epoch": str(where.placement.epoch),
         "onelane-hop": hop,
@@ -77,12 +77,12 @@ async def test_nothing_of_ours_is_in_the_trailers_unasked(where: Where, side: st
 async def test_all_four_call_types_reach_the_owner(where: Where, side: str, routed_by: str) -> None:
     key = "four"
     metadata = (("onelane-key", key),) if routed_by == "metadata" else ()
-    one, two = EchoRequest(key=key, text="1", times=2), EchoRequest(key=key, text="2")
+    first, second = EchoRequest(key=key, text="1", times=2), EchoRequest(key=key, text="2")
     calls = stub(where, side, key)
-    unary = await calls.Unary(one, metadata=metadata)
-    download = [r async for r in calls.Download(one, metadata=metadata)]
-    upload = await calls.Upload(stream(one, two), metadata=metadata)
-    chat = [r async for r in calls.Chat(stream(one, two), metadata=metadata)]
+    unary = await calls.Unary(first, metadata=metadata)
+    download = [r async for r in calls.Download(first, metadata=metadata)]
+    upload = await calls.Upload(stream(first, second), metadata=metadata)
+    chat = [r async for r in calls.Chat(stream(first, second), metadata=metadata)]
     assert [unary.text, upload.text, [r.text for r in chat]] == ["1", "1,2", ["1", "2"]]
     assert {r.shard for r in [unary, upload, *download, *chat]} == {where.owner_of(key)}
 
@@ -90,11 +90,11 @@ async def test_all_four_call_types_reach_the_owner(where: Where, side: str, rout
 @SIDES
 async def test_plain_def_handlers_of_every_type_run(where: Where, side: str) -> None:
     key = "plain"
-    one, two = EchoRequest(key=key, text="1"), EchoRequest(key=key, text="2")
+    first, second = EchoRequest(key=key, text="1"), EchoRequest(key=key, text="2")
     calls = stub(where, side, key)
-    assert (await calls.Plain(one)).text == "1"
-    assert (await calls.PlainUpload(stream(one, two))).text == "1,2"
-    assert [r.text async for r in calls.PlainChat(stream(one, two))] == ["1", "2"]
+    assert (await calls.Plain(first)).text == "1"
+    assert (await calls.PlainUpload(stream(first, second))).text == "1,2"
+    assert [r.text async for r in calls.PlainChat(stream(first, second))] == ["1", "2"]
     with pytest.raises(grpc.aio.AioRpcError, match="plain abort"):
         await calls.Plain(EchoRequest(key=key, order="abort"))
 

@@ -31,8 +31,8 @@ FLOODS = [h2.frame(h2.PING, bytes(8)), h2.settings(initial_window_size=70_000)]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("abuse"), echo(1, 'listener = "native"')) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("abuse"), echo(1, 'listener = "native"')) as app:
+        yield app
 
 
 class Shard:
@@ -48,9 +48,9 @@ class Shard:
 
     def rss(self, field: str = "VmRSS") -> int:
         """Bytes; VmHWM is the most since `forget_peak`."""
-        found = re.search(rf"{field}:\s+(\d+) kB", (self._proc / "status").read_text())
-        assert found is not None
-        return int(found[1]) * 1024
+        match = re.search(rf"{field}:\s+(\d+) kB", (self._proc / "status").read_text())
+        assert match is not None
+        return int(match[1]) * 1024
 
     def forget_peak(self) -> None:
         (self._proc / "clear_refs").write_text("5")

@@ -15,9 +15,9 @@ known: ContextVar[str] = ContextVar("known")
 @pytest.fixture
 async def eager() -> AsyncIterator[Eager]:
     known.set("before")
-    made = Eager(asyncio.get_running_loop())
-    yield made
-    made.close()
+    eager = Eager(asyncio.get_running_loop())
+    yield eager
+    eager.close()
     await asyncio.sleep(0)
 
 

@@ -92,10 +92,10 @@ class Subject:
 
 @pytest.fixture(params=["memory", "grpcio", "native"])
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    made = Subject(request.param)
-    with made.ports:
-        yield made
-        await made.listener.stop(0)
+    subject = Subject(request.param)
+    with subject.ports:
+        yield subject
+        await subject.listener.stop(0)
 
 
 async def echo(call: Call, request: bytes | None) -> bytes:

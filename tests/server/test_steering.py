@@ -252,22 +252,24 @@ async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
     back: asyncio.Future[tuple[socket.socket, FirstBytes]] = asyncio.get_running_loop().create_future()
     never = pytest.fail
     sender = Steering(
-        str(tmp_path / "a"), adopt=lambda *_: never("nobody sends here"), take_back=lambda *one: back.set_result(one)
+        str(tmp_path / "a"),
+        adopt=lambda *_: never("nobody sends here"),
+        take_back=lambda sock, first: back.set_result((sock, first)),
     )
     owner = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     owner.bind(str(tmp_path / "b.steer"))
     owner.listen()
-    ours, theirs = socket.socketpair()
-    assert sender.hand_over(str(tmp_path / "b"), theirs.fileno(), FirstBytes(b"read so far", 4))
-    theirs.close()
+    near, far = socket.socketpair()
+    assert sender.hand_over(str(tmp_path / "b"), far.fileno(), FirstBytes(b"read so far", 4))
+    far.close()
     line, _ = owner.accept()
     line.close()
     owner.close()
     sock, seen = await back
     assert seen == FirstBytes(b"read so far", 4)
-    with ours, sock:
+    with near, sock:
         sock.send(b"alive")
-        assert ours.recv(10) == b"alive"
+        assert near.recv(10) == b"alive"
     assert not sender.hand_over(str(tmp_path / "b"), 0, FirstBytes(b"", 0))
     sender.close()
 

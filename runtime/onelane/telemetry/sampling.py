@@ -23,7 +23,7 @@ class Sampler:
     """A trace is sampled if the low 64 bits of its id are below it: ratio · 2^64."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bound", round(self.ratio * 2**64))
+        object.__setattr__(self, "threshold", round(self.ratio * 2**64))
 
     @property
     def is_idle(self) -> bool:
