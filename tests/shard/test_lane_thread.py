@@ -1,4 +1,4 @@
-"""What the operating system measures of a lane's thread; Linux only."""
+"""Measurements of a lane's thread by the operating system."""
 
 import sys
 import threading
@@ -45,9 +45,9 @@ def test_the_cpu_time_of_the_lane_is_told_from_that_of_other_threads(thread: Lan
 
 @linux
 def test_the_state_is_one_letter_and_the_delay_is_known(thread: LaneThread) -> None:
-    assert thread.state() == "R", "it is this thread that asks, so it runs"
+    assert thread.state() == "R", "this thread reads its own state, so it runs"
     assert thread.delay_s() >= 0.0
-    assert thread.wakes(0.001) >= 1, "to sleep is to give up the CPU"
+    assert thread.wakes(0.001) >= 1, "a sleep gives up the CPU"
 
 
 def test_where_a_thread_cannot_be_measured_only_the_time_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

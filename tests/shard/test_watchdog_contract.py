@@ -1,4 +1,4 @@
-"""The frames of onelane below user code hold what the watchdog names a stall by: see `onelane.shard.lane_stack`.
+"""The frames of onelane below user code hold the objects that the watchdog looks for: see `onelane.shard.lane_stack`.
 
 Each handler and timer here reads its own stack, as the watchdog would if it stalled there.
 """
@@ -27,7 +27,7 @@ Held = dict[str, set[str]]
 
 
 def held(frame: FrameType | None) -> Held:
-    """What the frames of onelane below `frame` hold."""
+    """The objects of the contract that the frames of onelane below `frame` hold."""
     holders: Held = {}
     while frame is not None:
         if frame.f_code.co_filename.startswith(PACKAGE):

@@ -1,4 +1,4 @@
-"""Shards that do only what a test tells them, under a real `AppSupervisor`: no process, no port, no time."""
+"""Fake shards for a real `AppSupervisor`: a test delivers their messages and ends them; no process, no port."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 
 LOOP_TURNS = 20
-"""Turns of the loop in which all that an event leads to has happened."""
+"""Iterations of the loop after which all effects of an event have happened."""
 
 
 class FakeControl:
@@ -67,7 +67,7 @@ class FakeShard:
 
 
 class FakeLauncher:
-    """See `onelane.supervisor.launcher.Launcher`. Appends to `trace` what the supervisor does with the shards."""
+    """See `onelane.supervisor.launcher.Launcher`. The messages and kills of the supervisor are appended to `trace`."""
 
     def __init__(self, trace: list[str]) -> None:
         self._trace = trace

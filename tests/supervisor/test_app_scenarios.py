@@ -1,4 +1,4 @@
-"""Orders of events, as text: each file of scenarios/ has commands, and indented below each what follows from it.
+"""Orders of events as text: each file of scenarios/ has commands, and the output of each indented below it.
 
 An output is a message that a shard gets, its kill, its change of state, or a failure of the app. With the environment
 variable REWRITE set, the files get the outputs as they are, to be reviewed in the diff.

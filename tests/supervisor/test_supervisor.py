@@ -41,7 +41,7 @@ async def test_of_several_restarts_asked_for_in_one_turn_of_the_loop_the_first_a
     assert shard.restarts == 0
 
 
-async def test_listening_on_all_addresses_advertises_the_one_that_clients_reach(tmp_path: Path) -> None:
+async def test_an_app_that_listens_on_all_addresses_advertises_the_configured_one(tmp_path: Path) -> None:
     toml = echo(2, 'advertise = "127.0.0.1"').replace("127.0.0.1:0", "0.0.0.0:0")
     with running(tmp_path, toml) as cluster:
         assert all(s["address"].startswith("127.0.0.1:") for s in cluster.shards())
@@ -68,7 +68,7 @@ async def test_no_shard_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         await eventually(lambda: not any(map(is_running, pids)))
 
 
-async def test_what_clients_saw_answered_is_what_is_exported_after_a_drain_too(tmp_path: Path) -> None:
+async def test_every_call_that_a_client_saw_answered_is_exported_after_a_drain(tmp_path: Path) -> None:
     """The last report leaves after the last call; the sum is printed by the OTLP sink's fake collector."""
     from tests.collector import Collector
 
@@ -114,7 +114,7 @@ def test_a_shard_that_fails_at_start_shows_its_own_traceback(tmp_path: Path, arg
         ("Misspelt", "SyntaxError: invalid syntax"),
     ],
 )
-def test_whatever_a_shard_fails_with_is_named_before_its_traceback(tmp_path: Path, service: str, reason: str) -> None:
+def test_every_kind_of_error_at_start_is_named_before_its_traceback(tmp_path: Path, service: str, reason: str) -> None:
     run = run_to_end(tmp_path, echo(1).replace("tests.echo.service:Echo", f"tests.broken:{service}"), "--inline")
     assert re.search(rf"^onelane: shard echo-0 failed to start: {reason}\n.*Traceback", run.stderr, re.MULTILINE)
 
@@ -141,7 +141,7 @@ def test_methods_without_a_key_are_refused_all_at_once(tmp_path: Path) -> None:
     assert "greeter.v1.Greeter/Hello: has no key" in run.stderr
 
 
-async def test_a_servicer_written_without_us_runs_unchanged(tmp_path: Path) -> None:
+async def test_a_servicer_written_for_grpcio_runs_unchanged(tmp_path: Path) -> None:
     from tests.greeter.v1 import greeter_pb2, greeter_pb2_grpc
 
     keys = '[apps.echo.keys]\n"greeter.v1.Greeter/Hello" = "name"\n"greeter.v1.Greeter/*" = "ANY"'

@@ -303,7 +303,7 @@ def _sinks(configuration: config.Config, environment: dict[str, str]) -> "list[S
 
 
 def _telemetry_options(environment: dict[str, str]) -> "TelemetryOptions":
-    """What shards record. Where no exporter of traces is configured, a few traces are, for the admin page."""
+    """The signals that shards record. Without an exporter of traces, a few are recorded for the admin page."""
     from onelane.supervisor.app import TelemetryOptions
     from onelane.telemetry.sampling import RATE_LIMITED
     from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES

@@ -38,7 +38,7 @@ def headers() -> dict[str, str]:
 
 
 def send(request: urllib.request.Request, timeout_s: float) -> Any:
-    """The response of an admin address, a context manager; sent directly, whatever HTTP proxy is configured."""
+    """The response of an admin address, a context manager; sent directly, even if an HTTP proxy is configured."""
     return _WITHOUT_PROXY.open(request, timeout=timeout_s)
 
 

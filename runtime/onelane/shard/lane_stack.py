@@ -1,4 +1,4 @@
-"""What a lane is doing, read from the stack of its thread: the line of user code, the call or timer, the shard.
+"""Reads the stack of a lane's thread: the line of user code that runs, its call or timer, its shard.
 
 **The contract with the lane.** A call does not register that it is in progress, because that would cost every call; its
 stack is the only trace. So while user code runs, the frames of this package below it must hold, in a local variable
@@ -47,7 +47,7 @@ MAX_THREADS = 3
 
 @dataclass(frozen=True, slots=True)
 class WorkInProgress:
-    """What a lane works on; each part is empty where no frame holds it."""
+    """The objects of the contract, innermost first; each is empty where no frame holds it."""
 
     shard: str = ""
     call: Call | None = None
@@ -56,10 +56,10 @@ class WorkInProgress:
 
 @dataclass(frozen=True, slots=True)
 class LaneStack:
-    """What the stack of a lane's thread shows at one moment."""
+    """The stack of a lane's thread at one moment, as far as a stall needs it."""
 
     shard: str
-    """Whose lane it is, for a loop that several shards share; "" where no frame shows it."""
+    """The name of the lane's shard, for a loop that several shards share; "" where no frame holds the lane."""
     stall: Stall
     """The place, call and trace of a stall; its kind and times are not known from a stack."""
     span: SpanRecord | None

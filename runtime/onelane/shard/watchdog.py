@@ -1,13 +1,12 @@
 """The stall detector: a thread that watches a lane's event loop, and logs where the lane is when it stops iterating.
 
-Promises: a stall is noticed between a half and one `stall_s` after it began, whatever holds the lane, unless that also
-holds the interpreter (C code): then once it releases it. It costs a call nothing. The thread looks every half
+Promises: a stall is noticed between a half and one `stall_s` after it began, or, if the stalling code holds the
+interpreter as well (C code), once it releases it. It costs a call nothing. The thread looks every half
 `stall_s`. Where the lane waits for something to do, its innermost frame shows that, and the loop is left alone; a loop
 that is busy is sent a probe, a callback (`call_soon_threadsafe`) that it runs if it still iterates.
 Leaves out: stopping the code that stalls; Python cannot. After `replace_stalled_s` the process ends itself, and the
 supervisor starts a new one.
-Parts: what the stack tells (`lane_stack`), what the operating system tells (`lane_thread`), the cause
-(`telemetry.stalls`).
+Parts: reading the stack (`lane_stack`), measuring the thread (`lane_thread`), finding the cause (`telemetry.stalls`).
 """
 
 import asyncio
@@ -46,7 +45,7 @@ OBSERVE_WAKES_S = 0.012
 
 @dataclass
 class WatchedShard:
-    """What the watchdog knows of a shard."""
+    """A shard's settings and callbacks for the watchdog."""
 
     name: str
     stall_s: float
@@ -266,8 +265,8 @@ class _WatchdogThread(threading.Thread):
         os._exit(EXIT_STALLED)
 
     def _arm(self, now: float) -> None:
-        """For a lane that keeps even this thread from running: C code ends the process after twice the time, whatever
-        the cause."""
+        """Have C code end the process after twice the time, for a lane that keeps even this thread from running. It
+        does not know the cause."""
         limits = [shard.replace_s for shard in self._shards().values() if shard.replace_s is not None]
         if self._may_exit and limits and now - self._armed_at > min(limits) / 2:
             self._armed_at, self._is_armed = now, True

@@ -36,7 +36,7 @@ COMMIT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class TelemetryOptions:
-    """What shards are to record."""
+    """The signals that shards record."""
 
     traces: bool = True
     sampler: str = ""
@@ -47,7 +47,7 @@ class TelemetryOptions:
 
 @dataclass(frozen=True)
 class SharedResources:
-    """What the apps of one supervisor have in common."""
+    """Resources that all apps of one supervisor share."""
 
     launcher: Launcher
     app_dir: str

@@ -32,7 +32,7 @@ class RunningShard(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts shards. Promised: `kill` ends a shard whatever it does (inline: at its next await)."""
+    """Starts shards. Promised: `kill` ends a shard even if its lane is stalled (inline: at its next await)."""
 
     async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
         """Start a shard, which waits for its setup on the control line. sockets: it listens on copies of these."""

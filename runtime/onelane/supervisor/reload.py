@@ -26,7 +26,7 @@ NewSettings = Sequence[tuple[AppSupervisor, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class ReloadOutcome:
-    """What a reload has changed, or why it has not."""
+    """The changes that a reload has made, or the faults that kept it from making any."""
 
     changed: list[str] = field(default_factory=list)
     """`app.name: before → after`, in use by every shard."""

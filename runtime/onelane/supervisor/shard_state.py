@@ -24,7 +24,7 @@ from enum import Enum, auto
 
 
 class ShardState(Enum):
-    """Where a shard stands. `label` is what status, page and `onelane top` show; several states share one."""
+    """The state of a shard. Status, page and `onelane top` show its `label`, which several states share."""
 
     STARTING = auto()
     """Its first process has been launched and was never ready."""
@@ -36,7 +36,7 @@ class ShardState(Enum):
     RESTART_DRAINING = auto()
     """As DRAINING; the process is stopped after it."""
     RESTART_STOPPING = auto()
-    """Its process has been told to stop."""
+    """Its process has been sent `stop`."""
     RESTART_STARTING = auto()
     """The process that follows a restart is not ready yet."""
     RECOVERING = auto()
@@ -49,7 +49,7 @@ class ShardState(Enum):
 
 
 class ShardEvent(Enum):
-    """What can happen to a shard."""
+    """An event that changes the state of a shard."""
 
     BECAME_READY = auto()
     """The process reports that it serves."""
@@ -58,9 +58,9 @@ class ShardEvent(Enum):
     DRAIN_DONE = auto()
     """Its calls have finished, or the time that they had is over."""
     ENDED = auto()
-    """The process has ended, and the app goes on."""
+    """The process has ended while the app runs."""
     APP_STOPPED = auto()
-    """The app stops, and the process has ended for good."""
+    """The process has ended because the app stops."""
 
 
 _LABELS: Mapping[ShardState, str] = {

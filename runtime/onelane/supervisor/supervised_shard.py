@@ -1,4 +1,4 @@
-"""One shard as its supervisor keeps it: what stays over restarts, and what belongs to one process of it."""
+"""A shard in its supervisor: the record that outlives restarts, and one incarnation for each of its processes."""
 
 import socket
 from collections import deque
@@ -70,7 +70,7 @@ class SupervisedShard:
     """Its listening sockets, held by the supervisor, so that connections queue while it restarts; none where its
     listener binds them itself."""
     ready: anyio.Event = field(default_factory=anyio.Event)
-    """It was ready, or will not be any more; a restart replaces the event."""
+    """Set once the shard is ready, and when it stops for good; a restart replaces the event."""
     settings: SettingsProgress = field(default_factory=SettingsProgress)
     collected: dict[int, anyio.Event] = field(default_factory=dict)
     """Number of a request for a report → set once the report has come."""
@@ -83,7 +83,7 @@ class SupervisedShard:
     """The last stalls, of all incarnations."""
 
     def follow(self, event: ShardEvent) -> None:
-        """Change the state as the table says.
+        """Change the state by the table of transitions.
 
         Raises:
             RuntimeError: the table does not have this event for the present state.

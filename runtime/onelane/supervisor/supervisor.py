@@ -41,7 +41,7 @@ log = logging.getLogger("onelane.supervisor")
 COLLECT_S = 0.5
 """How long a scrape waits for shards that do not answer."""
 SINK_CLOSE_S = 3.0
-"""How long each sink may take at the end to export what it still holds."""
+"""How long each sink may take at the end to export its queue."""
 COMMANDS = {"drain": ShardEvent.DRAIN_ASKED, "restart": ShardEvent.RESTART_ASKED}
 """Command for one shard → the event that it is in the shard's state machine."""
 
@@ -218,7 +218,7 @@ class Supervisor:
     async def metrics(self, accept: str = "", *, sums: bool = False) -> tuple[bytes, str]:
         """Prometheus text or OpenMetrics, as an Accept header asks, exact as of now; and its content type.
 
-        sums: one series for each app on this machine, whatever `per_shard_series` says.
+        sums: one series for each app on this machine, even if `per_shard_series` is set.
         """
         await self.collect()
         self.collector.export()

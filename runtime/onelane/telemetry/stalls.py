@@ -1,4 +1,4 @@
-"""What a stall is: how long a lane's event loop did not iterate, where, and whether its own code or the machine did it.
+"""Stalls: how long a lane's event loop did not iterate, where, and whether its own code or the machine is the cause.
 
 Promises: the same measurements give the same kind; at most `MAX_LOGGED` stalls a minute are logged, and then how many
 were suppressed.
@@ -103,7 +103,7 @@ class Stall:
     """`pkg.Service/Method` of the call in progress, or `timer name`; "" where it was neither."""
     trace_id: str = ""
     others: tuple[str, ...] = ()
-    """What other threads were running, where one of them held the interpreter."""
+    """Names and places of other busy threads, if one of them held the interpreter."""
 
 
 class LogLimit:

@@ -30,7 +30,7 @@ def test_a_name_of_the_loopback_address_is_served(cluster: Cluster, host: str) -
 
 @pytest.mark.parametrize(
     ("headers", "reason"),
-    [({}, "needs the header X-Onelane"), ({"X-Onelane": "1", "Origin": "http://evil.example"}, "is not taken")],
+    [({}, "needs the header X-Onelane"), ({"X-Onelane": "1", "Origin": "http://evil.example"}, "is refused")],
 )
 def test_a_command_of_another_origin_is_refused(cluster: Cluster, headers: dict[str, str], reason: str) -> None:
     for path in ("/shards/echo/0/drain", "/shards/echo/0/restart", "/restart", "/reload"):

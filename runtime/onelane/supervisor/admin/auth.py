@@ -65,7 +65,7 @@ def _check_command(request: web.Request) -> None:
         raise web.HTTPForbidden(text=f"a command needs the header {COMMAND_HEADER}\n")
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc != request.host:
-        raise web.HTTPForbidden(text=f"a command from {origin} is not taken\n")
+        raise web.HTTPForbidden(text=f"a command from {origin} is refused\n")
 
 
 def _is_loopback(host: str) -> bool:

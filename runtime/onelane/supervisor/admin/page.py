@@ -61,7 +61,7 @@ class Page:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Snapshots as server-sent events, the first with the whole history."""
         if self._open_streams >= MAX_PAGES:
-            raise web.HTTPServiceUnavailable(text=f"{MAX_PAGES} pages are live already\n")
+            raise web.HTTPServiceUnavailable(text=f"{MAX_PAGES} pages are open already\n")
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await stream.prepare(request)
         self._open_streams += 1
@@ -91,7 +91,7 @@ class Page:
         """One trace, by its id or the beginning of it."""
         spans = self._supervisor.collector.recent_traces.trace(request.match_info["trace_id"])
         if spans is None:
-            raise web.HTTPNotFound(text="there is no such trace, or several begin so\n")
+            raise web.HTTPNotFound(text="there is no such trace, or several ids begin so\n")
         return web.json_response({"spans": spans})
 
     async def drain(self, request: web.Request) -> web.Response:
