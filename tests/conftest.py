@@ -86,18 +86,33 @@ class Where:
         """A stub whose connection ends at a shard that does not own the key."""
         return next(stub for name, stub in self.stubs.items() if name != self.owner_of(key))
 
+    async def begun(self, *, at: str) -> list[str]:
+        """The keys of all orders `wait KEY` that have begun at the owner of the key `at`."""
+        # By a key whose turn is free.
+        aside = next(key for key in self.keys_of(self.owner_of(at)) if key != at)
+        call = self.home(aside).Misbehave(EchoRequest(key=aside, order="began"))
+        return str(dict(await call.trailing_metadata())["x-began"]).split()
+
     async def wait_begun(self, key: str) -> None:
         """Wait until a call of this key has begun to carry out the order `wait KEY`, and holds the key's turn."""
-        # Asked of the same service object, by a key whose turn is free.
-        aside = next(other for other in self.keys_of(self.owner_of(key)) if other != key)
-        begun: list[str] = []
-        while key not in begun:
-            call = self.home(aside).Misbehave(EchoRequest(key=aside, order="began"))
-            begun = str(dict(await call.trailing_metadata())["x-began"]).split()
+        while key not in await self.begun(at=key):
+            pass
 
     async def close(self) -> None:
         for channel in (*self.channels.values(), self.shared_channel):
             await channel.close()
+
+
+async def late_words(make_call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    """How a call ends whose deadline passes in a shard, in the words of the shard.
+
+    It says so 50 ms before the deadline; on a busy machine the client may be faster all the same: then once more.
+    """
+    while True:
+        call = make_call()
+        code, details = await call.code(), await call.details()
+        if details != "Deadline Exceeded":
+            return code, details
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ async def test_connect_falls_back_to_the_shared_port_and_comes_home_again(tmp_pa
     """While the owner is down its keys are UNAVAILABLE; all others are served, and it is reached when it is back."""
     with running(tmp_path, echo(2)) as cluster:
         where = Where(cluster)
-        mine, other = (next(k for k in map(str, range(99)) if where.owner_of(k) == f"echo-{n}") for n in (0, 1))
+        mine, other = where.key_of("echo-0"), where.key_of("echo-1")
         async with onelane.connect(cluster.listen["echo"]) as channel:
             stub = echo_pb2_grpc.EchoStub(channel)
             os.kill(cluster.shards()[0]["pid"], signal.SIGKILL)

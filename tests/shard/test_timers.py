@@ -17,7 +17,7 @@ from onelane.shard.timers import AGAIN_S, LoopAlarms, Timers
 from onelane.telemetry.stats import Stats
 from onelane.testing.clock import ManualClock
 
-from tests.conftest import Where
+from tests.conftest import Where, late_words
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import echo, running
 
@@ -340,16 +340,12 @@ async def test_a_timer_of_a_key_holds_its_turn_and_the_shard_refuses_one_of_a_ke
 ) -> None:
     with running(tmp_path, echo(2)) as cluster:
         where = Where(cluster)
-        here, there = (next(k for k in map(str, range(99)) if where.owner_of(k) == f"echo-{n}") for n in (0, 1))
+        here, there = where.key_of("echo-0"), where.key_of("echo-1")
         await where.home(here).Misbehave(EchoRequest(key=here, order=f"later {here}"))
-        aside = next(k for k in map(str, range(99)) if where.owner_of(k) == "echo-0" and k != here)
-        began = ""
-        while here not in began.split():
-            call = where.home(aside).Misbehave(EchoRequest(key=aside, order="began"))
-            began = str(dict(await call.trailing_metadata())["x-began"])
-        with pytest.raises(grpc.aio.AioRpcError, match=r"held by timer Echo\._wait") as late:
-            await where.home(here).Unary(EchoRequest(key=here), timeout=0.2)
-        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await where.wait_begun(here)
+        code, details = await late_words(lambda: where.home(here).Unary(EchoRequest(key=here), timeout=0.5))
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "held by timer Echo._wait" in details
         await where.home(here).Release(EchoRequest(key=here))
         await where.home(here).Unary(EchoRequest(key=here))
         with pytest.raises(grpc.aio.AioRpcError, match="not the owner by the placement"):

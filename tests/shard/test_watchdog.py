@@ -1,6 +1,7 @@
 """A lane whose event loop does not iterate is noticed from outside, with the place and the cause."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import threading
@@ -22,7 +23,7 @@ from onelane.server.methods import Method
 from onelane.shard.timers import Timers
 from onelane.shard.watchdog import Watchdog, WatchedShard
 from onelane.telemetry.sampling import Sampler
-from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MAX_LOGGED, Stall
+from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MAX_LOGGED, STARVED, Stall
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
@@ -89,6 +90,25 @@ async def bench() -> AsyncIterator[Bench]:
     watched.watchdog.leave("a")
 
 
+async def stall_in(function: str, bench: Bench) -> Stall:
+    """The stall of this function. On a busy machine others may come before, in which the lane had no CPU."""
+    while True:
+        stall = await bench.stalls.get()
+        if stall.function == function:
+            return stall
+        assert stall.kind == STARVED, stall
+
+
+async def stall_until_seen(bench: Bench) -> None:
+    """Stall for a moment, and again where the machine kept the watchdog from looking."""
+    while True:
+        block(0.08)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STALL_S):
+                await bench.stalls.get()
+                return
+
+
 async def until_kind(kind: str, bench: Bench, stall: Callable[[], Any]) -> Stall:
     """Stall until the watchdog sees that kind: on a busy machine it may see other kinds first."""
     while True:
@@ -107,22 +127,18 @@ async def test_a_blocked_lane_is_logged_with_file_line_function_method_and_trace
 
     began_ns = time.time_ns()
     await bench.call(handler)
-    stall = await bench.stalls.get()
+    stall = await stall_in("block", bench)
     (span,) = bench.tracer.take()
     assert (stall.kind, stall.method, stall.trace_id) == (BLOCKED, "t.T/M", span.context.trace_id)
     line = block.__code__.co_firstlineno + 1
     assert (stall.where, stall.function) == (f"{__file__}:{line}", "block")
-    ((name, attributes, _),) = span.events or [("", {}, 0)]
-    assert (name, attributes) == ("onelane.stall", {"onelane.stall.at": f"{__file__}:{line} block"})
+    events = [(name, attributes) for name, attributes, _ in span.events or ()]
+    assert events == [("onelane.stall", {"onelane.stall.at": f"{__file__}:{line} block"})]
     assert stall.seconds > 0.3 - STALL_S
     assert abs(stall.at_ns - began_ns) < 1e9
-    assert f"lane.stalled shard=a kind=blocked for_ms={logged_ms(caplog)} at={stall.where}" in caplog.text
-    assert f"lane.turns_again shard=a kind=blocked after_ms={stall.seconds * 1000:.0f}"[:48] in caplog.text
-
-
-def logged_ms(caplog: pytest.LogCaptureFixture) -> int:
-    (milliseconds,) = re.findall(r"for_ms=(\d+)", caplog.text)
-    return int(milliseconds)
+    at = re.escape(stall.where)
+    assert len(re.findall(rf"lane\.stalled shard=a kind=blocked for_ms=\d+ at={at}", caplog.text)) == 1
+    assert f"lane.turns_again shard=a kind=blocked after_ms={int(stall.seconds * 1000)} at=" in caplog.text
 
 
 async def test_a_stall_is_logged_while_it_lasts(bench: Bench) -> None:
@@ -131,7 +147,8 @@ async def test_a_stall_is_logged_while_it_lasts(bench: Bench) -> None:
 
     class SetsEvent(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            logged.set()
+            if "kind=blocked" in record.getMessage():
+                logged.set()
 
     handler = SetsEvent()
     logging.getLogger("onelane.watchdog").addHandler(handler)
@@ -139,8 +156,8 @@ async def test_a_stall_is_logged_while_it_lasts(bench: Bench) -> None:
         assert logged.wait(30), "this blocks the loop until the stall is logged"
     finally:
         logging.getLogger("onelane.watchdog").removeHandler(handler)
-    stall = await bench.stalls.get()
-    assert (stall.kind, stall.function) == (BLOCKED, "test_a_stall_is_logged_while_it_lasts")
+    stall = await stall_in("test_a_stall_is_logged_while_it_lasts", bench)
+    assert stall.kind == BLOCKED
     assert "threading.py" in stall.innermost
 
 
@@ -184,7 +201,7 @@ async def test_a_timer_that_stalls_is_named(bench: Bench) -> None:
     stats = Stats()
     timers = Timers("a", limit=9, stats=stats, turn=lambda key: asyncio.Lock())
     timers.every(0.001, lambda: block(0.2))
-    stall = await bench.stalls.get()
+    stall = await stall_in("block", bench)
     await timers.aclose()
     assert stall.method == "timer test_a_timer_that_stalls_is_named.<locals>.<lambda>"
 
@@ -193,20 +210,25 @@ async def test_at_most_five_stalls_are_logged_and_all_are_counted(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(MAX_LOGGED + 3):
-        block(0.08)
-        await bench.stalls.get()
+        await stall_until_seen(bench)
     assert caplog.text.count("lane.stalled") + caplog.text.count("lane.starved") == MAX_LOGGED
 
 
 async def test_a_lane_that_iterates_is_no_stall(bench: Bench) -> None:
     """Neither busy in small steps, nor idle."""
-    until = time.monotonic() + 0.5
-    while time.monotonic() < until:  # noqa: ASYNC110 - iterating is all that it does
+    pauses = 0
+    began = turned = time.monotonic()
+    while turned - began < 0.3:
         await asyncio.sleep(0)
-    await asyncio.sleep(0.3)
+        pauses += time.monotonic() - turned > STALL_S / 2
+        turned = time.monotonic()
+    await asyncio.sleep(0.2)
     block(0.2)
-    stall = await bench.stalls.get()
-    assert stall.function == "block", "an earlier stall would be first in the queue"
+    seen: list[Stall] = []
+    while not seen or seen[-1].function != "block":
+        seen.append(await bench.stalls.get())
+    # Only where the machine gave the lane no CPU for a while may another have come before.
+    assert len([stall for stall in seen[:-1] if stall.kind != STARVED]) <= pauses
 
 
 async def test_one_thread_watches_for_all_shards_of_a_loop_and_ends_with_the_last(bench: Bench) -> None:
@@ -222,8 +244,8 @@ async def test_one_thread_watches_for_all_shards_of_a_loop_and_ends_with_the_las
         return EchoReply()
 
     await bench.call(handler)
-    assert (await bench.stalls.get()).method == "t.T/M"
-    assert others == [], "the call was one of a's"
+    assert (await stall_in("block", bench)).method == "t.T/M"
+    assert [stall for stall in others if stall.kind != STARVED] == [], "the call was one of a's"
     bench.watchdog.leave("b")
     bench.watchdog.leave("a")
     assert threads() == 0
