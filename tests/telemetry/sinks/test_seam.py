@@ -83,7 +83,7 @@ def test_names_that_prometheus_spells_alike_are_one_family_and_one_series(caplog
     assert families["full_ratio"].samples[0].value == 0.5
     assert {s.labels["exported_le"] for s in families["took_seconds"].samples} == {"y"}
     assert [record.getMessage() for record in caplog.records] == [
-        "prometheus.left_out gauge jobs-done is jobs_done here, as jobs.done is a counter"
+        "prometheus.left_out the gauge jobs-done has the Prometheus name jobs_done, as has the counter jobs.done"
     ]
 
 

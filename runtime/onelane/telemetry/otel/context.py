@@ -1,8 +1,8 @@
-"""OpenTelemetry's context on a lane: what its API has attached, else what the call in progress amounts to.
+"""OpenTelemetry's runtime context on a lane: the context that its API attached, else that of the call in progress.
 
-Found by the entry point `opentelemetry_context` under the name `onelane`, which `OTEL_PYTHON_CONTEXT` asks for.
-OpenTelemetry loads it while its own package is half imported, so what needs the rest of it (`otel/tracing`) is
-imported only when it is asked.
+OpenTelemetry loads it by the entry point `onelane` of the group `opentelemetry_context`, which `OTEL_PYTHON_CONTEXT`
+names. It does so while its own package is half imported, so `otel/tracing`, which needs the whole package, is imported
+on the first use.
 """
 
 from contextvars import Token

@@ -1,9 +1,9 @@
-"""OpenTelemetry's metrics API on a lane: what libraries count by it goes into the lane's own statistics.
+"""OpenTelemetry's metrics API on a lane: measurements of libraries go into the lane's own `Stats`.
 
-An instrument may be made anywhere, also when its module is imported; it counts for the lane that uses it. From another
-thread a count waits in a queue for the lane's tick. Attributes' values become text; a name that another kind of
-instrument has already is refused once, in the log, and counts nothing; so is a value that is no finite number.
-Leaves out: advice on buckets (all histograms are exponential), and counts outside of any lane.
+An instrument may be created anywhere, at the import of a module too; it records for the lane that uses it. A
+measurement of another thread waits in a queue for the lane's tick. Attribute values become text. A name that belongs to
+another kind of instrument, and a value that is not a finite number, are logged once and record nothing.
+Leaves out: bucket boundary advice (all histograms are exponential), and measurements outside any lane.
 """
 
 import logging
@@ -21,9 +21,9 @@ from onelane.telemetry.stats import MAX_SERIES, Attributes, Gauge, Stats, attrib
 
 log = logging.getLogger("onelane.metering")
 MAX_QUEUED_COUNTS = 10_000
-"""Counts of other threads that wait for the tick; with more, the oldest are lost."""
+"""Measurements of other threads that wait for the tick; further ones displace the oldest."""
 OBSERVE_INTERVAL_S = 1.0
-"""How often the callbacks of observable instruments are asked."""
+"""Interval at which the callbacks of observable instruments are called."""
 OPTIONS = CallbackOptions()
 Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
@@ -35,12 +35,13 @@ class _ObservedCallback:
     key: Any
     callback: Callback
     last_values: dict[Attributes, float] = field(default_factory=dict)
-    """What it has said last; at most `MAX_SERIES`."""
+    """The values of its last call; at most `MAX_SERIES`."""
     is_healthy: bool = True
+    """Its last call raised nothing."""
 
 
 class Bridge:
-    """What the API has counted into one lane's statistics. One for each `Stats`."""
+    """Records the API's measurements into the `Stats` of one lane. One bridge per `Stats`."""
 
     def __init__(self, stats: Stats, now: Callable[[], float]) -> None:
         self._stats = stats
@@ -54,7 +55,10 @@ class Bridge:
         stats.before_take(self._before_take)
 
     def count(self, key: Any, amount: float, attributes: Mapping[str, Any] | None) -> None:
-        """key: kind, name, unit and description of the instrument. Raises nothing: a library has no use for it."""
+        """Record a measurement, from any thread. Raises nothing: a library must not fail because of its metrics.
+
+        key: kind, name, unit and description of the instrument.
+        """
         if threading.get_ident() != self._lane_thread:
             self._queued_counts.append((key, amount, dict(attributes) if attributes else None))
             return
@@ -67,16 +71,16 @@ class Bridge:
         number = finite_float(amount)
         if number is None:
             raise ValueError(f"{key[1]} cannot count {amount!r}, expected a finite number")
-        found = self._instrument(key)
-        if found is None:
+        instrument = self._instrument(key)
+        if instrument is None:
             return
-        cell = found.at(_text_attributes(attributes))
+        series = instrument.at(_text_attributes(attributes))
         if key[0] == "histogram":
-            cell.record(number)
+            series.record(number)
         elif key[0] == "gauge":
-            cell.set(number)
+            series.set(number)
         elif number >= 0 or key[0] == "up_down_counter":
-            cell.add(number)
+            series.add(number)
 
     def _refuse(self, key: Any, error: Exception) -> None:
         if key not in self._refused:
@@ -97,48 +101,49 @@ class Bridge:
         return self._instruments[key]
 
     def _before_take(self) -> None:
-        # Those that are there now: others may go on counting meanwhile.
+        # A fixed number: other threads may append meanwhile.
         for _ in range(len(self._queued_counts)):
             self.count(*self._queued_counts.popleft())
         if self._callbacks and self._now() - self._observed_at >= OBSERVE_INTERVAL_S:
             self._observed_at = self._now()
-            for one in self._callbacks:
-                self._run_callback(one)
+            for observed in self._callbacks:
+                self._run_callback(observed)
 
-    def _run_callback(self, one: _ObservedCallback) -> None:
+    def _run_callback(self, observed: _ObservedCallback) -> None:
         try:
-            found = {attributes_of(_text_attributes(said.attributes)): said.value for said in one.callback(OPTIONS)}
+            values = {attributes_of(_text_attributes(o.attributes)): o.value for o in observed.callback(OPTIONS)}
         except Exception:
-            if one.is_healthy:
-                log.exception("metering.callback_failed instrument=%s it is asked again", one.key[1])
-            one.is_healthy = False
+            if observed.is_healthy:
+                log.exception("metering.callback_failed instrument=%s it is called again later", observed.key[1])
+            observed.is_healthy = False
             return
-        one.is_healthy = True
-        for attributes, value in found.items():
-            self._add_observation(one, attributes, value)
-        if one.key[0] != "counter":
-            for attributes in one.last_values.keys() - found.keys():
-                self._forget_series(one, attributes)
+        observed.is_healthy = True
+        for attributes, value in values.items():
+            self._add_observation(observed, attributes, value)
+        if observed.key[0] != "counter":
+            for attributes in observed.last_values.keys() - values.keys():
+                self._forget_series(observed, attributes)
 
-    def _add_observation(self, one: _ObservedCallback, attributes: Attributes, value: Any) -> None:
-        """The callback says how it stands; the statistics take what was added."""
+    def _add_observation(self, observed: _ObservedCallback, attributes: Attributes, value: Any) -> None:
+        """Record the change since the last observation: a callback reports sums, a counter is added to."""
         number = finite_float(value)
-        if number is None or (attributes not in one.last_values and len(one.last_values) >= MAX_SERIES):
-            which = f"more than {MAX_SERIES} series" if number is not None else f"{value!r}, expected a finite number"
-            self._refuse(one.key, ValueError(f"{one.key[1]} cannot count {which}"))
+        if number is None or (attributes not in observed.last_values and len(observed.last_values) >= MAX_SERIES):
+            reason = f"more than {MAX_SERIES} series" if number is not None else f"{value!r}, expected a finite number"
+            self._refuse(observed.key, ValueError(f"{observed.key[1]} cannot count {reason}"))
             return
-        before, one.last_values[attributes] = one.last_values.get(attributes, 0.0), number
-        has_begun_anew = one.key[0] == "gauge" or (one.key[0] == "counter" and number < before)
-        self.count(one.key, number if has_begun_anew else number - before, dict(attributes))
+        earlier, observed.last_values[attributes] = observed.last_values.get(attributes, 0.0), number
+        # A counter that fell was reset, so all of it is new.
+        is_absolute = observed.key[0] == "gauge" or (observed.key[0] == "counter" and number < earlier)
+        self.count(observed.key, number if is_absolute else number - earlier, dict(attributes))
 
-    def _forget_series(self, one: _ObservedCallback, attributes: Attributes) -> None:
-        """The callback has nothing to say of these attributes any more."""
-        before = one.last_values.pop(attributes)
-        instrument = self._instrument(one.key)
+    def _forget_series(self, observed: _ObservedCallback, attributes: Attributes) -> None:
+        """The callback reports these attributes no longer."""
+        last_value = observed.last_values.pop(attributes)
+        instrument = self._instrument(observed.key)
         if isinstance(instrument, Gauge):
             instrument.forget(dict(attributes))
         elif instrument is not None:
-            self.count(one.key, -before, dict(attributes))
+            self.count(observed.key, -last_value, dict(attributes))
 
 
 def _text_attributes(attributes: Mapping[str, Any] | None) -> dict[str, str]:
@@ -150,7 +155,7 @@ def _value_text(value: Any) -> str:
 
 
 class _LaneInstrument:
-    """One instrument of the API, whichever lanes use it."""
+    """One instrument of the API; it records for the lane whose code uses it."""
 
     kind = ""
 
@@ -158,8 +163,8 @@ class _LaneInstrument:
         self._key = (self.kind, name, unit, description)
 
     def _count(self, amount: float, attributes: Mapping[str, Any] | None) -> None:
-        if (home := bound_shard()) is not None:
-            home.bridge.count(self._key, amount, attributes)
+        if (binding := bound_shard()) is not None:
+            binding.bridge.count(self._key, amount, attributes)
 
 
 class LaneCounter(_LaneInstrument, metrics.Counter):
@@ -191,12 +196,12 @@ class LaneGauge(_LaneInstrument, metrics._Gauge):
 
 
 class _Observable(_LaneInstrument):
-    """Asked by the lane in which it was made; made outside of one, by none."""
+    """Its callbacks are called by the lane that created it; created outside any lane, they are never called."""
 
     def __init__(self, name: str, callbacks: Any = None, unit: str = "", description: str = "") -> None:
         super().__init__(name, unit, description)
-        if (home := bound_shard()) is not None and callbacks:
-            home.bridge.observe(self._key, list(callbacks))
+        if (binding := bound_shard()) is not None and callbacks:
+            binding.bridge.observe(self._key, list(callbacks))
 
 
 class LaneObservableCounter(_Observable, metrics.ObservableCounter):
@@ -212,7 +217,7 @@ class LaneObservableGauge(_Observable, metrics.ObservableGauge):
 
 
 class LaneMeter(metrics.Meter):
-    """See the module."""
+    """Creates instruments; see the module."""
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> LaneCounter:
         return LaneCounter(name, unit, description)
@@ -245,7 +250,7 @@ class LaneMeter(metrics.Meter):
 
 
 class LaneMeterProvider(metrics.MeterProvider):
-    """OpenTelemetry's provider in a shard's process."""
+    """OpenTelemetry's meter provider in a process with lanes."""
 
     def get_meter(self, name: str, *_: Any, **__: Any) -> LaneMeter:
         return LaneMeter(name)
@@ -255,7 +260,7 @@ _is_meter_provider_set = False
 
 
 def install() -> None:
-    """Make OpenTelemetry's metrics API speak of this process's lanes; once is enough."""
+    """Set `LaneMeterProvider` as OpenTelemetry's provider; further calls do nothing."""
     global _is_meter_provider_set
     if not _is_meter_provider_set:
         _is_meter_provider_set = True

@@ -1,7 +1,7 @@
 """OpenTelemetry's trace API inside handlers: the current span is the call's, and spans made by the API join its trace.
 
-Nothing here runs for a call whose handler does not ask: the API's context is looked up in the call in progress when it
-is asked for (`context`), and what the API attaches is kept beside it (`onelane.core.context.attached_context`).
+A call whose handler does not use the API costs nothing here: `otel/context` derives the API's context from the call in
+progress on demand, and keeps an attached one in `onelane.core.context.attached_context`.
 Leaves out: spans that outlive their shard.
 """
 
@@ -24,66 +24,67 @@ from onelane.telemetry.tracer import METHOD, Span, Tracer, context_of
 from onelane.telemetry.values import as_text, attribute_value
 
 MAX_ATTRIBUTES = 128
-"""Of one span, as in OpenTelemetry's specification; what is over that is dropped."""
+"""Limit of one span, as in OpenTelemetry's specification; further attributes are dropped."""
 _BAGGAGE = W3CBaggagePropagator()
 _KIND_NAMES = {kind: kind.name for kind in SpanKind}
 
 
 def attach(context: Context) -> AttachedContext:
-    """What is kept of a context that OpenTelemetry's API attaches."""
-    carried: dict[str, str] = {}
+    """A context that OpenTelemetry's API attaches, with the trace and the baggage that outgoing calls read."""
+    headers: dict[str, str] = {}
     if baggage.get_all(context):
-        _BAGGAGE.inject(carried, context)
-    return AttachedContext(context, _trace_context_of(trace.get_current_span(context)), carried.get("baggage", ""))
+        _BAGGAGE.inject(headers, context)
+    return AttachedContext(context, _trace_context_of(trace.get_current_span(context)), headers.get("baggage", ""))
 
 
-def with_current_span(found: AttachedContext, span: SpanRecord) -> AttachedContext:
-    """The same, with `span` as the current one."""
-    return replace(found, context=trace.set_span_in_context(LaneSpan(span, None), found.context), trace=span.context)
+def with_current_span(attached: AttachedContext, span: SpanRecord) -> AttachedContext:
+    """`attached` with `span` as the current span."""
+    context = trace.set_span_in_context(LaneSpan(span, None), attached.context)
+    return replace(attached, context=context, trace=span.context)
 
 
 def context_of_call(call: CallContext) -> Context:
-    """What the call in progress amounts to, in OpenTelemetry's terms."""
-    made = _BAGGAGE.extract({"baggage": call.baggage}, Context()) if call.baggage else Context()
-    return trace.set_span_in_context(LaneSpan(call.span, None), made)
+    """OpenTelemetry's context of a call: its span and its baggage."""
+    context = _BAGGAGE.extract({"baggage": call.baggage}, Context()) if call.baggage else Context()
+    return trace.set_span_in_context(LaneSpan(call.span, None), context)
 
 
 class LaneSpan(trace.Span):
-    """A span of a lane as OpenTelemetry's API sees it. Of the call's own, the lane says when it ends."""
+    """A span of a lane as a span of OpenTelemetry's API. The lane ends the span of a call."""
 
     def __init__(self, span: Span, tracer: Tracer | None) -> None:
-        """tracer: ends it; None for the call's own."""
+        """tracer: ends the span; None for the span of a call."""
         self._span = span
         self._record = span if isinstance(span, SpanRecord) else None
         self._tracer = tracer
 
     @property
     def trace_context(self) -> TraceContext | None:
-        """What calls made inside carry."""
+        """The trace context that calls made inside the span carry."""
         return context_of(self._span)
 
     def get_span_context(self) -> SpanContext:
-        found = self.trace_context
-        if found is None or not found.trace_id:
+        context = self.trace_context
+        if context is None or not context.trace_id:
             return trace.INVALID_SPAN_CONTEXT
-        flags = TraceFlags(TraceFlags.SAMPLED if found.sampled else TraceFlags.DEFAULT)
-        state = TraceState.from_header([found.tracestate]) if found.tracestate else TraceState()
-        return SpanContext(int(found.trace_id, 16), int(found.span_id, 16), False, flags, state)
+        flags = TraceFlags(TraceFlags.SAMPLED if context.sampled else TraceFlags.DEFAULT)
+        state = TraceState.from_header([context.tracestate]) if context.tracestate else TraceState()
+        return SpanContext(int(context.trace_id, 16), int(context.span_id, 16), False, flags, state)
 
     def is_recording(self) -> bool:
         return self._open_record() is not None
 
     def _open_record(self) -> SpanRecord | None:
-        """Its record, as long as it may be changed."""
+        """The record, or None where the span is not recorded or has ended."""
         return self._record if self._record is not None and not self._record.end_ns else None
 
     def set_attribute(self, key: str, value: Any) -> None:
-        """None says nothing, as in the SDK."""
+        """Set one attribute; None is ignored, as in the SDK."""
         record = self._open_record()
         if record is None or value is None:
             return
-        name, there = as_text(key), record.attributes or {}
-        if name in there or len(there) < MAX_ATTRIBUTES:
+        name, attributes = as_text(key), record.attributes or {}
+        if name in attributes or len(attributes) < MAX_ATTRIBUTES:
             record.set_attribute(name, attribute_value(value))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
@@ -97,14 +98,14 @@ class LaneSpan(trace.Span):
             )
 
     def add_link(self, context: SpanContext, attributes: Any = None) -> None:
-        """What is no valid context is ignored, as in the SDK."""
+        """Add a link; an invalid context is ignored, as in the SDK."""
         if (record := self._open_record()) is not None and context is not None and context.is_valid:
             record.add_link(_from_span_context(context), _attribute_values(attributes))
 
     def update_name(self, name: str) -> None:
         if (record := self._open_record()) is not None:
             if self._tracer is None:
-                # The call's own, whose method is told by its name.
+                # The span of a call: its name is the method, which must not be lost.
                 record.set_attribute(METHOD, record.name)
             record.name = as_text(name)
 
@@ -112,20 +113,20 @@ class LaneSpan(trace.Span):
         record = self._open_record()
         if record is None or record.is_ok:
             return
-        code, words = (status.status_code, status.description) if isinstance(status, Status) else (status, description)
+        code, text = (status.status_code, status.description) if isinstance(status, Status) else (status, description)
         record.is_ok = code is StatusCode.OK
         if code is StatusCode.ERROR:
-            record.error = as_text(words or "error")
+            record.error = as_text(text or "error")
 
     def record_exception(
         self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False
     ) -> None:
-        told = {
+        exception_attributes = {
             "exception.type": type(exception).__qualname__,
             "exception.message": exception,
             "exception.stacktrace": "".join(traceback.format_exception(exception)),
         }
-        self.add_event("exception", told | dict(attributes or {}), timestamp)
+        self.add_event("exception", exception_attributes | dict(attributes or {}), timestamp)
 
     def end(self, end_time: int | None = None) -> None:
         if self._tracer is not None and (record := self._open_record()) is not None:
@@ -139,7 +140,7 @@ class LaneSpan(trace.Span):
 
 
 class LaneTracer(trace.Tracer):
-    """Makes spans of the lane whose code asks; outside of any, spans that record nothing."""
+    """Starts spans of the lane whose code uses it; outside any lane they record nothing."""
 
     def start_span(
         self,
@@ -153,18 +154,18 @@ class LaneTracer(trace.Tracer):
         set_status_on_exception: bool = True,
     ) -> LaneSpan:
         parent = current_trace() if context is None else _trace_context_of(trace.get_current_span(context))
-        home = bound_shard()
-        if home is None:
+        binding = bound_shard()
+        if binding is None:
             return LaneSpan(parent, None)
-        span = home.tracer.start(as_text(name), _KIND_NAMES[kind], parent)
-        made = LaneSpan(span, home.tracer)
+        record = binding.tracer.start(as_text(name), _KIND_NAMES[kind], parent)
+        span = LaneSpan(record, binding.tracer)
         if attributes:
-            made.set_attributes(attributes)
+            span.set_attributes(attributes)
         for link in links or ():
-            made.add_link(link.context, link.attributes)
-        if start_time is not None and isinstance(span, SpanRecord):
-            span.start_ns = int(start_time)
-        return made
+            span.add_link(link.context, link.attributes)
+        if start_time is not None and isinstance(record, SpanRecord):
+            record.start_ns = int(start_time)
+        return span
 
     @contextmanager
     def start_as_current_span(  # type: ignore[override]
@@ -185,12 +186,12 @@ class LaneTracer(trace.Tracer):
             end_on_exit=end_on_exit,
             record_exception=record_exception,
             set_status_on_exception=set_status_on_exception,
-        ) as made:
-            yield made
+        ) as current:
+            yield current
 
 
 class LaneTracerProvider(trace.TracerProvider):
-    """OpenTelemetry's provider in a process of lanes."""
+    """OpenTelemetry's tracer provider in a process with lanes."""
 
     def get_tracer(self, *_: Any, **__: Any) -> LaneTracer:
         return LaneTracer()
@@ -200,7 +201,7 @@ _is_tracer_provider_set = False
 
 
 def install() -> None:
-    """Make OpenTelemetry's trace API speak of this process's lanes; once is enough."""
+    """Set `LaneTracerProvider` as OpenTelemetry's provider; further calls do nothing."""
     global _is_tracer_provider_set
     if not _is_tracer_provider_set:
         _is_tracer_provider_set = True
@@ -208,16 +209,19 @@ def install() -> None:
 
 
 def _trace_context_of(span: trace.Span) -> TraceContext | None:
-    """The trace of any span of the API's."""
+    """The trace context of any span of the API."""
     if isinstance(span, LaneSpan):
         return span.trace_context
-    found = span.get_span_context()
-    return _from_span_context(found) if found.is_valid else None
+    context = span.get_span_context()
+    return _from_span_context(context) if context.is_valid else None
 
 
-def _from_span_context(found: SpanContext) -> TraceContext:
+def _from_span_context(context: SpanContext) -> TraceContext:
     return TraceContext(
-        f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags.sampled, found.trace_state.to_header()
+        f"{context.trace_id:032x}",
+        f"{context.span_id:016x}",
+        context.trace_flags.sampled,
+        context.trace_state.to_header(),
     )
 
 

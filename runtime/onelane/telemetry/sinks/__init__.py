@@ -1,6 +1,8 @@
-"""Where telemetry goes: what the shards moved out, added up, one sink for each way out. See prometheus.py, otlp.py.
+"""Export: a sink for each destination of what the supervisor collects, `prometheus` and `otlp/`.
 
-Plugs of the group `onelane.sinks`; each is made with the environment, a mapping.
+A sink is a plugin of the group `onelane.sinks`, created with the environment, a mapping. Imports: the records of
+`telemetry` (`spans`, `logs`, `stats`), and `collector/totals`. Main types: `Sink`, the seam, and
+`prometheus.PrometheusSink`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +14,19 @@ from onelane.telemetry.stats import Point
 
 
 class Sink(Protocol):
-    """One way out. Promised: it never blocks the supervisor's loop, and what it holds is bounded."""
+    """One destination of telemetry. Promised: it never blocks the supervisor's loop, and its queues are bounded."""
 
     def spans(self, app: str, shard: str, spans: Sequence[SpanRecord]) -> None:
-        """Take spans that have ended; each is handed over once."""
+        """Export ended spans; each is passed once."""
 
     def logs(self, app: str, shard: str, records: Sequence[LogRecord]) -> None:
-        """Take what a shard has logged; each record is handed over once."""
+        """Export log records of a shard; each is passed once."""
 
     def points(self, points: Sequence[Point]) -> None:
-        """Take all series as they stand, cumulative; attributes `onelane.app` and `onelane.shard` tell them apart."""
+        """Export all series, cumulative; the attributes `onelane.app` and `onelane.shard` name their shard."""
 
     def losses(self) -> Mapping[tuple[str, str], int]:
-        """How many it had to drop until now, by signal (spans, logs) and reason (`queue_full`, `refused`, `closed`)."""
+        """Items dropped so far, by signal (spans, logs) and reason (`queue_full`, `refused`, `closed`)."""
 
     def close(self, timeout_s: float) -> None:
-        """Send what waits, for at most `timeout_s` seconds. Blocks: call it from a thread."""
+        """Flush the queues, for at most `timeout_s` seconds. Blocks: call it from a thread."""

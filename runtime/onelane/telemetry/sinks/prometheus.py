@@ -27,13 +27,13 @@ _FAMILIES: dict[str, Any] = {
 }
 _UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "1": "ratio"}
 SECONDS_BOUNDS = tuple(2.0**n for n in range(-14, 7))
-"""Bounds of what is in seconds, 61 µs to 64 s. Powers of two, because there the counts are exact."""
+"""Bounds of histograms in seconds, 61 µs to 64 s. Powers of two, because at these the counts are exact."""
 OTHER_BOUNDS = tuple(2.0**n for n in range(31))
-"""Bounds of everything else, 1 to 2^30."""
+"""Bounds of all other histograms, 1 to 2^30."""
 
 
 class PrometheusSink:
-    """See `onelane.telemetry.sinks.Sink`. Holds the newest points; `render` writes them out."""
+    """See `onelane.telemetry.sinks.Sink`. Holds the newest points; `render` writes them as text."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._points: Sequence[Point] = ()
@@ -42,10 +42,10 @@ class PrometheusSink:
         self._registry.register(self)
 
     def spans(self, app: str, shard: str, spans: Sequence[SpanRecord]) -> None:
-        """Prometheus has no spans."""
+        """Ignored: Prometheus has no spans."""
 
     def logs(self, app: str, shard: str, records: Sequence[LogRecord]) -> None:
-        """Nor logs."""
+        """Ignored: Prometheus has no logs."""
 
     def points(self, points: Sequence[Point]) -> None:
         self._points = points
@@ -54,12 +54,12 @@ class PrometheusSink:
         return {}
 
     def close(self, timeout_s: float) -> None:
-        """Nothing waits: Prometheus asks."""
+        """Nothing is queued: Prometheus scrapes."""
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """The newest points in the format that `accept`, an Accept header, asks for, and its content type.
+        """The newest points in the format that `accept`, an Accept header, requests, and its content type.
 
-        OpenMetrics has exemplars, Prometheus's own text has none.
+        OpenMetrics has exemplars, Prometheus's own text format has none.
         """
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
@@ -74,9 +74,9 @@ class PrometheusSink:
             elif name not in self._warned:
                 self._warned.add(name)
                 log.warning(
-                    "prometheus.left_out %s %s is %s here, as %s is a %s",
+                    "prometheus.left_out the %s %s has the Prometheus name %s, as has the %s %s",
                     *(point.kind, point.instrument.name, name),
-                    *(family.instrument.name, family.kind),
+                    *(family.kind, family.instrument.name),
                 )
         for name, family in sorted(families.items()):
             yield family.metric(name)
@@ -84,7 +84,7 @@ class PrometheusSink:
 
 @lru_cache(maxsize=4096)
 def name_of(instrument: Instrument, kind: str) -> str:
-    """`onelane.calls` → `onelane_calls`; a unit becomes a suffix, one in braces does not, nor 1 but of a gauge."""
+    """`onelane.calls` → `onelane_calls`. Units become suffixes, but for those in braces, and 1 unless of a gauge."""
     name = re.sub(r"[^a-zA-Z0-9_:]", "_", instrument.name)
     name = f"_{name}" if name[:1].isdigit() else name
     unit = _UNITS.get(instrument.unit, "") if instrument.unit != "1" or kind == "gauge" else ""
@@ -95,23 +95,23 @@ def name_of(instrument: Instrument, kind: str) -> str:
 def _label_of(attribute: str, kind: str) -> str:
     label = re.sub(r"[^a-zA-Z0-9_]", "_", attribute)
     if label == "le" and kind == "histogram":
-        # Prometheus has its own, and renames others like this.
+        # Reserved for bucket bounds; Prometheus renames a scraped label `le` in this way.
         return "exported_le"
     return f"_{label}" if label[:1].isdigit() else label
 
 
 def _joined_labels(point: Point) -> tuple[tuple[str, str], ...]:
-    """Attributes that become one label are joined, as OpenTelemetry's rules have it."""
-    made: dict[str, str] = {}
+    """Labels and values; attributes with one label name are joined by `;`, as OpenTelemetry's rules require."""
+    labels: dict[str, str] = {}
     for name, value in point.attributes:
         label = _label_of(name, point.kind)
-        made[label] = f"{made[label]};{value}" if label in made else value
-    return tuple(made.items())
+        labels[label] = f"{labels[label]};{value}" if label in labels else value
+    return tuple(labels.items())
 
 
 @dataclass(slots=True)
 class _Family:
-    """All series of one name; `instrument` is the first that has it."""
+    """All series of one Prometheus name; `instrument` is the first of that name."""
 
     instrument: Instrument
     kind: str
@@ -119,8 +119,8 @@ class _Family:
 
     def add(self, point: Point) -> None:
         labels = _joined_labels(point)
-        before = self.series.get(labels)
-        self.series[labels] = point.value if before is None else merged(before, point.value)
+        total = self.series.get(labels)
+        self.series[labels] = point.value if total is None else merged(total, point.value)
 
     def metric(self, name: str) -> Metric:
         labels = sorted({label for row in self.series for label, _ in row})
@@ -128,29 +128,30 @@ class _Family:
         family: Any = _FAMILIES[self.kind](name, text, labels=labels)
         bounds = SECONDS_BOUNDS if self.instrument.unit == "s" else OTHER_BOUNDS
         for row, value in self.series.items():
-            there = dict(row)
-            values = [there.get(label, "") for label in labels]
+            label_values = dict(row)
+            values = [label_values.get(label, "") for label in labels]
             if isinstance(value, Buckets):
                 family.add_metric(values, buckets=_cumulative(value, bounds), sum_value=value.sum)
             else:
                 family.add_metric(values, value)
-        made: Metric = family
-        return made
+        metric: Metric = family
+        return metric
 
 
-def _cumulative(spread: Buckets, bounds: Sequence[float]) -> list[tuple[str, float, Exemplar | None]]:
-    counts = [*spread.cumulative_counts(bounds), spread.count]
+def _cumulative(histogram: Buckets, bounds: Sequence[float]) -> list[tuple[str, float, Exemplar | None]]:
+    counts = [*histogram.cumulative_counts(bounds), histogram.count]
     ends = [*bounds, float("inf")]
     rows: list[tuple[str, float, Exemplar | None]] = []
     below = -1.0
     for end, count in zip(ends, counts, strict=True):
-        rows.append(("+Inf" if end == ends[-1] else repr(end), count, _exemplar_between(spread, below, end)))
+        rows.append(("+Inf" if end == ends[-1] else repr(end), count, _exemplar_between(histogram, below, end)))
         below = end
     return rows
 
 
-def _exemplar_between(spread: Buckets, above: float, to: float) -> Exemplar | None:
-    for one in reversed(spread.exemplars):
-        if above < one.value <= to:
-            return Exemplar({"trace_id": one.trace_id, "span_id": one.span_id}, one.value, one.at_ns / 1e9)
+def _exemplar_between(histogram: Buckets, above: float, to: float) -> Exemplar | None:
+    for exemplar in reversed(histogram.exemplars):
+        if above < exemplar.value <= to:
+            labels = {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id}
+            return Exemplar(labels, exemplar.value, exemplar.at_ns / 1e9)
     return None

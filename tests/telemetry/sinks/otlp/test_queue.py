@@ -12,7 +12,7 @@ DELAY_S = 1.0
 
 def test_in_an_outage_of_30_s_nothing_is_lost_and_each_pause_before_a_retry_is_bounded() -> None:
     """50 spans a second come meanwhile; the bounds are those of a supervisor that was told nothing."""
-    queue = ExportQueue(queue_limits_of({}, "OTEL_BSP", most=MAX_QUEUED_SPANS, delay_s=DELAY_S), Random(1))
+    queue = ExportQueue(queue_limits_of({}, "OTEL_BSP", max_items=MAX_QUEUED_SPANS, delay_s=DELAY_S), Random(1))
     attempts: list[float] = []
     arrived: list[bytes] = []
     for number in range(60 * 50):

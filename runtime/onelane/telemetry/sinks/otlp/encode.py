@@ -1,8 +1,8 @@
-"""OTLP's requests, as bytes, of what the shards have moved out.
+"""Spans, log records and points encoded as OTLP requests.
 
-Made of protobuf's classes directly: by way of the SDK's own objects a span costs five times as much. Of spans, which
-are many, only what differs is written each time; see `_span`, and
-`tests/telemetry/sinks/otlp/test_sink.py`, which reads it back.
+Uses protobuf's classes directly: a span encoded by the SDK's objects costs five times as much. Of spans, which are
+many, only the fields that differ are encoded each time; see `_span`.
+`tests/telemetry/sinks/otlp/test_encode.py` decodes the requests again.
 """
 
 import socket
@@ -33,11 +33,11 @@ from onelane.telemetry.tracer import all_attributes
 
 SCOPE = InstrumentationScope(name="onelane", version=version("onelane"))
 RESOURCE_ATTRIBUTES = ("onelane.app", "onelane.shard")
-"""Attributes of points that are told by their resource."""
+"""Attributes of points that the resource carries instead."""
 _OTLP_KINDS = {"SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 _KIND_INTERNAL, _STATUS_ERROR, _STATUS_OK = 1, 2, 1
 MAX_CACHED = 10_000
-"""Kinds of spans whose encoding is kept."""
+"""Encoded `_shared_fields` that are cached."""
 _HAS_REMOTE, _IS_REMOTE = 0x100, 0x200
 T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -45,8 +45,7 @@ CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 
 
 class Encoder:
-    """Makes requests, and says how many items it had to leave out of one: whatever is wrong with those, the others of
-    their batch are well.
+    """Encodes requests. An item that cannot be encoded is left out and counted, and spoils no other of its batch.
 
     instance: unique to this run of the supervisor; started_ns: when that began.
     """
@@ -58,6 +57,7 @@ class Encoder:
         self._shared_cache: dict[tuple[Any, ...], bytes] = {}
 
     def traces(self, chunks: Iterable[Chunk]) -> tuple[bytes, int]:
+        """An ExportTraceServiceRequest, and the number of spans left out."""
         by_source: dict[tuple[str, str], list[bytes]] = defaultdict(list)
         left_out = 0
         for chunk in chunks:
@@ -71,38 +71,40 @@ class Encoder:
             _field(
                 1,
                 trace_pb2.ResourceSpans(resource=self._resource(source)).SerializeToString()
-                + _field(2, _SCOPE_SPANS + b"".join(made)),
+                + _field(2, _SCOPE_SPANS + b"".join(encoded_spans)),
             )
-            for source, made in by_source.items()
+            for source, encoded_spans in by_source.items()
         )
         return request, left_out
 
     def logs(self, chunks: Iterable[Chunk]) -> tuple[bytes, int]:
+        """An ExportLogsServiceRequest, and the number of records left out."""
         by_source: dict[tuple[str, str], list[logs_pb2.LogRecord]] = defaultdict(list)
         left_out = 0
         for chunk in chunks:
-            for one in log_records.unpack_logs(chunk.packed):
+            for record in log_records.unpack_logs(chunk.packed):
                 try:
-                    by_source[chunk.source].append(_encoded(one, self._log_record))
+                    by_source[chunk.source].append(_encoded(record, self._log_record))
                 except Exception:
                     left_out += 1
         request = ExportLogsServiceRequest(
             resource_logs=[
                 logs_pb2.ResourceLogs(
-                    resource=self._resource(source), scope_logs=[logs_pb2.ScopeLogs(scope=SCOPE, log_records=made)]
+                    resource=self._resource(source), scope_logs=[logs_pb2.ScopeLogs(scope=SCOPE, log_records=records)]
                 )
-                for source, made in by_source.items()
+                for source, records in by_source.items()
             ]
         )
         return request.SerializeToString(), left_out
 
     def metrics(self, points: Sequence[Point], now_ns: int) -> tuple[bytes, int]:
+        """An ExportMetricsServiceRequest, and the number of points left out: 0."""
         by_source: dict[tuple[str, str], dict[tuple[Instrument, str], list[Point]]] = defaultdict(
             lambda: defaultdict(list)
         )
         for point in points:
-            there = dict(point.attributes)
-            source = (there.get("onelane.app", "onelane"), there.get("onelane.shard", ""))
+            attributes = dict(point.attributes)
+            source = (attributes.get("onelane.app", "onelane"), attributes.get("onelane.shard", ""))
             by_source[source][point.instrument, point.kind].append(point)
         request = ExportMetricsServiceRequest(
             resource_metrics=[
@@ -110,7 +112,7 @@ class Encoder:
                     resource=self._resource(source),
                     scope_metrics=[
                         metrics_pb2.ScopeMetrics(
-                            scope=SCOPE, metrics=[self._metric(*key, found, now_ns) for key, found in kinds.items()]
+                            scope=SCOPE, metrics=[self._metric(*key, series, now_ns) for key, series in kinds.items()]
                         )
                     ],
                 )
@@ -131,16 +133,16 @@ class Encoder:
             }
             if shard:
                 identity["onelane.shard"] = shard
-            # With what OTEL_RESOURCE_ATTRIBUTES adds.
-            found = SdkResource.create(identity).attributes
-            self._resources[source] = Resource(attributes=[_pair(key, value) for key, value in found.items()])
+            # `create` adds OTEL_RESOURCE_ATTRIBUTES.
+            attributes = SdkResource.create(identity).attributes
+            self._resources[source] = Resource(attributes=[_pair(key, value) for key, value in attributes.items()])
         return self._resources[source]
 
     def _span(self, row: tuple[Any, ...], packed: spans.PackedSpans, index: int, shard: str) -> bytes:
         """One span as an item of `ScopeSpans.spans`.
 
-        What differs from call to call has one size in protobuf's encoding, and the rest is the same again and again, so
-        it is encoded once: a message whose bytes are put behind another's adds to it.
+        Ids and times differ from span to span and have a fixed size in protobuf's encoding, so `Struct` packs them.
+        The other fields repeat and are encoded once. Protobuf merges concatenated messages.
         """
         trace_id, span_id, parent_id, start_ns, end_ns, *same, attributes, events, links, tracestate = row
         if attributes is None and events is None and links is None and not tracestate:
@@ -154,10 +156,10 @@ class Encoder:
             shared = _encoded(packed[index], partial(_shared_fields, shard=shard)).SerializeToString()
         ids = bytes.fromhex(trace_id), b"\x12\x08", bytes.fromhex(span_id)
         if parent_id:
-            ours = _CHILD.pack(b"\n\x10", *ids, b"\x22\x08", bytes.fromhex(parent_id), 0x39, start_ns, 0x41, end_ns)
+            head = _CHILD.pack(b"\n\x10", *ids, b"\x22\x08", bytes.fromhex(parent_id), 0x39, start_ns, 0x41, end_ns)
         else:
-            ours = _ROOT.pack(b"\n\x10", *ids, 0x39, start_ns, 0x41, end_ns)
-        return _field(2, ours + shared)
+            head = _ROOT.pack(b"\n\x10", *ids, 0x39, start_ns, 0x41, end_ns)
+        return _field(2, head + shared)
 
     def _log_record(self, record: log_records.LogRecord) -> logs_pb2.LogRecord:
         return logs_pb2.LogRecord(
@@ -172,18 +174,18 @@ class Encoder:
         )
 
     def _metric(self, instrument: Instrument, kind: str, points: Sequence[Point], now_ns: int) -> metrics_pb2.Metric:
-        made = metrics_pb2.Metric(name=instrument.name, unit=instrument.unit, description=instrument.description)
+        metric = metrics_pb2.Metric(name=instrument.name, unit=instrument.unit, description=instrument.description)
         if kind == "histogram":
-            made.exponential_histogram.aggregation_temporality = CUMULATIVE
+            metric.exponential_histogram.aggregation_temporality = CUMULATIVE
             rows = [self._histogram_point(point, now_ns) for point in points]
-            made.exponential_histogram.data_points.extend(rows)
+            metric.exponential_histogram.data_points.extend(rows)
         elif kind == "gauge":
-            made.gauge.data_points.extend(self._number_point(point, now_ns) for point in points)
+            metric.gauge.data_points.extend(self._number_point(point, now_ns) for point in points)
         else:
-            made.sum.aggregation_temporality = CUMULATIVE
-            made.sum.is_monotonic = kind == "counter"
-            made.sum.data_points.extend(self._number_point(point, now_ns) for point in points)
-        return made
+            metric.sum.aggregation_temporality = CUMULATIVE
+            metric.sum.is_monotonic = kind == "counter"
+            metric.sum.data_points.extend(self._number_point(point, now_ns) for point in points)
+        return metric
 
     def _number_point(self, point: Point, now_ns: int) -> metrics_pb2.NumberDataPoint:
         assert not isinstance(point.value, Buckets)
@@ -197,7 +199,7 @@ class Encoder:
     def _histogram_point(self, point: Point, now_ns: int) -> metrics_pb2.ExponentialHistogramDataPoint:
         assert isinstance(point.value, Buckets)
         value = point.value.fitted_to(MAX_EXPORTED)
-        made = metrics_pb2.ExponentialHistogramDataPoint(
+        data_point = metrics_pb2.ExponentialHistogramDataPoint(
             attributes=_attribute_pairs(point.attributes),
             start_time_unix_nano=self._started_ns,
             time_unix_nano=now_ns,
@@ -209,14 +211,14 @@ class Encoder:
         )
         if value.counts:
             first, last = min(value.counts), max(value.counts)
-            made.positive.offset = first
-            made.positive.bucket_counts.extend(value.counts.get(index, 0) for index in range(first, last + 1))
-        return made
+            data_point.positive.offset = first
+            data_point.positive.bucket_counts.extend(value.counts.get(index, 0) for index in range(first, last + 1))
+        return data_point
 
 
 def _shared_fields(span: SpanRecord, shard: str) -> trace_pb2.Span:
-    """All of a span but its ids and times."""
-    made = trace_pb2.Span(
+    """All fields of a span but its ids and times."""
+    message = trace_pb2.Span(
         name=span.name,
         kind=_OTLP_KINDS.get(span.kind, _KIND_INTERNAL),  # type: ignore[arg-type]
         trace_state=span.tracestate,
@@ -224,25 +226,25 @@ def _shared_fields(span: SpanRecord, shard: str) -> trace_pb2.Span:
         attributes=[_pair(name, value) for name, value in all_attributes(span, shard).items()],
     )
     if span.error:
-        made.status.code, made.status.message = _STATUS_ERROR, span.error  # type: ignore[assignment]
+        message.status.code, message.status.message = _STATUS_ERROR, span.error  # type: ignore[assignment]
     elif span.is_ok:
-        made.status.code = _STATUS_OK  # type: ignore[assignment]
+        message.status.code = _STATUS_OK  # type: ignore[assignment]
     for name, attributes, at_ns in span.events or ():
-        made.events.add(
+        message.events.add(
             name=name, time_unix_nano=at_ns, attributes=[_pair(key, value) for key, value in attributes.items()]
         )
     for trace_id, span_id, tracestate, attributes in span.links or ():
-        made.links.add(
+        message.links.add(
             trace_id=bytes.fromhex(trace_id),
             span_id=bytes.fromhex(span_id),
             trace_state=tracestate,
             attributes=[_pair(key, value) for key, value in attributes.items()],
         )
-    return made
+    return message
 
 
 def _field(number: int, payload: bytes) -> bytes:
-    """A field of a message: its number, its length, and its bytes."""
+    """A length-delimited field of a protobuf message: number, length, payload."""
     size, length = len(payload), bytearray()
     while size > 127:
         length.append(size & 127 | 128)
@@ -252,12 +254,12 @@ def _field(number: int, payload: bytes) -> bytes:
 
 _CHILD = Struct("<2s16s2s8s2s8sBQBQ")
 _ROOT = Struct("<2s16s2s8sBQBQ")
-"""Ids and times of `trace_pb2.Span`, with the numbers and lengths of their fields."""
+"""Ids and times of `trace_pb2.Span`, with their field tags and lengths."""
 _SCOPE_SPANS = trace_pb2.ScopeSpans(scope=SCOPE).SerializeToString()
 
 
 def _encoded(item: T, write: Callable[[T], MessageT]) -> MessageT:
-    """`item` as a message; where a text of it is none that UTF-8 can write, with question marks instead."""
+    """`item` as a message; characters that UTF-8 cannot encode (lone surrogates) become question marks."""
     try:
         return write(item)
     except UnicodeEncodeError:
@@ -273,20 +275,20 @@ def _with_valid_utf8(value: Any) -> Any:
         case list() | tuple():
             return type(value)(map(_with_valid_utf8, value))
         case dict():
-            return {_with_valid_utf8(name): _with_valid_utf8(one) for name, one in value.items()}
+            return {_with_valid_utf8(name): _with_valid_utf8(element) for name, element in value.items()}
         case SpanRecord():
-            made = SpanRecord.__new__(SpanRecord)
-            vars(made).update({name: _with_valid_utf8(one) for name, one in vars(value).items()})
-            return made
+            span = SpanRecord.__new__(SpanRecord)
+            vars(span).update({name: _with_valid_utf8(field) for name, field in vars(value).items()})
+            return span
     return value
 
 
-def _otlp_exemplar(one: Exemplar) -> metrics_pb2.Exemplar:
+def _otlp_exemplar(exemplar: Exemplar) -> metrics_pb2.Exemplar:
     return metrics_pb2.Exemplar(
-        time_unix_nano=one.at_ns,
-        as_double=one.value,
-        trace_id=bytes.fromhex(one.trace_id),
-        span_id=bytes.fromhex(one.span_id),
+        time_unix_nano=exemplar.at_ns,
+        as_double=exemplar.value,
+        trace_id=bytes.fromhex(exemplar.trace_id),
+        span_id=bytes.fromhex(exemplar.span_id),
     )
 
 

@@ -2,8 +2,8 @@
 
 Usage: `python -m onelane.telemetry.sinks.otlp.exporter INSTANCE STARTED_NS SIGNAL=FD…`
 
-A process of its own, so that encoding takes nothing from the supervisor's loop, and gRPC's core may be loaded. It keeps
-nothing: it answers each batch with what became of it, and ends when its sink is gone.
+A process of its own, so that encoding takes no time of the supervisor's loop, and grpcio may be loaded. It has no
+state: it answers each batch with an `ExportResult`, and ends when its sink closes the sockets.
 """
 
 import gzip
@@ -40,9 +40,9 @@ from onelane.telemetry.sinks.otlp.queue import Chunk
 from onelane.telemetry.sinks.otlp.target import Target, target_of
 
 RETRYABLE_HTTP = frozenset({429, 502, 503, 504})
-"""As the specification has it; everything else that is no success will not get better."""
+"""Retryable statuses by OTLP's specification; all other failures are permanent."""
 RETRYABLE_GRPC = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
-"""RESOURCE_EXHAUSTED too where the collector says that it will recover; see `_recovers`."""
+"""RESOURCE_EXHAUSTED too where the collector says that it may recover; see `_may_recover`."""
 EXPORT_METHODS = {
     TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
@@ -53,17 +53,17 @@ EXPORT_RESPONSES: Mapping[str, tuple[type[Message], str]] = {
     METRICS: (metrics_service_pb2.ExportMetricsServiceResponse, "rejected_data_points"),
     LOGS: (logs_service_pb2.ExportLogsServiceResponse, "rejected_log_records"),
 }
-"""Signal → what a collector answers, and the field with how many it did not take."""
+"""Signal → the response message, and its field with the number of rejected items."""
 
 
 class Sender(Protocol):
-    """Sends one request, encoded, and waits for the answer."""
+    """Sends one encoded request and waits for the response."""
 
     def send(self, request: bytes) -> ExportResult: ...
 
 
 class HttpSender:
-    """See `Sender`: a POST over a connection that stays open."""
+    """See `Sender`: a POST over a kept-alive connection."""
 
     def __init__(self, signal_name: str, target: Target) -> None:
         import requests
@@ -75,7 +75,7 @@ class HttpSender:
         self._session.headers["content-type"] = "application/x-protobuf"
         if target.gzip:
             self._session.headers["content-encoding"] = "gzip"
-        # Said with each request: REQUESTS_CA_BUNDLE would overrule what a session says.
+        # Passed with each request: REQUESTS_CA_BUNDLE would override the session's setting.
         self._tls: dict[str, Any] = {"verify": target.ca} if target.ca else {}
         if target.cert:
             self._tls["cert"] = (target.cert, target.key) if target.key else target.cert
@@ -84,17 +84,17 @@ class HttpSender:
     def send(self, request: bytes) -> ExportResult:
         body = gzip.compress(request) if self._target.gzip else request
         try:
-            # Not redirected: a POST becomes a GET by that, and whoever answers it has not got the spans.
-            answer = self._session.post(
+            # No redirects: a redirected POST becomes a GET, whose success would not mean that the items were taken.
+            response = self._session.post(
                 self._target.endpoint, data=body, timeout=self._target.timeout_s, allow_redirects=False, **self._tls
             )
         except self._unreachable as error:
             return ExportResult(RETRY, f"{type(error).__name__}: {error}")
-        if 200 <= answer.status_code < 300:
-            return _result_of_answer(self._signal, answer.content)
-        elsewhere = f" to {answer.headers['location']}" if "location" in answer.headers else ""
-        what = RETRY if answer.status_code in RETRYABLE_HTTP else FAILED
-        return ExportResult(what, f"HTTP {answer.status_code}{elsewhere}")
+        if 200 <= response.status_code < 300:
+            return _result_of_response(self._signal, response.content)
+        elsewhere = f" to {response.headers['location']}" if "location" in response.headers else ""
+        status = RETRY if response.status_code in RETRYABLE_HTTP else FAILED
+        return ExportResult(status, f"HTTP {response.status_code}{elsewhere}")
 
 
 class GrpcSender:
@@ -119,7 +119,7 @@ class GrpcSender:
 
     def send(self, request: bytes) -> ExportResult:
         try:
-            answer = self._export(
+            response = self._export(
                 request,
                 timeout=self._target.timeout_s,
                 metadata=self._target.headers,
@@ -128,48 +128,48 @@ class GrpcSender:
             )
         except self._failed as error:
             code = error.code().name
-            what = RETRY if code in RETRYABLE_GRPC or _may_recover(error) else FAILED
-            return ExportResult(what, f"{code}: {error.details()}")
-        return _result_of_answer(self._signal, answer)
+            status = RETRY if code in RETRYABLE_GRPC or _may_recover(error) else FAILED
+            return ExportResult(status, f"{code}: {error.details()}")
+        return _result_of_response(self._signal, response)
 
 
 def sender_for(signal_name: str, target: Target) -> Sender:
     return (GrpcSender if target.protocol == "grpc" else HttpSender)(signal_name, target)
 
 
-def _result_of_answer(signal_name: str, answer: bytes) -> ExportResult:
-    """What a collector says of what it has taken."""
-    make, field = EXPORT_RESPONSES[signal_name]
+def _result_of_response(signal_name: str, body: bytes) -> ExportResult:
+    """The result of a successful request, of which the collector may have rejected some items."""
+    message_type, rejected_field = EXPORT_RESPONSES[signal_name]
     try:
-        made: Any = make.FromString(answer)
+        response: Any = message_type.FromString(body)
     except DecodeError:
         return ExportResult(SENT)
-    said = made.partial_success
-    return ExportResult(SENT, said.error_message, getattr(said, field))
+    partial = response.partial_success
+    return ExportResult(SENT, partial.error_message, getattr(partial, rejected_field))
 
 
 def _may_recover(error: Any) -> bool:
-    """Whether it says when to try again: without that, RESOURCE_EXHAUSTED is for good (a message too large, say)."""
+    """Whether the status has RetryInfo. Without it RESOURCE_EXHAUSTED is permanent, as for a message too large."""
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
     try:
-        return any(one.Is(RetryInfo.DESCRIPTOR) for one in Status.FromString(details).details)
+        return any(detail.Is(RetryInfo.DESCRIPTOR) for detail in Status.FromString(details).details)
     except DecodeError:
         return False
 
 
-def serve(line: socket.socket, signal_name: str, encoder: Encoder, sender: Sender) -> None:
-    """Send what comes over `line` until nobody is there."""
-    while (message := read_frame(line)) is not None:
+def serve(sock: socket.socket, signal_name: str, encoder: Encoder, sender: Sender) -> None:
+    """Export each batch that arrives at `sock` until the sink closes it."""
+    while (message := read_frame(sock)) is not None:
         try:
             request, left_out = _request(signal_name, encoder, message)
             result = sender.send(request)
             if left_out:
-                why = result.why or f"{left_out} of a batch cannot be written as OTLP"
-                result = result._replace(why=why, rejected=result.rejected + left_out)
+                reason = result.reason or f"{left_out} items of a batch cannot be encoded as OTLP"
+                result = result._replace(reason=reason, rejected=result.rejected + left_out)
         except Exception as error:
-            # Whatever it is about this batch, the next may be well.
+            # A batch that fails in an unexpected way must not end the thread: the next one may succeed.
             result = ExportResult(FAILED, repr(error))
-        write_frame(line, tuple(result))
+        write_frame(sock, tuple(result))
 
 
 def _request(signal_name: str, encoder: Encoder, message: Any) -> tuple[bytes, int]:
@@ -179,17 +179,18 @@ def _request(signal_name: str, encoder: Encoder, message: Any) -> tuple[bytes, i
     return encoder.traces(chunks) if signal_name == TRACES else encoder.logs(chunks)
 
 
-def main(instance: str, started_ns: str, *lines: str) -> None:
-    # The supervisor alone decides when this ends: it hangs up.
+def main(instance: str, started_ns: str, *sockets: str) -> None:
+    """sockets: SIGNAL=FD of each signal."""
+    # A terminal's Ctrl-C reaches this process too. Only the supervisor ends it, by closing the sockets.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     encoder = Encoder(instance, int(started_ns))
     threads = []
-    for name, _, fd in (line.partition("=") for line in lines):
+    for name, _, fd in (argument.partition("=") for argument in sockets):
         target = target_of(os.environ, name)
         assert target is not None
-        work = (socket.socket(fileno=int(fd)), name, encoder, sender_for(name, target))
-        threads.append(threading.Thread(target=serve, args=work, name=f"otlp-{name.lower()}"))
+        arguments = (socket.socket(fileno=int(fd)), name, encoder, sender_for(name, target))
+        threads.append(threading.Thread(target=serve, args=arguments, name=f"otlp-{name.lower()}"))
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,9 +1,9 @@
-"""OTLP by HTTP or gRPC, by OpenTelemetry's standard `OTEL_*` variables, one exporter for each machine.
+"""OTLP over HTTP or gRPC, configured by OpenTelemetry's standard `OTEL_*` variables; one exporter per machine.
 
-Promises: nothing here runs on the supervisor's loop but an append; what waits for a collector that is away is bounded
-by `OTEL_BSP_*` and `OTEL_BLRP_*`, is sent once it is back, and what had to be dropped is counted; a dead collector
-costs at most `close`'s timeout. The sending is done by a process of its own (`exporter`), which is started anew
-if it dies; what it had not confirmed is sent again.
+Promises: on the supervisor's loop a batch costs packing and an append. Items for an unreachable collector are queued up
+to the limits of `OTEL_BSP_*` and `OTEL_BLRP_*` and sent once it is back; dropped items are counted. A dead collector
+delays `close` by at most its timeout. A process of its own (`exporter`) sends. If it dies it is restarted, and
+batches that it had not acknowledged are sent again.
 """
 
 import logging
@@ -40,9 +40,9 @@ from onelane.telemetry.stats import Point
 
 log = logging.getLogger("onelane.otlp")
 MAX_QUEUED_SPANS, MAX_QUEUED_LOGS = 65_536, 65_536
-"""What waits for a collector unless `OTEL_BSP_MAX_QUEUE_SIZE` and `OTEL_BLRP_MAX_QUEUE_SIZE` say otherwise."""
+"""Items in a queue, unless `OTEL_BSP_MAX_QUEUE_SIZE` and `OTEL_BLRP_MAX_QUEUE_SIZE` set other limits."""
 MAX_CHUNK_ITEMS = 512
-"""Of one parcel."""
+"""Items of one chunk."""
 T = TypeVar("T")
 SIGNAL_NAMES = {TRACES: "spans", METRICS: "metrics", LOGS: "logs"}
 INTERVAL_VARIABLE, DEFAULT_INTERVAL_MS = "OTEL_METRIC_EXPORT_INTERVAL", 60_000.0
@@ -52,16 +52,16 @@ class OtlpSink:
     """See `onelane.telemetry.sinks.Sink`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        wanted = [signal for signal in SIGNALS if target_of(environment, signal) is not None]
-        self._process = _ExporterProcess(wanted, environment)
-        bounds = {
-            TRACES: queue_limits_of(environment, "OTEL_BSP", most=MAX_QUEUED_SPANS, delay_s=1.0),
-            LOGS: queue_limits_of(environment, "OTEL_BLRP", most=MAX_QUEUED_LOGS, delay_s=1.0),
+        signals = [signal for signal in SIGNALS if target_of(environment, signal) is not None]
+        self._process = _ExporterProcess(signals, environment)
+        limits = {
+            TRACES: queue_limits_of(environment, "OTEL_BSP", max_items=MAX_QUEUED_SPANS, delay_s=1.0),
+            LOGS: queue_limits_of(environment, "OTEL_BLRP", max_items=MAX_QUEUED_LOGS, delay_s=1.0),
         }
         self._queued = {
-            signal: _QueuedSignal(signal, bounds[signal], self._process) for signal in wanted if signal != METRICS
+            signal: _QueuedSignal(signal, limits[signal], self._process) for signal in signals if signal != METRICS
         }
-        self._metrics = _MetricsSignal(interval_s(environment), self._process) if METRICS in wanted else None
+        self._metrics = _MetricsSignal(interval_s(environment), self._process) if METRICS in signals else None
 
     def spans(self, app: str, shard: str, spans: Sequence[SpanRecord]) -> None:
         if TRACES in self._queued:
@@ -78,44 +78,44 @@ class OtlpSink:
     def losses(self) -> Mapping[tuple[str, str], int]:
         return {
             (SIGNAL_NAMES[signal], reason): count
-            for signal, way in self._queued.items()
-            for reason, count in list(way.queue.dropped.items())
+            for signal, thread in self._queued.items()
+            for reason, count in list(thread.queue.dropped.items())
         }
 
     def close(self, timeout_s: float) -> None:
-        """Send every signal side by side; give up after `timeout_s`."""
-        give_up = SystemClock.now() + timeout_s
-        ways: list[_SignalThread] = [*self._queued.values(), *([self._metrics] if self._metrics else [])]
-        for way in ways:
-            way.finish()
-        for way in ways:
-            way.thread.join(max(0.0, give_up - SystemClock.now()))
+        """Flush all signals in parallel; give up after `timeout_s`."""
+        give_up_at = SystemClock.now() + timeout_s
+        threads: list[_SignalThread] = [*self._queued.values(), *([self._metrics] if self._metrics else [])]
+        for thread in threads:
+            thread.finish()
+        for thread in threads:
+            thread.join(max(0.0, give_up_at - SystemClock.now()))
         self._process.end()
-        for way in ways:
-            way.thread.join(1.0)
-        self._process.close_lines()
-        for signal, queue in ((signal, way.queue) for signal, way in self._queued.items()):
-            if left := queue.close():
-                why = self._queued[signal].why or "nobody took them before the end"
-                log.warning("otlp.dropped signal=%s count=%d %s", SIGNAL_NAMES[signal], left, why)
+        for thread in threads:
+            thread.join(1.0)
+        self._process.close_sockets()
+        for signal, queued in self._queued.items():
+            if dropped := queued.queue.close():
+                reason = queued.reason or "the collector did not take them before the timeout"
+                log.warning("otlp.dropped signal=%s count=%d %s", SIGNAL_NAMES[signal], dropped, reason)
 
 
 def interval_s(environment: Mapping[str, str]) -> float:
-    """How often metrics are sent; what cannot be meant is the default, as OpenTelemetry asks."""
+    """The export interval of metrics; an invalid one falls back to the default, as OpenTelemetry requires."""
     try:
-        said = float(environment.get(INTERVAL_VARIABLE) or DEFAULT_INTERVAL_MS)
+        interval_ms = float(environment.get(INTERVAL_VARIABLE) or DEFAULT_INTERVAL_MS)
     except ValueError:
-        said = 0.0
-    if not 0.0 < said < float("inf"):
+        interval_ms = 0.0
+    if not 0.0 < interval_ms < float("inf"):
         log.warning(
             "otlp.interval %s is %r, expected milliseconds above 0", INTERVAL_VARIABLE, environment[INTERVAL_VARIABLE]
         )
-        said = DEFAULT_INTERVAL_MS
-    return said / 1000
+        interval_ms = DEFAULT_INTERVAL_MS
+    return interval_ms / 1000
 
 
 class _ExporterProcess:
-    """The exporter process, which is started again when it has died."""
+    """The exporter process and the socket of each signal. If the process dies, the next `export` restarts it."""
 
     def __init__(self, signals: Sequence[str], environment: Mapping[str, str]) -> None:
         self._signals = signals
@@ -124,48 +124,48 @@ class _ExporterProcess:
         self._started_ns = SystemClock.wall_ns()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._lines: dict[str, socket.socket] = {}
-        self._lines_in_use: dict[str, socket.socket] = {}
-        """Signal → the line that its thread has used last."""
+        self._sockets: dict[str, socket.socket] = {}
+        self._sockets_in_use: dict[str, socket.socket] = {}
+        """Signal → the socket that its thread used last."""
         self._ended = False
         self._start()
 
     def export(self, signal: str, message: object) -> ExportResult:
-        """Have it send something; what became of it. Blocks."""
-        line = self._line_for(signal)
-        if line is None:
+        """Send one batch by the exporter process. Blocks until it answers."""
+        sock = self._socket_for(signal)
+        if sock is None:
             return ExportResult(RETRY, "the exporter process is closed")
         try:
-            write_frame(line, message)
-            answer = read_frame(line)
+            write_frame(sock, message)
+            answer = read_frame(sock)
         except OSError:
             answer = None
         if answer is None:
             with self._lock:
-                if self._lines[signal] is line:
+                if self._sockets[signal] is sock:
                     self._stop_process()
             return ExportResult(RETRY, "the exporter process has died")
         return ExportResult(*answer)
 
-    def _line_for(self, signal: str) -> socket.socket | None:
+    def _socket_for(self, signal: str) -> socket.socket | None:
         with self._lock:
             if self._ended:
                 return None
             if self._process is None:
                 self._start()
-            line = self._lines[signal]
-            if (before := self._lines_in_use.get(signal, line)) is not line:
-                # Of a process that has died since; nobody but this thread reads it.
-                before.close()
-            self._lines_in_use[signal] = line
-            return line
+            sock = self._sockets[signal]
+            if (stale := self._sockets_in_use.get(signal, sock)) is not sock:
+                # Of a process that died since; only this thread reads it.
+                stale.close()
+            self._sockets_in_use[signal] = sock
+            return sock
 
     def _start(self) -> None:
-        for signal, line in self._lines.items():
-            if self._lines_in_use.get(signal) is not line:
-                line.close()
+        for signal, sock in self._sockets.items():
+            if self._sockets_in_use.get(signal) is not sock:
+                sock.close()
         pairs = {signal: socket.socketpair() for signal in self._signals}
-        lines = [f"{signal}={theirs.fileno()}" for signal, (_, theirs) in pairs.items()]
+        descriptors = [f"{signal}={remote.fileno()}" for signal, (_, remote) in pairs.items()]
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -173,44 +173,44 @@ class _ExporterProcess:
                 "onelane.telemetry.sinks.otlp.exporter",
                 self._instance,
                 str(self._started_ns),
-                *lines,
+                *descriptors,
             ],
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno() for _, theirs in pairs.values()],
+            pass_fds=[remote.fileno() for _, remote in pairs.values()],
             start_new_session=True,
             env=self._environment,
         )
-        for _, theirs in pairs.values():
-            theirs.close()
-        self._lines = {signal: ours for signal, (ours, _) in pairs.items()}
+        for _, remote in pairs.values():
+            remote.close()
+        self._sockets = {signal: local for signal, (local, _) in pairs.items()}
 
     def _stop_process(self) -> None:
-        """Let go of a process that has died, or is to. Whoever calls holds the lock."""
+        """Kill the process if it still runs, and reap it. The caller holds the lock."""
         if self._process is None:
             return
-        for line in self._lines.values():
-            # Not closed: another signal's thread may be reading it, and then does so itself.
+        for sock in self._sockets.values():
+            # Shut down, not closed: another signal's thread may be reading it, and closes it afterwards.
             with suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
         self._process = None
 
     def end(self) -> None:
-        """Hang up; whoever asks now is told so."""
+        """Stop the process for good; a pending or later `export` returns `RETRY`."""
         with self._lock:
             self._ended = True
             self._stop_process()
 
-    def close_lines(self) -> None:
-        """Let go of the lines, once nobody asks any more."""
-        for line in (*self._lines.values(), *self._lines_in_use.values()):
-            line.close()
+    def close_sockets(self) -> None:
+        """Close all sockets. Only after the threads of all signals have ended."""
+        for sock in (*self._sockets.values(), *self._sockets_in_use.values()):
+            sock.close()
 
 
 class _SignalThread(ABC):
-    """One signal's thread."""
+    """The thread that exports one signal."""
 
     def __init__(self, signal: str, process: _ExporterProcess) -> None:
         self._signal = signal
@@ -218,29 +218,32 @@ class _SignalThread(ABC):
         self._changed = threading.Condition()
         self._finishing = False
         self._is_healthy = True
-        self.why = ""
-        """What became of the last batch, where that was nothing good."""
-        self.thread = threading.Thread(target=self._run, name=f"otlp-{signal.lower()}", daemon=True)
-        self.thread.start()
+        self.reason = ""
+        """Why the last batch was not taken; empty where it was."""
+        self._thread = threading.Thread(target=self._run, name=f"otlp-{signal.lower()}", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
 
     def finish(self) -> None:
-        """Send what is there, and end."""
+        """Flush and end the thread."""
         with self._changed:
             self._finishing = True
             self._changed.notify()
 
     @abstractmethod
     def _run(self) -> None:
-        """Send, until it is told to finish."""
+        """Export until `finish` is called."""
 
     def _export(self, message: object) -> ExportResult:
-        """What became of a batch; told in the log when it changes."""
+        """Export one batch. A change between success and failure is logged."""
         result = self._process.export(self._signal, message)
-        self.why = result.why
-        is_healthy = result.what == SENT and not result.rejected
+        self.reason = result.reason
+        is_healthy = result.status == SENT and not result.rejected
         if not is_healthy and self._is_healthy and not self._finishing:
-            does = {SENT: "is taken in part", RETRY: "waits and is tried again"}.get(result.what, "is dropped")
-            log.warning("otlp.failing signal=%s what comes %s: %s", SIGNAL_NAMES[self._signal], does, result.why)
+            effect = {SENT: "taken in part", RETRY: "queued and retried"}.get(result.status, "dropped")
+            log.warning("otlp.failing signal=%s batches are %s: %s", SIGNAL_NAMES[self._signal], effect, result.reason)
         elif is_healthy and not self._is_healthy:
             log.info("otlp.recovered signal=%s", SIGNAL_NAMES[self._signal])
         self._is_healthy = is_healthy
@@ -248,18 +251,18 @@ class _SignalThread(ABC):
 
 
 class _QueuedSignal(_SignalThread):
-    """Spans or logs: every one is sent, or counted as lost."""
+    """Spans or logs: each item is sent, or counted as dropped."""
 
-    def __init__(self, signal: str, bounds: QueueLimits, process: _ExporterProcess) -> None:
-        self.queue = ExportQueue(bounds, Random())
-        self._most = min(MAX_CHUNK_ITEMS, bounds.batch)
+    def __init__(self, signal: str, limits: QueueLimits, process: _ExporterProcess) -> None:
+        self.queue = ExportQueue(limits, Random())
+        self._max_chunk_items = min(MAX_CHUNK_ITEMS, limits.batch_items)
         super().__init__(signal, process)
 
     def put(self, source: tuple[str, str], items: Sequence[T], pack: Callable[[Sequence[T]], bytes]) -> None:
-        made = list(chunks(source, items, pack, self._most))
+        new_chunks = list(chunks(source, items, pack, self._max_chunk_items))
         with self._changed:
             due = self.queue.due_at()
-            for chunk in made:
+            for chunk in new_chunks:
                 self.queue.put(chunk, SystemClock.now())
             if due is None or self.queue.due_at() != due:
                 self._changed.notify()
@@ -268,9 +271,9 @@ class _QueuedSignal(_SignalThread):
         while (batch := self._next_batch()) is not None:
             result = self._export([(*chunk.source, chunk.packed) for chunk in batch])
             with self._changed:
-                if result.what == SENT:
+                if result.status == SENT:
                     self.queue.acknowledge(SystemClock.now(), result.rejected)
-                elif result.what == FAILED:
+                elif result.status == FAILED:
                     self.queue.drop_batch(SystemClock.now())
                 else:
                     self.queue.retry_batch(SystemClock.now())
@@ -291,7 +294,7 @@ class _QueuedSignal(_SignalThread):
 
 
 class _MetricsSignal(_SignalThread):
-    """All series as they stand, every so often: what could not be sent is in the next."""
+    """All series at an interval. Values are cumulative, so the next export makes up for a failed one."""
 
     def __init__(self, interval_s: float, process: _ExporterProcess) -> None:
         self.newest: Sequence[Point] = ()
@@ -302,7 +305,7 @@ class _MetricsSignal(_SignalThread):
         is_last = False
         while not is_last:
             with self._changed:
-                # Seen before they are sent: what has come while others were under way is sent too.
+                # Decided before the export: points that arrive during an export are sent by one more.
                 is_last = self._changed.wait_for(lambda: self._finishing, self._interval_s)
             if self.newest:
                 self._export(pack_points(self.newest))

@@ -1,4 +1,4 @@
-"""Where OTLP goes, by OpenTelemetry's `OTEL_EXPORTER_OTLP_*` variables.
+"""The endpoint, TLS and headers of each OTLP signal, by OpenTelemetry's `OTEL_EXPORTER_OTLP_*` variables.
 
 Source: OpenTelemetry's specification, "OpenTelemetry Protocol Exporter", configuration options.
 """
@@ -17,7 +17,7 @@ SIGNALS = tuple(PATHS)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one signal goes."""
+    """Where and how one signal is exported."""
 
     protocol: str
     endpoint: str
@@ -28,23 +28,23 @@ class Target:
     timeout_s: float
     gzip: bool
     ca: str | None
-    """Files, PEM."""
+    """Path of a PEM file; so are the next two."""
     cert: str | None
     key: str | None
 
 
 def target_of(environment: Mapping[str, str], signal: str) -> Target | None:
-    """Where the variables send `signal`: TRACES, METRICS or LOGS; None where it is not asked for.
+    """The target of `signal`: TRACES, METRICS or LOGS; None where it is not exported.
 
     Raises:
-        BadConfig: a variable is none that can be meant.
+        BadConfig: a variable has an invalid value.
     """
 
     def variable(name: str) -> str:
         prefix = "OTEL_EXPORTER_OTLP_"
         return environment.get(f"{prefix}{signal}_{name}") or environment.get(f"{prefix}{name}") or ""
 
-    own = environment.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    signal_endpoint = environment.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
     endpoint = variable("ENDPOINT")
     if not endpoint or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
@@ -66,7 +66,7 @@ def target_of(environment: Mapping[str, str], signal: str) -> Target | None:
         if url.scheme not in ("http", "https") or not url.netloc:
             raise _bad_variable("ENDPOINT", endpoint, "http://host:port or https://host:port")
         is_secure = url.scheme == "https"
-        endpoint = own or f"{endpoint.rstrip('/')}/{PATHS[signal]}"
+        endpoint = signal_endpoint or f"{endpoint.rstrip('/')}/{PATHS[signal]}"
     return Target(
         protocol,
         endpoint,
@@ -96,5 +96,5 @@ def _timeout_s(text: str) -> float:
         raise _bad_variable("TIMEOUT", text, "seconds") from None
 
 
-def _bad_variable(name: str, seen: str, expected: str) -> BadConfig:
-    return BadConfig("environment", [f"OTEL_EXPORTER_OTLP_{name} is {seen!r}, expected {expected}"])
+def _bad_variable(name: str, value: str, expected: str) -> BadConfig:
+    return BadConfig("environment", [f"OTEL_EXPORTER_OTLP_{name} is {value!r}, expected {expected}"])
