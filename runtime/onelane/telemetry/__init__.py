@@ -1,5 +1,6 @@
-"""What a shard counts, and how it is moved out, added up and exported.
+"""Metrics, spans and log records: recorded by a shard, added up by the supervisor, exported.
 
-A lane appends plain records (`stats`, `spans`, `logs`); `collector/` adds them up in the supervisor; `sinks/` export
-them; `otel/` joins the OpenTelemetry API to it. Imports: `core`. Main types: `stats.Stats` and `tracer.Tracer`.
+A lane records into plain lists and numbers (`stats`, `tracer`, `logs`). Its tick sends them to the supervisor, where
+`collector/` adds them up and `sinks/` export them. `otel/` connects OpenTelemetry's API with a lane. Imports: `core`,
+`errors` and `config`. Main types: `stats.Stats` and `tracer.Tracer`.
 """

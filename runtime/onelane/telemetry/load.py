@@ -32,10 +32,12 @@ class LoadMonitor:
         self._measured_at = (time.monotonic(), time.process_time())
         self._has_new_keys = False
         self._lag = stats.gauge(
-            "onelane.lane.lag", unit="s", description="How late the lane's tick came, the worst of a second"
+            "onelane.lane.lag", unit="s", description="Lag of the lane's tick, the maximum of a second"
         ).at()
         self._busy = stats.gauge(
-            "onelane.lane.utilization", unit="1", description="Processor time of the shard's process, of one core's"
+            "onelane.lane.utilization",
+            unit="1",
+            description="Processor time of the shard's process, as a share of one core",
         ).at()
 
     def tick(self) -> None:

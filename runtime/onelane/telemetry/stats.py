@@ -34,7 +34,7 @@ class Instrument:
     description: str = ""
 
 
-DROPPED = Instrument("onelane.telemetry.dropped", "{item}", "Spans and log records that were not exported")
+DROPPED = Instrument("onelane.telemetry.dropped", "{item}", "Spans and log records dropped before export")
 """Counted by each shard and by the supervisor."""
 
 

@@ -26,10 +26,10 @@ from onelane.telemetry.spans import PackedSpans, SpanRecord
 from onelane.telemetry.stats import DROPPED, Attributes, Instrument, Point
 from onelane.v1 import control_pb2
 
-RESTARTS = Instrument("onelane.restarts", "{restart}", "Shards started anew after they died")
-LOST = Instrument("onelane.reports.lost", "{report}", "Reports of shards that have not come")
-GAPS = Instrument("onelane.reports.gaps", "{gap}", "Shards that died with what they had counted since their last tick")
-HELD = Instrument("onelane.telemetry.held", "{span}", "Spans that wait until it is known whether they are kept")
+RESTARTS = Instrument("onelane.restarts", "{restart}", "Restarts of shards that died")
+LOST = Instrument("onelane.reports.lost", "{report}", "Reports of shards that did not arrive")
+GAPS = Instrument("onelane.reports.gaps", "{gap}", "Shards that died with unreported counts")
+HELD = Instrument("onelane.telemetry.held", "{span}", "Unsampled spans held until tail sampling decides")
 
 
 class Collector:
