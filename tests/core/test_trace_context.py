@@ -3,7 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.core.trace_context import TraceContext, trace_metadata, trace_of_metadata
+from onelane.core.trace_context import TraceContext, parse_traceparent, trace_metadata, trace_of_metadata
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 digits = "0123456789abcdef"
 traces = st.builds(
@@ -28,3 +30,28 @@ def test_no_trace_is_no_metadata() -> None:
 @pytest.mark.parametrize("traceparent", [None, b"\0", "", "00-abc-def-01", f"00-{'0' * 32}-{'b' * 16}-01"])
 def test_metadata_without_a_well_formed_trace_carry_none(traceparent: str | bytes | None) -> None:
     assert trace_of_metadata(traceparent, "vendor=1") is None
+
+
+def test_a_traceparent_is_read_and_written() -> None:
+    context = parse_traceparent(PARENT, "vendor=1")
+    assert context == TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True, "vendor=1")
+    assert context.traceparent() == PARENT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "00-0-0-0",
+        f"{PARENT}-more",
+        PARENT.replace("00-", "ff-", 1),
+        PARENT.upper(),
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+    ],
+)
+def test_a_malformed_traceparent_is_no_parent(text: str) -> None:
+    assert parse_traceparent(text) is None
+
+
+def test_a_later_version_of_traceparent_may_say_more() -> None:
+    assert parse_traceparent(f"01{PARENT[2:]}-more") == parse_traceparent(PARENT)

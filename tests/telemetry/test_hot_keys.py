@@ -7,9 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.telemetry.hot_keys import MAX_SAMPLED, HotKeys
-from onelane.telemetry.load import MAX_KEY_CHARS, MEASURE_TICKS, LoadMonitor
-from onelane.telemetry.stats import Stats
-from onelane.testing.clock import ManualClock
 
 
 def ask(keys: HotKeys, asked: list[str]) -> None:
@@ -46,19 +43,6 @@ def test_of_a_busy_tick_the_last_stand_for_all(seed: int) -> None:
     (hottest_keys,) = keys.top(1)
     assert hottest_keys.key == "hot"
     assert hottest_keys.calls == pytest.approx(0.3 * 250_000, rel=0.1)
-
-
-@pytest.mark.parametrize(("shows", "told"), [(True, "x" * MAX_KEY_CHARS + "…"), (False, "#")])
-def test_a_key_is_told_in_bounded_length_and_as_its_hash_unless_it_is_shown(shows: bool, told: str) -> None:
-    clock, keys = ManualClock(), HotKeys()
-    load = LoadMonitor(Stats(), clock, keys, tick_s=0.1, show_keys=shows)
-    keys.seen.append("x" * 100_000)
-    for _ in range(MEASURE_TICKS):
-        clock.advance(0.1)
-        load.tick()
-    (one,) = load.hottest_keys()
-    assert one.key.startswith(told)
-    assert len(one.key) <= MAX_KEY_CHARS + 1
 
 
 def test_what_was_hot_fades() -> None:

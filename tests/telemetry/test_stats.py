@@ -3,25 +3,13 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from onelane.telemetry.codec import point_from_proto, point_to_proto
-from onelane.telemetry.collector.sequence import ReportSequence
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.stats import MAX_SERIES, MAX_UNFOLDED, OVERFLOW, Point, Stats
 
 counted = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=30)
-
-
-@given(st.lists(counted, max_size=6))
-def test_what_was_counted_is_what_was_added_up(ticks: list[list[tuple[str, int]]]) -> None:
-    stats, totals = Stats(), Totals()
-    for tick in ticks:
-        for method, amount in tick:
-            stats.counter("calls").add(amount, {"method": method})
-        totals.add(stats.take())
-    assert totals.sum_of("calls") == sum(amount for tick in ticks for _, amount in tick)
 
 
 def test_take_leaves_zero() -> None:
@@ -100,91 +88,12 @@ def test_a_histogram_keeps_every_value_however_many_come_between_two_ticks() -> 
     assert (spread.count, spread.sum) == (2 * (MAX_UNFOLDED + 10), 0.25 * 2 * (MAX_UNFOLDED + 10))
 
 
-def test_series_that_differ_in_the_shard_alone_are_added_up_where_that_is_asked() -> None:
-    totals = Totals()
-    for shard, calls in (("a", 3), ("b", 4)):
-        stats = Stats()
-        stats.counter("calls").add(calls, {"method": "m"})
-        stats.gauge("depth").set(calls)
-        stats.histogram("took").record(calls)
-        totals.add(stats.take(), extra=(("onelane.app", "x"), ("onelane.shard", shard)))
-    found = {point.instrument.name: point for point in totals.points(without="onelane.shard")}
-    assert found["calls"].attributes == (("method", "m"), ("onelane.app", "x"))
-    assert (found["calls"].value, found["depth"].value) == (7, 7)
-    assert totals.buckets_of("took").count == 2
-    assert len(totals.points()) == 6
-
-
-Step = tuple[str, int]
-steps = st.lists(
-    st.tuples(st.sampled_from(["count", "tick", "tick again", "tick lost", "die", "end"]), st.integers(1, 9)),
-    max_size=40,
-)
-
-
-@given(steps)
-def test_what_was_counted_is_exported_or_waits_or_is_known_as_a_gap(script: list[Step]) -> None:
-    """A line that loses and repeats reports, and shards that die: nothing counts twice, and every loss is known."""
-    stats, received, totals = Stats(), ReportSequence(), Totals()
-    numbers, counted, waiting, lost, known_lost, gaps = iter(range(1, 1000)), 0, 0, 0, 0, 0
-
-    def deliver(number: int, points: list[Point], *, final: bool = False) -> int:
-        missing = received.take(number, final=final)
-        if missing is None:
-            return 0
-        totals.add(points)
-        return missing
-
-    reports_lost = 0
-    for what, amount in script:
-        match what:
-            case "count":
-                stats.counter("calls").add(amount)
-                stats.histogram("took").record(amount)
-                counted += amount
-                waiting += amount
-            case "tick" | "tick again":
-                number, points = next(numbers), stats.take()
-                known_lost += deliver(number, points)
-                known_lost += deliver(number, points) if what == "tick again" else 0
-                waiting = 0
-            case "tick lost":
-                next(numbers)
-                stats.take()
-                reports_lost += 1
-                lost, waiting = lost + waiting, 0
-            case "die" | "end":
-                if what == "end":
-                    known_lost += deliver(next(numbers), stats.take(), final=True)
-                    waiting = 0
-                gaps += not received.is_final
-                lost += waiting
-                stats, received, numbers, waiting = Stats(), ReportSequence(), iter(range(1, 1000)), 0
-                # What was lost at the very end of a life is part of its gap.
-                reports_lost = known_lost
-    assert totals.sum_of("calls") + waiting + lost == counted
-    assert totals.buckets_of("took").sum + waiting + lost == counted
-    assert known_lost <= reports_lost or gaps
-    if lost:
-        assert known_lost or gaps or reports_lost
-
-
 def test_a_gauge_can_be_asked_for_at_each_take() -> None:
     stats = Stats()
     depths = iter([3, 4])
     stats.gauge("depth").observe(lambda: next(depths), {"queue": "a"})
     taken = [stats.take()[0] for _ in range(2)]
     assert [(point.attributes, point.value) for point in taken] == [((("queue", "a"),), 3), ((("queue", "a"),), 4)]
-
-
-def test_the_gauges_of_a_shard_that_died_are_forgotten_and_its_counts_are_kept() -> None:
-    stats, totals = Stats(), Totals()
-    stats.gauge("depth").set(5)
-    stats.counter("calls").add(7)
-    source = (("onelane.shard", "a"),)
-    totals.add(stats.take(), extra=source)
-    totals.drop_instantaneous(source)
-    assert [(p.instrument.name, p.value) for p in totals.points()] == [("calls", 7)]
 
 
 def test_attribute_sets_are_bounded_and_nothing_is_lost() -> None:
@@ -196,18 +105,6 @@ def test_attribute_sets_are_bounded_and_nothing_is_lost() -> None:
     assert len(points) == MAX_SERIES + 1
     assert totals.sum_of("calls") == MAX_SERIES + 50
     assert Point(points[0].instrument, "counter", OVERFLOW, 50) in points
-
-
-def test_series_over_all_lives_of_a_shard_are_bounded_and_nothing_is_lost() -> None:
-    totals, shard = Totals(), (("onelane.shard", "a-0"),)
-    for life in range(3):
-        stats = Stats()
-        for n in range(MAX_SERIES - 1):
-            stats.counter("calls").add(1, {"peer": f"{life}-{n}"})
-        totals.add(stats.take(), extra=shard)
-    assert len(totals.points()) == MAX_SERIES + 1
-    assert totals.sum_of("calls") == 3 * (MAX_SERIES - 1)
-    assert totals.sum_of("calls", OVERFLOW) == 2 * MAX_SERIES - 3
 
 
 def test_what_is_no_finite_number_spoils_no_tick() -> None:
@@ -234,26 +131,6 @@ def test_what_is_asked_and_raises_is_told_once_and_the_rest_goes_out(caplog: pyt
         assert {point.instrument.name for point in stats.take()} >= {"calls"}
     assert len(caplog.records) == 2
     assert "bad" in caplog.text
-
-
-def test_a_description_that_changes_makes_no_other_series() -> None:
-    totals = Totals()
-    for words in ("Calls", "All calls"):
-        stats = Stats()
-        stats.counter("calls", description=words).add(2)
-        totals.add(stats.take())
-    assert [(point.instrument.description, point.value) for point in totals.points()] == [("All calls", 4)]
-
-
-def test_of_gauges_of_time_or_share_the_largest_stands_for_all_shards() -> None:
-    totals = Totals()
-    for shard, lag in (("a-0", 0.2), ("a-1", 0.5)):
-        stats = Stats()
-        stats.gauge("lag", unit="s").set(lag)
-        stats.gauge("depth", unit="{job}").set(2)
-        totals.add(stats.take(), extra=(("onelane.shard", shard),))
-    found = {point.instrument.name: point.value for point in totals.points(without="onelane.shard")}
-    assert found == {"lag": 0.5, "depth": 4}
 
 
 def test_a_gauge_that_is_forgotten_is_gone_until_it_is_set_again() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -227,13 +226,3 @@ def test_whatever_a_library_says_of_a_span_becomes_plain() -> None:
     span.add_event("at", {3: [4, [5]]}, 5.5)  # type: ignore[arg-type]
     assert record.attributes == {"7": "{1}"}
     assert record.events == [("at", {"3": [4, "[5]"]}, 5)]
-
-
-def test_lanes_context_is_what_opentelemetry_finds_by_name() -> None:
-    from importlib.metadata import entry_points
-
-    from onelane.telemetry.otel.context import LaneContext
-
-    (found,) = entry_points(group="opentelemetry_context", name="onelane")
-    assert found.load() is LaneContext
-    assert Path(ROOT / "pyproject.toml").exists()

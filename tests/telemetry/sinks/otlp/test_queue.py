@@ -2,9 +2,23 @@
 
 from itertools import pairwise
 from random import Random
+from typing import Any
 
-from onelane.telemetry.sinks.otlp.queue import BACKOFF_CAP_S, Chunk, ExportQueue, queue_limits_of
+import pytest
+from onelane.telemetry.sinks.otlp.queue import (
+    BACKOFF_CAP_S,
+    MAX_BATCH_BYTES,
+    MAX_CHUNK_BYTES,
+    Chunk,
+    ExportQueue,
+    QueueLimits,
+    chunks,
+    queue_limits_of,
+)
 from onelane.telemetry.sinks.otlp.sink import MAX_QUEUED_SPANS
+from onelane.telemetry.spans import PackedSpans, SpanRecord, pack_spans
+
+from tests.telemetry.sinks.test_seam import SPAN, SPAN_ID, TRACE_ID
 
 SOURCE = ("lobby", "lobby-0")
 DELAY_S = 1.0
@@ -34,3 +48,26 @@ def test_in_an_outage_of_30_s_nothing_is_lost_and_each_pause_before_a_retry_is_b
     pauses = [later - earlier for earlier, later in pairwise(attempts)]
     assert len(pauses) >= 30 / BACKOFF_CAP_S - 1
     assert max(pauses) <= BACKOFF_CAP_S + 0.02
+
+
+@pytest.mark.parametrize("make", [list, lambda several: PackedSpans(pack_spans(several))])
+def test_what_is_too_much_at_once_goes_in_several_batches(make: Any) -> None:
+    def big(size: int) -> SpanRecord:
+        made = SpanRecord(TRACE_ID, SPAN_ID, "", f"{size}", "SERVER", 1_000)
+        made.set_attribute("text", "x" * size)
+        return made
+
+    several = [*(big(n) for n in range(1500)), *(big(300_000 + n) for n in range(8)), big(5 << 20), SPAN]
+    made = list(chunks(("lobby", "lobby-0"), make(several), pack_spans, 512))
+    assert [span.name for chunk in made for span in PackedSpans(chunk.packed)] == [span.name for span in several]
+    assert all(chunk.count == len(PackedSpans(chunk.packed)) <= 512 for chunk in made)
+    assert [chunk.count for chunk in made if len(chunk.packed) > MAX_CHUNK_BYTES] == [1]
+    box = ExportQueue(QueueLimits(10_000, 2048, 1.0), Random(1))
+    for chunk in made:
+        box.put(chunk, 0.0)
+    batches = []
+    while box.due_at() is not None:
+        batches.append(list(box.begin_batch()))
+        box.acknowledge(0.0)
+    assert [chunk for batch in batches for chunk in batch] == made
+    assert all(len(batch) == 1 or sum(len(one.packed) for one in batch) <= MAX_BATCH_BYTES for batch in batches)

@@ -1,0 +1,75 @@
+"""Totals add up the points of all shards without loss, and their series are bounded."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane.telemetry.collector.totals import Totals
+from onelane.telemetry.stats import MAX_SERIES, OVERFLOW, Stats
+
+counted = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=30)
+
+
+@given(st.lists(counted, max_size=6))
+def test_what_was_counted_is_what_was_added_up(ticks: list[list[tuple[str, int]]]) -> None:
+    stats, totals = Stats(), Totals()
+    for tick in ticks:
+        for method, amount in tick:
+            stats.counter("calls").add(amount, {"method": method})
+        totals.add(stats.take())
+    assert totals.sum_of("calls") == sum(amount for tick in ticks for _, amount in tick)
+
+
+def test_series_that_differ_in_the_shard_alone_are_added_up_where_that_is_asked() -> None:
+    totals = Totals()
+    for shard, calls in (("a", 3), ("b", 4)):
+        stats = Stats()
+        stats.counter("calls").add(calls, {"method": "m"})
+        stats.gauge("depth").set(calls)
+        stats.histogram("took").record(calls)
+        totals.add(stats.take(), extra=(("onelane.app", "x"), ("onelane.shard", shard)))
+    found = {point.instrument.name: point for point in totals.points(without="onelane.shard")}
+    assert found["calls"].attributes == (("method", "m"), ("onelane.app", "x"))
+    assert (found["calls"].value, found["depth"].value) == (7, 7)
+    assert totals.buckets_of("took").count == 2
+    assert len(totals.points()) == 6
+
+
+def test_the_gauges_of_a_shard_that_died_are_forgotten_and_its_counts_are_kept() -> None:
+    stats, totals = Stats(), Totals()
+    stats.gauge("depth").set(5)
+    stats.counter("calls").add(7)
+    source = (("onelane.shard", "a"),)
+    totals.add(stats.take(), extra=source)
+    totals.drop_instantaneous(source)
+    assert [(p.instrument.name, p.value) for p in totals.points()] == [("calls", 7)]
+
+
+def test_series_over_all_lives_of_a_shard_are_bounded_and_nothing_is_lost() -> None:
+    totals, shard = Totals(), (("onelane.shard", "a-0"),)
+    for life in range(3):
+        stats = Stats()
+        for n in range(MAX_SERIES - 1):
+            stats.counter("calls").add(1, {"peer": f"{life}-{n}"})
+        totals.add(stats.take(), extra=shard)
+    assert len(totals.points()) == MAX_SERIES + 1
+    assert totals.sum_of("calls") == 3 * (MAX_SERIES - 1)
+    assert totals.sum_of("calls", OVERFLOW) == 2 * MAX_SERIES - 3
+
+
+def test_a_description_that_changes_makes_no_other_series() -> None:
+    totals = Totals()
+    for words in ("Calls", "All calls"):
+        stats = Stats()
+        stats.counter("calls", description=words).add(2)
+        totals.add(stats.take())
+    assert [(point.instrument.description, point.value) for point in totals.points()] == [("All calls", 4)]
+
+
+def test_of_gauges_of_time_or_share_the_largest_stands_for_all_shards() -> None:
+    totals = Totals()
+    for shard, lag in (("a-0", 0.2), ("a-1", 0.5)):
+        stats = Stats()
+        stats.gauge("lag", unit="s").set(lag)
+        stats.gauge("depth", unit="{job}").set(2)
+        totals.add(stats.take(), extra=(("onelane.shard", shard),))
+    found = {point.instrument.name: point.value for point in totals.points(without="onelane.shard")}
+    assert found == {"lag": 0.5, "depth": 4}

@@ -1,0 +1,15 @@
+"""OpenTelemetry's runtime context on a lane."""
+
+from pathlib import Path
+
+from tests.running_app import ROOT
+
+
+def test_lanes_context_is_what_opentelemetry_finds_by_name() -> None:
+    from importlib.metadata import entry_points
+
+    from onelane.telemetry.otel.context import LaneContext
+
+    (found,) = entry_points(group="opentelemetry_context", name="onelane")
+    assert found.load() is LaneContext
+    assert Path(ROOT / "pyproject.toml").exists()

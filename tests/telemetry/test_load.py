@@ -1,0 +1,20 @@
+"""A shard measures the lag of its ticks, its processor time and its most requested keys."""
+
+import pytest
+from onelane.telemetry.hot_keys import HotKeys
+from onelane.telemetry.load import MAX_KEY_CHARS, MEASURE_TICKS, LoadMonitor
+from onelane.telemetry.stats import Stats
+from onelane.testing.clock import ManualClock
+
+
+@pytest.mark.parametrize(("shows", "told"), [(True, "x" * MAX_KEY_CHARS + "…"), (False, "#")])
+def test_a_key_is_told_in_bounded_length_and_as_its_hash_unless_it_is_shown(shows: bool, told: str) -> None:
+    clock, keys = ManualClock(), HotKeys()
+    load = LoadMonitor(Stats(), clock, keys, tick_s=0.1, show_keys=shows)
+    keys.seen.append("x" * 100_000)
+    for _ in range(MEASURE_TICKS):
+        clock.advance(0.1)
+        load.tick()
+    (one,) = load.hottest_keys()
+    assert one.key.startswith(told)
+    assert len(one.key) <= MAX_KEY_CHARS + 1

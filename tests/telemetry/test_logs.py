@@ -1,0 +1,91 @@
+"""Log records carry their shard and trace, as text, as JSON and in the buffer for an exporter."""
+
+import json
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from onelane.telemetry.logs import LogBuffer, pack_logs, unpack_logs
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import running
+
+LOGGING = """
+import logging, os
+from onelane.core import context
+from onelane.telemetry import logs
+logs.install(os.environ)
+context.bind_shard(context.ShardBinding("lobby-0", None, None), whole_process=True)
+log = logging.getLogger("rooms")
+log.warning("room %s is full", "r", extra={"players": 7})
+try:
+    raise ValueError("odd")
+except ValueError:
+    log.exception("failed")
+"""
+
+
+def test_json_logs_have_an_object_a_line_with_the_shard() -> None:
+    command = [sys.executable, "-c", LOGGING]
+    run = subprocess.run(command, env={"ONELANE_LOGS": "json"} | _path(), capture_output=True, text=True, check=True)
+    full, failed = (json.loads(line) for line in run.stderr.splitlines())
+    time = full.pop("time")
+    assert time.endswith("+00:00")
+    assert full == {
+        "level": "WARNING",
+        "logger": "rooms",
+        "message": "room r is full",
+        "shard": "lobby-0",
+        "players": 7,
+    }
+    assert "ValueError: odd" in failed["exc_info"]
+
+
+def test_a_format_of_logs_that_is_none_is_refused() -> None:
+    command = [sys.executable, "-m", "onelane", "up", "nowhere.toml"]
+    run = subprocess.run(command, env={"ONELANE_LOGS": "xml"} | _path(), capture_output=True, text=True, check=False)
+    assert run.returncode == 3
+    assert "nowhere.toml" in run.stderr or "ONELANE_LOGS is 'xml', expected 'text' or 'json'" in run.stderr
+
+
+def _path() -> dict[str, str]:
+    import os
+
+    return {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
+
+
+@pytest.mark.slow
+async def test_a_handlers_json_log_has_the_trace_of_its_call(tmp_path: Any) -> None:
+    trace_id = "7af7651916cd43dd8448eb211c80319c"
+    toml = '[apps.echo]\nservices = ["tests.echo.service:Echo"]\nlisten = "127.0.0.1:0"\nshards = 1'
+    with running(tmp_path, toml, ONELANE_LOGS="json") as made:
+        metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
+        async with grpc.aio.insecure_channel(made.listen["echo"]) as channel:
+            request = EchoRequest(key="k", order="raise odd")
+            call = echo_pb2_grpc.EchoStub(channel).Misbehave(request, metadata=metadata, timeout=10)
+            assert await call.code() is grpc.StatusCode.INTERNAL
+        lines = [json.loads(line) for line in made.log.read_text().splitlines()]
+    (found,) = [line for line in lines if line.get("trace_id") == trace_id]
+    assert (found["shard"], found["level"]) == ("echo-0", "ERROR")
+    assert "ValueError: odd" in found["exc_info"]
+
+
+def test_a_text_of_a_class_of_its_own_spoils_no_batch_of_records() -> None:
+    class Markup(str):
+        pass
+
+    moved = LogBuffer("")
+    for name in (Markup("bold"), "usual"):
+        moved.handle(logging.LogRecord(name, logging.INFO, "x.py", 1, "said", None, None))
+    assert [record.logger for record in unpack_logs(pack_logs(moved.take()))] == ["bold", "usual"]
+
+
+def test_a_record_that_cannot_be_formatted_fails_nobody_who_logs() -> None:
+    moved = LogBuffer("")
+    moved.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, "%d items", ("many",), None))
+    assert moved.take() == []
