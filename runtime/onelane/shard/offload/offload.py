@@ -1,8 +1,9 @@
-"""A blocking library gets worker threads of its own behind one bounded queue: the lane puts jobs, threads take them.
+"""Run a blocking library on worker threads of its own, behind one bounded queue of jobs.
 
 Promises: a resource is made, used and closed on its thread alone; with one thread, jobs run one at a time in the order
-of their arrival; a full queue refuses at once; a deadline or a cancellation frees the caller at once, and a job that
-has not begun by then never runs. A job that outlives its deadline is counted, and logged with the line where it hangs.
+of their arrival; a full queue refuses new jobs at once; a deadline or a cancellation frees the caller at once, and a
+job that has not begun by then never runs. A job that outlives its deadline is counted and logged with the line where
+it hangs.
 Leaves out: stopping a job that has begun. Python cannot. With `replace_after_s` its thread is left behind, and another
 with a new resource takes over the queue; the result of the old job is dropped, but its side effects may still happen.
 """
@@ -28,12 +29,12 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 CLOSE_S = 5.0
-"""How long `aclose` waits for threads that finish no job."""
+"""Seconds that `aclose` waits for threads that finish no job."""
 LOG_EVERY_S = 10.0
-"""At most one hanging job is logged in this time."""
+"""Seconds in which at most one hanging job is logged."""
 
 
-class _Metrics:
+class _OffloadMetrics:
     """The metrics of one offload."""
 
     def __init__(self, stats: Stats, name: str) -> None:
@@ -80,7 +81,7 @@ class Offload(Generic[R]):
         self._replace_after_s = replace_after_s
         self._close_s = close_s
         self._tracer = tracer
-        self._metrics = _Metrics(stats, name)
+        self._metrics = _OffloadMetrics(stats, name)
         depth = stats.gauge("onelane.queue.depth", unit="{job}", description="Jobs queued or running")
         depth.observe(lambda: self.waiting, {"onelane.offload": name})
         self._loop = asyncio.get_running_loop()
@@ -89,7 +90,7 @@ class Offload(Generic[R]):
         self._loop.add_reader(self._queue.wakeup.fd, self._deliver)
         self._threads = ThreadPool(name, self._queue, factory, close, size=pool)
         self._watch: asyncio.TimerHandle | None = None
-        self._settled = 0
+        self._finished_jobs = 0
         self._is_shut = False
         self._logged: Job | None = None
         self._logged_at = -LOG_EVERY_S
@@ -122,11 +123,11 @@ class Offload(Generic[R]):
             self._metrics.refused.add()
             raise Overloaded(f"offload {self.name}", waiting=self.waiting)
         now = monotonic()
-        scope = current_call()
-        deadline_at = scope.deadline_at if scope else None
+        caller = current_call()
+        deadline_at = caller.deadline_at if caller else None
         if deadline_at is not None and deadline_at <= now:
-            raise DeadlinePassed(f"the deadline passed before offload {self.name} was asked")
-        job = Job(work, self._loop.create_future(), now, self._late)
+            raise DeadlinePassed(f"the deadline passed before offload {self.name} was called")
+        job = Job(work, self._loop.create_future(), now, self._on_deadline)
         if deadline_at is not None:
             job.slot = self._deadlines.add(deadline_at, job)
         if not self._tracer.idle:
@@ -140,33 +141,32 @@ class Offload(Generic[R]):
         return result
 
     async def aclose(self) -> None:
-        """Run what is queued, close the resources, end the threads. Takes no new job from now on.
+        """Run the queued jobs, close the resources, end the threads. New jobs are refused from now on.
 
-        A thread that hangs, in a job whose caller has gone or in making or closing its resource, is waited for
-        `close_s` and then left behind.
+        A thread that hangs is left behind after `close_s`, unless a caller still awaits its job.
         """
         self._threads.close()
-        while not self._threads.gone.done():
-            before = self._settled
-            await asyncio.wait([self._threads.gone], timeout=self._close_s)
+        while not self._threads.all_ended.done():
+            finished_before = self._finished_jobs
+            await asyncio.wait([self._threads.all_ended], timeout=self._close_s)
             is_awaited = any(not job.future.done() for job in list(self._queue.running))
-            if not self._threads.gone.done() and self._settled == before and not is_awaited:
+            if not self._threads.all_ended.done() and self._finished_jobs == finished_before and not is_awaited:
                 for job in self._threads.leave_all():
-                    self._settle(job, Draining(f"offload {self.name} is closed"))
+                    self._finish(job, Draining(f"offload {self.name} is closed"))
         if not self._is_shut:
             self._is_shut = True
             self._shut()
 
     def _shut(self) -> None:
         self._collect()
-        # Jobs for which no thread was left.
+        # Jobs that are still queued: every thread has been left behind.
         while self._queue.jobs:
-            self._settle(self._queue.jobs.popleft(), Draining(f"offload {self.name} is closed"))
+            self._finish(self._queue.jobs.popleft(), Draining(f"offload {self.name} is closed"))
         if self._watch is not None:
             self._watch.cancel()
         self._loop.remove_reader(self._queue.wakeup.fd)
         if not self._threads.left_behind:
-            # Else a thread that was left behind may still write to it.
+            # A thread that was left behind may still write to the pipe; only without one can it be closed.
             self._queue.wakeup.close()
 
     # Finished jobs
@@ -180,19 +180,19 @@ class Offload(Generic[R]):
         queue.is_woken = False
         while queue.done:
             job = queue.done.popleft()
-            self._settle(job, job.error)
+            self._finish(job, job.error)
 
-    def _settle(self, job: Job, error: BaseException | None, where: str = "") -> None:
+    def _finish(self, job: Job, error: BaseException | None, hangs_at: str = "") -> None:
         self.waiting -= 1
-        self._settled += 1
+        self._finished_jobs += 1
         if job.slot is not None:
             self._deadlines.remove(job.slot, job)
         if job.began_at:
             self._metrics.wait.record(job.began_at - job.queued_at)
             self._metrics.duration.record((job.ended_at or monotonic()) - job.began_at)
         if job.span is not None:
-            self._end_span(job.span, job, error, where)
-        # A traceback holds frames that hold the job: cut the cycle.
+            self._end_span(job.span, job, error, hangs_at)
+        # The traceback of `error` refers to frames that refer to the job: break the reference cycle.
         result, job.result, job.error = job.result, None, None
         if job.future.done():
             return
@@ -203,7 +203,7 @@ class Offload(Generic[R]):
 
     # Jobs that hang
 
-    def _late(self, job: Job) -> None:
+    def _on_deadline(self, job: Job) -> None:
         """The deadline of a job has passed before it finished."""
         job.slot = None
         error = DeadlinePassed(f"the deadline passed while offload {self.name} was busy")
@@ -217,10 +217,10 @@ class Offload(Generic[R]):
             oldest = min(list(self._queue.running), key=lambda job: job.began_at, default=None)
             self._log("offload.late", oldest)
         if job.span is not None:
-            self._end_span(job.span, job, error, worker.where() if worker else "")
+            self._end_span(job.span, job, error, worker.stack() if worker else "")
 
     def _check(self) -> None:
-        """Replace the threads whose jobs have run too long; check again while there are jobs."""
+        """Replace threads whose job has run for `replace_after_s`; check again while jobs are queued or running."""
         limit = self._replace_after_s
         assert limit is not None
         now = monotonic()
@@ -232,28 +232,28 @@ class Offload(Generic[R]):
             self._check_after(max(oldest + limit - now, limit / 10))
 
     def _check_after(self, seconds: float) -> None:
-        # An empty context: else the timer would keep the call alive that queued the job.
+        # In an empty context: with a copy of this one, the timer would keep the call that queued the job alive.
         self._watch = self._loop.call_later(seconds, self._check, context=Context())
 
     def _replace(self, job: Job, ran_s: float) -> None:
-        where = self._threads.replace(job)
-        if where is None:
+        hangs_at = self._threads.replace(job)
+        if hangs_at is None:
             self._log("offload.not_replaced", job)
             return
         self._metrics.replaced.add()
-        self._settle(job, DeadlinePassed(f"offload {self.name} gave the job up after {ran_s:.1f} s"), where)
+        self._finish(job, DeadlinePassed(f"offload {self.name} gave up a job that had run for {ran_s:.1f} s"), hangs_at)
 
     def _log(self, event: str, job: Job | None) -> None:
-        """Log where a job hangs, at most once for each job and once in LOG_EVERY_S."""
+        """Log the line where a job hangs, at most once for each job and once in LOG_EVERY_S."""
         now = monotonic()
         worker = self._queue.running.get(job) if job is not None else None
         if job is None or worker is None or job is self._logged or now - self._logged_at < LOG_EVERY_S:
             return
         self._logged, self._logged_at = job, now
         ran_s = now - job.began_at
-        log.warning("%s name=%s ran_s=%.3f waiting=%d at=%s", event, self.name, ran_s, self.waiting, worker.where())
+        log.warning("%s name=%s ran_s=%.3f waiting=%d at=%s", event, self.name, ran_s, self.waiting, worker.stack())
 
-    def _end_span(self, span: SpanRecord, job: Job, error: BaseException | None, where: str) -> None:
+    def _end_span(self, span: SpanRecord, job: Job, error: BaseException | None, hangs_at: str) -> None:
         job.span = None
         now = monotonic()
         began_at = job.began_at or now
@@ -263,6 +263,6 @@ class Offload(Generic[R]):
         }
         if job.began_at:
             attributes["onelane.offload.run_ms"] = f"{((job.ended_at or now) - began_at) * 1e3:.3f}"
-        if where:
-            attributes["onelane.offload.hangs_at"] = where
+        if hangs_at:
+            attributes["onelane.offload.hangs_at"] = hangs_at
         self._tracer.end(span, error="" if error is None else type(error).__qualname__, attributes=attributes)

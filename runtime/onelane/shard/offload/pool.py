@@ -1,7 +1,7 @@
-"""The worker threads of one offload: started, started again where the factory fails, replaced where they hang, ended.
+"""The worker threads of one offload: start them, retry a failed factory, replace a thread that hangs, end them.
 
-A thread is left behind by taking its job out of `JobQueue.running`. From then on it never touches the queue again; when
-its job ends after all, it closes its resource and ends.
+A thread is left behind by taking its job out of `JobQueue.running`. From then on it never touches the queue again; once
+its job ends, it closes its resource and ends.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ log = logging.getLogger("onelane.offload")
 R = TypeVar("R")
 
 MAX_LEFT_BEHIND = 8
-"""Worker threads of one offload that hang and have been replaced; with more, none is replaced."""
+"""If so many replaced threads of one offload still hang, no further thread is replaced."""
 RETRY_S = 1.0
-"""The factory is called again this long after it has failed."""
+"""Seconds after which a factory that failed is called again."""
 
 
 class ThreadPool(Generic[R]):
@@ -41,42 +41,42 @@ class ThreadPool(Generic[R]):
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self._loop.create_future()
         """Done once every resource is made, or with the first exception of the factory."""
-        self.gone: asyncio.Future[None] = self._loop.create_future()
+        self.all_ended: asyncio.Future[None] = self._loop.create_future()
         """Done once every thread has ended or was left behind."""
         for _ in range(size):
             self._start()
 
     def replace(self, job: Job) -> str | None:
-        """Leave the thread behind that runs `job`, and start another; the lines where it hangs.
+        """Leave behind the thread that runs `job`, and start another; returns the lines where it hangs.
 
-        None where it was not replaced: the job has ended just now, or too many are left behind already.
+        None if it was not replaced: the job has just ended, or MAX_LEFT_BEHIND threads hang already.
         """
         worker = self._queue.running.get(job)
         if worker is None or self.left_behind >= MAX_LEFT_BEHIND:
             return None
-        where = worker.where()
+        hangs_at = worker.stack()
         if not self._leave(job):
             return None
-        log.error("offload.replaced name=%s ran_s=%.3f hangs_at=%s", self.name, monotonic() - job.began_at, where)
+        log.error("offload.replaced name=%s ran_s=%.3f hangs_at=%s", self.name, monotonic() - job.began_at, hangs_at)
         self._start()
-        return where
+        return hangs_at
 
     def close(self) -> None:
-        """Let each thread end once no job waits."""
+        """Let each thread end once no job is queued."""
         self._queue.close()
         for retry in self._retries:
             retry.cancel()
         self._retries.clear()
-        self._check_gone()
+        self._check_all_ended()
 
     def leave_all(self) -> list[Job]:
-        """Leave every remaining thread behind; the jobs that they will not finish."""
+        """Leave every remaining thread behind; returns the jobs that they were running."""
         for worker in self._workers:
-            log.warning("offload.left_behind name=%s hangs_at=%s", self.name, worker.where())
+            log.warning("offload.left_behind name=%s hangs_at=%s", self.name, worker.stack())
         jobs = [job for job in list(self._queue.running) if self._leave(job)]
         self.left_behind += len(self._workers)
         self._workers.clear()
-        self._check_gone()
+        self._check_all_ended()
         return jobs
 
     def started(self, worker: WorkerThread[Any], error: BaseException | None) -> None:
@@ -102,7 +102,7 @@ class ThreadPool(Generic[R]):
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
-            log.debug("offload.lane_gone name=%s", self.name)
+            log.debug("offload.loop_closed name=%s", self.name)
 
     def _on_started(self, worker: WorkerThread[R], error: BaseException | None) -> None:
         if error is None:
@@ -115,7 +115,7 @@ class ThreadPool(Generic[R]):
             # Mark it as retrieved: it is logged below, whether or not anybody awaits it.
             self.ready.exception()
         if not self._queue.is_closing:
-            log.warning("offload.factory_failed name=%s again_in_s=%g", self.name, RETRY_S, exc_info=error)
+            log.warning("offload.factory_failed name=%s retry_in_s=%g", self.name, RETRY_S, exc_info=error)
             self._start_later()
         self._on_ended(worker)
 
@@ -130,10 +130,10 @@ class ThreadPool(Generic[R]):
     def _on_ended(self, worker: WorkerThread[R]) -> None:
         if worker in self._workers:
             self._workers.discard(worker)
-            self._check_gone()
+            self._check_all_ended()
         else:
             self.left_behind -= 1
 
-    def _check_gone(self) -> None:
-        if self._queue.is_closing and not self._workers and not self.gone.done():
-            self.gone.set_result(None)
+    def _check_all_ended(self) -> None:
+        if self._queue.is_closing and not self._workers and not self.all_ended.done():
+            self.all_ended.set_result(None)
