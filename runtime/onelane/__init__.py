@@ -1,6 +1,6 @@
 """onelane: gRPC services on one single-threaded lane per core.
 
-Importing this package starts nothing and loads no grpcio; what needs it loads it when first used.
+Importing this package starts nothing and does not load grpcio; names that need grpcio load it at first use.
 """
 
 from importlib import import_module

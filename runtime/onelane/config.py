@@ -1,6 +1,7 @@
-"""What a file of apps says, checked whole: every fault at once, each with its key and its line where known.
+"""The configuration file: the apps of a machine, and every setting of each.
 
-Order: environment `ONELANE_APPS__LOBBY__SHARDS=4` over the file over the defaults. Parsed once, then trusted.
+All faults of a file are reported at once, each with its key and, where it is known, its line. An environment variable
+such as `ONELANE_APPS__LOBBY__SHARDS=4` overrides the file, and the file overrides the defaults.
 """
 
 import difflib
@@ -20,9 +21,10 @@ from onelane.errors import BadConfig
 ENVIRONMENT_PREFIX = "ONELANE_"
 ADMIN_TOKEN = "ONELANE_ADMIN_TOKEN"
 OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN)
-"""Variables for what a file says beside its apps."""
+"""Environment variables for settings of the file that belong to no app."""
 DEFAULT_ADMIN = "127.0.0.1:9464"
 PORT_STRIDE = 100
+"""Between the shared port of an app and the own port of its first shard, and from one shard to the next."""
 
 
 def _address(text: str) -> str:
@@ -42,138 +44,153 @@ def _host(text: str) -> str:
     except ValueError:
         unspecified = True
     if unspecified:
-        raise ValueError("expected an IP address that clients can reach")
+        raise ValueError("expected an IP address that clients can reach, not a host name, 0.0.0.0 or ::")
     return text
 
 
-def _plug(text: str) -> str:
+def _class_path(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         raise ValueError("expected package.module:Class")
     return text
 
 
-def _stall(seconds: float) -> float:
+def _stall_s(seconds: float) -> float:
     if seconds and not 0.01 <= seconds <= 60:
         raise ValueError("expected 0, or seconds from 0.01 to 60")
     return seconds
 
 
 Address = Annotated[str, AfterValidator(_address)]
-Plug = Annotated[str, AfterValidator(_plug)]
+Plug = Annotated[str, AfterValidator(_class_path)]
+"""A class of the user's: `package.module:Class`."""
 
 
 class Tls(BaseModel):
-    """Files of an app's certificate, PEM. Changed files are used from the next handshake on."""
+    """PEM files for an app that serves TLS. They are read again when they change, for the handshakes that follow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cert: str
+    """The server's certificate chain."""
     key: str
+    """The private key of `cert`."""
     client_ca: str | None = None
-    """Where given, a client must show a certificate that one of these has signed."""
+    """Certificate authorities for mutual TLS: a client must present a certificate that one of them has signed."""
 
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 
 
 class TailKeeping(BaseModel):
-    """What of an app's traces is exported though it was not sampled. Every call is recorded then."""
+    """Tail sampling: traces that are exported although the sampler left them out. For this every call is recorded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     errors: bool = True
-    """Traces in which something ended in an error."""
+    """Traces with a span that ended in an error."""
     slower_s: Seconds | None = None
-    """Traces in which something took so many seconds, or more."""
+    """Traces with a span that lasted this many seconds or longer."""
     slowest: Annotated[float, Field(gt=0, le=0.5)] | None = None
-    """Traces of the slowest calls of each method: this share of those of the last minute, for example 0.001."""
+    """Traces of the slowest calls of each method: this share of its calls of the last minute, for example 0.001."""
 
 
 class App(BaseModel):
-    """One app: services that run together in each of its shards."""
+    """One app: services that run together in each of its shard processes. In the file: `[apps.NAME]`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     services: Annotated[tuple[Plug, ...], Field(min_length=1)]
-    """`package.module:Class`, each a grpcio servicer."""
+    """The servicer classes, each as `package.module:Class`."""
     listen: Address
-    """The shared port, ip:port; port 0 takes a free one."""
+    """The address that all shards of the app share, `ip:port`; port 0 takes a free port."""
     shards: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    """Shard processes; "auto" is one per core."""
+    """Number of shard processes; "auto" is one per CPU core."""
     own_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """First of the shards' own ports, which follow each other; else shard i takes listen + 100 · (i + 1)."""
+    """The first shard's own port; the other shards take the ports that follow. By default shard i takes the port of
+    `listen` + 100 · (i + 1)."""
     advertise: Annotated[str, AfterValidator(_host)] | None = None
-    """The IP by which clients reach the shards' own ports, where `listen` is all addresses (0.0.0.0 or ::)."""
+    """The IP address at which clients reach the shards' own ports. Needed where `listen` is 0.0.0.0 or ::."""
     admin: Address | None = None
-    """Where `onelane serve` serves /metrics and /status for this app alone; else the file's `admin`."""
+    """Address of /metrics and /status where `onelane serve` runs this app alone; by default the `admin` of the file."""
     listener: str = "native"
-    """Name of a plug of the group `onelane.listeners`."""
+    """The gRPC server: "native" (libnghttp2), "grpcio" (gRPC's C core), or another plugin of the entry point group
+    `onelane.listeners`."""
     membership: str = "supervisor"
-    """Name of a plug of the group `onelane.memberships`."""
+    """How a shard learns of the app's other shards: "supervisor", "static", or another plugin of the entry point group
+    `onelane.memberships`."""
     points: Annotated[int, Field(ge=1, le=65536)] = 512
-    """Points of each shard on the ring."""
+    """Points of each shard on the hash ring; the more points, the more even the shards' shares of the keys."""
     keys: Mapping[str, str] = {}
-    """Keys that the protos do not state: "pkg.Service/Method" → "field.path", "metadata:name" or "ANY"."""
+    """Keys that the protos do not state, or state otherwise: "pkg.Service/Method" or "pkg.Service/*" → "field.path",
+    "metadata:name", or "ANY" for a method without a key."""
     turns: Mapping[str, Literal["KEYED", "FREE"]] = {}
-    """Turns that the protos do not state: "pkg.Service/Method" or "pkg.Service/*" → "FREE", or "KEYED" after all."""
+    """Turns that the protos do not state, or state otherwise: "pkg.Service/Method" or "pkg.Service/*" → "KEYED" (one
+    call of a key after the other) or "FREE" (concurrent calls)."""
     max_waiting_per_key: Annotated[int, Field(ge=0)] = 1000
-    """Calls that may wait for the turn of one key; one more is RESOURCE_EXHAUSTED."""
+    """Calls that may wait for the turn of one key; a further call ends with RESOURCE_EXHAUSTED."""
     max_published: Annotated[int, Field(ge=1)] = 10_000
-    """Messages that one shard may publish in one tick; one more is refused."""
+    """Messages that one shard may publish within one tick (0.1 s); to publish another raises Overloaded."""
     max_lag: Annotated[int, Field(ge=1)] = 1000
-    """Messages that a subscriber may lag behind; then it loses the oldest, and is told."""
+    """Messages that may wait for one subscriber; then it loses the oldest, and receives a `Lost` with their number."""
     stubs: Mapping[str, ServiceConfig] = {}
-    """Peer → gRPC's service config (`methodConfig`, `retryThrottling`) and `max_in_flight`, for stubs to it."""
+    """App or peer → gRPC's service config (`methodConfig`, `retryThrottling`) and `max_in_flight` of calls to it."""
     config: Mapping[str, Any] = {}
-    """The services' own settings, which they read as `shard.config`; `onelane reload` changes them while they run."""
+    """Settings of the services themselves, which they read as `shard.config`; `onelane reload` changes them in running
+    shards."""
     config_type: Plug | None = None
-    """`package.module:Class` of `shard.config`: a frozen dataclass, or a frozen pydantic model."""
+    """The class of `shard.config`, `package.module:Class`: a frozen dataclass or a frozen pydantic model."""
     health: bool = True
-    """Serve grpc.health.v1.Health."""
+    """Serve gRPC's health service, grpc.health.v1.Health."""
     reflection: bool | None = None
-    """Serve gRPC reflection; if not said, only where `listen` is a loopback address."""
+    """Serve gRPC server reflection; by default only where `listen` is a loopback address."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
-    """Seconds that calls under way may take at the end."""
+    """Seconds that calls in progress may still take when a shard stops; then they are cancelled."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
-    """Deadline of a unary call between services that has no other."""
+    """Deadline, in seconds, of a unary call between services that sets none itself."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
-    """Largest message taken; a larger one is RESOURCE_EXHAUSTED."""
+    """Largest request message, in bytes; a call with a larger one ends with RESOURCE_EXHAUSTED."""
     max_in_flight: Annotated[int, Field(ge=1)] = 8192
-    """Calls that one shard works on at once; one more is RESOURCE_EXHAUSTED."""
+    """Calls in progress in one shard; a further call ends with RESOURCE_EXHAUSTED."""
     max_timers: Annotated[int, Field(ge=0)] = 100_000
-    """Timers of one shard at once; to set one more raises Overloaded."""
+    """Timers set in one shard (`shard.every`, `shard.later`); to set another raises Overloaded."""
     max_late_s: Annotated[float, Field(gt=0, le=60)] = 0.05
-    """Seconds of calls that may have piled up; what comes on top, while that lasts, is RESOURCE_EXHAUSTED."""
+    """Seconds of work that may pile up in a shard's event loop. While more has piled up, new calls end with
+    RESOURCE_EXHAUSTED."""
     max_rate_per_key: Annotated[float, Field(gt=0)] | None = None
-    """Calls a second of one key, with as many at once after a pause; one more is RESOURCE_EXHAUSTED."""
-    stall_s: Annotated[float, AfterValidator(_stall)] = 0.05
-    """A lane that does not turn for half as long to as long is reported, with where it stands; 0 turns that off."""
+    """Calls per second of one key, and the burst that it may send after a pause; a further call ends with
+    RESOURCE_EXHAUSTED. By default there is no limit."""
+    stall_s: Annotated[float, AfterValidator(_stall_s)] = 0.05
+    """Seconds that a handler may block its shard's event loop. A longer stall is reported with the line that blocks, a
+    shorter one down to half of it perhaps. 0 turns this off."""
     replace_stalled_s: Annotated[float, Field(ge=1, le=86400)] | None = None
-    """A shard's process whose lane stands still for so long is replaced; where not said, never. Not in inline mode."""
+    """A shard process whose event loop is blocked for this many seconds ends itself and is started again; by default
+    never. Not in inline mode."""
     max_streams: Annotated[int, Field(ge=1)] = 1024
-    """Calls at once on one connection; the client waits with more."""
+    """Concurrent calls of one connection (SETTINGS_MAX_CONCURRENT_STREAMS); the client holds further calls back."""
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024
-    """Largest metadata of a call; larger are RESOURCE_EXHAUSTED, and four times as large end the connection."""
+    """Largest metadata of a call, in bytes; a call with more ends with RESOURCE_EXHAUSTED, and more than four times as
+    much ends the connection."""
     max_connections: Annotated[int, Field(ge=1)] = 20_000
-    """Connections of clients to one shard at once; one more is closed."""
+    """Client connections of one shard; a further connection is closed at once."""
     keepalive_s: Seconds | None = 7200.0
-    """Quiet seconds after which a client is asked whether it is there."""
+    """Seconds without data from a client after which it is pinged."""
     ping_timeout_s: Seconds = 20.0
-    """How long it may take to say so."""
+    """Seconds within which the client must answer the ping; then its connection is closed."""
     max_idle_s: Seconds | None = None
-    """Seconds without a call after which a client is sent away."""
+    """Seconds without a call after which a connection is closed, by GOAWAY; by default never."""
     max_age_s: Seconds | None = None
-    """Seconds after which a client is sent away to connect anew, its calls finished."""
+    """Seconds after which a connection is closed by GOAWAY, so that its client connects anew; calls in progress finish
+    first. By default never."""
     tls: Tls | None = None
-    """Serve clients over TLS; siblings speak over Unix sockets."""
+    """Serve clients over TLS. Shards of one app talk to each other over Unix sockets."""
     interceptors: tuple[Plug, ...] = ()
-    """`package.module:Class`, each a `grpc.aio.ServerInterceptor`, outermost first."""
+    """`grpc.aio.ServerInterceptor` classes, each as `package.module:Class`, outermost first."""
     tail: TailKeeping | None = None
-    """Which traces are exported though they were not sampled; if not said, none."""
+    """Tail sampling; by default off."""
     show_keys: bool = False
-    """Show the keys that are asked most by their text; else by their hash alone."""
+    """Show the text of the keys with the most calls on the admin page and in `onelane top`; by default their hash."""
     pins: Mapping[str, int] = {}
-    """Canonical key → index of the shard that owns it in spite of the ring."""
+    """Canonical key → index of the shard that owns it, whatever the hash ring says."""
 
     @property
     def shard_count(self) -> int:
@@ -181,7 +198,7 @@ class App(BaseModel):
 
     @property
     def adopts_sockets(self) -> bool:
-        """Its listener takes sockets that the supervisor holds; gRPC's core cannot."""
+        """Whether its listener takes sockets that the supervisor has opened; gRPC's C core cannot."""
         return self.listener != "grpcio"
 
     @property
@@ -193,33 +210,34 @@ class App(BaseModel):
     def _clients_can_reach_shards(self) -> Self:
         host = ipaddress.ip_address(self.listen.rpartition(":")[0].strip("[]"))
         if host.is_unspecified and self.advertise is None:
-            raise ValueError("listen is all addresses, so advertise must name the one by which clients reach it")
+            raise ValueError("listen is all addresses, so advertise must name the IP address that clients connect to")
         return self
 
     @model_validator(mode="after")
     def _pins_lead_to_shards(self) -> Self:
         if wrong := [key for key, index in self.pins.items() if not 0 <= index < self.shard_count]:
-            raise ValueError(f"pins {wrong} name a shard that is not in 0..{self.shard_count - 1}")
+            raise ValueError(f"pins {wrong}: expected the index of a shard, 0 to {self.shard_count - 1}")
         return self
 
 
 class Config(BaseModel):
-    """One file: its apps, and what their supervisor needs."""
+    """One configuration file: its apps, and the settings of their supervisor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     apps: Annotated[dict[str, App], Field(min_length=1)]
     admin: Address = DEFAULT_ADMIN
-    """Where the supervisor serves its page, /metrics and /status."""
+    """Address of the admin page, /metrics and /status, `ip:port`."""
     sinks: tuple[str, ...] = ()
-    """Names of further plugs of the group `onelane.sinks`, beside Prometheus and (by `OTEL_*`) OTLP."""
+    """Exporters beside Prometheus and OTLP (which `OTEL_*` variables turn on): plugins of the entry point group
+    `onelane.sinks`."""
     admin_token: Annotated[str, Field(min_length=8)] | None = None
-    """What who uses the admin address must show; needed where that is not loopback. `ONELANE_ADMIN_TOKEN` says it
-    without a file."""
+    """Bearer token for requests to the admin address; needed where that is no loopback address. Rather set it by the
+    environment variable `ONELANE_ADMIN_TOKEN`."""
     per_shard_series: bool = True
-    """Export every series for each shard, with the attribute `onelane.shard`; else the sums of each app alone."""
+    """Export each metric series once per shard, with the attribute `onelane.shard`; if false, their sum per app."""
     peers: Mapping[str, str] = {}
-    """host:port of apps that run elsewhere, for `shard.stub(…, to=NAME)`."""
+    """Name → host:port of apps outside of this file, for `shard.stub(…, to=NAME)`."""
 
     @model_validator(mode="after")
     def _names_are_plain(self) -> Self:
@@ -228,7 +246,7 @@ class Config(BaseModel):
         return self
 
     def only(self, app: str) -> Self:
-        """The same file with one app, which still finds the others as peers.
+        """The configuration of one app of the file, to which the other apps are peers.
 
         Raises:
             BadConfig: the file has no such app.
@@ -241,10 +259,12 @@ class Config(BaseModel):
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
-    """Read and check one file.
+    """Read and validate one file.
+
+    environment: variables that override it; by default the process's.
 
     Raises:
-        BadConfig: it cannot be read, is not TOML, or breaks the rules above; all faults at once.
+        BadConfig: the file cannot be read, is not TOML, or is not valid; with all faults.
     """
     try:
         text = path.read_text()
@@ -253,15 +273,15 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
         raise BadConfig(str(path), [f"cannot be read: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(str(path), [f"is not TOML: {error}"]) from error
-    _overrule(data, os.environ if environment is None else environment)
+    _override(data, os.environ if environment is None else environment)
     return parse(data, name=str(path), text=text)
 
 
 def parse(data: Mapping[str, Any], *, name: str = "configuration", text: str = "") -> Config:
-    """The configuration in `data`. name, text: of its file, for error messages.
+    """Validate a configuration. name, text: of its file, for error messages.
 
     Raises:
-        BadConfig: it breaks the rules above; all faults at once.
+        BadConfig: the configuration is not valid; with all faults.
     """
     try:
         return Config.model_validate(data)
@@ -269,7 +289,7 @@ def parse(data: Mapping[str, Any], *, name: str = "configuration", text: str = "
         raise BadConfig(name, [_fault(details, text) for details in error.errors()]) from error
 
 
-def _overrule(data: dict[str, Any], environment: Mapping[str, str]) -> None:
+def _override(data: dict[str, Any], environment: Mapping[str, str]) -> None:
     for name in sorted(environment):
         *tables, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         if not name.startswith(ENVIRONMENT_PREFIX + "APPS__") and name not in OVERRULED:
@@ -289,21 +309,21 @@ def _value(text: str) -> Any:
 
 def _fault(error: Any, text: str) -> str:
     place = [str(part) for part in error["loc"] if part not in ("literal['auto']", "constrained-int", "int")]
-    what = error["msg"].removeprefix("Value error, ")
+    problem = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         known = App.model_fields if place[0] == "apps" else Config.model_fields
         near = difflib.get_close_matches(place[-1], known, n=1)
-        what = "is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
+        problem = "is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
     elif error["type"] == "missing":
-        what = "is missing"
+        problem = "is missing"
     else:
-        what = f"{what}, seen {error['input']!r}" if place else what
+        problem = f"{problem}, seen {error['input']!r}" if place else problem
     line = _line_of(place, text)
-    return (f"line {line}: " if line else "") + f"{'.'.join(place) or 'the file'}: {what}"
+    return (f"line {line}: " if line else "") + f"{'.'.join(place) or 'the file'}: {problem}"
 
 
 def _line_of(place: list[str], text: str) -> int | None:
-    """The line that sets `place`, or the one that opens its table. TOML parsers here give no positions."""
+    """The line that sets `place`, else the line of its table's header. Python's TOML parser gives no positions."""
     table: list[str] = []
     best = None
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,6 +1,6 @@
-"""What can go wrong, named by what happened, in three families by who must act.
+"""The errors of this runtime in three families: `Invalid` (change the call), `Transient` (retry), `Internal` (a bug).
 
-Each class names the gRPC status that a client sees; `outcome.py` is the one place that turns an error into a status.
+Each class names the gRPC status that a client sees; `server/status.py` alone turns an error into a status.
 """
 
 from collections.abc import Sequence
@@ -8,48 +8,48 @@ from typing import ClassVar
 
 
 class OnelaneError(Exception):
-    """Root of all that this runtime raises."""
+    """Base class of every error of this runtime."""
 
     status: ClassVar[str] = "UNKNOWN"
     """The name of the gRPC status that a client sees."""
 
 
 class Invalid(OnelaneError):
-    """The caller must change something; the same call will fail again."""
+    """The caller must change the call, the service or the configuration; a retry will fail again."""
 
     status = "INVALID_ARGUMENT"
 
 
 class Transient(OnelaneError):
-    """No one is at fault; the same call may succeed later, or elsewhere."""
+    """The same call may succeed later, or at another shard."""
 
     status = "UNAVAILABLE"
 
 
 class Internal(OnelaneError):
-    """We broke a promise of our own: a bug here. Reported, never handled."""
+    """A bug in this runtime. Reported, never handled."""
 
     status = "INTERNAL"
 
 
 class Malformed(Invalid):
-    """A request's bytes are not its message. INTERNAL, as grpcio answers."""
+    """The bytes of a request do not parse as its message type. Status INTERNAL, as grpcio answers."""
 
     status = "INTERNAL"
 
 
 class NotThere(Invalid):
-    """What was asked for by name does not exist."""
+    """The call names something that does not exist."""
 
     status = "NOT_FOUND"
 
 
 class BadKey(Invalid):
-    """A call's key is missing, empty, or contradicted by its metadata."""
+    """A call's key is missing or empty, or differs from the key in its metadata."""
 
 
 class BadConfig(Invalid):
-    """The configuration breaks its own rules; all of them are listed."""
+    """The configuration is not valid. Lists every fault."""
 
     def __init__(self, source: str, faults: Sequence[str]) -> None:
         super().__init__("\n".join([f"{source}: {len(faults)} fault(s)", *(f"  {f}" for f in faults)]))
@@ -58,11 +58,11 @@ class BadConfig(Invalid):
 
 
 class BadService(Invalid):
-    """A service cannot be run as it is: not found, no key, or of a kind that is not supported."""
+    """A service, plugin or method cannot be run as configured: not found, without a key, or of an unsupported kind."""
 
 
 class PortTaken(Invalid):
-    """An address that the configuration names is in use by another process."""
+    """Another process uses an address of the configuration."""
 
     def __init__(self, address: str, holder: str) -> None:
         super().__init__(f"{address} is taken by {holder}")
@@ -70,27 +70,29 @@ class PortTaken(Invalid):
 
 
 class NoShards(Transient):
-    """There is no shard to own anything."""
+    """There is no shard that could own a key."""
 
 
 class NotHome(Transient):
-    """A call was forwarded and still is not home: two shards hold different epochs."""
+    """A call was forwarded to a shard that does not own its key: the two shards hold placements of different epochs."""
 
     def __init__(self, *, epoch: int) -> None:
-        super().__init__(f"not the owner by the placement of epoch {epoch}, and the call has hopped once already")
+        super().__init__(
+            f"this shard is not the owner by the placement of epoch {epoch}, and the call was forwarded once already"
+        )
         self.epoch = epoch
 
 
 class Draining(Transient):
-    """The shard takes no new call any more."""
+    """The shard is shutting down and takes no new calls."""
 
 
 class Refused(Transient):
-    """There is too much to do just now: not begun, and worth another try after `pushback_s`."""
+    """The shard is overloaded. The call has not begun, and may be retried after `pushback_s` seconds."""
 
     status = "RESOURCE_EXHAUSTED"
     reason = ""
-    """In one word, for the statistics."""
+    """Value of the attribute `onelane.reason` of the metric `onelane.refusals`."""
     pushback_s = 0.1
 
 
@@ -105,7 +107,7 @@ class Overloaded(Refused):
 
 
 class RunsLate(Refused):
-    """What has come already takes the lane too long."""
+    """The calls that have arrived already will keep the shard's event loop busy for too long."""
 
     reason = "late"
 
@@ -114,17 +116,17 @@ class RunsLate(Refused):
 
 
 class TooOften(Refused):
-    """One key asks more often than it may."""
+    """The calls of one key exceed its rate limit."""
 
     reason = "rate"
 
     def __init__(self, *, per_s: float, wait_s: float) -> None:
-        super().__init__(f"this key asks more often than {per_s:g} times a second")
+        super().__init__(f"this key is called more often than {per_s:g} times a second")
         self.pushback_s = wait_s
 
 
 class DeadlinePassed(Transient):
-    """The answer would come too late to be of use."""
+    """The deadline passed before there was an answer."""
 
     status = "DEADLINE_EXCEEDED"
 

@@ -123,6 +123,6 @@ async def test_a_key_that_asks_too_often_is_refused_and_no_other(tmp_path: Path)
             await asyncio.gather(*(stub.Unary(EchoRequest(key=str(n))) for n in range(10)))
             again = stub.Unary(EchoRequest(key="3"))
             assert await again.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert "this key asks more often than 0.05 times a second" in (await again.details() or "")
+            assert "this key is called more often than 0.05 times a second" in (await again.details() or "")
             pushback = int(dict(await again.trailing_metadata())["grpc-retry-pushback-ms"])
             assert 10_000 < pushback <= 20_000

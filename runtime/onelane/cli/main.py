@@ -294,12 +294,12 @@ def _sinks(configuration: config.Config, environment: dict[str, str]) -> "list[S
         BadConfig: a variable has an invalid value.
         BadService: a sink is not installed.
     """
-    from onelane.plugins import plug
+    from onelane.plugins import load_plugin
     from onelane.telemetry.sinks.otlp.target import SIGNALS, target_of
 
     exports = any(target_of(environment, signal) for signal in SIGNALS)
     names = [*configuration.sinks, *(["otlp"] if exports else [])]
-    return [plug("onelane.sinks", name)(environment) for name in names]
+    return [load_plugin("onelane.sinks", name)(environment) for name in names]
 
 
 def _telemetry_options(environment: dict[str, str]) -> "TelemetryOptions":

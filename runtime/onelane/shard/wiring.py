@@ -22,7 +22,7 @@ from onelane.lane.forwarder import Forwarder, NativeForwarder
 from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
-from onelane.plugins import plug
+from onelane.plugins import load_plugin
 from onelane.server.listener import Listener
 from onelane.shard.pubsub import PubSub
 from onelane.shard.reporter import TICK_S, Reporter
@@ -103,7 +103,7 @@ def build(setup: control_pb2.Setup, control: Control, environment: Environment =
         dialling=environment.dialling,
     )
     placement = placement_from_proto(setup.placement)
-    membership = plug("onelane.memberships", settings.membership)(placement)
+    membership = load_plugin("onelane.memberships", settings.membership)(placement)
     forwarder = NativeForwarder()
     lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
     load = LoadMonitor(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
@@ -128,7 +128,7 @@ def build(setup: control_pb2.Setup, control: Control, environment: Environment =
         services=Services(lane, shard, settings, builtin=[topology, pubsub.servicer]),
         lane=lane,
         serving=LaneServing(lane, stats),
-        listener=plug("onelane.listeners", settings.listener)(),
+        listener=load_plugin("onelane.listeners", settings.listener)(),
         membership=membership,
         forwarder=forwarder,
         sibling_channels=sibling_channels,

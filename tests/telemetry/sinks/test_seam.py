@@ -2,7 +2,7 @@
 
 import pytest
 from onelane.errors import BadService
-from onelane.plugins import plug
+from onelane.plugins import load_plugin
 from onelane.telemetry.histogram import Buckets, Exemplar
 from onelane.telemetry.logs import LogRecord
 from onelane.telemetry.sinks import Sink
@@ -28,7 +28,7 @@ RECORD = LogRecord(5_000, 13, "WARNING", "services.lobby", "full", TRACE_ID, SPA
 @pytest.mark.parametrize("name", ["prometheus", "otlp"])
 def test_every_sink_takes_what_it_is_given_and_closes(name: str) -> None:
     with Collector() as collector:
-        sink: Sink = plug("onelane.sinks", name)(collector.environment)
+        sink: Sink = load_plugin("onelane.sinks", name)(collector.environment)
         sink.points(POINTS)
         sink.spans("lobby", "lobby-0", [SPAN])
         sink.logs("lobby", "lobby-0", [RECORD])
@@ -37,5 +37,5 @@ def test_every_sink_takes_what_it_is_given_and_closes(name: str) -> None:
 
 
 def test_a_plug_that_is_not_installed_is_told_with_those_that_are() -> None:
-    with pytest.raises(BadService, match=r"'nope' is not installed; there are \['grpcio', 'memory', 'native'\]"):
-        plug("onelane.listeners", "nope")
+    with pytest.raises(BadService, match=r"'nope' is not installed; installed are \['grpcio', 'memory', 'native'\]"):
+        load_plugin("onelane.listeners", "nope")
