@@ -11,7 +11,7 @@ with atheris.instrument_imports(include=["onelane.wire"]):
     from onelane.wire import framing
     from onelane.wire.framing import BadWire
     from onelane.wire.http2 import Limits
-    from onelane.wire.server import Ended, Gone, Messages, Opened, ServerConnection
+    from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, ServerConnection
 
 LIMITS = Limits(max_streams=8, window=4_096, max_metadata=1_024)
 LARGEST = 2_000
@@ -42,7 +42,7 @@ def receive(data: bytes) -> None:
             elif isinstance(event, Ended):
                 assert event.stream.id not in ended
                 ended.add(event.stream.id)
-            elif isinstance(event, Gone):
+            elif isinstance(event, ConnectionLost):
                 is_over = True
         wire.take()
         assert wire.http2.is_over or not is_over

@@ -18,7 +18,7 @@ from onelane.wire.http2 import (
     PingAcknowledged,
     ResponseReceived,
     StreamClosed,
-    StreamGone,
+    StreamEnded,
     StreamReset,
     TrailersReceived,
 )
@@ -103,7 +103,7 @@ class Exchange:
 
     def put(self, piece: bytes, *, end: bool = False) -> None:
         """Add a frame to what the next `write` sends. Goes nowhere once the server has ended the stream."""
-        with suppress(StreamGone):
+        with suppress(StreamEnded):
             self._http2.send_data(self._stream, piece, end_stream=end)
         # Taken at once: pieces that are queued together leave as one frame.
         self._unsent += self._http2.take()

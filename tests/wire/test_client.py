@@ -116,15 +116,15 @@ def test_a_message_that_may_not_be_ends_the_call(limit: int, message: bytes, cod
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "untouched"),
+    ("error", "code", "unprocessed"),
     [(ErrorCode.REFUSED_STREAM, 14, True), (ErrorCode.CANCEL, 1, False), (ErrorCode.ENHANCE_YOUR_CALM, 8, False)],
 )
-def test_a_reset_is_a_status(error: int, code: int, untouched: bool) -> None:
+def test_a_reset_is_a_status(error: int, code: int, unprocessed: bool) -> None:
     pair = Pair()
     pair.call()
     pair.server.http2.reset(pair.asked_stream.id, error)
     pair.pass_bytes()
-    assert [(end.code, end.untouched) for end in pair.of(Finished)] == [(code, untouched)]
+    assert [(end.code, end.unprocessed) for end in pair.of(Finished)] == [(code, unprocessed)]
 
 
 def test_cancelling_tells_the_server_and_is_not_answered() -> None:
@@ -148,7 +148,7 @@ def test_what_came_too_late_for_a_server_that_goes_away_may_be_sent_again() -> N
     pair.seen += pair.client.receive(farewell)
     assert not pair.client.can_call
     assert len(pair.of(GoingAway)) == 1
-    assert {end.stream for end in pair.of(Finished) if end.untouched} == {late, later}
+    assert {end.stream for end in pair.of(Finished) if end.unprocessed} == {late, later}
     assert [event for event in pair.server.receive(sent) if isinstance(event, server.Opened)] == []
     pair.server.answer(pair.asked_stream, b"well")
     pair.pass_bytes()

@@ -17,7 +17,7 @@ from onelane.wire.http2 import (
     StreamReset,
     TrailersReceived,
 )
-from onelane.wire.server import Ended, Gone, Messages, Opened, ServerConnection
+from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, ServerConnection
 
 REQUEST = [
     (b":method", b"POST"),
@@ -251,7 +251,7 @@ def test_a_client_that_does_not_read_is_seen_in_what_is_queued() -> None:
 def test_garbage_ends_the_connection_and_raises_nothing() -> None:
     server = ServerConnection(Limits(), max_message=10)
     events = server.receive(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
-    assert isinstance(events[-1], Gone)
+    assert isinstance(events[-1], ConnectionLost)
     assert server.receive(b"more") == []
 
 
@@ -328,7 +328,7 @@ def test_a_header_bomb_ends_the_connection() -> None:
     wire = Wire(Limits(max_metadata=2_000))
     wire.request(headers=[*REQUEST, (b"x-bomb", b"x" * 20_000)])
     assert wire.of(Opened) == []
-    assert len(wire.of(Gone)) == 1
+    assert len(wire.of(ConnectionLost)) == 1
 
 
 def test_going_away_takes_no_new_stream_and_finishes_the_old() -> None:

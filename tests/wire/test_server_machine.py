@@ -23,7 +23,7 @@ from onelane.wire.http2 import (
     StreamReset,
     TrailersReceived,
 )
-from onelane.wire.server import Ended, Gone, Messages, Opened, ServerConnection, Stream
+from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, ServerConnection, Stream
 
 from tests.wire.test_server import REQUEST
 
@@ -161,7 +161,7 @@ class Wire(RuleBasedStateMachine):
         self.up += self.client.take()
         piece, self.up = bytes(self.up[:length]), self.up[length:]
         for event in self.server.receive(piece):
-            assert not isinstance(event, Gone)
+            assert not isinstance(event, ConnectionLost)
             if isinstance(event, Opened):
                 self.streams[event.stream.id].opened += 1
                 self.at_server[event.stream.id] = event.stream

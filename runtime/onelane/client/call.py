@@ -30,7 +30,7 @@ once, and one that never left as often as need be; this is one number for both."
 class ClientCall(grpc.aio.Call):
     """What all four shapes share."""
 
-    one_answer: bool
+    single_response: bool
 
     def __init__(
         self,
@@ -273,7 +273,7 @@ class ClientCall(grpc.aio.Call):
 class _OneAnswer(ClientCall):
     """Awaited for its one answer."""
 
-    one_answer = True
+    single_response = True
     _answer: Any = None
     _has_answer = False
 
@@ -305,7 +305,7 @@ class _OneAnswer(ClientCall):
 class _ManyAnswers(ClientCall):
     """Read message by message. What is not read holds the server back."""
 
-    one_answer = False
+    single_response = False
     _iterating: AsyncIterator[Any] | None = None
 
     async def read(self) -> Any:
@@ -348,7 +348,7 @@ class _OneRequest(ClientCall):
         self.connection = connection
         limit = self._channel.dialling.max_message_bytes
         self.stream = connection.wire.call(self.headers, self.request, self, limit=limit)
-        self.stream.one_answer = self.one_answer
+        self.stream.single_response = self.single_response
         connection.flush_soon()
         self._wake()
 
@@ -378,7 +378,7 @@ class _ManyRequests(ClientCall):
         self.attempts += 1
         self.connection = connection
         self.stream = connection.wire.open(self.headers, self, limit=self._channel.dialling.max_message_bytes)
-        self.stream.one_answer = self.one_answer
+        self.stream.single_response = self.single_response
         if self._ended_here:
             connection.wire.end(self.stream)
         connection.flush_soon()

@@ -11,10 +11,10 @@ from onelane.wire.client import (
     Answered,
     ClientConnection,
     ClientStream,
+    ConnectionLost,
     Event,
     Finished,
     GoingAway,
-    Gone,
     Messages,
     Pong,
     Ready,
@@ -114,7 +114,7 @@ class Connection(WireProtocol[ClientConnection]):
                 case GoingAway(error, debug):
                     self._reason = f"the server is going away ({error} {debug})".rstrip(" )") + ")"
                     self._owner.leave(self)
-                case Gone(reason):
+                case ConnectionLost(reason):
                     self._reason = reason
                     self.abort()
                 case Pong():
@@ -159,7 +159,7 @@ class Connection(WireProtocol[ClientConnection]):
 
     def _finished(self, event: Finished) -> None:
         call = event.stream.call
-        if event.untouched and call.can_repeat:
+        if event.unprocessed and call.can_repeat:
             self._owner.start(call)
             return
         call.finish(event.code, event.details, event.trailers)

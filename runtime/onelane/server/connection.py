@@ -25,7 +25,7 @@ from onelane.wire import framing
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
-from onelane.wire.server import Ended, Gone, Messages, Opened, Pong, ServerConnection, Stream, Writable
+from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, Pong, ServerConnection, Stream, Writable
 
 GOAWAY_S = 1.0
 """How long the client may take to acknowledge a GOAWAY before its connection closes."""
@@ -180,7 +180,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
                 self.pinged_at = 0.0
                 if self._goaway_acknowledged is not None and not self._goaway_acknowledged.done():
                     self._goaway_acknowledged.set_result(None)
-            elif kind is Gone:
+            elif kind is ConnectionLost:
                 self.is_closing = True
         # Not at once: the answers of one turn of the loop leave together, and wake the client once.
         self.flush_soon()

@@ -1,7 +1,8 @@
-"""The client's end of one gRPC connection, sans-I/O: calls out, bytes both ways, answers in.
+"""The client's end of one gRPC connection, sans-I/O: it turns calls into bytes, and received bytes into events.
 
-Promises: what a server sends never raises; every opened stream ends in exactly one `Finished`, or with the connection
-in `Gone`. A stream that the server surely never looked at says so, and may be sent again.
+Promises: nothing that a server sends raises; every opened stream ends in exactly one `Finished`, or with the connection
+in `ConnectionLost`. `Finished.unprocessed` marks a call that the server has certainly not begun, so that it can be
+sent again.
 """
 
 from dataclasses import dataclass
@@ -25,46 +26,47 @@ from onelane.wire.http2 import (
     WindowUpdated,
 )
 
-PLAIN_KEPT = 8
+MAX_PLAIN_HEADERS = 8
+"""Different header blocks without metadata that one connection remembers."""
 
 
 class ClientStream:
-    """One call on the wire."""
+    """One call, as a stream of the connection."""
 
-    __slots__ = ("_deframer", "answered", "call", "encoding", "ended", "id", "limit", "one_answer", "unread")
+    __slots__ = ("_deframer", "answered", "call", "encoding", "ended", "id", "limit", "single_response", "unread")
 
     def __init__(self, number: int, call: Any, limit: int) -> None:
         self.id = number
         self.call = call
-        """Whatever the channel keeps here."""
+        """The channel's own object for the call; opaque here."""
         self.limit = limit
         self.encoding = b""
         self.answered = False
-        """The server's headers have come."""
+        """The server's headers have arrived."""
         self.ended = False
         """This end has sent its last message."""
-        self.one_answer = False
-        """Its caller waits for the end alone: initial metadata that say nothing are not told."""
+        self.single_response = False
+        """The response is unary: its headers cause no `Answered` if they hold no metadata."""
         self.unread = 0
         """Bytes received that have not been acknowledged."""
         self._deframer: Deframer | None = None
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
-            if framing.whole(data, self.limit):
+            if framing.is_one_message(data, self.limit):
                 return [data[framing.PREFIX :]]
             self._deframer = Deframer(limit=self.limit, encoding=self.encoding)
         return self._deframer.feed(data)
 
     @property
     def is_whole(self) -> bool:
-        """No message has been cut off."""
+        """Whether no message is incomplete."""
         return self._deframer is None or self._deframer.is_between
 
 
 @dataclass(slots=True)
 class Ready:
-    """The server has said hello: calls may be sent."""
+    """The server's first SETTINGS have arrived: calls may be sent."""
 
 
 @dataclass(slots=True)
@@ -77,7 +79,7 @@ class Answered:
 
 @dataclass(slots=True)
 class Messages:
-    """Whole messages have come."""
+    """Complete messages have arrived."""
 
     stream: ClientStream
     messages: list[bytes]
@@ -85,19 +87,19 @@ class Messages:
 
 @dataclass(slots=True)
 class Finished:
-    """A call is over, with its status."""
+    """A call has ended with this status."""
 
     stream: ClientStream
     code: int
     details: str
     trailers: Metadata = ()
-    untouched: bool = False
-    """The server has surely not looked at it."""
+    unprocessed: bool = False
+    """The server has certainly not begun the call, so it can be repeated (gRFC A6, transparent retries)."""
 
 
 @dataclass(slots=True)
 class GoingAway:
-    """The server takes no further calls here; those that are open go on."""
+    """The server has sent GOAWAY: it accepts no further calls here; open calls go on."""
 
     error: int
     debug: str
@@ -105,22 +107,22 @@ class GoingAway:
 
 @dataclass(slots=True)
 class Writable:
-    """The server reads again, or lets more calls in."""
+    """The server's flow control, or its limit of concurrent calls, may have room again."""
 
 
 @dataclass(slots=True)
 class Pong:
-    """Our ping has been answered."""
+    """The server has acknowledged our ping."""
 
 
 @dataclass(slots=True)
-class Gone:
-    """The connection is over."""
+class ConnectionLost:
+    """The connection has ended; so have the calls that are still open."""
 
     reason: str
 
 
-Event = Ready | Answered | Messages | Finished | GoingAway | Writable | Pong | Gone
+Event = Ready | Answered | Messages | Finished | GoingAway | Writable | Pong | ConnectionLost
 
 
 class ClientConnection:
@@ -130,15 +132,15 @@ class ClientConnection:
         self.http2 = Http2(server=False, limits=limits)
         self.streams: dict[int, ClientStream] = {}
         self.going_away = False
-        self._untaken: list[int] = []
-        """Streams that were opened and have not left: a GOAWAY that comes first keeps libnghttp2 from sending them."""
-        self._greeted = False
-        self._most_streams = 0
-        self._plain: set[Any] = set()
-        """Answers' headers that say nothing of their own: servers send the same with each."""
+        self._unsent: list[int] = []
+        """Streams opened since the last `take`. If a GOAWAY arrives first, libnghttp2 never sends them."""
+        self._has_settings = False
+        self._max_streams = 0
+        self._plain_headers: set[Any] = set()
+        """Response headers without metadata, seen before: most servers send the same block with every response."""
 
     def receive(self, data: bytes) -> list[Event]:
-        """Take bytes from the server; what they amount to, in order."""
+        """Take bytes from the server; returns the events in them, in order."""
         events: list[Event] = []
         for event in self.http2.receive(data):
             kind = type(event)
@@ -153,32 +155,32 @@ class ClientConnection:
             elif kind is WindowUpdated:
                 events.append(Writable())
             else:
-                self._of_connection(event, events)
+                self._connection_event(event, events)
         return events
 
     def take(self) -> bytes:
         """The bytes to send now."""
-        self._untaken.clear()
+        self._unsent.clear()
         return self.http2.take()
 
     # Calls
 
     def call(self, headers: Headers, message: bytes, call: Any, *, limit: int) -> ClientStream:
-        """Send a whole unary request. `message` is framed; `limit` is of the messages that come back, in bytes."""
+        """Send a unary request. message: framed. limit: bytes of the largest response message."""
         http2 = self.http2
         number = http2.send_request(headers)
         http2.send_data(number, message, end_stream=True)
         stream = ClientStream(number, call, limit)
         stream.ended = True
         self.streams[number] = stream
-        self._untaken.append(number)
+        self._unsent.append(number)
         return stream
 
     def open(self, headers: Headers, call: Any, *, limit: int) -> ClientStream:
-        """Begin a call whose messages follow."""
+        """Begin a call whose messages are sent later. limit: bytes of the largest response message."""
         stream = ClientStream(self.http2.send_request(headers), call, limit)
         self.streams[stream.id] = stream
-        self._untaken.append(stream.id)
+        self._unsent.append(stream.id)
         return stream
 
     def send_message(self, stream: ClientStream, message: bytes) -> None:
@@ -187,34 +189,34 @@ class ClientConnection:
             self.http2.send_data(stream.id, message)
 
     def end(self, stream: ClientStream) -> None:
-        """Say that no message will follow."""
+        """Half-close a call: no message will follow."""
         stream.ended = True
         if stream.id in self.streams:
             self.http2.end_stream(stream.id)
 
     def cancel(self, stream: ClientStream) -> None:
-        """End a call from this side."""
+        """Cancel a call: reset its stream."""
         if self.streams.pop(stream.id, None) is not None:
             self._acknowledge(stream)
             self.http2.reset(stream.id, ErrorCode.CANCEL)
 
     def consumed(self, stream: ClientStream) -> None:
-        """The reader has taken what came: let the server send as much more."""
+        """The reader has taken the received messages: let the server send as many bytes again."""
         if stream.unread and stream.id in self.streams:
             self._acknowledge(stream)
 
     def abandon(self) -> list[ClientStream]:
-        """The connection is lost: the streams that it takes with it, which nothing ends any more."""
+        """Forget all streams, since the connection is lost; returns the streams for the caller to end."""
         streams = list(self.streams.values())
         self.streams.clear()
         return streams
 
     @property
     def can_call(self) -> bool:
-        """One more call may be sent here now."""
-        return not self.going_away and len(self.streams) < self._most_streams and self.http2.can_open
+        """Whether one more call may be sent here now."""
+        return not self.going_away and len(self.streams) < self._max_streams and self.http2.can_open
 
-    # What came
+    # Received events
 
     def _answered(self, event: Any, events: list[Event]) -> None:
         stream = self.streams.get(event.stream_id)
@@ -224,8 +226,8 @@ class ClientConnection:
             self._finished(event.stream_id, event.headers, events)
             return
         stream.answered = True
-        if event.headers in self._plain:
-            if not stream.one_answer:
+        if event.headers in self._plain_headers:
+            if not stream.single_response:
                 events.append(Answered(stream, ()))
             return
         self._first_answer(stream, event.headers, events)
@@ -250,8 +252,8 @@ class ClientConnection:
             self._drop(stream, error.code, str(error), events)
             return
         events.append(Answered(stream, metadata))
-        if not metadata and not stream.encoding and len(self._plain) < PLAIN_KEPT:
-            self._plain.add(headers)
+        if not metadata and not stream.encoding and len(self._plain_headers) < MAX_PLAIN_HEADERS:
+            self._plain_headers.add(headers)
 
     def _data(self, event: Any, events: list[Event]) -> None:
         data = event.data
@@ -268,7 +270,7 @@ class ClientConnection:
         if messages or stream.unread:
             stream.unread += len(data)
         else:
-            # Part of a message, and nothing else to read: `limit` bounds it, so let the server send the rest.
+            # An incomplete message, which no reader can take: `limit` bounds it, so let the server send the rest.
             self.http2.acknowledge(len(data), stream.id)
         if messages:
             events.append(Messages(stream, messages))
@@ -294,28 +296,28 @@ class ClientConnection:
         self._acknowledge(stream)
         code = framing.status_of_reset(error) if error else framing.UNKNOWN
         text = f"Received RST_STREAM with error code {error}"
-        events.append(Finished(stream, code, text, untouched=error == ErrorCode.REFUSED_STREAM))
+        events.append(Finished(stream, code, text, unprocessed=error == ErrorCode.REFUSED_STREAM))
 
-    def _of_connection(self, event: Any, events: list[Event]) -> None:
+    def _connection_event(self, event: Any, events: list[Event]) -> None:
         kind = type(event)
         if kind is SettingsReceived:
-            self._most_streams = self.http2.most_streams()
-            events.append(Writable() if self._greeted else Ready())
-            self._greeted = True
+            self._max_streams = self.http2.max_streams()
+            events.append(Writable() if self._has_settings else Ready())
+            self._has_settings = True
         elif kind is PingAcknowledged:
             events.append(Pong())
         elif kind is GoAwayReceived:
             self.going_away = True
             events.append(GoingAway(event.error_code, event.debug_data.decode("latin-1")))
             last = event.last_stream_id
-            for stream in [s for n, s in self.streams.items() if n > last or n in self._untaken]:
+            for stream in [s for number, s in self.streams.items() if number > last or number in self._unsent]:
                 del self.streams[stream.id]
-                events.append(Finished(stream, framing.UNAVAILABLE, "the server is going away", untouched=True))
+                events.append(Finished(stream, framing.UNAVAILABLE, "the server is going away", unprocessed=True))
         elif kind is Closed:
-            events.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
+            events.append(ConnectionLost(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
 
     def _drop(self, stream: ClientStream, code: int, details: str, events: list[Event]) -> None:
-        """End a stream that makes no sense any more."""
+        """End a stream on which the server has broken the protocol."""
         if self.streams.pop(stream.id, None) is not None:
             self._acknowledge(stream)
             self.http2.reset(stream.id, ErrorCode.CANCEL)
@@ -328,7 +330,7 @@ class ClientConnection:
 
 
 def _status(stream: ClientStream, headers: tuple[tuple[bytes, bytes], ...]) -> Finished:
-    """The end of a call, from its trailers, or from the headers that were all of its answer."""
+    """The end of a call, from its trailers, or from the headers of a trailers-only response."""
     fields = dict(headers)
     code = fields.get(b"grpc-status")
     try:

@@ -1,7 +1,7 @@
-"""HTTP/2 by libnghttp2: the only file that imports ngh2, behind what gRPC needs of it.
+"""HTTP/2 by libnghttp2, as far as gRPC needs it. The only file that imports ngh2.
 
-Framing, HPACK, flow control and the limits against abuse are libnghttp2's. A connection never raises for what a peer
-sends: it ends, with `Closed` as its last event.
+Framing, HPACK, flow control and the limits against abuse are libnghttp2's. Nothing that a peer sends makes a connection
+raise: it ends, with `Closed` as its last event.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,8 @@ from ngh2.events import (
 )
 from ngh2.exceptions import ConnectionStateError, NGH2Error, StreamProtocolError
 
+from onelane.wire.framing import Headers
+
 __all__ = [
     "Closed",
     "DataReceived",
@@ -39,7 +41,7 @@ __all__ = [
     "ResponseReceived",
     "SettingsReceived",
     "StreamClosed",
-    "StreamGone",
+    "StreamEnded",
     "StreamReset",
     "TrailersReceived",
     "WindowUpdated",
@@ -47,25 +49,24 @@ __all__ = [
 
 Closed = ConnectionClosed
 UNLIMITED = 2**31 - 1
-StreamGone = StreamProtocolError
-"""Raised by what sends on a stream that has ended meanwhile."""
-Headers = list[tuple[bytes, bytes]]
+StreamEnded = StreamProtocolError
+"""Raised by every `send_` method, and by `end_stream`, if the stream has ended meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one connection may cost."""
+    """Limits on what a peer may make one connection hold."""
 
     max_streams: int = 1024
-    """Calls at once that the peer may open."""
+    """Concurrent streams that the peer may open."""
     window: int = 1024 * 1024
-    """Bytes of one stream that the peer may send ahead of its reader."""
+    """Flow-control window of one stream: bytes that the peer may send before they are acknowledged."""
     connection_window: int = 4 * 1024 * 1024
-    """The same, of all streams together."""
+    """Flow-control window of the connection: the same for all streams together."""
     max_metadata: int = 16 * 1024
     """Bytes of one header block, decoded. Four times as much ends the connection."""
     resets: tuple[int, int] = (1000, 33)
-    """Streams that the peer may reset: a burst, and a rate for each second."""
+    """Streams that the peer may reset: as a burst, and per second."""
 
 
 class Http2:
@@ -85,7 +86,7 @@ class Http2:
             ),
         )
         self.is_over = False
-        """Nothing will be read or written any more; so from the `take` that returned the last bytes."""
+        """Nothing more is read or written. Set by the `take` that returns the last bytes."""
         settings = {
             Setting.INITIAL_WINDOW_SIZE: limits.window,
             Setting.MAX_HEADER_LIST_SIZE: limits.max_metadata,
@@ -96,7 +97,7 @@ class Http2:
         )
         self._connection.initiate_connection(settings)
         self._connection.set_local_window_size(limits.connection_window)
-        # Bound once: these run for every call.
+        # Bound methods of the connection, looked up once: they run for every call.
         self.send_response: Callable[..., None] = self._connection.send_response
         self.send_data: Callable[..., None] = self._connection.send_data
         self.send_trailers: Callable[..., None] = self._connection.send_trailers
@@ -104,7 +105,7 @@ class Http2:
         self._acknowledge: Callable[..., None] = self._connection.acknowledge_received_data
 
     def receive(self, data: bytes) -> list[Any]:
-        """Take bytes from the peer; what they amount to."""
+        """Take bytes from the peer; returns the events in them."""
         if self.is_over:
             return []
         try:
@@ -124,61 +125,61 @@ class Http2:
             self._end()
             return b""
         if not self._connection.want_read:
-            # That was the last: the peer broke HTTP/2 and has been told, or all is said and done.
+            # The last bytes: a GOAWAY for a protocol error of the peer, or the end after an orderly shutdown.
             self._end()
         return data
 
     def send_request(self, headers: Headers, *, end_stream: bool = False) -> int:
-        """Open a stream; its number."""
+        """Open a stream; returns its number."""
         return self._connection.send_request(headers, end_stream=end_stream)
 
     def acknowledge(self, amount: int, stream: int) -> None:
-        """Let the peer send `amount` bytes more, on one stream and on the connection."""
+        """Let the peer send `amount` more bytes, on one stream and on the connection."""
         try:
             self._acknowledge(amount, stream)
         except ConnectionStateError:
-            # It ends: nobody waits for that any more.
+            # The connection is ending: the peer waits for no window.
             return
 
     def reset(self, stream: int, error: int) -> None:
-        self._say(self._connection.reset_stream, stream, error)
+        self._send_control(self._connection.reset_stream, stream, error)
 
     def ping(self, payload: bytes) -> None:
-        self._say(self._connection.ping, payload)
+        self._send_control(self._connection.ping, payload)
 
     def shutdown_notice(self) -> None:
-        """Say that this end will go away; streams that the peer has opened meanwhile are still taken."""
-        self._say(self._connection.send_shutdown_notice)
+        """Announce a GOAWAY; streams that the peer opens until it has read this are still accepted."""
+        self._send_control(self._connection.send_shutdown_notice)
 
     def go_away(self, error: int = 0) -> None:
-        """Take no further stream; those that are open go on."""
-        self._say(self._connection.send_goaway, error)
+        """Send GOAWAY: accept no further stream; open streams go on."""
+        self._send_control(self._connection.send_goaway, error)
 
     def terminate(self, error: int = 0) -> None:
-        """End the connection as soon as what is queued has been sent."""
-        self._say(self._connection.terminate_connection, error)
+        """End the connection as soon as the queued frames have been sent."""
+        self._send_control(self._connection.terminate_connection, error)
 
     def queued(self, stream: int) -> int:
-        """Bytes of one stream's messages that the peer's windows hold back."""
+        """Bytes of one stream that wait for the peer's flow-control windows."""
         return 0 if self.is_over else self._connection.queued_body_size(stream)
 
     @property
     def can_open(self) -> bool:
-        """The peer lets us open one more stream now."""
+        """Whether the peer's limits allow one more stream now."""
         return not self.is_over and self._connection.can_send_request
 
-    def most_streams(self) -> int:
-        """Calls at once that the peer allows, by the settings that it has sent last."""
+    def max_streams(self) -> int:
+        """The peer's SETTINGS_MAX_CONCURRENT_STREAMS."""
         return self._connection.remote_settings.get(Setting.MAX_CONCURRENT_STREAMS, UNLIMITED)
 
-    def _say(self, what: Callable[..., None], *about: Any) -> None:
-        """Say something about the connection, unless it is over, or has begun to end."""
+    def _send_control(self, send: Callable[..., None], *arguments: Any) -> None:
+        """Send a frame of the connection's own, unless the connection is over or has begun to end."""
         if not self.is_over:
             with suppress(NGH2Error):
-                what(*about)
+                send(*arguments)
 
     def _end(self) -> None:
-        """What is still sent goes nowhere, and raises nothing: it may be an answer that came too late."""
+        """Let every later `send_` do nothing: a call may be answered after its connection is lost."""
         self.is_over = True
         self.send_response = self.send_data = self.send_trailers = self.end_stream = self._acknowledge = _nothing
 

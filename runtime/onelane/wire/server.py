@@ -1,8 +1,8 @@
-"""The server's end of one gRPC connection, sans-I/O: bytes in, calls out.
+"""The server's end of one gRPC connection, sans-I/O: it turns received bytes into calls, and answers into bytes.
 
-Promises: what a peer sends never raises; a stream that breaks gRPC's rules is answered with its status and goes on
-nowhere; every opened stream ends in exactly one `Ended` or in this end's answer. An answer to a stream that has ended
-meanwhile, or on a connection that has, goes nowhere.
+Promises: nothing that a client sends raises; a stream that breaks gRPC's rules is answered with a status; every opened
+stream ends in exactly one `Ended` or in this end's answer. An answer on a stream or connection that has ended is
+dropped.
 """
 
 from contextlib import suppress
@@ -21,7 +21,7 @@ from onelane.wire.http2 import (
     PingAcknowledged,
     RequestReceived,
     StreamClosed,
-    StreamGone,
+    StreamEnded,
     StreamReset,
     TrailersReceived,
     WindowUpdated,
@@ -29,12 +29,12 @@ from onelane.wire.http2 import (
 
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 FIELD_OVERHEAD = 32
-"""What RFC 9113 counts for each header field beside its bytes."""
+"""Bytes that RFC 9113 (6.5.2) adds to the size of each header field."""
 _OK: Headers = [(b"grpc-status", b"0")]
 
 
 class Stream:
-    """One call on the wire."""
+    """One call, as a stream of the connection."""
 
     __slots__ = (
         "_deframer",
@@ -57,14 +57,14 @@ class Stream:
         self.limit = limit
         self.path = self.fields.get(b":path", b"")
         self.ended = False
-        """The client has sent its last message."""
+        """The client has half-closed the stream: no message will follow."""
         self.sent_headers = False
         self.encoding = b""
         """The `grpc-encoding` of the answer, set before its headers; b"" for none."""
         self.unread = 0
         """Bytes received that have not been acknowledged."""
         self.call: Any = None
-        """Whatever the listener keeps here."""
+        """The listener's own object for the call; opaque here."""
         self._deframer: Deframer | None = None
 
     def value(self, name: bytes) -> bytes:
@@ -73,96 +73,95 @@ class Stream:
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
-            if framing.whole(data, self.limit):
+            if framing.is_one_message(data, self.limit):
                 return [data[framing.PREFIX :]]
             self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"))
         return self._deframer.feed(data)
 
     @property
     def is_whole(self) -> bool:
-        """No message has been cut off."""
+        """Whether no message is incomplete."""
         return self._deframer is None or self._deframer.is_between
 
     def metadata(self) -> tuple[Metadata, float | None]:
-        """The application's metadata, and the seconds that the client gives the call.
+        """The application's metadata, and the timeout of the call in seconds; None without one.
 
         Raises:
-            BadWire: one of them is malformed.
+            BadWire: the metadata or the timeout is malformed.
         """
         timeout = self.fields.get(b"grpc-timeout")
-        metadata = () if self.fields.keys() <= framing.OURS else framing.read_metadata(self.headers)
+        metadata = () if self.fields.keys() <= framing.RESERVED else framing.read_metadata(self.headers)
         return metadata, None if timeout is None else framing.read_timeout(timeout)
 
 
 @dataclass(slots=True)
 class Opened:
-    """A call has begun: its headers are there."""
+    """A call has begun: its headers have arrived."""
 
     stream: Stream
     message: bytes | None = None
-    """Its one message, where that and the client's last word have come in one piece, as nearly every unary call does;
-    no `Messages` follow. Only where it was asked for."""
+    """The only message, if it and the end of the stream arrived with the headers, as in nearly every unary call; no
+    `Messages` follow. None unless the connection `joins`."""
 
 
 @dataclass(slots=True)
 class Messages:
-    """Whole messages have come, or the client's last word, or both: at most one event a read for each stream, whatever
-    frames they came in."""
+    """Complete messages, or the end of the stream, or both, have arrived. At most one per stream and `receive`."""
 
     stream: Stream
     messages: list[bytes]
     last: bool = False
-    """The client has said its last word."""
+    """The client has half-closed the stream: no message will follow."""
 
 
 @dataclass(slots=True)
 class Ended:
-    """The client has ended a call before it was answered."""
+    """The client has reset the stream of a call before it was answered, or has broken the protocol on it."""
 
     stream: Stream
 
 
 @dataclass(slots=True)
-class Gone:
-    """The connection is over."""
+class ConnectionLost:
+    """The connection has ended; so have the calls that are still open."""
 
     reason: str
 
 
 @dataclass(slots=True)
 class Writable:
-    """The peer reads again: streams that were held back may have room."""
+    """The client's flow control may have room again."""
 
 
 @dataclass(slots=True)
 class Pong:
-    """Our ping has been answered."""
+    """The client has acknowledged our ping."""
 
 
-Event = Opened | Messages | Ended | Gone | Writable | Pong
+Event = Opened | Messages | Ended | ConnectionLost | Writable | Pong
 
 
 class ServerConnection:
     """See the module. `receive` and `take` move bytes; the rest answers calls."""
 
     def __init__(self, limits: Limits, *, max_message: int, joins: bool = False) -> None:
-        """joins: tell a call whose one message comes with its headers by one event."""
+        """joins: report a call whose only message arrives together with its headers by one event, `Opened`."""
         self._joins = joins
         self.http2 = Http2(server=True, limits=limits)
         self.streams: dict[int, Stream] = {}
         self._answered_early: list[int] = []
-        self._taken = b""
+        self._unsent = b""
         self._max_message = max_message
         self._max_metadata = limits.max_metadata
 
     def receive(self, data: bytes) -> list[Event]:
-        """Take bytes from the client; what they amount to, in order."""
+        """Take bytes from the client; returns the events in them, in order."""
         events: list[Event] = []
         resets = False
         fresh: dict[int, Opened] = {}
-        """Calls whose headers are among these bytes, and so far nothing else."""
+        """Calls of whose streams only the headers have arrived, and in these bytes."""
         arrived: dict[int, Messages] = {}
-        """Of each stream, what of it is among these bytes."""
+        """The event of each stream whose messages are in these bytes."""
         for event in self.http2.receive(data):
             kind = type(event)
             if kind is RequestReceived:
@@ -171,9 +170,9 @@ class ServerConnection:
                     fresh[event.stream_id] = opened
             elif kind is DataReceived:
                 if event.end_stream and fresh:
-                    # Written out: this is the path of nearly every unary call.
+                    # Inlined: this is the path of nearly every unary call.
                     opened, data = fresh.get(event.stream_id), event.data
-                    if opened is not None and framing.whole(data, self._max_message):
+                    if opened is not None and framing.is_one_message(data, self._max_message):
                         stream = opened.stream
                         stream.ended = True
                         stream.unread = len(data)
@@ -183,7 +182,7 @@ class ServerConnection:
                     fresh.pop(event.stream_id, None)
                 self._data(event.stream_id, event.data, event.end_stream, events, arrived)
             elif kind is TrailersReceived:
-                # gRPC has no use for a client's trailers, but they are its last word.
+                # gRPC does not use trailers of a client, but they end the stream.
                 self._data(event.stream_id, b"", True, events, arrived)
             elif kind is StreamReset or kind is StreamClosed:
                 resets = resets or kind is StreamReset
@@ -196,79 +195,79 @@ class ServerConnection:
             elif kind is PingAcknowledged:
                 events.append(Pong())
             elif kind is Closed:
-                events.append(Gone(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
+                events.append(ConnectionLost(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
         if resets:
-            # libnghttp2 ends a connection with too many resets only once its GOAWAY is taken, and a loop that reads on
-            # before it writes would go on opening streams.
-            self._taken += self.http2.take()
+            # libnghttp2 ends a connection with too many resets only once its GOAWAY is taken. Without this, a server
+            # that reads on before it writes would open further streams.
+            self._unsent += self.http2.take()
         return events
 
     def take(self) -> bytes:
         """The bytes to send now."""
         data = self.http2.take()
-        if self._taken:
-            data, self._taken = self._taken + data, b""
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
         return data if not self._answered_early else data + self._reset_answered()
 
     # Answers
 
     def answer(self, stream: Stream, message: bytes) -> None:
-        """The whole answer of a unary call that went well."""
+        """Answer a unary call with a message and the status OK."""
         http2 = self.http2
         number = stream.id
         try:
             http2.send_response(number, _RESPONSE)
             http2.send_data(number, b"\0" + len(message).to_bytes(4, "big") + message)
             http2.send_trailers(number, _OK)
-        except StreamGone:
+        except StreamEnded:
             pass
-        self._left(stream)
+        self._forget(stream)
 
     def send_headers(self, stream: Stream, metadata: Metadata = ()) -> None:
-        """Initial metadata; once."""
+        """Send the initial metadata, unless they have been sent."""
         if not stream.sent_headers:
             more = framing.write_metadata(metadata) if metadata else []
             stream.sent_headers = True
             if stream.encoding:
                 more.append((b"grpc-encoding", stream.encoding))
-            with suppress(StreamGone):
+            with suppress(StreamEnded):
                 self.http2.send_response(stream.id, [*_RESPONSE, *more])
 
     def send_message(self, stream: Stream, message: bytes) -> None:
-        """One framed message, after the headers."""
+        """Send one framed message, after the headers."""
         self.send_headers(stream)
-        with suppress(StreamGone):
+        with suppress(StreamEnded):
             self.http2.send_data(stream.id, message)
 
     def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> None:
-        """The status, and so the end of the call; as headers alone where nothing was sent before."""
+        """End the call with a status: in trailers, or as a trailers-only response if nothing was sent before."""
         headers: Headers = [(b"grpc-status", b"%d" % code)]
         if details:
             headers.append((b"grpc-message", framing.write_message(details)))
         if code == framing.UNIMPLEMENTED:
-            # compression.md: who used an encoding that is not known here learns which are.
+            # compression.md: a client that used an unknown encoding is told the supported ones.
             headers.append((b"grpc-accept-encoding", framing.ENCODINGS))
         if trailers:
             headers += framing.write_metadata(trailers)
-        with suppress(StreamGone):
+        with suppress(StreamEnded):
             if stream.sent_headers:
                 self.http2.send_trailers(stream.id, headers)
             else:
                 self.http2.send_response(stream.id, [*_RESPONSE, *headers], end_stream=True)
-        self._left(stream)
+        self._forget(stream)
 
     def consumed(self, stream: Stream) -> None:
-        """The reader has taken what came: let the client send as much more."""
+        """The reader has taken the received messages: let the client send as many bytes again."""
         if stream.unread and stream.id in self.streams:
             self._acknowledge(stream)
 
     def refuse(self, stream: Stream) -> None:
-        """Reset a stream that was not looked at, so that the client may send it elsewhere at once."""
+        """Reset a stream that was not processed, so that the client may send it elsewhere at once."""
         self.streams.pop(stream.id, None)
         self._acknowledge(stream)
         self.http2.reset(stream.id, ErrorCode.REFUSED_STREAM)
 
-    # What came
+    # Received events
 
     def _open(
         self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, events: list[Event]
@@ -294,14 +293,14 @@ class ServerConnection:
         return opened
 
     def _not_grpc(self, stream: Stream, headers: Headers) -> None:
-        with suppress(StreamGone):
+        with suppress(StreamEnded):
             self.http2.send_response(stream.id, headers, end_stream=True)
         self._stop_reading(stream)
 
     def _data(self, number: int, data: bytes, ended: bool, events: list[Event], arrived: dict[int, Messages]) -> None:
         stream = self.streams.get(number)
         if stream is None:
-            # Of a call that has been answered already: its bytes count against the connection alone.
+            # The call has been answered already: these bytes count against the connection's window alone.
             self.http2.acknowledge(len(data), number)
             return
         stream.ended = ended
@@ -317,7 +316,7 @@ class ServerConnection:
         if messages or stream.unread:
             stream.unread += len(data)
         else:
-            # Part of a message, and nothing else to read: `limit` bounds it, so let the client send the rest.
+            # An incomplete message, which no reader can take: `limit` bounds it, so let the client send the rest.
             self.http2.acknowledge(len(data), number)
         if not messages and not ended:
             return
@@ -328,26 +327,26 @@ class ServerConnection:
         event.messages += messages
         event.last = ended
 
-    def _left(self, stream: Stream) -> None:
+    def _forget(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)
         self._acknowledge(stream)
         if not stream.ended:
             self._stop_reading(stream)
 
     def _acknowledge(self, stream: Stream) -> None:
-        """Nobody will read the rest of a stream that is over, but it counts against the connection's window."""
+        """Acknowledge the bytes that no reader has taken: they count against the connection's window."""
         if stream.unread:
             self.http2.acknowledge(stream.unread, stream.id)
             stream.unread = 0
 
     def _stop_reading(self, stream: Stream) -> None:
-        """The answer is complete: the rest of the request is of no use. RFC 9113, section 8.1."""
+        """Ask the client to stop sending a request that has been answered. RFC 9113, section 8.1."""
         if not stream.ended:
             self._answered_early.append(stream.id)
 
     def _reset_answered(self) -> bytes:
-        # Only once its answer has left: libnghttp2 drops what a reset overtakes.
-        for number in (sent := [n for n in self._answered_early if not self.http2.queued(n)]):
+        # Only once the answer has been sent: libnghttp2 drops queued frames of a stream that is reset.
+        for number in (sent := [number for number in self._answered_early if not self.http2.queued(number)]):
             self._answered_early.remove(number)
             self.http2.reset(number, ErrorCode.NO_ERROR)
         return self.http2.take() if sent else b""
