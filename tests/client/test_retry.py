@@ -85,7 +85,7 @@ def test_hedging_of_what_may_have_side_effects_is_refused() -> None:
     [
         ({"timeout": "1"}, 'expected a duration such as "0.1s"'),
         ({"retryPolicy": RETRY | {"maxAttempts": 1}}, "greater than or equal to 2"),
-        ({"retryPolicy": RETRY | {"retryableStatusCodes": ["SAD"]}}, "are no statuses"),
+        ({"retryPolicy": RETRY | {"retryableStatusCodes": ["SAD"]}}, "are no gRPC statuses"),
         ({"retryPolicy": RETRY, "hedgingPolicy": {"maxAttempts": 2}}, "both a retryPolicy and a hedgingPolicy"),
         ({"retrypolicy": RETRY}, "retrypolicy"),
     ],

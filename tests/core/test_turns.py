@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from onelane.core.turns import MOST_LINKS, Turn, Turns, holders
+from onelane.core.turns import MAX_LINKS, Turn, Turns, holders
 from onelane.errors import Overloaded
 
 from tests.conftest import Where
@@ -125,13 +125,13 @@ def test_a_guessed_chain_lets_nobody_in() -> None:
 def test_a_chain_names_its_holders_and_is_bounded() -> None:
     turns = made()
     chain = ""
-    for n in range(MOST_LINKS + 3):
+    for n in range(MAX_LINKS + 3):
         turn = turns.enter(f"k{n}", f"p.S/M{n}", "", "one")
         assert turn is not None
         chain = turn.outgoing_chain(chain)
         assert turn.outgoing_chain(chain) == chain
-    assert len(holders(chain)) == MOST_LINKS
-    assert holders(chain)[-1] == f"s-0/p.S/M{MOST_LINKS + 2}"
+    assert len(holders(chain)) == MAX_LINKS
+    assert holders(chain)[-1] == f"s-0/p.S/M{MAX_LINKS + 2}"
 
 
 # Real shards

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from onelane.core.backoff import backoff_s
-from onelane.core.service_config import MOST_ATTEMPTS, RetryThrottling, ServiceConfig
+from onelane.core.service_config import MAX_ATTEMPTS, RetryThrottling, ServiceConfig
 from onelane.errors import BadService
 
 PUSHBACK = "grpc-retry-pushback-ms"
@@ -61,7 +61,7 @@ def policy_of(method: str, level: str, said: ServiceConfig) -> Policy:
             )
         hedging = one.hedgingPolicy
         return Policy(
-            attempts=min(hedging.maxAttempts, MOST_ATTEMPTS),
+            attempts=min(hedging.maxAttempts, MAX_ATTEMPTS),
             codes=hedging.nonFatalStatusCodes,
             hedge_after_s=hedging.hedgingDelay,
             timeout_s=one.timeout,
@@ -77,7 +77,7 @@ def policy_of(method: str, level: str, said: ServiceConfig) -> Policy:
         )
     retry = one.retryPolicy
     return Policy(
-        attempts=min(retry.maxAttempts, MOST_ATTEMPTS),
+        attempts=min(retry.maxAttempts, MAX_ATTEMPTS),
         initial_backoff_s=retry.initialBackoff,
         max_backoff_s=retry.maxBackoff,
         multiplier=retry.backoffMultiplier,

@@ -456,7 +456,7 @@ class _Method:
 
 def _where(target: str) -> dict[str, str | int]:
     """`server.address` and `server.port` of a target."""
-    dialled = addresses.dialled(target)
+    dialled = addresses.parse_target(target)
     if dialled.startswith("unix:"):
         return {"server.address": dialled.removeprefix("unix:")}
     host, port = addresses.split(dialled)

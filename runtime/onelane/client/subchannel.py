@@ -29,10 +29,10 @@ class Subchannel:
 
     def __init__(self, target: str, dialling: Dialling) -> None:
         self.dialling = dialling
-        address = addresses.dialled(target)
+        address = addresses.parse_target(target)
         self.authority = (dialling.authority or ("localhost" if address.startswith("unix:") else address)).encode()
         self.address = (
-            addresses.dialled(dialling.reach.get(address, address)) if dialling.reach is not None else address
+            addresses.parse_target(dialling.reach.get(address, address)) if dialling.reach is not None else address
         )
         self.state = State.IDLE
         self.loop = asyncio.get_running_loop()

@@ -1,13 +1,14 @@
-"""Addresses and targets as text: taken apart, put together, as gRPC writes them."""
+"""Addresses and gRPC targets as text: parse them, and write them as gRPC does."""
 
 import ipaddress
 from typing import Any, Protocol
 
 
 class Transport(Protocol):
-    """The part of `asyncio.BaseTransport` that knows the peer."""
+    """The part of `asyncio.BaseTransport` that `peer` needs."""
 
-    def get_extra_info(self, name: str) -> Any: ...
+    def get_extra_info(self, name: str) -> Any:
+        """`peername` and `sockname`, as asyncio documents them."""
 
 
 def split(address: str) -> tuple[str, int]:
@@ -17,14 +18,15 @@ def split(address: str) -> tuple[str, int]:
 
 
 def join(host: str, port: int) -> str:
+    """The `ip:port` or `[ip6]:port` of a host and port."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def dialled(target: str) -> str:
-    """The `host:port` or `unix:path` of a gRPC target: with `dns:`, `ipv4:`, `ipv6:` or no scheme, or `unix:`.
+def parse_target(target: str) -> str:
+    """The `host:port` or `unix:path` of a gRPC target. Its scheme may be `dns:`, `ipv4:`, `ipv6:`, `unix:` or none.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the target has another scheme, no port, or an authority.
     """
     scheme, colon, rest = target.partition(":")
     if scheme == "unix" and rest:
@@ -38,7 +40,7 @@ def dialled(target: str) -> str:
 
 
 def peer(transport: Transport) -> str:
-    """Who is at the other end, as gRPC writes it: `ipv4:1.2.3.4:5`, `ipv6:[::1]:5`, `unix:path`."""
+    """The address of the peer, as gRPC writes it: `ipv4:1.2.3.4:5`, `ipv6:[::1]:5`, `unix:path`."""
     name = transport.get_extra_info("peername")
     if isinstance(name, tuple):
         return f"ipv6:{join(*name[:2])}" if ":" in name[0] else f"ipv4:{name[0]}:{name[1]}"
@@ -46,11 +48,12 @@ def peer(transport: Transport) -> str:
 
 
 def is_wildcard(host: str) -> bool:
+    """Whether `host` means all addresses of the machine: 0.0.0.0 or ::."""
     return ipaddress.ip_address(host).is_unspecified
 
 
 def reachable(address: str) -> str:
-    """`address` as this machine itself can connect to it: loopback where it listens on all."""
+    """The `ip:port` by which this machine connects to `address`: on loopback if that is a wildcard address."""
     host, port = split(address)
     if not is_wildcard(host):
         return address

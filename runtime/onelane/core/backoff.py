@@ -1,12 +1,12 @@
-"""How long to wait before another attempt: longer each time, and jittered, so that clients which failed together do
-not come back together."""
+"""How long to wait before another attempt: longer each time, and jittered, so that clients that failed at the same time
+do not retry at the same time."""
 
 from random import Random
 
 FULL_JITTER = (0.0, 1.0)
-"""Anything up to the back-off itself. Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015."""
+"""From no wait up to the whole back-off. Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015."""
 MAX_EXPONENT = 64
-"""Attempts after which the back-off grows no more, whatever its cap; so that no power overflows."""
+"""Attempts after which the back-off stops growing, whatever its cap, so that the power cannot overflow."""
 
 
 def backoff_s(

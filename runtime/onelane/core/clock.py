@@ -1,21 +1,21 @@
-"""Where time comes from."""
+"""Clocks: the machine's, behind a protocol that a test's clock meets too."""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """The one door to time. SystemClock in processes, testing.ManualClock in tests."""
+    """Source of time for everything but the event loop. `SystemClock` in processes, `testing.ManualClock` in tests."""
 
     def now(self) -> float:
-        """Seconds on a scale that never goes back. Only differences mean anything."""
+        """Monotonic seconds. Only differences have a meaning."""
 
     def wall_ns(self) -> int:
-        """Nanoseconds since the Unix epoch, for spans."""
+        """Nanoseconds since the Unix epoch, for the times of spans."""
 
 
 class SystemClock:
-    """This machine's clocks."""
+    """See `Clock`: this machine's."""
 
     now = staticmethod(time.monotonic)
     wall_ns = staticmethod(time.time_ns)

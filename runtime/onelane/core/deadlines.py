@@ -1,7 +1,8 @@
-"""The deadlines of many calls on few timers.
+"""The deadlines of many calls on one timer of the event loop.
 
-A timer of the loop's own costs about as much as a third of a call; nearly all are cancelled. Here calls that end in the
-same `GRAIN_S` share one. A deadline is never early, and at most `GRAIN_S` late.
+A timer per call would cost about a third of the call, and nearly all are cancelled. So time is cut into slots of
+`GRAIN_S`, deadlines of the same slot expire together, and only the next slot has a timer.
+Promises: `expire` is never called early, and at most `GRAIN_S` late (or as late as the loop runs its timers).
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from heapq import heappop, heappush
 from typing import Any, Protocol
 
 GRAIN_S = 0.004
+"""Length of a slot in seconds."""
 
 
 class Expiring(Protocol):
@@ -19,54 +21,57 @@ class Expiring(Protocol):
 
 
 class TimerHandle(Protocol):
-    """What `call_later` returns."""
+    """The timer that `call_later` returns."""
 
-    def cancel(self) -> object: ...
+    def cancel(self) -> object:
+        """Let the timer not fire."""
 
 
 class Deadlines:
-    """Owned by one event loop. `add` and `remove` cost well under a microsecond each."""
+    """Owned by one event loop. `add` and `remove` take well under a microsecond each."""
 
     def __init__(
         self, now: Callable[[], float], call_later: Callable[[float, Callable[[], object]], TimerHandle]
     ) -> None:
-        """now: monotonic seconds. call_later: the loop's."""
+        """now: reads the clock of the loop, in monotonic seconds. call_later: the loop's method."""
         self._now = now
         self._call_later = call_later
         self._due: dict[int, set[Any]] = {}
+        """Slot → what expires at its end."""
         self._order: list[int] = []
+        """A heap of the slots in `_due`."""
         self._timer: TimerHandle | None = None
-        self._timer_at = 0
+        self._timer_slot = 0
 
-    def add(self, at: float, expiring: Expiring) -> int:
-        """Call `expiring.expire` at `at` (monotonic seconds); the slot to remove it from."""
-        slot = int(at / GRAIN_S) + 1
+    def add(self, deadline_at: float, expiring: Expiring) -> int:
+        """Have `expiring.expire` called at `deadline_at` (monotonic seconds); returns the slot, for `remove`."""
+        slot = int(deadline_at / GRAIN_S) + 1
         due = self._due.get(slot)
         if due is None:
             due = self._due[slot] = set()
             heappush(self._order, slot)
-            if self._timer is None or slot < self._timer_at:
-                self._set(slot)
+            if self._timer is None or slot < self._timer_slot:
+                self._set_timer(slot)
         due.add(expiring)
         return slot
 
     def remove(self, slot: int, expiring: Expiring) -> None:
-        """Forget `expiring`; nothing happens if it has expired already."""
+        """Have `expiring` not expire; does nothing if it has expired already."""
         due = self._due.get(slot)
         if due is not None:
             due.discard(expiring)
 
-    def _set(self, slot: int) -> None:
+    def _set_timer(self, slot: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = slot
+        self._timer_slot = slot
         self._timer = self._call_later(max(0.0, slot * GRAIN_S - self._now()), self._fire)
 
     def _fire(self) -> None:
-        now = int(self._now() / GRAIN_S)
+        now_slot = int(self._now() / GRAIN_S)
         self._timer = None
-        while self._order and (self._order[0] <= now or not self._due[self._order[0]]):
+        while self._order and (self._order[0] <= now_slot or not self._due[self._order[0]]):
             for expiring in self._due.pop(heappop(self._order)):
                 expiring.expire()
         if self._order and self._timer is None:
-            self._set(self._order[0])
+            self._set_timer(self._order[0])

@@ -1,10 +1,10 @@
-"""How a call's key is found, and its one canonical text.
+"""The key of a call: where it is in the request or metadata, and its canonical text.
 
-The canonical text is what `onelane-key` carries and what is hashed: UTF-8 of a string, bytes as they are, decimal of
-an integer or enum; each byte outside 0x21-0x7E, `%` and `/` percent-encoded; parts of a composite joined by `/`.
+The canonical text is hashed, and carried by the metadata `onelane-key`: UTF-8 of a string, bytes as they are, decimal
+of an integer or enum; each byte outside 0x21-0x7E, `%` and `/` percent-encoded; parts of a composite joined by `/`.
 
 Promises: a rule is compiled once from descriptors; reading a key costs under 1 µs for a small message.
-Leaves out: where the bytes come from. A caller hands in a parsed message and the call's metadata.
+Leaves out: parsing. The caller passes a parsed message and the metadata of the call.
 """
 
 import re
@@ -51,30 +51,30 @@ class FieldKey:
     paths: tuple[str, ...]
     """Dotted, in field-number order."""
     read: Callable[[Any], str]
-    """From a parsed message to canonical text; raises BadKey naming the field."""
+    """Reads the canonical text of a parsed message; raises BadKey, which names the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataKey:
-    """The key is the value of one metadata entry."""
+    """The key is the value of one name in the metadata."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class AnyShard:
-    """The method has no key; whichever shard the call lands on serves it."""
+    """The method has no key; any shard serves its calls."""
 
 
 KeyRule = FieldKey | MetadataKey | AnyShard
 ANY = AnyShard()
 
 
-def rule_of(method: MethodDescriptor) -> KeyRule | None:
-    """The rule that a method's proto states, or None where it states none.
+def proto_rule(method: MethodDescriptor) -> KeyRule | None:
+    """The rule in a method's proto; None if there is none.
 
     Raises:
-        BadService: an annotated field cannot be a key, or the method has a key and is ANY.
+        BadService: an annotated field cannot be a key.
     """
     paths = annotated_paths(method.input_type)
     if method.GetOptions().Extensions[options_pb2.route] == options_pb2.ANY:
@@ -83,10 +83,10 @@ def rule_of(method: MethodDescriptor) -> KeyRule | None:
 
 
 def configured_rule(text: str, method: MethodDescriptor | None) -> KeyRule:
-    """The rule that a configuration states: `field.path`, `a.b,c.d`, `metadata:name` or `ANY`.
+    """The rule of a configured text: `field.path`, `a.b,c.d`, `metadata:name` or `ANY`.
 
     Raises:
-        BadService: the path leads nowhere, or to a field that cannot be a key.
+        BadService: there is no such field, or it cannot be a key.
     """
     if text == "ANY":
         return ANY
@@ -119,7 +119,7 @@ def field_key(message: Descriptor, paths: Sequence[str]) -> FieldKey:
     """Compile the reader of a key made of `paths`.
 
     Raises:
-        BadService: a path leads nowhere, or to a field that cannot be a key.
+        BadService: there is no field at a path, or it cannot be a key.
     """
     readers = [_reader(message, path) for path in paths]
     if len(readers) == 1:
@@ -130,20 +130,20 @@ def field_key(message: Descriptor, paths: Sequence[str]) -> FieldKey:
 def _reader(message: Descriptor, path: str) -> Callable[[Any], str]:
     *parents, last = _fields(message, path)
     names = [field.name for field in parents]
-    whole = f"{message.full_name}.{path}"
+    full_name = f"{message.full_name}.{path}"
     if last.message_type is not None or last.is_repeated:
-        raise BadService(f"{whole}: a key is a single string, bytes, integer or enum")
+        raise BadService(f"{full_name}: a key is a single string, bytes, integer or enum")
     if last.cpp_type not in _INTEGERS and last.cpp_type != FieldDescriptor.CPPTYPE_STRING:
-        raise BadService(f"{whole}: a key is a string, bytes, integer or enum, not a float or bool")
+        raise BadService(f"{full_name}: a key is a string, bytes, integer or enum, not a float or bool")
     read_last = _read_integer if last.cpp_type in _INTEGERS else _read_text
-    read = read_last(last.name, whole, optional=last.has_presence)
+    read = read_last(last.name, full_name, optional=last.has_presence)
     if not names:
         return read
 
     def read_nested(request: Any) -> str:
         for name in names:
             if not request.HasField(name):
-                raise BadKey(f"{whole} is missing: it is the key of this call")
+                raise BadKey(f"{full_name} is missing: it is the key of this call")
             request = getattr(request, name)
         return read(request)
 
@@ -164,11 +164,11 @@ def _fields(message: Descriptor, path: str) -> list[FieldDescriptor]:
     return fields
 
 
-def _read_text(name: str, whole: str, *, optional: bool) -> Callable[[Any], str]:
+def _read_text(name: str, full_name: str, *, optional: bool) -> Callable[[Any], str]:
     def read(request: Any) -> str:
         value = getattr(request, name)
         if not value:
-            raise BadKey(f"{whole} is empty: it is the key of this call")
+            raise BadKey(f"{full_name} is empty: it is the key of this call")
         if isinstance(value, str) and _UNSAFE(value) is None:
             return value
         return canonical(value)
@@ -176,20 +176,20 @@ def _read_text(name: str, whole: str, *, optional: bool) -> Callable[[Any], str]
     return read
 
 
-def _read_integer(name: str, whole: str, *, optional: bool) -> Callable[[Any], str]:
+def _read_integer(name: str, full_name: str, *, optional: bool) -> Callable[[Any], str]:
     def read(request: Any) -> str:
         return str(getattr(request, name))
 
     def read_optional(request: Any) -> str:
         if not request.HasField(name):
-            raise BadKey(f"{whole} is missing: it is the key of this call")
+            raise BadKey(f"{full_name} is missing: it is the key of this call")
         return str(getattr(request, name))
 
     return read_optional if optional else read
 
 
 def header_of(metadata: Iterable[tuple[str, str | bytes]], name: str = HEADER) -> str | None:
-    """The text of one metadata entry; several values are joined by a comma, as gRPC hashes them."""
+    """The value of one name in the metadata; several values are joined by commas, as gRPC hashes them."""
     values = [value for key, value in metadata if key == name]
     if not values:
         return None
@@ -200,26 +200,26 @@ def key_in(rule: KeyRule, message: Message | None, metadata: Iterable[tuple[str,
     """The canonical key of one call; `message` is None for a stream that is routed before its first message.
 
     Raises:
-        BadKey: the key is missing, empty, or the metadata contradicts the message.
+        BadKey: the key is missing or empty, or the metadata and the message have different keys.
     """
     header = header_of(metadata)
     if isinstance(rule, FieldKey) and message is not None:
-        return agree(rule.read(message), header, rule.paths[0])
+        return check_header(rule.read(message), header, rule.paths[0])
     if isinstance(rule, MetadataKey) and rule.name != HEADER:
         value = header_of(metadata, rule.name)
         if not value:
             raise BadKey(f"metadata {rule.name} is missing or empty: it is the key of this call")
-        return agree(canonical(value), header, f"metadata {rule.name}")
+        return check_header(canonical(value), header, f"metadata {rule.name}")
     if not header:
         raise BadKey(f"metadata {HEADER} is missing or empty: it is the key of this call")
     return header
 
 
-def agree(key: str, header: str | None, source: str) -> str:
-    """`key`, unless the metadata says something else.
+def check_header(key: str, header: str | None, source: str) -> str:
+    """`key`, once it is compared with the key in the metadata (`header`; None without one).
 
     Raises:
-        BadKey: `header` is there and differs.
+        BadKey: the two differ.
     """
     if header is not None and header != key:
         raise BadKey(f"metadata {HEADER} is {header!r}, but {source} makes the key {key!r}")
@@ -227,7 +227,7 @@ def agree(key: str, header: str | None, source: str) -> str:
 
 
 def describe(path: str) -> MethodDescriptor | None:
-    """The descriptor of `/pkg.Service/Method`, where its proto has been imported."""
+    """The descriptor of `/pkg.Service/Method`; None if its proto has not been imported."""
     try:
         return descriptor_pool.Default().FindMethodByName(path[1:].replace("/", "."))
     except KeyError:
@@ -235,10 +235,10 @@ def describe(path: str) -> MethodDescriptor | None:
 
 
 def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str]) -> KeyRule | None:
-    """The key rule of a method: configuration, else its proto; what gRPC itself ships is ANY.
+    """The key rule of a method: from the configuration, else ANY for services of gRPC itself, else from its proto.
 
     Raises:
-        BadService: the rule cannot be.
+        BadService: there is no field of that name, or it cannot be a key.
     """
     service, _, _ = path[1:].rpartition("/")
     text = configured_for(path, configured)
@@ -246,9 +246,9 @@ def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping
         return configured_rule(text, descriptor)
     if service.startswith("grpc."):
         return ANY
-    return rule_of(descriptor) if descriptor is not None else None
+    return proto_rule(descriptor) if descriptor is not None else None
 
 
 def configured_for(path: str, configured: Mapping[str, str]) -> str | None:
-    """What a configuration says of one method, by its own name or its service's."""
+    """The configured value for one method: by its own name, else by `pkg.Service/*`."""
     return configured.get(path[1:]) or configured.get(f"{path[1:].rpartition('/')[0]}/*")

@@ -1,6 +1,6 @@
-"""Which shard owns a key, as of one epoch: the ring, and the pins that overrule it.
+"""Which shard owns a key, as of one epoch: the ring, and the pins that override it.
 
-Promises: a placement never changes; a later one has a higher epoch. `route` decides and does nothing.
+Promises: a placement is immutable; a later placement has a higher epoch. `route` only decides.
 """
 
 import json
@@ -12,21 +12,21 @@ from onelane.core.ring import Ring
 from onelane.errors import NotHome
 
 POINTS = 512
-"""Points of each shard on the ring, unless the configuration says otherwise."""
+"""Default number of points of each shard on the ring."""
 STOCK_RING_CAP = 4096
-"""The largest ring that a stock client builds unless a channel argument raises it."""
+"""Points of the largest ring that a stock client builds, unless a channel argument raises the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One shard as others see it."""
+    """One shard of an app, as its placement lists it."""
 
     name: str
     """Unique in its app, for example `lobby-0`."""
     address: str
-    """Its own `ip:port`, which is also its name on the ring."""
+    """The `ip:port` of this shard alone, which is also its endpoint on the ring."""
     socket: str
-    """The path of its Unix socket, for its siblings."""
+    """The path of its Unix socket, for the other shards of the app."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Placement:
     points: int = POINTS
     """Points of each shard on the ring."""
     pins: Mapping[str, str] = field(default_factory=dict)
-    """Canonical key → name of the shard that owns it in spite of the ring."""
+    """Canonical key → name of the shard that owns it, whatever the ring says."""
 
     @cached_property
     def ring(self) -> Ring:
@@ -61,7 +61,7 @@ class Placement:
 
     @property
     def ring_size(self) -> int:
-        """Points in all; past `STOCK_RING_CAP` a stock client needs `grpc.lb.ring_hash.ring_size_cap`."""
+        """Points of all shards; past `STOCK_RING_CAP` a stock client needs `grpc.lb.ring_hash.ring_size_cap`."""
         return self.points * len(self.members)
 
     def service_config(self) -> dict[str, object]:
@@ -85,10 +85,10 @@ def succeed(old: Placement, members: tuple[Member, ...]) -> Placement:
 def route(key: str, *, here: str, hopped: bool, placement: Placement) -> Member | None:
     """Decide where one call runs: None to serve it here, else the shard to forward it to.
 
-    key: canonical text. here: this shard's name. hopped: a sibling has forwarded the call already.
+    key: canonical text. here: this shard's name. hopped: another shard has forwarded the call to this one.
 
     Raises:
-        NotHome: the call has hopped and this shard is not its owner; there is no second hop.
+        NotHome: this shard does not own the key, and the call has been forwarded already; there is no second hop.
     """
     owner = placement.owner_of(key)
     if owner.name == here:

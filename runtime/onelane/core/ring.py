@@ -1,9 +1,9 @@
-"""Where a key falls: gRPC's own ring_hash, to the last bit, so that every stock client computes the same owner.
+"""gRPC's own ring_hash, to the last bit, so that every stock client computes the same owner of a key.
 
 Promises: the same key has the same owner in every process and language; adding an endpoint to a ring of equal
 weights moves keys only to it, as long as `min = max = points · n`.
 
-Leaves out: health. A client walks past an endpoint that is down; a server never does.
+Leaves out: health. A client skips endpoints that are down; a server never does.
 Source: gRPC core `ring_hash.cc`, gRFCs A42 and A76; `tests/core/test_ring.py` holds it to the real grpcio client.
 """
 
@@ -16,16 +16,16 @@ import xxhash
 from onelane.errors import NoShards
 
 SIZE = 2**64
-"""Places on the ring."""
+"""Number of positions on the ring."""
 
 
 def hash_of(data: bytes) -> int:
-    """XXH64 with seed 0: what gRPC hashes keys and points with. 0 to 2**64 - 1."""
+    """XXH64 with seed 0, gRPC's hash of keys and points: 0 to 2**64 - 1."""
     return xxhash.xxh64_intdigest(data)
 
 
 class Ring:
-    """The points of some endpoints, and who owns what lies between them. Never changes."""
+    """The points of some endpoints, and their owners. Immutable."""
 
     __slots__ = ("_hashes", "_owners", "endpoints", "points")
 
@@ -41,9 +41,9 @@ class Ring:
             raise NoShards("a ring needs at least one endpoint")
         self.endpoints = tuple(sorted(endpoints))
         self.points = points
-        placed = sorted(_place(self.endpoints, points * len(self.endpoints)))
-        self._hashes = [position for position, _ in placed]
-        self._owners = [endpoint for _, endpoint in placed]
+        points_in_order = sorted(_points(self.endpoints, points * len(self.endpoints)))
+        self._hashes = [position for position, _ in points_in_order]
+        self._owners = [endpoint for _, endpoint in points_in_order]
 
     def owner_of(self, key: bytes) -> str:
         """The endpoint that owns `key`, its canonical text as bytes. O(log points)."""
@@ -51,7 +51,7 @@ class Ring:
         return self._owners[index if index < len(self._owners) else 0]
 
     def owner_at(self, part: float) -> str:
-        """The endpoint that owns the place after this part (0 to 1) of the ring."""
+        """The endpoint that owns the position after this part (0 to 1) of the ring."""
         index = bisect_left(self._hashes, int(part * SIZE))
         return self._owners[index if index < len(self._owners) else 0]
 
@@ -65,17 +65,17 @@ class Ring:
         return {endpoint: part / SIZE for endpoint, part in owned.items()}
 
 
-def _place(endpoints: tuple[str, ...], size: int) -> list[tuple[int, str]]:
+def _points(endpoints: tuple[str, ...], size: int) -> list[tuple[int, str]]:
     # gRPC's arithmetic in IEEE doubles, step by step: for some n even equal weights differ by one point.
     share = 1.0 / len(endpoints)
     scale = min(ceil(share * size) / share, float(size))
-    placed: list[tuple[int, str]] = []
+    points: list[tuple[int, str]] = []
     have = want = 0.0
     for endpoint in endpoints:
         want += scale * share
         k = 0
         while have < want:
-            placed.append((hash_of(f"{endpoint}_{k}".encode()), endpoint))
+            points.append((hash_of(f"{endpoint}_{k}".encode()), endpoint))
             have += 1
             k += 1
-    return placed
+    return points

@@ -1,4 +1,4 @@
-"""gRPC's service config, as far as it says how calls are made: timeouts, retries, hedging.
+"""gRPC's service config, the part about calls: timeouts, retries, hedging.
 
 Source: grpc/grpc-proto service_config.proto, gRFC A6. Names and durations ("0.1s") are gRPC's own JSON.
 """
@@ -8,13 +8,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-CODES = (
+STATUS_NAMES = (
     *("CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
     *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
 )
-"""Every status but OK, by its number from 1."""
-MOST_ATTEMPTS = 5
+"""The names of all gRPC statuses but OK, by their code, from 1."""
+MAX_ATTEMPTS = 5
 """gRFC A6: a larger `maxAttempts` is treated as this."""
 
 
@@ -28,12 +28,14 @@ def _seconds(value: Any) -> float:
 def _codes(value: Any) -> Any:
     if isinstance(value, frozenset):
         return value
-    names = [
-        CODES[code - 1] if isinstance(code, int) and 0 < code <= len(CODES) else str(code).upper() for code in value
-    ]
-    if unknown := [name for name in names if name not in CODES]:
-        raise ValueError(f"{unknown} are no statuses, expected such as UNAVAILABLE")
+    names = [_status_name(code) for code in value]
+    if unknown := [name for name in names if name not in STATUS_NAMES]:
+        raise ValueError(f"{unknown} are no gRPC statuses, expected names such as UNAVAILABLE, or their codes")
     return frozenset(names)
+
+
+def _status_name(code: Any) -> str:
+    return STATUS_NAMES[code - 1] if isinstance(code, int) and 0 < code <= len(STATUS_NAMES) else str(code).upper()
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), PlainSerializer(lambda seconds: f"{seconds:.9f}s")]
@@ -45,14 +47,14 @@ class _Model(BaseModel):
 
 
 class Name(_Model):
-    """Which methods: of one service, one method of it, or (neither) all."""
+    """The methods that a config is for: those of a service, one method of it, or, without either, all."""
 
     service: str = ""
     method: str = ""
 
 
 class RetryPolicy(_Model):
-    """Try again, one attempt after the other."""
+    """Retry a failed call, one attempt after the other."""
 
     maxAttempts: Annotated[int, Field(ge=2)]
     initialBackoff: Duration
@@ -62,7 +64,7 @@ class RetryPolicy(_Model):
 
 
 class HedgingPolicy(_Model):
-    """Ask again before the first has answered."""
+    """Send further attempts of a call before the first has been answered."""
 
     maxAttempts: Annotated[int, Field(ge=2)]
     hedgingDelay: Duration = 0.0
@@ -70,7 +72,7 @@ class HedgingPolicy(_Model):
 
 
 class MethodConfig(_Model):
-    """How calls of some methods are made."""
+    """The config of some methods' calls."""
 
     name: Annotated[tuple[Name, ...], Field(min_length=1)]
     timeout: Duration | None = None
@@ -86,26 +88,26 @@ class MethodConfig(_Model):
 
 
 class RetryThrottling(_Model):
-    """The budget of all methods together: a failure costs one token, a success gives `tokenRatio` back; while half of
-    `maxTokens` or less are left, nothing is tried again."""
+    """The retry budget of all methods together: a failure costs one token, a success returns `tokenRatio`; no call is
+    retried while half of `maxTokens` or less are left."""
 
     maxTokens: Annotated[float, Field(gt=0, le=1000)] = 100.0
     tokenRatio: Annotated[float, Field(gt=0)] = 0.1
 
 
 class ServiceConfig(_Model):
-    """How calls to one peer are made."""
+    """The config of calls to one peer."""
 
     methodConfig: tuple[MethodConfig, ...] = ()
     retryThrottling: RetryThrottling = RetryThrottling()
     max_in_flight: Annotated[int, Field(ge=1)] = 1000
-    """Calls to the peer at once; one more is RESOURCE_EXHAUSTED, unsent. Ours, not gRPC's."""
+    """Concurrent calls to the peer; a further call ends with RESOURCE_EXHAUSTED, unsent. No setting of gRPC's own."""
 
     def of(self, method: str) -> MethodConfig | None:
         """The config of `pkg.Service/Method`: by the name of the method, else of its service, else the default."""
         service, _, name = method.rpartition("/")
-        for wanted in (Name(service=service, method=name), Name(service=service), Name()):
+        for candidate in (Name(service=service, method=name), Name(service=service), Name()):
             for method_config in self.methodConfig:
-                if wanted in method_config.name:
+                if candidate in method_config.name:
                     return method_config
         return None

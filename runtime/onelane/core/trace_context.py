@@ -1,4 +1,4 @@
-"""W3C trace context: what a call carries of its trace.
+"""W3C trace context: the identity of a trace and of the calling span, as metadata of a call.
 
 Source: W3C Trace Context level 1.
 """
@@ -8,12 +8,14 @@ from random import getrandbits
 from typing import NamedTuple
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
-"""The metadata that carry a trace."""
+"""The names of the metadata that carry a trace."""
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+"""Ids that W3C declares invalid."""
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?").fullmatch
 
 
 class TraceContext(NamedTuple):
-    """What a call carries of its trace."""
+    """The trace that a call belongs to, and the span that made the call."""
 
     trace_id: str
     """32 lower-case hex digits."""
@@ -23,38 +25,36 @@ class TraceContext(NamedTuple):
     tracestate: str = ""
 
     def traceparent(self) -> str:
+        """The `traceparent` of an outgoing call; with random ids for `UNSAMPLED`."""
         if not self.trace_id:
             return f"00-{getrandbits(128) or 1:032x}-{getrandbits(64) or 1:016x}-00"
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 
 def parse_traceparent(text: str, tracestate: str = "") -> TraceContext | None:
-    """The context in a `traceparent`, or None where it is malformed, as W3C asks."""
+    """The context in a `traceparent`; None if it is malformed, as W3C demands: the trace then starts anew."""
     match = _TRACEPARENT(text)
     if match is None:
         return None
-    version, trace_id, span_id, flags, more = match.groups()
-    if version == "ff" or trace_id == _NO_TRACE or span_id == _NO_SPAN or (more and version == "00"):
+    version, trace_id, span_id, flags, suffix = match.groups()
+    if version == "ff" or trace_id == _NO_TRACE or span_id == _NO_SPAN or (suffix and version == "00"):
         return None
     return TraceContext(trace_id, span_id, flags == "01" or bool(int(flags, 16) & 1), tracestate)
 
 
-_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
-
-
 UNSAMPLED = TraceContext("", "", False)
-"""A trace that begins here and is not recorded; it gets an id only where it is handed on."""
+"""A trace that begins here and is not recorded. It gets an id only when a call carries it on."""
 
 
 def trace_of_metadata(traceparent: str | bytes | None, tracestate: str | bytes | None) -> TraceContext | None:
-    """The trace that a call's metadata carry; None where they carry none that is well formed."""
+    """The trace in a call's metadata; None without one, or if it is malformed."""
     if not isinstance(traceparent, str):
         return None
     return parse_traceparent(traceparent, tracestate if isinstance(tracestate, str) else "")
 
 
 def trace_metadata(trace: TraceContext | None) -> tuple[tuple[str, str], ...]:
-    """The metadata that carry `trace` to the server of a call."""
+    """The metadata of an outgoing call that belongs to `trace`."""
     if trace is None:
         return ()
     if trace.tracestate:

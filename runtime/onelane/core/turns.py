@@ -1,31 +1,31 @@
-"""Turns: who has a key for itself, who waits for it, and who may come in because its chain of calls holds it.
+"""Turns: one chain of calls at a time runs for a key; other calls for the key wait in a queue.
 
-Promises: at most one chain of calls is inside a key; who waits is served first come first served; what waits is
-bounded, per key and in all. A turn that nobody contends costs one entry in a dictionary.
-Leaves out: what a waiter is, and how it goes on. `leave` names the next one, and its owner starts it.
+Promises: a call of the chain that holds a key enters at once, so calls in a circle do not deadlock; waiters are served
+first come, first served; their number is bounded, per key and in all. A turn without contention costs one dictionary
+entry.
+Leaves out: what a waiter is, and how it goes on. `leave` returns the next waiter, and its owner starts it.
 
-A turn is named to others by an unguessable number, drawn when a call first leaves it: to present it is to have been
-given it by the turn's holder, so it counts whatever connection it comes by, and tells nobody the key.
+In a chain a turn is named by an unguessable number, drawn when a call first leaves the turn. Only calls made inside the
+turn carry that number, so it is trusted on any connection, and it reveals nothing about the key.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from onelane.errors import Overloaded
 
 CHAIN = "onelane-chain"
-"""The metadata that carries a chain: links, outermost first."""
-MOST_LINKS = 32
-"""A longer chain forgets its oldest links; their keys are then closed to it."""
+"""The metadata that carries a chain: one link per turn, outermost first."""
+MAX_LINKS = 32
+"""A longer chain drops its oldest links; a call of the chain to one of their keys then waits like any other."""
 
-W = TypeVar("W")
 Waiters = OrderedDict[Any, str]
-"""Waiter → the method it waits for, first come first."""
+"""Waiter → the method that it is a call of, in the order of arrival."""
 
 
 class Turn:
-    """The time in which one chain of calls has one key for itself."""
+    """The time in which one chain of calls holds one key."""
 
     __slots__ = ("_turns", "inside", "key", "method", "number", "waiting")
 
@@ -33,29 +33,30 @@ class Turn:
         self._turns = turns
         self.key = key
         self.method = method
-        """Who holds it: `pkg.Service/Method`, or another name of what runs."""
+        """The holder: `pkg.Service/Method`, or the name of a timer or other work."""
         self.inside = 1
-        """Calls in it: the holder, and those that came back to the key through its own calls."""
+        """Calls inside the turn: the holder, and calls to the same key that its own calls have led to."""
         self.number = 0
-        """Drawn when the holder first calls elsewhere."""
+        """Unguessable; drawn when the holder makes its first call, 0 before."""
         self.waiting = waiting
+        """Calls that wait for this turn to end."""
 
     def outgoing_chain(self, chain: str) -> str:
-        """The chain that calls made in this turn carry; `chain` is what its own call carried."""
+        """The chain of calls that are made in this turn. chain: of the call that holds it."""
         if not self.number:
             self.number = self._turns.draw() or 1
-        name = _name(self)
-        if name in chain:
+        number = _number_text(self)
+        if number in chain:
             return chain
-        links = [*(chain.split(",") if chain else []), f"{name}{self._turns.shard}/{self.method}"]
-        return ",".join(links[-MOST_LINKS:])
+        links = [*(chain.split(",") if chain else []), f"{number}{self._turns.shard}/{self.method}"]
+        return ",".join(links[-MAX_LINKS:])
 
 
 class Turns:
     """All turns of one shard. Owned by its lane."""
 
     def __init__(self, shard: str, *, draw: Callable[[], int], per_key: int, in_all: int) -> None:
-        """draw: 64 unguessable bits. per_key, in_all: how many may wait."""
+        """draw: returns 64 unguessable bits. per_key, in_all: waiters, at most."""
         self.held: dict[str, Turn] = {}
         self.waiting = 0
         self.shard = shard
@@ -64,23 +65,23 @@ class Turns:
         self._in_all = in_all
 
     def enter(self, key: str, method: str, chain: str, waiter: object) -> Turn | None:
-        """The turn, where the key is free or held by `chain`; None where `waiter` waits from now on.
+        """Take the turn of a key, if the key is free or held by `chain`; else queue `waiter` and return None.
 
         Raises:
-            Overloaded: too many wait already.
+            Overloaded: the queue is full.
         """
         turn = self.held.get(key)
         if turn is None:
             turn = self.held[key] = Turn(self, key, method)
             return turn
-        if turn.number and chain and _name(turn) in chain:
+        if turn.number and chain and _number_text(turn) in chain:
             turn.inside += 1
             return turn
         self._wait(turn, method, waiter)
         return None
 
     def leave(self, turn: Turn) -> tuple[Any, Turn] | None:
-        """One has left `turn`: who comes next, with a turn of its own, where it was the last and somebody waits."""
+        """End one call inside `turn`. If it was the last one, and a waiter is queued: the waiter, and its turn."""
         turn.inside -= 1
         if turn.inside:
             return None
@@ -93,13 +94,13 @@ class Turns:
         return waiter, following
 
     def withdraw(self, key: str, waiter: object) -> None:
-        """`waiter` waits no more."""
+        """Remove `waiter` from the queue of `key`."""
         turn = self.held.get(key)
         if turn is not None and turn.waiting and turn.waiting.pop(waiter, None) is not None:
             self.waiting -= 1
 
     def holder(self, key: str) -> str:
-        """What runs in the turn of `key`; "" where nobody holds it."""
+        """The method that holds `key`; "" if it is free."""
         turn = self.held.get(key)
         return turn.method if turn is not None else ""
 
@@ -114,15 +115,15 @@ class Turns:
         self.waiting += 1
 
 
-def _name(turn: Turn) -> str:
+def _number_text(turn: Turn) -> str:
     return f"{turn.number:016x}@"
 
 
 def holders(chain: str) -> list[str]:
-    """`shard/pkg.Service/Method` of each turn that a chain holds, outermost first, for people."""
+    """`shard/pkg.Service/Method` of each turn that a chain holds, outermost first, to show to people."""
     return [link.partition("@")[2] for link in chain.split(",") if link]
 
 
 def patience_s(remaining_s: float) -> float:
-    """How long a call may wait for its turn: a little less than it has, so that word of it still reaches its client."""
+    """Seconds that a call may wait for its turn: a little less than remain, so that its status arrives in time."""
     return remaining_s - min(0.05, remaining_s * 0.1)

@@ -97,7 +97,7 @@ class Router:
         if owner is None and message is None and request is not None:
             message = parse(method, request)
             if isinstance(rule, FieldKey):
-                keys.agree(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
+                keys.check_header(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
         return owner, key, message
 
     def _owner(self, key: str, call: Call, hopped: bool) -> Member | None:

@@ -78,7 +78,7 @@ def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
 
     def first(message: bytes) -> Any:
         parsed = parse(method, message)
-        keys.agree(rule.read(parsed), header, rule.paths[0])
+        keys.check_header(rule.read(parsed), header, rule.paths[0])
         call.carry(lambda later: parse(method, later), method.serialize)
         return parsed
 
