@@ -86,5 +86,5 @@ def test_what_may_be_published_in_one_tick_is_bounded() -> None:
     outbox = Outbox("a-0", 7, limit=2)
     outbox.add("t", EchoReply())
     outbox.add("t", EchoReply())
-    with pytest.raises(Overloaded, match="shard a-0, what it publishes is full: 2 waiting already"):
+    with pytest.raises(Overloaded, match="shard a-0, the queue of published messages is full: 2 waiting already"):
         outbox.add("t", EchoReply())

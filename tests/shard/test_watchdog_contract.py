@@ -193,8 +193,8 @@ async def test_the_frames_of_a_plain_streaming_handler_hold_the_call_in_its_gree
 @pytest.mark.parametrize(
     ("order", "function"),
     [
-        ("every", "Timers._run_beat"),
-        ("every, async", "Timers._finish_beat"),
+        ("every", "Timers._run_every"),
+        ("every, async", "Timers._finish_every"),
         ("later", "Timers._run_in_turn"),
         ("later, async", "Timers._run_in_turn"),
     ],

@@ -9,7 +9,7 @@ stack is the only trace. So while user code runs, the frames of this package bel
 | the `Call`, or its `PlainContext`     | a handler                         | `Lane._run`, `Lane._run_now`            |
 |                                       | a plain `def` handler of a stream | `sync_handler.stream`, `handler`        |
 | the `Lane`, whose name is the shard's | a handler                         | `Lane._run`, `Lane._run_now`            |
-| the `Timer`                           | a function given to a timer       | `Timers._run_beat`, `._run_in_turn`     |
+| the `Timer`                           | a function given to a timer       | `Timers._run_every`, `._run_in_turn`    |
 
 tests/shard/test_watchdog_contract.py runs every kind of handler and timer, and names the function and the object where
 a frame no longer holds it.

@@ -1,6 +1,6 @@
-"""A service's own settings, `[apps.NAME.config]`: one typed, frozen object, and what differs between two of them.
+"""The services' own settings, `[apps.NAME.config]`: one typed, frozen object, and the differences between two of them.
 
-Promises: what does not fit its type never becomes an object, and every fault is told with its name.
+Promises: settings that do not fit their type never become an object, and every fault is reported by its name.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from onelane.errors import BadConfig
 
 
 class Settings(Mapping[str, Any]):
-    """Settings without a type of their own: a mapping that does not change, whose values are attributes as well."""
+    """Settings of an app without `config_type`: an immutable mapping whose values are attributes as well."""
 
     __slots__ = ("_values",)
 
@@ -58,7 +58,7 @@ def build(kind: str | None, values: Mapping[str, Any], *, app: str) -> Any:
     if kind is None:
         return Settings(values)
     cls = _class(kind, app)
-    # A name that is no field is a misspelt one.
+    # A name that is no field is probably misspelt.
     faults = [f"{name}: is not a setting of {kind}" for name in sorted(set(values) - _names(cls, values))]
     try:
         settings = TypeAdapter(cls).validate_python(dict(values))

@@ -1,9 +1,9 @@
-"""Timers of a shard: `every` so many seconds, and `later`, once, as a turn of a key.
+"""Timers of a shard: `every` runs a function periodically, `later` runs one once, in the turn of a key.
 
-Promises: due times are start + n · period, so nothing drifts; what comes late runs once, and says how often it was
-skipped; a timer never runs twice at once; one that raises is logged and goes on. A timer of a key runs in the key's
-turn, and is gone with its key. How many there may be is bounded.
-Leaves out: timers that outlive their shard, and stopping a function that has begun, but at the shard's end.
+Promises: due times are start + n · period, so a timer does not drift; missed runs are made up for by one run, and
+counted; runs of one timer never overlap; a function that raises is logged, and its timer goes on. A timer of a key runs
+in a turn of the key, and is dropped when its shard loses the key. The number of timers is bounded.
+Leaves out: timers that outlive their shard. A run that has begun is stopped only by the end of the shard.
 """
 
 import asyncio
@@ -24,27 +24,27 @@ from onelane.telemetry.stats import Stats
 log = logging.getLogger("onelane.timers")
 Key = str | bytes | int
 TimerFunction = Callable[[], Awaitable[object] | object]
-AGAIN_S = 1.0
-"""A timer whose key has too many waiters already asks for its turn again after this long."""
-TELL_S = 60.0
-"""A timer that is late says so at most this often."""
+RETRY_TURN_S = 1.0
+"""Seconds after which a timer asks for its turn again if the queue of its key was full."""
+LOG_LATE_S = 60.0
+"""Seconds in which the missed runs of one timer are logged at most once."""
 
 
 class Alarm(Protocol):
-    """A call that is to come."""
+    """A callback that is scheduled."""
 
     def cancel(self) -> None:
-        """It shall not come."""
+        """Do not call it."""
 
 
 class Alarms(Protocol):
-    """A clock that can ring. `LoopAlarms` in shards, `testing.ManualClock` in tests."""
+    """A clock that schedules callbacks. `LoopAlarms` in shards, `testing.ManualClock` in tests."""
 
     def now(self) -> float:
-        """Seconds on a scale that never goes back."""
+        """Monotonic seconds."""
 
-    def call_at(self, at: float, ring: Callable[[], None]) -> Alarm:
-        """Call `ring` at `at`; it may come a little early, and later than it should."""
+    def call_at(self, at: float, callback: Callable[[], None]) -> Alarm:
+        """Call `callback` at about `at`: a little early, or late."""
 
 
 class LoopAlarms:
@@ -52,9 +52,9 @@ class LoopAlarms:
 
     now = staticmethod(time.monotonic)
 
-    def call_at(self, at: float, ring: Callable[[], None]) -> Alarm:
-        # An empty context: else the timer would keep the call alive that set it.
-        return asyncio.get_running_loop().call_later(max(0.0, at - self.now()), ring, context=Context())
+    def call_at(self, at: float, callback: Callable[[], None]) -> Alarm:
+        # In an empty context: with a copy of this one, the timer would keep the call that set it alive.
+        return asyncio.get_running_loop().call_later(max(0.0, at - self.now()), callback, context=Context())
 
 
 class Timer:
@@ -62,19 +62,19 @@ class Timer:
 
     __slots__ = (
         "_alarm",
+        "_logged_at",
         "_task",
         "_timers",
-        "_told_at",
-        "_untold",
+        "_unlogged",
         "_user_key",
-        "beat",
-        "began",
         "due_at",
         "fn",
         "is_on",
         "key",
         "name",
+        "next_run",
         "seconds",
+        "set_at",
         "skipped",
     )
 
@@ -82,31 +82,31 @@ class Timer:
         self.fn = fn
         self.name: str = getattr(getattr(fn, "func", fn), "__qualname__", type(fn).__qualname__)
         self.key = None if key is None else keys.canonical(key)
-        """Canonical text; None for one of `every`."""
+        """Its key in canonical text; None for a timer of `every`."""
         self.seconds = seconds
-        self.began = now
-        self.beat = 1
-        """The next run is the beat-th; it is due at began + beat · seconds."""
+        self.set_at = now
+        self.next_run = 1
+        """The number of the next run, from 1; it is due at `set_at` + `next_run` · `seconds`."""
         self.due_at = now + seconds
         """Monotonic seconds."""
         self.skipped = 0
-        """Runs of `every` that were left out because the lane, or the run before, took too long."""
+        """Runs of `every` that were missed because the event loop, or the previous run, was busy."""
         self.is_on = True
-        """It will run, or run again."""
+        """Whether it will run, or run again."""
         self._user_key = key
         self._timers = timers
         self._alarm: Alarm | None = None
         self._task: asyncio.Task[None] | None = None
-        self._untold = 0
-        self._told_at = -math.inf
+        self._unlogged = 0
+        self._logged_at = -math.inf
 
     def cancel(self) -> bool:
-        """Have it not run any more; False where it is over already. What has begun goes on to its end."""
+        """Stop the timer; False if it had ended already. A run that has begun goes on to its end."""
         return self._timers.drop(self)
 
     def __repr__(self) -> str:
-        what = f"every {self.seconds:g} s" if self.key is None else f"later key={self.key}"
-        return f"<Timer {self.name} {what}{'' if self.is_on else ', off'}>"
+        schedule = f"every {self.seconds:g} s" if self.key is None else f"later key={self.key}"
+        return f"<Timer {self.name} {schedule}{'' if self.is_on else ', off'}>"
 
 
 class Timers:
@@ -121,7 +121,7 @@ class Timers:
         turn: Callable[[Any], AbstractAsyncContextManager[object]],
         alarms: Alarms | None = None,
     ) -> None:
-        """limit: how many there may be at once. turn: the turn of a key, see `Shard.turn`."""
+        """limit: of timers that are set. turn: the turn of a key, see `Shard.turn`."""
         self._shard = shard
         self._limit = limit
         self._turn = turn
@@ -152,11 +152,11 @@ class Timers:
         return timer
 
     def of(self, key: Key) -> tuple[Timer, ...]:
-        """The timers of `key` that have not begun, in the order in which they were set."""
+        """The timers of `key` that have not begun to run, in the order in which they were set."""
         return tuple(self._of_key.get(keys.canonical(key), ()))
 
     def forget(self, key: str) -> int:
-        """Drop all timers of `key` (canonical text), which is gone from here; how many there were."""
+        """Drop all timers of `key` (canonical text), since another shard owns it now; returns their number."""
         timers = tuple(self._of_key.get(key, ()))
         for timer in timers:
             self.drop(timer)
@@ -169,12 +169,12 @@ class Timers:
         if timer._alarm is not None:
             timer._alarm.cancel()
         if timer.key is not None and timer._task is not None:
-            # It waits for its turn: give its place to the next.
+            # It waits for its turn: leave the queue.
             timer._task.cancel()
         return True
 
     async def aclose(self) -> None:
-        """Drop all; stop what runs, and wait for it. Nothing can be set any more."""
+        """Drop all timers, cancel the runs in progress and wait for them. No timer can be set from now on."""
         self._closed = True
         for timer in tuple(self._on):
             self.drop(timer)
@@ -182,7 +182,7 @@ class Timers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # Setting and ringing. The watchdog finds `timer` in the frame of every function that runs user code (lane_stack).
+    # Setting and firing. The watchdog finds `timer` in the frame of every function that runs user code (lane_stack).
 
     def _set(self, timer: Timer) -> Timer:
         if self._closed or len(self._on) >= self._limit:
@@ -192,7 +192,7 @@ class Timers:
         return timer
 
     def _off(self, timer: Timer) -> bool:
-        """It is neither listed nor counted from now on; False where that was so before."""
+        """Neither list nor count a timer from now on; False if that was so before."""
         if not timer.is_on:
             return False
         timer.is_on = False
@@ -206,65 +206,65 @@ class Timers:
 
     def _arm(self, timer: Timer, at: float) -> None:
         timer.due_at = at
-        timer._alarm = self._alarms.call_at(at, lambda: self._ring(timer))
+        timer._alarm = self._alarms.call_at(at, lambda: self._fire(timer))
 
-    def _ring(self, timer: Timer) -> None:
+    def _fire(self, timer: Timer) -> None:
         timer._alarm = None
         if not timer.is_on:
             return
         if self._alarms.now() < timer.due_at:
-            # The loop counts in whole milliseconds.
+            # The alarm was early: the loop rounds to milliseconds.
             self._arm(timer, timer.due_at)
         elif timer.key is not None:
             self._start(timer, self._run_in_turn(timer))
         else:
-            self._run_beat(timer)
+            self._run_every(timer)
 
-    def _start(self, timer: Timer, work: Coroutine[Any, Any, None]) -> None:
-        task = timer._task = asyncio.get_running_loop().create_task(work, context=_context_of(timer))
+    def _start(self, timer: Timer, run: Coroutine[Any, Any, None]) -> None:
+        task = timer._task = asyncio.get_running_loop().create_task(run, context=_context_of(timer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # Every
+    # Timers of `every`
 
-    def _run_beat(self, timer: Timer) -> None:
+    def _run_every(self, timer: Timer) -> None:
         try:
             result = _context_of(timer).run(timer.fn)
         except (Exception, asyncio.CancelledError):
             self._failed(timer)
         else:
             if inspect.isawaitable(result):
-                self._start(timer, self._finish_beat(timer, result))
+                self._start(timer, self._finish_every(timer, result))
                 return
         self._set_next(timer)
 
-    async def _finish_beat(self, timer: Timer, result: Awaitable[object]) -> None:
+    async def _finish_every(self, timer: Timer, result: Awaitable[object]) -> None:
         await self._guard(timer, result)
         self._set_next(timer)
 
     def _set_next(self, timer: Timer) -> None:
-        """The next due time that has not passed yet."""
+        """Schedule the next run whose due time has not passed."""
         if not timer.is_on:
             return
         now = self._alarms.now()
-        following = max(timer.beat + 1, math.ceil((now - timer.began) / timer.seconds))
-        if skipped := following - timer.beat - 1:
-            self._say_skipped(timer, skipped, now)
-        timer.beat = following
-        self._arm(timer, timer.began + following * timer.seconds)
+        following = max(timer.next_run + 1, math.ceil((now - timer.set_at) / timer.seconds))
+        if skipped := following - timer.next_run - 1:
+            self._count_skipped(timer, skipped, now)
+        timer.next_run = following
+        self._arm(timer, timer.set_at + following * timer.seconds)
 
-    def _say_skipped(self, timer: Timer, skipped: int, now: float) -> None:
+    def _count_skipped(self, timer: Timer, skipped: int, now: float) -> None:
         timer.skipped += skipped
-        timer._untold += skipped
+        timer._unlogged += skipped
         self._skips.add(skipped, {"onelane.timer": timer.name})
-        if now - timer._told_at >= TELL_S:
+        if now - timer._logged_at >= LOG_LATE_S:
             log.warning(
                 "timer.late shard=%s timer=%s every_s=%g skipped=%d in_all=%d",
-                *(self._shard, timer.name, timer.seconds, timer._untold, timer.skipped),
+                *(self._shard, timer.name, timer.seconds, timer._unlogged, timer.skipped),
             )
-            timer._untold, timer._told_at = 0, now
+            timer._unlogged, timer._logged_at = 0, now
 
-    # Later
+    # Timers of `later`
 
     async def _run_in_turn(self, timer: Timer) -> None:
         async with AsyncExitStack() as stack:
@@ -272,10 +272,10 @@ class Timers:
                 await stack.enter_async_context(self._turn(timer._user_key))
             except Overloaded:
                 timer._task = None
-                self._arm(timer, self._alarms.now() + AGAIN_S)
+                self._arm(timer, self._alarms.now() + RETRY_TURN_S)
                 return
             except NotHome:
-                log.warning("timer.not_home shard=%s timer=%s: its key lives elsewhere", self._shard, timer.name)
+                log.warning("timer.not_home shard=%s timer=%s: another shard owns its key", self._shard, timer.name)
                 self._off(timer)
                 return
             if self._off(timer):
@@ -287,7 +287,7 @@ class Timers:
                     if inspect.isawaitable(result):
                         await self._guard(timer, result)
 
-    # Both
+    # Timers of both kinds
 
     async def _guard(self, timer: Timer, result: Awaitable[object]) -> None:
         try:
@@ -305,7 +305,7 @@ class Timers:
 
 
 def _context_of(timer: Timer) -> Context:
-    """What runs is no part of the call that set it, and has not its deadline, trace or turn."""
+    """A run is no part of the call that set its timer: it has not the deadline, trace or turn of that call."""
     context = Context()
     context.run(current_call_var.set, TaskContext(f"/timer {timer.name}"))
     return context

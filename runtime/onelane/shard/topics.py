@@ -1,7 +1,7 @@
-"""Publish and subscribe between the shards of one app: queues, their order, and the count of lost messages.
+"""Publish and subscribe between the shards of one app: the queues, the order, and the count of lost messages.
 
-Promises: a subscriber gets the messages of each publisher in the order of publishing, each at most once, and the number
-of those that it has missed; every queue is bounded. Pure: nothing here waits or sends.
+Promises: a subscriber receives the messages of each publisher in the order of publishing, each at most once, and the
+number of the messages that it has missed; every queue is bounded. Pure: nothing here waits or sends.
 """
 
 from collections import deque
@@ -20,16 +20,16 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A subscriber has missed `count` messages: it was too slow, or its shard could not be reached."""
+    """A subscriber has missed `count` messages: it was too slow, or its shard was unreachable."""
 
     count: int
 
 
 class Subscriber(Generic[M]):
-    """One subscription: a queue of at most `capacity` messages, of which the oldest are dropped first."""
+    """The queue of one subscription: `capacity` messages at most, of which the oldest are dropped first."""
 
     def __init__(self, topic: str, kind: type[M], *, capacity: int, wake: Callable[[], None]) -> None:
-        """wake: called when there is something to take."""
+        """wake: called whenever `take` has something to return."""
         self.topic = topic
         self.kind = kind
         self._queue: deque[M] = deque(maxlen=capacity)
@@ -37,7 +37,7 @@ class Subscriber(Generic[M]):
         self._wake = wake
 
     def put(self, message: M) -> int:
-        """Queue one message; how many had to be dropped for it."""
+        """Queue one message; returns how many were dropped for it, 0 or 1."""
         dropped = int(len(self._queue) == self._queue.maxlen)
         self._lost += dropped
         self._queue.append(message)
@@ -45,11 +45,12 @@ class Subscriber(Generic[M]):
         return dropped
 
     def missed(self, count: int) -> None:
+        """Report the loss of `count` messages of a publisher to the subscriber."""
         self._lost += count
         self._wake()
 
     def take(self) -> "M | Lost | None":
-        """The next message, or `Lost` for those that are missing before it; None where nothing waits."""
+        """The next message, or `Lost` if messages are missing before it; None if the queue is empty."""
         if self._lost:
             lost, self._lost = Lost(self._lost), 0
             return lost
@@ -57,7 +58,7 @@ class Subscriber(Generic[M]):
 
 
 class Outbox:
-    """The messages that one shard has published and not sent yet: `limit` at most."""
+    """The messages that one shard has published and not yet sent: `limit` at most."""
 
     def __init__(self, publisher: str, incarnation: int, *, limit: int) -> None:
         self._publisher = publisher
@@ -76,23 +77,23 @@ class Outbox:
             Overloaded: `limit` messages wait already.
         """
         if len(self._waiting) >= self._limit:
-            raise Overloaded(f"shard {self._publisher}, what it publishes", waiting=len(self._waiting))
+            raise Overloaded(f"shard {self._publisher}, the queue of published messages", waiting=len(self._waiting))
         packed = Packed()
         packed.Pack(message)
         self._waiting.append(Published(topic=topic, message=packed))
 
     def take(self) -> PublishRequest:
         """Move all messages out, as one batch."""
-        taken, self._waiting = self._waiting, []
-        first, self._next = self._next, self._next + len(taken)
-        return PublishRequest(publisher=self._publisher, incarnation=self._incarnation, first=first, messages=taken)
+        messages, self._waiting = self._waiting, []
+        first, self._next = self._next, self._next + len(messages)
+        return PublishRequest(publisher=self._publisher, incarnation=self._incarnation, first=first, messages=messages)
 
 
 class Inbox:
-    """The subscribers of this shard, and the next message that each publisher owes."""
+    """The subscribers of this shard, and the number of the next message that each publisher will send."""
 
     def __init__(self, *, lost: Callable[[int], None]) -> None:
-        """lost: counts the messages that a slow subscriber missed."""
+        """lost: called with the number of messages that a slow subscriber has missed."""
         self._subscribers: dict[str, list[Subscriber[Any]]] = {}
         self._expected: dict[str, tuple[int, int]] = {}
         """Publisher → its incarnation, and the number of its next message."""
@@ -109,7 +110,7 @@ class Inbox:
                 del self._subscribers[subscriber.topic]
 
     def receive(self, batch: PublishRequest) -> None:
-        """Give a batch to the subscribers of its topics, without messages that came before; a gap becomes `Lost`."""
+        """Deliver a batch to the subscribers of its topics, except messages received before; a gap becomes `Lost`."""
         incarnation, expected = self._expected.get(batch.publisher, (0, 0))
         if incarnation != batch.incarnation:
             expected = batch.first
@@ -119,10 +120,10 @@ class Inbox:
                 for subscriber in subscribers:
                     subscriber.missed(batch.first - expected)
         for published in list(batch.messages)[max(0, expected - batch.first) :]:
-            self._give(published)
+            self._deliver(published)
         self._expected[batch.publisher] = (batch.incarnation, max(expected, batch.first + len(batch.messages)))
 
-    def _give(self, published: Published) -> None:
+    def _deliver(self, published: Published) -> None:
         for subscriber in self._subscribers.get(published.topic, ()):
             message = subscriber.kind()
             if published.message.Unpack(message):
