@@ -1,7 +1,7 @@
-"""What ships for tests of services and plugs.
+"""For tests of services and plugins.
 
-`Cluster`: an app in this process, without ports. `ManualClock`: time that is moved by hand. The fixture
-`onelane_cluster` gives the first to pytest.
+`Cluster`: an app in the test's own process, without ports. `ManualClock`: a clock that a test moves. `onelane_cluster`:
+a pytest fixture that returns `Cluster`.
 """
 
 from importlib import import_module

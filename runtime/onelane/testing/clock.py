@@ -1,4 +1,4 @@
-"""Time that stands still until it is told otherwise."""
+"""A clock that stands still until a test moves it."""
 
 import itertools
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from heapq import heappop, heappush
 
 
 class ManualAlarm:
-    """What `ManualClock.call_at` returns."""
+    """A callback that `ManualClock.call_at` has scheduled."""
 
-    def __init__(self, ring: Callable[[], object]) -> None:
-        self.ring = ring
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback = callback
         self.is_cancelled = False
 
     def cancel(self) -> None:
@@ -30,26 +30,26 @@ class ManualClock:
     def wall_ns(self) -> int:
         return int(self._now * 1e9)
 
-    def call_at(self, at: float, ring: Callable[[], object]) -> ManualAlarm:
-        """Call `ring` once `advance` has come to `at`."""
-        alarm = ManualAlarm(ring)
+    def call_at(self, at: float, callback: Callable[[], object]) -> ManualAlarm:
+        """Call `callback` once the clock has reached `at`."""
+        alarm = ManualAlarm(callback)
         heappush(self._alarms, (at, next(self._numbers), alarm))
         return alarm
 
     def advance(self, seconds: float) -> None:
-        """Move time on, and ring in order what is due; while one rings, it is the time that it was set to."""
+        """Move the clock on, and call the callbacks that become due, in order, each at the time that it was set for."""
         self.advance_to(self._now + seconds)
 
     def advance_to(self, until: float) -> None:
-        """See `advance`: to this very moment, so that many steps add up without an error."""
+        """See `advance`, but to an absolute time: many steps then add up without a rounding error."""
         while self._alarms and self._alarms[0][0] <= until:
-            at, _, alarm = heappop(self._alarms)
+            due_at, _, alarm = heappop(self._alarms)
             if not alarm.is_cancelled:
-                self._now = max(self._now, at)
-                alarm.ring()
+                self._now = max(self._now, due_at)
+                alarm.callback()
         self._now = max(self._now, until)
 
     def jump(self, seconds: float) -> None:
-        """Move time on at once, as a lane sees it that did not turn meanwhile: what is due rings late."""
+        """Move the clock on at once, as an event loop sees it that was blocked meanwhile: due callbacks are late."""
         self._now += seconds
         self.advance(0.0)

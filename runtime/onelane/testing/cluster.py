@@ -1,14 +1,14 @@
-"""An app, or several, in this one process and loop, without ports: for the tests of those who write services.
+"""One or several apps in the process and event loop of a test, without ports.
 
     async with Cluster("service:Counter", shards=3) as cluster:
         counter = cluster.stub(counter_pb2_grpc.CounterStub)
         assert (await counter.Add(AddRequest(name="apples", amount=2))).total == 2
 
-Everything is the real thing but where shards listen: on Unix sockets in a folder that goes away with the cluster. Keys
-have the owners that they have on the ports of the file, so a test is the same on every machine.
+The shards are real, but listen on Unix sockets in a folder that is removed with the cluster. Keys have the owners that
+they have on the ports of the file, so a test is the same on every machine.
 
-`cluster.clock` stands still until `advance`: timers, ticks (and so statistics and what is published) and the times of
-spans follow it. Deadlines and everything else on the wire follow this machine's clock.
+`cluster.clock` stands still until `advance`: timers, ticks (and with them statistics and published messages) and the
+times of spans follow it. Deadlines, and all else on the wire, follow the machine's clock.
 """
 
 import asyncio
@@ -43,8 +43,8 @@ from onelane.testing.clock import ManualClock
 from onelane.v1 import control_pb2
 
 S = TypeVar("S")
-SETTLE = 20
-"""Turns of the loop in which what an `advance` has begun may go on before it returns."""
+ITERATIONS = 20
+"""Iterations of the event loop after each step of `advance`, for the tasks that the step has started."""
 
 
 class Cluster:
@@ -58,16 +58,16 @@ class Cluster:
         settings: Mapping[str, Any] | None = None,
         trace: bool = False,
     ) -> None:
-        """app: a servicer class or its name "package.module:Class"; or a file of apps, read or as its path.
+        """app: a servicer class or its name "package.module:Class"; or a configuration, or the path of its file.
 
-        shards: of each app. settings: of `[apps.NAME]`, for one app. trace: record every call's spans.
+        shards: of each app. settings: of `[apps.NAME]`, for a servicer class. trace: record the spans of every call.
 
         Raises:
-            BadConfig: the file, or a setting, is not right.
+            BadConfig: the file, or a setting, is not valid.
         """
         self.clock = ManualClock(1_000_000.0)
         self.spans: list[SpanRecord] = []
-        """What was traced, once `advance` has ticked or `stats` was asked."""
+        """The spans so far; new ones arrive with each tick (`advance`) and with `stats`."""
         self._config = _config_of(app, settings or {})
         self._count = shards
         self._trace = trace
@@ -83,7 +83,7 @@ class Cluster:
             folder = Path(tempfile.mkdtemp(prefix="onelane-"))
             self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self._lay_out(folder)
-            # Last to first: who is called listens before its callers start.
+            # In reverse order: callers come first in a file, and the apps that they call must listen before they start.
             for shards in reversed(self._apps.values()):
                 for shard in shards:
                     await shard.start()
@@ -91,7 +91,7 @@ class Cluster:
             for name, app in self._config.apps.items():
                 channel = Channel(app.listen, deadline_s=30.0, name=name, dialling=self._dialling)
                 self._stack.push_async_callback(channel.close)
-                # Until the owners' connections stand, calls would go to whichever shard takes them.
+                # Before the channel has connected to every shard, calls would go to any shard, not to the owner.
                 await channel.channel_ready()
                 self._channels[name] = channel
             self._stack = self._stack.pop_all()
@@ -112,14 +112,14 @@ class Cluster:
             members = [Member(f"{name}-{i}", own, str(folder / f"{name}-{i}")) for i, own in enumerate(own_addresses)]
             pins = {key: members[index].name for key, index in app.pins.items()}
             placement = Placement(1, tuple(members), app.points, pins)
-            door = sockets.listening(shared)
-            self._stack.callback(door.close)
+            shared_socket = sockets.listening(shared)
+            self._stack.callback(shared_socket.close)
             self._apps[name] = [
                 _Shard(self, name, index, settings, placement, self._open(member, shared, folder))
                 for index, member in enumerate(members)
             ]
             for shard in self._apps[name]:
-                shard.sockets = (door, *shard.sockets)
+                shard.sockets = (shared_socket, *shard.sockets)
 
     def _open(self, member: Member, shared: str, folder: Path) -> tuple[Any, ...]:
         own = f"unix:{folder / member.name}.own"
@@ -130,13 +130,13 @@ class Cluster:
         return listeners
 
     def environment(self) -> Environment:
-        """What the shards run on."""
+        """The clock, timers and dialling of the shards, for `ShardLifecycle`."""
         return Environment(clock=self.clock, alarms=self.clock, dialling=self._dialling)
 
-    # What a test does
+    # For tests
 
     def stub(self, stub: Callable[[grpc.aio.Channel], S], *, app: str | None = None, shard: int | None = None) -> S:
-        """A generated stub of an app (of the first, unless named) that goes to the owners, or to one shard."""
+        """A generated stub whose calls go to the owners of their keys, or to one shard. app: by default the first."""
         shards = self._shards(app)
         if shard is None:
             return stub(self._channels[shards[0].app])
@@ -145,45 +145,45 @@ class Cluster:
         return stub(channel)
 
     def owner_of(self, key: str, *, app: str | None = None) -> int:
-        """The index of the shard that owns a key, in its canonical text."""
+        """The index of the shard that owns a key. key: canonical text."""
         shards = self._shards(app)
         name = shards[0].placement.owner_of(key).name
         return next(shard.index for shard in shards if shard.member.name == name)
 
     def service(self, kind: type[S], *, shard: int, app: str | None = None) -> S:
-        """The service object of one shard, to look at."""
+        """The service object of one shard, to inspect."""
         servicers = self._shards(app)[shard].lifecycle.parts.services.servicers
         return next(servicer for servicer in servicers if isinstance(servicer, kind))
 
     async def advance(self, seconds: float) -> None:
-        """Move the clock on: what is due runs, in order, and has had some turns of the loop when this returns."""
+        """Move the clock on. Due timers and ticks run in order, with some iterations of the event loop after each."""
         until = self.clock.now() + seconds
         while (now := self.clock.now()) < until:
             self.clock.advance_to(min(now + TICK_S, until))
-            for _ in range(SETTLE):
+            for _ in range(ITERATIONS):
                 await asyncio.sleep(0)
 
     async def stats(self, name: str, attributes: Mapping[str, str] | None = None) -> float:
-        """The sum of a counter over all shards and over all series with these attributes, as of now."""
+        """The current sum of a counter over all shards, and over all series with these attributes."""
         for shard in self._all():
             if shard.is_up:
                 await shard.lifecycle.parts.reporter.report(collect=1)
         return self._totals.sum_of(name, attributes_of(attributes))
 
     async def kill(self, shard: int, *, app: str | None = None) -> None:
-        """End a shard as if its process had died: its state, and the counts of its last tick, are gone."""
+        """End a shard as if its process had died: its state, and the counts since its last tick, are lost."""
         await self._shards(app)[shard].kill()
 
     async def restart(self, shard: int, *, app: str | None = None) -> None:
-        """Start a shard that was killed; one that is up is killed first."""
-        restarted = self._shards(app)[shard]
-        if restarted.is_up:
-            await restarted.kill()
-        await restarted.start()
+        """Start a shard again; kill it first if it is running."""
+        target = self._shards(app)[shard]
+        if target.is_up:
+            await target.kill()
+        await target.start()
 
     @contextmanager
     def stall(self, shard: int, *, app: str | None = None) -> Iterator[None]:
-        """While this lasts a shard takes nothing from its connections: calls wait, as behind a handler that hangs."""
+        """Inside the block a shard does not read from its connections: calls wait, as behind a handler that blocks."""
         listener = self._shards(app)[shard].lifecycle.parts.listener
         assert isinstance(listener, NativeListener)
         listener.pause()
@@ -195,15 +195,16 @@ class Cluster:
     def _shards(self, app: str | None) -> "list[_Shard]":
         name = app or next(iter(self._apps))
         if name not in self._apps:
-            raise BadConfig("Cluster", [f"no app is called {name!r}; there are {sorted(self._apps)}"])
+            raise BadConfig("Cluster", [f"no app is called {name!r}; the apps are {sorted(self._apps)}"])
         return self._apps[name]
 
     def _all(self) -> "list[_Shard]":
         return [shard for shards in self._apps.values() for shard in shards]
 
-    # What its shards say
+    # For its shards
 
     def setup_of(self, shard: "_Shard") -> control_pb2.Setup:
+        """The message by which a supervisor starts a shard."""
         peers = {name: app.listen for name, app in self._config.apps.items()} | dict(self._config.peers)
         return control_pb2.Setup(
             app=shard.app,
@@ -227,7 +228,7 @@ class Cluster:
 
 @dataclass
 class _Shard:
-    """One shard of a cluster, and what it is started with again. It is its own supervisor's line."""
+    """One shard of a cluster, and all that is needed to start it again. It is the shard's `Control` line as well."""
 
     cluster: Cluster
     app: str
@@ -237,22 +238,22 @@ class _Shard:
     sockets: tuple[Any, ...]
     is_up: bool = False
     is_killed: bool = False
-    """What it still sends is lost."""
+    """Reports that it still sends are dropped."""
 
     def __post_init__(self) -> None:
         self.member = self.placement.members[self.index]
         self.lifecycle: ShardLifecycle
-        self._following: asyncio.Task[None]
+        self._placement_task: asyncio.Task[None]
 
     async def start(self) -> None:
         self.is_killed = False
         copies = [sock.dup() for sock in self.sockets]
         self.lifecycle = ShardLifecycle(self.cluster.setup_of(self), self, copies, self.cluster.environment())
         loop = asyncio.get_running_loop()
-        # In a task, so that what is set for the shard's context stays there.
+        # In a task of its own, whose context keeps the context variables that a start sets.
         await loop.create_task(self.lifecycle.start(whole_process=False))
         await self.lifecycle.parts.services.set_health(serving=True)
-        self._following = loop.create_task(self.lifecycle.follow_placements())
+        self._placement_task = loop.create_task(self.lifecycle.follow_placements())
         self.is_up = True
         self._tick_later()
 
@@ -268,7 +269,7 @@ class _Shard:
     async def end(self) -> None:
         if self.is_up:
             self.is_up = False
-            self._following.cancel()
+            self._placement_task.cancel()
             await self.lifecycle.stop()
 
     def _tick_later(self) -> None:
@@ -279,17 +280,17 @@ class _Shard:
             self._ticking = asyncio.get_running_loop().create_task(self.lifecycle.tick())
             self._tick_later()
 
-    # onelane.control.Control
+    # onelane.cluster.control.Control
 
     async def send(self, message: control_pb2.ToSupervisor) -> None:
         if message.WhichOneof("kind") == "report" and not self.is_killed:
             self.cluster.take(self, message.report)
 
     async def receive(self) -> None:
-        """Nothing is said to it."""
+        """No message ever arrives: there is no supervisor."""
 
     def close(self) -> None:
-        """Nobody waits for that."""
+        """Nothing to close."""
 
 
 def _config_of(app: str | type | Config | Path, settings: Mapping[str, Any]) -> Config:

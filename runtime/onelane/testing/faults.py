@@ -1,9 +1,9 @@
-"""Faults on purpose: calls that come late, fail, or are never answered. A server interceptor, for tests and drills.
+"""Injected faults: calls that are delayed, fail, or are never answered. A server interceptor, for tests and drills.
 
     class Flaky(Faults):
         rules = (Fault("arena.v1.Profile/*", share=0.3, abort=grpc.StatusCode.UNAVAILABLE),)
 
-and `interceptors = ["my.tests:Flaky"]` in the app's settings. Which calls are hit is drawn from `seed`.
+and `interceptors = ["my.tests:Flaky"]` in the app's settings. A generator with `seed` draws the calls to hit.
 """
 
 import asyncio
@@ -22,23 +22,23 @@ from onelane.server import sync_handler
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What befalls some calls."""
+    """One kind of fault, and the calls that it hits."""
 
     method: str = "*"
-    """`pkg.Service/Method`, with `*` for anything."""
+    """A pattern for `pkg.Service/Method`, in which `*` matches any text."""
     share: float = 1.0
-    """Of the calls, 0.0 to 1.0."""
+    """The share of the calls that are hit, 0.0 to 1.0."""
     delay_s: float = 0.0
-    """How much later the handler begins, or the call fails."""
+    """Seconds by which the handler, or the failure, is delayed."""
     abort: grpc.StatusCode | None = None
-    """The status with which the call ends, before its handler."""
+    """The status that ends the call before its handler runs."""
     details: str = "a fault that was injected"
     drop: bool = False
-    """It is never answered: its client waits until its deadline."""
+    """The call is never answered: its client waits until the deadline."""
 
 
 class Faults(grpc.aio.ServerInterceptor):
-    """See the module. `rules` and `seed` are a subclass's own; the first rule that fits a call decides."""
+    """See the module. A subclass sets `rules` and `seed`; the first rule whose pattern matches a call applies."""
 
     rules: ClassVar[Sequence[Fault]] = ()
     seed: ClassVar[int] = 1
@@ -46,7 +46,7 @@ class Faults(grpc.aio.ServerInterceptor):
     def __init__(self) -> None:
         self._rng = Random(self.seed)
         self.injected = 0
-        """Calls that something befell."""
+        """Calls that were hit."""
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
@@ -57,17 +57,17 @@ class Faults(grpc.aio.ServerInterceptor):
         if handler is None or fault is None or self._rng.random() >= fault.share:
             return handler
         self.injected += 1
-        return _behind(fault, handler)
+        return _with_fault(fault, handler)
 
 
-def _behind(fault: Fault, handler: Any) -> Any:
-    """`handler`, but for the fault."""
+def _with_fault(fault: Fault, handler: Any) -> Any:
+    """`handler`, preceded by the fault."""
     run = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    more = (handler.request_deserializer, handler.response_serializer)
+    serializers = (handler.request_deserializer, handler.response_serializer)
     if handler.response_streaming:
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            await _befall(fault, context)
+            await _inject(fault, context)
             answers = run(request, _context_of(run, context))
             if hasattr(answers, "__aiter__"):
                 async for answer in answers:
@@ -81,19 +81,19 @@ def _behind(fault: Fault, handler: Any) -> Any:
         make_handler = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return make_handler(stream, *more)
+        return make_handler(stream, *serializers)
 
     async def single(request: Any, context: Any) -> Any:
-        await _befall(fault, context)
+        await _inject(fault, context)
         answer = run(request, _context_of(run, context))
         return await answer if inspect.isawaitable(answer) else answer
 
     if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(single, *more)
-    return grpc.unary_unary_rpc_method_handler(single, *more)
+        return grpc.stream_unary_rpc_method_handler(single, *serializers)
+    return grpc.unary_unary_rpc_method_handler(single, *serializers)
 
 
-async def _befall(fault: Fault, context: Any) -> None:
+async def _inject(fault: Fault, context: Any) -> None:
     if fault.delay_s:
         await asyncio.sleep(fault.delay_s)
     if fault.drop:

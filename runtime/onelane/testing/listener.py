@@ -1,4 +1,4 @@
-"""A listener without sockets: calls go in and come out as bytes, in one process. It passes the listeners' contract."""
+"""A listener without sockets: it serves the calls of `MemoryListener.call`. It passes the tests of all listeners."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -12,13 +12,13 @@ from onelane.errors import PortTaken
 from onelane.server.call import Call, Metadata
 from onelane.server.listener import Bind, Serving
 
-BACKLOG = 16
-"""Messages that one side of a stream may be ahead of the other."""
+MAX_AHEAD = 16
+"""Messages that one side of a stream may send ahead of the other's reading."""
 
 
 @dataclass
 class Outcome:
-    """How one call ended."""
+    """The end of one call, as its client sees it."""
 
     code: grpc.StatusCode
     details: str
@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass
 class _Net:
-    """Who listens where, in this process."""
+    """The memory listeners of this process, by address."""
 
     listeners: dict[str, "MemoryListener"] = field(default_factory=dict)
 
@@ -44,8 +44,8 @@ class MemoryCall(Call):
 
     def __init__(self, method: str, metadata: Metadata, *, trusted: bool, deadline_s: float | None) -> None:
         super().__init__(method, metadata, trusted=trusted)
-        self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
-        self.outbox: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
+        self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_AHEAD)
+        self.outbox: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_AHEAD)
         self.initial: Metadata = ()
         self.deadline_s = deadline_s
 
@@ -75,7 +75,7 @@ class MemoryListener:
         self._serving: Serving | None = None
         self._binds: dict[str, Bind] = {}
         self._limit = 0
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
         for bind in binds:
@@ -91,8 +91,8 @@ class MemoryListener:
     async def stop(self, grace_s: float) -> None:
         for address in self._binds:
             NET.listeners.pop(address, None)
-        if self._under_way:
-            _, late = await asyncio.wait(self._under_way, timeout=grace_s)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=grace_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -106,8 +106,8 @@ class MemoryListener:
         metadata: Metadata = (),
         deadline_s: float | None = None,
     ) -> Outcome:
-        """Make one call at `address` and give its outcome. Cancelling this cancels the handler."""
-        method = next((m for m in self._methods() if m.path == path), None)
+        """Make one call at `address`; returns its outcome. Cancelling this cancels the handler."""
+        method = next((method for method in self._methods() if method.path == path), None)
         if method is None or address not in NET.listeners:
             code = grpc.StatusCode.UNAVAILABLE if address not in NET.listeners else grpc.StatusCode.UNIMPLEMENTED
             return Outcome(code, f"{path} at {address}", [])
@@ -121,7 +121,7 @@ class MemoryListener:
         assert self._serving is not None
         answers: list[bytes] = []
         serving = asyncio.ensure_future(_serve(self._serving, method, call, first))
-        self._under_way.add(serving)
+        self._tasks.add(serving)
         feeding = asyncio.ensure_future(_feed(call, requests)) if first is None else None
         try:
             while (answer := await call.outbox.get()) is not None:
@@ -135,7 +135,7 @@ class MemoryListener:
             call.fail(grpc.StatusCode.CANCELLED, "stopped")
             reply = b""
         finally:
-            self._under_way.discard(serving)
+            self._tasks.discard(serving)
             if feeding is not None:
                 feeding.cancel()
         if not method.response_streaming and call.code_now is grpc.StatusCode.OK:
@@ -150,7 +150,7 @@ async def _serve(serving: Serving, method: Any, call: MemoryCall, first: bytes |
     try:
         reply = await serving.serve(method, call, first)
     except asyncio.CancelledError:
-        # Nobody reads any more: the end must not wait for room.
+        # The client has left: make room, so that the end of the stream need not wait.
         while not call.outbox.empty():
             call.outbox.get_nowait()
         call.outbox.put_nowait(None)

@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture `onelane_cluster`. pytest loads it where onelane is installed; unused, it is free."""
+"""The pytest plugin with the fixture `onelane_cluster`. pytest loads it wherever onelane is installed."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-# Read by OpenTelemetry's API when it is first imported, so that it knows the calls of a `Cluster`.
+# OpenTelemetry's API reads this at its first import; with it, its current span is that of a call of a `Cluster`.
 os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 
 
