@@ -18,7 +18,7 @@ class Chat(pubsub_pb2_grpc.ChatServicer):
 
     async def Listen(self, request: pubsub_pb2.ListenRequest, context: Any) -> AsyncIterator[pubsub_pb2.Line]:
         with self.shard.subscribe("lines", pubsub_pb2.Line) as lines:
-            await context.send_initial_metadata((("listening", "yes"),))
+            await context.send_initial_metadata(())  # Tells the client that it is subscribed.
             async for line in lines:
                 if isinstance(line, onelane.Lost):
                     line = pubsub_pb2.Line(author="chat", text=f"{line.count} lines were lost")

@@ -3,9 +3,13 @@
 from functools import partial
 from typing import Any
 
+import grpc
 import onelane
 
 from services.examples.timers.v1 import timers_pb2, timers_pb2_grpc
+
+LATEST_S = 86_400.0
+"""Timers are gone with their shard, so they are for short times."""
 
 
 class Reminders(timers_pb2_grpc.RemindersServicer):
@@ -16,6 +20,9 @@ class Reminders(timers_pb2_grpc.RemindersServicer):
         shard.every(1.0, lambda: self.users.set(len(self.due)))
 
     async def Set(self, request: timers_pb2.SetRequest, context: Any) -> timers_pb2.SetReply:
+        if not 0 <= request.after_s <= LATEST_S:
+            details = f"after_s: expected 0 to {LATEST_S:.0f}, seen {request.after_s}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, details)
         self.shard.later(request.user, request.after_s, partial(self.remind, request.user, request.text))
         return timers_pb2.SetReply()
 

@@ -84,7 +84,7 @@ class ListReply(_message.Message):
     DUE_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     waiting: _builtins.int
-    """Those that wait."""
+    """Reminders that are not due yet."""
     @_builtins.property
     def due(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Reminders whose time has come."""
