@@ -1,4 +1,4 @@
-"""A server interceptor that checks a JSON Web Token (HS256) before any handler runs."""
+"""A server interceptor checks a JSON Web Token (HS256) before a handler runs, and hands its claims to the handler."""
 
 import base64
 import hashlib
@@ -6,12 +6,16 @@ import hmac
 import json
 import os
 import time
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from services.examples.jwt.v1 import jwt_pb2, jwt_pb2_grpc
+
+current_claims: ContextVar[dict[str, Any]] = ContextVar("current_claims")
+"""The claims of the call in progress. Each call has a context of its own, from its interceptors to its handler."""
 
 
 def claims_of(token: str, secret: bytes) -> dict[str, Any] | None:
@@ -20,8 +24,8 @@ def claims_of(token: str, secret: bytes) -> dict[str, Any] | None:
     expected = base64.urlsafe_b64encode(hmac.digest(secret, signed.encode(), hashlib.sha256)).rstrip(b"=")
     if not hmac.compare_digest(expected, signature.encode()):
         return None
-    header, payload = (json.loads(base64.urlsafe_b64decode(part + "==")) for part in signed.split("."))
-    return payload if header.get("alg") == "HS256" and payload.get("exp", 0) > time.time() else None
+    header, claims = (json.loads(base64.urlsafe_b64decode(part + "==")) for part in signed.split("."))
+    return claims if header.get("alg") == "HS256" and claims.get("exp", 0) > time.time() else None
 
 
 class Authenticated(grpc.aio.ServerInterceptor):
@@ -31,8 +35,11 @@ class Authenticated(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         metadata = dict(handler_call_details.invocation_metadata)
         token = str(metadata.get("authorization", "")).removeprefix("Bearer ")
-        if claims_of(token, self.secret) is None:
+        claims = claims_of(token, self.secret)
+        if claims is None:
+            # The handler must have the shape of the method; all methods here are unary.
             return grpc.unary_unary_rpc_method_handler(refuse)
+        current_claims.set(claims)
         return await continuation(handler_call_details)
 
 
@@ -42,4 +49,6 @@ async def refuse(_: Any, context: Any) -> None:
 
 class Accounts(jwt_pb2_grpc.AccountsServicer):
     async def Balance(self, request: jwt_pb2.BalanceRequest, context: Any) -> jwt_pb2.BalanceReply:
+        if current_claims.get().get("sub") != request.user:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the token is not one of {request.user!r}")
         return jwt_pb2.BalanceReply(cents=100 * len(request.user))
