@@ -1,4 +1,4 @@
-"""A service that is easy to test: chance is handed in, and time is the shard's. See test_service.py beside it."""
+"""A service that is easy to test: its random numbers are handed in, its timers are the shard's. See test_service.py."""
 
 from random import Random
 from typing import Any
@@ -8,6 +8,7 @@ import onelane
 from services.examples.testing.v1 import testing_pb2, testing_pb2_grpc
 
 FORGET_S = 60.0
+"""How long a roll counts."""
 
 
 class Dice(testing_pb2_grpc.DiceServicer):
@@ -23,3 +24,5 @@ class Dice(testing_pb2_grpc.DiceServicer):
 
     def forget(self, table: str) -> None:
         self.rolls[table] -= 1
+        if not self.rolls[table]:
+            del self.rolls[table]
