@@ -40,12 +40,12 @@ shards = 0
 """
     with pytest.raises(BadConfig) as caught:
         load(tmp_path, text)
-    told = "\n".join(caught.value.faults)
-    assert "line 3: apps.lobby.services.0: expected package.module:Class, seen 'not a plug'" in told
-    assert "line 4: apps.lobby.listen: expected ip:port" in told
-    assert "line 5: apps.lobby.shard: is not a setting; did you mean 'shards'?" in told
-    assert "line 6: apps.profile.services: is missing" in told
-    assert "line 8: apps.profile.shards" in told
+    faults = "\n".join(caught.value.faults)
+    assert "line 3: apps.lobby.services.0: expected package.module:Class, seen 'not a plug'" in faults
+    assert "line 4: apps.lobby.listen: expected ip:port" in faults
+    assert "line 5: apps.lobby.shard: is not a setting; did you mean 'shards'?" in faults
+    assert "line 6: apps.profile.services: is missing" in faults
+    assert "line 8: apps.profile.shards" in faults
 
 
 def test_what_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:

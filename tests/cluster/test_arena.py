@@ -42,10 +42,10 @@ async def test_players_of_a_room_meet_in_one_lane(arena: Cluster) -> None:
         await watch.initial_metadata()
         await lobby.Join(JoinRequest(room_id="r", player="ann"))
         joined = await lobby.Join(JoinRequest(room_id="r", player="bob"))
-        said = await lobby.Say(SayRequest(room_id="r", player="ann", text="hi"))
+        reply = await lobby.Say(SayRequest(room_id="r", player="ann", text="hi"))
         finished = await lobby.Finish(FinishRequest(room_id="r", winner="bob", board="b"))
         events = [event.WhichOneof("kind") async for event in watch]
-    assert (list(joined.players), joined.rating, said.heard_by) == (["ann", "bob"], 1200, 1)
+    assert (list(joined.players), joined.rating, reply.heard_by) == (["ann", "bob"], 1200, 1)
     assert (finished.ratings["bob"], finished.ratings["ann"], finished.place) == (1216, 1184, 1)
     assert events == ["joined", "joined", "said", "finished"]
 
@@ -135,12 +135,12 @@ def offload() -> list[Any]:
 
 def without_forwards(tree: list[Any]) -> list[Any]:
     """The tree with each hop (a client span of the app that serves it) replaced by what lies below it."""
-    found: list[Any] = []
+    spans: list[Any] = []
     for service, kind, name, children in tree:
         inner = without_forwards(children)
         is_hop = kind == "client" and len(children) == 1 and children[0][:3] == [service, "server", name]
-        found += inner if is_hop else [[service, kind, name, inner]]
-    return sorted(found)
+        spans += inner if is_hop else [[service, kind, name, inner]]
+    return sorted(spans)
 
 
 def check_attributes(trace: Any) -> None:
@@ -171,14 +171,14 @@ def play(folder: Path, *arguments: str, toml: str = ARENA) -> "subprocess.Popen[
 
 def members_of(session: int) -> set[str]:
     """Pids whose command line says onelane and whose session or ancestors began with `session`."""
-    found = set()
+    matches = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if f"ONELANE_TEST={session}".encode() in (process / "environ").read_bytes():
-                found.add(process.name)
+                matches.add(process.name)
         except OSError:
             continue
-    return found
+    return matches
 
 
 def test_make_up_for_a_while_ends_by_itself_and_its_totals_agree(

@@ -78,10 +78,10 @@ A, B = ShardBinding("a-0", None, None), ShardBinding("b-0", None, None)
 
 
 def test_shards_that_share_a_process_are_told_apart_by_context() -> None:
-    one, other = copy_context(), copy_context()
-    one.run(bind_shard, A, whole_process=False)
-    other.run(bind_shard, B, whole_process=False)
-    assert (one.run(bound_shard_name), other.run(bound_shard_name)) == ("a-0", "b-0")
+    first, second = copy_context(), copy_context()
+    first.run(bind_shard, A, whole_process=False)
+    second.run(bind_shard, B, whole_process=False)
+    assert (first.run(bound_shard_name), second.run(bound_shard_name)) == ("a-0", "b-0")
     assert copy_context().run(bound_shard) is None
     assert bound_shard_name() == ""
 

@@ -16,10 +16,10 @@ Field = descriptor_pb2.FieldDescriptorProto
 
 def field(name: str, number: int, kind: int, *, key: bool = False, of: str = "", repeated: bool = False) -> Field:
     label = Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL
-    made = Field(name=name, number=number, type=kind, label=label, type_name=of or None)  # type: ignore[arg-type]
+    field = Field(name=name, number=number, type=kind, label=label, type_name=of or None)  # type: ignore[arg-type]
     if key:
-        made.options.Extensions[options_pb2.key] = True
-    return made
+        field.options.Extensions[options_pb2.key] = True
+    return field
 
 
 def message_with(*fields: Field, **nested: list[Field]) -> Any:

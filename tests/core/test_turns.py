@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from onelane.core.turns import MAX_LINKS, Turn, Turns, holders
+from onelane.core.turns import MAX_CHAIN_LINKS, Turn, Turns, holders
 from onelane.errors import Overloaded
 
 from tests.conftest import Where
@@ -125,13 +125,13 @@ def test_a_guessed_chain_lets_nobody_in() -> None:
 def test_a_chain_names_its_holders_and_is_bounded() -> None:
     turns = made()
     chain = ""
-    for n in range(MAX_LINKS + 3):
+    for n in range(MAX_CHAIN_LINKS + 3):
         turn = turns.enter(f"k{n}", f"p.S/M{n}", "", "one")
         assert turn is not None
         chain = turn.outgoing_chain(chain)
         assert turn.outgoing_chain(chain) == chain
-    assert len(holders(chain)) == MAX_LINKS
-    assert holders(chain)[-1] == f"s-0/p.S/M{MAX_LINKS + 2}"
+    assert len(holders(chain)) == MAX_CHAIN_LINKS
+    assert holders(chain)[-1] == f"s-0/p.S/M{MAX_CHAIN_LINKS + 2}"
 
 
 # Real shards
@@ -241,20 +241,20 @@ async def test_a_call_that_comes_back_to_its_key_through_another_app_enters(two:
 
 
 async def test_two_chains_that_wait_for_each_other_end_by_deadline_and_name_both(two: Cluster) -> None:
-    here, there = Where(two, "echo"), Where(two, "other")
+    echo_app, other_app = Where(two, "echo"), Where(two, "other")
     words, timeout_s = "Deadline Exceeded", 0.5
     # In the words of the shard, unless the machine is so busy that the client's own come first.
     for attempt in itertools.count():
         if words != "Deadline Exceeded":
             break
         request = EchoRequest(key="x", order=f"then x{attempt} call other y add 1")
-        first = here.shared.Misbehave(request, timeout=timeout_s)
+        first = echo_app.shared.Misbehave(request, timeout=timeout_s)
         request = EchoRequest(key="y", order=f"then y{attempt} call echo x add 1")
-        second = there.shared.Misbehave(request, timeout=30)
-        await here.wait_begun(f"x{attempt}")
-        await there.wait_begun(f"y{attempt}")
-        await here.shared.Release(EchoRequest(key=f"x{attempt}"))
-        await there.shared.Release(EchoRequest(key=f"y{attempt}"))
+        second = other_app.shared.Misbehave(request, timeout=30)
+        await echo_app.wait_begun(f"x{attempt}")
+        await other_app.wait_begun(f"y{attempt}")
+        await echo_app.shared.Release(EchoRequest(key=f"x{attempt}"))
+        await other_app.shared.Release(EchoRequest(key=f"y{attempt}"))
         assert await first.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         words = await first.details()
         # The other has its way as soon as the first is gone.
@@ -263,8 +263,8 @@ async def test_two_chains_that_wait_for_each_other_end_by_deadline_and_name_both
     assert "echo.v1.Echo/Misbehave on shard other-0 waited for the turn of its key" in words
     assert "held by echo.v1.Echo/Misbehave" in words
     assert "its own callers hold echo-0/echo.v1.Echo/Misbehave" in words
-    await here.close()
-    await there.close()
+    await echo_app.close()
+    await other_app.close()
 
 
 async def test_a_call_whose_deadline_passes_while_it_waits_never_runs_nor_one_that_is_cancelled(two: Cluster) -> None:
@@ -273,9 +273,9 @@ async def test_a_call_whose_deadline_passes_while_it_waits_never_runs_nor_one_th
         under_way = UnderWay(two)
         holding = stub.Misbehave(EchoRequest(key="d", order="wait d"))
         await under_way.wait(1)
-        gone = stub.Misbehave(EchoRequest(key="d", order="wait gone"))
+        cancelled = stub.Misbehave(EchoRequest(key="d", order="wait gone"))
         await under_way.wait(2)
-        gone.cancel()
+        cancelled.cancel()
         await eventually(lambda: under_way.count() <= 1)
         has_waited, timeout_s = False, 0.25
         while not has_waited:

@@ -38,8 +38,8 @@ def request(path: bytes, *more: tuple[bytes, bytes], without: tuple[bytes, ...] 
         b"content-type": b"application/grpc",
     }
     changed = {name: value for name, value in more if name in usual}
-    kept = [(name, value) for name, value in (usual | changed).items() if name not in without]
-    return [*kept, *(pair for pair in more if pair[0] not in usual)]
+    headers = [(name, value) for name, value in (usual | changed).items() if name not in without]
+    return [*headers, *(pair for pair in more if pair[0] not in usual)]
 
 
 @dataclass
@@ -68,12 +68,12 @@ class Answer:
     @property
     def messages(self) -> list[tuple[int, bytes]]:
         """Each message with its compressed flag."""
-        found, rest = [], self.body
+        frames, rest = [], self.body
         while rest:
             size = int.from_bytes(rest[1:5], "big")
-            found.append((rest[0], rest[5 : 5 + size]))
+            frames.append((rest[0], rest[5 : 5 + size]))
             rest = rest[5 + size :]
-        return found
+        return frames
 
 
 class Exchange:

@@ -72,8 +72,8 @@ def test_grpc_js_finds_what_the_specification_promises(interop: Interop) -> None
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    found = {line["case"]: line["error"] for line in map(json.loads, run.stdout.splitlines())}
-    assert found == dict.fromkeys(NODE_CASES)
+    errors = {line["case"]: line["error"] for line in map(json.loads, run.stdout.splitlines())}
+    assert errors == dict.fromkeys(NODE_CASES)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -136,8 +136,8 @@ def test_a_handler_leaves_one_message_of_a_stream_uncompressed(interop: Interop)
     sizes = {31_415: True, 92_653: False}
     parameters = [m.ResponseParameters(size=n, compressed=m.BoolValue(value=flag)) for n, flag in sizes.items()]
     wanted = m.StreamingOutputCallRequest(response_parameters=parameters)
-    found = unpacked(ask(interop, malformed.DOWNLOAD, wanted.SerializeToString()))
-    replies = [(len(m.StreamingOutputCallResponse.FromString(reply).payload.body), flag) for flag, reply in found]
+    payloads = unpacked(ask(interop, malformed.DOWNLOAD, wanted.SerializeToString()))
+    replies = [(len(m.StreamingOutputCallResponse.FromString(reply).payload.body), flag) for flag, reply in payloads]
     assert replies == list(sizes.items())
 
 

@@ -31,8 +31,8 @@ class Front(echo_pb2_grpc.EchoServicer):
         self.back: Any = shard.stub(echo_pb2_grpc.EchoStub, to="back")
 
     async def Unary(self, request: EchoRequest, context: Context) -> EchoReply:
-        found: EchoReply = await self.back.Unary(request)
-        return found
+        reply: EchoReply = await self.back.Unary(request)
+        return reply
 
     async def Download(self, request: EchoRequest, context: Context) -> AsyncIterator[EchoReply]:
         async for reply in self.back.Download(request):
@@ -40,8 +40,8 @@ class Front(echo_pb2_grpc.EchoServicer):
 
     async def Upload(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> EchoReply:
         requests = [request async for request in request_iterator]
-        found: EchoReply = await self.back.Upload(requests, metadata=(("onelane-key", requests[0].key),))
-        return found
+        reply: EchoReply = await self.back.Upload(requests, metadata=(("onelane-key", requests[0].key),))
+        return reply
 
     async def Chat(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> AsyncIterator[EchoReply]:
         requests = [request async for request in request_iterator]
@@ -105,9 +105,9 @@ tail = {}
 
 @pytest.fixture(scope="module")
 async def seen() -> AsyncIterator[Jaeger]:
-    with jaeger() as made:
-        await eventually(made.is_ready)
-        yield made
+    with jaeger() as jaeger_server:
+        await eventually(jaeger_server.is_ready)
+        yield jaeger_server
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +117,8 @@ def apps(seen: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clu
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
         "OTEL_BSP_SCHEDULE_DELAY": "50",
     }
-    with running(tmp_path_factory.mktemp("apps"), TOML, "--app-dir", str(ROOT), **environment) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("apps"), TOML, "--app-dir", str(ROOT), **environment) as app:
+        yield app
 
 
 class Caller:
@@ -137,20 +137,20 @@ class Caller:
         async with grpc.aio.insecure_channel((self.away if away else self.home).address) as channel:
             stub: Any = echo_pb2_grpc.EchoStub(channel)
             call = getattr(stub, method)(request, metadata=self.metadata, timeout=20)
-            return [one async for one in call] if method in ("Download", "Chat") else await call
+            return [reply async for reply in call] if method in ("Download", "Chat") else await call
 
 
 async def whole(seen: Jaeger, caller: Caller, spans: int) -> Trace:
     """The trace, once so many spans of it have come."""
-    found: list[Trace] = []
+    traces: list[Trace] = []
 
     def has_come() -> bool:
         trace = seen.trace(caller.trace_id)
-        found[:] = [trace] if trace is not None else []
+        traces[:] = [trace] if trace is not None else []
         return trace is not None and len(trace.spans) >= spans
 
     await eventually(has_come)
-    return found[0]
+    return traces[0]
 
 
 REQUEST = EchoRequest(key="k", text="hi")
@@ -183,11 +183,11 @@ async def test_a_forward_is_a_client_span_between_the_two_shards(seen: Jaeger, a
     trace = await whole(seen, caller, 4)
     (hop,) = trace.children(CALLER)
     (served,) = trace.children(hop["spanID"])
-    told = [
+    reports = [
         (trace.tags(span)["span.kind"], trace.tags(span)["onelane.hop"], trace.tags(span)["onelane.shard"])
         for span in (hop, served)
     ]
-    assert told == [("client", "forwarded", caller.away.name), ("server", "forwarded", caller.home.name)]
+    assert reports == [("client", "forwarded", caller.away.name), ("server", "forwarded", caller.home.name)]
 
 
 async def test_a_failed_call_is_an_error_all_the_way_up(seen: Jaeger, apps: Cluster) -> None:
@@ -209,8 +209,12 @@ async def test_a_retry_stands_in_its_call_with_both_attempts_below(seen: Jaeger,
     codes = {trace.tags(span)["rpc.response.status_code"] for span in trace.children(client["spanID"])}
     assert codes == {"UNAVAILABLE", "OK"}
     (event,) = client["logs"]
-    told = {field["key"]: field["value"] for field in event["fields"]}
-    assert (told["event"], told["onelane.reason"], told["attempt"]) == ("onelane.client.retries", "UNAVAILABLE", 2)
+    fields = {field["key"]: field["value"] for field in event["fields"]}
+    assert (fields["event"], fields["onelane.reason"], fields["attempt"]) == (
+        "onelane.client.retries",
+        "UNAVAILABLE",
+        2,
+    )
     assert trace.tags(client)["rpc.response.status_code"] == "OK"
 
 

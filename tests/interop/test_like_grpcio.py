@@ -31,8 +31,8 @@ def like(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             'interceptors = ["tests.interceptors:Denying", "tests.interceptors:Stamping"]',
         ),
     ]
-    with running(tmp_path_factory.mktemp("like"), "\n".join(toml)) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("like"), "\n".join(toml)) as app:
+        yield app
 
 
 async def test_server_interceptors_stand_before_every_shape(like: Cluster) -> None:
@@ -82,8 +82,8 @@ async def test_health_reflection_and_channelz_answer(like: Cluster) -> None:
 
 def test_the_reflection_client_finds_the_services(like: Cluster) -> None:
     with grpc.insecure_channel(like.listen["echo"]) as channel:
-        found: Any = ProtoReflectionDescriptorDatabase(channel)
-        assert {"echo.v1.Echo", "grpc.health.v1.Health", "onelane.v1.Topology"} <= set(found.get_services())
+        database: Any = ProtoReflectionDescriptorDatabase(channel)
+        assert {"echo.v1.Echo", "grpc.health.v1.Health", "onelane.v1.Topology"} <= set(database.get_services())
 
 
 def grpcurl(*arguments: str) -> str:

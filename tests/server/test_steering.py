@@ -24,15 +24,15 @@ LOCAL = [("grpc.use_local_subchannel_pool", 1)]
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("native"), echo(2, 'listener = "native"')) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("native"), echo(2, 'listener = "native"')) as app:
+        yield app
 
 
 @pytest.fixture
 async def where(native: Cluster) -> AsyncIterator[Where]:
-    made = Where(native)
-    yield made
-    await made.close()
+    where = Where(native)
+    yield where
+    await where.close()
 
 
 async def call_on_new_connection(address: str, key: str, **more: Any) -> EchoReply:

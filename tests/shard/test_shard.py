@@ -21,9 +21,9 @@ OTHER = Member("echo-1", "127.0.0.1:50062", "/nowhere/echo-1")
 async def parts() -> AsyncIterator[ShardParts]:
     described = setup()
     described.peers["profile"] = "127.0.0.1:1"
-    made, _ = wired(described)
-    yield made
-    await made.shard.aclose()
+    shard_parts, _ = wired(described)
+    yield shard_parts
+    await shard_parts.shard.aclose()
 
 
 def test_there_is_one_keyed_dict_for_each_name_and_its_size_is_reported() -> None:

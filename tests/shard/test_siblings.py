@@ -23,11 +23,11 @@ Echo = echo_pb2_grpc.EchoServicer
 @pytest.fixture
 async def parts() -> AsyncIterator[ShardParts]:
     """The only shard of its app: what it calls, it calls in itself."""
-    made, _ = wired()
-    made.services.load()
-    yield made
-    await made.sibling_channels.aclose()
-    await made.shard.aclose()
+    shard_parts, _ = wired()
+    shard_parts.services.load()
+    yield shard_parts
+    await shard_parts.sibling_channels.aclose()
+    await shard_parts.shard.aclose()
 
 
 @pytest.mark.parametrize("method", [Echo.Unary, "echo.v1.Echo/Unary", "/echo.v1.Echo/Unary"])

@@ -60,9 +60,9 @@ def stats() -> Stats:
 
 @pytest.fixture
 async def timers(clock: ManualClock, turns: Turns, stats: Stats) -> AsyncIterator[Timers]:
-    made = Timers("s-0", limit=5, stats=stats, turn=turns.turn, alarms=clock)
-    yield made
-    await made.aclose()
+    timers = Timers("s-0", limit=5, stats=stats, turn=turns.turn, alarms=clock)
+    yield timers
+    await timers.aclose()
 
 
 def counts(stats: Stats) -> dict[str, object]:
@@ -340,14 +340,14 @@ async def test_a_timer_of_a_key_holds_its_turn_and_the_shard_refuses_one_of_a_ke
 ) -> None:
     with running(tmp_path, echo(2)) as cluster:
         where = Where(cluster)
-        here, there = where.key_of("echo-0"), where.key_of("echo-1")
-        await where.home(here).Misbehave(EchoRequest(key=here, order=f"later {here}"))
-        await where.wait_begun(here)
-        code, details = await late_words(lambda: where.home(here).Unary(EchoRequest(key=here), timeout=0.5))
+        own_key, other_key = where.key_of("echo-0"), where.key_of("echo-1")
+        await where.home(own_key).Misbehave(EchoRequest(key=own_key, order=f"later {own_key}"))
+        await where.wait_begun(own_key)
+        code, details = await late_words(lambda: where.home(own_key).Unary(EchoRequest(key=own_key), timeout=0.5))
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "held by timer Echo._wait" in details
-        await where.home(here).Release(EchoRequest(key=here))
-        await where.home(here).Unary(EchoRequest(key=here))
+        await where.home(own_key).Release(EchoRequest(key=own_key))
+        await where.home(own_key).Unary(EchoRequest(key=own_key))
         with pytest.raises(grpc.aio.AioRpcError, match="not the owner by the placement"):
-            await where.home(here).Misbehave(EchoRequest(key=here, order=f"later {there}"))
+            await where.home(own_key).Misbehave(EchoRequest(key=own_key, order=f"later {other_key}"))
         await where.close()

@@ -139,8 +139,8 @@ async def test_the_wait_for_a_turn_is_a_span_of_its_call() -> None:
         while not cluster.service(Echo, shard=0).began:  # noqa: ASYNC110 - turns of the loop are what is waited for
             await asyncio.sleep(0)
         second = stub.Unary(EchoRequest(key="k"))
-        gone = stub.Unary(EchoRequest(key="k"), timeout=0.1)
-        assert await gone.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        hanging = stub.Unary(EchoRequest(key="k"), timeout=0.1)
+        assert await hanging.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await stub.Release(EchoRequest(key="k"))
         await asyncio.gather(first, second)
         await cluster.advance(0.2)

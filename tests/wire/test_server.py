@@ -102,15 +102,15 @@ def test_calls_whose_one_message_comes_with_their_headers_are_one_event_each() -
 
 @pytest.mark.parametrize("body", [frame(b"a") + frame(b"b"), frame(b"a")[:3], frame(b"x" * 1001), b""])
 def test_what_is_not_one_whole_message_is_told_as_ever(body: bytes) -> None:
-    told = []
+    events_of_both = []
     for joins in (True, False):
         wire = Wire(joins=joins)
         stream = wire.client.send_request(REQUEST)
         wire.client.send_data(stream, body, end_stream=True)
         wire.pass_bytes()
         assert wire.of(Opened)[0].message is None
-        told.append([(type(event), getattr(event, "messages", None)) for event in wire.events])
-    assert told[0] == told[1]
+        events_of_both.append([(type(event), getattr(event, "messages", None)) for event in wire.events])
+    assert events_of_both[0] == events_of_both[1]
 
 
 def test_a_failure_is_headers_alone() -> None:

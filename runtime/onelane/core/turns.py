@@ -17,7 +17,7 @@ from onelane.errors import Overloaded
 
 CHAIN = "onelane-chain"
 """The metadata that carries a chain: one link per turn, outermost first."""
-MAX_LINKS = 32
+MAX_CHAIN_LINKS = 32
 """A longer chain drops its oldest links; a call of the chain to one of their keys then waits like any other."""
 
 Waiters = OrderedDict[Any, str]
@@ -49,7 +49,7 @@ class Turn:
         if number in chain:
             return chain
         links = [*(chain.split(",") if chain else []), f"{number}{self._turns.shard}/{self.method}"]
-        return ",".join(links[-MAX_LINKS:])
+        return ",".join(links[-MAX_CHAIN_LINKS:])
 
 
 class Turns:
