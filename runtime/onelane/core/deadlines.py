@@ -17,7 +17,7 @@ class Expiring(Protocol):
     """A call or a job with a deadline."""
 
     def expire(self) -> None:
-        """Its deadline has passed."""
+        """Its deadline has passed. Does nothing if it is over: a `remove` while the slot expires comes too late."""
 
 
 class TimerHandle(Protocol):
@@ -68,10 +68,11 @@ class Deadlines:
         self._timer = self._call_later(max(0.0, slot * GRAIN_S - self._now()), self._fire)
 
     def _fire(self) -> None:
-        now_slot = int(self._now() / GRAIN_S)
+        now = self._now()
         self._timer = None
-        while self._order and (self._order[0] <= now_slot or not self._due[self._order[0]]):
+        while self._order and (self._order[0] * GRAIN_S <= now or not self._due[self._order[0]]):
             for expiring in self._due.pop(heappop(self._order)):
                 expiring.expire()
-        if self._order and self._timer is None:
+        # An expiry may have added a later deadline, and set the timer for that.
+        if self._order and (self._timer is None or self._order[0] < self._timer_slot):
             self._set_timer(self._order[0])
