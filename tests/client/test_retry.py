@@ -23,7 +23,6 @@ from onelane.core.service_config import RetryThrottling, ServiceConfig
 from onelane.errors import BadService
 from onelane.testing import Cluster
 from onelane.testing.faults import Fault, Faults
-from pydantic import ValidationError
 
 from services.arena.v1 import lobby_pb2, lobby_pb2_grpc
 from tests.echo.v1 import echo_pb2_grpc
@@ -58,47 +57,12 @@ def test_only_what_is_safe_to_repeat_is_tried_again_unless_a_service_config_says
     assert policy_of("echo.v1.Echo/Unary", "", said(retryPolicy=RETRY)) == ONCE
 
 
-def test_the_nearest_name_counts() -> None:
-    config = ServiceConfig.model_validate(
-        {
-            "methodConfig": [
-                {"name": [{}], "timeout": "3s"},
-                {"name": [{"service": "echo.v1.Echo"}], "timeout": "2s"},
-                {"name": WHO, "timeout": "1s"},
-            ]
-        }
-    )
-    timeouts = [policy_of(name, "", config).timeout_s for name in ("echo.v1.Echo/Who", "echo.v1.Echo/X", "a.B/C")]
-    assert timeouts == [1.0, 2.0, 3.0]
-
-
 def test_hedging_of_what_may_have_side_effects_is_refused() -> None:
     hedging = said(hedgingPolicy={"maxAttempts": 3, "hedgingDelay": "0.1s"})
     assert policy_of("echo.v1.Echo/Who", "NO_SIDE_EFFECTS", hedging).hedge_after_s == 0.1
     for level in ("IDEMPOTENT", ""):
         with pytest.raises(BadService, match="hedgingPolicy makes a call several times"):
             policy_of("echo.v1.Echo/Who", level, hedging)
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"timeout": "1"}, 'expected a duration such as "0.1s"'),
-        ({"retryPolicy": RETRY | {"maxAttempts": 1}}, "greater than or equal to 2"),
-        ({"retryPolicy": RETRY | {"retryableStatusCodes": ["SAD"]}}, "are no gRPC statuses"),
-        ({"retryPolicy": RETRY, "hedgingPolicy": {"maxAttempts": 2}}, "both a retryPolicy and a hedgingPolicy"),
-        ({"retrypolicy": RETRY}, "retrypolicy"),
-    ],
-)
-def test_a_service_config_that_is_not_right_says_where(config: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        said(**config)
-    assert words in str(caught.value)
-
-
-def test_a_service_config_is_the_same_after_a_trip_through_json() -> None:
-    config = said(retryPolicy=RETRY, timeout="0.25s")
-    assert ServiceConfig.model_validate_json(config.model_dump_json()) == config
 
 
 @given(st.integers(1, 5), st.floats(0.001, 1), st.floats(0.001, 5), st.floats(1, 3), st.integers())

@@ -1,7 +1,6 @@
 """Every sink takes the same points and spans; each writes them in its own world's words."""
 
 import pytest
-from onelane.errors import BadService
 from onelane.plugins import load_plugin
 from onelane.telemetry.histogram import Buckets, Exemplar
 from onelane.telemetry.logs import LogRecord
@@ -34,8 +33,3 @@ def test_every_sink_takes_what_it_is_given_and_closes(name: str) -> None:
         sink.logs("lobby", "lobby-0", [RECORD])
         assert not any(sink.losses().values())
         sink.close(10.0)
-
-
-def test_a_plug_that_is_not_installed_is_told_with_those_that_are() -> None:
-    with pytest.raises(BadService, match=r"'nope' is not installed; installed are \['grpcio', 'memory', 'native'\]"):
-        load_plugin("onelane.listeners", "nope")
