@@ -40,23 +40,30 @@ PLAYERS = 4
 
 @dataclass
 class Tally:
-    """What the players saw."""
+    """The calls of all players, counted at the client."""
 
     answered: Counter[str] = field(default_factory=Counter)
     """Method → calls answered OK."""
     errors: Counter[str] = field(default_factory=Counter)
+    """Method, status and details → calls that failed."""
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5000))
+    """Durations of the latest calls answered OK."""
 
-    async def call(self, method: str, sent: Any) -> Any:
+    async def call(self, method: str, call: Any) -> Any:
+        """The response of `call`, counted.
+
+        Raises:
+            grpc.aio.AioRpcError: the call failed.
+        """
         began = time.perf_counter()
         try:
-            answer = await sent
+            response = await call
         except grpc.aio.AioRpcError as error:
             self.errors[f"{method}: {error.code().name}: {error.details()}"] += 1
             raise
         self.seconds.append(time.perf_counter() - began)
         self.answered[method] += 1
-        return answer
+        return response
 
     def percentile_ms(self, share: float) -> float:
         ordered = sorted(self.seconds)
@@ -64,7 +71,7 @@ class Tally:
 
 
 async def play(lobby: Any, boards: Any, tally: Tally, room: str, rng: random.Random, until: anyio.Event) -> None:
-    """Game after game in one room."""
+    """Play games in one room, one after the other, until `until` is set."""
     game = 0
     while not until.is_set():
         game += 1
@@ -80,16 +87,16 @@ async def play(lobby: Any, boards: Any, tally: Tally, room: str, rng: random.Ran
             await tally.call("Lobby/Finish", lobby.Finish(finish))
             await tally.call("Leaderboard/Top", boards.Top(leaderboard_pb2.TopRequest(board="world", limit=3)))
         except grpc.aio.AioRpcError:
-            # Counted already; a room that broke off is left, and the players go on in the next.
+            # The tally has counted the error. The game is abandoned, and the next one begins.
             await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
 async def arena(file: Path, starting: anyio.CancelScope) -> AsyncIterator[tuple[dict[str, str], str]]:
-    """The three apps, running; gives each app's address and the admin address. starting: cancels their start.
+    """Run the three apps; yields each app's address and the admin address. starting: cancels their start.
 
     Raises:
-        click.ClickException: the apps did not start, or were told to end first. They share this process's stderr, and
+        click.ClickException: the apps did not start, or a signal came first. They share this process's stderr, and
             have written the reason there.
     """
     command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT)]
@@ -114,7 +121,7 @@ async def arena(file: Path, starting: anyio.CancelScope) -> AsyncIterator[tuple[
 
 
 async def read_addresses(output: asyncio.StreamReader) -> tuple[dict[str, str], str] | None:
-    """Each app's address and the admin address, once all are ready; None where they end before that."""
+    """Each app's address and the admin address, once all are ready; None if the process ends before that."""
     apps: dict[str, str] = {}
     while line := (await output.readline()).decode():
         click.echo(line.rstrip())
@@ -157,7 +164,7 @@ def table(status: dict[str, Any], tally: Tally, rate: float, before: dict[str, i
 
 
 async def show(admin: str, tally: Tally, until: anyio.Event, console: Console) -> None:
-    """The live table, once a second; a terminal redraws it, anything else gets none."""
+    """Redraw the live table once a second; without a terminal there is none."""
     if not console.is_terminal:
         await until.wait()
         return
@@ -182,7 +189,7 @@ async def end_on_signal(until: anyio.Event, starting: anyio.CancelScope) -> None
 
 
 async def drive(file: Path, seconds: float | None, seed: int, console: Console) -> bool:
-    """Play until a signal or for `seconds`; whether the players' totals and /metrics agree."""
+    """Play until a signal or for `seconds`. True if the players' totals and /metrics agree."""
     tally, until, starting = Tally(), anyio.Event(), anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(end_on_signal, until, starting)
@@ -216,7 +223,7 @@ async def _play(
 
 
 def summarize(tally: Tally, metrics: str, spent: float, console: Console) -> bool:
-    """Print what was seen beside what was exported; whether they agree."""
+    """Print the players' counts beside those of /metrics. True if they agree."""
     table = Table(title=f"summary of {spent:.1f} s")
     for column in ("method", "players saw", "/metrics says"):
         table.add_column(column, justify="left" if column == "method" else "right")
@@ -246,7 +253,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
 
 @click.command()
 @click.option("--for", "seconds", callback=_seconds, help="End by itself after a time such as 10s or 2m.")
-@click.option("--seed", default=1, show_default=True, help="Of what the players do.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the players' random choices.")
 @click.option("--file", type=click.Path(path_type=Path, exists=True), default=FILE, help="The arena's file.")
 def main(seconds: float | None, seed: int, file: Path) -> None:
     """Run the arena and play in it."""

@@ -20,18 +20,18 @@ from services.arena.v1 import (
 
 Context = grpc.aio.ServicerContext[Any, Any]
 WATCHER_BACKLOG = 256
-"""Events a watcher may lag behind before it is let go."""
+"""Events that may wait for one watcher; beyond that it gets no more."""
 
 
 @dataclass
 class Room:
-    """Who is here, with their ratings, and who watches."""
+    """The players in a room, with their ratings, and the queues of its watchers."""
 
     players: dict[str, float] = field(default_factory=dict)
     watchers: set[asyncio.Queue[lobby_pb2.Event]] = field(default_factory=set)
 
     def tell(self, event: lobby_pb2.Event) -> int:
-        """Tell every watcher; one that lags too far is let go."""
+        """Queue an event for every watcher, and drop watchers whose queue is full. The number of watchers left."""
         for watcher in list(self.watchers):
             try:
                 watcher.put_nowait(event)

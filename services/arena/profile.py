@@ -1,4 +1,4 @@
-"""What is known of each player, in SQLite, on a helper thread of each lane.
+"""Each player's rating and games, in SQLite, on a worker thread of each lane.
 
 Both shards use one file: SQLite keeps their transactions apart, and each player has one owner.
 """

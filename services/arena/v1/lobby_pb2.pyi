@@ -97,7 +97,7 @@ class SayReply(_message.Message):
 
     HEARD_BY_FIELD_NUMBER: _builtins.int
     heard_by: _builtins.int
-    """How many watchers were told."""
+    """Watchers that the line was sent to."""
     def __init__(
         self,
         *,
@@ -220,7 +220,7 @@ Global___AnnounceReply: _TypeAlias = AnnounceReply  # noqa: Y015
 
 @_typing.final
 class Announcement(_message.Message):
-    """What the lobby's shards tell each other."""
+    """Published by one shard of the lobby to all of them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

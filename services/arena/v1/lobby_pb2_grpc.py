@@ -86,7 +86,7 @@ class LobbyServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Announce(self, request, context):
-        """Tells everyone who watches a room, wherever that is.
+        """Sends a text to the watchers of all rooms, in every shard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

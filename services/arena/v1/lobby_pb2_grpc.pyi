@@ -38,7 +38,7 @@ class LobbyStub:
     Finish: _grpc.UnaryUnaryMultiCallable[_lobby_pb2.FinishRequest, _lobby_pb2.FinishReply]
     """Ends the room: rates its players, reports the winner, forgets the room."""
     Announce: _grpc.UnaryUnaryMultiCallable[_lobby_pb2.AnnounceRequest, _lobby_pb2.AnnounceReply]
-    """Tells everyone who watches a room, wherever that is."""
+    """Sends a text to the watchers of all rooms, in every shard."""
     Watch: _grpc.UnaryStreamMultiCallable[_lobby_pb2.WatchRequest, _lobby_pb2.Event]
     """The room's events from now on, until it is finished."""
 
@@ -52,7 +52,7 @@ class LobbyAsyncStub(LobbyStub):
     Finish: _aio.UnaryUnaryMultiCallable[_lobby_pb2.FinishRequest, _lobby_pb2.FinishReply]  # type: ignore[assignment]
     """Ends the room: rates its players, reports the winner, forgets the room."""
     Announce: _aio.UnaryUnaryMultiCallable[_lobby_pb2.AnnounceRequest, _lobby_pb2.AnnounceReply]  # type: ignore[assignment]
-    """Tells everyone who watches a room, wherever that is."""
+    """Sends a text to the watchers of all rooms, in every shard."""
     Watch: _aio.UnaryStreamMultiCallable[_lobby_pb2.WatchRequest, _lobby_pb2.Event]  # type: ignore[assignment]
     """The room's events from now on, until it is finished."""
 
@@ -87,7 +87,7 @@ class LobbyServicer(metaclass=_abc_1.ABCMeta):
         request: _lobby_pb2.AnnounceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lobby_pb2.AnnounceReply, _abc.Awaitable[_lobby_pb2.AnnounceReply]]:
-        """Tells everyone who watches a room, wherever that is."""
+        """Sends a text to the watchers of all rooms, in every shard."""
 
     @_abc_1.abstractmethod
     def Watch(
