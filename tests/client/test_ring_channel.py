@@ -72,7 +72,7 @@ async def test_connect_falls_back_to_the_shared_port_and_comes_home_again(tmp_pa
 
 
 async def test_a_peer_that_is_down_is_unavailable_at_once_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring_channel, "CONNECT_S", 0.1)
+    monkeypatch.setattr(ring_channel, "READY_S", 0.1)
     async with onelane.connect("127.0.0.1:1", name="profile") as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="profile: failed to connect") as caught:
             await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k"))

@@ -49,7 +49,7 @@ def test_every_instrument_that_the_code_makes_is_in_the_table_and_no_other() -> 
         names |= {f"onelane.client.{what}" for what in re.findall(r'^    "(\w+)": "[A-Z].*$', text, re.MULTILINE)} & {
             f"onelane.client.{what}" for what in ("retries", "hedges", "ejections", "refusals")
         }
-        names |= set(re.findall(r'^DURATION = "([a-z.]+)"', text, re.MULTILINE))
+        names |= set(re.findall(r'^(?:CLIENT_)?DURATION = "([a-z.]+)"', text, re.MULTILINE))
     assert names == set(table())
 
 

@@ -158,7 +158,7 @@ async def test_nothing_of_a_cluster_is_left_when_it_ends() -> None:
     async with Cluster(Echo, shards=2) as cluster:
         stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
         await stub.Unary(EchoRequest(key="k"))
-        folders = {Path(path.removeprefix("unix:")).parent for path in cluster._reach.values()}
+        folders = {Path(path.removeprefix("unix:")).parent for path in cluster._resolver_overrides.values()}
     assert not any(folder.exists() for folder in folders)
     for _ in range(50):
         await asyncio.sleep(0)

@@ -8,27 +8,27 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.client.call import ClientCall, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
+from onelane.client.call import ClientCall
+from onelane.client.call_types import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from onelane.client.interceptors import checked, intercepted
-from onelane.client.options import Dialling
+from onelane.client.options import DEFAULT_DIALLING, Dialling
 from onelane.client.subchannel import Subchannel
 from onelane.wire import framing
 from onelane.wire.framing import Headers
 
 USER_AGENT = b"grpc-python-onelane"
-_SHAPES: dict[str, type[Any]] = {
+CALL_TYPES: dict[str, type[Any]] = {
     "unary_unary": UnaryUnaryCall,
     "unary_stream": UnaryStreamCall,
     "stream_unary": StreamUnaryCall,
     "stream_stream": StreamStreamCall,
 }
-DEFAULT = Dialling()
 
 
 def dial(
     target: str,
     *,
-    dialling: Dialling = DEFAULT,
+    dialling: Dialling = DEFAULT_DIALLING,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     compression: grpc.Compression | None = None,
 ) -> "NativeChannel":
@@ -49,12 +49,12 @@ class NativeChannel(grpc.aio.Channel):
     def __init__(
         self,
         target: str,
-        dialling: Dialling = DEFAULT,
+        dialling: Dialling = DEFAULT_DIALLING,
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         compression: grpc.Compression | None = None,
     ) -> None:
         self._interceptors = checked(interceptors)
-        self._compression = _known(compression)
+        self._compression = _checked_compression(compression)
         self.subchannel = Subchannel(target, dialling)
 
     def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
@@ -74,8 +74,8 @@ class NativeChannel(grpc.aio.Channel):
         return intercepted(multi, shape, method, self._interceptors) if self._interceptors else multi
 
     def unsent(self, shape: str, deserialize: Callable[[bytes], Any] | None) -> ClientCall:
-        """A call of a shape that is not sent; whoever asked for it must finish it."""
-        call: Any = _SHAPES[shape](self.subchannel, [], deserialize, None, False)
+        """A call of a shape that is not sent; the caller must finish it."""
+        call: Any = CALL_TYPES[shape](self.subchannel, [], deserialize, None, False)
         if shape.startswith("stream_"):
             call.prepare(None, None, framing.frame)
         return call  # type: ignore[no-any-return]
@@ -107,8 +107,12 @@ class NativeChannel(grpc.aio.Channel):
         await self.close()
 
 
-def _known(compression: grpc.Compression | None) -> grpc.Compression | None:
-    """`compression`, or None where there is none."""
+def _checked_compression(compression: grpc.Compression | None) -> grpc.Compression | None:
+    """None for no compression.
+
+    Raises:
+        NotImplementedError: it is neither none nor gzip.
+    """
     if compression in (None, grpc.Compression.NoCompression, grpc.Compression.Gzip):
         return compression or None
     raise NotImplementedError(f"compression {compression.name} is not supported; Gzip is")
@@ -119,7 +123,7 @@ class MultiCallable:
 
     def __init__(
         self,
-        channel: Subchannel,
+        subchannel: Subchannel,
         shape: str,
         method: str,
         request_serializer: Callable[[Any], bytes] | None = None,
@@ -128,20 +132,20 @@ class MultiCallable:
         *,
         compression: grpc.Compression | None = None,
     ) -> None:
-        self._channel = channel
-        self._call = _SHAPES[shape]
-        self._streams = shape.startswith("stream_")
+        self._subchannel = subchannel
+        self._call_type = CALL_TYPES[shape]
+        self._has_request_stream = shape.startswith("stream_")
         self._serialize = request_serializer
         self._deserialize = response_deserializer
         self._compression = compression
-        self._timeout: float | None = None
-        """The last call's, whose headers serve again: a method's callers nearly all give the same."""
-        self._timed: Headers = []
+        self._last_timeout: float | None = None
+        """The last call's: its headers are used again, as nearly all callers of a method give the same timeout."""
+        self._headers_with_timeout: Headers = []
         self._headers: Headers = [
             (b":method", b"POST"),
-            (b":scheme", b"https" if channel.dialling.tls else b"http"),
+            (b":scheme", b"https" if subchannel.dialling.tls else b"http"),
             (b":path", method.encode() if isinstance(method, str) else method),
-            (b":authority", channel.authority),
+            (b":authority", subchannel.authority),
             (b"te", b"trailers"),
             (b"content-type", b"application/grpc"),
             (b"user-agent", USER_AGENT),
@@ -162,19 +166,20 @@ class MultiCallable:
             raise NotImplementedError("call credentials are not supported here; send the token as metadata")
         headers = self._headers
         if timeout is not None:
-            if timeout != self._timeout:
-                self._timeout, self._timed = timeout, [*headers, (b"grpc-timeout", framing.write_timeout(timeout))]
-            headers = self._timed
+            if timeout != self._last_timeout:
+                self._last_timeout = timeout
+                self._headers_with_timeout = [*headers, (b"grpc-timeout", framing.write_timeout(timeout))]
+            headers = self._headers_with_timeout
         frame = framing.frame
-        if _known(self._compression if compression is None else compression):
+        if _checked_compression(self._compression if compression is None else compression):
             headers = [*headers, (b"grpc-encoding", b"gzip")]
             frame = framing.frame_gzip
         if metadata:
             headers = [*headers, *framing.write_metadata(metadata)]
-        call: Any = self._call(self._channel, headers, self._deserialize, timeout, bool(wait_for_ready))
-        if self._streams:
+        call: Any = self._call_type(self._subchannel, headers, self._deserialize, timeout, bool(wait_for_ready))
+        if self._has_request_stream:
             call.prepare(request, self._serialize, frame)
         else:
             call.request = frame(self._serialize(request) if self._serialize else request)
-        self._channel.start(call)
+        self._subchannel.start(call)
         return call  # type: ignore[no-any-return]

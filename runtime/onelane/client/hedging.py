@@ -1,6 +1,6 @@
-"""One call made several times: the first good answer counts, the others are cancelled. gRFC A6, hedging.
+"""A hedged call: several attempts of one call, of which the first good response counts; the others are cancelled.
 
-Only for methods without side effects, and only where a service config asks for it.
+Only for methods without side effects, and only where a service config asks for it. Source: gRFC A6, hedging.
 """
 
 import asyncio
@@ -12,80 +12,82 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.client.call import CANCELLED_HERE, ClientCall
-from onelane.client.retry import Budget, Policy, pushback_s
+from onelane.client.call import CANCELLED_HERE, OK, ClientCall
+from onelane.client.retry import CallPolicy, RetryBudget, pushback_s
 
 
 class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
-    """What its caller sees is one call: that which decided it, once one has."""
+    """One call to its caller, whose outcome is that of the attempt that decides it."""
 
     def __init__(
         self,
-        send: Callable[[int], ClientCall],
+        attempt: Callable[[int], ClientCall],
         unsent: Callable[[], ClientCall],
-        policy: Policy,
-        budget: Budget,
-        until: float | None,
+        policy: CallPolicy,
+        budget: RetryBudget,
+        deadline_at: float | None,
     ) -> None:
-        """send: makes the n-th attempt, from 0. unsent: a call that is not sent. until: the deadline, monotonic."""
-        self._send = send
+        """attempt: sends the n-th attempt, from 0. unsent: makes a call that is not sent. deadline_at: monotonic."""
+        self._attempt = attempt
         self._unsent = unsent
         self._policy = policy
         self._budget = budget
-        self._until = until
+        self._deadline_at = deadline_at
         self._loop = asyncio.get_running_loop()
         self._open: list[ClientCall] = []
-        self._made = 0
-        self._failed: ClientCall | None = None
-        """The last attempt that has failed, where that did not decide."""
+        """Attempts under way."""
+        self._attempts = 0
+        """How many have been sent, or may not be sent any more."""
+        self._last_failure: ClientCall | None = None
+        """The last attempt that failed without deciding."""
         self._decided: asyncio.Future[ClientCall] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._callbacks: list[Callable[[Any], None]] = []
-        self._next()
+        self._send_next()
 
     # Attempts
 
-    def _next(self) -> None:
-        """Make the next attempt, if there is one to make; if there is none and nothing is open, that decides."""
+    def _send_next(self) -> None:
+        """Send the next attempt; where none may be sent and none is under way, the last failure decides."""
         self._timer = None
         if self._decided.done():
             return
-        if self._made < self._policy.attempts and (not self._made or self._budget.allows):
-            number = self._made
-            self._made += 1
-            call = self._send(number)
+        if self._attempts < self._policy.attempts and (not self._attempts or self._budget.allows):
+            number = self._attempts
+            self._attempts += 1
+            call = self._attempt(number)
             self._open.append(call)
             assert self._policy.hedge_after_s is not None
-            self._later(self._policy.hedge_after_s)
+            self._schedule_next(self._policy.hedge_after_s)
             call.add_done_callback(partial(self._ended, call))
-        elif not self._open and self._failed is not None:
-            self._decide(self._failed)
+        elif not self._open and self._last_failure is not None:
+            self._decide(self._last_failure)
 
-    def _later(self, after_s: float) -> None:
-        """Make the next attempt after so long, where there is one, and it would come in time."""
+    def _schedule_next(self, after_s: float) -> None:
+        """Send the next attempt after so long, where there is one and it would come before the deadline."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        in_time = self._until is None or monotonic() + after_s < self._until
-        if self._made < self._policy.attempts and in_time:
-            self._timer = self._loop.call_later(after_s, self._next)
+        in_time = self._deadline_at is None or monotonic() + after_s < self._deadline_at
+        if self._attempts < self._policy.attempts and in_time:
+            self._timer = self._loop.call_later(after_s, self._send_next)
 
     def _ended(self, call: ClientCall, _: Any) -> None:
         self._open.remove(call)
         if self._decided.done():
             return
         assert call.status is not None
-        if call.status is grpc.StatusCode.OK:
+        if call.status is OK:
             self._budget.succeeded()
         if call.status.name not in self._policy.codes:
             self._decide(call)
             return
-        self._failed = call
+        self._last_failure = call
         self._budget.failed()
-        pushed = pushback_s(call.trailers)
-        if pushed is not None and pushed < 0:
-            self._made = self._policy.attempts
-        self._later(pushed or 0.0)
+        pushback = pushback_s(call.trailers)
+        if pushback is not None and pushback < 0:
+            self._attempts = self._policy.attempts
+        self._schedule_next(pushback or 0.0)
         if self._timer is None and not self._open:
             self._decide(call)
 
@@ -101,9 +103,9 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     # grpc.aio.UnaryUnaryCall
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self._answer().__await__()
+        return self._response().__await__()
 
-    async def _answer(self) -> Any:
+    async def _response(self) -> Any:
         try:
             call: Any = await asyncio.shield(self._decided)
         except asyncio.CancelledError:
@@ -126,7 +128,7 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
 
     @property
     def status(self) -> grpc.StatusCode | None:
-        """None while it is not decided."""
+        """None while no attempt has decided."""
         return self._decided.result().status if self._decided.done() else None
 
     def cancelled(self) -> bool:
@@ -136,7 +138,7 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         return self._decided.done()
 
     def time_remaining(self) -> float | None:
-        return None if self._until is None else max(0.0, self._until - monotonic())
+        return None if self._deadline_at is None else max(0.0, self._deadline_at - monotonic())
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         if self._decided.done():
@@ -144,23 +146,23 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         else:
             self._callbacks.append(callback)
 
-    async def _known(self) -> ClientCall:
+    async def _deciding_attempt(self) -> ClientCall:
         return await asyncio.shield(self._decided)
 
     async def initial_metadata(self) -> Any:
-        return await (await self._known()).initial_metadata()
+        return await (await self._deciding_attempt()).initial_metadata()
 
     async def trailing_metadata(self) -> Any:
-        return await (await self._known()).trailing_metadata()
+        return await (await self._deciding_attempt()).trailing_metadata()
 
     async def code(self) -> grpc.StatusCode:
-        return await (await self._known()).code()
+        return await (await self._deciding_attempt()).code()
 
     async def details(self) -> str:
-        return await (await self._known()).details()
+        return await (await self._deciding_attempt()).details()
 
     async def debug_error_string(self) -> str:
-        return await (await self._known()).debug_error_string()
+        return await (await self._deciding_attempt()).debug_error_string()
 
     async def wait_for_connection(self) -> None:
-        await (await self._known()).wait_for_connection()
+        await (await self._deciding_attempt()).wait_for_connection()

@@ -12,19 +12,24 @@ class Dialling:
     initial_backoff_s: float = 1.0
     max_backoff_s: float = 120.0
     connect_s: float = 20.0
-    """How long one attempt may take, the server's hello included."""
+    """How long one attempt may take, up to the server's SETTINGS."""
     keepalive_s: float | None = None
-    """Quiet seconds after which a ping asks whether the server is there; None for never."""
+    """Seconds without a byte from the server after which a ping is sent; None for never."""
     ping_timeout_s: float = 20.0
     max_message_bytes: int = 4 * 1024 * 1024
-    """Largest message taken; a larger one fails its call with RESOURCE_EXHAUSTED."""
+    """Largest message that is received; a larger one fails its call with RESOURCE_EXHAUSTED."""
     max_connections: int = 8
     """Connections at once, where one has as many calls as the server allows."""
     max_waiting: int = 10_000
-    """Calls that may wait for a connection; one more fails with RESOURCE_EXHAUSTED."""
+    """Calls that may wait for a connection; a further one fails with RESOURCE_EXHAUSTED."""
     tls: ssl.SSLContext | None = None
-    """See `onelane.tls.client_context`; None for cleartext."""
-    reach: Mapping[str, str] | None = None
-    """host:port → the target that is dialled instead; for tests, and for what stands between."""
+    """See `onelane.client_context`; None for cleartext."""
+    resolver_overrides: Mapping[str, str] | None = None
+    """host:port → the target that is dialled instead; for tests, and for a proxy in between."""
     authority: str = ""
-    """What `:authority` says, and the name that the server's certificate must have; the target's host where empty."""
+    """Value of `:authority`, and the name that the server's certificate must have; the target's host where empty."""
+
+
+DEFAULT_DIALLING = Dialling()
+APP_DIALLING = Dialling(initial_backoff_s=0.1, max_backoff_s=0.5, keepalive_s=30.0, ping_timeout_s=5.0)
+"""To the shards of an app. They are restarted within moments, so reconnect soon."""

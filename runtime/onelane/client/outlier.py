@@ -1,99 +1,91 @@
-"""Outlier detection: an endpoint that fails on and on is left alone for a while, and asked again.
+"""Outlier detection: an endpoint whose calls keep failing is ejected for a while, then probed by one call.
 
 Pure: time and outcomes are handed in. Source: gRFC A50.
 """
 
 from collections import deque
 
+from onelane.core.backoff import exponential_s
+
 FAILURES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"})
-"""What speaks against an endpoint, and not against the call."""
-
-
-CONSECUTIVE = 5
+"""Statuses that count against an endpoint; others are the call's own."""
+CONSECUTIVE_FAILURES = 5
 """Failures in a row that eject an endpoint."""
-
-
-WINDOW = 50
-"""Calls, the newest, whose share of failures ejects it as well."""
-
-
-SHARE = 0.5
-
-
+RECENT_CALLS = 50
+"""The newest calls, whose share of failures ejects it as well."""
+FAILURE_SHARE = 0.5
 FIRST_EJECTION_S = 1.0
+MAX_EJECTION_S = 30.0
 
 
-LONGEST_EJECTION_S = 30.0
+class EndpointHealth:
+    """The health of one endpoint, by the outcomes of its calls. Owned by its channel."""
 
-
-class Endpoint:
-    """What is known of one endpoint's health. Owned by its channel."""
-
-    __slots__ = ("_failures", "_in_a_row", "_probing", "_recent", "_times", "_until")
+    __slots__ = ("_ejected_until", "_ejections", "_failures", "_failures_in_a_row", "_is_probing", "_recent")
 
     def __init__(self) -> None:
-        self._in_a_row = 0
-        self._recent: deque[bool] = deque(maxlen=WINDOW)
+        self._failures_in_a_row = 0
+        self._recent: deque[bool] = deque(maxlen=RECENT_CALLS)
         """Whether each of the newest calls failed."""
         self._failures = 0
-        self._until: float | None = None
-        """Ejected until then; None: not."""
-        self._times = 0
-        """Ejections without a success between."""
-        self._probing = False
+        """How many of these did."""
+        self._ejected_until: float | None = None
+        """None: not ejected."""
+        self._ejections = 0
+        """Since the last probe that succeeded."""
+        self._is_probing = False
 
     @property
     def is_ejected(self) -> bool:
-        return self._until is not None
+        return self._ejected_until is not None
 
     def allows(self, now: float) -> bool:
-        """Whether a call may go there. After an ejection one call is a probe, and decides for the others."""
-        if self._until is None:
+        """Whether a call may go there. The first call after an ejection is a probe; others wait for its outcome."""
+        if self._ejected_until is None:
             return True
-        if now < self._until or self._probing:
+        if now < self._ejected_until or self._is_probing:
             return False
-        self._probing = True
+        self._is_probing = True
         return True
 
     def ended(self, code: str, now: float) -> bool:
-        """A call there has ended; whether that ejects the endpoint."""
+        """A call there has ended with a status; whether that ejects the endpoint."""
         failed = code in FAILURES
-        if not failed and self._until is None and not self._failures:
+        if not failed and self._ejected_until is None and not self._failures:
             # The path of nearly every call.
             return False
         return self._failed(now) if failed else self._succeeded()
 
     def _succeeded(self) -> bool:
-        self._in_a_row = 0
-        if self._probing or self._until is None:
-            if self._until is not None:
-                self._until, self._probing, self._times = None, False, 0
-                self._forget()
-            else:
-                self._remember(failed=False)
+        self._failures_in_a_row = 0
+        if self._is_probing:
+            self._ejected_until, self._is_probing, self._ejections = None, False, 0
+            self._forget_calls()
+        elif self._ejected_until is None:
+            self._remember(failed=False)
         return False
 
     def _failed(self, now: float) -> bool:
-        if self._until is not None and not self._probing:
-            # One that was sent before the ejection.
+        if self._ejected_until is not None and not self._is_probing:
+            # Sent before the ejection.
             return False
-        self._in_a_row += 1
+        self._failures_in_a_row += 1
         self._remember(failed=True)
-        full = len(self._recent) == WINDOW and self._failures >= WINDOW * SHARE
-        if not (self._probing or self._in_a_row >= CONSECUTIVE or full):
+        too_many = len(self._recent) == RECENT_CALLS and self._failures >= RECENT_CALLS * FAILURE_SHARE
+        if not (self._is_probing or self._failures_in_a_row >= CONSECUTIVE_FAILURES or too_many):
             return False
-        self._times += 1
-        self._until = now + min(LONGEST_EJECTION_S, FIRST_EJECTION_S * 2.0 ** (self._times - 1))
-        self._probing = False
-        self._forget()
+        self._ejected_until = now + exponential_s(self._ejections, base_s=FIRST_EJECTION_S, cap_s=MAX_EJECTION_S)
+        self._ejections += 1
+        self._is_probing = False
+        self._forget_calls()
         return True
 
     def _remember(self, *, failed: bool) -> None:
-        if len(self._recent) == WINDOW:
+        if len(self._recent) == RECENT_CALLS:
             self._failures -= self._recent[0]
         self._recent.append(failed)
         self._failures += failed
 
-    def _forget(self) -> None:
+    def _forget_calls(self) -> None:
         self._recent.clear()
-        self._failures = self._in_a_row = 0
+        self._failures = self._failures_in_a_row = 0

@@ -1,8 +1,8 @@
-"""What becomes of a call to another service that fails or is late: tried again, hedged, sent elsewhere, or let fail.
+"""When another attempt of a call that failed is made: whether the method may be repeated, after which statuses, how
+soon, and within which budget.
 
-Promises: only what is safe to repeat is repeated, within a budget and within the call's deadline; an endpoint that
-fails on and on is left alone for a while, and asked again. Pure: time, chance and outcomes are handed in.
-Source: gRFC A6 (retries, hedging, pushback, throttling), A50 (outlier detection).
+Promises: only methods that are safe to repeat are retried, within a budget and within the call's deadline.
+Pure: time, chance and outcomes are handed in. Source: gRFC A6 (retries, hedging, pushback, throttling).
 """
 
 from collections.abc import Iterable
@@ -14,102 +14,102 @@ from onelane.core.service_config import MAX_ATTEMPTS, RetryThrottling, ServiceCo
 from onelane.errors import BadService
 
 PUSHBACK = "grpc-retry-pushback-ms"
-SAFE = frozenset({"NO_SIDE_EFFECTS", "IDEMPOTENT"})
-"""The idempotency levels of methods that may be repeated whatever became of the first attempt."""
 NO_SIDE_EFFECTS = "NO_SIDE_EFFECTS"
+SAFE_LEVELS = frozenset({NO_SIDE_EFFECTS, "IDEMPOTENT"})
+"""The idempotency levels of methods that may be repeated whatever became of the first attempt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class CallPolicy:
     """How calls of one method are made."""
 
     attempts: int = 1
-    """In all."""
+    """At most, the first included."""
     initial_backoff_s: float = 0.05
     max_backoff_s: float = 1.0
     multiplier: float = 2.0
     codes: frozenset[str] = frozenset()
-    """Statuses after which another attempt is made; when hedging, those that do not end it."""
+    """Statuses after which another attempt is made; of a hedged call, those that do not end it."""
     hedge_after_s: float | None = None
-    """Make the next attempt after this long, whatever the others do; None: only after one has failed."""
+    """Make the next attempt after this long, whatever becomes of the others; None: only after one has failed."""
     timeout_s: float | None = None
     wait_for_ready: bool | None = None
     follows_pushback: bool = False
-    """RESOURCE_EXHAUSTED is tried again too, where the server says when: it has not begun the call."""
+    """RESOURCE_EXHAUSTED is retried too, where the server names a time: then it has not begun the call."""
 
 
-ONCE = Policy()
-AGAIN = Policy(attempts=3, codes=frozenset({"UNAVAILABLE"}), follows_pushback=True)
+NO_RETRY = CallPolicy()
+SAFE_RETRY = CallPolicy(attempts=3, codes=frozenset({"UNAVAILABLE"}), follows_pushback=True)
 """Of methods that are safe to repeat, unless a service config says otherwise."""
 
 
-def policy_of(method: str, level: str, said: ServiceConfig) -> Policy:
-    """How `pkg.Service/Method` is called. level: its proto's `idempotency_level`.
+def policy_of(method: str, idempotency_level: str, config: ServiceConfig) -> CallPolicy:
+    """How `pkg.Service/Method` is called. idempotency_level: as in its proto; "" where unknown.
 
     Raises:
         BadService: hedging of a method that may have side effects.
     """
-    usual = AGAIN if level in SAFE else ONCE
-    one = said.of(method)
-    if one is None:
-        return usual
-    if one.hedgingPolicy is not None:
-        if level != NO_SIDE_EFFECTS:
+    default = SAFE_RETRY if idempotency_level in SAFE_LEVELS else NO_RETRY
+    method_config = config.of(method)
+    if method_config is None:
+        return default
+    if method_config.hedgingPolicy is not None:
+        if idempotency_level != NO_SIDE_EFFECTS:
             raise BadService(
                 f"{method}: hedgingPolicy makes a call several times at once, and its idempotency_level is "
-                f"{level or 'unknown'}, expected NO_SIDE_EFFECTS"
+                f"{idempotency_level or 'unknown'}, expected NO_SIDE_EFFECTS"
             )
-        hedging = one.hedgingPolicy
-        return Policy(
+        hedging = method_config.hedgingPolicy
+        return CallPolicy(
             attempts=min(hedging.maxAttempts, MAX_ATTEMPTS),
             codes=hedging.nonFatalStatusCodes,
             hedge_after_s=hedging.hedgingDelay,
-            timeout_s=one.timeout,
-            wait_for_ready=one.waitForReady,
+            timeout_s=method_config.timeout,
+            wait_for_ready=method_config.waitForReady,
         )
-    if one.retryPolicy is None:
-        return Policy(
-            usual.attempts,
-            codes=usual.codes,
-            timeout_s=one.timeout,
-            wait_for_ready=one.waitForReady,
-            follows_pushback=usual.follows_pushback,
+    if method_config.retryPolicy is None:
+        return CallPolicy(
+            default.attempts,
+            codes=default.codes,
+            timeout_s=method_config.timeout,
+            wait_for_ready=method_config.waitForReady,
+            follows_pushback=default.follows_pushback,
         )
-    retry = one.retryPolicy
-    return Policy(
+    retry = method_config.retryPolicy
+    return CallPolicy(
         attempts=min(retry.maxAttempts, MAX_ATTEMPTS),
         initial_backoff_s=retry.initialBackoff,
         max_backoff_s=retry.maxBackoff,
         multiplier=retry.backoffMultiplier,
         codes=retry.retryableStatusCodes,
-        timeout_s=one.timeout,
-        wait_for_ready=one.waitForReady,
+        timeout_s=method_config.timeout,
+        wait_for_ready=method_config.waitForReady,
     )
 
 
-class Budget:
-    """How many failures may be answered by another attempt, over all methods of one peer. gRFC A6, throttling."""
+class RetryBudget:
+    """How many failures may be followed by another attempt, over all methods of one peer. gRFC A6, throttling."""
 
-    __slots__ = ("_most", "_ratio", "tokens")
+    __slots__ = ("_max_tokens", "_ratio", "tokens")
 
     def __init__(self, throttling: RetryThrottling) -> None:
-        self._most = self.tokens = throttling.maxTokens
+        self._max_tokens = self.tokens = throttling.maxTokens
         self._ratio = throttling.tokenRatio
 
     def succeeded(self) -> None:
-        if self.tokens < self._most:
-            self.tokens = min(self._most, self.tokens + self._ratio)
+        if self.tokens < self._max_tokens:
+            self.tokens = min(self._max_tokens, self.tokens + self._ratio)
 
     def failed(self) -> None:
         self.tokens = max(0.0, self.tokens - 1.0)
 
     @property
     def allows(self) -> bool:
-        return self.tokens > self._most / 2
+        return self.tokens > self._max_tokens / 2
 
 
 def pushback_s(trailers: Iterable[tuple[str, object]]) -> float | None:
-    """What a server says of another attempt: seconds to wait, -1 for none at all, None where it says nothing."""
+    """The pushback in a server's trailers: seconds to wait, -1 for no further attempt, None where there is none."""
     for name, value in trailers:
         if name == PUSHBACK:
             text = str(value)
@@ -117,23 +117,25 @@ def pushback_s(trailers: Iterable[tuple[str, object]]) -> float | None:
     return None
 
 
-def wait_s(policy: Policy, made: int, code: str, pushed_s: float | None, budget: Budget, rng: Random) -> float | None:
-    """How long to wait for the next attempt after one that failed; None: there is none. Counts against the budget.
+def retry_after_s(
+    policy: CallPolicy, attempts: int, code: str, pushback: float | None, budget: RetryBudget, rng: Random
+) -> float | None:
+    """Seconds to wait before another attempt of a call that failed; None: there is none. Counts against the budget.
 
-    made: attempts so far. pushed_s: see `pushback_s`.
+    attempts: made so far. pushback: see `pushback_s`.
     """
-    repeats = code in policy.codes or (
-        policy.follows_pushback and code == "RESOURCE_EXHAUSTED" and pushed_s is not None
+    is_retryable = code in policy.codes or (
+        policy.follows_pushback and code == "RESOURCE_EXHAUSTED" and pushback is not None
     )
-    if not repeats:
+    if not is_retryable:
         return None
     budget.failed()
-    if made >= policy.attempts or not budget.allows or (pushed_s is not None and pushed_s < 0):
+    if attempts >= policy.attempts or not budget.allows or (pushback is not None and pushback < 0):
         return None
-    if pushed_s is not None:
-        return pushed_s
+    if pushback is not None:
+        return pushback
     return backoff_s(
-        made - 1,
+        attempts - 1,
         base_s=policy.initial_backoff_s,
         cap_s=policy.max_backoff_s,
         growth=policy.multiplier,

@@ -32,7 +32,9 @@ class Subchannel:
         address = addresses.parse_target(target)
         self.authority = (dialling.authority or ("localhost" if address.startswith("unix:") else address)).encode()
         self.address = (
-            addresses.parse_target(dialling.reach.get(address, address)) if dialling.reach is not None else address
+            addresses.parse_target(overrides.get(address, address))
+            if (overrides := dialling.resolver_overrides)
+            else address
         )
         self.state = State.IDLE
         self.loop = asyncio.get_running_loop()
@@ -93,7 +95,7 @@ class Subchannel:
             await asyncio.gather(self._connecting, return_exceptions=True)
         calls = [stream.call for connection in self._connections for stream in connection.wire.streams.values()]
         if grace and calls:
-            await asyncio.wait([asyncio.ensure_future(call.over()) for call in calls], timeout=grace)
+            await asyncio.wait([asyncio.ensure_future(call.wait_ended()) for call in calls], timeout=grace)
         for call in (*calls, *self._waiting):
             call.cancel()
         self._waiting.clear()

@@ -9,6 +9,11 @@ MAX_EXPONENT = 64
 """Attempts after which the back-off stops growing, whatever its cap, so that the power cannot overflow."""
 
 
+def exponential_s(attempt: int, *, base_s: float, cap_s: float, growth: float = 2.0) -> float:
+    """min(cap, base · growth^n), in seconds. attempt: n, from 0."""
+    return min(cap_s, base_s * growth ** min(attempt, MAX_EXPONENT))
+
+
 def backoff_s(
     attempt: int,
     *,
@@ -18,8 +23,8 @@ def backoff_s(
     growth: float = 2.0,
     jitter: tuple[float, float] = FULL_JITTER,
 ) -> float:
-    """Seconds to wait before a retry: min(cap, base · growth^n), times a random factor within `jitter`.
+    """Seconds to wait before a retry: `exponential_s`, times a random factor within `jitter`.
 
-    attempt: n, 0 for the first retry.
+    attempt: 0 for the first retry.
     """
-    return min(cap_s, base_s * growth ** min(attempt, MAX_EXPONENT)) * rng.uniform(*jitter)
+    return exponential_s(attempt, base_s=base_s, cap_s=cap_s, growth=growth) * rng.uniform(*jitter)

@@ -73,7 +73,7 @@ class NativeForwarder:
             self._unary[owner.socket, call.method] = send
         sent: ClientCall = send(request, metadata=forwarded(call.metadata, trace), timeout=call.time_remaining())
         call.cancel_forward = sent.cancel
-        sent.tell(partial(self._answered, owner, call, done))
+        sent.when_ended(partial(self._answered, owner, call, done))
 
     def _answered(self, owner: Member, call: Call, done: Done, sent: ClientCall) -> None:
         reply = b""
@@ -112,7 +112,7 @@ class NativeForwarder:
                 reply = await sent
                 await _pass_initial(call, sent)
             call.trailers = sent.trailers
-            call.fail(sent.status, sent.words)
+            call.fail(sent.status, sent.status_details)
         except grpc.aio.AioRpcError:
             _fail(call, owner, sent)
         finally:
@@ -164,7 +164,7 @@ async def _pass_initial(call: Call, sent: ClientCall) -> None:
 def _fail(call: Call, owner: Member, sent: ClientCall) -> None:
     assert sent.status is not None
     call.trailers = sent.trailers
-    details = sent.words
+    details = sent.status_details
     if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name == SERVED for name, _ in call.trailers):
         details = f"shard {owner.name} does not answer: {details}"
     call.fail(sent.status, details)

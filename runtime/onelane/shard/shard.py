@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
-from onelane.client.options import Dialling
-from onelane.client.ring_channel import DIALLING, USUAL, Channel
+from onelane.client.options import APP_DIALLING, Dialling
+from onelane.client.peer import DEFAULT_SERVICE_CONFIG
+from onelane.client.ring_channel import Channel
 from onelane.config import App
 from onelane.core import keys
 from onelane.core.context import TurnContext, current_call, current_call_var
@@ -46,7 +47,7 @@ class Shard:
         stats: Stats,
         tracer: Tracer,
         alarms: Alarms | None = None,
-        dialling: Dialling = DIALLING,
+        dialling: Dialling = APP_DIALLING,
     ) -> None:
         self.app = app
         self.name = name
@@ -106,7 +107,7 @@ class Shard:
                 name=to,
                 tracer=self._tracer,
                 dialling=self._dialling,
-                said=self._settings.stubs.get(to, USUAL),
+                service_config=self._settings.stubs.get(to, DEFAULT_SERVICE_CONFIG),
                 stats=self.stats,
             )
         return stub(self._channels[to])

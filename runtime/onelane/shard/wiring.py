@@ -7,8 +7,7 @@ import secrets
 from dataclasses import dataclass, field
 from random import Random
 
-from onelane.client.options import Dialling
-from onelane.client.ring_channel import DIALLING
+from onelane.client.options import APP_DIALLING, Dialling
 from onelane.cluster.control import Control, placement_from_proto
 from onelane.cluster.membership import Membership
 from onelane.cluster.topology import Topology
@@ -48,7 +47,7 @@ class Environment:
 
     clock: Clock = field(default_factory=SystemClock)
     alarms: Alarms = field(default_factory=LoopAlarms)
-    dialling: Dialling = DIALLING
+    dialling: Dialling = APP_DIALLING
     """How the channels of its stubs connect."""
 
 

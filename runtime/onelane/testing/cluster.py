@@ -24,7 +24,8 @@ import grpc.aio
 
 from onelane import config
 from onelane.client.channel import dial
-from onelane.client.ring_channel import DIALLING, Channel
+from onelane.client.options import APP_DIALLING
+from onelane.client.ring_channel import Channel
 from onelane.cluster.control import placement_to_proto
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.core import addresses
@@ -75,8 +76,8 @@ class Cluster:
         self._apps: dict[str, list[_Shard]] = {}
         self._channels: dict[str, Channel] = {}
         self._stack = AsyncExitStack()
-        self._reach: dict[str, str] = {}
-        self._dialling = replace(DIALLING, reach=self._reach)
+        self._resolver_overrides: dict[str, str] = {}
+        self._dialling = replace(APP_DIALLING, resolver_overrides=self._resolver_overrides)
 
     async def __aenter__(self) -> "Cluster":
         async with self._stack:
@@ -105,7 +106,7 @@ class Cluster:
             settings = app.model_copy(update={"shards": self._count})
             host, port = addresses.split(app.listen)
             shared = f"unix:{folder / name}"
-            self._reach[app.listen] = shared
+            self._resolver_overrides[app.listen] = shared
             own_addresses = [
                 addresses.join(host, (port or 50051) + PORT_STRIDE * (index + 1)) for index in range(self._count)
             ]
@@ -123,7 +124,7 @@ class Cluster:
 
     def _open(self, member: Member, shared: str, folder: Path) -> tuple[Any, ...]:
         own = f"unix:{folder / member.name}.own"
-        self._reach[member.address] = own
+        self._resolver_overrides[member.address] = own
         listeners = (sockets.listening(own), sockets.listening(f"unix:{member.socket}"))
         for sock in listeners:
             self._stack.callback(sock.close)

@@ -1,0 +1,208 @@
+"""The four types of calls that `grpc.aio` has: a request side and a response side, each of one message or a stream.
+
+Only a request iterator needs a task. What a caller sees (await, async for, read, write, done_writing) is grpc.aio's.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc.aio import EOF
+
+from onelane.client.call import OK, ClientCall
+from onelane.client.connection import Connection
+
+
+class _UnaryResponse(ClientCall):
+    """Awaited for its one response message."""
+
+    single_response = True
+    _response: Any = None
+    _is_parsed = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if self.status is None:
+            try:
+                yield from self._end_future()
+            except asyncio.CancelledError:
+                if not self.cancel():
+                    self._raise_failure()
+                raise
+        if self.status is OK:
+            return self._read_response()
+        self._raise_failure()
+        return None
+
+    def _read_response(self) -> Any:
+        if not self._is_parsed:
+            if len(self.messages) != 1:
+                # gRPC's statuscodes.md: any number of responses but one.
+                self.status = grpc.StatusCode.UNIMPLEMENTED
+                self.status_details = f"expected one message, the server sent {len(self.messages)}"
+                raise self.error()
+            self._response = self._parse(self.messages[0])
+            self._is_parsed = True
+        return self._response
+
+
+class _StreamResponse(ClientCall):
+    """Read message by message. Messages that are not read hold the server back."""
+
+    single_response = False
+    _iterator: AsyncIterator[Any] | None = None
+
+    async def read(self) -> Any:
+        while not self.messages:
+            if self.status is not None:
+                self._raise_failure()
+                return EOF
+            if self.stream is not None and self.stream.unread:
+                assert self.connection is not None
+                self.connection.wire.consumed(self.stream)
+                self.connection.flush_soon()
+            try:
+                await self._wait_change()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        return self._parse(self.messages.popleft())
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        if self._iterator is None:
+            self._iterator = self._iterate()
+        return self._iterator
+
+    async def _iterate(self) -> AsyncIterator[Any]:
+        while (message := await self.read()) is not EOF:
+            yield message
+
+
+class _UnaryRequest(ClientCall):
+    """Sends its one request message with its headers."""
+
+    request = b""
+    """Framed."""
+
+    def _holds_requests(self) -> bool:
+        return True
+
+    def begin(self, connection: Connection) -> None:
+        self.transmissions += 1
+        self.connection = connection
+        limit = self._subchannel.dialling.max_message_bytes
+        self.stream = connection.wire.call(self.headers, self.request, self, limit=limit)
+        self.stream.single_response = self.single_response
+        connection.flush_soon()
+        self._wake()
+
+
+class _StreamRequest(ClientCall):
+    """Sends message after message, written or from an iterator. `write` waits while the server does not read."""
+
+    def prepare(
+        self,
+        requests: AsyncIterable[Any] | Iterable[Any] | None,
+        serialize: Callable[[Any], bytes] | None,
+        frame: Callable[[bytes], bytes],
+    ) -> None:
+        """requests: None where they will be written."""
+        self._serialize = serialize
+        self._frame = frame
+        self._has_sent = False
+        self._is_half_closed = False
+        self._feeder = None
+        if requests is not None:
+            self._feeder = self._subchannel.loop.create_task(self._feed(requests))
+            self.add_done_callback(_stop_feeder)
+
+    def _holds_requests(self) -> bool:
+        return not self._has_sent
+
+    def begin(self, connection: Connection) -> None:
+        self.transmissions += 1
+        self.connection = connection
+        self.stream = connection.wire.open(self.headers, self, limit=self._subchannel.dialling.max_message_bytes)
+        self.stream.single_response = self.single_response
+        if self._is_half_closed:
+            connection.wire.end(self.stream)
+        connection.flush_soon()
+        self._wake()
+
+    async def write(self, request: Any) -> None:
+        if self._feeder is not None:
+            raise grpc.aio.UsageError("The write API is not for a call that was given a request iterator")
+        await self._write(request)
+
+    async def done_writing(self) -> None:
+        if self._feeder is not None:
+            raise grpc.aio.UsageError("The write API is not for a call that was given a request iterator")
+        self._half_close()
+
+    async def _write(self, request: Any) -> None:
+        if self.status is None and not self._is_half_closed:
+            message = self._frame(self._serialize(request) if self._serialize else request)
+            while self.stream is None and self.status is None:
+                await self._wait_change()
+        if self.status is not None:
+            self._raise_failure()
+            raise asyncio.InvalidStateError("RPC already finished.")
+        if self._is_half_closed:
+            raise asyncio.InvalidStateError("RPC is half closed after calling done_writing.")
+        assert self.connection is not None
+        assert self.stream is not None
+        self._has_sent = True
+        self.connection.wire.send_message(self.stream, message)
+        self.connection.flush_soon()
+        try:
+            await self.connection.wait_room(self.stream.id)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def _half_close(self) -> None:
+        if self._is_half_closed or self.status is not None:
+            return
+        self._is_half_closed = True
+        if self.stream is not None:
+            assert self.connection is not None
+            self.connection.wire.end(self.stream)
+            self.connection.flush_soon()
+
+    async def _feed(self, requests: AsyncIterable[Any] | Iterable[Any]) -> None:
+        try:
+            if hasattr(requests, "__aiter__"):
+                async for request in requests:
+                    await self._write(request)
+            else:
+                for request in requests:
+                    await self._write(request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The call has ended; its own error tells how.
+            return
+        except Exception:
+            self.cancel()
+            raise
+        self._half_close()
+
+
+def _stop_feeder(call: Any) -> None:
+    if call._feeder is not asyncio.current_task():
+        call._feeder.cancel()
+
+
+class UnaryUnaryCall(_UnaryResponse, _UnaryRequest, grpc.aio.UnaryUnaryCall[Any, Any]):
+    """One request, one response."""
+
+
+class UnaryStreamCall(_StreamResponse, _UnaryRequest, grpc.aio.UnaryStreamCall[Any, Any]):
+    """One request, a stream of responses."""
+
+
+class StreamUnaryCall(_UnaryResponse, _StreamRequest, grpc.aio.StreamUnaryCall[Any, Any]):
+    """A stream of requests, one response."""
+
+
+class StreamStreamCall(_StreamResponse, _StreamRequest, grpc.aio.StreamStreamCall[Any, Any]):
+    """Streams both ways."""

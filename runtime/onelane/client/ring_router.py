@@ -1,0 +1,110 @@
+"""Which shard of an app a call goes to: follows the app's topology, and keeps a channel to each of its shards.
+
+Until an owner's connection stands, and whenever it breaks, calls go to the shared address, where the server forwards
+them: routing here only saves the hop. Where the target serves no topology, all calls go to the shared address.
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from time import monotonic
+
+import grpc
+import grpc.aio
+
+from onelane.client.channel import NativeChannel
+from onelane.client.options import Dialling
+from onelane.client.outlier import EndpointHealth
+from onelane.core.backoff import backoff_s
+from onelane.core.placement import Member, Placement
+from onelane.v1 import topology_pb2, topology_pb2_grpc
+
+READY = grpc.ChannelConnectivity.READY
+REWATCH_S = 0.05
+"""The least that lies between two requests for the topology."""
+MAX_REWATCH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEndpoint:
+    """One shard of the app, by its own address."""
+
+    channel: NativeChannel
+    health: EndpointHealth
+
+
+class RingRouter:
+    """See the module. Owned by the loop that made it."""
+
+    def __init__(self, target: str, dialling: Dialling) -> None:
+        self.shared = NativeChannel(target, dialling)
+        """To the app's shared address."""
+        self.placement: Placement | None = None
+        """None until the topology is known."""
+        self.configured_keys: dict[str, str] = {}
+        self.endpoints: dict[str, ShardEndpoint] = {}
+        """Address → shard, of the newest placement."""
+        self._dialling = dialling
+        self._is_placed = asyncio.Event()
+        self._follower = asyncio.get_running_loop().create_task(self._follow())
+
+    def pick(self, key: str | None, attempt: int = 0) -> tuple[NativeChannel, EndpointHealth | None]:
+        """The channel of a call: to the owner while its connection stands and it is healthy, else to the shared
+        address.
+
+        attempt: those of one call without a key go to one shard after another.
+        """
+        if self.placement is None or (key is None and not attempt):
+            return self.shared, None
+        if key is None:
+            endpoint = list(self.endpoints.values())[attempt % len(self.endpoints)]
+        else:
+            endpoint = self.endpoints[self.placement.owner_of(key).address]
+        if endpoint.channel.get_state(try_to_connect=True) is READY and endpoint.health.allows(monotonic()):
+            return endpoint.channel, endpoint.health
+        return self.shared, None
+
+    async def wait_ready(self) -> None:
+        """Wait until the topology is known and every owner's connection stands."""
+        await self.shared.channel_ready()
+        await self._is_placed.wait()
+        for endpoint in list(self.endpoints.values()):
+            await endpoint.channel.channel_ready()
+
+    async def close(self, grace: float | None) -> None:
+        self._follower.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._follower
+        for channel in (self.shared, *(endpoint.channel for endpoint in self.endpoints.values())):
+            await channel.close(grace)
+
+    async def _follow(self) -> None:
+        attempt = 0
+        rng = Random()
+        watch = topology_pb2_grpc.TopologyStub(self.shared).Watch
+        while True:
+            try:
+                async for update in watch(topology_pb2.WatchRequest(), wait_for_ready=True):
+                    attempt = 0
+                    await self._place(update)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    self._is_placed.set()
+                    return
+            attempt += 1
+            await asyncio.sleep(REWATCH_S + backoff_s(attempt, base_s=REWATCH_S, cap_s=MAX_REWATCH_S, rng=rng))
+
+    async def _place(self, update: topology_pb2.Placement) -> None:
+        members = tuple(Member(member.name, member.address, "") for member in update.members)
+        placement = Placement(update.epoch, members, update.points, dict(update.pins))
+        for member in members:
+            if member.address not in self.endpoints:
+                channel = NativeChannel(member.address, self._dialling)
+                self.endpoints[member.address] = ShardEndpoint(channel, EndpointHealth())
+                channel.get_state(try_to_connect=True)
+        self.configured_keys = dict(update.keys)
+        self.placement = placement
+        self._is_placed.set()
+        for address in set(self.endpoints) - {member.address for member in members}:
+            await self.endpoints.pop(address).channel.close(grace=None)

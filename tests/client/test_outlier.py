@@ -1,0 +1,37 @@
+"""An endpoint that keeps failing is ejected for a while, and one probe decides whether it comes back."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane.client.outlier import CONSECUTIVE_FAILURES, MAX_EJECTION_S, RECENT_CALLS, EndpointHealth
+
+
+def test_failures_in_a_row_eject_an_endpoint_and_one_probe_decides() -> None:
+    endpoint, now = EndpointHealth(), 100.0
+    assert [endpoint.ended("UNAVAILABLE", now) for _ in range(CONSECUTIVE_FAILURES)] == [False] * (
+        CONSECUTIVE_FAILURES - 1
+    ) + [True]
+    assert not endpoint.allows(now + 0.99)
+    assert endpoint.allows(now + 1.0)
+    assert not endpoint.allows(now + 1.0), "one probe at a time"
+    assert endpoint.ended("UNAVAILABLE", now + 1.1)
+    assert not endpoint.allows(now + 3.0)
+    assert endpoint.allows(now + 3.2)
+    assert not endpoint.ended("OK", now + 3.3)
+    assert [endpoint.allows(now + 3.4) for _ in range(3)] == [True] * 3
+
+
+def test_a_share_of_failures_ejects_as_well_and_statuses_of_the_call_itself_do_not() -> None:
+    endpoint = EndpointHealth()
+    assert not any(endpoint.ended("NOT_FOUND", 1.0) for _ in range(RECENT_CALLS * 2))
+    ejected = [endpoint.ended("DEADLINE_EXCEEDED" if number % 2 else "OK", 1.0) for number in range(RECENT_CALLS + 4)]
+    assert ejected.count(True) == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(["OK", "UNAVAILABLE", "NOT_FOUND"]), st.floats(0, 40)), max_size=120))
+def test_an_ejected_endpoint_is_always_asked_again(steps: list[tuple[str, float]]) -> None:
+    endpoint, now = EndpointHealth(), 0.0
+    for code, pause in steps:
+        now += pause
+        if endpoint.allows(now):
+            endpoint.ended(code, now)
+    assert endpoint.allows(now + MAX_EJECTION_S) or not endpoint.is_ejected

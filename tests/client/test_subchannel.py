@@ -1,0 +1,162 @@
+"""The connections of a channel: made when needed, made anew, several where one is full; calls wait for them."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from onelane.client.channel import dial
+from onelane.client.options import Dialling
+from onelane.config import App
+from onelane.server.listener import Bind
+from onelane.server.native_listener import NativeListener
+from onelane.server.sockets import claim
+
+from tests.ports import reserved
+from tests.servers import FAILURE, READY, SOON, Answering, native, stock
+
+
+@pytest.fixture
+def unserved() -> Iterator[str]:
+    """An address where nobody listens, until the test does."""
+    with reserved() as port:
+        yield f"127.0.0.1:{port}"
+
+
+async def test_nobody_there_is_unavailable_and_says_why(unserved: str) -> None:
+    address = unserved
+    async with dial(address, dialling=SOON) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match=f"failed to connect to {address}") as caught:
+            await channel.unary_unary("/t.T/Echo")(b"", timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_wait_for_ready_waits_until_the_server_is_there(unserved: str) -> None:
+    address = unserved
+    async with dial(address, dialling=SOON) as channel:
+        call = channel.unary_unary("/t.T/Echo")(b"late", wait_for_ready=True, timeout=20)
+        while channel.get_state() is not FAILURE:
+            await channel.wait_for_state_change(channel.get_state())
+        async with stock(address):
+            assert await call == b"late"
+            assert channel.get_state() is READY
+
+
+async def test_a_call_that_waits_keeps_its_deadline(unserved: str) -> None:
+    async with dial(unserved, dialling=SOON) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/t.T/Echo")(b"", wait_for_ready=True, timeout=0.1)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_it_connects_anew_after_the_server_went(unserved: str) -> None:
+    async with stock(unserved) as (address, server):
+        channel = dial(address, dialling=SOON)
+        assert await channel.unary_unary("/t.T/Echo")(b"1", timeout=5) == b"1"
+        await server.stop(None)
+        while channel.get_state() is READY:
+            await channel.wait_for_state_change(READY)
+    async with stock(address), channel:
+        assert await channel.unary_unary("/t.T/Echo")(b"2", timeout=5, wait_for_ready=True) == b"2"
+
+
+async def test_a_full_connection_gets_another_beside_it() -> None:
+    """The server lets two calls in at once; six are under way at the same time all the same."""
+    running, everybody = 0, asyncio.Event()
+
+    async def hold(request: bytes, context: Any) -> bytes:
+        nonlocal running
+        running += 1
+        if running == 6:
+            everybody.set()
+        await everybody.wait()
+        return request
+
+    async with native(hold, max_streams=2) as (address, _), dial(address) as channel:
+        calls = [channel.unary_unary("/t.T/Echo")(b"%d" % n, timeout=10) for n in range(6)]
+        assert [await call for call in calls] == [b"%d" % n for n in range(6)]
+
+
+async def test_more_calls_than_all_connections_hold_wait_their_turn() -> None:
+    async with native(max_streams=1) as (address, _), dial(address, dialling=Dialling(max_connections=2)) as channel:
+        calls = [channel.unary_unary("/t.T/Echo")(b"%d" % n, timeout=10) for n in range(200)]
+        assert [await call for call in calls] == [b"%d" % n for n in range(200)]
+
+
+async def test_a_drain_of_the_server_fails_no_call() -> None:
+    """GOAWAY: what is under way finishes, what was not looked at goes to the successor."""
+    address, held = claim("127.0.0.1:0", shared=True)
+    slow = asyncio.Event()
+
+    async def serve(request: bytes, call: Any) -> bytes:
+        if request == b"slow":
+            await slow.wait()
+        return request
+
+    def settings() -> App:
+        return App(services=("a:B",), listen=address)
+
+    first, second = NativeListener(), NativeListener()
+    await first.start([Bind(address, shared=True)], Answering(serve), settings())
+    async with dial(address) as channel:
+        send = channel.unary_unary("/t.T/Echo")
+        waiting = send(b"slow", timeout=20)
+        answers = [await send(b"%d" % n, timeout=20) for n in range(10)]
+        await second.start([Bind(address, shared=True)], Answering(serve), settings())
+        draining = asyncio.create_task(first.drain())
+        while not draining.done():
+            answers.append(await send(b"more", timeout=20))
+        answers += [await send(b"after", timeout=20) for _ in range(10)]
+        slow.set()
+        assert await waiting == b"slow"
+        assert {*answers} >= {b"0", b"after"}
+    await first.stop(1)
+    await second.stop(1)
+    held.close()
+
+
+async def test_a_refused_stream_is_sent_again_unseen() -> None:
+    """REFUSED_STREAM says that nothing was looked at."""
+    refused = 0
+
+    async with native() as (address, _listener):
+        from onelane.server.connection import NativeConnection
+
+        def refuse_first(self: NativeConnection, stream: Any, message: bytes | None) -> None:
+            nonlocal refused
+            if refused == 0:
+                refused += 1
+                self.wire.refuse(stream)
+                return
+            real(self, stream, message)
+
+        real = NativeConnection._opened
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(NativeConnection, "_opened", refuse_first)
+            async with dial(address) as channel:
+                assert await channel.unary_unary("/t.T/Echo")(b"again", timeout=5) == b"again"
+    assert refused == 1
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_no_server() -> None:
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    address = "{}:{}".format(*server.sockets[0].getsockname())
+    async with server, dial(address, dialling=Dialling(connect_s=0.1)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match=r"no answer within 0\.1 s"):
+            await channel.unary_unary("/t.T/Echo")(b"", timeout=30)
+
+
+async def test_who_stops_to_wait_for_a_state_is_not_kept() -> None:
+    async with dial("127.0.0.1:1") as channel:
+        for _ in range(20):
+            waiting = asyncio.ensure_future(channel.wait_for_state_change(grpc.ChannelConnectivity.IDLE))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert channel.subchannel._changed == []

@@ -1,0 +1,87 @@
+"""TLS and mutual TLS between our channels, our listener and grpcio's; certificates are reloaded."""
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from onelane.client.channel import dial
+from onelane.client.options import Dialling
+from onelane.server import tls
+
+from tests.running_app import eventually
+from tests.servers import SOON, Files, native, stock_secure
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+async def test_tls_with_alpn_serves_stock_and_our_own_clients(files: Files) -> None:
+    async with native(tls=files.tls()) as (address, _):
+        for channel in (stock_secure(address, files), dial(address, dialling=Dialling(tls=files.client()))):
+            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+            await channel.close()
+        no_alpn = ssl.create_default_context(cafile=files.path("ca.pem"))
+        reader, writer = await asyncio.open_connection(*address.split(":"), ssl=no_alpn, server_hostname="127.0.0.1")
+        assert await reader.read() == b""
+        writer.close()
+        async with dial(address, dialling=SOON) as cleartext:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await cleartext.unary_unary("/t.T/Echo")(b"x", timeout=5)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files) -> None:
+    seen: list[Any] = []
+
+    async def who(request: bytes, call: Any) -> bytes:
+        seen.append((call.auth_context(), list(call.peer_identities())))
+        return request
+
+    files.issue("client", "client.example")
+    async with native(who, tls=files.tls(client_ca=files.path("ca.pem"))) as (address, _):
+        for channel in (
+            stock_secure(address, files, cert="client"),
+            dial(address, dialling=Dialling(tls=files.client(cert="client"))),
+        ):
+            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+            await channel.close()
+        for stranger in (stock_secure(address, files), dial(address, dialling=Dialling(tls=files.client()))):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stranger.unary_unary("/t.T/Echo")(b"x", timeout=5)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            await stranger.close()
+    assert [identities for _, identities in seen] == [[b"client.example"]] * 2
+    assert seen[0][0]["transport_security_type"] == [b"ssl"]
+
+
+async def test_a_changed_certificate_is_used_without_a_restart(
+    files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "LOOK_S", 0.02)
+
+    def name_shown(address: str) -> Any:
+        import socket
+
+        host, port = address.split(":")
+        with (
+            socket.create_connection((host, int(port))) as raw,
+            files.client().wrap_socket(raw, server_hostname="127.0.0.1") as secured,
+        ):
+            certificate: Any = secured.getpeercert()
+            return dict(part[0] for part in certificate["subject"])["commonName"]
+
+    async with native(tls=files.tls()) as (address, _), dial(address, dialling=Dialling(tls=files.client())) as channel:
+        before = await asyncio.to_thread(name_shown, address)
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+        await asyncio.to_thread(Path(files.path("server.pem")).write_text, "broken")
+        await eventually(lambda: "tls.reload_failed" in caplog.text)
+        assert await asyncio.to_thread(name_shown, address) == before
+        files.issue("server", "127.0.0.1")
+        await eventually(lambda: name_shown(address) != before)
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"

@@ -1,0 +1,127 @@
+"""Servers for the tests of channels: grpcio's own, and our listener without a lane behind it; bytes in, bytes out."""
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import trustme
+from onelane.client.options import Dialling
+from onelane.client.tls import client_context
+from onelane.config import App, Tls
+from onelane.core.keys import ANY
+from onelane.server.listener import Bind, Serving
+from onelane.server.methods import Method
+from onelane.server.native_listener import NativeListener
+
+from tests.ports import reserved
+
+READY, FAILURE, IDLE = (
+    grpc.ChannelConnectivity.READY,
+    grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+    grpc.ChannelConnectivity.IDLE,
+)
+SOON = Dialling(initial_backoff_s=0.02, max_backoff_s=0.05)
+"""For targets where nobody listens yet."""
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """`/t.T/NAME`, answered by `handlers[NAME]`, bytes in and out."""
+
+    def __init__(self, **handlers: Any) -> None:
+        self.handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return self.handlers.get(handler_call_details.method.rpartition("/")[2])
+
+
+async def echo(request: bytes, context: Any) -> bytes:
+    return request
+
+
+async def chat(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield request
+
+
+ECHO: dict[str, Any] = {
+    "Echo": grpc.unary_unary_rpc_method_handler(echo),
+    "Chat": grpc.stream_stream_rpc_method_handler(chat),
+}
+
+
+@asynccontextmanager
+async def stock(
+    address: str = "127.0.0.1:0", options: Sequence[tuple[str, Any]] = (), **handlers: Any
+) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
+    """A grpc.aio server; its address."""
+    server = grpc.aio.server(handlers=[Handlers(**(handlers or ECHO))], options=options)
+    port = server.add_insecure_port(address)
+    await server.start()
+    try:
+        yield address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}", server
+    finally:
+        await server.stop(None)
+
+
+class Answering(Serving):
+    """Answers `/t.T/Echo` by a function, behind our own listener; without one, by the request."""
+
+    def __init__(self, serve: Callable[[Any, Any], Awaitable[bytes]] | None = None) -> None:
+        self._answer = serve
+
+    def methods(self) -> Sequence[Method]:
+        return [Method("/t.T/Echo", lambda *_: None, True, False, False, None, None, ANY)]
+
+    async def serve(self, method: Method, call: Any, request: bytes | None) -> bytes:
+        return await self._answer(request, call) if self._answer else request or b""
+
+
+@asynccontextmanager
+async def native(serve: Any = None, **settings: Any) -> AsyncIterator[tuple[str, NativeListener]]:
+    """A native listener; its address."""
+    listener = NativeListener()
+    with reserved() as port:
+        address = f"127.0.0.1:{port}"
+        await listener.start([Bind(address)], Answering(serve), App(services=("a:B",), listen=address, **settings))
+        try:
+            yield address, listener
+        finally:
+            await listener.stop(1.0)
+
+
+class Files:
+    """A certificate authority, and what it has issued, on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = trustme.CA()
+        self.ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+        self.issue("server", "127.0.0.1", "localhost")
+
+    def issue(self, name: str, *identities: str) -> None:
+        issued = self.ca.issue_cert(*identities, common_name=f"{name} {len(list(self.folder.iterdir()))}")
+        key, cert = self.folder / f"{name}.key", self.folder / f"{name}.pem"
+        issued.private_key_pem.write_to_path(str(key))
+        issued.cert_chain_pems[0].write_to_path(str(cert))
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def tls(self, **more: str) -> Tls:
+        return Tls(cert=self.path("server.pem"), key=self.path("server.key"), **more)
+
+    def client(self, *, cert: str = "") -> ssl.SSLContext:
+        own = {"cert": self.path(f"{cert}.pem"), "key": self.path(f"{cert}.key")} if cert else {}
+        return client_context(ca=self.path("ca.pem"), **own)
+
+
+def stock_secure(address: str, files: Files, *, cert: str = "") -> Any:
+    def read(name: str) -> bytes:
+        return Path(files.path(name)).read_bytes()
+
+    own = {"private_key": read(f"{cert}.key"), "certificate_chain": read(f"{cert}.pem")} if cert else {}
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(read("ca.pem"), **own))
