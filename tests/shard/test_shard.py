@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import Context
 from typing import Any
 
 import pytest
@@ -72,7 +73,8 @@ async def test_a_turn_is_had_by_one_at_a_time_and_is_part_of_the_chain_meanwhile
             order.append(f"{name} ends")
         assert current_call() is None
 
-    await asyncio.gather(use("first"), use("second"))
+    # Contexts of their own: outside of any call.
+    await asyncio.gather(*(asyncio.create_task(use(name), context=Context()) for name in ("first", "second")))
     assert order == ["first begins", "first ends", "second begins", "second ends"]
 
 
