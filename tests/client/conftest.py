@@ -1,11 +1,12 @@
 """What the tests of channels may ask for."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc.aio
 import pytest
 
 from tests.client.scripted import Scripted
+from tests.ports import reserved
 
 
 @pytest.fixture
@@ -16,3 +17,10 @@ async def server() -> AsyncIterator[tuple[Scripted, str]]:
     await grpc_server.start()
     yield scripted, f"127.0.0.1:{port}"
     await grpc_server.stop(None)
+
+
+@pytest.fixture
+def unserved() -> Iterator[str]:
+    """An address where nobody listens, until the test does."""
+    with reserved() as port:
+        yield f"127.0.0.1:{port}"

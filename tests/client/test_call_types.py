@@ -6,9 +6,15 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from onelane.client.channel import dial
 
 from tests.servers import stock
+
+
+async def messages_of(*messages: bytes) -> AsyncIterator[bytes]:
+    for message in messages:
+        yield message
 
 
 async def test_a_reader_that_does_not_read_holds_the_server_back() -> None:
@@ -35,3 +41,68 @@ async def test_a_reader_that_does_not_read_holds_the_server_back() -> None:
         assert sent > before
         assert call.cancel()
         assert await call.code() is grpc.StatusCode.CANCELLED
+
+
+async def test_a_stream_of_requests_is_written_or_iterated_over_but_not_both() -> None:
+    async with stock() as (address, _), dial(address) as channel:
+        chat = channel.stream_stream("/t.T/Chat")
+        written = chat(timeout=10)
+        await written.write(b"1")
+        assert await written.read() == b"1"
+        await written.done_writing()
+        await written.done_writing()
+        assert await written.read() is grpc.aio.EOF
+        with pytest.raises(asyncio.InvalidStateError, match="RPC already finished"):
+            await written.write(b"2")
+        for requests in (iter([b"1", b"2"]), messages_of(b"1", b"2")):
+            iterated = chat(requests, timeout=10)
+            with pytest.raises(grpc.aio.UsageError, match="was given a request iterator"):
+                await iterated.write(b"3")
+            with pytest.raises(grpc.aio.UsageError, match="was given a request iterator"):
+                await iterated.done_writing()
+            assert [response async for response in iterated] == [b"1", b"2"]
+
+
+async def test_a_half_closed_call_takes_no_further_request() -> None:
+    async with stock() as (address, _), dial(address) as channel:
+        call = channel.stream_stream("/t.T/Chat")(timeout=10)
+        await call.done_writing()
+        with pytest.raises(asyncio.InvalidStateError, match="RPC"):
+            await call.write(b"late")
+        assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_request_iterator_that_raises_cancels_its_call() -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"1"
+        raise ValueError("no more")
+
+    async with stock() as (address, _), dial(address) as channel:
+        call = channel.stream_stream("/t.T/Chat")(broken(), timeout=10)
+        with pytest.raises(asyncio.CancelledError):
+            [response async for response in call]
+        assert await call.code() is grpc.StatusCode.CANCELLED
+        with pytest.raises(ValueError, match="no more"):
+            await call._feeder
+
+
+async def test_a_unary_response_is_one_message_and_not_two_or_none() -> None:
+    async def respond(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield request
+
+    handler: Any = grpc.stream_stream_rpc_method_handler(respond)
+    async with stock(Sum=handler) as (address, _), dial(address) as channel:
+        send = channel.stream_unary("/t.T/Sum")
+        assert await send(iter([b"1"]), timeout=10) == b"1"
+        for requests in ([], [b"1", b"2"]):
+            with pytest.raises(grpc.aio.AioRpcError, match=f"the server sent {len(requests)}") as caught:
+                await send(iter(requests), timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_response_can_be_awaited_again() -> None:
+    async with stock() as (address, _), dial(address) as channel:
+        call = channel.unary_unary("/t.T/Echo", None, bytearray)(b"x", timeout=10)
+        first = await call
+        assert await call is first

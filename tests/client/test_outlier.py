@@ -7,9 +7,8 @@ from onelane.client.outlier import CONSECUTIVE_FAILURES, MAX_EJECTION_S, RECENT_
 
 def test_failures_in_a_row_eject_an_endpoint_and_one_probe_decides() -> None:
     endpoint, now = EndpointHealth(), 100.0
-    assert [endpoint.ended("UNAVAILABLE", now) for _ in range(CONSECUTIVE_FAILURES)] == [False] * (
-        CONSECUTIVE_FAILURES - 1
-    ) + [True]
+    ejects = [endpoint.ended("UNAVAILABLE", now) for _ in range(CONSECUTIVE_FAILURES)]
+    assert ejects == [False] * (CONSECUTIVE_FAILURES - 1) + [True]
     assert not endpoint.allows(now + 0.99)
     assert endpoint.allows(now + 1.0)
     assert not endpoint.allows(now + 1.0), "one probe at a time"
@@ -35,3 +34,14 @@ def test_an_ejected_endpoint_is_always_asked_again(steps: list[tuple[str, float]
         if endpoint.allows(now):
             endpoint.ended(code, now)
     assert endpoint.allows(now + MAX_EJECTION_S) or not endpoint.is_ejected
+
+
+def test_an_endpoint_that_fails_for_days_is_probed_every_half_minute() -> None:
+    endpoint, now = EndpointHealth(), 0.0
+    for _ in range(CONSECUTIVE_FAILURES):
+        endpoint.ended("UNAVAILABLE", now)
+    for _ in range(2000):
+        now += MAX_EJECTION_S
+        assert endpoint.allows(now)
+        assert endpoint.ended("UNAVAILABLE", now)
+    assert not endpoint.allows(now + MAX_EJECTION_S - 0.1)

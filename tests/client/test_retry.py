@@ -13,13 +13,13 @@ from tests.client.configs import RETRY, service_config
 
 
 def test_only_what_is_safe_to_repeat_is_tried_again_unless_a_service_config_says_so() -> None:
-    nothing = ServiceConfig()
-    assert policy_of("echo.v1.Echo/Who", "NO_SIDE_EFFECTS", nothing) == SAFE_RETRY
-    assert policy_of("echo.v1.Echo/Who", "IDEMPOTENT", nothing) == SAFE_RETRY
-    assert policy_of("echo.v1.Echo/Who", "", nothing) == NO_RETRY
-    told = policy_of("echo.v1.Echo/Who", "", service_config(retryPolicy=RETRY, timeout="1.5s", waitForReady=True))
-    assert told.codes == frozenset({"UNAVAILABLE", "ABORTED"})
-    assert (told.attempts, told.timeout_s, told.wait_for_ready) == (4, 1.5, True)
+    empty = ServiceConfig()
+    assert policy_of("echo.v1.Echo/Who", "NO_SIDE_EFFECTS", empty) == SAFE_RETRY
+    assert policy_of("echo.v1.Echo/Who", "IDEMPOTENT", empty) == SAFE_RETRY
+    assert policy_of("echo.v1.Echo/Who", "", empty) == NO_RETRY
+    configured = policy_of("echo.v1.Echo/Who", "", service_config(retryPolicy=RETRY, timeout="1.5s", waitForReady=True))
+    assert configured.codes == frozenset({"UNAVAILABLE", "ABORTED"})
+    assert (configured.attempts, configured.timeout_s, configured.wait_for_ready) == (4, 1.5, True)
     assert policy_of("echo.v1.Echo/Unary", "", service_config(retryPolicy=RETRY)) == NO_RETRY
 
 
@@ -33,12 +33,12 @@ def test_hedging_of_what_may_have_side_effects_is_refused() -> None:
 
 @given(st.integers(1, 5), st.floats(0.001, 1), st.floats(0.001, 5), st.floats(1, 3), st.integers())
 def test_the_wait_is_full_jitter_within_the_backoff(
-    made: int, initial: float, longest: float, growth: float, seed: int
+    attempts: int, initial: float, longest: float, growth: float, seed: int
 ) -> None:
     policy = CallPolicy(6, initial, longest, growth, frozenset({"UNAVAILABLE"}))
-    wait = retry_after_s(policy, made, "UNAVAILABLE", None, RetryBudget(RetryThrottling()), Random(seed))
+    wait = retry_after_s(policy, attempts, "UNAVAILABLE", None, RetryBudget(RetryThrottling()), Random(seed))
     assert wait is not None
-    assert 0 <= wait <= min(longest, initial * growth ** (made - 1))
+    assert 0 <= wait <= min(longest, initial * growth ** (attempts - 1))
 
 
 def test_a_server_says_when_to_come_back_or_that_nobody_should() -> None:

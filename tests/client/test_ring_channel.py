@@ -40,9 +40,9 @@ async def test_connect_goes_straight_to_the_owner(cluster: Cluster, where: Where
 async def test_connect_serves_every_call_type_and_its_status(cluster: Cluster) -> None:
     async with onelane.connect(cluster.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        one, two = EchoRequest(key="k", text="1"), EchoRequest(key="k", text="2")
-        assert (await stub.Upload(iter([one, two]))).text == "1,2"
-        assert [r.text async for r in stub.Chat(iter([one, two]))] == ["1", "2"]
+        first, second = EchoRequest(key="k", text="1"), EchoRequest(key="k", text="2")
+        assert (await stub.Upload(iter([first, second]))).text == "1,2"
+        assert [r.text async for r in stub.Chat(iter([first, second]))] == ["1", "2"]
         with pytest.raises(grpc.aio.AioRpcError, match="no such thing") as caught:
             await stub.Misbehave(EchoRequest(key="k", order="abort"))
         assert ("x-why", "aborted") in tuple(caught.value.trailing_metadata() or ())

@@ -12,7 +12,9 @@ from onelane.client.channel import NativeChannel
 from onelane.client.outlier import CONSECUTIVE_FAILURES, RECENT_CALLS, EndpointHealth
 from onelane.client.retry import SAFE_RETRY
 from onelane.client.ring_router import ShardEndpoint
+from onelane.core.context import TaskContext, current_call_var
 from onelane.core.placement import Member, Placement
+from onelane.core.trace_context import TraceContext
 
 from tests.client.configs import RETRY
 from tests.client.scripted import ABORTED, UNAVAILABLE, Scripted
@@ -85,12 +87,12 @@ async def test_a_spent_budget_tries_nothing_again(server: tuple[Scripted, str]) 
     config = {"retryThrottling": {"maxTokens": 4, "tokenRatio": 0.1}}
     async with onelane.connect(address, service_config=config) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        made = []
+        attempts = []
         for _ in range(4):
             before = len(scripted.seen)
             assert await stub.Who(EchoRequest(), timeout=10).code() is UNAVAILABLE
-            made.append(len(scripted.seen) - before)
-    assert made == [2, 1, 1, 1]
+            attempts.append(len(scripted.seen) - before)
+    assert attempts == [2, 1, 1, 1]
 
 
 async def test_more_calls_at_once_than_a_peer_may_have_are_refused_unsent(server: tuple[Scripted, str]) -> None:
@@ -170,3 +172,45 @@ async def test_attempts_that_fail_count_against_their_endpoint_though_a_retry_sa
             if health.is_ejected:
                 return
         pytest.fail("half of the attempts failed, and nobody noticed")
+
+
+async def test_a_call_and_its_retry_carry_what_the_call_in_progress_hands_on(server: tuple[Scripted, str]) -> None:
+    scripted, address = server
+    scripted.steps = [UNAVAILABLE]
+    trace = TraceContext("a" * 32, "b" * 16, True)
+    context = TaskContext("/a.B/C", monotonic() + 60, trace, "0001@s-0/a.B/C", "k=v")
+    async with onelane.connect(address) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        token = current_call_var.set(context)
+        call = stub.Who(EchoRequest(), metadata=(("x-own", "1"),))
+        current_call_var.reset(token)
+        await call
+    for received in scripted.seen:
+        assert received["traceparent"] == trace.traceparent()
+        assert (received["onelane-chain"], received["baggage"], received["x-own"]) == ("0001@s-0/a.B/C", "k=v", "1")
+    assert [received.get("grpc-previous-rpc-attempts") for received in scripted.seen] == [None, "1"]
+
+
+async def test_the_key_is_read_from_the_message_once_the_topology_is_known_and_the_callers_own_counts(
+    server: tuple[Scripted, str],
+) -> None:
+    scripted, address = server
+    async with onelane.connect(address) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        await stub.Unary(EchoRequest(key="k"))
+        await owned(channel, address)
+        await stub.Unary(EchoRequest(key="k"))
+        await stub.Unary(EchoRequest(key="k"), metadata=(("onelane-key", "own"),))
+    assert [received.get("onelane-key") for received in scripted.seen] == [None, "k", "own"]
+
+
+async def test_a_method_keeps_nothing_of_shards_that_have_left(server: tuple[Scripted, str]) -> None:
+    _, address = server
+    async with onelane.connect(address) as channel:
+        await owned(channel, address)
+        method: Any = channel.unary_unary("/echo.v1.Echo/Unary")
+        channels = [NativeChannel(address) for _ in range(5)]
+        for shard in channels:
+            method._sender(shard)
+            await shard.close()
+        assert len(method._senders) <= 1 + len(channel.router.endpoints)

@@ -1,7 +1,6 @@
 """The connections of a channel: made when needed, made anew, several where one is full; calls wait for them."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -14,15 +13,7 @@ from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
 from onelane.server.sockets import claim
 
-from tests.ports import reserved
 from tests.servers import FAILURE, READY, SOON, Answering, native, stock
-
-
-@pytest.fixture
-def unserved() -> Iterator[str]:
-    """An address where nobody listens, until the test does."""
-    with reserved() as port:
-        yield f"127.0.0.1:{port}"
 
 
 async def test_nobody_there_is_unavailable_and_says_why(unserved: str) -> None:

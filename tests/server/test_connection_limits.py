@@ -25,10 +25,10 @@ async def test_an_idle_client_is_sent_away_and_comes_back() -> None:
 async def test_an_old_connection_is_replaced_without_losing_a_call() -> None:
     async with native(max_age_s=0.1) as (address, _), dial(address) as channel:
         send = channel.unary_unary("/t.T/Echo")
-        gone = 0
-        while gone < 3:
+        replaced = 0
+        while replaced < 3:
             assert await send(b"x", timeout=5) == b"x"
-            gone += channel.get_state() is IDLE
+            replaced += channel.get_state() is IDLE
 
 
 async def test_a_client_that_does_not_answer_a_ping_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`grpc.aio`'s client interceptors around any channel's methods. Runs only where a channel was given some."""
+"""`grpc.aio`'s client interceptors around the methods of any channel; a channel without interceptors skips this."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-_KINDS = {
+INTERCEPTOR_TYPES = {
     "unary_unary": grpc.aio.UnaryUnaryClientInterceptor,
     "unary_stream": grpc.aio.UnaryStreamClientInterceptor,
     "stream_unary": grpc.aio.StreamUnaryClientInterceptor,
@@ -17,23 +17,24 @@ _KINDS = {
 
 
 def checked(interceptors: Sequence[Any]) -> tuple[Any, ...]:
-    """`interceptors`, all of which are interceptors.
+    """The same interceptors, as a tuple.
 
     Raises:
-        ValueError: one of them is none of grpc.aio's.
+        ValueError: one of them derives from none of grpc.aio's client interceptors.
     """
-    if wrong := [one for one in interceptors if not isinstance(one, tuple(_KINDS.values()))]:
-        raise ValueError(f"{wrong} derive from none of grpc.aio's client interceptors")
+    known = tuple(INTERCEPTOR_TYPES.values())
+    if unknown := [interceptor for interceptor in interceptors if not isinstance(interceptor, known)]:
+        raise ValueError(f"{unknown} derive from none of grpc.aio's client interceptors")
     return tuple(interceptors)
 
 
 def intercepted(multi: Any, shape: str, method: str, interceptors: Sequence[Any]) -> Any:
-    """`multi` behind those of `interceptors` that are of its shape, the first outermost."""
-    mine = [one for one in interceptors if isinstance(one, _KINDS[shape])]
-    return _Intercepted(multi, shape, method, mine) if mine else multi
+    """`multi` behind the interceptors of its shape, the first outermost."""
+    of_shape = [interceptor for interceptor in interceptors if isinstance(interceptor, INTERCEPTOR_TYPES[shape])]
+    return InterceptedMethod(multi, shape, method, of_shape) if of_shape else multi
 
 
-class _Intercepted:
+class InterceptedMethod:
     """A multi-callable whose calls pass through interceptors."""
 
     def __init__(self, multi: Any, shape: str, method: str, interceptors: Sequence[Any]) -> None:
@@ -67,10 +68,10 @@ class _Intercepted:
             )
 
         continuation: Callable[[Any, Any], Any] = send
-        for one in reversed(self._interceptors):
-            continuation = self._around(getattr(one, f"intercept_{self._shape}"), continuation)
+        for interceptor in reversed(self._interceptors):
+            continuation = self._around(getattr(interceptor, f"intercept_{self._shape}"), continuation)
         if self._shape.startswith("stream_") and request is None:
-            request = Written()
+            request = WrittenRequests()
         return InterceptedCall(continuation(details, request), request)
 
     @staticmethod
@@ -81,8 +82,8 @@ class _Intercepted:
         return around
 
 
-class Written:
-    """What is written into a call, as the iterator that interceptors expect."""
+class WrittenRequests:
+    """The requests that are written into a call, as the iterator that interceptors expect."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Any] = asyncio.Queue(1)
@@ -91,39 +92,40 @@ class Written:
         await self._queue.put(request)
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return self._all()
+        return self._iterate()
 
-    async def _all(self) -> AsyncIterator[Any]:
+    async def _iterate(self) -> AsyncIterator[Any]:
         while (request := await self._queue.get()) is not grpc.aio.EOF:
             yield request
 
 
 class InterceptedCall:
-    """A call that interceptors are still deciding about, or the one they have decided on."""
+    """A call that interceptors have not passed on yet, or the call that they have returned."""
 
     def __init__(self, chain: Any, request: Any) -> None:
         self._request = request
-        self._decided: asyncio.Task[Any] = asyncio.ensure_future(chain)
-        self._over: asyncio.Future[None] | None = None
+        self._interception: asyncio.Task[Any] = asyncio.ensure_future(chain)
+        """Returns the call; or a response, where an interceptor answers by itself."""
+        self._end: asyncio.Future[None] | None = None
         """Done when the call is; made by the first write."""
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self._answer().__await__()
+        return self._response().__await__()
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return self._answers()
+        return self._responses()
 
-    async def _answer(self) -> Any:
+    async def _response(self) -> Any:
         call = await self._call()
         return await call if hasattr(call, "__await__") else call
 
-    async def _answers(self) -> AsyncIterator[Any]:
-        async for answer in await self._call():
-            yield answer
+    async def _responses(self) -> AsyncIterator[Any]:
+        async for response in await self._call():
+            yield response
 
     async def _call(self) -> Any:
         try:
-            return await asyncio.shield(self._decided)
+            return await asyncio.shield(self._interception)
         except asyncio.CancelledError:
             self.cancel()
             raise
@@ -142,20 +144,20 @@ class InterceptedCall:
             await self._put(grpc.aio.EOF)
 
     async def _put(self, request: Any) -> None:
-        """Hand `request` over, unless the call ends before anybody reads it.
+        """Hand `request` to the interceptors, unless the call ends before one of them reads it.
 
         Raises:
             AioRpcError: the call has failed.
-            InvalidStateError: it is over.
+            InvalidStateError: it has ended.
         """
-        if self._over is None:
-            self._over = asyncio.get_running_loop().create_future()
-            self.add_done_callback(self._end)
+        if self._end is None:
+            self._end = asyncio.get_running_loop().create_future()
+            self.add_done_callback(self._ended)
         put = asyncio.ensure_future(self._request.put(request))
         try:
-            await asyncio.wait((put, self._over), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((put, self._end), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # Taken, or nobody will take it any more.
+            # Either read, or the call has ended and nobody will read it.
             put.cancel()
         if not put.done() or put.cancelled():
             call = await self._call()
@@ -163,37 +165,37 @@ class InterceptedCall:
                 raise call.error()
             raise asyncio.InvalidStateError("RPC already finished.")
 
-    def _end(self, _: Any) -> None:
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)
+    def _ended(self, _: Any) -> None:
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
 
     def cancel(self) -> bool:
-        if not self._decided.done():
-            return self._decided.cancel()
-        if self._decided.cancelled() or self._decided.exception() is not None:
+        if not self._interception.done():
+            return self._interception.cancel()
+        if self._interception.cancelled() or self._interception.exception() is not None:
             return False
-        return bool(self._decided.result().cancel())
+        return bool(self._interception.result().cancel())
 
     def cancelled(self) -> bool:
-        return self._decided.cancelled() or (self._has_call() and bool(self._decided.result().cancelled()))
+        return self._interception.cancelled() or (self._has_call() and bool(self._interception.result().cancelled()))
 
     def done(self) -> bool:
-        return self._decided.done() and (not self._has_call() or bool(self._decided.result().done()))
+        return self._interception.done() and (not self._has_call() or bool(self._interception.result().done()))
 
     def time_remaining(self) -> float | None:
-        return self._decided.result().time_remaining() if self._has_call() else None
+        return self._interception.result().time_remaining() if self._has_call() else None
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        def decided(task: asyncio.Task[Any]) -> None:
+        def returned(task: asyncio.Task[Any]) -> None:
             if self._has_call():
                 task.result().add_done_callback(lambda _: callback(self))
             else:
                 callback(self)
 
-        self._decided.add_done_callback(decided)
+        self._interception.add_done_callback(returned)
 
     def _has_call(self) -> bool:
-        task = self._decided
+        task = self._interception
         return task.done() and not task.cancelled() and task.exception() is None and hasattr(task.result(), "code")
 
     async def initial_metadata(self) -> Any:

@@ -62,5 +62,5 @@ def forwarded(metadata: Sequence[tuple[str, str | bytes]], trace: TraceContext |
 
     metadata: the call's own; chain and baggage are among them. trace: of the span of this hop.
     """
-    kept = tuple(pair for pair in metadata if pair[0] not in _OF_ONE_HOP and not pair[0].startswith("grpc-"))
-    return (*kept, *trace_metadata(trace), (HOP_HEADER, "1"))
+    end_to_end = (pair for pair in metadata if pair[0] not in _OF_ONE_HOP and not pair[0].startswith("grpc-"))
+    return (*end_to_end, *trace_metadata(trace), (HOP_HEADER, "1"))

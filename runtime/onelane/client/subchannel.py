@@ -66,7 +66,7 @@ class Subchannel:
                 self.connect()
 
     def forget(self, call: Outgoing) -> None:
-        """A call that waits need not be sent any more."""
+        """Remove a call that waits for a connection."""
         if call in self._waiting:
             self._waiting.remove(call)
 
@@ -83,7 +83,7 @@ class Subchannel:
             try:
                 await changed
             finally:
-                # Who has stopped to wait is not kept.
+                # Remove the future of a waiter that was cancelled.
                 if changed in self._changed:
                     self._changed.remove(changed)
 
@@ -102,10 +102,10 @@ class Subchannel:
         for connection in list(self._connections):
             connection.close()
 
-    # What connections say
+    # Called by connections, see `ConnectionPool`
 
     def leave(self, connection: Connection) -> None:
-        """A connection takes no further call."""
+        """A connection takes no further call: it has closed, or its server is going away."""
         if connection in self._connections:
             self._connections.remove(connection)
             if not self._connections and self.state is State.READY:
@@ -116,7 +116,7 @@ class Subchannel:
     lost = leave
 
     def room(self) -> None:
-        """A connection may have room again."""
+        """A connection may have room again: send calls that wait."""
         while self._waiting and any(connection.can_call for connection in self._connections):
             self.start(self._waiting.popleft())
 
@@ -131,7 +131,7 @@ class Subchannel:
                 try:
                     connection = await self._dial()
                 except Exception as error:
-                    # Whatever it is, who waits must learn of it.
+                    # Of whatever kind: the calls that wait for a connection fail with it.
                     self._failed(error)
                     await asyncio.sleep(self._pause_s(attempt))
                     attempt += 1
@@ -145,23 +145,23 @@ class Subchannel:
             self._connecting = None
 
     async def _dial(self) -> Connection:
-        made: list[Connection] = []
+        connections: list[Connection] = []
 
         def factory() -> Connection:
-            made.append(Connection(self))
-            return made[-1]
+            connections.append(Connection(self))
+            return connections[-1]
 
         try:
             async with asyncio.timeout(self.dialling.connect_s):
                 await self._open(factory)
-                await made[-1].ready
+                await connections[-1].ready
         except TimeoutError as error:
             raise TimeoutError(f"no answer within {self.dialling.connect_s:g} s") from error
         finally:
-            for connection in made:
+            for connection in connections:
                 if not connection.ready.done() or connection.ready.cancelled() or connection.ready.exception():
                     connection.give_up()
-        return made[-1]
+        return connections[-1]
 
     async def _open(self, factory: Callable[[], Connection]) -> None:
         tls = self.dialling.tls

@@ -7,7 +7,7 @@ import sys
 
 # Read by grpc when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-# Read by OpenTelemetry's API when it is first imported: onelane.tracing.LaneContext.
+# Read by OpenTelemetry's API when it is first imported: onelane.telemetry.otel.context.LaneContext.
 os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 
 import uvloop

@@ -1,4 +1,4 @@
-"""What a service is given: its shard, with plain state that nobody else touches."""
+"""The shard that a service is given: plain state that no other thread touches, calls, timers, topics and resources."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ S = TypeVar("S")
 
 
 class Shard:
-    """What a service may use. Everything here belongs to one lane; none of it needs a lock."""
+    """Everything that a service may use of its shard. All of it belongs to one lane, so none of it needs a lock."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Shard:
         self._followers.append(follower)
 
     def configure(self, new: Any) -> None:
-        """Replace `config`, and tell its followers."""
+        """Replace `config`, and call its followers."""
         old, self.config = self.config, new
         for follower in self._followers:
             try:
@@ -114,13 +114,13 @@ class Shard:
 
     @asynccontextmanager
     async def turn(self, key: Key) -> AsyncIterator[None]:
-        """Have a key for oneself: no call of it runs meanwhile, but those that this makes.
+        """Hold the turn of a key: meanwhile no call of that key runs, but those made in here.
 
-        For streams and tasks; a unary call has its own key's turn already, and may enter it again.
+        For streams and tasks; a unary call holds the turn of its own key already, and may enter it again.
 
         Raises:
-            NotHome: the key lives in another shard.
-            Overloaded: too many wait for it.
+            NotHome: another shard owns the key.
+            Overloaded: too many calls wait for it.
         """
         text = keys.canonical(key)
         outer = current_call()
@@ -133,15 +133,15 @@ class Shard:
             self._lane.queue.leave(turn)
 
     def join(self, lane: Lane, sibling_calls: SiblingCalls, pubsub: PubSub) -> None:
-        """Be part of a lane, and of its app."""
+        """Set what is made after the shard: its lane, and the way to its siblings. Called once, before any service."""
         self._lane, self._sibling_calls, self._pubsub = lane, sibling_calls, pubsub
 
     def every(self, seconds: float, fn: TimerFunction) -> Timer:
         """Call `fn`, plain or async, every so many seconds from now on, until `cancel()` or the shard's end.
 
-        The n-th call is due at now + n · seconds, whatever the others took. Calls never overlap: those whose time
-        passed while the lane or the call before was busy are left out, and counted (`Timer.skipped`,
-        `onelane.timer.skips`). What it raises is logged, and it goes on.
+        The n-th run is due at now + n · seconds, however long the others took. Runs never overlap: a run whose time
+        passed while the lane or the run before was busy is skipped, and counted (`Timer.skipped`,
+        `onelane.timer.skips`). An exception is logged, and the timer goes on.
 
         Raises:
             Overloaded: the shard has `max_timers` timers.
@@ -151,10 +151,10 @@ class Shard:
     def later(self, key: Key, seconds: float, fn: TimerFunction) -> Timer:
         """Call `fn`, plain or async, once, in so many seconds or a little later, as a turn of `key`.
 
-        Until it begins it is listed by `timers`; it is gone with its key, and with the shard.
+        Until it begins it is listed by `timers`. It ends with the shard, and when the shard loses the key.
 
         Raises:
-            NotHome: the key lives in another shard.
+            NotHome: another shard owns the key.
             Overloaded: the shard has `max_timers` timers.
         """
         placement = self._lane.placement
@@ -174,7 +174,7 @@ class Shard:
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - a call's, as in every stub
     ) -> Rep:
-        """Call a unary method of this app in the shard that owns `key`, wherever that is.
+        """Call a unary method of this app in the shard that owns `key`.
 
         method: `LobbyServicer.Join`, or its name `"arena.v1.Lobby/Join"`. timeout: seconds; else `deadline_s`, and
         never more than what is left of the call in progress. A key whose turn this call holds may be entered again.
@@ -194,7 +194,7 @@ class Shard:
     ) -> list[Answer[Rep]]:
         """Call a unary method that is ANY in every shard of this app, at once and with one deadline.
 
-        What each has said, answers and failures side by side, in the order of the shards. Raises for neither.
+        One answer per shard, replies and failures side by side, in the order of the shards. A failure does not raise.
 
         Raises:
             BadService: no service of this app has the method, it streams, or it has a key.
@@ -202,9 +202,9 @@ class Shard:
         return await self._sibling_calls.call_each(method, request, timeout)
 
     def publish(self, topic: str, message: Message, *, at_once: bool = False) -> None:
-        """Give `message` to the subscribers of `topic` in every shard of this app, once, in the order of publishing.
+        """Send `message` to the subscribers of `topic` in every shard of this app, once, in the order of publishing.
 
-        It leaves with all else that was published in the same tick, or at once. A shard that is down misses it.
+        It leaves in one batch with the other messages of the tick, or at once. A shard that is down misses it.
 
         Raises:
             Overloaded: `max_published` messages wait for the tick already.
@@ -212,10 +212,10 @@ class Shard:
         self._pubsub.publish(topic, message, at_once=at_once)
 
     def subscribe(self, topic: str, kind: type[M], then: Callable[[M | Lost], None] | None = None) -> Subscription[M]:
-        """What is published on `topic` from now on, as messages of `kind`; others are left out.
+        """The messages of `kind` that are published on `topic` from now on; others are left out.
 
-        Iterate over it (`async for`), or let it call `then`, which must not wait. Who is slower than `max_lag` messages
-        loses the oldest, and is told by `Lost`.
+        Iterate over it (`async for`), or let it call `then`, which must not wait. A subscriber that lags behind by more
+        than `max_lag` messages loses the oldest, and gets a `Lost` in their place.
         """
         return self._pubsub.subscribe(topic, kind, then)
 
@@ -229,26 +229,26 @@ class Shard:
         pool: int = 1,
         replace_after_s: float | None = None,
     ) -> Offload[R]:
-        """One blocking resource on a helper thread of its own, behind a queue of `capacity` jobs, run in order.
+        """One blocking resource on a worker thread of its own, behind a queue of `capacity` jobs, run in order.
 
         `factory` runs on that thread; so does `close`, by default the resource's own `close()`, when the shard ends.
-        pool: so many threads, each with a resource of its own, for what may be used in parallel; jobs go to whichever
-        is free, and so in no promised order.
-        replace_after_s: a job that runs longer is given up (DEADLINE_EXCEEDED), and another thread with a new resource
-        takes the queue over. The old thread may still do its job, beside the new one, so order and one-at-a-time end
-        there; by default no helper is replaced, and a hung one holds its queue.
+        pool: so many worker threads, each with a resource of its own, for resources that may be used in parallel; jobs
+        go to whichever thread is free, and so in no promised order.
+        replace_after_s: a job that runs longer fails (DEADLINE_EXCEEDED), and another worker thread with a new resource
+        takes over the queue. The old thread may still run its job beside the new one, so neither the order nor one job
+        at a time is promised then; by default no worker thread is replaced, and a hung one blocks its queue.
 
         Counted: the histograms `onelane.offload.wait` and `onelane.offload.duration` (s), the counters
         `onelane.offload.hung`, `.replaced` and `.refused`, the gauge `onelane.queue.depth`.
 
         Raises:
-            BadService: another one has this name.
+            BadService: another offload has this name.
             ValueError: a number is out of its range.
         """
         name = name or f"{len(self._offloads)}"
-        if name in {offload.name for offload in self._offloads}:
+        if name in {other.name for other in self._offloads}:
             raise BadService(f"two offloads of {self.name} are called {name!r}; their stats would be one")
-        made = Offload(
+        offload: Offload[R] = Offload(
             factory,
             name=name,
             capacity=capacity,
@@ -258,11 +258,11 @@ class Shard:
             pool=pool,
             replace_after_s=replace_after_s,
         )
-        self._offloads.append(made)
-        return made
+        self._offloads.append(offload)
+        return offload
 
     async def wait_ready(self) -> None:
-        """Wait until every helper thread has made its resource; raises what a factory raised."""
+        """Wait until every worker thread has made its resource; raises what a factory raised."""
         for offload in self._offloads:
             await offload.wait_ready()
 

@@ -1,0 +1,128 @@
+"""The status, the metadata and the end of a call, as grpc.aio has them."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from onelane.client.channel import dial
+
+from tests.servers import SOON, native, stock
+
+
+async def test_metadata_go_both_ways() -> None:
+    async def echo(request: bytes, context: Any) -> bytes:
+        await context.send_initial_metadata((("x-initial", "1"),))
+        own = [(key, value) for key, value in context.invocation_metadata() if key.startswith("x-")]
+        context.set_trailing_metadata(
+            tuple((f"{key}-back{'-bin' * key.endswith('-bin')}", value) for key, value in own)
+        )
+        return request
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(echo)
+    async with stock(Echo=handler) as (address, _), dial(address) as channel:
+        call = channel.unary_unary("/t.T/Echo")(b"", metadata=(("x-a", "1"), ("x-b-bin", b"\0")), timeout=10)
+        assert tuple(await call.initial_metadata()) == (("x-initial", "1"),)
+        assert tuple(await call.trailing_metadata()) == (("x-a-back", "1"), ("x-b-bin-back-bin", b"\0"))
+        assert (await call.code(), await call.details()) == (grpc.StatusCode.OK, "")
+
+
+async def test_an_error_has_the_status_the_details_and_the_metadata_of_the_server() -> None:
+    async def refuse(request: bytes, context: Any) -> None:
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no such room: ünïcode", (("x-why", "gone"),))
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(refuse)
+    async with stock(Echo=handler) as (address, _), dial(address) as channel:
+        call = channel.unary_unary("/t.T/Echo")(b"", timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "no such room: ünïcode")
+        assert tuple(caught.value.trailing_metadata() or ()) == (("x-why", "gone"),)
+        assert (
+            caught.value.debug_error_string() == await call.debug_error_string() == f"{address}: no such room: ünïcode"
+        )
+
+
+async def test_done_callbacks_run_at_the_end_and_at_once_where_the_call_has_ended() -> None:
+    order: list[Any] = []
+    async with stock() as (address, _), dial(address) as channel:
+        call = channel.unary_unary("/t.T/Echo")(b"", timeout=10)
+        call.add_done_callback(lambda ended: order.append(("before", ended)))
+        assert order == []
+        await call
+        call.add_done_callback(lambda ended: order.append(("after", ended)))
+    assert order == [("before", call), ("after", call)]
+
+
+async def test_who_is_cancelled_while_it_waits_for_the_status_does_not_cancel_the_call() -> None:
+    going = asyncio.Event()
+
+    async def hold(request: bytes, call: Any) -> bytes:
+        await going.wait()
+        return request
+
+    async with native(hold) as (address, _), dial(address) as channel:
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=20)
+        waiters = [asyncio.ensure_future(wait()) for wait in (call.code, call.details, call.trailing_metadata)]
+        await call.wait_for_connection()
+        for waiter in waiters:
+            waiter.cancel()
+        await asyncio.gather(*waiters, return_exceptions=True)
+        assert not call.done()
+        going.set()
+        assert await call == b"x"
+
+
+async def test_who_is_cancelled_while_it_awaits_the_response_cancels_the_call() -> None:
+    async with native(lambda request, call: asyncio.Event().wait()) as (address, _), dial(address) as channel:
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=20)
+
+        async def respond() -> Any:
+            return await call
+
+        waiting = asyncio.ensure_future(respond())
+        await call.wait_for_connection()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert (call.cancelled(), await call.code()) == (True, grpc.StatusCode.CANCELLED)
+
+
+async def test_a_call_is_cancelled_once_also_while_it_waits_for_a_connection(unserved: str) -> None:
+    async with dial(unserved, dialling=SOON) as channel:
+        call = channel.unary_unary("/t.T/Echo")(b"", wait_for_ready=True, timeout=60)
+        assert 59 < (call.time_remaining() or 0) <= 60
+        assert [call.cancel(), call.cancel()] == [True, False]
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        with pytest.raises(grpc.aio.AioRpcError, match="Locally cancelled by application!"):
+            await call.wait_for_connection()
+        assert list(channel.subchannel._waiting) == []
+
+
+async def test_a_deadline_ends_the_call_here_and_at_the_server() -> None:
+    cancelled = asyncio.Event()
+
+    async def hold(request: bytes, call: Any) -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return request
+
+    async with native(hold) as (address, _), dial(address) as channel:
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=0.1)
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await cancelled.wait()
+
+
+async def test_a_response_that_cannot_be_deserialized_is_an_internal_error() -> None:
+    def fail(message: bytes) -> Any:
+        raise ValueError("no message of ours")
+
+    async with stock() as (address, _), dial(address) as channel:
+        call = channel.unary_unary("/t.T/Echo", None, fail)(b"x", timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError, match="Exception deserializing response!") as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.INTERNAL

@@ -1,0 +1,80 @@
+"""A call goes to the owner of its key while that can be reached, and to the shared address else."""
+
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import pytest
+from onelane.client.options import APP_DIALLING
+from onelane.client.outlier import CONSECUTIVE_FAILURES, MAX_EJECTION_S
+from onelane.client.ring_router import RingRouter
+from onelane.core.placement import Member, Placement
+from onelane.v1 import topology_pb2
+
+from tests.servers import stock
+
+
+@pytest.fixture
+async def router(unserved: str) -> AsyncIterator[RingRouter]:
+    """Its shared address does not answer, so it is placed by the test alone."""
+    ring_router = RingRouter(unserved, APP_DIALLING)
+    yield ring_router
+    await ring_router.close(None)
+
+
+def topology(*addresses: str, epoch: int = 1, **keys: str) -> topology_pb2.Placement:
+    members = [topology_pb2.Member(name=f"app-{index}", address=address) for index, address in enumerate(addresses)]
+    return topology_pb2.Placement(epoch=epoch, members=members, points=8, keys=keys)
+
+
+async def test_until_the_topology_is_known_every_call_goes_to_the_shared_address(router: RingRouter) -> None:
+    assert [router.pick(key) for key in ("k", None)] == [(router.shared, None)] * 2
+
+
+async def test_a_call_with_a_key_goes_to_its_owner_and_one_without_to_the_shared_address(router: RingRouter) -> None:
+    async with stock() as (first, _), stock() as (second, _):
+        await router._place(topology(first, second))
+        for endpoint in router.endpoints.values():
+            await endpoint.channel.channel_ready()
+        placement = Placement(1, (Member("app-0", first, ""), Member("app-1", second, "")), 8)
+        for key in map(str, range(20)):
+            owner = router.endpoints[placement.owner_of(key).address]
+            assert router.pick(key) == (owner.channel, owner.health)
+        assert router.pick(None) == (router.shared, None)
+        repeated = {router.pick(None, attempt)[0] for attempt in (1, 2)}
+        assert repeated == {endpoint.channel for endpoint in router.endpoints.values()}
+
+
+async def test_an_owner_that_is_not_connected_or_ejected_is_left_to_the_server(
+    router: RingRouter, unserved: str
+) -> None:
+    await router._place(topology(unserved))
+    assert router.pick("k") == (router.shared, None)
+    async with stock() as (address, _):
+        await router._place(topology(address, epoch=2))
+        (endpoint,) = router.endpoints.values()
+        await endpoint.channel.channel_ready()
+        assert router.pick("k") == (endpoint.channel, endpoint.health)
+        for _ in range(CONSECUTIVE_FAILURES):
+            endpoint.health.ended("UNAVAILABLE", MAX_EJECTION_S * 1e9)
+        assert router.pick("k") == (router.shared, None)
+
+
+async def test_a_newer_topology_connects_to_new_shards_keeps_the_others_and_closes_the_rest(
+    router: RingRouter,
+) -> None:
+    async with stock() as (first, _), stock() as (second, _), stock() as (third, _):
+        await router._place(topology(first, second))
+        kept_channel, left_channel = (router.endpoints[address].channel for address in (second, first))
+        await router._place(topology(second, third, epoch=2, **{"shop.v1.Shop/*": "name"}))
+        assert set(router.endpoints) == {second, third}
+        assert router.endpoints[second].channel is kept_channel
+        assert left_channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+        assert router.configured_keys == {"shop.v1.Shop/*": "name"}
+
+
+async def test_a_target_without_topology_is_ready_once_it_is_connected() -> None:
+    async with stock() as (address, _):
+        router = RingRouter(address, APP_DIALLING)
+        await router.wait_ready()
+        assert router.placement is None
+        await router.close(None)
