@@ -39,12 +39,12 @@ async def test_tls_with_alpn_serves_stock_and_our_own_clients(files: Files) -> N
 async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files) -> None:
     seen: list[Any] = []
 
-    async def who(request: bytes, call: Any) -> bytes:
+    async def identify(request: bytes, call: Any) -> bytes:
         seen.append((call.auth_context(), list(call.peer_identities())))
         return request
 
     files.issue("client", "client.example")
-    async with native(who, tls=files.tls(client_ca=files.path("ca.pem"))) as (address, _):
+    async with native(identify, tls=files.tls(client_ca=files.path("ca.pem"))) as (address, _):
         for channel in (
             stock_secure(address, files, cert="client"),
             dial(address, dialling=Dialling(tls=files.client(cert="client"))),

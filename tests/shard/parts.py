@@ -6,7 +6,7 @@ from typing import Any
 from onelane.cluster.control import QueueControl, placement_to_proto
 from onelane.config import App
 from onelane.core.placement import Member, Placement
-from onelane.shard.wiring import ShardParts, build
+from onelane.shard.wiring import ShardParts, build_parts
 from onelane.v1 import control_pb2
 
 ECHO = "tests.echo.service:Echo"
@@ -32,7 +32,7 @@ def setup(
 def wired(described: control_pb2.Setup | None = None) -> tuple[ShardParts, QueueControl]:
     """The parts of a shard, by default of `setup()`, and the supervisor's end of its line."""
     supervisor_end, shard_end = QueueControl.pair()
-    return build(described or setup(), shard_end), supervisor_end
+    return build_parts(described or setup(), shard_end), supervisor_end
 
 
 async def sent(supervisor_end: QueueControl) -> list[Any]:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from onelane.errors import BadConfig, BadService
-from onelane.shard.wiring import Environment, build
+from onelane.shard.wiring import Environment, build_parts
 from onelane.telemetry.tracer import Tracer
 from onelane.testing import ManualClock
 
@@ -23,7 +23,7 @@ async def test_the_parts_share_one_lane_one_clock_and_one_set_of_statistics() ->
     supervisor_end, control = type(wired()[1]).pair()
     described = setup(max_rate_per_key=0.5)
     described.tracing, described.sampler = True, "always_on"
-    parts = build(described, control, Environment(clock=clock, alarms=clock))
+    parts = build_parts(described, control, Environment(clock=clock, alarms=clock))
     parts.shard.stats.counter("apples").add()
     span = parts.binding.tracer.start("work", "INTERNAL", None)
     clock.advance(3.0)

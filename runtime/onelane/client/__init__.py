@@ -1,5 +1,5 @@
-"""Calls to other servers: a channel that generated stubs take, on our own wire, with retries and hedging.
+"""Calls to other servers: channels for generated stubs on our own wire, with retries, hedging and outlier detection.
 
-Imports: `core`, `wire`, `telemetry`. Main types: `channel.NativeChannel` (one server) and `ring_channel.Channel` (a
-ring of them, retries, spans).
+Imports: `core`, `wire`, `telemetry`. Main types: `channel.NativeChannel` (one server) and `ring_channel.Channel` (all
+shards of an app, each call to the owner of its key).
 """

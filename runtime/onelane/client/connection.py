@@ -34,19 +34,19 @@ class Outgoing(Protocol):
 
     @property
     def can_repeat(self) -> bool:
-        """Nothing was lost yet that sending it again would need."""
+        """It may be sent again where no server has looked at it: every request message is still held."""
 
     def begin(self, connection: "Connection") -> None:
-        """Send it."""
+        """Send it on a connection."""
 
     def answered(self, metadata: Metadata) -> None:
-        """The server's initial metadata have come."""
+        """The server has sent initial metadata."""
 
     def arrived(self, messages: list[bytes]) -> None:
-        """Messages have come."""
+        """The server has sent messages."""
 
     def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
-        """It is over."""
+        """End it with a status."""
 
 
 class ConnectionPool(Protocol):
@@ -124,7 +124,7 @@ class Connection(WireProtocol[ClientConnection]):
         super().wake()
         self._owner.room()
 
-    # What calls do.
+    # Called by calls and their channel
 
     @property
     def can_call(self) -> bool:
@@ -141,13 +141,13 @@ class Connection(WireProtocol[ClientConnection]):
     # The end
 
     def give_up(self) -> None:
-        """End a connection that did not come about."""
+        """End a connection that was not established in time."""
         self.ready.cancel()
         if hasattr(self, "transport"):
             self.transport.abort()
 
     def close(self) -> None:
-        """Close once what was written has left."""
+        """Close once all written bytes have been sent."""
         if not self.transport.is_closing():
             self.go_away()
             self.flush()

@@ -1,4 +1,4 @@
-"""One app as its callers know it: its name, how calls to it are made, how many are under way, what is counted."""
+"""One app as its callers know it: its name, its service config, its retry budget, its calls under way, its counts."""
 
 from collections.abc import Mapping
 from random import Random
@@ -20,7 +20,7 @@ DECISIONS = {
 
 
 class Peer:
-    """What the methods of one channel share. Owned by that channel."""
+    """State that all methods of one channel share. Owned by that channel."""
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
-"""What an outgoing call carries of the call that it is made in: the trace, the chain of turns, the baggage, and a
+"""Propagation: an outgoing call carries the trace, the chain of turns and the baggage of the call in progress, and a
 deadline that only shrinks.
 
 The one place that composes it, for each way out: stubs of other apps and calls to siblings (`outgoing`), each attempt
 of a call that is hedged (`repeated`), and calls that are sent on to the owner of their key (`forwarded`). Pure.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from onelane.core.context import CallContext, earlier
 from onelane.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext, trace_metadata
@@ -57,7 +57,7 @@ def repeated(metadata: Metadata, attempts: int) -> Metadata:
     return (*metadata, (PREVIOUS_ATTEMPTS, str(attempts)))
 
 
-def forwarded(metadata: Sequence[tuple[str, str | bytes]], trace: TraceContext | None) -> Metadata:
+def forwarded(metadata: Metadata, trace: TraceContext | None) -> Metadata:
     """The metadata of a call that is sent on, unread, to the owner of its key.
 
     metadata: the call's own; chain and baggage are among them. trace: of the span of this hop.

@@ -7,7 +7,9 @@ from pathlib import Path
 def client_context(
     *, ca: str | Path | None = None, cert: str | Path | None = None, key: str | Path | None = None
 ) -> ssl.SSLContext:
-    """What `Dialling.tls` needs: servers are checked against `ca` (None: the system's), `cert` and `key` are ours.
+    """A TLS context for `Dialling.tls`.
+
+    ca: verifies servers; None for the system's authorities. cert, key: of the client, for mutual TLS.
 
     Raises:
         OSError, ssl.SSLError: a file cannot be used.

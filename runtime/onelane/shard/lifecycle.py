@@ -18,7 +18,7 @@ from onelane.errors import OnelaneError, first_of
 from onelane.server.listener import Bind
 from onelane.shard.reporter import TICK_S
 from onelane.shard.watchdog import Watchdog, WatchedShard
-from onelane.shard.wiring import MACHINE, Environment, build
+from onelane.shard.wiring import MACHINE, Environment, build_parts
 from onelane.telemetry.otel import metrics, tracing
 from onelane.v1 import control_pb2
 
@@ -27,7 +27,7 @@ QUIET_S = 0.05
 """A drain goes on when no call has come for this long."""
 QUIET_LIMIT_S = 1.0
 STOP_S = 1.0
-"""What the last forwarded calls may take once every shard has drained."""
+"""Seconds that the last forwarded calls have to end, once every shard has drained."""
 GC_THRESHOLDS = (20_000, 20, 50)
 
 
@@ -42,7 +42,7 @@ class ShardLifecycle:
         environment: Environment = MACHINE,
     ) -> None:
         """sockets: shared, own, and for siblings, where the supervisor holds them; else none."""
-        self.parts = build(setup, control, environment)
+        self.parts = build_parts(setup, control, environment)
         self._setup = setup
         self._control = control
         self._sockets = sockets

@@ -1,4 +1,4 @@
-"""The tick's report: what a shard has counted, traced and logged since the last one, moved out to its supervisor.
+"""The tick's report: the counts, spans and log records of a shard since the last one, moved out to its supervisor.
 
 Promises: reports are numbered without a gap, each count, span and log record is in exactly one of them, and a shard
 with nothing new sends none.

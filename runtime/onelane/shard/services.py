@@ -1,4 +1,4 @@
-"""What a shard serves: the app's servicers, the runtime's own, gRPC's health checks and server reflection.
+"""The servicers of a shard: the app's, the runtime's own, gRPC's health checks and server reflection.
 
 Promises: a servicer that cannot be served, and a configured key or turn of an unknown method, is refused before the
 shard listens; all faulty servicers are named at once.

@@ -1,4 +1,4 @@
-"""How the settings of an app's services are replaced in all its shards, or in none: a two-phase commit.
+"""A two-phase commit, by which the settings of an app's services are replaced in all of its shards, or in none.
 
 The supervisor proposes new settings and every shard votes; where all accept, the supervisor commits, and each shard
 uses the new settings from its next tick on.
@@ -16,7 +16,7 @@ from onelane.v1 import control_pb2
 
 
 class SettingsVote:
-    """One shard's part in it. Owned by its lane."""
+    """One shard's part in the commit. Owned by its lane."""
 
     def __init__(self, control: Control, shard: Shard, app: App) -> None:
         self._control = control

@@ -37,7 +37,7 @@ MethodRef = str | Callable[[Any, Req, Any], Rep | Awaitable[Rep]]
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Rep]):
-    """What one shard answered to a `call_each`."""
+    """The reply of one shard to a `call_each`, or its error."""
 
     shard: str
     reply: Rep | None

@@ -43,7 +43,7 @@ from onelane.v1 import control_pb2
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What a shard runs on: this machine, or what a test replaces it by."""
+    """The clock, the alarms and the network of a shard: this machine's, or those of a test."""
 
     clock: Clock = field(default_factory=SystemClock)
     alarms: Alarms = field(default_factory=LoopAlarms)
@@ -78,7 +78,7 @@ class ShardParts:
     status_query: StatusQuery
 
 
-def build(setup: control_pb2.Setup, control: Control, environment: Environment = MACHINE) -> ShardParts:
+def build_parts(setup: control_pb2.Setup, control: Control, environment: Environment = MACHINE) -> ShardParts:
     """Make all parts of the shard that `setup` describes.
 
     control: the line to its supervisor.
