@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from onelane.core.backoff import backoff_s
+from onelane.core.backoff import PUSHBACK, backoff_s
 from onelane.core.service_config import MAX_ATTEMPTS, RetryThrottling, ServiceConfig
 from onelane.errors import BadService
 
-PUSHBACK = "grpc-retry-pushback-ms"
 NO_SIDE_EFFECTS = "NO_SIDE_EFFECTS"
 SAFE_LEVELS = frozenset({NO_SIDE_EFFECTS, "IDEMPOTENT"})
 """The idempotency levels of methods that may be repeated whatever became of the first attempt."""

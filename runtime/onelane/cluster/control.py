@@ -135,9 +135,9 @@ class QueueControl:
 
     @classmethod
     def pair(cls) -> tuple["QueueControl", "QueueControl"]:
-        one: asyncio.Queue[Any] = asyncio.Queue()
-        other: asyncio.Queue[Any] = asyncio.Queue()
-        return cls(one, other), cls(other, one)
+        to_shard: asyncio.Queue[Any] = asyncio.Queue()
+        to_supervisor: asyncio.Queue[Any] = asyncio.Queue()
+        return cls(to_shard, to_supervisor), cls(to_supervisor, to_shard)
 
     async def send(self, message: Any) -> None:
         self._outbox.put_nowait(message)

@@ -7,6 +7,8 @@ FULL_JITTER = (0.0, 1.0)
 """From no wait up to the whole back-off. Source: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015."""
 MAX_EXPONENT = 64
 """Attempts after which the back-off stops growing, whatever its cap, so that the power cannot overflow."""
+PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailer by which a server says when a refused call may be tried again. gRFC A6."""
 
 
 def exponential_s(attempt: int, *, base_s: float, cap_s: float, growth: float = 2.0) -> float:

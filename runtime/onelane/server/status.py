@@ -12,11 +12,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from onelane.core.backoff import PUSHBACK
 from onelane.errors import OnelaneError, Refused
 from onelane.server.call import Aborted, Call
 
 log = logging.getLogger("onelane.call")
-PUSHBACK = "grpc-retry-pushback-ms"
 
 
 def failed(call: Call, error: BaseException, *, method: str, shard: str) -> None:
