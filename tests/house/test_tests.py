@@ -4,14 +4,48 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.test_layers import FILES, ROOMS
+from tests.house.test_layers import FILES, ROOMS, SEAMS, is_text
 from tests.running_app import ROOT
 
 TESTS = ROOT / "tests"
 ROOM_TESTS = sorted(file for room in ROOMS for file in (TESTS / room).rglob("test_*.py"))
 BEYOND_MODULES = {"cluster/test_arena", "cluster/test_arena_like_a_user", "cluster/test_arena_profile"}
-BEYOND_MODULES |= {"cluster/test_outage", "telemetry/sinks/test_seam"}
+BEYOND_MODULES |= {"cluster/test_outage", "telemetry/sinks/test_seam", "client/test_call_types"}
 """Of a whole app, or of a seam and all that stands behind it."""
+TESTED_BY = {
+    "cli/protoc": "house/test_generated",
+    "cli/status": "cli/test_main",
+    "client/options": "client/test_subchannel",
+    "cluster/membership/static": "cluster/test_membership",
+    "cluster/membership/supervised": "cluster/test_membership",
+    "cluster/topology": "client/test_ring_channel",
+    "lane/forwarder": "lane/test_routing",
+    "server/grpcio_listener": "server/test_listener",
+    "server/handler": "lane/test_routing",
+    "server/interceptors": "interop/test_like_grpcio",
+    "server/native_call": "server/test_connection_end_stream",
+    "server/native_listener": "server/test_listener",
+    "server/sockets": "supervisor/test_supervisor",
+    "server/sync_handler": "lane/test_routing",
+    "server/tls": "client/test_tls",
+    "shard/lane_stack": "shard/test_watchdog_contract",
+    "shard/process": "supervisor/test_supervisor",
+    "shard/serving": "server/test_steering",
+    "supervisor/admin/server": "supervisor/admin/test_page",
+    "supervisor/admin/view": "supervisor/admin/test_page",
+    "supervisor/inline": "supervisor/test_supervisor",
+    "supervisor/launcher": "supervisor/test_supervisor",
+    "supervisor/supervised_shard": "supervisor/test_app",
+    "supervisor/systemd": "house/test_deploy",
+    "telemetry/collector/collector": "telemetry/sinks/test_prometheus",
+    "telemetry/sinks/otlp/exporter": "telemetry/sinks/otlp/test_sink",
+    "telemetry/sinks/otlp/pipe": "telemetry/sinks/otlp/test_sink",
+    "testing/listener": "server/test_listener",
+    "testing/plugin": "testing/test_cluster",
+    "wire/http2": "wire/test_server_machine",
+}
+"""Modules that are tested through others."""
+MODULES = [name for name in FILES if "/" in name and name not in SEAMS and not is_text(FILES[name])]
 
 
 def is_of_a_module(file: Path) -> bool:
@@ -25,3 +59,11 @@ def is_of_a_module(file: Path) -> bool:
 def test_a_test_file_stands_where_its_module_does(file: Path) -> None:
     name = file.relative_to(TESTS).with_suffix("").as_posix()
     assert is_of_a_module(file) or name in BEYOND_MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_has_tests_or_is_tested_through_another(name: str) -> None:
+    folder, _, module = name.rpartition("/")
+    own = [*(TESTS / folder).glob(f"test_{module}.py"), *(TESTS / folder).glob(f"test_{module}_*.py")]
+    assert bool(own) != (name in TESTED_BY)
+    assert name not in TESTED_BY or (TESTS / f"{TESTED_BY[name]}.py").exists()

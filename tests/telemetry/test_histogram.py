@@ -14,35 +14,35 @@ values = st.lists(st.floats(0, 1e6, allow_subnormal=False), max_size=60)
 
 @given(values, values, values)
 def test_adding_up_is_the_same_in_every_order_and_grouping(a: list[float], b: list[float], c: list[float]) -> None:
-    one, two, three = map(Buckets.of, (a, b, c))
+    first, second, third = map(Buckets.of, (a, b, c))
     whole = Buckets.of([*a, *b, *c])
-    for made in (one.plus(two).plus(three), three.plus(one).plus(two), one.plus(two.plus(three))):
-        assert (dict(made.counts), made.zeros) == (dict(whole.counts), whole.zeros)
-        assert made.sum == pytest.approx(whole.sum)
+    for merged in (first.plus(second).plus(third), third.plus(first).plus(second), first.plus(second.plus(third))):
+        assert (dict(merged.counts), merged.zeros) == (dict(whole.counts), whole.zeros)
+        assert merged.sum == pytest.approx(whole.sum)
     assert whole.count == len(a) + len(b) + len(c)
 
 
 @given(values, values)
 def test_what_came_since_is_what_was_added(a: list[float], b: list[float]) -> None:
     before = Buckets.of(a)
-    came = before.plus(Buckets.of(b)).minus(before)
-    assert (dict(came.counts), came.zeros) == (dict(Buckets.of(b).counts), Buckets.of(b).zeros)
+    added = before.plus(Buckets.of(b)).minus(before)
+    assert (dict(added.counts), added.zeros) == (dict(Buckets.of(b).counts), Buckets.of(b).zeros)
 
 
 @given(values, st.integers(-5, SCALE))
-def test_a_coarser_scale_loses_no_value(found: list[float], scale: int) -> None:
-    fine = Buckets.of(found)
+def test_a_coarser_scale_loses_no_value(recorded: list[float], scale: int) -> None:
+    fine = Buckets.of(recorded)
     coarse = fine.at_scale(scale)
     assert (coarse.count, coarse.sum, coarse.scale) == (fine.count, fine.sum, scale)
-    assert dict(Buckets.of(found).at_scale(SCALE - 2).at_scale(scale).counts) == dict(
+    assert dict(Buckets.of(recorded).at_scale(SCALE - 2).at_scale(scale).counts) == dict(
         fine.at_scale(min(scale, SCALE - 2)).counts
     )
 
 
 @given(values)
-def test_what_is_exported_fits_in_the_buckets_that_the_sdks_have(found: list[float]) -> None:
-    small = Buckets.of(found).fitted_to(160)
-    assert small.count == len(found)
+def test_what_is_exported_fits_in_the_buckets_that_the_sdks_have(recorded: list[float]) -> None:
+    small = Buckets.of(recorded).fitted_to(160)
+    assert small.count == len(recorded)
     if small.counts:
         assert max(small.counts) - min(small.counts) < 160
 
@@ -50,10 +50,10 @@ def test_what_is_exported_fits_in_the_buckets_that_the_sdks_have(found: list[flo
 @given(st.floats(1e-6, 1e6))
 def test_a_value_falls_into_the_bucket_that_the_sdk_would_put_it_in(value: float) -> None:
     (index,) = Buckets.of([value]).counts
-    theirs = LogarithmMapping(SCALE).map_to_index(value)
+    sdk_index = LogarithmMapping(SCALE).map_to_index(value)
     # Both compute the logarithm in doubles; beside a bound they may differ by one.
-    bound = 2 ** ((max(index, theirs)) / 2**SCALE)
-    assert index == theirs or (abs(index - theirs) == 1 and math.isclose(value, bound, rel_tol=1e-12))
+    bound = 2 ** ((max(index, sdk_index)) / 2**SCALE)
+    assert index == sdk_index or (abs(index - sdk_index) == 1 and math.isclose(value, bound, rel_tol=1e-12))
 
 
 @pytest.mark.parametrize("power", range(-14, 7))
@@ -64,10 +64,10 @@ def test_counts_at_powers_of_two_are_exact(power: int) -> None:
 
 
 @given(st.lists(st.floats(1e-5, 100), min_size=1, max_size=200), st.floats(0.01, 1.0))
-def test_a_quantile_is_right_within_its_bucket(found: list[float], share: float) -> None:
-    rank = max(1, math.ceil(round(share * len(found), 9)))
-    exact = sorted(found)[rank - 1]
-    assert Buckets.of(found).quantile(share) == pytest.approx(exact, rel=0.023)
+def test_a_quantile_is_right_within_its_bucket(recorded: list[float], share: float) -> None:
+    rank = max(1, math.ceil(round(share * len(recorded), 9)))
+    exact = sorted(recorded)[rank - 1]
+    assert Buckets.of(recorded).quantile(share) == pytest.approx(exact, rel=0.023)
 
 
 def test_what_is_no_number_of_zero_or_more_is_left_out() -> None:
@@ -81,10 +81,10 @@ def test_a_slow_exemplar_is_not_crowded_out_by_fast_ones() -> None:
     def example(value: float, at: int) -> Buckets:
         return Buckets.of([value], (Exemplar(value, f"{at:032x}", f"{at:016x}", at),))
 
-    made = example(8.0, 1)
+    buckets = example(8.0, 1)
     for at in range(2, 100):
-        made = made.plus(example(0.001, at))
-    assert [(one.value, one.at_ns) for one in made.exemplars] == [(8.0, 1), (0.001, 99)]
+        buckets = buckets.plus(example(0.001, at))
+    assert [(exemplar.value, exemplar.at_ns) for exemplar in buckets.exemplars] == [(8.0, 1), (0.001, 99)]
 
 
 def test_the_largest_float_has_a_bucket_that_ends_nowhere() -> None:

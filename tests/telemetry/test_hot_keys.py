@@ -21,16 +21,16 @@ def test_a_count_is_never_too_small_and_at_most_its_error_too_large(asked: list[
     keys = HotKeys(size=4)
     ask(keys, asked)
     truth = Counter(asked)
-    for one in keys.top(4):
-        assert one.calls - one.error <= truth[one.key] <= one.calls
+    for hot in keys.top(4):
+        assert hot.calls - hot.error <= truth[hot.key] <= hot.calls
 
 
 @given(st.lists(st.sampled_from("abcdefghijklmnop"), min_size=1, max_size=400))
 def test_a_key_asked_more_often_than_its_share_of_the_sketch_is_kept(asked: list[str]) -> None:
     keys = HotKeys(size=4)
     ask(keys, asked)
-    kept = {one.key for one in keys.top(4)}
-    assert {key for key, count in Counter(asked).items() if count > len(asked) / 4} <= kept
+    top_keys = {hot.key for hot in keys.top(4)}
+    assert {key for key, count in Counter(asked).items() if count > len(asked) / 4} <= top_keys
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -51,6 +51,6 @@ def test_what_was_hot_fades() -> None:
     for _ in range(3):
         keys.decay()
     ask(keys, ["new"] * 2)
-    assert [one.key for one in keys.top(2)] == ["new", "old"]
+    assert [hot.key for hot in keys.top(2)] == ["new", "old"]
     keys.decay()
-    assert [one.key for one in keys.top(2)] == ["new"]
+    assert [hot.key for hot in keys.top(2)] == ["new"]

@@ -7,14 +7,14 @@ from onelane.telemetry.stats import Stats
 from onelane.testing.clock import ManualClock
 
 
-@pytest.mark.parametrize(("shows", "told"), [(True, "x" * MAX_KEY_CHARS + "…"), (False, "#")])
-def test_a_key_is_told_in_bounded_length_and_as_its_hash_unless_it_is_shown(shows: bool, told: str) -> None:
+@pytest.mark.parametrize(("shows", "prefix"), [(True, "x" * MAX_KEY_CHARS + "…"), (False, "#")])
+def test_a_key_is_told_in_bounded_length_and_as_its_hash_unless_it_is_shown(shows: bool, prefix: str) -> None:
     clock, keys = ManualClock(), HotKeys()
     load = LoadMonitor(Stats(), clock, keys, tick_s=0.1, show_keys=shows)
     keys.seen.append("x" * 100_000)
     for _ in range(MEASURE_TICKS):
         clock.advance(0.1)
         load.tick()
-    (one,) = load.hottest_keys()
-    assert one.key.startswith(told)
-    assert len(one.key) <= MAX_KEY_CHARS + 1
+    (hot_key,) = load.hottest_keys()
+    assert hot_key.key.startswith(prefix)
+    assert len(hot_key.key) <= MAX_KEY_CHARS + 1

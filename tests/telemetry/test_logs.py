@@ -63,29 +63,29 @@ def _path() -> dict[str, str]:
 async def test_a_handlers_json_log_has_the_trace_of_its_call(tmp_path: Any) -> None:
     trace_id = "7af7651916cd43dd8448eb211c80319c"
     toml = '[apps.echo]\nservices = ["tests.echo.service:Echo"]\nlisten = "127.0.0.1:0"\nshards = 1'
-    with running(tmp_path, toml, ONELANE_LOGS="json") as made:
+    with running(tmp_path, toml, ONELANE_LOGS="json") as app:
         metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
-        async with grpc.aio.insecure_channel(made.listen["echo"]) as channel:
+        async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
             request = EchoRequest(key="k", order="raise odd")
             call = echo_pb2_grpc.EchoStub(channel).Misbehave(request, metadata=metadata, timeout=10)
             assert await call.code() is grpc.StatusCode.INTERNAL
-        lines = [json.loads(line) for line in made.log.read_text().splitlines()]
-    (found,) = [line for line in lines if line.get("trace_id") == trace_id]
-    assert (found["shard"], found["level"]) == ("echo-0", "ERROR")
-    assert "ValueError: odd" in found["exc_info"]
+        lines = [json.loads(line) for line in app.log.read_text().splitlines()]
+    (line_of_call,) = [line for line in lines if line.get("trace_id") == trace_id]
+    assert (line_of_call["shard"], line_of_call["level"]) == ("echo-0", "ERROR")
+    assert "ValueError: odd" in line_of_call["exc_info"]
 
 
 def test_a_text_of_a_class_of_its_own_spoils_no_batch_of_records() -> None:
     class Markup(str):
         pass
 
-    moved = LogBuffer("")
+    buffer = LogBuffer("")
     for name in (Markup("bold"), "usual"):
-        moved.handle(logging.LogRecord(name, logging.INFO, "x.py", 1, "said", None, None))
-    assert [record.logger for record in unpack_logs(pack_logs(moved.take()))] == ["bold", "usual"]
+        buffer.handle(logging.LogRecord(name, logging.INFO, "x.py", 1, "said", None, None))
+    assert [record.logger for record in unpack_logs(pack_logs(buffer.take()))] == ["bold", "usual"]
 
 
 def test_a_record_that_cannot_be_formatted_fails_nobody_who_logs() -> None:
-    moved = LogBuffer("")
-    moved.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, "%d items", ("many",), None))
-    assert moved.take() == []
+    buffer = LogBuffer("")
+    buffer.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, "%d items", ("many",), None))
+    assert buffer.take() == []

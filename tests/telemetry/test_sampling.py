@@ -14,8 +14,8 @@ def test_the_ratio_sampler_decides_as_the_sdk_does(ratio: float) -> None:
     sampler = sampler_of({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": str(ratio)})
     for _ in range(500):
         trace_id = rng.getrandbits(128)
-        ours = sampler.samples(f"{trace_id:032x}", None)
-        assert ours is sdk.should_sample(None, trace_id, "x").decision.is_sampled()  # type: ignore[no-untyped-call]
+        is_sampled = sampler.samples(f"{trace_id:032x}", None)
+        assert is_sampled is sdk.should_sample(None, trace_id, "x").decision.is_sampled()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(

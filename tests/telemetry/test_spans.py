@@ -13,18 +13,20 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def test_a_batch_arrives_as_it_was_packed() -> None:
-    ours = tracer(sampler_of({}))
-    whole = ours.start("a/B", "SERVER", TraceContext("0" * 31 + "1", "0" * 15 + "2", True, "vendor=1"), remote=True)
-    assert isinstance(whole, SpanRecord)
-    whole.set_attribute("room.size", 3)
-    whole.add_event("joined", {"player": "ann"}, 5)
-    ours.end_call(whole, status="INTERNAL", hop="direct", server=True)
-    ours.end(ours.start("plain", "INTERNAL", None))
-    found = PackedSpans(pack_spans(ours.take()))
-    assert [span.name for span in found] == ["a/B", "plain"]
+    shard_tracer = tracer(sampler_of({}))
+    server_span = shard_tracer.start(
+        "a/B", "SERVER", TraceContext("0" * 31 + "1", "0" * 15 + "2", True, "vendor=1"), remote=True
+    )
+    assert isinstance(server_span, SpanRecord)
+    server_span.set_attribute("room.size", 3)
+    server_span.add_event("joined", {"player": "ann"}, 5)
+    shard_tracer.end_call(server_span, status="INTERNAL", hop="direct", server=True)
+    shard_tracer.end(shard_tracer.start("plain", "INTERNAL", None))
+    unpacked = PackedSpans(pack_spans(shard_tracer.take()))
+    assert [span.name for span in unpacked] == ["a/B", "plain"]
     as_made = {"is_ok": False, "links": None}
-    assert vars(found[0]) | as_made == vars(whole) | as_made
-    assert all_attributes(found[0], "a-0") == {
+    assert vars(unpacked[0]) | as_made == vars(server_span) | as_made
+    assert all_attributes(unpacked[0], "a-0") == {
         "onelane.shard": "a-0",
         "rpc.system.name": "grpc",
         "rpc.method": "a/B",
@@ -39,14 +41,14 @@ def test_what_is_no_plain_value_spoils_no_batch() -> None:
     class Name(StrEnum):
         ODD = "odd"
 
-    ours = tracer(sampler_of({}))
+    shard_tracer = tracer(sampler_of({}))
     for name in (Name.ODD, "usual"):
-        span = ours.start(name, "INTERNAL", None)
+        span = shard_tracer.start(name, "INTERNAL", None)
         assert isinstance(span, SpanRecord)
         span.set_attribute("raw", object if name is Name.ODD else 1)
         span.add_event(name, {"when": {1, 2}}, 5)
-        ours.end(span)
-    found = PackedSpans(pack_spans(ours.take()))
-    assert [span.name for span in found] == ["odd", "usual"]
-    assert found[1].attributes == {"raw": 1}
-    assert found[0].events == [("odd", {"when": "{1, 2}"}, 5)]
+        shard_tracer.end(span)
+    unpacked = PackedSpans(pack_spans(shard_tracer.take()))
+    assert [span.name for span in unpacked] == ["odd", "usual"]
+    assert unpacked[1].attributes == {"raw": 1}
+    assert unpacked[0].events == [("odd", {"when": "{1, 2}"}, 5)]

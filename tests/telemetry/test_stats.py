@@ -44,35 +44,35 @@ def test_a_gauge_is_moved_out_only_where_it_has_changed() -> None:
 def test_a_take_looks_at_nothing_that_has_not_changed() -> None:
     stats = Stats()
     calls = stats.counter("calls")
-    cells = [calls.at({"method": str(n)}) for n in range(1000)]
-    for cell in cells:
-        cell.add()
+    all_series = [calls.at({"method": str(n)}) for n in range(1000)]
+    for series in all_series:
+        series.add()
     assert len(stats.take()) == 1000
-    asked: list[str] = []
+    taken: list[str] = []
 
-    class Watched(type(cells[0])):  # type: ignore[misc]
+    class Watched(type(all_series[0])):  # type: ignore[misc]
         __slots__ = ()
 
         def take(self) -> float | None:
-            asked.append(self.attributes[0][1])
-            found: float | None = super().take()
-            return found
+            taken.append(self.attributes[0][1])
+            value: float | None = super().take()
+            return value
 
-    for cell in cells:
-        cell.__class__ = Watched
-    cells[7].add(2)
+    for series in all_series:
+        series.__class__ = Watched
+    all_series[7].add(2)
     assert [point.value for point in stats.take()] == [2]
-    assert asked == ["7"]
+    assert taken == ["7"]
 
 
 def test_an_up_down_counter_that_comes_back_to_zero_adds_nothing() -> None:
     stats, totals = Stats(), Totals()
-    there = stats.up_down_counter("there").at()
+    clients = stats.up_down_counter("there").at()
     for change in (1, -1, 1, 1):
-        there.add(change)
+        clients.add(change)
     totals.add(stats.take())
-    there.add(-2)
-    there.add(0)
+    clients.add(-2)
+    clients.add(0)
     totals.add(stats.take())
     assert totals.sum_of("there") == 0
 

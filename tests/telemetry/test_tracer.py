@@ -22,11 +22,11 @@ def test_a_span_that_is_not_sampled_hands_its_parent_on() -> None:
 
 def test_a_child_stays_in_its_trace_with_an_id_of_its_own() -> None:
     parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True, "vendor=1")
-    made = tracer(sampler_of({})).start("x", "SERVER", parent)
-    assert isinstance(made, SpanRecord)
-    assert (made.context.trace_id, made.parent_id) == (parent.trace_id, parent.span_id)
-    assert made.context.tracestate == "vendor=1"
-    assert made.context.span_id != parent.span_id
+    child = tracer(sampler_of({})).start("x", "SERVER", parent)
+    assert isinstance(child, SpanRecord)
+    assert (child.context.trace_id, child.parent_id) == (parent.trace_id, parent.span_id)
+    assert child.context.tracestate == "vendor=1"
+    assert child.context.span_id != parent.span_id
 
 
 @pytest.mark.parametrize("parent_based", [True, False])
@@ -36,23 +36,23 @@ def test_what_begins_in_a_call_that_was_not_sampled_is_not_either(parent_based: 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 1.0])
 def test_roots_are_sampled_as_the_sdk_would_sample_their_ids(ratio: float) -> None:
-    ours, sdk = tracer(Sampler(True, ratio), records_all=True), TraceIdRatioBased(ratio)
+    shard_tracer, sdk = tracer(Sampler(True, ratio), records_all=True), TraceIdRatioBased(ratio)
     for _ in range(300):
-        made = ours.start("x", "SERVER", None)
-        assert isinstance(made, SpanRecord)
-        decided = sdk.should_sample(None, int(made.trace_id, 16), "x").decision
-        assert made.sampled is decided.is_sampled()  # type: ignore[no-untyped-call]
-        assert (len(made.trace_id), len(made.span_id), made.parent_id) == (32, 16, "")
+        root = shard_tracer.start("x", "SERVER", None)
+        assert isinstance(root, SpanRecord)
+        decided = sdk.should_sample(None, int(root.trace_id, 16), "x").decision
+        assert root.sampled is decided.is_sampled()  # type: ignore[no-untyped-call]
+        assert (len(root.trace_id), len(root.span_id), root.parent_id) == (32, 16, "")
 
 
 def test_where_nobody_has_said_some_traces_of_a_second_are_recorded() -> None:
     clock = ManualClock()
-    ours = tracer(sampler_of({"OTEL_TRACES_SAMPLER": RATE_LIMITED}), clock=clock)
+    shard_tracer = tracer(sampler_of({"OTEL_TRACES_SAMPLER": RATE_LIMITED}), clock=clock)
 
     def recorded() -> int:
-        return sum(isinstance(ours.start("x", "SERVER", None), SpanRecord) for _ in range(100))
+        return sum(isinstance(shard_tracer.start("x", "SERVER", None), SpanRecord) for _ in range(100))
 
     assert recorded() == DEFAULT_TRACES_PER_S
     clock.advance(0.5)
-    ours.take()
+    shard_tracer.take()
     assert recorded() == DEFAULT_TRACES_PER_S / 2

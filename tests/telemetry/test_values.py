@@ -14,12 +14,12 @@ def test_a_value_that_cannot_say_what_it_is_is_told_by_its_type() -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    found = [attribute_value(value) for value in (Shy("x"), Mute(), 2**63, 2**20_000, [[1], Mute()])]
-    assert [str(value).rpartition(".")[2] for value in found[:2]] == ["x", "Mute>"]
-    assert found[2] == str(2**63)
-    assert found[3] == "<int>"
-    assert found[4][0] == "[1]"
-    assert type(found[0]) is str
+    converted = [attribute_value(value) for value in (Shy("x"), Mute(), 2**63, 2**20_000, [[1], Mute()])]
+    assert [str(value).rpartition(".")[2] for value in converted[:2]] == ["x", "Mute>"]
+    assert converted[2] == str(2**63)
+    assert converted[3] == "<int>"
+    assert converted[4][0] == "[1]"
+    assert type(converted[0]) is str
 
 
 def test_attributes_of_any_type_become_what_opentelemetry_has() -> None:
@@ -30,6 +30,6 @@ def test_attributes_of_any_type_become_what_opentelemetry_has() -> None:
         RED = "red"
 
     values = [True, 3, 0.5, "x", Size(4), Colour.RED, (1, Colour.RED), b"raw", None]
-    found = [attribute_value(value) for value in values]
-    assert found == [True, 3, 0.5, "x", 4, "red", [1, "red"], "b'raw'", "None"]
-    assert {type(value) for value in found} == {bool, int, float, str, list}
+    converted = [attribute_value(value) for value in values]
+    assert converted == [True, 3, 0.5, "x", 4, "red", [1, "red"], "b'raw'", "None"]
+    assert {type(value) for value in converted} == {bool, int, float, str, list}

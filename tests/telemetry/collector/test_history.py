@@ -11,12 +11,12 @@ Series = list[tuple[tuple[tuple[str, str], ...], Buckets]]
 
 def series(calls: int, seconds: float, *, failed: int = 0, shards: int = 1) -> Series:
     """All that was counted until now, by shard and status."""
-    found: Series = []
+    rows: Series = []
     for shard in range(shards):
-        at = (APP, ("onelane.shard", f"lobby-{shard}"), ("rpc.method", "a/B"))
-        found.append(((*at, ("rpc.response.status_code", "OK")), Buckets.of([seconds] * calls)))
-        found.append(((*at, ("rpc.response.status_code", "INTERNAL")), Buckets.of([seconds] * failed)))
-    return found
+        attributes = (APP, ("onelane.shard", f"lobby-{shard}"), ("rpc.method", "a/B"))
+        rows.append(((*attributes, ("rpc.response.status_code", "OK")), Buckets.of([seconds] * calls)))
+        rows.append(((*attributes, ("rpc.response.status_code", "INTERNAL")), Buckets.of([seconds] * failed)))
+    return rows
 
 
 def test_a_step_has_what_came_in_its_second_over_all_shards() -> None:

@@ -13,9 +13,9 @@ from onelane.telemetry.spans import PackedSpans, SpanRecord, pack_spans
 
 
 def span(trace: str, number: int = 1, parent: int = 0, *, error: str = "", start_ns: int = 1_000) -> SpanRecord:
-    made = SpanRecord(trace, f"{number:016x}", f"{parent:016x}" if parent else "", f"a/{number}", "SERVER", start_ns)
-    made.end_ns, made.error, made.status = start_ns + 500, error, "OK"
-    return made
+    record = SpanRecord(trace, f"{number:016x}", f"{parent:016x}" if parent else "", f"a/{number}", "SERVER", start_ns)
+    record.end_ns, record.error, record.status = start_ns + 500, error, "OK"
+    return record
 
 
 def test_a_trace_is_a_tree_whoever_made_its_spans_and_in_whatever_order_they_came() -> None:
@@ -56,10 +56,10 @@ def test_the_oldest_go_first_and_errors_stay() -> None:
     recent.add("x", "x-0", [span("odd", error="INTERNAL")], 0.0)
     for second in range(MAX_RECENT_TRACES + 5):
         recent.add("x", "x-0", [span(f"t{second}")], float(second))
-    kept = {row["trace_id"] for row in recent.summaries()}
-    assert len(kept) == MAX_RECENT_TRACES
-    assert "odd" in kept
-    assert "t0" not in kept
+    trace_ids = {row["trace_id"] for row in recent.summaries()}
+    assert len(trace_ids) == MAX_RECENT_TRACES
+    assert "odd" in trace_ids
+    assert "t0" not in trace_ids
     for second in range(MAX_FAILED_TRACES + MAX_RECENT_TRACES):
         recent.add("x", "x-0", [span(f"odd{second}", error="INTERNAL")], float(second))
     assert len(recent.summaries()) == MAX_RECENT_TRACES

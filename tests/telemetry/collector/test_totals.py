@@ -26,9 +26,9 @@ def test_series_that_differ_in_the_shard_alone_are_added_up_where_that_is_asked(
         stats.gauge("depth").set(calls)
         stats.histogram("took").record(calls)
         totals.add(stats.take(), extra=(("onelane.app", "x"), ("onelane.shard", shard)))
-    found = {point.instrument.name: point for point in totals.points(without="onelane.shard")}
-    assert found["calls"].attributes == (("method", "m"), ("onelane.app", "x"))
-    assert (found["calls"].value, found["depth"].value) == (7, 7)
+    points = {point.instrument.name: point for point in totals.points(without="onelane.shard")}
+    assert points["calls"].attributes == (("method", "m"), ("onelane.app", "x"))
+    assert (points["calls"].value, points["depth"].value) == (7, 7)
     assert totals.buckets_of("took").count == 2
     assert len(totals.points()) == 6
 
@@ -71,5 +71,5 @@ def test_of_gauges_of_time_or_share_the_largest_stands_for_all_shards() -> None:
         stats.gauge("lag", unit="s").set(lag)
         stats.gauge("depth", unit="{job}").set(2)
         totals.add(stats.take(), extra=(("onelane.shard", shard),))
-    found = {point.instrument.name: point.value for point in totals.points(without="onelane.shard")}
-    assert found == {"lag": 0.5, "depth": 4}
+    values = {point.instrument.name: point.value for point in totals.points(without="onelane.shard")}
+    assert values == {"lag": 0.5, "depth": 4}

@@ -10,6 +10,6 @@ def test_lanes_context_is_what_opentelemetry_finds_by_name() -> None:
 
     from onelane.telemetry.otel.context import LaneContext
 
-    (found,) = entry_points(group="opentelemetry_context", name="onelane")
-    assert found.load() is LaneContext
+    (entry_point,) = entry_points(group="opentelemetry_context", name="onelane")
+    assert entry_point.load() is LaneContext
     assert Path(ROOT / "pyproject.toml").exists()

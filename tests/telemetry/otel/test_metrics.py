@@ -64,8 +64,8 @@ shards = 2
 @pytest.fixture(scope="module", params=["processes", "inline"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     inline = ["--inline"] if request.param == "inline" else []
-    with running(tmp_path_factory.mktemp("metered"), TOML, "--app-dir", str(ROOT), *inline) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("metered"), TOML, "--app-dir", str(ROOT), *inline) as cluster:
+        yield cluster
 
 
 @pytest.mark.slow
@@ -99,8 +99,8 @@ async def test_a_span_made_by_the_api_is_of_the_shard_whose_code_made_it(cluster
     await eventually(lambda: trace_id in cluster.get("/traces"))
 
     def inner() -> list[tuple[str, str]]:
-        found = json.loads(cluster.get(f"/traces/{trace_id}"))["spans"]
-        return [(span["shard"], span["attributes"]["by"]) for span in found if span["name"] == "inner"]
+        spans = json.loads(cluster.get(f"/traces/{trace_id}"))["spans"]
+        return [(span["shard"], span["attributes"]["by"]) for span in spans if span["name"] == "inner"]
 
     await eventually(lambda: len(inner()) == 10)
     assert sorted(inner()) == [("metered-0", "metered-0")] * 5 + [("metered-1", "metered-1")] * 5
@@ -130,8 +130,8 @@ def test_an_observed_sum_counts_what_was_added_and_begins_anew_where_it_fell() -
     bridge = Bridge(stats, clock.now)
     values = iter([5, 8, 2])
     bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(next(values))]])
-    for came in (5, 3, 2):
-        assert counted(stats, "seen") == came
+    for added in (5, 3, 2):
+        assert counted(stats, "seen") == added
         assert counted(stats, "seen") == 0
         clock.advance(1.0)
 
@@ -141,11 +141,11 @@ def test_a_callback_that_raises_is_told_and_the_others_are_asked(caplog: pytest.
     bridge, values = Bridge(stats, clock.now), iter([7, 8, 9])
     bridge.observe(("counter", "bad", "", ""), [lambda _: 1 / 0])
     bridge.observe(("gauge", "good", "", ""), [lambda _: [Observation(next(values))]])
-    for there in (7, 8, 9):
-        assert counted(stats, "good") == there
+    for value in (7, 8, 9):
+        assert counted(stats, "good") == value
         clock.advance(1.0)
-    (told,) = caplog.records
-    assert "instrument=bad" in told.getMessage()
+    (record,) = caplog.records
+    assert "instrument=bad" in record.getMessage()
 
 
 def test_a_name_of_another_kind_is_told_and_counts_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -170,10 +170,10 @@ def test_values_that_are_no_numbers_are_told_once_and_cost_nobody_else(caplog: p
     totals.add(stats.take())
     assert totals.buckets_of("took", (("1", "mixed"), ("names", "2"))).count == 1
     assert totals.sum_of("odd", (("good", "1"),)) == 3
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert "took cannot count None, expected a finite number" in told[0]
-    assert "odd cannot count None, expected a finite number" in told[1]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "took cannot count None, expected a finite number" in messages[0]
+    assert "odd cannot count None, expected a finite number" in messages[1]
 
 
 def test_two_callbacks_of_one_name_are_added_up_each_from_its_own_start() -> None:
@@ -193,9 +193,9 @@ def test_what_a_callback_says_no_more_is_no_more(kind: str) -> None:
     bridge = Bridge(stats, clock.now)
     rounds = iter([["a", "b"], ["b"], ["a", "b"]])
     bridge.observe((kind, "open", "", ""), [lambda _: [Observation(4, {"pool": name}) for name in next(rounds)]])
-    for there in (8, 4, 8):
+    for open_connections in (8, 4, 8):
         totals.add(stats.take())
-        assert totals.sum_of("open") == there
+        assert totals.sum_of("open") == open_connections
         clock.advance(1.0)
 
 

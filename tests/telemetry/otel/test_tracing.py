@@ -92,8 +92,8 @@ shards = 1
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    with Collector() as made:
-        yield made
+    with Collector() as collector:
+        yield collector
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,8 @@ async def stub(traced: Cluster) -> AsyncIterator[Any]:
 
 
 def spans_of(collector: Collector, trace_id: str, *names: str) -> dict[str, Any]:
-    found = {span.name: span for span in collector.spans() if span.trace_id.hex() == trace_id}
-    return found if set(names) <= set(found) else {}
+    spans = {span.name: span for span in collector.spans() if span.trace_id.hex() == trace_id}
+    return spans if set(names) <= set(spans) else {}
 
 
 def attributes_of(span: Any) -> dict[str, Any]:
@@ -128,11 +128,11 @@ async def test_the_current_span_is_the_calls_and_spans_made_in_it_are_its_childr
     reply = await stub.Unary(EchoRequest(key="k"), metadata=SAMPLED, timeout=10)
     assert reply.text == TRACE
     await eventually(lambda: spans_of(collector, TRACE, "echo.v1.Echo/Unary", "look up", "fail"))
-    found = spans_of(collector, TRACE, "echo.v1.Echo/Unary")
-    server, inner, failed = found["echo.v1.Echo/Unary"], found["look up"], found["fail"]
-    told = attributes_of(server)
-    assert (told["room.size"], told["room.open"]) == (3, True)
-    assert [value.string_value for value in told["room.tags"].values] == ["a", "b"]
+    spans = spans_of(collector, TRACE, "echo.v1.Echo/Unary")
+    server, inner, failed = spans["echo.v1.Echo/Unary"], spans["look up"], spans["fail"]
+    attributes = attributes_of(server)
+    assert (attributes["room.size"], attributes["room.open"]) == (3, True)
+    assert [value.string_value for value in attributes["room.tags"].values] == ["a", "b"]
     assert [event.name for event in server.events] == ["joined"]
     assert inner.parent_span_id == failed.parent_span_id == server.span_id
     assert attributes_of(inner)["rows"] == 2
@@ -163,8 +163,8 @@ async def test_a_helper_thread_is_inside_of_what_asked_it_and_keeps_nothing(stub
     reply = await stub.Misbehave(EchoRequest(key="k"), metadata=metadata, timeout=10)
     assert reply.text == "('r1', 'ann')"
     await eventually(lambda: spans_of(collector, trace_id, "here", "there", "offload helper"))
-    found = spans_of(collector, trace_id)
-    assert found["offload helper"].parent_span_id == found["here"].span_id
+    spans = spans_of(collector, trace_id)
+    assert spans["offload helper"].parent_span_id == spans["here"].span_id
     offloads = {s.span_id for s in collector.spans() if s.name == "offload helper"}
     assert {s.parent_span_id for s in collector.spans() if s.name == "there"} <= offloads
 

@@ -88,15 +88,15 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("scraped"), echo(2)) as made:
-        yield made
+    with running(tmp_path_factory.mktemp("scraped"), echo(2)) as app:
+        yield app
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """From the first test on: it looks for what to scrape every 5 s, and meanwhile the tests run that need none."""
-    with prometheus(tmp_path_factory.mktemp("prometheus"), cluster.admin) as made:
-        yield made
+    with prometheus(tmp_path_factory.mktemp("prometheus"), cluster.admin) as scraper:
+        yield scraper
 
 
 @pytest.fixture(scope="module")
@@ -125,49 +125,47 @@ async def call(cluster: Cluster, orders: list[str], **more: Any) -> Counter[str]
 async def test_a_killed_shard_loses_at_most_its_last_tick_and_the_gap_is_counted(
     tmp_path: Path,
 ) -> None:
-    with running(tmp_path, echo(1)) as made:
-        counted = await call(made, ["add 0"] * 50)
+    with running(tmp_path, echo(1)) as app:
+        counted = await call(app, ["add 0"] * 50)
         # A scrape asks the shard first, so all of these have been moved out.
-        assert made.metric("onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave") == counted["OK"] == 50
-        assert made.metric("onelane_reports_gaps_total") == 0
-        (shard,) = made.shards()
+        assert app.metric("onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave") == counted["OK"] == 50
+        assert app.metric("onelane_reports_gaps_total") == 0
+        (shard,) = app.shards()
         os.kill(shard["pid"], signal.SIGSTOP)
         os.kill(shard["pid"], signal.SIGKILL)
-        await eventually(lambda: made.shards()[0]["restarts"] == 1 and made.shards()[0]["state"] == "ready")
-        counted += await call(made, ["add 0"] * 20)
+        await eventually(lambda: app.shards()[0]["restarts"] == 1 and app.shards()[0]["state"] == "ready")
+        counted += await call(app, ["add 0"] * 20)
         assert counted["OK"] == 70
-        assert made.metric("onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave") == 70
-        assert made.metric("onelane_reports_gaps_total") == 1
-        assert made.metric("onelane_reports_lost_total") == 0
+        assert app.metric("onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave") == 70
+        assert app.metric("onelane_reports_gaps_total") == 1
+        assert app.metric("onelane_reports_lost_total") == 0
 
 
 async def test_shards_that_are_killed_under_load_lose_no_more_than_a_tick_each(tmp_path: Path) -> None:
-    with running(tmp_path, echo(2)) as made:
+    with running(tmp_path, echo(2)) as app:
         done = asyncio.Event()
         counted: Counter[str] = Counter()
         at_once, may_be_lost = 40, 0
 
         async def load() -> None:
             while not done.is_set():
-                counted.update(await call(made, ["add 0"] * at_once))
+                counted.update(await call(app, ["add 0"] * at_once))
 
         loading = asyncio.create_task(load())
         for kills in (1, 2, 3):
-            await eventually(lambda: all(shard["state"] == "ready" for shard in made.shards()))
+            await eventually(lambda: all(shard["state"] == "ready" for shard in app.shards()))
             before = counted["OK"]
-            victim = made.shards()[kills % 2]["pid"]
+            victim = app.shards()[kills % 2]["pid"]
             # A scrape asks the shards for all that they have counted. Since then, no more than what is under way is
             # answered: until the kill this loop, and with it the load, stands still.
-            made.get("/metrics")
+            app.get("/metrics")
             os.kill(victim, signal.SIGKILL)
             may_be_lost += at_once
             await eventually(lambda before=before: counted["OK"] >= before + 40)  # type: ignore[misc]
         done.set()
         await loading
-        exported = made.metric(
-            "onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave", rpc_response_status_code="OK"
-        )
-        gaps = made.metric("onelane_reports_gaps_total")
+        exported = app.metric("onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave", rpc_response_status_code="OK")
+        gaps = app.metric("onelane_reports_gaps_total")
     assert gaps == 3
     # Nothing twice: what was counted and not answered, a client has seen fail.
     assert counted["OK"] - may_be_lost <= exported <= sum(counted.values())
@@ -190,14 +188,14 @@ async def test_the_sums_of_the_machine_are_there_beside_the_series_by_shard(clus
 
 
 async def test_where_series_by_shard_are_off_the_sums_of_the_machine_are_there(tmp_path: Path) -> None:
-    with running(tmp_path, "per_shard_series = false\n" + echo(2)) as made:
-        counted = await call(made, ["add 0"] * 30)
-        text = made.get("/metrics")
+    with running(tmp_path, "per_shard_series = false\n" + echo(2)) as app:
+        counted = await call(app, ["add 0"] * 30)
+        text = app.get("/metrics")
         assert "onelane_shard=" not in text
-        assert made.metric("onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave") == counted["OK"] == 30
+        assert app.metric("onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave") == counted["OK"] == 30
         assert re.search(r"^onelane_timers\{onelane_app=\"echo\"\} 0\.0$", text, re.MULTILINE)
         # The page and the status have them by shard all the same.
-        assert sum(shard["calls"] for shard in made.shards()) >= 30
+        assert sum(shard["calls"] for shard in app.shards()) >= 30
 
 
 async def test_its_sums_are_what_clients_counted_by_status(cluster: Cluster, seen: Prometheus) -> None:
@@ -237,7 +235,7 @@ async def test_an_exemplar_leads_from_a_bucket_to_its_trace(cluster: Cluster, se
     def found() -> bool:
         query = "rpc_server_call_duration_seconds_bucket"
         rows = seen.ask("query_exemplars", query=query, start="0", end="9999999999")
-        return any(one["labels"]["trace_id"] == TRACE for row in rows for one in row["exemplars"])
+        return any(exemplar["labels"]["trace_id"] == TRACE for row in rows for exemplar in row["exemplars"])
 
     await eventually(found)
 

@@ -31,35 +31,41 @@ def spans_(draw: st.DrawFn) -> SpanRecord:
     parent_id = draw(st.just("") | ids.map("{:016x}".format))
     trace_id, span_id = f"{draw(ids):016x}{draw(ids):016x}", f"{draw(ids):016x}"
     kind = draw(st.sampled_from(["SERVER", "CLIENT", "INTERNAL"]))
-    made = SpanRecord(trace_id, span_id, parent_id, draw(texts), kind, draw(ids), draw(st.booleans()))
-    made.remote_parent = bool(parent_id) and draw(st.booleans())
-    made.end_ns, made.error, made.status = draw(ids), draw(st.just("") | texts), draw(st.sampled_from(["", "OK"]))
-    made.attributes, made.events, made.is_ok = draw(attributes), draw(events), draw(st.booleans())
-    made.tracestate = draw(st.sampled_from(["", "vendor=1"]))
-    made.links = draw(st.none() | st.just([(TRACE_ID, SPAN_ID, "vendor=2", {"why": "batch"})]))
-    return made
+    record = SpanRecord(trace_id, span_id, parent_id, draw(texts), kind, draw(ids), draw(st.booleans()))
+    record.remote_parent = bool(parent_id) and draw(st.booleans())
+    record.end_ns, record.error, record.status = draw(ids), draw(st.just("") | texts), draw(st.sampled_from(["", "OK"]))
+    record.attributes, record.events, record.is_ok = draw(attributes), draw(events), draw(st.booleans())
+    record.tracestate = draw(st.sampled_from(["", "vendor=1"]))
+    record.links = draw(st.none() | st.just([(TRACE_ID, SPAN_ID, "vendor=2", {"why": "batch"})]))
+    return record
 
 
 @given(st.lists(spans_(), max_size=5))
-def test_what_is_encoded_in_parts_is_read_as_a_whole(several: list[SpanRecord]) -> None:
-    encoded, left_out = Encoder("i", 0).traces([Chunk(("lobby", "lobby-0"), pack_spans(several * 2), 2 * len(several))])
+def test_what_is_encoded_in_parts_is_read_as_a_whole(records: list[SpanRecord]) -> None:
+    encoded, left_out = Encoder("i", 0).traces([Chunk(("lobby", "lobby-0"), pack_spans(records * 2), 2 * len(records))])
     assert left_out == 0
     request = ExportTraceServiceRequest.FromString(encoded)
-    found = [span for resource in request.resource_spans for span in resource.scope_spans[0].spans]
-    assert len(found) == 2 * len(several)
-    for span, one in zip(found, several * 2, strict=True):
-        assert (span.trace_id.hex(), span.span_id.hex()) == (one.trace_id, one.span_id)
-        assert (span.parent_span_id.hex(), span.trace_state, span.name) == (one.parent_id, one.tracestate, one.name)
-        assert (span.start_time_unix_nano, span.end_time_unix_nano) == (one.start_ns, one.end_ns)
-        assert span.kind == {"INTERNAL": 1, "SERVER": 2, "CLIENT": 3}[one.kind]
-        assert span.flags == one.sampled | 0x100 | (0x200 if one.remote_parent else 0)
-        assert span.status.code == (2 if one.error else 1 if one.is_ok else 0)
-        assert span.status.message == one.error
-        assert {pair.key for pair in span.attributes} == set(all_attributes(one, "lobby-0"))
+    decoded = [span for resource in request.resource_spans for span in resource.scope_spans[0].spans]
+    assert len(decoded) == 2 * len(records)
+    for span, record in zip(decoded, records * 2, strict=True):
+        assert (span.trace_id.hex(), span.span_id.hex()) == (record.trace_id, record.span_id)
+        assert (span.parent_span_id.hex(), span.trace_state, span.name) == (
+            record.parent_id,
+            record.tracestate,
+            record.name,
+        )
+        assert (span.start_time_unix_nano, span.end_time_unix_nano) == (record.start_ns, record.end_ns)
+        assert span.kind == {"INTERNAL": 1, "SERVER": 2, "CLIENT": 3}[record.kind]
+        assert span.flags == record.sampled | 0x100 | (0x200 if record.remote_parent else 0)
+        assert span.status.code == (2 if record.error else 1 if record.is_ok else 0)
+        assert span.status.message == record.error
+        assert {pair.key for pair in span.attributes} == set(all_attributes(record, "lobby-0"))
         assert [(link.trace_id.hex(), link.span_id.hex(), link.trace_state) for link in span.links] == [
-            link[:3] for link in one.links or ()
+            link[:3] for link in record.links or ()
         ]
-        assert [(event.name, event.time_unix_nano) for event in span.events] == [(e[0], e[2]) for e in one.events or ()]
+        assert [(event.name, event.time_unix_nano) for event in span.events] == [
+            (e[0], e[2]) for e in record.events or ()
+        ]
 
 
 def test_a_span_that_cannot_be_written_costs_no_other_and_is_counted() -> None:

@@ -50,24 +50,24 @@ def test_in_an_outage_of_30_s_nothing_is_lost_and_each_pause_before_a_retry_is_b
     assert max(pauses) <= BACKOFF_CAP_S + 0.02
 
 
-@pytest.mark.parametrize("make", [list, lambda several: PackedSpans(pack_spans(several))])
+@pytest.mark.parametrize("make", [list, lambda spans: PackedSpans(pack_spans(spans))])
 def test_what_is_too_much_at_once_goes_in_several_batches(make: Any) -> None:
     def big(size: int) -> SpanRecord:
-        made = SpanRecord(TRACE_ID, SPAN_ID, "", f"{size}", "SERVER", 1_000)
-        made.set_attribute("text", "x" * size)
-        return made
+        record = SpanRecord(TRACE_ID, SPAN_ID, "", f"{size}", "SERVER", 1_000)
+        record.set_attribute("text", "x" * size)
+        return record
 
-    several = [*(big(n) for n in range(1500)), *(big(300_000 + n) for n in range(8)), big(5 << 20), SPAN]
-    made = list(chunks(("lobby", "lobby-0"), make(several), pack_spans, 512))
-    assert [span.name for chunk in made for span in PackedSpans(chunk.packed)] == [span.name for span in several]
-    assert all(chunk.count == len(PackedSpans(chunk.packed)) <= 512 for chunk in made)
-    assert [chunk.count for chunk in made if len(chunk.packed) > MAX_CHUNK_BYTES] == [1]
-    box = ExportQueue(QueueLimits(10_000, 2048, 1.0), Random(1))
-    for chunk in made:
-        box.put(chunk, 0.0)
+    spans = [*(big(n) for n in range(1500)), *(big(300_000 + n) for n in range(8)), big(5 << 20), SPAN]
+    all_chunks = list(chunks(("lobby", "lobby-0"), make(spans), pack_spans, 512))
+    assert [span.name for chunk in all_chunks for span in PackedSpans(chunk.packed)] == [span.name for span in spans]
+    assert all(chunk.count == len(PackedSpans(chunk.packed)) <= 512 for chunk in all_chunks)
+    assert [chunk.count for chunk in all_chunks if len(chunk.packed) > MAX_CHUNK_BYTES] == [1]
+    queue = ExportQueue(QueueLimits(10_000, 2048, 1.0), Random(1))
+    for chunk in all_chunks:
+        queue.put(chunk, 0.0)
     batches = []
-    while box.due_at() is not None:
-        batches.append(list(box.begin_batch()))
-        box.acknowledge(0.0)
-    assert [chunk for batch in batches for chunk in batch] == made
-    assert all(len(batch) == 1 or sum(len(one.packed) for one in batch) <= MAX_BATCH_BYTES for batch in batches)
+    while queue.due_at() is not None:
+        batches.append(list(queue.begin_batch()))
+        queue.acknowledge(0.0)
+    assert [chunk for batch in batches for chunk in batch] == all_chunks
+    assert all(len(batch) == 1 or sum(len(chunk.packed) for chunk in batch) <= MAX_BATCH_BYTES for batch in batches)

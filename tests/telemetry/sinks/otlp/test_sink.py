@@ -23,8 +23,8 @@ from tests.telemetry.sinks.test_seam import POINTS, RECORD, SOURCE, SPAN, SPAN_I
 
 @pytest.fixture(params=["http/protobuf", "grpc"])
 def collector(request: pytest.FixtureRequest) -> Iterator[Receiver]:
-    with GrpcCollector() if request.param == "grpc" else Collector() as made:
-        yield made
+    with GrpcCollector() if request.param == "grpc" else Collector() as receiver:
+        yield receiver
 
 
 _open: list[OtlpSink] = []
@@ -146,9 +146,9 @@ def test_what_was_counted_while_metrics_were_under_way_is_sent_at_the_end(collec
     assert collector.sum("last") == 1
 
 
-@pytest.mark.parametrize("said", ["", "soon", "0", "-5", "nan"])
-def test_an_interval_that_cannot_be_meant_is_the_usual_one(said: str) -> None:
-    assert interval_s({"OTEL_METRIC_EXPORT_INTERVAL": said}) == interval_s({}) == 60.0
+@pytest.mark.parametrize("interval", ["", "soon", "0", "-5", "nan"])
+def test_an_interval_that_cannot_be_meant_is_the_usual_one(interval: str) -> None:
+    assert interval_s({"OTEL_METRIC_EXPORT_INTERVAL": interval}) == interval_s({}) == 60.0
 
 
 @pytest.mark.slow

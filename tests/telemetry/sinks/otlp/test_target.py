@@ -9,7 +9,7 @@ from onelane.telemetry.sinks.otlp.target import target_of
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "message"),
     [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "is 'http/json', expected one of http/protobuf, grpc"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "is 'zstd', expected none or gzip"),
@@ -17,9 +17,9 @@ from onelane.telemetry.sinks.otlp.target import target_of
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "is 'soon', expected seconds"),
     ],
 )
-def test_a_variable_that_cannot_be_meant_is_refused_by_name(variable: str, value: str, told: str) -> None:
+def test_a_variable_that_cannot_be_meant_is_refused_by_name(variable: str, value: str, message: str) -> None:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"} | {variable: value}
-    with pytest.raises(BadConfig, match=f"{variable} {re.escape(told)}"):
+    with pytest.raises(BadConfig, match=f"{variable} {re.escape(message)}"):
         target_of(environment, TRACES)
 
 
