@@ -108,6 +108,25 @@ async def test_a_drain_of_the_server_fails_no_call() -> None:
     held.close()
 
 
+async def test_closing_ends_calls_also_where_their_server_is_going_away() -> None:
+    never = asyncio.Event()
+
+    async def hold(request: bytes, call: Any) -> bytes:
+        await never.wait()
+        return request
+
+    async with native(hold) as (address, listener):
+        channel = dial(address)
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=60)
+        await call.wait_for_connection()
+        draining = asyncio.create_task(listener.drain())
+        while channel.get_state() is READY:
+            await channel.wait_for_state_change(READY)
+        await channel.close()
+        assert await call.code() is grpc.StatusCode.CANCELLED
+        await draining
+
+
 async def test_a_refused_stream_is_sent_again_unseen() -> None:
     """REFUSED_STREAM says that nothing was looked at."""
     refused = 0

@@ -40,6 +40,9 @@ class Subchannel:
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(monotonic, self.loop.call_later)
         self._connections: list[Connection] = []
+        """Those that take calls."""
+        self._leaving: set[Connection] = set()
+        """Those whose server is going away: only their calls under way go on."""
         self._waiting: deque[Outgoing] = deque()
         self._connecting: asyncio.Task[None] | None = None
         self._changed: list[asyncio.Future[None]] = []
@@ -93,27 +96,36 @@ class Subchannel:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
-        calls = [stream.call for connection in self._connections for stream in connection.wire.streams.values()]
+        connections = [*self._connections, *self._leaving]
+        calls = [stream.call for connection in connections for stream in connection.wire.streams.values()]
         if grace and calls:
             await asyncio.wait([asyncio.ensure_future(call.wait_ended()) for call in calls], timeout=grace)
         for call in (*calls, *self._waiting):
             call.cancel()
         self._waiting.clear()
-        for connection in list(self._connections):
+        for connection in connections:
             connection.close()
 
     # Called by connections, see `ConnectionPool`
 
     def leave(self, connection: Connection) -> None:
-        """A connection takes no further call: it has closed, or its server is going away."""
+        """The server of a connection is going away: it takes no further call."""
+        if connection in self._connections:
+            self._leaving.add(connection)
+        self._remove(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection has closed."""
+        self._leaving.discard(connection)
+        self._remove(connection)
+
+    def _remove(self, connection: Connection) -> None:
         if connection in self._connections:
             self._connections.remove(connection)
             if not self._connections and self.state is State.READY:
                 self._become(State.IDLE)
         if self._waiting:
             self.connect()
-
-    lost = leave
 
     def room(self) -> None:
         """A connection may have room again: send calls that wait."""
