@@ -1,4 +1,4 @@
-"""Bad configuration is told whole, and in words that help."""
+"""A configuration file is read with its environment, and all its faults are reported at once, with key and line."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
     assert read.apps["profile"].shard_count >= 1
 
 
-def test_all_faults_are_told_at_once_with_key_and_line(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_with_key_and_line(tmp_path: Path) -> None:
     text = """
 [apps.lobby]
 services = ["not a plug"]
@@ -48,7 +48,7 @@ shards = 0
     assert "line 8: apps.profile.shards" in faults
 
 
-def test_what_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_reported_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match=r"is not TOML: .*line 1"):
         load(tmp_path, "[apps\nx = 1")
 
@@ -74,3 +74,33 @@ def test_one_app_of_a_file_still_finds_the_others(tmp_path: Path) -> None:
 def test_listening_on_all_addresses_needs_one_to_advertise(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="advertise must name"):
         load(tmp_path, GOOD.replace("127.0.0.1:50051", "0.0.0.0:50051"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "fault"),
+    [
+        ('advertise = "example.org"', "apps.lobby.advertise: expected an IP address that clients can reach"),
+        ("pins = { hot = 7 }", r"pins \['hot'\]: expected the index of a shard, 0 to 1"),
+        ("stall_s = 0.001", "apps.lobby.stall_s: expected 0, or seconds from 0.01 to 60, seen 0.001"),
+        ("tail = { slowest = 0.7 }", "apps.lobby.tail.slowest: Input should be less than or equal to 0.5, seen 0.7"),
+        ('turns = { "a.B/C" = "SOMETIMES" }', "apps.lobby.turns.a.B/C: Input should be 'KEYED' or 'FREE'"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_reported_with_the_expected_values(
+    tmp_path: Path, setting: str, fault: str
+) -> None:
+    with pytest.raises(BadConfig, match=fault):
+        load(tmp_path, GOOD.replace("shards = 2", f"shards = 2\n{setting}"))
+
+
+def test_an_app_name_is_lower_case(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match=r"app names \['Lobby'\]: expected lower-case letters, digits and dashes"):
+        load(tmp_path, GOOD.replace("apps.lobby", "apps.Lobby"))
+
+
+def test_reflection_is_served_on_loopback_alone_unless_set(tmp_path: Path) -> None:
+    text = GOOD.replace("127.0.0.1:50051", "10.0.0.1:50051").replace("shards = 2", "shards = 2\nreflection = true")
+    apps = load(tmp_path, text).apps
+    assert (apps["lobby"].serves_reflection, apps["profile"].serves_reflection) == (True, True)
+    apps = load(tmp_path, GOOD.replace("127.0.0.1:50051", "10.0.0.1:50051")).apps
+    assert (apps["lobby"].serves_reflection, apps["profile"].serves_reflection) == (False, True)

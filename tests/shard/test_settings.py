@@ -3,10 +3,25 @@
 import pytest
 from onelane.errors import BadConfig
 from onelane.shard.settings import Settings, build, differences
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.echo.settings import EchoSettings
 
 KIND = "tests.echo.settings:EchoSettings"
+
+
+class Model(BaseModel):
+    """A pydantic model whose field has another name in the file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    limit: int = Field(1, alias="max-limit")
+
+
+class OpenModel(Model):
+    """A model that takes settings of any name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 def test_settings_without_a_type_are_attributes_and_cannot_be_changed() -> None:
@@ -43,7 +58,20 @@ def test_a_type_that_is_no_frozen_dataclass_is_named_in_the_fault(kind: str, fau
 
 
 def test_differences_show_numbers_and_hide_texts() -> None:
-    old = {"a": 1, "b": {"c": True, "secret": "x"}, "gone": 1}
+    old = {"a": 1, "b": {"c": True, "secret": "x"}, "old": 1}
     new = {"a": 2, "b": {"c": False, "secret": "y"}, "new": "z"}
-    assert differences(old, new) == ["a: 1 → 2", "b.c: True → False", "b.secret: changed", "gone: gone", "new: new"]
+    assert differences(old, new) == ["a: 1 → 2", "b.c: True → False", "b.secret: changed", "new: new", "old: removed"]
     assert differences(Settings(old)._values, old) == []
+
+
+def test_a_pydantic_model_is_built_by_the_names_that_it_has_in_the_file() -> None:
+    assert build(f"{__name__}:Model", {"max-limit": 3}, app="x").limit == 3
+    with pytest.raises(BadConfig, match="other: is not a setting of"):
+        build(f"{__name__}:Model", {"max-limit": 3, "other": 1}, app="x")
+    assert build(f"{__name__}:OpenModel", {"max-limit": 3, "other": 1}, app="x").other == 1
+
+
+def test_a_setting_that_appears_or_disappears_is_a_difference() -> None:
+    assert differences({"a": {"b": 1}}, {"c": 1}) == ["a: removed", "c: new"]
+    assert differences({"a": 1}, {"a": {"b": 1}}) == ["a: changed"]
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []

@@ -1,4 +1,4 @@
-"""Faults of an app, as a test orders them."""
+"""Injected faults hit the calls of the methods that their patterns match."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 
 
-class LateAndLost(Faults):
+class OneFaultPerMethod(Faults):
     rules = (
         Fault("echo.v1.Echo/Unary", drop=True),
         Fault("echo.v1.Echo/Plain", delay_s=0.05),
@@ -21,15 +21,34 @@ class LateAndLost(Faults):
     )
 
 
-async def test_faults_are_late_lost_or_fail_as_they_are_told() -> None:
-    settings = {"interceptors": ["tests.testing.test_faults:LateAndLost"]}
-    async with Cluster("tests.echo.service:Echo", settings=settings) as cluster:
+class HalfOfTheCalls(Faults):
+    rules = (Fault("echo.v1.Echo/*", share=0.5, abort=grpc.StatusCode.DATA_LOSS),)
+    seed = 3
+
+
+def settings(faults: type[Faults]) -> dict[str, list[str]]:
+    return {"interceptors": [f"tests.testing.test_faults:{faults.__name__}"]}
+
+
+async def test_calls_are_dropped_delayed_or_aborted() -> None:
+    async with Cluster("tests.echo.service:Echo", settings=settings(OneFaultPerMethod)) as cluster:
         stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
         assert await stub.Unary(EchoRequest(key="k"), timeout=0.2).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        sent_at = loop.time()
         assert (await stub.Plain(EchoRequest(key="k", text="late"), timeout=10)).text == "late"
-        assert loop.time() - began >= 0.05
+        assert loop.time() - sent_at >= 0.05
         download = stub.Download(EchoRequest(key="k", times=2), timeout=10)
         with pytest.raises(grpc.aio.AioRpcError, match="torn"):
             await download.read()
+
+
+async def test_the_same_seed_hits_the_same_calls() -> None:
+    async def codes() -> list[grpc.StatusCode]:
+        async with Cluster("tests.echo.service:Echo", shards=1, settings=settings(HalfOfTheCalls)) as cluster:
+            stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
+            return [await stub.Unary(EchoRequest(key="k"), timeout=10).code() for _ in range(20)]
+
+    first, second = await codes(), await codes()
+    assert first == second
+    assert set(first) == {grpc.StatusCode.OK, grpc.StatusCode.DATA_LOSS}

@@ -21,7 +21,7 @@ from onelane.shard.topics import Inbox, Lost, Outbox, Subscriber
 from onelane.telemetry.stats import Counter, Stats
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc
 
-log = logging.getLogger("onelane.pubsub")
+log = logging.getLogger("onelane.across")
 BATCH_S = 0.1
 """How long a published message may wait for more: a tick."""
 DELIVER_S = 2.0

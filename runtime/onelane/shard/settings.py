@@ -110,7 +110,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changes += differences(before, after, f"{place}.")
         elif name not in new:
-            changes.append(f"{place}: gone")
+            changes.append(f"{place}: removed")
         elif isinstance(after, bool | int | float) and isinstance(before, bool | int | float):
             changes.append(f"{place}: {before} → {after}")
         else:

@@ -102,7 +102,7 @@ def _log(outcome: ReloadOutcome) -> None:
 def _differences_outside_apps(old: Config, new: Config) -> list[str]:
     """Apps that were added or removed, and every changed setting that is no app's."""
     added = [f"apps.{name}: new" for name in sorted(set(new.apps) - set(old.apps))]
-    removed = [f"apps.{name}: gone" for name in sorted(set(old.apps) - set(new.apps))]
+    removed = [f"apps.{name}: removed" for name in sorted(set(old.apps) - set(new.apps))]
     return added + removed + differences(old.model_dump(exclude={"apps"}), new.model_dump(exclude={"apps"}))
 
 
