@@ -2,7 +2,7 @@
 
 import pytest
 from onelane.errors import BadConfig
-from onelane.shard.settings import Settings, build, differences
+from onelane.shard.settings import Settings, build_settings, differences
 from pydantic import BaseModel, ConfigDict, Field
 
 from tests.echo.settings import EchoSettings
@@ -25,7 +25,7 @@ class OpenModel(Model):
 
 
 def test_settings_without_a_type_are_attributes_and_cannot_be_changed() -> None:
-    config = build(None, {"a": 1, "b": {"c": [1, 2]}}, app="x")
+    config = build_settings(None, {"a": 1, "b": {"c": [1, 2]}}, app="x")
     assert (config.a, config.b.c, config["a"], list(config)) == (1, (1, 2), 1, ["a", "b"])
     with pytest.raises(AttributeError, match=r"config\.a cannot be set: change the file, and reload it"):
         config.a = 2
@@ -34,9 +34,9 @@ def test_settings_without_a_type_are_attributes_and_cannot_be_changed() -> None:
 
 
 def test_typed_settings_are_checked_with_every_fault_by_name() -> None:
-    assert build(KIND, {"limit": 3}, app="x") == EchoSettings(limit=3)
+    assert build_settings(KIND, {"limit": 3}, app="x") == EchoSettings(limit=3)
     with pytest.raises(BadConfig) as caught:
-        build(KIND, {"limit": 0, "greeting": 7, "unknown": 1}, app="x")
+        build_settings(KIND, {"limit": 0, "greeting": 7, "unknown": 1}, app="x")
     message = str(caught.value)
     assert "apps.x.config" in message
     assert "limit: Input should be greater than or equal to 1, seen 0" in message
@@ -54,7 +54,7 @@ def test_typed_settings_are_checked_with_every_fault_by_name() -> None:
 )
 def test_a_type_that_is_no_frozen_dataclass_is_named_in_the_fault(kind: str, fault: str) -> None:
     with pytest.raises(BadConfig, match=fault):
-        build(kind, {}, app="x")
+        build_settings(kind, {}, app="x")
 
 
 def test_differences_show_numbers_and_hide_texts() -> None:
@@ -65,10 +65,10 @@ def test_differences_show_numbers_and_hide_texts() -> None:
 
 
 def test_a_pydantic_model_is_built_by_the_names_that_it_has_in_the_file() -> None:
-    assert build(f"{__name__}:Model", {"max-limit": 3}, app="x").limit == 3
+    assert build_settings(f"{__name__}:Model", {"max-limit": 3}, app="x").limit == 3
     with pytest.raises(BadConfig, match="other: is not a setting of"):
-        build(f"{__name__}:Model", {"max-limit": 3, "other": 1}, app="x")
-    assert build(f"{__name__}:OpenModel", {"max-limit": 3, "other": 1}, app="x").other == 1
+        build_settings(f"{__name__}:Model", {"max-limit": 3, "other": 1}, app="x")
+    assert build_settings(f"{__name__}:OpenModel", {"max-limit": 3, "other": 1}, app="x").other == 1
 
 
 def test_a_setting_that_appears_or_disappears_is_a_difference() -> None:

@@ -31,7 +31,7 @@ async def test_an_error_of_the_services_own_validator_is_a_vote_against(monkeypa
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such table")
 
-    monkeypatch.setattr("onelane.shard.settings.build", fail)
+    monkeypatch.setattr("onelane.shard.settings.build_settings", fail)
     await parts.settings_vote.vote(proposal(1))
     (vote,) = [message.proposed for message in await sent(supervisor_end)]
     assert vote.fault == "apps.echo.config: RuntimeError('no such table')"

@@ -49,7 +49,7 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def build(kind: str | None, values: Mapping[str, Any], *, app: str) -> Any:
+def build_settings(kind: str | None, values: Mapping[str, Any], *, app: str) -> Any:
     """The settings object of an app. kind: "package.module:Class" of a frozen dataclass or pydantic model, or None.
 
     Raises:

@@ -51,4 +51,4 @@ class SettingsVote:
         await self._control.send(control_pb2.ToSupervisor(committed=generation))
 
     def _parse(self, message: control_pb2.Settings) -> Any:
-        return settings.build(self._config_type, json.loads(message.config), app=self._shard.app)
+        return settings.build_settings(self._config_type, json.loads(message.config), app=self._shard.app)

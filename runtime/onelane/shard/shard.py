@@ -18,7 +18,7 @@ from onelane.errors import BadService, NotHome
 from onelane.lane.lane import Lane
 from onelane.shard.offload.offload import Offload
 from onelane.shard.pubsub import PubSub, Subscription
-from onelane.shard.settings import build
+from onelane.shard.settings import build_settings
 from onelane.shard.siblings import Answer, MethodRef, SiblingCalls
 from onelane.shard.timers import Alarms, Key, Timer, TimerFunction, Timers
 from onelane.shard.topics import Lost
@@ -56,7 +56,7 @@ class Shard:
         """From 0."""
         self.stats = stats
         """Counters, gauges and histograms of this shard; moved out and added up each tick."""
-        self.config: Any = build(settings.config_type, settings.config, app=app)
+        self.config: Any = build_settings(settings.config_type, settings.config, app=app)
         """The app's own settings, `[apps.NAME.config]`, as `config_type`; replaced whole between two ticks, never
         changed."""
         self._followers: list[Callable[[Any, Any], object]] = []

@@ -68,7 +68,7 @@ def _with_fault(fault: Fault, handler: Any) -> Any:
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             await _inject(fault, context)
-            answers = run(request, _context_of(run, context))
+            answers = run(request, _handler_context(run, context))
             if hasattr(answers, "__aiter__"):
                 async for answer in answers:
                     yield answer
@@ -85,7 +85,7 @@ def _with_fault(fault: Fault, handler: Any) -> Any:
 
     async def single(request: Any, context: Any) -> Any:
         await _inject(fault, context)
-        answer = run(request, _context_of(run, context))
+        answer = run(request, _handler_context(run, context))
         return await answer if inspect.isawaitable(answer) else answer
 
     if handler.request_streaming:
@@ -102,6 +102,6 @@ async def _inject(fault: Fault, context: Any) -> None:
         await context.abort(fault.abort, fault.details)
 
 
-def _context_of(run: Any, context: Any) -> Any:
+def _handler_context(run: Any, context: Any) -> Any:
     is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
     return context if is_async else sync_handler.PlainContext(context)

@@ -120,7 +120,7 @@ class MemoryListener:
     async def _run(self, method: Any, call: MemoryCall, first: bytes | None, requests: Any) -> Outcome:
         assert self._serving is not None
         answers: list[bytes] = []
-        serving = asyncio.ensure_future(_serve(self._serving, method, call, first))
+        serving = asyncio.ensure_future(_serve_call(self._serving, method, call, first))
         self._tasks.add(serving)
         feeding = asyncio.ensure_future(_feed(call, requests)) if first is None else None
         try:
@@ -146,7 +146,7 @@ class MemoryListener:
         return self._serving.methods() if self._serving is not None else []
 
 
-async def _serve(serving: Serving, method: Any, call: MemoryCall, first: bytes | None) -> bytes:
+async def _serve_call(serving: Serving, method: Any, call: MemoryCall, first: bytes | None) -> bytes:
     try:
         reply = await serving.serve(method, call, first)
     except asyncio.CancelledError:
