@@ -1,11 +1,9 @@
-"""Orders of events as text: each file of scenarios/ has commands, and the output of each indented below it.
+"""An app of two shards in its supervisor: drain, crash, restart, in any order; see `tests/scenarios`.
 
-An output is a message that a shard gets, its kill, its change of state, or a failure of the app. With the environment
-variable REWRITE set, the files get the outputs as they are, to be reviewed in the diff.
+An output is a message that a shard gets, its kill, its change of state, or a failure of the app.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,11 @@ from onelane.supervisor.shard_state import ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.v1 import control_pb2
 
+from tests import scenarios
 from tests.supervisor.fake_launcher import FakeLauncher, app_supervisor, settle
 
-SCENARIOS = {file: file.read_text() for file in sorted((Path(__file__).parent / "scenarios").glob("*.txt"))}
 
-
-class Scenario:
+class AppScenario:
     """An app of two fake shards. Each command returns its output."""
 
     def __init__(self) -> None:
@@ -114,29 +111,6 @@ class Scenario:
         ]
 
 
-async def played(text: str) -> str:
-    """The commands of a scenario, each with its output as it is."""
-    scenario = Scenario()
-    lines: list[str] = []
-    try:
-        for line in text.splitlines():
-            if line.startswith("  "):
-                continue
-            lines.append(line)
-            if line and not line.startswith("#"):
-                lines += [f"  {output}" for output in await scenario.run(line)]
-    finally:
-        await scenario.aclose()
-    return "\n".join(lines) + "\n"
-
-
-def rewrite(file: Path, text: str) -> None:
-    if "REWRITE" in os.environ:
-        file.write_text(text)
-
-
-@pytest.mark.parametrize("file", SCENARIOS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", scenarios.files_of(__file__), ids=lambda file: file.stem)
 async def test_scenario(file: Path) -> None:
-    actual = await played(SCENARIOS[file])
-    rewrite(file, actual)
-    assert actual == SCENARIOS[file]
+    await scenarios.check(file, AppScenario)
