@@ -1,4 +1,4 @@
-"""Exponential histograms: they add up without loss, and say how long calls take."""
+"""Exponential histograms add up without loss, and their quantiles are right within a bucket."""
 
 import math
 import sys
@@ -23,7 +23,7 @@ def test_adding_up_is_the_same_in_every_order_and_grouping(a: list[float], b: li
 
 
 @given(values, values)
-def test_what_came_since_is_what_was_added(a: list[float], b: list[float]) -> None:
+def test_the_difference_of_two_states_is_the_values_added_between_them(a: list[float], b: list[float]) -> None:
     before = Buckets.of(a)
     added = before.plus(Buckets.of(b)).minus(before)
     assert (dict(added.counts), added.zeros) == (dict(Buckets.of(b).counts), Buckets.of(b).zeros)
@@ -40,7 +40,7 @@ def test_a_coarser_scale_loses_no_value(recorded: list[float], scale: int) -> No
 
 
 @given(values)
-def test_what_is_exported_fits_in_the_buckets_that_the_sdks_have(recorded: list[float]) -> None:
+def test_an_exported_histogram_fits_into_the_number_of_buckets_of_the_sdks(recorded: list[float]) -> None:
     small = Buckets.of(recorded).fitted_to(160)
     assert small.count == len(recorded)
     if small.counts:
@@ -70,7 +70,7 @@ def test_a_quantile_is_right_within_its_bucket(recorded: list[float], share: flo
     assert Buckets.of(recorded).quantile(share) == pytest.approx(exact, rel=0.023)
 
 
-def test_what_is_no_number_of_zero_or_more_is_left_out() -> None:
+def test_values_that_are_not_numbers_of_zero_or_more_are_left_out() -> None:
     spread = Buckets.of([1.0, -1.0, math.nan, math.inf, 0.0])
     assert (spread.count, spread.zeros, spread.sum) == (2, 1, 1.0)
     assert Buckets.of([]).count == 0

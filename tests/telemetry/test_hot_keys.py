@@ -1,4 +1,4 @@
-"""The sketch of hot keys: bounded, and right about the ones that matter."""
+"""The sketch of hot keys is bounded, and right about the most requested ones."""
 
 from collections import Counter
 from random import Random
@@ -26,7 +26,7 @@ def test_a_count_is_never_too_small_and_at_most_its_error_too_large(asked: list[
 
 
 @given(st.lists(st.sampled_from("abcdefghijklmnop"), min_size=1, max_size=400))
-def test_a_key_asked_more_often_than_its_share_of_the_sketch_is_kept(asked: list[str]) -> None:
+def test_a_key_with_more_than_its_share_of_calls_is_in_the_sketch(asked: list[str]) -> None:
     keys = HotKeys(size=4)
     ask(keys, asked)
     top_keys = {hot.key for hot in keys.top(4)}
@@ -34,7 +34,7 @@ def test_a_key_asked_more_often_than_its_share_of_the_sketch_is_kept(asked: list
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_of_a_busy_tick_the_last_stand_for_all(seed: int) -> None:
+def test_the_last_calls_of_a_busy_tick_stand_for_all(seed: int) -> None:
     rng, keys = Random(seed), HotKeys()
     for _ in range(50):
         for _ in range(5000):
@@ -45,7 +45,7 @@ def test_of_a_busy_tick_the_last_stand_for_all(seed: int) -> None:
     assert hottest_keys.calls == pytest.approx(0.3 * 250_000, rel=0.1)
 
 
-def test_what_was_hot_fades() -> None:
+def test_keys_that_are_no_longer_called_decay() -> None:
     keys = HotKeys()
     ask(keys, ["old"] * 8)
     for _ in range(3):

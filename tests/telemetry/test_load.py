@@ -8,7 +8,7 @@ from onelane.testing.clock import ManualClock
 
 
 @pytest.mark.parametrize(("shows", "prefix"), [(True, "x" * MAX_KEY_CHARS + "…"), (False, "#")])
-def test_a_key_is_told_in_bounded_length_and_as_its_hash_unless_it_is_shown(shows: bool, prefix: str) -> None:
+def test_a_hot_key_is_truncated_or_hashed(shows: bool, prefix: str) -> None:
     clock, keys = ManualClock(), HotKeys()
     load = LoadMonitor(Stats(), clock, keys, tick_s=0.1, show_keys=shows)
     keys.seen.append("x" * 100_000)

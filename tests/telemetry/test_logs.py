@@ -46,7 +46,7 @@ def test_json_logs_have_an_object_a_line_with_the_shard() -> None:
     assert "ValueError: odd" in failed["exc_info"]
 
 
-def test_a_format_of_logs_that_is_none_is_refused() -> None:
+def test_an_unknown_format_of_logs_is_refused() -> None:
     command = [sys.executable, "-m", "onelane", "up", "nowhere.toml"]
     run = subprocess.run(command, env={"ONELANE_LOGS": "xml"} | _path(), capture_output=True, text=True, check=False)
     assert run.returncode == 3
@@ -75,7 +75,7 @@ async def test_a_handlers_json_log_has_the_trace_of_its_call(tmp_path: Any) -> N
     assert "ValueError: odd" in line_of_call["exc_info"]
 
 
-def test_a_text_of_a_class_of_its_own_spoils_no_batch_of_records() -> None:
+def test_a_subclass_of_str_spoils_no_batch_of_records() -> None:
     class Markup(str):
         pass
 
@@ -85,7 +85,7 @@ def test_a_text_of_a_class_of_its_own_spoils_no_batch_of_records() -> None:
     assert [record.logger for record in unpack_logs(pack_logs(buffer.take()))] == ["bold", "usual"]
 
 
-def test_a_record_that_cannot_be_formatted_fails_nobody_who_logs() -> None:
+def test_a_record_that_cannot_be_formatted_raises_nothing_in_the_code_that_logs() -> None:
     buffer = LogBuffer("")
     buffer.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, "%d items", ("many",), None))
     assert buffer.take() == []

@@ -27,12 +27,12 @@ def test_the_ratio_sampler_decides_as_the_sdk_does(ratio: float) -> None:
         ("always_off", True, False),
     ],
 )
-def test_a_parent_decides_where_it_is_asked(name: str, parent_sampled: bool, sampled: bool) -> None:
+def test_a_parent_decides_for_parent_based_samplers(name: str, parent_sampled: bool, sampled: bool) -> None:
     parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", parent_sampled)
     sampler = sampler_of({"OTEL_TRACES_SAMPLER": name})
     assert sampler.samples(parent.trace_id, parent) is sampled
 
 
-def test_a_sampler_that_nobody_knows_is_the_usual_one() -> None:
+def test_an_unknown_sampler_falls_back_to_the_default() -> None:
     assert sampler_of({"OTEL_TRACES_SAMPLER": "jaeger_remote"}) == sampler_of({})
     assert sampler_of({"OTEL_TRACES_SAMPLER": "parentbased_nope"}) == sampler_of({})

@@ -1,4 +1,4 @@
-"""Trace context and sampling, as W3C and OpenTelemetry write them."""
+"""A batch of spans is the same after packing, whatever types its attributes have."""
 
 from enum import StrEnum
 
@@ -37,7 +37,7 @@ def test_a_batch_arrives_as_it_was_packed() -> None:
     }
 
 
-def test_what_is_no_plain_value_spoils_no_batch() -> None:
+def test_an_attribute_of_any_type_spoils_no_batch() -> None:
     class Name(StrEnum):
         ODD = "odd"
 

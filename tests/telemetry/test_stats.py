@@ -1,4 +1,4 @@
-"""Counts are moved, never copied: what was counted is in exactly one place."""
+"""A counted value is in exactly one place: a series of the shard, or one point."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def test_take_leaves_zero() -> None:
     assert stats.take() == []
 
 
-def test_a_gauge_stays_as_it_stands() -> None:
+def test_a_gauge_keeps_its_last_value() -> None:
     stats, totals = Stats(), Totals()
     depth = stats.gauge("depth")
     depth.set(5)
@@ -30,7 +30,7 @@ def test_a_gauge_stays_as_it_stands() -> None:
     assert [point.value for point in totals.points()] == [2]
 
 
-def test_a_gauge_is_moved_out_only_where_it_has_changed() -> None:
+def test_a_gauge_is_reported_only_after_a_change() -> None:
     stats = Stats()
     depth = stats.gauge("depth")
     depth.set(5)
@@ -41,7 +41,7 @@ def test_a_gauge_is_moved_out_only_where_it_has_changed() -> None:
     assert [point.value for point in stats.take()] == [0]
 
 
-def test_a_take_looks_at_nothing_that_has_not_changed() -> None:
+def test_a_take_visits_only_changed_series() -> None:
     stats = Stats()
     calls = stats.counter("calls")
     all_series = [calls.at({"method": str(n)}) for n in range(1000)]
@@ -77,7 +77,7 @@ def test_an_up_down_counter_that_comes_back_to_zero_adds_nothing() -> None:
     assert totals.sum_of("there") == 0
 
 
-def test_a_histogram_keeps_every_value_however_many_come_between_two_ticks() -> None:
+def test_a_histogram_keeps_every_value_of_a_busy_tick() -> None:
     stats, totals = Stats(), Totals()
     took = stats.histogram("took").at()
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_a_histogram_keeps_every_value_however_many_come_between_two_ticks() -> 
     assert (spread.count, spread.sum) == (2 * (MAX_UNFOLDED + 10), 0.25 * 2 * (MAX_UNFOLDED + 10))
 
 
-def test_a_gauge_can_be_asked_for_at_each_take() -> None:
+def test_a_gauge_can_be_read_by_a_callback_at_each_take() -> None:
     stats = Stats()
     depths = iter([3, 4])
     stats.gauge("depth").observe(lambda: next(depths), {"queue": "a"})
@@ -96,7 +96,7 @@ def test_a_gauge_can_be_asked_for_at_each_take() -> None:
     assert [(point.attributes, point.value) for point in taken] == [((("queue", "a"),), 3), ((("queue", "a"),), 4)]
 
 
-def test_attribute_sets_are_bounded_and_nothing_is_lost() -> None:
+def test_attribute_sets_are_bounded_and_no_count_is_lost() -> None:
     stats, totals = Stats(), Totals()
     for n in range(MAX_SERIES + 50):
         stats.counter("calls").add(1, {"user": str(n)})
@@ -107,7 +107,7 @@ def test_attribute_sets_are_bounded_and_nothing_is_lost() -> None:
     assert Point(points[0].instrument, "counter", OVERFLOW, 50) in points
 
 
-def test_what_is_no_finite_number_spoils_no_tick() -> None:
+def test_values_that_are_not_finite_numbers_spoil_no_tick() -> None:
     stats = Stats()
     stats.counter("calls").add(3)
     stats.counter("spoilt").at().add(float("nan"))
@@ -120,7 +120,7 @@ def test_what_is_no_finite_number_spoils_no_tick() -> None:
     assert taken == {"calls": 3, "took": Buckets.of([0.5, 0.0])}
 
 
-def test_what_is_asked_and_raises_is_told_once_and_the_rest_goes_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_callback_is_logged_once_and_the_other_points_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     stats = Stats()
     calls = stats.counter("calls")
     stats.gauge("bad").observe(lambda: 1 // 0)
@@ -133,7 +133,7 @@ def test_what_is_asked_and_raises_is_told_once_and_the_rest_goes_out(caplog: pyt
     assert "bad" in caplog.text
 
 
-def test_a_gauge_that_is_forgotten_is_gone_until_it_is_set_again() -> None:
+def test_a_forgotten_gauge_has_no_series_until_it_is_set_again() -> None:
     stats, totals = Stats(), Totals()
     depth = stats.gauge("depth")
     for value in (2.0, None, None, 2.0):
@@ -150,7 +150,7 @@ def test_a_counter_does_not_shrink() -> None:
         Stats().counter("calls").add(-1)
 
 
-def test_whatever_a_service_puts_into_attributes_can_be_written() -> None:
+def test_attributes_of_any_type_become_text_that_utf8_can_encode() -> None:
     stats = Stats()
     odd: Any = {"n": 5, "none": None, "half": "\ud800"}
     stats.counter("calls").add(1, odd)

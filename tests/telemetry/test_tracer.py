@@ -15,7 +15,7 @@ def tracer(sampler: Sampler, *, records_all: bool = False, clock: ManualClock | 
     return Tracer(shard="a-0", sampler=sampler, clock=clock or ManualClock(), rng=Random(1), records_all=records_all)
 
 
-def test_a_span_that_is_not_sampled_hands_its_parent_on() -> None:
+def test_an_unsampled_span_propagates_its_parent() -> None:
     parent = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", False)
     assert tracer(sampler_of({})).start("x", "SERVER", parent) is parent
 
@@ -30,7 +30,7 @@ def test_a_child_stays_in_its_trace_with_an_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("parent_based", [True, False])
-def test_what_begins_in_a_call_that_was_not_sampled_is_not_either(parent_based: bool) -> None:
+def test_a_child_of_an_unsampled_call_is_not_sampled(parent_based: bool) -> None:
     assert tracer(Sampler(parent_based, 0.5)).start("inner", "CLIENT", UNSAMPLED) is UNSAMPLED
 
 
@@ -45,7 +45,7 @@ def test_roots_are_sampled_as_the_sdk_would_sample_their_ids(ratio: float) -> No
         assert (len(root.trace_id), len(root.span_id), root.parent_id) == (32, 16, "")
 
 
-def test_where_nobody_has_said_some_traces_of_a_second_are_recorded() -> None:
+def test_without_a_configured_sampler_some_traces_per_second_are_recorded() -> None:
     clock = ManualClock()
     shard_tracer = tracer(sampler_of({"OTEL_TRACES_SAMPLER": RATE_LIMITED}), clock=clock)
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 from onelane.telemetry.values import attribute_value
 
 
-def test_a_value_that_cannot_say_what_it_is_is_told_by_its_type() -> None:
+def test_a_value_whose_str_raises_becomes_the_name_of_its_type() -> None:
     class Shy(str):
         def __str__(self) -> str:
             raise RuntimeError
@@ -22,7 +22,7 @@ def test_a_value_that_cannot_say_what_it_is_is_told_by_its_type() -> None:
     assert type(converted[0]) is str
 
 
-def test_attributes_of_any_type_become_what_opentelemetry_has() -> None:
+def test_values_of_any_type_become_types_that_opentelemetry_allows() -> None:
     class Size(int):
         pass
 

@@ -1,4 +1,4 @@
-"""The last minutes of every method, second by second."""
+"""The history of every method in the last minutes, by second."""
 
 from onelane.telemetry.collector.history import HISTORY_STEPS, History
 from onelane.telemetry.histogram import Buckets
@@ -10,7 +10,7 @@ Series = list[tuple[tuple[tuple[str, str], ...], Buckets]]
 
 
 def series(calls: int, seconds: float, *, failed: int = 0, shards: int = 1) -> Series:
-    """All that was counted until now, by shard and status."""
+    """Cumulative series of one method, by shard and status."""
     rows: Series = []
     for shard in range(shards):
         attributes = (APP, ("onelane.shard", f"lobby-{shard}"), ("rpc.method", "a/B"))
@@ -19,7 +19,7 @@ def series(calls: int, seconds: float, *, failed: int = 0, shards: int = 1) -> S
     return rows
 
 
-def test_a_step_has_what_came_in_its_second_over_all_shards() -> None:
+def test_a_step_has_the_calls_of_its_second_over_all_shards() -> None:
     history = History()
     history.step(series(10, 0.1, shards=2), 100.0, 1.0)
     history.step(series(15, 0.1, failed=1, shards=2), 101.0, 2.0)
@@ -27,7 +27,7 @@ def test_a_step_has_what_came_in_its_second_over_all_shards() -> None:
     assert (last.at_s, last.calls, last.errors) == (101.0, 12, 2)
 
 
-def test_what_took_longer_to_come_is_brought_to_a_second_and_a_clock_that_is_set_does_not_matter() -> None:
+def test_a_late_step_is_scaled_to_one_second_by_the_monotonic_clock() -> None:
     history = History()
     history.step(series(0, 0.1), 100.0, 1.0)
     history.step(series(40, 0.1), 50.0, 5.0)
@@ -42,7 +42,7 @@ def test_only_the_last_minutes_are_kept() -> None:
     assert (len(steps), steps[0].at_s) == (HISTORY_STEPS, 20.0)
 
 
-def test_the_slowest_share_is_told_of_methods_with_calls_enough() -> None:
+def test_slow_durations_are_known_of_methods_with_enough_calls() -> None:
     history = History()
     many = Buckets.of([0.01] * 98 + [1.0] * 2)
     history.step([((APP, ("rpc.method", "a/B")), many), ((APP, ("rpc.method", "a/C")), Buckets.of([5.0]))], 0.0, 0.0)

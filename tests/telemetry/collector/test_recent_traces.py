@@ -1,4 +1,4 @@
-"""The last traces: bounded, and those with errors stay longest."""
+"""Recent traces: bounded, and those with errors stay longest."""
 
 import json
 
@@ -18,7 +18,7 @@ def span(trace: str, number: int = 1, parent: int = 0, *, error: str = "", start
     return record
 
 
-def test_a_trace_is_a_tree_whoever_made_its_spans_and_in_whatever_order_they_came() -> None:
+def test_a_trace_is_a_tree_of_the_spans_of_all_apps_in_any_order_of_arrival() -> None:
     recent = RecentTraces()
     recent.add("y", "y-0", PackedSpans(pack_spans([span("t", 3, 2, start_ns=1_200)])), 0.0)
     recent.add("x", "x-0", [span("t", 2, 1, start_ns=1_100), span("t", 1), span("t", 4, 99, start_ns=1_050)], 0.0)
@@ -41,7 +41,7 @@ def test_numbers_that_json_does_not_know_are_shown_as_text() -> None:
     assert (row["attributes"]["share"], row["events"][0]["attributes"]) == (["nan", 0.5], {"most": "inf"})
 
 
-def test_only_so_many_new_traces_a_second_are_taken_up_but_all_with_errors() -> None:
+def test_new_traces_per_second_are_limited_but_not_those_with_errors() -> None:
     recent = RecentTraces()
     recent.add("x", "x-0", PackedSpans(pack_spans([span(f"t{n}") for n in range(NEW_PER_S + 10)])), 0.0)
     assert len(recent.summaries()) == NEW_PER_S
@@ -65,7 +65,7 @@ def test_the_oldest_go_first_and_errors_stay() -> None:
     assert len(recent.summaries()) == MAX_RECENT_TRACES
 
 
-def test_of_a_trace_with_very_many_spans_the_first_are_kept_and_all_are_counted() -> None:
+def test_a_large_trace_keeps_its_first_spans_and_counts_all() -> None:
     recent = RecentTraces()
     recent.add("x", "x-0", [span("t", n) for n in range(1, MAX_TRACE_SPANS + 8)], 0.0)
     (row,) = recent.summaries()
@@ -73,7 +73,7 @@ def test_of_a_trace_with_very_many_spans_the_first_are_kept_and_all_are_counted(
     assert len(recent.trace("t") or ()) == MAX_TRACE_SPANS
 
 
-def test_a_trace_is_found_by_the_beginning_of_its_id_where_only_one_begins_so() -> None:
+def test_a_trace_is_found_by_an_unambiguous_prefix_of_its_id() -> None:
     recent = RecentTraces()
     recent.add("x", "x-0", [span("abc1"), span("abd2")], 0.0)
     assert recent.trace("abc") is not None
@@ -81,7 +81,7 @@ def test_a_trace_is_found_by_the_beginning_of_its_id_where_only_one_begins_so() 
     assert recent.trace("") is None
 
 
-def test_spans_whose_parents_go_in_a_circle_do_not_hang_the_page() -> None:
+def test_spans_with_cyclic_parents_do_not_hang_the_page() -> None:
     recent = RecentTraces()
     recent.add("x", "x-0", [span("t", 1, 2), span("t", 2, 1), span("t", 3, 3)], 0.0)
     assert recent.trace("t") is not None

@@ -16,8 +16,8 @@ steps = st.lists(
 
 
 @given(steps)
-def test_what_was_counted_is_exported_or_waits_or_is_known_as_a_gap(script: list[Step]) -> None:
-    """A line that loses and repeats reports, and shards that die: nothing counts twice, and every loss is known."""
+def test_every_count_is_exported_or_waits_or_belongs_to_a_known_gap(script: list[Step]) -> None:
+    """A connection that loses and repeats reports, and shards that die: no count is added twice, each loss is known."""
     stats, received, totals = Stats(), ReportSequence(), Totals()
     numbers, counted, waiting, lost, known_lost, gaps = iter(range(1, 1000)), 0, 0, 0, 0, 0
 
@@ -53,7 +53,7 @@ def test_what_was_counted_is_exported_or_waits_or_is_known_as_a_gap(script: list
                 gaps += not received.is_final
                 lost += waiting
                 stats, received, numbers, waiting = Stats(), ReportSequence(), iter(range(1, 1000)), 0
-                # What was lost at the very end of a life is part of its gap.
+                # Reports lost right before a process ends are part of its gap.
                 reports_lost = known_lost
     assert totals.sum_of("calls") + waiting + lost == counted
     assert totals.buckets_of("took").sum + waiting + lost == counted

@@ -1,4 +1,4 @@
-"""Tail keeping: what is exported of traces that were not sampled."""
+"""Tail sampling: which unsampled traces are exported."""
 
 from onelane.telemetry.collector.tail_sampling import HOLD_S, SETTLE_S, ShardSpan, TailRule, TailSampler
 from onelane.telemetry.spans import SpanRecord
@@ -27,7 +27,7 @@ def test_a_sampled_span_is_never_held() -> None:
     assert tail.held == 0
 
 
-def test_an_error_brings_what_was_held_of_its_trace_and_what_comes_later() -> None:
+def test_an_error_exports_the_held_and_the_later_spans_of_its_trace() -> None:
     tail = TailSampler({"x": TailRule()})
     assert tail.filter(shard_spans(span("t", kind="CLIENT"), span("other")), 0.0) == []
     assert names(tail.filter(shard_spans(span("t", error="INTERNAL")), 0.1)) == ["t CLIENT", "t SERVER"]
@@ -42,7 +42,7 @@ def test_children_in_another_app_of_the_machine_are_kept_with_it() -> None:
     assert [shard_span.app for shard_span in exported] == ["y", "x"]
 
 
-def test_what_took_as_long_as_the_rule_says_is_kept() -> None:
+def test_a_span_as_slow_as_the_rule_names_is_kept() -> None:
     tail = TailSampler({"x": TailRule(errors=False, slower_s=0.5)})
     assert names(tail.filter(shard_spans(span("fast", seconds=0.49), span("slow", seconds=0.5)), 0.0)) == [
         "slow SERVER"
@@ -50,7 +50,7 @@ def test_what_took_as_long_as_the_rule_says_is_kept() -> None:
     assert tail.filter(shard_spans(span("fast", error="INTERNAL")), 0.0) == []
 
 
-def test_the_slowest_of_a_method_are_kept_by_what_is_slow_for_it() -> None:
+def test_slow_calls_are_kept_by_the_threshold_of_their_method() -> None:
     tail = TailSampler({"x": TailRule(errors=False)})
     tail.slow["x"] = {"a/B": 0.1}
     exported = tail.filter(
@@ -59,7 +59,7 @@ def test_the_slowest_of_a_method_are_kept_by_what_is_slow_for_it() -> None:
     assert names(exported) == ["t SERVER"]
 
 
-def test_a_trace_that_came_back_well_is_let_go_after_a_while() -> None:
+def test_a_trace_without_errors_is_dropped_after_a_while() -> None:
     tail = TailSampler({"x": TailRule()})
     tail.filter(shard_spans(span("done"), span("open", kind="CLIENT")), 0.0)
     tail.expire(SETTLE_S)
@@ -69,7 +69,7 @@ def test_a_trace_that_came_back_well_is_let_go_after_a_while() -> None:
     assert names(tail.filter(shard_spans(span("open", error="INTERNAL")), HOLD_S)) == ["open SERVER"]
 
 
-def test_what_was_called_inside_of_an_open_call_is_held_until_that_has_ended() -> None:
+def test_children_of_an_open_call_are_held_until_it_ends() -> None:
     tail = TailSampler({"x": TailRule()})
     early = span("t", "early", kind="CLIENT")
     early.span_id, early.parent_id = "a" * 16, "1" * 16
@@ -78,7 +78,7 @@ def test_what_was_called_inside_of_an_open_call_is_held_until_that_has_ended() -
     assert names(tail.filter(shard_spans(span("t", error="INTERNAL")), SETTLE_S + 20)) == ["t CLIENT", "t SERVER"]
 
 
-def test_a_trace_of_which_nothing_is_open_any_more_is_let_go_soon() -> None:
+def test_a_trace_without_open_parents_is_dropped_soon() -> None:
     tail = TailSampler({"x": TailRule()})
     early = span("t", "early", kind="CLIENT")
     early.span_id, early.parent_id = "a" * 16, "1" * 16
@@ -88,7 +88,7 @@ def test_a_trace_of_which_nothing_is_open_any_more_is_let_go_soon() -> None:
     assert tail.held == 0
 
 
-def test_what_is_held_is_bounded_and_the_oldest_trace_goes_first() -> None:
+def test_held_spans_are_bounded_and_the_oldest_trace_is_dropped_first() -> None:
     tail = TailSampler({"x": TailRule()}, max_held=3)
     for trace in ("a", "b", "c", "d"):
         tail.filter(shard_spans(span(trace)), 0.0)

@@ -9,7 +9,7 @@ counted = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size
 
 
 @given(st.lists(counted, max_size=6))
-def test_what_was_counted_is_what_was_added_up(ticks: list[list[tuple[str, int]]]) -> None:
+def test_totals_are_the_sum_of_all_counts(ticks: list[list[tuple[str, int]]]) -> None:
     stats, totals = Stats(), Totals()
     for tick in ticks:
         for method, amount in tick:
@@ -18,7 +18,7 @@ def test_what_was_counted_is_what_was_added_up(ticks: list[list[tuple[str, int]]
     assert totals.sum_of("calls") == sum(amount for tick in ticks for _, amount in tick)
 
 
-def test_series_that_differ_in_the_shard_alone_are_added_up_where_that_is_asked() -> None:
+def test_series_that_differ_only_in_the_shard_can_be_added_up() -> None:
     totals = Totals()
     for shard, calls in (("a", 3), ("b", 4)):
         stats = Stats()
@@ -43,7 +43,7 @@ def test_the_gauges_of_a_shard_that_died_are_forgotten_and_its_counts_are_kept()
     assert [(p.instrument.name, p.value) for p in totals.points()] == [("calls", 7)]
 
 
-def test_series_over_all_lives_of_a_shard_are_bounded_and_nothing_is_lost() -> None:
+def test_series_over_all_restarts_of_a_shard_are_bounded_and_no_count_is_lost() -> None:
     totals, shard = Totals(), (("onelane.shard", "a-0"),)
     for life in range(3):
         stats = Stats()
@@ -64,7 +64,7 @@ def test_a_description_that_changes_makes_no_other_series() -> None:
     assert [(point.instrument.description, point.value) for point in totals.points()] == [("All calls", 4)]
 
 
-def test_of_gauges_of_time_or_share_the_largest_stands_for_all_shards() -> None:
+def test_gauges_of_lags_and_ratios_are_aggregated_by_maximum() -> None:
     totals = Totals()
     for shard, lag in (("a-0", 0.2), ("a-1", 0.5)):
         stats = Stats()

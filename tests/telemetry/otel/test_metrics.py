@@ -1,4 +1,4 @@
-"""OpenTelemetry's metrics API, and its trace API, in processes of one lane and of several."""
+"""OpenTelemetry's metrics and trace APIs, in processes of one lane and of several."""
 
 import asyncio
 import json
@@ -21,12 +21,12 @@ from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import ROOT, Cluster, eventually, running
 
 meter = metrics.get_meter("tests")
-# Made when the module is imported, as libraries do it: before there is any lane.
+# Created at the import of the module, as libraries do, before any lane exists.
 early = meter.create_counter("tests.early", unit="{call}")
 
 
 class Metered(echo_pb2_grpc.EchoServicer):
-    """Counts by OpenTelemetry's API what it does, on its lane and on a helper thread."""
+    """A service that uses OpenTelemetry's metrics API, on its lane and on a worker thread."""
 
     def __init__(self, shard: onelane.Shard) -> None:
         self.shard = shard
@@ -69,7 +69,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.slow
-async def test_what_a_library_counts_is_added_up_by_the_shard_whose_code_counted(cluster: Cluster) -> None:
+async def test_measurements_of_a_library_belong_to_the_shard_whose_code_recorded_them(cluster: Cluster) -> None:
     where = Where(cluster, "metered")
     served = {"metered-0": 7, "metered-1": 13}
     for shard, calls in served.items():
@@ -83,12 +83,12 @@ async def test_what_a_library_counts_is_added_up_by_the_shard_whose_code_counted
         assert cluster.metric("tests_there", **here) == 2 * calls
         assert cluster.metric("tests_took_seconds_count", **here) == calls
         assert cluster.metric("tests_size", **here) == index + 1
-    # Observed, at most once a second.
+    # Callbacks are called at most once a second.
     await eventually(lambda: cluster.metric("tests_seen_total", kind="call") == 20)
 
 
 @pytest.mark.slow
-async def test_a_span_made_by_the_api_is_of_the_shard_whose_code_made_it(cluster: Cluster) -> None:
+async def test_a_span_of_the_api_belongs_to_the_shard_whose_code_started_it(cluster: Cluster) -> None:
     trace_id = "6af7651916cd43dd8448eb211c80319c"
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
     where = Where(cluster, "metered")
@@ -125,7 +125,7 @@ async def test_counts_of_another_thread_wait_for_the_tick_and_are_bounded() -> N
     assert counted(stats, "calls") == MAX_QUEUED_COUNTS
 
 
-def test_an_observed_sum_counts_what_was_added_and_begins_anew_where_it_fell() -> None:
+def test_an_observed_counter_records_increases_and_a_fall_is_a_reset() -> None:
     stats, clock = Stats(), ManualClock()
     bridge = Bridge(stats, clock.now)
     values = iter([5, 8, 2])
@@ -136,7 +136,7 @@ def test_an_observed_sum_counts_what_was_added_and_begins_anew_where_it_fell() -
         clock.advance(1.0)
 
 
-def test_a_callback_that_raises_is_told_and_the_others_are_asked(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_callback_is_logged_once_and_the_others_are_called(caplog: pytest.LogCaptureFixture) -> None:
     stats, clock = Stats(), ManualClock()
     bridge, values = Bridge(stats, clock.now), iter([7, 8, 9])
     bridge.observe(("counter", "bad", "", ""), [lambda _: 1 / 0])
@@ -148,7 +148,7 @@ def test_a_callback_that_raises_is_told_and_the_others_are_asked(caplog: pytest.
     assert "instrument=bad" in record.getMessage()
 
 
-def test_a_name_of_another_kind_is_told_and_counts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_name_of_another_kind_is_logged_and_records_nothing(caplog: pytest.LogCaptureFixture) -> None:
     stats = Stats()
     stats.gauge("depth").set(1)
     bridge = Bridge(stats, ManualClock().now)
@@ -157,7 +157,7 @@ def test_a_name_of_another_kind_is_told_and_counts_nothing(caplog: pytest.LogCap
     assert "depth is a gauge already" in caplog.text
 
 
-def test_values_that_are_no_numbers_are_told_once_and_cost_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_are_not_numbers_are_logged_once_and_spoil_no_other(caplog: pytest.LogCaptureFixture) -> None:
     stats, clock = Stats(), ManualClock()
     bridge = Bridge(stats, clock.now)
     took = ("histogram", "took", "s", "")
@@ -188,7 +188,7 @@ def test_two_callbacks_of_one_name_are_added_up_each_from_its_own_start() -> Non
 
 
 @pytest.mark.parametrize("kind", ["gauge", "up_down_counter"])
-def test_what_a_callback_says_no_more_is_no_more(kind: str) -> None:
+def test_a_series_ends_when_its_callback_reports_it_no_longer(kind: str) -> None:
     stats, clock, totals = Stats(), ManualClock(), Totals()
     bridge = Bridge(stats, clock.now)
     rounds = iter([["a", "b"], ["b"], ["a", "b"]])
@@ -199,7 +199,7 @@ def test_what_a_callback_says_no_more_is_no_more(kind: str) -> None:
         clock.advance(1.0)
 
 
-def test_what_callbacks_say_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+def test_series_of_callbacks_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     stats, clock = Stats(), ManualClock()
     bridge = Bridge(stats, clock.now)
     bridge.observe(("counter", "seen", "", ""), [lambda _: [Observation(1, {"n": n}) for n in range(MAX_SERIES + 9)]])

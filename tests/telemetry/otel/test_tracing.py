@@ -1,4 +1,4 @@
-"""OpenTelemetry's API inside handlers: the current span is the call's, and what it makes joins the trace."""
+"""OpenTelemetry's trace API inside handlers: the current span is the call's, and new spans join its trace."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ SAMPLED = (("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),)
 
 
 class Traced(echo_pb2_grpc.EchoServicer):
-    """Says by OpenTelemetry's API what it does."""
+    """A service that uses OpenTelemetry's trace API and baggage."""
 
     def __init__(self, shard: onelane.Shard) -> None:
         self.shard = shard
@@ -59,7 +59,7 @@ class Traced(echo_pb2_grpc.EchoServicer):
         return EchoReply()
 
     async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
-        """The same API on a helper thread."""
+        """Uses the API in jobs on a worker thread."""
 
         def work(_: object) -> str:
             with self.tracer.start_as_current_span("there"):
@@ -75,7 +75,7 @@ class Traced(echo_pb2_grpc.EchoServicer):
         return EchoReply(text=first)
 
     async def Hold(self, request: EchoRequest, context: Any) -> EchoReply:
-        """The API's word on how it went counts."""
+        """Sets an error status by the API, although the call succeeds."""
         span = trace.get_current_span()
         span.set_status(StatusCode.ERROR, "not as it should be")
         await asyncio.sleep(0)
@@ -157,7 +157,9 @@ async def test_calls_made_inside_a_span_are_its_children_and_carry_the_baggage(s
     assert attributes_of(server)["baggage.user"] == "ann"
 
 
-async def test_a_helper_thread_is_inside_of_what_asked_it_and_keeps_nothing(stub: Any, collector: Collector) -> None:
+async def test_a_job_has_the_context_of_its_caller_and_leaves_none_on_the_worker_thread(
+    stub: Any, collector: Collector
+) -> None:
     trace_id = TRACE.replace("0af7", "3af7")
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("baggage", "user=ann"))
     reply = await stub.Misbehave(EchoRequest(key="k"), metadata=metadata, timeout=10)
@@ -211,7 +213,7 @@ def test_a_span_has_the_links_that_it_was_given() -> None:
     assert record.links == [(TRACE, f"{5:016x}", "", {"queue": 3})]
 
 
-def test_a_description_of_what_failed_is_the_status_and_no_type_of_error() -> None:
+def test_the_description_of_an_error_status_is_not_its_type() -> None:
     _, record, span = recording()
     span.set_status(StatusCode.ERROR, "the table of 300 rows is gone")
     span.end()
@@ -219,7 +221,7 @@ def test_a_description_of_what_failed_is_the_status_and_no_type_of_error() -> No
     assert record.attributes is None
 
 
-def test_whatever_a_library_says_of_a_span_becomes_plain() -> None:
+def test_attributes_of_any_type_become_plain_values() -> None:
     _, record, span = recording()
     span.set_attribute("nothing", None)
     span.set_attribute(7, {1})  # type: ignore[arg-type]

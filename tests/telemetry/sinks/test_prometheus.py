@@ -1,4 +1,4 @@
-"""A real Prometheus server scrapes a cluster: what PromQL sums up is what clients have counted."""
+"""A real Prometheus server scrapes a cluster: sums by PromQL equal the counts of the clients."""
 
 import asyncio
 import json
@@ -94,7 +94,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module", autouse=True)
 def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """From the first test on: it looks for what to scrape every 5 s, and meanwhile the tests run that need none."""
+    """Started before the first test: Prometheus discovers its target only after 5 s; tests without it run meanwhile."""
     with prometheus(tmp_path_factory.mktemp("prometheus"), cluster.admin) as scraper:
         yield scraper
 
@@ -106,7 +106,7 @@ async def seen(server: Prometheus) -> Prometheus:
 
 
 async def call(cluster: Cluster, orders: list[str], **more: Any) -> Counter[str]:
-    """What came back, by status."""
+    """Make these calls; the number of calls by status."""
     counted: Counter[str] = Counter()
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
@@ -167,11 +167,11 @@ async def test_shards_that_are_killed_under_load_lose_no_more_than_a_tick_each(t
         exported = app.metric("onelane_calls_total", rpc_method="echo.v1.Echo/Misbehave", rpc_response_status_code="OK")
         gaps = app.metric("onelane_reports_gaps_total")
     assert gaps == 3
-    # Nothing twice: what was counted and not answered, a client has seen fail.
+    # No call is counted twice: a counted call without an answer failed at the client.
     assert counted["OK"] - may_be_lost <= exported <= sum(counted.values())
 
 
-async def test_the_sums_of_the_machine_are_there_beside_the_series_by_shard(cluster: Cluster) -> None:
+async def test_sums_of_the_machine_are_served_beside_the_series_by_shard(cluster: Cluster) -> None:
     """Of this method alone: the cluster's own calls go on meanwhile."""
 
     def of_the_machine() -> tuple[float, ...]:
@@ -187,7 +187,7 @@ async def test_the_sums_of_the_machine_are_there_beside_the_series_by_shard(clus
     assert sum(after) == by_shard == before + 10
 
 
-async def test_where_series_by_shard_are_off_the_sums_of_the_machine_are_there(tmp_path: Path) -> None:
+async def test_without_series_by_shard_the_sums_of_the_machine_are_served(tmp_path: Path) -> None:
     with running(tmp_path, "per_shard_series = false\n" + echo(2)) as app:
         counted = await call(app, ["add 0"] * 30)
         text = app.get("/metrics")
@@ -240,7 +240,7 @@ async def test_an_exemplar_leads_from_a_bucket_to_its_trace(cluster: Cluster, se
     await eventually(found)
 
 
-async def test_every_expression_of_the_dashboard_is_one_that_it_answers(cluster: Cluster, seen: Prometheus) -> None:
+async def test_prometheus_answers_every_expression_of_the_dashboard(cluster: Cluster, seen: Prometheus) -> None:
     await call(cluster, ["add 0"] * 5)
     await eventually(lambda: seen.value("sum(onelane_calls_total)") > 0)
     answered = []

@@ -34,7 +34,7 @@ def test_prometheus_reads_what_prometheus_writes() -> None:
     assert (took["took_seconds_count", ""], took["took_seconds_sum", ""]) == (4, 12)
 
 
-def test_names_that_prometheus_spells_alike_are_one_family_and_one_series(caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_are_alike_in_prometheus_are_one_family_and_one_series(caplog: pytest.LogCaptureFixture) -> None:
     sink = PrometheusSink({})
     odd = (("9lives", "x"), ("le", "y"), ("room.size", "1"), ("room_size", "2"))
     points = [

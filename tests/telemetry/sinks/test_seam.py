@@ -1,4 +1,4 @@
-"""Every sink takes the same points and spans; each writes them in its own world's words."""
+"""Every sink takes the same points, spans and log records."""
 
 import pytest
 from onelane.plugins import load_plugin
@@ -25,7 +25,7 @@ RECORD = LogRecord(5_000, 13, "WARNING", "services.lobby", "full", TRACE_ID, SPA
 
 
 @pytest.mark.parametrize("name", ["prometheus", "otlp"])
-def test_every_sink_takes_what_it_is_given_and_closes(name: str) -> None:
+def test_every_sink_takes_all_signals_and_closes(name: str) -> None:
     with Collector() as collector:
         sink: Sink = load_plugin("onelane.sinks", name)(collector.environment)
         sink.points(POINTS)

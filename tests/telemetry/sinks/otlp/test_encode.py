@@ -41,7 +41,7 @@ def spans_(draw: st.DrawFn) -> SpanRecord:
 
 
 @given(st.lists(spans_(), max_size=5))
-def test_what_is_encoded_in_parts_is_read_as_a_whole(records: list[SpanRecord]) -> None:
+def test_a_span_encoded_in_parts_is_decoded_whole(records: list[SpanRecord]) -> None:
     encoded, left_out = Encoder("i", 0).traces([Chunk(("lobby", "lobby-0"), pack_spans(records * 2), 2 * len(records))])
     assert left_out == 0
     request = ExportTraceServiceRequest.FromString(encoded)
@@ -68,7 +68,7 @@ def test_what_is_encoded_in_parts_is_read_as_a_whole(records: list[SpanRecord]) 
         ]
 
 
-def test_a_span_that_cannot_be_written_costs_no_other_and_is_counted() -> None:
+def test_a_span_that_cannot_be_encoded_spoils_no_other_and_is_counted() -> None:
     odd = [SpanRecord("1" * 32, "2" * 16, "", "odd", "SERVER", start) for start in (-1, 2**70, 1.5)]  # type: ignore[arg-type]
     odd.append(SpanRecord("no hex", "2" * 16, "", "odd", "SERVER", 1))
     packed = pack_spans([*odd, SPAN])
@@ -78,7 +78,7 @@ def test_a_span_that_cannot_be_written_costs_no_other_and_is_counted() -> None:
     assert left_out == 4
 
 
-def test_a_log_record_that_cannot_be_written_costs_no_other_and_is_counted() -> None:
+def test_a_log_record_that_cannot_be_encoded_spoils_no_other_and_is_counted() -> None:
     packed = pack_logs([RECORD._replace(trace_id="no hex"), RECORD])
     encoded, left_out = Encoder("i", 0).logs([Chunk(("lobby", "lobby-0"), packed, 2)])
     (resource,) = ExportLogsServiceRequest.FromString(encoded).resource_logs

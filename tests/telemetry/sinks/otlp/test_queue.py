@@ -1,4 +1,4 @@
-"""What waits to be exported, in time that is moved by hand."""
+"""The export queue, in time that is moved by hand."""
 
 from itertools import pairwise
 from random import Random
@@ -25,7 +25,7 @@ DELAY_S = 1.0
 
 
 def test_in_an_outage_of_30_s_nothing_is_lost_and_each_pause_before_a_retry_is_bounded() -> None:
-    """50 spans a second come meanwhile; the bounds are those of a supervisor that was told nothing."""
+    """50 spans arrive per second meanwhile; the limits are the defaults."""
     queue = ExportQueue(queue_limits_of({}, "OTEL_BSP", max_items=MAX_QUEUED_SPANS, delay_s=DELAY_S), Random(1))
     attempts: list[float] = []
     arrived: list[bytes] = []
@@ -51,7 +51,7 @@ def test_in_an_outage_of_30_s_nothing_is_lost_and_each_pause_before_a_retry_is_b
 
 
 @pytest.mark.parametrize("make", [list, lambda spans: PackedSpans(pack_spans(spans))])
-def test_what_is_too_much_at_once_goes_in_several_batches(make: Any) -> None:
+def test_too_many_or_too_large_items_are_split_into_several_batches(make: Any) -> None:
     def big(size: int) -> SpanRecord:
         record = SpanRecord(TRACE_ID, SPAN_ID, "", f"{size}", "SERVER", 1_000)
         record.set_attribute("text", "x" * size)

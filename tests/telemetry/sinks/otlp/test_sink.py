@@ -1,4 +1,4 @@
-"""OTLP, by HTTP and by gRPC: all that leaves arrives whole, or is counted as lost."""
+"""OTLP over HTTP and gRPC, to a real receiver: every item arrives whole, or is counted as dropped."""
 
 import subprocess
 import threading
@@ -32,7 +32,7 @@ _open: list[OtlpSink] = []
 
 @pytest.fixture(autouse=True)
 def all_closed() -> Iterator[None]:
-    """However a test ends, no exporter process outlives it."""
+    """Close all sinks, so that no exporter process outlives a failed test."""
     yield
     while _open:
         _open.pop().close(1.0)
@@ -79,7 +79,7 @@ def test_otlp_carries_spans_whole(collector: Receiver) -> None:
 
 
 @pytest.mark.slow
-def test_a_text_that_utf8_cannot_write_costs_no_other_span(collector: Receiver) -> None:
+def test_a_text_that_utf8_cannot_encode_spoils_no_other_span(collector: Receiver) -> None:
     odd = SpanRecord("1" * 32, "2" * 16, "", "a/B\ud800", "SERVER", 1_000)
     odd.set_attribute("who", ["\udfff", 1])
     odd.add_event("\ud801", {"x": "\ud802"}, 5)
@@ -92,7 +92,7 @@ def test_a_text_that_utf8_cannot_write_costs_no_other_span(collector: Receiver) 
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_written_counts_as_refused(collector: Receiver) -> None:
+async def test_a_span_that_cannot_be_encoded_counts_as_refused(collector: Receiver) -> None:
     sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
     sink.spans("lobby", "lobby-0", [SpanRecord("1" * 32, "2" * 16, "", "odd", "SERVER", -1), SPAN])
     await eventually(lambda: sink.losses() == {("spans", REFUSED): 1})
@@ -100,7 +100,7 @@ async def test_what_cannot_be_written_counts_as_refused(collector: Receiver) -> 
 
 
 @pytest.mark.slow
-async def test_what_a_collector_did_not_take_of_a_batch_is_counted(collector: Receiver) -> None:
+async def test_items_that_a_collector_rejects_are_counted(collector: Receiver) -> None:
     collector.rejects = 2
     sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20", OTEL_BLRP_SCHEDULE_DELAY="20")
     sink.spans("lobby", "lobby-0", [SPAN] * 3)
@@ -111,7 +111,7 @@ async def test_what_a_collector_did_not_take_of_a_batch_is_counted(collector: Re
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recovers", [True, False])
-async def test_what_is_too_much_for_a_collector_is_tried_again_only_where_it_says_so(recovers: bool) -> None:
+async def test_resource_exhausted_is_retried_only_with_retry_info(recovers: bool) -> None:
     with GrpcCollector() as collector:
         collector.recovers = recovers
         sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
@@ -135,7 +135,7 @@ async def test_a_redirect_is_not_followed_and_nothing_counts_as_sent() -> None:
 
 
 @pytest.mark.slow
-def test_what_was_counted_while_metrics_were_under_way_is_sent_at_the_end(collector: Receiver) -> None:
+def test_points_that_arrive_during_an_export_are_sent_at_the_end(collector: Receiver) -> None:
     sink = otlp(collector, OTEL_METRIC_EXPORT_INTERVAL="1")
     sink.points(POINTS)
     while not collector.metrics:
@@ -147,7 +147,7 @@ def test_what_was_counted_while_metrics_were_under_way_is_sent_at_the_end(collec
 
 
 @pytest.mark.parametrize("interval", ["", "soon", "0", "-5", "nan"])
-def test_an_interval_that_cannot_be_meant_is_the_usual_one(interval: str) -> None:
+def test_an_invalid_interval_falls_back_to_the_default(interval: str) -> None:
     assert interval_s({"OTEL_METRIC_EXPORT_INTERVAL": interval}) == interval_s({}) == 60.0
 
 
@@ -184,18 +184,18 @@ async def test_otlp_goes_over_tls_with_headers_and_gzip(
         sink.close(20.0)
         assert [span.name for span in collector.spans()] == ["a/B"]
         assert collector.headers["x-api-key"] == "secret"
-        # Somebody else's certificate is not taken.
+        # A certificate of another CA is refused.
         trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-        doubting = otlp(collector, **more, OTEL_BSP_SCHEDULE_DELAY="20", OTEL_EXPORTER_OTLP_TIMEOUT="1")
-        doubting.spans("lobby", "lobby-0", [SPAN])
+        distrusting = otlp(collector, **more, OTEL_BSP_SCHEDULE_DELAY="20", OTEL_EXPORTER_OTLP_TIMEOUT="1")
+        distrusting.spans("lobby", "lobby-0", [SPAN])
         await eventually(lambda: "otlp.failing signal=spans" in caplog.text)
-        doubting.close(0.1)
-        assert doubting.losses() == {("spans", CLOSED): 1}
+        distrusting.close(0.1)
+        assert distrusting.losses() == {("spans", CLOSED): 1}
         assert len(collector.spans()) == 1
 
 
 @pytest.mark.slow
-async def test_what_waits_for_a_collector_that_is_away_is_sent_when_it_is_back(collector: Receiver) -> None:
+async def test_spans_queued_for_an_unreachable_collector_are_sent_when_it_is_back(collector: Receiver) -> None:
     collector.is_away = True
     sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
     sink.spans("lobby", "lobby-0", [SPAN] * 3)
@@ -208,7 +208,7 @@ async def test_what_waits_for_a_collector_that_is_away_is_sent_when_it_is_back(c
 
 
 @pytest.mark.slow
-async def test_what_a_collector_will_never_take_is_dropped_and_counted() -> None:
+async def test_a_batch_that_a_collector_refuses_for_good_is_dropped_and_counted() -> None:
     with Collector() as collector:
         collector.answer = 400
         sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
@@ -218,7 +218,7 @@ async def test_what_a_collector_will_never_take_is_dropped_and_counted() -> None
 
 
 @pytest.mark.slow
-async def test_an_exporter_process_that_dies_is_started_anew_and_nothing_is_lost(
+async def test_an_exporter_process_that_dies_is_restarted_and_no_span_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []

@@ -17,7 +17,7 @@ from onelane.telemetry.sinks.otlp.target import target_of
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "is 'soon', expected seconds"),
     ],
 )
-def test_a_variable_that_cannot_be_meant_is_refused_by_name(variable: str, value: str, message: str) -> None:
+def test_an_invalid_variable_is_refused_by_name(variable: str, value: str, message: str) -> None:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"} | {variable: value}
     with pytest.raises(BadConfig, match=f"{variable} {re.escape(message)}"):
         target_of(environment, TRACES)
@@ -27,12 +27,12 @@ def test_a_variable_that_cannot_be_meant_is_refused_by_name(variable: str, value
     "environment",
     [{}, {"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_EXPORTER": "none"}],
 )
-def test_traces_leave_only_where_the_standard_variables_ask_for_them(environment: dict[str, str]) -> None:
+def test_traces_are_exported_only_where_the_standard_variables_enable_it(environment: dict[str, str]) -> None:
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"} if environment else {}
     assert target_of(endpoint | environment, TRACES) is None
 
 
-def test_a_signal_has_a_target_of_its_own_where_the_variables_give_it_one() -> None:
+def test_a_signal_can_have_a_target_of_its_own() -> None:
     environment = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "https://all:4318/base/",
         "OTEL_EXPORTER_OTLP_HEADERS": "Api-Key=a%20b,x=y",
