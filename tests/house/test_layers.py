@@ -21,6 +21,8 @@ PURE += ["shard/topics", "supervisor/shard_state"]
 DOORS = {"core/clock", "wire/driver"}
 """What stands among the pure files to open them to the world: the clock, and the driver of the wire."""
 OUTSIDE = {"asyncio", "anyio", "grpc", "opentelemetry", "os", "socket", "subprocess", "threading", "time"}
+GROUND = {"errors", "config", "plugins"}
+"""Files below all rooms."""
 SEAMS = {"cluster/membership", "telemetry/sinks"}
 """Folders whose `__init__` holds their protocol; every other one is a docstring and nothing else."""
 
@@ -90,6 +92,30 @@ def test_every_folder_says_what_it_is() -> None:
     folders = {name_of(file / "__init__.py") for file in PACKAGE.rglob("*") if list(file.glob("*.py"))}
     rooms = {name for name in folders if room_of(name) in ROOMS and room_of(name) != "testing"} - SEAMS
     assert {name for name in rooms if name not in FILES or not is_text(FILES[name])} == set()
+
+
+def page_of(folder: str) -> str:
+    """The docstring of a folder, as one line."""
+    return " ".join((ast.get_docstring(ast.parse(FILES[folder].read_text())) or "").split())
+
+
+FOLDERS = sorted(name for name in FILES if FILES[name].name == "__init__.py" and room_of(name) != "testing")
+
+
+@pytest.mark.parametrize("room", [name for name in FOLDERS if "/" not in name])
+def test_a_room_imports_the_rooms_that_its_page_names(room: str) -> None:
+    page = page_of(room).partition("Imports:")[2].partition("Main ")[0]
+    named = set(re.findall(r"`(\w+)`", page)) | GROUND
+    imported = {room_of(other) for name in FILES if room_of(name) == room for other in files_of(name)} - {room}
+    assert page.lstrip().startswith("all") or imported <= named
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_main_types_that_a_page_names_are_there(folder: str) -> None:
+    main = page_of(folder).partition("Main type")[2]
+    for module, name in re.findall(r"`(\w+)\.(\w+)`", main):
+        classes = ast.walk(ast.parse(FILES[f"{folder}/{module}"].read_text()))
+        assert name in {node.name for node in classes if isinstance(node, ast.ClassDef)}, f"{module}.{name}"
 
 
 def test_one_file_imports_ngh2() -> None:
