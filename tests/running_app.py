@@ -110,7 +110,7 @@ def running_command(*arguments: str, cwd: Path, log: Path, **environment: str) -
         if process.poll() is None:
             process.terminate()
         try:
-            process.wait(20)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

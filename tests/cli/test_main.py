@@ -27,7 +27,7 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         cluster.process.send_signal(signal.SIGINT)
         await eventually(lambda: cluster.shards()[0]["state"] == "draining")
         cluster.process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(cluster.process.wait, 5) == 130
+        assert await asyncio.to_thread(cluster.process.wait, 30) == 130
         await eventually(lambda: not is_running(pid))
         held.cancel()
         await where.close()

@@ -113,7 +113,12 @@ class Echo(echo_pb2_grpc.EchoServicer):
         return reply.shard
 
     async def _across_each(self, order: str) -> str:
-        answers = await self.shard.call_each(echo_pb2_grpc.EchoServicer.Who, EchoRequest(order=order), timeout=1.0)
+        return await self._across_each_within(f"30 {order}")
+
+    async def _across_each_within(self, rest: str) -> str:
+        timeout_s, order = rest.split(" ", 1)
+        which = echo_pb2_grpc.EchoServicer.Who
+        answers = await self.shard.call_each(which, EchoRequest(order=order), timeout=float(timeout_s))
         codes = [a.error.code().name if a.error else getattr(a.reply, "shard", "") for a in answers]
         return " ".join(f"{answer.shard}={what}" for answer, what in zip(answers, codes, strict=True))
 

@@ -110,5 +110,15 @@ async def test_every_shard_answers_and_a_failure_stands_beside_the_answers(shard
     assert await shards.ask(0, "each") == "echo-0=echo-0 echo-1=echo-1 echo-2=echo-2"
     assert await shards.ask(1, "each fail 2") == "echo-0=echo-0 echo-1=echo-1 echo-2=DATA_LOSS"
     assert await shards.ask(1, "each fail 1") == "echo-0=echo-0 echo-1=DATA_LOSS echo-2=echo-2"
-    assert await shards.ask(2, "each sleep 0") == "echo-0=DEADLINE_EXCEEDED echo-1=echo-1 echo-2=echo-2"
-    assert await shards.ask(0, "each sleep 0") == "echo-0=DEADLINE_EXCEEDED echo-1=echo-1 echo-2=echo-2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [2, 0])
+async def test_a_shard_that_answers_too_late_stands_beside_the_answers(shards: Shards, index: int) -> None:
+    answers, timeout_s = "", 0.1
+    # On a busy machine the others may be too late as well; then they are asked again with more time.
+    while answers.count("DEADLINE_EXCEEDED") != 1:
+        answers = await shards.ask(index, f"each_within {timeout_s} sleep 0")
+        assert "echo-0=DEADLINE_EXCEEDED" in answers
+        timeout_s *= 3
+    assert answers == "echo-0=DEADLINE_EXCEEDED echo-1=echo-1 echo-2=echo-2"

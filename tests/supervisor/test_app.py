@@ -18,6 +18,7 @@ from onelane.v1 import control_pb2
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.gate import Gate
 from tests.running_app import echo, eventually, is_running, running
 from tests.supervisor.fake_launcher import FakeLauncher, app_supervisor, settle
 
@@ -149,16 +150,17 @@ async def test_usr2_restarts_the_shards_one_by_one_and_loses_no_held_call(tmp_pa
     with running(tmp_path, echo(2)) as cluster:
         where = Where(cluster)
         before = [s["pid"] for s in cluster.shards()]
-        held = where.home("k").Hold(EchoRequest(key="k", text="kept"))
-        await eventually(lambda: cluster.metric("onelane_calls_in_flight"))
-        cluster.process.send_signal(signal.SIGUSR2)
-        await where.home("k").Release(EchoRequest(key="k"))
-        assert (await held).text == "kept"
+        gate, key = Gate(tmp_path), where.key_of("echo-0")
+        held = where.home(key).Misbehave(EchoRequest(key=key, order=f"hold_at {gate}"))
+        async with gate.occupied():
+            cluster.process.send_signal(signal.SIGUSR2)
+            await eventually(lambda: cluster.shards()[0]["state"] == "draining")
+        assert (await held).shard == "echo-0"
         await eventually(lambda: "supervisor.recycled" in cluster.log.read_text())
         after = cluster.shards()
         assert not set(before) & {s["pid"] for s in after}
         assert [(s["state"], s["restarts"]) for s in after] == [("ready", 0)] * 2
-        assert (await where.home("k").Unary(EchoRequest(key="k"), wait_for_ready=True)).shard == where.owner_of("k")
+        assert (await where.home(key).Unary(EchoRequest(key=key), wait_for_ready=True)).shard == "echo-0"
         await where.close()
 
 
@@ -169,12 +171,14 @@ async def test_a_drain_lets_calls_finish_and_exits_with_zero(tmp_path: Path, mod
     inline = ["--inline"] if mode == "inline" else []
     with running(tmp_path, echo(2), *inline) as cluster:
         where = Where(cluster)
-        held = where.away("k").Misbehave(EchoRequest(key="k", order="sleep 1.0"))
-        await eventually(lambda: cluster.metric("onelane_forwards_total"))
-        pids = [s["pid"] for s in cluster.shards()]
-        cluster.process.send_signal(signal.SIGTERM)
+        gate = Gate(tmp_path)
+        held = where.away("k").Misbehave(EchoRequest(key="k", order=f"hold_at {gate}"))
+        async with gate.occupied():
+            pids = [s["pid"] for s in cluster.shards()]
+            cluster.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: {s["state"] for s in cluster.shards()} == {"draining"})
         assert (await held).shard == where.owner_of("k")
-        assert await asyncio.to_thread(cluster.process.wait, 20) == 0
+        assert await asyncio.to_thread(cluster.process.wait, 30) == 0
         assert not any(map(is_running, pids))
         await where.close()
 
@@ -189,5 +193,5 @@ async def test_a_drain_is_bounded(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await held
         assert caught.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
-        assert await asyncio.to_thread(cluster.process.wait, 20) == 0
+        assert await asyncio.to_thread(cluster.process.wait, 30) == 0
         await where.close()
