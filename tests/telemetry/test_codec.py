@@ -36,3 +36,11 @@ def test_a_stall_is_the_same_after_a_trip_through_bytes() -> None:
     )
     packed = codec.stall_to_proto(stall).SerializeToString()
     assert codec.stall_from_proto(control_pb2.Stall.FromString(packed)) == stall
+
+
+def test_exemplars_and_scale_of_a_histogram_arrive() -> None:
+    """Equality of `Buckets` leaves exemplars out."""
+    packed = codec.point_to_proto(POINTS[2]).SerializeToString()
+    value = codec.point_from_proto(control_pb2.Point.FromString(packed)).value
+    assert isinstance(value, Buckets)
+    assert (value.exemplars, value.scale) == ((EXEMPLAR,), 5)

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from onelane.telemetry.logs import LogBuffer, pack_logs, unpack_logs
+from onelane.telemetry.logs import MAX_BUFFERED_RECORDS, LogBuffer, pack_logs, unpack_logs
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -89,3 +89,58 @@ def test_a_record_that_cannot_be_formatted_raises_nothing_in_the_code_that_logs(
     buffer = LogBuffer("")
     buffer.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, "%d items", ("many",), None))
     assert buffer.take() == []
+
+
+def logged(text: str, level: int = logging.INFO) -> logging.LogRecord:
+    return logging.LogRecord("rooms", level, "rooms.py", 7, text, None, None)
+
+
+def test_a_buffer_takes_the_records_of_its_shard_alone_and_each_once() -> None:
+    buffer, of_supervisor = LogBuffer("lobby-0"), LogBuffer("")
+    for shard in ("lobby-0", "lobby-1", ""):
+        record = logged(f"from {shard}")
+        record.onelane_shard = shard
+        buffer.handle(record)
+        of_supervisor.handle(record)
+    assert [record.text for record in buffer.take()] == ["from lobby-0"]
+    assert [record.text for record in of_supervisor.take()] == ["from "]
+    assert buffer.take() == []
+
+
+def test_a_buffer_is_bounded_and_dropped_records_are_counted() -> None:
+    buffer = LogBuffer("")
+    for number in range(MAX_BUFFERED_RECORDS + 3):
+        buffer.handle(logged(str(number)))
+    assert [record.text for record in buffer.take()] == [str(number) for number in range(MAX_BUFFERED_RECORDS)]
+    assert buffer.dropped == 3
+
+
+@pytest.mark.parametrize(
+    ("level", "severity"),
+    [(5, 1), (logging.DEBUG, 5), (logging.INFO, 9), (25, 9), (logging.WARNING, 13), (logging.ERROR, 17), (50, 21)],
+)
+def test_a_level_has_the_severity_number_of_opentelemetry(level: int, severity: int) -> None:
+    buffer = LogBuffer("")
+    buffer.handle(logged("x", level))
+    (record,) = unpack_logs(pack_logs(buffer.take()))
+    assert record.severity == severity
+
+
+def test_a_buffered_record_has_its_place_its_trace_and_its_exception() -> None:
+    buffer, record = LogBuffer(""), logged("lost")
+    record.otelTraceID, record.otelSpanID = "a" * 32, "b" * 16
+    try:
+        raise KeyError("room")
+    except KeyError:
+        record.exc_info = sys.exc_info()
+    buffer.handle(record)
+    (buffered,) = buffer.take()
+    assert (buffered.trace_id, buffered.span_id, buffered.at_ns) == ("a" * 32, "b" * 16, int(record.created * 1e9))
+    stack = buffered.attributes.pop("exception.stacktrace")
+    assert "test_a_buffered_record_has_its_place" in stack
+    assert buffered.attributes == {
+        "code.file.path": "rooms.py",
+        "code.line.number": "7",
+        "exception.type": "KeyError",
+        "exception.message": "'room'",
+    }

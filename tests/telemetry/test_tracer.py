@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 from onelane.core.trace_context import UNSAMPLED, TraceContext
-from onelane.telemetry.sampling import DEFAULT_TRACES_PER_S, RATE_LIMITED, Sampler, sampler_of
+from onelane.telemetry.sampling import DEFAULT_TRACES_PER_S, NEVER, RATE_LIMITED, Sampler, sampler_of
 from onelane.telemetry.spans import SpanRecord
-from onelane.telemetry.tracer import Tracer
+from onelane.telemetry.tracer import MAX_ENDED_SPANS, Tracer, context_of
 from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
@@ -56,3 +56,86 @@ def test_without_a_configured_sampler_some_traces_per_second_are_recorded() -> N
     clock.advance(0.5)
     shard_tracer.take()
     assert recorded() == DEFAULT_TRACES_PER_S / 2
+
+
+def recorded(shard_tracer: Tracer, parent: TraceContext | None = None) -> SpanRecord:
+    record = shard_tracer.start("a/B", "SERVER", parent)
+    assert isinstance(record, SpanRecord)
+    return record
+
+
+SERVER_FAILURES = ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"]
+
+
+@pytest.mark.parametrize("status", ["OK", "NOT_FOUND", "RESOURCE_EXHAUSTED", *SERVER_FAILURES])
+def test_a_status_is_an_error_of_a_client_span_and_some_are_of_a_server_span(status: str) -> None:
+    shard_tracer = tracer(sampler_of({}))
+    server_span, client_span = recorded(shard_tracer), recorded(shard_tracer)
+    shard_tracer.end_call(server_span, status=status, server=True)
+    shard_tracer.end_call(client_span, status=status, server=False)
+    assert server_span.status == client_span.status == status
+    assert server_span.error == (status if status in SERVER_FAILURES else "")
+    assert client_span.error == ("" if status == "OK" else status)
+    assert shard_tracer.take() == [server_span, client_span]
+
+
+def test_a_status_ok_that_a_handler_set_overrides_the_error_of_its_call() -> None:
+    shard_tracer = tracer(sampler_of({}))
+    record = recorded(shard_tracer)
+    record.is_ok = True
+    shard_tracer.end_call(record, status="INTERNAL", server=True)
+    assert (record.error, record.status) == ("", "INTERNAL")
+
+
+def test_an_error_that_a_handler_described_is_kept_and_has_the_status_as_its_type() -> None:
+    shard_tracer = tracer(sampler_of({}))
+    record = recorded(shard_tracer)
+    record.error = "the table is locked"
+    shard_tracer.end_call(record, status="INTERNAL", server=True)
+    assert (record.error, record.attributes) == ("the table is locked", {"error.type": "INTERNAL"})
+
+
+def test_a_span_ends_at_the_time_of_the_clock_or_at_the_one_named() -> None:
+    clock = ManualClock()
+    shard_tracer = tracer(sampler_of({}), clock=clock)
+    first, second = recorded(shard_tracer), recorded(shard_tracer)
+    clock.advance(2.0)
+    shard_tracer.end(first, attributes={"rows": 2})
+    shard_tracer.end(second, at_ns=first.start_ns + 5)
+    assert (first.end_ns - first.start_ns, first.attributes) == (2_000_000_000, {"rows": 2})
+    assert second.end_ns - second.start_ns == 5
+
+
+def test_ended_spans_are_bounded_and_dropped_ones_are_counted() -> None:
+    shard_tracer = tracer(sampler_of({}))
+    record = recorded(shard_tracer)
+    for _ in range(MAX_ENDED_SPANS + 2):
+        shard_tracer.end_call(record, status="OK", server=True)
+    shard_tracer.end(record)
+    assert len(shard_tracer.take()) == MAX_ENDED_SPANS
+    assert shard_tracer.dropped == 3
+    assert shard_tracer.take() == []
+
+
+def test_an_idle_tracer_records_not_even_the_child_of_a_sampled_parent() -> None:
+    idle = tracer(NEVER)
+    parent = TraceContext("0" * 31 + "1", "0" * 15 + "2", True)
+    assert idle.idle
+    assert idle.start("x", "SERVER", parent) is parent
+    idle.end_call(parent, status="INTERNAL", server=True)
+    assert idle.take() == []
+
+
+def test_a_tracer_that_records_all_marks_unsampled_spans() -> None:
+    shard_tracer = tracer(NEVER, records_all=True)
+    assert recorded(shard_tracer).sampled is False
+    assert recorded(shard_tracer, TraceContext("0" * 31 + "1", "0" * 15 + "2", False)).sampled is False
+    # A trace without an id began in a call that records nothing.
+    assert shard_tracer.start("x", "SERVER", UNSAMPLED) is UNSAMPLED
+
+
+def test_a_call_inside_a_span_carries_its_context() -> None:
+    record = recorded(tracer(sampler_of({})))
+    assert context_of(record) == TraceContext(record.trace_id, record.span_id, True)
+    assert context_of(UNSAMPLED) is UNSAMPLED
+    assert context_of(None) is None

@@ -493,11 +493,11 @@ class Report(_message.Message):
     seq: _builtins.int
     """Grows by one; a gap means a report was lost."""
     spans: _builtins.bytes
-    """Spans that have ended, as onelane.spans.pack writes them: both ends are of one Python."""
+    """Spans that have ended, as onelane.telemetry.spans.pack_spans writes them: both ends are of one Python."""
     collect: _builtins.int
     """The number of the `collect` that this answers, or 0."""
     logs: _builtins.bytes
-    """Log records for an exporter, as onelane.logs.pack writes them."""
+    """Log records for an exporter, as onelane.telemetry.logs.pack_logs writes them."""
     final: _builtins.bool
     """Nothing is left behind: the shard ends."""
     @_builtins.property
