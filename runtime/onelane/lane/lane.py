@@ -356,12 +356,12 @@ class Lane:
             call.turn = None
         if call.hop is not AWAY:
             seconds = perf_counter() - call.began
-            spread = entry.count(call.code_now, seconds)
+            duration = entry.count(call.code_now, seconds)
             span = call.span
             if isinstance(span, SpanRecord):
                 self._tracer.end_call(span, status=call.code_now.name, hop=call.hop, server=True)
                 if span.sampled:
-                    spread.add_exemplar(seconds, span)
+                    duration.add_exemplar(seconds, span)
             if call.debug:
                 call.trailers = (*call.trailers, *call.debug)
             if call.trusted:

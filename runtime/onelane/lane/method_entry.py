@@ -15,7 +15,7 @@ class Entry:
     __slots__ = (
         "_calls",
         "_cells",
-        "_spread",
+        "_duration",
         "_stats",
         "any",
         "asks_message",
@@ -43,15 +43,15 @@ class Entry:
         self.is_simple = method.is_async and not streams and method.choose is None
         self._stats = stats
         self._cells: dict[str, tuple[CounterSeries, HistogramSeries]] = {}
-        self._calls, self._spread = self._make("OK")
+        self._calls, self._duration = self._make("OK")
 
     def count(self, code: grpc.StatusCode, seconds: float) -> HistogramSeries:
-        """Count a call that has ended; where its duration went."""
+        """Count a call that has ended; the series that has its duration, for an exemplar."""
         if code is OK:
             # Apart, because looking a status code up by its hash costs as much as all the rest of this.
             self._calls.add()
-            self._spread.record(seconds)
-            return self._spread
+            self._duration.record(seconds)
+            return self._duration
         cells = self._cells.get(code.name)
         if cells is None:
             cells = self._cells[code.name] = self._make(code.name)

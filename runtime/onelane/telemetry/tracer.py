@@ -24,7 +24,6 @@ STATUS = "rpc.response.status_code"
 ERROR = "error.type"
 SHARD = "onelane.shard"
 HOP_ATTRIBUTE = "onelane.hop"
-ATTEMPT = "rpc.grpc.attempt"
 
 Span = SpanRecord | TraceContext | None
 """A record of a span that is recorded, else the context to propagate."""
