@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,79 +159,84 @@ def check_attributes(trace: Any) -> None:
     assert all(CALLER in warning for warning in trace.warnings)
 
 
-def play(folder: Path, *arguments: str, toml: str = ARENA) -> "subprocess.Popen[str]":
-    """`make up` on free ports; what it writes to stderr goes to the file `log`."""
+@contextmanager
+def playing(folder: Path, *arguments: str, toml: str = ARENA) -> Iterator["subprocess.Popen[str]"]:
+    """`make up` on free ports, ended by its signal if it has not ended; what it writes to stderr goes to `log`."""
     (folder / "onelane.toml").write_text(f'admin = "127.0.0.1:0"\n{toml}')
     command = [sys.executable, "-m", "services.arena.drive", "--file", str(folder / "onelane.toml"), *arguments]
-    environment = os.environ | {"ARENA_DB": str(folder / "arena.db"), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"ARENA_DB": str(folder / "arena.db"), "PYTHONPATH": str(ROOT), MARK: str(folder)}
     with (folder / "log").open("w") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
 
 
-def members_of(session: int) -> set[str]:
-    """Pids whose command line says onelane and whose session or ancestors began with `session`."""
-    matches = set()
+MARK = "ONELANE_TEST_FOLDER"
+
+
+def processes_of(folder: Path) -> set[str]:
+    """The pids of what `playing` has started in this folder, and of what that has started."""
+    pids = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if f"ONELANE_TEST={session}".encode() in (process / "environ").read_bytes():
-                matches.add(process.name)
+            if f"{MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                pids.add(process.name)
         except OSError:
             continue
-    return matches
+    return pids
 
 
-def test_make_up_for_a_while_ends_by_itself_and_its_totals_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
-    process = play(tmp_path, "--for", "2s")
-    output = process.communicate(timeout=60)[0]
+async def output_of(process: "subprocess.Popen[str]") -> str:
+    """What it writes to its end."""
+    return (await asyncio.to_thread(process.communicate, timeout=50))[0]
+
+
+async def test_make_up_for_a_while_ends_by_itself_and_its_totals_agree(tmp_path: Path) -> None:
+    with playing(tmp_path, "--for", "1s") as process:
+        output = await output_of(process)
     assert process.returncode == 0, output
     assert "totals agree" in output
     assert "error:" not in output
     assert int(re.findall(r"Lobby/Join .*?([\d,]+) ", output)[0].replace(",", "")) > 0
-    assert members_of(os.getpid()) == set()
+    await eventually(lambda: not processes_of(tmp_path))
 
 
-def test_ctrl_c_ends_make_up_with_its_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
-    process = play(tmp_path)
-    assert process.stdout is not None
-    while "admin on" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
+async def test_ctrl_c_ends_make_up_with_its_summary(tmp_path: Path) -> None:
+    with playing(tmp_path) as process:
+        assert process.stdout is not None
+        while "admin on" not in await asyncio.to_thread(process.stdout.readline):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        output = await output_of(process)
     assert (process.returncode, "summary of" in output) == (0, True)
-    assert members_of(os.getpid()) == set()
+    await eventually(lambda: not processes_of(tmp_path))
 
 
-def test_make_up_that_cannot_start_says_why_in_the_shards_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
+async def test_make_up_that_cannot_start_says_why_in_the_shards_own_words(tmp_path: Path) -> None:
     (tmp_path / "arena.db").write_text("this is no database" * 100)
-    process = play(tmp_path)
-    process.communicate(timeout=60)
+    with playing(tmp_path) as process:
+        await output_of(process)
     assert process.returncode == 1
     log = (tmp_path / "log").read_text()
     reason = "sqlite3.DatabaseError: file is not a database"
     assert re.search(rf"^onelane: shard profile-\d failed to start: {reason}$", log, re.MULTILINE)
     # Nothing of the driver's own stands behind it, but that this was the end.
     assert log.endswith(f"\n{reason}\nError: the arena did not start, and says why above (exit code 1)\n")
-    assert members_of(os.getpid()) == set()
+    await eventually(lambda: not processes_of(tmp_path))
 
 
-async def test_ctrl_c_ends_make_up_while_a_shard_hangs_in_its_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONELANE_TEST", str(os.getpid()))
-    process = play(tmp_path, toml=echo(2).replace("tests.echo.service:Echo", "tests.broken:Hanging"))
-    # The driver, the supervisor and two shards.
-    await eventually(lambda: len(members_of(os.getpid())) == 4)
-    process.send_signal(signal.SIGINT)
-    await asyncio.to_thread(process.communicate, timeout=30)
+async def test_ctrl_c_ends_make_up_while_a_shard_hangs_in_its_start(tmp_path: Path) -> None:
+    with playing(tmp_path, toml=echo(2).replace("tests.echo.service:Echo", "tests.broken:Hanging")) as process:
+        # The driver, the supervisor and two shards.
+        await eventually(lambda: len(processes_of(tmp_path)) == 4)
+        process.send_signal(signal.SIGINT)
+        await output_of(process)
     assert process.returncode == 1
     assert (tmp_path / "log").read_text().endswith("\nError: ended before the arena had started\n")
-    assert members_of(os.getpid()) == set()
+    await eventually(lambda: not processes_of(tmp_path))

@@ -16,6 +16,8 @@ from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import Cluster, echo, eventually, http_request, running
 
 pytestmark = pytest.mark.slow
+# Of what is waited for, in milliseconds; it only matters where a test fails.
+expect.set_options(timeout=30_000)
 Opened = tuple[Page, list[str], list[str]]
 Folders = pytest.TempPathFactory
 ARGUMENTS = [
@@ -151,11 +153,11 @@ async def test_a_shard_is_drained_and_restarted_once_that_is_confirmed(browser: 
         await expect(row).to_contain_text("ready")
         await page.get_by_role("button", name="Drain echo-1").click()
         await page.get_by_role("dialog").get_by_role("button", name="Drain it").click()
-        await expect(row).to_contain_text("drained", timeout=15_000)
+        await expect(row).to_contain_text("drained")
         assert cluster.shards()[1]["state"] == "drained"
         await page.get_by_role("button", name="Restart echo-1").click()
         await page.get_by_role("dialog").get_by_role("button", name="Restart it").click()
-        await expect(row).to_contain_text("ready", timeout=15_000)
+        await expect(row).to_contain_text("ready")
         after = cluster.shards()[1]
     assert (after["state"], after["restarts"]) == ("ready", 0)
     assert after["pid"] != before
@@ -184,10 +186,10 @@ async def test_of_several_restart_requests_at_once_one_is_accepted(cluster: Clus
     before = shard["pid"]
     url = f"http://{cluster.admin}/shards/echo/0/restart"
     where = Where(cluster)
-    key = next(key for key in map(str, range(99)) if where.owner_of(key) == shard["name"])
+    key = where.key_of(shard["name"])
     # A call under way holds the restart up until all have asked.
-    held = where.home(key).Hold(EchoRequest(key=key), timeout=30)
-    await eventually(lambda: cluster.metric("onelane_calls_in_flight") == 1)
+    held = where.home(key).Misbehave(EchoRequest(key=key, order=f"wait {key}"), timeout=30)
+    await where.wait_begun(key)
     asked = [asyncio.to_thread(http_request, url, method="POST", **{"X-Onelane": "1"}) for _ in range(3)]
     statuses = sorted(status for status, _ in await asyncio.gather(*asked))
     held.cancel()
