@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onelane.config import App
-from onelane.core import addresses, keys
-from onelane.server import sockets
+from onelane.core import keys
 from onelane.server.call import Call
 from onelane.server.listener import Bind, Serving
 from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
+
+from tests.ports import reserved
 
 PATH = "/h2.Spec/Answer"
 HELD_S = 0.02
@@ -36,14 +37,14 @@ class Answering(Serving):
 @asynccontextmanager
 async def answering() -> AsyncIterator[int]:
     """A native listener for h2spec, with a shard's own settings; its port."""
-    address, held = sockets.claim("127.0.0.1:0", shared=False)
-    held.close()
     listener = NativeListener()
-    await listener.start([Bind(address)], Answering(), App(services=("a:B",), listen=address))
-    try:
-        yield addresses.split(address)[1]
-    finally:
-        await listener.stop(0)
+    with reserved() as port:
+        address = f"127.0.0.1:{port}"
+        await listener.start([Bind(address)], Answering(), App(services=("a:B",), listen=address))
+        try:
+            yield port
+        finally:
+            await listener.stop(0)
 
 
 @dataclass(frozen=True)

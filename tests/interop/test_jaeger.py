@@ -20,6 +20,8 @@ from tests.jaeger import Jaeger, Trace, jaeger
 from tests.running_app import ROOT, Cluster, eventually, running
 
 pytestmark = pytest.mark.slow
+SLOWER_S = 0.25
+"""As below: how long a call takes at least that is kept as a slow one."""
 CALLER = "b7ad6b7169203331"
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -156,6 +158,16 @@ async def whole(seen: Jaeger, caller: Caller, spans: int) -> Trace:
 REQUEST = EchoRequest(key="k", text="hi")
 
 
+async def call_quickly(apps: Cluster, number: int) -> Caller:
+    """Make a call that is neither sampled nor slow, however many it takes on a machine that is busy."""
+    while True:
+        caller = Caller(apps, number, sampled=False)
+        began = time.monotonic()
+        await caller.call("Unary", REQUEST)
+        if time.monotonic() - began < SLOWER_S:
+            return caller
+
+
 @pytest.mark.parametrize(
     ("number", "method", "request_"),
     [(1, "Unary", REQUEST), (2, "Download", REQUEST), (3, "Upload", [REQUEST] * 2), (4, "Chat", [REQUEST] * 2)],
@@ -222,8 +234,7 @@ async def test_a_retry_stands_in_its_call_with_both_attempts_below(seen: Jaeger,
 async def test_what_failed_or_was_slow_is_kept_though_it_was_not_sampled(
     seen: Jaeger, apps: Cluster, number: int, order: str
 ) -> None:
-    ordinary, odd = Caller(apps, number + 100, sampled=False), Caller(apps, number, sampled=False)
-    await ordinary.call("Unary", REQUEST)
+    ordinary, odd = await call_quickly(apps, number + 100), Caller(apps, number, sampled=False)
     if order == "fail":
         with pytest.raises(grpc.aio.AioRpcError):
             await odd.call("Unary", EchoRequest(key="k", order="fail"))

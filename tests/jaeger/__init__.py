@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import tools
+from tests.ports import reserved
 
 PORTS = ("OTLP_HTTP", "OTLP_GRPC", "QUERY", "QUERY_GRPC", "HEALTH")
 
@@ -35,7 +35,7 @@ class Jaeger:
         """One trace, as Jaeger's HTTP API gives it; None while it has not come."""
         url = f"http://127.0.0.1:{self._ports['QUERY']}/api/traces/{trace_id}"
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=30) as answer:
                 return Trace(json.load(answer)["data"][0])
         except urllib.error.HTTPError as error:
             if error.code == 404:
@@ -72,15 +72,13 @@ class Trace:
 @contextmanager
 def jaeger() -> Iterator[Jaeger]:
     """Jaeger on free ports, ready; stopped by its pid at the end."""
-    binary = tools.jaeger()
+    command = [tools.jaeger(), "--config", str(Path(__file__).with_name("config.yaml"))]
     with ExitStack() as stack:
-        socks = {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))) for name in PORTS}
-        ports = {name: sock.getsockname()[1] for name, sock in socks.items()}
-    environment = os.environ | {f"JAEGER_{name}_PORT": str(port) for name, port in ports.items()}
-    config = Path(__file__).with_name("config.yaml")
-    process = subprocess.Popen([binary, "--config", str(config)], env=environment, stderr=subprocess.DEVNULL)
-    try:
-        yield Jaeger(ports)
-    finally:
-        process.terminate()
-        process.wait(10)
+        ports = {name: stack.enter_context(reserved()) for name in PORTS}
+        environment = os.environ | {f"JAEGER_{name}_PORT": str(port) for name, port in ports.items()}
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        try:
+            yield Jaeger(ports)
+        finally:
+            process.terminate()
+            process.wait(30)
