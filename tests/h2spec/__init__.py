@@ -17,7 +17,7 @@ from onelane.server.native_listener import NativeListener
 from tests.ports import reserved
 
 PATH = "/h2.Spec/Answer"
-HELD_S = 0.02
+HELD_S = 0.05
 """What h2spec sends after a request, in a write of its own, is meant to find the stream open."""
 
 
