@@ -89,7 +89,7 @@ def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster:
         except OSError:
             # EIO: the last process that had the terminal open has closed it.
             pass
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()

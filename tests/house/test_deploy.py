@@ -107,7 +107,7 @@ async def test_the_supervisor_tells_systemd_when_it_is_ready_and_when_it_stops(t
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(address)
-        notified.settimeout(10)
+        notified.settimeout(30)
         with running(tmp_path, echo(1), NOTIFY_SOCKET=address, RUNTIME_DIRECTORY=str(tmp_path)) as cluster:
             assert notified.recv(100) == b"READY=1"
             (folder,) = await asyncio.to_thread(lambda: list(tmp_path.glob("onelane-*")))
