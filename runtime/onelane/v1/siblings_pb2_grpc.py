@@ -45,7 +45,7 @@ class SiblingsServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Publish(self, request, context):
-        """Messages of one publisher, in order. From anyone but a sibling: PERMISSION_DENIED.
+        """Delivers a batch of one publisher's messages, in order. PERMISSION_DENIED for any peer but a sibling.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

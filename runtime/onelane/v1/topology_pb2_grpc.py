@@ -50,14 +50,14 @@ class TopologyServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Watch(self, request, context):
-        """The placement now, then each newer one. Epochs only grow within one stream.
+        """Streams the present placement, then each newer one. Epochs only grow within one stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Status(self, request, context):
-        """Every app of this supervisor, with its shards' state and counts, as of now.
+        """The present state and counts of every shard of every app of this supervisor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

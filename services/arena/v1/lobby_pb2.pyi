@@ -50,7 +50,7 @@ class JoinReply(_message.Message):
     """The joining player's Elo rating."""
     @_builtins.property
     def players(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Everyone in the room, in the order they came."""
+        """All players of the room, in the order in which they joined."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class SayReply(_message.Message):
 
     HEARD_BY_FIELD_NUMBER: _builtins.int
     heard_by: _builtins.int
-    """Watchers that the line was sent to."""
+    """Number of watchers that the text was sent to."""
     def __init__(
         self,
         *,

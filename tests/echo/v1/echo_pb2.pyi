@@ -27,7 +27,7 @@ class EchoRequest(_message.Message):
     key: _builtins.str
     text: _builtins.str
     times: _builtins.int
-    """How many answers to a Download."""
+    """Number of answers to a Download."""
     order: _builtins.str
     def __init__(
         self,
@@ -56,7 +56,7 @@ class EchoReply(_message.Message):
     shard: _builtins.str
     """The shard that ran the handler."""
     seen: _builtins.int
-    """How many calls of this key this shard has seen."""
+    """Number of calls of this key that this shard has served."""
     def __init__(
         self,
         *,

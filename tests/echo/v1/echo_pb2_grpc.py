@@ -126,7 +126,7 @@ class EchoServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Plain(self, request, context):
-        """A plain `def` of each shape.
+        """One plain `def` handler of each shape.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,28 +145,28 @@ class EchoServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Misbehave(self, request, context):
-        """Does what `order` says: abort, rich, raise, leak, sleep, block, metadata, code, call.
+        """Carries out `order`: abort, rich, raise, leak, sleep, block, metadata, code, call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Across(self, request, context):
-        """Asks the other shards, as `order` says: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC.
+        """Calls the other shards, by `order`: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Who(self, request, context):
-        """Who serves it; any shard does.
+        """The name of the shard that serves the call; any shard does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Hold(self, request, context):
-        """Waits until somebody calls Release with the same key.
+        """Waits until a client calls Release with the same key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

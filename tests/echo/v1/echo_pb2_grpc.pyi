@@ -38,17 +38,17 @@ class EchoStub:
     Upload: _grpc.StreamUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
     Chat: _grpc.StreamStreamMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
     Plain: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
-    """A plain `def` of each shape."""
+    """One plain `def` handler of each shape."""
     PlainUpload: _grpc.StreamUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
     PlainChat: _grpc.StreamStreamMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
     Misbehave: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
-    """Does what `order` says: abort, rich, raise, leak, sleep, block, metadata, code, call."""
+    """Carries out `order`: abort, rich, raise, leak, sleep, block, metadata, code, call."""
     Across: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
-    """Asks the other shards, as `order` says: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
+    """Calls the other shards, by `order`: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
     Who: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
-    """Who serves it; any shard does."""
+    """The name of the shard that serves the call; any shard does."""
     Hold: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
-    """Waits until somebody calls Release with the same key."""
+    """Waits until a client calls Release with the same key."""
     Release: _grpc.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]
 
 @_typing.type_check_only
@@ -61,17 +61,17 @@ class EchoAsyncStub(EchoStub):
     Upload: _aio.StreamUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
     Chat: _aio.StreamStreamMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
     Plain: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
-    """A plain `def` of each shape."""
+    """One plain `def` handler of each shape."""
     PlainUpload: _aio.StreamUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
     PlainChat: _aio.StreamStreamMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
     Misbehave: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
-    """Does what `order` says: abort, rich, raise, leak, sleep, block, metadata, code, call."""
+    """Carries out `order`: abort, rich, raise, leak, sleep, block, metadata, code, call."""
     Across: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
-    """Asks the other shards, as `order` says: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
+    """Calls the other shards, by `order`: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
     Who: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
-    """Who serves it; any shard does."""
+    """The name of the shard that serves the call; any shard does."""
     Hold: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
-    """Waits until somebody calls Release with the same key."""
+    """Waits until a client calls Release with the same key."""
     Release: _aio.UnaryUnaryMultiCallable[_echo_pb2.EchoRequest, _echo_pb2.EchoReply]  # type: ignore[assignment]
 
 class EchoServicer(metaclass=_abc_1.ABCMeta):
@@ -111,7 +111,7 @@ class EchoServicer(metaclass=_abc_1.ABCMeta):
         request: _echo_pb2.EchoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_echo_pb2.EchoReply, _abc.Awaitable[_echo_pb2.EchoReply]]:
-        """A plain `def` of each shape."""
+        """One plain `def` handler of each shape."""
 
     @_abc_1.abstractmethod
     def PlainUpload(
@@ -133,7 +133,7 @@ class EchoServicer(metaclass=_abc_1.ABCMeta):
         request: _echo_pb2.EchoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_echo_pb2.EchoReply, _abc.Awaitable[_echo_pb2.EchoReply]]:
-        """Does what `order` says: abort, rich, raise, leak, sleep, block, metadata, code, call."""
+        """Carries out `order`: abort, rich, raise, leak, sleep, block, metadata, code, call."""
 
     @_abc_1.abstractmethod
     def Across(
@@ -141,7 +141,7 @@ class EchoServicer(metaclass=_abc_1.ABCMeta):
         request: _echo_pb2.EchoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_echo_pb2.EchoReply, _abc.Awaitable[_echo_pb2.EchoReply]]:
-        """Asks the other shards, as `order` says: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
+        """Calls the other shards, by `order`: call KEY ORDER, each ORDER, publish TOPIC TIMES, heard TOPIC."""
 
     @_abc_1.abstractmethod
     def Who(
@@ -149,7 +149,7 @@ class EchoServicer(metaclass=_abc_1.ABCMeta):
         request: _echo_pb2.EchoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_echo_pb2.EchoReply, _abc.Awaitable[_echo_pb2.EchoReply]]:
-        """Who serves it; any shard does."""
+        """The name of the shard that serves the call; any shard does."""
 
     @_abc_1.abstractmethod
     def Hold(
@@ -157,7 +157,7 @@ class EchoServicer(metaclass=_abc_1.ABCMeta):
         request: _echo_pb2.EchoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_echo_pb2.EchoReply, _abc.Awaitable[_echo_pb2.EchoReply]]:
-        """Waits until somebody calls Release with the same key."""
+        """Waits until a client calls Release with the same key."""
 
     @_abc_1.abstractmethod
     def Release(

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GreeterStub:
-    """Written without onelane: no annotation anywhere.
+    """A service that was written without onelane: its proto has no annotation.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class GreeterStub:
 
 
 class GreeterServicer:
-    """Written without onelane: no annotation anywhere.
+    """A service that was written without onelane: its proto has no annotation.
     """
 
     def Hello(self, request, context):
@@ -85,7 +85,7 @@ def add_GreeterServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Greeter:
-    """Written without onelane: no annotation anywhere.
+    """A service that was written without onelane: its proto has no annotation.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GreeterStub:
-    """Written without onelane: no annotation anywhere."""
+    """A service that was written without onelane: its proto has no annotation."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,14 +38,14 @@ class GreeterStub:
 
 @_typing.type_check_only
 class GreeterAsyncStub(GreeterStub):
-    """Written without onelane: no annotation anywhere."""
+    """A service that was written without onelane: its proto has no annotation."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hello: _aio.UnaryUnaryMultiCallable[_greeter_pb2.HelloRequest, _greeter_pb2.HelloReply]  # type: ignore[assignment]
     Everyone: _aio.StreamStreamMultiCallable[_greeter_pb2.HelloRequest, _greeter_pb2.HelloReply]  # type: ignore[assignment]
 
 class GreeterServicer(metaclass=_abc_1.ABCMeta):
-    """Written without onelane: no annotation anywhere."""
+    """A service that was written without onelane: its proto has no annotation."""
 
     @_abc_1.abstractmethod
     def Hello(

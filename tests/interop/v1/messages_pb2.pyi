@@ -63,7 +63,7 @@ class Payload(_message.Message):
     BODY_FIELD_NUMBER: _builtins.int
     type: Global___PayloadType.ValueType
     body: _builtins.bytes
-    """Zeros, as many as were asked for."""
+    """Zero bytes, as many as the request asked for."""
     def __init__(
         self,
         *,
@@ -80,7 +80,7 @@ Global___Payload: _TypeAlias = Payload  # noqa: Y015
 
 @_typing.final
 class EchoStatus(_message.Message):
-    """The status that the server shall end the call with."""
+    """The status by which the server shall end the call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -114,18 +114,18 @@ class SimpleRequest(_message.Message):
     EXPECT_COMPRESSED_FIELD_NUMBER: _builtins.int
     response_type: Global___PayloadType.ValueType
     response_size: _builtins.int
-    """Bytes."""
+    """In bytes."""
     @_builtins.property
     def payload(self) -> Global___Payload: ...
     @_builtins.property
     def response_compressed(self) -> Global___BoolValue:
-        """Compress the answer, or not; absent: as you like."""
+        """Whether the answer shall be compressed; absent: the server decides."""
 
     @_builtins.property
     def response_status(self) -> Global___EchoStatus: ...
     @_builtins.property
     def expect_compressed(self) -> Global___BoolValue:
-        """This message was compressed, or not; absent: never mind."""
+        """Whether this message was compressed; absent: not checked."""
 
     def __init__(
         self,
@@ -217,9 +217,9 @@ class ResponseParameters(_message.Message):
     INTERVAL_US_FIELD_NUMBER: _builtins.int
     COMPRESSED_FIELD_NUMBER: _builtins.int
     size: _builtins.int
-    """Bytes."""
+    """In bytes."""
     interval_us: _builtins.int
-    """To wait before this answer, in microseconds."""
+    """Time to wait before this answer, in microseconds."""
     @_builtins.property
     def compressed(self) -> Global___BoolValue: ...
     def __init__(

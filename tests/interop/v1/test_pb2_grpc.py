@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class TestServiceStub:
-    """What every gRPC server offers to be tested by every gRPC client.
+    """The service by which any gRPC client tests any gRPC server.
     """
 
     def __init__(self, channel):
@@ -74,7 +74,7 @@ class TestServiceStub:
 
 
 class TestServiceServicer:
-    """What every gRPC server offers to be tested by every gRPC client.
+    """The service by which any gRPC client tests any gRPC server.
     """
 
     def EmptyCall(self, request, context):
@@ -171,7 +171,7 @@ def add_TestServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TestService:
-    """What every gRPC server offers to be tested by every gRPC client.
+    """The service by which any gRPC client tests any gRPC server.
     """
 
     @staticmethod

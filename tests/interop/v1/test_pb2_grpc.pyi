@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TestServiceStub:
-    """What every gRPC server offers to be tested by every gRPC client."""
+    """The service by which any gRPC client tests any gRPC server."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -49,7 +49,7 @@ class TestServiceStub:
 
 @_typing.type_check_only
 class TestServiceAsyncStub(TestServiceStub):
-    """What every gRPC server offers to be tested by every gRPC client."""
+    """The service by which any gRPC client tests any gRPC server."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     EmptyCall: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -66,7 +66,7 @@ class TestServiceAsyncStub(TestServiceStub):
     """No server implements it."""
 
 class TestServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What every gRPC server offers to be tested by every gRPC client."""
+    """The service by which any gRPC client tests any gRPC server."""
 
     @_abc_1.abstractmethod
     def EmptyCall(

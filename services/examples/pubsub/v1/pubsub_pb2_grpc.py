@@ -56,7 +56,7 @@ class ChatServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Listen(self, request, context):
-        """Every line, whichever shard it was published in.
+        """Streams every line, whichever shard published it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

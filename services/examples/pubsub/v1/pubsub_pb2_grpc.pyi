@@ -33,14 +33,14 @@ class ChatStub:
     def __new__(cls, channel: _aio.Channel) -> ChatAsyncStub: ...
     Say: _grpc.UnaryUnaryMultiCallable[_pubsub_pb2.Line, _pubsub_pb2.SayReply]
     Listen: _grpc.UnaryStreamMultiCallable[_pubsub_pb2.ListenRequest, _pubsub_pb2.Line]
-    """Every line, whichever shard it was published in."""
+    """Streams every line, whichever shard published it."""
 
 @_typing.type_check_only
 class ChatAsyncStub(ChatStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Say: _aio.UnaryUnaryMultiCallable[_pubsub_pb2.Line, _pubsub_pb2.SayReply]  # type: ignore[assignment]
     Listen: _aio.UnaryStreamMultiCallable[_pubsub_pb2.ListenRequest, _pubsub_pb2.Line]  # type: ignore[assignment]
-    """Every line, whichever shard it was published in."""
+    """Streams every line, whichever shard published it."""
 
 class ChatServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -56,6 +56,6 @@ class ChatServicer(metaclass=_abc_1.ABCMeta):
         request: _pubsub_pb2.ListenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_pubsub_pb2.Line], _abc.AsyncIterator[_pubsub_pb2.Line]]:
-        """Every line, whichever shard it was published in."""
+        """Streams every line, whichever shard published it."""
 
 def add_ChatServicer_to_server(servicer: ChatServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -63,7 +63,7 @@ class QuoteReply(_message.Message):
 
     WATCHERS_FIELD_NUMBER: _builtins.int
     watchers: _builtins.int
-    """Streams that this price was sent to."""
+    """Number of streams that this price was sent to."""
     def __init__(
         self,
         *,

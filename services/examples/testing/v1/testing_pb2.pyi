@@ -43,7 +43,7 @@ class RollReply(_message.Message):
     ROLLS_FIELD_NUMBER: _builtins.int
     points: _builtins.int
     rolls: _builtins.int
-    """Of this table in the last minute."""
+    """Rolls at this table in the last minute."""
     def __init__(
         self,
         *,

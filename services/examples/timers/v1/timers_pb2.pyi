@@ -84,10 +84,10 @@ class ListReply(_message.Message):
     DUE_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     waiting: _builtins.int
-    """Reminders that are not due yet."""
+    """Number of reminders that are not due yet."""
     @_builtins.property
     def due(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Reminders whose time has come."""
+        """Texts of the reminders that are due."""
 
     def __init__(
         self,

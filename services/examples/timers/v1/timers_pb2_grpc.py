@@ -50,7 +50,7 @@ class RemindersServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Set(self, request, context):
-        """Reminds a user after so many seconds.
+        """Sets a reminder of a user, due in `after_s` seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

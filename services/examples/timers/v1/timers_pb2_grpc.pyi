@@ -32,14 +32,14 @@ class RemindersStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RemindersAsyncStub: ...
     Set: _grpc.UnaryUnaryMultiCallable[_timers_pb2.SetRequest, _timers_pb2.SetReply]
-    """Reminds a user after so many seconds."""
+    """Sets a reminder of a user, due in `after_s` seconds."""
     List: _grpc.UnaryUnaryMultiCallable[_timers_pb2.ListRequest, _timers_pb2.ListReply]
 
 @_typing.type_check_only
 class RemindersAsyncStub(RemindersStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Set: _aio.UnaryUnaryMultiCallable[_timers_pb2.SetRequest, _timers_pb2.SetReply]  # type: ignore[assignment]
-    """Reminds a user after so many seconds."""
+    """Sets a reminder of a user, due in `after_s` seconds."""
     List: _aio.UnaryUnaryMultiCallable[_timers_pb2.ListRequest, _timers_pb2.ListReply]  # type: ignore[assignment]
 
 class RemindersServicer(metaclass=_abc_1.ABCMeta):
@@ -49,7 +49,7 @@ class RemindersServicer(metaclass=_abc_1.ABCMeta):
         request: _timers_pb2.SetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_timers_pb2.SetReply, _abc.Awaitable[_timers_pb2.SetReply]]:
-        """Reminds a user after so many seconds."""
+        """Sets a reminder of a user, due in `after_s` seconds."""
 
     @_abc_1.abstractmethod
     def List(
