@@ -1,6 +1,7 @@
 """One connection of a channel: it is given up where the server does not answer."""
 
 import asyncio
+from collections.abc import Iterator
 
 import grpc
 import grpc.aio
@@ -24,3 +25,28 @@ async def test_keepalive_ends_a_connection_that_says_nothing() -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="ping timeout") as caught:
             await channel.unary_unary("/t.T/Echo")(b"", timeout=30)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_server_that_breaks_http2_ends_a_call_whose_requests_never_pause() -> None:
+    """A PING of 5 bytes ends the connection; the iterator of requests must not be read on into nothing."""
+    requests_taken = 0
+
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\0\0\0\4\0\0\0\0\0")
+        await reader.readexactly(60_000)
+        writer.write(b"\0\0\5\6\0\0\0\0\0hello")
+        await reader.read()
+        writer.close()
+
+    def requests() -> Iterator[bytes]:
+        nonlocal requests_taken
+        while requests_taken < 100_000:
+            requests_taken += 1
+            yield b"x" * 1000
+
+    server = await asyncio.start_server(broken, "127.0.0.1", 0)
+    async with server, dial("{}:{}".format(*server.sockets[0].getsockname())) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.stream_unary("/t.T/Upload")(requests())
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert requests_taken < 10_000

@@ -1,6 +1,7 @@
 """Code of the shard that takes a turn by hand, and calls that wait for one, in one queue."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from onelane.core.placement import Member, Placement
@@ -8,6 +9,7 @@ from onelane.core.turns import Turn, Turns
 from onelane.errors import NotHome, Overloaded
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import AT_ONCE, TurnQueue
+from onelane.testing.listener import MemoryCall
 
 A = Member("a", "127.0.0.1:1001", "a.sock")
 
@@ -95,3 +97,25 @@ async def test_a_late_call_is_told_the_holder_and_its_own_callers() -> None:
     text = queue.why_late("t.T/M", "k", chain)
     assert "t.T/M on shard a waited for the turn of its key, held by t.T/Slow" in text
     assert text.endswith("its own callers hold a/t.T/Slow")
+
+
+async def test_a_call_that_cannot_be_started_does_not_stop_the_queue() -> None:
+    class Faulty(MemoryCall):
+        def proceed(self) -> None:
+            raise ValueError("cannot be started")
+
+    loop, errors = asyncio.get_running_loop(), list[Any]()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: errors.append(context.get("exception")))
+    queue = a_queue()
+    first, other = await queue.hold("k", "holder"), await queue.hold("l", "holder of another key")
+    call = Faulty("/t.T/M", (), trusted=False, deadline_s=None)
+    call.state = call.state.wait
+    assert queue.turns.enter("k", "t.T/M", "", call) is None
+    waiting = asyncio.ensure_future(queue.hold("l", "waiter"))
+    await asyncio.sleep(0)
+    queue.leave(first)
+    queue.leave(other)
+    queue.leave(await waiting)
+    loop.set_exception_handler(before)
+    assert [str(error) for error in errors] == ["cannot be started"]

@@ -24,6 +24,27 @@ def test_callbacks_run_once_when_the_outcome_stands() -> None:
     assert seen == [call]
 
 
+def test_a_callback_that_raises_is_logged_and_the_others_run(caplog: pytest.LogCaptureFixture) -> None:
+    call, seen = a_call(), list[object]()
+
+    def fail(_: object) -> None:
+        raise ValueError("callback")
+
+    call.add_done_callback(fail)
+    call.add_done_callback(seen.append)
+    call.state = call.state.end
+    call.answer(b"")
+    assert (seen, "call.callback_failed method=t.T/M" in caplog.text) == ([call], True)
+
+
+def test_a_callback_may_add_another() -> None:
+    call, seen = a_call(), list[object]()
+    call.add_done_callback(lambda done: call.add_done_callback(seen.append))
+    call.state = call.state.end
+    call.answer(b"")
+    assert seen == [call]
+
+
 @pytest.mark.parametrize(
     ("state", "code", "is_cancelled", "expected"),
     [

@@ -263,3 +263,20 @@ async def test_data_over_the_window(cluster: Cluster) -> None:
 
     async with under_attack(cluster, growth=4 * MIB, name="data over the window") as shard:
         assert await until_ended(shard, attack()) < 1_000
+
+
+async def test_a_peer_that_breaks_http2_in_a_stream_that_never_pauses(cluster: Cluster) -> None:
+    """A PING of 5 bytes ends the connection; the handler of its endless stream must not write on into nothing."""
+    message = EchoRequest(key="k", text="x" * 1000, times=2**31 - 1).SerializeToString()
+    ask = h2.HELLO + h2.headers(1, h2.request(DOWNLOAD))
+    ask += b"".join(h2.pieces(message, stream=1)) + h2.frame(h2.DATA, flags=h2.END_STREAM, stream=1)
+    async with under_attack(cluster, growth=16 * MIB, name="a broken PING in a stream") as shard:
+        for _ in range(5):
+            reader, writer = await shard.connect()
+            writer.write(ask)
+            async for kind, *_ in h2.frames(reader):
+                if kind == h2.DATA:
+                    break
+            writer.write(h2.frame(h2.PING, b"hello"))
+            await shard.wait_answered()
+            writer.transport.abort()

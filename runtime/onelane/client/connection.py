@@ -93,8 +93,7 @@ class Connection(WireProtocol[ClientConnection]):
         reason = str(error) if error else self._reason
         if not self.ready.done():
             self.ready.set_exception(ConnectionError(reason))
-        for stream in self.wire.abandon():
-            stream.call.finish(UNAVAILABLE, reason)
+        self._fail_calls(reason)
         self.wake()
         self._owner.lost(self)
 
@@ -119,6 +118,15 @@ class Connection(WireProtocol[ClientConnection]):
                     self.abort()
                 case Pong():
                     pass
+
+    def written(self) -> None:
+        # Now, and not once the transport has closed: a writer that never pauses would not let it.
+        self._fail_calls(self._reason)
+        super().written()
+
+    def _fail_calls(self, reason: str) -> None:
+        for stream in self.wire.abandon():
+            stream.call.finish(UNAVAILABLE, reason)
 
     def wake(self) -> None:
         super().wake()

@@ -340,6 +340,8 @@ class Lane:
             self._refusals.add(1, {"onelane.reason": error.reason})
         if call.span is None:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+        # It would keep the error's traceback alive, and that the call.
+        call.cancel_forward = None
         status.failed(call, error, method=entry.method.name, shard=self.name)
         self._end(entry, call, b"")
 

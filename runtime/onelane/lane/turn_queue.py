@@ -76,17 +76,22 @@ class TurnQueue:
     def _start_due(self) -> None:
         """Start the waiters whose turn has come, and those that follow them where they end at once."""
         self._is_starting = True
-        for _ in range(AT_ONCE):
-            if not self._due:
-                break
-            waiter, turn = self._due.popleft()
-            if isinstance(waiter, Call):
-                if waiter.state is WAITING:
-                    waiter.proceed()
-            elif waiter.cancelled():
-                self.leave(turn)
-            else:
-                waiter.set_result(turn)
-        self._is_starting = False
-        if self._due:
-            asyncio.get_running_loop().call_soon(self._start_due)
+        try:
+            for _ in range(AT_ONCE):
+                if not self._due:
+                    break
+                self._start(*self._due.popleft())
+        finally:
+            # Also where a waiter has raised: the others must not wait for ever.
+            self._is_starting = False
+            if self._due:
+                asyncio.get_running_loop().call_soon(self._start_due)
+
+    def _start(self, waiter: Any, turn: Turn) -> None:
+        if isinstance(waiter, Call):
+            if waiter.state is WAITING:
+                waiter.proceed()
+        elif waiter.cancelled():
+            self.leave(turn)
+        else:
+            waiter.set_result(turn)

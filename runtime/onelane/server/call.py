@@ -5,6 +5,7 @@ A listener subclasses `Call` with its own bytes; a lane never sees a socket. Out
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
 from onelane.wire.framing import Metadata as Metadata
 
+log = logging.getLogger("onelane.call")
 OK = grpc.StatusCode.OK
 
 
@@ -128,11 +130,13 @@ class Call:
         self.proceed()
 
     def run_callbacks(self) -> None:
-        """Call what `add_done_callback` was given."""
-        if self._callbacks is not None:
-            callbacks, self._callbacks = self._callbacks, None
-            for callback in callbacks:
+        """Call what `add_done_callback` was given, in order. A callback that raises is logged, and the others run."""
+        while self._callbacks:
+            callback = self._callbacks.pop(0)
+            try:
                 callback(self)
+            except Exception:
+                log.exception("call.callback_failed method=%s", self.method[1:])
 
     def proceed(self) -> None:
         """Its turn has come, or a sibling's answer. Wakes `turned`, unless a listener has a way without a task."""

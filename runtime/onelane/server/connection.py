@@ -119,8 +119,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
     def connection_lost(self, error: Exception | None) -> None:
         self.is_closing = True
         self._owner.lost(self)
-        for stream in list(self.wire.streams.values()):
-            self._cancel(stream)
+        self._cancel_all()
         self.wake()
         for future in (self._goaway_acknowledged, self._closed):
             if future is not None and not future.done():
@@ -191,6 +190,8 @@ class NativeConnection(WireProtocol[ServerConnection]):
         if not self.tasks and not self.wire.streams:
             self._close_after_client()
         elif self.is_over:
+            # Now, and not once the transport has closed: a handler that writes without a pause would not let it.
+            self._cancel_all()
             self.transport.close()
 
     def _close_after_client(self) -> None:
@@ -341,7 +342,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
 
     def _cancel(self, stream: Stream) -> None:
         call = stream.call
-        if call is None or call.state is DONE:
+        if call is None or call.state is DONE or call.is_cancelled:
             return
         call.is_cancelled = True
         if call.state is WAITING:
@@ -354,6 +355,10 @@ class NativeConnection(WireProtocol[ServerConnection]):
         elif call.state is ARRIVED:
             call.state = call.state.end
             self._release(call)
+
+    def _cancel_all(self) -> None:
+        for stream in list(self.wire.streams.values()):
+            self._cancel(stream)
 
     # The end
 

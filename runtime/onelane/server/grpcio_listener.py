@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -55,6 +55,10 @@ class GrpcioCall(Call):
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         auth: Mapping[str, Iterable[bytes]] = self._context.auth_context()
         return auth
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        # grpcio's own: it calls them once the answer has left, with its own context, and logs what they raise.
+        self._context.add_done_callback(callback)
 
     def cancelled(self) -> bool:
         return super().cancelled() or bool(self._context.cancelled())
