@@ -1,8 +1,29 @@
-"""Orders of events as text, in the manner of etcd raft's `testdata`: a file has commands, and below each, indented by
-two spaces, its output. Lines that begin with `#` say what the scenario shows.
+"""Orders of events as text, in the manner of etcd raft's `testdata`: a reviewer needs no Python for them.
 
-A reviewer needs no Python for them, and a difference in order, a missing line or an extra one fails the test. With the
-environment variable REWRITE set, the files get the outputs as they are, to be reviewed in the diff.
+A scenario is a file of commands. Below each command stands its output, indented by two spaces: all that follows from
+it, until nothing more happens. Lines that begin with `#`, and empty ones, are for the reader.
+
+    # A call is served by the owner of its key, whichever shard it comes to.
+
+    start 2
+      0 serves
+      1 serves
+    key a of 0
+    call a at 1
+      OK by 0, forwarded, its call 1 of the key
+
+The test that plays the files says in its docstring what the commands mean; a `Scenario` carries them out on real parts
+of the runtime: a shard's steering (`tests/server`), a connection (`tests/server`), the supervisor of an app
+(`tests/supervisor`), the shards of a whole app (`tests/cluster`). What one command leads to must not depend on time:
+sockets and shards are in one process, and a clock is moved by a command.
+
+A test fails at a difference in order, at a missing line and at an extra one. To write a scenario, or to change what
+follows, write the commands alone and let the outputs be filled in, then review the diff:
+
+    REWRITE=1 pytest tests/cluster/test_scenarios.py
+
+To add a command, add the method that carries it out; to add a subject, a class with the two methods of `Scenario`,
+files beside its test, and a test as in `tests/cluster/test_scenarios.py`.
 """
 
 import os
@@ -21,16 +42,20 @@ class Scenario(Protocol):
         """End everything that the scenario began."""
 
 
-def files_of(test: str) -> list[Path]:
-    """The scenarios beside a test file. test: its `__file__`."""
-    return sorted((Path(test).parent / "scenarios").glob("*.txt"))
+def files_of(test: str, folder: str = ".") -> list[Path]:
+    """The scenarios beside a test file. test: its `__file__`. folder: below `scenarios`."""
+    files = sorted((Path(test).parent / "scenarios" / folder).glob("*.txt"))
+    assert files, "a test that plays no file"
+    return files
 
 
 async def check(file: Path, begin: Callable[[], Scenario]) -> None:
     """Play a scenario and compare each output."""
     expected = _read(file)
     actual = await played(expected, begin())
-    _rewrite(file, actual)
+    if "REWRITE" in os.environ:
+        _rewrite(file, actual)
+        return
     assert actual == expected
 
 
@@ -38,15 +63,23 @@ async def played(text: str, scenario: Scenario) -> str:
     """The commands of `text`, each with its output as it is."""
     lines: list[str] = []
     try:
-        for line in text.splitlines():
+        for number, line in enumerate(text.splitlines(), start=1):
             if line.startswith("  "):
                 continue
             lines.append(line)
             if line and not line.startswith("#"):
-                lines += [f"  {output}" for output in await scenario.run(line)]
+                lines += [f"  {output}" for output in await _run(scenario, line, number)]
     finally:
         await scenario.aclose()
     return "\n".join(lines) + "\n"
+
+
+async def _run(scenario: Scenario, line: str, number: int) -> list[str]:
+    try:
+        return await scenario.run(line)
+    except Exception as error:
+        error.add_note(f"in line {number} of the scenario: {line}")
+        raise
 
 
 def _read(file: Path) -> str:
@@ -54,5 +87,4 @@ def _read(file: Path) -> str:
 
 
 def _rewrite(file: Path, text: str) -> None:
-    if "REWRITE" in os.environ:
-        file.write_text(text)
+    file.write_text(text)

@@ -10,7 +10,12 @@ from tests.running_app import ROOT
 TESTS = ROOT / "tests"
 ROOM_TESTS = sorted(file for room in ROOMS for file in (TESTS / room).rglob("test_*.py"))
 BEYOND_MODULES = {"cluster/test_arena", "cluster/test_arena_like_a_user", "cluster/test_arena_profile"}
-BEYOND_MODULES |= {"cluster/test_outage", "telemetry/sinks/test_seam", "client/test_call_types"}
+BEYOND_MODULES |= {
+    "cluster/test_outage",
+    "cluster/test_scenarios",
+    "telemetry/sinks/test_seam",
+    "client/test_call_types",
+}
 """Of a whole app, or of a seam and all that stands behind it."""
 TESTED_BY = {
     "cli/protoc": "house/test_generated",

@@ -1,17 +1,17 @@
-"""A connection goes to the shard its first request belongs to, before anything but SETTINGS was answered."""
+"""A connection goes to the shard its first request belongs to, before anything but SETTINGS was answered.
+
+Here with stock clients and real processes; byte by byte, and with owners that die: the scenarios beside this file.
+"""
 
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
-from onelane.server.steering import FirstBytes, Steering
-from onelane.wire.http2 import Http2, Limits
 
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
@@ -109,107 +109,6 @@ async def back(cluster: Cluster, restarts: int) -> None:
     await eventually(is_back)
 
 
-def hello(address: str) -> tuple[socket.socket, Http2]:
-    host, port = address.rsplit(":", 1)
-    peer = socket.create_connection((host, int(port)), timeout=10)
-    http2 = Http2(server=False, limits=Limits())
-    return peer, http2
-
-
-def wait_for(peer: socket.socket, http2: Http2, kind: str) -> list[Any]:
-    """Write what is ready, and read until an event of `kind` comes; everything that came."""
-    seen: list[Any] = []
-    while not any(type(event).__name__ == kind for event in seen):
-        peer.sendall(http2.take())
-        data = peer.recv(65536)
-        assert data, "the server hung up"
-        seen += http2.receive(data)
-    return seen
-
-
-def talk(peer: socket.socket, http2: Http2, headers: list[tuple[bytes, bytes]], message: bytes) -> list[Any]:
-    """Make one call on a bare connection; everything that came until its end."""
-    stream = http2.send_request(headers)
-    http2.send_data(stream, message, end_stream=True)
-    return wait_for(peer, http2, "TrailersReceived")
-
-
-def request(key: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    headers = [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", b"/echo.v1.Echo/Unary"),
-        (b":authority", b"here"),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
-    ]
-    body = EchoRequest(key=key).SerializeToString()
-    return headers, b"\0" + len(body).to_bytes(4, "big") + body
-
-
-async def test_a_peer_that_greets_and_pings_first_is_answered_and_steered_all_the_same(
-    native: Cluster, where: Where
-) -> None:
-    forwards = native.metric("onelane_forwards_total")
-
-    def early(key: str) -> str:
-        peer, http2 = hello(native.listen["echo"])
-        with peer:
-            wait_for(peer, http2, "SettingsAcknowledged")
-            for _ in range(3):
-                http2.ping(b"pingpong")
-                wait_for(peer, http2, "PingAcknowledged")
-            replies = [e.data for e in talk(peer, http2, *request(key)) if type(e).__name__ == "DataReceived"]
-            return EchoReply.FromString(b"".join(replies)[5:]).shard
-
-    for key in map(str, range(10)):
-        assert await asyncio.to_thread(early, key) == where.owner_of(key)
-    assert native.metric("onelane_forwards_total") == forwards
-
-
-async def test_a_request_that_stalls_is_kept_where_it_is_and_forwarded(native: Cluster, where: Where) -> None:
-    """Its headers come, its message does not: after a moment the connection is no longer held for steering."""
-
-    def stall(key: str) -> str:
-        peer, http2 = hello(native.listen["echo"])
-        with peer:
-            headers, message = request(key)
-            stream = http2.send_request(headers)
-            http2.ping(b"kept yet")
-            wait_for(peer, http2, "PingAcknowledged")
-            http2.send_data(stream, message, end_stream=True)
-            seen: list[Any] = wait_for(peer, http2, "TrailersReceived")
-            return EchoReply.FromString(b"".join(e.data for e in seen if type(e).__name__ == "DataReceived")[5:]).shard
-
-    keys = ("a", "b", "c")
-    shards = await asyncio.gather(*(asyncio.to_thread(stall, key) for key in keys))
-    assert shards == [where.owner_of(key) for key in keys]
-
-
-async def test_a_peer_that_dribbles_is_steered_and_holds_nobody_up(native: Cluster, where: Where) -> None:
-    def dribble() -> str:
-        peer, http2 = hello(native.listen["echo"])
-        with peer:
-            headers, message = request("drip")
-            stream = http2.send_request(headers)
-            http2.send_data(stream, message, end_stream=True)
-            for byte in http2.take():
-                peer.sendall(bytes([byte]))
-            seen: list[Any] = []
-            while not any(type(event).__name__ == "TrailersReceived" for event in seen):
-                seen += http2.receive(peer.recv(65536))
-                if answer := http2.take():
-                    peer.sendall(answer)
-            return EchoReply.FromString(b"".join(e.data for e in seen if type(e).__name__ == "DataReceived")[5:]).shard
-
-    dribbling = asyncio.create_task(asyncio.to_thread(dribble))
-    async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
-        stub = echo_pb2_grpc.EchoStub(channel)
-        while not dribbling.done():
-            assert (await stub.Unary(EchoRequest(key="k"), timeout=20)).shard == where.owner_of("k")
-    assert await dribbling == where.owner_of("drip")
-
-
 async def test_a_dead_sibling_gets_no_connection(tmp_path: Path) -> None:
     """Its keys are UNAVAILABLE until it is back; the connection itself is served, and all other keys on it."""
     with running(tmp_path, echo(2, 'listener = "native"')) as cluster:
@@ -245,33 +144,6 @@ async def test_while_a_shard_restarts_connecting_is_never_refused(tmp_path: Path
                 assert "echo-0" in (outcome.details() or ""), outcome
             await back(cluster, victim["restarts"])
         assert answered >= 30
-
-
-async def test_what_a_sibling_has_not_taken_comes_back(tmp_path: Path) -> None:
-    """The owner dies with a connection in its queue: the sender still has it."""
-    back: asyncio.Future[tuple[socket.socket, FirstBytes]] = asyncio.get_running_loop().create_future()
-    never = pytest.fail
-    sender = Steering(
-        str(tmp_path / "a"),
-        adopt=lambda *_: never("nobody sends here"),
-        take_back=lambda sock, first: back.set_result((sock, first)),
-    )
-    owner = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    owner.bind(str(tmp_path / "b.steer"))
-    owner.listen()
-    near, far = socket.socketpair()
-    assert sender.hand_over(str(tmp_path / "b"), far.fileno(), FirstBytes(b"read so far", 4))
-    far.close()
-    line, _ = owner.accept()
-    line.close()
-    owner.close()
-    sock, seen = await back
-    assert seen == FirstBytes(b"read so far", 4)
-    with near, sock:
-        sock.send(b"alive")
-        assert near.recv(10) == b"alive"
-    assert not sender.hand_over(str(tmp_path / "b"), 0, FirstBytes(b"", 0))
-    sender.close()
 
 
 async def test_a_rolling_restart_fails_no_call_of_a_stock_client(tmp_path: Path) -> None:
