@@ -13,7 +13,7 @@ from onelane.core.placement import Member, Placement
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster, echo, running
+from tests.running_app import RunningApp, echo, running
 
 BOUND_S = 50.0
 """Of a coroutine test. Below the `timeout` of pyproject.toml, whose signal breaks the loop that all tests share."""
@@ -46,7 +46,7 @@ async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
 
 
 @pytest.fixture(scope="module", params=["processes", "inline", "grpcio"])
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """The echo app on two shards: each in a process of its own, both in one, or on grpcio's listener."""
     inline = ["--inline"] if request.param == "inline" else []
     listener = "grpcio" if request.param == "grpcio" else "native"
@@ -58,7 +58,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 class Where:
     """Stubs of one app on stock grpc.aio channels, one to each shard's own port and one to the shared."""
 
-    def __init__(self, cluster: Cluster, name: str = "echo") -> None:
+    def __init__(self, cluster: RunningApp, name: str = "echo") -> None:
         """name: of the app, in which the servicer is an `Echo`."""
         app = cluster.status()["apps"][name]
         members = tuple(Member(s["name"], s["address"], "") for s in app["shards"])
@@ -116,7 +116,7 @@ async def late_words(make_call: Callable[[], Any]) -> tuple[grpc.StatusCode, str
 
 
 @pytest.fixture
-async def where(cluster: Cluster) -> AsyncIterator[Where]:
+async def where(cluster: RunningApp) -> AsyncIterator[Where]:
     where = Where(cluster)
     yield where
     await where.close()

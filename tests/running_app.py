@@ -24,7 +24,7 @@ async def eventually(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.01)
 
 
-class Cluster:
+class RunningApp:
     """A running `onelane up`. `admin` is its admin address; `listen` has each app's shared port."""
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
@@ -81,7 +81,7 @@ class Cluster:
 
 
 @contextmanager
-def running(folder: Path, toml: str, *arguments: str, command: str = "up", **environment: str) -> Iterator[Cluster]:
+def running(folder: Path, toml: str, *arguments: str, command: str = "up", **environment: str) -> Iterator[RunningApp]:
     """`onelane up` over a file with `toml` in it; ended at the end, whatever happens."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
@@ -91,7 +91,7 @@ def running(folder: Path, toml: str, *arguments: str, command: str = "up", **env
 
 
 @contextmanager
-def running_command(*arguments: str, cwd: Path, log: Path, **environment: str) -> Iterator[Cluster]:
+def running_command(*arguments: str, cwd: Path, log: Path, **environment: str) -> Iterator[RunningApp]:
     """`onelane` with these arguments, once it is ready; ended at the end. log: the file that takes its stderr."""
     with log.open("w") as stderr:
         process = subprocess.Popen(
@@ -102,7 +102,7 @@ def running_command(*arguments: str, cwd: Path, log: Path, **environment: str) -
             cwd=cwd,
             env=os.environ | environment,
         )
-    cluster = Cluster(process, log)
+    cluster = RunningApp(process, log)
     try:
         cluster.wait_ready()
         yield cluster

@@ -16,7 +16,7 @@ import click
 
 from tests.bench.load import Load, body_of, start
 from tests.bench.shards import shards
-from tests.collector import Collector
+from tests.otlp_receiver import HttpReceiver
 from tests.running_app import ROOT
 
 RATE = 500
@@ -33,7 +33,7 @@ def record(seconds: int, load: Load) -> str:
     """py-spy's folded stacks of a shard under load."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        app = stack.enter_context(shards(folder, 1, "native", stack.enter_context(Collector()).url))
+        app = stack.enter_context(shards(folder, 1, "native", stack.enter_context(HttpReceiver()).url))
         (target,) = app.at_home()
         client = start(target, body_of(target, load, folder / "body"), load)
         stack.callback(client.communicate)

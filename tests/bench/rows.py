@@ -21,8 +21,8 @@ from tests.bench.idle import kib_per_connection
 from tests.bench.load import Load, Run, Target, middle, run
 from tests.bench.peers import peer
 from tests.bench.shards import Shards, shards, telemetry
-from tests.collector import Collector
 from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.otlp_receiver import HttpReceiver
 from tests.running_app import ROOT
 
 SHAPES = ((4, 16), (64, 1), (1, 1))
@@ -89,7 +89,7 @@ class Bench:
         self.setting = setting
         self.stack = stack
         self.folder = Path(stack.enter_context(TemporaryDirectory()))
-        self.collector = stack.enter_context(Collector(keeps=False))
+        self.collector = stack.enter_context(HttpReceiver(keeps=False))
         self.otlp = self.collector.url
         self._waits_for_exports = False
 

@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 from onelane.core.placement import Member, Placement
 
 from tests.bench.load import Target
-from tests.running_app import Cluster, running
+from tests.running_app import RunningApp, running
 
 BIG_MESSAGES = 8 * 1024 * 1024
 
@@ -16,7 +16,7 @@ BIG_MESSAGES = 8 * 1024 * 1024
 class Shards:
     """A running app `echo`, and where a key lives in it. Its cost includes its supervisor's."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: RunningApp) -> None:
         shards = cluster.shards()
         self.members = tuple(Member(s["name"], s["address"], "") for s in shards)
         self.placement = Placement(1, self.members)

@@ -15,14 +15,14 @@ from onelane.cli.main import console
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 TRACE = "3af7651916cd43dd8448eb211c80319c"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("top"), echo(2)) as started:
         yield started
 
@@ -31,7 +31,7 @@ def onelane(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "onelane", *arguments], capture_output=True, text=True, timeout=30)
 
 
-async def call(cluster: Cluster, trace_id: str) -> None:
+async def call(cluster: RunningApp, trace_id: str) -> None:
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
@@ -39,7 +39,7 @@ async def call(cluster: Cluster, trace_id: str) -> None:
             await stub.Unary(EchoRequest(key=key), metadata=metadata, timeout=10)
 
 
-async def test_top_prints_once_where_the_output_is_no_terminal(cluster: Cluster) -> None:
+async def test_top_prints_once_where_the_output_is_no_terminal(cluster: RunningApp) -> None:
     await call(cluster, TRACE.replace("3a", "4a", 1))
     await eventually(lambda: "echo.v1.Echo/Unary" in onelane("top", cluster.admin).stdout)
     screen = onelane("top", cluster.admin).stdout
@@ -59,13 +59,13 @@ def test_text_from_clients_is_printed_without_control_characters_and_markup(
     assert hostile["name"] in capsys.readouterr().out
 
 
-def test_no_http_proxy_is_used(cluster: Cluster) -> None:
+def test_no_http_proxy_is_used(cluster: RunningApp) -> None:
     command = [sys.executable, "-m", "onelane", "top", cluster.admin]
     proxied = os.environ | {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
     assert "echo-0" in subprocess.run(command, capture_output=True, text=True, timeout=30, env=proxied).stdout
 
 
-def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster: Cluster) -> None:
+def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster: RunningApp) -> None:
     own_end, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "onelane", "top", cluster.admin],
@@ -96,7 +96,7 @@ def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster:
         os.close(own_end)
 
 
-async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: Cluster) -> None:
+async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: RunningApp) -> None:
     await call(cluster, TRACE)
     await eventually(lambda: TRACE[:16] in onelane("trace", "--admin", cluster.admin).stdout)
     tree = onelane("trace", TRACE[:12], "--admin", cluster.admin)
@@ -109,7 +109,7 @@ async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: Cluster) 
     assert lines[client + 1].index("echo.v1") > lines[client].index("echo.v1")
 
 
-def test_an_unknown_trace_and_an_address_without_a_supervisor_are_errors(cluster: Cluster) -> None:
+def test_an_unknown_trace_and_an_address_without_a_supervisor_are_errors(cluster: RunningApp) -> None:
     unknown = onelane("trace", "ffff", "--admin", cluster.admin)
     assert (unknown.returncode, "there is no such trace" in unknown.stderr) == (1, True)
     unreachable = onelane("top", "127.0.0.1:1")

@@ -21,12 +21,12 @@ from onelane.v1 import topology_pb2, topology_pb2_grpc
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 
 
-async def test_connect_goes_straight_to_the_owner(cluster: Cluster, where: Where) -> None:
+async def test_connect_goes_straight_to_the_owner(cluster: RunningApp, where: Where) -> None:
     before = cluster.metric("onelane_forwards_total")
     async with onelane.connect(cluster.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
@@ -37,7 +37,7 @@ async def test_connect_goes_straight_to_the_owner(cluster: Cluster, where: Where
     assert cluster.metric("onelane_forwards_total") == before
 
 
-async def test_connect_serves_every_call_type_and_its_status(cluster: Cluster) -> None:
+async def test_connect_serves_every_call_type_and_its_status(cluster: RunningApp) -> None:
     async with onelane.connect(cluster.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         first, second = EchoRequest(key="k", text="1"), EchoRequest(key="k", text="2")
@@ -79,7 +79,7 @@ async def test_a_peer_that_is_down_is_unavailable_at_once_with_its_name(monkeypa
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_connect_has_a_default_deadline(cluster: Cluster) -> None:
+async def test_connect_has_a_default_deadline(cluster: RunningApp) -> None:
     async with onelane.connect(cluster.listen["echo"], deadline_s=0.2) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await echo_pb2_grpc.EchoStub(channel).Misbehave(EchoRequest(key="k", order="sleep 30"))
@@ -88,7 +88,7 @@ async def test_connect_has_a_default_deadline(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(("asked", "left"), [(300.0, 50.0), (None, 50.0), (30.0, 30.0)])
 async def test_a_call_made_in_a_call_gets_what_is_left_of_its_deadline(
-    cluster: Cluster, asked: float | None, left: float
+    cluster: RunningApp, asked: float | None, left: float
 ) -> None:
     async with onelane.connect(cluster.listen["echo"]) as channel:
         token = current_call_var.set(TaskContext("outer", time.monotonic() + 50.0))
@@ -99,7 +99,7 @@ async def test_a_call_made_in_a_call_gets_what_is_left_of_its_deadline(
         assert 0 < float(dict(await call.trailing_metadata())["x-remaining"]) <= left * 1.01
 
 
-async def test_every_shard_streams_the_topology(cluster: Cluster, where: Where) -> None:
+async def test_every_shard_streams_the_topology(cluster: RunningApp, where: Where) -> None:
     for channel in where.channels.values():
         watch = topology_pb2_grpc.TopologyStub(channel).Watch(topology_pb2.WatchRequest())
         placement = await anext(aiter(watch))
@@ -143,7 +143,7 @@ with grpc.insecure_channel("ipv4:" + addresses, [("grpc.service_config", config)
 """
 
 
-def test_a_stock_client_with_the_printed_service_config_pays_no_hop(cluster: Cluster) -> None:
+def test_a_stock_client_with_the_printed_service_config_pays_no_hop(cluster: RunningApp) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "onelane", "status", "--json", cluster.listen["echo"]],
         capture_output=True,
@@ -164,7 +164,7 @@ def test_a_stock_client_with_the_printed_service_config_pays_no_hop(cluster: Clu
 
 
 @pytest.mark.parametrize("ask", ["admin", "shared"])
-def test_status_prints_the_fixed_shape(cluster: Cluster, ask: str) -> None:
+def test_status_prints_the_fixed_shape(cluster: RunningApp, ask: str) -> None:
     target = cluster.admin if ask == "admin" else cluster.listen["echo"]
     shown = subprocess.run(
         [sys.executable, "-m", "onelane", "status", "--json", target], capture_output=True, text=True, check=True
@@ -177,7 +177,7 @@ def test_status_prints_the_fixed_shape(cluster: Cluster, ask: str) -> None:
     assert [set(shard) for shard in app["shards"]] == [fields, fields]
 
 
-async def test_status_shows_how_many_keys_each_keyed_dict_holds(cluster: Cluster, where: Where) -> None:
+async def test_status_shows_how_many_keys_each_keyed_dict_holds(cluster: RunningApp, where: Where) -> None:
     for n in range(10):
         await where.shared.Unary(EchoRequest(key=f"held-{n}"))
     held = sum(shard["keyed"]["seen"] for shard in cluster.shards())

@@ -20,7 +20,7 @@ from onelane.core.placement import Member, Placement
 from services.arena.v1 import leaderboard_pb2, leaderboard_pb2_grpc, lobby_pb2_grpc
 from services.arena.v1.lobby_pb2 import AnnounceRequest, FinishRequest, JoinRequest, SayRequest, WatchRequest
 from tests.jaeger import jaeger
-from tests.running_app import ROOT, Cluster, echo, eventually, running
+from tests.running_app import ROOT, RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 ARENA = re.sub(
@@ -31,12 +31,12 @@ CALLER = "b7ad6b7169203331"
 
 
 @pytest.fixture(scope="module")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("arena"), ARENA) as cluster:
         yield cluster
 
 
-async def test_players_of_a_room_meet_in_one_lane(arena: Cluster) -> None:
+async def test_players_of_a_room_meet_in_one_lane(arena: RunningApp) -> None:
     async with onelane.connect(arena.listen["lobby"]) as channel:
         lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
         watch = lobby.Watch(WatchRequest(room_id="r"))
@@ -51,7 +51,7 @@ async def test_players_of_a_room_meet_in_one_lane(arena: Cluster) -> None:
     assert events == ["joined", "joined", "said", "finished"]
 
 
-async def test_who_is_not_in_the_room_is_told(arena: Cluster) -> None:
+async def test_who_is_not_in_the_room_is_told(arena: RunningApp) -> None:
     async with grpc.aio.insecure_channel(arena.listen["lobby"]) as channel:
         lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
         with pytest.raises(grpc.aio.AioRpcError, match="eve is not in nowhere") as caught:
@@ -59,7 +59,7 @@ async def test_who_is_not_in_the_room_is_told(arena: Cluster) -> None:
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_an_announcement_reaches_the_watchers_of_every_room(arena: Cluster) -> None:
+async def test_an_announcement_reaches_the_watchers_of_every_room(arena: RunningApp) -> None:
     async with onelane.connect(arena.listen["lobby"]) as channel:
         lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
         rooms = [f"announced-{number}" for number in range(8)]
@@ -72,7 +72,7 @@ async def test_an_announcement_reaches_the_watchers_of_every_room(arena: Cluster
             watch.cancel()
 
 
-async def test_the_leaderboard_orders_players(arena: Cluster) -> None:
+async def test_the_leaderboard_orders_players(arena: RunningApp) -> None:
     async with grpc.aio.insecure_channel(arena.listen["leaderboard"]) as channel:
         board: Any = leaderboard_pb2_grpc.LeaderboardStub(channel)
         for player, rating in (("a", 1300), ("b", 1500), ("c", 1400)):
@@ -111,7 +111,7 @@ async def test_one_finish_is_one_trace_with_the_whole_tree_in_jaeger(tmp_path: P
     check_attributes(trace)
 
 
-async def finish_away_from_home(cluster: Cluster) -> str:
+async def finish_away_from_home(cluster: RunningApp) -> str:
     """Finish a room through a shard that does not own it, inside the trace; how it went."""
     here, other = (Member(s["name"], s["address"], "") for s in cluster.shards("lobby"))
     placement = Placement(1, (here, other))

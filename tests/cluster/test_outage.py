@@ -7,11 +7,11 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from tests.collector import Collector
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.otlp_receiver import HttpReceiver
 from tests.ports import reserved
-from tests.running_app import Cluster, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 CALLS = 60
@@ -24,14 +24,14 @@ async def test_nothing_is_lost_and_no_call_fails_while_a_collector_is_stopped(tm
         endpoint = f"http://127.0.0.1:{port}"
         environment = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
         with running(tmp_path, echo(2), **environment) as cluster:
-            with Collector(port) as before:
+            with HttpReceiver(port) as before:
                 asked = await call_on(cluster, lambda count: count >= CALLS)
                 await eventually(lambda: len(served(before)) == asked)
             # A call that waited for the collector would hold these up for ever.
             asked += await call_on(
                 cluster, lambda count: count >= CALLS and "otlp.failing signal=spans" in cluster.log.read_text()
             )
-            with Collector(port) as after:
+            with HttpReceiver(port) as after:
                 asked += await call_on(cluster, lambda count: count >= CALLS)
                 await eventually(lambda: len(served(before) | served(after)) == asked)
             assert cluster.metric("onelane_telemetry_dropped_total") == 0
@@ -51,7 +51,7 @@ async def test_what_does_not_fit_is_dropped_oldest_first_and_counted(tmp_path: P
         assert "spans telemetry.dropped queue_full" in cluster.get("/snapshot")
 
 
-async def call_on(cluster: Cluster, is_enough: Callable[[int], bool]) -> int:
+async def call_on(cluster: RunningApp, is_enough: Callable[[int], bool]) -> int:
     """Make calls one after another, none of which may fail, until so many are enough; how many."""
     count = 0
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
@@ -64,6 +64,6 @@ async def call_on(cluster: Cluster, is_enough: Callable[[int], bool]) -> int:
     return count
 
 
-def served(collector: Collector) -> set[str]:
+def served(collector: HttpReceiver) -> set[str]:
     """The server spans that have come, by id: what was in flight at the end may come twice."""
     return {span.span_id.hex() for span in collector.spans() if span.kind == 2}

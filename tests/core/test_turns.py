@@ -19,7 +19,7 @@ from onelane.errors import Overloaded
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import ECHO, Cluster, eventually, running
+from tests.running_app import ECHO, RunningApp, eventually, running
 
 PER_KEY, IN_ALL = 3, 5
 KEYS = "ab"
@@ -146,7 +146,7 @@ def apps(listener: str, *more: str) -> str:
 
 
 @pytest.fixture(scope="module", params=LISTENERS)
-def two(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def two(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RunningApp]:
     """The apps `echo` and `other`, one shard each, which watch each other's topology."""
     with running(tmp_path_factory.mktemp("turns"), apps(request.param)) as cluster:
         for app, peer in (("echo", "other"), ("other", "echo")):
@@ -158,7 +158,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
         yield cluster
 
 
-def stub_of(cluster: Cluster, app: str = "echo") -> tuple[Any, Any]:
+def stub_of(cluster: RunningApp, app: str = "echo") -> tuple[Any, Any]:
     channel = grpc.aio.insecure_channel(cluster.listen[app])
     return channel, echo_pb2_grpc.EchoStub(channel)
 
@@ -171,7 +171,7 @@ async def added(call: Any) -> int:
 class UnderWay:
     """How many calls more are under way in the app `echo` than there were: topology is watched by some all the time."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: RunningApp) -> None:
         self._cluster = cluster
         self._before = 0.0
         self._before = self.count()
@@ -190,7 +190,7 @@ class UnderWay:
 pytestmark = pytest.mark.slow
 
 
-async def test_unary_calls_of_one_key_never_interleave(two: Cluster) -> None:
+async def test_unary_calls_of_one_key_never_interleave(two: RunningApp) -> None:
     channel, stub = stub_of(two)
     async with channel:
         calls = [stub.Misbehave(EchoRequest(key="same", order="add 7")) for _ in range(30)]
@@ -212,7 +212,7 @@ async def test_calls_of_a_free_method_do(tmp_path: Path) -> None:
             assert [await added(call) for call in calls] == [1, 1]
 
 
-async def test_a_waiting_call_lets_other_keys_and_free_methods_go_on_and_holds_its_own(two: Cluster) -> None:
+async def test_a_waiting_call_lets_other_keys_and_free_methods_go_on_and_holds_its_own(two: RunningApp) -> None:
     channel, stub = stub_of(two)
     async with channel:
         under_way = UnderWay(two)
@@ -234,13 +234,13 @@ async def test_a_waiting_call_lets_other_keys_and_free_methods_go_on_and_holds_i
         await holding
 
 
-async def test_a_call_that_comes_back_to_its_key_through_another_app_enters(two: Cluster) -> None:
+async def test_a_call_that_comes_back_to_its_key_through_another_app_enters(two: RunningApp) -> None:
     channel, stub = stub_of(two)
     async with channel:
         await stub.Misbehave(EchoRequest(key="a", order="call other b call echo a add 3"), timeout=10)
 
 
-async def test_two_chains_that_wait_for_each_other_end_by_deadline_and_name_both(two: Cluster) -> None:
+async def test_two_chains_that_wait_for_each_other_end_by_deadline_and_name_both(two: RunningApp) -> None:
     echo_app, other_app = Where(two, "echo"), Where(two, "other")
     words, timeout_s = "Deadline Exceeded", 0.5
     # In the words of the shard, unless the machine is so busy that the client's own come first.
@@ -267,7 +267,9 @@ async def test_two_chains_that_wait_for_each_other_end_by_deadline_and_name_both
     await other_app.close()
 
 
-async def test_a_call_whose_deadline_passes_while_it_waits_never_runs_nor_one_that_is_cancelled(two: Cluster) -> None:
+async def test_a_call_whose_deadline_passes_while_it_waits_never_runs_nor_one_that_is_cancelled(
+    two: RunningApp,
+) -> None:
     channel, stub = stub_of(two)
     async with channel:
         under_way = UnderWay(two)
@@ -295,7 +297,7 @@ async def test_a_call_whose_deadline_passes_while_it_waits_never_runs_nor_one_th
         await under_way.wait_over()
 
 
-async def test_a_full_queue_of_one_key_refuses_at_once(two: Cluster) -> None:
+async def test_a_full_queue_of_one_key_refuses_at_once(two: RunningApp) -> None:
     channel, stub = stub_of(two)
     async with channel:
         under_way = UnderWay(two)
@@ -311,7 +313,7 @@ async def test_a_full_queue_of_one_key_refuses_at_once(two: Cluster) -> None:
         await asyncio.gather(holding, *waiting)
 
 
-async def test_a_stream_takes_a_turn_by_hand(two: Cluster) -> None:
+async def test_a_stream_takes_a_turn_by_hand(two: RunningApp) -> None:
     channel, stub = stub_of(two)
 
     async def chat() -> None:

@@ -15,10 +15,10 @@ from onelane.cli import status
 from services.arena.v1 import lobby_pb2_grpc
 from services.arena.v1.lobby_pb2 import FinishRequest, JoinRequest
 from tests.cluster.test_arena import ARENA
-from tests.collector import Collector
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import ROOT, Cluster, echo, eventually, running
+from tests.otlp_receiver import HttpReceiver
+from tests.running_app import ROOT, RunningApp, echo, eventually, running
 
 RUNTIME = ROOT / "runtime"
 Row = tuple[str, str, str, frozenset[str]]
@@ -54,13 +54,13 @@ def test_every_instrument_that_the_code_makes_is_in_the_table_and_no_other() -> 
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with Collector() as collector:
+def collector() -> Iterator[HttpReceiver]:
+    with HttpReceiver() as collector:
         yield collector
 
 
 @pytest.fixture(scope="module")
-def apps(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def apps(collector: HttpReceiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     environment = collector.environment | {
         "OTEL_METRIC_EXPORT_INTERVAL": "200",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
@@ -72,7 +72,7 @@ def apps(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield app
 
 
-async def play(apps: Cluster) -> None:
+async def play(apps: RunningApp) -> None:
     """A game, and calls that fail, wait, are refused, stall and are sent on."""
     async with onelane.connect(apps.listen["lobby"]) as channel:
         lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
@@ -87,7 +87,7 @@ async def play(apps: Cluster) -> None:
             await asyncio.gather(*calls, stub.Unary(EchoRequest()), return_exceptions=True)
 
 
-def metrics_of(collector: Collector) -> Iterator[tuple[Any, Any, list[Any]]]:
+def metrics_of(collector: HttpReceiver) -> Iterator[tuple[Any, Any, list[Any]]]:
     """Resource, metric and points of all that has come."""
     for request in list(collector.metrics):
         for resource in request.resource_metrics:
@@ -95,7 +95,7 @@ def metrics_of(collector: Collector) -> Iterator[tuple[Any, Any, list[Any]]]:
                 yield resource.resource, metric, list(getattr(metric, str(metric.WhichOneof("data"))).data_points)
 
 
-def records_of(collector: Collector) -> list[tuple[Any, Any]]:
+def records_of(collector: HttpReceiver) -> list[tuple[Any, Any]]:
     """Every log record with its resource."""
     return [
         (resource.resource, record)
@@ -110,7 +110,7 @@ KINDS = {"exponential_histogram": "histogram", "gauge": "gauge", "sum": "counter
 
 @pytest.mark.slow
 async def test_what_is_exported_is_named_on_the_page_with_its_kind_unit_and_attributes(
-    apps: Cluster, collector: Collector
+    apps: RunningApp, collector: HttpReceiver
 ) -> None:
     await play(apps)
     wanted = {"rpc.server.call.duration", "rpc.client.call.duration", "onelane.stalls", "onelane.forwards"}
@@ -128,7 +128,9 @@ async def test_what_is_exported_is_named_on_the_page_with_its_kind_unit_and_attr
 
 
 @pytest.mark.slow
-async def test_every_span_and_its_attributes_and_events_are_on_the_page(apps: Cluster, collector: Collector) -> None:
+async def test_every_span_and_its_attributes_and_events_are_on_the_page(
+    apps: RunningApp, collector: HttpReceiver
+) -> None:
     await play(apps)
     await eventually(lambda: any(span.name == "turn" for span in collector.spans()))
     known = words("Spans")
@@ -141,7 +143,7 @@ async def test_every_span_and_its_attributes_and_events_are_on_the_page(apps: Cl
 
 
 @pytest.mark.slow
-async def test_log_records_come_with_their_shard_and_trace(apps: Cluster, collector: Collector) -> None:
+async def test_log_records_come_with_their_shard_and_trace(apps: RunningApp, collector: HttpReceiver) -> None:
     await play(apps)
     known = words("Logs") | {"exception.type", "exception.message", "exception.stacktrace"}
     records: list[Any] = []
@@ -158,7 +160,7 @@ async def test_log_records_come_with_their_shard_and_trace(apps: Cluster, collec
 
 
 @pytest.mark.slow
-async def test_what_the_supervisor_says_comes_too_and_is_of_no_shard(apps: Cluster, collector: Collector) -> None:
+async def test_what_the_supervisor_says_comes_too_and_is_of_no_shard(apps: RunningApp, collector: HttpReceiver) -> None:
     await asyncio.to_thread(status.command, apps.admin, "/restart?app=leaderboard")
     body = "supervisor.recycled app=leaderboard"
 
@@ -171,7 +173,7 @@ async def test_what_the_supervisor_says_comes_too_and_is_of_no_shard(apps: Clust
 
 
 @pytest.mark.slow
-async def test_a_key_is_in_no_series_and_no_span(apps: Cluster, collector: Collector) -> None:
+async def test_a_key_is_in_no_series_and_no_span(apps: RunningApp, collector: HttpReceiver) -> None:
     await play(apps)
     await eventually(lambda: len(collector.metrics) > 2 and collector.spans())
     assert "secret-key" not in apps.get("/metrics")

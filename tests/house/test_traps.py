@@ -19,7 +19,7 @@ from onelane.supervisor.supervisor import SINK_CLOSE_S
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.gate import Gate
-from tests.running_app import Cluster, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 BURST = 5000
@@ -59,7 +59,7 @@ async def test_a_cancellation_that_leaks_from_a_handler_still_sends_a_status(whe
 
 
 @pytest.mark.parametrize("side", ["home", "away"])
-async def test_an_exceptions_text_stays_in_our_log(cluster: Cluster, where: Where, side: str) -> None:
+async def test_an_exceptions_text_stays_in_our_log(cluster: RunningApp, where: Where, side: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await getattr(where, side)("k").Misbehave(EchoRequest(key="k", order="raise password=hunter2"))
     assert caught.value.code() is grpc.StatusCode.INTERNAL
@@ -70,7 +70,7 @@ async def test_an_exceptions_text_stays_in_our_log(cluster: Cluster, where: Wher
     assert "ValueError: password=hunter2" in cluster.log.read_text()
 
 
-async def test_a_burst_is_answered_or_refused_never_bare_cancelled(cluster: Cluster) -> None:
+async def test_a_burst_is_answered_or_refused_never_bare_cancelled(cluster: RunningApp) -> None:
     """On bare grpc.aio 2,283 of 5,000 calls at once came back as CANCELLED."""
     codes = await burst(cluster)
     assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -83,7 +83,7 @@ async def test_a_burst_is_answered_whole_where_lateness_is_allowed(tmp_path: Pat
         assert await burst(cluster) == {grpc.StatusCode.OK: BURST}
 
 
-async def burst(cluster: Cluster) -> Counter[grpc.StatusCode]:
+async def burst(cluster: RunningApp) -> Counter[grpc.StatusCode]:
     """What became of so many calls at once."""
     channels = [
         grpc.aio.insecure_channel(cluster.listen["echo"], [("grpc.use_local_subchannel_pool", 1)]) for _ in range(5)
@@ -145,7 +145,7 @@ async def test_a_dead_collector_delays_the_end_by_at_most_three_seconds(tmp_path
     assert took < SINK_CLOSE_S + 7.0
 
 
-async def test_health_and_reflection_answer_on_the_shared_port(cluster: Cluster, where: Where) -> None:
+async def test_health_and_reflection_answer_on_the_shared_port(cluster: RunningApp, where: Where) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 

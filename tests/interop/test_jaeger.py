@@ -17,7 +17,7 @@ from onelane.core.placement import Member, Placement
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.jaeger import Jaeger, Trace, jaeger
-from tests.running_app import ROOT, Cluster, eventually, running
+from tests.running_app import ROOT, RunningApp, eventually, running
 
 pytestmark = pytest.mark.slow
 SLOWER_S = 0.25
@@ -113,7 +113,7 @@ async def seen() -> AsyncIterator[Jaeger]:
 
 
 @pytest.fixture(scope="module")
-def apps(seen: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def apps(seen: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     environment = {
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": seen.otlp_grpc,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
@@ -126,7 +126,7 @@ def apps(seen: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clu
 class Caller:
     """Calls the front app inside a trace of its own."""
 
-    def __init__(self, cluster: Cluster, number: int, *, sampled: bool = True) -> None:
+    def __init__(self, cluster: RunningApp, number: int, *, sampled: bool = True) -> None:
         members = tuple(Member(s["name"], s["address"], "") for s in cluster.shards("front"))
         self.placement = Placement(1, members)
         self.trace_id = f"{time.time_ns():024x}{number:08x}"
@@ -158,7 +158,7 @@ async def whole(seen: Jaeger, caller: Caller, spans: int) -> Trace:
 REQUEST = EchoRequest(key="k", text="hi")
 
 
-async def call_quickly(apps: Cluster, number: int) -> Caller:
+async def call_quickly(apps: RunningApp, number: int) -> Caller:
     """Make a call that is neither sampled nor slow, however many it takes on a machine that is busy."""
     while True:
         caller = Caller(apps, number, sampled=False)
@@ -173,7 +173,7 @@ async def call_quickly(apps: Cluster, number: int) -> Caller:
     [(1, "Unary", REQUEST), (2, "Download", REQUEST), (3, "Upload", [REQUEST] * 2), (4, "Chat", [REQUEST] * 2)],
 )
 async def test_a_call_of_any_type_is_one_tree_over_both_apps(
-    seen: Jaeger, apps: Cluster, number: int, method: str, request_: Any
+    seen: Jaeger, apps: RunningApp, number: int, method: str, request_: Any
 ) -> None:
     caller = Caller(apps, number)
     await caller.call(method, request_)
@@ -189,7 +189,7 @@ async def test_a_call_of_any_type_is_one_tree_over_both_apps(
     assert trace.tags(trace.children(CALLER)[0])["onelane.hop"] == "direct"
 
 
-async def test_a_forward_is_a_client_span_between_the_two_shards(seen: Jaeger, apps: Cluster) -> None:
+async def test_a_forward_is_a_client_span_between_the_two_shards(seen: Jaeger, apps: RunningApp) -> None:
     caller = Caller(apps, 5)
     await caller.call("Unary", REQUEST, away=True)
     trace = await whole(seen, caller, 4)
@@ -202,7 +202,7 @@ async def test_a_forward_is_a_client_span_between_the_two_shards(seen: Jaeger, a
     assert reports == [("client", "forwarded", caller.away.name), ("server", "forwarded", caller.home.name)]
 
 
-async def test_a_failed_call_is_an_error_all_the_way_up(seen: Jaeger, apps: Cluster) -> None:
+async def test_a_failed_call_is_an_error_all_the_way_up(seen: Jaeger, apps: RunningApp) -> None:
     caller = Caller(apps, 6)
     with pytest.raises(grpc.aio.AioRpcError):
         await caller.call("Unary", EchoRequest(key="k", order="fail"))
@@ -213,7 +213,7 @@ async def test_a_failed_call_is_an_error_all_the_way_up(seen: Jaeger, apps: Clus
         assert tags["rpc.response.status_code"] == "INTERNAL"
 
 
-async def test_a_retry_stands_in_its_call_with_both_attempts_below(seen: Jaeger, apps: Cluster) -> None:
+async def test_a_retry_stands_in_its_call_with_both_attempts_below(seen: Jaeger, apps: RunningApp) -> None:
     caller = Caller(apps, 7)
     await caller.call("Unary", EchoRequest(key="k", order="flaky"))
     trace = await whole(seen, caller, 4)
@@ -232,7 +232,7 @@ async def test_a_retry_stands_in_its_call_with_both_attempts_below(seen: Jaeger,
 
 @pytest.mark.parametrize(("number", "order"), [(8, "fail"), (9, "slow")])
 async def test_what_failed_or_was_slow_is_kept_though_it_was_not_sampled(
-    seen: Jaeger, apps: Cluster, number: int, order: str
+    seen: Jaeger, apps: RunningApp, number: int, order: str
 ) -> None:
     ordinary, odd = await call_quickly(apps, number + 100), Caller(apps, number, sampled=False)
     if order == "fail":

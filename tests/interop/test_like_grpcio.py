@@ -15,14 +15,14 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tests import tools
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import ECHO, Cluster, echo, running
+from tests.running_app import ECHO, RunningApp, echo, running
 
 pytestmark = pytest.mark.slow
 TOKEN = (("token", "sesame"),)
 
 
 @pytest.fixture(scope="module", params=["native", "grpcio"])
-def like(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def like(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     services = f'{ECHO[:-1]}, "grpc_channelz.v1.channelz:ChannelzServicer"]'
     toml = [
         *("[apps.echo]", services, 'listen = "127.0.0.1:0"', "shards = 1", "reflection = true"),
@@ -35,7 +35,7 @@ def like(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield app
 
 
-async def test_server_interceptors_stand_before_every_shape(like: Cluster) -> None:
+async def test_server_interceptors_stand_before_every_shape(like: RunningApp) -> None:
     async with grpc.aio.insecure_channel(like.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         request = EchoRequest(key="k", text="t", times=2)
@@ -66,7 +66,7 @@ def test_an_interceptor_that_is_none_stops_the_start(tmp_path: Path, plug: str, 
     assert words in str(caught.value)
 
 
-async def test_health_reflection_and_channelz_answer(like: Cluster) -> None:
+async def test_health_reflection_and_channelz_answer(like: RunningApp) -> None:
     async with grpc.aio.insecure_channel(like.listen["echo"]) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", "echo.v1.Echo"):
@@ -80,7 +80,7 @@ async def test_health_reflection_and_channelz_answer(like: Cluster) -> None:
         assert (await channelz.GetServers(channelz_pb2.GetServersRequest(), metadata=TOKEN)).end
 
 
-def test_the_reflection_client_finds_the_services(like: Cluster) -> None:
+def test_the_reflection_client_finds_the_services(like: RunningApp) -> None:
     with grpc.insecure_channel(like.listen["echo"]) as channel:
         database: Any = ProtoReflectionDescriptorDatabase(channel)
         assert {"echo.v1.Echo", "grpc.health.v1.Health", "onelane.v1.Topology"} <= set(database.get_services())
@@ -93,7 +93,7 @@ def grpcurl(*arguments: str) -> str:
     return run.stdout + run.stderr
 
 
-def test_grpcurl_lists_describes_and_calls(like: Cluster) -> None:
+def test_grpcurl_lists_describes_and_calls(like: RunningApp) -> None:
     address = like.listen["echo"]
     assert "echo.v1.Echo" in grpcurl(address, "list").split()
     assert "rpc Unary" in grpcurl(address, "describe", "echo.v1.Echo")

@@ -13,12 +13,12 @@ from tests.bench.load import Load, Target, run
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster
+from tests.running_app import RunningApp
 
 pytestmark = pytest.mark.slow
 
 
-def test_sync_grpcio_from_many_threads(cluster: Cluster) -> None:
+def test_sync_grpcio_from_many_threads(cluster: RunningApp) -> None:
     with grpc.insecure_channel(cluster.listen["echo"]) as channel, ThreadPoolExecutor(8) as threads:
         stub = echo_pb2_grpc.EchoStub(channel)
         replies = list(threads.map(lambda n: stub.Unary(EchoRequest(key="one", text=str(n)), timeout=20), range(200)))
@@ -29,7 +29,7 @@ def test_sync_grpcio_from_many_threads(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("key", ["k", "a room/ünder 100%"])
-async def test_grpc_js_reaches_the_owner_with_every_call_type(cluster: Cluster, where: Where, key: str) -> None:
+async def test_grpc_js_reaches_the_owner_with_every_call_type(cluster: RunningApp, where: Where, key: str) -> None:
     from onelane.core.keys import canonical
 
     owner = where.owner_of(canonical(key))
@@ -50,7 +50,7 @@ async def test_grpc_js_reaches_the_owner_with_every_call_type(cluster: Cluster, 
     assert seen["error"] == {"code": 5, "details": "no such thing: ünïcode"}
 
 
-def test_h2load_is_answered_and_counted(cluster: Cluster) -> None:
+def test_h2load_is_answered_and_counted(cluster: RunningApp) -> None:
     tools.program("h2load", "Debian's nghttp2-client")
     labels = {"rpc_method": "echo.v1.Echo/Unary", "rpc_response_status_code": "OK"}
     before = cluster.metric("onelane_calls_total", **labels)

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster, eventually
+from tests.running_app import RunningApp, eventually
 
 pytestmark = pytest.mark.slow
 DEBUG = (("onelane-debug", "1"),)
@@ -157,7 +157,7 @@ async def test_a_deadline_ends_the_call_on_both_sides(where: Where, side: str) -
 
 
 @SIDES
-async def test_cancelling_reaches_the_handler(cluster: Cluster, where: Where, side: str) -> None:
+async def test_cancelling_reaches_the_handler(cluster: RunningApp, where: Where, side: str) -> None:
     key = f"cancel-{side}"
 
     def cancelled() -> float:
@@ -197,7 +197,7 @@ async def test_a_missing_key_is_refused_by_its_name(where: Where) -> None:
         await where.shared.Upload(stream())
 
 
-async def test_a_call_is_counted_once_by_the_shard_that_answered(cluster: Cluster, where: Where) -> None:
+async def test_a_call_is_counted_once_by_the_shard_that_answered(cluster: RunningApp, where: Where) -> None:
     """Forwarded or not: what clients saw answered is the exported sum, as of the moment they saw it."""
     labels = {"rpc_method": "echo.v1.Echo/Plain", "rpc_response_status_code": "OK"}
     before = cluster.metric("onelane_calls_total", **labels)

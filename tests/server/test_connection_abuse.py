@@ -18,7 +18,7 @@ import pytest
 from tests import frames as h2
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster, echo, running
+from tests.running_app import RunningApp, echo, running
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ FLOODS = [h2.frame(h2.PING, bytes(8)), h2.settings(initial_window_size=70_000)]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("abuse"), echo(1, 'listener = "native"')) as app:
         yield app
 
@@ -38,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Shard:
     """The shard under attack, as its memory and an ordinary client see it."""
 
-    def __init__(self, cluster: Cluster, stub: "echo_pb2_grpc.EchoAsyncStub") -> None:
+    def __init__(self, cluster: RunningApp, stub: "echo_pb2_grpc.EchoAsyncStub") -> None:
         self.host, _, port = cluster.listen["echo"].rpartition(":")
         self.port = int(port)
         self.answered = 0
@@ -79,7 +79,7 @@ class Shard:
 
 
 @contextlib.asynccontextmanager
-async def under_attack(cluster: Cluster, *, growth: int, name: str) -> AsyncIterator[Shard]:
+async def under_attack(cluster: RunningApp, *, growth: int, name: str) -> AsyncIterator[Shard]:
     """An ordinary client calls without a pause meanwhile; at the end the shard has grown by `growth` bytes at most."""
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         shard = Shard(cluster, echo_pb2_grpc.EchoStub(channel))
@@ -149,7 +149,7 @@ async def until_ended(shard: Shard, parts: Iterable[bytes]) -> int:
     return sent
 
 
-async def test_rapid_reset(cluster: Cluster) -> None:
+async def test_rapid_reset(cluster: RunningApp) -> None:
     """CVE-2023-44487: 20,000 streams, each reset as soon as it is open."""
 
     def attack() -> Iterator[bytes]:
@@ -163,7 +163,7 @@ async def test_rapid_reset(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1024])
-async def test_continuation_flood(cluster: Cluster, size: int) -> None:
+async def test_continuation_flood(cluster: RunningApp, size: int) -> None:
     """VU#421644: a header block that does not end, 5,000 frames long."""
 
     def attack() -> Iterator[bytes]:
@@ -176,14 +176,14 @@ async def test_continuation_flood(cluster: Cluster, size: int) -> None:
 
 
 @pytest.mark.parametrize("part", FLOODS, ids=["ping", "settings"])
-async def test_ping_and_settings_floods_that_read_no_acknowledgement(cluster: Cluster, part: bytes) -> None:
+async def test_ping_and_settings_floods_that_read_no_acknowledgement(cluster: RunningApp, part: bytes) -> None:
     async with under_attack(cluster, growth=4 * MIB, name=f"flood of type {part[3]}") as shard:
         attack = [h2.HELLO, *[part * 500] * 1_000]
         assert await flood(shard, attack, receive_buffer=4096) < len(attack)
 
 
 @pytest.mark.parametrize("part", FLOODS, ids=["ping", "settings"])
-async def test_ping_and_settings_floods_that_read(cluster: Cluster, part: bytes) -> None:
+async def test_ping_and_settings_floods_that_read(cluster: RunningApp, part: bytes) -> None:
     """20,000 of them: it is the shard's choice whether to answer all, or to close."""
     async with under_attack(cluster, growth=4 * MIB, name=f"read flood of type {part[3]}") as shard:
         reader, writer = await shard.connect()
@@ -197,7 +197,7 @@ async def test_ping_and_settings_floods_that_read(cluster: Cluster, part: bytes)
         writer.close()
 
 
-async def test_a_plain_header_bomb(cluster: Cluster) -> None:
+async def test_a_plain_header_bomb(cluster: RunningApp) -> None:
     """100 KB of headers on each of 50 connections."""
     field = h2.field(b"x", b"y" * 16_000)
     attack = [h2.HELLO, h2.headers(1, h2.request(UPLOAD), flags=0)]
@@ -207,7 +207,7 @@ async def test_a_plain_header_bomb(cluster: Cluster) -> None:
         await asyncio.gather(*[until_ended(shard, attack) for _ in range(50)])
 
 
-async def test_a_header_bomb_that_hpack_amplifies(cluster: Cluster) -> None:
+async def test_a_header_bomb_that_hpack_amplifies(cluster: RunningApp) -> None:
     """4,000 bytes kept in the dynamic table, and 15,000 references of one byte to them: 60 MB from 19 KB, 50 times."""
     bomb = h2.request(UPLOAD, h2.field(b"x", b"y" * 4_000, indexed=True))
     attack = [h2.HELLO, h2.headers(1, bomb + b"\xbe" * 10_000, flags=0)]
@@ -217,7 +217,7 @@ async def test_a_header_bomb_that_hpack_amplifies(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("window", [65_535, h2.MAX_WINDOW])
-async def test_slow_readers(cluster: Cluster, window: int) -> None:
+async def test_slow_readers(cluster: RunningApp, window: int) -> None:
     """20 clients ask for 640 MB each and read none of it, with HTTP/2's smallest window or with its largest."""
     message = EchoRequest(key="k", text="x" * 64_000, times=10_000).SerializeToString()
     ask = h2.PREFACE + h2.settings(initial_window_size=window) + h2.headers(1, h2.request(DOWNLOAD))
@@ -239,7 +239,7 @@ async def test_slow_readers(cluster: Cluster, window: int) -> None:
             writer.transport.abort()
 
 
-async def test_half_open_peers(cluster: Cluster) -> None:
+async def test_half_open_peers(cluster: RunningApp) -> None:
     """500 clients say nothing, or only the preface."""
     async with under_attack(cluster, growth=500 * 16 * 1024, name="half-open peers") as shard:
         writers = []
@@ -252,7 +252,7 @@ async def test_half_open_peers(cluster: Cluster) -> None:
             writer.transport.abort()
 
 
-async def test_data_over_the_window(cluster: Cluster) -> None:
+async def test_data_over_the_window(cluster: RunningApp) -> None:
     """A client that reads no answers, so that its messages are not read either, sends on and on: 64 MB."""
     message = EchoRequest(key="k", text="x" * 16_000).SerializeToString()
 

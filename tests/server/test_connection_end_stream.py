@@ -16,7 +16,7 @@ from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.interop.malformed import frame
 from tests.interop.raw import Answer, Exchange, request
-from tests.running_app import Cluster, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 MOST_CONNECTIONS = 64
@@ -29,7 +29,7 @@ KEY_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("native"), echo(2)) as cluster:
         yield cluster
 
@@ -55,7 +55,7 @@ class Counts:
 class Place:
     """Connections that reach the owner of a key directly, by a forward, or because a sibling handed them over."""
 
-    def __init__(self, cluster: Cluster, where: Where, name: str) -> None:
+    def __init__(self, cluster: RunningApp, where: Where, name: str) -> None:
         self.cluster = cluster
         self.where = where
         self.name = name
@@ -97,14 +97,14 @@ class Place:
 
 
 @pytest.fixture
-async def where(native: Cluster) -> AsyncIterator[Where]:
+async def where(native: RunningApp) -> AsyncIterator[Where]:
     stubs = Where(native)
     yield stubs
     await stubs.close()
 
 
 @pytest.fixture
-def at(native: Cluster, where: Where, place: str) -> Place:
+def at(native: RunningApp, where: Where, place: str) -> Place:
     return Place(native, where, place)
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests import frames as h2
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster, echo, running
+from tests.running_app import RunningApp, echo, running
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def rss(pid: int) -> int:
     return int(match[1]) * 1024
 
 
-async def stand(cluster: Cluster, n: int) -> socket.socket:
+async def stand(cluster: RunningApp, n: int) -> socket.socket:
     """One connection that has said hello, been told the settings, acknowledged them and seen its own acknowledged."""
     host, _, port = cluster.listen["echo"].rpartition(":")
     sock = socket.socket()

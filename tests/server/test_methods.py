@@ -42,7 +42,7 @@ def test_configuration_gives_keys_to_a_whole_service() -> None:
     [
         ("tests.no_such_module:Echo", "no module 'tests.no_such_module'"),
         ("tests.echo.service:Nobody", "has no class 'Nobody'; it has"),
-        ("tests.running_app:Cluster", "derives from no generated …Servicer"),
+        ("tests.running_app:RunningApp", "derives from no generated …Servicer"),
     ],
 )
 def test_a_plug_that_names_no_servicer_says_what_was_found_instead(plug: str, words: str) -> None:

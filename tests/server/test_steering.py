@@ -16,20 +16,20 @@ import pytest
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
-from tests.running_app import Cluster, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 LOCAL = [("grpc.use_local_subchannel_pool", 1)]
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("native"), echo(2, 'listener = "native"')) as app:
         yield app
 
 
 @pytest.fixture
-async def where(native: Cluster) -> AsyncIterator[Where]:
+async def where(native: RunningApp) -> AsyncIterator[Where]:
     where = Where(native)
     yield where
     await where.close()
@@ -41,7 +41,7 @@ async def call_on_new_connection(address: str, key: str, **more: Any) -> EchoRep
         return reply
 
 
-async def test_stock_clients_with_one_key_each_are_never_forwarded(native: Cluster, where: Where) -> None:
+async def test_stock_clients_with_one_key_each_are_never_forwarded(native: RunningApp, where: Where) -> None:
     def steered() -> float:
         return native.metric("onelane_connections_total", onelane_connection_steered="true")
 
@@ -52,7 +52,7 @@ async def test_stock_clients_with_one_key_each_are_never_forwarded(native: Clust
     assert steered() > before
 
 
-async def test_a_key_in_metadata_steers_as_well(native: Cluster, where: Where) -> None:
+async def test_a_key_in_metadata_steers_as_well(native: RunningApp, where: Where) -> None:
     forwards = native.metric("onelane_forwards_total")
     for key in map(str, range(20)):
         reply = await call_on_new_connection(native.listen["echo"], key, metadata=(("onelane-key", key),))
@@ -60,7 +60,7 @@ async def test_a_key_in_metadata_steers_as_well(native: Cluster, where: Where) -
     assert native.metric("onelane_forwards_total") == forwards
 
 
-async def test_later_calls_with_other_keys_are_forwarded(native: Cluster, where: Where) -> None:
+async def test_later_calls_with_other_keys_are_forwarded(native: RunningApp, where: Where) -> None:
     async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
         before = native.metric("onelane_forwards_total")
@@ -70,7 +70,7 @@ async def test_later_calls_with_other_keys_are_forwarded(native: Cluster, where:
         assert native.metric("onelane_forwards_total") == before + away
 
 
-async def test_a_stream_steers_by_its_first_message_and_goes_on_whole(native: Cluster, where: Where) -> None:
+async def test_a_stream_steers_by_its_first_message_and_goes_on_whole(native: RunningApp, where: Where) -> None:
     forwards = native.metric("onelane_forwards_total")
     for key in map(str, range(12)):
         async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
@@ -83,7 +83,7 @@ async def test_a_stream_steers_by_its_first_message_and_goes_on_whole(native: Cl
     assert native.metric("onelane_forwards_total") == forwards
 
 
-async def test_requests_that_came_with_the_first_are_answered_by_the_owner(native: Cluster) -> None:
+async def test_requests_that_came_with_the_first_are_answered_by_the_owner(native: RunningApp) -> None:
     async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
         calls: list[Any] = [stub.Unary(EchoRequest(key="same", text=str(n)), timeout=20) for n in range(300)]
@@ -99,7 +99,7 @@ async def test_own_ports_are_never_steered(where: Where) -> None:
             assert hop == ("direct" if name == where.owner_of(key) else "forwarded")
 
 
-async def back(cluster: Cluster, restarts: int) -> None:
+async def back(cluster: RunningApp, restarts: int) -> None:
     """Wait until shard 0 has been restarted once more."""
 
     def is_back() -> bool:

@@ -5,7 +5,7 @@ from onelane.core.placement import Member, Placement
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster
+from tests.running_app import RunningApp
 
 SHARDS = 3
 
@@ -13,7 +13,7 @@ SHARDS = 3
 class Shards:
     """The shards of an echo app, each with a key that it owns."""
 
-    def __init__(self, app: Cluster) -> None:
+    def __init__(self, app: RunningApp) -> None:
         self.app = app
         described = app.status()["apps"]["echo"]
         members = tuple(Member(shard["name"], shard["address"], "") for shard in described["shards"])

@@ -15,12 +15,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.collector import Collector
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.gate import Gate
-from tests.running_app import ROOT, Cluster, echo, eventually, running
+from tests.otlp_receiver import HttpReceiver
+from tests.running_app import ROOT, RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 SERVICE = str(ROOT / "tests" / "echo" / "service.py")
@@ -32,12 +32,12 @@ def order(where: Where, shard: str, text: str) -> Any:
     return where.home(key).Misbehave(EchoRequest(key=key, order=text))
 
 
-def stalls_in(cluster: Cluster, function: str, index: int = 0) -> list[dict[str, Any]]:
+def stalls_in(cluster: RunningApp, function: str, index: int = 0) -> list[dict[str, Any]]:
     """The last stalls of a shard in this function; on a busy machine it may have others, without a CPU."""
     return [stall for stall in cluster.shards()[index]["last_stalls"] if stall["function"] == function]
 
 
-async def call_over_its_own_connection(cluster: Cluster, key: str) -> str:
+async def call_over_its_own_connection(cluster: RunningApp, key: str) -> str:
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(cluster.listen["echo"], options) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
@@ -66,7 +66,7 @@ async def test_while_one_shard_is_stalled_the_others_go_on_and_waiting_connectio
 async def test_a_stall_is_in_the_log_the_counts_the_span_and_the_status_with_where_it_was(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     with (
-        Collector() as collector,
+        HttpReceiver() as collector,
         running(tmp_path, echo(2), **collector.environment, OTEL_BSP_SCHEDULE_DELAY="50") as cluster,
     ):
         where = Where(cluster)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import ROOT, Cluster, echo, eventually, running
+from tests.running_app import ROOT, RunningApp, echo, eventually, running
 
 KIND = "tests.echo.settings:EchoSettings"
 TYPED = f'config_type = "{KIND}"'
@@ -23,11 +23,11 @@ TYPED = f'config_type = "{KIND}"'
 pytestmark = pytest.mark.slow
 
 
-def rewrite(cluster: Cluster, toml: str) -> None:
+def rewrite(cluster: RunningApp, toml: str) -> None:
     (cluster.log.parent / "onelane.toml").write_text(f'admin = "127.0.0.1:0"\n{toml}')
 
 
-def reload(cluster: Cluster) -> tuple[int, str]:
+def reload(cluster: RunningApp) -> tuple[int, str]:
     """`onelane reload`: its exit code and output."""
     command = [sys.executable, "-m", "onelane", "reload", cluster.admin]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -48,7 +48,7 @@ async def configs(where: Where) -> dict[str, tuple[str, str]]:
 
 
 @pytest.fixture
-async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[tuple[Cluster, Where]]:
+async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[tuple[RunningApp, Where]]:
     """Two shards whose `limit` is 1."""
     toml = echo(2, TYPED, "[apps.echo.config]", "limit = 1")
     arguments = ["--inline"] if getattr(request, "param", "") == "inline" else []
@@ -63,7 +63,7 @@ SECOND = "EchoSettings(limit=2, greeting='from the environment')"
 
 
 @pytest.mark.parametrize("pair", ["processes", "inline"], indirect=True)
-async def test_a_reload_gives_every_shard_the_new_object_and_says_what_changed(pair: tuple[Cluster, Where]) -> None:
+async def test_a_reload_gives_every_shard_the_new_object_and_says_what_changed(pair: tuple[RunningApp, Where]) -> None:
     cluster, where = pair
     assert set((await configs(where)).values()) == {(FIRST, "")}
     rewrite(cluster, echo(2, TYPED, "[apps.echo.config]", "limit = 2"))
@@ -81,7 +81,7 @@ async def test_a_reload_gives_every_shard_the_new_object_and_says_what_changed(p
         (["unknown_setting = 1", TYPED, "[apps.echo.config]", "limit = 2"], "unknown_setting: is not a setting"),
     ],
 )
-async def test_a_bad_file_changes_nothing(pair: tuple[Cluster, Where], lines: list[str], fault: str) -> None:
+async def test_a_bad_file_changes_nothing(pair: tuple[RunningApp, Where], lines: list[str], fault: str) -> None:
     cluster, where = pair
     rewrite(cluster, echo(2, *lines))
     code, output = reload(cluster)
@@ -92,7 +92,7 @@ async def test_a_bad_file_changes_nothing(pair: tuple[Cluster, Where], lines: li
     assert {shard["config"] for shard in cluster.shards()} == {1}
 
 
-async def test_a_change_that_needs_a_restart_is_reported(pair: tuple[Cluster, Where]) -> None:
+async def test_a_change_that_needs_a_restart_is_reported(pair: tuple[RunningApp, Where]) -> None:
     cluster, where = pair
     rewrite(cluster, echo(3, TYPED, "drain_s = 3", "[apps.echo.config]", "limit = 2"))
     code, output = reload(cluster)
@@ -107,7 +107,7 @@ async def test_a_change_that_needs_a_restart_is_reported(pair: tuple[Cluster, Wh
     assert set((await configs(where)).values()) == {(SECOND, f"{FIRST}->{SECOND}")}
 
 
-async def test_sighup_reloads_and_a_restarted_shard_has_the_newest_settings(pair: tuple[Cluster, Where]) -> None:
+async def test_sighup_reloads_and_a_restarted_shard_has_the_newest_settings(pair: tuple[RunningApp, Where]) -> None:
     cluster, where = pair
     rewrite(cluster, echo(2, TYPED, "[apps.echo.config]", "limit = 2"))
     cluster.process.send_signal(signal.SIGHUP)

@@ -20,7 +20,7 @@ from onelane.supervisor.supervisor import Supervisor
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import ROOT, Cluster, echo, eventually, is_running, run_to_end, running
+from tests.running_app import ROOT, RunningApp, echo, eventually, is_running, run_to_end, running
 
 pytestmark = pytest.mark.slow
 
@@ -70,9 +70,9 @@ async def test_no_shard_outlives_a_killed_supervisor(tmp_path: Path) -> None:
 
 async def test_every_call_that_a_client_saw_answered_is_exported_after_a_drain(tmp_path: Path) -> None:
     """The last report leaves after the last call; the sum is printed by the OTLP sink's fake collector."""
-    from tests.collector import Collector
+    from tests.otlp_receiver import HttpReceiver
 
-    with Collector() as collector:
+    with HttpReceiver() as collector:
         with running(tmp_path, echo(2), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as cluster:
             where = Where(cluster)
             answers = await asyncio.gather(*(where.shared.Unary(EchoRequest(key=f"{n}")) for n in range(300)))
@@ -81,7 +81,7 @@ async def test_every_call_that_a_client_saw_answered_is_exported_after_a_drain(t
         assert collector.sum("onelane.calls", **{"rpc.method": "echo.v1.Echo/Unary"}) == len(answers)
 
 
-def test_every_shard_is_on_the_shared_port_and_on_its_own_without_reuseport(cluster: Cluster) -> None:
+def test_every_shard_is_on_the_shared_port_and_on_its_own_without_reuseport(cluster: RunningApp) -> None:
     ports = {int(s["address"].rpartition(":")[2]) for s in cluster.shards()}
     assert len(ports) == 2
     for port in ports:
@@ -91,7 +91,7 @@ def test_every_shard_is_on_the_shared_port_and_on_its_own_without_reuseport(clus
                 sock.bind(("127.0.0.1", port))
 
 
-def test_two_supervisors_do_not_share_a_port_in_silence(tmp_path: Path, cluster: Cluster) -> None:
+def test_two_supervisors_do_not_share_a_port_in_silence(tmp_path: Path, cluster: RunningApp) -> None:
     run = run_to_end(tmp_path, echo(1).replace("127.0.0.1:0", cluster.listen["echo"]))
     assert (run.returncode, "is taken by" in run.stderr) == (4, True)
 
@@ -124,7 +124,7 @@ def test_every_kind_of_error_at_start_is_named_before_its_traceback(tmp_path: Pa
     [
         ("nowhere.at.all:X", "nowhere.at.all:X: no module 'nowhere'"),
         ("tests.echo.service:Ecko", "has no class 'Ecko'; it has ['Echo']"),
-        ("tests.running_app:Cluster", "derives from no generated …Servicer"),
+        ("tests.running_app:RunningApp", "derives from no generated …Servicer"),
     ],
 )
 def test_an_unknown_service_is_reported_in_one_sentence(tmp_path: Path, plug: str, fault: str) -> None:

@@ -4,19 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.running_app import Cluster, echo, http_request, running
+from tests.running_app import RunningApp, echo, http_request, running
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("auth"), echo(2)) as started:
         yield started
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "8.8.8.8:80"])
-def test_a_page_of_another_origin_cannot_reach_the_server_by_its_own_host_name(cluster: Cluster, host: str) -> None:
+def test_a_page_of_another_origin_cannot_reach_the_server_by_its_own_host_name(cluster: RunningApp, host: str) -> None:
     for path in ("/", "/status", "/snapshot", "/traces", "/metrics"):
         status, text = http_request(f"http://{cluster.admin}{path}", Host=host)
         assert status == 403
@@ -24,7 +24,7 @@ def test_a_page_of_another_origin_cannot_reach_the_server_by_its_own_host_name(c
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]:9"])
-def test_a_name_of_the_loopback_address_is_served(cluster: Cluster, host: str) -> None:
+def test_a_name_of_the_loopback_address_is_served(cluster: RunningApp, host: str) -> None:
     assert http_request(f"http://{cluster.admin}/healthz", Host=host)[0] == 200
 
 
@@ -32,7 +32,7 @@ def test_a_name_of_the_loopback_address_is_served(cluster: Cluster, host: str) -
     ("headers", "reason"),
     [({}, "needs the header X-Onelane"), ({"X-Onelane": "1", "Origin": "http://evil.example"}, "is refused")],
 )
-def test_a_command_of_another_origin_is_refused(cluster: Cluster, headers: dict[str, str], reason: str) -> None:
+def test_a_command_of_another_origin_is_refused(cluster: RunningApp, headers: dict[str, str], reason: str) -> None:
     for path in ("/shards/echo/0/drain", "/shards/echo/0/restart", "/restart", "/reload"):
         status, text = http_request(f"http://{cluster.admin}{path}", method="POST", **headers)
         assert (status, reason in text) == (403, True)

@@ -13,7 +13,7 @@ from tests import tools
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import Cluster, echo, eventually, http_request, running
+from tests.running_app import RunningApp, echo, eventually, http_request, running
 
 pytestmark = pytest.mark.slow
 # Of what is waited for, in milliseconds; it only matters where a test fails.
@@ -32,7 +32,7 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("page"), echo(2, "show_keys = true")) as cluster:
         yield cluster
 
@@ -46,7 +46,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, cluster: Cluster, path: str = "/", **settings: Any) -> AsyncIterator[Opened]:
+async def opened(browser: Browser, cluster: RunningApp, path: str = "/", **settings: Any) -> AsyncIterator[Opened]:
     """The page, the lines of its console, and the URLs that it has requested."""
     context = await browser.new_context(**settings)
     page = await context.new_page()
@@ -61,14 +61,16 @@ async def opened(browser: Browser, cluster: Cluster, path: str = "/", **settings
     await context.close()
 
 
-async def call(cluster: Cluster, key: str, times: int, **options: Any) -> None:
+async def call(cluster: RunningApp, key: str, times: int, **options: Any) -> None:
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
         for _ in range(times):
             await stub.Unary(EchoRequest(key=key), timeout=10, **options)
 
 
-async def test_it_shows_shards_methods_charts_ring_hot_keys_and_traces_live(browser: Browser, cluster: Cluster) -> None:
+async def test_it_shows_shards_methods_charts_ring_hot_keys_and_traces_live(
+    browser: Browser, cluster: RunningApp
+) -> None:
     async with opened(browser, cluster) as (page, console, asked):
         shards = page.get_by_role("row").filter(has_text="echo-0")
         await expect(shards.first).to_contain_text("ready")
@@ -87,7 +89,7 @@ async def test_it_shows_shards_methods_charts_ring_hot_keys_and_traces_live(brow
         assert all(url.startswith(f"http://{cluster.admin}/") for url in asked)
 
 
-async def test_a_trace_is_drawn_as_a_waterfall_by_keyboard_alone(browser: Browser, cluster: Cluster) -> None:
+async def test_a_trace_is_drawn_as_a_waterfall_by_keyboard_alone(browser: Browser, cluster: RunningApp) -> None:
     await call(cluster, "traced", 3)
     async with opened(browser, cluster) as (page, console, _):
         traces = page.get_by_role("region", name="traces")
@@ -104,7 +106,7 @@ async def test_a_trace_is_drawn_as_a_waterfall_by_keyboard_alone(browser: Browse
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_it_fits_a_phone_and_has_contrast_in_light_and_dark(
-    browser: Browser, cluster: Cluster, scheme: str
+    browser: Browser, cluster: RunningApp, scheme: str
 ) -> None:
     size = {"width": 390, "height": 844}
     async with opened(browser, cluster, color_scheme=scheme, viewport=size) as (page, _, _):
@@ -144,7 +146,7 @@ CONTRASTS = """() => {
 }"""
 
 
-async def test_a_shard_is_drained_and_restarted_once_that_is_confirmed(browser: Browser, cluster: Cluster) -> None:
+async def test_a_shard_is_drained_and_restarted_once_that_is_confirmed(browser: Browser, cluster: RunningApp) -> None:
     async with opened(browser, cluster) as (page, _, _):
         row = page.get_by_role("row").filter(has_text="echo-1").first
         before = cluster.shards()[1]["pid"]
@@ -181,7 +183,7 @@ async def test_keys_are_shown_as_hashes_unless_the_app_shows_them(tmp_path_facto
         assert "a-secret-key" not in cluster.get("/snapshot") + cluster.get("/metrics") + cluster.get("/traces")
 
 
-async def test_of_several_restart_requests_at_once_one_is_accepted(cluster: Cluster) -> None:
+async def test_of_several_restart_requests_at_once_one_is_accepted(cluster: RunningApp) -> None:
     shard = cluster.shards()[0]
     before = shard["pid"]
     url = f"http://{cluster.admin}/shards/echo/0/restart"
@@ -208,7 +210,7 @@ async def test_of_several_restart_requests_at_once_one_is_accepted(cluster: Clus
         ("/traces/ffff", 404, "there is no such trace"),
     ],
 )
-def test_an_unknown_shard_or_trace_is_not_found(cluster: Cluster, path: str, status: int, reason: str) -> None:
+def test_an_unknown_shard_or_trace_is_not_found(cluster: RunningApp, path: str, status: int, reason: str) -> None:
     method = "POST" if "drain" in path else "GET"
     actual_status, text = http_request(f"http://{cluster.admin}{path}", method=method, **{"X-Onelane": "1"})
     assert (actual_status, reason in text) == (status, True)

@@ -18,7 +18,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
-from tests.running_app import ROOT, Cluster, eventually, running
+from tests.running_app import ROOT, RunningApp, eventually, running
 
 meter = metrics.get_meter("tests")
 # Created at the import of the module, as libraries do, before any lane exists.
@@ -62,14 +62,14 @@ shards = 2
 
 
 @pytest.fixture(scope="module", params=["processes", "inline"])
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     inline = ["--inline"] if request.param == "inline" else []
     with running(tmp_path_factory.mktemp("metered"), TOML, "--app-dir", str(ROOT), *inline) as cluster:
         yield cluster
 
 
 @pytest.mark.slow
-async def test_measurements_of_a_library_belong_to_the_shard_whose_code_recorded_them(cluster: Cluster) -> None:
+async def test_measurements_of_a_library_belong_to_the_shard_whose_code_recorded_them(cluster: RunningApp) -> None:
     where = Where(cluster, "metered")
     served = {"metered-0": 7, "metered-1": 13}
     for shard, calls in served.items():
@@ -88,7 +88,7 @@ async def test_measurements_of_a_library_belong_to_the_shard_whose_code_recorded
 
 
 @pytest.mark.slow
-async def test_a_span_of_the_api_belongs_to_the_shard_whose_code_started_it(cluster: Cluster) -> None:
+async def test_a_span_of_the_api_belongs_to_the_shard_whose_code_started_it(cluster: RunningApp) -> None:
     trace_id = "6af7651916cd43dd8448eb211c80319c"
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
     where = Where(cluster, "metered")

@@ -18,10 +18,10 @@ from opentelemetry import baggage, trace
 from opentelemetry import context as otel
 from opentelemetry.trace import Link, SpanContext, StatusCode
 
-from tests.collector import Collector
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
-from tests.running_app import ROOT, Cluster, eventually, running
+from tests.otlp_receiver import HttpReceiver
+from tests.running_app import ROOT, RunningApp, eventually, running
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger("tests.traced")
@@ -91,13 +91,13 @@ shards = 1
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with Collector() as collector:
+def collector() -> Iterator[HttpReceiver]:
+    with HttpReceiver() as collector:
         yield collector
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Cluster]:
+def traced(tmp_path_factory: pytest.TempPathFactory, collector: HttpReceiver) -> Iterator[RunningApp]:
     folder = tmp_path_factory.mktemp("traced")
     environment = collector.environment | {
         "OTEL_TRACES_SAMPLER": "parentbased_always_off",
@@ -108,12 +108,12 @@ def traced(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> It
 
 
 @pytest.fixture
-async def stub(traced: Cluster) -> AsyncIterator[Any]:
+async def stub(traced: RunningApp) -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(traced.listen["traced"]) as channel:
         yield echo_pb2_grpc.EchoStub(channel)
 
 
-def spans_of(collector: Collector, trace_id: str, *names: str) -> dict[str, Any]:
+def spans_of(collector: HttpReceiver, trace_id: str, *names: str) -> dict[str, Any]:
     spans = {span.name: span for span in collector.spans() if span.trace_id.hex() == trace_id}
     return spans if set(names) <= set(spans) else {}
 
@@ -123,7 +123,7 @@ def attributes_of(span: Any) -> dict[str, Any]:
 
 
 async def test_the_current_span_is_the_calls_and_spans_made_in_it_are_its_children(
-    stub: Any, collector: Collector, traced: Cluster
+    stub: Any, collector: HttpReceiver, traced: RunningApp
 ) -> None:
     reply = await stub.Unary(EchoRequest(key="k"), metadata=SAMPLED, timeout=10)
     assert reply.text == TRACE
@@ -143,7 +143,9 @@ async def test_the_current_span_is_the_calls_and_spans_made_in_it_are_its_childr
     assert f"trace={TRACE}" in next(line for line in traced.log.read_text().splitlines() if "looking up" in line)
 
 
-async def test_calls_made_inside_a_span_are_its_children_and_carry_the_baggage(stub: Any, collector: Collector) -> None:
+async def test_calls_made_inside_a_span_are_its_children_and_carry_the_baggage(
+    stub: Any, collector: HttpReceiver
+) -> None:
     trace_id = TRACE.replace("0af7", "1af7")
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("baggage", "user=ann"))
     await stub.Unary(EchoRequest(key="k", order="call"), metadata=metadata, timeout=10)
@@ -158,7 +160,7 @@ async def test_calls_made_inside_a_span_are_its_children_and_carry_the_baggage(s
 
 
 async def test_a_job_has_the_context_of_its_caller_and_leaves_none_on_the_worker_thread(
-    stub: Any, collector: Collector
+    stub: Any, collector: HttpReceiver
 ) -> None:
     trace_id = TRACE.replace("0af7", "3af7")
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("baggage", "user=ann"))
@@ -172,7 +174,7 @@ async def test_a_job_has_the_context_of_its_caller_and_leaves_none_on_the_worker
 
 
 async def test_a_status_that_a_handler_sets_counts_and_an_unsampled_call_records_nothing(
-    stub: Any, collector: Collector
+    stub: Any, collector: HttpReceiver
 ) -> None:
     trace_id = TRACE.replace("0af7", "2af7")
     sampled = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)

@@ -24,7 +24,7 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.house.test_deploy import dashboard
 from tests.ports import reserved
-from tests.running_app import Cluster, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 CONFIG = """
@@ -87,13 +87,13 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("scraped"), echo(2)) as app:
         yield app
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def server(cluster: RunningApp, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Started before the first test: Prometheus discovers its target only after 5 s; tests without it run meanwhile."""
     with prometheus(tmp_path_factory.mktemp("prometheus"), cluster.admin) as scraper:
         yield scraper
@@ -105,7 +105,7 @@ async def seen(server: Prometheus) -> Prometheus:
     return server
 
 
-async def call(cluster: Cluster, orders: list[str], **more: Any) -> Counter[str]:
+async def call(cluster: RunningApp, orders: list[str], **more: Any) -> Counter[str]:
     """Make these calls; the number of calls by status."""
     counted: Counter[str] = Counter()
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
@@ -171,7 +171,7 @@ async def test_shards_that_are_killed_under_load_lose_no_more_than_a_tick_each(t
     assert counted["OK"] - may_be_lost <= exported <= sum(counted.values())
 
 
-async def test_sums_of_the_machine_are_served_beside_the_series_by_shard(cluster: Cluster) -> None:
+async def test_sums_of_the_machine_are_served_beside_the_series_by_shard(cluster: RunningApp) -> None:
     """Of this method alone: the cluster's own calls go on meanwhile."""
 
     def of_the_machine() -> tuple[float, ...]:
@@ -198,7 +198,7 @@ async def test_without_series_by_shard_the_sums_of_the_machine_are_served(tmp_pa
         assert sum(shard["calls"] for shard in app.shards()) >= 30
 
 
-async def test_its_sums_are_what_clients_counted_by_status(cluster: Cluster, seen: Prometheus) -> None:
+async def test_its_sums_are_what_clients_counted_by_status(cluster: RunningApp, seen: Prometheus) -> None:
     labels = {"rpc_method": "echo.v1.Echo/Misbehave"}
     before = Counter(
         {
@@ -217,7 +217,7 @@ async def test_its_sums_are_what_clients_counted_by_status(cluster: Cluster, see
         await eventually(is_what_was_counted)
 
 
-async def test_its_quantiles_are_those_of_the_calls(cluster: Cluster, seen: Prometheus) -> None:
+async def test_its_quantiles_are_those_of_the_calls(cluster: RunningApp, seen: Prometheus) -> None:
     await call(cluster, ["sleep 0.05"] * 40)
     where = f'{METHOD}, rpc_response_status_code="OK"'
     bucket = "rpc_server_call_duration_seconds_bucket"
@@ -229,7 +229,7 @@ async def test_its_quantiles_are_those_of_the_calls(cluster: Cluster, seen: Prom
     assert seen.value(f"histogram_quantile(0.999, {buckets})") >= 0.03125
 
 
-async def test_an_exemplar_leads_from_a_bucket_to_its_trace(cluster: Cluster, seen: Prometheus) -> None:
+async def test_an_exemplar_leads_from_a_bucket_to_its_trace(cluster: RunningApp, seen: Prometheus) -> None:
     await call(cluster, ["sleep 0.2"], metadata=(("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),))
 
     def found() -> bool:
@@ -240,7 +240,7 @@ async def test_an_exemplar_leads_from_a_bucket_to_its_trace(cluster: Cluster, se
     await eventually(found)
 
 
-async def test_prometheus_answers_every_expression_of_the_dashboard(cluster: Cluster, seen: Prometheus) -> None:
+async def test_prometheus_answers_every_expression_of_the_dashboard(cluster: RunningApp, seen: Prometheus) -> None:
     await call(cluster, ["add 0"] * 5)
     await eventually(lambda: seen.value("sum(onelane_calls_total)") > 0)
     answered = []

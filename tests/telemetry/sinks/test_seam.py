@@ -8,7 +8,7 @@ from onelane.telemetry.sinks import Sink
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Instrument, Point
 
-from tests.collector import Collector
+from tests.otlp_receiver import HttpReceiver
 
 SOURCE = (("onelane.app", "lobby"), ("onelane.shard", "lobby-0"))
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -26,7 +26,7 @@ RECORD = LogRecord(5_000, 13, "WARNING", "services.lobby", "full", TRACE_ID, SPA
 
 @pytest.mark.parametrize("name", ["prometheus", "otlp"])
 def test_every_sink_takes_all_signals_and_closes(name: str) -> None:
-    with Collector() as collector:
+    with HttpReceiver() as collector:
         sink: Sink = load_plugin("onelane.sinks", name)(collector.environment)
         sink.points(POINTS)
         sink.spans("lobby", "lobby-0", [SPAN])

@@ -23,11 +23,11 @@ from onelane.telemetry.spans import SpanRecord, pack_spans
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.collector import Collector, GrpcCollector, Receiver
+from tests.otlp_receiver import GrpcReceiver, HttpReceiver, OtlpReceiver
 from tests.telemetry.sinks.test_seam import POINTS, SPAN
 
 
-def sender_to(receiver: Receiver) -> Sender:
+def sender_to(receiver: OtlpReceiver) -> Sender:
     target = target_of(receiver.environment, TRACES)
     assert target is not None
     return sender_for(TRACES, target)
@@ -35,20 +35,20 @@ def sender_to(receiver: Receiver) -> Sender:
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_an_http_status_of_a_busy_collector_is_retryable(status: int) -> None:
-    with Collector() as collector:
+    with HttpReceiver() as collector:
         collector.answer = status
         assert sender_to(collector).send(b"") == ExportResult(RETRY, f"HTTP {status}")
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 500])
 def test_any_other_http_error_is_final(status: int) -> None:
-    with Collector() as collector:
+    with HttpReceiver() as collector:
         collector.answer = status
         assert sender_to(collector).send(b"") == ExportResult(FAILED, f"HTTP {status}")
 
 
 def test_a_redirect_is_final_and_its_location_is_the_reason() -> None:
-    with Collector() as collector:
+    with HttpReceiver() as collector:
         collector.answer = 307
         assert sender_to(collector).send(b"") == ExportResult(FAILED, f"HTTP 307 to {collector.url}/elsewhere")
 
@@ -69,13 +69,13 @@ def test_a_refused_connection_is_retryable() -> None:
     ids=["exhausted with RetryInfo", "exhausted without", "unavailable", "ok"],
 )
 def test_a_grpc_status_is_retryable_or_final(recovers: bool | None, is_away: bool, status: str) -> None:
-    with GrpcCollector() as collector:
+    with GrpcReceiver() as collector:
         collector.recovers, collector.is_away = recovers, is_away
         assert sender_to(collector).send(b"").status == status
 
 
-@pytest.mark.parametrize("kind", [Collector, GrpcCollector])
-def test_items_that_a_collector_rejects_are_in_the_result(kind: type[Collector | GrpcCollector]) -> None:
+@pytest.mark.parametrize("kind", [HttpReceiver, GrpcReceiver])
+def test_items_that_a_collector_rejects_are_in_the_result(kind: type[HttpReceiver | GrpcReceiver]) -> None:
     with kind() as collector:
         collector.rejects = 2
         assert sender_to(collector).send(b"") == ExportResult(SENT, "", 2)

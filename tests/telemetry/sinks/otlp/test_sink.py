@@ -16,14 +16,14 @@ from onelane.telemetry.sinks.otlp.sink import OtlpSink, interval_s
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Instrument, Point
 
-from tests.collector import Collector, GrpcCollector, Receiver
+from tests.otlp_receiver import GrpcReceiver, HttpReceiver, OtlpReceiver
 from tests.running_app import eventually
 from tests.telemetry.sinks.test_seam import POINTS, RECORD, SOURCE, SPAN, SPAN_ID, TRACE_ID
 
 
 @pytest.fixture(params=["http/protobuf", "grpc"])
-def collector(request: pytest.FixtureRequest) -> Iterator[Receiver]:
-    with GrpcCollector() if request.param == "grpc" else Collector() as receiver:
+def collector(request: pytest.FixtureRequest) -> Iterator[OtlpReceiver]:
+    with GrpcReceiver() if request.param == "grpc" else HttpReceiver() as receiver:
         yield receiver
 
 
@@ -38,13 +38,13 @@ def all_closed() -> Iterator[None]:
         _open.pop().close(1.0)
 
 
-def otlp(collector: Receiver, **more: str) -> OtlpSink:
+def otlp(collector: OtlpReceiver, **more: str) -> OtlpSink:
     _open.append(OtlpSink(collector.environment | more))
     return _open[-1]
 
 
 @pytest.mark.slow
-def test_otlp_carries_points_with_their_shard_as_the_resource(collector: Receiver) -> None:
+def test_otlp_carries_points_with_their_shard_as_the_resource(collector: OtlpReceiver) -> None:
     sink = otlp(collector, OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test")
     sink.points(POINTS)
     sink.close(20.0)
@@ -66,7 +66,7 @@ def test_otlp_carries_points_with_their_shard_as_the_resource(collector: Receive
 
 
 @pytest.mark.slow
-def test_otlp_carries_spans_whole(collector: Receiver) -> None:
+def test_otlp_carries_spans_whole(collector: OtlpReceiver) -> None:
     sink = otlp(collector)
     sink.spans("lobby", "lobby-0", [SPAN])
     sink.close(20.0)
@@ -79,7 +79,7 @@ def test_otlp_carries_spans_whole(collector: Receiver) -> None:
 
 
 @pytest.mark.slow
-def test_a_text_that_utf8_cannot_encode_spoils_no_other_span(collector: Receiver) -> None:
+def test_a_text_that_utf8_cannot_encode_spoils_no_other_span(collector: OtlpReceiver) -> None:
     odd = SpanRecord("1" * 32, "2" * 16, "", "a/B\ud800", "SERVER", 1_000)
     odd.set_attribute("who", ["\udfff", 1])
     odd.add_event("\ud801", {"x": "\ud802"}, 5)
@@ -92,7 +92,7 @@ def test_a_text_that_utf8_cannot_encode_spoils_no_other_span(collector: Receiver
 
 
 @pytest.mark.slow
-async def test_a_span_that_cannot_be_encoded_counts_as_refused(collector: Receiver) -> None:
+async def test_a_span_that_cannot_be_encoded_counts_as_refused(collector: OtlpReceiver) -> None:
     sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
     sink.spans("lobby", "lobby-0", [SpanRecord("1" * 32, "2" * 16, "", "odd", "SERVER", -1), SPAN])
     await eventually(lambda: sink.losses() == {("spans", REFUSED): 1})
@@ -100,7 +100,7 @@ async def test_a_span_that_cannot_be_encoded_counts_as_refused(collector: Receiv
 
 
 @pytest.mark.slow
-async def test_items_that_a_collector_rejects_are_counted(collector: Receiver) -> None:
+async def test_items_that_a_collector_rejects_are_counted(collector: OtlpReceiver) -> None:
     collector.rejects = 2
     sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20", OTEL_BLRP_SCHEDULE_DELAY="20")
     sink.spans("lobby", "lobby-0", [SPAN] * 3)
@@ -112,7 +112,7 @@ async def test_items_that_a_collector_rejects_are_counted(collector: Receiver) -
 @pytest.mark.slow
 @pytest.mark.parametrize("recovers", [True, False])
 async def test_resource_exhausted_is_retried_only_with_retry_info(recovers: bool) -> None:
-    with GrpcCollector() as collector:
+    with GrpcReceiver() as collector:
         collector.recovers = recovers
         sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
         sink.spans("lobby", "lobby-0", [SPAN] * 3)
@@ -126,7 +126,7 @@ async def test_resource_exhausted_is_retried_only_with_retry_info(recovers: bool
 
 @pytest.mark.slow
 async def test_a_redirect_is_not_followed_and_nothing_counts_as_sent() -> None:
-    with Collector() as collector:
+    with HttpReceiver() as collector:
         collector.answer = 302
         sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
         sink.spans("lobby", "lobby-0", [SPAN] * 3)
@@ -135,7 +135,7 @@ async def test_a_redirect_is_not_followed_and_nothing_counts_as_sent() -> None:
 
 
 @pytest.mark.slow
-def test_points_that_arrive_during_an_export_are_sent_at_the_end(collector: Receiver) -> None:
+def test_points_that_arrive_during_an_export_are_sent_at_the_end(collector: OtlpReceiver) -> None:
     sink = otlp(collector, OTEL_METRIC_EXPORT_INTERVAL="1")
     sink.points(POINTS)
     while not collector.metrics:
@@ -152,7 +152,7 @@ def test_an_invalid_interval_falls_back_to_the_default(interval: str) -> None:
 
 
 @pytest.mark.slow
-def test_otlp_carries_log_records_with_their_trace(collector: Receiver) -> None:
+def test_otlp_carries_log_records_with_their_trace(collector: OtlpReceiver) -> None:
     sink = otlp(collector)
     sink.logs("lobby", "lobby-0", [RECORD])
     sink.close(20.0)
@@ -167,7 +167,7 @@ def test_otlp_carries_log_records_with_their_trace(collector: Receiver) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Collector, GrpcCollector])
+@pytest.mark.parametrize("kind", [HttpReceiver, GrpcReceiver])
 async def test_otlp_goes_over_tls_with_headers_and_gzip(
     kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -195,7 +195,7 @@ async def test_otlp_goes_over_tls_with_headers_and_gzip(
 
 
 @pytest.mark.slow
-async def test_spans_queued_for_an_unreachable_collector_are_sent_when_it_is_back(collector: Receiver) -> None:
+async def test_spans_queued_for_an_unreachable_collector_are_sent_when_it_is_back(collector: OtlpReceiver) -> None:
     collector.is_away = True
     sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
     sink.spans("lobby", "lobby-0", [SPAN] * 3)
@@ -209,7 +209,7 @@ async def test_spans_queued_for_an_unreachable_collector_are_sent_when_it_is_bac
 
 @pytest.mark.slow
 async def test_a_batch_that_a_collector_refuses_for_good_is_dropped_and_counted() -> None:
-    with Collector() as collector:
+    with HttpReceiver() as collector:
         collector.answer = 400
         sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
         sink.spans("lobby", "lobby-0", [SPAN] * 3)
@@ -229,7 +229,7 @@ async def test_an_exporter_process_that_dies_is_restarted_and_no_span_is_lost(
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", keep)
-    with Collector() as collector:
+    with HttpReceiver() as collector:
         collector.is_away = True
         sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
         sink.spans("lobby", "lobby-0", [SPAN] * 3)

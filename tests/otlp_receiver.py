@@ -1,4 +1,4 @@
-"""OTLP receivers, by HTTP and by gRPC, that keep what they are sent; they can be away for a while."""
+"""OTLP receivers, by HTTP and by gRPC, that keep each request; they can be away for a while."""
 
 import gzip
 import ssl
@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 
-class Receiver(ABC):
+class OtlpReceiver(ABC):
     """What was received. `environment` is what sends OTLP here."""
 
     protocol = ""
@@ -66,7 +66,7 @@ class Receiver(ABC):
         ]
 
 
-class Collector(Receiver):
+class HttpReceiver(OtlpReceiver):
     """By HTTP, on a free loopback port while it is entered, or on one that is named."""
 
     protocol = "http/protobuf"
@@ -143,7 +143,7 @@ class _Context(Protocol):
     def abort(self, code: grpc.StatusCode, details: str) -> Any: ...
 
 
-class GrpcCollector(Receiver):
+class GrpcReceiver(OtlpReceiver):
     """By gRPC."""
 
     protocol = "grpc"
