@@ -1,6 +1,8 @@
-"""The pages that lead a newcomer name files that are there."""
+"""The pages that lead a newcomer name files, classes and functions that are there."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,38 @@ import pytest
 from tests.house.test_layers import FILES, ROOMS
 from tests.running_app import ROOT
 
-PAGES = ["runtime/DESIGN.md", "CONTRIBUTING.md", "SECURITY.md", "services/examples/README.md"]
+TOUR = "runtime/DESIGN.md"
+PAGES = [TOUR, "CONTRIBUTING.md", "SECURITY.md", "services/examples/README.md"]
 PAGES += [f"runtime/decisions/{page.name}" for page in sorted((ROOT / "runtime" / "decisions").glob("*.md"))]
 NAME = re.compile(r"`([a-z_]+(?:/[a-z_]+)+)(?:\.py)?`")
-PATH = re.compile(r"`((?:tests|runtime|services|proto|deploy)/[\w./-]+?)`")
+PATH = re.compile(r"`((?:tests|runtime|services|proto|deploy)/[\w./-]+?)(?:::\w+)?`")
+MEMBER = re.compile(r"`([A-Z]+[a-z]\w*)\.(\w+)(?:\(.*?\))?`")
+ROOM_ROW = re.compile(r"^\| `(\w+)/` \|.*\| (`.+) \|$", re.MULTILINE)
+MAIN_TYPE = re.compile(r"`(\w+)\.(\w+)`")
 FOLDERS = {parent.as_posix() for name in FILES for parent in Path(name).parents}
+NOT_OURS = {"LobbyServicer"}
+"""Classes of the examples that a page gives."""
+
+
+def definitions(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node
+
+
+def members_of(node: ast.AST) -> set[str]:
+    """The methods, fields and attributes of a class, and whatever else it mentions."""
+    names = {inner.name for inner in ast.walk(node) if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)}
+    names |= {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+    return names | {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+
+
+CLASSES = {
+    name: members_of(node)
+    for file in FILES.values()
+    for name, node in definitions(ast.parse(file.read_text()))
+    if isinstance(node, ast.ClassDef)
+}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -20,10 +49,18 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     text = (ROOT / page).read_text()
     names = {name for name in NAME.findall(text) if name.partition("/")[0] in ROOMS}
     assert {name for name in names if name not in FILES and name not in FOLDERS} == set()
-    assert {path for path in PATH.findall(text) if not (ROOT / path.partition("::")[0]).exists()} == set()
+    assert {path for path in PATH.findall(text) if not (ROOT / path).exists()} == set()
 
 
-def test_the_tour_names_every_room() -> None:
-    text = (ROOT / "runtime" / "DESIGN.md").read_text()
-    rooms = {name.partition("/")[0] for name in FILES if "/" in name}
-    assert {room for room in rooms if f"{room}/" not in text} == set()
+@pytest.mark.parametrize("page", PAGES)
+def test_every_member_of_a_class_that_a_page_names_is_there(page: str) -> None:
+    members = {pair for pair in MEMBER.findall((ROOT / page).read_text()) if pair[0] not in NOT_OURS}
+    assert {f"{cls}.{name}" for cls, name in members if name not in CLASSES.get(cls, set())} == set()
+
+
+def test_the_tour_names_every_room_and_its_main_types() -> None:
+    rows = dict(ROOM_ROW.findall((ROOT / TOUR).read_text()))
+    assert set(rows) == {name.partition("/")[0] for name in FILES if "/" in name}
+    for room, types in rows.items():
+        for module, name in MAIN_TYPE.findall(types):
+            assert name in dict(definitions(ast.parse(FILES[f"{room}/{module}"].read_text()))), f"{room}/{module}"
