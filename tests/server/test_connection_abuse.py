@@ -265,7 +265,7 @@ async def test_data_over_the_window(cluster: RunningApp) -> None:
         assert await until_ended(shard, attack()) < 1_000
 
 
-async def test_a_peer_that_breaks_http2_in_a_stream_that_never_pauses(cluster: Cluster) -> None:
+async def test_a_peer_that_breaks_http2_in_a_stream_that_never_pauses(cluster: RunningApp) -> None:
     """A PING of 5 bytes ends the connection; the handler of its endless stream must not write on into nothing."""
     message = EchoRequest(key="k", text="x" * 1000, times=2**31 - 1).SerializeToString()
     ask = h2.HELLO + h2.headers(1, h2.request(DOWNLOAD))
