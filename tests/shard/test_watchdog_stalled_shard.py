@@ -147,18 +147,25 @@ async def test_a_lane_that_gets_no_cpu_is_starved_and_no_code_is_blamed(tmp_path
 
 async def test_a_process_that_was_stopped_is_starved_and_not_replaced(tmp_path: Path) -> None:
     """For longer than a stalled lane is left alone, but not so long that C code, which cannot tell why, ends it."""
-    with running(tmp_path, echo(1, "replace_stalled_s = 1")) as cluster:
+    with running(tmp_path, echo(1, "replace_stalled_s = 2")) as cluster:
         where = Where(cluster)
         is_starved = False
         while not is_starved:
+            await eventually(lambda: cluster.shards()[0]["state"] == "ready")
             (before,) = cluster.shards()
-            stopped_s = await stop_for(before["pid"], 1.05)
-            await order(where, "echo-0", "add 0")
+            began, error = time.monotonic(), None
+            await stop_for(before["pid"], 2.1)
+            try:
+                await order(where, "echo-0", "add 0")
+            except grpc.aio.AioRpcError as failed:
+                error = failed
+            if time.monotonic() - began > 2.9:
+                # The C code's timer is set anew each second: this machine was too busy to tell.
+                continue
             (after,) = cluster.shards()
-            if stopped_s < 1.4:
-                assert (after["pid"], after["restarts"]) == (before["pid"], before["restarts"])
-                # Where its lane was the first to go on, what it did then may be taken for the cause: once more.
-                is_starved = any(stall["kind"] == "starved" for stall in after["last_stalls"])
+            assert (error, after["pid"], after["restarts"]) == (None, before["pid"], before["restarts"])
+            # Where its lane was the first to go on, what it did then may be taken for the cause: once more.
+            is_starved = any(stall["kind"] == "starved" for stall in after["last_stalls"])
         await where.close()
 
 
