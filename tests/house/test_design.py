@@ -11,7 +11,8 @@ from tests.house.test_layers import FILES, ROOMS
 from tests.running_app import ROOT
 
 TOUR = "runtime/DESIGN.md"
-PAGES = [TOUR, "CONTRIBUTING.md", "SECURITY.md", "services/examples/README.md"]
+PAGES = [TOUR, "README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md", "runtime/TELEMETRY.md"]
+PAGES += ["services/examples/README.md"]
 PAGES += [f"runtime/decisions/{page.name}" for page in sorted((ROOT / "runtime" / "decisions").glob("*.md"))]
 NAME = re.compile(r"`([a-z_]+(?:/[a-z_]+)+)(?:\.py)?`")
 PATH = re.compile(r"`((?:tests|runtime|services|proto|deploy)/[\w./-]+?)(?:::\w+)?`")
