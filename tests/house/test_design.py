@@ -17,6 +17,7 @@ PAGES += [f"runtime/decisions/{page.name}" for page in sorted((ROOT / "runtime" 
 NAME = re.compile(r"`([a-z_]+(?:/[a-z_]+)+)(?:\.py)?`")
 PATH = re.compile(r"`((?:tests|runtime|services|proto|deploy)/[\w./-]+?)(?:::\w+)?`")
 MEMBER = re.compile(r"`([A-Z]+[a-z]\w*)\.(\w+)(?:\(.*?\))?`")
+FLOOR = re.compile(r"^ ?\d+  (\w+)\b", re.MULTILINE)
 ROOM_ROW = re.compile(r"^\| `(\w+)/` \|.*\| (`.+) \|$", re.MULTILINE)
 MAIN_TYPE = re.compile(r"`(\w+)\.(\w+)`")
 FOLDERS = {parent.as_posix() for name in FILES for parent in Path(name).parents}
@@ -70,3 +71,8 @@ def test_the_tour_names_every_room_and_its_main_types() -> None:
     for room, types in rows.items():
         for module, name in MAIN_TYPE.findall(types):
             assert name in dict(definitions(ast.parse(FILES[f"{room}/{module}"].read_text()))), f"{room}/{module}"
+
+
+def test_the_drawing_of_the_tour_has_the_order_that_imports_obey() -> None:
+    floors = FLOOR.findall((ROOT / TOUR).read_text())
+    assert floors[::-1] == [room for room in ROOMS if room not in {"config", "plugins", "testing"}]
