@@ -32,6 +32,8 @@ FIRST_WINDOW = 65_535
 """Of a connection, whatever its ends say: RFC 9113, 6.9.2."""
 LARGEST = 3_000
 MOST_STREAMS = 6
+MAX_ROUNDS = 10_000
+"""In which all that is queued has arrived."""
 sizes = st.integers(0, LARGEST)
 which = st.integers(0, MOST_STREAMS - 1)
 lengths = st.just(100_000) | st.integers(1, 2_000) | st.integers(1, 20)
@@ -270,8 +272,8 @@ class Wire(RuleBasedStateMachine):
         assert model.status == b"5"
 
     def pump(self) -> None:
-        """Everybody reads until nobody has anything to say."""
-        while True:
+        """Both ends read until neither has anything to send."""
+        for _ in range(MAX_ROUNDS):
             for stream in list(self.server.streams.values()):
                 self.server.consumed(stream)
             for number, model in self.streams.items():
@@ -283,6 +285,7 @@ class Wire(RuleBasedStateMachine):
                 return
             self.carry_up(len(self.up))
             self.carry_down(len(self.down))
+        raise AssertionError(f"they never fall silent: {bytes(self.up[:99])!r}, {bytes(self.down[:99])!r}")
 
 
 def pick(among: Any, n: int) -> Any:
