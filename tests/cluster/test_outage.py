@@ -15,7 +15,7 @@ from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 CALLS = 60
-PACE_S = 0.02
+PACE_S = 0.005
 
 
 async def test_nothing_is_lost_and_no_call_fails_while_a_collector_is_stopped(tmp_path: Path) -> None:
