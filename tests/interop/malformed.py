@@ -37,6 +37,7 @@ CONTENT_TYPE = "PROTOCOL-HTTP2.md: other content types are answered with HTTP 41
 MALFORMED = "RFC 9113 8.1.1: a malformed request is a stream error PROTOCOL_ERROR"
 METHOD = "RFC 9110 15.5.6: 405 and what is allowed; grpcio's answers do not say what is wrong"
 FLAG = "PROTOCOL-HTTP2.md: the flag is 0 or 1"
+EOS = "PROTOCOL-HTTP2.md: a request ends with EOS; until then a second message may come, and refuse the call"
 TIMEOUT = "PROTOCOL-HTTP2.md: at most 8 digits, then the unit"
 ENCODING = "compression.md: a message in an encoding that is not known is UNIMPLEMENTED"
 
@@ -66,7 +67,15 @@ ROWS = (
     Row("fine", request(UNARY), (ONE,), "200/0"),
     Row("fine and in pieces", request(UNARY), (ONE[:3], ONE[3:]), "200/0"),
     Row("fine and of no bytes", request(EMPTY), (frame(b""),), "200/0"),
-    Row("fine and without a last word", request(UNARY), (ONE,), "200/0", end=False),
+    Row(
+        "fine and without a last word",
+        request(UNARY, (b"grpc-timeout", b"1S")),
+        (ONE,),
+        "200/0",
+        "200/4",
+        EOS,
+        end=False,
+    ),
     Row("fine and of the largest size", request(UNARY), (frame(LARGEST),), "200/0"),
     # HTTP
     unary("content-type grpc+proto", (b"content-type", b"application/grpc+proto"), "200/0"),

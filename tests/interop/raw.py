@@ -5,9 +5,10 @@ headers, messages with their compressed flag, trailers, a reset, or the end of t
 """
 
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from onelane.wire.http2 import (
     Closed,
@@ -132,30 +133,38 @@ class Exchange:
             data = self._socket.recv(65_536)
         except ConnectionError:
             data = b""
-        answer.has_gone = answer.has_gone or not data
-        answer.is_over = answer.is_over or not data
-        for event in self._http2.receive(data):
-            match event:
-                case ResponseReceived():
-                    answer.headers = dict(event.headers)
-                    answer.is_over = event.end_stream
-                case DataReceived():
-                    answer.body += event.data
-                    self._http2.acknowledge(len(event.data), event.stream_id)
-                    answer.is_over = event.end_stream
-                case TrailersReceived():
-                    answer.trailers = dict(event.headers)
-                    answer.is_over = True
-                case StreamReset():
-                    answer.reset = event.error_code
-                    answer.is_over = True
-                case StreamClosed():
-                    answer.is_over = True
-                case PingAcknowledged():
-                    self._is_echoed = True
-                case Closed() | GoAwayReceived():
-                    answer.has_gone = True
-                    answer.is_over = True
+        others = take_answers(self._http2, data, {self._stream: answer})
+        self._is_echoed = self._is_echoed or any(isinstance(event, PingAcknowledged) for event in others)
+
+
+def take_answers(http2: Http2, data: bytes, answers: Mapping[int, Answer]) -> list[Any]:
+    """Add to the answer of each stream what the server has sent, b"" for the end; returns the events of no stream."""
+    others: list[Any] = []
+    events = http2.receive(data)
+    for event in events:
+        answer = answers.get(getattr(event, "stream_id", 0), Answer())
+        match event:
+            case ResponseReceived():
+                answer.headers = dict(event.headers)
+                answer.is_over = event.end_stream
+            case DataReceived():
+                answer.body += event.data
+                http2.acknowledge(len(event.data), event.stream_id)
+                answer.is_over = event.end_stream
+            case TrailersReceived():
+                answer.trailers = dict(event.headers)
+                answer.is_over = True
+            case StreamReset():
+                answer.reset = event.error_code
+                answer.is_over = True
+            case StreamClosed():
+                answer.is_over = True
+            case _:
+                others.append(event)
+    if not data or any(isinstance(event, Closed | GoAwayReceived) for event in others):
+        for answer in answers.values():
+            answer.has_gone = answer.is_over = True
+    return others
 
 
 def exchange(address: str, headers: Headers, *pieces: bytes, end: bool = True) -> Answer:

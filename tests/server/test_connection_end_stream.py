@@ -6,7 +6,6 @@ Stock tonic and gRPC-Web proxies always send it on its own, grpc-java often.
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.interop.malformed import frame
 from tests.interop.raw import Answer, Exchange, request
-from tests.running_app import RunningApp, echo, eventually, running
+from tests.running_app import RunningApp, echo, running
 
 pytestmark = pytest.mark.slow
 MOST_CONNECTIONS = 64
@@ -24,7 +23,6 @@ MOST_CONNECTIONS = 64
 METHODS = pytest.mark.parametrize("method", ["Unary", "Plain", "Download"])
 """Those that take one message: an `async def`, a plain `def`, and one that answers by a stream."""
 PLACES = pytest.mark.parametrize("place", ["home", "away", "steered"])
-WAITS = pytest.mark.parametrize("waits", [False, True], ids=["running", "waiting for its turn"])
 KEY_NUMBERS = itertools.count()
 
 
@@ -150,54 +148,23 @@ async def test_a_call_whose_end_comes_in_a_frame_of_its_own_is_answered(at: Plac
         assert (counts.calls, counts.ok, counts.forwards) == (1, 1, at.forwards)
 
 
-async def release(at: Place) -> None:
-    """Let every call of the key end that runs until then."""
-    await at.where.home(at.key).Release(EchoRequest(key=at.key))
-
-
-@asynccontextmanager
-async def under_way(at: Place, *, waits: bool) -> AsyncIterator[Exchange]:
-    """A call that has sent its message and not its end: it runs until `release`, or waits for the turn of its key,
-    which another client's call holds."""
-
-    def in_flight() -> float:
-        return at.cluster.metric("onelane_calls_in_flight", onelane_shard=at.where.owner_of(at.key))
-
-    order = f"wait {at.key}"
-    holding = None
-    # What earlier tests have left is over, and nobody watches health or topology here.
-    await eventually(lambda: in_flight() == 0)
-    try:
-        if waits:
-            holding = asyncio.ensure_future(at.where.home(at.key).Misbehave(EchoRequest(key=at.key, order=order)))
-            await eventually(lambda: in_flight() == 1)
-        with Exchange(at.address) as exchange:
-            exchange.open(headers("Misbehave"))
-            exchange.put(message(at.key, order=order))
-            await asyncio.to_thread(exchange.wait_handled)
-            await eventually(lambda: in_flight() == (2 if waits else 1))
-            yield exchange
-    finally:
-        await release(at)
-        if holding is not None:
-            await holding
-
-
 @PLACES
-@WAITS
-async def test_the_end_may_come_while_the_call_is_under_way(at: Place, waits: bool) -> None:
-    async def attempt(at: Place) -> Answer:
-        async with under_way(at, waits=waits) as exchange:
-            exchange.put(b"", end=True)
-            await asyncio.to_thread(exchange.wait_handled)
-            assert not exchange.answer.is_over
-            await release(at)
-            return await asyncio.to_thread(exchange.wait_answered)
+@METHODS
+async def test_a_call_begins_once_its_request_is_whole(at: Place, method: str) -> None:
+    """A message alone is not all: another may follow, and refuse the call."""
 
-    async for answer, counts in at.each("Misbehave", attempt):
-        assert reply_of(answer).shard == at.where.owner_of(at.key)
-        calls = 2 if waits else 1
-        assert (counts.calls, counts.ok, counts.forwards) == (calls, calls, at.forwards)
+    def never_ended(address: str, key: str) -> Answer:
+        with Exchange(address) as exchange:
+            exchange.open([*headers(method), (b"grpc-timeout", b"50m")])
+            exchange.put(message(key, times=1))
+            return exchange.wait_answered()
+
+    def attempt(at: Place) -> Any:
+        return asyncio.to_thread(never_ended, at.address, at.key)
+
+    async for answer, counts in at.each(method, attempt):
+        assert (answer.seen, answer.body) == ("200/4", b"")
+        assert (counts.calls, counts.forwards) == (0, 0)
 
 
 def refused(answer: Answer) -> bool:
@@ -207,16 +174,20 @@ def refused(answer: Answer) -> bool:
 
 @PLACES
 @METHODS
-async def test_two_messages_for_one_are_refused_before_anything_runs(at: Place, method: str) -> None:
-    """Three frames in one write: what a server reads in one piece, it sees as one."""
-
+@pytest.mark.parametrize("how", [TOGETHER, HANDLED])
+async def test_two_messages_for_one_are_refused_before_anything_runs(at: Place, method: str, how: str) -> None:
     def both(address: str, key: str) -> Answer:
         with Exchange(address) as exchange:
             exchange.open(headers(method))
             exchange.put(message(key))
+            if how == HANDLED:
+                exchange.wait_handled()
             exchange.put(message(key))
+            answer = exchange.wait_answered()
+            # The connection is as good as before.
             exchange.put(b"", end=True)
-            return exchange.wait_answered()
+            exchange.wait_handled()
+            return answer
 
     def attempt(at: Place) -> Any:
         return asyncio.to_thread(both, at.address, at.key)
@@ -224,23 +195,3 @@ async def test_two_messages_for_one_are_refused_before_anything_runs(at: Place, 
     async for answer, counts in at.each(method, attempt):
         assert refused(answer)
         assert (counts.calls, counts.forwards) == (0, 0)
-
-
-@PLACES
-@WAITS
-async def test_a_second_message_ends_a_call_that_is_under_way_and_runs_nothing_twice(at: Place, waits: bool) -> None:
-    async def attempt(at: Place) -> Answer:
-        async with under_way(at, waits=waits) as exchange:
-            exchange.put(message(at.key, order=f"wait {at.key}"))
-            answer = await asyncio.to_thread(exchange.wait_answered)
-            # The connection is as good as before.
-            exchange.put(b"", end=True)
-            await asyncio.to_thread(exchange.wait_handled)
-        # The turn is free: the next call of the key is not held up.
-        await at.where.home(at.key).Misbehave(EchoRequest(key=at.key, order="add 0"), timeout=10)
-        return answer
-
-    async for answer, counts in at.each("Misbehave", attempt):
-        assert refused(answer)
-        others = 2 if waits else 1
-        assert (counts.calls, counts.ok, counts.forwards) == (others + 1, others, at.forwards)

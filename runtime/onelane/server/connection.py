@@ -235,16 +235,19 @@ class NativeConnection(WireProtocol[ServerConnection]):
         call = stream.call
         if call is None or stream.id not in self.wire.streams:
             return
+        call.arrived(messages, last=last)
         method = self._owner.methods[stream.path]
-        if method.request_streaming:
-            call.arrived(messages, last=last)
-            return
-        # Whatever the state of the call is by now; once it has its message, a further one breaks the protocol.
-        received = len(messages) + (call.state is not ARRIVED)
-        if received != 1:
+        if not method.request_streaming:
+            self._begin_whole(call, method, last=last)
+
+    def _begin_whole(self, call: NativeCall, method: Method, *, last: bool) -> None:
+        """Begin a call of one message once the client has half-closed: a second message is refused before a handler
+        runs, wherever the frames were cut."""
+        received = call.unread_messages
+        if received > 1 or (last and not received):
             self._cut_off(call, framing.UNIMPLEMENTED, f"expected one message, received {received}")
-        elif messages:
-            self._start(call, self._owner.serving.arrive(method, call, messages[0]))
+        elif last:
+            self._start(call, self._owner.serving.arrive(method, call, call.take_message()))
 
     def _start(self, call: NativeCall, work: Work) -> None:
         """Start the work of a call. None: the call is DONE, FORWARDED, or WAITING for its turn."""

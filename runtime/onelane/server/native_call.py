@@ -135,6 +135,16 @@ class NativeCall(Call):
     def expire(self) -> None:
         self._connection.expired(self)
 
+    @property
+    def unread_messages(self) -> int:
+        """The number of messages that have arrived and have not been read."""
+        return len(self._messages or ())
+
+    def take_message(self) -> bytes:
+        """The next message, which has arrived."""
+        assert self._messages is not None
+        return self._messages.popleft()
+
     def arrived(self, messages: list[bytes], *, last: bool) -> None:
         self._has_all = self._has_all or last
         if self._messages is None:

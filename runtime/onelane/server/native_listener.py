@@ -23,7 +23,7 @@ from onelane.server.methods import Method
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
-from onelane.wire.server import Messages, Opened
+from onelane.wire.server import Ended, Messages, Opened
 
 UNDECIDED_S = 0.5
 """How long the key of a first request may take to arrive; then this shard keeps the connection."""
@@ -133,7 +133,7 @@ class NativeListener:
 
     def owner_of(self, events: list[Any]) -> str | None:
         """The socket of the sibling that owns a connection which begins with these events; "" for this shard, None
-        where the key has not arrived."""
+        where the key may still arrive."""
         opened = next((event for event in events if type(event) is Opened), None)
         if opened is None:
             return None
@@ -150,7 +150,11 @@ class NativeListener:
             metadata, _ = stream.metadata()
         except BadWire:
             return ""
-        return self.serving.home_of(method, metadata, message)
+        owner = self.serving.home_of(method, metadata, message)
+        if owner is None and (stream.ended or any(type(e) is Ended and e.stream is stream for e in events)):
+            # No message will follow, and so no key.
+            return ""
+        return owner
 
     def hand_over(self, owner: str, fd: int, first: FirstBytes) -> bool:
         return self._steering is not None and self._steering.hand_over(owner, fd, first)

@@ -1,0 +1,289 @@
+"""The outcome of a call does not depend on where its frames are cut: neither the frames themselves, nor the reads.
+
+Hypothesis cuts the same calls at every byte and frame border, merges and delays the pieces, pads them, and puts
+END_STREAM on the last message, on an empty DATA frame or on trailers. What comes back is compared with the outcome of
+the same calls as libnghttp2 frames them, sent in one piece to the owner of their keys.
+"""
+
+import asyncio
+import itertools
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from onelane.testing import Cluster
+from onelane.wire.http2 import Http2, Limits
+
+from tests.echo.service import Echo
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+from tests.frames import CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, frame, number
+from tests.interop.raw import Answer, request, take_answers
+
+PADDED = 0x8
+MAX_FRAME = 16_384
+ROUNDS = settings(
+    max_examples=60,
+    deadline=None,
+    # A failure is printed as it was first seen: shrinking one takes minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+KEYS = itertools.count()
+OWNER = 1
+MAX_MESSAGE = 20_000
+"""Less than the first flow-control window: a client must not send more before it has read the SETTINGS."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """One call: its method, and each of its messages, or `None` for one that is over the limit."""
+
+    method: str
+    messages: tuple[dict[str, Any] | None, ...]
+
+
+ONE = ({"text": "hi", "times": 2},)
+SCRIPTS = (
+    Script("Unary", ONE),
+    Script("Unary", ({"text": "large" * 3000},)),
+    Script("Plain", ONE),
+    Script("Download", ONE),
+    Script("Upload", ONE * 3),
+    Script("Chat", ({"text": "a"}, {"text": "b" * 300}, {"text": "c"})),
+    Script("PlainUpload", ONE * 2),
+    Script("PlainChat", ONE * 2),
+    Script("Misbehave", ({"order": "abort"},)),
+    Script("Misbehave", ({"order": "metadata"},)),
+    Script("NoSuchMethod", ONE),
+    # Against the protocol: refused in the same way, however they are cut, and before anything has run.
+    Script("Unary", ONE * 2),
+    Script("Plain", ()),
+    Script("Download", ONE * 2),
+    Script("Unary", (None,)),
+    Script("Upload", (None,)),
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes that are written at once, and the turns of the loop until the next."""
+
+    data: bytes
+    turns: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+
+    def __bytes__(self) -> bytes:
+        return frame(self.kind, self.payload, flags=self.flags, stream=self.stream)
+
+
+def frames_of(data: bytes) -> Iterator[Frame]:
+    while data:
+        size = int.from_bytes(data[:3], "big")
+        yield Frame(data[3], data[4], int.from_bytes(data[5:9], "big"), data[9 : 9 + size])
+        data = data[9 + size :]
+
+
+# How the same calls can be framed
+
+
+def cut(rng: Random, data: bytes, most: int) -> list[bytes]:
+    """`data` in up to `most` pieces, none of them empty."""
+    if len(data) < 2:
+        return [data] if data else []
+    borders = sorted({rng.randrange(1, len(data)) for _ in range(rng.randrange(most))})
+    return [data[start:end] for start, end in itertools.pairwise([0, *borders, len(data)])]
+
+
+def reframed(rng: Random, original: Frame) -> list[Frame]:
+    """The same HEADERS or DATA in other frames."""
+    if original.kind == HEADERS:
+        first, *rest = cut(rng, original.payload, 3)
+        kinds = [(HEADERS, original.flags & END_STREAM), *((CONTINUATION, 0) for _ in rest)]
+        blocks = zip(kinds, (first, *rest), strict=True)
+        frames = [Frame(kind, flags, original.stream, block) for (kind, flags), block in blocks]
+        last = frames[-1]
+        return [*frames[:-1], Frame(last.kind, last.flags | END_HEADERS, last.stream, last.payload)]
+    frames = [padded(rng, Frame(DATA, 0, original.stream, piece)) for piece in cut(rng, original.payload, 4)]
+    for _ in range(rng.randrange(3)):
+        frames.insert(rng.randint(0, len(frames)), Frame(DATA, 0, original.stream, b""))
+    if original.flags & END_STREAM:
+        if rng.random() < 0.5 or not frames:
+            frames.append(Frame(DATA, 0, original.stream, b""))
+        last = frames.pop()
+        frames.append(Frame(DATA, last.flags | END_STREAM, last.stream, last.payload))
+    return frames
+
+
+def padded(rng: Random, plain: Frame) -> Frame:
+    size = rng.randint(-20, 20)
+    if size < 0 or len(plain.payload) + 1 + size > MAX_FRAME:
+        return plain
+    return Frame(plain.kind, plain.flags | PADDED, plain.stream, bytes([size]) + plain.payload + bytes(size))
+
+
+def interleaved(rng: Random, frames: list[Frame]) -> list[Frame]:
+    """The frames in another order: that within each stream stays, and that of all headers."""
+    queues: dict[int, deque[list[Frame]]] = defaultdict(deque)
+    for each in frames:
+        if each.kind == CONTINUATION:
+            queues[each.stream][-1].append(each)
+        else:
+            queues[each.stream].append([each])
+    unopened = deque(sorted(queues))
+    ready: list[int] = []
+    mixed: list[Frame] = []
+    while ready or unopened:
+        choices = [*ready, *list(unopened)[:1]]
+        stream = rng.choice(choices)
+        if unopened and stream == unopened[0]:
+            ready.append(unopened.popleft())
+        mixed += queues[stream].popleft()
+        if not queues[stream]:
+            ready.remove(stream)
+    return mixed
+
+
+def framed_otherwise(rng: Random, frames: list[Frame]) -> list[Frame]:
+    connection = [each for each in frames if not each.stream]
+    streams = [piece for each in frames if each.stream for piece in reframed(rng, each)]
+    return [*connection, *interleaved(rng, streams)]
+
+
+# A client that sends pieces
+
+
+class Client:
+    """One connection, on which all calls are sent at once."""
+
+    def __init__(self, scripts: Sequence[Script], keys: Sequence[str]) -> None:
+        self._http2 = Http2(server=False, limits=Limits(max_metadata=64 * 1024))
+        self._answers = {self._begin(*call): Answer() for call in zip(scripts, keys, strict=True)}
+        self.sent = self._http2.take()
+        """What the client sends, as libnghttp2 frames it."""
+
+    def _begin(self, script: Script, key: str) -> int:
+        stream = self._http2.send_request(request(b"/echo.v1.Echo/" + script.method.encode()))
+        bodies = [
+            bytes(MAX_MESSAGE + 1) if fields is None else EchoRequest(key=key, **fields).SerializeToString()
+            for fields in script.messages
+        ]
+        data = b"".join(b"\0" + number(len(body)) + body for body in bodies)
+        self._http2.send_data(stream, data, end_stream=True)
+        return stream
+
+    async def outcomes(self, path: str, pieces: Iterable[Piece], sent: Callable[[], Awaitable[None]]) -> list[Any]:
+        """Send each piece, wait some turns of the loop, and go on. No wait is for a condition: that the server reads
+        pieces at once is one of the cases."""
+        reader, writer = await asyncio.open_unix_connection(path)
+        try:
+            for piece in pieces:
+                writer.write(piece.data)
+                for _ in range(piece.turns):
+                    await asyncio.sleep(0)
+            await sent()
+            while not all(answer.is_over for answer in self._answers.values()):
+                take_answers(self._http2, await asyncio.wait_for(reader.read(65_536), 20), self._answers)
+                writer.write(self._http2.take())
+        finally:
+            writer.close()
+        return [outcome(answer) for answer in self._answers.values()]
+
+
+def outcome(answer: Answer) -> Any:
+    # Not whether the server has asked the client to stop sending: that depends on what has been sent by then.
+    replies = [EchoReply.FromString(body) for _, body in answer.messages]
+    return answer.seen, answer.headers, answer.trailers, [(reply.text, reply.seen) for reply in replies]
+
+
+# Where they are sent
+
+
+class Place:
+    """Where a client connects, and the keys of its calls, which are new and have one owner."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self._cluster = cluster
+        self._name = name
+        # Where both shards listen, the one whose loop looks first accepts, and hands over what the other owns.
+        self._owner = next(KEYS) % 2 if name == "steered" else OWNER
+        shards = cluster._shards(None)
+        accepts = 1 - OWNER if name in ("away", "away, waiting for a turn") else OWNER
+        self.path: str = shards[accepts].sockets[0 if name == "steered" else 1].getsockname()
+
+    def keys(self, count: int) -> list[str]:
+        keys = (f"key-{key:06}" for key in KEYS)
+        return list(itertools.islice((key for key in keys if self._cluster.owner_of(key) == self._owner), count))
+
+    async def outcomes(self, scripts: Sequence[Script], pieces: Callable[[bytes], Iterable[Piece]]) -> list[Any]:
+        """The outcomes of the calls, sent in these pieces. The turn of each key may be another call's meanwhile."""
+        keys = self.keys(len(scripts))
+        client = Client(scripts, keys)
+        if "waiting" not in self._name:
+            return await client.outcomes(self.path, pieces(client.sent), nothing)
+        stub: Any = self._cluster.stub(echo_pb2_grpc.EchoStub)
+        (gate,) = self.keys(1)
+        holding = [stub.Misbehave(EchoRequest(key=key, order=f"wait {gate}")) for key in keys]
+
+        async def release() -> None:
+            await stub.Release(EchoRequest(key=gate))
+
+        owner = self._cluster.service(Echo, shard=self._owner)
+        while owner.began.count(gate) < len(keys):  # noqa: ASYNC110 - turns of the loop are what is waited for
+            await asyncio.sleep(0)
+        try:
+            return await client.outcomes(self.path, pieces(client.sent), release)
+        finally:
+            await asyncio.gather(*holding)
+
+
+async def nothing() -> None:
+    pass
+
+
+@pytest.fixture(scope="module", params=[(), ("tests.interceptors:Stamping",)], ids=["", "interceptors"])
+async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    settings = {"max_message_bytes": MAX_MESSAGE, "interceptors": request.param}
+    async with Cluster(Echo, shards=2, settings=settings) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize("name", ["home", "away", "steered", "home, waiting for a turn", "away, waiting for a turn"])
+@ROUNDS
+@given(scripts=st.lists(st.sampled_from(SCRIPTS), min_size=1, max_size=3), seed=st.integers(0, 2**32))
+async def test_a_call_has_one_outcome_however_its_frames_are_cut(
+    cluster: Cluster, name: str, scripts: list[Script], seed: int
+) -> None:
+    # Not a strategy: what is drawn inside a coroutine ends the loop where hypothesis stops an example.
+    rng = Random(seed)
+
+    def pieces(sent: bytes) -> list[Piece]:
+        frames = framed_otherwise(rng, list(frames_of(sent[len(PREFACE) :])))
+        whole = PREFACE + b"".join(map(bytes, frames))
+        return [Piece(part, rng.randint(0, 4)) for part in cut(rng, whole, 12)]
+
+    expected = await Place(cluster, "home").outcomes(scripts, lambda sent: [Piece(sent, 0)])
+    assert await Place(cluster, name).outcomes(scripts, pieces) == expected
+
+
+@pytest.mark.parametrize("name", ["home", "away", "steered"])
+async def test_a_call_has_one_outcome_when_every_byte_comes_alone(cluster: Cluster, name: str) -> None:
+    for script in SCRIPTS[:1] + SCRIPTS[2:12]:
+        expected = await Place(cluster, "home").outcomes([script], lambda sent: [Piece(sent, 0)])
+
+        def pieces(sent: bytes) -> list[Piece]:
+            return [Piece(sent[n : n + 1], 3) for n in range(len(sent))]
+
+        assert await Place(cluster, name).outcomes([script], pieces) == expected, script
