@@ -7,8 +7,7 @@ the same calls as libnghttp2 frames them, sent in one piece to the owner of thei
 
 import asyncio
 import itertools
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -22,11 +21,10 @@ from onelane.wire.http2 import Http2, Limits
 from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
-from tests.frames import CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, frame, number
+from tests.frames import PREFACE, number
 from tests.interop.raw import Answer, request, take_answers
+from tests.reframing import Piece, pieces
 
-PADDED = 0x8
-MAX_FRAME = 16_384
 ROUNDS = settings(
     max_examples=60,
     deadline=None,
@@ -70,98 +68,6 @@ SCRIPTS = (
 )
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Bytes that are written at once, and the turns of the loop until the next."""
-
-    data: bytes
-    turns: int
-
-
-@dataclass(frozen=True)
-class Frame:
-    kind: int
-    flags: int
-    stream: int
-    payload: bytes
-
-    def __bytes__(self) -> bytes:
-        return frame(self.kind, self.payload, flags=self.flags, stream=self.stream)
-
-
-def frames_of(data: bytes) -> Iterator[Frame]:
-    while data:
-        size = int.from_bytes(data[:3], "big")
-        yield Frame(data[3], data[4], int.from_bytes(data[5:9], "big"), data[9 : 9 + size])
-        data = data[9 + size :]
-
-
-# How the same calls can be framed
-
-
-def cut(rng: Random, data: bytes, most: int) -> list[bytes]:
-    """`data` in up to `most` pieces, none of them empty."""
-    if len(data) < 2:
-        return [data] if data else []
-    borders = sorted({rng.randrange(1, len(data)) for _ in range(rng.randrange(most))})
-    return [data[start:end] for start, end in itertools.pairwise([0, *borders, len(data)])]
-
-
-def reframed(rng: Random, original: Frame) -> list[Frame]:
-    """The same HEADERS or DATA in other frames."""
-    if original.kind == HEADERS:
-        first, *rest = cut(rng, original.payload, 3)
-        kinds = [(HEADERS, original.flags & END_STREAM), *((CONTINUATION, 0) for _ in rest)]
-        blocks = zip(kinds, (first, *rest), strict=True)
-        frames = [Frame(kind, flags, original.stream, block) for (kind, flags), block in blocks]
-        last = frames[-1]
-        return [*frames[:-1], Frame(last.kind, last.flags | END_HEADERS, last.stream, last.payload)]
-    frames = [padded(rng, Frame(DATA, 0, original.stream, piece)) for piece in cut(rng, original.payload, 4)]
-    for _ in range(rng.randrange(3)):
-        frames.insert(rng.randint(0, len(frames)), Frame(DATA, 0, original.stream, b""))
-    if original.flags & END_STREAM:
-        if rng.random() < 0.5 or not frames:
-            frames.append(Frame(DATA, 0, original.stream, b""))
-        last = frames.pop()
-        frames.append(Frame(DATA, last.flags | END_STREAM, last.stream, last.payload))
-    return frames
-
-
-def padded(rng: Random, plain: Frame) -> Frame:
-    size = rng.randint(-20, 20)
-    if size < 0 or len(plain.payload) + 1 + size > MAX_FRAME:
-        return plain
-    return Frame(plain.kind, plain.flags | PADDED, plain.stream, bytes([size]) + plain.payload + bytes(size))
-
-
-def interleaved(rng: Random, frames: list[Frame]) -> list[Frame]:
-    """The frames in another order: that within each stream stays, and that of all headers."""
-    queues: dict[int, deque[list[Frame]]] = defaultdict(deque)
-    for each in frames:
-        if each.kind == CONTINUATION:
-            queues[each.stream][-1].append(each)
-        else:
-            queues[each.stream].append([each])
-    unopened = deque(sorted(queues))
-    ready: list[int] = []
-    mixed: list[Frame] = []
-    while ready or unopened:
-        choices = [*ready, *list(unopened)[:1]]
-        stream = rng.choice(choices)
-        if unopened and stream == unopened[0]:
-            ready.append(unopened.popleft())
-        mixed += queues[stream].popleft()
-        if not queues[stream]:
-            ready.remove(stream)
-    return mixed
-
-
-def framed_otherwise(rng: Random, frames: list[Frame]) -> list[Frame]:
-    connection = [each for each in frames if not each.stream]
-    streams = [piece for each in frames if each.stream for piece in reframed(rng, each)]
-    return [*connection, *interleaved(rng, streams)]
-
-
 # A client that sends pieces
 
 
@@ -184,12 +90,12 @@ class Client:
         self._http2.send_data(stream, data, end_stream=True)
         return stream
 
-    async def outcomes(self, path: str, pieces: Iterable[Piece], sent: Callable[[], Awaitable[None]]) -> list[Any]:
+    async def outcomes(self, path: str, parts: Iterable[Piece], sent: Callable[[], Awaitable[None]]) -> list[Any]:
         """Send each piece, wait some turns of the loop, and go on. No wait is for a condition: that the server reads
         pieces at once is one of the cases."""
         reader, writer = await asyncio.open_unix_connection(path)
         try:
-            for piece in pieces:
+            for piece in parts:
                 writer.write(piece.data)
                 for _ in range(piece.turns):
                     await asyncio.sleep(0)
@@ -227,12 +133,12 @@ class Place:
         keys = (f"key-{key:06}" for key in KEYS)
         return list(itertools.islice((key for key in keys if self._cluster.owner_of(key) == self._owner), count))
 
-    async def outcomes(self, scripts: Sequence[Script], pieces: Callable[[bytes], Iterable[Piece]]) -> list[Any]:
+    async def outcomes(self, scripts: Sequence[Script], cut: Callable[[bytes], Iterable[Piece]]) -> list[Any]:
         """The outcomes of the calls, sent in these pieces. The turn of each key may be another call's meanwhile."""
         keys = self.keys(len(scripts))
         client = Client(scripts, keys)
         if "waiting" not in self._name:
-            return await client.outcomes(self.path, pieces(client.sent), nothing)
+            return await client.outcomes(self.path, cut(client.sent), nothing)
         stub: Any = self._cluster.stub(echo_pb2_grpc.EchoStub)
         (gate,) = self.keys(1)
         holding = [stub.Misbehave(EchoRequest(key=key, order=f"wait {gate}")) for key in keys]
@@ -244,7 +150,7 @@ class Place:
         while owner.began.count(gate) < len(keys):  # noqa: ASYNC110 - turns of the loop are what is waited for
             await asyncio.sleep(0)
         try:
-            return await client.outcomes(self.path, pieces(client.sent), release)
+            return await client.outcomes(self.path, cut(client.sent), release)
         finally:
             await asyncio.gather(*holding)
 
@@ -269,13 +175,12 @@ async def test_a_call_has_one_outcome_however_its_frames_are_cut(
     # Not a strategy: what is drawn inside a coroutine ends the loop where hypothesis stops an example.
     rng = Random(seed)
 
-    def pieces(sent: bytes) -> list[Piece]:
-        frames = framed_otherwise(rng, list(frames_of(sent[len(PREFACE) :])))
-        whole = PREFACE + b"".join(map(bytes, frames))
-        return [Piece(part, rng.randint(0, 4)) for part in cut(rng, whole, 12)]
+    def otherwise(sent: bytes) -> list[Piece]:
+        first, *rest = pieces(rng, sent[len(PREFACE) :])
+        return [Piece(PREFACE + first.data, first.turns), *rest]
 
     expected = await Place(cluster, "home").outcomes(scripts, lambda sent: [Piece(sent, 0)])
-    assert await Place(cluster, name).outcomes(scripts, pieces) == expected
+    assert await Place(cluster, name).outcomes(scripts, otherwise) == expected
 
 
 @pytest.mark.parametrize("name", ["home", "away", "steered"])
@@ -283,7 +188,7 @@ async def test_a_call_has_one_outcome_when_every_byte_comes_alone(cluster: Clust
     for script in SCRIPTS[:1] + SCRIPTS[2:12]:
         expected = await Place(cluster, "home").outcomes([script], lambda sent: [Piece(sent, 0)])
 
-        def pieces(sent: bytes) -> list[Piece]:
+        def each_byte(sent: bytes) -> list[Piece]:
             return [Piece(sent[n : n + 1], 3) for n in range(len(sent))]
 
-        assert await Place(cluster, name).outcomes([script], pieces) == expected, script
+        assert await Place(cluster, name).outcomes([script], each_byte) == expected, script
