@@ -83,14 +83,20 @@ class Answering(Serving):
 @asynccontextmanager
 async def native(serve: Any = None, **settings: Any) -> AsyncIterator[tuple[str, NativeListener]]:
     """A native listener; its address."""
-    listener = NativeListener()
     with reserved() as port:
         address = f"127.0.0.1:{port}"
-        await listener.start([Bind(address)], Answering(serve), App(services=("a:B",), listen=address, **settings))
-        try:
+        async with native_at(address, serve, **settings) as listener:
             yield address, listener
-        finally:
-            await listener.stop(1.0)
+
+
+@asynccontextmanager
+async def native_at(address: str, serve: Any = None, **settings: Any) -> AsyncIterator[NativeListener]:
+    listener = NativeListener()
+    await listener.start([Bind(address)], Answering(serve), App(services=("a:B",), listen=address, **settings))
+    try:
+        yield listener
+    finally:
+        await listener.stop(1.0)
 
 
 class Files:
@@ -107,6 +113,10 @@ class Files:
         key, cert = self.folder / f"{name}.key", self.folder / f"{name}.pem"
         issued.private_key_pem.write_to_path(str(key))
         issued.cert_chain_pems[0].write_to_path(str(cert))
+
+    def pair(self, name: str) -> tuple[bytes, bytes]:
+        """The private key and the certificate of `name`."""
+        return (self.folder / f"{name}.key").read_bytes(), (self.folder / f"{name}.pem").read_bytes()
 
     def path(self, name: str) -> str:
         return str(self.folder / name)

@@ -81,5 +81,5 @@ async def test_closing_with_grace_lets_calls_finish_and_without_ends_them() -> N
         going.set()
         assert await calls[0] == b"x"
         await closing
-        with pytest.raises(grpc.aio.AioRpcError, match="the channel is closed"):
+        with pytest.raises(grpc.aio.UsageError, match="Channel is closed"):
             await patient.unary_unary("/t.T/Echo")(b"")

@@ -125,11 +125,6 @@ async def test_a_server_without_topology_is_an_ordinary_peer() -> None:
     await server.stop(None)
 
 
-def test_connect_without_a_loop_says_so() -> None:
-    with pytest.raises(RuntimeError, match="no running event loop"):
-        onelane.connect("127.0.0.1:1")
-
-
 STOCK = """
 import json, os, sys, grpc
 os.environ["GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"] = "true"

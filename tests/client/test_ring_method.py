@@ -126,6 +126,7 @@ class LaterHealth(EndpointHealth):
 async def owned(channel: onelane.Channel, address: str) -> LaterHealth:
     """Have `channel` take the server for the only shard of an app."""
     router = channel.router
+    assert router._follower is not None
     router._follower.cancel()
     health = LaterHealth()
     endpoint = ShardEndpoint(NativeChannel(address, router._dialling), health)

@@ -6,6 +6,7 @@ is grpc.aio's.
 """
 
 import asyncio
+from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -88,6 +89,10 @@ class ClientCall(grpc.aio.Call):
     def can_repeat(self) -> bool:
         return self.transmissions <= MAX_TRANSPARENT_RETRIES and self._initial is None and self._holds_requests()
 
+    @property
+    def is_over(self) -> bool:
+        return self.status is not None
+
     def _holds_requests(self) -> bool:
         """Every request message is still held, so the call can be sent anew."""
         raise NotImplementedError
@@ -148,7 +153,7 @@ class ClientCall(grpc.aio.Call):
             headers.append((b"grpc-timeout", write_timeout(remaining_s)))
         self.headers = [*headers, (previous_attempts, b"%d" % self.retries)]
         self._attempt_subchannel = subchannel
-        subchannel.start(self)
+        subchannel.restart(self)
 
     # grpc.aio.RpcContext and Call
 
@@ -189,11 +194,11 @@ class ClientCall(grpc.aio.Call):
 
     async def details(self) -> str:
         await self.wait_ended()
-        return self.status_details
+        return self._named_details()
 
     async def debug_error_string(self) -> str:
         await self.wait_ended()
-        return f"{self._attempt_subchannel.address}: {self.status_details}"
+        return f"{self._attempt_subchannel.address}: {self._named_details()}"
 
     async def wait_for_connection(self) -> None:
         """Wait until the call has been sent.
@@ -207,15 +212,14 @@ class ClientCall(grpc.aio.Call):
             raise self.error()
 
     async def wait_ended(self) -> None:
-        if self.status is None:
-            # Shielded: a cancelled waiter does not cancel the call.
-            await asyncio.shield(self._end_future())
+        # Not `_end`: whoever awaits the call itself and is cancelled cancels that future for all.
+        while self.status is None:
+            await self._wait_change()
 
     def error(self) -> grpc.aio.AioRpcError:
         """The failure as an exception."""
         assert self.status is not None
-        names_peer = self.peer_name and self.status is grpc.StatusCode.UNAVAILABLE
-        details = f"{self.peer_name}: {self.status_details}" if names_peer else self.status_details
+        details = self._named_details()
         return grpc.aio.AioRpcError(
             self.status,
             Metadata(*(self._initial or ())),
@@ -223,6 +227,11 @@ class ClientCall(grpc.aio.Call):
             details=details,
             debug_error_string=f"{self._attempt_subchannel.address}: {details}",
         )
+
+    def _named_details(self) -> str:
+        """The details, with the name of the peer that cannot be reached."""
+        names_peer = self.peer_name and self.status is grpc.StatusCode.UNAVAILABLE
+        return f"{self.peer_name}: {self.status_details}" if names_peer else self.status_details
 
     @property
     def trailers(self) -> Any:
@@ -247,12 +256,12 @@ class ClientCall(grpc.aio.Call):
 
     def _end_future(self) -> asyncio.Future[None]:
         if self._end is None:
-            self._end = self._subchannel.loop.create_future()
+            self._end = get_running_loop().create_future()
         return self._end
 
     async def _wait_change(self) -> None:
         if self._changed is None or self._changed.done():
-            self._changed = self._subchannel.loop.create_future()
+            self._changed = get_running_loop().create_future()
         await asyncio.shield(self._changed)
 
     def _wake(self) -> None:

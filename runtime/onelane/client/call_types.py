@@ -47,13 +47,24 @@ class _UnaryResponse(ClientCall):
         return self._response
 
 
+MIXED = "The iterator and read/write APIs may not be mixed on a single RPC."
+"""grpc.aio's text."""
+
+
 class _StreamResponse(ClientCall):
     """Read message by message. Messages that are not read hold the server back."""
 
     single_response = False
     _iterator: AsyncIterator[Any] | None = None
+    _has_read = False
 
     async def read(self) -> Any:
+        if self._iterator is not None and (self.messages or self.status is None):
+            raise grpc.aio.UsageError(MIXED)
+        self._has_read = True
+        return await self._next()
+
+    async def _next(self) -> Any:
         while not self.messages:
             if self.status is not None:
                 self._raise_failure()
@@ -71,11 +82,13 @@ class _StreamResponse(ClientCall):
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self._iterator is None:
+            if self._has_read:
+                raise grpc.aio.UsageError(MIXED)
             self._iterator = self._iterate()
         return self._iterator
 
     async def _iterate(self) -> AsyncIterator[Any]:
-        while (message := await self.read()) is not EOF:
+        while (message := await self._next()) is not EOF:
             yield message
 
 
@@ -114,7 +127,7 @@ class _StreamRequest(ClientCall):
         self._is_half_closed = False
         self._feeder = None
         if requests is not None:
-            self._feeder = self._subchannel.loop.create_task(self._feed(requests))
+            self._feeder = asyncio.get_running_loop().create_task(self._feed(requests))
             self.add_done_callback(_stop_feeder)
 
     def _holds_requests(self) -> bool:
@@ -132,24 +145,25 @@ class _StreamRequest(ClientCall):
 
     async def write(self, request: Any) -> None:
         if self._feeder is not None:
-            raise grpc.aio.UsageError("The write API is not for a call that was given a request iterator")
+            raise grpc.aio.UsageError(MIXED)
         await self._write(request)
 
     async def done_writing(self) -> None:
         if self._feeder is not None:
-            raise grpc.aio.UsageError("The write API is not for a call that was given a request iterator")
+            raise grpc.aio.UsageError(MIXED)
         self._half_close()
 
     async def _write(self, request: Any) -> None:
-        if self.status is None and not self._is_half_closed:
-            message = self._frame(self._serialize(request) if self._serialize else request)
-            while self.stream is None and self.status is None:
-                await self._wait_change()
+        if self.status is not None:
+            raise asyncio.InvalidStateError("RPC already finished.")
+        if self._is_half_closed:
+            raise asyncio.InvalidStateError('RPC is half closed after calling "done_writing".')
+        message = self._frame(self._serialize(request) if self._serialize else request)
+        while self.stream is None and self.status is None:
+            await self._wait_change()
         if self.status is not None:
             self._raise_failure()
             raise asyncio.InvalidStateError("RPC already finished.")
-        if self._is_half_closed:
-            raise asyncio.InvalidStateError("RPC is half closed after calling done_writing.")
         assert self.connection is not None
         assert self.stream is not None
         self._has_sent = True

@@ -1,7 +1,7 @@
 """A channel to one server over our own wire, for any generated stub: what `grpc.aio.insecure_channel` is, cheaper."""
 
-import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +10,7 @@ import grpc.aio
 
 from onelane.client.call import ClientCall
 from onelane.client.call_types import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
+from onelane.client.credentials import Plugin, headers_from, plugins_of
 from onelane.client.interceptors import checked, intercepted
 from onelane.client.options import DEFAULT_DIALLING, Dialling
 from onelane.client.subchannel import Subchannel
@@ -37,14 +38,12 @@ def dial(
     Raises:
         ValueError: a target of another kind, or an interceptor that is none of grpc.aio's.
         NotImplementedError: a compression other than gzip.
-        RuntimeError: no event loop is running.
     """
-    asyncio.get_running_loop()
     return NativeChannel(target, dialling, interceptors, compression)
 
 
 class NativeChannel(grpc.aio.Channel):
-    """See `dial`. Owned by the loop that made it."""
+    """See `dial`. Owned by the loop in which it is first used; it may be made before one runs."""
 
     def __init__(
         self,
@@ -91,8 +90,6 @@ class NativeChannel(grpc.aio.Channel):
     async def channel_ready(self) -> None:
         """Wait until a connection stands."""
         while (state := self.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-            if state is grpc.ChannelConnectivity.SHUTDOWN:
-                raise grpc.aio.UsageError("the channel is closed")
             await self.subchannel.state_change(state)
 
     async def close(self, grace: float | None = None) -> None:
@@ -141,10 +138,11 @@ class MultiCallable:
         self._last_timeout: float | None = None
         """The last call's: its headers are used again, as nearly all callers of a method give the same timeout."""
         self._headers_with_timeout: Headers = []
+        self._path = method.encode() if isinstance(method, str) else method
         self._headers: Headers = [
             (b":method", b"POST"),
             (b":scheme", b"https" if subchannel.dialling.tls else b"http"),
-            (b":path", method.encode() if isinstance(method, str) else method),
+            (b":path", self._path),
             (b":authority", subchannel.authority),
             (b"te", b"trailers"),
             (b"content-type", b"application/grpc"),
@@ -155,15 +153,13 @@ class MultiCallable:
     def __call__(
         self,
         request: Any = None,
-        *,
         timeout: float | None = None,
         metadata: Any = None,
         credentials: grpc.CallCredentials | None = None,
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> ClientCall:
-        if credentials is not None:
-            raise NotImplementedError("call credentials are not supported here; send the token as metadata")
+        plugins = self._plugins_of(credentials) if credentials is not None else None
         headers = self._headers
         if timeout is not None:
             if timeout != self._last_timeout:
@@ -181,5 +177,13 @@ class MultiCallable:
             call.prepare(request, self._serialize, frame)
         else:
             call.request = frame(self._serialize(request) if self._serialize else request)
-        self._subchannel.start(call)
+        if plugins is None:
+            self._subchannel.start(call)
+        else:
+            self._subchannel.start_later(call, partial(headers_from, plugins, self._subchannel.authority, self._path))
         return call  # type: ignore[no-any-return]
+
+    def _plugins_of(self, credentials: grpc.CallCredentials) -> list[Plugin]:
+        if self._subchannel.dialling.tls is None:
+            raise grpc.aio.UsageError("Call credentials are only valid on secure channels")
+        return plugins_of(credentials)

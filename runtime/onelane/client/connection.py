@@ -21,7 +21,7 @@ from onelane.wire.client import (
     Writable,
 )
 from onelane.wire.driver import WireProtocol
-from onelane.wire.framing import Metadata
+from onelane.wire.framing import Headers, Metadata
 from onelane.wire.http2 import Limits
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -31,6 +31,11 @@ class Outgoing(Protocol):
     """A call as its connection sees it."""
 
     wait_for_ready: bool
+    headers: Headers
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended."""
 
     @property
     def can_repeat(self) -> bool:
@@ -56,7 +61,7 @@ class ConnectionPool(Protocol):
     def dialling(self) -> Dialling:
         """How connections are kept."""
 
-    def start(self, call: Outgoing) -> None:
+    def restart(self, call: Outgoing) -> None:
         """Send a call again that no server has looked at."""
 
     def leave(self, connection: "Connection") -> None:
@@ -168,7 +173,7 @@ class Connection(WireProtocol[ClientConnection]):
     def _finished(self, event: Finished) -> None:
         call = event.stream.call
         if event.unprocessed and call.can_repeat:
-            self._owner.start(call)
+            self._owner.restart(call)
             return
         call.finish(event.code, event.details, event.trailers)
         self.wake()

@@ -43,11 +43,9 @@ def connect(
     Use it as `async with`, which waits until the owners' connections stand, or close it by `await channel.close()`.
 
     Raises:
-        RuntimeError: no event loop is running.
         ValueError: `target` is no target, one of `interceptors` is none of grpc.aio's, or the service config is not
             valid.
     """
-    asyncio.get_running_loop()
     config = ServiceConfig.model_validate(service_config) if service_config is not None else DEFAULT_SERVICE_CONFIG
     return Channel(
         target,
@@ -60,7 +58,7 @@ def connect(
 
 
 class Channel(grpc.aio.Channel):
-    """See `connect`. Owned by the loop that made it."""
+    """See `connect`. Owned by the loop in which it is first used."""
 
     def __init__(
         self,
@@ -90,7 +88,8 @@ class Channel(grpc.aio.Channel):
     def stream_stream(self, method: str, *serializers: Any, **more: Any) -> Any:
         return self._method("stream_stream", method, *serializers, **more)
 
-    def _method(self, shape: str, method: str, *serializers: Any, **more: Any) -> Any:
+    def _method(self, shape: str, method: str | bytes, *serializers: Any, **more: Any) -> Any:
+        method = method if isinstance(method, str) else method.decode()
         multi = RingMethod(self.peer, self.router, shape, method, *serializers, **more)
         return intercepted(multi, shape, method, self._interceptors) if self._interceptors else multi
 

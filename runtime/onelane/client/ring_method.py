@@ -25,6 +25,7 @@ from onelane.errors import BadKey
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import HistogramSeries
 from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, context_of
+from onelane.wire.framing import pairs_of
 
 IDEMPOTENCY_LEVELS = {0: "", 1: "NO_SIDE_EFFECTS", 2: "IDEMPOTENT"}
 """google.protobuf.MethodOptions.IdempotencyLevel."""
@@ -67,7 +68,6 @@ class RingMethod:
     def __call__(
         self,
         request: Any = None,
-        *,
         timeout: float | None = None,
         metadata: Any = None,
         credentials: grpc.CallCredentials | None = None,
@@ -77,7 +77,7 @@ class RingMethod:
         peer, policy = self._peer, self._policy
         if peer.in_flight >= peer.service_config.max_in_flight:
             return self._refuse()
-        metadata = tuple(metadata or ())
+        metadata = pairs_of(metadata) if metadata else ()
         key = keys.header_of(metadata)
         if key is None and (key := self._read_key(request)) is not None:
             metadata = (*metadata, (keys.HEADER, key))

@@ -35,7 +35,7 @@ class ShardEndpoint:
 
 
 class RingRouter:
-    """See the module. Owned by the loop that made it."""
+    """See the module. Owned by the event loop in which it is first used; it may be made before one runs."""
 
     def __init__(self, target: str, dialling: Dialling) -> None:
         self.shared = NativeChannel(target, dialling)
@@ -47,7 +47,19 @@ class RingRouter:
         """Address → shard, of the newest placement."""
         self._dialling = dialling
         self._is_placed = asyncio.Event()
-        self._follower = asyncio.get_running_loop().create_task(self._follow())
+        self._follower: asyncio.Task[None] | None = None
+        """Set once a loop runs."""
+        with suppress(RuntimeError):
+            self.follow()
+
+    def follow(self) -> None:
+        """Begin to follow the topology, unless that is under way.
+
+        Raises:
+            RuntimeError: no event loop is running.
+        """
+        if self._follower is None:
+            self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     def pick(self, key: str | None, attempt: int = 0) -> tuple[NativeChannel, EndpointHealth | None]:
         """The channel of a call: to the owner while its connection stands and it is healthy, else to the shared
@@ -55,7 +67,10 @@ class RingRouter:
 
         attempt: those of one call without a key go to one shard after another.
         """
-        if self.placement is None or (key is None and not attempt):
+        if self.placement is None:
+            self.follow()
+            return self.shared, None
+        if key is None and not attempt:
             return self.shared, None
         if key is None:
             endpoint = list(self.endpoints.values())[attempt % len(self.endpoints)]
@@ -67,17 +82,21 @@ class RingRouter:
 
     async def wait_ready(self) -> None:
         """Wait until the topology is known and every owner's connection stands."""
+        self.follow()
         await self.shared.channel_ready()
         await self._is_placed.wait()
         for endpoint in list(self.endpoints.values()):
             await endpoint.channel.channel_ready()
 
     async def close(self, grace: float | None) -> None:
-        self._follower.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._follower
-        for channel in (self.shared, *(endpoint.channel for endpoint in self.endpoints.values())):
-            await channel.close(grace)
+        channels = (self.shared, *(endpoint.channel for endpoint in self.endpoints.values()))
+        for channel in channels:
+            channel.subchannel.begin_close(grace)
+        if self._follower is not None:
+            self._follower.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._follower
+        await asyncio.gather(*(channel.close(grace) for channel in channels))
 
     async def _follow(self) -> None:
         attempt = 0

@@ -7,25 +7,30 @@ connection-backoff.md, wait-for-ready.md.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
 from time import monotonic
+from typing import Any
 
 import grpc
+import grpc.aio
 
 from onelane.client.connection import UNAVAILABLE, Connection, Outgoing
 from onelane.client.options import Dialling
 from onelane.core import addresses
 from onelane.core.backoff import backoff_s
 from onelane.core.deadlines import Deadlines
+from onelane.wire.framing import Headers
 
 State = grpc.ChannelConnectivity
+CHANNEL_CLOSED = "Channel is closed."
+"""grpc.aio's text."""
 BACKOFF_GROWTH = 1.6
 BACKOFF_JITTER = (0.8, 1.2)
 
 
 class Subchannel:
-    """See the module. Owned by one event loop."""
+    """See the module. Owned by the event loop in which it is first used; it may be made before one runs."""
 
     def __init__(self, target: str, dialling: Dialling) -> None:
         self.dialling = dialling
@@ -37,27 +42,68 @@ class Subchannel:
             else address
         )
         self.state = State.IDLE
-        self.loop = asyncio.get_running_loop()
-        self.deadlines = Deadlines(monotonic, self.loop.call_later)
+        self.deadlines = Deadlines(monotonic, _call_later)
         self._connections: list[Connection] = []
         """Those that take calls."""
+        self._open_connections = self._connections
+        """The same list, unless the channel closes: then new calls see none."""
+        self._is_closing = False
         self._leaving: set[Connection] = set()
         """Those whose server is going away: only their calls under way go on."""
         self._waiting: deque[Outgoing] = deque()
+        self._preparing: dict[asyncio.Task[None], Outgoing] = {}
+        """Calls that wait for some of their headers."""
         self._connecting: asyncio.Task[None] | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._last_error = ""
         self._rng = Random()
 
     def start(self, call: Outgoing) -> None:
-        """Send a call now, or when a connection stands."""
-        for connection in self._connections:
+        """Send a call now, or when a connection stands.
+
+        Raises:
+            UsageError: the channel is closed, or closes.
+        """
+        for connection in self._open_connections:
             if connection.can_call:
                 call.begin(connection)
                 return
+        if self._is_closing:
+            # What the call holds is released, though its caller never sees it.
+            call.finish(UNAVAILABLE, CHANNEL_CLOSED)
+            raise grpc.aio.UsageError(CHANNEL_CLOSED)
+        self._wait_for_connection(call)
+
+    def start_later(self, call: Outgoing, headers: Callable[[], Awaitable[Headers]]) -> None:
+        """Send a call once some of its headers are known, which `headers` returns; its failure is the call's."""
+        task = asyncio.get_running_loop().create_task(self._start_with(call, headers))
+        self._preparing[task] = call
+        task.add_done_callback(self._preparing.pop)
+
+    async def _start_with(self, call: Outgoing, headers: Callable[[], Awaitable[Headers]]) -> None:
+        try:
+            call.headers = [*call.headers, *await headers()]
+        except Exception as error:
+            # Of whatever kind: the call fails with it.
+            call.finish(UNAVAILABLE, str(error))
+        else:
+            if not call.is_over:
+                self.restart(call)
+
+    def restart(self, call: Outgoing) -> None:
+        """Send a call again that no server has looked at, or another attempt of one that has failed."""
         if self.state is State.SHUTDOWN:
-            call.finish(UNAVAILABLE, "the channel is closed")
-        elif self.state is State.TRANSIENT_FAILURE and not call.wait_for_ready:
+            call.finish(UNAVAILABLE, CHANNEL_CLOSED)
+        elif (connection := self._with_room()) is not None:
+            call.begin(connection)
+        else:
+            self._wait_for_connection(call)
+
+    def _with_room(self) -> Connection | None:
+        return next((connection for connection in self._connections if connection.can_call), None)
+
+    def _wait_for_connection(self, call: Outgoing) -> None:
+        if self.state is State.TRANSIENT_FAILURE and not call.wait_for_ready:
             call.finish(UNAVAILABLE, self._failure())
         elif len(self._waiting) >= self.dialling.max_waiting:
             call.finish(
@@ -76,12 +122,18 @@ class Subchannel:
     def connect(self) -> None:
         """Begin to connect, unless that is under way."""
         if self._connecting is None and self.state is not State.SHUTDOWN:
-            self._connecting = self.loop.create_task(self._connect())
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
     async def state_change(self, last: grpc.ChannelConnectivity) -> None:
-        """Wait until the state is not `last`."""
+        """Wait until the state is not `last`.
+
+        Raises:
+            UsageError: the channel is closed.
+        """
+        if self.state is State.SHUTDOWN:
+            raise grpc.aio.UsageError(CHANNEL_CLOSED)
         while self.state is last:
-            changed = self.loop.create_future()
+            changed = asyncio.get_running_loop().create_future()
             self._changed.append(changed)
             try:
                 await changed
@@ -91,20 +143,42 @@ class Subchannel:
                     self._changed.remove(changed)
 
     async def close(self, grace: float | None) -> None:
-        """Take no call; let those under way finish for `grace` seconds (None: 0), then cancel them."""
+        """Take no new call; let those that were made finish for `grace` seconds (None: 0), then cancel them.
+
+        Raises:
+            ValueError: grace is negative.
+        """
+        self.begin_close(grace)
+        if grace and (calls := self._calls()):
+            await asyncio.wait([asyncio.ensure_future(call.wait_ended()) for call in calls], timeout=grace)
         self._become(State.SHUTDOWN)
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
-        connections = [*self._connections, *self._leaving]
-        calls = [stream.call for connection in connections for stream in connection.wire.streams.values()]
-        if grace and calls:
-            await asyncio.wait([asyncio.ensure_future(call.wait_ended()) for call in calls], timeout=grace)
-        for call in (*calls, *self._waiting):
+        for call in self._calls():
             call.cancel()
+        for task in self._preparing:
+            task.cancel()
         self._waiting.clear()
-        for connection in connections:
+        for connection in [*self._connections, *self._leaving]:
             connection.close()
+
+    def begin_close(self, grace: float | None) -> None:
+        """Take no new call; `close` must follow.
+
+        Raises:
+            ValueError: grace is negative.
+        """
+        if grace is not None and grace < 0:
+            raise ValueError(f"grace must be non-negative, got {grace}.")
+        self._is_closing = True
+        self._open_connections = []
+
+    def _calls(self) -> list[Any]:
+        """Those under way, and those that wait for a connection or for their headers."""
+        connections = [*self._connections, *self._leaving]
+        under_way = (stream.call for connection in connections for stream in connection.wire.streams.values())
+        return [*under_way, *self._waiting, *self._preparing.values()]
 
     # Called by connections, see `ConnectionPool`
 
@@ -129,8 +203,8 @@ class Subchannel:
 
     def room(self) -> None:
         """A connection may have room again: send calls that wait."""
-        while self._waiting and any(connection.can_call for connection in self._connections):
-            self.start(self._waiting.popleft())
+        while self._waiting and (connection := self._with_room()) is not None:
+            self._waiting.popleft().begin(connection)
 
     # Connecting
 
@@ -176,9 +250,9 @@ class Subchannel:
         return connections[-1]
 
     async def _open(self, factory: Callable[[], Connection]) -> None:
-        tls = self.dialling.tls
+        loop, tls = asyncio.get_running_loop(), self.dialling.tls
         if self.address.startswith("unix:"):
-            await self.loop.create_unix_connection(
+            await loop.create_unix_connection(
                 factory, self.address.removeprefix("unix:"), ssl=tls, server_hostname="localhost" if tls else None
             )
             return
@@ -186,7 +260,7 @@ class Subchannel:
         name = (
             addresses.split(self.dialling.authority)[0] if ":" in self.dialling.authority else self.dialling.authority
         )
-        await self.loop.create_connection(factory, host, port, ssl=tls, server_hostname=(name or host) if tls else None)
+        await loop.create_connection(factory, host, port, ssl=tls, server_hostname=(name or host) if tls else None)
 
     def _failed(self, error: Exception) -> None:
         self._last_error = str(error) or type(error).__name__
@@ -217,3 +291,7 @@ class Subchannel:
         for future in changed:
             if not future.done():
                 future.set_result(None)
+
+
+def _call_later(delay_s: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(delay_s, callback)

@@ -9,6 +9,7 @@ import zlib
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from collections.abc import Iterable, Sequence
+from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from onelane.errors import OnelaneError
@@ -55,6 +56,14 @@ class BadWire(OnelaneError):
     def __init__(self, text: str, *, code: int = INTERNAL) -> None:
         super().__init__(text)
         self.code = code
+
+
+class BadMetadata(BadWire, ValueError):
+    """Metadata that HTTP/2 cannot carry."""
+
+
+class BadMetadataType(BadWire, TypeError):
+    """Metadata of another type than pairs of a str, and a str or bytes."""
 
 
 def is_one_message(data: bytes, limit: int) -> bool:
@@ -186,21 +195,47 @@ def write_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
     Reserved names are left out, as grpcio does, so that no metadata can change a status.
 
     Raises:
-        BadWire: a name or a value cannot be sent.
+        BadMetadata: a name or a value cannot be sent.
+        BadMetadataType: it is not made of pairs of a str, and a str, or bytes where the name ends in `-bin`.
     """
+    if isinstance(metadata, dict):
+        # Its keys, where they are of two letters, would pass for pairs.
+        raise BadMetadataType(f"Invalid metadata: {metadata!r}, expected pairs of a name and a value")
     headers: Headers = []
-    for name, value in metadata:
-        if not isinstance(name, str) or not isinstance(value, str | bytes):
-            raise BadWire(f"Invalid metadata: {name!r}: {value!r}, expected str: str or bytes")
-        key = name.encode("utf-8", "surrogatepass")
-        raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
-        if name.endswith("-bin"):
-            raw = b64encode(raw).rstrip(b"=")
-        if not _NAME.fullmatch(key) or not _VALUE.fullmatch(raw):
-            raise BadWire(f"Invalid metadata: {name!r}: {value!r}")
-        if key not in RESERVED:
-            headers.append((key, raw))
+    try:
+        for name, value in metadata:
+            is_binary = isinstance(name, str) and name.endswith("-bin")
+            if not isinstance(name, str) or not isinstance(value, bytes if is_binary else str | bytes):
+                wanted = "bytes" if is_binary else "str or bytes"
+                raise BadMetadataType(f"Invalid metadata: {name!r}: {value!r}, expected str: {wanted}")
+            key = name.encode("utf-8", "surrogatepass")
+            raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+            if is_binary:
+                raw = b64encode(raw).rstrip(b"=")
+            if not _NAME.fullmatch(key) or not _VALUE.fullmatch(raw):
+                raise BadMetadata(f"Invalid metadata: {name!r}: {value!r}")
+            if key not in RESERVED:
+                headers.append((key, raw))
+    except BadWire:
+        raise
+    except (TypeError, ValueError):
+        raise BadMetadataType(f"Invalid metadata: {metadata!r}, expected pairs of a name and a value") from None
     return headers
+
+
+def pairs_of(metadata: Any) -> Metadata:
+    """What a caller passes as metadata, as a tuple of pairs.
+
+    Raises:
+        BadMetadataType: it is none, such as a dict or a single pair.
+    """
+    try:
+        pairs = tuple(metadata)
+        if not isinstance(metadata, dict) and all(len(pair) == 2 and not isinstance(pair, str) for pair in pairs):
+            return pairs
+    except TypeError:
+        pass
+    raise BadMetadataType(f"Invalid metadata: {metadata!r}, expected pairs of a name and a value")
 
 
 def read_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
