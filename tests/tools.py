@@ -52,6 +52,11 @@ def grpcurl() -> str:
     return _built("grpcurl", "Go, a minute or two")
 
 
+def tonic() -> str:
+    """The path of the tonic client that tests/tonic/build.sh has built."""
+    return _built("tonic", "Rust, a minute")
+
+
 def _built(name: str, cost: str) -> str:
     cache = os.environ.get("ONELANE_CACHE") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onelane"

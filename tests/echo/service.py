@@ -45,6 +45,8 @@ class Echo(echo_pb2_grpc.EchoServicer):
         return self.reply(request)
 
     async def Download(self, request: EchoRequest, context: Context) -> AsyncIterator[EchoReply]:
+        if request.order == "gzip":
+            context.set_compression(grpc.Compression.Gzip)
         for _ in range(request.times):
             yield self.reply(request)
         if request.order == "forever":
@@ -53,6 +55,8 @@ class Echo(echo_pb2_grpc.EchoServicer):
     async def Upload(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> EchoReply:
         texts = []
         async for request in request_iterator:
+            if request.order == "abort":
+                await self._abort("", context)
             texts.append(request.text)
             self.reply(request)
         return EchoReply(text=",".join(texts), shard=self.shard.name)
@@ -199,7 +203,8 @@ class Echo(echo_pb2_grpc.EchoServicer):
     async def _metadata(self, _: str, context: Context) -> None:
         sent = dict(context.invocation_metadata() or ())
         await context.send_initial_metadata((("x-initial", "first"),))
-        context.set_trailing_metadata((("x-back", sent.get("x-there", "")), ("x-back-bin", b"\x00\xff")))
+        packed = sent.get("x-there-bin", b"\x00\xff")
+        context.set_trailing_metadata((("x-back", sent.get("x-there", "")), ("x-back-bin", packed)))
 
     async def _odd(self, which: str, context: Context) -> None:
         odd: Any = {"text": ("x-odd-bin", "text"), "value": ("x-odd", "line\nbreak"), "name": ("X Odd", "v")}[which]
