@@ -87,6 +87,12 @@ def test_a_request_that_breaks_the_rules_is_answered_alike(interop: Interop, row
     assert answer.seen == ((interop.listener == "native" and row.native) or row.grpcio)
 
 
+def test_an_error_is_a_status_without_a_message(interop: Interop) -> None:
+    wanted = m.SimpleRequest(response_status=m.EchoStatus(code=5, message="nothing here"))
+    answer = exchange(interop.address, request(malformed.UNARY), frame(wanted.SerializeToString()))
+    assert (answer.seen, answer.messages) == ("200/5", [])
+
+
 def test_every_difference_has_its_reason() -> None:
     assert [row.name for row in ROWS if bool(row.native) != bool(row.why) or row.native == row.grpcio] == []
 

@@ -89,7 +89,7 @@ def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMeth
                 call = GrpcioCall(method.path, context, trusted=trusted)
                 reply = await serving.serve(method, call, request)
                 if call.code_now is not OK or call.trailers:
-                    _end(call, context)
+                    await _end(call, context)
                 return reply
 
             return grpc.unary_unary_rpc_method_handler(unary)
@@ -115,11 +115,11 @@ def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMeth
 async def _answer(serving: Serving, method: Method, trusted: bool, context: Any, request: bytes | None) -> bytes:
     call = GrpcioCall(method.path, context, trusted=trusted)
     reply = await serving.serve(method, call, request)
-    _end(call, context)
+    await _end(call, context)
     return reply
 
 
-def _end(call: Call, context: Any) -> None:
+async def _end(call: Call, context: Any) -> None:
     if call.trailers:
         try:
             # gRPC's core fails a call without any answer for metadata that it cannot send.
@@ -129,8 +129,8 @@ def _end(call: Call, context: Any) -> None:
         else:
             context.set_trailing_metadata(tuple(_sendable(*pair) for pair in call.trailers))
     if call.code_now is not OK:
-        context.set_code(call.code_now)
-        context.set_details(call.details_now)
+        # And not `set_code`, with which grpc.aio sends an empty message before the status of a unary answer.
+        await context.abort(call.code_now, call.details_now)
 
 
 def _sendable(name: str, value: str | bytes) -> tuple[str, str | bytes]:
