@@ -57,6 +57,11 @@ def tonic() -> str:
     return _built("tonic", "Rust, a minute")
 
 
+def grpc_java() -> str:
+    """The path of a launcher, `java CLASS ARGUMENTS`, for the classes that tests/java/build.sh has built."""
+    return _built("java", "a JDK and Maven, a minute")
+
+
 def _built(name: str, cost: str) -> str:
     cache = os.environ.get("ONELANE_CACHE") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onelane"

@@ -1,7 +1,7 @@
 """Stock clients that stand on an HTTP/2 of their own, each over one connection to the shared port of three shards.
 
-tonic stands on h2 and hyper. A client runs every case with a key of each shard, so two of its three keys are away
-wherever its connection ends.
+tonic stands on h2 and hyper, grpc-java on Netty. A client runs every case with a key of each shard, so two of its
+three keys are away wherever its connection ends.
 """
 
 import json
@@ -17,7 +17,10 @@ from tests import tools
 from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
-CLIENTS: dict[str, Callable[[], str]] = {"tonic": tools.tonic}
+CLIENTS: dict[str, Callable[[], list[str]]] = {
+    "tonic": lambda: [tools.tonic()],
+    "grpc-java": lambda: [tools.grpc_java(), "Client"],
+}
 CASES = (
     *("unary", "client_stream", "server_stream", "bidi", "half_close_after_the_answers", "plain_handlers"),
     *("empty_stream", "metadata", "error", "rich_error", "error_of_an_upload", "unknown_method", "deadline"),
@@ -25,7 +28,7 @@ CASES = (
     *("one_after_another", "first_calls"),
 )
 SHARDS = 3
-CALLS = 300
+CALLS = 150
 """With each key, of `many_at_once` and of `one_after_another`."""
 
 
@@ -73,7 +76,7 @@ class Run:
 def run(request: pytest.FixtureRequest, app: RunningApp) -> Iterator[Run]:
     places = places_in(app)
     in_flight, forwards = app.in_flight(), app.metric("onelane_forwards_total")
-    command = [CLIENTS[request.param](), app.listen["echo"], *(word for place in places for word in place)]
+    command = [*CLIENTS[request.param](), app.listen["echo"], *(word for place in places for word in place)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             client = Client(process)

@@ -11,14 +11,14 @@ use tonic::{Code, IntoRequest, Request, Response, Status, Streaming};
 
 use crate::echo::*;
 
-const CALLS: usize = 300;
-const CONNECTIONS: usize = 8;
+const CALLS: usize = 150;
+const CONNECTIONS: usize = 6;
 /// From 256 bytes on h2 writes a DATA frame by itself: the empty one with END_STREAM follows in a packet of its own.
 const MIDDLE: usize = 2_000;
 const LARGE: usize = 1_900_000;
 /// More than a server takes, by default.
 const TOO_LARGE: usize = 5_000_000;
-const SOON: Duration = Duration::from_millis(400);
+const SOON: Duration = Duration::from_millis(250);
 
 /// Where a key has its home.
 #[derive(Clone)]

@@ -1,6 +1,6 @@
 //! The stock tonic client, without anything of ours: `tonic ADDRESS KEY ASIDE SHARD ...`, where `SHARD` owns `KEY` and
-//! `ASIDE`. Runs every case with each key over one connection, whose first call has the first key, and prints a line
-//! of JSON for each: its error or null. Then a line "hold" on stdin makes it begin streams that do not end.
+//! `ASIDE`. Runs every case with all keys at once over one connection, and prints a line of JSON for each: its error or
+//! null. Then a line "hold" on stdin makes it begin streams that do not end.
 
 mod cases;
 mod echo;
@@ -25,8 +25,9 @@ async fn main() {
     let places: Vec<Place> = arguments[1..].chunks_exact(3).map(|place| Place::new(address, place)).collect();
     let echo = Echo::connect(address).await;
     for (name, case) in cases::all() {
-        for place in &places {
-            let run = tokio::spawn(tokio::time::timeout(BOUND, case(echo.clone(), place.clone())));
+        let run = |place: &Place| tokio::spawn(tokio::time::timeout(BOUND, case(echo.clone(), place.clone())));
+        let runs: Vec<_> = places.iter().map(run).collect();
+        for (place, run) in places.iter().zip(runs) {
             let error = match run.await {
                 Ok(Ok(())) => Value::Null,
                 Ok(Err(_)) => json!(format!("no end in {BOUND:?}")),

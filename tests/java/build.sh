@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Builds the grpc-java client from src/ and the jars that pom.xml names, once for each state of these files, into a cache
+# directory outside the repository. No protoc: its messages are protobuf's DynamicMessage.
+# Prints the launcher's path as the only line on stdout; all else on stderr.
+set -euo pipefail
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+caches=${ONELANE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/onelane}
+state=$(cd -- "$here" && cat pom.xml src/*.java | sha256sum | cut -c1-16)
+cache=$caches/java-$state
+launcher=$cache/java
+
+die() {
+  echo "tests/java/build.sh: $*" >&2
+  exit 1
+}
+
+if [[ ! -x $launcher ]]; then
+  for tool in java javac mvn; do
+    command -v "$tool" >/dev/null ||
+      die "A JDK and Maven are needed to build the grpc-java client, but there is no '$tool' on PATH."
+  done
+  mkdir -p -- "$cache"
+
+  # Two test runs that start together: the second waits for the first's build.
+  if command -v flock >/dev/null; then
+    exec 9>"$cache/.lock"
+    flock 9
+  fi
+fi
+
+if [[ ! -x $launcher ]]; then
+  echo "building the grpc-java client into $cache (a minute the first time)" >&2
+  # 9>&-: a process that outlives the build must not keep the lock.
+  timeout 900 mvn -B -q -Dstyle.color=never -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+    -DoutputDirectory="$cache/jars" >&2 9>&- || die "the jars could not be had; Maven's messages are above."
+  timeout 300 javac -encoding UTF-8 --release 17 -cp "$cache/jars/*" -d "$cache/classes" "$here"/src/*.java >&2 9>&- ||
+    die "javac failed; its messages are above."
+
+  # Small and quick to start: its processes live for seconds.
+  cat >"$launcher.partial" <<END
+#!/usr/bin/env bash
+exec java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto -Xmx512m -cp "$cache/classes:$cache/jars/*" "\$@"
+END
+  chmod +x -- "$launcher.partial"
+  mv -f -- "$launcher.partial" "$launcher"
+fi
+
+printf '%s\n' "$launcher"
