@@ -1,6 +1,7 @@
 """The ring is gRPC's: held to the real grpcio client, owner by owner."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -9,13 +10,17 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.core.placement import Member, Placement
+from onelane.core.placement import POINTS, Member, Placement
 from onelane.core.ring import Ring, hash_of
 from onelane.errors import NoShards
+
+from tests import tools
 
 KEYS = [f"room-{i}" for i in range(2000)]
 AT_ONCE = 200
 """gRPC's own server cancels calls where more than 1000 wait for it."""
+JAVA_END = 2**63
+"""grpc-java's hashes are signed: its ring ends here. Up to 1.85 it gives keys beyond the last point to that point."""
 endpoints = st.sets(st.integers(1024, 65535).map("127.0.0.1:{}".format), min_size=1, max_size=6)
 
 
@@ -57,6 +62,27 @@ def test_the_stock_grpcio_client_finds_the_same_owner(shards: int, monkeypatch: 
             asked = [(k, ask.future(b"", metadata=(("onelane-key", k),), timeout=20)) for k in part]
             differences |= {k for k, f in asked if f.result().decode() != placement.owner_of(k).address}
     assert differences == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [3, 16])
+def test_the_stock_grpc_java_client_finds_the_same_owner(shards: int) -> None:
+    """With addresses whose text is `ip:port`: tests/java/src/Shards.java. But for keys at the end of its ring."""
+    with ExitStack() as stack:
+        addresses = [stack.enter_context(_server_that_says_its_address()) for _ in range(shards)]
+        placement = Placement(epoch=1, members=tuple(Member(a, a, "") for a in addresses))
+        arguments = (placement.service_config_json(), ",".join(addresses), str(len(KEYS)), str(AT_ONCE))
+        run = subprocess.run([tools.grpc_java(), "Owners", *arguments], capture_output=True, text=True, timeout=40)
+    assert run.returncode == 0, run.stderr
+    owners = {str(number): owner for number, owner in enumerate(run.stdout.split())}
+    assert len(owners) == len(KEYS)
+    differences = {key for key, owner in owners.items() if owner != placement.owner_of(key).address}
+    last_point = max(point for point in _points_of(addresses) if point < JAVA_END)
+    assert {key for key in differences if not last_point < hash_of(key.encode()) < JAVA_END} == set()
+
+
+def _points_of(addresses: list[str]) -> list[int]:
+    return [hash_of(f"{address}_{k}".encode()) for address in addresses for k in range(POINTS)]
 
 
 def batched(keys: list[str], size: int) -> Iterator[list[str]]:

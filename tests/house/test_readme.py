@@ -54,6 +54,18 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
         assert cluster.metric("counter_adds_total") == 4
 
 
+def test_its_java_is_what_the_ring_s_test_compiles() -> None:
+    sources = "\n".join(_lines_of(file.read_text()) for file in (ROOT / "tests" / "java" / "src").glob("*.java"))
+    blocks = re.findall(r"^```java\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks
+    assert [block for block in blocks if _lines_of(block) not in sources] == []
+
+
+def _lines_of(text: str) -> str:
+    """Without their indentation."""
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
 def test_what_the_readme_says_of_the_file_is_so() -> None:
     from onelane.config import App
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the grpc-java client from src/ and the jars that pom.xml names, once for each state of these files, into a cache
-# directory outside the repository. No protoc: its messages are protobuf's DynamicMessage.
+# Builds the grpc-java client from src/ and the jars that pom.xml names, once for each state of these files, into a
+# cache directory outside the repository. No protoc: its messages are protobuf's DynamicMessage.
 # Prints the launcher's path as the only line on stdout; all else on stderr.
 set -euo pipefail
 
@@ -32,7 +32,7 @@ fi
 if [[ ! -x $launcher ]]; then
   echo "building the grpc-java client into $cache (a minute the first time)" >&2
   # 9>&-: a process that outlives the build must not keep the lock.
-  timeout 900 mvn -B -q -Dstyle.color=never -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+  timeout 900 mvn -B -q -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
     -DoutputDirectory="$cache/jars" >&2 9>&- || die "the jars could not be had; Maven's messages are above."
   timeout 300 javac -encoding UTF-8 --release 17 -cp "$cache/jars/*" -d "$cache/classes" "$here"/src/*.java >&2 9>&- ||
     die "javac failed; its messages are above."

@@ -11,7 +11,7 @@ import io.grpc.MethodDescriptor.MethodType;
 import io.grpc.protobuf.ProtoUtils;
 import java.util.List;
 
-/** `echo.v1.Echo` (tests/protos/tests/echo/v1/echo.proto) with protobuf's own messages and marshallers, without protoc. */
+/** `echo.v1.Echo` (tests/protos/tests/echo/v1/echo.proto) with protobuf's messages and marshallers, without protoc. */
 final class Echo {
   private static final FileDescriptor FILE = file();
   private static final Descriptor REQUEST = FILE.findMessageTypeByName("EchoRequest");
@@ -19,11 +19,14 @@ final class Echo {
 
   static final MethodDescriptor<DynamicMessage, DynamicMessage> UNARY = method("Unary", MethodType.UNARY);
   static final MethodDescriptor<DynamicMessage, DynamicMessage> UPLOAD = method("Upload", MethodType.CLIENT_STREAMING);
-  static final MethodDescriptor<DynamicMessage, DynamicMessage> DOWNLOAD = method("Download", MethodType.SERVER_STREAMING);
+  static final MethodDescriptor<DynamicMessage, DynamicMessage> DOWNLOAD =
+      method("Download", MethodType.SERVER_STREAMING);
   static final MethodDescriptor<DynamicMessage, DynamicMessage> CHAT = method("Chat", MethodType.BIDI_STREAMING);
   static final MethodDescriptor<DynamicMessage, DynamicMessage> PLAIN = method("Plain", MethodType.UNARY);
-  static final MethodDescriptor<DynamicMessage, DynamicMessage> PLAIN_UPLOAD = method("PlainUpload", MethodType.CLIENT_STREAMING);
-  static final MethodDescriptor<DynamicMessage, DynamicMessage> PLAIN_CHAT = method("PlainChat", MethodType.BIDI_STREAMING);
+  static final MethodDescriptor<DynamicMessage, DynamicMessage> PLAIN_UPLOAD =
+      method("PlainUpload", MethodType.CLIENT_STREAMING);
+  static final MethodDescriptor<DynamicMessage, DynamicMessage> PLAIN_CHAT =
+      method("PlainChat", MethodType.BIDI_STREAMING);
   static final MethodDescriptor<DynamicMessage, DynamicMessage> MISBEHAVE = method("Misbehave", MethodType.UNARY);
   static final MethodDescriptor<DynamicMessage, DynamicMessage> UNKNOWN = method("NoSuchCall", MethodType.UNARY);
 
