@@ -73,11 +73,16 @@ class Run:
 
 
 @pytest.fixture(scope="module", params=CLIENTS)
-def run(request: pytest.FixtureRequest, app: RunningApp) -> Iterator[Run]:
+def command(request: pytest.FixtureRequest) -> list[str]:
+    return CLIENTS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def run(command: list[str], app: RunningApp) -> Iterator[Run]:
     places = places_in(app)
     in_flight, forwards = app.in_flight(), app.metric("onelane_forwards_total")
-    command = [*CLIENTS[request.param](), app.listen["echo"], *(word for place in places for word in place)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    arguments = [app.listen["echo"], *(word for place in places for word in place)]
+    with subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             client = Client(process)
             forwards = app.metric("onelane_forwards_total") - forwards
