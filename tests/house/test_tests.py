@@ -26,7 +26,6 @@ TESTED_BY = {
     "cluster/topology": "client/test_ring_channel",
     "lane/forwarder": "lane/test_routing",
     "server/grpcio_listener": "server/test_listener",
-    "server/handler": "lane/test_routing",
     "server/interceptors": "interop/test_like_grpcio",
     "server/native_call": "server/test_connection_end_stream",
     "server/native_listener": "server/test_listener",

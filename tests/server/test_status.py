@@ -5,10 +5,14 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
+from onelane.core.keys import ANY
 from onelane.errors import BadKey, Invalid, Overloaded
 from onelane.server import status
 from onelane.server.call import Aborted, Call
+from onelane.server.methods import Method
 from onelane.testing.listener import MemoryCall
+
+METHOD = Method("/t.T/M", lambda *_: None, True, False, False, None, None, ANY)
 
 
 def a_call(*, deadline_s: float | None = None) -> Call:
@@ -17,7 +21,7 @@ def a_call(*, deadline_s: float | None = None) -> Call:
 
 def failed_by(error: BaseException, call: Call | None = None) -> Call:
     call = call or a_call()
-    status.failed(call, error, method="t.T/M", shard="a")
+    status.failed(call, error, method=METHOD, shard="a")
     return call
 
 
@@ -80,7 +84,7 @@ async def settled(call: Call, *, cancel: bool) -> bool:
                 raise asyncio.CancelledError
             await asyncio.Event().wait()
         except asyncio.CancelledError as error:
-            return status.settle(call, error, method="t.T/M", shard="a")
+            return status.settle(call, error, method=METHOD, shard="a")
         raise AssertionError
 
     task = asyncio.ensure_future(work())

@@ -15,7 +15,8 @@ import pytest
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
 from onelane.server.sync_handler import PlainContext
-from onelane.shard.lane_stack import PACKAGE, WorkInProgress, work_in_progress
+from onelane.server.user_code import PACKAGE
+from onelane.shard.lane_stack import WorkInProgress, work_in_progress
 from onelane.shard.timers import Timer
 from onelane.testing import Cluster
 

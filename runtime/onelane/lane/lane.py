@@ -167,7 +167,7 @@ class Lane:
                         return None
             call.state = call.state.begin
             return self._run(entry, call, message, None) if entry.is_simple else self._begin(entry, call, message)
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as error:
             self._fail(entry, call, error)
             return None
 
@@ -280,8 +280,8 @@ class Lane:
                     call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
                 current_call_var.set(call)
                 reply = handler.bytes_of(method, call, await method.handler(message, call))
-        except (Exception, asyncio.CancelledError) as error:
-            if status.settle(call, error, method=entry.method.name, shard=self.name):
+        except BaseException as error:
+            if status.settle(call, error, method=entry.method, shard=self.name):
                 raise
         finally:
             self._end(entry, call, reply)
@@ -295,8 +295,8 @@ class Lane:
         token = current_call_var.set(call)
         try:
             reply = handler.run_now(entry.method, call, message)
-        except (Exception, asyncio.CancelledError) as error:
-            status.failed(call, error, method=entry.method.name, shard=self.name)
+        except BaseException as error:
+            status.failed(call, error, method=entry.method, shard=self.name)
         finally:
             current_call_var.reset(token)
             self._end(entry, call, reply)
@@ -342,7 +342,7 @@ class Lane:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
         # It would keep the error's traceback alive, and that the call.
         call.cancel_forward = None
-        status.failed(call, error, method=entry.method.name, shard=self.name)
+        status.failed(call, error, method=entry.method, shard=self.name)
         self._end(entry, call, b"")
 
     def _end(self, entry: Entry, call: Call, reply: bytes) -> None:
@@ -356,16 +356,19 @@ class Lane:
         if call.turn is not None:
             self._leave_turn(call.turn)
             call.turn = None
-        if call.hop is not AWAY:
-            seconds = perf_counter() - call.began
-            duration = entry.count(call.code_now, seconds)
-            span = call.span
-            if isinstance(span, SpanRecord):
-                self._tracer.end_call(span, status=call.code_now.name, hop=call.hop, server=True)
-                if span.sampled:
-                    duration.add_exemplar(seconds, span)
-            if call.debug:
-                call.trailers = (*call.trailers, *call.debug)
-            if call.trusted:
-                call.trailers = (*call.trailers, (SERVED, self.name))
-        call.answer(reply if call.code_now is OK else b"")
+        try:
+            if call.hop is not AWAY:
+                seconds = perf_counter() - call.began
+                duration = entry.count(call.code_now, seconds)
+                span = call.span
+                if isinstance(span, SpanRecord):
+                    self._tracer.end_call(span, status=call.code_now.name, hop=call.hop, server=True)
+                    if span.sampled:
+                        duration.add_exemplar(seconds, span)
+                if call.debug:
+                    call.trailers = (*call.trailers, *call.debug)
+                if call.trusted:
+                    call.trailers = (*call.trailers, (SERVED, self.name))
+        finally:
+            # Also where counting has failed: the client must not wait for ever.
+            call.answer(reply if call.code_now is OK else b"")

@@ -15,6 +15,7 @@ import grpc.aio
 
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
+from onelane.server import arguments, user_code
 from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
 from onelane.wire.framing import Metadata as Metadata
@@ -132,11 +133,15 @@ class Call:
     def run_callbacks(self) -> None:
         """Call what `add_done_callback` was given, in order. A callback that raises is logged, and the others run."""
         while self._callbacks:
-            callback = self._callbacks.pop(0)
-            try:
-                callback(self)
-            except Exception:
-                log.exception("call.callback_failed method=%s", self.method[1:])
+            self.run_callback(self._callbacks.pop(0), self)
+
+    def run_callback(self, callback: Callable[[Any], None], context: Any) -> None:
+        try:
+            callback(context)
+        except BaseException as error:
+            line = user_code.line_of(error) or user_code.definition_of(callback)
+            summary = user_code.summary(error)
+            log.exception("call.callback_failed method=%s at=%s error=%s", self.method[1:], line, summary)
 
     def proceed(self) -> None:
         """Its turn has come, or a sibling's answer. Wakes `turned`, unless a listener has a way without a task."""
@@ -202,41 +207,41 @@ class Call:
         await self.send(self._serialize(message) if self._serialize else message)
 
     async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
+        pairs = arguments.metadata(initial_metadata)
         self.initial_sent = True
-        await self.send_initial(tuple(initial_metadata))
+        await self.send_initial(pairs)
 
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+    async def abort(self, code: grpc.StatusCode | int, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         self.abort_now(code, details, trailing_metadata)
 
     async def abort_with_status(self, status: Any) -> NoReturn:
         self.abort_now(status.code, status.details, status.trailing_metadata)
 
-    def abort_now(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+    def abort_now(self, code: grpc.StatusCode | int, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        code, details = arguments.status_code(code, self.method), arguments.details(details, self.method)
+        trailers = arguments.metadata(trailing_metadata) if trailing_metadata else self.trailers
         if code is OK:
             code, details = grpc.StatusCode.UNKNOWN, f"abort() was called with OK: {details}"
-        self.code_now = code
-        self.details_now = details or self.details_now
-        if trailing_metadata:
-            self.trailers = tuple(trailing_metadata)
+        self.code_now, self.details_now, self.trailers = code, details or self.details_now, trailers
         raise Aborted(details)
 
     def invocation_metadata(self) -> Metadata:
         return self.metadata
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
-        self.trailers = tuple(trailing_metadata)
+        self.trailers = arguments.metadata(trailing_metadata)
 
     def trailing_metadata(self) -> Metadata:
         return self.trailers
 
-    def set_code(self, code: grpc.StatusCode) -> None:
-        self.code_now = code
+    def set_code(self, code: grpc.StatusCode | int) -> None:
+        self.code_now = arguments.status_code(code, self.method)
 
     def code(self) -> grpc.StatusCode:
         return self.code_now
 
     def set_details(self, details: str) -> None:
-        self.details_now = details
+        self.details_now = arguments.details(details, self.method)
 
     def details(self) -> str:
         return self.details_now

@@ -5,6 +5,7 @@ the client does not read. Frames written in one turn of the loop leave in one pi
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, Pong, ServerConnection, Stream, Writable
 
+log = logging.getLogger("onelane.connection")
 GOAWAY_S = 1.0
 """How long the client may take to acknowledge a GOAWAY before its connection closes."""
 
@@ -167,22 +169,35 @@ class NativeConnection(WireProtocol[ServerConnection]):
     def handle(self, events: list[Any]) -> None:
         for event in events:
             kind = type(event)
-            if kind is Messages:
-                self._arrived(event.stream, event.messages, last=event.last)
-            elif kind is Opened:
-                self._opened(event.stream, event.message)
-            elif kind is Ended:
-                self._cancel(event.stream)
-            elif kind is Writable:
-                self.wake()
-            elif kind is Pong:
-                self.pinged_at = 0.0
-                if self._goaway_acknowledged is not None and not self._goaway_acknowledged.done():
-                    self._goaway_acknowledged.set_result(None)
-            elif kind is ConnectionLost:
-                self.is_closing = True
+            try:
+                if kind is Messages:
+                    self._arrived(event.stream, event.messages, last=event.last)
+                elif kind is Opened:
+                    self._opened(event.stream, event.message)
+                elif kind is Ended:
+                    self._cancel(event.stream)
+                elif kind is Writable:
+                    self.wake()
+                elif kind is Pong:
+                    self.pinged_at = 0.0
+                    if self._goaway_acknowledged is not None and not self._goaway_acknowledged.done():
+                        self._goaway_acknowledged.set_result(None)
+                elif kind is ConnectionLost:
+                    self.is_closing = True
+            except Exception:
+                # A defect of ours: it ends its own call. Raised on, it would close the connection, with all its calls.
+                self._event_failed(event)
         # Not at once: the answers of one turn of the loop leave together, and wake the client once.
         self.flush_soon()
+
+    def _event_failed(self, event: Any) -> None:
+        log.exception("connection.event_failed peer=%s event=%s", self.peer, type(event).__name__)
+        stream: Stream | None = getattr(event, "stream", None)
+        if stream is None:
+            return
+        if stream.id in self.wire.streams:
+            self.wire.finish(stream, framing.INTERNAL, "unexpected failure; the shard's log has the rest")
+        self._cancel(stream)
 
     # Writing
 
@@ -297,14 +312,22 @@ class NativeConnection(WireProtocol[ServerConnection]):
         """Send the outcome of a call, unless its client has cancelled it."""
         stream = call.stream
         if not call.is_cancelled:
-            if call.code_now is OK and not (call.trailers or call.is_open or stream.sent_headers or stream.encoding):
-                self.wire.answer(stream, reply)
-            else:
-                try:
+            try:
+                if call.code_now is OK and not (
+                    call.trailers or call.is_open or stream.sent_headers or stream.encoding
+                ):
+                    self.wire.answer(stream, reply)
+                else:
                     self._send_answer(call, reply)
-                except BadWire as error:
-                    self.wire.finish(stream, error.code, str(error))
+            except Exception as error:
+                self._answer_failed(call, error)
         self._release(call)
+
+    def _answer_failed(self, call: NativeCall, error: Exception) -> None:
+        """End a call whose outcome cannot be sent. A defect of ours: `arguments` has checked what the handler gave."""
+        details = str(error) if isinstance(error, BadWire) else "unexpected failure; the shard's log has the rest"
+        log.error("call.answer_failed method=%s", call.method[1:], exc_info=error)
+        self.wire.finish(call.stream, error.code if isinstance(error, BadWire) else framing.INTERNAL, details)
 
     def _release(self, call: NativeCall) -> None:
         if call.task is not None:

@@ -32,7 +32,8 @@ class Eager:
     def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None] | None":
         """Run `work` until it waits; the task that goes on with it, or None where it has ended.
 
-        Context variables that it sets end with it. Raises what its first step raises.
+        Context variables that it sets end with it. Raises what its first step raises, but for a CancelledError: `work`
+        has cancelled its task, and so ended.
         """
         spares = self._spares
         if not spares or not spares[-1].is_parked or asyncio.current_task(self._loop) is not None:
@@ -45,12 +46,13 @@ class Eager:
             waits_for = spare.context.run(work.send, None)
         except StopIteration:
             if not spare.restore():
-                spares.pop()
-                spare.task.cancel()
-                self._provide()
+                self._discard(spare)
             return None
-        except BaseException:
-            spare.restore()
+        except BaseException as error:
+            if not spare.restore():
+                self._discard(spare)
+            if isinstance(error, asyncio.CancelledError):
+                return None
             raise
         finally:
             _leave_task(self._loop, task)
@@ -65,6 +67,12 @@ class Eager:
         self._closed = True
         while self._spares:
             self._spares.pop().task.cancel()
+
+    def _discard(self, spare: "_SpareTask") -> None:
+        """Replace a spare task on which a coroutine has left its mark."""
+        self._spares.remove(spare)
+        spare.task.cancel()
+        self._provide()
 
     def _provide(self) -> None:
         """Fill up the spare tasks; new ones are parked in the next turn of the loop."""
@@ -149,7 +157,8 @@ class _Rest:
     def __await__(self) -> Generator[Any, Any, None]:
         work, waits_for = self._work, self._waits_for
         try:
-            if self._is_cancelled and not (waits_for is not None and waits_for.cancel()):
+            # What it waits for may be anything: a task refuses what is no future.
+            if self._is_cancelled and not (hasattr(waits_for, "cancel") and waits_for.cancel()):
                 waits_for = work.throw(asyncio.CancelledError())
             while True:
                 try:

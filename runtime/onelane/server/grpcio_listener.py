@@ -57,8 +57,8 @@ class GrpcioCall(Call):
         return auth
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        # grpcio's own: it calls them once the answer has left, with its own context, and logs what they raise.
-        self._context.add_done_callback(callback)
+        # grpcio's own: it calls them once the answer has left, with its own context.
+        self._context.add_done_callback(functools.partial(self.run_callback, callback))
 
     def cancelled(self) -> bool:
         return super().cancelled() or bool(self._context.cancelled())
@@ -87,7 +87,13 @@ def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMeth
             # Written out: this is the path of nearly every call.
             async def unary(request: bytes, context: Any) -> bytes:
                 call = GrpcioCall(method.path, context, trusted=trusted)
-                reply = await serving.serve(method, call, request)
+                try:
+                    reply = await serving.serve(method, call, request)
+                except asyncio.CancelledError:
+                    if context.cancelled():
+                        raise
+                    # By its own handler, or by a drain: grpcio would answer it with no status at all.
+                    reply = b""
                 if call.code_now is not OK or call.trailers:
                     await _end(call, context)
                 return reply
@@ -114,7 +120,13 @@ def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMeth
 
 async def _answer(serving: Serving, method: Method, trusted: bool, context: Any, request: bytes | None) -> bytes:
     call = GrpcioCall(method.path, context, trusted=trusted)
-    reply = await serving.serve(method, call, request)
+    try:
+        reply = await serving.serve(method, call, request)
+    except asyncio.CancelledError:
+        if context.cancelled():
+            raise
+        # As above: the client still waits.
+        reply = b""
     await _end(call, context)
     return reply
 

@@ -1,12 +1,22 @@
-"""Running a handler: async or plain, unary or streaming, from a parsed message to the answer's bytes."""
+"""Running a handler: async or plain, unary or streaming, from a parsed message to the answer's bytes.
 
-from collections.abc import Callable
+Promises: an answer that is not the method's message raises BadHandler, with the line of the handler; an async generator
+that is left before its end is closed at once, in its own task and context.
+"""
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Iterable
+from functools import partial
+from types import AsyncGeneratorType
 from typing import Any
+
+from google.protobuf.message import Message
 
 from onelane.core import keys
 from onelane.core.keys import FieldKey
 from onelane.errors import Malformed
-from onelane.server import sync_handler
+from onelane.server import sync_handler, user_code
+from onelane.server.arguments import BadHandler
 from onelane.server.call import OK, Call
 from onelane.server.methods import Method
 
@@ -17,7 +27,7 @@ async def run(method: Method, call: Call, message: Any) -> bytes:
     message: the request, parsed, or None where the client streams.
     """
     if method.request_streaming or method.response_streaming:
-        call.carry(_checked(method, call), method.serialize)
+        call.carry(_checked(method, call), partial(_serialize, method))
         return await (_stream if method.is_async else _plain_stream)(method, call, message)
     if method.is_async:
         answer = await method.handler(message, call)
@@ -50,11 +60,29 @@ async def _stream(method: Method, call: Call, message: Any) -> bytes:
     if not method.response_streaming:
         return bytes_of(method, call, await answer)
     if hasattr(answer, "__aiter__"):
-        async for message in answer:
-            await call.write(message)
-    else:
-        await answer
+        await _send_each(call, answer)
+        return b""
+    returned = await answer
+    if returned is not None and call.code_now is OK:
+        raise _bad_answer(method, returned, "None from a coroutine, which writes its answers, or an async generator")
     return b""
+
+
+async def _send_each(call: Call, answers: Any) -> None:
+    try:
+        async for answer in answers:
+            try:
+                await call.write(answer)
+            except BadHandler as error:
+                if isinstance(answers, AsyncGeneratorType):
+                    error.line = user_code.standing_line(answers.ag_frame, answers.ag_code)
+                raise
+    except BaseException:
+        # It stands at a `yield`. Left there, it would be closed by the garbage collector, some time, in another
+        # context, and would hold until then what it holds: the turn of a key, a connection to a database.
+        if isinstance(answers, AsyncGenerator):
+            await answers.aclose()
+        raise
 
 
 async def _plain_stream(method: Method, call: Call, message: Any) -> bytes:
@@ -62,9 +90,18 @@ async def _plain_stream(method: Method, call: Call, message: Any) -> bytes:
     context = sync_handler.PlainContext(call)
     body = sync_handler.messages(call) if method.request_streaming else message
     if method.response_streaming:
-        await sync_handler.stream(call, lambda: method.handler(body, context))
+        await sync_handler.stream(call, lambda: _answers(method, call, method.handler(body, context)))
         return b""
     return bytes_of(method, call, await sync_handler.run(lambda: method.handler(body, context)))
+
+
+def _answers(method: Method, call: Call, answers: Any) -> Iterable[Any]:
+    """What a plain handler has returned for a stream, if one can iterate over it."""
+    if isinstance(answers, Iterable):
+        return answers
+    if answers is None and call.code_now is not OK:
+        return ()
+    raise _bad_answer(method, answers, "an iterable of messages")
 
 
 def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
@@ -79,16 +116,56 @@ def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
     def first(message: bytes) -> Any:
         parsed = parse(method, message)
         keys.check_header(rule.read(parsed), header, rule.paths[0])
-        call.carry(lambda later: parse(method, later), method.serialize)
+        call.carry(lambda later: parse(method, later), partial(_serialize, method))
         return parsed
 
     return first
 
 
 def bytes_of(method: Method, call: Call, answer: Any) -> bytes:
-    """The answer as bytes; none where the handler has chosen another status than OK."""
+    """The answer as bytes; none where the handler has chosen another status than OK.
+
+    Raises:
+        BadHandler: it is not the method's message.
+    """
     if call.code_now is not OK:
         return b""
-    if method.serialize is None:
-        return bytes(answer)
-    return method.serialize(answer)
+    if type(answer) is method.reply_type:
+        return method.serialize(answer)  # type: ignore[misc]
+    return _serialize_other(method, answer)
+
+
+def _serialize(method: Method, answer: Any) -> bytes:
+    """One answer of a stream as bytes."""
+    if type(answer) is method.reply_type:
+        return method.serialize(answer)  # type: ignore[misc]
+    return _serialize_other(method, answer)
+
+
+def _serialize_other(method: Method, answer: Any) -> bytes:
+    """Serialize what is not of the method's own class: for a serializer of the service's own, or to be refused."""
+    expected = method.reply_type
+    if expected is not None and not _is_message(answer, expected.DESCRIPTOR.full_name):  # type: ignore[attr-defined]
+        raise _bad_answer(method, answer, expected.DESCRIPTOR.full_name)  # type: ignore[attr-defined]
+    try:
+        raw = answer if method.serialize is None else method.serialize(answer)
+    except Exception as error:
+        raise _bad_answer(method, answer, f"what its serializer takes: {user_code.summary(error)}") from error
+    if isinstance(raw, bytes):
+        return raw
+    if isinstance(raw, bytearray | memoryview):
+        return bytes(raw)
+    raise _bad_answer(method, answer, "bytes, or what its serializer makes bytes of")
+
+
+def _is_message(answer: Any, full_name: str) -> bool:
+    """Whether it is a message of that name; its class may be another, of another descriptor pool."""
+    return isinstance(answer, Message) and answer.DESCRIPTOR.full_name == full_name
+
+
+def _bad_answer(method: Method, answer: Any, expected: str) -> BadHandler:
+    if inspect.iscoroutine(answer):
+        answer.close()
+    kind = "None" if answer is None else f"an object of class {type(answer).__qualname__}"
+    text = f"{method.name} has answered {kind}, expected {expected}"
+    return BadHandler(text, line=user_code.definition_of(method.handler))

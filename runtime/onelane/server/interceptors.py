@@ -10,6 +10,8 @@ import grpc
 import grpc.aio
 
 from onelane.errors import BadService
+from onelane.server import user_code
+from onelane.server.arguments import BadHandler
 from onelane.server.call import Call
 from onelane.server.methods import CallDetails, Method
 
@@ -52,14 +54,12 @@ def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -
 
     chain: Callable[[Any], Awaitable[Any]] = handler
     for interceptor in reversed(interceptors):
-        chain = _intercept(interceptor, chain)
+        chain = _intercept(interceptor, chain, method, shape)
 
     async def choose(call: Call) -> Method:
         chosen = await chain(CallDetails(method.path, call.metadata))
         if chosen is None:
             call.abort_now(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-        if (chosen.request_streaming, chosen.response_streaming) != shape:
-            raise BadService(f"{method.name}: an interceptor has chosen a handler of another shape")
         run = chosen.unary_unary or chosen.unary_stream or chosen.stream_unary or chosen.stream_stream
         is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
         return replace(
@@ -68,15 +68,39 @@ def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -
             is_async=is_async,
             deserialize=chosen.request_deserializer,
             serialize=chosen.response_serializer,
+            reply_type=method.reply_type if chosen.response_serializer == method.serialize else None,
         )
 
     return replace(method, choose=choose)
 
 
 def _intercept(
-    interceptor: grpc.aio.ServerInterceptor, chain: Callable[[Any], Awaitable[Any]]
+    interceptor: grpc.aio.ServerInterceptor,
+    chain: Callable[[Any], Awaitable[Any]],
+    method: Method,
+    shape: tuple[bool, bool],
 ) -> Callable[[Any], Awaitable[Any]]:
     async def intercept(details: Any) -> Any:
-        return await interceptor.intercept_service(chain, details)
+        chosen: Any = interceptor.intercept_service(chain, details)
+        if inspect.isawaitable(chosen):
+            chosen = await chosen
+        if chosen is not None and not _is_handler(chosen, shape):
+            name = type(interceptor).__qualname__
+            streams = "a handler with request_streaming={} and response_streaming={}".format(*shape)
+            raise BadHandler(
+                f"{name} has chosen {_described(chosen)} for {method.name}, expected {streams}, or None",
+                line=user_code.definition_of(interceptor.intercept_service),
+            )
+        return chosen
 
     return intercept
+
+
+def _is_handler(chosen: Any, shape: tuple[bool, bool]) -> bool:
+    return (getattr(chosen, "request_streaming", None), getattr(chosen, "response_streaming", None)) == shape
+
+
+def _described(chosen: Any) -> str:
+    if not hasattr(chosen, "request_streaming"):
+        return f"an object of class {type(chosen).__qualname__}"
+    return f"one with request_streaming={chosen.request_streaming} and response_streaming={chosen.response_streaming}"

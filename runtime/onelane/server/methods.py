@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
 from onelane.core.keys import KeyRule, configured_for, describe, rule_for
@@ -39,6 +39,9 @@ class Method:
     rule: KeyRule
     is_free: bool = False
     """Its calls take no turn of their key."""
+    reply_type: type | None = None
+    """The class of its answers, where `serialize` is that class's own: gRPC's would also write a message of another
+    class, which the client then misreads."""
     choose: Callable[[Any], Awaitable["Method"]] | None = None
     """Where interceptors are configured: the method as they want it for one call."""
 
@@ -179,7 +182,15 @@ def _method(
         serialize=handler.response_serializer,
         rule=rule,
         is_free=_is_free(path, descriptor, turns),
+        reply_type=_reply_type(descriptor, handler.response_serializer),
     )
+
+
+def _reply_type(descriptor: MethodDescriptor | None, serialize: Any) -> type | None:
+    if descriptor is None:
+        return None
+    reply_type = message_factory.GetMessageClass(descriptor.output_type)
+    return reply_type if serialize == reply_type.SerializeToString else None
 
 
 def _is_free(path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str]) -> bool:

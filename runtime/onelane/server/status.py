@@ -1,6 +1,7 @@
 """The status of a call that fails: the one place where an error turns into a status.
 
-Promises: whatever leaves a handler, the call has a status; the text of an exception that is not ours stays in our log.
+Promises: whatever leaves a handler, the call has a status, and no error of its own leaves this file; the text of an
+exception that is not ours stays in our log; a failure is one log record, with the method and the line of the service.
 """
 
 import asyncio
@@ -14,42 +15,59 @@ import grpc.aio
 
 from onelane.core.backoff import PUSHBACK
 from onelane.errors import OnelaneError, Refused
-from onelane.server.call import Aborted, Call
+from onelane.server import arguments, user_code
+from onelane.server.arguments import BadHandler
+from onelane.server.call import OK, Aborted, Call
+from onelane.server.methods import Method
 
 log = logging.getLogger("onelane.call")
 
 
-def failed(call: Call, error: BaseException, *, method: str, shard: str) -> None:
-    """Give `call` the status of an exception."""
+def failed(call: Call, error: BaseException, *, method: Method, shard: str) -> None:
+    """Give `call` the status of an exception, of any class: a handler may also raise SystemExit, or the BaseException
+    of an extension. None of them may reach the event loop or the connection, which other calls use."""
+    try:
+        _give_status(call, error, method, shard)
+    except BaseException as second_error:
+        # A `status` that does not exist, a `__str__` that raises, metadata that cannot be sent.
+        second_error.__context__ = error
+        _unexpected(call, second_error, method, shard, line=_line_of(error, method))
+
+
+def _give_status(call: Call, error: BaseException, method: Method, shard: str) -> None:
     match error:
-        case Aborted():
+        case _ if call.code_now is not OK and _is_abort(error):
             # The handler has chosen the status itself.
             return
         case OnelaneError():
-            call.fail(grpc.StatusCode[error.status], str(error))
+            code = grpc.StatusCode[error.status]
+            call.fail(grpc.StatusCode.UNKNOWN if code is OK else code, arguments.details(str(error), call.method))
             if isinstance(error, Refused):
                 pushback = (PUSHBACK, str(ceil(error.pushback_s * 1000)))
                 call.trailers = (*call.trailers, pushback)
         case grpc.aio.AioRpcError():
             _pass_on(call, error)
-        case _ if call.code_now is not grpc.StatusCode.OK:
-            # The handler has chosen the status and then raised, as gRPC's generated base classes do.
-            log.info("call.raised_after_status method=%s shard=%s code=%s", method, shard, call.code_now.name)
+        case NotImplementedError() if call.code_now is not OK:
+            # As the methods of gRPC's generated base classes do.
+            log.info("call.raised_after_status method=%s shard=%s code=%s", method.name, shard, call.code_now.name)
+        case _ if call.code_now is not OK:
+            log.warning(
+                "call.raised_after_status method=%s shard=%s code=%s at=%s error=%s",
+                *(method.name, shard, call.code_now.name, _line_of(error, method), user_code.summary(error)),
+            )
         case _:
-            error_id = secrets.token_hex(6)
-            log.error("call.failed id=%s method=%s shard=%s", error_id, method, shard, exc_info=error)
-            call.fail(grpc.StatusCode.INTERNAL, f"unexpected failure; the shard's log has the rest under {error_id}")
+            _unexpected(call, error, method, shard)
 
 
-def settle(call: Call, error: BaseException, *, method: str, shard: str) -> bool:
+def settle(call: Call, error: BaseException, *, method: Method, shard: str) -> bool:
     """Give `call` the status of what ended its task; whether `error` must go on: a cancellation from outside."""
     if isinstance(error, asyncio.CancelledError):
-        return cancelled(call, method=method, shard=shard)
+        return cancelled(call, error, method=method, shard=shard)
     failed(call, error, method=method, shard=shard)
     return False
 
 
-def cancelled(call: Call, *, method: str, shard: str) -> bool:
+def cancelled(call: Call, error: asyncio.CancelledError, *, method: Method, shard: str) -> bool:
     """Give `call` the status of a cancellation; whether it came from outside, and so must go on."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -59,13 +77,41 @@ def cancelled(call: Call, *, method: str, shard: str) -> bool:
             call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client, or by a drain")
         return True
     # One that leaked from inside the handler: grpc.aio would send no status at all, and the client wait for ever.
-    log.error("call.leaked_cancellation method=%s shard=%s", method, shard)
+    line = _line_of(error, method)
+    log.error("call.leaked_cancellation method=%s shard=%s at=%s", method.name, shard, line, exc_info=error)
     call.fail(grpc.StatusCode.INTERNAL, "the handler was cancelled from inside")
     return False
 
 
+def _unexpected(call: Call, error: BaseException, method: Method, shard: str, *, line: str = "") -> None:
+    """The status of an error that no handler should raise. The client is told how to find it in the log; its text only
+    where that is ours. line: of the service to look at, if not where the error was raised."""
+    error_id = secrets.token_hex(6)
+    log.error(
+        "call.failed id=%s method=%s shard=%s at=%s error=%s",
+        *(error_id, method.name, shard, line or _line_of(error, method), user_code.summary(error)),
+        exc_info=error,
+    )
+    text = str(error) if type(error) is BadHandler else "unexpected failure"
+    call.fail(grpc.StatusCode.INTERNAL, f"{text}; the shard's log has the rest under {error_id}")
+
+
+def _line_of(error: BaseException, method: Method) -> str:
+    """The line of the service to look at: where the error was raised, else the handler's definition."""
+    line = error.line if isinstance(error, BadHandler) else ""
+    return line or user_code.line_of(error) or user_code.definition_of(method.handler)
+
+
+def _is_abort(error: BaseException) -> bool:
+    """Whether an error comes from `context.abort` alone; a task group raises it in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_abort(inner) for inner in error.exceptions)
+    return isinstance(error, Aborted)
+
+
 def _pass_on(call: Call, error: Any) -> None:
     """A call to another service failed, and the handler let it pass: so does its status."""
-    call.fail(error.code(), error.details() or "")
-    trailers = tuple(error.trailing_metadata() or ())
+    code = arguments.status_code(error.code(), call.method)
+    trailers = arguments.metadata(error.trailing_metadata() or ())
+    call.fail(grpc.StatusCode.UNKNOWN if code is OK else code, arguments.details(error.details(), call.method))
     call.trailers = (*call.trailers, *(pair for pair in trailers if not pair[0].startswith("onelane-")))

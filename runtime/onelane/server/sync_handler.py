@@ -6,11 +6,14 @@ aside and the lane goes on, so code that was written for grpcio's threads runs u
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from types import GeneratorType
 from typing import Any, NoReturn
 
 import greenlet
 import grpc
 
+from onelane.server import arguments, user_code
+from onelane.server.arguments import BadHandler
 from onelane.server.call import Call, Metadata
 
 
@@ -25,14 +28,14 @@ class PlainContext:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
 
-    def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata = ()) -> NoReturn:
+    def abort(self, code: grpc.StatusCode | int, details: str, trailing_metadata: Metadata = ()) -> NoReturn:
         self._call.abort_now(code, details, trailing_metadata)
 
     def abort_with_status(self, status: Any) -> NoReturn:
         self._call.abort_now(status.code, status.details, status.trailing_metadata)
 
     def send_initial_metadata(self, initial_metadata: Metadata) -> None:
-        wait(self._call.send_initial_metadata(initial_metadata))
+        wait(self._call.send_initial_metadata(arguments.metadata(initial_metadata)))
 
     def is_active(self) -> bool:
         return not self._call.done()
@@ -75,6 +78,9 @@ async def run(handler: Callable[[], Any]) -> Any:
             step = child.throw(error)
         else:
             step = child.switch(value)
+    if isinstance(step, greenlet.GreenletExit):
+        # A greenlet returns this exception, whoever has raised it.
+        raise step
     return step
 
 
@@ -89,7 +95,18 @@ async def stream(call: Call, handler: Callable[[], Any]) -> None:
 
     def produce() -> None:
         # The watchdog finds `call` in this frame (shard/lane_stack).
-        for answer in handler():
-            wait(call.write(answer))
+        answers = handler()
+        try:
+            for answer in answers:
+                try:
+                    wait(call.write(answer))
+                except BadHandler as error:
+                    if isinstance(answers, GeneratorType):
+                        error.line = user_code.standing_line(answers.gi_frame, answers.gi_code)
+                    raise
+        finally:
+            if isinstance(answers, GeneratorType):
+                # Left at a `yield`, it would hold what it holds until the garbage collector comes.
+                answers.close()
 
     await run(produce)

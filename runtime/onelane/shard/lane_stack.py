@@ -18,29 +18,22 @@ Leaves out: the shard of a timer, and of a plain `def` handler of a stream: it r
 the function that the greenlet was given.
 """
 
-import os
 import sys
-import sysconfig
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-import onelane
 from onelane.lane.lane import Lane
 from onelane.server import sync_handler
 from onelane.server.call import Call
 from onelane.server.sync_handler import PlainContext
+from onelane.server.user_code import LIBRARIES, PACKAGE
 from onelane.shard.timers import Timer
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stalls import UNMEASURED, Stall
 from onelane.telemetry.tracer import context_of
 
-PACKAGE = str(Path(onelane.__file__).parent) + os.sep
-LIBRARIES = tuple(
-    {str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
 MAX_THREADS = 3
 """Other threads that are listed."""
 

@@ -267,8 +267,8 @@ def _unbase64(value: bytes) -> bytes:
 
 
 def write_message(details: str) -> bytes:
-    """`grpc-message`: percent-encoded UTF-8."""
-    raw = details.encode()
+    """`grpc-message`: percent-encoded UTF-8; a lone surrogate is a question mark."""
+    raw = details.encode("utf-8", "replace")
     # Most details are printable ASCII, for which this test takes a tenth of the time that urllib takes.
     return quote_from_bytes(raw, safe=_PRINTABLE).encode() if raw.translate(None, _PRINTABLE) else raw
 

@@ -215,9 +215,11 @@ class ServerConnection:
         """Answer a unary call with a message and the status OK."""
         http2 = self.http2
         number = stream.id
+        # First: it raises where `message` is no message, and then nothing has been sent.
+        framed = b"\0" + len(message).to_bytes(4, "big") + message
         try:
             http2.send_response(number, _RESPONSE)
-            http2.send_data(number, b"\0" + len(message).to_bytes(4, "big") + message)
+            http2.send_data(number, framed)
             http2.send_trailers(number, _OK)
         except StreamEnded:
             pass
