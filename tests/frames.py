@@ -43,6 +43,11 @@ def headers(stream: int, block: bytes, *, flags: int = END_HEADERS) -> bytes:
     return frame(HEADERS, block, flags=flags, stream=stream)
 
 
+def response(stream: int, *fields: tuple[bytes, bytes], last: bool = False) -> bytes:
+    """The HEADERS of a server. last: they end the stream."""
+    return headers(stream, b"".join(field(*pair) for pair in fields), flags=END_HEADERS | (END_STREAM if last else 0))
+
+
 def number(value: int) -> bytes:
     return value.to_bytes(4, "big")
 

@@ -1,11 +1,14 @@
-"""A server that answers as a test's script says."""
+"""Servers that answer as a test's script says: one of grpcio's with any status, one with any bytes."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from tests import frames
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 
 UNAVAILABLE, ABORTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED
@@ -43,3 +46,35 @@ class Scripted(grpc.GenericRpcHandler):
                 self.cancelled += 1
                 raise
         return EchoReply(text=f"{number}")
+
+
+class ScriptedFrames:
+    """Answers each call, once all of it has come, by the bytes that `answer` makes of its stream. Where `hangs_up`, it
+    closes the connection then."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[int], bytes] = lambda stream: b""
+        self.hangs_up = False
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(frames.settings())
+        await reader.readexactly(len(frames.PREFACE))
+        async for kind, flags, stream, payload in frames.frames(reader):
+            if kind == frames.SETTINGS and not flags & frames.ACK:
+                writer.write(frames.frame(frames.SETTINGS, flags=frames.ACK))
+            elif kind == frames.PING and not flags & frames.ACK:
+                writer.write(frames.frame(frames.PING, payload, flags=frames.ACK))
+            elif kind in (frames.DATA, frames.HEADERS) and flags & frames.END_STREAM:
+                writer.write(self.answer(stream))
+                if self.hangs_up:
+                    break
+        writer.close()
+
+
+@asynccontextmanager
+async def scripted_frames() -> AsyncIterator[tuple[str, ScriptedFrames]]:
+    """A server of frames; its address."""
+    scripted = ScriptedFrames()
+    server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
+    async with server:
+        yield "{}:{}".format(*server.sockets[0].getsockname()), scripted

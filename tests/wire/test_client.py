@@ -96,13 +96,13 @@ def test_an_answer_that_is_not_grpc_has_a_status_all_the_same(headers: Any, code
     assert (end.stream, end.code) == (stream, code)
 
 
-def test_a_stream_that_ends_without_a_status_is_internal() -> None:
+def test_a_stream_that_ends_without_a_status_is_unknown() -> None:
     pair = Pair()
     pair.call()
     pair.server.send_headers(pair.asked_stream)
     pair.server.http2.send_data(pair.asked_stream.id, frame(b"x"), end_stream=True)
     pair.pass_bytes()
-    assert [end.code for end in pair.of(Finished)] == [13]
+    assert [end.code for end in pair.of(Finished)] == [2]
 
 
 @pytest.mark.parametrize(("limit", "message", "code"), [(10, frame(b"x" * 11), 8), (10, b"\2\0\0\0\1x", 13)])
@@ -232,3 +232,14 @@ def test_what_nobody_read_of_a_stream_that_ended_does_not_stay_in_the_window() -
         unread_streams(lambda pair, _: pair.server.http2.reset(pair.asked_stream.id, ErrorCode.INTERNAL_ERROR)) > half
     )
     assert unread_streams(lambda pair, _: pair.server.finish(pair.asked_stream, 0)) > half
+
+
+def test_a_call_that_cannot_be_sent_ends_though_nothing_comes() -> None:
+    """libnghttp2 sends no header block over its limit, and tells that only while it writes."""
+    pair = Pair()
+    stream = pair.client.call([*HEADERS, (b"x-a", b"a" * 300_000)], frame(b"hi"), None, limit=1)
+    assert pair.client.take() == b""
+    (end,) = pair.client.take_late()
+    assert isinstance(end, Finished)
+    assert (end.stream, end.code, end.unprocessed) == (stream, 8, False)
+    assert (pair.client.streams, pair.client.late) == ({}, [])

@@ -19,6 +19,8 @@ from onelane.wire.http2 import (
 )
 from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, ServerConnection
 
+from tests import frames
+
 REQUEST = [
     (b":method", b"POST"),
     (b":scheme", b"http"),
@@ -342,3 +344,16 @@ def test_going_away_takes_no_new_stream_and_finishes_the_old() -> None:
     wire.pass_bytes()
     assert len(wire.of(GoAwayReceived)) == 2
     assert wire.answer()[2] == {b"grpc-status": b"0"}
+
+
+def test_a_call_whose_client_breaks_http2_ends_though_nothing_else_comes() -> None:
+    """libnghttp2 resets the stream of a malformed request while it writes, and tells it only then."""
+    wire = Wire()
+    stream = wire.request(end=False)
+    wire.server.receive(frames.headers(stream, frames.field(b"x-a", b"1")))
+    assert not wire.server.late
+    wire.server.take()
+    (ended,) = wire.server.take_late()
+    assert isinstance(ended, Ended)
+    assert ended.stream.id == stream
+    assert (wire.server.streams, wire.server.late) == ({}, [])

@@ -37,11 +37,6 @@ class _UnaryResponse(ClientCall):
 
     def _read_response(self) -> Any:
         if not self._is_parsed:
-            if len(self.messages) != 1:
-                # gRPC's statuscodes.md: any number of responses but one.
-                self.status = grpc.StatusCode.UNIMPLEMENTED
-                self.status_details = f"expected one message, the server sent {len(self.messages)}"
-                raise self.error()
             self._response = self._parse(self.messages[0])
             self._is_parsed = True
         return self._response

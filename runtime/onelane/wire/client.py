@@ -1,8 +1,9 @@
 """The client's end of one gRPC connection, sans-I/O: it turns calls into bytes, and received bytes into events.
 
 Promises: nothing that a server sends raises; every opened stream ends in exactly one `Finished`, or with the connection
-in `ConnectionLost`. `Finished.unprocessed` marks a call that the server has certainly not begun, so that it can be
-sent again.
+in `ConnectionLost`; `OK` for a unary response means exactly one message. `Finished.unprocessed` marks a call that the
+server has certainly not begun, so that it can be sent again.
+Source: grpc/doc/PROTOCOL-HTTP2.md, http-grpc-status-mapping.md, statuscodes.md.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from onelane.wire.http2 import (
     WindowUpdated,
 )
 
+EXPECTED_ONE = "expected one message, the server sent"
 MAX_PLAIN_HEADERS = 8
 """Different header blocks without metadata that one connection remembers."""
 
@@ -46,7 +48,8 @@ class ClientStream:
         self.ended = False
         """This end has sent its last message."""
         self.single_response = False
-        """The response is unary: its headers cause no `Answered` if they hold no metadata."""
+        """The response is unary: its headers cause no `Answered` if they hold no metadata. Its message stays `unread`
+        until the call ends, so that a second one can be told."""
         self.unread = 0
         """Bytes received that have not been acknowledged."""
         self._deframer: Deframer | None = None
@@ -56,7 +59,10 @@ class ClientStream:
             if framing.is_one_message(data, self.limit):
                 return [data[framing.PREFIX :]]
             self._deframer = Deframer(limit=self.limit, encoding=self.encoding)
-        return self._deframer.feed(data)
+        messages = self._deframer.feed(data)
+        if len(messages) > 1 and self.single_response:
+            raise BadWire(f"{EXPECTED_ONE} {len(messages)}", code=framing.UNIMPLEMENTED)
+        return messages
 
     @property
     def is_whole(self) -> bool:
@@ -132,6 +138,8 @@ class ClientConnection:
         self.http2 = Http2(server=False, limits=limits)
         self.streams: dict[int, ClientStream] = {}
         self.going_away = False
+        self.late: list[Event] = []
+        """Events that came up while bytes were taken to be sent: calls that libnghttp2 has ended."""
         self._unsent: list[int] = []
         """Streams opened since the last `take`. If a GOAWAY arrives first, libnghttp2 never sends them."""
         self._has_settings = False
@@ -151,7 +159,7 @@ class ClientConnection:
             elif kind is TrailersReceived:
                 self._finished(event.stream_id, event.headers, events)
             elif kind is StreamClosed or kind is StreamReset:
-                self._closed(event.stream_id, event.error_code, events)
+                self._closed(event, events)
             elif kind is WindowUpdated:
                 events.append(Writable())
             else:
@@ -161,7 +169,19 @@ class ClientConnection:
     def take(self) -> bytes:
         """The bytes to send now."""
         self._unsent.clear()
-        return self.http2.take()
+        data = self.http2.take()
+        for event in self.http2.events():
+            # A malformed answer, or one that breaks HTTP/2: libnghttp2 resets the stream, or ends the connection.
+            if type(event) is StreamClosed:
+                self._closed(event, self.late)
+            elif type(event) is Closed:
+                self._connection_event(event, self.late)
+        return data
+
+    def take_late(self) -> list[Event]:
+        """The events in `late`, once."""
+        events, self.late = self.late, []
+        return events
 
     # Calls
 
@@ -246,6 +266,10 @@ class ClientConnection:
             text = f"HTTP status {status.decode('latin-1')}, content-type {content.decode('latin-1')!r}"
             self._drop(stream, code, text, events)
             return
+        if stream.encoding not in framing.KNOWN_ENCODINGS:
+            text = f"grpc-encoding {stream.encoding.decode('latin-1')!r} of the answer is not supported"
+            self._drop(stream, framing.INTERNAL, text, events)
+            return
         try:
             metadata = framing.read_metadata(headers)
         except BadWire as error:
@@ -267,36 +291,53 @@ class ClientConnection:
             self.http2.acknowledge(len(data), stream.id)
             self._drop(stream, error.code, str(error), events)
             return
-        if messages or stream.unread:
+        if stream.unread:
+            if messages and stream.single_response:
+                self._drop(stream, framing.UNIMPLEMENTED, f"{EXPECTED_ONE} 2", events)
+                return
             stream.unread += len(data)
+        elif messages:
+            stream.unread = len(data)
         else:
             # An incomplete message, which no reader can take: `limit` bounds it, so let the server send the rest.
             self.http2.acknowledge(len(data), stream.id)
         if messages:
             events.append(Messages(stream, messages))
         if event.end_stream:
-            self._drop(stream, framing.INTERNAL, "the server ended the stream without a status", events)
+            self._drop(stream, framing.UNKNOWN, "the server ended the stream without a status", events)
 
     def _finished(self, number: int, headers: tuple[tuple[bytes, bytes], ...], events: list[Event]) -> None:
         stream = self.streams.pop(number, None)
         if stream is None:
             return
-        self._acknowledge(stream)
+        has_message = stream.unread
+        if has_message:
+            self.http2.acknowledge(has_message, number)
+            stream.unread = 0
         if len(headers) == 1 and headers[0] == (b"grpc-status", b"0") and stream.is_whole:
-            events.append(Finished(stream, framing.OK, ""))
+            if has_message or not stream.single_response:
+                events.append(Finished(stream, framing.OK, ""))
+            else:
+                events.append(Finished(stream, framing.UNIMPLEMENTED, f"{EXPECTED_ONE} 0"))
         else:
-            events.append(_status(stream, headers))
+            events.append(_status(stream, headers, has_message=bool(has_message)))
         if not stream.ended:
             self.http2.reset(number, ErrorCode.CANCEL)
 
-    def _closed(self, number: int, error: int, events: list[Event]) -> None:
-        stream = self.streams.pop(number, None)
+    def _closed(self, event: Any, events: list[Event]) -> None:
+        stream = self.streams.pop(event.stream_id, None)
         if stream is None:
             return
         self._acknowledge(stream)
-        code = framing.status_of_reset(error) if error else framing.UNKNOWN
-        text = f"Received RST_STREAM with error code {error}"
-        events.append(Finished(stream, code, text, unprocessed=error == ErrorCode.REFUSED_STREAM))
+        error = event.error_code
+        code, is_refused = framing.status_of_reset(error), error == ErrorCode.REFUSED_STREAM
+        if type(event) is StreamReset:
+            text = f"Received RST_STREAM with error code {error}"
+        elif event.local_error is None:
+            text = f"the server's answer breaks HTTP/2 (error code {error})"
+        else:
+            code, text, is_refused = framing.RESOURCE_EXHAUSTED, f"the call cannot be sent: {event.local_error}", False
+        events.append(Finished(stream, code, text, unprocessed=is_refused))
 
     def _connection_event(self, event: Any, events: list[Event]) -> None:
         kind = type(event)
@@ -329,21 +370,24 @@ class ClientConnection:
             stream.unread = 0
 
 
-def _status(stream: ClientStream, headers: tuple[tuple[bytes, bytes], ...]) -> Finished:
+def _status(stream: ClientStream, headers: tuple[tuple[bytes, bytes], ...], *, has_message: bool) -> Finished:
     """The end of a call, from its trailers, or from the headers of a trailers-only response."""
     fields = dict(headers)
-    code = fields.get(b"grpc-status")
+    status = fields.get(b"grpc-status")
     try:
         trailers = framing.read_metadata(headers)
     except BadWire as error:
         return Finished(stream, error.code, str(error))
-    if code is None:
-        status = fields.get(b":status", b"")
-        if status.isdigit() and status != b"200":
-            return Finished(stream, framing.status_of_http(int(status)), f"HTTP status {status.decode()}", trailers)
+    if status is None:
+        http = fields.get(b":status", b"")
+        if http.isdigit() and http != b"200":
+            return Finished(stream, framing.status_of_http(int(http)), f"HTTP status {http.decode()}", trailers)
         return Finished(stream, framing.UNKNOWN, "the server sent no status", trailers)
-    details = framing.read_message(fields.get(b"grpc-message", b""))
-    if code == b"0" and not stream.is_whole:
-        return Finished(stream, framing.INTERNAL, "the stream ended in the middle of a message", trailers)
-    number = int(code) if code.isdigit() and len(code) <= 2 else framing.UNKNOWN
-    return Finished(stream, number if number <= framing.UNAUTHENTICATED else framing.UNKNOWN, details, trailers)
+    code, details = framing.read_status(status), framing.read_message(fields.get(b"grpc-message", b""))
+    if code == framing.OK and not stream.is_whole:
+        code, details = framing.INTERNAL, "the stream ended in the middle of a message"
+    elif code == framing.OK and stream.single_response and not has_message:
+        code, details = framing.UNIMPLEMENTED, f"{EXPECTED_ONE} 0"
+    elif not details and str(code).encode() != status:
+        details = f"the server sent the grpc-status {status.decode('latin-1')!r}"
+    return Finished(stream, code, details, trailers)

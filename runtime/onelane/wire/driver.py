@@ -23,12 +23,17 @@ class Wire(Protocol):
 
     http2: Http2
     streams: dict[int, Any]
+    late: list[Any]
+    """Events that came up in `take`."""
 
     def receive(self, data: bytes) -> list[Any]:
         """Take bytes from the peer; the events in them."""
 
     def take(self) -> bytes:
         """The bytes to send now."""
+
+    def take_late(self) -> list[Any]:
+        """The events in `late`, once."""
 
 
 W = TypeVar("W", bound=Wire)
@@ -106,6 +111,8 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
             self.transport.write(data)
             if self._waiters:
                 self.wake()
+        if self.wire.late:
+            self.handle(self.wire.take_late())
         if self.is_closing or self.wire.http2.is_over:
             self.written()
 

@@ -31,7 +31,10 @@ UNAUTHENTICATED = 16
 PREFIX = 5
 """Bytes of the prefix of each message: a compressed flag (1) and the length (4)."""
 ENCODINGS = b"identity,gzip"
+KNOWN_ENCODINGS = frozenset({b"", *ENCODINGS.split(b",")})
+"""Values of `grpc-encoding` that can be read; b"" where there is none."""
 MAX_TIMEOUT_DIGITS = 8
+MAX_STATUS_DIGITS = 9
 _FOR_APPLICATIONS = frozenset({b"grpc-status-details-bin", b"grpc-retry-pushback-ms"})
 """The only names beginning with `grpc-` that applications see."""
 _PER_SECOND = {b"n": 1e9, b"u": 1e6, b"m": 1e3, b"S": 1.0, b"M": 1 / 60, b"H": 1 / 3600}
@@ -276,6 +279,14 @@ def write_message(details: str) -> bytes:
 def read_message(text: bytes) -> str:
     """Decode a `grpc-message`; malformed escapes stay as they are."""
     return unquote_to_bytes(text).decode("utf-8", "replace")
+
+
+def read_status(text: bytes) -> int:
+    """The number of a `grpc-status`; UNKNOWN where gRPC has no such status, INTERNAL where it is no number."""
+    if not text.isdigit() or len(text) > MAX_STATUS_DIGITS:
+        return INTERNAL
+    number = int(text)
+    return number if number <= UNAUTHENTICATED else UNKNOWN
 
 
 def status_of_http(status: int) -> int:

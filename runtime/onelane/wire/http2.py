@@ -72,7 +72,16 @@ class Limits:
 class Http2:
     """One end of one connection: bytes in, events out, bytes to send."""
 
-    __slots__ = ("_acknowledge", "_connection", "end_stream", "is_over", "send_data", "send_response", "send_trailers")
+    __slots__ = (
+        "_acknowledge",
+        "_connection",
+        "end_stream",
+        "events",
+        "is_over",
+        "send_data",
+        "send_response",
+        "send_trailers",
+    )
 
     def __init__(self, *, server: bool, limits: Limits) -> None:
         self._connection = Connection(
@@ -102,6 +111,9 @@ class Http2:
         self.send_data: Callable[..., None] = self._connection.send_data
         self.send_trailers: Callable[..., None] = self._connection.send_trailers
         self.end_stream: Callable[..., None] = self._connection.end_stream
+        self.events: Callable[[], list[Any]] = self._connection.events
+        """Takes the events that have come up since the last `receive`: what libnghttp2 itself refuses to send or to
+        accept, it says while it writes."""
         self._acknowledge: Callable[..., None] = self._connection.acknowledge_received_data
 
     def receive(self, data: bytes) -> list[Any]:

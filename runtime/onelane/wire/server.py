@@ -149,6 +149,8 @@ class ServerConnection:
         self._joins = joins
         self.http2 = Http2(server=True, limits=limits)
         self.streams: dict[int, Stream] = {}
+        self.late: list[Event] = []
+        """Events that came up while bytes were taken to be sent: calls that libnghttp2 has ended."""
         self._answered_early: list[int] = []
         self._unsent = b""
         self._max_message = max_message
@@ -205,9 +207,20 @@ class ServerConnection:
     def take(self) -> bytes:
         """The bytes to send now."""
         data = self.http2.take()
+        for event in self.http2.events():
+            # Of each stream that has been answered in full; and of one on which the client breaks HTTP/2, which
+            # libnghttp2 resets.
+            if type(event) is StreamClosed and (ended := self.streams.pop(event.stream_id, None)) is not None:
+                self._acknowledge(ended)
+                self.late.append(Ended(ended))
         if self._unsent:
             data, self._unsent = self._unsent + data, b""
         return data if not self._answered_early else data + self._reset_answered()
+
+    def take_late(self) -> list[Event]:
+        """The events in `late`, once."""
+        events, self.late = self.late, []
+        return events
 
     # Answers
 
