@@ -55,6 +55,8 @@ class ScriptedFrames:
     def __init__(self) -> None:
         self.answer: Callable[[int], bytes] = lambda stream: b""
         self.hangs_up = False
+        self.after_s = 0.0
+        """How long after a call its answer is sent, by a timer as that of a server's deadline."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(frames.settings())
@@ -65,6 +67,9 @@ class ScriptedFrames:
             elif kind == frames.PING and not flags & frames.ACK:
                 writer.write(frames.frame(frames.PING, payload, flags=frames.ACK))
             elif kind in (frames.DATA, frames.HEADERS) and flags & frames.END_STREAM:
+                if self.after_s:
+                    asyncio.get_running_loop().call_later(self.after_s, writer.write, self.answer(stream))
+                    continue
                 writer.write(self.answer(stream))
                 if self.hangs_up:
                     break

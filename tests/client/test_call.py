@@ -55,6 +55,49 @@ async def test_done_callbacks_run_at_the_end_and_at_once_where_the_call_has_ende
     assert order == [("before", call), ("after", call)]
 
 
+@pytest.mark.parametrize("error", [ValueError("mine"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_a_done_callback_that_raises_is_logged_and_ends_no_other_call(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[str] = []
+    going = asyncio.Event()
+
+    def fail(_: Any) -> None:
+        raise error
+
+    async def echo(request: bytes, context: Any) -> bytes:
+        await going.wait()
+        return request
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(echo)
+    async with stock(Echo=handler) as (address, _), dial(address) as channel:
+        send = channel.unary_unary("/t.T/Echo")
+        others = [send(b"other", timeout=10) for _ in range(3)]
+        calls = [send(b"x", timeout=10) for _ in range(3)]
+        for call in calls:
+            call.add_done_callback(fail)
+            call.add_done_callback(lambda _: ran.append("after"))
+        going.set()
+        assert await asyncio.gather(*calls, *others) == [b"x"] * 3 + [b"other"] * 3
+        calls[0].add_done_callback(fail)
+    assert ran == ["after"] * 3
+    records = [record for record in caplog.records if record.message.startswith("client.callback_failed")]
+    assert [record.exc_info and record.exc_info[1] for record in records] == [error] * 4
+
+
+async def test_a_done_callback_that_raises_at_a_deadline_holds_back_no_other_deadline(unserved: str) -> None:
+    def fail(_: Any) -> None:
+        raise ValueError("mine")
+
+    async with dial(unserved) as channel:
+        send = channel.unary_unary("/t.T/Echo")
+        calls = [send(b"", timeout=0.05, wait_for_ready=True) for _ in range(20)]
+        for call in calls:
+            call.add_done_callback(fail)
+        async with asyncio.timeout(10):
+            assert {await call.code() for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
 async def test_who_is_cancelled_while_it_waits_for_the_status_does_not_cancel_the_call() -> None:
     going = asyncio.Event()
 

@@ -3,6 +3,7 @@
 Source: grpc/doc/PROTOCOL-HTTP2.md ("HTTP2 Transport Mapping"), http-grpc-status-mapping.md, statuscodes.md.
 """
 
+import asyncio
 import gzip
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import onelane.client.call
 import pytest
 from onelane.client.channel import dial
 
@@ -169,6 +171,53 @@ async def test_a_connection_that_is_lost_is_unavailable_as_with_grpcio(case: str
         for make in (grpc.aio.insecure_channel, dial):
             async with make(address) as channel:
                 assert await statuses(channel, server, LOST[case]) == ("UNAVAILABLE", "UNAVAILABLE")
+
+
+async def test_a_server_that_resets_at_the_deadline_means_the_deadline() -> None:
+    """As grpc-go and grpc-java do: RST_STREAM(CANCEL), mostly before our own timer fires."""
+    async with scripted_frames() as (address, server), dial(address) as channel:
+        server.answer = reset(8)
+        codes = set()
+        for milliseconds in range(10, 20):
+            server.after_s = milliseconds / 1000
+            calls = [channel.unary_unary("/t.T/M")(b"", timeout=server.after_s) for _ in range(3)]
+            codes |= {(await call.code(), await call.details()) for call in calls}
+    assert codes == {(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")}
+
+
+@pytest.mark.parametrize(
+    ("at_s", "code"), [(9.0, "CANCELLED"), (9.999, "DEADLINE_EXCEEDED"), (10.0, "DEADLINE_EXCEEDED")]
+)
+async def test_a_reset_with_cancel_is_the_deadline_by_the_clock(
+    at_s: float, code: str, unserved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9.999: a hair before, as the clock of the server is another one."""
+    async with dial(unserved) as channel:
+        monkeypatch.setattr(onelane.client.call, "monotonic", lambda: 0.0)
+        call = channel.unary_unary("/t.T/M")(b"", timeout=10.0, wait_for_ready=True)
+        monkeypatch.setattr(onelane.client.call, "monotonic", lambda: at_s)
+        call.finish(grpc.StatusCode.CANCELLED.value[0], "Received RST_STREAM with error code 8")
+        assert (await call.code()).name == code
+
+
+async def test_a_call_cancelled_here_is_so_though_its_deadline_has_passed(
+    unserved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with dial(unserved) as channel:
+        monkeypatch.setattr(onelane.client.call, "monotonic", lambda: 0.0)
+        call = channel.unary_unary("/t.T/M")(b"", timeout=10.0, wait_for_ready=True)
+        monkeypatch.setattr(onelane.client.call, "monotonic", lambda: 10.0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+async def test_no_details_of_a_server_look_like_a_cancellation_here() -> None:
+    async with scripted_frames() as (address, server), dial(address) as channel:
+        server.answer = answer(trailers=(status(b"1"), (b"grpc-message", b"Locally cancelled by application!")))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/t.T/M")(b"", timeout=LIMIT_S)
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
 
 
 async def statuses(channel: Any, server: ScriptedFrames, bytes_of: Answer) -> tuple[str, str]:

@@ -6,6 +6,7 @@ is grpc.aio's.
 """
 
 import asyncio
+import logging
 from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Callable
@@ -21,18 +22,34 @@ from onelane.client.subchannel import Subchannel
 from onelane.wire.client import ClientStream
 from onelane.wire.framing import Headers, write_timeout
 
+log = logging.getLogger("onelane.client")
 OK = grpc.StatusCode.OK
 STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
 CANCELLED_HERE = "Locally cancelled by application!"
+DEADLINE_DETAILS = "Deadline Exceeded"
 MAX_TRANSPARENT_RETRIES = 3
 """How often a call that no server looked at is sent again. gRFC A6 allows one that reached a server to be sent again
 once, and one that never left as often as need be; this is one number for both."""
+
+
+DEADLINE_SLACK_S = 0.002
+"""How long before our own deadline the server's may pass: its clock is another, and `grpc-timeout` is rounded down."""
+
+
+def run_callback(callback: Callable[[Any], None], call: Any) -> None:
+    """Run a done callback of `call`. Whatever it raises is logged: other calls end in the same turn of the loop."""
+    try:
+        callback(call)
+    except BaseException:
+        log.exception("client.callback_failed callback=%r", callback)
 
 
 class ClientCall(grpc.aio.Call):
     """One call, with all of its attempts. Owned by the loop of its channel."""
 
     single_response: bool
+    _is_cancelled_here = False
+    """By `cancel`, whatever details a server sends."""
 
     def __init__(
         self,
@@ -112,8 +129,12 @@ class ClientCall(grpc.aio.Call):
         if self.status is not None:
             return
         status = code if isinstance(code, grpc.StatusCode) else STATUS_BY_NUMBER[code]
-        if self.retry is not None and status is not OK and self.retry(self, status, trailers):
-            return
+        if status is not OK:
+            if status is grpc.StatusCode.CANCELLED and not self._is_cancelled_here and self._is_late():
+                # A server ends a call whose deadline has passed with RST_STREAM(CANCEL), maybe before our own timer.
+                status, details = grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS
+            if self.retry is not None and self.retry(self, status, trailers):
+                return
         self.status = status
         if self.stream is not None:
             # They refer to each other: parted here, they need no garbage collector.
@@ -128,10 +149,14 @@ class ClientCall(grpc.aio.Call):
         if self._on_end is not None:
             self._on_end(self)
         for callback in self._callbacks:
-            callback(self)
+            run_callback(callback, self)
 
     def expire(self) -> None:
-        self._stop(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        self._stop(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
+
+    def _is_late(self) -> bool:
+        """The deadline has passed, by the clock of the server or by ours."""
+        return self._deadline_at is not None and monotonic() >= self._deadline_at - DEADLINE_SLACK_S
 
     # Attempts
 
@@ -160,6 +185,7 @@ class ClientCall(grpc.aio.Call):
     def cancel(self) -> bool:
         if self.status is not None:
             return False
+        self._is_cancelled_here = True
         self._stop(grpc.StatusCode.CANCELLED, CANCELLED_HERE)
         return True
 
@@ -174,7 +200,7 @@ class ClientCall(grpc.aio.Call):
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         if self.status is not None:
-            callback(self)
+            run_callback(callback, self)
         else:
             self._callbacks.append(callback)
 
@@ -279,7 +305,7 @@ class ClientCall(grpc.aio.Call):
 
     def _raise_failure(self) -> None:
         """Raise what ended the call, unless its status is OK."""
-        if self.status is grpc.StatusCode.CANCELLED and self.status_details == CANCELLED_HERE:
+        if self._is_cancelled_here:
             raise asyncio.CancelledError
         if self.status is not OK:
             raise self.error()

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.client.call import CANCELLED_HERE, OK, ClientCall
+from onelane.client.call import OK, ClientCall, run_callback
 from onelane.client.retry import CallPolicy, RetryBudget, pushback_s
 
 
@@ -98,7 +98,7 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         for other in list(self._open):
             other.cancel()
         for callback in self._callbacks:
-            callback(self)
+            run_callback(callback, self)
 
     # grpc.aio.UnaryUnaryCall
 
@@ -116,12 +116,8 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     def cancel(self) -> bool:
         if self._decided.done():
             return False
-        if self._open:
-            first = self._open[0]
-            first.cancel()
-        else:
-            first = self._unsent()
-            first.finish(grpc.StatusCode.CANCELLED, CANCELLED_HERE)
+        first = self._open[0] if self._open else self._unsent()
+        first.cancel()
         if not self._decided.done():
             self._decide(first)
         return True
@@ -142,7 +138,7 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         if self._decided.done():
-            callback(self)
+            run_callback(callback, self)
         else:
             self._callbacks.append(callback)
 
