@@ -162,6 +162,31 @@ async def test_a_server_that_accepts_and_says_nothing_is_no_server() -> None:
             await channel.unary_unary("/t.T/Echo")(b"", timeout=30)
 
 
+async def test_a_target_that_has_failed_is_told_at_once_also_while_another_attempt_is_made() -> None:
+    """As a machine that is off: each attempt takes its whole time. grpcio's channels stay failed, too (gRFC A62)."""
+    attempts: asyncio.Queue[None] = asyncio.Queue()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.put_nowait(None)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    address = "{}:{}".format(*server.sockets[0].getsockname())
+    dialling = Dialling(connect_s=0.1, initial_backoff_s=0.01, max_backoff_s=0.01)
+    async with server, dial(address, dialling=dialling) as channel, asyncio.timeout(20):
+        send = channel.unary_unary("/t.T/Echo")
+        assert await send(b"").code() is grpc.StatusCode.UNAVAILABLE
+        for _ in range(2):
+            await attempts.get()
+        call = send(b"")
+        assert call.done()
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        patient = send(b"", wait_for_ready=True)
+        assert not patient.done()
+        assert channel.get_state() is FAILURE
+
+
 async def test_who_stops_to_wait_for_a_state_is_not_kept() -> None:
     async with dial("127.0.0.1:1") as channel:
         for _ in range(20):

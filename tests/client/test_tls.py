@@ -36,6 +36,25 @@ async def test_tls_with_alpn_serves_stock_and_our_own_clients(files: Files) -> N
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_tls_server_that_does_not_speak_http2_is_told_at_once(files: Files) -> None:
+    """It waits for a request in HTTP/1, and says nothing. grpcio tells it at once, too."""
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    http1 = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    http1.load_cert_chain(files.path("server.pem"), files.path("server.key"))
+    server = await asyncio.start_server(mute, "127.0.0.1", 0, ssl=http1)
+    address = "{}:{}".format(*server.sockets[0].getsockname())
+    async with server, asyncio.timeout(10):
+        for channel in (stock_secure(address, files), dial(address, dialling=Dialling(tls=files.client()))):
+            with pytest.raises(grpc.aio.AioRpcError, match="ALPN") as caught:
+                await channel.unary_unary("/t.T/Echo")(b"x")
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            await channel.close()
+
+
 async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files) -> None:
     seen: list[Any] = []
 

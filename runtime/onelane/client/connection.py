@@ -85,6 +85,15 @@ class Connection(WireProtocol[ClientConnection]):
         self._keepalive: asyncio.TimerHandle | None = None
         self._reason = "Socket closed"
 
+    def connected(self) -> None:
+        secured = self.transport.get_extra_info("ssl_object")
+        if secured is not None and secured.selected_alpn_protocol() != "h2":
+            # Such a server may say nothing at all: it waits for a request in HTTP/1.
+            self._reason = "the server has not agreed to HTTP/2 (ALPN h2)"
+            self.transport.abort()
+            return
+        self.flush()
+
     def data_received(self, data: bytes) -> None:
         self._heard = True
         self.handle(self.wire.receive(data))

@@ -212,7 +212,9 @@ class Subchannel:
         attempt = 0
         try:
             while not self._connections or self._waiting:
-                if not self._connections:
+                if not self._connections and self.state is not State.TRANSIENT_FAILURE:
+                    # After a failure it stays failed until a connection stands: no call waits for another attempt that
+                    # is as likely to fail, unless it wants to. gRFC A62.
                     self._become(State.CONNECTING)
                 try:
                     connection = await self._dial()
