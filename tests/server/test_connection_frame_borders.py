@@ -61,6 +61,7 @@ SCRIPTS = (
     Script("NoSuchMethod", ONE),
     # Against the protocol: refused in the same way, however they are cut, and before anything has run.
     Script("Unary", ONE * 2),
+    Script("Plain", ONE * 5),
     Script("Plain", ()),
     Script("Download", ONE * 2),
     Script("Unary", (None,)),

@@ -260,7 +260,10 @@ class NativeConnection(WireProtocol[ServerConnection]):
         runs, wherever the frames were cut."""
         received = call.unread_messages
         if received > 1 or (last and not received):
-            self._cut_off(call, framing.UNIMPLEMENTED, f"expected one message, received {received}")
+            # Not how many: that depends on where the frames were cut.
+            self._cut_off(
+                call, framing.UNIMPLEMENTED, f"expected one message, received {'more' if received else 'none'}"
+            )
         elif last:
             self._start(call, self._owner.serving.arrive(method, call, call.take_message()))
 

@@ -28,6 +28,7 @@ from onelane.wire.http2 import (
 )
 
 EXPECTED_ONE = "expected one message, the server sent"
+"""Followed by `none` or `more`; how many had arrived depends on where their frames were cut."""
 MAX_PLAIN_HEADERS = 8
 """Different header blocks without metadata that one connection remembers."""
 
@@ -61,7 +62,7 @@ class ClientStream:
             self._deframer = Deframer(limit=self.limit, encoding=self.encoding)
         messages = self._deframer.feed(data)
         if len(messages) > 1 and self.single_response:
-            raise BadWire(f"{EXPECTED_ONE} {len(messages)}", code=framing.UNIMPLEMENTED)
+            raise BadWire(f"{EXPECTED_ONE} more", code=framing.UNIMPLEMENTED)
         return messages
 
     @property
@@ -293,7 +294,7 @@ class ClientConnection:
             return
         if stream.unread:
             if messages and stream.single_response:
-                self._drop(stream, framing.UNIMPLEMENTED, f"{EXPECTED_ONE} 2", events)
+                self._drop(stream, framing.UNIMPLEMENTED, f"{EXPECTED_ONE} more", events)
                 return
             stream.unread += len(data)
         elif messages:
@@ -318,7 +319,7 @@ class ClientConnection:
             if has_message or not stream.single_response:
                 events.append(Finished(stream, framing.OK, ""))
             else:
-                events.append(Finished(stream, framing.UNIMPLEMENTED, f"{EXPECTED_ONE} 0"))
+                events.append(Finished(stream, framing.UNIMPLEMENTED, f"{EXPECTED_ONE} none"))
         else:
             events.append(_status(stream, headers, has_message=bool(has_message)))
         if not stream.ended:
@@ -387,7 +388,7 @@ def _status(stream: ClientStream, headers: tuple[tuple[bytes, bytes], ...], *, h
     if code == framing.OK and not stream.is_whole:
         code, details = framing.INTERNAL, "the stream ended in the middle of a message"
     elif code == framing.OK and stream.single_response and not has_message:
-        code, details = framing.UNIMPLEMENTED, f"{EXPECTED_ONE} 0"
+        code, details = framing.UNIMPLEMENTED, f"{EXPECTED_ONE} none"
     elif not details and str(code).encode() != status:
         details = f"the server sent the grpc-status {status.decode('latin-1')!r}"
     return Finished(stream, code, details, trailers)
