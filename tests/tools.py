@@ -59,7 +59,7 @@ def tonic() -> str:
 
 def grpc_java() -> str:
     """The path of a launcher, `java CLASS ARGUMENTS`, for the classes that tests/java/build.sh has built."""
-    return _built("java", "a JDK and Maven, a minute")
+    return _built("java", "a JDK and Maven, half a minute")
 
 
 def _built(name: str, cost: str) -> str:

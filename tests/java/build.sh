@@ -9,6 +9,7 @@ caches=${ONELANE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/onelane}
 state=$(cd -- "$here" && cat pom.xml src/*.java | sha256sum | cut -c1-16)
 cache=$caches/java-$state
 launcher=$cache/java
+jars=$caches/grpc-java-jars-$(sha256sum <"$here/pom.xml" | cut -c1-16)
 
 die() {
   echo "tests/java/build.sh: $*" >&2
@@ -24,23 +25,27 @@ if [[ ! -x $launcher ]]; then
 
   # Two test runs that start together: the second waits for the first's build.
   if command -v flock >/dev/null; then
-    exec 9>"$cache/.lock"
+    exec 9>"$caches/.java-lock"
     flock 9
   fi
 fi
 
 if [[ ! -x $launcher ]]; then
-  echo "building the grpc-java client into $cache (a minute the first time)" >&2
-  # 9>&-: a process that outlives the build must not keep the lock.
-  timeout 900 mvn -B -q -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
-    -DoutputDirectory="$cache/jars" >&2 9>&- || die "the jars could not be had; Maven's messages are above."
-  timeout 300 javac -encoding UTF-8 --release 17 -cp "$cache/jars/*" -d "$cache/classes" "$here"/src/*.java >&2 9>&- ||
+  echo "building the grpc-java client into $cache (half a minute the first time)" >&2
+  if [[ ! -d $jars ]]; then
+    rm -rf -- "$jars.partial"
+    # 9>&-: a process that outlives the build must not keep the lock.
+    timeout 900 mvn -B -q -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+      -DoutputDirectory="$jars.partial" >&2 9>&- || die "the jars could not be had; Maven's messages are above."
+    mv -- "$jars.partial" "$jars"
+  fi
+  timeout 300 javac -encoding UTF-8 --release 17 -cp "$jars/*" -d "$cache/classes" "$here"/src/*.java >&2 9>&- ||
     die "javac failed; its messages are above."
 
   # Small and quick to start: its processes live for seconds.
   cat >"$launcher.partial" <<END
 #!/usr/bin/env bash
-exec java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto -Xmx512m -cp "$cache/classes:$cache/jars/*" "\$@"
+exec java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto -Xmx512m -cp "$cache/classes:$jars/*" "\$@"
 END
   chmod +x -- "$launcher.partial"
   mv -f -- "$launcher.partial" "$launcher"
