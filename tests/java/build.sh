@@ -6,7 +6,7 @@ set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 caches=${ONELANE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/onelane}
-state=$(cd -- "$here" && cat pom.xml src/*.java | sha256sum | cut -c1-16)
+state=$(cd -- "$here" && cat build.sh pom.xml src/*.java | sha256sum | cut -c1-16)
 cache=$caches/java-$state
 launcher=$cache/java
 jars=$caches/grpc-java-jars-$(sha256sum <"$here/pom.xml" | cut -c1-16)

@@ -6,7 +6,7 @@ set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 caches=${ONELANE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/onelane}
-state=$(cd -- "$here" && cat Cargo.toml Cargo.lock src/*.rs | sha256sum | cut -c1-16)
+state=$(cd -- "$here" && cat build.sh Cargo.toml Cargo.lock src/*.rs | sha256sum | cut -c1-16)
 cache=$caches/tonic-$state
 binary=$cache/tonic
 
