@@ -46,7 +46,7 @@ def cut(rng: Random, data: bytes, most: int) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise([0, *borders, len(data)])]
 
 
-def reframed(rng: Random, original: Frame) -> list[Frame]:
+def reframed(rng: Random, original: Frame, *, pads: bool) -> list[Frame]:
     """The same HEADERS or DATA in other frames."""
     if original.kind == HEADERS:
         first, *rest = cut(rng, original.payload, 3)
@@ -55,7 +55,9 @@ def reframed(rng: Random, original: Frame) -> list[Frame]:
         frames = [Frame(kind, flags, original.stream, block) for (kind, flags), block in blocks]
         last = frames[-1]
         return [*frames[:-1], Frame(last.kind, last.flags | END_HEADERS, last.stream, last.payload)]
-    frames = [padded(rng, Frame(DATA, 0, original.stream, piece)) for piece in cut(rng, original.payload, 4)]
+    frames = [Frame(DATA, 0, original.stream, piece) for piece in cut(rng, original.payload, 4)]
+    if pads:
+        frames = [padded(rng, each) for each in frames]
     for _ in range(rng.randrange(3)):
         frames.insert(rng.randint(0, len(frames)), Frame(DATA, 0, original.stream, b""))
     if original.flags & END_STREAM:
@@ -98,13 +100,13 @@ def interleaved(rng: Random, frames: list[Frame]) -> list[Frame]:
     return mixed
 
 
-def pieces(rng: Random, data: bytes) -> list[Piece]:
+def pieces(rng: Random, data: bytes, *, pads: bool = True) -> list[Piece]:
     """What one end of a connection sends, framed in another way, and cut into pieces anywhere.
 
-    data: whole frames. Those of the connection come first, in their order.
+    data: whole frames. Those of the connection come first, in their order. pads: some frames have padding.
     """
     frames = list(frames_of(data))
     connection = [each for each in frames if not each.stream]
-    streams = [part for each in frames if each.stream for part in reframed(rng, each)]
+    streams = [part for each in frames if each.stream for part in reframed(rng, each, pads=pads)]
     whole = b"".join(map(bytes, (*connection, *interleaved(rng, streams))))
     return [Piece(part, rng.randint(0, 4)) for part in cut(rng, whole, 12)]

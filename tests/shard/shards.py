@@ -17,11 +17,12 @@ class Shards:
         self.app = app
         described = app.status()["apps"]["echo"]
         members = tuple(Member(shard["name"], shard["address"], "") for shard in described["shards"])
+        self.members = members
         self._placement = Placement(described["epoch"], members)
         key_of: dict[str, str] = {}
         for number in range(200):
             key_of.setdefault(self.owner_of(f"k{number}"), f"k{number}")
-        self.keys = [key_of[f"echo-{index}"] for index in range(SHARDS)]
+        self.keys = [key_of[f"echo-{index}"] for index in range(len(members))]
 
     def owner_of(self, key: str) -> str:
         return self._placement.owner_of(key).name
