@@ -10,14 +10,16 @@ import logging
 from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
+from weakref import ref
 
 import grpc
 import grpc.aio
 from grpc.aio import Metadata
 
-from onelane.client.connection import Connection
+from onelane.client.connection import ENDED, Connection, Outgoing
 from onelane.client.subchannel import Subchannel
 from onelane.wire.client import ClientStream
 from onelane.wire.framing import Headers, write_timeout
@@ -27,6 +29,7 @@ OK = grpc.StatusCode.OK
 STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
 CANCELLED_HERE = "Locally cancelled by application!"
 DEADLINE_DETAILS = "Deadline Exceeded"
+DROPPED_HERE = "Cancelled upon garbage collection!"
 MAX_TRANSPARENT_RETRIES = 3
 """How often a call that no server looked at is sent again. gRFC A6 allows one that reached a server to be sent again
 once, and one that never left as often as need be; this is one number for both."""
@@ -100,6 +103,11 @@ class ClientCall(grpc.aio.Call):
         else:
             self._on_end = callback
 
+    @property
+    def outgoing(self) -> Outgoing:
+        """What its subchannel and its connection hold of it."""
+        return self
+
     # Called by its connection, see `onelane.client.connection.Outgoing`.
 
     @property
@@ -138,7 +146,7 @@ class ClientCall(grpc.aio.Call):
         self.status = status
         if self.stream is not None:
             # They refer to each other: parted here, they need no garbage collector.
-            self.stream.call = None
+            self.stream.call = ENDED
         self.status_details = details
         self._trailers = trailers
         if self._deadline_at is not None:
@@ -163,7 +171,7 @@ class ClientCall(grpc.aio.Call):
     def reset_attempt(self) -> None:
         """Drop what has come of the attempt that has failed."""
         if self.stream is not None:
-            self.stream.call = None
+            self.stream.call = ENDED
         self.stream = self.connection = None
         self.messages.clear()
         self._initial = None
@@ -178,7 +186,7 @@ class ClientCall(grpc.aio.Call):
             headers.append((b"grpc-timeout", write_timeout(remaining_s)))
         self.headers = [*headers, (previous_attempts, b"%d" % self.retries)]
         self._attempt_subchannel = subchannel
-        subchannel.restart(self)
+        subchannel.restart(self.outgoing)
 
     # grpc.aio.RpcContext and Call
 
@@ -206,7 +214,7 @@ class ClientCall(grpc.aio.Call):
 
     async def initial_metadata(self) -> Metadata:
         while self._initial is None and self.status is None:
-            await self._wait_change()
+            await self._change()
         return Metadata(*(self._initial or ()))
 
     async def trailing_metadata(self) -> Metadata:
@@ -233,14 +241,14 @@ class ClientCall(grpc.aio.Call):
             AioRpcError: it failed before.
         """
         while self.connection is None and self.status is None:
-            await self._wait_change()
+            await self._change()
         if self.status not in (None, OK):
             raise self.error()
 
     async def wait_ended(self) -> None:
         # Not `_end`: whoever awaits the call itself and is cancelled cancels that future for all.
         while self.status is None:
-            await self._wait_change()
+            await self._change()
 
     def error(self) -> grpc.aio.AioRpcError:
         """The failure as an exception."""
@@ -276,7 +284,7 @@ class ClientCall(grpc.aio.Call):
             assert self.connection is not None
             self.connection.cancel(self.stream)
         else:
-            self._attempt_subchannel.forget(self)
+            self._attempt_subchannel.forget(self.outgoing)
         self.retry = None
         self.finish(code, details)
 
@@ -285,10 +293,11 @@ class ClientCall(grpc.aio.Call):
             self._end = get_running_loop().create_future()
         return self._end
 
-    async def _wait_change(self) -> None:
+    def _change(self) -> asyncio.Future[None]:
+        """Done once something arrives, or the call ends; who cancels it cancels nothing else."""
         if self._changed is None or self._changed.done():
             self._changed = get_running_loop().create_future()
-        await asyncio.shield(self._changed)
+        return asyncio.shield(self._changed)
 
     def _wake(self) -> None:
         if self._changed is not None and not self._changed.done():
@@ -300,8 +309,15 @@ class ClientCall(grpc.aio.Call):
         try:
             return self._deserialize(message)
         except Exception as error:
-            self.status, self.status_details = grpc.StatusCode.INTERNAL, "Exception deserializing response!"
+            self._fail(grpc.StatusCode.INTERNAL, "Exception deserializing response!")
             raise self.error() from error
+
+    def _fail(self, code: grpc.StatusCode, details: str) -> None:
+        """End the call where what has arrived cannot be used, also where the server has ended it as OK."""
+        if self.status is None:
+            self._stop(code, details)
+        self.status, self.status_details = code, details
+        self.messages.clear()
 
     def _raise_failure(self) -> None:
         """Raise what ended the call, unless its status is OK."""
@@ -309,3 +325,119 @@ class ClientCall(grpc.aio.Call):
             raise asyncio.CancelledError
         if self.status is not OK:
             raise self.error()
+
+
+class HeldWeakly(ClientCall):
+    """A call that ends when its caller drops it, as grpc.aio's do: then nothing else could bring it to its end.
+
+    So its subchannel, its connection and the deadlines hold a `WeakCall` in its place.
+    """
+
+    def __init__(
+        self,
+        subchannel: Subchannel,
+        headers: Headers,
+        deserialize: Callable[[bytes], Any] | None,
+        timeout: float | None,
+        wait_for_ready: bool,
+    ) -> None:
+        self._loop = get_running_loop()
+        self._held = WeakCall(self, wait_for_ready=wait_for_ready)
+        super().__init__(subchannel, headers, deserialize, None, wait_for_ready)
+        if timeout is not None:
+            self._deadline_at = monotonic() + timeout
+            self._deadline_slot = subchannel.deadlines.add(self._deadline_at, self._held)
+
+    def __del__(self) -> None:
+        # AttributeError: it was not made to the end. RuntimeError: its loop is closed.
+        with suppress(AttributeError, RuntimeError):
+            if self.status is None:
+                # Later, and on its own loop: this runs in any thread, and in the middle of anything.
+                self._loop.call_soon_threadsafe(self._stop, grpc.StatusCode.CANCELLED, DROPPED_HERE)
+
+    @property
+    def outgoing(self) -> Outgoing:
+        return self._held
+
+    def begin(self, connection: Connection) -> None:
+        super().begin(connection)
+        assert self.stream is not None
+        self.stream.call = self._held
+
+    def finish(self, code: Any, details: str, trailers: Any = ()) -> None:
+        super().finish(code, details, trailers)
+        self._held.release()
+        if self._deadline_at is not None:
+            self._subchannel.deadlines.remove(self._deadline_slot, self._held)
+
+
+class WeakCall:
+    """Stands for a call without keeping it alive, unless told to. Once the call is dropped it does nothing."""
+
+    __slots__ = ("_call", "_kept", "wait_for_ready")
+
+    def __init__(self, call: ClientCall, *, wait_for_ready: bool) -> None:
+        self._call = ref(call)
+        self._kept: ClientCall | None = None
+        self.wait_for_ready = wait_for_ready
+
+    def keep(self) -> None:
+        """Keep the call alive until it ends: it needs its caller no more."""
+        self._kept = self._call()
+
+    def release(self) -> None:
+        self._kept = None
+
+    def __call__(self) -> ClientCall | None:
+        """The call; None once it is dropped."""
+        return self._call()
+
+    # See `onelane.client.connection.Outgoing`.
+
+    @property
+    def headers(self) -> Headers:
+        call = self._call()
+        return [] if call is None else call.headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        if (call := self._call()) is not None:
+            call.headers = headers
+
+    @property
+    def is_over(self) -> bool:
+        call = self._call()
+        return call is None or call.is_over
+
+    @property
+    def can_repeat(self) -> bool:
+        call = self._call()
+        return call is not None and call.can_repeat
+
+    def begin(self, connection: Connection) -> None:
+        if (call := self._call()) is not None:
+            call.begin(connection)
+
+    def answered(self, metadata: Any) -> None:
+        if (call := self._call()) is not None:
+            call.answered(metadata)
+
+    def arrived(self, messages: list[bytes]) -> None:
+        if (call := self._call()) is not None:
+            call.arrived(messages)
+
+    def finish(self, code: Any, details: str, trailers: Any = ()) -> None:
+        if (call := self._call()) is not None:
+            call.finish(code, details, trailers)
+
+    def expire(self) -> None:
+        if (call := self._call()) is not None:
+            call.expire()
+
+    def cancel(self) -> bool:
+        call = self._call()
+        return call is not None and call.cancel()
+
+    async def wait_ended(self) -> None:
+        if (call := self._call()) is not None:
+            await call.wait_ended()

@@ -4,14 +4,14 @@ Only a request iterator needs a task. What a caller sees (await, async for, read
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from typing import Any
 
 import grpc
 import grpc.aio
 from grpc.aio import EOF
 
-from onelane.client.call import OK, ClientCall
+from onelane.client.call import OK, ClientCall, HeldWeakly, WeakCall
 from onelane.client.connection import Connection
 
 
@@ -46,15 +46,17 @@ MIXED = "The iterator and read/write APIs may not be mixed on a single RPC."
 """grpc.aio's text."""
 
 
-class _StreamResponse(ClientCall):
+class _StreamResponse(HeldWeakly):
     """Read message by message. Messages that are not read hold the server back."""
 
     single_response = False
-    _iterator: AsyncIterator[Any] | None = None
     _has_read = False
+    _has_iterator = False
+    _is_exhausted = False
+    """The iterator has come to its end, or has raised."""
 
     async def read(self) -> Any:
-        if self._iterator is not None and (self.messages or self.status is None):
+        if self._has_iterator and (self.messages or self.status is None):
             raise grpc.aio.UsageError(MIXED)
         self._has_read = True
         return await self._next()
@@ -69,22 +71,32 @@ class _StreamResponse(ClientCall):
                 self.connection.wire.consumed(self.stream)
                 self.connection.flush_soon()
             try:
-                await self._wait_change()
+                await self._change()
             except asyncio.CancelledError:
                 self.cancel()
                 raise
         return self._parse(self.messages.popleft())
 
-    def __aiter__(self) -> AsyncIterator[Any]:
-        if self._iterator is None:
-            if self._has_read:
-                raise grpc.aio.UsageError(MIXED)
-            self._iterator = self._iterate()
-        return self._iterator
+    # Itself, and not a generator: that would refer to the call, and the call to it.
 
-    async def _iterate(self) -> AsyncIterator[Any]:
-        while (message := await self._next()) is not EOF:
-            yield message
+    def __aiter__(self) -> AsyncIterator[Any]:
+        if self._has_read:
+            raise grpc.aio.UsageError(MIXED)
+        self._has_iterator = True
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._is_exhausted:
+            raise StopAsyncIteration
+        try:
+            message = await self._next()
+        except BaseException:
+            self._is_exhausted = True
+            raise
+        if message is EOF:
+            self._is_exhausted = True
+            raise StopAsyncIteration
+        return message
 
 
 class _UnaryRequest(ClientCall):
@@ -106,8 +118,12 @@ class _UnaryRequest(ClientCall):
         self._wake()
 
 
-class _StreamRequest(ClientCall):
+class _StreamRequest(HeldWeakly):
     """Sends message after message, written or from an iterator. `write` waits while the server does not read."""
+
+    _feeder: "asyncio.Task[None] | None" = None
+    """Writes what the iterator gives, while the call is under way."""
+    _is_fed = False
 
     def prepare(
         self,
@@ -120,10 +136,16 @@ class _StreamRequest(ClientCall):
         self._frame = frame
         self._has_sent = False
         self._is_half_closed = False
-        self._feeder = None
         if requests is not None:
-            self._feeder = asyncio.get_running_loop().create_task(self._feed(requests))
+            self._is_fed = True
+            self._feeder = asyncio.get_running_loop().create_task(_feed(self._held, requests))
             self.add_done_callback(_stop_feeder)
+            self._needs_no_writer()
+
+    def _needs_no_writer(self) -> None:
+        """The rest of the requests comes without the caller."""
+        if self.single_response:
+            self._held.keep()
 
     def _holds_requests(self) -> bool:
         return not self._has_sent
@@ -131,7 +153,7 @@ class _StreamRequest(ClientCall):
     def begin(self, connection: Connection) -> None:
         self.transmissions += 1
         self.connection = connection
-        self.stream = connection.wire.open(self.headers, self, limit=self._subchannel.dialling.max_message_bytes)
+        self.stream = connection.wire.open(self.headers, self._held, limit=self._subchannel.dialling.max_message_bytes)
         self.stream.single_response = self.single_response
         if self._is_half_closed:
             connection.wire.end(self.stream)
@@ -139,23 +161,37 @@ class _StreamRequest(ClientCall):
         self._wake()
 
     async def write(self, request: Any) -> None:
-        if self._feeder is not None:
+        if self._is_fed:
             raise grpc.aio.UsageError(MIXED)
-        await self._write(request)
+        message = self._message(request)
+        while self._must_wait:
+            await self._change()
+        try:
+            await self._send(message)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
     async def done_writing(self) -> None:
-        if self._feeder is not None:
+        if self._is_fed:
             raise grpc.aio.UsageError(MIXED)
         self._half_close()
 
-    async def _write(self, request: Any) -> None:
+    def _message(self, request: Any) -> bytes:
+        """The bytes of a request."""
         if self.status is not None:
             raise asyncio.InvalidStateError("RPC already finished.")
         if self._is_half_closed:
             raise asyncio.InvalidStateError('RPC is half closed after calling "done_writing".')
-        message = self._frame(self._serialize(request) if self._serialize else request)
-        while self.stream is None and self.status is None:
-            await self._wait_change()
+        return self._frame(self._serialize(request) if self._serialize else request)
+
+    @property
+    def _must_wait(self) -> bool:
+        """It has no stream yet."""
+        return self.stream is None and self.status is None
+
+    def _send(self, message: bytes) -> Coroutine[Any, Any, None]:
+        """Send a message; what to await before the next is sent."""
         if self.status is not None:
             self._raise_failure()
             raise asyncio.InvalidStateError("RPC already finished.")
@@ -164,41 +200,62 @@ class _StreamRequest(ClientCall):
         self._has_sent = True
         self.connection.wire.send_message(self.stream, message)
         self.connection.flush_soon()
-        try:
-            await self.connection.wait_room(self.stream.id)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+        return self.connection.wait_room(self.stream.id)
 
     def _half_close(self) -> None:
         if self._is_half_closed or self.status is not None:
             return
         self._is_half_closed = True
+        self._needs_no_writer()
         if self.stream is not None:
             assert self.connection is not None
             self.connection.wire.end(self.stream)
             self.connection.flush_soon()
 
-    async def _feed(self, requests: AsyncIterable[Any] | Iterable[Any]) -> None:
-        try:
-            if hasattr(requests, "__aiter__"):
-                async for request in requests:
-                    await self._write(request)
-            else:
-                for request in requests:
-                    await self._write(request)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            # The call has ended; its own error tells how.
-            return
-        except Exception:
-            self.cancel()
-            raise
-        self._half_close()
+
+async def _feed(held: WeakCall, requests: AsyncIterable[Any] | Iterable[Any]) -> None:
+    """Write what `requests` gives into a call. While this waits it does not keep the call alive."""
+    try:
+        if hasattr(requests, "__aiter__"):
+            async for request in requests:
+                await _write(held, request)
+        else:
+            for request in requests:
+                await _write(held, request)
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        # The call has ended; its own error tells how.
+        return
+    except Exception:
+        held.cancel()
+        raise
+    if held() is not None:
+        _call_of(held)._half_close()
+
+
+async def _write(held: WeakCall, request: Any) -> None:
+    message = _call_of(held)._message(request)
+    while _call_of(held)._must_wait:
+        await _call_of(held)._change()
+    await _call_of(held)._send(message)
+
+
+def _call_of(held: WeakCall) -> Any:
+    """The call.
+
+    Raises:
+        InvalidStateError: it was dropped.
+    """
+    call = held()
+    if call is None:
+        raise asyncio.InvalidStateError("the call was dropped")
+    return call
 
 
 def _stop_feeder(call: Any) -> None:
-    if call._feeder is not asyncio.current_task():
-        call._feeder.cancel()
+    # Parted here: an error of the iterator refers to the call, and the feeder to the error.
+    feeder, call._feeder = call._feeder, None
+    if feeder is not asyncio.current_task():
+        feeder.cancel()
 
 
 class UnaryUnaryCall(_UnaryResponse, _UnaryRequest, grpc.aio.UnaryUnaryCall[Any, Any]):

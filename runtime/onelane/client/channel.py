@@ -130,6 +130,7 @@ class MultiCallable:
         compression: grpc.Compression | None = None,
     ) -> None:
         self._subchannel = subchannel
+        self._start = subchannel.start if shape == "unary_unary" else partial(_start, subchannel)
         self._call_type = CALL_TYPES[shape]
         self._has_request_stream = shape.startswith("stream_")
         self._serialize = request_serializer
@@ -178,12 +179,18 @@ class MultiCallable:
         else:
             call.request = frame(self._serialize(request) if self._serialize else request)
         if plugins is None:
-            self._subchannel.start(call)
+            self._start(call)
         else:
-            self._subchannel.start_later(call, partial(headers_from, plugins, self._subchannel.authority, self._path))
+            headers_later = partial(headers_from, plugins, self._subchannel.authority, self._path)
+            self._subchannel.start_later(call.outgoing, headers_later)
         return call  # type: ignore[no-any-return]
 
     def _plugins_of(self, credentials: grpc.CallCredentials) -> list[Plugin]:
         if self._subchannel.dialling.tls is None:
             raise grpc.aio.UsageError("Call credentials are only valid on secure channels")
         return plugins_of(credentials)
+
+
+def _start(subchannel: Subchannel, call: ClientCall) -> None:
+    """Start a call of which its subchannel holds another object (`HeldWeakly`)."""
+    subchannel.start(call.outgoing)

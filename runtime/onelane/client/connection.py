@@ -54,6 +54,31 @@ class Outgoing(Protocol):
         """End it with a status."""
 
 
+class EndedCall:
+    """Takes the place of a call that has ended: what its connection has read for it already leads nowhere."""
+
+    wait_for_ready = can_repeat = False
+    is_over = True
+
+    def __init__(self) -> None:
+        self.headers: Headers = []
+
+    def begin(self, connection: "Connection") -> None:
+        """See `Outgoing`."""
+
+    def answered(self, metadata: Metadata) -> None:
+        """See `Outgoing`."""
+
+    def arrived(self, messages: list[bytes]) -> None:
+        """See `Outgoing`."""
+
+    def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
+        """See `Outgoing`."""
+
+
+ENDED = EndedCall()
+
+
 class ConnectionPool(Protocol):
     """A subchannel as its connections see it."""
 
