@@ -4,6 +4,10 @@ Most handlers never wait. A task for each of them costs a tenth of the call, and
 has eager tasks for this, 3.11 does not. Here some spare tasks are parked; the first step of a coroutine runs as if one
 of them ran it (same `asyncio.current_task()`, same context). If the coroutine ends in that step, the task is spare
 again; if it waits, the task goes on with it. So a coroutine has one task from its first step to its last.
+
+A task that was cancelled keeps its CancelledError, whose traceback has every frame up to the handler's; and these may
+refer to the task, as `asyncio.timeout` does. Such a cycle would hold the call, with all that its client has sent, until
+the garbage collector comes. So the task ends with a CancelledError of its own.
 """
 
 import asyncio
@@ -89,12 +93,20 @@ class _Begun(Coroutine[Any, Any, None]):
 
     def send(self, value: Any) -> Any:
         self._has_begun = True
-        return self._work.send(value)
+        try:
+            return self._work.send(value)
+        except asyncio.CancelledError as error:
+            message = error.args
+        raise asyncio.CancelledError(*message)
 
     def throw(self, *error: Any) -> Any:
-        if not self._has_begun:
-            self.send(None)
-        return self._work.throw(*error)
+        try:
+            if not self._has_begun:
+                self.send(None)
+            return self._work.throw(*error)
+        except asyncio.CancelledError as cancelled:
+            message = cancelled.args
+        raise asyncio.CancelledError(*message)
 
     def close(self) -> None:
         self._work.close()
@@ -130,20 +142,27 @@ class _SpareTask:
     def go_on(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
         """Take over a coroutine that waits for `waits_for`."""
         self._work, self._waits_for = work, waits_for
+        # The task keeps the error that ends it, and that, by its traceback, this.
+        del self.task
         if not self._parked.done():
             self._parked.set_result(None)
 
     async def _live(self) -> None:
         self._is_waiting = True
+        is_cancelled = False
         try:
             await self._parked
         except asyncio.CancelledError:
             if self._work is None:
                 return
-            await _Rest(self._work, self._waits_for, is_cancelled=True)
-        else:
-            assert self._work is not None
-            await _Rest(self._work, self._waits_for, is_cancelled=False)
+            is_cancelled = True
+        assert self._work is not None
+        try:
+            await _Rest(self._work, self._waits_for, is_cancelled=is_cancelled)
+            return
+        except asyncio.CancelledError as error:
+            message = error.args
+        raise asyncio.CancelledError(*message)
 
 
 class _Rest:
