@@ -1,11 +1,14 @@
 """A channel to one server over our own wire: what grpc.aio's channel does, it does."""
 
 import asyncio
+import math
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import onelane
 import pytest
 from onelane.client.channel import NativeChannel, dial
 from onelane.client.options import Dialling
@@ -83,3 +86,37 @@ async def test_closing_with_grace_lets_calls_finish_and_without_ends_them() -> N
         await closing
         with pytest.raises(grpc.aio.UsageError, match="Channel is closed"):
             await patient.unary_unary("/t.T/Echo")(b"")
+
+
+@pytest.mark.parametrize("timeout_s", [0, 0.0, -1, -0.001, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("open_channel", [dial, onelane.connect])
+async def test_a_timeout_that_has_passed_already_or_is_no_time_ends_the_call_before_it_is_sent(
+    open_channel: Any, timeout_s: float
+) -> None:
+    """As with grpc.aio, which takes an infinite one so, too."""
+    begun: list[str] = []
+
+    async def unary(request: Any, context: Any) -> bytes:
+        begun.append("unary")
+        return b""
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[bytes]:
+        begun.append("stream")
+        yield b""
+
+    handlers: dict[str, Any] = {
+        "unary_unary": grpc.unary_unary_rpc_method_handler(unary),
+        "unary_stream": grpc.unary_stream_rpc_method_handler(stream),
+        "stream_unary": grpc.stream_unary_rpc_method_handler(unary),
+        "stream_stream": grpc.stream_stream_rpc_method_handler(stream),
+    }
+    async with stock(**handlers) as (address, _), open_channel(address) as channel:
+        for shape in handlers:
+            request = b"" if shape.startswith("unary_") else iter([b""])
+            call = getattr(channel, shape)(f"/t.T/{shape}")(request, timeout=timeout_s)
+            assert (call.done(), call.time_remaining()) == (True, 0)
+            with pytest.raises(grpc.aio.AioRpcError, match="Deadline Exceeded") as caught:
+                await (call if shape.endswith("_unary") else call.read())
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await channel.unary_unary("/t.T/unary_unary")(b"", timeout=10)
+    assert begun == ["unary"]

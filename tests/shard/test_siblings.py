@@ -1,5 +1,6 @@
 """A shard calls the owner of a key, or every shard of its app; the answers are those of any call."""
 
+import math
 from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any
@@ -49,6 +50,16 @@ async def test_a_call_to_itself_ends_with_its_timeout(parts: ShardParts) -> None
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await parts.shard.call("k", Echo.Hold, EchoRequest(key="k"), timeout=0.01)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, math.inf, math.nan])
+async def test_a_call_to_itself_whose_timeout_has_passed_already_does_not_begin(
+    parts: ShardParts, timeout_s: float
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await parts.shard.call("k", Echo.Unary, EchoRequest(key="k"), timeout=timeout_s)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (await parts.shard.call("k", Echo.Unary, EchoRequest(key="k"))).seen == 1
 
 
 async def test_its_deadline_is_no_later_than_that_of_the_call_in_progress(parts: ShardParts) -> None:

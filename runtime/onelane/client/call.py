@@ -162,6 +162,11 @@ class ClientCall(grpc.aio.Call):
     def expire(self) -> None:
         self._stop(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
 
+    def expire_unsent(self) -> None:
+        """It was too late for it when it was made."""
+        self._deadline_at = monotonic()
+        self.expire()
+
     def _is_late(self) -> bool:
         """The deadline has passed, by the clock of the server or by ours."""
         return self._deadline_at is not None and monotonic() >= self._deadline_at - DEADLINE_SLACK_S

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any
 
@@ -164,6 +165,8 @@ class MultiCallable:
         headers = self._headers
         if timeout is not None:
             if timeout != self._last_timeout:
+                if not 0 < timeout < inf:
+                    return self._expired()
                 self._last_timeout = timeout
                 self._headers_with_timeout = [*headers, (b"grpc-timeout", framing.write_timeout(timeout))]
             headers = self._headers_with_timeout
@@ -183,6 +186,15 @@ class MultiCallable:
         else:
             headers_later = partial(headers_from, plugins, self._subchannel.authority, self._path)
             self._subchannel.start_later(call.outgoing, headers_later)
+        return call  # type: ignore[no-any-return]
+
+    def _expired(self) -> ClientCall:
+        """A call that ends before anything of it is sent: its timeout is 0, negative, infinite or no number. grpc.aio
+        takes the last two so, too."""
+        call: Any = self._call_type(self._subchannel, [], self._deserialize, None, False)
+        if self._has_request_stream:
+            call.prepare(None, self._serialize, framing.frame)
+        call.expire_unsent()
         return call  # type: ignore[no-any-return]
 
     def _plugins_of(self, credentials: grpc.CallCredentials) -> list[Plugin]:

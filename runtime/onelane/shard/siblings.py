@@ -7,6 +7,7 @@ left of the deadline, the trace, the baggage and the chain, as calls to other ap
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +16,7 @@ import grpc.aio
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
+from onelane.client.call import DEADLINE_DETAILS
 from onelane.client.channel import NativeChannel
 from onelane.client.propagation import outgoing
 from onelane.core import keys
@@ -139,7 +141,9 @@ class SiblingCalls:
         raise BadService(f"no service of this app has the method {method_ref!r}")
 
     def _deadline_at(self, timeout_s: float | None) -> float:
-        return monotonic() + (self._deadline_s if timeout_s is None else timeout_s)
+        """When a call with this timeout ends; at once where it is infinite or no number, as on a channel."""
+        seconds = self._deadline_s if timeout_s is None else timeout_s
+        return monotonic() + (seconds if seconds < inf else 0.0)
 
     async def _send(
         self, member: Member, method: Method, request: Message, metadata: Metadata, deadline_at: float
@@ -175,6 +179,8 @@ class SiblingCalls:
     async def _send_to_self(
         self, member: Member, method: Method, request: bytes, metadata: Metadata, timeout_s: float | None
     ) -> bytes:
+        if timeout_s is not None and timeout_s <= 0:
+            raise _late()
         call = LocalCall(method.path, metadata, timeout_s)
         # A task of its own, so that the handler sets nothing in the caller's context.
         serving = asyncio.get_running_loop().create_task(self._lane.serve(method, call, request))
@@ -182,7 +188,7 @@ class SiblingCalls:
             async with asyncio.timeout(call.time_remaining()):
                 await serving
         except TimeoutError:
-            call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
         if call.code_now is not OK:
             trailers = grpc.aio.Metadata(*(pair for pair in call.trailers if pair[0] != SERVED))
             raise grpc.aio.AioRpcError(call.code_now, grpc.aio.Metadata(), trailers, call.details_now)
@@ -194,3 +200,9 @@ def _reply_class(method: Method) -> Any:
     if descriptor is None:
         raise BadService(f"{method.name}: its proto has not been imported")
     return message_factory.GetMessageClass(descriptor.output_type)
+
+
+def _late() -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata(), DEADLINE_DETAILS
+    )
