@@ -8,7 +8,7 @@ from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turn, Turns
 from onelane.errors import NotHome, Overloaded
 from onelane.lane.routing import Router
-from onelane.lane.turn_queue import AT_ONCE, TurnQueue
+from onelane.lane.turn_queue import AT_ONCE, HeldTurn, TurnQueue
 from onelane.testing.listener import MemoryCall
 
 A = Member("a", "127.0.0.1:1001", "a.sock")
@@ -46,6 +46,49 @@ async def test_a_waiter_beyond_the_bound_is_refused_at_once() -> None:
     with pytest.raises(Overloaded):
         await queue.hold("k", "one too many")
     waiting.cancel()
+
+
+async def test_a_waiter_that_is_closed_leaves_the_queue() -> None:
+    """As a coroutine is whose task nobody keeps: no turn may be given to it, or the key is locked for good."""
+    queue = a_queue()
+    turn = await queue.hold("k", "holder")
+    waiting = queue.hold("k", "waiter")
+    waiting.send(None)
+    waiting.close()
+    queue.leave(turn)
+    await asyncio.sleep(0)
+    assert (queue.turns.held, queue.turns.waiting) == ({}, 0)
+
+
+async def test_a_waiter_that_is_closed_when_its_turn_has_come_passes_it_on() -> None:
+    queue = a_queue()
+    turn = await queue.hold("k", "holder")
+    waiting = queue.hold("k", "waiter")
+    waiting.send(None)
+    queue.leave(turn)
+    await asyncio.sleep(0)
+    waiting.close()
+    assert queue.turns.held == {}
+
+
+async def test_a_turn_that_is_left_in_another_context_is_free() -> None:
+    """As in a generator that is closed by the garbage collector, or whose steps run in a task each."""
+    queue = a_queue()
+    held = HeldTurn(queue, "k")
+    await asyncio.create_task(held.__aenter__())
+    assert list(queue.turns.held) == ["k"]
+    await asyncio.create_task(held.__aexit__())
+    assert queue.turns.held == {}
+
+
+async def test_a_turn_is_entered_once_and_left_once() -> None:
+    queue = a_queue()
+    held = HeldTurn(queue, "k")
+    async with held:
+        with pytest.raises(RuntimeError, match="'k' is entered already"):
+            await held.__aenter__()
+    await held.__aexit__()
+    assert queue.turns.held == {}
 
 
 async def test_a_waiter_that_is_cancelled_leaves_the_queue() -> None:

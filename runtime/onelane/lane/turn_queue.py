@@ -6,9 +6,12 @@
 
 import asyncio
 from collections import deque
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import Token
 from typing import Any
 
-from onelane.core.context import current_call
+from onelane.core import keys
+from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
 from onelane.core.turns import Turn, Turns, holders
 from onelane.errors import NotHome
 from onelane.lane.routing import Router
@@ -17,6 +20,35 @@ from onelane.server.call_state import WAITING
 
 AT_ONCE = 64
 """Waiters that are started before the loop looks at its sockets again."""
+
+
+class HeldTurn(AbstractAsyncContextManager[None]):
+    """The turn of a key as `async with` holds it.
+
+    Its exit cannot be skipped: it waits for nothing, and frees the key before all else. No `asynccontextmanager`, whose
+    generator would be one more that the garbage collector may have to close.
+    """
+
+    def __init__(self, queue: "TurnQueue", key: str | bytes | int) -> None:
+        self._queue = queue
+        self._key = key
+        self._turn: Turn | None = None
+        self._token: Token[CallContext | None]
+
+    async def __aenter__(self) -> None:
+        outer = current_call()
+        if self._turn is not None:
+            raise RuntimeError(f"the turn of {self._turn.key!r} is entered already: ask the shard for another")
+        turn = await self._queue.hold(keys.canonical(self._key), outer.method[1:] if outer else "shard.turn")
+        self._turn, self._token = turn, current_call_var.set(TurnContext(outer, turn))
+
+    async def __aexit__(self, *error: object) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._queue.leave(turn)
+            # A generator that is closed elsewhere runs in another context, which has a copy of the variable.
+            with suppress(ValueError):
+                current_call_var.reset(self._token)
 
 
 class TurnQueue:
@@ -46,7 +78,8 @@ class TurnQueue:
             return turn
         try:
             return await waiter
-        except asyncio.CancelledError:
+        except BaseException:
+            # Cancelled; or closed (GeneratorExit), as a generator or a coroutine is that nobody goes on with.
             self.turns.withdraw(key, waiter)
             if waiter.done() and not waiter.cancelled():
                 self.leave(waiter.result())

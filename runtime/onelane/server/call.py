@@ -187,10 +187,9 @@ class Call:
         message, self._pushed_back = self._pushed_back, None
         return message if message is not None else await self.receive()
 
-    async def messages(self) -> AsyncIterator[Any]:
+    def messages(self) -> AsyncIterator[Any]:
         """The client's messages, parsed, one after another."""
-        while (message := await self.next_bytes()) is not None:
-            yield self._deserialize(message) if self._deserialize else message
+        return RequestIterator(self)
 
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         self.code_now, self.details_now = code, details
@@ -270,6 +269,22 @@ class Call:
     def peer_identity_key(self) -> str | None:
         names = self.auth_context().get("x509_subject_alternative_name")
         return "x509_subject_alternative_name" if names else None
+
+
+class RequestIterator(AsyncIterator[Any]):
+    """The messages of a client's stream. No generator: a handler that leaves it early leaves nothing to be closed."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def __anext__(self) -> Any:
+        call = self._call
+        message = await call.next_bytes()
+        if message is None:
+            raise StopAsyncIteration
+        return call._deserialize(message) if call._deserialize else message
 
 
 grpc.aio.ServicerContext.register(Call)

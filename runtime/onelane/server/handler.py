@@ -6,6 +6,7 @@ that is left before its end is closed at once, in its own task and context.
 
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from types import AsyncGeneratorType
 from typing import Any
@@ -19,6 +20,9 @@ from onelane.server import sync_handler, user_code
 from onelane.server.arguments import BadHandler
 from onelane.server.call import OK, Call
 from onelane.server.methods import Method
+
+MAX_CLOSE_ATTEMPTS = 8
+"""How often a generator is closed that yields in its cleanup."""
 
 
 async def run(method: Method, call: Call, message: Any) -> bytes:
@@ -80,9 +84,23 @@ async def _send_each(call: Call, answers: Any) -> None:
     except BaseException:
         # It stands at a `yield`. Left there, it would be closed by the garbage collector, some time, in another
         # context, and would hold until then what it holds: the turn of a key, a connection to a database.
-        if isinstance(answers, AsyncGenerator):
+        if isinstance(answers, AsyncGeneratorType):
+            await _close(answers)
+        elif isinstance(answers, AsyncGenerator):
             await answers.aclose()
         raise
+
+
+async def _close(answers: AsyncGeneratorType[Any, Any]) -> None:
+    """Close a generator, in the task and context that it ran in."""
+    for _ in range(MAX_CLOSE_ATTEMPTS):
+        if answers.ag_frame is None:
+            return
+        # Not `aclose`, which gives up, for good, where the generator yields once more in its cleanup.
+        with suppress(GeneratorExit, StopAsyncIteration):
+            await answers.athrow(GeneratorExit())
+    line = user_code.standing_line(answers.ag_frame, answers.ag_code)
+    raise BadHandler(f"{answers.__qualname__} yields whenever it is closed, expected it to end", line=line)
 
 
 async def _plain_stream(method: Method, call: Call, message: Any) -> bytes:

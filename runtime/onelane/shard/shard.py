@@ -1,8 +1,8 @@
 """The shard that a service is given: plain state that no other thread touches, calls, timers, topics and resources."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -13,9 +13,9 @@ from onelane.client.peer import DEFAULT_SERVICE_CONFIG
 from onelane.client.ring_channel import Channel
 from onelane.config import App
 from onelane.core import keys
-from onelane.core.context import TurnContext, current_call, current_call_var
 from onelane.errors import BadService, NotHome
 from onelane.lane.lane import Lane
+from onelane.lane.turn_queue import HeldTurn
 from onelane.shard.offload.offload import Offload
 from onelane.shard.pubsub import PubSub, Subscription
 from onelane.shard.settings import build_settings
@@ -112,25 +112,16 @@ class Shard:
             )
         return stub(self._channels[to])
 
-    @asynccontextmanager
-    async def turn(self, key: Key) -> AsyncIterator[None]:
-        """Hold the turn of a key: meanwhile no call of that key runs, but those made in here.
+    def turn(self, key: Key) -> AbstractAsyncContextManager[None]:
+        """Hold the turn of a key inside `async with`: meanwhile no call of that key runs, but those made in there.
 
         For streams and tasks; a unary call holds the turn of its own key already, and may enter it again.
 
-        Raises:
+        Raises, when it is entered:
             NotHome: another shard owns the key.
             Overloaded: too many calls wait for it.
         """
-        text = keys.canonical(key)
-        outer = current_call()
-        turn = await self._lane.queue.hold(text, outer.method[1:] if outer else "shard.turn")
-        token = current_call_var.set(TurnContext(outer, turn))
-        try:
-            yield
-        finally:
-            current_call_var.reset(token)
-            self._lane.queue.leave(turn)
+        return HeldTurn(self._lane.queue, key)
 
     def join(self, lane: Lane, sibling_calls: SiblingCalls, pubsub: PubSub) -> None:
         """Set what is made after the shard: its lane, and the way to its siblings. Called once, before any service."""
