@@ -47,6 +47,10 @@ def test_metadata_are_pairs_in_any_iterable(pairs: Any) -> None:
     framing.write_metadata(checked)
 
 
+def test_a_text_under_a_binary_name_is_sent_as_bytes() -> None:
+    assert arguments.metadata((("x-bin", "text"),)) == (("x-bin", b"text"),)
+
+
 @pytest.mark.parametrize(
     "pairs",
     [
@@ -73,4 +77,4 @@ def test_a_value_is_shown_whatever_its_repr_does() -> None:
             raise SystemExit
 
     assert "Hostile" in arguments.shown(Hostile())
-    assert len(arguments.shown("x" * 1000)) < 200
+    assert len(arguments.shown("x" * 1000)) < 300

@@ -16,7 +16,7 @@ from onelane.wire.framing import BadWire, Metadata
 
 log = logging.getLogger("onelane.call")
 STATUS_OF_NUMBER = {status.value[0]: status for status in grpc.StatusCode}
-MAX_SHOWN = 100
+MAX_SHOWN = 200
 """Characters of a value in an error."""
 
 
@@ -63,7 +63,7 @@ def details(text: Any, method: str) -> str:
 
 
 def metadata(pairs: Any) -> Metadata:
-    """Metadata that can be sent, as a tuple.
+    """Metadata that can be sent, as a tuple of pairs; a text under a name in `-bin` as bytes, which is what is sent.
 
     Raises:
         BadHandler: they cannot be.
@@ -74,20 +74,26 @@ def metadata(pairs: Any) -> Metadata:
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise BadHandler(f"Invalid metadata: {shown(pair)}, expected a pair of str and str or bytes")
+        name, value = pair
+        if isinstance(value, str) and isinstance(name, str) and name.endswith("-bin"):
+            pair = (name, value.encode("utf-8", "surrogatepass"))
         checked.append(tuple(pair) if isinstance(pair, list) else pair)
     try:
         framing.write_metadata(checked)
     except BadWire as error:
-        raise BadHandler(str(error)) from error
+        raise BadHandler(_cut(str(error))) from error
     return tuple(checked)
 
 
 def shown(value: Any) -> str:
     """A value as an error shows it, whatever its `__repr__` does."""
     try:
-        text = ascii(value)
+        return _cut(ascii(value))
     except BaseException:
         return f"<{_kind(value)}>"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 

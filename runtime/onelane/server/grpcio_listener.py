@@ -139,15 +139,10 @@ async def _end(call: Call, context: Any) -> None:
         except BadWire as error:
             call.fail(grpc.StatusCode.INTERNAL, str(error))
         else:
-            context.set_trailing_metadata(tuple(_sendable(*pair) for pair in call.trailers))
+            context.set_trailing_metadata(tuple(call.trailers))
     if call.code_now is not OK:
         # And not `set_code`, with which grpc.aio sends an empty message before the status of a unary answer.
         await context.abort(call.code_now, call.details_now)
-
-
-def _sendable(name: str, value: str | bytes) -> tuple[str, str | bytes]:
-    """A text under a `-bin` name as bytes, which gRPC's core expects there."""
-    return name, value.encode() if isinstance(value, str) and name.endswith("-bin") else value
 
 
 class GrpcioListener:
