@@ -98,7 +98,7 @@ class Echo(echo_pb2_grpc.EchoServicer):
     async def Who(self, request: EchoRequest, context: Context) -> EchoReply:
         if request.order == f"fail {self.shard.index}":
             await context.abort(grpc.StatusCode.DATA_LOSS, f"{self.shard.name} was to fail")
-        if request.order == f"sleep {self.shard.index}":
+        if request.order in ("sleep", f"sleep {self.shard.index}"):
             await asyncio.sleep(60)
         return EchoReply(shard=self.shard.name)
 

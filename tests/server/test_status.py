@@ -75,7 +75,7 @@ def test_trailers_of_a_sibling_are_not_passed_on_with_the_status_of_a_call() -> 
     assert tuple(call.trailers) == (("x-reason", "full"),)
 
 
-async def settled(call: Call, *, cancel: bool) -> bool:
+async def settled(call: Call, *, cancel: bool, draining: bool = False) -> bool:
     """Whether the cancellation of a task, or one that leaked from inside, goes on after `settle`."""
 
     async def work() -> bool:
@@ -84,7 +84,7 @@ async def settled(call: Call, *, cancel: bool) -> bool:
                 raise asyncio.CancelledError
             await asyncio.Event().wait()
         except asyncio.CancelledError as error:
-            return status.settle(call, error, method=METHOD, shard="a")
+            return status.settle(call, error, method=METHOD, shard="a", draining=draining)
         raise AssertionError
 
     task = asyncio.ensure_future(work())
@@ -98,6 +98,16 @@ async def test_a_cancellation_from_outside_goes_on() -> None:
     call = a_call()
     assert await settled(call, cancel=True)
     assert call.code_now is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize(("by_client", "code"), [(False, "UNAVAILABLE"), (True, "CANCELLED")])
+async def test_a_cancellation_by_a_drain_is_unavailable_and_one_by_the_client_is_not(
+    by_client: bool, code: str
+) -> None:
+    call = a_call()
+    call.is_cancelled = by_client
+    assert await settled(call, cancel=True, draining=True)
+    assert call.code_now.name == code
 
 
 async def test_a_cancellation_by_the_deadline_says_so() -> None:

@@ -109,10 +109,14 @@ class Lane:
 
     async def drain(self) -> None:
         """Refuse new calls of clients; wait until none is in flight. Calls that siblings forward are still served."""
-        self.draining = True
-        self.end_watches()
+        self.begin_drain()
         if self.own_in_flight:
             await self._idle.wait()
+
+    def begin_drain(self) -> None:
+        """Refuse new calls of clients. A call that is cancelled from now on, and not by its client, is UNAVAILABLE."""
+        self.draining = True
+        self.end_watches()
 
     def end_watches(self) -> None:
         """Cancel the streams that end with the shard alone, such as health's and the topology's `Watch`."""
@@ -239,13 +243,16 @@ class Lane:
         return self._begin(waiting.entry, call, waiting.message)
 
     def withdraw(self, call: Call, *, late: bool) -> None:
-        """End a call that waits for its turn: its client has cancelled it, or (late) its deadline is about to pass."""
+        """End a call that waits for its turn: its client has cancelled it, or the shard cuts it off, or (late) its
+        deadline is about to pass."""
         waiting = call.waiting
         del call.waiting
         self._tracer.end(waiting.span, error="DEADLINE_EXCEEDED" if late else "CANCELLED")
         if late:
             why = self.queue.why_late(waiting.entry.method.name, waiting.key, call.chain)
             call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, why)
+        elif self.draining and not call.is_cancelled:
+            status.cut_off(call, shard=self.name)
         else:
             call.fail(grpc.StatusCode.CANCELLED, "cancelled while it waited for its turn")
         self.queue.turns.withdraw(waiting.key, call)
@@ -281,7 +288,7 @@ class Lane:
                 current_call_var.set(call)
                 reply = handler.bytes_of(method, call, await method.handler(message, call))
         except BaseException as error:
-            if status.settle(call, error, method=entry.method, shard=self.name):
+            if status.settle(call, error, method=entry.method, shard=self.name, draining=self.draining):
                 raise
         finally:
             self._end(entry, call, reply)

@@ -404,7 +404,12 @@ class NativeConnection(WireProtocol[ServerConnection]):
             self.transport.resume_reading()
 
     def close(self) -> None:
-        """Write what is queued, and close."""
+        """Cut off the calls that have not ended, write what is queued, and close."""
+        for stream in list(self.wire.streams.values()):
+            if stream.call is not None and stream.call.state is WAITING:
+                self._owner.serving.withdraw(stream.call, late=False)
+            elif stream.call is not None:
+                self._cut_off(stream.call, framing.UNAVAILABLE, "the server has shut down before the answer was ready")
         self.flush()
         self.transport.close()
 

@@ -59,22 +59,32 @@ def _give_status(call: Call, error: BaseException, method: Method, shard: str) -
             _unexpected(call, error, method, shard)
 
 
-def settle(call: Call, error: BaseException, *, method: Method, shard: str) -> bool:
-    """Give `call` the status of what ended its task; whether `error` must go on: a cancellation from outside."""
+def cut_off(call: Call, *, shard: str) -> None:
+    """Give `call` the status of one that its shard ends because it shuts down."""
+    call.fail(grpc.StatusCode.UNAVAILABLE, f"shard {shard} has shut down before the answer was ready")
+
+
+def settle(call: Call, error: BaseException, *, method: Method, shard: str, draining: bool) -> bool:
+    """Give `call` the status of what ended its task; whether `error` must go on: a cancellation from outside.
+
+    draining: the shard shuts down, and cancels the calls that have not ended in time.
+    """
     if isinstance(error, asyncio.CancelledError):
-        return cancelled(call, error, method=method, shard=shard)
+        return cancelled(call, error, method=method, shard=shard, draining=draining)
     failed(call, error, method=method, shard=shard)
     return False
 
 
-def cancelled(call: Call, error: asyncio.CancelledError, *, method: Method, shard: str) -> bool:
+def cancelled(call: Call, error: asyncio.CancelledError, *, method: Method, shard: str, draining: bool) -> bool:
     """Give `call` the status of a cancellation; whether it came from outside, and so must go on."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         if call.time_remaining() == 0:
             call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer was ready")
+        elif draining and not call.is_cancelled:
+            cut_off(call, shard=shard)
         else:
-            call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client, or by a drain")
+            call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client")
         return True
     # One that leaked from inside the handler: grpc.aio would send no status at all, and the client wait for ever.
     line = _line_of(error, method)

@@ -172,6 +172,8 @@ class ShardLifecycle:
     async def stop(self) -> None:
         """End every part, and send the final report."""
         parts = self.parts
+        # Also where no drain came first: the supervisor is gone.
+        parts.lane.begin_drain()
         await parts.listener.stop(STOP_S)
         await parts.forwarder.aclose()
         await parts.pubsub.aclose()
