@@ -57,6 +57,11 @@ def misdeed(
     return register
 
 
+@misdeed("OK", "")
+def none(context: Any) -> object:
+    return NOTHING
+
+
 # Codes
 
 

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from tests.conftest import Where
-from tests.faulty import service
+from tests.faulty import interceptors, service
 from tests.faulty.misdeeds import ASYNC, MISDEEDS
 from tests.faulty.v1 import faulty_pb2_grpc
 from tests.faulty.v1.faulty_pb2 import Order, Reply
@@ -37,7 +37,9 @@ Kind = tuple[str, str, bool]
 @pytest.fixture(scope="module", params=["native", "grpcio"])
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     settings = 'services = ["tests.faulty.service:Faulty"]\nlisten = "127.0.0.1:0"\nshards = 2'
-    toml = f'[apps.echo]\n{settings}\nlistener = "{request.param}"'
+    settings += f'\nlistener = "{request.param}"'
+    behind = settings.replace("shards = 2", 'shards = 1\ninterceptors = ["tests.faulty.interceptors:Faulty"]')
+    toml = f"[apps.echo]\n{settings}\n[apps.behind]\n{behind}"
     with running(tmp_path_factory.mktemp(request.param), toml) as app:
         yield app
 
@@ -67,10 +69,7 @@ class Outcomes:
 
     def unlogged(self) -> dict[Kind, str]:
         """The misdeeds with an error whose call has not one log line that names its method and the line to look at."""
-        text = self.app.log.read_text()
-        by_id: dict[str, list[str]] = {}
-        for line in re.findall(r"^.*call\.failed id=.*$", text, re.MULTILINE):
-            by_id.setdefault(line.partition(" id=")[2][:12], []).append(line)
+        by_id = failures_by_id(self.app)
         faults = {}
         for kind, (code, details) in self.statuses.items():
             name, method, _ = kind
@@ -79,6 +78,14 @@ class Outcomes:
                 if len(lines) != 1 or f"method=faulty.v1.Faulty/{method} " not in lines[0] or not names(name, lines[0]):
                     faults[kind] = f"{details}: {lines}"
         return faults
+
+
+def failures_by_id(app: RunningApp) -> dict[str, list[str]]:
+    """The log lines of failed calls by the id that the client was told."""
+    by_id: dict[str, list[str]] = {}
+    for line in re.findall(r"^.*call\.failed id=.*$", app.log.read_text(), re.MULTILINE):
+        by_id.setdefault(line.partition(" id=")[2][:12], []).append(line)
+    return by_id
 
 
 def names(misdeed: str, log_line: str) -> bool:
@@ -190,3 +197,20 @@ async def test_what_is_answered_otherwise_than_it_was_meant_is_logged_once_with_
             assert len(lines()) == 1
             assert f"method=faulty.v1.Faulty/{method} " in lines()[0]
             assert names(name, lines()[0]), lines()
+
+
+async def test_a_misdeed_of_an_interceptor_ends_its_own_call_with_a_status_and_a_log_line(app: RunningApp) -> None:
+    wrong, files = {}, [inspect.getsourcefile(module) for module in (interceptors, service)]
+    async with grpc.aio.insecure_channel(app.listen["behind"], LOCAL) as channel:
+        stub: Any = faulty_pb2_grpc.FaultyStub(channel)
+        waiting = hold(channel, "beside")
+        for name, expected in interceptors.EXPECTED.items():
+            call = stub.Async(Order(key="k", misdeed="none"), metadata=(("misdeed", name),), timeout=TIMEOUT_S)
+            code, details = (await call.code()).name, await call.details()
+            lines = failures_by_id(app).get(details.rpartition(" ")[2], [])
+            is_named = len(lines) == 1 and any(f" at={file}:" in lines[0] for file in files) and "sesame" not in details
+            if code != expected or (code == "INTERNAL" and name != "leaks_a_cancellation" and not is_named):
+                wrong[name] = f"{code} {details}: {lines}"
+        await stub.Release(Order(key="beside"), timeout=TIMEOUT_S)
+        assert (await waiting).text == "held"
+    assert wrong == {}

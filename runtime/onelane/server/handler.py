@@ -168,7 +168,9 @@ def _serialize_other(method: Method, answer: Any) -> bytes:
     try:
         raw = answer if method.serialize is None else method.serialize(answer)
     except Exception as error:
-        raise _bad_answer(method, answer, f"what its serializer takes: {user_code.summary(error)}") from error
+        bad = _bad_answer(method, answer, f"what its serializer takes: {user_code.summary(error)}")
+        bad.line = user_code.line_of(error) or bad.line
+        raise bad from error
     if isinstance(raw, bytes):
         return raw
     if isinstance(raw, bytearray | memoryview):

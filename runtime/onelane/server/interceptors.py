@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from onelane.errors import BadService
-from onelane.server import user_code
+from onelane.server import arguments, user_code
 from onelane.server.arguments import BadHandler
 from onelane.server.call import Call
 from onelane.server.methods import CallDetails, Method
@@ -60,7 +60,7 @@ def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -
         chosen = await chain(CallDetails(method.path, call.metadata))
         if chosen is None:
             call.abort_now(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-        run = chosen.unary_unary or chosen.unary_stream or chosen.stream_unary or chosen.stream_stream
+        run = _function_of(chosen)
         is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
         return replace(
             method,
@@ -86,7 +86,7 @@ def _intercept(
             chosen = await chosen
         if chosen is not None and not _is_handler(chosen, shape):
             name = type(interceptor).__qualname__
-            streams = "a handler with request_streaming={} and response_streaming={}".format(*shape)
+            streams = "a handler that has a function, request_streaming={} and response_streaming={}".format(*shape)
             raise BadHandler(
                 f"{name} has chosen {_described(chosen)} for {method.name}, expected {streams}, or None",
                 line=user_code.definition_of(interceptor.intercept_service),
@@ -97,10 +97,16 @@ def _intercept(
 
 
 def _is_handler(chosen: Any, shape: tuple[bool, bool]) -> bool:
-    return (getattr(chosen, "request_streaming", None), getattr(chosen, "response_streaming", None)) == shape
+    chosen_shape = (getattr(chosen, "request_streaming", None), getattr(chosen, "response_streaming", None))
+    return chosen_shape == shape and callable(_function_of(chosen))
+
+
+def _function_of(handler: Any) -> Any:
+    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
 def _described(chosen: Any) -> str:
     if not hasattr(chosen, "request_streaming"):
         return f"an object of class {type(chosen).__qualname__}"
-    return f"one with request_streaming={chosen.request_streaming} and response_streaming={chosen.response_streaming}"
+    streams = f"request_streaming={chosen.request_streaming} and response_streaming={chosen.response_streaming}"
+    return f"one with the function {arguments.shown(_function_of(chosen))}, {streams}"
