@@ -19,6 +19,8 @@ import onelane.errors
 
 from tests.faulty.v1.faulty_pb2 import Other, Reply
 
+running: set[asyncio.Task[None]] = set()
+"""Tasks that handlers have started."""
 NOTHING = object()
 """The misdeed answers with nothing of its own."""
 
@@ -240,6 +242,15 @@ class OfNoStatus(onelane.errors.OnelaneError):
     status: ClassVar[str] = "NO_SUCH_STATUS"
 
 
+class Unloggable(Exception):
+    """Code that logs it, and is not prepared for that, ends."""
+
+    def __str__(self) -> str:
+        raise Panic
+
+    __repr__ = __str__
+
+
 class UnprintableWithStatus(Unprintable, onelane.errors.Invalid):
     """Its text is to be the details of the call."""
 
@@ -247,6 +258,39 @@ class UnprintableWithStatus(Unprintable, onelane.errors.Invalid):
 @misdeed()
 def exits(context: Any) -> object:
     sys.exit("a handler ends the process")
+
+
+@misdeed(methods=ASYNC)
+def exits_in_a_task(context: Any) -> object:
+    async def end_the_process() -> None:
+        sys.exit("a task of a handler ends the process")
+
+    async def wait_for_it() -> None:
+        await asyncio.gather(end_the_process(), asyncio.sleep(0))
+
+    return wait_for_it()
+
+
+@misdeed("OK", "", ASYNC)
+def exits_in_a_callback_of_the_loop(context: Any) -> object:
+    asyncio.get_running_loop().call_soon(sys.exit)
+    return asyncio.sleep(0)
+
+
+@misdeed("OK", "", ASYNC)
+def goes_on_after_its_end(context: Any) -> object:
+    async def go_on() -> None:
+        await has_ended.wait()
+        context.set_code(5)
+        context.set_trailing_metadata((("x-late", "value"),))
+        await context.write(Reply(text="late"))
+        await context.abort(grpc.StatusCode.ABORTED, "late")
+
+    has_ended = asyncio.Event()
+    context.add_done_callback(lambda _: has_ended.set())
+    running.add(task := asyncio.create_task(go_on()))
+    task.add_done_callback(lambda ended: ended.exception())
+    return NOTHING
 
 
 @misdeed()
@@ -292,6 +336,11 @@ def raises_a_group_of_panics(context: Any) -> object:
 @misdeed()
 def raises_an_unprintable_error(context: Any) -> object:
     raise Unprintable
+
+
+@misdeed()
+def raises_an_error_that_panics_when_it_is_printed(context: Any) -> object:
+    raise Unloggable
 
 
 @misdeed()

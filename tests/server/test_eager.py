@@ -232,3 +232,51 @@ async def test_what_is_cancelled_before_its_first_step_still_keeps_its_finally(e
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
+
+
+async def test_a_coroutine_that_cancels_its_task_in_its_first_step_ends_and_the_next_has_a_fresh_task(
+    eager: Eager,
+) -> None:
+    tasks: list[Any] = []
+
+    async def cancel() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
+        task.cancel()
+        raise asyncio.CancelledError
+
+    async def work() -> None:
+        tasks.append(asyncio.current_task())
+        await asyncio.sleep(0)
+
+    assert await start(eager, cancel()) is None
+    following = await start(eager, work())
+    await following
+    assert tasks[1] is following
+    assert tasks[0] is not following
+
+
+async def test_the_error_of_a_first_step_leaves_its_task_fit_for_the_next(eager: Eager) -> None:
+    async def fail() -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        await start_and_raise(eager, fail())
+    assert await start(eager, asyncio.sleep(0, None)) is not None
+
+
+async def start_and_raise(eager: Eager, work: Any) -> None:
+    """`start`, for what raises in its first step."""
+    loop = asyncio.get_running_loop()
+    failed = loop.create_future()
+
+    def begin() -> None:
+        try:
+            eager.start(work)
+        except BaseException as error:
+            failed.set_result(error)
+
+    await asyncio.sleep(0)
+    loop.call_soon(begin)
+    raise await failed

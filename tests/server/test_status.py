@@ -1,6 +1,7 @@
 """From an error to a status: whatever leaves a handler, its call has one, and only our own texts reach the client."""
 
 import asyncio
+import logging
 
 import grpc
 import grpc.aio
@@ -120,3 +121,35 @@ async def test_a_cancellation_that_leaks_from_the_handler_ends_as_internal() -> 
     call = a_call()
     assert not await settled(call, cancel=False)
     assert call.code_now is grpc.StatusCode.INTERNAL
+
+
+class Raising(logging.Handler):
+    """A handler of `logging` that a service has installed, and that fails."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise SystemExit(record.getMessage())
+
+
+@pytest.mark.parametrize("error", [ValueError("text"), asyncio.CancelledError(), KeyboardInterrupt()])
+def test_a_call_has_a_status_also_where_the_log_of_its_error_raises(error: BaseException) -> None:
+    handler = Raising()
+    logging.getLogger("onelane").addHandler(handler)
+    try:
+        assert failed_by(error).code_now is grpc.StatusCode.INTERNAL
+    finally:
+        logging.getLogger("onelane").removeHandler(handler)
+
+
+async def test_a_group_of_aborts_as_of_a_task_group_is_an_abort(caplog: pytest.LogCaptureFixture) -> None:
+    call = a_call()
+    with pytest.raises(ExceptionGroup) as raised:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(call.abort(grpc.StatusCode.NOT_FOUND, "nobody"))
+    assert failed_by(raised.value, call).details_now == "nobody"
+    assert caplog.text == ""
+
+
+def test_an_abort_of_another_call_gives_no_status_to_this() -> None:
+    with pytest.raises(Aborted) as raised:
+        a_call().abort_now(grpc.StatusCode.ABORTED, "the other one")
+    assert failed_by(raised.value).code_now is grpc.StatusCode.INTERNAL

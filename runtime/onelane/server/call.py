@@ -7,6 +7,7 @@ A listener subclasses `Call` with its own bytes; a lane never sees a socket. Out
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -140,8 +141,10 @@ class Call:
             callback(context)
         except BaseException as error:
             line = user_code.line_of(error) or user_code.definition_of(callback)
-            summary = user_code.summary(error)
-            log.exception("call.callback_failed method=%s at=%s error=%s", self.method[1:], line, summary)
+            # A handler of `logging` may raise as well, and callbacks run inside the connection.
+            with suppress(BaseException):
+                summary = user_code.summary(error)
+                log.exception("call.callback_failed method=%s at=%s error=%s", self.method[1:], line, summary)
 
     def proceed(self) -> None:
         """Its turn has come, or a sibling's answer. Wakes `turned`, unless a listener has a way without a task."""

@@ -7,6 +7,7 @@ the client does not read. Frames written in one turn of the loop leave in one pi
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
@@ -191,13 +192,13 @@ class NativeConnection(WireProtocol[ServerConnection]):
         self.flush_soon()
 
     def _event_failed(self, event: Any) -> None:
-        log.exception("connection.event_failed peer=%s event=%s", self.peer, type(event).__name__)
         stream: Stream | None = getattr(event, "stream", None)
-        if stream is None:
-            return
-        if stream.id in self.wire.streams:
-            self.wire.finish(stream, framing.INTERNAL, "unexpected failure; the shard's log has the rest")
-        self._cancel(stream)
+        if stream is not None:
+            if stream.id in self.wire.streams:
+                self.wire.finish(stream, framing.INTERNAL, "unexpected failure; the shard's log has the rest")
+            self._cancel(stream)
+        with suppress(Exception):
+            log.exception("connection.event_failed peer=%s event=%s", self.peer, type(event).__name__)
 
     # Writing
 
@@ -329,8 +330,9 @@ class NativeConnection(WireProtocol[ServerConnection]):
     def _answer_failed(self, call: NativeCall, error: Exception) -> None:
         """End a call whose outcome cannot be sent. A defect of ours: `arguments` has checked what the handler gave."""
         details = str(error) if isinstance(error, BadWire) else "unexpected failure; the shard's log has the rest"
-        log.error("call.answer_failed method=%s", call.method[1:], exc_info=error)
         self.wire.finish(call.stream, error.code if isinstance(error, BadWire) else framing.INTERNAL, details)
+        with suppress(Exception):
+            log.error("call.answer_failed method=%s", call.method[1:], exc_info=error)
 
     def _release(self, call: NativeCall) -> None:
         if call.task is not None:

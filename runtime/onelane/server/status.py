@@ -7,6 +7,7 @@ exception that is not ours stays in our log; a failure is one log record, with t
 import asyncio
 import logging
 import secrets
+from contextlib import suppress
 from math import ceil
 from typing import Any
 
@@ -29,9 +30,10 @@ def failed(call: Call, error: BaseException, *, method: Method, shard: str) -> N
     try:
         _give_status(call, error, method, shard)
     except BaseException as second_error:
-        # A `status` that does not exist, a `__str__` that raises, metadata that cannot be sent.
+        # A `status` that does not exist, a `__str__` that raises, metadata that cannot be sent, a handler of `logging`.
         second_error.__context__ = error
-        _unexpected(call, second_error, method, shard, line=_line_of(error, method))
+        with suppress(BaseException):
+            _unexpected(call, second_error, method, shard, line=_line_of(error, method))
 
 
 def _give_status(call: Call, error: BaseException, method: Method, shard: str) -> None:
@@ -45,6 +47,11 @@ def _give_status(call: Call, error: BaseException, method: Method, shard: str) -
             if isinstance(error, Refused):
                 pushback = (PUSHBACK, str(ceil(error.pushback_s * 1000)))
                 call.trailers = (*call.trailers, pushback)
+        case asyncio.CancelledError():
+            # It leaked from inside the handler: grpc.aio would send no status at all, and the client wait for ever.
+            call.fail(grpc.StatusCode.INTERNAL, "the handler was cancelled from inside")
+            line = _line_of(error, method)
+            log.error("call.leaked_cancellation method=%s shard=%s at=%s", method.name, shard, line, exc_info=error)
         case grpc.aio.AioRpcError():
             _pass_on(call, error)
         case NotImplementedError() if call.code_now is not OK:
@@ -70,40 +77,36 @@ def settle(call: Call, error: BaseException, *, method: Method, shard: str, drai
     draining: the shard shuts down, and cancels the calls that have not ended in time.
     """
     if isinstance(error, asyncio.CancelledError):
-        return cancelled(call, error, method=method, shard=shard, draining=draining)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            _cancelled(call, shard=shard, draining=draining)
+            return True
     failed(call, error, method=method, shard=shard)
     return False
 
 
-def cancelled(call: Call, error: asyncio.CancelledError, *, method: Method, shard: str, draining: bool) -> bool:
-    """Give `call` the status of a cancellation; whether it came from outside, and so must go on."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        if call.time_remaining() == 0:
-            call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer was ready")
-        elif draining and not call.is_cancelled:
-            cut_off(call, shard=shard)
-        else:
-            call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client")
-        return True
-    # One that leaked from inside the handler: grpc.aio would send no status at all, and the client wait for ever.
-    line = _line_of(error, method)
-    log.error("call.leaked_cancellation method=%s shard=%s at=%s", method.name, shard, line, exc_info=error)
-    call.fail(grpc.StatusCode.INTERNAL, "the handler was cancelled from inside")
-    return False
+def _cancelled(call: Call, *, shard: str, draining: bool) -> None:
+    """The status of a call whose task was cancelled from outside."""
+    if call.time_remaining() == 0:
+        call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer was ready")
+    elif draining and not call.is_cancelled:
+        cut_off(call, shard=shard)
+    else:
+        call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client")
 
 
 def _unexpected(call: Call, error: BaseException, method: Method, shard: str, *, line: str = "") -> None:
     """The status of an error that no handler should raise. The client is told how to find it in the log; its text only
     where that is ours. line: of the service to look at, if not where the error was raised."""
     error_id = secrets.token_hex(6)
+    text = str(error) if type(error) is BadHandler else "unexpected failure"
+    # First, because what logs it may raise as well.
+    call.fail(grpc.StatusCode.INTERNAL, f"{text}; the shard's log has the rest under {error_id}")
     log.error(
         "call.failed id=%s method=%s shard=%s at=%s error=%s",
         *(error_id, method.name, shard, line or _line_of(error, method), user_code.summary(error)),
         exc_info=error,
     )
-    text = str(error) if type(error) is BadHandler else "unexpected failure"
-    call.fail(grpc.StatusCode.INTERNAL, f"{text}; the shard's log has the rest under {error_id}")
 
 
 def _line_of(error: BaseException, method: Method) -> str:

@@ -68,7 +68,7 @@ def _innermost(lines: Iterator[tuple[str, int]]) -> str:
     """The first of these lines, innermost first, that is the services' own; else the first of an installed library."""
     library_line = ""
     for file, number in lines:
-        if file.startswith((PACKAGE, "<")):
+        if file.startswith((PACKAGE, "<")) or file.endswith(".pyx"):
             continue
         if not file.startswith(LIBRARIES):
             return f"{file}:{number}"

@@ -1,9 +1,13 @@
 """The process of one shard: `python -m onelane.shard.process FD…`, started by the supervisor alone."""
 
+import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 # Read by grpc when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -13,10 +17,13 @@ os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 import uvloop
 
 from onelane.cluster.control import WireControl
+from onelane.server import user_code
 from onelane.shard import lifecycle
 from onelane.shard.watchdog import Watchdog
 from onelane.telemetry import logs
 from onelane.v1 import control_pb2
+
+log = logging.getLogger("onelane.shard")
 
 
 async def main(fd: int, *sockets: int) -> bool:
@@ -26,6 +33,24 @@ async def main(fd: int, *sockets: int) -> bool:
     return await lifecycle.run(control, Watchdog(may_exit=True), [socket.socket(fileno=fd) for fd in sockets])
 
 
+def run(work: Coroutine[Any, Any, bool]) -> bool:
+    """Run the loop until `work` ends, and its result.
+
+    SystemExit and KeyboardInterrupt of any task or callback stop an asyncio loop; and a service may start tasks. The
+    supervisor alone decides when a shard ends, so the loop goes on: whoever awaits that task gets the exception.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(work)
+        while True:
+            try:
+                return loop.run_until_complete(task)
+            except (SystemExit, KeyboardInterrupt) as error:
+                if task.done():
+                    raise
+                log.error("shard.exit_ignored at=%s error=%s", user_code.line_of(error), user_code.summary(error))
+
+
 if __name__ == "__main__":
     logs.install(os.environ)
-    sys.exit(0 if uvloop.run(main(*map(int, sys.argv[1:]))) else 1)
+    sys.exit(0 if run(main(*map(int, sys.argv[1:]))) else 1)

@@ -88,7 +88,7 @@ def _log_record_of(record: logging.LogRecord) -> LogRecord:
     if record.exc_info and record.exc_info[0] is not None:
         attributes |= {
             "exception.type": record.exc_info[0].__qualname__,
-            "exception.message": str(record.exc_info[1]),
+            "exception.message": _message_of(record.exc_info[1]),
             "exception.stacktrace": "".join(traceback.format_exception(*record.exc_info)),
         }
     return LogRecord(
@@ -101,6 +101,14 @@ def _log_record_of(record: logging.LogRecord) -> LogRecord:
         "" if span_id == "0" else span_id,
         attributes,
     )
+
+
+def _message_of(error: BaseException | None) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        # Whatever a service raises is logged, and the log call may raise nothing.
+        return f"<{type(error).__qualname__} without a text>"
 
 
 def install(environment: Mapping[str, str], *, stream: TextIO | None = None) -> None:
