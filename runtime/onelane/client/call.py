@@ -23,6 +23,7 @@ from onelane.client.connection import ENDED, Connection, Outgoing
 from onelane.client.subchannel import Subchannel
 from onelane.wire.client import ClientStream
 from onelane.wire.framing import Headers, write_timeout
+from onelane.wire.header_size import TooMuchMetadata
 
 log = logging.getLogger("onelane.client")
 OK = grpc.StatusCode.OK
@@ -51,6 +52,8 @@ class ClientCall(grpc.aio.Call):
     """One call, with all of its attempts. Owned by the loop of its channel."""
 
     single_response: bool
+    headers_size = 0
+    """Bytes of its headers, where its metadata is large."""
     _is_cancelled_here = False
     """By `cancel`, whatever details a server sends."""
 
@@ -317,6 +320,10 @@ class ClientCall(grpc.aio.Call):
             self._fail(grpc.StatusCode.INTERNAL, "Exception deserializing response!")
             raise self.error() from error
 
+    def _refuse_metadata(self, limit: int) -> None:
+        """The server of a connection takes no such metadata: it would refuse it, or close the connection."""
+        self.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(TooMuchMetadata(self.headers_size, limit)))
+
     def _fail(self, code: grpc.StatusCode, details: str) -> None:
         """End the call where what has arrived cannot be used, also where the server has ended it as OK."""
         if self.status is None:
@@ -366,8 +373,8 @@ class HeldWeakly(ClientCall):
 
     def begin(self, connection: Connection) -> None:
         super().begin(connection)
-        assert self.stream is not None
-        self.stream.call = self._held
+        if self.stream is not None:
+            self.stream.call = self._held
 
     def finish(self, code: Any, details: str, trailers: Any = ()) -> None:
         super().finish(code, details, trailers)

@@ -109,10 +109,14 @@ class _UnaryRequest(ClientCall):
         return True
 
     def begin(self, connection: Connection) -> None:
+        wire = connection.wire
+        if self.headers_size > wire.max_headers:
+            self._refuse_metadata(wire.max_headers)
+            return
         self.transmissions += 1
         self.connection = connection
         limit = self._subchannel.dialling.max_message_bytes
-        self.stream = connection.wire.call(self.headers, self.request, self, limit=limit)
+        self.stream = wire.call(self.headers, self.request, self, limit=limit)
         self.stream.single_response = self.single_response
         connection.flush_soon()
         self._wake()
@@ -151,6 +155,9 @@ class _StreamRequest(HeldWeakly):
         return not self._has_sent
 
     def begin(self, connection: Connection) -> None:
+        if self.headers_size > connection.wire.max_headers:
+            self._refuse_metadata(connection.wire.max_headers)
+            return
         self.transmissions += 1
         self.connection = connection
         self.stream = connection.wire.open(self.headers, self._held, limit=self._subchannel.dialling.max_message_bytes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from math import inf
 from types import TracebackType
 from typing import Any
@@ -15,10 +16,12 @@ from onelane.client.credentials import Plugin, headers_from, plugins_of
 from onelane.client.interceptors import checked, intercepted
 from onelane.client.options import DEFAULT_DIALLING, Dialling
 from onelane.client.subchannel import Subchannel
-from onelane.wire import framing
+from onelane.wire import framing, header_size
 from onelane.wire.framing import Headers
 
 USER_AGENT = b"grpc-python-onelane"
+FEW, LITTLE_BYTES = 64, 4096
+"""Items and bytes of metadata that every server takes; what is larger is measured."""
 CALL_TYPES: dict[str, type[Any]] = {
     "unary_unary": UnaryUnaryCall,
     "unary_stream": UnaryStreamCall,
@@ -174,9 +177,15 @@ class MultiCallable:
         if _checked_compression(self._compression if compression is None else compression):
             headers = [*headers, (b"grpc-encoding", b"gzip")]
             frame = framing.frame_gzip
+        size = 0
         if metadata:
-            headers = [*headers, *framing.write_metadata(metadata)]
+            custom = framing.write_metadata(metadata)
+            headers = [*headers, *custom]
+            if len(custom) > FEW or sum(map(len, chain.from_iterable(custom))) > LITTLE_BYTES:
+                size = header_size.size_of(headers)
         call: Any = self._call_type(self._subchannel, headers, self._deserialize, timeout, bool(wait_for_ready))
+        if size:
+            call.headers_size = size
         if self._has_request_stream:
             call.prepare(request, self._serialize, frame)
         else:

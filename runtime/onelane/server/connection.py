@@ -354,7 +354,9 @@ class NativeConnection(WireProtocol[ServerConnection]):
                 self.wire.send_headers(stream)
             else:
                 self.wire.send_message(stream, call.framed(reply))
-        self.wire.finish(stream, call.code_now.value[0], call.details_now, tuple(call.trailers))
+        cut = self.wire.finish(stream, call.code_now.value[0], call.details_now, tuple(call.trailers))
+        if cut:
+            self._owner.serving.truncated("details" if "details" in cut else "trailers")
 
     def expired(self, call: NativeCall) -> None:
         """The deadline of a call has passed."""

@@ -71,6 +71,10 @@ class Serving(Protocol):
         """A sibling has handed a connection over."""
         return
 
+    def truncated(self, reason: str) -> None:
+        """The end of a call was cut to what its client takes. reason: `details`, or `trailers` alone."""
+        return
+
 
 class Listener(Protocol):
     """Takes calls and gives them to one lane.

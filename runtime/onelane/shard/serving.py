@@ -22,6 +22,9 @@ class LaneServing:
             "onelane.connections", unit="{connection}", description="Connections that came to this shard from a sibling"
         )
         self._steered = connections.at({"onelane.connection.steered": "true"})
+        self._truncations = stats.counter(
+            "onelane.truncations", unit="{call}", description="Calls whose details or trailers were too large, and cut"
+        )
 
     def methods(self) -> Sequence[Method]:
         return [entry.method for entry in self._entries.values()]
@@ -43,3 +46,6 @@ class LaneServing:
 
     def steered(self) -> None:
         self._steered.add()
+
+    def truncated(self, reason: str) -> None:
+        self._truncations.add(1, {"onelane.reason": reason})

@@ -139,6 +139,9 @@ class ClientConnection:
         self.http2 = Http2(server=False, limits=limits)
         self.streams: dict[int, ClientStream] = {}
         self.going_away = False
+        self._max_block = limits.max_sent_metadata
+        self.max_headers = self._max_block
+        """Bytes of the largest header list that the server takes, and that we send."""
         self.late: list[Event] = []
         """Events that came up while bytes were taken to be sent: calls that libnghttp2 has ended."""
         self._unsent: list[int] = []
@@ -344,6 +347,7 @@ class ClientConnection:
         kind = type(event)
         if kind is SettingsReceived:
             self._max_streams = self.http2.max_streams()
+            self.max_headers = min(self._max_block, self.http2.max_header_list())
             events.append(Writable() if self._has_settings else Ready())
             self._has_settings = True
         elif kind is PingAcknowledged:

@@ -68,6 +68,11 @@ class Limits:
     resets: tuple[int, int] = (1000, 33)
     """Streams that the peer may reset: as a burst, and per second."""
 
+    @property
+    def max_sent_metadata(self) -> int:
+        """Bytes of one header block of ours; libnghttp2 sends none that is larger."""
+        return self.max_metadata * 4
+
 
 class Http2:
     """One end of one connection: bytes in, events out, bytes to send."""
@@ -90,7 +95,7 @@ class Http2:
                 auto_window_update=False,
                 peer_max_concurrent_streams=100,
                 max_inbound_header_list_size=limits.max_metadata * 4,
-                max_send_header_block_length=limits.max_metadata * 4,
+                max_send_header_block_length=limits.max_sent_metadata,
                 stream_reset_rate_limit=limits.resets,
             ),
         )
@@ -183,6 +188,10 @@ class Http2:
     def max_streams(self) -> int:
         """The peer's SETTINGS_MAX_CONCURRENT_STREAMS."""
         return self._connection.remote_settings.get(Setting.MAX_CONCURRENT_STREAMS, UNLIMITED)
+
+    def max_header_list(self) -> int:
+        """The peer's SETTINGS_MAX_HEADER_LIST_SIZE."""
+        return self._connection.remote_settings.get(Setting.MAX_HEADER_LIST_SIZE, UNLIMITED)
 
     def _send_control(self, send: Callable[..., None], *arguments: Any) -> None:
         """Send a frame of the connection's own, unless the connection is over or has begun to end."""

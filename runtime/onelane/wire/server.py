@@ -5,13 +5,14 @@ stream ends in exactly one `Ended` or in this end's answer. An answer on a strea
 dropped.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-from onelane.wire import framing
+from onelane.wire import framing, header_size
 from onelane.wire.framing import BadWire, Deframer, Headers, Metadata
+from onelane.wire.header_size import TooMuchMetadata
 from onelane.wire.http2 import (
     Closed,
     DataReceived,
@@ -28,9 +29,10 @@ from onelane.wire.http2 import (
 )
 
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
-FIELD_OVERHEAD = 32
-"""Bytes that RFC 9113 (6.5.2) adds to the size of each header field."""
+_RESPONSE_SIZE = header_size.size_of(_RESPONSE)
 _OK: Headers = [(b"grpc-status", b"0")]
+EVERY_PEER_TAKES = 1024
+"""Bytes of headers, whatever it announces."""
 
 
 class Stream:
@@ -155,6 +157,7 @@ class ServerConnection:
         self._unsent = b""
         self._max_message = max_message
         self._max_metadata = limits.max_metadata
+        self._max_block = limits.max_sent_metadata
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the client; returns the events in them, in order."""
@@ -239,9 +242,15 @@ class ServerConnection:
         self._forget(stream)
 
     def send_headers(self, stream: Stream, metadata: Metadata = ()) -> None:
-        """Send the initial metadata, unless they have been sent."""
+        """Send the initial metadata, unless they have been sent.
+
+        Raises:
+            TooMuchMetadata: nothing has been sent.
+        """
         if not stream.sent_headers:
             more = framing.write_metadata(metadata) if metadata else []
+            if more:
+                self._check_size([*_RESPONSE, *more])
             stream.sent_headers = True
             if stream.encoding:
                 more.append((b"grpc-encoding", stream.encoding))
@@ -254,8 +263,12 @@ class ServerConnection:
         with suppress(StreamEnded):
             self.http2.send_data(stream.id, message)
 
-    def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> None:
-        """End the call with a status: in trailers, or as a trailers-only response if nothing was sent before."""
+    def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> Sequence[str]:
+        """End the call with a status: in trailers, or as a trailers-only response if nothing was sent before.
+
+        Returns what of details and trailers was cut, since the client takes no more.
+        """
+        cut: Sequence[str] = ()
         headers: Headers = [(b"grpc-status", b"%d" % code)]
         if details:
             headers.append((b"grpc-message", framing.write_message(details)))
@@ -264,12 +277,15 @@ class ServerConnection:
             headers.append((b"grpc-accept-encoding", framing.ENCODINGS))
         if trailers:
             headers += framing.write_metadata(trailers)
+        if len(headers) > 1 and (size := header_size.size_of(headers)) > EVERY_PEER_TAKES:
+            headers, cut = self._fitting(headers, size)
         with suppress(StreamEnded):
             if stream.sent_headers:
                 self.http2.send_trailers(stream.id, headers)
             else:
                 self.http2.send_response(stream.id, [*_RESPONSE, *headers], end_stream=True)
         self._forget(stream)
+        return cut
 
     def consumed(self, stream: Stream) -> None:
         """The reader has taken the received messages: let the client send as many bytes again."""
@@ -281,6 +297,23 @@ class ServerConnection:
         self.streams.pop(stream.id, None)
         self._acknowledge(stream)
         self.http2.reset(stream.id, ErrorCode.REFUSED_STREAM)
+
+    def _fitting(self, headers: Headers, size: int) -> tuple[Headers, Sequence[str]]:
+        """The end of a call as the client takes it, and what was cut for that."""
+        limit = self._max_sent()
+        if size + _RESPONSE_SIZE <= limit:
+            return headers, ()
+        # Half: between that and what it announces, gRPC's core refuses headers at random.
+        return header_size.cut_to(headers, (limit if limit == self._max_block else limit // 2) - _RESPONSE_SIZE)
+
+    def _check_size(self, headers: Headers) -> None:
+        size = header_size.size_of(headers)
+        if size > EVERY_PEER_TAKES and size > (limit := self._max_sent()):
+            raise TooMuchMetadata(size, limit)
+
+    def _max_sent(self) -> int:
+        """Bytes of the largest header list that the client takes, and that we send."""
+        return max(EVERY_PEER_TAKES, min(self._max_block, self.http2.max_header_list()))
 
     # Received events
 
@@ -296,7 +329,7 @@ class ServerConnection:
         if fields.get(b":method") != b"POST":
             self._not_grpc(stream, [(b":status", b"405"), (b"allow", b"POST")])
             return None
-        size = sum(map(len, chain.from_iterable(headers))) + FIELD_OVERHEAD * len(headers)
+        size = header_size.size_of(headers)
         if size > self._max_metadata:
             self.finish(stream, framing.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
             return None
