@@ -26,6 +26,11 @@ def test_a_bad_configuration_lists_every_fault() -> None:
             Transient,
             "not the owner by the placement of epoch 7, and the call was forwarded once already",
         ),
+        (
+            errors.ForeignKey("k", shard="a-0", owner="a-1"),
+            errors.Misuse,
+            "the key 'k' belongs to shard a-1, not to a-0",
+        ),
         (Overloaded("shard a-0", waiting=3), Refused, "shard a-0 is full: 3 waiting already"),
         (TooOften(per_s=5.0, wait_s=0.2), Refused, "called more often than 5 times a second"),
         (errors.PortTaken("127.0.0.1:80", "nginx"), Invalid, "127.0.0.1:80 is taken by nginx"),

@@ -57,7 +57,27 @@ class BadConfig(Invalid):
         self.faults = tuple(faults)
 
 
-class BadService(Invalid):
+class Misuse(Invalid):
+    """The code of a service uses its shard wrongly: a bug of the service, not of its client.
+
+    Its call is INTERNAL, and the shard's log has the traceback.
+    """
+
+    status = "INTERNAL"
+
+
+class ForeignKey(Misuse):
+    """The code of a service wants the turn, or a timer, of a key that another shard owns."""
+
+    def __init__(self, key: str, *, shard: str, owner: str) -> None:
+        super().__init__(
+            f"the key {key!r} belongs to shard {owner}, not to {shard}: `shard.call` sends a call to the owner of a key"
+        )
+        self.key = key
+        self.owner = owner
+
+
+class BadService(Misuse):
     """A service, plugin or method cannot be run as configured: not found, without a key, or of an unsupported kind."""
 
 

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -125,6 +125,25 @@ class Echo(echo_pb2_grpc.EchoServicer):
         answers = await self.shard.call_each(which, EchoRequest(order=order), timeout=float(timeout_s))
         codes = [a.error.code().name if a.error else getattr(a.reply, "shard", "") for a in answers]
         return " ".join(f"{answer.shard}={what}" for answer, what in zip(answers, codes, strict=True))
+
+    async def _across_turn(self, key: str) -> str:
+        async with self.shard.turn(key):
+            return self.shard.name
+
+    async def _across_misuse(self, which: str) -> str:
+        """Call another lane as a service should not."""
+        call, own = self.shard.call, echo_pb2_grpc.EchoServicer
+        request, wrong = EchoRequest(key="a"), cast(Any, EchoReply())
+        misuses: dict[str, Any] = {
+            "unknown": lambda: call("a", "echo.v1.Echo/Nope", request),
+            "streaming": lambda: call("a", "echo.v1.Echo/Upload", request),
+            "empty": lambda: call("", own.Unary, EchoRequest()),
+            "other_key": lambda: call("b", own.Unary, request),
+            "message": lambda: call("a", own.Unary, wrong),
+            "keyed_each": lambda: self.shard.call_each(own.Unary, request),
+            "message_each": lambda: self.shard.call_each(own.Who, wrong),
+        }
+        return str(await misuses[which]())
 
     async def _across_publish(self, rest: str) -> str:
         topic, times, how = rest.split(" ")

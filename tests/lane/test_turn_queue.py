@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turn, Turns
-from onelane.errors import NotHome, Overloaded
+from onelane.errors import ForeignKey, Overloaded
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import AT_ONCE, HeldTurn, TurnQueue
 from onelane.testing.listener import MemoryCall
@@ -34,7 +34,7 @@ async def test_waiters_get_the_turn_one_after_another_in_the_order_they_came() -
 
 
 async def test_the_turn_of_a_key_that_another_shard_owns_is_refused() -> None:
-    with pytest.raises(NotHome):
+    with pytest.raises(ForeignKey):
         await a_queue(owner=Member("b", "127.0.0.1:1002", "b.sock")).hold("k", "timer")
 
 

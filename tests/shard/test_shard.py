@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from onelane.core.context import current_call
 from onelane.core.placement import Member, Placement
-from onelane.errors import BadService, NotHome
+from onelane.errors import BadService, ForeignKey
 from onelane.shard.wiring import ShardParts
 
 from tests.echo.v1 import echo_pb2_grpc
@@ -81,9 +81,9 @@ async def test_a_turn_is_had_by_one_at_a_time_and_is_part_of_the_chain_meanwhile
 async def test_turns_and_timers_are_for_keys_that_live_here(parts: ShardParts) -> None:
     parts.lane.place(Placement(7, (SELF, OTHER)))
     away = next(key for key in map(str, range(99)) if parts.lane.placement.owner_of(key) is OTHER)
-    with pytest.raises(NotHome):
+    with pytest.raises(ForeignKey):
         parts.shard.later(away, 1.0, lambda: None)
-    with pytest.raises(NotHome):
+    with pytest.raises(ForeignKey):
         async with parts.shard.turn(away):
             pytest.fail("another shard owns the key")
 

@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 from onelane.core.context import TaskContext, current_call_var
 from onelane.core.trace_context import TraceContext
-from onelane.errors import BadService
+from onelane.errors import BadService, Misuse
 from onelane.shard.wiring import ShardParts
 
 from tests.echo.v1 import echo_pb2_grpc
@@ -44,6 +44,15 @@ async def test_what_cannot_be_called_so_is_said(parts: ShardParts) -> None:
         await parts.shard.call("k", "echo.v1.Echo/Upload", EchoRequest(key="k"))
     with pytest.raises(BadService, match="Unary has a key, so one shard owns it; expected a method that is ANY"):
         await parts.shard.call_each(Echo.Unary, EchoRequest(key="k"))
+    wrong_message: Any = EchoReply()
+    with pytest.raises(Misuse, match=r"Unary takes a message echo\.v1\.EchoRequest, not EchoReply"):
+        await parts.shard.call("k", Echo.Unary, wrong_message)
+    with pytest.raises(Misuse, match=r"Who takes a message echo\.v1\.EchoRequest, not bytes"):
+        await parts.shard.call_each(Echo.Who, wrong_message.SerializeToString())
+    with pytest.raises(Misuse, match=r"the key for echo\.v1\.Echo/Unary is empty"):
+        await parts.shard.call("", Echo.Unary, EchoRequest())
+    with pytest.raises(Misuse, match=r"is 'j': metadata onelane-key is 'j', but .*key makes the key 'k'"):
+        await parts.shard.call("j", Echo.Unary, EchoRequest(key="k"))
 
 
 async def test_a_call_to_itself_ends_with_its_timeout(parts: ShardParts) -> None:
@@ -114,6 +123,46 @@ async def test_a_status_of_another_lane_comes_back_as_it_is(shards: Shards) -> N
             await shards.ask(0, f"call {shards.keys[to]} abort")
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         assert caught.value.details() == "no such thing: ünïcode"
+
+
+async def failure_of(shards: Shards, order: str) -> tuple[grpc.StatusCode, str]:
+    """The status of an order that a service cannot carry out, and the record of it in its shard's log."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await shards.ask(0, order)
+    error_id = str(caught.value.details()).rpartition(" ")[2]
+    record = shards.app.log.read_text().partition(f"call.failed id={error_id}")[2].partition("call.failed")[0]
+    return caught.value.code(), record
+
+
+@pytest.mark.slow
+async def test_the_turn_of_a_key_that_lives_elsewhere_is_internal_and_logged_with_key_and_owner(shards: Shards) -> None:
+    assert await shards.ask(0, f"turn {shards.keys[0]}") == "echo-0"
+    code, record = await failure_of(shards, f"turn {shards.keys[1]}")
+    assert code is grpc.StatusCode.INTERNAL
+    assert f"ForeignKey: the key '{shards.keys[1]}' belongs to shard echo-1, not to echo-0" in record
+    assert "Traceback" in record
+
+
+MISUSES = {
+    "unknown": "BadService: no service of this app has the method 'echo.v1.Echo/Nope'",
+    "streaming": "BadService: echo.v1.Echo/Upload is a streaming method",
+    "empty": "Misuse: call: the key for echo.v1.Echo/Unary is empty",
+    "other_key": "Misuse: call: the key for echo.v1.Echo/Unary is 'b'",
+    "message": "Misuse: echo.v1.Echo/Unary takes a message echo.v1.EchoRequest, not EchoReply",
+    "keyed_each": "BadService: call_each: echo.v1.Echo/Unary has a key",
+    "message_each": "Misuse: echo.v1.Echo/Who takes a message echo.v1.EchoRequest, not EchoReply",
+}
+"""What a service asks for, and the error in the log of its shard."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", MISUSES)
+async def test_a_service_that_calls_its_siblings_wrongly_is_internal_and_logged(shards: Shards, which: str) -> None:
+    """Neither INVALID_ARGUMENT nor UNAVAILABLE: its client has done nothing wrong, and another call would not help."""
+    code, record = await failure_of(shards, f"misuse {which}")
+    assert code is grpc.StatusCode.INTERNAL
+    assert f"onelane.errors.{MISUSES[which]}" in record
+    assert "Traceback" in record
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from onelane.errors import NotHome, Overloaded
+from onelane.errors import ForeignKey, Overloaded
 from onelane.shard.timers import RETRY_TURN_S, LoopAlarms, Timers
 from onelane.telemetry.stats import Stats
 from onelane.testing.clock import ManualClock
@@ -243,7 +243,7 @@ async def test_a_timer_whose_key_lives_elsewhere_by_then_does_not_run(
     timers: Timers, clock: ManualClock, turns: Turns, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[int] = []
-    turns.refuses = [NotHome(epoch=2)]
+    turns.refuses = [ForeignKey("k", shard="echo-0", owner="echo-1")]
     timers.later("k", 1.0, lambda: ran.append(1))
     clock.advance(5.0)
     await settle()
@@ -348,6 +348,8 @@ async def test_a_timer_of_a_key_holds_its_turn_and_the_shard_refuses_one_of_a_ke
         assert "held by timer Echo._wait" in details
         await where.home(own_key).Release(EchoRequest(key=own_key))
         await where.home(own_key).Unary(EchoRequest(key=own_key))
-        with pytest.raises(grpc.aio.AioRpcError, match="not the owner by the placement"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
             await where.home(own_key).Misbehave(EchoRequest(key=own_key, order=f"later {other_key}"))
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert f"ForeignKey: the key '{other_key}' belongs to shard echo-1" in cluster.log.read_text()
         await where.close()

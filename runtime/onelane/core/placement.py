@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onelane.core.ring import Ring
-from onelane.errors import NotHome
+from onelane.errors import ForeignKey, NotHome
 
 POINTS = 512
 """Default number of points of each shard on the ring."""
@@ -96,3 +96,14 @@ def route(key: str, *, here: str, hopped: bool, placement: Placement) -> Member 
     if hopped:
         raise NotHome(epoch=placement.epoch)
     return owner
+
+
+def check_own(key: str, *, here: str, placement: Placement) -> None:
+    """Check that this shard, `here`, owns a key (canonical text) which the code of a service wants for itself.
+
+    Raises:
+        ForeignKey: another shard owns it.
+    """
+    owner = placement.owner_of(key)
+    if owner.name != here:
+        raise ForeignKey(key, shard=here, owner=owner.name)

@@ -12,8 +12,8 @@ from typing import Any
 
 from onelane.core import keys
 from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
+from onelane.core.placement import check_own
 from onelane.core.turns import Turn, Turns, holders
-from onelane.errors import NotHome
 from onelane.lane.routing import Router
 from onelane.server.call import Call
 from onelane.server.call_state import WAITING
@@ -65,12 +65,10 @@ class TurnQueue:
         """Wait for the turn of a key that this shard owns; the caller must `leave` it. name: of the code in it.
 
         Raises:
-            NotHome: another shard owns the key.
+            ForeignKey: another shard owns the key.
             Overloaded: too many wait for it.
         """
-        placement = self._router.placement
-        if placement.owner_of(key).name != self._router.shard:
-            raise NotHome(epoch=placement.epoch)
+        check_own(key, here=self._router.shard, placement=self._router.placement)
         context = current_call()
         waiter: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         turn = self.turns.enter(key, name, context.outgoing_chain if context else "", waiter)

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from onelane.core.backoff import PUSHBACK
-from onelane.errors import OnelaneError, Refused
+from onelane.errors import Misuse, OnelaneError, Refused
 from onelane.server import arguments, user_code
 from onelane.server.arguments import BadHandler
 from onelane.server.call import OK, Aborted, Call
@@ -41,6 +41,8 @@ def _give_status(call: Call, error: BaseException, method: Method, shard: str) -
         case _ if call.code_now is not OK and _is_abort(error):
             # The handler has chosen the status itself.
             return
+        case Misuse():
+            _unexpected(call, error, method, shard)
         case OnelaneError():
             code = grpc.StatusCode[error.status]
             call.fail(grpc.StatusCode.UNKNOWN if code is OK else code, arguments.details(str(error), call.method))

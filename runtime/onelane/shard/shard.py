@@ -13,7 +13,8 @@ from onelane.client.peer import DEFAULT_SERVICE_CONFIG
 from onelane.client.ring_channel import Channel
 from onelane.config import App
 from onelane.core import keys
-from onelane.errors import BadService, NotHome
+from onelane.core.placement import check_own
+from onelane.errors import BadService
 from onelane.lane.lane import Lane
 from onelane.lane.turn_queue import HeldTurn
 from onelane.shard.offload.offload import Offload
@@ -118,7 +119,7 @@ class Shard:
         For streams and tasks; a unary call holds the turn of its own key already, and may enter it again.
 
         Raises, when it is entered:
-            NotHome: another shard owns the key.
+            ForeignKey: another shard owns the key.
             Overloaded: too many calls wait for it.
         """
         return HeldTurn(self._lane.queue, key)
@@ -145,12 +146,10 @@ class Shard:
         Until it begins it is listed by `timers`. It ends with the shard, and when the shard loses the key.
 
         Raises:
-            NotHome: another shard owns the key.
+            ForeignKey: another shard owns the key.
             Overloaded: the shard has `max_timers` timers.
         """
-        placement = self._lane.placement
-        if placement.owner_of(keys.canonical(key)).name != self.name:
-            raise NotHome(epoch=placement.epoch)
+        check_own(keys.canonical(key), here=self.name, placement=self._lane.placement)
         return self._timers.later(key, seconds, fn)
 
     def timers(self, key: Key) -> tuple[Timer, ...]:
@@ -173,6 +172,7 @@ class Shard:
         Raises:
             grpc.aio.AioRpcError: as of any call.
             BadService: no service of this app has the method, or it streams.
+            Misuse: the key is empty, or not the one in the request; or the request is not the method's message.
         """
         return await self._sibling_calls.call(key, method, request, timeout)
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from onelane.client.call import DEADLINE_DETAILS
@@ -21,9 +22,9 @@ from onelane.client.channel import NativeChannel
 from onelane.client.propagation import outgoing
 from onelane.core import keys
 from onelane.core.context import current_baggage, current_call, current_trace
-from onelane.core.keys import ANY
+from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member
-from onelane.errors import BadService
+from onelane.errors import BadKey, BadService, Misuse
 from onelane.lane.forwarder import SERVED, SIBLING_DIALLING
 from onelane.lane.lane import Lane
 from onelane.server import methods
@@ -100,9 +101,9 @@ class SiblingCalls:
         self, key: str | bytes | int, method_ref: MethodRef[Req, Rep], request: Req, timeout_s: float | None
     ) -> Rep:
         """See `Shard.call`."""
-        text = keys.canonical(key)
-        owner = self._lane.placement.owner_of(text)
         method = self._unary(method_ref)
+        text = _checked_key(key, method, request)
+        owner = self._lane.placement.owner_of(text)
         reply: Rep = await self._send(owner, method, request, ((keys.HEADER, text),), self._deadline_at(timeout_s))
         return reply
 
@@ -113,6 +114,7 @@ class SiblingCalls:
         method = self._unary(method_ref)
         if method.rule is not ANY:
             raise BadService(f"call_each: {method.name} has a key, so one shard owns it; expected a method that is ANY")
+        _check_message(method, request)
         deadline_at = self._deadline_at(timeout_s)
 
         async def ask(member: Member) -> Answer[Rep]:
@@ -195,11 +197,45 @@ class SiblingCalls:
         return call.reply
 
 
+def _checked_key(key: str | bytes | int, method: Method, request: Message) -> str:
+    """The canonical text of a key with which a service calls a method.
+
+    Raises:
+        Misuse: the owner would refuse the call, for which the client of the service could do nothing.
+    """
+    _check_message(method, request)
+    text = keys.canonical(key)
+    if not text:
+        raise Misuse(f"call: the key for {method.name} is empty")
+    if isinstance(method.rule, FieldKey):
+        try:
+            keys.check_header(method.rule.read(request), text, method.rule.paths[0])
+        except BadKey as error:
+            raise Misuse(f"call: the key for {method.name} is {text!r}: {error}") from error
+    return text
+
+
+def _check_message(method: Method, request: Message) -> None:
+    """Check that a request is the message that a method takes.
+
+    Raises:
+        Misuse: it is another one, or none.
+    """
+    expected = _described(method).input_type.full_name
+    descriptor = getattr(request, "DESCRIPTOR", None)
+    if descriptor is None or descriptor.full_name != expected:
+        raise Misuse(f"{method.name} takes a message {expected}, not {type(request).__name__}")
+
+
 def _reply_class(method: Method) -> Any:
+    return message_factory.GetMessageClass(_described(method).output_type)
+
+
+def _described(method: Method) -> MethodDescriptor:
     descriptor = keys.describe(method.path)
     if descriptor is None:
         raise BadService(f"{method.name}: its proto has not been imported")
-    return message_factory.GetMessageClass(descriptor.output_type)
+    return descriptor
 
 
 def _late() -> grpc.aio.AioRpcError:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from onelane.core import keys
 from onelane.core.context import TaskContext, current_call_var
-from onelane.errors import NotHome, Overloaded
+from onelane.errors import ForeignKey, Overloaded
 from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.timers")
@@ -274,7 +274,7 @@ class Timers:
                 timer._task = None
                 self._arm(timer, self._alarms.now() + RETRY_TURN_S)
                 return
-            except NotHome:
+            except ForeignKey:
                 log.warning("timer.not_home shard=%s timer=%s: another shard owns its key", self._shard, timer.name)
                 self._off(timer)
                 return
