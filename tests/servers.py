@@ -1,7 +1,10 @@
-"""Servers for the tests of channels: grpcio's own, and our listener without a lane behind it; bytes in, bytes out."""
+"""Servers for tests, bytes in, bytes out: grpcio's own, our listener without a lane, a lane behind our listeners."""
 
+import asyncio
+import inspect
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ from onelane.client.options import Dialling
 from onelane.client.tls import client_context
 from onelane.config import App, Tls
 from onelane.core.keys import ANY
-from onelane.server.listener import Bind, Serving
+from onelane.server import interceptors
+from onelane.server.grpcio_listener import GrpcioListener
+from onelane.server.listener import Bind, Listener, Serving
 from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
 
 from tests.ports import reserved
+from tests.shard.parts import setup, wired
 
 READY, FAILURE, IDLE = (
     grpc.ChannelConnectivity.READY,
@@ -65,6 +71,47 @@ async def stock(
         yield address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}", server
     finally:
         await server.stop(None)
+
+
+@asynccontextmanager
+async def stock_of_threads(
+    *, compression: grpc.Compression | None = None, options: Sequence[tuple[str, Any]] = (), **handlers: Any
+) -> AsyncIterator[str]:
+    """grpcio's server for plain `def` handlers, which it runs in threads; its address."""
+    threads = ThreadPoolExecutor(8)
+    server = grpc.server(threads, handlers=[Handlers(**handlers)], options=options, compression=compression)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await asyncio.to_thread(server.stop(None).wait)
+
+
+@asynccontextmanager
+async def lane_behind(
+    listener: str,
+    chain: Sequence[grpc.aio.ServerInterceptor] = (),
+    settings: dict[str, Any] | None = None,
+    /,
+    **handlers: Any,
+) -> AsyncIterator[str]:
+    """A lane behind a listener, `native` or `grpcio`, with the handlers that `stock` takes; its address."""
+    parts, _ = wired(setup(**(settings or {})))
+    for name, handler in handlers.items():
+        run = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
+        streams = (handler.request_streaming, handler.response_streaming)
+        method = Method(f"/t.T/{name}", run, is_async, *streams, None, None, ANY)
+        parts.lane.add(interceptors.behind(method, chain))
+    server: Listener = NativeListener() if listener == "native" else GrpcioListener()
+    with reserved() as port:
+        address = f"127.0.0.1:{port}"
+        await server.start([Bind(address)], parts.serving, parts.settings)
+        try:
+            yield address
+        finally:
+            await server.stop(1.0)
 
 
 class Answering(Serving):

@@ -30,7 +30,6 @@ TESTED_BY = {
     "server/native_call": "server/test_connection_end_stream",
     "server/native_listener": "server/test_listener",
     "server/sockets": "supervisor/test_supervisor",
-    "server/sync_handler": "lane/test_routing",
     "server/tls": "client/test_tls",
     "shard/lane_stack": "shard/test_watchdog_contract",
     "shard/process": "supervisor/test_supervisor",

@@ -115,6 +115,10 @@ class Call:
     async def send_initial(self, metadata: Metadata) -> None:
         raise NotImplementedError
 
+    def send_initial_now(self, metadata: Metadata) -> None:
+        """`send_initial` of a plain `def` handler, which cannot await: before the answer, and the next message."""
+        raise NotImplementedError
+
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline; None where it set none."""
         raise NotImplementedError

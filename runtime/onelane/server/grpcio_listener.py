@@ -29,21 +29,35 @@ PENDING_CALLS = 100_000
 class GrpcioCall(Call):
     """A call whose bytes come through grpc.aio."""
 
-    __slots__ = ("_context",)
+    __slots__ = ("_context", "initial_to_send")
 
     def __init__(self, method: str, context: Any, *, trusted: bool) -> None:
         super().__init__(method, context.invocation_metadata() or (), trusted=trusted)
         self._context = context
+        self.initial_to_send: Metadata | None = None
+        """Initial metadata of a plain handler, which cannot await: sent before its answer, or its next message."""
 
     async def receive(self) -> bytes | None:
+        if self.initial_to_send is not None:
+            await self.send_kept_initial()
         message = await self._context.read()
         return None if message is grpc.aio.EOF else message
 
     async def send(self, message: bytes) -> None:
+        if self.initial_to_send is not None:
+            await self.send_kept_initial()
         await self._context.write(message)
 
     async def send_initial(self, metadata: Metadata) -> None:
         await self._context.send_initial_metadata(tuple(metadata))
+
+    def send_initial_now(self, metadata: Metadata) -> None:
+        self.initial_to_send = metadata
+
+    async def send_kept_initial(self) -> None:
+        """Send the initial metadata of a plain handler."""
+        metadata, self.initial_to_send = self.initial_to_send, None
+        await self.send_initial(metadata or ())
 
     def time_remaining(self) -> float | None:
         remaining: float | None = self._context.time_remaining()
@@ -94,7 +108,7 @@ def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMeth
                         raise
                     # By its own handler, or by a drain: grpcio would answer it with no status at all.
                     reply = b""
-                if call.code_now is not OK or call.trailers:
+                if call.code_now is not OK or call.trailers or call.initial_to_send is not None:
                     await _end(call, context)
                 return reply
 
@@ -131,7 +145,9 @@ async def _answer(serving: Serving, method: Method, trusted: bool, context: Any,
     return reply
 
 
-async def _end(call: Call, context: Any) -> None:
+async def _end(call: GrpcioCall, context: Any) -> None:
+    if call.initial_to_send is not None:
+        await call.send_kept_initial()
     if call.trailers:
         try:
             # gRPC's core fails a call without any answer for metadata that it cannot send.

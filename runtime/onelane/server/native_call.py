@@ -92,6 +92,9 @@ class NativeCall(Call):
         await self._connection.wait_room(self.stream.id)
 
     async def send_initial(self, metadata: Metadata) -> None:
+        self.send_initial_now(metadata)
+
+    def send_initial_now(self, metadata: Metadata) -> None:
         self._connection.wire.send_headers(self.stream, tuple(metadata))
         self._connection.flush_soon()
 

@@ -4,8 +4,8 @@ A unary one runs in one go. One that reads a stream runs in a greenlet: where it
 aside and the lane goes on, so code that was written for grpcio's threads runs unchanged, without a thread.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import copy_context
 from types import GeneratorType
 from typing import Any, NoReturn
 
@@ -35,7 +35,9 @@ class PlainContext:
         self._call.abort_now(status.code, status.details, status.trailing_metadata)
 
     def send_initial_metadata(self, initial_metadata: Metadata) -> None:
-        wait(self._call.send_initial_metadata(arguments.metadata(initial_metadata)))
+        pairs = arguments.metadata(initial_metadata)
+        self._call.initial_sent = True
+        self._call.send_initial_now(pairs)
 
     def is_active(self) -> bool:
         return not self._call.done()
@@ -61,15 +63,15 @@ def call_of(context: PlainContext) -> Call:
 def wait(awaitable: Awaitable[Any]) -> Any:
     """Step aside until `awaitable` is done. Only inside `run`."""
     parent = greenlet.getcurrent().parent
-    if parent is None:
-        asyncio.ensure_future(awaitable)  # noqa: RUF006 - headers go out by themselves; there is nothing to wait for
-        return None
+    assert parent is not None
     return parent.switch(awaitable)
 
 
 async def run(handler: Callable[[], Any]) -> Any:
     """Run `handler` to its end in a greenlet; awaitables that it waits for are awaited here, on the lane."""
     child = greenlet.greenlet(handler)
+    # A copy: a greenlet starts with an empty context, and the task's own is in use meanwhile.
+    child.gr_context = copy_context()
     step = child.switch()
     while not child.dead:
         try:

@@ -69,6 +69,9 @@ class LocalCall(Call):
     async def send_initial(self, metadata: Metadata) -> None:
         """The caller sees the reply and the status alone."""
 
+    def send_initial_now(self, metadata: Metadata) -> None:
+        """See `send_initial`."""
+
 
 class SiblingChannels:
     """One channel to each sibling, made at its first use. Owned by one lane."""

@@ -58,6 +58,9 @@ class MemoryCall(Call):
     async def send_initial(self, metadata: Metadata) -> None:
         self.initial = metadata
 
+    def send_initial_now(self, metadata: Metadata) -> None:
+        self.initial = metadata
+
     def time_remaining(self) -> float | None:
         return self.deadline_s
 
