@@ -30,9 +30,9 @@ def test_what_is_cut_fits_and_has_its_code_and_the_beginning_of_its_text(
     text = framing.read_message(fields[b"grpc-message"])
     sent = details.encode("utf-8", "replace").decode()
     assert text == sent or ("details" in cut and sent.startswith(text.rpartition(" [cut from ")[0]))
-    kept = headers[2:-1]
-    assert [pair for pair in trailers if pair in kept] == [pair for pair in trailers if pair in set(kept)]
-    assert len(kept) + len([name for name in cut if name != "details"]) == len(trailers)
+    remaining = headers[2:-1]
+    assert [pair for pair in trailers if pair in remaining] == [pair for pair in trailers if pair in set(remaining)]
+    assert len(remaining) + len([name for name in cut if name != "details"]) == len(trailers)
 
 
 def test_the_largest_trailers_are_left_out_and_named() -> None:

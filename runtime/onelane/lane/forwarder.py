@@ -18,8 +18,8 @@ from onelane.client.options import Dialling
 from onelane.client.propagation import forwarded
 from onelane.core.placement import Member
 from onelane.core.trace_context import TraceContext
+from onelane.errors import OnelaneError
 from onelane.server.call import Call
-from onelane.wire.header_size import TooMuchMetadata
 
 SERVED = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
@@ -153,9 +153,9 @@ async def _rest(call: Call) -> AsyncIterator[bytes]:
 async def _pass_initial_then(call: Call, sent: ClientCall, done: Done, reply: bytes) -> None:
     try:
         await _pass_initial(call, sent)
-    except TooMuchMetadata as error:
-        # The client takes less than a sibling.
-        call.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    except OnelaneError as error:
+        # The client takes less metadata than a sibling.
+        call.fail(grpc.StatusCode[error.status], str(error))
         reply = b""
     finally:
         done(reply)

@@ -51,21 +51,21 @@ def cut_to(headers: Headers, limit: int) -> tuple[Headers, list[str]]:
             cut.append("details")
         fixed.append((b"grpc-message", details))
         room -= overhead + len(details)
-    kept = _smallest(trailers, room)
-    names = [name.decode() for at, (name, _) in enumerate(trailers) if at not in kept]
+    small = _smallest(trailers, room)
+    names = [name.decode() for at, (name, _) in enumerate(trailers) if at not in small]
     mark = (CUT.encode(), ",".join([*cut, *names]).encode()[: MARK_BYTES - FIELD_OVERHEAD - len(CUT)])
-    return [*fixed, *(pair for at, pair in enumerate(trailers) if at in kept), mark], [*cut, *names]
+    return [*fixed, *(pair for at, pair in enumerate(trailers) if at in small), mark], [*cut, *names]
 
 
 def _smallest(trailers: Headers, room: int) -> set[int]:
     """The places of as many trailers as there is room for."""
-    kept: set[int] = set()
+    places: set[int] = set()
     for at in sorted(range(len(trailers)), key=lambda at: size_of([trailers[at]])):
         room -= size_of([trailers[at]])
         if room < 0:
             break
-        kept.add(at)
-    return kept
+        places.add(at)
+    return places
 
 
 def _shortened(details: bytes, length: int) -> bytes:
