@@ -1,7 +1,7 @@
 """The four types of calls behave as grpc.aio's do."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -72,19 +72,44 @@ async def test_a_half_closed_call_takes_no_further_request() -> None:
         assert await call.read() is grpc.aio.EOF
 
 
-async def test_a_request_iterator_that_raises_cancels_its_call() -> None:
+FAILURES: dict[str, Callable[[], BaseException]] = {
+    "its own": lambda: ValueError("no more"),
+    "another call": lambda: grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata()),
+    "another state": lambda: asyncio.InvalidStateError("of something else"),
+    "a stray cancellation": asyncio.CancelledError,
+    "an exit": SystemExit,
+    "an interrupt": KeyboardInterrupt,
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_request_iterator_that_raises_cancels_its_call_alone(
+    failure: str, is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = FAILURES[failure]()
+
     async def broken() -> AsyncIterator[bytes]:
         yield b"1"
-        raise ValueError("no more")
+        raise error
 
-    async with stock() as (address, _), dial(address) as channel:
-        reported: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.put_nowait(context))
-        call = channel.stream_stream("/t.T/Chat")(broken(), timeout=10)
+    def plainly_broken() -> Iterator[bytes]:
+        yield b"1"
+        raise error
+
+    async with stock() as (address, _), dial(address) as channel, asyncio.timeout(10):
+        other = channel.stream_stream("/t.T/Chat")()
+        call = channel.stream_stream("/t.T/Chat")(broken() if is_async else plainly_broken())
         with pytest.raises(asyncio.CancelledError):
             [response async for response in call]
         assert await call.code() is grpc.StatusCode.CANCELLED
-        assert str((await reported.get())["exception"]) == "no more"
+        await other.write(b"2")
+        assert await other.read() == b"2"
+        await other.done_writing()
+        assert await other.code() is grpc.StatusCode.OK
+    (record,) = [record for record in caplog.records if record.message.startswith("client.requests_failed")]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
 
 
 async def test_a_unary_response_is_one_message_and_not_two_or_none() -> None:

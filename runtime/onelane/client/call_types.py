@@ -4,6 +4,7 @@ Only a request iterator needs a task. What a caller sees (await, async for, read
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from grpc.aio import EOF
 
 from onelane.client.call import OK, ClientCall, HeldWeakly, WeakCall
 from onelane.client.connection import Connection
+
+log = logging.getLogger("onelane.client")
 
 
 class _UnaryResponse(ClientCall):
@@ -229,14 +232,23 @@ async def _feed(held: WeakCall, requests: AsyncIterable[Any] | Iterable[Any]) ->
         else:
             for request in requests:
                 await _write(held, request)
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        # The call has ended; its own error tells how.
+    except BaseException as error:
+        _feeding_failed(held, error)
         return
-    except Exception:
-        held.cancel()
-        raise
     if held() is not None:
         _call_of(held)._half_close()
+
+
+def _feeding_failed(held: WeakCall, error: BaseException) -> None:
+    """Cancel a call whose iterator has raised anything: it may call another service, and raise as that call does. Where
+    the call has ended, its own error tells how."""
+    if held.is_over:
+        return
+    held.cancel()
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise error
+    log.error("client.requests_failed the iterator of requests has raised; its call is cancelled", exc_info=error)
 
 
 async def _write(held: WeakCall, request: Any) -> None:
