@@ -41,11 +41,12 @@ $(VENV)/.bench-ready: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	touch $@
 
-# The tests' stock clients, h2spec and Jaeger: Node.js, Go, Rust, a JDK and Maven are needed; Jaeger takes some six
-# minutes, once.
+# The tests' stock clients, h2spec, connectconformance and Jaeger: Node.js, Go, Rust, a JDK and Maven are needed; Jaeger
+# takes some six minutes, once.
 clients: tests/node/node_modules
 	tests/h2spec/build.sh
 	tests/grpcurl/build.sh
+	tests/conformance/build.sh
 	tests/tonic/build.sh
 	tests/java/build.sh
 	tests/jaeger/build.sh

@@ -52,6 +52,11 @@ def grpcurl() -> str:
     return _built("grpcurl", "Go, a minute or two")
 
 
+def conformance() -> str:
+    """The path of the connectconformance binary that tests/conformance/build.sh has built."""
+    return _built("conformance", "Go, a minute or two")
+
+
 def tonic() -> str:
     """The path of the tonic client that tests/tonic/build.sh has built."""
     return _built("tonic", "Rust, a minute")

@@ -1,0 +1,109 @@
+"""connectconformance, the suite of connectrpc.com/conformance, on servers and channels: gRPC over HTTP/2.
+
+The whole suite runs where the calls are at home, again where each is forwarded to another shard, and again on
+connections that are handed to another shard. Cases that fail are listed in tests/conformance/cases, with the reason;
+the runner fails where one of them passes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import tools
+from tests.running_app import ROOT
+
+pytestmark = pytest.mark.slow
+HERE = ROOT / "tests" / "conformance"
+BOUND_S = 45.0
+CLEARTEXT = ("--run", "**/TLS:false/**")
+Counts = list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def runner() -> list[str]:
+    return [tools.conformance(), "--conf", str(HERE / "config.yaml")]
+
+
+@pytest.fixture
+def run_server(runner: list[str], tmp_path: Path) -> Callable[..., Counts]:
+    def run(place: str, listener: str, *options: str) -> Counts:
+        """What the apps have counted, of which there is one for each kind of connections."""
+        report = tmp_path / "report"
+        listed = options_of("any_server", listener, f"{listener}_{place}")
+        server = [sys.executable, "-m", "tests.conformance.server", place, listener, str(report)]
+        run_to_end([*runner, "--mode", "server", *listed, *options, "--", *server])
+        return [json.loads(line) for line in report.read_text().splitlines()]
+
+    return run
+
+
+def options_of(*names: str) -> list[str]:
+    """The patterns of these lists as options; of several files the runner itself would read the first alone."""
+    files = [HERE / "cases" / f"{name}.txt" for name in names]
+    lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
+    return [word for line in lines if line and not line.startswith("#") for word in line.split(" ", 1)]
+
+
+def run_to_end(command: list[str]) -> None:
+    search_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": search_path},
+        # A group of its own: a runner that is ended leaves its servers behind.
+        start_new_session=True,
+    )
+    try:
+        output, _ = run.communicate(timeout=BOUND_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGTERM)
+        output, _ = run.communicate(timeout=BOUND_S)
+    assert run.returncode == 0, output[-8000:]
+
+
+def total(counts: Counts, name: str) -> float:
+    return sum(app[name] for app in counts)
+
+
+def test_servers_of_one_shard_pass(run_server: Callable[..., Counts]) -> None:
+    counts = run_server("home", "native")
+    assert len(counts) == 4
+    assert total(counts, "forwards") == 0
+
+
+def test_forwarded_calls_pass(run_server: Callable[..., Counts]) -> None:
+    counts = run_server("away", "native")
+    # All but those that are refused before their key is read.
+    assert all(app["forwards"] > 0.85 * app["calls"] for app in counts)
+
+
+def test_calls_on_steered_connections_pass(run_server: Callable[..., Counts]) -> None:
+    counts = run_server("steered", "native", *CLEARTEXT)
+    # The second of its two clients opens a connection for each call, of which two of three arrive elsewhere.
+    assert total(counts, "steered") > 50
+
+
+def test_calls_with_keys_in_metadata_pass(run_server: Callable[..., Counts]) -> None:
+    counts = run_server("spread", "native", *CLEARTEXT)
+    assert total(counts, "steered") > 50
+    assert total(counts, "forwards") > 50
+
+
+@pytest.mark.parametrize("place", ["home", "away"])
+def test_servers_on_grpcio_pass(run_server: Callable[..., Counts], place: str) -> None:
+    counts = run_server(place, "grpcio", *CLEARTEXT)
+    assert total(counts, "forwards") > 300 or place == "home"
+
+
+@pytest.mark.parametrize("channel", ["dial", "connect"])
+def test_channels_pass(runner: list[str], channel: str) -> None:
+    client = [sys.executable, "-m", "tests.conformance.client", channel]
+    run_to_end([*runner, "--mode", "client", *options_of(channel), "--", *client])
