@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from onelane.client.channel import dial
 from onelane.client.options import Dialling
+
+from tests.servers import stock
 
 
 async def test_keepalive_ends_a_connection_that_says_nothing() -> None:
@@ -50,3 +53,25 @@ async def test_a_server_that_breaks_http2_ends_a_call_whose_requests_never_pause
             await channel.stream_unary("/t.T/Upload")(requests())
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert requests_taken < 10_000
+
+
+async def test_a_defect_at_the_end_of_one_call_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever of ours watches a call may be wrong; its connection serves others."""
+    going = asyncio.Event()
+
+    async def echo(request: bytes, context: Any) -> bytes:
+        await going.wait()
+        return request
+
+    def fail(_: Any) -> None:
+        raise ValueError("a defect")
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(echo)
+    async with stock(Echo=handler) as (address, _), dial(address) as channel:
+        send = channel.unary_unary("/t.T/Echo")
+        calls = [send(b"x", timeout=10) for _ in range(4)]
+        for call in calls[:2]:
+            call.when_ended(fail)
+        going.set()
+        assert await asyncio.gather(*calls) == [b"x"] * 4
+    assert caplog.text.count("client.event_failed") == 2

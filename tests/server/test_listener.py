@@ -194,6 +194,31 @@ async def test_stopping_lets_calls_finish_within_the_grace(subject: Subject) -> 
     await stopping
 
 
+async def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_a_stop(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onelane.server.listener.CANCELLED_S", 0.05)
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(call: Call, _: bytes | None) -> bytes:
+        began.set()
+        while not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+        return b"too late"
+
+    subject.handlers.add("Stubborn", stubborn)
+    await subject.start()
+    calling = asyncio.ensure_future(subject.call("Stubborn", b""))
+    await began.wait()
+    async with asyncio.timeout(10):
+        await subject.listener.stop(0.05)
+        if subject.kind != "memory":
+            assert (await calling).code is grpc.StatusCode.UNAVAILABLE
+    go.set()
+    await asyncio.gather(calling, return_exceptions=True)
+
+
 async def test_a_client_that_closes_at_its_last_answer_does_not_hold_up_a_stop(subject: Subject) -> None:
     """Half of these clients close just when the listener begins to wait for that."""
     held: list[asyncio.Event] = []

@@ -1,6 +1,7 @@
 """One connection of a channel: an asyncio Protocol over `onelane.wire.client`, and the calls on it."""
 
 import asyncio
+import logging
 from typing import Any, Protocol
 
 import grpc
@@ -24,6 +25,7 @@ from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import Headers, Metadata
 from onelane.wire.http2 import Limits
 
+log = logging.getLogger("onelane.client")
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
@@ -138,25 +140,36 @@ class Connection(WireProtocol[ClientConnection]):
 
     def handle(self, events: list[Event]) -> None:
         for event in events:
-            match event:
-                case Messages(stream, messages):
-                    stream.call.arrived(messages)
-                case Finished():
-                    self._finished(event)
-                case Answered(stream, metadata):
-                    stream.call.answered(metadata)
-                case Writable():
-                    self.wake()
-                case Ready():
-                    self._greeted()
-                case GoingAway(error, debug):
-                    self._reason = f"the server is going away ({error} {debug})".rstrip(" )") + ")"
-                    self._owner.leave(self)
-                case ConnectionLost(reason):
-                    self._reason = reason
-                    self.abort()
-                case Pong():
-                    pass
+            try:
+                match event:
+                    case Messages(stream, messages):
+                        stream.call.arrived(messages)
+                    case Finished():
+                        self._finished(event)
+                    case Answered(stream, metadata):
+                        stream.call.answered(metadata)
+                    case Writable():
+                        self.wake()
+                    case Ready():
+                        self._greeted()
+                    case GoingAway(error, debug):
+                        self._reason = f"the server is going away ({error} {debug})".rstrip(" )") + ")"
+                        self._owner.leave(self)
+                    case ConnectionLost(reason):
+                        self._reason = reason
+                        self.abort()
+                    case Pong():
+                        pass
+            except Exception:
+                # A defect of ours: it ends its own call. Raised on, it would close the connection, with all its calls.
+                self._event_failed(event)
+
+    def _event_failed(self, event: Event) -> None:
+        log.exception("client.event_failed peer=%s event=%s", self.peer(), type(event).__name__)
+        stream: ClientStream | None = getattr(event, "stream", None)
+        if stream is not None and (call := stream.call) is not None:
+            self.wire.cancel(stream)
+            call.finish(grpc.StatusCode.INTERNAL, "unexpected failure; the log of this process has the rest")
 
     def written(self) -> None:
         # Now, and not once the transport has closed: a writer that never pauses would not let it.

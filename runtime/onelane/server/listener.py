@@ -4,14 +4,20 @@ A lane never sees a socket; a listener knows no service. The in-memory one of `o
 contract tests.
 """
 
+import asyncio
+import logging
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from onelane.config import App
 from onelane.server.call import Call, Metadata
 from onelane.server.methods import Method
+
+log = logging.getLogger("onelane.listener")
+CANCELLED_S = 1.0
+"""How long a call may take to end once it is cancelled, at the end of its shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,8 @@ class Serving(Protocol):
 class Listener(Protocol):
     """Takes calls and gives them to one lane.
 
-    Promised: nothing is taken before `start`; `stop` ends within its grace; an unknown method is UNIMPLEMENTED.
+    Promised: nothing is taken before `start`; `stop` ends within its grace, and CANCELLED_S where a handler ignores its
+    cancellation; an unknown method is UNIMPLEMENTED.
     Not promised: that a message arrives whole in one read, or which shard of a shared address a connection reaches.
     """
 
@@ -95,3 +102,18 @@ class Listener(Protocol):
 
     async def stop(self, grace_s: float) -> None:
         """Take no new call; give those under way `grace_s` seconds, then cancel them."""
+
+
+async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended. A handler that ignores its cancellation holds up no shard."""
+    for task in tasks:
+        task.cancel()
+    if not tasks:
+        return
+    ended, stubborn = await asyncio.wait(tasks, timeout=CANCELLED_S)
+    for task in ended:
+        if not task.cancelled():
+            # Retrieved, so that asyncio does not report it once more.
+            task.exception()
+    if stubborn:
+        log.warning("listener.cancellation_ignored calls=%d", len(stubborn))

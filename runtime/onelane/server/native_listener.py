@@ -18,7 +18,7 @@ from onelane.core.deadlines import Deadlines
 from onelane.server import sockets, tls
 from onelane.server.connection import NativeConnection
 from onelane.server.eager import Eager
-from onelane.server.listener import Bind, Serving
+from onelane.server.listener import Bind, Serving, end_all
 from onelane.server.methods import Method
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.wire.framing import BadWire
@@ -240,10 +240,7 @@ class NativeListener:
         self.eager.close()
         for timer in self._timers.values():
             timer.cancel()
-        tasks = [*self._tasks, *self._under_way()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all([*self._tasks, *self._under_way()])
         for connection in list(self._connections):
             connection.close()
 

@@ -10,7 +10,7 @@ import grpc
 from onelane.config import App
 from onelane.errors import PortTaken
 from onelane.server.call import Call, Metadata
-from onelane.server.listener import Bind, Serving
+from onelane.server.listener import Bind, Serving, end_all
 
 MAX_AHEAD = 16
 """Messages that one side of a stream may send ahead of the other's reading."""
@@ -96,9 +96,7 @@ class MemoryListener:
             NET.listeners.pop(address, None)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=grace_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await end_all(late)
 
     async def call(
         self,
