@@ -238,8 +238,11 @@ class ClientCall(grpc.aio.Call):
         await self.wait_ended()
         return self._named_details()
 
-    async def debug_error_string(self) -> str:
+    async def debug_error_string(self) -> Any:
+        """As in grpc.aio, "" of a call that has ended well, and None of one that was cancelled here."""
         await self.wait_ended()
+        if self.status is OK or self._is_cancelled_here:
+            return None if self._is_cancelled_here else ""
         return f"{self._attempt_subchannel.address}: {self._named_details()}"
 
     async def wait_for_connection(self) -> None:
@@ -247,11 +250,12 @@ class ClientCall(grpc.aio.Call):
 
         Raises:
             AioRpcError: it failed before.
+            CancelledError: it was cancelled here.
         """
         while self.connection is None and self.status is None:
             await self._change()
-        if self.status not in (None, OK):
-            raise self.error()
+        if self.status is not None:
+            self._raise_failure()
 
     async def wait_ended(self) -> None:
         # Not `_end`: whoever awaits the call itself and is cancelled cancels that future for all.

@@ -73,8 +73,10 @@ class NativeChannel(grpc.aio.Channel):
         return self._method("stream_stream", method, *serializers, **more)
 
     def _method(self, shape: str, method: str, *serializers: Any, **more: Any) -> Any:
-        multi = MultiCallable(self.subchannel, shape, method, *serializers, compression=self._compression, **more)
-        return intercepted(multi, shape, method, self._interceptors) if self._interceptors else multi
+        def multi_of(method: str) -> MultiCallable:
+            return MultiCallable(self.subchannel, shape, method, *serializers, compression=self._compression, **more)
+
+        return intercepted(multi_of, shape, method, self._interceptors)
 
     def unsent(self, shape: str, deserialize: Callable[[bytes], Any] | None) -> ClientCall:
         """A call of a shape that is not sent; the caller must finish it."""

@@ -157,7 +157,7 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     async def details(self) -> str:
         return await (await self._deciding_attempt()).details()
 
-    async def debug_error_string(self) -> str:
+    async def debug_error_string(self) -> Any:
         return await (await self._deciding_attempt()).debug_error_string()
 
     async def wait_for_connection(self) -> None:

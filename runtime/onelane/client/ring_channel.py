@@ -90,8 +90,11 @@ class Channel(grpc.aio.Channel):
 
     def _method(self, shape: str, method: str | bytes, *serializers: Any, **more: Any) -> Any:
         method = method if isinstance(method, str) else method.decode()
-        multi = RingMethod(self.peer, self.router, shape, method, *serializers, **more)
-        return intercepted(multi, shape, method, self._interceptors) if self._interceptors else multi
+
+        def multi_of(method: str) -> RingMethod:
+            return RingMethod(self.peer, self.router, shape, method, *serializers, **more)
+
+        return intercepted(multi_of, shape, method, self._interceptors)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self.router.shared.get_state(try_to_connect)
