@@ -36,7 +36,7 @@ Kind = tuple[str, str, bool]
 
 @pytest.fixture(scope="module", params=["native", "grpcio"])
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    settings = 'services = ["tests.faulty.service:Faulty"]\nlisten = "127.0.0.1:0"\nshards = 2'
+    settings = 'services = ["tests.faulty.service:Faulty"]\nlisten = "127.0.0.1:0"\nshards = 2\nmax_late_s = 60'
     settings += f'\nlistener = "{request.param}"'
     behind = settings.replace("shards = 2", 'shards = 1\ninterceptors = ["tests.faulty.interceptors:Faulty"]')
     toml = f"[apps.echo]\n{settings}\n[apps.behind]\n{behind}"
@@ -177,7 +177,7 @@ async def test_a_connection_goes_on_after_a_misdeed_in_its_first_call(app: Runni
     assert outcomes.wrong() == {}
     assert outcomes.unlogged() == {}
     if "native" in app.log.parent.name:
-        assert app.metric("onelane_connections_total", onelane_connection_steered="true") > 0
+        await eventually(lambda: app.metric("onelane_connections_total", onelane_connection_steered="true"))
 
 
 async def test_what_is_answered_otherwise_than_it_was_meant_is_logged_once_with_its_line(

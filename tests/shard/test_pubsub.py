@@ -62,7 +62,10 @@ async def test_an_iteration_has_the_messages_in_order_and_ends_with_its_subscrip
     await close(parts)
 
 
-async def test_a_callback_that_raises_is_logged_and_has_the_next_message(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [ValueError, SystemExit, BaseException, asyncio.CancelledError])
+async def test_a_callback_that_raises_is_logged_and_has_the_next_message(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     parts, _ = wired()
     heard: list[str] = []
 
@@ -70,7 +73,7 @@ async def test_a_callback_that_raises_is_logged_and_has_the_next_message(caplog:
         assert not isinstance(message, Lost)
         heard.append(message.text)
         if message.text == "bad":
-            raise ValueError("cannot read it")
+            raise error("cannot read it")
 
     parts.shard.subscribe("news", EchoReply, hear)
     publish(parts, "bad", "good")

@@ -35,14 +35,15 @@ def test_there_is_one_keyed_dict_for_each_name_and_its_size_is_reported() -> Non
     assert shard.keyed_counts() == {"carts": 1, "orders": 0}
 
 
+@pytest.mark.parametrize("error", [ValueError, SystemExit, BaseException])
 def test_a_follower_of_settings_that_raises_is_logged_and_the_others_are_called(
-    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     shard = wired()[0].shard
     changes: list[Any] = []
 
     def fail(old: Any, new: Any) -> None:
-        raise ValueError("cannot follow")
+        raise error("cannot follow")
 
     shard.on_config(fail)
     shard.on_config(lambda old, new: changes.append(new))

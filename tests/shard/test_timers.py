@@ -264,6 +264,29 @@ async def test_a_function_of_a_key_that_raises_is_logged_and_gives_its_turn_back
     assert (timers.of("k"), turns.locks["k"].locked()) == ((), False)
 
 
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, BaseException, asyncio.CancelledError])
+@pytest.mark.parametrize("waits", [False, True], ids=["plain", "async"])
+async def test_an_exception_of_any_class_ends_one_run_and_the_timer_goes_on(
+    timers: Timers, clock: ManualClock, turns: Turns, stats: Stats, error: type[BaseException], waits: bool
+) -> None:
+    """As an extension in Rust raises a BaseException, and `sys.exit` SystemExit."""
+
+    def broken() -> None:
+        raise error
+
+    async def broken_later() -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    timers.every(1.0, broken_later if waits else broken)
+    timers.later("k", 1.0, broken_later if waits else broken)
+    for _ in range(2):
+        clock.advance(1.0)
+        await settle()
+    assert counts(stats)["onelane.timer.errors"] == 3
+    assert not turns.locks["k"].locked()
+
+
 async def test_one_more_than_the_bound_is_refused_and_a_place_is_free_again_once_one_ends(
     timers: Timers, clock: ManualClock, stats: Stats
 ) -> None:

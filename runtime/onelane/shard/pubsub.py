@@ -95,7 +95,7 @@ class Subscription(Generic[M]):
         while (message := self._subscriber.take()) is not None:
             try:
                 callback(message)
-            except Exception:
+            except BaseException:
                 log.exception("subscription.failed topic=%s", self._subscriber.topic)
 
 

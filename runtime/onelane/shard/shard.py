@@ -83,7 +83,7 @@ class Shard:
         for follower in self._followers:
             try:
                 follower(old, new)
-            except Exception:
+            except BaseException:
                 log.exception("config.follower_failed shard=%s", self.name)
 
     def keyed(self, name: str, kind: type[S]) -> dict[Any, S]:

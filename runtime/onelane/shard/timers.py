@@ -230,7 +230,7 @@ class Timers:
     def _run_every(self, timer: Timer) -> None:
         try:
             result = _context_of(timer).run(timer.fn)
-        except (Exception, asyncio.CancelledError):
+        except BaseException:
             self._failed(timer)
         else:
             if inspect.isawaitable(result):
@@ -281,7 +281,7 @@ class Timers:
             if self._off(timer):
                 try:
                     result = timer.fn()
-                except (Exception, asyncio.CancelledError):
+                except BaseException:
                     self._failed(timer)
                 else:
                     if inspect.isawaitable(result):
@@ -296,7 +296,7 @@ class Timers:
             if self._closed:
                 raise
             self._failed(timer)
-        except Exception:
+        except BaseException:
             self._failed(timer)
 
     def _failed(self, timer: Timer) -> None:
