@@ -82,6 +82,10 @@ class Ending(echo_pb2_grpc.EchoServicer):
                 task = asyncio.current_task()
                 await asyncio.Event().wait()
                 assert task
+            case "hold in time":
+                # The loop keeps the cancelled timer for a minute, the timer its context, and that the call.
+                async with asyncio.timeout(60):
+                    await asyncio.Event().wait()
             case "late":
                 await asyncio.sleep(0)
                 raise ValueError("late")
@@ -232,12 +236,10 @@ class Inventory:
     allocated: int
 
     def beyond(self, before: "Inventory") -> dict[str, int]:
-        """What there is more, or less, than before."""
-        names = self.counts.keys() | before.counts.keys()
-        differences = {name: self.counts[name] - before.counts[name] for name in names}
-        if (grown := self.allocated - before.allocated) > SLACK_BYTES:
-            differences["bytes"] = grown
-        return {name: difference for name, difference in differences.items() if difference}
+        """What there is more than before."""
+        growth = {name: count - before.counts[name] for name, count in self.counts.items()}
+        growth["bytes"] = max(0, self.allocated - before.allocated - SLACK_BYTES)
+        return {name: more for name, more in growth.items() if more > 0}
 
 
 @pytest.mark.parametrize("route", ["home", "away"])
@@ -254,6 +256,26 @@ async def test_nothing_of_a_call_is_left_once_it_has_ended(kind: str, route: str
                 before = await until_still(cluster, channel)
                 await end_calls(client, way, order, CALLS)
                 assert (way.__name__, order, await what_is_left(before, cluster, channel)) == (way.__name__, order, {})
+
+
+@pytest.mark.parametrize("route", ["home", "away"])
+@pytest.mark.parametrize("kind", ["Upload", "Chat"])
+async def test_a_call_that_a_timer_of_its_handler_keeps_has_none_of_its_messages_any_more(
+    kind: str, route: str
+) -> None:
+    async with Cluster(Ending, shards=2) as cluster:
+        key = next(key for key in map(str, range(99)) if cluster.owner_of(key) == 0)
+        channel: Any = cluster.stub(lambda channel: channel, shard=("home", "away").index(route))
+        client = Client(channel, kind, key)
+        with collector_off():
+            await end_calls(client, Client.ends, "", 1)
+            await end_calls(client, Client.expires, "hold in time", 1)
+            before = await until_still(cluster, channel)
+            await end_calls(client, Client.expires, "hold in time", CALLS)
+            until = monotonic() + 3
+            while (left := inventory(cluster, channel).beyond(before)).get("bytes") and monotonic() < until:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(POLL_S)
+            assert "bytes" not in left
 
 
 def ways_of(kind: str) -> list[tuple[Any, str]]:
@@ -273,13 +295,13 @@ async def until_still(cluster: Cluster, channel: Any) -> Inventory:
         while True:
             await asyncio.sleep(POLL_S)  # both ends are of this loop, and what ends there nobody tells
             now = inventory(cluster, channel)
-            if not now.beyond(last) and not any(c.wire.streams for c in channel.subchannel._connections):
+            if now.counts == last.counts and not any(c.wire.streams for c in channel.subchannel._connections):
                 return now
             last = now
 
 
 async def what_is_left(before: Inventory, cluster: Cluster, channel: Any) -> dict[str, int]:
-    """The difference to `before`, once there is none, or after 3 s."""
+    """What there is more than before, once that is nothing, or after 3 s."""
     until = monotonic() + 3
     while (left := inventory(cluster, channel).beyond(before)) and monotonic() < until:  # noqa: ASYNC110 - as above
         await asyncio.sleep(POLL_S)

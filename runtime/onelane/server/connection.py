@@ -315,10 +315,12 @@ class NativeConnection(WireProtocol[ServerConnection]):
     def answer(self, call: NativeCall, reply: bytes) -> None:
         """Send the outcome of a call, unless its client has cancelled it."""
         stream = call.stream
-        if not call.is_cancelled:
+        if call.is_cancelled:
+            call.discard_unread()
+        else:
             try:
                 if call.code_now is OK and not (
-                    call.trailers or call.is_open or stream.sent_headers or stream.encoding
+                    call.trailers or call.has_stream or stream.sent_headers or stream.encoding
                 ):
                     self.wire.answer(stream, reply)
                 else:
@@ -349,8 +351,9 @@ class NativeConnection(WireProtocol[ServerConnection]):
 
     def _send_answer(self, call: NativeCall, reply: bytes) -> None:
         stream = call.stream
+        call.discard_unread()
         if call.code_now is OK:
-            if call.is_open:
+            if self._owner.methods[stream.path].response_streaming:
                 self.wire.send_headers(stream)
             else:
                 self.wire.send_message(stream, call.framed(reply))

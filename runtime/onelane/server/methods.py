@@ -51,9 +51,13 @@ class Method:
     is_immediate: bool = field(init=False, default=False)
     """It runs in one go: a plain `def` of one message and one answer."""
 
+    has_stream: bool = field(init=False, default=False)
+    """Of requests, of answers, or of both."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.path[1:])
-        waits = self.is_async or self.request_streaming or self.response_streaming or self.choose is not None
+        object.__setattr__(self, "has_stream", self.request_streaming or self.response_streaming)
+        waits = self.is_async or self.has_stream or self.choose is not None
         object.__setattr__(self, "is_immediate", not waits)
 
 

@@ -52,7 +52,7 @@ class NativeCall(Call):
         "_gzip_next",
         "_has_all",
         "_messages",
-        "is_open",
+        "has_stream",
         "slot",
         "stream",
         "task",
@@ -61,8 +61,7 @@ class NativeCall(Call):
     def __init__(self, connection: CallConnection, stream: Stream, method: Method, metadata: Metadata) -> None:
         super().__init__(method.path, metadata, trusted=connection.trusted)
         self.stream = stream
-        self.is_open = method.response_streaming
-        """Its answers are a stream."""
+        self.has_stream = method.has_stream
         self.slot = 0
         self.task: asyncio.Task[None] | None = None
         self._connection = connection
@@ -131,6 +130,14 @@ class NativeCall(Call):
         """`message` as it goes on the wire."""
         compress, self._gzip_next = self._gzip and self._gzip_next, True
         return framing.frame_gzip(message) if compress else framing.frame(message)
+
+    def discard_unread(self) -> None:
+        """It has ended: let go of what was not read. A timer or a task of its handler may keep the call itself, by the
+        context that it was made in."""
+        if self._messages is not None:
+            self._messages.clear()
+        self._pushed_back = None
+        self.stream.discard_partial()
 
     def set_deadline(self, at: float, slot: int) -> None:
         self._deadline_at, self.slot = at, slot

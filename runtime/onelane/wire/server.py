@@ -80,6 +80,10 @@ class Stream:
             self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"))
         return self._deframer.feed(data)
 
+    def discard_partial(self) -> None:
+        """Let go of a message that is not complete: the stream has ended."""
+        self._deframer = None
+
     @property
     def is_whole(self) -> bool:
         """Whether no message is incomplete."""
