@@ -123,9 +123,25 @@ async def write_upload(channel: Any) -> None:
     await call.wait_for_connection()
 
 
+class Passing(
+    grpc.aio.UnaryStreamClientInterceptor, grpc.aio.StreamUnaryClientInterceptor, grpc.aio.StreamStreamClientInterceptor
+):
+    """Passes every call on."""
+
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(client_call_details, request)
+
+    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await continuation(client_call_details, request_iterator)
+
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await continuation(client_call_details, request_iterator)
+
+
+@pytest.mark.parametrize("interceptors", [(), (Passing(),)], ids=["plain", "intercepted"])
 @pytest.mark.parametrize("use", [iterate, read, chat, write, write_upload])
-async def test_a_call_that_its_caller_drops_is_cancelled(use: Any) -> None:
-    async with streams() as (server, address), dial(address) as channel:
+async def test_a_call_that_its_caller_drops_is_cancelled(use: Any, interceptors: Any) -> None:
+    async with streams() as (server, address), dial(address, interceptors=interceptors) as channel:
         await use(channel)
         await server.until(lambda: server.begun == server.ended == 1)
         assert channel.subchannel._connections[0].wire.streams == {}
