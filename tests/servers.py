@@ -64,13 +64,15 @@ async def stock(
     address: str = "127.0.0.1:0", options: Sequence[tuple[str, Any]] = (), **handlers: Any
 ) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
     """A grpc.aio server; its address."""
-    server = grpc.aio.server(handlers=[Handlers(**(handlers or ECHO))], options=options)
+    threads = ThreadPoolExecutor(4)  # For plain `def` handlers; it has none before there is one.
+    server = grpc.aio.server(threads, handlers=[Handlers(**(handlers or ECHO))], options=options)
     port = server.add_insecure_port(address)
     await server.start()
     try:
         yield address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}", server
     finally:
         await server.stop(None)
+        threads.shutdown(wait=False)
 
 
 @asynccontextmanager

@@ -83,6 +83,39 @@ async def test_an_abort_carries_details_and_trailers() -> None:
     )
 
 
+async def test_after_an_abort_messages_are_neither_read_nor_written() -> None:
+    call = a_call()
+    call.carry(bytes.decode, str.encode)
+    with pytest.raises(grpc.aio.AbortError):
+        await call.abort(grpc.StatusCode.NOT_FOUND, "nobody")
+    for attempt in (call.read, lambda: call.write("late"), lambda: anext(call.messages())):
+        with pytest.raises(grpc.aio.AbortError):
+            await attempt()
+
+
+async def test_a_handler_of_one_response_cannot_write() -> None:
+    """On grpc.aio its client gets two responses, and waits until its deadline."""
+    call = a_call()
+    call.carry(bytes.decode, None)
+    with pytest.raises(grpc.aio.UsageError, match="one response"):
+        await call.write("response")
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "done"])
+async def test_nothing_is_sent_once_a_call_is_over(is_cancelled: bool) -> None:
+    call = a_call()
+    call.carry(bytes.decode, str.encode)
+    call.is_cancelled = is_cancelled
+    if not is_cancelled:
+        call.state = call.state.end
+        with pytest.raises(grpc.aio.UsageError, match="already finished"):
+            await call.send_initial_metadata((("x-late", "1"),))
+        with pytest.raises(grpc.aio.UsageError, match="already finished"):
+            await call.abort(grpc.StatusCode.ABORTED)
+    with pytest.raises(grpc.aio.UsageError, match="already finished"):
+        await call.write("late")
+
+
 async def test_a_message_that_was_read_to_route_by_is_read_again() -> None:
     call = MemoryCall("/t.T/M", (), trusted=False, deadline_s=None)
     await call.inbox.put(b"first")

@@ -6,10 +6,11 @@ A listener subclasses `Call` with its own bytes; a lane never sees a socket. Out
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 import grpc.aio
@@ -23,10 +24,28 @@ from onelane.wire.framing import Metadata as Metadata
 
 log = logging.getLogger("onelane.call")
 OK = grpc.StatusCode.OK
+IDENTITY_KEYS = ("x509_subject_alternative_name", "x509_common_name")
+"""The auth properties that identify a peer: the first that it has."""
+FINISHED = "RPC already finished."
 
 
 class Aborted(grpc.aio.AbortError):
     """A handler ended its call by `context.abort`; the status is in the call."""
+
+
+class InitialMetadataSent(grpc.aio.UsageError, ValueError):
+    """Initial metadata are sent once, before the first message. For async handlers grpcio raises a UsageError, for
+    plain ones a ValueError."""
+
+    def __init__(self) -> None:
+        super().__init__("Send initial metadata failed: already sent")
+
+
+class Metadatum(NamedTuple):
+    """One pair of `invocation_metadata`. Interceptors of OpenTelemetry and others read its fields, as in grpcio."""
+
+    key: str
+    value: str | bytes
 
 
 class Call:
@@ -36,8 +55,10 @@ class Call:
     """While it is WAITING, the lane's `Waiting`; else not set."""
 
     __slots__ = (
+        "_abort_details",
         "_callbacks",
         "_deserialize",
+        "_has_code",
         "_pushed_back",
         "_serialize",
         "_turned",
@@ -94,6 +115,7 @@ class Call:
         self.hop = "direct"
         """`direct`, or `forwarded` where a sibling sent it on."""
         self.initial_sent = False
+        """The handler has sent its initial metadata, or a message: the headers are out."""
         self.reply = b""
         """The answer of a unary response, once it is there; none where the status is not OK."""
         self._pushed_back: bytes | None = None
@@ -178,7 +200,8 @@ class Call:
     # Used by the lane
 
     def carry(self, deserialize: Callable[[bytes], Any] | None, serialize: Callable[[Any], bytes] | None) -> None:
-        """Say how messages of this call become bytes, for `read` and `write`."""
+        """Say how messages of this call become bytes, for `read` and `write`. serialize: None where its handler
+        returns the one response."""
         self._deserialize, self._serialize = deserialize, serialize
 
     @property
@@ -191,8 +214,12 @@ class Call:
         self._pushed_back = message
 
     async def next_bytes(self) -> bytes | None:
-        message, self._pushed_back = self._pushed_back, None
-        return message if message is not None else await self.receive()
+        message = self._pushed_back
+        if message is None:
+            return await self.receive()
+        if not self.is_aborted:
+            self._pushed_back = None
+        return message
 
     def messages(self) -> AsyncIterator[Any]:
         """The client's messages, parsed, one after another."""
@@ -210,12 +237,29 @@ class Call:
         return self._deserialize(message) if self._deserialize else message
 
     async def write(self, message: Any) -> None:
-        await self.send(self._serialize(message) if self._serialize else message)
+        if self._serialize is None:
+            # grpc.aio sends it, and then the returned response: two, for which clients wait until their deadline.
+            raise grpc.aio.UsageError("write() in a handler of one response, which it is to return")
+        if self.state is DONE or self.is_cancelled:
+            raise grpc.aio.UsageError(FINISHED)
+        raw = self._serialize(message)
+        self.initial_sent = True
+        await self.send(raw)
 
     async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
+        await self.send_initial(self.accept_initial_metadata(initial_metadata))
+
+    def accept_initial_metadata(self, initial_metadata: Metadata) -> Metadata:
+        """Initial metadata of a handler, checked; from now on they count as sent."""
+        if self.is_aborted:
+            raise Aborted(self._abort_details)
+        if self.state is DONE:
+            raise grpc.aio.UsageError(FINISHED)
+        if self.initial_sent:
+            raise InitialMetadataSent
         pairs = arguments.metadata(initial_metadata)
         self.initial_sent = True
-        await self.send_initial(pairs)
+        return pairs
 
     async def abort(self, code: grpc.StatusCode | int, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         self.abort_now(code, details, trailing_metadata)
@@ -224,36 +268,64 @@ class Call:
         self.abort_now(status.code, status.details, status.trailing_metadata)
 
     def abort_now(self, code: grpc.StatusCode | int, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        """`abort` of a plain handler. The first one is what the client sees, whatever the handler does then."""
+        if self.is_aborted:
+            raise grpc.aio.UsageError("Abort already called!")
+        if self.state is DONE:
+            raise grpc.aio.UsageError(FINISHED)
+        self.set_abort(code, details, trailing_metadata)
+        raise Aborted(self._abort_details)
+
+    def set_abort(self, code: grpc.StatusCode | int, details: str, trailing_metadata: Metadata) -> None:
+        """End the call by this status once its handler has ended."""
         code, details = arguments.status_code(code, self.method), arguments.details(details, self.method)
         trailers = arguments.metadata(trailing_metadata) if trailing_metadata else self.trailers
         if code is OK:
             code, details = grpc.StatusCode.UNKNOWN, f"abort() was called with OK: {details}"
         self.code_now, self.details_now, self.trailers = code, details or self.details_now, trailers
-        raise Aborted(details)
+        self._abort_details = details
+        # From now on `read` and `write` raise, also where no message comes. No method and no exception of the call is
+        # kept for that: it would be a cycle, which only the garbage collector ends.
+        self.carry(partial(_raise_abort, details), partial(_raise_abort, details))
+        self.push_back(b"")
 
-    def invocation_metadata(self) -> Metadata:
-        return self.metadata
+    @property
+    def is_aborted(self) -> bool:
+        """Its handler has called `abort`."""
+        return hasattr(self, "_abort_details")
+
+    def invocation_metadata(self) -> Sequence[Metadatum]:
+        return tuple(map(Metadatum._make, self.metadata))
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
-        self.trailers = arguments.metadata(trailing_metadata)
+        pairs = arguments.metadata(trailing_metadata)
+        if not self.is_aborted:
+            self.trailers = pairs
 
     def trailing_metadata(self) -> Metadata:
         return self.trailers
 
     def set_code(self, code: grpc.StatusCode | int) -> None:
-        self.code_now = arguments.status_code(code, self.method)
+        status = arguments.status_code(code, self.method)
+        if not self.is_aborted:
+            self.code_now, self._has_code = status, True
 
-    def code(self) -> grpc.StatusCode:
-        return self.code_now
+    def code(self) -> grpc.StatusCode | None:
+        """None until it is set: its answer would be OK."""
+        return self.code_now if self.code_now is not OK or hasattr(self, "_has_code") else None
 
     def set_details(self, details: str) -> None:
-        self.details_now = arguments.details(details, self.method)
+        text = arguments.details(details, self.method)
+        if not self.is_aborted:
+            self.details_now = text
 
     def details(self) -> str:
         return self.details_now
 
     def set_compression(self, compression: grpc.Compression) -> None:
         """Compression of the answer; a listener that cannot ignores it, as gRPC allows."""
+        if self.initial_sent:
+            raise RuntimeError("Compression setting must be specified before sending initial metadata")
 
     def disable_next_message_compression(self) -> None:
         """See `set_compression`."""
@@ -267,15 +339,14 @@ class Call:
         return self.is_cancelled or (self.state is DONE and self.code_now is grpc.StatusCode.CANCELLED)
 
     def done(self) -> bool:
-        return self.state is DONE
+        return self.state is DONE or self.is_aborted
 
     def peer_identities(self) -> Iterable[bytes] | None:
-        auth = self.auth_context()
-        return auth.get(self.peer_identity_key() or "")
+        return self.auth_context().get(self.peer_identity_key() or "")
 
     def peer_identity_key(self) -> str | None:
-        names = self.auth_context().get("x509_subject_alternative_name")
-        return "x509_subject_alternative_name" if names else None
+        auth = self.auth_context()
+        return next((key for key in IDENTITY_KEYS if key in auth), None)
 
 
 class RequestIterator(AsyncIterator[Any]):
@@ -292,6 +363,10 @@ class RequestIterator(AsyncIterator[Any]):
         if message is None:
             raise StopAsyncIteration
         return call._deserialize(message) if call._deserialize else message
+
+
+def _raise_abort(details: str, _: Any) -> NoReturn:
+    raise Aborted(details)
 
 
 grpc.aio.ServicerContext.register(Call)

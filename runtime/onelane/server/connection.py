@@ -75,7 +75,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
         super().__init__(ServerConnection(owner.limits, max_message=owner.max_message, joins=True), owner.loop)
         self.trusted = trusted
         self.peer = ""
-        self.auth: Mapping[str, Iterable[bytes]] = {}
+        self.auth: Mapping[str, Iterable[bytes]] = tls.INSECURE
         self.opened_at = self.heard_at = monotonic()
         self.pinged_at = 0.0
         """When a keepalive ping was sent; 0 unless its answer is due."""
@@ -225,6 +225,9 @@ class NativeConnection(WireProtocol[ServerConnection]):
             return
         self._is_shut = True
         self.transport.set_protocol(Lingering(self.transport, self.connection_lost))
+
+    def streams_requests(self, call: NativeCall) -> bool:
+        return self._owner.methods[call.stream.path].request_streaming
 
     def consumed(self, stream: Stream) -> None:
         self.wire.consumed(stream)

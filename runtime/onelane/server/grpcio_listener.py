@@ -29,34 +29,34 @@ PENDING_CALLS = 100_000
 class GrpcioCall(Call):
     """A call whose bytes come through grpc.aio."""
 
-    __slots__ = ("_context", "initial_to_send")
+    __slots__ = ("_context", "unsent_initial")
 
     def __init__(self, method: str, context: Any, *, trusted: bool) -> None:
         super().__init__(method, context.invocation_metadata() or (), trusted=trusted)
         self._context = context
-        self.initial_to_send: Metadata | None = None
+        self.unsent_initial: Metadata | None = None
         """Initial metadata of a plain handler, which cannot await: sent before its answer, or its next message."""
 
     async def receive(self) -> bytes | None:
-        if self.initial_to_send is not None:
-            await self.send_kept_initial()
+        if self.unsent_initial is not None:
+            await self.send_unsent_initial()
         message = await self._context.read()
         return None if message is grpc.aio.EOF else message
 
     async def send(self, message: bytes) -> None:
-        if self.initial_to_send is not None:
-            await self.send_kept_initial()
+        if self.unsent_initial is not None:
+            await self.send_unsent_initial()
         await self._context.write(message)
 
     async def send_initial(self, metadata: Metadata) -> None:
         await self._context.send_initial_metadata(tuple(metadata))
 
     def send_initial_now(self, metadata: Metadata) -> None:
-        self.initial_to_send = metadata
+        self.unsent_initial = metadata
 
-    async def send_kept_initial(self) -> None:
+    async def send_unsent_initial(self) -> None:
         """Send the initial metadata of a plain handler."""
-        metadata, self.initial_to_send = self.initial_to_send, None
+        metadata, self.unsent_initial = self.unsent_initial, None
         await self.send_initial(metadata or ())
 
     def time_remaining(self) -> float | None:
@@ -71,13 +71,14 @@ class GrpcioCall(Call):
         return auth
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        # grpcio's own: it calls them once the answer has left, with its own context.
-        self._context.add_done_callback(functools.partial(self.run_callback, callback))
+        # grpcio's own: it calls them once the answer has left.
+        self._context.add_done_callback(lambda _: self.run_callback(callback, self))
 
     def cancelled(self) -> bool:
         return super().cancelled() or bool(self._context.cancelled())
 
     def set_compression(self, compression: grpc.Compression) -> None:
+        super().set_compression(compression)
         self._context.set_compression(compression)
 
     def disable_next_message_compression(self) -> None:
@@ -108,7 +109,7 @@ def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMeth
                         raise
                     # By its own handler, or by a drain: grpcio would answer it with no status at all.
                     reply = b""
-                if call.code_now is not OK or call.trailers or call.initial_to_send is not None:
+                if call.code_now is not OK or call.trailers or call.unsent_initial is not None:
                     await _end(call, context)
                 return reply
 
@@ -146,8 +147,8 @@ async def _answer(serving: Serving, method: Method, trusted: bool, context: Any,
 
 
 async def _end(call: GrpcioCall, context: Any) -> None:
-    if call.initial_to_send is not None:
-        await call.send_kept_initial()
+    if call.unsent_initial is not None:
+        await call.send_unsent_initial()
     if call.trailers:
         try:
             # gRPC's core fails a call without any answer for metadata that it cannot send.

@@ -31,7 +31,7 @@ async def run(method: Method, call: Call, message: Any) -> bytes:
     message: the request, parsed, or None where the client streams.
     """
     if method.request_streaming or method.response_streaming:
-        call.carry(_checked(method, call), partial(_serialize, method))
+        call.carry(_checked(method, call), _serializer(method))
         return await (_stream if method.is_async else _plain_stream)(method, call, message)
     if method.is_async:
         answer = await method.handler(message, call)
@@ -134,10 +134,15 @@ def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
     def first(message: bytes) -> Any:
         parsed = parse(method, message)
         keys.check_header(rule.read(parsed), header, rule.paths[0])
-        call.carry(lambda later: parse(method, later), partial(_serialize, method))
+        call.carry(lambda later: parse(method, later), _serializer(method))
         return parsed
 
     return first
+
+
+def _serializer(method: Method) -> Callable[[Any], bytes] | None:
+    """What makes bytes of each response of a stream."""
+    return partial(_serialize, method) if method.response_streaming else None
 
 
 def bytes_of(method: Method, call: Call, answer: Any) -> bytes:

@@ -57,7 +57,7 @@ def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -
         chain = _intercept(interceptor, chain, method, shape)
 
     async def choose(call: Call) -> Method:
-        chosen = await chain(CallDetails(method.path, call.metadata))
+        chosen = await chain(CallDetails(method.path, call.invocation_metadata()))
         if chosen is None:
             call.abort_now(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         run = _function_of(chosen)

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Protocol
 
 import grpc
 
-from onelane.server.call import Call, Metadata
+from onelane.server.call import Call, Metadata, Metadatum
 from onelane.server.methods import Method
 from onelane.wire import framing
 from onelane.wire.server import ServerConnection, Stream
@@ -27,6 +27,9 @@ class CallConnection(Protocol):
 
     async def wait_room(self, stream_id: int) -> None:
         """Wait while the client does not read what was sent."""
+
+    def streams_requests(self, call: "NativeCall") -> bool:
+        """Whether the client sends a stream of messages."""
 
     def consumed(self, stream: Stream) -> None:
         """The handler has read what came: let the client send more."""
@@ -77,7 +80,8 @@ class NativeCall(Call):
         if self._messages is None:
             self._messages = deque()
         while not self._messages:
-            if self._has_all:
+            if self._has_all or (self.stream.ended and not self._connection.streams_requests(self)):
+                # The message of a call that has but one was its handler's argument.
                 return None
             if self.stream.unread:
                 self._connection.consumed(self.stream)
@@ -104,6 +108,11 @@ class NativeCall(Call):
     def deadline_at(self) -> float | None:
         return self._deadline_at
 
+    def invocation_metadata(self) -> Sequence[Metadatum]:
+        pairs = super().invocation_metadata()
+        agent = self.stream.value(b"user-agent")
+        return (Metadatum("user-agent", agent.decode("latin-1")), *pairs) if agent else pairs
+
     def answer(self, reply: bytes) -> None:
         self._connection.answer(self, reply)
 
@@ -114,9 +123,11 @@ class NativeCall(Call):
         return self._connection.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        return self._connection.auth
+        # A copy: what a handler does with it is no matter of other calls.
+        return {name: list(values) for name, values in self._connection.auth.items()}
 
     def set_compression(self, compression: grpc.Compression) -> None:
+        super().set_compression(compression)
         if compression is grpc.Compression.Gzip and b"gzip" in self.stream.value(b"grpc-accept-encoding"):
             self._gzip = True
             self.stream.encoding = b"gzip"

@@ -38,9 +38,11 @@ def failed(call: Call, error: BaseException, *, method: Method, shard: str) -> N
 
 def _give_status(call: Call, error: BaseException, method: Method, shard: str) -> None:
     match error:
-        case _ if call.code_now is not OK and _is_abort(error):
+        case _ if call.is_aborted and _is_abort(error):
             # The handler has chosen the status itself.
             return
+        case OnelaneError() | grpc.aio.AioRpcError() | asyncio.CancelledError() if call.is_aborted:
+            _raised_after_status(call, error, method, shard)
         case Misuse():
             _unexpected(call, error, method, shard)
         case OnelaneError():
@@ -60,12 +62,16 @@ def _give_status(call: Call, error: BaseException, method: Method, shard: str) -
             # As the methods of gRPC's generated base classes do.
             log.info("call.raised_after_status method=%s shard=%s code=%s", method.name, shard, call.code_now.name)
         case _ if call.code_now is not OK:
-            log.warning(
-                "call.raised_after_status method=%s shard=%s code=%s at=%s error=%s",
-                *(method.name, shard, call.code_now.name, _line_of(error, method), user_code.summary(error)),
-            )
+            _raised_after_status(call, error, method, shard)
         case _:
             _unexpected(call, error, method, shard)
+
+
+def _raised_after_status(call: Call, error: BaseException, method: Method, shard: str) -> None:
+    log.warning(
+        "call.raised_after_status method=%s shard=%s code=%s at=%s error=%s",
+        *(method.name, shard, call.code_now.name, _line_of(error, method), user_code.summary(error)),
+    )
 
 
 def cut_off(call: Call, *, shard: str) -> None:

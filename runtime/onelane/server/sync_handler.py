@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import greenlet
 import grpc
 
-from onelane.server import arguments, user_code
+from onelane.server import user_code
 from onelane.server.arguments import BadHandler
 from onelane.server.call import Call, Metadata
 
@@ -26,6 +26,11 @@ class PlainContext:
         self._call = call
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("read", "write"):
+            # Else their coroutine is made, and never awaited.
+            raise AttributeError(
+                f"a plain def handler has no context.{name}: it iterates over requests, and yields responses"
+            )
         return getattr(self._call, name)
 
     def abort(self, code: grpc.StatusCode | int, details: str, trailing_metadata: Metadata = ()) -> NoReturn:
@@ -35,15 +40,14 @@ class PlainContext:
         self._call.abort_now(status.code, status.details, status.trailing_metadata)
 
     def send_initial_metadata(self, initial_metadata: Metadata) -> None:
-        pairs = arguments.metadata(initial_metadata)
-        self._call.initial_sent = True
-        self._call.send_initial_now(pairs)
+        self._call.send_initial_now(self._call.accept_initial_metadata(initial_metadata))
 
     def is_active(self) -> bool:
-        return not self._call.done()
+        return not (self._call.done() or self._call.cancelled())
 
     def cancel(self) -> None:
-        self._call.abort_now(grpc.StatusCode.CANCELLED, "cancelled by the handler")
+        if self.is_active():
+            self._call.set_abort(grpc.StatusCode.CANCELLED, "cancelled by the handler", ())
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         if self._call.done():

@@ -5,6 +5,7 @@ import logging
 import os
 import ssl
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from onelane.config import Tls
@@ -48,6 +49,12 @@ async def reload_when_changed(context: ssl.SSLContext, settings: Tls) -> None:
         finally:
             seen = now
         log.info("tls.reloaded cert=%s", settings.cert)
+
+
+INSECURE: Mapping[str, Iterable[bytes]] = MappingProxyType(
+    {"transport_security_type": [b"insecure"], "security_level": [b"TSI_SECURITY_NONE"]}
+)
+"""The auth properties of a connection without TLS, as in grpcio."""
 
 
 def auth_context(secured: Any) -> Mapping[str, Iterable[bytes]]:
