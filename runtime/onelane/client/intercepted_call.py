@@ -306,8 +306,15 @@ class _StreamResponse(InterceptedCall):
     def _as_call(self, answer: Any) -> Any:
         return answer if isinstance(answer, grpc.aio.Call) else RelayedCall(self._last_call, answer)
 
+    # Itself, and not a generator: that would refer to the call, and the call to it.
+
     def __aiter__(self) -> AsyncIterator[Any]:
-        return _Responses(self)
+        return self
+
+    async def __anext__(self) -> Any:
+        if (response := await self.read()) is EOF:
+            raise StopAsyncIteration
+        return response
 
     async def read(self) -> Any:
         """The next response; EOF after the last, and after an error."""
@@ -323,22 +330,6 @@ class _StreamResponse(InterceptedCall):
             if response is EOF:
                 self._has_ended = True
                 self._responses = None
-        return response
-
-
-class _Responses:
-    """The iterator of a call. It holds the call, and not the other way: who drops both has dropped the call."""
-
-    def __init__(self, call: _StreamResponse) -> None:
-        self._call = call
-
-    def __aiter__(self) -> "_Responses":
-        return self
-
-    async def __anext__(self) -> Any:
-        response = await self._call.read()
-        if response is EOF:
-            raise StopAsyncIteration
         return response
 
 
