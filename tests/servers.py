@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -25,6 +25,7 @@ from onelane.server.native_listener import NativeListener
 from tests.ports import reserved
 from tests.shard.parts import setup, wired
 
+_Kind = TypeVar("_Kind", bound=Listener)
 READY, FAILURE, IDLE = (
     grpc.ChannelConnectivity.READY,
     grpc.ChannelConnectivity.TRANSIENT_FAILURE,
@@ -139,8 +140,22 @@ async def native(serve: Any = None, **settings: Any) -> AsyncIterator[tuple[str,
 
 
 @asynccontextmanager
+async def on_grpcio(serve: Any = None, **settings: Any) -> AsyncIterator[tuple[str, GrpcioListener]]:
+    """A listener on grpcio; its address."""
+    with reserved() as port:
+        address = f"127.0.0.1:{port}"
+        async with _started(GrpcioListener(), address, serve, **settings) as listener:
+            yield address, listener
+
+
+@asynccontextmanager
 async def native_at(address: str, serve: Any = None, **settings: Any) -> AsyncIterator[NativeListener]:
-    listener = NativeListener()
+    async with _started(NativeListener(), address, serve, **settings) as listener:
+        yield listener
+
+
+@asynccontextmanager
+async def _started(listener: _Kind, address: str, serve: Any, **settings: Any) -> AsyncIterator[_Kind]:
     await listener.start([Bind(address)], Answering(serve), App(services=("a:B",), listen=address, **settings))
     try:
         yield listener

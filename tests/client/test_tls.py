@@ -1,4 +1,4 @@
-"""TLS and mutual TLS between our channels, our listener and grpcio's; certificates are reloaded."""
+"""TLS and mutual TLS between our channels and grpcio's, and both listeners; certificates are reloaded."""
 
 import asyncio
 import ssl
@@ -13,7 +13,7 @@ from onelane.client.options import Dialling
 from onelane.server import tls
 
 from tests.running_app import eventually
-from tests.servers import SOON, Files, native, stock_secure
+from tests.servers import SOON, Files, native, on_grpcio, stock_secure
 
 
 @pytest.fixture
@@ -21,8 +21,14 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-async def test_tls_with_alpn_serves_stock_and_our_own_clients(files: Files) -> None:
-    async with native(tls=files.tls()) as (address, _):
+@pytest.fixture(params=[native, on_grpcio])
+def listening(request: pytest.FixtureRequest) -> Any:
+    """Makes a listener of each kind."""
+    return request.param
+
+
+async def test_tls_with_alpn_serves_stock_and_our_own_clients(files: Files, listening: Any) -> None:
+    async with listening(tls=files.tls()) as (address, _):
         for channel in (stock_secure(address, files), dial(address, dialling=Dialling(tls=files.client()))):
             assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
             await channel.close()
@@ -55,7 +61,7 @@ async def test_a_tls_server_that_does_not_speak_http2_is_told_at_once(files: Fil
             await channel.close()
 
 
-async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files) -> None:
+async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files, listening: Any) -> None:
     seen: list[Any] = []
 
     async def identify(request: bytes, call: Any) -> bytes:
@@ -63,7 +69,7 @@ async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files) -
         return request
 
     files.issue("client", "client.example")
-    async with native(identify, tls=files.tls(client_ca=files.path("ca.pem"))) as (address, _):
+    async with listening(identify, tls=files.tls(client_ca=files.path("ca.pem"))) as (address, _):
         for channel in (
             stock_secure(address, files, cert="client"),
             dial(address, dialling=Dialling(tls=files.client(cert="client"))),
@@ -80,7 +86,7 @@ async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files) -
 
 
 async def test_a_changed_certificate_is_used_without_a_restart(
-    files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    files: Files, listening: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls, "LOOK_S", 0.02)
 
@@ -95,7 +101,10 @@ async def test_a_changed_certificate_is_used_without_a_restart(
             certificate: Any = secured.getpeercert()
             return dict(part[0] for part in certificate["subject"])["commonName"]
 
-    async with native(tls=files.tls()) as (address, _), dial(address, dialling=Dialling(tls=files.client())) as channel:
+    async with (
+        listening(tls=files.tls()) as (address, _),
+        dial(address, dialling=Dialling(tls=files.client())) as channel,
+    ):
         before = await asyncio.to_thread(name_shown, address)
         assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
         await asyncio.to_thread(Path(files.path("server.pem")).write_text, "broken")

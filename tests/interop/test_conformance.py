@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -97,9 +97,9 @@ def test_calls_with_keys_in_metadata_pass(run_server: Callable[..., Counts]) -> 
     assert total(counts, "forwards") > 50
 
 
-@pytest.mark.parametrize("place", ["home", "away"])
-def test_servers_on_grpcio_pass(run_server: Callable[..., Counts], place: str) -> None:
-    counts = run_server(place, "grpcio", *CLEARTEXT)
+@pytest.mark.parametrize(("place", "options"), [("home", ()), ("away", CLEARTEXT)], ids=["home", "away"])
+def test_servers_on_grpcio_pass(run_server: Callable[..., Counts], place: str, options: Sequence[str]) -> None:
+    counts = run_server(place, "grpcio", *options)
     assert total(counts, "forwards") > 300 or place == "home"
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import grpc.aio
 
-from onelane.config import App
+from onelane.config import App, Tls
 from onelane.errors import PortTaken
+from onelane.server import tls
 from onelane.server.call import OK, Call, Metadata
 from onelane.server.listener import Bind, Serving
 from onelane.server.methods import Method
@@ -162,31 +164,74 @@ async def _end(call: GrpcioCall, context: Any) -> None:
         await context.abort(call.code_now, call.details_now)
 
 
+class _Certificates:
+    """The files of one app for gRPC's core, which asks before each handshake, in a thread of its own."""
+
+    def __init__(self, settings: Tls) -> None:
+        self._settings = settings
+        # It says which file cannot be used; gRPC's core would not.
+        tls.server_context(settings)
+        self.load()
+
+    def load(self) -> None:
+        self._newest = grpc.ssl_server_certificate_configuration(
+            [(Path(self._settings.key).read_bytes(), Path(self._settings.cert).read_bytes())],
+            Path(self._settings.client_ca).read_bytes() if self._settings.client_ca else None,
+        )
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For one port: its handshakes use the newest files."""
+        used = self._newest
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal used
+            if used is self._newest:
+                return None
+            used = self._newest
+            return used
+
+        is_mutual = self._settings.client_ca is not None
+        # grpcio takes None for no change.
+        fetch = cast(Callable[[], grpc.ServerCertificateConfiguration], changed)
+        return grpc.dynamic_ssl_server_credentials(used, fetch, require_client_authentication=is_mutual)
+
+
 class GrpcioListener:
     """See `onelane.server.listener.Listener`."""
 
     def __init__(self) -> None:
         self._servers: list[grpc.aio.Server] = []
+        self._reloading: asyncio.Task[None] | None = None
 
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
+        certificates = _Certificates(settings.tls) if settings.tls is not None else None
         servers = []
         for bind in binds:
             server = grpc.aio.server(
                 handlers=[_Handlers(serving, trusted=bind.trusted)], options=_options(bind, settings)
             )
             try:
-                server.add_insecure_port(bind.address)
+                # Unix sockets stay within the machine.
+                if certificates is None or bind.address.startswith("unix:"):
+                    server.add_insecure_port(bind.address)
+                else:
+                    server.add_secure_port(bind.address, certificates.credentials())
             except RuntimeError as error:
                 raise PortTaken(bind.address, "another process") from error
             servers.append(server)
         for server in servers:
             await server.start()
         self._servers = servers
+        if certificates is not None and settings.tls is not None:
+            reload = tls.reload_when_changed(settings.tls, certificates.load)
+            self._reloading = asyncio.get_running_loop().create_task(reload)
 
     async def drain(self) -> None:
         """Nothing: a server of gRPC's core sends its clients elsewhere only in `stop`."""
 
     async def stop(self, grace_s: float) -> None:
+        if self._reloading is not None:
+            self._reloading.cancel()
         async with asyncio.TaskGroup() as tasks:
             for server in self._servers:
                 tasks.create_task(server.stop(grace_s))

@@ -6,6 +6,7 @@ refused; and it hands a connection to the sibling that owns the key of its first
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import Sequence
@@ -77,7 +78,8 @@ class NativeListener:
         self._servers = servers
         self._open_steering(binds, secured=secure is not None)
         if secure is not None and settings.tls is not None:
-            self._spawn(tls.reload_when_changed(secure, settings.tls))
+            reload = functools.partial(tls.load, secure, settings.tls)
+            self._spawn(tls.reload_when_changed(settings.tls, reload))
         self._sweep()
         for _, server in servers:
             await server.start_serving()

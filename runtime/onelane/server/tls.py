@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -25,14 +25,14 @@ def server_context(settings: Tls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
-    _load(context, settings)
+    load(context, settings)
     if settings.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
-async def reload_when_changed(context: ssl.SSLContext, settings: Tls) -> None:
-    """Follow the files for ever: handshakes after a change use what is in them; a fault keeps what was."""
+async def reload_when_changed(settings: Tls, reload: Callable[[], None]) -> None:
+    """Follow the files for ever: call `reload` once they have changed and can be used; a fault keeps what was."""
     seen = _stamps(settings)
     while True:
         await asyncio.sleep(LOOK_S)
@@ -42,7 +42,7 @@ async def reload_when_changed(context: ssl.SSLContext, settings: Tls) -> None:
         try:
             # Tried apart first: half of a bad pair would stay in the context that serves.
             server_context(settings)
-            _load(context, settings)
+            reload()
         except BadConfig as error:
             log.error("tls.reload_failed the certificates that were loaded before stay in use: %s", error)
             continue
@@ -70,7 +70,12 @@ def auth_context(secured: Any) -> Mapping[str, Iterable[bytes]]:
     return properties
 
 
-def _load(context: ssl.SSLContext, settings: Tls) -> None:
+def load(context: ssl.SSLContext, settings: Tls) -> None:
+    """Let the handshakes that follow use what is in the files.
+
+    Raises:
+        BadConfig: a file cannot be used.
+    """
     try:
         context.load_cert_chain(settings.cert, settings.key)
         if settings.client_ca is not None:
