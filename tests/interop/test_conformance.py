@@ -37,7 +37,8 @@ def run_server(runner: list[str], tmp_path: Path) -> Callable[..., Counts]:
         report = tmp_path / "report"
         listed = options_of("any_server", listener, f"{listener}_{place}")
         server = [sys.executable, "-m", "tests.conformance.server", place, listener, str(report)]
-        run_to_end([*runner, "--mode", "server", *listed, *options, "--", *server])
+        # Two at a time: the runner gives a server ten seconds to start.
+        run_to_end([*runner, "--mode", "server", "--max-servers", "2", *listed, *options, "--", *server])
         return [json.loads(line) for line in report.read_text().splitlines()]
 
     return run
