@@ -148,6 +148,32 @@ async def test_a_call_that_its_caller_drops_is_cancelled(use: Any, interceptors:
         assert all(not due for due in channel.subchannel.deadlines._due.values())
 
 
+async def test_a_call_may_be_dropped_in_another_thread_and_by_the_garbage_collector() -> None:
+    async with streams() as (server, address), dial(address) as channel:
+        follow = channel.unary_stream("/t.T/Follow")
+        holder: list[Any] = [follow(b"")]
+        assert await holder[0].read() == b"first"
+        await asyncio.to_thread(holder.clear)
+        await server.until(lambda: server.ended == 1)
+        holder += [follow(b""), holder]
+        assert await holder[0].read() == b"first"
+        del holder
+        gc.collect()
+        await server.until(lambda: server.ended == 2)
+        assert channel.subchannel._connections[0].wire.streams == {}
+
+
+def test_a_call_may_be_dropped_after_its_loop_has_closed(unserved: str) -> None:
+    async def left_open() -> Any:
+        return dial(unserved).unary_stream("/t.T/Follow")(b"", wait_for_ready=True)
+
+    call = asyncio.run(left_open())
+    assert not call.done()
+    # Nothing is raised, which pytest would tell.
+    del call
+    gc.collect()
+
+
 async def test_a_call_that_is_dropped_while_it_waits_for_a_connection_waits_no_longer(unserved: str) -> None:
     async with dial(unserved, dialling=SOON) as channel:
         ended: list[grpc.StatusCode | None] = []
