@@ -149,6 +149,9 @@ class App(BaseModel):
     """Deadline, in seconds, of a unary call between services that sets none itself."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
     """Largest request message, in bytes; a call with a larger one ends with RESOURCE_EXHAUSTED."""
+    compression: Literal["none", "deflate", "gzip"] = "none"
+    """Compression of responses to clients that accept it, unless a handler chooses another by
+    `context.set_compression`."""
     max_in_flight: Annotated[int, Field(ge=1)] = 8192
     """Calls in progress in one shard; a further call ends with RESOURCE_EXHAUSTED."""
     max_timers: Annotated[int, Field(ge=0)] = 100_000

@@ -3,12 +3,13 @@
 import gzip
 import itertools
 import tracemalloc
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.wire import framing
-from onelane.wire.framing import BadWire, Deframer, frame, frame_gzip
+from onelane.wire.framing import BadWire, Deframer, accepts, frame, frame_compressed
 
 messages = st.lists(st.binary(max_size=50), max_size=6)
 cuts = st.lists(st.integers(0, 400), max_size=8)
@@ -20,10 +21,16 @@ def pieces(data: bytes, where: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(ends)]
 
 
-@given(messages, cuts, st.booleans())
-def test_messages_come_whole_however_the_bytes_are_cut(sent: list[bytes], where: list[int], packed: bool) -> None:
-    deframer = Deframer(limit=100, encoding=b"gzip" if packed else b"")
-    wire = b"".join(map(frame_gzip if packed else frame, sent))
+def packed(message: bytes, encoding: bytes) -> bytes:
+    """One frame that is compressed, whatever its size."""
+    body = gzip.compress(message) if encoding == b"gzip" else zlib.compress(message)
+    return b"\1" + len(body).to_bytes(4, "big") + body
+
+
+@given(messages, cuts, st.sampled_from([b"", b"gzip", b"deflate"]))
+def test_messages_come_whole_however_the_bytes_are_cut(sent: list[bytes], where: list[int], encoding: bytes) -> None:
+    deframer = Deframer(limit=100, encoding=encoding)
+    wire = b"".join(packed(message, encoding) if encoding else frame(message) for message in sent)
     assert [m for piece in pieces(wire, where) for m in deframer.feed(piece)] == sent
     assert deframer.is_between
 
@@ -33,9 +40,11 @@ def test_messages_come_whole_however_the_bytes_are_cut(sent: list[bytes], where:
     [
         (frame(b"x" * 101), b"", framing.RESOURCE_EXHAUSTED),
         (frame(b"x" * 101)[:20], b"", framing.RESOURCE_EXHAUSTED),
-        (frame_gzip(b"x" * 5000), b"gzip", framing.RESOURCE_EXHAUSTED),
+        (packed(b"x" * 5000, b"gzip"), b"gzip", framing.RESOURCE_EXHAUSTED),
+        (packed(b"x" * 5000, b"deflate"), b"deflate", framing.RESOURCE_EXHAUSTED),
+        (packed(b"x", b"gzip"), b"deflate", framing.INTERNAL),
         (b"\x02\0\0\0\0", b"", framing.INTERNAL),
-        (frame_gzip(b"x"), b"", framing.INTERNAL),
+        (packed(b"x", b"gzip"), b"", framing.INTERNAL),
         (b"\x01\0\0\0\x01x", b"gzip", framing.INTERNAL),
         (b"\x01\0\0\0\x0a" + gzip.compress(b"x" * 9)[:10], b"gzip", framing.INTERNAL),
     ],
@@ -46,13 +55,35 @@ def test_a_message_that_breaks_the_rules_is_refused(data: bytes, encoding: bytes
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
+@given(st.binary(max_size=60) | st.integers(0, 2000).map(bytes))
+def test_a_message_is_compressed_where_that_makes_it_smaller(encoding: bytes, message: bytes) -> None:
+    framed = frame_compressed(encoding, message)
+    assert len(framed) <= len(frame(message))
+    assert Deframer(limit=5000, encoding=encoding).feed(framed) == [message]
+    assert framed[0] == (len(framed) < len(frame(message)))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding", "is_accepted"),
+    [
+        (b"identity, deflate, gzip", b"gzip", True),
+        (b"identity,deflate", b"deflate", True),
+        (b"identity, x-gzip", b"gzip", False),
+        (b"", b"gzip", False),
+    ],
+)
+def test_an_encoding_is_accepted_by_its_whole_name(accepted: bytes, encoding: bytes, is_accepted: bool) -> None:
+    assert accepts(accepted, encoding) == is_accepted
+
+
 @given(cuts)
 def test_an_unknown_encoding_matters_to_compressed_messages_alone_however_they_are_cut(where: list[int]) -> None:
-    plain, packed = frame(b"hello"), b"\1" + frame(b"hello")[1:]
+    plain, compressed = frame(b"hello"), b"\1" + frame(b"hello")[1:]
     deframer = Deframer(limit=9, encoding=b"snappy")
     assert [m for piece in pieces(plain, where) for m in deframer.feed(piece)] == [b"hello"]
     with pytest.raises(BadWire, match="'snappy' is not supported") as caught:
-        list(map(deframer.feed, pieces(packed, where)))
+        list(map(deframer.feed, pieces(compressed, where)))
     assert caught.value.code == framing.UNIMPLEMENTED
 
 

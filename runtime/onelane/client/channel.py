@@ -40,8 +40,7 @@ def dial(
     """A channel to `target`: host:port, dns:///host:port, ipv4:…, ipv6:…, unix:path. It connects at its first call.
 
     Raises:
-        ValueError: a target of another kind, or an interceptor that is none of grpc.aio's.
-        NotImplementedError: a compression other than gzip.
+        ValueError: a target of another kind, an interceptor that is none of grpc.aio's, or no `grpc.Compression`.
     """
     return NativeChannel(target, dialling, interceptors, compression)
 
@@ -57,7 +56,7 @@ class NativeChannel(grpc.aio.Channel):
         compression: grpc.Compression | None = None,
     ) -> None:
         self._interceptors = checked(interceptors)
-        self._compression = _checked_compression(compression)
+        self._compression = None if compression is None else grpc.Compression(compression)
         self.subchannel = Subchannel(target, dialling)
 
     def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
@@ -108,17 +107,6 @@ class NativeChannel(grpc.aio.Channel):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _checked_compression(compression: grpc.Compression | None) -> grpc.Compression | None:
-    """None for no compression.
-
-    Raises:
-        NotImplementedError: it is neither none nor gzip.
-    """
-    if compression in (None, grpc.Compression.NoCompression, grpc.Compression.Gzip):
-        return compression or None
-    raise NotImplementedError(f"compression {compression.name} is not supported; Gzip is")
 
 
 class MultiCallable:
@@ -175,10 +163,12 @@ class MultiCallable:
                 self._last_timeout = timeout
                 self._headers_with_timeout = [*headers, (b"grpc-timeout", framing.write_timeout(timeout))]
             headers = self._headers_with_timeout
-        frame = framing.frame
-        if _checked_compression(self._compression if compression is None else compression):
-            headers = [*headers, (b"grpc-encoding", b"gzip")]
-            frame = framing.frame_gzip
+        frame: Callable[[bytes], bytes] = framing.frame
+        if compression is None:
+            compression = self._compression
+        if compression:
+            encoding, frame = framing.FRAMERS[grpc.Compression(compression)]
+            headers = [*headers, (b"grpc-encoding", encoding)]
         size = 0
         if metadata:
             custom = framing.write_metadata(metadata)

@@ -35,6 +35,7 @@ def connect(
     dialling: Dialling = APP_DIALLING,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     service_config: Mapping[str, Any] | None = None,
+    compression: grpc.Compression | None = None,
 ) -> "Channel":
     """A channel to the app at `target` ("host:port" of its shared port), for any generated stub.
 
@@ -43,8 +44,8 @@ def connect(
     Use it as `async with`, which waits until the owners' connections stand, or close it by `await channel.close()`.
 
     Raises:
-        ValueError: `target` is no target, one of `interceptors` is none of grpc.aio's, or the service config is not
-            valid.
+        ValueError: `target` is no target, one of `interceptors` is none of grpc.aio's, the service config is not
+            valid, or `compression` is none of gRPC's.
     """
     config = ServiceConfig.model_validate(service_config) if service_config is not None else DEFAULT_SERVICE_CONFIG
     return Channel(
@@ -54,6 +55,7 @@ def connect(
         dialling=dialling,
         interceptors=interceptors,
         service_config=config,
+        compression=compression,
     )
 
 
@@ -71,7 +73,9 @@ class Channel(grpc.aio.Channel):
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         service_config: ServiceConfig = DEFAULT_SERVICE_CONFIG,
         stats: Stats | None = None,
+        compression: grpc.Compression | None = None,
     ) -> None:
+        self._compression = None if compression is None else grpc.Compression(compression)
         self._interceptors = checked(interceptors)
         self.peer = Peer(name, target, deadline_s=deadline_s, service_config=service_config, tracer=tracer, stats=stats)
         self.router = RingRouter(target, dialling)
@@ -92,7 +96,9 @@ class Channel(grpc.aio.Channel):
         method = method if isinstance(method, str) else method.decode()
 
         def multi_of(method: str) -> RingMethod:
-            return RingMethod(self.peer, self.router, shape, method, *serializers, **more)
+            return RingMethod(
+                self.peer, self.router, shape, method, *serializers, compression=self._compression, **more
+            )
 
         return intercepted(multi_of, shape, method, self._interceptors)
 

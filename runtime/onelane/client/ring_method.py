@@ -43,12 +43,16 @@ class RingMethod:
         request_serializer: Callable[[Any], bytes] | None = None,
         response_deserializer: Callable[[bytes], Any] | None = None,
         _registered_method: bool = False,
+        *,
+        compression: grpc.Compression | None = None,
     ) -> None:
-        """shape: `unary_unary`, `unary_stream`, `stream_unary`, `stream_stream`. method: `/pkg.Service/Method`."""
+        """shape: `unary_unary`, `unary_stream`, `stream_unary`, `stream_stream`. method: `/pkg.Service/Method`.
+        compression: of calls that say nothing else."""
         self._peer = peer
         self._router = router
         self._shape = shape
         self._method = method
+        self._compression = compression
         self._serializers = (request_serializer, response_deserializer)
         self._senders: dict[NativeChannel, Any] = {}
         """Channel → its multi-callable of this method."""
@@ -98,7 +102,7 @@ class RingMethod:
             "metadata": metadata,
             "credentials": credentials,
             "wait_for_ready": policy.wait_for_ready if wait_for_ready is None else wait_for_ready,
-            "compression": compression,
+            "compression": self._compression if compression is None else compression,
         }
         if policy.hedge_after_s is not None:
             return self._hedge(request, arguments, key, span, began)

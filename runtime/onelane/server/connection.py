@@ -11,6 +11,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
+import grpc
+
 from onelane.core import addresses
 from onelane.core.deadlines import Deadlines
 from onelane.core.turns import patience_s
@@ -44,6 +46,7 @@ class ConnectionOwner(Protocol):
     methods: dict[bytes, Method]
     limits: Limits
     max_message: int
+    compression: grpc.Compression
     max_first_bytes: int
 
     def opened(self, connection: "NativeConnection") -> bool:
@@ -446,3 +449,13 @@ class NativeConnection(WireProtocol[ServerConnection]):
             self.go_away()
             self.is_closing = True
             self.flush()
+
+
+class CompressingConnection(NativeConnection):
+    """A connection of an app whose responses are compressed unless a handler says otherwise."""
+
+    def _accept(self, stream: Stream, method: Method) -> bool:
+        is_accepted = super()._accept(stream, method)
+        if is_accepted:
+            stream.call.set_compression(self._owner.compression)
+        return is_accepted

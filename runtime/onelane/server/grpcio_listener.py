@@ -19,7 +19,7 @@ from onelane.config import App, Tls
 from onelane.errors import PortTaken
 from onelane.server import tls
 from onelane.server.call import OK, Call, Metadata
-from onelane.server.listener import Bind, Serving
+from onelane.server.listener import Bind, Serving, compression_of
 from onelane.server.methods import Method
 from onelane.wire import framing
 from onelane.wire.framing import BadWire
@@ -208,7 +208,9 @@ class GrpcioListener:
         servers = []
         for bind in binds:
             server = grpc.aio.server(
-                handlers=[_Handlers(serving, trusted=bind.trusted)], options=_options(bind, settings)
+                handlers=[_Handlers(serving, trusted=bind.trusted)],
+                options=_options(bind, settings),
+                compression=None if bind.trusted else compression_of(settings),
             )
             try:
                 # Unix sockets stay within the machine.

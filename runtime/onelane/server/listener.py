@@ -11,6 +11,8 @@ from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import grpc
+
 from onelane.config import App
 from onelane.server.call import Call, Metadata
 from onelane.server.methods import Method
@@ -80,6 +82,12 @@ class Serving(Protocol):
     def truncated(self, reason: str) -> None:
         """The end of a call was cut to what its client takes. reason: `details`, or `trailers` alone."""
         return
+
+
+def compression_of(settings: App) -> grpc.Compression:
+    """The compression of responses whose handlers choose none."""
+    numbers = {"none": 0, "deflate": 1, "gzip": 2}
+    return grpc.Compression(numbers[settings.compression])
 
 
 class Listener(Protocol):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -51,10 +51,10 @@ class NativeCall(Call):
         "_arrived",
         "_connection",
         "_deadline_at",
-        "_gzip",
-        "_gzip_next",
+        "_frame_compressed",
         "_has_all",
         "_messages",
+        "_next_is_compressed",
         "has_stream",
         "slot",
         "stream",
@@ -73,8 +73,9 @@ class NativeCall(Call):
         self._arrived: asyncio.Future[None] | None = None
         self._has_all = False
         """The client has ended its stream; `stream.ended` runs ahead of the events."""
-        self._gzip = False
-        self._gzip_next = True
+        self._frame_compressed: Callable[[bytes], bytes] | None = None
+        """None where messages are not compressed."""
+        self._next_is_compressed = True
 
     async def receive(self) -> bytes | None:
         if self._messages is None:
@@ -128,19 +129,23 @@ class NativeCall(Call):
 
     def set_compression(self, compression: grpc.Compression) -> None:
         super().set_compression(compression)
-        if compression is grpc.Compression.Gzip and b"gzip" in self.stream.value(b"grpc-accept-encoding"):
-            self._gzip = True
-            self.stream.encoding = b"gzip"
+        encoding, frame_compressed = framing.FRAMERS.get(compression, (b"", None))
+        # Any other answer its client could not read.
+        if encoding and not framing.accepts(self.stream.value(b"grpc-accept-encoding"), encoding):
+            encoding, frame_compressed = b"", None
+        self.stream.encoding, self._frame_compressed = encoding, frame_compressed
 
     def disable_next_message_compression(self) -> None:
-        self._gzip_next = False
+        self._next_is_compressed = False
 
     # Used by the connection
 
     def framed(self, message: bytes) -> bytes:
         """`message` as it goes on the wire."""
-        compress, self._gzip_next = self._gzip and self._gzip_next, True
-        return framing.frame_gzip(message) if compress else framing.frame(message)
+        if self._frame_compressed is None:
+            return framing.frame(message)
+        compresses, self._next_is_compressed = self._next_is_compressed, True
+        return self._frame_compressed(message) if compresses else framing.frame(message)
 
     def discard_unread(self) -> None:
         """It has ended: let go of what was not read. A timer or a task of its handler may keep the call itself, by the

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
+import grpc
+
 from onelane.config import App
 from onelane.core.context import attached_context_var, current_call_var
 from onelane.core.deadlines import Deadlines
 from onelane.server import sockets, tls
-from onelane.server.connection import NativeConnection
+from onelane.server.connection import CompressingConnection, NativeConnection
 from onelane.server.eager import Eager
-from onelane.server.listener import Bind, Serving, end_all
+from onelane.server.listener import Bind, Serving, compression_of, end_all
 from onelane.server.methods import Method
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.wire.framing import BadWire
@@ -44,6 +46,8 @@ class NativeListener:
         self.limits = Limits()
         self.max_message = 0
         self.max_first_bytes = MAX_FIRST_BYTES
+        self.compression = grpc.Compression.NoCompression
+        self._connection_type: type[NativeConnection] = NativeConnection
         self._settings: App
         self._connections: set[NativeConnection] = set()
         self._undecided: dict[NativeConnection, float] = {}
@@ -67,6 +71,8 @@ class NativeListener:
         self.methods = {method.path.encode(): method for method in serving.methods()}
         self.limits = Limits(max_streams=settings.max_streams, max_metadata=settings.max_metadata_bytes)
         self.max_message = settings.max_message_bytes
+        self.compression = compression_of(settings)
+        self._connection_type = CompressingConnection if self.compression else NativeConnection
         secure = tls.server_context(settings.tls) if settings.tls is not None else None
         async with contextlib.AsyncExitStack() as bound:
             servers = []
@@ -88,7 +94,8 @@ class NativeListener:
         steers = bind.shared and secure is None
 
         def connected() -> NativeConnection:
-            return NativeConnection(self, trusted=bind.trusted, steers=steers and self._steering is not None)
+            connection_type = NativeConnection if bind.trusted else self._connection_type
+            return connection_type(self, trusted=bind.trusted, steers=steers and self._steering is not None)
 
         sock = bind.sock or sockets.listening(bind.address, shared=bind.shared)
         if sock.family == socket.AF_UNIX:
@@ -184,7 +191,7 @@ class NativeListener:
 
     async def _adopt_connection(self, sock: socket.socket, first: FirstBytes) -> None:
         sock.setblocking(False)
-        await self.loop.connect_accepted_socket(lambda: NativeConnection(self, replay=first), sock)
+        await self.loop.connect_accepted_socket(lambda: self._connection_type(self, replay=first), sock)
         self.serving.steered()
 
     # Time limits

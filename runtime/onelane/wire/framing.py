@@ -3,12 +3,12 @@
 Source: grpc/doc/PROTOCOL-HTTP2.md, grpc/doc/http-grpc-status-mapping.md.
 """
 
-import gzip
 import re
 import zlib
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -30,9 +30,12 @@ UNAUTHENTICATED = 16
 
 PREFIX = 5
 """Bytes of the prefix of each message: a compressed flag (1) and the length (4)."""
-ENCODINGS = b"identity,gzip"
+ENCODINGS = b"identity,deflate,gzip"
 KNOWN_ENCODINGS = frozenset({b"", *ENCODINGS.split(b",")})
 """Values of `grpc-encoding` that can be read; b"" where there is none."""
+_WINDOW_BITS = {b"deflate": 15, b"gzip": 31}
+"""For zlib. Source: compression.md; `deflate` is zlib's format (RFC 1950), as everywhere in HTTP."""
+_LEVEL = 6
 MAX_TIMEOUT_DIGITS = 8
 MAX_STATUS_DIGITS = 9
 _FOR_APPLICATIONS = frozenset({b"grpc-status-details-bin", b"grpc-retry-pushback-ms"})
@@ -79,10 +82,22 @@ def frame(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
-def frame_gzip(message: bytes) -> bytes:
-    """One message with its prefix, compressed."""
-    packed = gzip.compress(message, compresslevel=6, mtime=0)
-    return b"\1" + len(packed).to_bytes(4, "big") + packed
+def frame_compressed(encoding: bytes, message: bytes) -> bytes:
+    """One message with its prefix, compressed where that makes it smaller."""
+    packer = zlib.compressobj(_LEVEL, wbits=_WINDOW_BITS[encoding])
+    packed = packer.compress(message) + packer.flush()
+    return b"\1" + len(packed).to_bytes(4, "big") + packed if len(packed) < len(message) else frame(message)
+
+
+FRAMERS: Mapping[int, tuple[bytes, Callable[[bytes], bytes]]] = {
+    number: (encoding, partial(frame_compressed, encoding)) for number, encoding in enumerate([b"deflate", b"gzip"], 1)
+}
+"""The number of an algorithm, which `grpc.Compression` has → its `grpc-encoding`, and what frames a message so."""
+
+
+def accepts(accepted: bytes, encoding: bytes) -> bool:
+    """Whether a `grpc-accept-encoding` has an encoding."""
+    return encoding in (token.strip() for token in accepted.split(b","))
 
 
 class Deframer:
@@ -149,22 +164,23 @@ class Deframer:
             raise BadWire(f"compressed flag is {flag}, expected 0 or 1")
         if self._encoding in (b"", b"identity"):
             raise BadWire("a message is compressed, but the stream has no grpc-encoding")
-        if self._encoding != b"gzip":
+        if self._encoding not in _WINDOW_BITS:
             raise BadWire(f"grpc-encoding {self._encoding.decode('latin-1')!r} is not supported", code=UNIMPLEMENTED)
         return self._unpack(message)
 
     def _unpack(self, message: bytes) -> bytes:
-        unpacker = zlib.decompressobj(wbits=31)
+        encoding = self._encoding.decode()
+        unpacker = zlib.decompressobj(wbits=_WINDOW_BITS[self._encoding])
         try:
             unpacked = unpacker.decompress(message, self._limit + 1)
         except zlib.error as error:
-            raise BadWire(f"a message is no valid gzip: {error}") from error
+            raise BadWire(f"a message is no valid {encoding}: {error}") from error
         if len(unpacked) > self._limit:
             self._refuse(len(unpacked))
         if not unpacker.eof:
-            raise BadWire("a gzip message is truncated")
+            raise BadWire(f"a {encoding} message is truncated")
         if unpacker.unused_data:
-            raise BadWire("a gzip message has bytes after its end")
+            raise BadWire(f"a {encoding} message has bytes after its end")
         return unpacked
 
     def _refuse(self, size: int) -> None:
