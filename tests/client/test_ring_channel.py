@@ -22,6 +22,7 @@ from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, echo, eventually, running
+from tests.servers import stock
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +78,20 @@ async def test_a_peer_that_is_down_is_unavailable_at_once_with_its_name(monkeypa
         with pytest.raises(grpc.aio.AioRpcError, match="profile: failed to connect") as caught:
             await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k"))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_details_of_a_servers_own_unavailable_stay_as_they_are() -> None:
+    async def closed(request: bytes, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "closed on Sundays")
+
+    async with (
+        stock(Unary=grpc.unary_unary_rpc_method_handler(closed)) as (address, _),
+        onelane.connect(address, name="profile") as channel,
+    ):
+        call = channel.unary_unary("/t.T/Unary")(b"")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert [caught.value.details(), await call.details()] == ["closed on Sundays"] * 2
 
 
 async def test_connect_has_a_default_deadline(cluster: RunningApp) -> None:

@@ -56,6 +56,8 @@ class ClientCall(grpc.aio.Call):
     """Bytes of its headers, where its metadata is large."""
     _is_cancelled_here = False
     """By `cancel`, whatever details a server sends."""
+    _names_peer = False
+    """Its server could not be reached."""
 
     def __init__(
         self,
@@ -146,6 +148,8 @@ class ClientCall(grpc.aio.Call):
                 status, details = grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS
             if self.retry is not None and self.retry(self, status, trailers):
                 return
+            # A server's own status comes as its number.
+            self._names_peer = code is grpc.StatusCode.UNAVAILABLE
         self.status = status
         if self.stream is not None:
             # They refer to each other: parted here, they need no garbage collector.
@@ -276,7 +280,7 @@ class ClientCall(grpc.aio.Call):
 
     def _named_details(self) -> str:
         """The details, with the name of the peer that cannot be reached."""
-        names_peer = self.peer_name and self.status is grpc.StatusCode.UNAVAILABLE
+        names_peer = self.peer_name and self._names_peer
         return f"{self.peer_name}: {self.status_details}" if names_peer else self.status_details
 
     @property
