@@ -1,7 +1,6 @@
 """Servers for tests, bytes in, bytes out: grpcio's own, our listener without a lane, a lane behind our listeners."""
 
 import asyncio
-import inspect
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from onelane.core.keys import ANY
 from onelane.server import interceptors
 from onelane.server.grpcio_listener import GrpcioListener
 from onelane.server.listener import Bind, Listener, Serving
-from onelane.server.methods import Method
+from onelane.server.methods import Method, is_async
 from onelane.server.native_listener import NativeListener
 
 from tests.ports import reserved
@@ -62,11 +61,16 @@ ECHO: dict[str, Any] = {
 
 @asynccontextmanager
 async def stock(
-    address: str = "127.0.0.1:0", options: Sequence[tuple[str, Any]] = (), **handlers: Any
+    address: str = "127.0.0.1:0",
+    options: Sequence[tuple[str, Any]] = (),
+    chain: Sequence[grpc.aio.ServerInterceptor] = (),
+    **handlers: Any,
 ) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
-    """A grpc.aio server; its address."""
+    """A grpc.aio server behind a chain of interceptors; its address."""
     threads = ThreadPoolExecutor(4)  # For plain `def` handlers; it has none before there is one.
-    server = grpc.aio.server(threads, handlers=[Handlers(**(handlers or ECHO))], options=options)
+    server = grpc.aio.server(
+        threads, handlers=[Handlers(**(handlers or ECHO))], options=options, interceptors=list(chain)
+    )
     port = server.add_insecure_port(address)
     await server.start()
     try:
@@ -101,12 +105,12 @@ async def lane_behind(
 ) -> AsyncIterator[str]:
     """A lane behind a listener, `native` or `grpcio`, with the handlers that `stock` takes; its address."""
     parts, _ = wired(setup(**(settings or {})))
+    around = interceptors.Chain(chain).around
     for name, handler in handlers.items():
         run = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
         streams = (handler.request_streaming, handler.response_streaming)
-        method = Method(f"/t.T/{name}", run, is_async, *streams, None, None, ANY)
-        parts.lane.add(interceptors.behind(method, chain))
+        parsers = (handler.request_deserializer, handler.response_serializer)
+        parts.lane.add(around(Method(f"/t.T/{name}", run, is_async(run), *streams, *parsers, ANY)))
     server: Listener = NativeListener() if listener == "native" else GrpcioListener()
     with reserved() as port:
         address = f"127.0.0.1:{port}"

@@ -187,7 +187,7 @@ class App(BaseModel):
     tls: Tls | None = None
     """Serve clients over TLS. Shards of one app talk to each other over Unix sockets."""
     interceptors: tuple[Plug, ...] = ()
-    """`grpc.aio.ServerInterceptor` classes, each as `package.module:Class`, outermost first."""
+    """`grpc.aio.ServerInterceptor` classes, or functions that make one, as `package.module:name`; outermost first."""
     tail: TailKeeping | None = None
     """Tail sampling; by default off."""
     show_keys: bool = False

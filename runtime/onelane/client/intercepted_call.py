@@ -17,7 +17,7 @@ from grpc.aio import EOF, AioRpcError
 from onelane.client.call import CANCELLED_HERE, OK, run_callback
 from onelane.client.call_types import MIXED
 
-ALREADY_FINISHED = "RPC already finished."
+RPC_FINISHED = "RPC already finished."
 HALF_CLOSED = 'RPC is half closed after calling "done_writing".'
 """grpc.aio's texts."""
 
@@ -375,7 +375,7 @@ class _StreamRequest(InterceptedCall):
         try:
             await self._wait_reader(written)
             if self._interception.cancelled():
-                raise asyncio.InvalidStateError(ALREADY_FINISHED)
+                raise asyncio.InvalidStateError(RPC_FINISHED)
             if self._interception.done():
                 self._interception.result()
             if not written.is_half_closed:
@@ -402,7 +402,7 @@ class _StreamRequest(InterceptedCall):
             error = self._interception.exception()
             if error is not None and not isinstance(error, AioRpcError):
                 raise error
-        raise asyncio.InvalidStateError(ALREADY_FINISHED)
+        raise asyncio.InvalidStateError(RPC_FINISHED)
 
     async def _put(self, written: "WrittenRequests", request: Any) -> None:
         """Put `request` where interceptors read, unless the call ends before there is room."""

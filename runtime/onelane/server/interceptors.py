@@ -10,85 +10,96 @@ import grpc
 import grpc.aio
 
 from onelane.errors import BadService
-from onelane.server import arguments, user_code
+from onelane.server import user_code
 from onelane.server.arguments import BadHandler
 from onelane.server.call import Call
-from onelane.server.methods import CallDetails, Method
+from onelane.server.chosen_handler import MAKERS, as_chosen, keeping_bytes, kind_of
+from onelane.server.methods import Method
 
-_MAKERS: dict[tuple[bool, bool], Any] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
+Continuation = Callable[[Any], Awaitable[Any]]
+"""What interceptors call: details of a call → the handler that is chosen for it."""
 
 
 def load(plugs: Sequence[str]) -> list[grpc.aio.ServerInterceptor]:
-    """One object of each `package.module:Class`.
+    """One object of each `package.module:name`: of a class, or made by a function.
 
     Raises:
         BadService: one is missing, or is no grpc.aio.ServerInterceptor.
     """
-    interceptors = []
-    for plug in plugs:
-        module, _, name = plug.partition(":")
-        try:
-            cls = getattr(importlib.import_module(module), name, None)
-        except ModuleNotFoundError as error:
-            raise BadService(f"interceptors: {plug}: no module {error.name!r}") from error
-        if not isinstance(cls, type) or not issubclass(cls, grpc.aio.ServerInterceptor):
-            raise BadService(f"interceptors: {plug} is {cls!r}, expected a class of grpc.aio.ServerInterceptor")
-        interceptors.append(cls())
-    return interceptors
+    return [_load(plug) for plug in plugs]
 
 
-def behind(method: Method, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> Method:
-    """`method` with a handler that the interceptors choose for each call, the first of them outermost."""
-    if not interceptors:
-        return method
-    shape = (method.request_streaming, method.response_streaming)
-    plain = _MAKERS[shape](method.handler, method.deserialize, method.serialize)
-
-    async def handler(_: Any) -> Any:
-        return plain
-
-    chain: Callable[[Any], Awaitable[Any]] = handler
-    for interceptor in reversed(interceptors):
-        chain = _intercept(interceptor, chain, method, shape)
-
-    async def choose(call: Call) -> Method:
-        chosen = await chain(CallDetails(method.path, call.invocation_metadata()))
-        if chosen is None:
-            call.abort_now(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-        run = _function_of(chosen)
-        is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
-        return replace(
-            method,
-            handler=run,
-            is_async=is_async,
-            deserialize=chosen.request_deserializer,
-            serialize=chosen.response_serializer,
-            reply_type=method.reply_type if chosen.response_serializer == method.serialize else None,
-        )
-
-    return replace(method, choose=choose)
+def _load(plug: str) -> grpc.aio.ServerInterceptor:
+    module, _, name = plug.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise BadService(f"interceptors: {plug}: no module {error.name!r}") from error
+    expected = "expected a class of grpc.aio.ServerInterceptor, or a function that makes one"
+    if not callable(make) or (isinstance(make, type) and not issubclass(make, grpc.aio.ServerInterceptor)):
+        raise BadService(f"interceptors: {plug} is {make!r}, {expected}")
+    interceptor = make()
+    if not isinstance(interceptor, grpc.aio.ServerInterceptor):
+        raise BadService(f"interceptors: {plug} has made {interceptor!r}, {expected}")
+    return interceptor
 
 
-def _intercept(
-    interceptor: grpc.aio.ServerInterceptor,
-    chain: Callable[[Any], Awaitable[Any]],
-    method: Method,
-    shape: tuple[bool, bool],
-) -> Callable[[Any], Awaitable[Any]]:
+class Chain:
+    """The interceptors of an app, around the methods of its services."""
+
+    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
+        """interceptors: the first is the outermost."""
+        self._is_empty = not interceptors
+        self._handlers: dict[str, Any] = {}
+        """Path → the service's own handler, as `grpc.RpcMethodHandler`."""
+        self._choose: Continuation = self._own_handler
+        for interceptor in reversed(interceptors):
+            self._choose = _before(interceptor, self._choose)
+
+    def around(self, method: Method) -> Method:
+        """`method` with a handler that the interceptors choose for each call."""
+        if self._is_empty:
+            return method
+        make = MAKERS[method.request_streaming, method.response_streaming]
+        own_handler = self._handlers[method.path] = make(method.handler, method.deserialize, method.serialize)
+        own_method = as_chosen(method, own_handler)
+
+        async def choose(call: Call) -> Method:
+            chosen = await self._choose(_Details(call))
+            if chosen is own_handler:
+                return own_method
+            if chosen is None:
+                call.abort_now(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+            return as_chosen(method, chosen)
+
+        return replace(keeping_bytes(method), choose=choose)
+
+    async def _own_handler(self, details: Any) -> Any:
+        """The end of the chain: an interceptor may have changed the method."""
+        return self._handlers.get(details.method)
+
+
+class _Details(grpc.HandlerCallDetails):
+    """A call as interceptors see it."""
+
+    def __init__(self, call: Call) -> None:
+        self.method = call.method
+        self._call = call
+
+    @property
+    def invocation_metadata(self) -> Any:  # type: ignore[override]
+        return self._call.invocation_metadata()
+
+
+def _before(interceptor: grpc.aio.ServerInterceptor, chain: Continuation) -> Continuation:
     async def intercept(details: Any) -> Any:
         chosen: Any = interceptor.intercept_service(chain, details)
         if inspect.isawaitable(chosen):
             chosen = await chosen
-        if chosen is not None and not _is_handler(chosen, shape):
-            name = type(interceptor).__qualname__
-            streams = "a handler that has a function, request_streaming={} and response_streaming={}".format(*shape)
+        if chosen is not None and kind_of(chosen) is None:
+            name, path = type(interceptor).__qualname__, details.method
             raise BadHandler(
-                f"{name} has chosen {_described(chosen)} for {method.name}, expected {streams}, or None",
+                f"{name} has chosen {_described(chosen)} for {path[1:]}, expected a grpc.RpcMethodHandler, or None",
                 line=user_code.definition_of(interceptor.intercept_service),
             )
         return chosen
@@ -96,17 +107,6 @@ def _intercept(
     return intercept
 
 
-def _is_handler(chosen: Any, shape: tuple[bool, bool]) -> bool:
-    chosen_shape = (getattr(chosen, "request_streaming", None), getattr(chosen, "response_streaming", None))
-    return chosen_shape == shape and callable(_function_of(chosen))
-
-
-def _function_of(handler: Any) -> Any:
-    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-
-
 def _described(chosen: Any) -> str:
-    if not hasattr(chosen, "request_streaming"):
-        return f"an object of class {type(chosen).__qualname__}"
-    streams = f"request_streaming={chosen.request_streaming} and response_streaming={chosen.response_streaming}"
-    return f"one with the function {arguments.shown(_function_of(chosen))}, {streams}"
+    kind = f"an object of class {type(chosen).__qualname__}"
+    return f"{kind} without the function of its kind" if hasattr(chosen, "request_streaming") else kind

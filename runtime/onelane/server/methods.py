@@ -179,7 +179,7 @@ def _method(
     return Method(
         path=path,
         handler=behaviour,
-        is_async=inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour),
+        is_async=is_async(behaviour),
         request_streaming=bool(handler.request_streaming),
         response_streaming=bool(handler.response_streaming),
         deserialize=handler.request_deserializer,
@@ -188,6 +188,11 @@ def _method(
         is_free=_is_free(path, descriptor, turns),
         reply_type=_reply_type(descriptor, handler.response_serializer),
     )
+
+
+def is_async(function: Any) -> bool:
+    """Whether a handler is an `async def`."""
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _reply_type(descriptor: MethodDescriptor | None, serialize: Any) -> type | None:

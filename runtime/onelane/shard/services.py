@@ -61,7 +61,7 @@ class Services:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def _load_servicers(self, configured_keys: Mapping[str, str], configured_turns: Mapping[str, str]) -> None:
-        chain = interceptors.load(self._settings.interceptors)
+        chain = interceptors.Chain(interceptors.load(self._settings.interceptors))
         faults: list[str] = []
         for plug in self._settings.services:
             servicer_class = methods.servicer_class(plug)
@@ -71,7 +71,7 @@ class Services:
                 for method in methods.methods_of(servicer, configured=configured_keys, turns=configured_turns):
                     if method.path in self._lane.entries:
                         raise BadService(f"{method.name} is served already by another service than {plug}")
-                    self._lane.add(interceptors.behind(method, chain))
+                    self._lane.add(chain.around(method))
             except BadService as error:
                 faults.append(f"{plug}\n{error}")
         if faults:
