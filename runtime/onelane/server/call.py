@@ -17,15 +17,13 @@ import grpc.aio
 
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
-from onelane.server import arguments, user_code
+from onelane.server import arguments, auth_context, user_code
 from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
 from onelane.wire.framing import Metadata as Metadata
 
 log = logging.getLogger("onelane.call")
 OK = grpc.StatusCode.OK
-IDENTITY_KEYS = ("x509_subject_alternative_name", "x509_common_name")
-"""The auth properties that identify a peer: the first that it has."""
 FINISHED = "RPC already finished."
 
 
@@ -346,7 +344,7 @@ class Call:
 
     def peer_identity_key(self) -> str | None:
         auth = self.auth_context()
-        return next((key for key in IDENTITY_KEYS if key in auth), None)
+        return next((key for key in auth_context.IDENTITY_KEYS if key in auth), None)
 
 
 class RequestIterator(AsyncIterator[Any]):

@@ -16,7 +16,7 @@ import grpc
 from onelane.core import addresses
 from onelane.core.deadlines import Deadlines
 from onelane.core.turns import patience_s
-from onelane.server import tls
+from onelane.server import auth_context
 from onelane.server.call import OK
 from onelane.server.call_state import ARRIVED, DONE, FORWARDED, WAITING
 from onelane.server.eager import Eager
@@ -78,7 +78,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
         super().__init__(ServerConnection(owner.limits, max_message=owner.max_message, joins=True), owner.loop)
         self.trusted = trusted
         self.peer = ""
-        self.auth: Mapping[str, Iterable[bytes]] = tls.INSECURE
+        self.auth: Mapping[str, Iterable[bytes]] = auth_context.INSECURE
         self.opened_at = self.heard_at = monotonic()
         self.pinged_at = 0.0
         """When a keepalive ping was sent; 0 unless its answer is due."""
@@ -106,7 +106,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
             if secured.selected_alpn_protocol() != "h2":
                 self.transport.abort()
                 return
-            self.auth = tls.auth_context(secured)
+            self.auth = auth_context.auth_context(secured)
         if self._replay is not None:
             self._replay_first_bytes(self._replay)
         else:

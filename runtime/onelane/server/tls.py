@@ -4,9 +4,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable
 
 from onelane.config import Tls
 from onelane.errors import BadConfig
@@ -49,25 +47,6 @@ async def reload_when_changed(settings: Tls, reload: Callable[[], None]) -> None
         finally:
             seen = now
         log.info("tls.reloaded cert=%s", settings.cert)
-
-
-INSECURE: Mapping[str, Iterable[bytes]] = MappingProxyType(
-    {"transport_security_type": [b"insecure"], "security_level": [b"TSI_SECURITY_NONE"]}
-)
-"""The auth properties of a connection without TLS, as in grpcio."""
-
-
-def auth_context(secured: Any) -> Mapping[str, Iterable[bytes]]:
-    """The auth properties of a peer with a certificate, under gRPC's names."""
-    properties: dict[str, Iterable[bytes]] = {"transport_security_type": [b"ssl"]}
-    certificate = secured.getpeercert() or {}
-    names = [value.encode() for _, value in certificate.get("subjectAltName", ())]
-    common = [value.encode() for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
-    if common:
-        properties["x509_common_name"] = common
-    if names:
-        properties["x509_subject_alternative_name"] = names
-    return properties
 
 
 def load(context: ssl.SSLContext, settings: Tls) -> None:
