@@ -34,14 +34,19 @@ def runner() -> list[str]:
 def run_server(runner: list[str], tmp_path: Path) -> Callable[..., Counts]:
     def run(place: str, listener: str, *options: str) -> Counts:
         """What the apps have counted, of which there is one for each kind of connections."""
-        report = tmp_path / "report"
         listed = options_of("any_server", listener, f"{listener}_{place}")
-        server = [sys.executable, "-m", "tests.conformance.server", place, listener, str(report)]
-        # Two at a time: the runner gives a server ten seconds to start.
-        run_to_end([*runner, "--mode", "server", "--max-servers", "2", *listed, *options, "--", *server])
-        return [json.loads(line) for line in report.read_text().splitlines()]
+        return run_servers([*runner, "--mode", "server", *listed, *options, "--"], place, listener, tmp_path)
 
     return run
+
+
+def run_servers(command: list[str], place: str, listener: str, folder: Path) -> Counts:
+    """command: but for that of the server, which comes last."""
+    report = folder / "report"
+    server = [sys.executable, "-m", "tests.conformance.server", place, listener, str(report)]
+    # Two at a time: the runner gives a server ten seconds to start.
+    run_to_end([command[0], "--max-servers", "2", *command[1:], *server])
+    return [json.loads(line) for line in report.read_text().splitlines()]
 
 
 def options_of(*names: str) -> list[str]:
@@ -102,6 +107,14 @@ def test_calls_with_keys_in_metadata_pass(run_server: Callable[..., Counts]) -> 
 def test_servers_on_grpcio_pass(run_server: Callable[..., Counts], place: str, options: Sequence[str]) -> None:
     counts = run_server(place, "grpcio", *options)
     assert total(counts, "forwards") > 300 or place == "home"
+
+
+def test_a_channel_that_goes_to_the_owner_passes(runner: list[str], tmp_path: Path) -> None:
+    client = [sys.executable, "-m", "tests.conformance.client", "connect"]
+    command = [*runner, "--mode", "both", *options_of("native_away"), *CLEARTEXT, "--", *client, "----"]
+    counts = run_servers(command, "away", "native", tmp_path)
+    # Those that come before it knows the shards, and streams, whose key is in their first request.
+    assert total(counts, "forwards") < 0.6 * total(counts, "calls")
 
 
 @pytest.mark.parametrize("channel", ["dial", "connect"])
