@@ -15,6 +15,7 @@ from tests.conformance.v1 import service_pb2 as m
 from tests.conformance.v1 import service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Definition = m.UnaryResponseDefinition | m.StreamResponseDefinition
 RequestInfo = m.ConformancePayload.RequestInfo
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -39,8 +40,7 @@ class Conformance(service_pb2_grpc.ConformanceServiceServicer):
         definition = request.response_definition
         if not request.HasField("response_definition"):
             return
-        await context.send_initial_metadata(to_metadata(definition.response_headers))
-        context.set_trailing_metadata(to_metadata(definition.response_trailers))
+        await begin(definition, context)
         info = seen(context, [request])
         for number, data in enumerate(definition.response_data):
             await asyncio.sleep(definition.response_delay_ms / 1000)
@@ -59,8 +59,7 @@ class Conformance(service_pb2_grpc.ConformanceServiceServicer):
             requests.append(request)
             if answered < 0:
                 definition, answered = request.response_definition, 0
-                await context.send_initial_metadata(to_metadata(definition.response_headers))
-                context.set_trailing_metadata(to_metadata(definition.response_trailers))
+                await begin(definition, context)
                 full_duplex = request.full_duplex
             if full_duplex and answered >= len(definition.response_data):
                 break
@@ -90,8 +89,7 @@ class Conformance(service_pb2_grpc.ConformanceServiceServicer):
 async def answer(
     definition: m.UnaryResponseDefinition, requests: Sequence[Message], context: Context
 ) -> m.ConformancePayload:
-    await context.send_initial_metadata(to_metadata(definition.response_headers))
-    context.set_trailing_metadata(to_metadata(definition.response_trailers))
+    await begin(definition, context)
     await asyncio.sleep(definition.response_delay_ms / 1000)
     info = seen(context, requests)
     if definition.WhichOneof("response") == "error":
@@ -99,10 +97,19 @@ async def answer(
     return m.ConformancePayload(data=definition.response_data, request_info=info)
 
 
+async def begin(definition: Definition, context: Context) -> None:
+    """Send the initial metadata of an answer, whose messages are compressed as those of its request."""
+    names = [value for name, value in context.invocation_metadata() or () if name == "x-test-case-name"]
+    if any("COMPRESSION_GZIP" in str(name) for name in names):
+        context.set_compression(grpc.Compression.Gzip)
+    await context.send_initial_metadata(to_metadata(definition.response_headers))
+    context.set_trailing_metadata(to_metadata(definition.response_trailers))
+
+
 async def fail(
     error: m.Error,
     more_details: Iterable[Message],
-    definition: m.UnaryResponseDefinition | m.StreamResponseDefinition,
+    definition: Definition,
     context: Context,
 ) -> None:
     """End the call with this error. more_details: beside its own."""
