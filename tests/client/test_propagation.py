@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.client.propagation import forwarded, outgoing, repeated
+from onelane.core import hop
 from onelane.core.context import TaskContext, TurnContext
+from onelane.core.hop import HOP_HEADERS, Hop, write_client
 from onelane.core.trace_context import UNSAMPLED, TraceContext
 from onelane.core.turns import CHAIN, Turns
 
@@ -80,17 +82,55 @@ def test_another_attempt_carries_the_same_and_says_how_many_came_before() -> Non
         assert repeated(metadata, attempts) == (*metadata, ("grpc-previous-rpc-attempts", str(attempts)))
 
 
-def test_a_forwarded_call_keeps_its_metadata_chain_and_baggage_and_belongs_to_the_span_of_the_hop() -> None:
-    received = (("x-own", "1"), ("x-own-bin", b"\0"), ("onelane-key", "k"), ("baggage", "k=v"), (CHAIN, "0001@s-0/m"))
-    metadata = forwarded((*received, ("traceparent", "the caller's"), ("tracestate", "the caller's")), TRACE)
-    assert metadata == (
-        *received,
-        ("traceparent", TRACEPARENT),
-        ("tracestate", "vendor=1"),
-        ("onelane-hop", "1"),
+class ClientsCall:
+    """A call to be sent on."""
+
+    method = "/a.B/C"
+
+    def __init__(self, *headers: tuple[bytes, bytes], deadline_at: float | None = None) -> None:
+        self.deadline_at = deadline_at
+        self._headers = headers
+
+    def time_remaining(self) -> float | None:
+        return None if self.deadline_at is None else self.deadline_at - NOW
+
+    def client_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return self._headers
+
+    def identity_headers(self) -> list[tuple[bytes, bytes]]:
+        return write_client("ipv4:1.2.3.4:5", {"x509_common_name": [b"me"]})
+
+
+def end_to_end(*headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """Of the headers with which a call is sent on, those between gRPC's own and the hop's."""
+    sent = forwarded(ClientsCall(*headers), TRACE)
+    return [pair for pair in sent[6:] if pair[0] not in HOP_HEADERS]
+
+
+def test_a_forwarded_call_keeps_its_headers_as_they_came() -> None:
+    headers = (
+        (b"x-own", "ü\ty".encode()),
+        (b"x*!", b"\xff\xfe"),
+        (b"x-own-bin", b"AA,AQ=="),
+        (b"x-own", b"again"),
+        (b"traceparent", b"the caller's"),
+        (b"grpc-accept-encoding", b"identity,deflate"),
+        (CHAIN.encode(), b"0001@s-0/m"),
     )
+    assert end_to_end(*headers) == list(headers)
 
 
-@pytest.mark.parametrize("name", ["user-agent", "te", "content-type", "grpc-previous-rpc-attempts", "onelane-hop"])
-def test_metadata_of_one_hop_alone_is_not_forwarded(name: str) -> None:
-    assert forwarded(((name, "theirs"), ("x-own", "1")), None) == (("x-own", "1"), ("onelane-hop", "1"))
+@pytest.mark.parametrize(
+    "name",
+    [b":path", b"te", b"content-type", b"content-length", b"host", b"grpc-timeout", b"grpc-encoding", *HOP_HEADERS],
+)
+def test_headers_of_one_hop_alone_are_not_forwarded(name: bytes) -> None:
+    assert end_to_end((name, b"theirs"), (b"x-own", b"1")) == [(b"x-own", b"1")]
+
+
+def test_a_forwarded_call_tells_the_owner_of_its_client_its_deadline_and_the_span_of_the_hop() -> None:
+    headers = dict(forwarded(ClientsCall(deadline_at=NOW + 1.5), TRACE))
+    assert hop.read(headers) == Hop(
+        "ipv4:1.2.3.4:5", {"x509_common_name": [b"me"]}, NOW + 1.5, TRACE._replace(tracestate="")
+    )
+    assert headers[b"grpc-timeout"] == b"1500000u"

@@ -5,6 +5,7 @@ headers, messages with their compressed flag, trailers, a reset, or the end of t
 """
 
 import socket
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -80,10 +81,12 @@ class Answer:
 class Exchange:
     """One request on a connection of its own, sent piece by piece: each piece is a DATA frame."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
         host, _, port = address.rpartition(":")
         self.answer = Answer()
         self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname=host)
         self._http2 = Http2(server=False, limits=Limits(max_metadata=64 * 1024))
         self._stream = 0
         self._unsent = b""
@@ -97,6 +100,12 @@ class Exchange:
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
+
+    @property
+    def local_address(self) -> str:
+        """Of this client, as gRPC writes a peer."""
+        host, port = self._socket.getsockname()
+        return f"ipv4:{host}:{port}"
 
     def open(self, headers: Headers, *, end: bool = False) -> None:
         self._stream = self._http2.send_request(headers, end_stream=end)

@@ -325,15 +325,15 @@ def counted(cluster: Cluster, channel: Any) -> Counter[str]:
         count["calls in flight"] += parts.lane.in_flight
         count["turns"] += len(parts.lane.queue.turns.held)
         count["waiting for a turn"] += parts.lane.queue.turns.waiting
-        for forwarding in parts.forwarder._channels.values():
-            add_channel(count, forwarding)
-    add_channel(count, channel)
+        for sibling in parts.forwarder._siblings.values():
+            add_subchannel(count, sibling)
+    add_subchannel(count, channel.subchannel)
     return count
 
 
-def add_channel(count: Counter[str], channel: Any) -> None:
-    count["deadlines"] += due(channel.subchannel)
-    count["streams"] += sum(len(connection.wire.streams) for connection in channel.subchannel._connections)
+def add_subchannel(count: Counter[str], subchannel: Any) -> None:
+    count["deadlines"] += due(subchannel)
+    count["streams"] += sum(len(connection.wire.streams) for connection in subchannel._connections)
 
 
 def due(owner: Any) -> int:

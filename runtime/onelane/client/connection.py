@@ -23,7 +23,6 @@ from onelane.wire.client import (
 )
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import Headers, Metadata
-from onelane.wire.http2 import Limits
 
 log = logging.getLogger("onelane.client")
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -105,7 +104,7 @@ class Connection(WireProtocol[ClientConnection]):
     """One connection. Owned by its subchannel."""
 
     def __init__(self, owner: ConnectionPool) -> None:
-        super().__init__(ClientConnection(Limits(max_metadata=64 * 1024)), asyncio.get_running_loop())
+        super().__init__(ClientConnection(owner.dialling.limits), asyncio.get_running_loop())
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self._owner = owner
         self._heard = False

@@ -4,6 +4,10 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from onelane.wire.http2 import Limits
+
+CLIENT_LIMITS = Limits(max_metadata=64 * 1024)
+
 
 @dataclass(frozen=True, slots=True)
 class Dialling:
@@ -11,8 +15,8 @@ class Dialling:
 
     initial_backoff_s: float = 1.0
     max_backoff_s: float = 120.0
-    connect_s: float = 20.0
-    """How long one attempt may take, up to the server's SETTINGS."""
+    connect_s: float | None = 20.0
+    """How long one attempt may take, up to the server's SETTINGS; None for as long as the socket is open."""
     keepalive_s: float | None = None
     """Seconds without a byte from the server after which a ping is sent; None for never."""
     ping_timeout_s: float = 20.0
@@ -28,6 +32,8 @@ class Dialling:
     """host:port → the target that is dialled instead; for tests, and for a proxy in between."""
     authority: str = ""
     """Value of `:authority`, and the name that the server's certificate must have; the target's host where empty."""
+    limits: Limits = CLIENT_LIMITS
+    """What a server may make one connection hold."""
 
 
 DEFAULT_DIALLING = Dialling()

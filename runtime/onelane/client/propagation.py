@@ -5,21 +5,46 @@ The one place that composes it, for each way out: stubs of other apps and calls 
 of a call that is hedged (`repeated`), and calls that are sent on to the owner of their key (`forwarded`). Pure.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from onelane.core.context import CallContext, earlier
+from onelane.core.hop import HOP_HEADERS, write_call
 from onelane.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext, trace_metadata
 from onelane.core.turns import CHAIN
-from onelane.wire.framing import Metadata
+from onelane.wire.framing import Headers, Metadata, write_timeout
 
 BAGGAGE = "baggage"
 PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 """gRFC A6: how many attempts of the call were made before this one; absent in the first."""
-HOP_HEADER = "onelane-hop"
-"""A sibling has sent the call on; counts on a sibling's connection alone."""
 _TRACE_HEADERS = frozenset({TRACEPARENT, TRACESTATE})
-_OF_ONE_HOP = frozenset({"user-agent", TRACEPARENT, TRACESTATE, "te", "content-type", HOP_HEADER})
-"""Metadata that a forwarded call does not take along, beside those that begin with `grpc-`."""
+_OF_ONE_HOP = frozenset(
+    {
+        *(b":method", b":scheme", b":path", b":authority", b"host", b"te", b"content-type", b"content-length"),
+        *(b"grpc-timeout", b"grpc-encoding"),
+        *HOP_HEADERS,
+    }
+)
+"""Headers of a client that are written anew where its call is sent on. Every other one passes as it came."""
+
+
+class Forwardable(Protocol):
+    """A call that is sent on to the owner of its key. See `onelane.server.call.Call`."""
+
+    method: str
+
+    @property
+    def deadline_at(self) -> float | None:
+        """By the monotonic clock; None without one."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until its deadline; None without one."""
+
+    def client_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        """The headers that its client has sent."""
+
+    def identity_headers(self) -> Headers:
+        """Its client's peer and identity, see `core/hop.write_client`."""
 
 
 def outgoing(
@@ -57,10 +82,23 @@ def repeated(metadata: Metadata, attempts: int) -> Metadata:
     return (*metadata, (PREVIOUS_ATTEMPTS, str(attempts)))
 
 
-def forwarded(metadata: Metadata, trace: TraceContext | None) -> Metadata:
-    """The metadata of a call that is sent on, unread, to the owner of its key.
+def forwarded(call: Forwardable, trace: TraceContext | None) -> Headers:
+    """The headers of a call that is sent on, unread, to the owner of its key.
 
-    metadata: the call's own; chain and baggage are among them. trace: of the span of this hop.
+    trace: of the span of this hop.
     """
-    end_to_end = (pair for pair in metadata if pair[0] not in _OF_ONE_HOP and not pair[0].startswith("grpc-"))
-    return (*end_to_end, *trace_metadata(trace), (HOP_HEADER, "1"))
+    headers = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", call.method.encode()),
+        (b":authority", b"localhost"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        *(pair for pair in call.client_headers() if pair[0] not in _OF_ONE_HOP),
+        *call.identity_headers(),
+        *write_call(call.deadline_at, trace),
+    ]
+    remaining_s = call.time_remaining()
+    if remaining_s is not None:
+        headers.append((b"grpc-timeout", write_timeout(remaining_s)))
+    return headers

@@ -244,6 +244,8 @@ class Subchannel:
                 await self._open(factory)
                 await connections[-1].ready
         except TimeoutError as error:
+            if self.dialling.connect_s is None:
+                raise
             raise TimeoutError(f"no answer within {self.dialling.connect_s:g} s") from error
         finally:
             for connection in connections:

@@ -1,5 +1,5 @@
 """The lane: one call at a time for each key, on one event loop.
 
-Imports: `core`, `telemetry`, `client` (a forward is a call), `server`. Main types: `lane.Lane` and
+Imports: `core`, `wire`, `telemetry`, `client` (a forward is a call), `server`. Main types: `lane.Lane` and
 `forwarder.Forwarder`.
 """

@@ -1,7 +1,8 @@
 """Sending one call on, unread, to the shard that owns its key: once, over the sibling's Unix socket.
 
-Metadata, deadline, cancellation, status, details and trailers pass both ways unchanged. The metadata that siblings
-exchange (`onelane-hop`, `onelane-served`) never reach a client.
+The client's headers pass unchanged, with its identity and its deadline beside them (`core/hop`); so do the messages of
+the answer, compressed as the owner has sent them, the metadata as they come, status, details and trailers. The metadata
+that siblings exchange (`onelane-served`, `onelane-not-home`) never reach a client.
 """
 
 import asyncio
@@ -13,13 +14,16 @@ import grpc
 import grpc.aio
 
 from onelane.client.call import ClientCall
-from onelane.client.channel import NativeChannel
+from onelane.client.call_types import StreamStreamCall, UnaryStreamCall, UnaryUnaryCall
+from onelane.client.connection import Connection
 from onelane.client.options import Dialling
 from onelane.client.propagation import forwarded
+from onelane.client.subchannel import Subchannel
 from onelane.core.placement import Member
 from onelane.core.trace_context import TraceContext
-from onelane.errors import OnelaneError
 from onelane.server.call import Call
+from onelane.wire import framing
+from onelane.wire.http2 import SIBLING_LIMITS
 
 SERVED = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
@@ -27,7 +31,13 @@ NOT_HOME = "onelane-not-home"
 """Trailer by which a shard says that it does not own the key, with its epoch."""
 
 SIBLING_DIALLING = Dialling(
-    initial_backoff_s=0.1, max_backoff_s=0.5, connect_s=5.0, max_message_bytes=2**31 - 1, max_connections=1
+    initial_backoff_s=0.1,
+    max_backoff_s=0.5,
+    # The supervisor holds the socket of a shard that restarts: a call waits for it as long as its client does.
+    connect_s=None,
+    max_message_bytes=2**31 - 1,
+    max_connections=1,
+    limits=SIBLING_LIMITS,
 )
 
 
@@ -59,38 +69,106 @@ class Forwarder(Protocol):
         """End every connection."""
 
 
+class _Forward(ClientCall):
+    """A call to the owner, in place of the client's. It has no deadline of its own: the client's call ends it."""
+
+    single_response = False
+    """Not even of a unary answer: its headers are to be seen at once, also where they hold no metadata."""
+    has_reached_owner = False
+    """It was cancelled once the owner had it, which therefore counts it."""
+
+    def begin(self, connection: Connection) -> None:
+        super().begin(connection)
+        if self.stream is not None:
+            self.stream.keep_frames()
+
+    def cancel(self) -> bool:
+        if self.status is None and self.stream is not None:
+            assert self.connection is not None
+            self.has_reached_owner = self._is_with_owner(self.connection.wire)
+        return super().cancel()
+
+    def _is_with_owner(self, wire: Any) -> bool:
+        """Whether everything was sent that the owner needs to begin the call."""
+        raise NotImplementedError
+
+    @property
+    def has_answered(self) -> bool:
+        """The headers of the answer have come."""
+        return self._initial is not None
+
+    @property
+    def encoding(self) -> bytes:
+        """Of the compressed messages in the answer; b"" for none."""
+        return self.stream.encoding if self.stream is not None else b""
+
+
+class _UnaryForward(_Forward, UnaryUnaryCall):
+    """Of one message and one answer."""
+
+    on_answered: Callable[["_UnaryForward"], None]
+    passing: "asyncio.Task[Exception | None] | None" = None
+    """Passes the initial metadata on, where they came before the answer. Its result: why the client takes none."""
+
+    def answered(self, metadata: Any) -> None:
+        super().answered(metadata)
+        # Later: the answer itself nearly always comes in the same bytes.
+        asyncio.get_running_loop().call_soon(self.on_answered, self)
+
+    def _is_with_owner(self, wire: Any) -> bool:
+        return not wire.is_unsent(self.stream) and not wire.http2.queued(self.stream.id)  # type: ignore[union-attr]
+
+
+class _DownloadForward(_Forward, UnaryStreamCall):
+    """Of one message and a stream of answers."""
+
+    def _is_with_owner(self, wire: Any) -> bool:
+        return not wire.is_unsent(self.stream) and not wire.http2.queued(self.stream.id)  # type: ignore[union-attr]
+
+
+class _StreamForward(_Forward, StreamStreamCall):
+    """Of a stream of messages, with one answer or many."""
+
+    def _is_with_owner(self, wire: Any) -> bool:
+        return not wire.is_unsent(self.stream)
+
+
 class NativeForwarder:
-    """Forwards over one native channel to each sibling, made at the first call."""
+    """Forwards over one native connection to each sibling, made at the first call."""
 
     def __init__(self) -> None:
-        self._channels: dict[str, NativeChannel] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._unary: dict[tuple[str, str], Any] = {}
+        self._siblings: dict[str, Subchannel] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done) -> None:
-        send = self._unary.get((owner.socket, call.method))
-        if send is None:
-            send = self._channel(owner).unary_unary(call.method)
-            self._unary[owner.socket, call.method] = send
-        sent: ClientCall = send(request, metadata=forwarded(call.metadata, trace), timeout=call.time_remaining())
+        sibling = self._sibling(owner)
+        sent = _UnaryForward(sibling, forwarded(call, trace), None, None, False)
+        sent.request = framing.frame(request)
+        sent.on_answered = partial(self._answering, call)
         call.cancel_forward = sent.cancel
         sent.when_ended(partial(self._answered, owner, call, done))
+        sibling.start(sent)
 
-    def _answered(self, owner: Member, call: Call, done: Done, sent: ClientCall) -> None:
-        reply = b""
+    def _answering(self, call: Call, sent: _UnaryForward) -> None:
+        """The headers of the answer have come: pass them on, if the answer itself is still to come."""
+        if sent.status is None and not call.initial_sent:
+            sent.passing = asyncio.get_running_loop().create_task(_pass_early_headers(call, sent))
+            self._tasks.add(sent.passing)
+            sent.passing.add_done_callback(self._tasks.discard)
+
+    def _answered(self, owner: Member, call: Call, done: Done, sent: _UnaryForward) -> None:
+        frame = b""
         if sent.status is grpc.StatusCode.OK and len(sent.messages) == 1:
-            reply = sent.messages[0]
+            frame = sent.messages[0]
             call.trailers = sent.trailers
         elif sent.status is grpc.StatusCode.OK:
             call.fail(grpc.StatusCode.UNIMPLEMENTED, f"expected one message, {owner.name} sent {len(sent.messages)}")
         else:
             _fail(call, owner, sent)
-        if call.initial_sent or not sent.initial:
-            done(reply)
-            return
-        task = asyncio.get_running_loop().create_task(_pass_initial_then(call, sent, done, reply))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if sent.passing is None or sent.passing.done():
+            done(_reply_of(call, sent, frame))
+        else:
+            sent.passing.add_done_callback(lambda _: done(_reply_of(call, sent, frame)))
 
     async def stream(
         self,
@@ -101,48 +179,50 @@ class NativeForwarder:
         *,
         streams_response: bool,
     ) -> bytes:
-        sent = self._open(owner, call, request, trace, streams_response=streams_response)
+        sent = self._open(owner, call, request, trace)
         reply = b""
         try:
+            await sent.initial_metadata()
+            if sent.has_answered:
+                await _pass_headers(call, sent)
             if streams_response:
-                await sent.initial_metadata()
-                await _pass_initial(call, sent)
-                async for answer in sent:
-                    await call.send(answer)
+                while (frame := await sent.read()) is not grpc.aio.EOF:
+                    await call.send_frame(frame, sent.encoding)
             else:
-                reply = await sent
-                await _pass_initial(call, sent)
+                reply = await _only_reply(owner, call, sent)
             call.trailers = sent.trailers
-            call.fail(sent.status, sent.status_details)
         except grpc.aio.AioRpcError:
             _fail(call, owner, sent)
+        except asyncio.CancelledError:
+            sent.cancel()
+            _fail(call, owner, sent)
+            raise
         finally:
             sent.cancel()
         return reply
 
     async def aclose(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
-        self._unary.clear()
+        for sibling in self._siblings.values():
+            await sibling.close(None)
+        self._siblings.clear()
 
-    def _open(
-        self, owner: Member, call: Call, request: bytes | None, trace: TraceContext | None, *, streams_response: bool
-    ) -> Any:
-        channel = self._channel(owner)
-        shapes: dict[tuple[bool, bool], Callable[[str], Any]] = {
-            (True, True): channel.stream_stream,
-            (True, False): channel.stream_unary,
-            (False, True): channel.unary_stream,
-        }
-        send = shapes[request is None, streams_response](call.method)
-        body = _rest(call) if request is None else request
-        return send(body, metadata=forwarded(call.metadata, trace), timeout=call.time_remaining())
+    def _open(self, owner: Member, call: Call, request: bytes | None, trace: TraceContext | None) -> Any:
+        sibling = self._sibling(owner)
+        headers = forwarded(call, trace)
+        if request is None:
+            sent: Any = _StreamForward(sibling, headers, None, None, False)
+            sent.prepare(_rest(call), None, framing.frame)
+        else:
+            sent = _DownloadForward(sibling, headers, None, None, False)
+            sent.request = framing.frame(request)
+        sibling.start(sent)
+        return sent
 
-    def _channel(self, owner: Member) -> NativeChannel:
-        if owner.socket not in self._channels:
-            self._channels[owner.socket] = NativeChannel(f"unix:{owner.socket}", SIBLING_DIALLING)
-        return self._channels[owner.socket]
+    def _sibling(self, owner: Member) -> Subchannel:
+        sibling = self._siblings.get(owner.socket)
+        if sibling is None:
+            sibling = self._siblings[owner.socket] = Subchannel(f"unix:{owner.socket}", SIBLING_DIALLING)
+        return sibling
 
 
 async def _rest(call: Call) -> AsyncIterator[bytes]:
@@ -150,25 +230,54 @@ async def _rest(call: Call) -> AsyncIterator[bytes]:
         yield message
 
 
-async def _pass_initial_then(call: Call, sent: ClientCall, done: Done, reply: bytes) -> None:
+async def _only_reply(owner: Member, call: Call, sent: Any) -> bytes:
+    """The one message of a unary answer, unless the owner has broken the protocol."""
+    frames = []
+    while (frame := await sent.read()) is not grpc.aio.EOF:
+        frames.append(frame)
+    if len(frames) == 1:
+        return call.reply_of(frames[0], sent.encoding)
+    call.fail(grpc.StatusCode.UNIMPLEMENTED, f"expected one message, {owner.name} sent {len(frames)}")
+    return b""
+
+
+def _reply_of(call: Call, sent: _UnaryForward, frame: bytes) -> bytes:
+    """The reply of a call that has ended. Before it go the headers of the owner's answer, if they have not yet."""
     try:
-        await _pass_initial(call, sent)
-    except OnelaneError as error:
-        # The client takes less metadata than a sibling.
-        call.fail(grpc.StatusCode[error.status], str(error))
-        reply = b""
-    finally:
-        done(reply)
+        if sent.passing is not None and (refusal := sent.passing.result()) is not None:
+            raise refusal
+        if not call.initial_sent:
+            if sent.encoding:
+                call.answer_in(sent.encoding)
+            if sent.initial:
+                call.send_initial_now(call.accept_initial_metadata(sent.initial))
+        return call.reply_of(frame, sent.encoding) if frame else b""
+    except Exception as error:
+        # The client takes less metadata than the shards do; and whatever it is, the call must end.
+        call.fail(grpc.StatusCode[getattr(error, "status", "INTERNAL")], str(error))
+        return b""
 
 
-async def _pass_initial(call: Call, sent: ClientCall) -> None:
-    if not call.initial_sent and (initial := sent.initial):
-        await call.send_initial_metadata(initial)
+async def _pass_early_headers(call: Call, sent: _UnaryForward) -> Exception | None:
+    try:
+        await _pass_headers(call, sent)
+    except Exception as error:
+        sent.cancel()
+        return error
+    return None
 
 
-def _fail(call: Call, owner: Member, sent: ClientCall) -> None:
+async def _pass_headers(call: Call, sent: _Forward) -> None:
+    """Let the client's answer begin as the owner's has: with its encoding and its initial metadata."""
+    if not call.initial_sent:
+        if sent.encoding:
+            call.answer_in(sent.encoding)
+        await call.send_initial_metadata(sent.initial)
+
+
+def _fail(call: Call, owner: Member, sent: _Forward) -> None:
     assert sent.status is not None
-    call.trailers = sent.trailers
+    call.trailers = ((SERVED, owner.name),) if sent.has_reached_owner else sent.trailers
     details = sent.status_details
     if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name == SERVED for name, _ in call.trailers):
         details = f"shard {owner.name} does not answer: {details}"

@@ -28,7 +28,7 @@ from onelane.lane.method_entry import Entry
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server import handler, status
-from onelane.server.call import OK, Call, Metadata
+from onelane.server.call import DIRECT_HOP, OK, Call, Metadata
 from onelane.server.call_state import FORWARDED, WAITING
 from onelane.server.handler import parse
 from onelane.server.listener import Work
@@ -156,6 +156,8 @@ class Lane:
                 except KeyError:
                     owner = self._router.find_home(key)
             if owner is not None:
+                if call.hop != DIRECT_HOP:
+                    self._router.refuse_second_hop(call)
                 if request is None or method.response_streaming:
                     return self._start(entry, call, self._forwarding.stream(owner, entry, call, request))
                 self._forwarding.send(owner, entry, call, request)

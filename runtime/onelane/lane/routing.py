@@ -3,9 +3,8 @@
 Decides without I/O; sending a call to its owner is `forwarding`'s.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
-from onelane.client.propagation import HOP_HEADER
 from onelane.core import keys
 from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement, route
@@ -14,7 +13,7 @@ from onelane.core.turns import CHAIN
 from onelane.errors import NotHome, OnelaneError
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
-from onelane.server.call import Call, Metadata
+from onelane.server.call import DIRECT_HOP, Call, Metadata
 from onelane.server.handler import parse
 from onelane.server.methods import Method
 
@@ -92,24 +91,35 @@ class Router:
         else:
             assert call.first is not None
             key = rule.read(parse(method, call.first))
-        hopped = self._read_metadata(call, metadata) if metadata else False
-        owner = self._owner(key, call, hopped)
+        if metadata:
+            self._read_metadata(call, metadata)
+        owner = self._owner(key, call)
         if owner is None and message is None and request is not None:
             message = parse(method, request)
             if isinstance(rule, FieldKey):
                 keys.check_header(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
         return owner, key, message
 
-    def _owner(self, key: str, call: Call, hopped: bool) -> Member | None:
+    def _owner(self, key: str, call: Call) -> Member | None:
         try:
-            return route(key, here=self.shard, hopped=hopped, placement=self.placement)
-        except NotHome as error:
-            call.trailers = ((NOT_HOME, str(error.epoch)), ("onelane-epoch", str(error.epoch)))
-            raise
+            return route(key, here=self.shard, hopped=call.hop != DIRECT_HOP, placement=self.placement)
+        except NotHome:
+            self.refuse_second_hop(call)
 
-    def _read_metadata(self, call: Call, metadata: Any) -> bool:
-        """Take the metadata that are meant for the runtime; whether a sibling has forwarded the call."""
-        if "traceparent" in metadata:
+    def refuse_second_hop(self, call: Call) -> NoReturn:
+        """Refuse a call that a sibling has forwarded, and whose key this shard does not own.
+
+        Raises:
+            NotHome: always.
+        """
+        epoch = self.placement.epoch
+        call.trailers = ((NOT_HOME, str(epoch)), ("onelane-epoch", str(epoch)))
+        raise NotHome(epoch=epoch)
+
+    def _read_metadata(self, call: Call, metadata: Any) -> None:
+        """Take the metadata that are meant for the runtime."""
+        # A forwarded call has the trace of its hop already.
+        if call.parent is None and "traceparent" in metadata:
             call.parent = trace_of_metadata(metadata["traceparent"], metadata.get("tracestate"))
         if "baggage" in metadata:
             call.baggage = str(metadata["baggage"])
@@ -117,10 +127,6 @@ class Router:
         if isinstance(chain, str):
             # Counts from any peer: only a holder of the turn can know its number. See `core/turns`.
             call.chain = chain
-        hopped = call.trusted and HOP_HEADER in metadata
-        if hopped:
-            call.hop = "forwarded"
         if "onelane-debug" in metadata:
             epoch = str(self.placement.epoch)
             call.debug = (("onelane-shard", self.shard), ("onelane-epoch", epoch), ("onelane-hop", call.hop))
-        return hopped

@@ -15,16 +15,21 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 import grpc.aio
 
+from onelane.core.hop import write_client
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
 from onelane.server import arguments, auth_context, user_code
 from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
+from onelane.wire import framing
 from onelane.wire.framing import Metadata as Metadata
 
 log = logging.getLogger("onelane.call")
 OK = grpc.StatusCode.OK
 FINISHED = "RPC already finished."
+COMPRESSIONS = {b"gzip": grpc.Compression.Gzip, b"deflate": grpc.Compression.Deflate}
+DIRECT_HOP, FORWARDED_HOP = "direct", "forwarded"
+"""Values of `Call.hop`."""
 
 
 class Aborted(grpc.aio.AbortError):
@@ -110,8 +115,8 @@ class Call:
         """Cancels it while it is FORWARDED."""
         self.is_cancelled = False
         """Its client has cancelled it, or its deadline has passed: nobody waits for its answer."""
-        self.hop = "direct"
-        """`direct`, or `forwarded` where a sibling sent it on."""
+        self.hop = DIRECT_HOP
+        """DIRECT_HOP, or FORWARDED_HOP where a sibling sent it on."""
         self.initial_sent = False
         """The handler has sent its initial metadata, or a message: the headers are out."""
         self.reply = b""
@@ -179,6 +184,30 @@ class Call:
         """Wait until its turn has come, or a sibling's answer."""
         self._turned = asyncio.get_running_loop().create_future()
         await self._turned
+
+    # Where it is sent on to the owner of its key, see onelane.lane.forwarder.
+
+    def client_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        """The headers that its client has sent, as far as they are known."""
+        return [*framing.unchecked_headers(self.metadata), (b"grpc-accept-encoding", framing.ENCODINGS)]
+
+    def identity_headers(self) -> framing.Headers:
+        """Its client's peer and identity."""
+        return write_client(self.peer(), self.auth_context())
+
+    def answer_in(self, encoding: bytes) -> None:
+        """The owner's answer has a `grpc-encoding`: so has this one. Before its initial metadata are sent."""
+        self.set_compression(COMPRESSIONS[encoding])
+
+    def reply_of(self, frame: bytes, encoding: bytes) -> bytes:
+        """The reply that `answer` takes, of the owner's message with its prefix. encoding: see `answer_in`."""
+        if encoding and not frame[0]:
+            self.disable_next_message_compression()
+        return framing.message_of(frame, encoding)
+
+    async def send_frame(self, frame: bytes, encoding: bytes) -> None:
+        """`send` a message of the owner's that has its prefix. encoding: see `answer_in`."""
+        await self.send(self.reply_of(frame, encoding))
 
     # See onelane.core.context.CallContext.
 

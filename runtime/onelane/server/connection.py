@@ -15,6 +15,7 @@ import grpc
 
 from onelane.core import addresses
 from onelane.core.deadlines import Deadlines
+from onelane.core.hop import write_client
 from onelane.core.turns import patience_s
 from onelane.server import auth_context
 from onelane.server.call import OK
@@ -27,7 +28,7 @@ from onelane.server.native_call import NativeCall
 from onelane.server.steering import FirstBytes
 from onelane.wire import framing
 from onelane.wire.driver import WireProtocol
-from onelane.wire.framing import BadWire
+from onelane.wire.framing import BadWire, Headers
 from onelane.wire.http2 import Limits
 from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, Pong, ServerConnection, Stream, Writable
 
@@ -71,12 +72,22 @@ class ConnectionOwner(Protocol):
 class NativeConnection(WireProtocol[ServerConnection]):
     """See the module. Owned by its listener."""
 
+    trusted = False
+    """A sibling's, see `SiblingConnection`."""
+    _identity: Headers | None = None
+
     def __init__(
-        self, owner: ConnectionOwner, *, trusted: bool = False, steers: bool = False, replay: FirstBytes | None = None
+        self,
+        owner: ConnectionOwner,
+        *,
+        limits: Limits | None = None,
+        steers: bool = False,
+        replay: FirstBytes | None = None,
     ) -> None:
-        """steers: a sibling may own it. replay: bytes that a sibling read before it handed the connection over."""
-        super().__init__(ServerConnection(owner.limits, max_message=owner.max_message, joins=True), owner.loop)
-        self.trusted = trusted
+        """limits: by default the owner's. steers: a sibling may own it. replay: bytes that a sibling read before it
+        handed the connection over."""
+        wire = ServerConnection(limits or owner.limits, max_message=owner.max_message, joins=True)
+        super().__init__(wire, owner.loop)
         self.peer = ""
         self.auth: Mapping[str, Iterable[bytes]] = auth_context.INSECURE
         self.opened_at = self.heard_at = monotonic()
@@ -318,6 +329,12 @@ class NativeConnection(WireProtocol[ServerConnection]):
             call.set_deadline(at, self._owner.deadlines.add(at, call))
         return True
 
+    def identity_headers(self) -> Headers:
+        """What the owner of a call's key is told of its client: the same for each call of this connection."""
+        if self._identity is None:
+            self._identity = write_client(self.peer, self.auth)
+        return self._identity
+
     def answer(self, call: NativeCall, reply: bytes) -> None:
         """Send the outcome of a call, unless its client has cancelled it."""
         stream = call.stream
@@ -362,7 +379,8 @@ class NativeConnection(WireProtocol[ServerConnection]):
             if self._owner.methods[stream.path].response_streaming:
                 self.wire.send_headers(stream)
             else:
-                self.wire.send_message(stream, call.framed(reply))
+                is_packed = hasattr(call, "packed_reply")
+                self.wire.send_message(stream, call.packed_reply if is_packed else call.framed(reply))
         cut = self.wire.finish(stream, call.code_now.value[0], call.details_now, tuple(call.trailers))
         if cut:
             self._owner.serving.truncated("details" if "details" in cut else "trailers")

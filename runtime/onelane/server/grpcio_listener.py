@@ -16,13 +16,15 @@ import grpc
 import grpc.aio
 
 from onelane.config import App, Tls
+from onelane.core.hop import split
 from onelane.errors import PortTaken
 from onelane.server import tls
-from onelane.server.call import OK, Call, Metadata
+from onelane.server.call import FORWARDED_HOP, OK, Call, Metadata
 from onelane.server.listener import Bind, Serving, compression_of
 from onelane.server.methods import Method
 from onelane.wire import framing
 from onelane.wire.framing import BadWire
+from onelane.wire.http2 import SIBLING_LIMITS
 
 PENDING_CALLS = 100_000
 """Calls that gRPC's core may queue before it refuses at random with CANCELLED; the lane's own admission comes first."""
@@ -31,13 +33,19 @@ PENDING_CALLS = 100_000
 class GrpcioCall(Call):
     """A call whose bytes come through grpc.aio."""
 
-    __slots__ = ("_context", "unsent_initial")
+    __slots__ = ("_context", "_hop", "unsent_initial")
 
     def __init__(self, method: str, context: Any, *, trusted: bool) -> None:
-        super().__init__(method, context.invocation_metadata() or (), trusted=trusted)
+        metadata, client = split(context.invocation_metadata() or (), trusted=trusted)
+        super().__init__(method, metadata, trusted=trusted)
         self._context = context
         self.unsent_initial: Metadata | None = None
         """Initial metadata of a plain handler, which cannot await: sent before its answer, or its next message."""
+        self._hop = client
+        """Of the client, where a sibling sent the call on."""
+        if client is not None:
+            self.hop = FORWARDED_HOP
+            self.parent = client.trace
 
     async def receive(self) -> bytes | None:
         if self.unsent_initial is not None:
@@ -66,9 +74,11 @@ class GrpcioCall(Call):
         return remaining
 
     def peer(self) -> str:
-        return str(self._context.peer())
+        return str(self._context.peer()) if self._hop is None else self._hop.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        if self._hop is not None:
+            return self._hop.auth
         auth: Mapping[str, Iterable[bytes]] = self._context.auth_context()
         return auth
 
@@ -240,14 +250,15 @@ class GrpcioListener:
 
 
 def _options(bind: Bind, settings: App) -> list[tuple[str, int]]:
+    max_metadata = SIBLING_LIMITS.max_metadata if bind.trusted else 16 * 1024
     return [
         ("grpc.so_reuseport", int(bind.shared)),
         ("grpc.max_concurrent_streams", 2**31 - 1 if bind.trusted else settings.max_streams),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         # Equal, or between the two grpc refuses at random.
-        ("grpc.max_metadata_size", 16 * 1024),
-        ("grpc.absolute_max_metadata_size", 16 * 1024),
+        ("grpc.max_metadata_size", max_metadata),
+        ("grpc.absolute_max_metadata_size", max_metadata),
         ("grpc.server.max_pending_requests", PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -11,6 +11,7 @@ import grpc
 from onelane.server.call import Call, Metadata, Metadatum
 from onelane.server.methods import Method
 from onelane.wire import framing
+from onelane.wire.framing import Headers
 from onelane.wire.server import ServerConnection, Stream
 
 
@@ -37,6 +38,9 @@ class CallConnection(Protocol):
     def answer(self, call: "NativeCall", reply: bytes) -> None:
         """The call has ended: send its outcome."""
 
+    def identity_headers(self) -> Headers:
+        """What the owner of a call's key is told of its client. See `core/hop`."""
+
     def proceed(self, call: "NativeCall") -> None:
         """The turn of the call has come."""
 
@@ -47,6 +51,9 @@ class CallConnection(Protocol):
 class NativeCall(Call):
     """A call whose bytes come through our own wire."""
 
+    packed_reply: bytes
+    """The one message of its answer, compressed by the owner of its key, with its prefix; else not set."""
+
     __slots__ = (
         "_arrived",
         "_connection",
@@ -56,6 +63,7 @@ class NativeCall(Call):
         "_messages",
         "_next_is_compressed",
         "has_stream",
+        "packed_reply",
         "slot",
         "stream",
         "task",
@@ -137,6 +145,25 @@ class NativeCall(Call):
 
     def disable_next_message_compression(self) -> None:
         self._next_is_compressed = False
+
+    def client_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        return self.stream.headers
+
+    def identity_headers(self) -> Headers:
+        return self._connection.identity_headers()
+
+    def answer_in(self, encoding: bytes) -> None:
+        self.stream.encoding = encoding
+
+    def reply_of(self, frame: bytes, encoding: bytes) -> bytes:
+        if frame[0]:
+            self.packed_reply = frame
+        return frame[framing.PREFIX :]
+
+    async def send_frame(self, frame: bytes, encoding: bytes) -> None:
+        self._connection.wire.send_message(self.stream, frame)
+        self._connection.flush_soon()
+        await self._connection.wait_room(self.stream.id)
 
     # Used by the connection
 

@@ -23,6 +23,7 @@ from onelane.server.connection import CompressingConnection, NativeConnection
 from onelane.server.eager import Eager
 from onelane.server.listener import Bind, Serving, compression_of, end_all
 from onelane.server.methods import Method
+from onelane.server.sibling_connection import SiblingConnection
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
@@ -94,8 +95,9 @@ class NativeListener:
         steers = bind.shared and secure is None
 
         def connected() -> NativeConnection:
-            connection_type = NativeConnection if bind.trusted else self._connection_type
-            return connection_type(self, trusted=bind.trusted, steers=steers and self._steering is not None)
+            if bind.trusted:
+                return SiblingConnection(self)
+            return self._connection_type(self, steers=steers and self._steering is not None)
 
         sock = bind.sock or sockets.listening(bind.address, shared=bind.shared)
         if sock.family == socket.AF_UNIX:

@@ -8,8 +8,9 @@ from typing import Any
 import grpc
 
 from onelane.config import App
+from onelane.core.hop import split
 from onelane.errors import PortTaken
-from onelane.server.call import Call, Metadata
+from onelane.server.call import FORWARDED_HOP, Call, Metadata
 from onelane.server.listener import Bind, Serving, end_all
 
 MAX_AHEAD = 16
@@ -112,7 +113,11 @@ class MemoryListener:
         if method is None or address not in NET.listeners:
             code = grpc.StatusCode.UNAVAILABLE if address not in NET.listeners else grpc.StatusCode.UNIMPLEMENTED
             return Outcome(code, f"{path} at {address}", [])
-        call = MemoryCall(path, metadata, trusted=self._binds[address].trusted, deadline_s=deadline_s)
+        trusted = self._binds[address].trusted
+        metadata, client = split(metadata, trusted=trusted)
+        call = MemoryCall(path, metadata, trusted=trusted, deadline_s=deadline_s)
+        if client is not None:
+            call.hop, call.parent = FORWARDED_HOP, client.trace
         first = None if method.request_streaming else next(iter(requests))  # type: ignore[arg-type]
         if first is not None and len(first) > self._limit:
             return Outcome(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max", [])

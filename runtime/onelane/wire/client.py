@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onelane.wire import framing
-from onelane.wire.framing import BadWire, Deframer, Headers, Metadata
+from onelane.wire.framing import BadWire, Deframer, FrameCutter, Headers, Metadata
 from onelane.wire.http2 import (
     Closed,
     DataReceived,
@@ -53,7 +53,11 @@ class ClientStream:
         until the call ends, so that a second one can be told."""
         self.unread = 0
         """Bytes received that have not been acknowledged."""
-        self._deframer: Deframer | None = None
+        self._deframer: Deframer | FrameCutter | None = None
+
+    def keep_frames(self) -> None:
+        """Report messages with their prefix, compressed as they come. To be called before any arrives."""
+        self._deframer = FrameCutter()
 
     def feed(self, data: bytes) -> list[bytes]:
         if self._deframer is None:
@@ -64,6 +68,11 @@ class ClientStream:
         if len(messages) > 1 and self.single_response:
             raise BadWire(f"{EXPECTED_ONE} more", code=framing.UNIMPLEMENTED)
         return messages
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Messages are sent on as they come."""
+        return type(self._deframer) is FrameCutter
 
     @property
     def is_whole(self) -> bool:
@@ -229,6 +238,10 @@ class ClientConnection:
         if stream.unread and stream.id in self.streams:
             self._acknowledge(stream)
 
+    def is_unsent(self, stream: ClientStream) -> bool:
+        """Whether the server can know nothing of a call: its headers have not been taken to be written."""
+        return stream.id in self._unsent
+
     def abandon(self) -> list[ClientStream]:
         """Forget all streams, since the connection is lost; returns the streams for the caller to end."""
         streams = list(self.streams.values())
@@ -270,7 +283,7 @@ class ClientConnection:
             text = f"HTTP status {status.decode('latin-1')}, content-type {content.decode('latin-1')!r}"
             self._drop(stream, code, text, events)
             return
-        if stream.encoding not in framing.KNOWN_ENCODINGS:
+        if stream.encoding not in framing.KNOWN_ENCODINGS and not stream.keeps_frames:
             text = f"grpc-encoding {stream.encoding.decode('latin-1')!r} of the answer is not supported"
             self._drop(stream, framing.INTERNAL, text, events)
             return

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from onelane.core.hop import HOP_HEADERS
 from onelane.errors import OnelaneError
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -38,8 +39,8 @@ _WINDOW_BITS = {b"deflate": 15, b"gzip": 31}
 _LEVEL = 6
 MAX_TIMEOUT_DIGITS = 8
 MAX_STATUS_DIGITS = 9
-_FOR_APPLICATIONS = frozenset({b"grpc-status-details-bin", b"grpc-retry-pushback-ms"})
-"""The only names beginning with `grpc-` that applications see."""
+_NOT_FOR_APPLICATIONS = frozenset({b"grpc-previous-rpc-attempts", b"grpc-tags-bin", b"grpc-trace-bin"})
+"""Names that are sent as metadata, and that applications do not see; as in grpcio."""
 _PER_SECOND = {b"n": 1e9, b"u": 1e6, b"m": 1e3, b"S": 1.0, b"M": 1 / 60, b"H": 1 / 3600}
 _PRINTABLE = bytes(set(range(0x20, 0x7F)) - {0x25})
 _NAME = re.compile(rb"[0-9a-z_.-]+")
@@ -49,9 +50,10 @@ RESERVED = frozenset(
         *(b":method", b":scheme", b":path", b":authority", b":status"),
         *(b"te", b"content-type", b"user-agent", b"host", b"accept-encoding", b"content-length"),
         *(b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"grpc-status", b"grpc-message"),
+        *HOP_HEADERS,
     }
 )
-"""Header names of HTTP and gRPC themselves: no application sends or receives them as metadata."""
+"""Header names of HTTP, of gRPC and of a forward between shards: no application sends or receives them as metadata."""
 
 
 class BadWire(OnelaneError):
@@ -187,6 +189,51 @@ class Deframer:
         raise BadWire(f"Received message larger than max ({size} vs. {self._limit})", code=RESOURCE_EXHAUSTED)
 
 
+def message_of(frame: bytes, encoding: bytes) -> bytes:
+    """The message of a `frame`, which a sibling has sent.
+
+    Raises:
+        BadWire: it is compressed, and cannot be unpacked.
+    """
+    if not frame[0]:
+        return frame[PREFIX:]
+    return Deframer(limit=2**32, encoding=encoding).feed(frame)[0]
+
+
+class FrameCutter:
+    """Cuts the bytes of one stream into messages that keep their prefix, and are not decompressed: to be sent on."""
+
+    __slots__ = ("_rest", "_size")
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        """The first bytes of a message that is not complete. No list of chunks: a peer may send them byte by byte."""
+        self._size = PREFIX
+        """The size at which `_rest` is to be looked at again."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take the next bytes of the stream; returns the messages that they complete."""
+        if not self._rest and len(data) >= PREFIX and int.from_bytes(data[1:PREFIX], "big") == len(data) - PREFIX:
+            return [data]
+        self._rest += data
+        frames: list[bytes] = []
+        at = 0
+        while len(self._rest) - at >= self._size:
+            end = at + PREFIX + int.from_bytes(self._rest[at + 1 : at + PREFIX], "big")
+            if len(self._rest) < end:
+                self._size = end - at
+                break
+            frames.append(bytes(self._rest[at:end]))
+            at, self._size = end, PREFIX
+        del self._rest[:at]
+        return frames
+
+    @property
+    def is_between(self) -> bool:
+        """Whether no message is incomplete: the stream may end here."""
+        return not self._rest
+
+
 def write_timeout(seconds: float) -> bytes:
     """`grpc-timeout` in the finest unit that fits 8 digits; rounded down, so no deadline grows; at least 1 ns."""
     for unit, per_second in _PER_SECOND.items():
@@ -268,13 +315,31 @@ def read_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
         return ()
     metadata: list[tuple[str, str | bytes]] = []
     for name, value in application:
-        if name.startswith(b"grpc-") and name not in _FOR_APPLICATIONS:
+        if name in _NOT_FOR_APPLICATIONS:
             continue
         if name.endswith(b"-bin"):
             metadata += [(name.decode("ascii"), _unbase64(part)) for part in value.split(b",")]
         else:
-            metadata.append((name.decode("ascii"), value.decode("latin-1")))
+            metadata.append((name.decode("ascii"), _text(value)))
     return tuple(metadata)
+
+
+def _text(value: bytes) -> str:
+    """A value as text: UTF-8, and where it is none, Latin-1; as in grpcio."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def unchecked_headers(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
+    """Metadata that a listener has taken from a client, as headers again. Not checked: names and values that the
+    client could send, its call may also be sent on with."""
+    headers: Headers = []
+    for name, value in metadata:
+        raw = value if isinstance(value, bytes) else value.encode()
+        headers.append((name.encode(), b64encode(raw).rstrip(b"=") if name.endswith("-bin") else raw))
+    return headers
 
 
 def _unbase64(value: bytes) -> bytes:

@@ -74,6 +74,17 @@ class Limits:
         return self.max_metadata * 4
 
 
+SIBLING_LIMITS = Limits(
+    max_streams=UNLIMITED,
+    window=256 * 1024,
+    connection_window=2**31 - 1,
+    max_metadata=2 * 1024 * 1024,
+    resets=(UNLIMITED, UNLIMITED),
+)
+"""Between the shards of one app. One connection carries the calls of many clients, each within its own limits: what one
+of them does not read, cancels or sends may hold up no other. A header block has the client's metadata and more."""
+
+
 class Http2:
     """One end of one connection: bytes in, events out, bytes to send."""
 

@@ -1,0 +1,95 @@
+"""What a shard tells the owner of a key about the client of a call that it forwards: peer, identity, deadline, trace.
+
+Written as headers beside those of the client, which pass unchanged. They count between siblings alone: no client can
+send them (`wire/framing.RESERVED`), and no handler sees them. Pure.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import quote, unquote
+
+from onelane.core.trace_context import TRACESTATE, TraceContext, parse_traceparent
+
+HOP_MARK = b"onelane-forwarded"
+"""The mark of a forwarded call; its value is the deadline, empty without one."""
+HOP_PEER = b"onelane-forwarded-peer"
+HOP_AUTH = b"onelane-forwarded-auth"
+HOP_TRACE = b"onelane-forwarded-trace"
+HOP_HEADERS = frozenset({HOP_MARK, HOP_PEER, HOP_AUTH, HOP_TRACE})
+_PRINTABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+"""What a header can carry as it is, beside letters and digits; the percent sign begins an escape."""
+MAX_CLIENTS = 1024
+"""Clients whose identity is remembered, and not parsed again for each of their calls."""
+
+AuthContext = Mapping[str, Iterable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """The client of a forwarded call, as the shard that it is connected to sees it."""
+
+    peer: str
+    auth: AuthContext
+    deadline_at: float | None
+    """By the monotonic clock, which all processes of a machine share: so the deadline is the same to the microsecond
+    wherever the call is served, however long it waited for its owner. None without a deadline."""
+    trace: TraceContext | None
+    """Of the span of this hop; None where the client's own goes on."""
+
+
+def write_client(peer: str, auth: AuthContext) -> list[tuple[bytes, bytes]]:
+    """The headers that are the same for all calls of one connection of a client."""
+    headers = [(HOP_PEER, quote(peer, safe=_PRINTABLE).encode())]
+    if auth:
+        properties = {name: [value.decode("latin-1") for value in values] for name, values in auth.items()}
+        headers.append((HOP_AUTH, quote(json.dumps(properties, separators=(",", ":")), safe=_PRINTABLE).encode()))
+    return headers
+
+
+def split(
+    metadata: Iterable[tuple[str, str | bytes]], *, trusted: bool
+) -> tuple[tuple[tuple[str, str | bytes], ...], Hop | None]:
+    """The application's metadata, and the hop: for listeners that see headers as metadata. None where it is no
+    forwarded call; a client's lie is left out.
+
+    Raises:
+        ValueError: the hop is malformed.
+    """
+    pairs = tuple(metadata)
+    headers = {name.encode(): value.encode() for name, value in pairs if isinstance(value, str)}
+    if headers.keys().isdisjoint(HOP_HEADERS):
+        return pairs, None
+    application = tuple(pair for pair in pairs if pair[0].encode() not in HOP_HEADERS)
+    return application, read(headers) if trusted and HOP_MARK in headers else None
+
+
+def write_call(deadline_at: float | None, trace: TraceContext | None) -> list[tuple[bytes, bytes]]:
+    """The headers of one call."""
+    headers = [(HOP_MARK, b"" if deadline_at is None else b"%.6f" % deadline_at)]
+    if trace is not None:
+        headers.append((HOP_TRACE, trace.traceparent().encode()))
+    return headers
+
+
+def read(headers: Mapping[bytes, bytes]) -> Hop:
+    """The hop in the headers of a forwarded call: those with the name HOP_MARK, on a sibling's connection.
+
+    Raises:
+        ValueError: they are malformed.
+    """
+    deadline = headers[HOP_MARK]
+    trace = headers.get(HOP_TRACE)
+    return Hop(
+        unquote(headers.get(HOP_PEER, b"").decode()),
+        _read_auth(headers.get(HOP_AUTH, b"")),
+        float(deadline) if deadline else None,
+        parse_traceparent(trace.decode(), headers.get(TRACESTATE.encode(), b"").decode("latin-1")) if trace else None,
+    )
+
+
+@lru_cache(MAX_CLIENTS)
+def _read_auth(text: bytes) -> AuthContext:
+    properties = json.loads(unquote(text.decode())) if text else {}
+    return {name: [value.encode("latin-1") for value in values] for name, values in properties.items()}

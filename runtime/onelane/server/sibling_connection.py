@@ -1,0 +1,65 @@
+"""A sibling's connection: the calls that it forwards are those of its clients, with their peer, identity and deadline.
+
+Only here do the headers of `core/hop` count: a shard of this app alone can connect to the Unix socket.
+"""
+
+from collections.abc import Iterable, Mapping
+from time import monotonic
+
+from onelane.core import hop
+from onelane.core.hop import Hop
+from onelane.server.call import FORWARDED_HOP, Metadata
+from onelane.server.connection import ConnectionOwner, NativeConnection
+from onelane.server.methods import Method
+from onelane.server.native_call import CallConnection, NativeCall
+from onelane.wire import framing
+from onelane.wire.framing import BadWire
+from onelane.wire.http2 import SIBLING_LIMITS
+from onelane.wire.server import Stream
+
+
+class ForwardedCall(NativeCall):
+    """A call that a sibling has sent on: to its handler, the call of the client itself."""
+
+    __slots__ = ("_hop",)
+
+    def __init__(
+        self, connection: CallConnection, stream: Stream, method: Method, metadata: Metadata, hop: Hop
+    ) -> None:
+        super().__init__(connection, stream, method, metadata)
+        self._hop = hop
+        self.hop = FORWARDED_HOP
+        self.parent = hop.trace
+
+    def peer(self) -> str:
+        return self._hop.peer
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        # A copy: what a handler does with it is no matter of other calls.
+        return {name: list(values) for name, values in self._hop.auth.items()}
+
+
+class SiblingConnection(NativeConnection):
+    """See the module. Owned by its listener."""
+
+    trusted = True
+
+    def __init__(self, owner: ConnectionOwner) -> None:
+        super().__init__(owner, limits=SIBLING_LIMITS)
+
+    def _accept(self, stream: Stream, method: Method) -> bool:
+        if hop.HOP_MARK not in stream.fields:
+            return super()._accept(stream, method)
+        try:
+            metadata, _ = stream.metadata()
+            client = hop.read(stream.fields)
+        except (BadWire, ValueError) as error:
+            self.wire.finish(stream, framing.INTERNAL, f"a forwarded call has bad headers: {error}")
+            return False
+        if client.deadline_at is not None and client.deadline_at <= monotonic():
+            self.wire.finish(stream, framing.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            return False
+        call = stream.call = ForwardedCall(self, stream, method, metadata, client)
+        if client.deadline_at is not None:
+            call.set_deadline(client.deadline_at, self._owner.deadlines.add(client.deadline_at, call))
+        return True

@@ -1,0 +1,35 @@
+"""What siblings tell each other of a client survives the way, whatever is in it; a client's own is left out."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onelane.core import hop
+from onelane.core.hop import Hop
+
+identities = st.dictionaries(st.text(), st.lists(st.binary()))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), identities, st.none() | st.floats(0, 1e9))
+def test_the_owner_reads_what_the_sibling_wrote(
+    peer: str, auth: dict[str, list[bytes]], deadline_at: float | None
+) -> None:
+    headers = [*hop.write_client(peer, auth), *hop.write_call(deadline_at, None)]
+    assert all(0x20 <= byte < 0x7F for _, value in headers for byte in value)
+    read = hop.read(dict(headers))
+    assert (read.peer, read.auth, read.trace) == (peer, auth, None)
+    assert read.deadline_at == pytest.approx(deadline_at, abs=1e-6)
+
+
+LIE = (("x-own", "1"), ("onelane-forwarded", ""), ("onelane-forwarded-peer", "ipv4:9.9.9.9:9"))
+
+
+def test_metadata_of_a_hop_count_from_a_sibling_alone() -> None:
+    assert hop.split(LIE, trusted=False) == ((("x-own", "1"),), None)
+    assert hop.split(LIE, trusted=True) == ((("x-own", "1"),), Hop("ipv4:9.9.9.9:9", {}, None, None))
+
+
+def test_a_call_that_a_sibling_makes_itself_has_no_hop() -> None:
+    assert hop.split((("x-own", "1"), ("x-own-bin", b"1")), trusted=True) == (
+        (("x-own", "1"), ("x-own-bin", b"1")),
+        None,
+    )

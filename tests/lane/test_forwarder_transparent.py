@@ -1,0 +1,216 @@
+"""Forwarding is transparent: what a client and a handler see of a call is equal where its key is at home and away."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onelane.core.placement import Member, Placement
+from onelane.wire.framing import frame, frame_gzip
+
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.interop import raw
+from tests.running_app import RunningApp, running
+from tests.servers import Files
+
+KEY = "k"
+SHAPES = {"Unary": False, "Download": False, "Upload": True, "Chat": True}
+"""Method → whether its requests are a stream."""
+MANY = tuple((b"x-own-%d" % number, b"v" * 100) for number in range(110))
+"""With what gRPC itself sends, some 15.9 KB as HTTP/2 counts them."""
+LIES = (
+    (b"onelane-forwarded", b""),
+    (b"onelane-forwarded-peer", b"ipv4:6.6.6.6:6"),
+    (b"onelane-forwarded-auth", b'{"x509_common_name":["root"]}'),
+    (b"onelane-forwarded-trace", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),
+    (b"onelane-hop", b"1"),
+    (b"onelane-served", b"me"),
+)
+GZIP = (b"grpc-accept-encoding", b"identity,gzip")
+UTF8 = "größer ✓ €\n%"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of call: what the client sends, and what the handler is to do."""
+
+    name: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    order: dict[str, Any] = field(default_factory=dict)
+    request_size: int = 10
+    packed: bool = False
+    """The messages are compressed."""
+    expected: str = "200/0"
+    """HTTP status and grpc-status, or what else ends the call."""
+
+
+def metadata(name: str, *headers: tuple[bytes, bytes], expected: str = "200/0") -> Row:
+    return Row(f"metadata: {name}", headers, expected=expected)
+
+
+ROWS = [
+    Row("nothing"),
+    metadata("plain", (b"x-own", b"1"), (b"x-own", b"2"), (b"x-empty", b"")),
+    metadata("UTF-8", (b"x-own", UTF8.replace("\n", "").encode())),
+    metadata("bytes that are no UTF-8", (b"x-own", b"\xff\xfe")),
+    metadata("a tab", (b"x-own", b"a\tb")),
+    metadata("names that grpcio refuses", (b"x*own!", b"1"), (b"x~|^", b"2"), expected=""),
+    metadata("binary", (b"x-own-bin", b"AAEC/w"), (b"x-own-bin", b"AA=="), (b"x-empty-bin", b"")),
+    metadata("binary in a list", (b"x-own-bin", b"AA,AQ"), expected=""),
+    metadata("no base64", (b"x-own-bin", b"*&%$"), expected="200/13"),
+    metadata("names of gRPC's", (b"grpc-foo", b"1"), (b"grpc-tags-bin", b"AA"), (b"grpc-previous-rpc-attempts", b"1")),
+    metadata("a trace", (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-00"), (b"tracestate", b"v=1")),
+    metadata("baggage and a chain", (b"baggage", b"a=b"), (b"onelane-chain", b"0001@s/m")),
+    metadata("a user agent", (b"user-agent", b"me/1"), (b"accept-encoding", b"br")),
+    metadata("nearly 16 KiB", *MANY),
+    metadata("more than 16 KiB", *MANY, (b"x-more", b"v" * 1000), expected="200/8"),
+    metadata("a lie about the client", *LIES),
+    Row("deadline: far", ((b"grpc-timeout", b"30S"),)),
+    Row("deadline: it passes", ((b"grpc-timeout", b"150m"),), {"sleeps": True}, expected="200/4"),
+    Row("deadline: has passed", ((b"grpc-timeout", b"0S"),), expected="200/4"),
+    Row("deadline: malformed", ((b"grpc-timeout", b"soon"),), expected=""),
+    Row("compression: gzip", (GZIP,), {"compress": "Gzip", "answers": 3, "size": 10_000}),
+    Row("compression: not of each message", (GZIP,), {"compress": "Gzip", "answers": 3, "size": 9_999, "plain": [0]}),
+    Row("compression: with initial metadata", (GZIP,), {"compress": "Gzip", "initial": [["x-first", "1"]]}),
+    Row("compression: the client takes none", (), {"compress": "Gzip", "size": 10_000}),
+    Row("compression: identity alone", ((b"grpc-accept-encoding", b"identity"),), {"compress": "Gzip"}),
+    Row("compression: deflate", ((b"grpc-accept-encoding", b"deflate,gzip,identity"),), {"compress": "Deflate"}),
+    Row(
+        "compression: and a failure", (GZIP,), {"compress": "Gzip", "answers": 0, "abort": "ABORTED"}, expected="200/10"
+    ),
+    Row("compression: of the requests", ((b"grpc-encoding", b"gzip"),), request_size=10_000, packed=True),
+    Row("size: of the requests", request_size=390_000),
+    Row("size: of the requests, too large", request_size=410_000, expected="200/8"),
+    Row("size: of the answers", order={"answers": 2, "size": 1_000_000}),
+    Row("size: no answer", order={"answers": 0}),
+    Row("size: an empty answer", order={"size": 0}),
+    Row("status: text", order={"answers": 0, "abort": "NOT_FOUND", "details": "gone"}, expected="200/5"),
+    Row("status: UTF-8", order={"answers": 0, "abort": "NOT_FOUND", "details": UTF8}, expected="200/5"),
+    Row("status: no details", order={"answers": 0, "abort": "DATA_LOSS"}, expected="200/15"),
+    Row("status: set", order={"code": "OUT_OF_RANGE", "details": "far"}, expected="200/11"),
+    Row("status: after answers", order={"answers": 2, "abort": "CANCELLED", "details": "no"}, expected="200/1"),
+    Row("status: UNAVAILABLE", order={"answers": 0, "abort": "UNAVAILABLE", "details": "later"}, expected="200/14"),
+    Row("status: of an exception", order={"answers": 0, "raise": "oh"}, expected="200/13"),
+    Row(
+        "status: with details in binary",
+        order={"answers": 0, "abort": "ABORTED", "trailers": [["grpc-status-details-bin", "000aff"]]},
+        expected="200/10",
+    ),
+    Row("trailers", order={"trailers": [["x-last", "1"], ["x-last", "2"], ["x-last-bin", "00ff2c"], ["grpc-x", "1"]]}),
+    Row("initial metadata", order={"initial": [["x-first", "1"], ["x-first", "2"], ["x-first-bin", "00ff"]]}),
+    Row("initial metadata: none", order={"initial": []}),
+    Row(
+        "initial metadata: and a failure",
+        order={"answers": 0, "initial": [["x-first", "1"]], "abort": "ABORTED", "details": "no"},
+        expected="200/10",
+    ),
+]
+ERROR_ID = re.compile(rb"(?<=under )[0-9a-f]{12}")
+
+
+class Side:
+    """One address of the app, and what its client has to prove."""
+
+    def __init__(self, address: str, tls: Any) -> None:
+        self.address = address
+        self._tls = tls
+
+    def see(self, method: str, row: Row) -> dict[str, Any]:
+        """What client and handler see of one call."""
+        streams = SHAPES[method]
+        text = json.dumps(row.order).ljust(row.request_size)
+        messages = [EchoRequest(key=KEY, text=text).SerializeToString()] * (2 if streams else 1)
+        pack = frame_gzip if row.packed else frame
+        with raw.Exchange(self.address, self._tls) as call:
+            call.open(raw.request(f"/echo.v1.Echo/{method}".encode(), *row.headers))
+            for number, message in enumerate(messages, start=1):
+                call.put(pack(message), end=number == len(messages))
+            answer = call.wait_answered()
+            return as_seen(answer, call.local_address)
+
+
+def as_seen(answer: raw.Answer, client: str) -> dict[str, Any]:
+    headers, trailers = dict(answer.headers), dict(answer.trailers)
+    handler = headers.pop(b"x-seen", None) or trailers.pop(b"x-seen", b"null")
+    for fields in (headers, trailers):
+        if b"grpc-message" in fields:
+            fields[b"grpc-message"] = ERROR_ID.sub(b"an id", fields[b"grpc-message"])
+    return {
+        "headers": headers,
+        "trailers": trailers,
+        "messages": [(flag, len(message), hash(message)) for flag, message in answer.messages],
+        "seen": answer.seen,
+        "handler": json.loads(handler.replace(client.encode(), b"the client")),
+    }
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """A running app, and the sides on which the key `k` is at home and away."""
+
+    app: RunningApp
+    home: Side
+    away: Side
+    listener: str
+
+
+REFUSED_BY_GRPCIO = {"metadata: no base64", "metadata: more than 16 KiB", "metadata: names that grpcio refuses"}
+"""Before our code sees the call, and slowly: one shape will do."""
+
+
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def mirrored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirrored]:
+    """Three shards: of our own listener with mutual TLS, or of grpcio's."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    lines = [
+        '[apps.mirror]\nservices = ["tests.mirror.service:Mirror"]',
+        'listen = "127.0.0.1:0"',
+        "shards = 3",
+        "max_message_bytes = 400000",
+    ]
+    context = None
+    if request.param == "native":
+        context, secured = secure(folder)
+        lines += secured
+    else:
+        lines.append('listener = "grpcio"')
+    with running(folder, "\n".join(lines)) as app:
+        status = app.status()["apps"]["mirror"]
+        placement = Placement(1, tuple(Member(s["name"], s["address"], "") for s in status["shards"]))
+        owner = placement.owner_of(KEY)
+        sibling = next(member for member in placement.members if member != owner)
+        yield Mirrored(app, Side(owner.address, context), Side(sibling.address, context), request.param)
+
+
+def secure(folder: Path) -> tuple[Any, list[str]]:
+    """The context of a client with a certificate, and the settings of its server."""
+    files = Files(folder)
+    files.issue("client", "client.example", "me@example.com")
+    context = files.client(cert="client")
+    context.set_alpn_protocols(["h2"])
+    names = {"cert": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
+    return context, ["[apps.mirror.tls]", *(f'{option} = "{files.path(name)}"' for option, name in names.items())]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+async def test_a_call_is_the_same_at_home_and_away(mirrored: Mirrored, row: Row) -> None:
+    is_refused = mirrored.listener == "grpcio" and row.name in REFUSED_BY_GRPCIO
+    for method in ["Unary"] if is_refused else SHAPES:
+        home = await asyncio.to_thread(mirrored.home.see, method, row)
+        away = await asyncio.to_thread(mirrored.away.see, method, row)
+        assert away == home, method
+        if row.expected and mirrored.listener == "native":
+            assert home["seen"] == row.expected, (method, home)
+
+
+async def test_a_handler_sees_the_client_and_its_certificate(mirrored: Mirrored) -> None:
+    for side in (mirrored.home, mirrored.away):
+        handler = (await asyncio.to_thread(side.see, "Unary", metadata("a lie", *LIES)))["handler"]
+        assert handler["peer"] == "the client"
+        assert not any(name.startswith("onelane-forwarded") for name, _ in handler["metadata"])
+        if mirrored.listener == "native":
+            assert "b'client.example'" in handler["identities"]

@@ -1,0 +1,1 @@
+"""A service whose calls show what their handler sees."""
