@@ -1,25 +1,11 @@
 """Forwarding is transparent: what a client and a handler see of a call is equal where its key is at home and away."""
 
 import asyncio
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
-from onelane.core.placement import Member, Placement
-from onelane.wire.framing import frame, frame_gzip
 
-from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.interop import raw
-from tests.running_app import RunningApp, running
-from tests.servers import Files
+from tests.mirror.app import SHAPES, Mirrored, Row
 
-KEY = "k"
-SHAPES = {"Unary": False, "Download": False, "Upload": True, "Chat": True}
-"""Method → whether its requests are a stream."""
 MANY = tuple((b"x-own-%d" % number, b"v" * 100) for number in range(110))
 """With what gRPC itself sends, some 15.9 KB as HTTP/2 counts them."""
 LIES = (
@@ -32,20 +18,6 @@ LIES = (
 )
 GZIP = (b"grpc-accept-encoding", b"identity,gzip")
 UTF8 = "größer ✓ €\n%"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kind of call: what the client sends, and what the handler is to do."""
-
-    name: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    order: dict[str, Any] = field(default_factory=dict)
-    request_size: int = 10
-    packed: bool = False
-    """The messages are compressed."""
-    expected: str = "200/0"
-    """HTTP status and grpc-status, or what else ends the call."""
 
 
 def metadata(name: str, *headers: tuple[bytes, bytes], expected: str = "200/0") -> Row:
@@ -109,91 +81,8 @@ ROWS = [
         expected="200/10",
     ),
 ]
-ERROR_ID = re.compile(rb"(?<=under )[0-9a-f]{12}")
-
-
-class Side:
-    """One address of the app, and what its client has to prove."""
-
-    def __init__(self, address: str, tls: Any) -> None:
-        self.address = address
-        self._tls = tls
-
-    def see(self, method: str, row: Row) -> dict[str, Any]:
-        """What client and handler see of one call."""
-        streams = SHAPES[method]
-        text = json.dumps(row.order).ljust(row.request_size)
-        messages = [EchoRequest(key=KEY, text=text).SerializeToString()] * (2 if streams else 1)
-        pack = frame_gzip if row.packed else frame
-        with raw.Exchange(self.address, self._tls) as call:
-            call.open(raw.request(f"/echo.v1.Echo/{method}".encode(), *row.headers))
-            for number, message in enumerate(messages, start=1):
-                call.put(pack(message), end=number == len(messages))
-            answer = call.wait_answered()
-            return as_seen(answer, call.local_address)
-
-
-def as_seen(answer: raw.Answer, client: str) -> dict[str, Any]:
-    headers, trailers = dict(answer.headers), dict(answer.trailers)
-    handler = headers.pop(b"x-seen", None) or trailers.pop(b"x-seen", b"null")
-    for fields in (headers, trailers):
-        if b"grpc-message" in fields:
-            fields[b"grpc-message"] = ERROR_ID.sub(b"an id", fields[b"grpc-message"])
-    return {
-        "headers": headers,
-        "trailers": trailers,
-        "messages": [(flag, len(message), hash(message)) for flag, message in answer.messages],
-        "seen": answer.seen,
-        "handler": json.loads(handler.replace(client.encode(), b"the client")),
-    }
-
-
-@dataclass(frozen=True)
-class Mirrored:
-    """A running app, and the sides on which the key `k` is at home and away."""
-
-    app: RunningApp
-    home: Side
-    away: Side
-    listener: str
-
-
 REFUSED_BY_GRPCIO = {"metadata: no base64", "metadata: more than 16 KiB", "metadata: names that grpcio refuses"}
 """Before our code sees the call, and slowly: one shape will do."""
-
-
-@pytest.fixture(scope="module", params=["native", "grpcio"])
-def mirrored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirrored]:
-    """Three shards: of our own listener with mutual TLS, or of grpcio's."""
-    folder = tmp_path_factory.mktemp("mirrored")
-    lines = [
-        '[apps.mirror]\nservices = ["tests.mirror.service:Mirror"]',
-        'listen = "127.0.0.1:0"',
-        "shards = 3",
-        "max_message_bytes = 400000",
-    ]
-    context = None
-    if request.param == "native":
-        context, secured = secure(folder)
-        lines += secured
-    else:
-        lines.append('listener = "grpcio"')
-    with running(folder, "\n".join(lines)) as app:
-        status = app.status()["apps"]["mirror"]
-        placement = Placement(1, tuple(Member(s["name"], s["address"], "") for s in status["shards"]))
-        owner = placement.owner_of(KEY)
-        sibling = next(member for member in placement.members if member != owner)
-        yield Mirrored(app, Side(owner.address, context), Side(sibling.address, context), request.param)
-
-
-def secure(folder: Path) -> tuple[Any, list[str]]:
-    """The context of a client with a certificate, and the settings of its server."""
-    files = Files(folder)
-    files.issue("client", "client.example", "me@example.com")
-    context = files.client(cert="client")
-    context.set_alpn_protocols(["h2"])
-    names = {"cert": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
-    return context, ["[apps.mirror.tls]", *(f'{option} = "{files.path(name)}"' for option, name in names.items())]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -6,9 +6,10 @@ from typing import Any
 
 import grpc
 import pytest
+from onelane.core.hop import SERVED
 from onelane.core.placement import Member, Placement
 from onelane.lane import forwarding
-from onelane.lane.forwarder import NOT_HOME, SERVED
+from onelane.lane.forwarder import NOT_HOME
 from onelane.testing.listener import MemoryCall
 
 from tests.echo.v1.echo_pb2 import EchoRequest

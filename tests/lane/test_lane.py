@@ -14,6 +14,7 @@ from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turns
 from onelane.lane.admission import Admission
+from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
@@ -102,7 +103,8 @@ async def test_a_second_hop_is_refused_with_the_epoch(metadata: Any) -> None:
     bench = Bench(Placement(7, (B,)), SaysWhatItWasTold())
     call = await bench.call(forwarded=True, metadata=metadata)
     assert call.code_now is grpc.StatusCode.UNAVAILABLE
-    assert ("onelane-epoch", "7") in tuple(call.trailers)
+    assert tuple(call.trailers) == ((NOT_HOME, "7"), ("onelane-epoch", "7"))
+    assert bench.counted() == 0, "its sender counts it"
 
 
 async def test_a_call_in_a_draining_lane_is_refused_unless_a_sibling_sent_it() -> None:

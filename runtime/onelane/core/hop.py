@@ -18,6 +18,8 @@ HOP_PEER = b"onelane-forwarded-peer"
 HOP_AUTH = b"onelane-forwarded-auth"
 HOP_TRACE = b"onelane-forwarded-trace"
 HOP_HEADERS = frozenset({HOP_MARK, HOP_PEER, HOP_AUTH, HOP_TRACE})
+SERVED = "onelane-served"
+"""Trailer by which the owner says that it has counted the call."""
 _PRINTABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 """What a header can carry as it is, beside letters and digits; the percent sign begins an escape."""
 MAX_CLIENTS = 1024

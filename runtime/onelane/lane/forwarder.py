@@ -19,14 +19,13 @@ from onelane.client.connection import Connection
 from onelane.client.options import Dialling
 from onelane.client.propagation import forwarded
 from onelane.client.subchannel import Subchannel
+from onelane.core.hop import SERVED
 from onelane.core.placement import Member
 from onelane.core.trace_context import TraceContext
 from onelane.server.call import Call
 from onelane.wire import framing
 from onelane.wire.http2 import SIBLING_LIMITS
 
-SERVED = "onelane-served"
-"""Trailer by which the owner says that it has counted the call."""
 NOT_HOME = "onelane-not-home"
 """Trailer by which a shard says that it does not own the key, with its epoch."""
 
@@ -277,9 +276,12 @@ async def _pass_headers(call: Call, sent: _Forward) -> None:
 
 def _fail(call: Call, owner: Member, sent: _Forward) -> None:
     assert sent.status is not None
-    call.trailers = ((SERVED, owner.name),) if sent.has_reached_owner else sent.trailers
+    call.trailers = sent.trailers
+    if sent.has_reached_owner or sent.status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        # Cut off; the owner's end of the connection, which did so or was told, may know nothing of its counts.
+        call.trailers = (*call.trailers, (SERVED, owner.name))
     details = sent.status_details
-    if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name == SERVED for name, _ in call.trailers):
+    if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name in (SERVED, NOT_HOME) for name, _ in call.trailers):
         details = f"shard {owner.name} does not answer: {details}"
     call.fail(sent.status, details)
 

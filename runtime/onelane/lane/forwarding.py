@@ -11,12 +11,13 @@ from functools import partial
 import grpc
 
 from onelane.core import keys
+from onelane.core.hop import SERVED
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Member
-from onelane.lane.forwarder import NOT_HOME, SERVED, Done, Forwarder, take_marker
+from onelane.lane.forwarder import NOT_HOME, Done, Forwarder, take_marker
 from onelane.lane.method_entry import Entry
 from onelane.lane.routing import Router
-from onelane.server.call import OK, Call
+from onelane.server.call import AWAY, OK, Call
 from onelane.server.call_state import FORWARDED
 from onelane.server.handler import parse
 from onelane.telemetry.stats import Stats
@@ -24,8 +25,6 @@ from onelane.telemetry.tracer import Span, Tracer, context_of
 
 NEWER_PLACEMENT_S = 1.0
 """How long a call waits for the newer placement of which its owner told."""
-AWAY = "away"
-"""The hop of a call that a sibling has served, and counted."""
 
 
 class Forwarding:
@@ -69,11 +68,13 @@ class Forwarding:
         method = entry.method
         self._forwards.add()
         span = self._tracer.start(method.name, "CLIENT", call.parent, remote=True)
-        reply = await self._forwarder.stream(
-            owner, call, request, context_of(span), streams_response=method.response_streaming
-        )
-        self._end_hop(call, span)
-        return reply
+        try:
+            return await self._forwarder.stream(
+                owner, call, request, context_of(span), streams_response=method.response_streaming
+            )
+        finally:
+            take_marker(call, NOT_HOME)
+            self._end_hop(call, span)
 
     def _begin(self, owner: Member, call: Call, request: bytes, span: Span, done: Done) -> None:
         call.state = call.state.forward
@@ -82,7 +83,7 @@ class Forwarding:
     def _answered(self, entry: Entry, call: Call, request: bytes, span: Span, reply: bytes) -> None:
         """The outcome that the owner gave stands in the call: end it, or send it to a newer owner."""
         epoch = take_marker(call, NOT_HOME) if call.code_now is grpc.StatusCode.UNAVAILABLE else None
-        if epoch is None or int(epoch) <= self._router.placement.epoch:
+        if epoch is None or not epoch.isdigit() or int(epoch) <= self._router.placement.epoch:
             self._close(entry, call, span, reply)
             return
         retry = asyncio.get_running_loop().create_task(self._retry(entry, call, request, span, int(epoch)))

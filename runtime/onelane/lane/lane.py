@@ -17,18 +17,19 @@ import grpc
 
 from onelane.core import keys
 from onelane.core.context import current_call_var
+from onelane.core.hop import SERVED
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Placement
 from onelane.core.turns import patience_s
 from onelane.errors import BadKey, Refused
 from onelane.lane.admission import Admission
-from onelane.lane.forwarder import SERVED, Forwarder
-from onelane.lane.forwarding import AWAY, Forwarding
+from onelane.lane.forwarder import Forwarder
+from onelane.lane.forwarding import Forwarding
 from onelane.lane.method_entry import Entry
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server import handler, status
-from onelane.server.call import DIRECT_HOP, OK, Call, Metadata
+from onelane.server.call import AWAY, DIRECT_HOP, OK, Call, Metadata
 from onelane.server.call_state import FORWARDED, WAITING
 from onelane.server.handler import parse
 from onelane.server.listener import Work

@@ -13,7 +13,7 @@ from onelane.core.turns import CHAIN
 from onelane.errors import NotHome, OnelaneError
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
-from onelane.server.call import DIRECT_HOP, Call, Metadata
+from onelane.server.call import AWAY, DIRECT_HOP, Call, Metadata
 from onelane.server.handler import parse
 from onelane.server.methods import Method
 
@@ -113,6 +113,8 @@ class Router:
             NotHome: always.
         """
         epoch = self.placement.epoch
+        # The sender counts it, with the status that the call has in the end.
+        call.hop = AWAY
         call.trailers = ((NOT_HOME, str(epoch)), ("onelane-epoch", str(epoch)))
         raise NotHome(epoch=epoch)
 

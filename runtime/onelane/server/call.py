@@ -28,8 +28,8 @@ log = logging.getLogger("onelane.call")
 OK = grpc.StatusCode.OK
 FINISHED = "RPC already finished."
 COMPRESSIONS = {b"gzip": grpc.Compression.Gzip, b"deflate": grpc.Compression.Deflate}
-DIRECT_HOP, FORWARDED_HOP = "direct", "forwarded"
-"""Values of `Call.hop`."""
+DIRECT_HOP, FORWARDED_HOP, AWAY = "direct", "forwarded", "away"
+"""Values of `Call.hop`: from a client; sent on by a sibling; counted by a sibling."""
 
 
 class Aborted(grpc.aio.AbortError):
@@ -116,7 +116,7 @@ class Call:
         self.is_cancelled = False
         """Its client has cancelled it, or its deadline has passed: nobody waits for its answer."""
         self.hop = DIRECT_HOP
-        """DIRECT_HOP, or FORWARDED_HOP where a sibling sent it on."""
+        """See DIRECT_HOP, FORWARDED_HOP and AWAY."""
         self.initial_sent = False
         """The handler has sent its initial metadata, or a message: the headers are out."""
         self.reply = b""

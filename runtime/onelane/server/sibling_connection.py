@@ -4,11 +4,11 @@ Only here do the headers of `core/hop` count: a shard of this app alone can conn
 """
 
 from collections.abc import Iterable, Mapping
-from time import monotonic
 
 from onelane.core import hop
-from onelane.core.hop import Hop
+from onelane.core.hop import SERVED, Hop
 from onelane.server.call import FORWARDED_HOP, Metadata
+from onelane.server.call_state import ARRIVED
 from onelane.server.connection import ConnectionOwner, NativeConnection
 from onelane.server.methods import Method
 from onelane.server.native_call import CallConnection, NativeCall
@@ -56,10 +56,14 @@ class SiblingConnection(NativeConnection):
         except (BadWire, ValueError) as error:
             self.wire.finish(stream, framing.INTERNAL, f"a forwarded call has bad headers: {error}")
             return False
-        if client.deadline_at is not None and client.deadline_at <= monotonic():
-            self.wire.finish(stream, framing.DEADLINE_EXCEEDED, "Deadline Exceeded")
-            return False
         call = stream.call = ForwardedCall(self, stream, method, metadata, client)
         if client.deadline_at is not None:
+            # It may have passed on the way: then it expires at once, and this shard counts it, as its sender expects.
             call.set_deadline(client.deadline_at, self._owner.deadlines.add(client.deadline_at, call))
         return True
+
+    def _cut_off(self, call: NativeCall, code: int, details: str) -> None:
+        if call.state is not ARRIVED and call.stream.id in self.wire.streams:
+            # The lane counts it.
+            self.wire.finish(call.stream, code, details, ((SERVED, ""),))
+        super()._cut_off(call, code, details)

@@ -22,10 +22,11 @@ from onelane.client.channel import NativeChannel
 from onelane.client.propagation import outgoing
 from onelane.core import keys
 from onelane.core.context import current_baggage, current_call, current_trace
+from onelane.core.hop import SERVED
 from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member
 from onelane.errors import BadKey, BadService, Misuse
-from onelane.lane.forwarder import SERVED, SIBLING_DIALLING
+from onelane.lane.forwarder import SIBLING_DIALLING
 from onelane.lane.lane import Lane
 from onelane.server import methods
 from onelane.server.call import OK, Call, Metadata
