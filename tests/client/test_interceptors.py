@@ -11,7 +11,6 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.client.channel import dial
 
 from tests.client.test_channel_like_grpcio import Held
 from tests.client.test_intercepted_call_like_grpcio import (
@@ -90,11 +89,6 @@ async def test_an_interceptor_of_several_kinds_stands_before_each(channel: str) 
 def test_an_interceptor_that_is_none_is_refused(channel: str) -> None:
     with pytest.raises(ValueError, match=r"none of grpc\.aio's client interceptors"):
         CHANNELS[channel]("127.0.0.1:1", interceptors=[object()])
-
-
-def test_a_compression_that_is_not_supported_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="Deflate"):
-        dial("127.0.0.1:1", compression=grpc.Compression.Deflate)
 
 
 @each_channel
