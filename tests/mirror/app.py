@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onelane.core.placement import Member, Placement
-from onelane.wire.framing import frame, frame_gzip
+from onelane.wire.framing import frame, frame_compressed
 
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.interop import raw
