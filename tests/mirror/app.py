@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Side:
         """A call that is sent; its connection ends with it."""
         text = json.dumps(row.order).ljust(row.request_size)
         messages = [EchoRequest(key=KEY, text=text).SerializeToString()] * (2 if SHAPES.get(method) else 1)
-        pack = frame_gzip if row.packed else frame
+        pack = partial(frame_compressed, b"gzip") if row.packed else frame
         with raw.Exchange(self.address, self._tls) as call:
             call.open(raw.request(f"/echo.v1.Echo/{method}".encode(), *row.headers))
             for number, message in enumerate(messages, start=1):
