@@ -24,7 +24,6 @@ TESTED_BY = {
     "cluster/membership/static": "cluster/test_membership",
     "cluster/membership/supervised": "cluster/test_membership",
     "cluster/topology": "client/test_ring_channel",
-    "lane/forwarder": "lane/test_routing",
     "server/chosen_handler": "server/test_interceptors",
     "server/grpcio_listener": "server/test_listener",
     "server/native_call": "server/test_connection_end_stream",

@@ -34,7 +34,7 @@ def runner() -> list[str]:
 def run_server(runner: list[str], tmp_path: Path) -> Callable[..., Counts]:
     def run(place: str, listener: str, *options: str) -> Counts:
         """What the apps have counted, of which there is one for each kind of connections."""
-        listed = options_of("any_server", listener, f"{listener}_{place}")
+        listed = options_of("any_server", listener)
         return run_servers([*runner, "--mode", "server", *listed, *options, "--"], place, listener, tmp_path)
 
     return run
@@ -52,7 +52,7 @@ def run_servers(command: list[str], place: str, listener: str, folder: Path) -> 
 def options_of(*names: str) -> list[str]:
     """The patterns of these lists as options; of several files the runner itself would read the first alone."""
     files = [HERE / "cases" / f"{name}.txt" for name in names]
-    lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
+    lines = [line for file in files for line in file.read_text().splitlines()]
     return [word for line in lines if line and not line.startswith("#") for word in line.split(" ", 1)]
 
 
@@ -111,7 +111,7 @@ def test_servers_on_grpcio_pass(run_server: Callable[..., Counts], place: str, o
 
 def test_a_channel_that_goes_to_the_owner_passes(runner: list[str], tmp_path: Path) -> None:
     client = [sys.executable, "-m", "tests.conformance.client", "connect"]
-    command = [*runner, "--mode", "both", *options_of("native_away"), *CLEARTEXT, "--", *client, "----"]
+    command = [*runner, "--mode", "both", *CLEARTEXT, "--", *client, "----"]
     counts = run_servers(command, "away", "native", tmp_path)
     # Those that come before it knows the shards, and streams, whose key is in their first request.
     assert total(counts, "forwards") < 0.6 * total(counts, "calls")
@@ -120,4 +120,4 @@ def test_a_channel_that_goes_to_the_owner_passes(runner: list[str], tmp_path: Pa
 @pytest.mark.parametrize("channel", ["dial", "connect"])
 def test_channels_pass(runner: list[str], channel: str) -> None:
     client = [sys.executable, "-m", "tests.conformance.client", channel]
-    run_to_end([*runner, "--mode", "client", *options_of(channel), "--", *client])
+    run_to_end([*runner, "--mode", "client", "--", *client])

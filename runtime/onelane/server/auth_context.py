@@ -5,12 +5,13 @@ which Python's `ssl` does not tell.
 """
 
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Any
 
-AuthContext = Mapping[str, Iterable[bytes]]
+from onelane.core.hop import AuthContext
+
 INSECURE: AuthContext = MappingProxyType(
     {"transport_security_type": [b"insecure"], "security_level": [b"TSI_SECURITY_NONE"]}
 )
