@@ -421,6 +421,90 @@ async def who_awaits_the_response_is_cancelled(opened: Opening, held: Held) -> A
     return outcomes
 
 
+@case
+async def a_call_is_cancelled_by_its_interceptor(opened: Opening, held: Held) -> Any:
+    async def cancel(continuation: Any, details: Any, request: Any) -> Any:
+        call = await continuation(details, request)
+        call.cancel()
+        return call
+
+    call = opened(UnaryUnary(cancel)).unary_unary("/t.T/Hold")(b"x")
+    return await ended(call), await status(call)
+
+
+@case
+async def an_interceptor_returns_a_call_again(opened: Opening, held: Held) -> Any:
+    calls: list[Any] = []
+
+    async def once(continuation: Any, details: Any, request: Any) -> Any:
+        if not calls:
+            calls.append(await continuation(details, request))
+        return calls[0]
+
+    tell = opened(UnaryUnary(once)).unary_unary("/t.T/Tell")
+    first = tell(b"x")
+    return await first, await tell(b"y"), await status(tell(b"z")), await status(first)
+
+
+@case
+async def an_interceptor_begins_two_rpcs(opened: Opening, held: Held) -> Any:
+    async def begin_two(continuation: Any, details: Any, request: Any) -> Any:
+        first = await continuation(details, b"first")
+        second = await continuation(details._replace(method=b"/t.T/Fail"), request)
+        return await second.code(), await first
+
+    call = opened(UnaryUnary(begin_two)).unary_unary("/t.T/Echo")(b"x")
+    return await call, await status(call)
+
+
+# Misuse
+
+
+async def kinds_of_errors(*awaitables: Awaitable[Any]) -> list[str]:
+    outcomes = []
+    for awaitable in awaitables:
+        try:
+            outcomes.append(repr(await awaitable))
+        except (asyncio.CancelledError, Exception) as error:
+            outcomes.append(type(error).__name__)
+    return outcomes
+
+
+def misuse_case(name: str, intercept: Any) -> None:
+    async def run(opened: Opening, held: Held) -> Any:
+        call = opened(UnaryUnary(intercept)).unary_unary("/t.T/Echo")(b"x")
+        stream = opened(UnaryStream(intercept)).unary_stream("/t.T/Three")(b"x")
+        errors = await kinds_of_errors(
+            call, call, call.code(), call.wait_for_connection(), stream.read(), stream.read()
+        )
+        return errors, call.done(), call.cancelled(), call.cancel()
+
+    CASES[name] = run
+
+
+def plain(continuation: Any, details: Any, request: Any) -> Any:
+    return b"no coroutine"
+
+
+async def continue_without_details(continuation: Any, details: Any, request: Any) -> Any:
+    return await continuation(None, request)
+
+
+async def continue_without_a_request(continuation: Any, details: Any, request: Any) -> Any:
+    return await continuation(details)
+
+
+async def return_a_number(continuation: Any, details: Any, request: Any) -> Any:
+    await continuation(details, request)
+    return 5
+
+
+misuse_case("an_interceptor_is_a_plain_function", plain)
+misuse_case("an_interceptor_continues_without_details", continue_without_details)
+misuse_case("an_interceptor_continues_without_a_request", continue_without_a_request)
+misuse_case("an_interceptor_returns_a_number", return_a_number)
+
+
 # Streams of responses
 
 
@@ -504,10 +588,6 @@ async def ask_metadata(continuation: Any, details: Any, request: Any) -> Any:
 async def use_other_stream(continuation: Any, details: Any, request: Any) -> Any:
     await continuation(details._replace(method=b"/t.T/FailSecond"), request)
     return await continuation(details, request)
-
-
-async def return_none(continuation: Any, details: Any, request: Any) -> Any:
-    await continuation(details, request)
 
 
 stream_case("a_stream_is_passed_on", pass_on)

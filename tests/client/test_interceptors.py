@@ -171,6 +171,24 @@ async def test_a_stream_that_its_caller_drops_is_cancelled(channel: str, interce
 
 
 @each_channel
+@pytest.mark.parametrize("intercept", [pass_on, await_call])
+async def test_a_unary_call_that_its_caller_drops_goes_on(channel: str, intercept: Any) -> None:
+    has_ended = asyncio.Event()
+
+    async def notify(request: bytes, context: Any) -> bytes:
+        await asyncio.sleep(0)
+        has_ended.set()
+        return request
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(notify)
+    interceptors = [UnaryUnary(intercept)]
+    async with stock(Notify=handler) as (address, _), CHANNELS[channel](address, interceptors=interceptors) as opened:
+        opened.unary_unary("/t.T/Notify")(b"x")
+        async with asyncio.timeout(5):
+            await has_ended.wait()
+
+
+@each_channel
 async def test_who_asks_for_the_code_and_is_cancelled_cancels_nobody(channel: str) -> None:
     """In grpc.aio the interceptors would be cancelled, and with them the call."""
     held = Held()

@@ -14,7 +14,9 @@ from onelane.core.keys import FieldKey
 from onelane.errors import BadService
 from onelane.server import chosen_handler, interceptors
 from onelane.server.methods import Method
+from onelane.testing import Cluster
 
+from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.interceptors import Denying
 from tests.server.test_interceptors_like_grpcio import SERVICE, choosing
@@ -135,3 +137,14 @@ def test_a_key_is_read_of_a_request_whose_handler_is_not_chosen_yet() -> None:
     assert received.raw == request.SerializeToString()
     # A service that calls another lane of its app has the message alone.
     assert [intercepted.rule.read(received), intercepted.rule.read(request)] == ["k", "k"]
+
+
+async def test_a_lane_calls_another_one_behind_interceptors_by_the_key_of_the_request() -> None:
+    settings = {"interceptors": ["tests.interceptors:Stamping"]}
+    async with Cluster("tests.echo.service:Echo", settings=settings) as cluster:
+        stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
+        owners = {key: (await stub.Unary(EchoRequest(key=key), timeout=10)).shard for key in "abcdefgh"}
+        assert len(set(owners.values())) == 2
+        for key, owner in owners.items():
+            for order in (f"by_name {key}", f"call {key} sleep 0"):
+                assert (await stub.Across(EchoRequest(key="a", order=order), timeout=10)).text == owner

@@ -2,7 +2,8 @@
 
 Promises: await, async for, read, write, done_writing, cancel, status and metadata are grpc.aio's, whatever the
 interceptors return (a call, a response, an async iterator) or raise. RPCs that an interceptor has begun are cancelled
-where it fails or is cancelled; so is the call of a caller that has dropped it.
+where it fails or is cancelled. Once the interceptors have returned, a call is held by its caller alone: dropped, it ends
+as a call without interceptors does.
 """
 
 import asyncio
@@ -89,10 +90,11 @@ class RelayedCall(grpc.aio.UnaryStreamCall[Any, Any], grpc.aio.StreamStreamCall[
         self._responses = responses
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return aiter(self._responses)
+        iterator: AsyncIterator[Any] = self._responses.__aiter__()
+        return iterator
 
     async def read(self) -> Any:
-        return await anext(aiter(self._responses), EOF)
+        return await anext(aiter(self), EOF)
 
     async def write(self, request: Any) -> None:
         await self._call.write(request)
@@ -154,15 +156,6 @@ class InterceptedCall(grpc.aio.Call):
         # The task holds the call until the interceptors have returned, also where the caller has dropped it.
         self._interception = asyncio.get_running_loop().create_task(self._intercept(interceptors, details, request))
         self._interception.add_done_callback(self._intercepted)
-
-    def __del__(self) -> None:
-        call = self._call() if hasattr(self, "_interception") else None
-        if call is None or call.done():
-            return
-        loop = self._interception.get_loop()
-        if not loop.is_closed():
-            # Not here: the garbage collector may run on any thread, and in the middle of a connection's work.
-            loop.call_soon_threadsafe(call.cancel)
 
     # The interceptors
 
