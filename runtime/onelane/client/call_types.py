@@ -12,8 +12,9 @@ import grpc
 import grpc.aio
 from grpc.aio import EOF
 
-from onelane.client.call import OK, ClientCall, HeldWeakly, WeakCall
+from onelane.client.call import OK, ClientCall
 from onelane.client.connection import Connection
+from onelane.client.dropped_call import HeldWeakly, WeakCall
 
 log = logging.getLogger("onelane.client")
 

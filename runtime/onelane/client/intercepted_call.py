@@ -2,8 +2,8 @@
 
 Promises: await, async for, read, write, done_writing, cancel, status and metadata are grpc.aio's, whatever the
 interceptors return (a call, a response, an async iterator) or raise. RPCs that an interceptor has begun are cancelled
-where it fails or is cancelled. Once the interceptors have returned, a call is held by its caller alone: dropped, it ends
-as a call without interceptors does.
+where it fails or is cancelled. Once the interceptors have returned, a call is held by its caller alone: dropped, it
+ends as a call without interceptors does.
 """
 
 import asyncio
