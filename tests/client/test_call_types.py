@@ -1,14 +1,19 @@
 """The four types of calls behave as grpc.aio's do."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
 import grpc.aio
+import onelane
 import pytest
 from onelane.client.channel import dial
+from onelane.wire import framing
 
+from tests import frames
+from tests.client.scripted import scripted_frames
 from tests.servers import stock
 
 
@@ -41,6 +46,28 @@ async def test_a_reader_that_does_not_read_holds_the_server_back() -> None:
         assert sent > before
         assert call.cancel()
         assert await call.code() is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize("make", [dial, grpc.aio.insecure_channel, onelane.connect])
+@pytest.mark.parametrize("cut", [[], [6], [7], [12], [15]])
+async def test_responses_before_one_that_is_too_large_are_read_first(make: Any, cut: list[int]) -> None:
+    """However the frames are cut, and also by grpc.aio's own channel."""
+    body = framing.frame(b"1") + framing.frame(b"2") + framing.frame(b"x" * (4 * 1024 * 1024 + 1))[:1000]
+    pieces = [body[a:b] for a, b in itertools.pairwise([0, *cut, len(body)])]
+
+    def answer(stream: int) -> bytes:
+        headers = frames.response(stream, (b":status", b"200"), (b"content-type", b"application/grpc"))
+        return headers + b"".join(frames.frame(frames.DATA, piece, stream=stream) for piece in pieces)
+
+    async with scripted_frames() as (address, server):
+        server.answer = answer
+        channel: Any = make(address)
+        call = channel.unary_stream("/t.T/Echo")(b"x", timeout=10)
+        responses = [await call.read(), await call.read()]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        await channel.close()
+        assert (responses, caught.value.code()) == ([b"1", b"2"], grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 async def test_a_stream_of_requests_is_written_or_iterated_over_but_not_both() -> None:

@@ -11,7 +11,7 @@ with atheris.instrument_imports(include=["onelane.wire"]):
     from onelane.wire import framing
     from onelane.wire.framing import BadWire
     from onelane.wire.http2 import Limits
-    from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, ServerConnection
+    from onelane.wire.server import Broken, ConnectionLost, Ended, Messages, Opened, ServerConnection
 
 LIMITS = Limits(max_streams=8, window=4_096, max_metadata=1_024)
 LARGEST = 2_000
@@ -39,6 +39,8 @@ def receive(data: bytes) -> None:
             elif isinstance(event, Messages):
                 assert all(len(message) <= LARGEST for message in event.messages)
                 answer(wire, event)
+            elif isinstance(event, Broken):
+                wire.finish(event.stream, event.code, event.details)
             elif isinstance(event, Ended):
                 assert event.stream.id not in ended
                 ended.add(event.stream.id)

@@ -1,14 +1,20 @@
 """Compression of responses and requests, behind each listener, as compression.md and grpcio's own tests describe it."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from onelane.wire.framing import frame
 
+from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.interop.raw import Answer, exchange, request
+from tests.running_app import echo as echo_app
+from tests.running_app import running
 from tests.servers import lane_behind
 
 LISTENERS = pytest.mark.parametrize("listener", ["native", "grpcio"])
@@ -168,6 +174,19 @@ async def test_an_app_has_a_compression_for_all_responses(listener: str, algorit
             answer = await answer_of(address, method)
             assert (answer.headers.get(b"grpc-encoding"), flags(answer)) == (ENCODINGS[algorithm], [1]), method
         assert flags(await answer_of(address, "Some")) == [1, 0, 1, 0]
+
+
+@pytest.mark.slow
+def test_the_compression_of_an_app_is_that_of_forwarded_calls_too(tmp_path: Path) -> None:
+    with running(tmp_path, echo_app(2, 'compression = "deflate"')) as app:
+        for method, shard in itertools.product(["Unary", "Plain", "Download"], app.shards()):
+            for key in "abcdef":
+                # Of these keys some have their owner in either shard.
+                message = frame(EchoRequest(key=key, text="x" * 10_000, times=1).SerializeToString())
+                headers = request(f"/echo.v1.Echo/{method}".encode(), (b"grpc-accept-encoding", b"deflate"))
+                answer = exchange(shard["address"], headers, message)
+                seen = answer.seen, answer.headers.get(b"grpc-encoding"), flags(answer)
+                assert seen == ("200/0", b"deflate", [1]), (method, key)
 
 
 @pytest.mark.parametrize(("chosen", "encoding"), [("NoCompression", None), ("Deflate", b"deflate")])

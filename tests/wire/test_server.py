@@ -17,7 +17,7 @@ from onelane.wire.http2 import (
     StreamReset,
     TrailersReceived,
 )
-from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, ServerConnection
+from onelane.wire.server import Broken, ConnectionLost, Ended, Messages, Opened, ServerConnection
 
 from tests import frames
 
@@ -200,8 +200,38 @@ def test_a_client_that_resets_ends_its_call_once() -> None:
 def test_a_message_that_breaks_the_rules_is_answered_with_its_status(body: bytes, status: bytes) -> None:
     wire = Wire()
     wire.request(body)
+    (broken,) = wire.of(Broken)
+    assert str(broken.code).encode() == status
+    wire.server.finish(broken.stream, broken.code, broken.details)
+    wire.pass_bytes()
     assert wire.answer()[0][b"grpc-status"] == status
-    assert len(wire.of(Ended)) == 1
+    assert wire.of(Messages) == []
+
+
+@given(st.lists(st.integers(0, 40), max_size=6))
+def test_messages_before_one_that_breaks_the_rules_are_reported_first(cuts: list[int]) -> None:
+    body = frame(b"1") + frame(b"2") + frame(b"x" * 1001) + frame(b"3")
+    ends = [0, *sorted(cuts), len(body)]
+    wire = Wire()
+    wire.request(*(body[a:b] for a, b in itertools.pairwise(ends) if a < b), end=False)
+    kinds = [type(event) for event in wire.events if type(event) in (Messages, Broken)]
+    assert (kinds[-1], kinds.count(Broken)) == (Broken, 1)
+    assert [message for event in wire.of(Messages) for message in event.messages] == [b"1", b"2"]
+
+
+def test_a_client_that_sends_on_after_it_has_broken_the_rules_fills_its_window_alone() -> None:
+    wire = Wire()
+    number = wire.request(frame(b"x" * 1001), end=False)
+    stream = wire.of(Opened)[0].stream
+    for _ in range(200):
+        wire.client.send_data(number, frame(b"y" * 16_000))
+        wire.pass_bytes()
+    assert wire.client.queued(number)
+    assert len(wire.of(Broken)) == 1
+    wire.server.finish(stream, 8)
+    wire.pass_bytes()
+    wire.request(frame(b"hi"))
+    assert wire.of(Messages)[-1].messages == [b"hi"]
 
 
 def test_what_is_not_grpc_is_refused_in_http() -> None:

@@ -24,7 +24,7 @@ from onelane.wire.http2 import (
     StreamReset,
     TrailersReceived,
 )
-from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, ServerConnection, Stream
+from onelane.wire.server import Broken, ConnectionLost, Ended, Messages, Opened, ServerConnection, Stream
 
 from tests.wire.test_server import REQUEST
 
@@ -172,6 +172,9 @@ class Wire(RuleBasedStateMachine):
                 self.streams[event.stream.id].got += event.messages
             elif isinstance(event, Ended):
                 self.streams[event.stream.id].ends += 1
+            elif isinstance(event, Broken) and event.stream.id in self.server.streams:
+                self.streams[event.stream.id].ends += 1
+                self.server.finish(event.stream, event.code, event.details)
 
     @rule(length=lengths)
     def carry_down(self, length: int) -> None:

@@ -106,7 +106,13 @@ class WireControl(WireProtocol[Any]):
                     self._stream = stream
                 case server.Messages(_, messages) | client.Messages(_, messages):
                     self._inbox += messages
-                case server.Ended() | server.ConnectionLost() | client.Finished() | client.ConnectionLost():
+                case (
+                    server.Ended()
+                    | server.Broken()
+                    | server.ConnectionLost()
+                    | client.Finished()
+                    | client.ConnectionLost()
+                ):
                     self._gone = True
                 case server.Writable() | client.Writable():
                     self.wake()

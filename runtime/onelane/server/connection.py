@@ -30,7 +30,17 @@ from onelane.wire import framing
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import BadWire, Headers
 from onelane.wire.http2 import Limits
-from onelane.wire.server import ConnectionLost, Ended, Messages, Opened, Pong, ServerConnection, Stream, Writable
+from onelane.wire.server import (
+    Broken,
+    ConnectionLost,
+    Ended,
+    Messages,
+    Opened,
+    Pong,
+    ServerConnection,
+    Stream,
+    Writable,
+)
 
 log = logging.getLogger("onelane.connection")
 GOAWAY_S = 1.0
@@ -191,6 +201,8 @@ class NativeConnection(WireProtocol[ServerConnection]):
                     self._opened(event.stream, event.message)
                 elif kind is Ended:
                     self._cancel(event.stream)
+                elif kind is Broken:
+                    self._broken(event.stream, event.code, event.details)
                 elif kind is Writable:
                     self.wake()
                 elif kind is Pong:
@@ -273,13 +285,24 @@ class NativeConnection(WireProtocol[ServerConnection]):
         if not method.request_streaming:
             self._begin_whole(call, method, last=last)
 
+    def _broken(self, stream: Stream, code: int, details: str) -> None:
+        """The client has broken gRPC's rules. A handler that reads its messages gets those before first."""
+        call = stream.call
+        if call is None:
+            if stream.id in self.wire.streams:
+                self.wire.finish(stream, code, details)
+        elif self._owner.methods[stream.path].request_streaming:
+            call.broken(code, details)
+        else:
+            self.cut_off(call, code, details)
+
     def _begin_whole(self, call: NativeCall, method: Method, *, last: bool) -> None:
         """Begin a call of one message once the client has half-closed: a second message is refused before a handler
         runs, wherever the frames were cut."""
         received = call.unread_messages
         if received > 1 or (last and not received):
             # Not how many: that depends on where the frames were cut.
-            self._cut_off(
+            self.cut_off(
                 call, framing.UNIMPLEMENTED, f"expected one message, received {'more' if received else 'none'}"
             )
         elif last:
@@ -391,9 +414,9 @@ class NativeConnection(WireProtocol[ServerConnection]):
         if call.state is WAITING:
             self._owner.serving.withdraw(call, late=True)
             details = call.details_now
-        self._cut_off(call, framing.DEADLINE_EXCEEDED, details)
+        self.cut_off(call, framing.DEADLINE_EXCEEDED, details)
 
-    def _cut_off(self, call: NativeCall, code: int, details: str) -> None:
+    def cut_off(self, call: NativeCall, code: int, details: str) -> None:
         """End a call with a status of our own, whatever its handler or its owner does."""
         if call.stream.id in self.wire.streams:
             self.wire.finish(call.stream, code, details)
@@ -440,7 +463,7 @@ class NativeConnection(WireProtocol[ServerConnection]):
             if stream.call is not None and stream.call.state is WAITING:
                 self._owner.serving.withdraw(stream.call, late=False)
             elif stream.call is not None:
-                self._cut_off(stream.call, framing.UNAVAILABLE, "the server has shut down before the answer was ready")
+                self.cut_off(stream.call, framing.UNAVAILABLE, "the server has shut down before the answer was ready")
         self.flush()
         self.transport.close()
 

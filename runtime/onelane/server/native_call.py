@@ -44,6 +44,9 @@ class CallConnection(Protocol):
     def proceed(self, call: "NativeCall") -> None:
         """The turn of the call has come."""
 
+    def cut_off(self, call: "NativeCall", code: int, details: str) -> None:
+        """End the call with a status of our own, whatever its handler does."""
+
     def expired(self, call: "NativeCall") -> None:
         """The deadline of the call has passed."""
 
@@ -79,8 +82,9 @@ class NativeCall(Call):
         self._deadline_at: float | None = None
         self._messages: deque[bytes] | None = None
         self._arrived: asyncio.Future[None] | None = None
-        self._has_all = False
-        """The client has ended its stream; `stream.ended` runs ahead of the events."""
+        self._has_all: bool | tuple[int, str] = False
+        """The client has ended its stream (`stream.ended` runs ahead of the events), or has broken the protocol on it:
+        a status."""
         self._frame_compressed: Callable[[bytes], bytes] | None = None
         """None where messages are not compressed."""
         self._next_is_compressed = True
@@ -91,12 +95,19 @@ class NativeCall(Call):
         while not self._messages:
             if self._has_all or (self.stream.ended and not self._connection.streams_requests(self)):
                 # The message of a call that has but one was its handler's argument.
+                self._check_end()
                 return None
             if self.stream.unread:
                 self._connection.consumed(self.stream)
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived
         return self._messages.popleft()
+
+    def _check_end(self) -> None:
+        """Its handler has read all messages. Where the client has broken the protocol after them, the call ends."""
+        if isinstance(self._has_all, tuple):
+            self._connection.cut_off(self, *self._has_all)
+            raise asyncio.CancelledError
 
     async def send(self, message: bytes) -> None:
         self._connection.wire.send_message(self.stream, self.framed(message))
@@ -158,6 +169,8 @@ class NativeCall(Call):
     def reply_of(self, frame: bytes, encoding: bytes) -> bytes:
         if frame[0]:
             self.packed_reply = frame
+        # The owner has chosen, also where it has not compressed.
+        self._frame_compressed = None
         return frame[framing.PREFIX :]
 
     async def send_frame(self, frame: bytes, encoding: bytes) -> None:
@@ -205,3 +218,8 @@ class NativeCall(Call):
         self._messages += messages
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
+
+    def broken(self, code: int, details: str) -> None:
+        """The client has broken the protocol: the call ends with this status once the messages before are read."""
+        self._has_all = (code, details)
+        self.arrived([], last=True)

@@ -27,7 +27,7 @@ from onelane.server.sibling_connection import SiblingConnection
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
-from onelane.wire.server import Ended, Messages, Opened
+from onelane.wire.server import Broken, Ended, Messages, Opened
 
 UNDECIDED_S = 0.5
 """How long the key of a first request may take to arrive; then this shard keeps the connection."""
@@ -162,7 +162,7 @@ class NativeListener:
         except BadWire:
             return ""
         owner = self.serving.home_of(method, metadata, message)
-        if owner is None and (stream.ended or any(type(e) is Ended and e.stream is stream for e in events)):
+        if owner is None and (stream.ended or any(type(e) in (Ended, Broken) and e.stream is stream for e in events)):
             # No message will follow, and so no key.
             return ""
         return owner

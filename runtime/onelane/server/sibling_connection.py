@@ -60,10 +60,12 @@ class SiblingConnection(NativeConnection):
         if client.deadline_at is not None:
             # It may have passed on the way: then it expires at once, and this shard counts it, as its sender expects.
             call.set_deadline(client.deadline_at, self._owner.deadlines.add(client.deadline_at, call))
+        if self._owner.compression:
+            call.set_compression(self._owner.compression)
         return True
 
-    def _cut_off(self, call: NativeCall, code: int, details: str) -> None:
+    def cut_off(self, call: NativeCall, code: int, details: str) -> None:
         if call.state is not ARRIVED and call.stream.id in self.wire.streams:
             # The lane counts it.
             self.wire.finish(call.stream, code, details, ((SERVED, ""),))
-        super()._cut_off(call, code, details)
+        super().cut_off(call, code, details)

@@ -305,6 +305,8 @@ class ClientConnection:
         try:
             messages = stream.feed(data)
         except BadWire as error:
+            if error.messages and not stream.single_response:
+                events.append(Messages(stream, error.messages))
             self.http2.acknowledge(len(data), stream.id)
             self._drop(stream, error.code, str(error), events)
             return

@@ -64,6 +64,8 @@ class BadWire(OnelaneError):
     def __init__(self, text: str, *, code: int = INTERNAL) -> None:
         super().__init__(text)
         self.code = code
+        self.messages: list[bytes] = []
+        """Complete messages that came before it in the same bytes."""
 
 
 class BadMetadata(BadWire, ValueError):
@@ -124,15 +126,24 @@ class Deframer:
 
         Raises:
             BadWire: a message is over the limit (RESOURCE_EXHAUSTED), compressed in an unknown encoding
-                (UNIMPLEMENTED), or malformed (INTERNAL).
+                (UNIMPLEMENTED), or malformed (INTERNAL). It has the messages before; nothing after it can be read.
         """
         messages: list[bytes] = []
+        try:
+            self._cut(data, messages)
+        except BadWire as error:
+            error.messages = messages
+            raise
+        return messages
+
+    def _cut(self, data: bytes, messages: list[bytes]) -> None:
+        """Append the messages that `data` completes."""
         if self._missing:
             chunk, data = data[: self._missing], data[self._missing :]
             self._body += chunk
             self._missing -= len(chunk)
             if self._missing:
-                return messages
+                return
             body, self._body = self._body, bytearray()
             messages.append(self._message(self._flag, bytes(body)))
         if self._prefix:
@@ -146,11 +157,10 @@ class Deframer:
             if end > len(data):
                 self._flag, self._body, self._missing = data[at], bytearray(data[begin:]), end - len(data)
                 self._prefix = b""
-                return messages
+                return
             messages.append(self._message(data[at], data[begin:end]))
             at = end
         self._prefix = data[at:]
-        return messages
 
     @property
     def is_between(self) -> bool:
@@ -232,6 +242,16 @@ class FrameCutter:
     def is_between(self) -> bool:
         """Whether no message is incomplete: the stream may end here."""
         return not self._rest
+
+
+class Discarder:
+    """Stands where a `Deframer` has failed: what follows cannot be read."""
+
+    __slots__ = ()
+    is_between = True
+
+    def feed(self, data: bytes) -> list[bytes]:
+        return []
 
 
 def write_timeout(seconds: float) -> bytes:

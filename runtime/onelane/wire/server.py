@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onelane.wire import framing, header_size
-from onelane.wire.framing import BadWire, Deframer, Headers, Metadata
+from onelane.wire.framing import BadWire, Deframer, Discarder, Headers, Metadata
 from onelane.wire.header_size import TooMuchMetadata
 from onelane.wire.http2 import (
     Closed,
@@ -67,7 +67,7 @@ class Stream:
         """Bytes received that have not been acknowledged."""
         self.call: Any = None
         """The listener's own object for the call; opaque here."""
-        self._deframer: Deframer | None = None
+        self._deframer: Deframer | Discarder | None = None
 
     def value(self, name: bytes) -> bytes:
         """The value of one header, or b""."""
@@ -83,6 +83,10 @@ class Stream:
     def discard_partial(self) -> None:
         """Let go of a message that is not complete: the stream has ended."""
         self._deframer = None
+
+    def discard_rest(self) -> None:
+        """Drop all that follows: it cannot be read."""
+        self._deframer = Discarder()
 
     @property
     def is_whole(self) -> bool:
@@ -122,9 +126,19 @@ class Messages:
 
 @dataclass(slots=True)
 class Ended:
-    """The client has reset the stream of a call before it was answered, or has broken the protocol on it."""
+    """The client has reset the stream of a call before it was answered."""
 
     stream: Stream
+
+
+@dataclass(slots=True)
+class Broken:
+    """The client has broken gRPC's rules on a stream: after the messages reported so far there will be none. The call
+    is to be answered with this status by `finish`."""
+
+    stream: Stream
+    code: int
+    details: str
 
 
 @dataclass(slots=True)
@@ -144,7 +158,7 @@ class Pong:
     """The client has acknowledged our ping."""
 
 
-Event = Opened | Messages | Ended | ConnectionLost | Writable | Pong
+Event = Opened | Messages | Ended | Broken | ConnectionLost | Writable | Pong
 
 
 class ServerConnection:
@@ -356,14 +370,15 @@ class ServerConnection:
             self.http2.acknowledge(len(data), number)
             return
         stream.ended = ended
+        broken: Broken | None = None
         try:
             messages = stream.feed(data)
             if ended and not stream.is_whole:
-                raise BadWire("the stream ended in the middle of a message")
+                broken = Broken(stream, framing.INTERNAL, "the stream ended in the middle of a message")
         except BadWire as error:
-            self.http2.acknowledge(len(data), number)
-            events.append(Ended(stream))
-            self.finish(stream, error.code, str(error))
+            messages, broken = error.messages, Broken(stream, error.code, str(error))
+        if broken is not None:
+            self._broken(broken, messages, len(data), events, arrived)
             return
         if messages or stream.unread:
             stream.unread += len(data)
@@ -378,6 +393,22 @@ class ServerConnection:
             events.append(event)
         event.messages += messages
         event.last = ended
+
+    def _broken(
+        self, event: Broken, messages: list[bytes], size: int, events: list[Event], arrived: dict[int, Messages]
+    ) -> None:
+        """Report the messages before, and that there will be none. What follows is dropped, and not acknowledged until
+        the call has ended: a client cannot send on for ever."""
+        stream = event.stream
+        stream.discard_rest()
+        stream.unread += size
+        if messages and stream.id in arrived:
+            arrived[stream.id].messages += messages
+        elif messages:
+            events.append(Messages(stream, messages))
+        # No further messages are added to an event before this one.
+        arrived.pop(stream.id, None)
+        events.append(event)
 
     def _forget(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)
