@@ -130,6 +130,10 @@ class Exchange:
         while not (self._is_echoed or self.answer.has_gone):
             self._pass()
 
+    def wait_headers(self) -> None:
+        while not self.answer.headers and not self.answer.is_over:
+            self._pass()
+
     def wait_answered(self) -> Answer:
         while not self.answer.is_over:
             self._pass()

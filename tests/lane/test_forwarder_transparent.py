@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.mirror.app import SHAPES, Mirrored, Row
+from tests.mirror.app import SHAPES, Mirrored, Row, Side
 
 MANY = tuple((b"x-own-%d" % number, b"v" * 100) for number in range(110))
 """With what gRPC itself sends, some 15.9 KB as HTTP/2 counts them."""
@@ -45,6 +45,8 @@ ROWS = [
     Row("deadline: it passes", ((b"grpc-timeout", b"150m"),), {"sleeps": True}, expected="200/4"),
     Row("deadline: has passed", ((b"grpc-timeout", b"0S"),), expected="200/4"),
     Row("deadline: malformed", ((b"grpc-timeout", b"soon"),), expected=""),
+    Row("compression: the app's", (GZIP,), {"answers": 3, "size": 10_000}),
+    Row("compression: none, by the handler", (GZIP,), {"compress": "NoCompression", "answers": 3, "size": 10_000}),
     Row("compression: gzip", (GZIP,), {"compress": "Gzip", "answers": 3, "size": 10_000}),
     Row("compression: not of each message", (GZIP,), {"compress": "Gzip", "answers": 3, "size": 9_999, "plain": [0]}),
     Row("compression: with initial metadata", (GZIP,), {"compress": "Gzip", "initial": [["x-first", "1"]]}),
@@ -103,3 +105,17 @@ async def test_a_handler_sees_the_client_and_its_certificate(mirrored: Mirrored)
         assert not any(name.startswith("onelane-forwarded") for name, _ in handler["metadata"])
         if mirrored.listener == "native":
             assert "b'client.example'" in handler["identities"]
+
+
+@pytest.mark.parametrize("initial", [[], [["x-first", "1"]]], ids=["empty", "not empty"])
+async def test_initial_metadata_of_a_unary_call_come_before_its_answer(mirrored: Mirrored, initial: list[str]) -> None:
+    for side in (mirrored.home, mirrored.away):
+        await asyncio.to_thread(_see_headers_first, side, initial)
+
+
+def _see_headers_first(side: Side, initial: list[str]) -> None:
+    with side.call("Hold", Row("held", order={"initial": initial})) as held:
+        held.wait_headers()
+        assert (held.answer.headers.get(b"x-first", b""), held.answer.is_over) == (b"1" if initial else b"", False)
+        side.see("Release", Row("release"))
+        assert held.wait_answered().seen == "200/0"

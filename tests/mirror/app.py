@@ -94,7 +94,7 @@ class Mirrored:
 def mirrored_app(folder: Path, listener: str) -> Iterator[Mirrored]:
     """Three shards: of our own listener with mutual TLS, or of grpcio's."""
     lines = ["[apps.mirror]", 'services = ["tests.mirror.service:Mirror"]', 'listen = "127.0.0.1:0"']
-    lines += ["shards = 3", "max_message_bytes = 400000"]
+    lines += ["shards = 3", "max_message_bytes = 400000", 'compression = "gzip"']
     context = None
     if listener == "native":
         context, secured = secure(folder)

@@ -38,6 +38,7 @@ class Mirror(echo_pb2_grpc.EchoServicer):
         order = json.loads(request.text)
         await context.send_initial_metadata(pairs(order["initial"]))
         await self.held.setdefault(request.key, asyncio.Event()).wait()
+        del self.held[request.key]
         return EchoReply()
 
     async def Release(self, request: EchoRequest, context: Any) -> EchoReply:

@@ -246,8 +246,7 @@ def _reply_of(call: Call, sent: _UnaryForward, frame: bytes) -> bytes:
         if sent.passing is not None and (refusal := sent.passing.result()) is not None:
             raise refusal
         if not call.initial_sent:
-            if sent.encoding:
-                call.answer_in(sent.encoding)
+            call.answer_in(sent.encoding)
             if sent.initial:
                 call.send_initial_now(call.accept_initial_metadata(sent.initial))
         return call.reply_of(frame, sent.encoding) if frame else b""
@@ -269,8 +268,7 @@ async def _pass_early_headers(call: Call, sent: _UnaryForward) -> Exception | No
 async def _pass_headers(call: Call, sent: _Forward) -> None:
     """Let the client's answer begin as the owner's has: with its encoding and its initial metadata."""
     if not call.initial_sent:
-        if sent.encoding:
-            call.answer_in(sent.encoding)
+        call.answer_in(sent.encoding)
         await call.send_initial_metadata(sent.initial)
 
 

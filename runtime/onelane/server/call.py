@@ -27,7 +27,8 @@ from onelane.wire.framing import Metadata as Metadata
 log = logging.getLogger("onelane.call")
 OK = grpc.StatusCode.OK
 FINISHED = "RPC already finished."
-COMPRESSIONS = {b"gzip": grpc.Compression.Gzip, b"deflate": grpc.Compression.Deflate}
+COMPRESSIONS = dict(zip((b"", b"deflate", b"gzip"), grpc.Compression, strict=True))
+"""`grpc-encoding` → what a handler calls it."""
 DIRECT_HOP, FORWARDED_HOP, AWAY = "direct", "forwarded", "away"
 """Values of `Call.hop`: from a client; sent on by a sibling; counted by a sibling."""
 
@@ -196,7 +197,7 @@ class Call:
         return write_client(self.peer(), self.auth_context())
 
     def answer_in(self, encoding: bytes) -> None:
-        """The owner's answer has a `grpc-encoding`: so has this one. Before its initial metadata are sent."""
+        """The owner's answer has this `grpc-encoding`, b"" for none: so has this one. Before its headers are sent."""
         self.set_compression(COMPRESSIONS[encoding])
 
     def reply_of(self, frame: bytes, encoding: bytes) -> bytes:

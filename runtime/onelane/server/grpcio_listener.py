@@ -220,7 +220,8 @@ class GrpcioListener:
             server = grpc.aio.server(
                 handlers=[_Handlers(serving, trusted=bind.trusted)],
                 options=_options(bind, settings),
-                compression=None if bind.trusted else compression_of(settings),
+                # Also for siblings: the answers of forwarded calls pass on as they are.
+                compression=compression_of(settings),
             )
             try:
                 # Unix sockets stay within the machine.

@@ -164,7 +164,8 @@ class NativeCall(Call):
         return self._connection.identity_headers()
 
     def answer_in(self, encoding: bytes) -> None:
-        self.stream.encoding = encoding
+        # Its messages come compressed.
+        self.stream.encoding, self._frame_compressed = encoding, None
 
     def reply_of(self, frame: bytes, encoding: bytes) -> bytes:
         if frame[0]:
