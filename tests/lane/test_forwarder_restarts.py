@@ -1,0 +1,41 @@
+"""While a shard restarts, calls that are forwarded to it wait, as those of clients that connect to it do."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+from onelane.config import App
+from onelane.core.placement import Member
+from onelane.lane.forwarder import NativeForwarder
+from onelane.server import sockets
+from onelane.server.listener import Bind
+from onelane.server.native_listener import NativeListener
+from onelane.testing.listener import MemoryCall
+
+from tests.servers import Answering
+
+SETTINGS = App(services=("a:B",), listen="127.0.0.1:0")
+SPEED = 50
+"""How much faster time limits pass."""
+
+
+async def test_a_forwarded_call_waits_for_its_owner_until_its_own_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout = asyncio.timeout
+    monkeypatch.setattr(asyncio, "timeout", lambda limit_s: timeout(limit_s and limit_s / SPEED))
+    owner = Member("b", "127.0.0.1:1002", str(tmp_path / "b"))
+    # The supervisor holds it; nobody accepts.
+    held = sockets.listening(f"unix:{owner.socket}")
+    forwarder, listener = NativeForwarder(), NativeListener()
+    call = MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=60.0)
+    answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    forwarder.begin(owner, call, b"hi", None, answered.set_result)
+    await asyncio.wait([answered], timeout=20 / SPEED)
+    assert not answered.done(), "some 20 s have passed"
+    await listener.start([Bind(f"unix:{owner.socket}", trusted=True, sock=held.dup())], Answering(), SETTINGS)
+    assert (await answered, call.code_now) == (b"hi", grpc.StatusCode.OK)
+    await forwarder.aclose()
+    await listener.stop(1.0)
+    held.close()
