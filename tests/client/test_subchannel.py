@@ -12,6 +12,7 @@ from onelane.config import App
 from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
 from onelane.server.sockets import claim
+from onelane.wire.http2 import Http2
 
 from tests.servers import FAILURE, READY, SOON, Answering, native, stock
 
@@ -74,6 +75,29 @@ async def test_more_calls_than_all_connections_hold_wait_their_turn() -> None:
     async with native(max_streams=1) as (address, _), dial(address, dialling=Dialling(max_connections=2)) as channel:
         calls = [channel.unary_unary("/t.T/Echo")(b"%d" % n, timeout=10) for n in range(200)]
         assert [await call for call in calls] == [b"%d" % n for n in range(200)]
+
+
+async def test_a_connection_that_has_used_all_its_stream_ids_is_followed_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There are 2^30; siblings have one connection, and may forward as many calls within days."""
+    can_open: Any = Http2.can_open
+    monkeypatch.setattr(
+        Http2, "can_open", property(lambda http2: can_open.fget(http2) and http2._connection.next_stream_id < 7)
+    )
+    hold = asyncio.Event()
+
+    async def serve(request: bytes, call: Any) -> bytes:
+        if request == b"0":
+            await hold.wait()
+        return request
+
+    async with native(serve) as (address, _), dial(address, dialling=Dialling(max_connections=1)) as channel:
+        send = channel.unary_unary("/t.T/Echo")
+        first = send(b"0", timeout=20)
+        assert [await send(b"%d" % n, timeout=20) for n in range(1, 10)] == [b"%d" % n for n in range(1, 10)]
+        hold.set()
+        assert await first == b"0"
 
 
 async def test_a_drain_of_the_server_fails_no_call() -> None:

@@ -189,6 +189,17 @@ class Connection(WireProtocol[ClientConnection]):
     def can_call(self) -> bool:
         return self.wire.can_call and not self.transport.is_closing()
 
+    @property
+    def is_used_up(self) -> bool:
+        """No stream can be opened any more: every stream id has been used. There are 2^30."""
+        return not self.wire.http2.can_open
+
+    def retire(self) -> None:
+        """Close once its calls have ended."""
+        self.wire.going_away = True
+        if not self.wire.streams:
+            self.close()
+
     def cancel(self, stream: ClientStream) -> None:
         self.wire.cancel(stream)
         self.wake()

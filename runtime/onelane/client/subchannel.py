@@ -111,6 +111,9 @@ class Subchannel:
             )
         else:
             self._waiting.append(call)
+            for connection in [connection for connection in self._connections if connection.is_used_up]:
+                connection.retire()
+                self.leave(connection)
             if len(self._connections) < self.dialling.max_connections:
                 self.connect()
 
