@@ -457,6 +457,56 @@ async def an_interceptor_begins_two_rpcs(opened: Opening, held: Held) -> Any:
     return await call, await status(call)
 
 
+# A channel that closes
+
+
+@case
+async def a_channel_that_closes_cancels_calls_that_are_not_passed_on_yet(opened: Opening, held: Held) -> Any:
+    outcomes = []
+    for grace in (None, 0.05):
+        waiting = Waiting()
+        channel = opened(UnaryUnary(waiting.before))
+        call = channel.unary_unary("/t.T/Echo")(b"x")
+        await waiting.has_begun.wait()
+        await channel.close(grace)
+        outcomes.append((await ended(call), await status(call)))
+    return outcomes
+
+
+@case
+async def a_channel_that_closes_lets_interceptors_finish_that_begin_nothing_new(opened: Opening, held: Held) -> Any:
+    async def wait_after(continuation: Any, details: Any, request: Any) -> Any:
+        response = await (await continuation(details, request))
+        await held.hold(request, None)
+        return response
+
+    async def wait_before(continuation: Any, details: Any, request: Any) -> Any:
+        await held.hold(request, None)
+        return await continuation(details, request)
+
+    outcomes = []
+    for intercept in (wait_after, wait_before):
+        held.has_begun.clear()
+        held.may_end.clear()
+        channel = opened(UnaryUnary(intercept))
+        call = channel.unary_unary("/t.T/Echo")(b"x")
+        await held.has_begun.wait()
+        closing = asyncio.ensure_future(channel.close(20))
+        await asyncio.sleep(0)
+        held.may_end.set()
+        await closing
+        outcomes.append((await ended(call), (await ended(call.code()))[0]))
+    return outcomes
+
+
+@case
+async def a_closed_channel_makes_no_intercepted_call(opened: Opening, held: Held) -> Any:
+    channel = opened(UnaryUnary(pass_on), UnaryStream(pass_on))
+    echo, three = channel.unary_unary("/t.T/Echo"), channel.unary_stream("/t.T/Three")
+    await channel.close()
+    return await ended(echo(b"x"), three(b"x").read())
+
+
 # Misuse
 
 

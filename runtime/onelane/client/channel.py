@@ -1,5 +1,6 @@
 """A channel to one server over our own wire, for any generated stub: what `grpc.aio.insecure_channel` is, cheaper."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -13,7 +14,7 @@ import grpc.aio
 from onelane.client.call import ClientCall
 from onelane.client.call_types import StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from onelane.client.credentials import Plugin, headers_from, plugins_of
-from onelane.client.interceptors import checked, intercepted
+from onelane.client.interceptors import ClientInterceptors
 from onelane.client.options import DEFAULT_DIALLING, Dialling
 from onelane.client.subchannel import Subchannel
 from onelane.wire import framing, header_size
@@ -55,7 +56,7 @@ class NativeChannel(grpc.aio.Channel):
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         compression: grpc.Compression | None = None,
     ) -> None:
-        self._interceptors = checked(interceptors)
+        self._interceptors = ClientInterceptors(interceptors)
         self._compression = None if compression is None else grpc.Compression(compression)
         self.subchannel = Subchannel(target, dialling)
 
@@ -75,7 +76,7 @@ class NativeChannel(grpc.aio.Channel):
         def multi_of(method: str) -> MultiCallable:
             return MultiCallable(self.subchannel, shape, method, *serializers, compression=self._compression, **more)
 
-        return intercepted(multi_of, shape, method, self._interceptors)
+        return self._interceptors.around(multi_of, shape, method)
 
     def unsent(self, shape: str, deserialize: Callable[[bytes], Any] | None) -> ClientCall:
         """A call of a shape that is not sent; the caller must finish it."""
@@ -98,7 +99,8 @@ class NativeChannel(grpc.aio.Channel):
             await self.subchannel.state_change(state)
 
     async def close(self, grace: float | None = None) -> None:
-        await self.subchannel.close(grace)
+        self.subchannel.begin_close(grace)
+        await asyncio.gather(self._interceptors.close(grace), self.subchannel.close(grace))
 
     async def __aenter__(self) -> "NativeChannel":
         return self

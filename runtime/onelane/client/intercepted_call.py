@@ -2,7 +2,7 @@
 
 Promises: await, async for, read, write, done_writing, cancel, status and metadata are grpc.aio's, whatever the
 interceptors return (a call, a response, an async iterator) or raise. RPCs that an interceptor has begun are cancelled
-where it fails or is cancelled. Once the interceptors have returned, a call is held by its caller alone: dropped, it
+where it fails or is cancelled. Once the interceptors have returned, their call is held by its caller alone: dropped, it
 ends as a call without interceptors does.
 """
 
@@ -154,8 +154,9 @@ class InterceptedCall(grpc.aio.Call):
         self._last_call: Any = None
         """What the innermost interceptor that has returned by now has returned, else the last RPC."""
         # The task holds the call until the interceptors have returned, also where the caller has dropped it.
-        self._interception = asyncio.get_running_loop().create_task(self._intercept(interceptors, details, request))
-        self._interception.add_done_callback(self._intercepted)
+        self.interception = asyncio.get_running_loop().create_task(self._intercept(interceptors, details, request))
+        """The interceptors, to the call that they return."""
+        self.interception.add_done_callback(self._intercepted)
 
     # The interceptors
 
@@ -196,13 +197,13 @@ class InterceptedCall(grpc.aio.Call):
 
     def _call(self) -> Any:
         """What the interceptors have returned; None before, and where they have failed."""
-        task = self._interception
+        task = self.interception
         return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
 
     async def _returned(self) -> None:
         # Not the task itself: cancelling a task that only asks for the status cancels no call.
-        if not self._interception.done():
-            await asyncio.wait((self._interception,))
+        if not self.interception.done():
+            await asyncio.wait((self.interception,))
 
     async def _ended_call(self) -> Any:
         """What the interceptors have returned. Where they were cancelled or raised an AioRpcError: a call that says so.
@@ -211,7 +212,7 @@ class InterceptedCall(grpc.aio.Call):
         """
         await self._returned()
         try:
-            return self._interception.result()
+            return self.interception.result()
         except AioRpcError as error:
             return FinishedCall(
                 code=error.code(),
@@ -226,15 +227,15 @@ class InterceptedCall(grpc.aio.Call):
     # grpc.aio.RpcContext and Call
 
     def cancel(self) -> bool:
-        if not self._interception.done():
-            return self._interception.cancel()
+        if not self.interception.done():
+            return self.interception.cancel()
         call = self._call()
         return call is not None and bool(call.cancel())
 
     def cancelled(self) -> bool:
         if (call := self._call()) is not None:
             return bool(call.cancelled())
-        task = self._interception
+        task = self.interception
         if not task.done() or task.cancelled():
             return task.cancelled()
         error = task.exception()
@@ -242,7 +243,7 @@ class InterceptedCall(grpc.aio.Call):
 
     def done(self) -> bool:
         call = self._call()
-        return self._interception.done() if call is None else bool(call.done())
+        return self.interception.done() if call is None else bool(call.done())
 
     def time_remaining(self) -> float | None:
         """grpc.aio's has none. The deadline of an RPC begins with the RPC, when the interceptors pass it on."""
@@ -251,7 +252,7 @@ class InterceptedCall(grpc.aio.Call):
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         call = self._call()
-        if not self._interception.done():
+        if not self.interception.done():
             self._callbacks.append(callback)
         elif call is None or call.done():
             run_callback(callback, self)
@@ -275,7 +276,7 @@ class InterceptedCall(grpc.aio.Call):
 
     async def wait_for_connection(self) -> None:
         await self._returned()
-        await self._interception.result().wait_for_connection()
+        await self.interception.result().wait_for_connection()
 
 
 class _UnaryResponse(InterceptedCall):
@@ -286,7 +287,7 @@ class _UnaryResponse(InterceptedCall):
 
     def __await__(self) -> Generator[Any, Any, Any]:
         # The task itself: cancelling whoever awaits the response cancels the call.
-        call = yield from self._interception.__await__()
+        call = yield from self.interception.__await__()
         return (yield from call.__await__())
 
 
@@ -315,7 +316,7 @@ class _StreamResponse(InterceptedCall):
             return EOF
         response = EOF
         try:
-            call = await self._interception
+            call = await self.interception
             if self._responses is None:
                 self._responses = aiter(call)
             response = await anext(self._responses, EOF)
@@ -367,10 +368,10 @@ class _StreamRequest(InterceptedCall):
         written = self._writable()
         try:
             await self._wait_reader(written)
-            if self._interception.cancelled():
+            if self.interception.cancelled():
                 raise asyncio.InvalidStateError(RPC_FINISHED)
-            if self._interception.done():
-                self._interception.result()
+            if self.interception.done():
+                self.interception.result()
             if not written.is_half_closed:
                 written.is_half_closed = True
                 await self._put(written, EOF)
@@ -380,8 +381,8 @@ class _StreamRequest(InterceptedCall):
 
     async def _wait_reader(self, written: "WrittenRequests") -> None:
         """Wait until the interceptors have returned, or one of them reads a request before it does."""
-        if not self._interception.done() and not written.is_read.done():
-            await asyncio.wait((self._interception, written.is_read), return_when=asyncio.FIRST_COMPLETED)
+        if not self.interception.done() and not written.is_read.done():
+            await asyncio.wait((self.interception, written.is_read), return_when=asyncio.FIRST_COMPLETED)
 
     def _writable(self) -> "WrittenRequests":
         if self._written is None:
@@ -391,8 +392,8 @@ class _StreamRequest(InterceptedCall):
     def _check_open(self) -> None:
         if not self.done():
             return
-        if self._call() is None and not self._interception.cancelled():
-            error = self._interception.exception()
+        if self._call() is None and not self.interception.cancelled():
+            error = self.interception.exception()
             if error is not None and not isinstance(error, AioRpcError):
                 raise error
         raise asyncio.InvalidStateError(RPC_FINISHED)
@@ -402,7 +403,7 @@ class _StreamRequest(InterceptedCall):
         put = asyncio.ensure_future(written.put(request))
         try:
             while not put.done() and not self.done():
-                end = self._end_of_call() if self._interception.done() else self._interception
+                end = self._end_of_call() if self.interception.done() else self.interception
                 await asyncio.wait((put, end), return_when=asyncio.FIRST_COMPLETED)
         finally:
             put.cancel()

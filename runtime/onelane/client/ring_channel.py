@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from onelane.client.interceptors import checked, intercepted
+from onelane.client.interceptors import ClientInterceptors
 from onelane.client.options import APP_DIALLING, Dialling
 from onelane.client.peer import DEFAULT_SERVICE_CONFIG, Peer
 from onelane.client.ring_method import RingMethod
@@ -76,7 +76,7 @@ class Channel(grpc.aio.Channel):
         compression: grpc.Compression | None = None,
     ) -> None:
         self._compression = None if compression is None else grpc.Compression(compression)
-        self._interceptors = checked(interceptors)
+        self._interceptors = ClientInterceptors(interceptors)
         self.peer = Peer(name, target, deadline_s=deadline_s, service_config=service_config, tracer=tracer, stats=stats)
         self.router = RingRouter(target, dialling)
 
@@ -93,14 +93,12 @@ class Channel(grpc.aio.Channel):
         return self._method("stream_stream", method, *serializers, **more)
 
     def _method(self, shape: str, method: str | bytes, *serializers: Any, **more: Any) -> Any:
-        method = method if isinstance(method, str) else method.decode()
-
         def multi_of(method: str) -> RingMethod:
             return RingMethod(
                 self.peer, self.router, shape, method, *serializers, compression=self._compression, **more
             )
 
-        return intercepted(multi_of, shape, method, self._interceptors)
+        return self._interceptors.around(multi_of, shape, method)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self.router.shared.get_state(try_to_connect)
@@ -113,7 +111,8 @@ class Channel(grpc.aio.Channel):
         await self.router.wait_ready()
 
     async def close(self, grace: float | None = None) -> None:
-        await self.router.close(grace)
+        self.router.begin_close(grace)
+        await asyncio.gather(self._interceptors.close(grace), self.router.close(grace))
 
     async def __aenter__(self) -> "Channel":
         with suppress(TimeoutError):

@@ -88,15 +88,25 @@ class RingRouter:
         for endpoint in list(self.endpoints.values()):
             await endpoint.channel.channel_ready()
 
-    async def close(self, grace: float | None) -> None:
-        channels = (self.shared, *(endpoint.channel for endpoint in self.endpoints.values()))
-        for channel in channels:
+    def begin_close(self, grace: float | None) -> None:
+        """Take no new call; `close` must follow.
+
+        Raises:
+            ValueError: grace is negative.
+        """
+        for channel in self._channels():
             channel.subchannel.begin_close(grace)
+
+    async def close(self, grace: float | None) -> None:
+        self.begin_close(grace)
         if self._follower is not None:
             self._follower.cancel()
             with suppress(asyncio.CancelledError):
                 await self._follower
-        await asyncio.gather(*(channel.close(grace) for channel in channels))
+        await asyncio.gather(*(channel.close(grace) for channel in self._channels()))
+
+    def _channels(self) -> list[NativeChannel]:
+        return [self.shared, *(endpoint.channel for endpoint in self.endpoints.values())]
 
     async def _follow(self) -> None:
         attempt = 0
