@@ -96,11 +96,13 @@ class RingRouter:
         """
         for channel in self._channels():
             channel.subchannel.begin_close(grace)
+        if self._follower is not None:
+            # At once: it would make a call when it next runs.
+            self._follower.cancel()
 
     async def close(self, grace: float | None) -> None:
         self.begin_close(grace)
         if self._follower is not None:
-            self._follower.cancel()
             with suppress(asyncio.CancelledError):
                 await self._follower
         await asyncio.gather(*(channel.close(grace) for channel in self._channels()))
