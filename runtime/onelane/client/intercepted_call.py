@@ -8,6 +8,7 @@ ends as a call without interceptors does.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -338,6 +339,13 @@ class _StreamRequest(InterceptedCall):
         self._end: asyncio.Future[None] | None = None
         """Done when the call that the interceptors have returned is."""
         super().__init__(interceptors, send, details, self._written or request)
+
+    def __del__(self) -> None:
+        # The RPC gets its requests from an iterator, and does not know that nobody can write any more.
+        # AttributeError: the call was not made, or not passed on. RuntimeError: its loop is closed.
+        with suppress(AttributeError, RuntimeError):
+            if self._written is not None and not self.done():
+                self.interception.get_loop().call_soon_threadsafe(self._call().cancel)
 
     async def write(self, request: Any) -> None:
         """Hand a request to the interceptors.
