@@ -8,6 +8,8 @@ import json
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,19 +74,30 @@ def main(place: Place, listener: str, report: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     asked = read_message(sys.stdin.buffer, ServerCompatRequest)
     assert asked is not None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with running(folder, toml(place, listener, asked, folder)) as app:
-            address = app.shards("conformance")[0]["address"] if place.own_port else app.listen["conformance"]
-            port = int(address.rpartition(":")[2])
-            answer = ServerCompatResponse(host="127.0.0.1", port=port, pem_cert=asked.server_creds.cert)
-            write_message(sys.stdout.buffer, answer)
-            try:
-                signal.pause()
-            finally:
-                line = json.dumps({"tls": asked.use_tls, **counts(app)})
-                with report.open("a") as lines:
-                    lines.write(f"{line}\n")
+    with tempfile.TemporaryDirectory() as name, app_of(toml(place, listener, asked, Path(name)), Path(name)) as app:
+        address = app.shards("conformance")[0]["address"] if place.own_port else app.listen["conformance"]
+        port = int(address.rpartition(":")[2])
+        answer = ServerCompatResponse(host="127.0.0.1", port=port, pem_cert=asked.server_creds.cert)
+        write_message(sys.stdout.buffer, answer)
+        try:
+            signal.pause()
+        finally:
+            line = json.dumps({"tls": asked.use_tls, **counts(app)})
+            with report.open("a") as lines:
+                lines.write(f"{line}\n")
+
+
+@contextmanager
+def app_of(settings: str, folder: Path) -> Iterator[RunningApp]:
+    """The running app; its log goes to stderr where it does not become ready."""
+    is_ready = False
+    try:
+        with running(folder, settings) as app:
+            is_ready = True
+            yield app
+    finally:
+        if not is_ready:
+            sys.stderr.write((folder / "log").read_text())
 
 
 if __name__ == "__main__":
