@@ -1,9 +1,13 @@
 """Forwarded calls of many clients share one connection between two shards; what a client does holds up no other's."""
 
+import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
 from onelane.client.channel import dial
 
@@ -61,6 +65,52 @@ async def test_calls_that_are_cancelled_leave_those_of_others_alone(app: Running
             await eventually(lambda: app.in_flight() <= before + 2)
         assert not waiting.done()
         waiting.cancel()
+
+
+async def test_requests_that_a_handler_does_not_read_do_not_hold_up_those_of_others(app: RunningApp) -> None:
+    where = Where(app)
+    held = next(key for key in where.keys_of(where.owner_of(KEY)) if key != KEY)
+    turn = where.home(held).Misbehave(EchoRequest(key=held, order=f"wait {held}"))
+    await where.wait_begun(held)
+    async with clients(app, 2) as (many, other):
+        uploads = [many.Chat() for _ in range(8)]
+        for upload in uploads:
+            # Its handler waits for the turn, and reads no further.
+            await upload.write(EchoRequest(key=held, order="turn"))
+        floods = [asyncio.ensure_future(flood(upload, held)) for upload in uploads]
+        for _ in range(20):
+            assert (await other.Unary(EchoRequest(key=KEY, text="x" * 60_000), timeout=10)).text
+        for upload in uploads:
+            upload.cancel()
+        await asyncio.gather(*floods, return_exceptions=True)
+    await where.home(held).Release(EchoRequest(key=held))
+    await turn
+    await where.close()
+
+
+async def flood(upload: Any, key: str) -> None:
+    """Send until nothing more is taken."""
+    for _ in range(50):
+        await upload.write(EchoRequest(key=key, text="x" * 60_000))
+
+
+async def test_a_call_to_an_owner_that_has_stopped_ends_with_its_deadline(app: RunningApp) -> None:
+    where = Where(app)
+    owner = where.owner_of(KEY)
+    pid = next(shard["pid"] for shard in app.shards() if shard["name"] == owner)
+    async with clients(app, 1) as (client,):
+        await client.Unary(EchoRequest(key=KEY), timeout=10)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            call = client.Unary(EchoRequest(key=KEY), timeout=0.2)
+            assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            given_up = client.Unary(EchoRequest(key=KEY))
+            given_up.cancel()
+            assert given_up.cancelled()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert (await client.Unary(EchoRequest(key=KEY, text="hi"), timeout=10)).text == "hi"
+    await where.close()
 
 
 async def test_answers_that_are_not_read_do_not_hold_up_those_of_others(app: RunningApp) -> None:
