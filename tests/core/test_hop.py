@@ -20,6 +20,12 @@ def test_the_owner_reads_what_the_sibling_wrote(
     assert read.deadline_at == pytest.approx(deadline_at, abs=1e-6)
 
 
+def test_of_an_identity_that_is_too_large_the_largest_properties_are_left_out() -> None:
+    auth = {"x509_pem_cert": [b"p" * 60_000], "names": [b"n" * 100] * 500, "x509_common_name": [b"me"]}
+    headers = hop.write_client("ipv4:1.2.3.4:5", auth)
+    assert hop.read(dict([*headers, *hop.write_call(None, None)])).auth == {"x509_common_name": [b"me"]}
+
+
 LIE = (("x-own", "1"), ("onelane-forwarded", ""), ("onelane-forwarded-peer", "ipv4:9.9.9.9:9"))
 
 

@@ -22,6 +22,9 @@ SERVED = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
 _PRINTABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 """What a header can carry as it is, beside letters and digits; the percent sign begins an escape."""
+MAX_AUTH = 48 * 1024
+"""Bytes of all properties of a client's identity, as they are sent; HPACK has fields of 64 KiB at most. Of a
+certificate that is larger, the largest properties are left out: a handler then sees no identity, never a false one."""
 MAX_CLIENTS = 1024
 """Clients whose identity is remembered, and not parsed again for each of their calls."""
 
@@ -44,10 +47,18 @@ class Hop:
 def write_client(peer: str, auth: AuthContext) -> list[tuple[bytes, bytes]]:
     """The headers that are the same for all calls of one connection of a client."""
     headers = [(HOP_PEER, quote(peer, safe=_PRINTABLE).encode())]
-    if auth:
-        properties = {name: [value.decode("latin-1") for value in values] for name, values in auth.items()}
-        headers.append((HOP_AUTH, quote(json.dumps(properties, separators=(",", ":")), safe=_PRINTABLE).encode()))
+    properties = {name: [value.decode("latin-1") for value in values] for name, values in auth.items()}
+    text = _write_auth(properties)
+    while len(text) > MAX_AUTH:
+        del properties[max(properties, key=lambda name: len(_write_auth({name: properties[name]})))]
+        text = _write_auth(properties)
+    if properties:
+        headers.append((HOP_AUTH, text))
     return headers
+
+
+def _write_auth(properties: Mapping[str, list[str]]) -> bytes:
+    return quote(json.dumps(properties, separators=(",", ":")), safe=_PRINTABLE).encode()
 
 
 def split(

@@ -4,6 +4,7 @@ Only here do the headers of `core/hop` count: a shard of this app alone can conn
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from onelane.core import hop
 from onelane.core.hop import SERVED, Hop
@@ -45,7 +46,8 @@ class SiblingConnection(NativeConnection):
     trusted = True
 
     def __init__(self, owner: ConnectionOwner) -> None:
-        super().__init__(owner, limits=SIBLING_LIMITS)
+        # What a client would not get of an answer's metadata, its shard does not get either.
+        super().__init__(owner, limits=replace(SIBLING_LIMITS, sent_metadata=owner.limits.max_sent_metadata))
 
     def _accept(self, stream: Stream, method: Method) -> bool:
         if hop.HOP_MARK not in stream.fields:

@@ -67,11 +67,17 @@ class Limits:
     """Bytes of one header block, decoded. Four times as much ends the connection."""
     resets: tuple[int, int] = (1000, 33)
     """Streams that the peer may reset: as a burst, and per second."""
+    max_headers: int = 1024
+    """Fields of one header block."""
+    max_continuations: int = 8
+    """Frames in which one header block goes on; libnghttp2 sends 16 KiB in each."""
+    sent_metadata: int = 0
+    """See `max_sent_metadata`; 0 for four times `max_metadata`."""
 
     @property
     def max_sent_metadata(self) -> int:
         """Bytes of one header block of ours; libnghttp2 sends none that is larger."""
-        return self.max_metadata * 4
+        return self.sent_metadata or self.max_metadata * 4
 
 
 SIBLING_LIMITS = Limits(
@@ -80,6 +86,8 @@ SIBLING_LIMITS = Limits(
     connection_window=2**31 - 1,
     max_metadata=2 * 1024 * 1024,
     resets=(UNLIMITED, UNLIMITED),
+    max_headers=64 * 1024,
+    max_continuations=1024,
 )
 """Between the shards of one app. One connection carries the calls of many clients, each within its own limits: what one
 of them does not read, cancels or sends may hold up no other. A header block has the client's metadata and more."""
@@ -107,6 +115,8 @@ class Http2:
                 peer_max_concurrent_streams=100,
                 max_inbound_header_list_size=limits.max_metadata * 4,
                 max_send_header_block_length=limits.max_sent_metadata,
+                max_inbound_header_count=limits.max_headers,
+                max_continuations=limits.max_continuations,
                 stream_reset_rate_limit=limits.resets,
             ),
         )
