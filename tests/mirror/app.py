@@ -92,16 +92,11 @@ class Mirrored:
 
 @contextmanager
 def mirrored_app(folder: Path, listener: str) -> Iterator[Mirrored]:
-    """Three shards: of our own listener with mutual TLS, or of grpcio's."""
+    """Three shards, with mutual TLS."""
     lines = ["[apps.mirror]", 'services = ["tests.mirror.service:Mirror"]', 'listen = "127.0.0.1:0"']
     lines += ["shards = 3", "max_message_bytes = 400000", 'compression = "gzip"']
-    context = None
-    if listener == "native":
-        context, secured = secure(folder)
-        lines += secured
-    else:
-        lines.append(f'listener = "{listener}"')
-    with running(folder, "\n".join(lines)) as app:
+    context, secured = secure(folder)
+    with running(folder, "\n".join([*lines, f'listener = "{listener}"', *secured])) as app:
         status = app.status()["apps"]["mirror"]
         placement = Placement(1, tuple(Member(s["name"], s["address"], "") for s in status["shards"]))
         owner = placement.owner_of(KEY)
