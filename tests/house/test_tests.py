@@ -26,7 +26,7 @@ TESTED_BY = {
     "cluster/topology": "client/test_ring_channel",
     "server/chosen_handler": "server/test_interceptors",
     "server/grpcio_listener": "server/test_listener",
-    "server/native_call": "server/test_connection_end_stream",
+    "server/native_call": "server/test_calls_connection_end_stream",
     "server/native_listener": "server/test_listener",
     "server/sockets": "supervisor/test_supervisor",
     "server/tls": "client/test_tls",

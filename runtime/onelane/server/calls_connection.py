@@ -1,0 +1,293 @@
+"""The calls on one client's connection: from the events of the wire to the lane, and from a call's outcome to frames.
+
+Back-pressure reaches both ends: a handler that does not read lets the client's window run dry, and `send` waits while
+the client does not read. Whatever goes wrong with one call ends that call, and no other of its connection.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Protocol
+
+import grpc
+
+from onelane.core.deadlines import Deadlines
+from onelane.core.hop import write_client
+from onelane.core.turns import patience_s
+from onelane.server import auth_context
+from onelane.server.call import OK
+from onelane.server.call_state import ARRIVED, DONE, FORWARDED, WAITING
+from onelane.server.eager import Eager
+from onelane.server.listener import Serving, Work
+from onelane.server.methods import Method
+from onelane.server.native_call import NativeCall
+from onelane.wire import framing
+from onelane.wire.driver import WireProtocol
+from onelane.wire.framing import BadWire, Headers
+from onelane.wire.server import (
+    Broken,
+    ConnectionLost,
+    Ended,
+    Messages,
+    Opened,
+    Pong,
+    ServerConnection,
+    Stream,
+    Writable,
+)
+
+log = logging.getLogger("onelane.connection")
+
+
+class CallsOwner(Protocol):
+    """A listener as the calls of its connections see it."""
+
+    serving: Serving
+    loop: asyncio.AbstractEventLoop
+    deadlines: Deadlines
+    eager: Eager
+    methods: dict[bytes, Method]
+    compression: grpc.Compression
+
+
+class CallsConnection(WireProtocol[ServerConnection]):
+    """See the module. A subclass says how the connection begins and ends."""
+
+    trusted = False
+    """A sibling's, see `SiblingConnection`."""
+    _identity: Headers | None = None
+
+    def __init__(self, owner: CallsOwner, wire: ServerConnection) -> None:
+        super().__init__(wire, owner.loop)
+        self.peer = ""
+        self.auth: Mapping[str, Iterable[bytes]] = auth_context.INSECURE
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The calls under way."""
+        self._owner = owner
+
+    def acknowledged(self) -> None:
+        """The client has acknowledged a ping."""
+
+    def handle(self, events: list[Any]) -> None:
+        for event in events:
+            kind = type(event)
+            try:
+                if kind is Messages:
+                    self._arrived(event.stream, event.messages, last=event.last)
+                elif kind is Opened:
+                    self._opened(event.stream, event.message)
+                elif kind is Ended:
+                    self._cancel(event.stream)
+                elif kind is Broken:
+                    self._broken(event.stream, event.code, event.details)
+                elif kind is Writable:
+                    self.wake()
+                elif kind is Pong:
+                    self.acknowledged()
+                elif kind is ConnectionLost:
+                    self.is_closing = True
+            except Exception:
+                # A defect of ours: it ends its own call. Raised on, it would close the connection, with all its calls.
+                self._event_failed(event)
+        # Not at once: the answers of one turn of the loop leave together, and wake the client once.
+        self.flush_soon()
+
+    def _event_failed(self, event: Any) -> None:
+        stream: Stream | None = getattr(event, "stream", None)
+        if stream is not None:
+            if stream.id in self.wire.streams:
+                self.wire.finish(stream, framing.INTERNAL, "unexpected failure; the shard's log has the rest")
+            self._cancel(stream)
+        with suppress(Exception):
+            log.exception("connection.event_failed peer=%s event=%s", self.peer, type(event).__name__)
+
+    def streams_requests(self, call: NativeCall) -> bool:
+        return self._owner.methods[call.stream.path].request_streaming
+
+    def consumed(self, stream: Stream) -> None:
+        self.wire.consumed(stream)
+        self.flush_soon()
+
+    def _opened(self, stream: Stream, message: bytes | None) -> None:
+        method = self._owner.methods.get(stream.path)
+        if method is None:
+            path = stream.path.decode("latin-1")
+            self.wire.finish(stream, framing.UNIMPLEMENTED, f"Method not found: {path}")
+            return
+        if not self._accept(stream, method):
+            return
+        if method.request_streaming:
+            self._start(stream.call, self._owner.serving.arrive(method, stream.call, None))
+            if message is not None and stream.call is not None:
+                stream.call.arrived([message], last=True)
+        elif message is not None:
+            self._start(stream.call, self._owner.serving.arrive(method, stream.call, message))
+
+    def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
+        call = stream.call
+        if call is None or stream.id not in self.wire.streams:
+            return
+        call.arrived(messages, last=last)
+        method = self._owner.methods[stream.path]
+        if not method.request_streaming:
+            self._begin_whole(call, method, last=last)
+
+    def _broken(self, stream: Stream, code: int, details: str) -> None:
+        """The client has broken gRPC's rules. A handler that reads its messages gets those before first."""
+        call = stream.call
+        if call is None:
+            if stream.id in self.wire.streams:
+                self.wire.finish(stream, code, details)
+        elif self._owner.methods[stream.path].request_streaming:
+            call.broken(code, details)
+        else:
+            self.cut_off(call, code, details)
+
+    def _begin_whole(self, call: NativeCall, method: Method, *, last: bool) -> None:
+        """Begin a call of one message once the client has half-closed: a second message is refused before a handler
+        runs, wherever the frames were cut."""
+        received = call.unread_messages
+        if received > 1 or (last and not received):
+            # Not how many: that depends on where the frames were cut.
+            self.cut_off(
+                call, framing.UNIMPLEMENTED, f"expected one message, received {'more' if received else 'none'}"
+            )
+        elif last:
+            self._start(call, self._owner.serving.arrive(method, call, call.take_message()))
+
+    def _start(self, call: NativeCall, work: Work) -> None:
+        """Start the work of a call. None: the call is DONE, FORWARDED, or WAITING for its turn."""
+        if work is not None:
+            task = self._owner.eager.start(work)
+            if task is not None and call.state is not DONE:
+                call.task = task
+                self.tasks.add(task)
+        elif call.state is WAITING:
+            self._wait(call)
+
+    def _wait(self, call: NativeCall) -> None:
+        """Let a call without a task wait for its turn, until a little before its deadline."""
+        remaining = call.time_remaining()
+        if remaining is not None:
+            self._set_deadline(call, monotonic() + patience_s(remaining))
+
+    def proceed(self, call: NativeCall) -> None:
+        """The turn of a call has come."""
+        if call.deadline_at is not None:
+            self._set_deadline(call, call.deadline_at)
+        self._start(call, self._owner.serving.resume(call))
+        self.flush_soon()
+
+    def _set_deadline(self, call: NativeCall, at: float) -> None:
+        deadlines = self._owner.deadlines
+        deadlines.remove(call.slot, call)
+        call.slot = deadlines.add(at, call)
+
+    def _accept(self, stream: Stream, method: Method) -> bool:
+        """Make the call of a new stream; False where its headers were refused."""
+        try:
+            metadata, timeout = stream.metadata()
+        except BadWire as error:
+            self.wire.finish(stream, error.code, str(error))
+            return False
+        if timeout is not None and timeout <= 0:
+            self.wire.finish(stream, framing.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            return False
+        call = stream.call = NativeCall(self, stream, method, metadata)
+        if timeout is not None:
+            at = monotonic() + timeout
+            call.set_deadline(at, self._owner.deadlines.add(at, call))
+        return True
+
+    def identity_headers(self) -> Headers:
+        """What the owner of a call's key is told of its client: the same for each call of this connection."""
+        if self._identity is None:
+            self._identity = write_client(self.peer, self.auth)
+        return self._identity
+
+    def answer(self, call: NativeCall, reply: bytes) -> None:
+        """Send the outcome of a call, unless its client has cancelled it."""
+        stream = call.stream
+        if call.is_cancelled:
+            call.discard_unread()
+        else:
+            try:
+                if call.code_now is OK and not (
+                    call.trailers or call.has_stream or stream.sent_headers or stream.encoding
+                ):
+                    self.wire.answer(stream, reply)
+                else:
+                    self._send_answer(call, reply)
+            except Exception as error:
+                self._answer_failed(call, error)
+        self._release(call)
+
+    def _answer_failed(self, call: NativeCall, error: Exception) -> None:
+        """End a call whose outcome cannot be sent. A defect of ours: `arguments` has checked what the handler gave."""
+        details = str(error) if isinstance(error, BadWire) else "unexpected failure; the shard's log has the rest"
+        self.wire.finish(call.stream, error.code if isinstance(error, BadWire) else framing.INTERNAL, details)
+        with suppress(Exception):
+            log.error("call.answer_failed method=%s", call.method[1:], exc_info=error)
+
+    def _release(self, call: NativeCall) -> None:
+        if call.task is not None:
+            self.tasks.discard(call.task)
+            call.task = None
+        # A call, its stream and its task refer to each other: cut here, the cycle needs no garbage collector.
+        call.stream.call = None
+        if call.slot:
+            self._owner.deadlines.remove(call.slot, call)
+        call.run_callbacks()
+        if not self._will_flush:
+            self._will_flush = True
+            self._loop.call_soon(self.flush)
+
+    def _send_answer(self, call: NativeCall, reply: bytes) -> None:
+        stream = call.stream
+        call.discard_unread()
+        if call.code_now is OK:
+            if self._owner.methods[stream.path].response_streaming:
+                self.wire.send_headers(stream)
+            else:
+                is_packed = hasattr(call, "packed_reply")
+                self.wire.send_message(stream, call.packed_reply if is_packed else call.framed(reply))
+        cut = self.wire.finish(stream, call.code_now.value[0], call.details_now, tuple(call.trailers))
+        if cut:
+            self._owner.serving.truncated("details" if "details" in cut else "trailers")
+
+    def expired(self, call: NativeCall) -> None:
+        """The deadline of a call has passed."""
+        details = "Deadline Exceeded"
+        if call.state is WAITING:
+            self._owner.serving.withdraw(call, late=True)
+            details = call.details_now
+        self.cut_off(call, framing.DEADLINE_EXCEEDED, details)
+
+    def cut_off(self, call: NativeCall, code: int, details: str) -> None:
+        """End a call with a status of our own, whatever its handler or its owner does."""
+        if call.stream.id in self.wire.streams:
+            self.wire.finish(call.stream, code, details)
+        self._cancel(call.stream)
+        self.flush_soon()
+
+    def _cancel(self, stream: Stream) -> None:
+        call = stream.call
+        if call is None or call.state is DONE or call.is_cancelled:
+            return
+        call.is_cancelled = True
+        if call.state is WAITING:
+            self._owner.serving.withdraw(call, late=False)
+        elif call.state is FORWARDED and call.cancel_forward is not None:
+            # The forward ends at once, and with it the call.
+            call.cancel_forward()
+        elif call.task is not None:
+            call.task.cancel()
+        elif call.state is ARRIVED:
+            call.state = call.state.end
+            self._release(call)
+
+    def _cancel_all(self) -> None:
+        for stream in list(self.wire.streams.values()):
+            self._cancel(stream)
