@@ -1,6 +1,7 @@
 """The connections of a channel: made when needed, made anew, several where one is full; calls wait for them."""
 
 import asyncio
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -41,6 +42,31 @@ async def test_a_call_that_waits_keeps_its_deadline(unserved: str) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.unary_unary("/t.T/Echo")(b"", wait_for_ready=True, timeout=0.1)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_call_that_has_waited_tells_its_server_what_is_left_of_its_deadline() -> None:
+    remaining: list[float] = []
+    has_begun, hold = asyncio.Event(), asyncio.Event()
+
+    async def serve(request: bytes, call: Any) -> bytes:
+        remaining.append(call.time_remaining())
+        has_begun.set()
+        await hold.wait()
+        return request
+
+    served = native(serve, max_streams=1)
+    async with served as (address, _), dial(address, dialling=Dialling(max_connections=1)) as channel:
+        send = channel.unary_unary("/t.T/Echo")
+        first = send(b"1", timeout=30)
+        await has_begun.wait()
+        second = send(b"2", timeout=30)
+        began = monotonic()
+        await asyncio.wait([asyncio.ensure_future(second.wait_for_connection())], timeout=0.2)
+        waited_s = monotonic() - began
+        hold.set()
+        assert [await first, await second] == [b"1", b"2"]
+    assert waited_s >= 0.2
+    assert remaining[1] <= 30 - waited_s
 
 
 async def test_it_connects_anew_after_the_server_went(unserved: str) -> None:

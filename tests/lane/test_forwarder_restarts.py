@@ -6,6 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 from onelane.config import App
+from onelane.core.hop import SERVED
 from onelane.core.placement import Member
 from onelane.lane.forwarder import NativeForwarder
 from onelane.server import sockets
@@ -38,4 +39,25 @@ async def test_a_forwarded_call_waits_for_its_owner_until_its_own_deadline(
     assert (await answered, call.code_now) == (b"hi", grpc.StatusCode.OK)
     await forwarder.aclose()
     await listener.stop(1.0)
+    held.close()
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_call_that_is_cancelled_while_it_waits_for_its_owner_is_not_sent(tmp_path: Path, streams: bool) -> None:
+    owner = Member("b", "127.0.0.1:1002", str(tmp_path / "b"))
+    held, forwarder = sockets.listening(f"unix:{owner.socket}"), NativeForwarder()
+    call = MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=None)
+    if streams:
+        carrying = asyncio.ensure_future(forwarder.stream(owner, call, None, None, streams_response=True))
+        await asyncio.sleep(0)
+        assert len(forwarder._siblings[owner.socket]._waiting) == 1
+        carrying.cancel()
+        await asyncio.wait([carrying])
+    else:
+        forwarder.begin(owner, call, b"", None, lambda _: None)
+        assert call.cancel_forward is not None
+        call.cancel_forward()
+    assert not forwarder._siblings[owner.socket]._waiting
+    assert SERVED not in dict(call.trailers), "the owner has never seen it, and does not count it"
+    await forwarder.aclose()
     held.close()

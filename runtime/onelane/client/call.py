@@ -127,6 +127,17 @@ class ClientCall(grpc.aio.Call):
     def begin(self, connection: Connection) -> None:
         raise NotImplementedError
 
+    def begin_late(self, connection: Connection) -> None:
+        self.headers = self._headers_with_remaining_timeout()
+        self.begin(connection)
+
+    def _headers_with_remaining_timeout(self) -> Headers:
+        headers = [pair for pair in self.headers if pair[0] != b"grpc-timeout"]
+        remaining_s = self.time_remaining()
+        if remaining_s is not None:
+            headers.append((b"grpc-timeout", write_timeout(remaining_s)))
+        return headers
+
     def answered(self, metadata: Any) -> None:
         self._initial = metadata
         self._wake()
@@ -189,10 +200,7 @@ class ClientCall(grpc.aio.Call):
         """Make another attempt, on any subchannel. previous_attempts: the header that counts those before."""
         if self.status is not None:
             return
-        headers = [pair for pair in self.headers if pair[0] not in (b"grpc-timeout", previous_attempts)]
-        remaining_s = self.time_remaining()
-        if remaining_s is not None:
-            headers.append((b"grpc-timeout", write_timeout(remaining_s)))
+        headers = [pair for pair in self._headers_with_remaining_timeout() if pair[0] != previous_attempts]
         self.headers = [*headers, (previous_attempts, b"%d" % self.retries)]
         self._attempt_subchannel = subchannel
         subchannel.restart(self.outgoing)

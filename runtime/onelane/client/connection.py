@@ -45,6 +45,9 @@ class Outgoing(Protocol):
     def begin(self, connection: "Connection") -> None:
         """Send it on a connection."""
 
+    def begin_late(self, connection: "Connection") -> None:
+        """Send it some time after it was made: its server is told what is left of its deadline."""
+
     def answered(self, metadata: Metadata) -> None:
         """The server has sent initial metadata."""
 
@@ -65,6 +68,9 @@ class EndedCall:
         self.headers: Headers = []
 
     def begin(self, connection: "Connection") -> None:
+        """See `Outgoing`."""
+
+    def begin_late(self, connection: "Connection") -> None:
         """See `Outgoing`."""
 
     def answered(self, metadata: Metadata) -> None:

@@ -112,6 +112,10 @@ class WeakCall:
         if (call := self._call()) is not None:
             call.begin(connection)
 
+    def begin_late(self, connection: Connection) -> None:
+        if (call := self._call()) is not None:
+            call.begin_late(connection)
+
     def answered(self, metadata: Any) -> None:
         if (call := self._call()) is not None:
             call.answered(metadata)

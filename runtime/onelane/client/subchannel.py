@@ -95,7 +95,7 @@ class Subchannel:
         if self.state is State.SHUTDOWN:
             call.finish(UNAVAILABLE, CHANNEL_CLOSED)
         elif (connection := self._with_room()) is not None:
-            call.begin(connection)
+            call.begin_late(connection)
         else:
             self._wait_for_connection(call)
 
@@ -207,7 +207,7 @@ class Subchannel:
     def room(self) -> None:
         """A connection may have room again: send calls that wait."""
         while self._waiting and (connection := self._with_room()) is not None:
-            self._waiting.popleft().begin(connection)
+            self._waiting.popleft().begin_late(connection)
 
     # Connecting
 

@@ -71,6 +71,8 @@ class Forwarder(Protocol):
 class _Forward(ClientCall):
     """A call to the owner, in place of the client's. It has no deadline of its own: the client's call ends it."""
 
+    of_client: Call
+    """The call that it forwards."""
     single_response = False
     """Not even of a unary answer: its headers are to be seen at once, also where they hold no metadata."""
     has_reached_owner = False
@@ -80,6 +82,9 @@ class _Forward(ClientCall):
         super().begin(connection)
         if self.stream is not None:
             self.stream.keep_frames()
+
+    def time_remaining(self) -> float | None:
+        return self.of_client.time_remaining()
 
     def cancel(self) -> bool:
         if self.status is None and self.stream is not None:
@@ -106,6 +111,7 @@ class _UnaryForward(_Forward, UnaryUnaryCall):
     """Of one message and one answer."""
 
     on_answered: Callable[["_UnaryForward"], None]
+    """Called after its headers."""
     passing: "asyncio.Task[Exception | None] | None" = None
     """Passes the initial metadata on, where they came before the answer. Its result: why the client takes none."""
 
@@ -143,13 +149,15 @@ class NativeForwarder:
         sibling = self._sibling(owner)
         sent = _UnaryForward(sibling, forwarded(call, trace), None, None, False)
         sent.request = framing.frame(request)
-        sent.on_answered = partial(self._answering, call)
+        sent.of_client = call
+        sent.on_answered = self._answering
         call.cancel_forward = sent.cancel
         sent.when_ended(partial(self._answered, owner, call, done))
-        sibling.start(sent)
+        sibling.start(sent.outgoing)
 
-    def _answering(self, call: Call, sent: _UnaryForward) -> None:
+    def _answering(self, sent: _UnaryForward) -> None:
         """The headers of the answer have come: pass them on, if the answer itself is still to come."""
+        call = sent.of_client
         if sent.status is None and not call.initial_sent:
             sent.passing = asyncio.get_running_loop().create_task(_pass_early_headers(call, sent))
             self._tasks.add(sent.passing)
@@ -214,7 +222,8 @@ class NativeForwarder:
         else:
             sent = _DownloadForward(sibling, headers, None, None, False)
             sent.request = framing.frame(request)
-        sibling.start(sent)
+        sent.of_client = call
+        sibling.start(sent.outgoing)
         return sent
 
     def _sibling(self, owner: Member) -> Subchannel:

@@ -10,6 +10,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import grpc
@@ -71,6 +72,9 @@ class GrpcioCall(Call):
 
     def time_remaining(self) -> float | None:
         remaining: float | None = self._context.time_remaining()
+        if self._hop is not None and self._hop.deadline_at is not None:
+            # The same instant as at the shard that sent it on.
+            return max(0.0, self._hop.deadline_at - monotonic())
         return remaining
 
     def peer(self) -> str:
