@@ -32,6 +32,10 @@ from tests.conformance.v1.compat_pb2 import (
 )
 
 AT_ONCE = 16
+COMPRESSIONS = {
+    m.COMPRESSION_GZIP: grpc.Compression.Gzip,
+    m.COMPRESSION_DEFLATE: grpc.Compression.Deflate,
+}
 DETAILS = "grpc-status-details-bin"
 CHANNELS: dict[str, Callable[..., grpc.aio.Channel]] = {
     "dial": onelane.dial,
@@ -94,11 +98,10 @@ class Case:
         return self._method(**self._options())
 
     def _options(self) -> dict[str, Any]:
-        is_gzip = self._asked.compression == m.COMPRESSION_GZIP
         return {
             "metadata": to_metadata(self._asked.request_headers),
             "timeout": self._asked.timeout_ms / 1000 if self._asked.HasField("timeout_ms") else None,
-            "compression": grpc.Compression.Gzip if is_gzip else None,
+            "compression": COMPRESSIONS.get(self._asked.compression),
         }
 
     async def _send(self, call: Any) -> None:

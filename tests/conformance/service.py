@@ -17,6 +17,7 @@ from tests.conformance.v1 import service_pb2_grpc
 Context = grpc.aio.ServicerContext[Any, Any]
 Definition = m.UnaryResponseDefinition | m.StreamResponseDefinition
 RequestInfo = m.ConformancePayload.RequestInfo
+COMPRESSIONS = {"COMPRESSION_GZIP": grpc.Compression.Gzip, "COMPRESSION_DEFLATE": grpc.Compression.Deflate}
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -99,9 +100,10 @@ async def answer(
 
 async def begin(definition: Definition, context: Context) -> None:
     """Send the initial metadata of an answer, whose messages are compressed as those of its request."""
-    names = [value for name, value in context.invocation_metadata() or () if name == "x-test-case-name"]
-    if any("COMPRESSION_GZIP" in str(name) for name in names):
-        context.set_compression(grpc.Compression.Gzip)
+    case = "".join(str(value) for name, value in context.invocation_metadata() or () if name == "x-test-case-name")
+    for name, compression in COMPRESSIONS.items():
+        if name in case:
+            context.set_compression(compression)
     await context.send_initial_metadata(to_metadata(definition.response_headers))
     context.set_trailing_metadata(to_metadata(definition.response_trailers))
 
