@@ -57,8 +57,10 @@ class ScriptedFrames:
         self.hangs_up = False
         self.after_s = 0.0
         """How long after a call its answer is sent, by a timer as that of a server's deadline."""
+        self.writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
         writer.write(frames.settings())
         await reader.readexactly(len(frames.PREFACE))
         async for kind, flags, stream, payload in frames.frames(reader):
@@ -81,5 +83,10 @@ async def scripted_frames() -> AsyncIterator[tuple[str, ScriptedFrames]]:
     """A server of frames; its address."""
     scripted = ScriptedFrames()
     server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
-    async with server:
+    try:
         yield "{}:{}".format(*server.sockets[0].getsockname()), scripted
+    finally:
+        # Not `async with server`: from CPython 3.13 on it waits for the clients, of which grpcio's linger.
+        server.close()
+        for writer in scripted.writers:
+            writer.close()
