@@ -1,6 +1,7 @@
 """While a shard restarts, calls that are forwarded to it wait, as those of clients that connect to it do."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -61,3 +62,21 @@ async def test_a_call_that_is_cancelled_while_it_waits_for_its_owner_is_not_sent
     assert SERVED not in dict(call.trailers), "the owner has never seen it, and does not count it"
     await forwarder.aclose()
     held.close()
+
+
+async def test_calls_that_wait_for_one_owner_are_bounded(tmp_path: Path) -> None:
+    """Or a shard that is down would take all the calls that the others may have in progress."""
+    owner = Member("b", "127.0.0.1:1002", str(tmp_path / "b"))
+    held, forwarder = sockets.listening(f"unix:{owner.socket}"), NativeForwarder(max_waiting=2)
+    calls = [MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=None) for _ in range(3)]
+    ended: list[MemoryCall] = []
+    for call in calls:
+        forwarder.begin(owner, call, b"", None, partial(_add, ended, call))
+    assert ended == calls[2:]
+    assert ended[0].code_now is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await forwarder.aclose()
+    held.close()
+
+
+def _add(calls: list[MemoryCall], call: MemoryCall, reply: bytes) -> None:
+    calls.append(call)

@@ -7,6 +7,7 @@ that siblings exchange (`onelane-served`, `onelane-not-home`) never reach a clie
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -141,7 +142,9 @@ class _StreamForward(_Forward, StreamStreamCall):
 class NativeForwarder:
     """Forwards over one native connection to each sibling, made at the first call."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_waiting: int = SIBLING_DIALLING.max_waiting) -> None:
+        """max_waiting: calls that wait until they can connect to one sibling; a further one is RESOURCE_EXHAUSTED."""
+        self._dialling = replace(SIBLING_DIALLING, max_waiting=max_waiting)
         self._siblings: dict[str, Subchannel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -229,7 +232,7 @@ class NativeForwarder:
     def _sibling(self, owner: Member) -> Subchannel:
         sibling = self._siblings.get(owner.socket)
         if sibling is None:
-            sibling = self._siblings[owner.socket] = Subchannel(f"unix:{owner.socket}", SIBLING_DIALLING)
+            sibling = self._siblings[owner.socket] = Subchannel(f"unix:{owner.socket}", self._dialling)
         return sibling
 
 

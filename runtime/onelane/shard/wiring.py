@@ -52,6 +52,9 @@ class Environment:
 
 
 MACHINE = Environment()
+WAITING_SHARE, MIN_WAITING = 4, 1024
+"""Of the calls that a shard may have in progress, one in so many may wait for one sibling that restarts, or MIN_WAITING
+of them: a burst before the first connection. Were it all, a shard that is down would in time stop the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +106,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
     )
     placement = placement_from_proto(setup.placement)
     membership = load_plugin("onelane.memberships", settings.membership)(placement)
-    forwarder = NativeForwarder()
+    forwarder = NativeForwarder(max_waiting=max(MIN_WAITING, settings.max_in_flight // WAITING_SHARE))
     lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
     load = LoadMonitor(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
     sibling_channels = SiblingChannels()
