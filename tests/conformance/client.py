@@ -1,4 +1,4 @@
-"""The client under test, as connectconformance starts it: `python -m tests.conformance.client dial|connect`.
+"""The client under test, as connectconformance starts it: `python -m tests.conformance.client dial|connect [ready]`.
 
 It takes ClientCompatRequests until its input ends, makes the call of each, and answers what came back.
 """
@@ -32,6 +32,7 @@ from tests.conformance.v1.compat_pb2 import (
 )
 
 AT_ONCE = 16
+READY_S = 20.0
 COMPRESSIONS = {
     m.COMPRESSION_GZIP: grpc.Compression.Gzip,
     m.COMPRESSION_DEFLATE: grpc.Compression.Deflate,
@@ -165,8 +166,10 @@ class Case:
 class Client:
     """Makes the calls, over one channel for each server and its settings."""
 
-    def __init__(self, channel: Callable[..., grpc.aio.Channel], folder: Path) -> None:
+    def __init__(self, channel: Callable[..., grpc.aio.Channel], folder: Path, *, waits_ready: bool) -> None:
+        """waits_ready: no call is made before its channel knows the shards."""
         self._make_channel = channel
+        self._waits_ready = waits_ready
         self._folder = folder
         self._channels: dict[tuple[Any, ...], grpc.aio.Channel] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -182,7 +185,10 @@ class Client:
     async def _answer(self, asked: ClientCompatRequest) -> None:
         answer = ClientCompatResponse(test_name=asked.test_name)
         try:
-            stub: Any = service_pb2_grpc.ConformanceServiceStub(self._channel(asked))
+            channel = self._channel(asked)
+            if self._waits_ready:
+                await asyncio.wait_for(channel.channel_ready(), READY_S)
+            stub: Any = service_pb2_grpc.ConformanceServiceStub(channel)
             answer.response.CopyFrom(await Case(asked, stub).run())
         except Exception as error:
             answer.error.CopyFrom(ClientErrorResult(message=repr(error)))
@@ -216,10 +222,10 @@ class Client:
         return onelane.client_context(**{name: self._folder / name for name, pem in files.items() if pem})
 
 
-async def main(channel: Callable[..., grpc.aio.Channel]) -> None:
+async def main(channel: Callable[..., grpc.aio.Channel], *options: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        await Client(channel, Path(folder)).run()
+        await Client(channel, Path(folder), waits_ready="ready" in options).run()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(CHANNELS[sys.argv[1]]))
+    asyncio.run(main(CHANNELS[sys.argv[1]], *sys.argv[2:]))
