@@ -278,9 +278,7 @@ final class Cases {
     holds(Echo.text(reply).equals(text), "another text");
     bodies(traced, packed, text, 3, "gzip");
     texts(download(traced, packed, request(text, 3, "gzip")));
-    if (trailers.get().get(ascii("onelane-hop")).equals("direct")) {
-      same("gzip", initial.get().get(ascii("grpc-encoding")));
-    }
+    same("gzip", initial.get().get(ascii("grpc-encoding")));
   }
 
   /** Texts of some size by an upload, a download and a chat. */
