@@ -131,6 +131,8 @@ class NativeConnection(CallsConnection):
         fd = self.transport.get_extra_info("socket").fileno()
         if owner and self._owner.hand_over(owner, fd, FirstBytes(self._first_bytes, self._answered)):
             self._owner.decided(self)
+            # The owner has them now: a drain of this shard, before the transport has closed, must not serve them too.
+            self._first_bytes, self._first_events = None, []
             self.is_closing = True
             self.transport.abort()
             return

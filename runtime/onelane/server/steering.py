@@ -6,6 +6,10 @@ given already: HTTP/2 is deterministic up to there. So a client may send its fir
 One SOCK_SEQPACKET Unix socket for each pair of siblings, one packet for each connection. The sender keeps its copy of
 the descriptor until the owner acknowledges the packet; where the owner dies first, the sender serves the connection
 itself. So exactly one shard serves a connection, and none only if its shard dies.
+
+Acknowledgements take a way of their own, on which the sender sends nothing: a socket that is closed with unread packets
+resets its peer, and on one way for both that reset overtakes the acknowledgements, so two shards would serve one
+connection.
 """
 
 import asyncio
@@ -14,13 +18,15 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SUFFIX = ".steer"
 MAX_FIRST_BYTES = 64 * 1024
 """Bytes of a connection that may be read before it is copies over."""
 _NUMBER = 8
 _PACKET = MAX_FIRST_BYTES + 2 * _NUMBER
+_HELLO = b"acknowledge here"
+"""The first packet, with the descriptor on which the sender reads acknowledgements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,18 @@ class FirstBytes:
 
 
 Adopt = Callable[[socket.socket, FirstBytes], None]
+MAX_UNACKNOWLEDGED = 128
+"""Connections handed to one sibling that it has not acknowledged. So many acknowledgements fit in a socket's buffer."""
+
+
+@dataclass(eq=False, slots=True)
+class _Line:
+    """To one sibling."""
+
+    packets: socket.socket
+    acknowledgements: socket.socket
+    unacknowledged: dict[int, tuple[int, FirstBytes]] = field(default_factory=dict)
+    """Number of the packet → our copy of the descriptor, and the bytes read."""
 
 
 class Steering:
@@ -45,10 +63,12 @@ class Steering:
         self._take_back = take_back
         self._loop = asyncio.get_running_loop()
         self._listening: socket.socket | None = None
-        self._inbound: set[socket.socket] = set()
-        self._outbound: dict[str, socket.socket] = {}
-        self._unacknowledged: dict[str, dict[int, tuple[int, FirstBytes]]] = {}
-        """Sibling → number of the packet → our copy of the descriptor, and the bytes read."""
+        self._inbound: dict[socket.socket, socket.socket | None] = {}
+        """A sibling's packets → where they are acknowledged; None until its first packet has said so."""
+        self._outbound: dict[str, _Line] = {}
+        self._ending: set[_Line] = set()
+        """Lines whose owner takes no more, and may still have acknowledged some."""
+        self._is_closed = False
         self._numbers = itertools.count(1)
 
     def open(self) -> None:
@@ -65,100 +85,120 @@ class Steering:
 
         Never waits. After True the caller closes its own descriptor, and sends nothing more.
         """
-        if len(first.data) > MAX_FIRST_BYTES:
+        if self._is_closed or len(first.data) > MAX_FIRST_BYTES:
             return False
         number = next(self._numbers)
         copy = os.dup(fd)
         try:
-            line = self._connect(to)
+            line = self._line(to)
+            if len(line.unacknowledged) >= MAX_UNACKNOWLEDGED:
+                raise BlockingIOError
             head = number.to_bytes(_NUMBER, "big") + first.answered.to_bytes(_NUMBER, "big")
-            socket.send_fds(line, [head, first.data], [copy])
+            socket.send_fds(line.packets, [head, first.data], [copy])
         except OSError as error:
             os.close(copy)
-            if not isinstance(error, BlockingIOError):
-                self._sibling_died(to)
+            if not isinstance(error, BlockingIOError) and to in self._outbound:
+                # Its acknowledgements are read to their end: then it is known which packets it has taken.
+                self._ending.add(self._outbound.pop(to))
             return False
-        self._unacknowledged[to][number] = (copy, first)
+        line.unacknowledged[number] = (copy, first)
         return True
 
     def close(self) -> None:
         """Adopt nothing more, hand nothing more over. Packets that are not acknowledged are left to their owners."""
-        for sock in (
-            ([self._listening] if self._listening else []) + list(self._inbound) + list(self._outbound.values())
-        ):
-            self._loop.remove_reader(sock)
-            sock.close()
-        self._listening = None
-        self._inbound.clear()
-        self._outbound.clear()
-        for copies in self._unacknowledged.values():
-            for copy, _ in copies.values():
+        self._is_closed = True
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+        for packets in list(self._inbound):
+            self._forget(packets)
+        for line in (*self._outbound.values(), *self._ending):
+            self._end(line)
+            for copy, _ in line.unacknowledged.values():
                 os.close(copy)
-        self._unacknowledged.clear()
+        self._outbound.clear()
+        self._ending.clear()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
     # The sender
 
-    def _connect(self, to: str) -> socket.socket:
+    def _line(self, to: str) -> _Line:
         line = self._outbound.get(to)
         if line is None:
-            line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-            try:
-                line.connect(to + SUFFIX)
-            except OSError:
-                line.close()
-                raise
-            self._outbound[to] = line
-            self._unacknowledged.setdefault(to, {})
-            self._loop.add_reader(line, self._acknowledged, to, line)
+            with contextlib.ExitStack() as opened:
+                packets = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+                opened.callback(packets.close)
+                packets.connect(to + SUFFIX)
+                near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+                opened.callback(near.close)
+                with far:
+                    socket.send_fds(packets, [_HELLO], [far.fileno()])
+                opened.pop_all()
+            line = self._outbound[to] = _Line(packets, near)
+            self._loop.add_reader(near, self._acknowledged, to, line)
         return line
 
-    def _acknowledged(self, to: str, line: socket.socket) -> None:
+    def _acknowledged(self, to: str, line: _Line) -> None:
         try:
-            answer = line.recv(_NUMBER)
+            answer = line.acknowledgements.recv(_NUMBER)
         except BlockingIOError:
             return
         except OSError:
             answer = b""
         if not answer:
-            self._sibling_died(to)
+            self._sibling_ended(to, line)
             return
-        copy, _ = self._unacknowledged[to].pop(int.from_bytes(answer, "big"))
+        copy, _ = line.unacknowledged.pop(int.from_bytes(answer, "big"))
         os.close(copy)
 
-    def _sibling_died(self, to: str) -> None:
-        """The sibling has died: serve the connections that it has not acknowledged."""
-        line = self._outbound.pop(to, None)
-        if line is not None:
-            self._loop.remove_reader(line)
-            line.close()
-        for copy, first in self._unacknowledged.pop(to, {}).values():
+    def _sibling_ended(self, to: str, line: _Line) -> None:
+        """Every acknowledgement has been read: serve the connections that the sibling has not taken."""
+        if self._outbound.get(to) is line:
+            del self._outbound[to]
+        self._ending.discard(line)
+        self._end(line)
+        for copy, first in line.unacknowledged.values():
             self._take_back(socket.socket(fileno=copy), first)
+
+    def _end(self, line: _Line) -> None:
+        self._loop.remove_reader(line.acknowledgements)
+        line.acknowledgements.close()
+        line.packets.close()
 
     # The owner
 
     def _accept(self, listening: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
-            line, _ = listening.accept()
-            line.setblocking(False)
-            self._inbound.add(line)
-            self._loop.add_reader(line, self._receive, line)
+            packets, _ = listening.accept()
+            packets.setblocking(False)
+            self._inbound[packets] = None
+            self._loop.add_reader(packets, self._receive, packets)
 
-    def _receive(self, line: socket.socket) -> None:
+    def _receive(self, packets: socket.socket) -> None:
         try:
-            packet, fds, _, _ = socket.recv_fds(line, _PACKET, 1)
+            packet, fds, _, _ = socket.recv_fds(packets, _PACKET, 1)
         except BlockingIOError:
             return
         except OSError:
             packet, fds = b"", []
         if not packet or not fds:
-            self._loop.remove_reader(line)
-            self._inbound.discard(line)
-            line.close()
+            self._forget(packets)
+            return
+        acknowledgements = self._inbound[packets]
+        if acknowledgements is None:
+            self._inbound[packets] = socket.socket(fileno=fds[0])
             return
         # Acknowledge before adopting. If we died in between, the sender would serve the connection as well.
         with contextlib.suppress(OSError):
-            line.send(packet[:_NUMBER])
+            acknowledgements.send(packet[:_NUMBER])
         answered = int.from_bytes(packet[_NUMBER : 2 * _NUMBER], "big")
         self._adopt(socket.socket(fileno=fds[0]), FirstBytes(packet[2 * _NUMBER :], answered))
+
+    def _forget(self, packets: socket.socket) -> None:
+        self._loop.remove_reader(packets)
+        acknowledgements = self._inbound.pop(packets)
+        packets.close()
+        if acknowledgements is not None:
+            acknowledgements.close()
