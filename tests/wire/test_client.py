@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from onelane.wire import server
 from onelane.wire.client import Answered, ClientConnection, Finished, GoingAway, Messages, Ready
-from onelane.wire.framing import frame
+from onelane.wire.framing import UNIMPLEMENTED, frame
 from onelane.wire.http2 import ErrorCode, Limits
 
 HEADERS = [
@@ -232,6 +232,19 @@ def test_what_nobody_read_of_a_stream_that_ended_does_not_stay_in_the_window() -
         unread_streams(lambda pair, _: pair.server.http2.reset(pair.asked_stream.id, ErrorCode.INTERNAL_ERROR)) > half
     )
     assert unread_streams(lambda pair, _: pair.server.finish(pair.asked_stream, 0)) > half
+
+
+def test_a_second_answer_that_ends_a_unary_call_does_not_stay_in_the_window() -> None:
+    """Else a server that sends two would, in time, close the window of the connection for all its calls."""
+    pair = Pair()
+    for _ in range(300):
+        pair.call().single_response = True
+        pair.server.send_message(pair.asked_stream, frame(b"first"))
+        pair.pass_bytes()
+        pair.server.send_message(pair.asked_stream, frame(b"x" * 16_000))
+        pair.pass_bytes()
+    assert {event.code for event in pair.of(Finished)} == {UNIMPLEMENTED}
+    assert len(pair.of(Finished)) == 300
 
 
 def test_a_call_that_cannot_be_sent_ends_though_nothing_comes() -> None:

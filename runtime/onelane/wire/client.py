@@ -312,6 +312,7 @@ class ClientConnection:
             return
         if stream.unread:
             if messages and stream.single_response:
+                self.http2.acknowledge(len(data), stream.id)
                 self._drop(stream, framing.UNIMPLEMENTED, f"{EXPECTED_ONE} more", events)
                 return
             stream.unread += len(data)
