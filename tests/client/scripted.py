@@ -78,13 +78,54 @@ class ScriptedFrames:
         writer.close()
 
 
+class GoingAwayOnce:
+    """Looks at no call of its first connection, and says so by a GOAWAY. It greets the next once it `may_go_on`, and
+    then takes calls without an answer."""
+
+    def __init__(self) -> None:
+        self.is_asked_again = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self.messages: asyncio.Queue[bytes] = asyncio.Queue()
+        """The DATA of calls that it has taken."""
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        is_first = len(self.writers) == 1
+        if not is_first:
+            self.is_asked_again.set()
+            await self.may_go_on.wait()
+        writer.write(frames.settings())
+        await reader.readexactly(len(frames.PREFACE))
+        async for kind, _, _, payload in frames.frames(reader):
+            if is_first and kind == frames.HEADERS:
+                writer.write(frames.frame(frames.GOAWAY, frames.number(0) + frames.number(0)))
+            elif not is_first and kind == frames.DATA:
+                self.messages.put_nowait(payload)
+        writer.close()
+
+
+@asynccontextmanager
+async def going_away_once() -> AsyncIterator[tuple[str, GoingAwayOnce]]:
+    """Such a server; its address."""
+    going_away = GoingAwayOnce()
+    async with _serving(going_away) as address:
+        yield address, going_away
+
+
 @asynccontextmanager
 async def scripted_frames() -> AsyncIterator[tuple[str, ScriptedFrames]]:
     """A server of frames; its address."""
     scripted = ScriptedFrames()
+    async with _serving(scripted) as address:
+        yield address, scripted
+
+
+@asynccontextmanager
+async def _serving(scripted: ScriptedFrames | GoingAwayOnce) -> AsyncIterator[str]:
     server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
     try:
-        yield "{}:{}".format(*server.sockets[0].getsockname()), scripted
+        yield "{}:{}".format(*server.sockets[0].getsockname())
     finally:
         # Not `async with server`: from CPython 3.13 on it waits for the clients, of which grpcio's linger.
         server.close()

@@ -13,8 +13,10 @@ from onelane.config import App
 from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
 from onelane.server.sockets import claim
+from onelane.wire.framing import PREFIX
 from onelane.wire.http2 import Http2
 
+from tests.client.scripted import going_away_once
 from tests.servers import FAILURE, READY, SOON, Answering, native, stock
 
 
@@ -198,6 +200,31 @@ async def test_a_refused_stream_is_sent_again_unseen() -> None:
             async with dial(address) as channel:
                 assert await channel.unary_unary("/t.T/Echo")(b"again", timeout=5) == b"again"
     assert refused == 1
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_to_be_sent_again_is_not_sent() -> None:
+    async with going_away_once() as (address, server), dial(address) as channel, asyncio.timeout(20):
+        send = channel.unary_unary("/t.T/Echo")
+        refused = send(b"refused")
+        await server.is_asked_again.wait()
+        assert refused.cancel()
+        other = send(b"other")
+        server.may_go_on.set()
+        assert (await server.messages.get())[PREFIX:] == b"other"
+        other.cancel()
+
+
+async def test_what_is_written_to_a_call_that_waits_to_be_sent_again_is_sent_with_it() -> None:
+    async with going_away_once() as (address, server), dial(address) as channel, asyncio.timeout(20):
+        call = channel.stream_unary("/t.T/Echo")()
+        await server.is_asked_again.wait()
+        writing = asyncio.create_task(call.write(b"first"))
+        await asyncio.sleep(0)
+        assert not writing.done()
+        server.may_go_on.set()
+        await writing
+        assert (await server.messages.get())[PREFIX:] == b"first"
+        call.cancel()
 
 
 async def test_a_server_that_accepts_and_says_nothing_is_no_server() -> None:

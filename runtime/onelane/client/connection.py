@@ -42,6 +42,9 @@ class Outgoing(Protocol):
     def can_repeat(self) -> bool:
         """It may be sent again where no server has looked at it: every request message is still held."""
 
+    def reset_attempt(self) -> None:
+        """Drop its stream, which has ended: it is to be sent again."""
+
     def begin(self, connection: "Connection") -> None:
         """Send it on a connection."""
 
@@ -66,6 +69,9 @@ class EndedCall:
 
     def __init__(self) -> None:
         self.headers: Headers = []
+
+    def reset_attempt(self) -> None:
+        """See `Outgoing`."""
 
     def begin(self, connection: "Connection") -> None:
         """See `Outgoing`."""
@@ -236,6 +242,8 @@ class Connection(WireProtocol[ClientConnection]):
     def _finished(self, event: Finished) -> None:
         call = event.stream.call
         if event.unprocessed and call.can_repeat:
+            # Else it would still be cancelled, and written to, on the stream that is gone.
+            call.reset_attempt()
             self._owner.restart(call)
             return
         call.finish(event.code, event.details, event.trailers)

@@ -108,6 +108,10 @@ class WeakCall:
         call = self._call()
         return call is not None and call.can_repeat
 
+    def reset_attempt(self) -> None:
+        if (call := self._call()) is not None:
+            call.reset_attempt()
+
     def begin(self, connection: Connection) -> None:
         if (call := self._call()) is not None:
             call.begin(connection)
