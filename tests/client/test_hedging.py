@@ -81,6 +81,21 @@ async def test_a_hedged_call_that_is_cancelled_between_two_attempts_makes_no_oth
         assert call._timer is None or call._timer.cancelled()
 
 
+async def test_a_hedged_call_ends_also_where_its_channel_closes_between_two_attempts(
+    server: tuple[Scripted, str],
+) -> None:
+    scripted, address = server
+    scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "100"),)
+    channel = onelane.connect(address, service_config=hedging())
+    stub: Any = echo_pb2_grpc.EchoStub(channel)
+    call = stub.Who(EchoRequest(), timeout=30)
+    async with asyncio.timeout(20):
+        while not scripted.seen or call._open:  # noqa: ASYNC110 - turns of the loop are what is waited for
+            await asyncio.sleep(0)
+        await channel.close()
+        assert await call.code() is UNAVAILABLE
+
+
 async def test_a_pushback_past_the_deadline_ends_a_hedged_call_at_once(server: tuple[Scripted, str]) -> None:
     scripted, address = server
     scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "60000"),)

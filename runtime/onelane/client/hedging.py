@@ -55,7 +55,15 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         if self._attempts < self._policy.attempts and (not self._attempts or self._budget.allows):
             number = self._attempts
             self._attempts += 1
-            call = self._attempt(number)
+            try:
+                call = self._attempt(number)
+            except grpc.aio.UsageError:
+                if not number:
+                    raise
+                # The channel closes, and takes no further attempt: those that are under way decide.
+                self._attempts = self._policy.attempts
+                self._send_next()
+                return
             self._open.append(call)
             assert self._policy.hedge_after_s is not None
             self._schedule_next(self._policy.hedge_after_s)
