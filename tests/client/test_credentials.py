@@ -1,5 +1,6 @@
 """Call credentials of grpcio on our channels: each case on grpcio's channel and on ours, both on TLS."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -130,6 +131,24 @@ async def test_a_call_that_waits_for_its_credentials_ends_with_its_channel(files
         call = channel.unary_unary("/t.T/Sent")(b"", credentials=CASES["a plugin that never answers"])
         await channel.close()
         assert await call.code() is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize("which", ["grpcio", "dial", "connect"])
+async def test_a_closed_channel_takes_no_call_with_credentials_either(files: Files, which: str) -> None:
+    channel = channels("127.0.0.1:1", files)[which]
+    await channel.close()
+    with pytest.raises(grpc.aio.UsageError, match="Channel is closed"):
+        channel.unary_unary("/t.T/Sent")(b"", credentials=TOKEN)
+
+
+async def test_a_call_that_ends_before_its_plugin_has_answered_waits_for_it_no_longer(files: Files) -> None:
+    """Else each of them would leave a task, for as long as the channel is open."""
+    async with onelane.dial("127.0.0.1:1", dialling=Dialling(tls=files.client())) as channel:
+        call = channel.unary_unary("/t.T/Sent")(b"", credentials=CASES["a plugin that never answers"], timeout=0.1)
+        preparing = list(channel.subchannel._preparing)
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await asyncio.wait(preparing, timeout=20)
+        assert [task.cancelled() for task in preparing] == [True]
 
 
 async def test_credentials_without_a_plugin_are_refused(files: Files) -> None:

@@ -68,14 +68,22 @@ class Subchannel:
             if connection.can_call:
                 call.begin(connection)
                 return
+        self._check_open(call)
+        self._wait_for_connection(call)
+
+    def _check_open(self, call: Outgoing) -> None:
         if self._is_closing:
             # What the call holds is released, though its caller never sees it.
             call.finish(UNAVAILABLE, CHANNEL_CLOSED)
             raise grpc.aio.UsageError(CHANNEL_CLOSED)
-        self._wait_for_connection(call)
 
     def start_later(self, call: Outgoing, headers: Callable[[], Awaitable[Headers]]) -> None:
-        """Send a call once some of its headers are known, which `headers` returns; its failure is the call's."""
+        """Send a call once some of its headers are known, which `headers` returns; its failure is the call's.
+
+        Raises:
+            UsageError: see `start`.
+        """
+        self._check_open(call)
         task = asyncio.get_running_loop().create_task(self._start_with(call, headers))
         self._preparing[task] = call
         task.add_done_callback(self._preparing.pop)
@@ -118,9 +126,12 @@ class Subchannel:
                 self.connect()
 
     def forget(self, call: Outgoing) -> None:
-        """Remove a call that waits for a connection."""
+        """Remove a call that waits for a connection, or for its headers."""
         if call in self._waiting:
             self._waiting.remove(call)
+        for task, prepared in self._preparing.items():
+            if prepared is call:
+                task.cancel()
 
     def connect(self) -> None:
         """Begin to connect, unless that is under way."""
