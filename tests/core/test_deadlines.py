@@ -139,3 +139,22 @@ def test_a_deadline_that_is_added_by_an_expiry_delays_no_other() -> None:
     deadlines.add(2.0, second)
     loop.advance(10)
     assert [round(job.expired_at[0]) for job in (first, second, last)] == [1, 2, 9]
+
+
+def test_one_that_raises_keeps_no_other_waiting() -> None:
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    loop = Loop()
+    deadlines = deadlines_of(loop)
+    jobs = [Job(loop, fail), Job(loop), Job(loop, fail), Job(loop)]
+    for job, at in zip(jobs, (1.0, 1.0, 1.0, 2.0), strict=True):
+        deadlines.add(at, job)
+    failures = 0
+    while loop.now() < 3:
+        try:
+            loop.advance(0.5)
+        except RuntimeError:
+            failures += 1
+    assert failures == 2
+    assert [len(job.expired_at) for job in jobs] == [1, 1, 1, 1]

@@ -17,7 +17,7 @@ class Expiring(Protocol):
     """A call or a job with a deadline."""
 
     def expire(self) -> None:
-        """Its deadline has passed. Does nothing if it is over: a `remove` while the slot expires comes too late."""
+        """Its deadline has passed."""
 
 
 class TimerHandle(Protocol):
@@ -70,9 +70,14 @@ class Deadlines:
     def _fire(self) -> None:
         now = self._now()
         self._timer = None
-        while self._order and (self._order[0] * GRAIN_S <= now or not self._due[self._order[0]]):
-            for expiring in self._due.pop(heappop(self._order)):
-                expiring.expire()
-        # An expiry may have added a later deadline, and set the timer for that.
-        if self._order and (self._timer is None or self._order[0] < self._timer_slot):
-            self._set_timer(self._order[0])
+        try:
+            while self._order and (self._order[0] * GRAIN_S <= now or not self._due[self._order[0]]):
+                due = self._due[self._order[0]]
+                while due:
+                    due.pop().expire()
+                del self._due[heappop(self._order)]
+        finally:
+            # Also where one has raised: the others must not wait for ever. And an expiry may have added a later
+            # deadline, and set the timer for that.
+            if self._order and (self._timer is None or self._order[0] < self._timer_slot):
+                self._set_timer(self._order[0])
