@@ -10,10 +10,12 @@ from typing import Any
 import grpc
 import pytest
 from onelane.client.channel import dial
+from onelane.wire.framing import frame
 
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.interop.raw import Exchange, request
 from tests.running_app import RunningApp, echo, eventually, running
 
 KEY = "k"
@@ -28,12 +30,17 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
         yield app
 
 
+async def away_from(app: RunningApp) -> str:
+    """The address of a shard that does not own the key."""
+    where = Where(app)
+    await where.close()
+    return next(member.address for member in where.placement.members if member.name != where.owner_of(KEY))
+
+
 @asynccontextmanager
 async def clients(app: RunningApp, count: int) -> AsyncIterator[list[Any]]:
     """Stubs of so many clients, of a shard that does not own the key."""
-    where = Where(app)
-    address = next(member.address for member in where.placement.members if member.name != where.owner_of(KEY))
-    await where.close()
+    address = await away_from(app)
     channels = [dial(address) for _ in range(count)]
     yield [echo_pb2_grpc.EchoStub(channel) for channel in channels]
     for channel in channels:
@@ -92,6 +99,26 @@ async def flood(upload: Any, key: str) -> None:
     """Send until nothing more is taken."""
     for _ in range(50):
         await upload.write(EchoRequest(key=key, text="x" * 60_000))
+
+
+async def test_a_client_that_breaks_the_rules_writes_no_failure_of_ours_to_the_log(app: RunningApp) -> None:
+    """It could fill the log of a shard, which has only sent its messages on."""
+
+    def break_off(address: str, idle: float) -> Any:
+        with Exchange(address) as call:
+            call.open(request(b"/echo.v1.Echo/Chat", (b"onelane-key", KEY.encode())))
+            call.put(frame(HOLD.SerializeToString()))
+            call.wait_headers()
+            call.put(b"\1" + frame(b"x")[1:])
+            answer = call.wait_answered()
+            while app.in_flight() > idle:
+                pass
+            return answer
+
+    idle = app.in_flight()
+    answer = await asyncio.to_thread(break_off, await away_from(app), idle)
+    assert answer.seen == "200/13"
+    assert "client.requests_failed" not in app.log.read_text()
 
 
 async def test_a_call_to_an_owner_that_has_stopped_ends_with_its_deadline(app: RunningApp) -> None:

@@ -221,7 +221,7 @@ class NativeForwarder:
         headers = forwarded(call, trace)
         if request is None:
             sent: Any = _StreamForward(sibling, headers, None, None, False)
-            sent.prepare(_rest(call), None, framing.frame)
+            sent.prepare(_rest(call, sent.outgoing), None, framing.frame)
         else:
             sent = _DownloadForward(sibling, headers, None, None, False)
             sent.request = framing.frame(request)
@@ -236,9 +236,14 @@ class NativeForwarder:
         return sibling
 
 
-async def _rest(call: Call) -> AsyncIterator[bytes]:
-    while (message := await call.next_bytes()) is not None:
-        yield message
+async def _rest(call: Call, sent: Any) -> AsyncIterator[bytes]:
+    try:
+        while (message := await call.next_bytes()) is not None:
+            yield message
+    except asyncio.CancelledError:
+        # Its client has broken gRPC's rules. Cancelled here, the forward logs no failure: there is none of ours.
+        sent.cancel()
+        raise
 
 
 async def _only_reply(owner: Member, call: Call, sent: Any) -> bytes:
