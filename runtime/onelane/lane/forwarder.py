@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from onelane.client.call import ClientCall
+from onelane.client.call import DEADLINE_DETAILS, ClientCall
 from onelane.client.call_types import StreamStreamCall, UnaryStreamCall, UnaryUnaryCall
 from onelane.client.connection import Connection
 from onelane.client.options import Dialling
@@ -296,6 +296,10 @@ def _fail(call: Call, owner: Member, sent: _Forward) -> None:
         # Cut off; the owner's end of the connection, which did so or was told, may know nothing of its counts.
         call.trailers = (*call.trailers, (SERVED, owner.name))
     details = sent.status_details
+    if sent.status is grpc.StatusCode.CANCELLED and call.time_remaining() == 0:
+        # What ended it was the deadline of the client's call. So it is counted here, where the owner has not seen it.
+        call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
+        return
     if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name in (SERVED, NOT_HOME) for name, _ in call.trailers):
         details = f"shard {owner.name} does not answer: {details}"
     call.fail(sent.status, details)
