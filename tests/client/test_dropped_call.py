@@ -185,6 +185,20 @@ async def test_a_call_that_is_dropped_while_it_waits_for_a_connection_waits_no_l
         assert list(channel.subchannel._waiting) == []
 
 
+async def test_a_channel_that_gives_calls_time_to_end_does_not_keep_one_that_is_dropped() -> None:
+    async with streams() as (server, address):
+        channel = dial(address)
+        call = channel.unary_stream("/t.T/Follow")(b"")
+        assert await call.read() == b"first"
+        closing = asyncio.create_task(channel.close(300))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        del call
+        await asyncio.wait([closing], timeout=20)
+        assert closing.done()
+        await server.until(lambda: server.ended == 1)
+
+
 async def test_a_request_iterator_ends_with_the_call_that_is_dropped() -> None:
     closed = asyncio.Event()
 

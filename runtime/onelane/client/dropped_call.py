@@ -4,9 +4,10 @@ Its subchannel, its connection and the deadlines hold a `WeakCall` in its place.
 response ends it.
 """
 
-from asyncio import get_running_loop
+from asyncio import Future, get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 from weakref import ref
@@ -141,5 +142,14 @@ class WeakCall:
         return call is not None and call.cancel()
 
     async def wait_ended(self) -> None:
+        """Returns also once the call is dropped: waiting does not keep it alive."""
+        ended = get_running_loop().create_future()
         if (call := self._call()) is not None:
-            await call.wait_ended()
+            call.add_done_callback(partial(_set_ended, ended))
+            del call
+            await ended
+
+
+def _set_ended(ended: Future[None], _: Any) -> None:
+    if not ended.done():
+        ended.set_result(None)
