@@ -1,7 +1,10 @@
 """A call goes to the owner of its key while that can be reached, and to the shared address else."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc
 import grpc.aio
 import pytest
 from onelane.client.options import APP_DIALLING
@@ -10,7 +13,7 @@ from onelane.client.ring_router import RingRouter
 from onelane.core.placement import Member, Placement
 from onelane.v1 import topology_pb2
 
-from tests.servers import stock
+from tests.servers import native, stock
 
 
 @pytest.fixture
@@ -68,8 +71,38 @@ async def test_a_newer_topology_connects_to_new_shards_keeps_the_others_and_clos
         await router._place(topology(second, third, epoch=2, **{"shop.v1.Shop/*": "name"}))
         assert set(router.endpoints) == {second, third}
         assert router.endpoints[second].channel is kept_channel
+        await asyncio.wait(router._leaving)
         assert left_channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
         assert router.configured_keys == {"shop.v1.Shop/*": "name"}
+
+
+@pytest.mark.parametrize("ends", ["by itself", "with its channel"])
+async def test_a_call_on_a_shard_that_leaves_the_app_goes_on(router: RingRouter, ends: str) -> None:
+    has_begun, hold = asyncio.Event(), asyncio.Event()
+
+    async def serve(request: bytes, call: Any) -> bytes:
+        has_begun.set()
+        await hold.wait()
+        return request
+
+    async with native(serve) as (leaving, _), stock() as (staying, _):
+        await router._place(topology(leaving))
+        channel = router.endpoints[leaving].channel
+        await channel.channel_ready()
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=20)
+        await has_begun.wait()
+        await router._place(topology(staying, epoch=2))
+        with pytest.raises(grpc.aio.UsageError):
+            channel.unary_unary("/t.T/Echo")(b"another")
+        if ends == "by itself":
+            hold.set()
+            assert await call == b"x"
+        else:
+            await router.close(None)
+            assert await call.code() is grpc.StatusCode.CANCELLED
+        while router._leaving:
+            await asyncio.wait(router._leaving)
+        assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
 async def test_a_target_without_topology_is_ready_once_it_is_connected() -> None:

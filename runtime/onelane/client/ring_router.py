@@ -24,6 +24,8 @@ READY = grpc.ChannelConnectivity.READY
 REWATCH_S = 0.05
 """The least that lies between two requests for the topology."""
 MAX_REWATCH_S = 1.0
+LEAVING_S = 86_400.0
+"""How long the calls of a shard that has left the app may go on. It ends them sooner, as it stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class RingRouter:
         self.configured_keys: dict[str, str] = {}
         self.endpoints: dict[str, ShardEndpoint] = {}
         """Address → shard, of the newest placement."""
+        self._leaving: dict[asyncio.Task[None], NativeChannel] = {}
+        """Those to shards that have left, whose calls go on."""
         self._dialling = dialling
         self._is_placed = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
@@ -105,10 +109,11 @@ class RingRouter:
         if self._follower is not None:
             with suppress(asyncio.CancelledError):
                 await self._follower
-        await asyncio.gather(*(channel.close(grace) for channel in self._channels()))
+        await asyncio.gather(*(channel.close(grace) for channel in self._channels()), *self._leaving)
 
     def _channels(self) -> list[NativeChannel]:
-        return [self.shared, *(endpoint.channel for endpoint in self.endpoints.values())]
+        of_shards = (endpoint.channel for endpoint in self.endpoints.values())
+        return [self.shared, *of_shards, *self._leaving.values()]
 
     async def _follow(self) -> None:
         attempt = 0
@@ -138,4 +143,12 @@ class RingRouter:
         self.placement = placement
         self._is_placed.set()
         for address in set(self.endpoints) - {member.address for member in members}:
-            await self.endpoints.pop(address).channel.close(grace=None)
+            self._leave(self.endpoints.pop(address).channel)
+
+    def _leave(self, channel: NativeChannel) -> None:
+        """Close the channel to a shard that has left the app, once its calls have ended: their callers have cancelled
+        none of them."""
+        channel.subchannel.begin_close(None)
+        closing = asyncio.get_running_loop().create_task(channel.close(LEAVING_S))
+        self._leaving[closing] = channel
+        closing.add_done_callback(self._leaving.pop)
