@@ -169,10 +169,12 @@ class RingMethod:
         self._record_attempt_end(call, code.name, span)
         call.reset_attempt()
         self._record_decision("retries", code.name, span, {"attempt": call.retries + 1, "after_s": round(wait_s, 4)})
+        self._router.between_attempts.add(call)
         asyncio.get_running_loop().call_later(wait_s, self._send_again, key, call)
         return True
 
     def _send_again(self, key: str | None, call: ClientCall) -> None:
+        self._router.between_attempts.discard(call)
         if call.status is None:
             channel, call.endpoint_health = self._router.pick(key, call.retries)
             call.start_attempt(channel.subchannel, PREVIOUS_ATTEMPTS.encode())

@@ -13,6 +13,7 @@ from time import monotonic
 import grpc
 import grpc.aio
 
+from onelane.client.call import ClientCall
 from onelane.client.channel import NativeChannel
 from onelane.client.options import Dialling
 from onelane.client.outlier import EndpointHealth
@@ -49,6 +50,8 @@ class RingRouter:
         """Address → shard, of the newest placement."""
         self._leaving: dict[asyncio.Task[None], NativeChannel] = {}
         """Those to shards that have left, whose calls go on."""
+        self.between_attempts: set[ClientCall] = set()
+        """Calls that wait for their next attempt: no channel knows of them."""
         self._dialling = dialling
         self._is_placed = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
@@ -110,6 +113,8 @@ class RingRouter:
             with suppress(asyncio.CancelledError):
                 await self._follower
         await asyncio.gather(*(channel.close(grace) for channel in self._channels()), *self._leaving)
+        for call in tuple(self.between_attempts):
+            call.cancel()
 
     def _channels(self) -> list[NativeChannel]:
         of_shards = (endpoint.channel for endpoint in self.endpoints.values())
