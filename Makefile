@@ -1,12 +1,13 @@
 # make up: set up and run the arena · make test: set up and pass the tests
-# make check: format, lint, types, layers · make bench: what a call costs · ARGS="…" goes to the program
+# make conformance: connectconformance's suite, a minute · make check: format, lint, types, layers
+# make bench: what a call costs · ARGS="…" goes to the program
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: up test check bench setup proto clients clean
+.PHONY: up test conformance check bench setup proto clients clean
 
 setup: $(STAMP)
 
@@ -22,7 +23,10 @@ check: setup
 	$(BIN)/pytest -q tests/house/test_layers.py
 
 test: setup
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q -m "not conformance" $(ARGS)
+
+conformance: setup
+	$(BIN)/pytest -q -m conformance $(ARGS)
 
 up: setup
 	$(BIN)/python -m services.arena.drive $(ARGS)

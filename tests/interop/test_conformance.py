@@ -18,7 +18,7 @@ import pytest
 from tests import tools
 from tests.running_app import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.conformance]
 HERE = ROOT / "tests" / "conformance"
 BOUND_S = 45.0
 CLEARTEXT = ("--run", "**/TLS:false/**")
