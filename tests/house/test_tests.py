@@ -20,6 +20,7 @@ BEYOND_MODULES |= {
 TESTED_BY = {
     "cli/protoc": "house/test_generated",
     "cli/status": "cli/test_main",
+    "client/answered_call": "client/test_intercepted_call_like_grpcio",
     "client/options": "client/test_subchannel",
     "cluster/membership/static": "cluster/test_membership",
     "cluster/membership/supervised": "cluster/test_membership",
