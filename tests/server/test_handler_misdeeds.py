@@ -171,7 +171,8 @@ async def test_a_connection_goes_on_after_a_misdeed_in_its_first_call(app: Runni
             stub = faulty_pb2_grpc.FaultyStub(channel)
             assert await stub.Release(Order(key=key), timeout=TIMEOUT_S) == Reply()
 
-    kinds = [kind for kind in KINDS if kind[1] in {"Async", "PlainStream"} and not kind[2]]
+    # Which connections are steered is the kernel's choice: of three of each kind, seven of eight times one at least.
+    kinds = KINDS * (3 if "native" in app.log.parent.name else 1)
     for first in range(0, len(kinds), AT_ONCE):
         await asyncio.gather(*map(connect_and_call, kinds[first : first + AT_ONCE]))
     assert outcomes.wrong() == {}
