@@ -76,6 +76,7 @@ class _Forward(ClientCall):
     """The call that it forwards."""
     single_response = False
     """Not even of a unary answer: its headers are to be seen at once, also where they hold no metadata."""
+    streams_requests = False
     has_reached_owner = False
     """It was cancelled once the owner had it, which therefore counts it."""
 
@@ -90,12 +91,11 @@ class _Forward(ClientCall):
     def cancel(self) -> bool:
         if self.status is None and self.stream is not None:
             assert self.connection is not None
-            self.has_reached_owner = self._is_with_owner(self.connection.wire)
+            wire = self.connection.wire
+            is_queued = not self.streams_requests and wire.http2.queued(self.stream.id)
+            # Everything was sent that the owner needs to begin the call.
+            self.has_reached_owner = not wire.is_unsent(self.stream) and not is_queued
         return super().cancel()
-
-    def _is_with_owner(self, wire: Any) -> bool:
-        """Whether everything was sent that the owner needs to begin the call."""
-        raise NotImplementedError
 
     @property
     def has_answered(self) -> bool:
@@ -121,22 +121,15 @@ class _UnaryForward(_Forward, UnaryUnaryCall):
         # Later: the answer itself nearly always comes in the same bytes.
         asyncio.get_running_loop().call_soon(self.on_answered, self)
 
-    def _is_with_owner(self, wire: Any) -> bool:
-        return not wire.is_unsent(self.stream) and not wire.http2.queued(self.stream.id)  # type: ignore[union-attr]
-
 
 class _DownloadForward(_Forward, UnaryStreamCall):
     """Of one message and a stream of answers."""
-
-    def _is_with_owner(self, wire: Any) -> bool:
-        return not wire.is_unsent(self.stream) and not wire.http2.queued(self.stream.id)  # type: ignore[union-attr]
 
 
 class _StreamForward(_Forward, StreamStreamCall):
     """Of a stream of messages, with one answer or many."""
 
-    def _is_with_owner(self, wire: Any) -> bool:
-        return not wire.is_unsent(self.stream)
+    streams_requests = True
 
 
 class NativeForwarder:
