@@ -3,6 +3,7 @@ of the service; other calls notice nothing: not on the same connection, not forw
 
 import asyncio
 import inspect
+import itertools
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -28,6 +29,7 @@ WAITING = ASYNC | {"PlainUpload", "PlainStream"}
 KINDS = [(name, method, False) for name, misdeed in MISDEEDS.items() for method in sorted(misdeed.methods)]
 KINDS += [(name, method, True) for name, method, _ in KINDS if method in WAITING]
 """Every misdeed in every kind of handler, before and after it has waited."""
+METHODS = sorted({method for _, method, _ in KINDS})
 AT_ONCE = 32
 UNLOGGED = {"", "call.failed"}
 """Misdeeds that gRPC allows, and those that another test finds in the log by the id in their status."""
@@ -95,14 +97,15 @@ def names(misdeed: str, log_line: str) -> bool:
     return own or (match is not None and match[1].startswith(f"{inspect.getsourcefile(service)}:"))
 
 
-async def outcome(channel: grpc.aio.Channel, key: str, kind: Kind) -> tuple[str, str]:
+async def outcome(channel: grpc.aio.Channel, key: str, kind: Kind, metadata: Any = ()) -> tuple[str, str]:
     """Have a handler do it: name and details of the status."""
     name, method, waits = kind
     stub: Any = faulty_pb2_grpc.FaultyStub(channel)
     if method not in UPLOADS:
-        call = getattr(stub, method)(Order(key=key, misdeed=name, waits=waits), timeout=TIMEOUT_S)
+        order = Order(key=key, misdeed=name, waits=waits)
+        call = getattr(stub, method)(order, timeout=TIMEOUT_S, metadata=metadata)
     else:
-        call = getattr(stub, method)(timeout=TIMEOUT_S)
+        call = getattr(stub, method)(timeout=TIMEOUT_S, metadata=metadata)
         try:
             if waits:
                 await call.write(Order(key=key, misdeed=name, waits=True))
@@ -205,13 +208,12 @@ async def test_a_misdeed_of_an_interceptor_ends_its_own_call_with_a_status_and_a
     async with grpc.aio.insecure_channel(app.listen["behind"], LOCAL) as channel:
         stub: Any = faulty_pb2_grpc.FaultyStub(channel)
         waiting = hold(channel, "beside")
-        for name, expected in interceptors.EXPECTED.items():
-            call = stub.Async(Order(key="k", misdeed="none"), metadata=(("misdeed", name),), timeout=TIMEOUT_S)
-            code, details = (await call.code()).name, await call.details()
+        for (name, expected), method in itertools.product(interceptors.EXPECTED.items(), METHODS):
+            code, details = await outcome(channel, "k", ("none", method, False), (("misdeed", name),))
             lines = failures_by_id(app).get(details.rpartition(" ")[2], [])
             is_named = len(lines) == 1 and any(f" at={file}:" in lines[0] for file in files) and "sesame" not in details
             if code != expected or (code == "INTERNAL" and name != "leaks_a_cancellation" and not is_named):
-                wrong[name] = f"{code} {details}: {lines}"
+                wrong[name, method] = f"{code} {details}: {lines}"
         await stub.Release(Order(key="beside"), timeout=TIMEOUT_S)
         assert (await waiting).text == "held"
-    assert wrong == {}
+    assert wrong == {}, "\n".join(map(str, wrong.items()))

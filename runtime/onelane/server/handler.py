@@ -79,7 +79,7 @@ async def _send_each(call: Call, answers: Any) -> None:
                 await call.write(answer)
             except BadHandler as error:
                 if isinstance(answers, AsyncGeneratorType):
-                    error.line = user_code.standing_line(answers.ag_frame, answers.ag_code)
+                    error.line = user_code.standing_line(answers.ag_frame, answers.ag_code) or error.line
                 raise
     except BaseException:
         # It stands at a `yield`. Left there, it would be closed by the garbage collector, some time, in another

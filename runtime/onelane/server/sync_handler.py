@@ -108,7 +108,7 @@ async def stream(call: Call, handler: Callable[[], Any]) -> None:
                     wait(call.write(answer))
                 except BadHandler as error:
                     if isinstance(answers, GeneratorType):
-                        error.line = user_code.standing_line(answers.gi_frame, answers.gi_code)
+                        error.line = user_code.standing_line(answers.gi_frame, answers.gi_code) or error.line
                     raise
         finally:
             if isinstance(answers, GeneratorType):

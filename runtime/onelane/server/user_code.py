@@ -36,7 +36,9 @@ def calling_line() -> str:
 
 
 def standing_line(frame: FrameType | None, code: CodeType) -> str:
-    """The line at which a generator stands; its definition where it has ended."""
+    """The line at which a generator stands; its definition where it has ended; "" for one of ours around a handler."""
+    if code.co_filename.startswith(PACKAGE):
+        return ""
     return f"{code.co_filename}:{frame.f_lineno if frame is not None else code.co_firstlineno}"
 
 
