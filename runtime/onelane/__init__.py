@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from onelane.shard.siblings import Answer
     from onelane.shard.topics import Lost
 
+__version__: str
+"""Of the installed package. Read from its metadata at each use."""
+
 __all__ = [
     "Answer",
     "BadConfig",
@@ -55,6 +58,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("onelane")
     if name not in _HOMES:
         raise AttributeError(f"module 'onelane' has no attribute {name!r}")
     return getattr(import_module(f"onelane.{_HOMES[name]}"), name)

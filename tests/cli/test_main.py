@@ -13,9 +13,16 @@ import pytest
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import echo, eventually, is_running, run_to_end, running
+from tests.running_app import ROOT, echo, eventually, is_running, run_to_end, running, running_command
 
 pytestmark = pytest.mark.slow
+BESIDE_AND_CURRENT = """
+[apps.echo]
+services = ["beside:Echo", "current:Greeter"]
+keys = { "greeter.v1.Greeter/*" = "ANY" }
+listen = "127.0.0.1:0"
+shards = 1
+"""
 
 
 async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
@@ -54,3 +61,15 @@ async def test_serve_runs_one_app_of_a_file(tmp_path: Path) -> None:
         async with grpc.aio.insecure_channel(cluster.listen["other"]) as channel:
             stub: Any = echo_pb2_grpc.EchoStub(channel)
             assert (await stub.Unary(EchoRequest(key="k"))).shard == "other-0"
+
+
+@pytest.mark.parametrize("mode", [[], ["--inline"]], ids=["processes", "inline"])
+def test_services_are_looked_for_beside_the_file_and_in_the_current_folder(tmp_path: Path, mode: list[str]) -> None:
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "beside.py").write_text("from tests.echo.service import Echo\n")
+    (tmp_path / "current.py").write_text("from tests.greeter.service import Greeter\n")
+    (tmp_path / "deploy" / "onelane.toml").write_text(f'admin = "127.0.0.1:0"\n{BESIDE_AND_CURRENT}')
+    path = os.pathsep.join([str(ROOT), str(ROOT / "runtime")])
+    arguments = ("up", "deploy/onelane.toml", *mode)
+    with running_command(*arguments, cwd=tmp_path, log=tmp_path / "log", PYTHONPATH=path) as app:
+        assert len(app.status()["apps"]["echo"]["shards"]) == 1

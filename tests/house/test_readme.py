@@ -31,9 +31,9 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    generate, up, client, status, stock = commands()
+    generate, up, client, status, test, stock = commands()
     assert (generate, up) == ("onelane proto", "onelane up onelane.toml")
-    assert (client, status, stock) == ("python client.py", "onelane status", "python stock.py")
+    assert (client, status, test, stock) == ("python client.py", "onelane status", "pytest", "python stock.py")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "160"}
 
     def run(command: str) -> str:
@@ -52,6 +52,7 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
         assert run(stock) == "apples: 7\n"
         assert cluster.metric("onelane_forwards_total") == 0
         assert cluster.metric("counter_adds_total") == 4
+    assert "1 passed" in run(f"{test} -p no:cacheprovider")
 
 
 def test_its_java_is_what_the_ring_s_test_compiles() -> None:

@@ -1,9 +1,14 @@
 """What `onelane` promises can be had from it, and is where it says it is."""
 
 from importlib import import_module
+from importlib.metadata import version
 
 import onelane
 import pytest
+
+
+def test_the_package_says_its_version() -> None:
+    assert onelane.__version__ == version("onelane")
 
 
 @pytest.mark.parametrize("name", onelane.__all__)

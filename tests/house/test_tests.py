@@ -42,7 +42,6 @@ TESTED_BY = {
     "supervisor/supervised_shard": "supervisor/test_app",
     "supervisor/systemd": "house/test_deploy",
     "testing/listener": "server/test_listener",
-    "testing/plugin": "testing/test_cluster",
     "wire/http2": "wire/test_server_machine",
 }
 """Modules that are tested through others."""

@@ -29,8 +29,7 @@ FILE = click.argument("file", type=click.Path(path_type=Path), default=Path("one
 APP_DIR = click.option(
     "--app-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path(),
-    help="The folder that services are imported from.",
+    help="The folder that services are imported from, by default that of FILE; then the current one.",
 )
 ADMIN = click.option("--admin", help="ip:port of the admin server (page, /metrics, /status), instead of the file's.")
 INLINE = click.option("--inline", is_flag=True, help="Run all shards in this one process, for debuggers.")
@@ -65,9 +64,9 @@ def main() -> None:
 @ADMIN
 @INLINE
 @_reporting_errors
-def up(file: Path, app_dir: Path, admin: str | None, inline: bool) -> None:
+def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool) -> None:
     """Run every app of FILE."""
-    _run(lambda: _with_admin(config.load(file), admin), app_dir, inline=inline)
+    _run(lambda: _with_admin(config.load(file), admin), app_dir or file.parent, inline=inline)
 
 
 @main.command()
@@ -77,9 +76,9 @@ def up(file: Path, app_dir: Path, admin: str | None, inline: bool) -> None:
 @ADMIN
 @INLINE
 @_reporting_errors
-def serve(file: Path, app: str, app_dir: Path, admin: str | None, inline: bool) -> None:
+def serve(file: Path, app: str, app_dir: Path | None, admin: str | None, inline: bool) -> None:
     """Run one app of FILE."""
-    _run(lambda: _with_admin(config.load(file).only(app), admin), app_dir, inline=inline)
+    _run(lambda: _with_admin(config.load(file).only(app), admin), app_dir or file.parent, inline=inline)
 
 
 @main.command()
@@ -222,6 +221,8 @@ def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> N
     folder = str(app_dir.resolve())
     launcher: Launcher = ProcessLauncher()
     if inline:
+        # As `python -m` does for a shard in a process of its own.
+        sys.path.append(os.getcwd())
         # OpenTelemetry's API reads this when it is first imported. For shards in processes, shard/process.py sets it.
         os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
         from onelane.supervisor.inline import InlineLauncher

@@ -13,6 +13,7 @@ times of spans follow it. Deadlines, and all else on the wire, follow the machin
 
 import asyncio
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -298,6 +299,8 @@ def _config_of(app: str | type | Config | Path, settings: Mapping[str, Any]) -> 
     if isinstance(app, Config):
         return app
     if isinstance(app, Path):
+        if (folder := str(app.parent.resolve())) not in sys.path:
+            sys.path.append(folder)  # As `onelane up` does.
         return config.load(app)
     if isinstance(app, type):
         app = f"{app.__module__}:{app.__qualname__}"
