@@ -23,7 +23,7 @@ check: setup
 	$(BIN)/pytest -q tests/house/test_layers.py
 
 test: setup
-	$(BIN)/pytest -q -m "not conformance" $(ARGS)
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance" $(ARGS)
 
 conformance: setup
 	$(BIN)/pytest -q -m conformance $(ARGS)
