@@ -145,6 +145,10 @@ class App(BaseModel):
     """Serve gRPC server reflection; by default only where `listen` is a loopback address."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Seconds that calls in progress may still take when a shard stops; then they are cancelled."""
+    start_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Seconds in which the `start` of all services of a shard must end; else the shard does not start."""
+    stop_s: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    """Seconds in which the `stop` of all services of a shard must end, after its calls; then they are cancelled."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Deadline, in seconds, of a unary call between services that sets none itself."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024

@@ -122,7 +122,16 @@ def test_a_forwarded_call_keeps_its_headers_as_they_came() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [b":path", b"te", b"content-type", b"content-length", b"host", b"grpc-timeout", b"grpc-encoding", *sorted(HOP_HEADERS)],
+    [
+        b":path",
+        b"te",
+        b"content-type",
+        b"content-length",
+        b"host",
+        b"grpc-timeout",
+        b"grpc-encoding",
+        *sorted(HOP_HEADERS),
+    ],
 )
 def test_headers_of_one_hop_alone_are_not_forwarded(name: bytes) -> None:
     assert end_to_end((name, b"theirs"), (b"x-own", b"1")) == [(b"x-own", b"1")]

@@ -105,12 +105,13 @@ def servicer_class(plug: str) -> type:
 
 def _registrations(cls: type) -> list[Callable[[Any, Any], None]]:
     """grpcio's `add_XServicer_to_server` of each generated class that `cls` derives from."""
-    registrations = []
-    for base in cls.__mro__:
-        add = getattr(sys.modules.get(base.__module__), f"add_{base.__name__}_to_server", None)
-        if add is not None:
-            registrations.append(add)
-    return registrations
+    generated = filter(is_generated, cls.__mro__)
+    return [getattr(sys.modules[base.__module__], f"add_{base.__name__}_to_server") for base in generated]
+
+
+def is_generated(cls: type) -> bool:
+    """Whether it is a …Servicer that protoc has generated."""
+    return f"add_{cls.__name__}_to_server" in vars(sys.modules.get(cls.__module__, object))
 
 
 def make(cls: type, shard: object) -> object:

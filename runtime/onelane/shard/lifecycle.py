@@ -62,6 +62,7 @@ class ShardLifecycle:
             logging.getLogger().addHandler(parts.logs)
         parts.services.load()
         await parts.shard.wait_ready()
+        await parts.services.start()
         await parts.listener.start(self._binds(), parts.serving, parts.settings)
 
     def _binds(self) -> list[Bind]:
@@ -169,12 +170,14 @@ class ShardLifecycle:
 
     # Stop
 
-    async def stop(self) -> None:
-        """End every part, and send the final report."""
+    async def stop(self, *, stops_services: bool = True) -> None:
+        """End every part, and send the final report. stops_services: call the `stop` of each service."""
         parts = self.parts
         # Also where no drain came first: the supervisor is gone.
         parts.lane.begin_drain()
         await parts.listener.stop(STOP_S)
+        if stops_services:
+            await parts.services.stop()
         await parts.forwarder.aclose()
         await parts.pubsub.aclose()
         await parts.sibling_channels.aclose()

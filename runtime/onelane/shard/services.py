@@ -1,19 +1,25 @@
 """The servicers of a shard: the app's, the runtime's own, gRPC's health checks and server reflection.
 
 Promises: a servicer that cannot be served, and a configured key or turn of an unknown method, is refused before the
-shard listens; all faulty servicers are named at once.
+shard listens; all faulty servicers are named at once. A servicer's `async def start(self)` ends before the shard
+listens; its `async def stop(self)` begins once no call is in progress, and runs where `start` has succeeded.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from onelane.config import App
 from onelane.errors import BadService
 from onelane.lane.lane import Lane
-from onelane.server import interceptors, methods
+from onelane.server import interceptors, methods, user_code
 from onelane.server.methods import Method
 from onelane.shard.shard import Shard
+
+log = logging.getLogger("onelane.shard")
 
 
 class Services:
@@ -27,6 +33,8 @@ class Services:
         self._shard = shard
         self._settings = settings
         self._builtin = builtin
+        self._started: list[object] = []
+        """Those whose `start` has succeeded, in order."""
         self._health: Any = None
         """grpcio's health servicer, where the app has one."""
 
@@ -48,6 +56,61 @@ class Services:
         self._check_configured("keys", configured_keys)
         self._check_configured("turns", configured_turns)
 
+    async def start(self) -> None:
+        """Await each servicer's `start`, in the order of the settings. Where one fails, those before it are stopped.
+
+        Raises:
+            BadService: they take longer than `start_s` together, or one is cancelled.
+            Exception: what a `start` raises.
+        """
+        try:
+            await self._start_each()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start_each(self) -> None:
+        limit_s = self._settings.start_s
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                for servicer in self.servicers:
+                    if (start := _hook(servicer, "start")) is not None:
+                        await start()
+                    self._started.append(servicer)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise BadService(f"{_name(servicer)}: start() did not end within start_s, {limit_s:g} s") from error
+        except asyncio.CancelledError as error:
+            if _is_cancelled_from_outside():
+                raise
+            raise BadService(f"{_name(servicer)}: start() was cancelled by itself") from error
+
+    async def stop(self) -> None:
+        """Await the `stop` of each servicer that has been started, in the reverse order; each ends within what is left
+        of `stop_s`. A failure is logged, and the next one is stopped."""
+        until = asyncio.get_running_loop().time() + self._settings.stop_s
+        while self._started:
+            servicer = self._started.pop()
+            if (stop := _hook(servicer, "stop")) is not None:
+                await self._stop_one(servicer, stop, until)
+
+    async def _stop_one(self, servicer: object, stop: Callable[[], Awaitable[object]], until: float) -> None:
+        try:
+            async with asyncio.timeout_at(until):
+                await stop()
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled_from_outside():
+                raise
+            reason = f"TimeoutError: it did not end within stop_s, {self._settings.stop_s:g} s, of all services"
+            log.error(
+                "service.stop_failed shard=%s service=%s at=%s error=%s",
+                self._shard.name,
+                _name(servicer),
+                user_code.line_of(error),
+                reason if asyncio.get_running_loop().time() >= until else user_code.summary(error),
+            )
+
     async def set_health(self, *, serving: bool) -> None:
         """Answer health checks of every service with SERVING, or from now on with NOT_SERVING."""
         if self._health is None:
@@ -68,6 +131,7 @@ class Services:
             try:
                 servicer = methods.make(servicer_class, self._shard)
                 self.servicers.append(servicer)
+                check_hooks(servicer)
                 for method in methods.methods_of(servicer, configured=configured_keys, turns=configured_turns):
                     if method.path in self._lane.entries:
                         raise BadService(f"{method.name} is served already by another service than {plug}")
@@ -109,3 +173,34 @@ class Services:
     def _names(self) -> Iterator[str]:
         """`pkg.Service` of every method that the lane serves."""
         return (entry.method.name.rpartition("/")[0] for entry in self._lane.entries.values())
+
+
+def _hook(servicer: object, name: str) -> Callable[[], Awaitable[object]] | None:
+    """The servicer's `start` or `stop`; None where it has none, or where an RPC is called so."""
+    hook = getattr(servicer, name, None)
+    is_rpc = any(name in vars(base) for base in type(servicer).__mro__ if methods.is_generated(base))
+    return None if hook is None or is_rpc else hook
+
+
+def check_hooks(servicer: object) -> None:
+    """Refuse a `start` or `stop` that a shard cannot await.
+
+    Raises:
+        BadService: it is no coroutine function, or takes arguments.
+    """
+    for name in ("start", "stop"):
+        hook = _hook(servicer, name)
+        if hook is not None and not (inspect.iscoroutinefunction(hook) and not inspect.signature(hook).parameters):
+            raise BadService(
+                f"{_name(servicer)}.{name}: expected `async def {name}(self)`, which is called when the shard {name}s; "
+                "a method of another kind needs another name"
+            )
+
+
+def _name(servicer: object) -> str:
+    return f"{type(servicer).__module__}:{type(servicer).__qualname__}"
+
+
+def _is_cancelled_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -295,13 +295,14 @@ class AppSupervisor:
         await incarnation.send(control_pb2.ToShard(drain=control_pb2.Drain(grace_s=self.settings.drain_s)))
 
     async def _end(self, shard: SupervisedShard) -> None:
-        """Tell a shard to end, and kill it if it has not within `SHARD_END_S`."""
+        """Tell a shard to end, and kill it if it has not within `SHARD_END_S` and what its services may take."""
         incarnation = shard.incarnation
         if incarnation is None:
             return
         await incarnation.send(control_pb2.ToShard(stop=control_pb2.Stop()))
-        with anyio.move_on_after(SHARD_END_S) as stopping:
+        limit_s = SHARD_END_S + self.settings.stop_s
+        with anyio.move_on_after(limit_s) as stopping:
             await incarnation.ended.wait()
         if stopping.cancelled_caught:
-            log.error("shard.killed shard=%s it did not end within %.0f s", shard.member.name, SHARD_END_S)
+            log.error("shard.killed shard=%s it did not end within %.0f s", shard.member.name, limit_s)
             incarnation.running.kill()

@@ -272,7 +272,7 @@ class _Shard:
         if self.is_up:
             self.is_up = False
             self._placement_task.cancel()
-            await self.lifecycle.stop()
+            await self.lifecycle.stop(stops_services=not self.is_killed)
 
     def _tick_later(self) -> None:
         self.cluster.clock.call_at(self.cluster.clock.now() + TICK_S, self._tick)
