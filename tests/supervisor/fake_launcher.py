@@ -72,8 +72,12 @@ class FakeLauncher:
     def __init__(self, trace: list[str]) -> None:
         self._trace = trace
         self.launched: list[FakeShard] = []
+        self.faults: list[Exception] = []
+        """The next launches raise these."""
 
     async def launch(self, sockets: Sequence[socket]) -> RunningShard:
+        if self.faults:
+            raise self.faults.pop(0)
         self.launched.append(FakeShard(self._trace))
         return self.launched[-1]
 

@@ -1,6 +1,7 @@
 """The shards of one app are restarted when they die, drained, recycled, and given new settings. See scenarios/ too."""
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
@@ -12,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.supervisor import app as app_module
-from onelane.supervisor.app import AppSupervisor
+from onelane.supervisor.app import AppSupervisor, ShardFailed
 from onelane.supervisor.shard_state import ShardState
 from onelane.v1 import control_pb2
 
@@ -64,6 +65,55 @@ async def test_the_first_crash_is_restarted_at_once_and_the_next_ones_after_a_ba
         assert app.shards[0].restarts == 3
     assert [float(record.getMessage().rpartition("=")[2]) > 0 for record in caplog.records] == [False, True, True]
     assert "shard.died shard=echo-0 how=exit code 1 restart_in_s=0.000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/venv/bin/python"),
+        RuntimeError("a fault of ours"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+async def test_a_shard_that_cannot_be_launched_is_tried_again_and_the_others_do_not_notice(
+    launcher: FakeLauncher, caplog: pytest.LogCaptureFixture, fault: Exception
+) -> None:
+    async with supervised(launcher, 2) as app:
+        become_ready(launcher, "echo-0", "echo-1")
+        await settle()
+        first, other = launcher.shard("echo-0"), launcher.shard("echo-1")
+        launcher.faults = [fault, fault]
+        first.end("signal SIGKILL")
+        while launcher.shard("echo-0") is first:
+            await settle()
+        become_ready(launcher, "echo-0")
+        await settle()
+        assert [shard.state for shard in app.shards] == [ShardState.READY] * 2
+        assert launcher.shard("echo-1") is other
+    assert str(fault) in caplog.text
+
+
+async def test_a_message_that_cannot_be_followed_ends_its_shard_alone(
+    launcher: FakeLauncher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shard is ready once; the table of its states has no second time."""
+    async with supervised(launcher, 2) as app:
+        become_ready(launcher, "echo-0", "echo-1", "echo-0")
+        await settle()
+        become_ready(launcher, "echo-0")
+        await settle()
+        assert [(shard.state, shard.restarts) for shard in app.shards] == [(ShardState.READY, 1), (ShardState.READY, 0)]
+    assert "shard.supervision_failed shard=echo-0" in caplog.text
+
+
+async def test_a_shard_that_cannot_be_launched_at_first_says_so_in_one_sentence(launcher: FakeLauncher) -> None:
+    launcher.faults = [FileNotFoundError(errno.ENOENT, "No such file or directory", "/venv/bin/python")]
+    app = app_supervisor(1, launcher)
+    with pytest.raises(ShardFailed, match=r"shard echo-0 failed to start: it cannot be run: .*'/venv/bin/python'"):
+        await app.supervise(app.shards[0])
 
 
 async def test_a_shard_that_does_not_stop_when_told_to_is_killed(

@@ -1,7 +1,10 @@
 """A supervisor with real shards: addresses, failed starts, services and keys of the file, and the end of it all."""
 
 import asyncio
+import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +69,36 @@ async def test_no_shard_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         pids = [s["pid"] for s in cluster.shards()]
         cluster.process.kill()
         await eventually(lambda: not any(map(is_running, pids)))
+
+
+async def test_a_shard_comes_back_once_the_python_that_was_away_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a deployment replaces the virtual environment under a running service."""
+    python = virtual_environment(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with running(tmp_path, echo(1) + "\n" + echo(1).replace("[apps.echo]", "[apps.other]")) as cluster:
+        (other,) = cluster.shards("other")
+        away = python.rename(python.with_name("away"))
+        os.kill(cluster.shards()[0]["pid"], signal.SIGKILL)
+        await eventually(lambda: f"it cannot be run: [Errno 2] No such file or directory: '{python}'" in log(cluster))
+        assert cluster.shards("other") == [other]
+        away.rename(python)
+        await eventually(lambda: cluster.shards()[0]["state"] == "ready")
+
+
+def virtual_environment(folder: Path) -> Path:
+    """A copy of this one, as far as a link can be: its python."""
+    (folder / "venv/bin").mkdir(parents=True)
+    shutil.copy(Path(sys.prefix, "pyvenv.cfg"), folder / "venv")
+    (folder / "venv/lib").symlink_to(Path(sys.prefix, "lib"))
+    python = folder / "venv/bin/python"
+    python.symlink_to(Path(sys.executable).resolve())
+    return python
+
+
+def log(cluster: RunningApp) -> str:
+    return cluster.log.read_text()
 
 
 async def test_every_call_that_a_client_saw_answered_is_exported_after_a_drain(tmp_path: Path) -> None:

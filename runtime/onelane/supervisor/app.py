@@ -91,7 +91,7 @@ class AppSupervisor:
         failures = 0
         while not self._stop.is_set():
             began = time.monotonic()
-            how = await self._run_once(shard)
+            how = await self._run_guarded(shard)
             if self._stop.is_set():
                 break
             shard.follow(ShardEvent.ENDED)
@@ -105,6 +105,23 @@ class AppSupervisor:
         # It will not be ready any more: wake the tasks that wait for it.
         shard.ready.set()
 
+    async def _run_guarded(self, shard: SupervisedShard) -> str:
+        """As `_run_once`. Whatever goes wrong, here or in the launch, is one more end of this shard: it is told, a
+        back-off follows, and neither the other shards nor the other apps notice.
+
+        Raises:
+            ShardFailed: its first start failed.
+        """
+        try:
+            return await self._run_once(shard)
+        except ShardFailed:
+            raise
+        except OSError as error:
+            return f"it cannot be run: {error}"
+        except Exception as error:
+            log.exception("shard.supervision_failed shard=%s", shard.member.name)
+            return f"its supervision failed: {type(error).__name__}: {error}"
+
     async def _run_once(self, shard: SupervisedShard) -> str:
         """Launch a shard and serve it until it ends; how it ended."""
         incarnation = shard.incarnation = Incarnation(await self._shared.launcher.launch(shard.sockets))
@@ -116,7 +133,7 @@ class AppSupervisor:
                 how = await incarnation.running.wait()
         finally:
             incarnation.kill()
-        self._shared.collector.end_incarnation(self.source(shard), incarnation.received)
+            self._shared.collector.end_incarnation(self.source(shard), incarnation.received)
         return how
 
     async def _read_messages(self, shard: SupervisedShard, incarnation: Incarnation) -> None:

@@ -4,6 +4,7 @@ A process is a fresh interpreter, not a fork: it inherits one end of a socket pa
 grpc object.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -35,7 +36,12 @@ class Launcher(Protocol):
     """Starts shards. Promised: `kill` ends a shard even if its lane is stalled (inline: at its next await)."""
 
     async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
-        """Start a shard, which waits for its setup on the control line. sockets: it listens on copies of these."""
+        """Start a shard, which waits for its setup on the control line. sockets: it listens on copies of these.
+
+        Raises:
+            OSError: the system starts no process now: no program, descriptor, process or memory is left. Nothing of
+                the attempt stays behind.
+        """
 
 
 class ProcessLauncher:
@@ -43,18 +49,31 @@ class ProcessLauncher:
 
     async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
         own_end, shard_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        fds = [shard_end.fileno(), *(sock.fileno() for sock in sockets)]
-        with shard_end:
-            process = await anyio.open_process(
-                [sys.executable, "-m", "onelane.shard.process", *map(str, fds)],
-                stdin=None,
-                stdout=None,
-                stderr=None,
-                start_new_session=True,
-                pass_fds=fds,
-                env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
-            )
-        return _ShardProcess(await WireControl.over(own_end, control_pb2.ToSupervisor, serves=True), process)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(own_end.close)
+            with shard_end:
+                process = await _start_process(shard_end, sockets)
+            on_failure.callback(_kill, process)
+            control = await WireControl.over(own_end, control_pb2.ToSupervisor, serves=True)
+            on_failure.pop_all()
+        return _ShardProcess(control, process)
+
+
+async def _start_process(shard_end: socket.socket, sockets: Sequence[socket.socket]) -> anyio.abc.Process:
+    fds = [shard_end.fileno(), *(sock.fileno() for sock in sockets)]
+    try:
+        return await anyio.open_process(
+            [sys.executable, "-m", "onelane.shard.process", *map(str, fds)],
+            stdin=None,
+            stdout=None,
+            stderr=None,
+            start_new_session=True,
+            pass_fds=fds,
+            env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
+        )
+    except OSError as error:
+        # The loop does not name the program.
+        raise OSError(error.errno, error.strerror, sys.executable) from error
 
 
 class _ShardProcess:
@@ -69,5 +88,11 @@ class _ShardProcess:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def kill(self) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
+        _kill(self._process)
+
+
+def _kill(process: anyio.abc.Process) -> None:
+    # It may have ended although its exit code has not been read yet.
+    with contextlib.suppress(ProcessLookupError):
+        if process.returncode is None:
+            process.kill()
