@@ -1,7 +1,8 @@
 """A shard starts, serves, drains and stops by its supervisor's orders; here behind a listener in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ import grpc
 import pytest
 from onelane.cluster.control import QueueControl, placement_to_proto
 from onelane.core.placement import Member, Placement
+from onelane.server import sockets
+from onelane.server.call import Call
+from onelane.shard import lifecycle
 from onelane.shard.lifecycle import ShardLifecycle, run
 from onelane.shard.watchdog import Watchdog
 from onelane.testing.listener import NET, MemoryListener
 from onelane.v1 import control_pb2
+from onelane.wire import framing
 
+from tests import frames
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import eventually
 from tests.shard.parts import LISTEN, setup
@@ -25,10 +31,10 @@ WATCHDOG = Watchdog(may_exit=False)
 class RunningShard:
     """A shard that serves, and its supervisor's end of the line."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *listening: socket.socket) -> None:
         self.supervisor_end, shard_end = QueueControl.pair()
-        described = setup(folder, listener="memory", stall_s=0)
-        self.lifecycle = ShardLifecycle(described, shard_end, ())
+        described = setup(folder, listener="native" if listening else "memory", stall_s=0)
+        self.lifecycle = ShardLifecycle(described, shard_end, listening)
         self.sibling_address = f"unix:{described.socket}"
 
     async def serve(self) -> None:
@@ -39,6 +45,9 @@ class RunningShard:
 
     async def order(self, **order: Any) -> None:
         await self.supervisor_end.send(control_pb2.ToShard(**order))
+
+    def calls_under_way(self) -> Sequence[Call]:
+        return self.lifecycle.parts.listener.under_way()
 
     async def next_message(self, kind: str) -> Any:
         """The next message of this kind; those of other kinds in between are left out."""
@@ -56,9 +65,10 @@ class RunningShard:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[RunningShard]:
-    """A shard that has reported ready. It is ordered to stop at the end."""
-    shard = RunningShard(folder)
+async def serving(folder: Path, *listening: socket.socket) -> AsyncIterator[RunningShard]:
+    """A shard that has reported ready. It is ordered to stop at the end. listening: its three sockets, else it listens
+    in memory."""
+    shard = RunningShard(folder, *listening)
     task = asyncio.create_task(shard.serve())
     await shard.next_message("ready")
     try:
@@ -102,6 +112,58 @@ async def test_a_drain_refuses_clients_serves_siblings_and_waits_for_calls_under
         released = await shard.call("Release", shard.sibling_address, key="k")
         assert released.code is grpc.StatusCode.OK
         assert (await held).code is grpc.StatusCode.OK
+        await shard.next_message("drained")
+
+
+async def test_a_drain_waits_for_forwarded_calls_under_way_and_serves_those_that_siblings_send_meanwhile(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as shard:
+        held = asyncio.create_task(shard.call("Hold", shard.sibling_address, key="k"))
+        await eventually(lambda: shard.lifecycle.parts.lane.in_flight)
+        await shard.order(drain={"grace_s": 20})
+        await eventually(lambda: shard.lifecycle.parts.lane.draining)
+        kinds: list[str] = []
+        while kinds.count("report") < 2:
+            message: Any = await shard.supervisor_end.receive()
+            kinds.append(message.WhichOneof("kind"))
+        assert "drained" not in kinds
+        assert (await shard.call("Unary", shard.sibling_address, key="j")).code is grpc.StatusCode.OK
+        await shard.call("Release", shard.sibling_address, key="k")
+        assert (await held).code is grpc.StatusCode.OK
+        await shard.next_message("drained")
+
+
+async def test_forwarded_calls_that_come_during_a_drain_have_a_grace_of_their_own_and_the_shard_reports_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "STOP_S", 0.0)
+    async with serving(tmp_path) as shard:
+        await shard.order(drain={"grace_s": 20})
+        await shard.next_message("drained")
+        held = asyncio.create_task(shard.call("Hold", shard.sibling_address, key="k"))
+        await eventually(lambda: shard.lifecycle.parts.lane.in_flight)
+        await shard.order(stop={"grace_s": 20})
+        await eventually(lambda: not NET.listeners)
+        await shard.next_message("report")
+        assert not (await shard.next_message("report")).final
+        shard.lifecycle.parts.services.servicers[0].held["k"].set()  # type: ignore[attr-defined]
+        assert (await held).code is grpc.StatusCode.OK
+
+
+async def test_a_drain_waits_for_a_call_whose_message_is_still_to_come_and_serves_it(tmp_path: Path) -> None:
+    message = framing.frame(EchoRequest(key="k").SerializeToString())
+    shared, own = sockets.listening("127.0.0.1:0"), sockets.listening("127.0.0.1:0")
+    async with serving(tmp_path, shared, own, sockets.listening(f"unix:{tmp_path}/echo-0")) as shard:
+        reader, writer = await asyncio.open_connection(*own.getsockname())
+        writer.write(frames.HELLO + frames.headers(1, frames.request(b"/echo.v1.Echo/Unary")))
+        await eventually(shard.calls_under_way)
+        await shard.order(drain={"grace_s": 20})
+        await eventually(lambda: shard.lifecycle.parts.lane.draining)
+        writer.write(frames.frame(frames.DATA, message, flags=frames.END_STREAM, stream=1))
+        answer = [kind async for kind, *_ in frames.frames(reader)]
+        assert answer.count(frames.DATA) == 1, "UNAVAILABLE would be headers alone"
+        writer.close()
         await shard.next_message("drained")
 
 

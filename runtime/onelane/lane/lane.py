@@ -8,7 +8,7 @@ Steps that few calls need are parts that the lane is given: the owner of a key (
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -72,6 +72,8 @@ class Lane:
         """Of these, the calls that came from clients, not from siblings."""
         self.received = 0
         self.draining = False
+        self._begun: Collection[Call] = ()
+        """Calls that are taken though the lane drains: they were begun before."""
         self.hot_keys = HotKeys()
         self._router = router
         self._admission = admission
@@ -108,8 +110,12 @@ class Lane:
         """See `onelane.server.listener.Serving`."""
         return self._router.home_of(method, metadata, message)
 
-    async def drain(self) -> None:
-        """Refuse new calls of clients; wait until none is in flight. Calls that siblings forward are still served."""
+    async def drain(self, begun: Collection[Call] = ()) -> None:
+        """Refuse new calls of clients; wait until none is in flight. Calls that siblings forward are still served.
+
+        begun: clients have begun these, and the lane has not got them yet: it takes them.
+        """
+        self._begun = frozenset(begun)
         self.begin_drain()
         if self.own_in_flight:
             await self._idle.wait()
@@ -213,8 +219,12 @@ class Lane:
             in_flight=self.in_flight,
             received=self.received,
             has_reserve=call.trusted or entry.is_ours,
-            is_draining=self.draining and not call.trusted and not entry.method.path.startswith("/grpc.health."),
+            is_draining=self.draining and not self._goes_on(entry, call),
         )
+
+    def _goes_on(self, entry: Entry, call: Call) -> bool:
+        """Whether a call is taken also while the lane drains."""
+        return call.trusted or call in self._begun or entry.method.path.startswith("/grpc.health.")
 
     # It waits for the turn of its key
 

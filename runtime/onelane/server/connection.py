@@ -52,6 +52,7 @@ class NativeConnection(CallsConnection):
     """See the module. Owned by its listener."""
 
     _owner: ConnectionOwner
+    goodbye_s = GOAWAY_S
 
     def __init__(
         self,
@@ -218,7 +219,7 @@ class NativeConnection(CallsConnection):
     async def close_gracefully(self) -> None:
         """Send a GOAWAY, and close when the calls that the client has begun meanwhile are answered. Fails no call.
 
-        Returns when the client has acknowledged it, or has not for GOAWAY_S. Source: RFC 9113, section 6.8.
+        Returns when the client has acknowledged it, or has not for `goodbye_s`. Source: RFC 9113, section 6.8.
         """
         self.keep()
         if self.is_closing or self._goaway_acknowledged is not None:
@@ -227,7 +228,7 @@ class NativeConnection(CallsConnection):
         self.announce_shutdown()
         super().ping(b"goodbye!")
         try:
-            await asyncio.wait([self._goaway_acknowledged], timeout=GOAWAY_S)
+            await asyncio.wait([self._goaway_acknowledged], timeout=self.goodbye_s)
         finally:
             # Also where this is cancelled: after a GOAWAY the client may send unread calls to another server.
             self.go_away()

@@ -109,7 +109,13 @@ class Listener(Protocol):
         """Take no new connection of clients, and send away those that stand, where that fails no call."""
 
     async def stop(self, grace_s: float) -> None:
-        """Take no new call; give those under way `grace_s` seconds, then cancel them."""
+        """Take no new call; give those under way `grace_s` seconds, then cancel them. May be called again."""
+
+    def under_way(self) -> Sequence[Call]:
+        """The calls that have not ended, of clients and siblings, those too whose messages are still to come.
+
+        A listener may have no such method: a drain waits then for the calls of clients that the lane has.
+        """
 
 
 async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:

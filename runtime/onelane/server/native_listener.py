@@ -23,6 +23,7 @@ from onelane.server.connection import CompressingConnection, NativeConnection
 from onelane.server.eager import Eager
 from onelane.server.listener import Bind, Serving, compression_of, end_all
 from onelane.server.methods import Method
+from onelane.server.native_call import NativeCall
 from onelane.server.sibling_connection import SiblingConnection
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.wire.framing import BadWire
@@ -254,6 +255,10 @@ class NativeListener:
         await end_all([*self._tasks, *self._under_way()])
         for connection in list(self._connections):
             connection.close()
+
+    def under_way(self) -> Sequence[NativeCall]:
+        streams = (stream for connection in self._connections for stream in connection.wire.streams.values())
+        return [stream.call for stream in streams if stream.call is not None]
 
     def pause(self) -> None:
         """Read nothing from any connection until `resume`."""

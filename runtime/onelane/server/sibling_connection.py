@@ -18,6 +18,10 @@ from onelane.wire.framing import BadWire
 from onelane.wire.http2 import SIBLING_LIMITS
 from onelane.wire.server import Stream
 
+SIBLING_GOODBYE_S = 5.0
+"""As `GOAWAY_S`: a sibling may get no CPU for a while, and what it sends meanwhile is served until it has read the
+GOAWAY."""
+
 
 class ForwardedCall(NativeCall):
     """A call that a sibling has sent on: to its handler, the call of the client itself."""
@@ -44,6 +48,7 @@ class SiblingConnection(NativeConnection):
     """See the module. Owned by its listener."""
 
     trusted = True
+    goodbye_s = SIBLING_GOODBYE_S
 
     def __init__(self, owner: ConnectionOwner) -> None:
         # What a client would not get of an answer's metadata, its shard does not get either.

@@ -15,6 +15,8 @@ from onelane.cluster.control import Control, placement_from_proto
 from onelane.core import addresses
 from onelane.core.context import bind_shard
 from onelane.errors import OnelaneError, first_of
+from onelane.server.call import Call
+from onelane.server.call_state import ARRIVED, DONE
 from onelane.server.listener import Bind
 from onelane.shard.reporter import TICK_S
 from onelane.shard.watchdog import Watchdog, WatchedShard
@@ -27,7 +29,7 @@ QUIET_S = 0.05
 """A drain goes on when no call has come for this long."""
 QUIET_LIMIT_S = 1.0
 STOP_S = 1.0
-"""Seconds that the last forwarded calls have to end, once every shard has drained."""
+"""The least time that the last forwarded calls have to end, once the shard has drained."""
 GC_THRESHOLDS = (20_000, 20, 50)
 
 
@@ -140,6 +142,9 @@ class ShardLifecycle:
                     case "commit":
                         parts.settings_vote.commit(order.commit)
                     case "stop":
+                        if drain is not None:
+                            # Before it stops to tick and to report: this may take as long as a drain.
+                            await parts.listener.stop(max(order.stop.grace_s, STOP_S))
                         break
             if drain is not None:
                 drain.cancel()
@@ -147,18 +152,29 @@ class ShardLifecycle:
     # Drain
 
     async def _drain(self, grace_s: float) -> None:
-        """Let clients go elsewhere and calls finish, for at most `grace_s` seconds, then report drained."""
+        """Let clients go elsewhere and calls finish, for at most `grace_s` seconds, then report drained.
+
+        It waits for the calls that siblings have forwarded as well; those that they forward meanwhile are served.
+        """
         parts = self.parts
         await parts.services.set_health(serving=False)
         await parts.listener.drain()
         await self._wait_quiet()
+        under_way = self._calls_under_way()
         try:
             async with asyncio.timeout(grace_s):
-                await parts.lane.drain()
+                await parts.lane.drain(begun=[call for call in under_way if call.state is ARRIVED])
+                while under_way := [call for call in under_way if call.state is not DONE]:  # noqa: ASYNC110 - a drain only
+                    await asyncio.sleep(QUIET_S)
                 await self._wait_quiet()
         except TimeoutError:
-            log.warning("shard.drain_cut_short shard=%s under_way=%d", self._setup.name, parts.lane.own_in_flight)
+            cut_short = parts.lane.own_in_flight + sum(call.trusted or call.state is ARRIVED for call in under_way)
+            log.warning("shard.drain_cut_short shard=%s under_way=%d", self._setup.name, cut_short)
         await self._control.send(control_pb2.ToSupervisor(drained=control_pb2.Drained()))
+
+    def _calls_under_way(self) -> Sequence[Call]:
+        list_calls = getattr(self.parts.listener, "under_way", None)
+        return () if list_calls is None else list_calls()
 
     async def _wait_quiet(self) -> None:
         """Wait until no call has come for `QUIET_S`: gRPC's core may still hold calls that it has accepted."""

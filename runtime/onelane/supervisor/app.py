@@ -298,7 +298,7 @@ class AppSupervisor:
         await self.carry_out_drain(shard)
         # If it has died meanwhile, a process with fresh code is on its way already.
         if shard.state is ShardState.RESTART_STOPPING:
-            await self._end(shard)
+            await self._end(shard, self.settings.drain_s)
         await shard.ready.wait()
 
     def kill(self) -> None:
@@ -311,13 +311,17 @@ class AppSupervisor:
     async def _send_drain(self, incarnation: Incarnation) -> None:
         await incarnation.send(control_pb2.ToShard(drain=control_pb2.Drain(grace_s=self.settings.drain_s)))
 
-    async def _end(self, shard: SupervisedShard) -> None:
-        """Tell a shard to end, and kill it if it has not within `SHARD_END_S` and what its services may take."""
+    async def _end(self, shard: SupervisedShard, grace_s: float = 0.0) -> None:
+        """Tell a shard to end, and kill it if it has not within `SHARD_END_S` after its grace and what its services may
+        take to stop.
+
+        grace_s: for the calls that siblings have forwarded; 0 where these have drained as well.
+        """
         incarnation = shard.incarnation
         if incarnation is None:
             return
-        await incarnation.send(control_pb2.ToShard(stop=control_pb2.Stop()))
-        limit_s = SHARD_END_S + self.settings.stop_s
+        await incarnation.send(control_pb2.ToShard(stop=control_pb2.Stop(grace_s=grace_s)))
+        limit_s = SHARD_END_S + grace_s + self.settings.stop_s
         with anyio.move_on_after(limit_s) as stopping:
             await incarnation.ended.wait()
         if stopping.cancelled_caught:

@@ -79,7 +79,7 @@ class MemoryListener:
         self._serving: Serving | None = None
         self._binds: dict[str, Bind] = {}
         self._limit = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], Call] = {}
 
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
         for bind in binds:
@@ -96,8 +96,11 @@ class MemoryListener:
         for address in self._binds:
             NET.listeners.pop(address, None)
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=grace_s)
+            _, late = await asyncio.wait([*self._tasks], timeout=grace_s)
             await end_all(late)
+
+    def under_way(self) -> Sequence[Call]:
+        return list(self._tasks.values())
 
     async def call(
         self,
@@ -127,7 +130,7 @@ class MemoryListener:
         assert self._serving is not None
         answers: list[bytes] = []
         serving = asyncio.ensure_future(_serve_call(self._serving, method, call, first))
-        self._tasks.add(serving)
+        self._tasks[serving] = call
         feeding = asyncio.ensure_future(_feed(call, requests)) if first is None else None
         try:
             while (answer := await call.outbox.get()) is not None:
@@ -141,7 +144,7 @@ class MemoryListener:
             call.fail(grpc.StatusCode.CANCELLED, "stopped")
             reply = b""
         finally:
-            self._tasks.discard(serving)
+            self._tasks.pop(serving, None)
             if feeding is not None:
                 feeding.cancel()
         if not method.response_streaming and call.code_now is grpc.StatusCode.OK:

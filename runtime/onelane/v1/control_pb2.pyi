@@ -46,7 +46,7 @@ class ToShard(_message.Message):
     def status(self) -> Global___StatusAnswer: ...
     @_builtins.property
     def stop(self) -> Global___Stop:
-        """Every shard of the app has drained: close all connections, send the final report, exit."""
+        """It has drained: let the calls that siblings forward finish, close all connections, send the final report, exit."""
 
     @_builtins.property
     def propose(self) -> Global___Settings:
@@ -103,7 +103,7 @@ class ToSupervisor(_message.Message):
     def report(self) -> Global___Report: ...
     @_builtins.property
     def drained(self) -> Global___Drained:
-        """No call of a client is in progress any more; calls that siblings forward are still served."""
+        """No call that had come before the drain is in progress any more; calls that siblings forward are still served."""
 
     @_builtins.property
     def proposed(self) -> Global___Proposed: ...
@@ -349,12 +349,17 @@ Global___StatusAnswer: _TypeAlias = StatusAnswer  # noqa: Y015
 class Stop(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    GRACE_S_FIELD_NUMBER: _builtins.int
+    grace_s: _builtins.float
+    """Seconds that calls which siblings have forwarded may still take."""
     def __init__(
         self,
+        *,
+        grace_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_s", b"grace_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
