@@ -58,6 +58,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         config.load(tmp_path / "none.toml")
 
 
+@pytest.mark.parametrize("text", ["apps = 5", '[apps]\nlobby = "none"', "apps = [1]"])
+def test_a_value_where_a_table_belongs_is_reported_also_where_the_environment_overrules_one_in_it(
+    tmp_path: Path, text: str
+) -> None:
+    with pytest.raises(BadConfig, match=r"line \d: apps"):
+        load(tmp_path, text, ONELANE_APPS__LOBBY__SHARDS="5")
+
+
+def test_variables_that_contradict_each_other_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match=r"apps\.lobby"):
+        load(tmp_path, GOOD, ONELANE_APPS__LOBBY="5", ONELANE_APPS__LOBBY__SHARDS="5")
+
+
 def test_the_environment_overrules_the_file(tmp_path: Path) -> None:
     read = load(tmp_path, GOOD, ONELANE_APPS__LOBBY__SHARDS="5", ONELANE_ADMIN="127.0.0.1:1")
     assert (read.apps["lobby"].shards, read.admin) == (5, "127.0.0.1:1")

@@ -301,10 +301,12 @@ def _override(data: dict[str, Any], environment: Mapping[str, str]) -> None:
         *tables, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         if not name.startswith(ENVIRONMENT_PREFIX + "APPS__") and name not in OVERRULED:
             continue
-        level = data
+        level: Any = data
         for table in tables:
-            level = level.setdefault(table, {})
-        level[key] = environment[name] if name == ADMIN_TOKEN else _value(environment[name])
+            level = level.setdefault(table, {}) if isinstance(level, dict) else None
+        # Where the file has no table, validation reports that.
+        if isinstance(level, dict):
+            level[key] = environment[name] if name == ADMIN_TOKEN else _value(environment[name])
 
 
 def _value(text: str) -> Any:
