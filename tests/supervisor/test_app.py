@@ -150,6 +150,20 @@ async def test_a_shard_that_does_not_answer_a_proposal_objects(launcher: FakeLau
         assert await app.propose({}, answer_s=0.01) == ["shard echo-0 has not answered in 0.01 s"]
 
 
+@pytest.mark.parametrize("asked", ["propose", "commit"])
+async def test_a_shard_that_dies_is_waited_for_no_longer(launcher: FakeLauncher, asked: str) -> None:
+    async with supervised(launcher, 2) as app:
+        await app.propose({}, answer_s=3600.0)
+        become_ready(launcher, "echo-0", "echo-1")
+        await settle()
+        reloading = await begun(app.propose({}, answer_s=3600.0) if asked == "propose" else app.commit({"limit": 2}))
+        launcher.shard("echo-0").end("signal SIGKILL")
+        answer: Any = {"proposed": control_pb2.Proposed(generation=3)} if asked == "propose" else {"committed": 2}
+        launcher.shard("echo-1").line.deliver(**answer)
+        await settle()
+        assert reloading.done()
+
+
 async def test_a_shard_that_was_starting_when_settings_were_committed_gets_them_once_it_is_ready(
     launcher: FakeLauncher,
 ) -> None:

@@ -16,14 +16,17 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.config import parse
+from onelane.supervisor import supervisor as supervisor_module
 from onelane.supervisor.app import TelemetryOptions
 from onelane.supervisor.launcher import ProcessLauncher
 from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.supervisor import Supervisor
+from onelane.v1 import control_pb2
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ROOT, RunningApp, echo, eventually, is_running, run_to_end, running
+from tests.supervisor.fake_launcher import FakeLauncher, settle
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +45,23 @@ async def test_of_several_restarts_asked_for_in_one_turn_of_the_loop_the_first_a
         await eventually(lambda: shard.state is ShardState.READY and shard.pid != before)
         supervisor.stop_asked.set()
     assert shard.restarts == 0
+
+
+async def test_a_scrape_waits_no_longer_for_a_shard_that_dies_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "COLLECT_S", 3600.0)
+    launcher = FakeLauncher([])
+    config = parse(tomllib.loads(echo(1)))
+    supervisor = Supervisor(config, launcher, app_dir=str(ROOT), sinks=[], telemetry=TelemetryOptions())
+    async with asyncio.TaskGroup() as tasks:
+        running_all = tasks.create_task(supervisor.run())
+        await eventually(lambda: launcher.launched)
+        launcher.shard("echo-0").line.deliver(ready=control_pb2.Ready(pid=7))
+        await settle()
+        scraping = tasks.create_task(supervisor.collect())
+        await settle()
+        launcher.shard("echo-0").end("signal SIGKILL")
+        await scraping
+        running_all.cancel()
 
 
 async def test_an_app_that_listens_on_all_addresses_advertises_the_configured_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import anyio
 
 from onelane.core.placement import Member
 from onelane.supervisor.launcher import RunningShard
-from onelane.supervisor.shard_state import ShardEvent, ShardState, step
+from onelane.supervisor.shard_state import REPORTING, ShardEvent, ShardState, step
 from onelane.telemetry.collector.sequence import ReportSequence
 from onelane.telemetry.stalls import Stall
 from onelane.v1 import control_pb2
@@ -48,7 +48,7 @@ class SettingsProgress:
     answers: dict[int, str] = field(default_factory=dict)
     """Generation → the shard's objection to it; "" where the settings fit."""
     changed: anyio.Event = field(default_factory=anyio.Event)
-    """Set at the next answer or commit, and then replaced by a new event."""
+    """Set at the next answer, commit or change of the shard's state, and then replaced by a new event."""
 
     def wake(self) -> None:
         """Wake the tasks that wait for `changed`."""
@@ -73,7 +73,7 @@ class SupervisedShard:
     """Set once the shard is ready, and when it stops for good; a restart replaces the event."""
     settings: SettingsProgress = field(default_factory=SettingsProgress)
     collected: dict[int, anyio.Event] = field(default_factory=dict)
-    """Number of a request for a report → set once the report has come."""
+    """Number of a request for a report → set once the report has come, or will not."""
     pid: int = 0
     restarts: int = 0
     """Crashes that were followed by a restart; restarts that were asked for do not count."""
@@ -83,12 +83,17 @@ class SupervisedShard:
     """The last stalls, of all incarnations."""
 
     def follow(self, event: ShardEvent) -> None:
-        """Change the state by the table of transitions.
+        """Change the state by the table of transitions, and wake the tasks that wait for an answer or a report of this
+        shard: in another state it may never come.
 
         Raises:
             RuntimeError: the table does not have this event for the present state.
         """
         self.state = step(self.state, event)
+        self.settings.wake()
+        if self.state not in REPORTING:
+            for collected in self.collected.values():
+                collected.set()
 
     async def send(self, message: control_pb2.ToShard) -> None:
         """Send a message to the present incarnation, if there is one."""

@@ -208,12 +208,15 @@ class Supervisor:
         asked = [shard for app in self.apps for shard in app.shards if shard.state in REPORTING]
         for shard in asked:
             shard.collected[number] = anyio.Event()
-            await shard.send(control_pb2.ToShard(collect=number))
-        with anyio.move_on_after(COLLECT_S):
+        try:
+            with anyio.move_on_after(COLLECT_S):
+                for shard in asked:
+                    await shard.send(control_pb2.ToShard(collect=number))
+                for shard in asked:
+                    await shard.collected[number].wait()
+        finally:
             for shard in asked:
-                await shard.collected[number].wait()
-        for shard in asked:
-            del shard.collected[number]
+                del shard.collected[number]
 
     async def metrics(self, accept: str = "", *, sums: bool = False) -> tuple[bytes, str]:
         """Prometheus text or OpenMetrics, as an Accept header asks, exact as of now; and its content type.
