@@ -67,10 +67,7 @@ class RunningApp:
         return total
 
     def in_flight(self, **labels: str) -> float:
-        """Calls that are being worked on, the streams by which others watch health and topology among them.
-
-        A test compares it with what it was before its own calls.
-        """
+        """Calls of the app's services that are being worked on."""
         return self.metric("onelane_calls_in_flight", **labels)
 
     def stop(self, *, by: signal.Signals = signal.SIGTERM) -> int:

@@ -196,6 +196,9 @@ class App(BaseModel):
     """Tail sampling; by default off."""
     show_keys: bool = False
     """Show the text of the keys with the most calls on the admin page and in `onelane top`; by default their hash."""
+    show_runtime_calls: bool = False
+    """Record the calls of the runtime's own services (health, reflection, `onelane.v1`) as those of the app's services:
+    in traces, in the counts and durations of methods, and in the calls in flight."""
     pins: Mapping[str, int] = {}
     """Canonical key → index of the shard that owns it, whatever the hash ring says."""
 

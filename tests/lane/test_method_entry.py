@@ -3,7 +3,7 @@
 import grpc
 import pytest
 from onelane.core import keys
-from onelane.lane.method_entry import Entry
+from onelane.lane.method_entry import Entry, HiddenEntry
 from onelane.server.methods import Method
 from onelane.telemetry.stats import Stats
 
@@ -65,3 +65,11 @@ def test_each_status_is_counted_apart_with_its_duration() -> None:
     points = [point for point in stats.take() if point.instrument.name == "onelane.calls"]
     counted = {dict(point.attributes)["rpc.response.status_code"]: point.value for point in points}
     assert counted == {"OK": 1, "NOT_FOUND": 2}
+
+
+def test_a_hidden_method_has_no_series_and_says_when_a_call_has_ended() -> None:
+    ended: list[int] = []
+    entry = HiddenEntry(an_entry().method, ended=lambda: ended.append(1))
+    entry.count(grpc.StatusCode.OK, 0.1)
+    entry.count(grpc.StatusCode.INTERNAL, 0.1)
+    assert ended == [1, 1]

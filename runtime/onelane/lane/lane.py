@@ -20,12 +20,13 @@ from onelane.core.context import current_call_var
 from onelane.core.hop import SERVED
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Placement
+from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import patience_s
 from onelane.errors import BadKey, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
-from onelane.lane.method_entry import Entry
+from onelane.lane.method_entry import Entry, HiddenEntry, is_ours
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server import handler, status
@@ -63,13 +64,17 @@ class Lane:
         forwarder: Forwarder,
         stats: Stats,
         tracer: Tracer,
+        shows_runtime_calls: bool = False,
     ) -> None:
+        """shows_runtime_calls: record calls of the runtime's own methods as those of the services."""
         self.name = router.shard
         self.queue = queue
         self.entries: dict[str, Entry] = {}
         self.in_flight = 0
         self.own_in_flight = 0
         """Of these, the calls that came from clients, not from siblings."""
+        self._hidden_in_flight = 0
+        """Of these, the calls that are not recorded."""
         self.received = 0
         self.draining = False
         self._begun: Collection[Call] = ()
@@ -80,11 +85,12 @@ class Lane:
         self._forwarding = Forwarding(forwarder, router, stats=stats, tracer=tracer, end=self._end, fail=self._fail)
         self._stats = stats
         self._tracer = tracer
+        self._shows_runtime_calls = shows_runtime_calls
         self._idle = asyncio.Event()
         self._endless: set[asyncio.Task[Any]] = set()
         self._refusals = stats.counter("onelane.refusals", unit="{call}", description="Calls refused before they began")
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
-        in_flight.observe(lambda: self.in_flight)
+        in_flight.observe(lambda: self.in_flight - self._hidden_in_flight)
         # Read for every call: one attribute each.
         self._homes = router.homes
         self._enter_turn = queue.turns.enter
@@ -104,7 +110,9 @@ class Lane:
             self._forwarding.placed()
 
     def add(self, method: Method) -> None:
-        self.entries[method.path] = Entry(method, self._stats)
+        is_hidden = is_ours(method) and not self._shows_runtime_calls
+        entry = HiddenEntry(method, ended=self._end_hidden) if is_hidden else Entry(method, self._stats)
+        self.entries[method.path] = entry
 
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
         """See `onelane.server.listener.Serving`."""
@@ -144,6 +152,9 @@ class Lane:
             self.own_in_flight += 1
         call.began = perf_counter()
         entry = self.entries[method.path]
+        if entry.is_hidden:
+            self._hidden_in_flight += 1
+            call.span = UNSAMPLED
         lateness = self._lateness
         if not lateness.began_at:
             self._begin_round(call.began)
@@ -202,6 +213,9 @@ class Lane:
             if call.state is FORWARDED and call.cancel_forward is not None:
                 call.cancel_forward()
             raise
+
+    def _end_hidden(self) -> None:
+        self._hidden_in_flight -= 1
 
     def _begin_round(self, now: float) -> None:
         """This is the first call since the loop looked at its sockets."""

@@ -1,5 +1,7 @@
 """One method as a lane serves it, with its counters."""
 
+from collections.abc import Callable
+
 import grpc
 
 from onelane.core.keys import ANY, FieldKey
@@ -7,6 +9,11 @@ from onelane.server.call import OK
 from onelane.server.methods import Method
 from onelane.telemetry.stats import CounterSeries, HistogramSeries, Stats
 from onelane.telemetry.tracer import ERROR, METHOD, SERVER_ERRORS, STATUS, SYSTEM
+
+
+def is_ours(method: Method) -> bool:
+    """Whether it is the runtime's own, or one that grpcio ships."""
+    return method.path.startswith(("/grpc.", "/onelane."))
 
 
 class Entry:
@@ -19,6 +26,7 @@ class Entry:
         "_stats",
         "any",
         "asks_message",
+        "is_hidden",
         "is_ours",
         "is_simple",
         "may_be_endless",
@@ -29,9 +37,10 @@ class Entry:
 
     def __init__(self, method: Method, stats: Stats) -> None:
         self.method = method
+        self.is_hidden = False
+        """Its calls are left out of traces, counts and calls in flight; see `HiddenEntry`."""
         self.any = method.rule is ANY
-        self.is_ours = method.path.startswith(("/grpc.", "/onelane."))
-        """The runtime's own, or what grpcio ships."""
+        self.is_ours = is_ours(method)
         self.may_be_endless = self.any and method.response_streaming
         """A watch that nobody would end: a drain does."""
         self.reads = method.rule.read if isinstance(method.rule, FieldKey) else None
@@ -65,3 +74,19 @@ class Entry:
         duration = self._stats.histogram("rpc.server.call.duration", unit="s", description="Duration of calls")
         error = {ERROR: code} if code in SERVER_ERRORS else {}
         return calls.at(attributes), duration.at(attributes | {SYSTEM: "grpc"} | error)
+
+
+class HiddenEntry(Entry):
+    """A method of the runtime's own whose calls are not recorded: no report has its series."""
+
+    __slots__ = ("_ended",)
+
+    def __init__(self, method: Method, *, ended: Callable[[], None]) -> None:
+        """ended: called at the end of each call."""
+        super().__init__(method, Stats())
+        self.is_hidden = True
+        self._ended = ended
+
+    def count(self, code: grpc.StatusCode, seconds: float) -> HistogramSeries:
+        self._ended()
+        return self._duration

@@ -178,4 +178,5 @@ def _lane(
         forwarder=forwarder,
         stats=stats,
         tracer=tracer,
+        shows_runtime_calls=settings.show_runtime_calls,
     )
