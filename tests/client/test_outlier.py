@@ -19,6 +19,17 @@ def test_failures_in_a_row_eject_an_endpoint_and_one_probe_decides() -> None:
     assert [endpoint.allows(now + 3.4) for _ in range(3)] == [True] * 3
 
 
+def test_a_probe_that_says_nothing_of_its_endpoint_makes_room_for_another_and_ends_no_ejection() -> None:
+    endpoint = EndpointHealth()
+    for _ in range(CONSECUTIVE_FAILURES):
+        endpoint.ended("UNAVAILABLE", 100.0)
+    assert endpoint.allows(101.0)
+    endpoint.abandoned()
+    assert endpoint.is_ejected
+    assert endpoint.allows(101.0)
+    assert not endpoint.allows(101.0)
+
+
 def test_a_share_of_failures_ejects_as_well_and_statuses_of_the_call_itself_do_not() -> None:
     endpoint = EndpointHealth()
     assert not any(endpoint.ended("NOT_FOUND", 1.0) for _ in range(RECENT_CALLS * 2))
@@ -26,13 +37,22 @@ def test_a_share_of_failures_ejects_as_well_and_statuses_of_the_call_itself_do_n
     assert ejected.count(True) == 1
 
 
-@given(st.lists(st.tuples(st.sampled_from(["OK", "UNAVAILABLE", "NOT_FOUND"]), st.floats(0, 40)), max_size=120))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["OK", "UNAVAILABLE", "NOT_FOUND", "abandoned", "never ends"]), st.floats(0, 40)),
+        max_size=120,
+    )
+)
 def test_an_ejected_endpoint_is_always_asked_again(steps: list[tuple[str, float]]) -> None:
     endpoint, now = EndpointHealth(), 0.0
-    for code, pause in steps:
+    for outcome, pause in steps:
         now += pause
-        if endpoint.allows(now):
-            endpoint.ended(code, now)
+        if not endpoint.allows(now) or outcome == "never ends":
+            continue
+        if outcome == "abandoned":
+            endpoint.abandoned()
+        else:
+            endpoint.ended(outcome, now)
     assert endpoint.allows(now + MAX_EJECTION_S) or not endpoint.is_ejected
 
 

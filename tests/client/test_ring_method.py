@@ -172,6 +172,38 @@ async def test_a_retry_that_is_the_probe_ends_the_ejection(server: tuple[Scripte
         assert not health.is_ejected
 
 
+async def fail_by_its_caller(stub: Any, how: str) -> None:
+    if how == "its request cannot be serialized":
+        with pytest.raises(TypeError):
+            stub.Who("no message", metadata=KEY)
+    elif how == "its deadline has passed when it is made":
+        assert await stub.Who(EchoRequest(), timeout=0, metadata=KEY).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    else:
+        stub.Who(EchoRequest(), timeout=30, metadata=KEY).cancel()
+
+
+async def test_calls_that_fail_by_their_caller_alone_neither_eject_an_endpoint_nor_use_up_its_probe(
+    server: tuple[Scripted, str],
+) -> None:
+    _, address = server
+    ways = ("its request cannot be serialized", "its deadline has passed when it is made", "it is cancelled")
+    async with onelane.connect(address) as channel:
+        health = await owned(channel, address)
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        for way in ways:
+            for _ in range(CONSECUTIVE_FAILURES):
+                await fail_by_its_caller(stub, way)
+            assert not health.is_ejected, way
+        for _ in range(CONSECUTIVE_FAILURES):
+            health.ended("UNAVAILABLE", monotonic())
+        health.later_s = 3600.0
+        for way in ways:
+            await fail_by_its_caller(stub, way)
+            assert health.is_ejected, way
+        await stub.Who(EchoRequest(), timeout=30, metadata=KEY)
+        assert not health.is_ejected
+
+
 async def test_attempts_that_fail_count_against_their_endpoint_though_a_retry_saves_the_call(
     server: tuple[Scripted, str],
 ) -> None:

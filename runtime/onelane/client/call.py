@@ -53,6 +53,8 @@ class ClientCall(grpc.aio.Call):
     """Bytes of its headers, where its metadata is large."""
     _is_cancelled_here = False
     """By `cancel`, whatever details a server sends."""
+    _has_failed_here = False
+    """By what its caller gave, or by an answer that its caller's code cannot parse."""
     _names_peer = False
     """Its server could not be reached."""
 
@@ -289,6 +291,11 @@ class ClientCall(grpc.aio.Call):
         return f"{self.peer_name}: {self.status_details}" if names_peer else self.status_details
 
     @property
+    def tells_of_endpoint(self) -> bool:
+        """Whether its failure is one of the endpoint that it was sent to, and not of its caller alone."""
+        return self.transmissions > 0 and not (self._is_cancelled_here or self._has_failed_here)
+
+    @property
     def trailers(self) -> Any:
         """The trailing metadata of a call that has ended, as pairs."""
         return self._trailers
@@ -339,6 +346,7 @@ class ClientCall(grpc.aio.Call):
 
     def _fail(self, code: grpc.StatusCode, details: str) -> None:
         """End the call where what has arrived cannot be used, also where the server has ended it as OK."""
+        self._has_failed_here = True
         if self.status is None:
             self._stop(code, details)
         self.status, self.status_details = code, details

@@ -14,6 +14,8 @@ CONSECUTIVE_FAILURES = 5
 RECENT_CALLS = 50
 """The newest calls, whose share of failures ejects it as well."""
 FAILURE_SHARE = 0.5
+PROBE_S = 10.0
+"""A probe whose outcome has not come for so long is followed by another: its call may be a stream that never ends."""
 FIRST_EJECTION_S = 1.0
 MAX_EJECTION_S = 30.0
 
@@ -21,7 +23,7 @@ MAX_EJECTION_S = 30.0
 class EndpointHealth:
     """The health of one endpoint, by the outcomes of its calls. Owned by its channel."""
 
-    __slots__ = ("_ejected_until", "_ejections", "_failures", "_failures_in_a_row", "_is_probing", "_recent")
+    __slots__ = ("_ejected_until", "_ejections", "_failures", "_failures_in_a_row", "_probe_until", "_recent")
 
     def __init__(self) -> None:
         self._failures_in_a_row = 0
@@ -33,20 +35,28 @@ class EndpointHealth:
         """None: not ejected."""
         self._ejections = 0
         """Since the last probe that succeeded."""
-        self._is_probing = False
+        self._probe_until: float | None = None
+        """Until then the outcome of a probe is waited for; None: none is under way."""
 
     @property
     def is_ejected(self) -> bool:
         return self._ejected_until is not None
 
     def allows(self, now: float) -> bool:
-        """Whether a call may go there. The first call after an ejection is a probe; others wait for its outcome."""
+        """Whether a call may go there. The first call after an ejection is a probe; others wait for its outcome.
+
+        After True the call's outcome is handed in, by `ended` or `abandoned`.
+        """
         if self._ejected_until is None:
             return True
-        if now < self._ejected_until or self._is_probing:
+        if now < self._ejected_until or (self._probe_until is not None and now < self._probe_until):
             return False
-        self._is_probing = True
+        self._probe_until = now + PROBE_S
         return True
+
+    def abandoned(self) -> None:
+        """A call that was to go there has ended, and its end says nothing of the endpoint: another may be the probe."""
+        self._probe_until = None
 
     def ended(self, code: str, now: float) -> bool:
         """A call there has ended with a status; whether that ejects the endpoint."""
@@ -58,25 +68,26 @@ class EndpointHealth:
 
     def _succeeded(self) -> bool:
         self._failures_in_a_row = 0
-        if self._is_probing:
-            self._ejected_until, self._is_probing, self._ejections = None, False, 0
+        if self._probe_until is not None:
+            self._ejected_until, self._probe_until, self._ejections = None, None, 0
             self._forget_calls()
         elif self._ejected_until is None:
             self._remember(failed=False)
         return False
 
     def _failed(self, now: float) -> bool:
-        if self._ejected_until is not None and not self._is_probing:
+        is_probing = self._probe_until is not None
+        if self._ejected_until is not None and not is_probing:
             # Sent before the ejection.
             return False
         self._failures_in_a_row += 1
         self._remember(failed=True)
         too_many = len(self._recent) == RECENT_CALLS and self._failures >= RECENT_CALLS * FAILURE_SHARE
-        if not (self._is_probing or self._failures_in_a_row >= CONSECUTIVE_FAILURES or too_many):
+        if not (is_probing or self._failures_in_a_row >= CONSECUTIVE_FAILURES or too_many):
             return False
         self._ejected_until = now + exponential_s(self._ejections, base_s=FIRST_EJECTION_S, cap_s=MAX_EJECTION_S)
         self._ejections += 1
-        self._is_probing = False
+        self._probe_until = None
         self._forget_calls()
         return True
 

@@ -115,7 +115,13 @@ class RingMethod:
     ) -> ClientCall:
         """Send the call. number: of the attempt, from 0."""
         channel, health = self._router.pick(key, number)
-        call: ClientCall = self._sender(channel)(request, **arguments)
+        try:
+            call: ClientCall = self._sender(channel)(request, **arguments)
+        except BaseException:
+            # The request cannot be serialized, or the metadata not be sent; or the channel closes.
+            if health is not None:
+                health.abandoned()
+            raise
         call.peer_name, call.endpoint_health = self._peer.name, health
         self._peer.in_flight += 1
         if self._policy.attempts > 1 and self._policy.hedge_after_s is None:
@@ -236,7 +242,11 @@ class RingMethod:
     def _record_attempt_end(self, call: ClientCall, code: str, span: Span) -> None:
         """Let the health of the endpoint that an attempt went to count its outcome."""
         health, call.endpoint_health = call.endpoint_health, None
-        if health is not None and health.ended(code, monotonic()):
+        if health is None:
+            return
+        if code != "OK" and not call.tells_of_endpoint:
+            health.abandoned()
+        elif health.ended(code, monotonic()):
             self._record_decision("ejections", code, span, {})
 
     def _record_end(self, span: Span, began: float, call: Any) -> None:
