@@ -13,6 +13,8 @@ import anyio
 import click
 
 from onelane import config
+from onelane.cli import standard_streams
+from onelane.cli.standard_streams import announce
 from onelane.core import addresses
 from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
@@ -56,6 +58,7 @@ def _reporting_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.version_option(package_name="onelane")
 def main() -> None:
     """gRPC services on one single-threaded lane per core."""
+    standard_streams.open_closed_ones()
 
 
 @main.command()
@@ -251,9 +254,8 @@ async def _serve(first: config.Config, read: Callable[[], config.Config], app_di
 
         def announce_ready() -> None:
             for app in supervisor.apps:
-                click.echo(f"onelane: {app.name} ready on {app.settings.listen} ({len(app.shards)} shards)")
-            click.echo(f"onelane: ready, admin on http://{address}")
-            sys.stdout.flush()
+                announce(f"onelane: {app.name} ready on {app.settings.listen} ({len(app.shards)} shards)")
+            announce(f"onelane: ready, admin on http://{address}")
             notify("READY=1")
 
         await supervisor.run(on_ready=announce_ready)
