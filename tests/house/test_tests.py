@@ -29,7 +29,6 @@ TESTED_BY = {
     "server/grpcio_listener": "server/test_listener",
     "server/native_call": "server/test_calls_connection_end_stream",
     "server/native_listener": "server/test_listener",
-    "server/sockets": "supervisor/test_supervisor",
     "server/tls": "client/test_tls",
     "shard/lane_stack": "shard/test_watchdog_contract",
     "shard/process": "supervisor/test_supervisor",

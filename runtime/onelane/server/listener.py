@@ -29,7 +29,7 @@ class Bind:
     address: str
     """`ip:port`, or `unix:path`."""
     shared: bool = False
-    """Other shards listen here too (SO_REUSEPORT)."""
+    """Other shards listen here too: on the same socket, or, where the listener binds it itself, by SO_REUSEPORT."""
     trusted: bool = False
     """Only siblings can connect, so their runtime metadata counts."""
     sock: socket.socket | None = None

@@ -1,4 +1,9 @@
-"""Ports: is one free, who has it, and holding it until the shards have bound it."""
+"""Ports: is one free, who has it, and holding it for the shards, which share few listening sockets.
+
+All shards of an app accept from one socket. So a shard that does not accept (it is draining, restarting or stopped, or
+its lane is blocked) costs no connection: the others take it. The kernel wakes every idle shard for each connection, so
+with 2 · SHARE shards and more there are several sockets of SO_REUSEPORT, each for at least SHARE shards.
+"""
 
 import os
 import socket
@@ -8,6 +13,8 @@ from onelane.core.addresses import join, split
 from onelane.errors import PortTaken
 
 BACKLOG = 1024
+SHARE = 4
+"""The least number of shards that accept from one shared socket, in apps that have so many."""
 
 
 def claim(address: str, *, shared: bool) -> tuple[str, socket.socket]:
@@ -25,6 +32,11 @@ def claim(address: str, *, shared: bool) -> tuple[str, socket.socket]:
         return join(host, port), probe
     probe.close()
     return join(host, port), _bound(host, port, address, shared=True)
+
+
+def shared_count(shards: int) -> int:
+    """How many sockets listen on the address that so many shards share."""
+    return max(1, shards // SHARE)
 
 
 def listening(address: str, *, shared: bool = False) -> socket.socket:

@@ -104,7 +104,8 @@ class Supervisor:
         reserved: list[socket.socket] = []
         epoch = int(time.time())
         for name, app in self.config.apps.items():
-            listen, shared = sockets.claim(app.listen, shared=True)
+            binds_many = not app.adopts_sockets or sockets.shared_count(app.shard_count) > 1
+            listen, shared = sockets.claim(app.listen, shared=binds_many)
             stack.callback(shared.close)
             settings = app.model_copy(update={"listen": listen})
             members, own_sockets = [], []
@@ -118,22 +119,27 @@ class Supervisor:
             app_supervisor = AppSupervisor(name, settings, placement, self._shared)
             self.apps.append(app_supervisor)
             if app.adopts_sockets:
-                self._listen_for(app_supervisor, own_sockets, stack)
+                self._listen_for(app_supervisor, shared, own_sockets, stack)
             else:
                 reserved += own_sockets
         self._shared.peers.update({app.name: addresses.reachable(app.settings.listen) for app in self.apps})
         return reserved
 
-    def _listen_for(self, app: AppSupervisor, own_sockets: Sequence[socket.socket], stack: AsyncExitStack) -> None:
-        """Listen on behalf of every shard of `app`. own_sockets: bound to each shard's own address."""
+    def _listen_for(
+        self, app: AppSupervisor, shared: socket.socket, own_sockets: Sequence[socket.socket], stack: AsyncExitStack
+    ) -> None:
+        """Listen on behalf of every shard of `app`. shared, own_sockets: bound to the app's address and to each
+        shard's own."""
+        count = sockets.shared_count(len(app.shards))
+        accepting = [shared] if count == 1 else [_listening(app.settings.listen, stack) for _ in range(count)]
+        for sock in (*accepting, *own_sockets):
+            sock.listen(sockets.BACKLOG)
+            sock.setblocking(False)
         for shard, own in zip(app.shards, own_sockets, strict=True):
-            own.listen(sockets.BACKLOG)
-            own.setblocking(False)
-            shared = sockets.listening(app.settings.listen, shared=True)
             siblings = sockets.listening(f"unix:{shard.member.socket}")
-            shard.sockets = (shared, own, siblings)
-            for sock in (shared, siblings):
-                stack.callback(sock.close)
+            stack.callback(siblings.close)
+            # Neighbours on different sockets: they are restarted one after another.
+            shard.sockets = (accepting[shard.index % count], own, siblings)
 
     async def _serve(self, reserved: list[socket.socket], on_ready: Callable[[], Any]) -> None:
         for sock in reserved:
@@ -259,6 +265,13 @@ class Supervisor:
             "last_stalls": [asdict(stall) for stall in shard.stalls],
         }
         return row | {"keyed": shard.keyed} if details else row
+
+
+def _listening(address: str, stack: AsyncExitStack) -> socket.socket:
+    """One of several sockets that listen on an address; closed by the stack."""
+    sock = sockets.listening(address, shared=True)
+    stack.callback(sock.close)
+    return sock
 
 
 def _member(name: str, app: App, address: str, folder: Path) -> Member:
