@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import grpc.aio
 import pytest
+import rich.console
 from onelane.cli import top as watching
 from onelane.cli.main import console
 
@@ -99,9 +100,15 @@ def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster:
 async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: RunningApp) -> None:
     await call(cluster, TRACE)
     await eventually(lambda: TRACE[:16] in onelane("trace", "--admin", cluster.admin).stdout)
-    tree = onelane("trace", TRACE[:12], "--admin", cluster.admin)
-    assert tree.returncode == 0
-    lines = tree.stdout.splitlines()
+
+    def tree() -> list[str]:
+        run = onelane("trace", TRACE[:12], "--admin", cluster.admin)
+        assert run.returncode == 0
+        return run.stdout.splitlines()
+
+    # The shards report their spans one after the other.
+    await eventually(lambda: any("echo.v1.Echo/Unary client" in line for line in tree()))
+    lines = tree()
     assert lines[0].startswith("trace 3af7")
     # A forward, and below it the call on the owner.
     client = next(n for n, line in enumerate(lines) if "echo.v1.Echo/Unary client" in line)
@@ -114,3 +121,11 @@ def test_an_unknown_trace_and_an_address_without_a_supervisor_are_errors(cluster
     assert (unknown.returncode, "there is no such trace" in unknown.stderr) == (1, True)
     unreachable = onelane("top", "127.0.0.1:1")
     assert (unreachable.returncode, "does not answer as an admin address does" in unreachable.stderr) == (1, True)
+
+
+def test_a_method_without_calls_has_dashes_in_place_of_numbers() -> None:
+    now = {"calls": 0, "errors": 0, "p50": 0, "p95": 0, "p99": 0}
+    terminal = rich.console.Console(width=100)
+    with terminal.capture() as captured:
+        terminal.print(watching._methods({"methods": [{"name": "a/B", "now": now}]}))
+    assert captured.get().splitlines()[1].split() == ["a/B", *watching.NO_CALLS * 5]

@@ -67,7 +67,7 @@ def recorded(shard_tracer: Tracer, parent: TraceContext | None = None) -> SpanRe
 SERVER_FAILURES = ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"]
 
 
-@pytest.mark.parametrize("status", ["OK", "NOT_FOUND", "RESOURCE_EXHAUSTED", *SERVER_FAILURES])
+@pytest.mark.parametrize("status", ["OK", "CANCELLED", "NOT_FOUND", "RESOURCE_EXHAUSTED", *SERVER_FAILURES])
 def test_a_status_is_an_error_of_a_client_span_and_some_are_of_a_server_span(status: str) -> None:
     shard_tracer = tracer(sampler_of({}))
     server_span, client_span = recorded(shard_tracer), recorded(shard_tracer)
@@ -75,7 +75,7 @@ def test_a_status_is_an_error_of_a_client_span_and_some_are_of_a_server_span(sta
     shard_tracer.end_call(client_span, status=status, server=False)
     assert server_span.status == client_span.status == status
     assert server_span.error == (status if status in SERVER_FAILURES else "")
-    assert client_span.error == ("" if status == "OK" else status)
+    assert client_span.error == ("" if status in ("OK", "CANCELLED") else status)
     assert shard_tracer.take() == [server_span, client_span]
 
 
@@ -115,6 +115,20 @@ def test_ended_spans_are_bounded_and_dropped_ones_are_counted() -> None:
     assert len(shard_tracer.take()) == MAX_ENDED_SPANS
     assert shard_tracer.dropped == 3
     assert shard_tracer.take() == []
+
+
+def test_a_linked_span_is_sampled_as_the_span_that_it_links_to_and_stays_in_a_sampled_trace() -> None:
+    shard_tracer = tracer(sampler_of({}))
+    linked, parent = TraceContext("a" * 32, "b" * 16, True), TraceContext("c" * 32, "d" * 16, True)
+    root = shard_tracer.start_linked("deliver", "CONSUMER", linked, None)
+    child = shard_tracer.start_linked("deliver", "CONSUMER", linked, parent)
+    assert isinstance(root, SpanRecord)
+    assert isinstance(child, SpanRecord)
+    assert root.sampled
+    assert root.parent_id == ""
+    assert root.trace_id not in (linked.trace_id, parent.trace_id)
+    assert (child.trace_id, child.parent_id) == (parent.trace_id, parent.span_id)
+    assert root.links == child.links == [(linked.trace_id, linked.span_id, "", {})]
 
 
 def test_an_idle_tracer_records_not_even_the_child_of_a_sampled_parent() -> None:

@@ -20,6 +20,8 @@ from onelane.cli.status import TIMEOUT_S, headers, send
 from onelane.errors import NotThere, Transient
 
 REFRESH_S = 1.0
+NO_CALLS = "\u2013"
+"""In place of the numbers of a method without calls: a dash."""
 BARS = "▁▂▃▄▅▆▇█"
 MAX_FAILURES = 5
 """Requests in a row that may fail before `top` gives up."""
@@ -132,6 +134,9 @@ def _methods(app: dict[str, Any]) -> Table:
     table = _table("method", "calls/s", "errors/s", "p50", "p95", "p99")
     for method in sorted(app["methods"], key=lambda method: -method["now"]["calls"]):
         now = method["now"]
+        if not now["calls"]:
+            table.add_row(method["name"], *[NO_CALLS] * 5)
+            continue
         errors = Text(f"{now['errors']:.1f}", style="red" if now["errors"] else "default")
         table.add_row(method["name"], f"{now['calls']:.1f}", errors, *(seconds(now[p]) for p in ("p50", "p95", "p99")))
     return table

@@ -24,7 +24,7 @@ from onelane.core.placement import Placement
 from onelane.errors import BadKey
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import HistogramSeries
-from onelane.telemetry.tracer import ERROR, METHOD, STATUS, SYSTEM, Span, context_of
+from onelane.telemetry.tracer import CLIENT_SUCCESSES, ERROR, METHOD, STATUS, SYSTEM, Span, context_of
 from onelane.wire.framing import pairs_of
 
 IDEMPOTENCY_LEVELS = {0: "", 1: "NO_SIDE_EFFECTS", 2: "IDEMPOTENT"}
@@ -264,7 +264,7 @@ class RingMethod:
     def _duration_of(self, status: str) -> HistogramSeries:
         assert self._peer.duration is not None
         attributes = {SYSTEM: "grpc", METHOD: self._method[1:], STATUS: status}
-        if status != "OK":
+        if status not in CLIENT_SUCCESSES:
             attributes[ERROR] = status
         attributes |= {name: str(value) for name, value in self._peer.address_attributes.items()}
         duration = self._durations[status] = self._peer.duration.at(attributes)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -14,11 +15,15 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from onelane.core.context import TaskContext, current_call_var, current_trace
 from onelane.core.placement import Member
+from onelane.core.trace_context import parse_traceparent
 from onelane.lane.lane import Lane
 from onelane.shard.siblings import SiblingChannels
 from onelane.shard.topics import Inbox, Lost, Outbox, Subscriber
+from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Counter, Stats
+from onelane.telemetry.tracer import Span, Tracer, context_of
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc
 
 log = logging.getLogger("onelane.across")
@@ -44,9 +49,11 @@ class Subscription(Generic[M]):
         capacity: int,
         callback: "Callable[[M | Lost], None] | None",
         *,
+        tracer: Tracer,
         closed: "Callable[[Subscription[M]], None]",
     ) -> None:
         """callback: takes each message; None where they are iterated over. closed: called by `close`."""
+        self._tracer = tracer
         self._inbox = inbox
         self._callback = callback
         self._closed = closed
@@ -74,6 +81,7 @@ class Subscription(Generic[M]):
         """The messages, one after the other, and `Lost` where some are missing."""
         while True:
             while (message := self._subscriber.take()) is not None:
+                self._tracer.end(self._start_delivery())
                 yield message
             if self._is_closed:
                 return
@@ -93,10 +101,24 @@ class Subscription(Generic[M]):
 
     def _call(self, callback: "Callable[[M | Lost], None]") -> None:
         while (message := self._subscriber.take()) is not None:
+            # A delivery is no part of the call that has published: it has not the deadline, trace or turn of that call.
+            context = Context()
+            span = context.run(self._start_delivery)
+            context.run(current_call_var.set, TaskContext("/deliver", trace=context_of(span)))
             try:
-                callback(message)
-            except BaseException:
+                context.run(callback, message)
+            except BaseException as error:
                 log.exception("subscription.failed topic=%s", self._subscriber.topic)
+                self._tracer.end(span, error=type(error).__qualname__)
+            else:
+                self._tracer.end(span)
+
+    def _start_delivery(self) -> Span:
+        """The span of a message that was taken now: it links to that of its publishing."""
+        published = parse_traceparent(self._subscriber.traceparent)
+        if published is None:
+            return None
+        return self._tracer.start_linked("deliver", "CONSUMER", published, current_trace())
 
 
 class BatchSender:
@@ -149,6 +171,7 @@ class PubSub:
         channels: SiblingChannels,
         *,
         stats: Stats,
+        tracer: Tracer,
         incarnation: int,
         max_lag: int,
         max_published: int,
@@ -159,6 +182,7 @@ class PubSub:
         """
         self._lane = lane
         self._channels = channels
+        self._tracer = tracer
         self._max_lag = max_lag
         self._lost = stats.counter(
             "onelane.messages.lost",
@@ -175,16 +199,28 @@ class PubSub:
 
     def publish(self, topic: str, message: Message, *, at_once: bool) -> None:
         """See `Shard.publish`."""
-        self._outbox.add(topic, message)
+        span = self._tracer.start("publish", "PRODUCER", current_trace())
+        try:
+            self._outbox.add(topic, message, _traceparent(span))
+        except BaseException as error:
+            self._tracer.end(span, error=type(error).__qualname__)
+            raise
+        self._tracer.end(span)
         if at_once:
             self._send_batch()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(BATCH_S, self._send_batch)
+            self._timer = asyncio.get_running_loop().call_later(BATCH_S, self._send_batch, context=Context())
 
     def subscribe(self, topic: str, kind: type[M], callback: "Callable[[M | Lost], None] | None") -> "Subscription[M]":
         """See `Shard.subscribe`."""
         subscription = Subscription(
-            self._inbox, topic, kind, self._max_lag, callback, closed=self._subscriptions.discard
+            self._inbox,
+            topic,
+            kind,
+            self._max_lag,
+            callback,
+            tracer=self._tracer,
+            closed=self._subscriptions.discard,
         )
         self._subscriptions.add(subscription)
         return subscription
@@ -234,3 +270,8 @@ class PublishServicer(siblings_pb2_grpc.SiblingsServicer):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only the shards of this app publish here")
         self._inbox.receive(request)
         return siblings_pb2.PublishReply()
+
+
+def _traceparent(span: Span) -> str:
+    """Of a span that is sampled; "" of another."""
+    return span.context.traceparent() if isinstance(span, SpanRecord) and span.sampled else ""

@@ -32,15 +32,17 @@ class Subscriber(Generic[M]):
         """wake: called whenever `take` has something to return."""
         self.topic = topic
         self.kind = kind
-        self._queue: deque[M] = deque(maxlen=capacity)
+        self._queue: deque[tuple[M, str]] = deque(maxlen=capacity)
+        self.traceparent = ""
+        """The span of the publishing of the message that was taken last; "" where that is not sampled."""
         self._lost = 0
         self._wake = wake
 
-    def put(self, message: M) -> int:
+    def put(self, message: M, traceparent: str = "") -> int:
         """Queue one message; returns how many were dropped for it, 0 or 1."""
         dropped = int(len(self._queue) == self._queue.maxlen)
         self._lost += dropped
-        self._queue.append(message)
+        self._queue.append((message, traceparent))
         self._wake()
         return dropped
 
@@ -53,8 +55,12 @@ class Subscriber(Generic[M]):
         """The next message, or `Lost` if messages are missing before it; None if the queue is empty."""
         if self._lost:
             lost, self._lost = Lost(self._lost), 0
+            self.traceparent = ""
             return lost
-        return self._queue.popleft() if self._queue else None
+        if not self._queue:
+            return None
+        message, self.traceparent = self._queue.popleft()
+        return message
 
 
 class Outbox:
@@ -70,8 +76,8 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, topic: str, message: Message) -> None:
-        """Queue one message.
+    def add(self, topic: str, message: Message, traceparent: str = "") -> None:
+        """Queue one message. traceparent: of the span of its publishing, where that is sampled.
 
         Raises:
             Overloaded: `limit` messages wait already.
@@ -80,7 +86,7 @@ class Outbox:
             raise Overloaded(f"shard {self._publisher}, the queue of published messages", waiting=len(self._waiting))
         packed = Packed()
         packed.Pack(message)
-        self._waiting.append(Published(topic=topic, message=packed))
+        self._waiting.append(Published(topic=topic, message=packed, traceparent=traceparent))
 
     def take(self) -> PublishRequest:
         """Move all messages out, as one batch."""
@@ -127,4 +133,4 @@ class Inbox:
         for subscriber in self._subscribers.get(published.topic, ()):
             message = subscriber.kind()
             if published.message.Unpack(message):
-                self._count_lost(subscriber.put(message))
+                self._count_lost(subscriber.put(message, published.traceparent))

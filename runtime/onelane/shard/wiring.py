@@ -115,6 +115,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         lane,
         sibling_channels,
         stats=stats,
+        tracer=tracer,
         incarnation=secrets.randbits(64),
         max_lag=settings.max_lag,
         max_published=settings.max_published,

@@ -16,7 +16,9 @@ from onelane.telemetry.spans import SpanRecord
 MAX_ENDED_SPANS = 20_000
 """Ended spans that wait for the tick; further ones are dropped and counted."""
 SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
-"""Statuses that make a server span an error; for a client every status but OK is one."""
+"""Statuses that make a server span an error."""
+CLIENT_SUCCESSES = frozenset({"OK", "CANCELLED"})
+"""Statuses that make a client span no error: who cancels a call has what it wanted."""
 
 SYSTEM = "rpc.system.name"
 METHOD = "rpc.method"
@@ -81,6 +83,19 @@ class Tracer:
             record.tracestate = tracestate
         return record
 
+    def start_linked(self, name: str, kind: str, to: TraceContext, parent: TraceContext | None) -> Span:
+        """Start a span that links to another, and is sampled as that one is: within the trace of `parent` where that is
+        sampled, else in a new trace."""
+        if self.idle:
+            return parent
+        if parent is not None and parent.sampled:
+            trace_id, parent_id = parent.trace_id, parent.span_id
+        else:
+            trace_id, parent_id = f"{self._draw(128) or 1:032x}", ""
+        record = SpanRecord(trace_id, f"{self._draw(64) or 1:016x}", parent_id, name, kind, self._now_ns(), to.sampled)
+        record.add_link(to, {})
+        return record
+
     def end(
         self,
         span: Span,
@@ -118,7 +133,7 @@ class Tracer:
             span.end_ns = self._now_ns()
             self._ended.append(span)
         else:
-            failed = status in SERVER_ERRORS if server else status != "OK"
+            failed = status in SERVER_ERRORS if server else status not in CLIENT_SUCCESSES
             self.end(span, error=status if failed else "")
 
     def take(self) -> list[SpanRecord]:

@@ -26,7 +26,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from onelane.v1 import options_pb2 as onelane_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onelane/v1/siblings.proto\x12\nonelane.v1\x1a\x19google/protobuf/any.proto\x1a\x18onelane/v1/options.proto\"p\n\x0ePublishRequest\x12\x11\n\tpublisher\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\'\n\x08messages\x18\x04 \x03(\x0b\x32\x15.onelane.v1.Published\"A\n\tPublished\x12\r\n\x05topic\x18\x01 \x01(\t\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"\x0e\n\x0cPublishReply2Q\n\x08Siblings\x12\x45\n\x07Publish\x12\x1a.onelane.v1.PublishRequest\x1a\x18.onelane.v1.PublishReply\"\x04\xc0\x84\x19\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onelane/v1/siblings.proto\x12\nonelane.v1\x1a\x19google/protobuf/any.proto\x1a\x18onelane/v1/options.proto\"p\n\x0ePublishRequest\x12\x11\n\tpublisher\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\'\n\x08messages\x18\x04 \x03(\x0b\x32\x15.onelane.v1.Published\"V\n\tPublished\x12\r\n\x05topic\x18\x01 \x01(\t\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"\x0e\n\x0cPublishReply2Q\n\x08Siblings\x12\x45\n\x07Publish\x12\x1a.onelane.v1.PublishRequest\x1a\x18.onelane.v1.PublishReply\"\x04\xc0\x84\x19\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHREQUEST']._serialized_start=94
   _globals['_PUBLISHREQUEST']._serialized_end=206
   _globals['_PUBLISHED']._serialized_start=208
-  _globals['_PUBLISHED']._serialized_end=273
-  _globals['_PUBLISHREPLY']._serialized_start=275
-  _globals['_PUBLISHREPLY']._serialized_end=289
-  _globals['_SIBLINGS']._serialized_start=291
-  _globals['_SIBLINGS']._serialized_end=372
+  _globals['_PUBLISHED']._serialized_end=294
+  _globals['_PUBLISHREPLY']._serialized_start=296
+  _globals['_PUBLISHREPLY']._serialized_end=310
+  _globals['_SIBLINGS']._serialized_start=312
+  _globals['_SIBLINGS']._serialized_end=393
 # @@protoc_insertion_point(module_scope)

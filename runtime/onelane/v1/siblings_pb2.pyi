@@ -57,7 +57,10 @@ class Published(_message.Message):
 
     TOPIC_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
+    traceparent: _builtins.str
+    """The span of its publishing, as W3C Trace Context writes it; empty where that is not sampled."""
     @_builtins.property
     def message(self) -> _any_pb2.Any: ...
     def __init__(
@@ -65,10 +68,11 @@ class Published(_message.Message):
         *,
         topic: _builtins.str = ...,
         message: _any_pb2.Any | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "topic", b"topic", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,13 @@ def test_a_step_has_the_calls_of_its_second_over_all_shards() -> None:
     assert (last.at_s, last.calls, last.errors) == (101.0, 12, 2)
 
 
+def test_a_call_that_its_client_has_cancelled_is_no_error() -> None:
+    history = History()
+    attributes = (APP, ("rpc.method", "a/B"), ("rpc.response.status_code", "CANCELLED"))
+    history.step([(attributes, Buckets.of([0.1] * 3))], 100.0, 1.0)
+    assert [(step.calls, step.errors) for step in history.methods["lobby", "a/B"].steps] == [(3, 0)]
+
+
 def test_a_late_step_is_scaled_to_one_second_by_the_monotonic_clock() -> None:
     history = History()
     history.step(series(0, 0.1), 100.0, 1.0)

@@ -69,7 +69,8 @@ class History:
             values = dict(attributes)
             key = (values.get("onelane.app", ""), values.get("rpc.method", ""))
             total, errors = sums.get(key, (Buckets({}, 0.0), 0))
-            failed = values.get("rpc.response.status_code", "OK") != "OK"
+            # A call that its client has cancelled is no error.
+            failed = values.get("rpc.response.status_code", "OK") not in ("OK", "CANCELLED")
             sums[key] = (total.plus(durations), errors + durations.count * failed)
         for key, (durations, errors) in sums.items():
             self.methods.setdefault(key, MethodHistory()).step(at_s, seconds, durations, errors)

@@ -179,11 +179,11 @@ function Methods({ methods, shown, show }) {
             (one) => html`
               <tr key=${one.name} class=${one.name === shown ? "on" : ""}>
                 <td><button class="row" aria-pressed=${one.name === shown} onClick=${() => show(one.name)}>${one.name}</button></td>
-                <td class="n">${count(one.now.calls)}</td>
-                <td class=${one.now.errors ? "n bad" : "n"}>${count(one.now.errors)}</td>
-                <td class="n">${seconds(one.now.p50)}</td>
-                <td class="n">${seconds(one.now.p95)}</td>
-                <td class="n">${seconds(one.now.p99)}</td>
+                <td class="n">${one.now.calls ? count(one.now.calls) : "–"}</td>
+                <td class=${one.now.errors ? "n bad" : "n"}>${one.now.calls ? count(one.now.errors) : "–"}</td>
+                <td class="n">${one.now.calls ? seconds(one.now.p50) : "–"}</td>
+                <td class="n">${one.now.calls ? seconds(one.now.p95) : "–"}</td>
+                <td class="n">${one.now.calls ? seconds(one.now.p99) : "–"}</td>
               </tr>
             `,
           )}
