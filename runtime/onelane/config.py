@@ -158,6 +158,9 @@ class App(BaseModel):
     `context.set_compression`."""
     max_in_flight: Annotated[int, Field(ge=1)] = 8192
     """Calls in progress in one shard; a further call ends with RESOURCE_EXHAUSTED."""
+    max_watches: Annotated[int, Field(ge=1)] = 4096
+    """Streams of one watch of the runtime's own (the topology's, health's, reflection) in one shard. They are not among
+    the calls of `max_in_flight`. A further one ends with RESOURCE_EXHAUSTED."""
     max_timers: Annotated[int, Field(ge=0)] = 100_000
     """Timers set in one shard (`shard.every`, `shard.later`); to set another raises Overloaded."""
     max_late_s: Annotated[float, Field(gt=0, le=60)] = 0.05

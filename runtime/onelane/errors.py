@@ -135,6 +135,15 @@ class RunsLate(Refused):
         super().__init__(f"shard {shard} runs {late_s * 1000:.0f} ms late")
 
 
+class TooManyWatches(Refused):
+    """The shard serves as many watches of this kind as it may."""
+
+    reason = "watches"
+
+    def __init__(self, shard: str, *, limit: int) -> None:
+        super().__init__(f"shard {shard} serves {limit} watches of this kind already: max_watches")
+
+
 class TooOften(Refused):
     """The calls of one key exceed its rate limit."""
 

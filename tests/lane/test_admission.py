@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.lane.admission import BURST_S, MANY, MOST_KEYS, Lateness, Rates
+from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -113,6 +115,65 @@ async def test_a_lane_that_runs_late_refuses_with_a_pushback_and_still_serves_he
             assert cluster.metric("onelane_refusals_total", onelane_reason="late") == len(refused)
             # What was too much has passed: it serves as before.
             assert (await stub.Unary(EchoRequest(key="after", text="x"))).text == "x"
+
+
+@pytest.mark.slow
+async def test_a_flood_of_forwarded_calls_is_refused_and_the_clients_of_their_owner_are_served(tmp_path: Path) -> None:
+    with running(tmp_path, echo(2)) as cluster:
+        owner, sender = cluster.shards()
+        async with (
+            grpc.aio.insecure_channel(sender["address"]) as flooding,
+            grpc.aio.insecure_channel(owner["address"]) as neighbour,
+        ):
+            key = await key_at(neighbour, owner["name"])
+            flood = echo_pb2_grpc.EchoStub(flooding).Misbehave
+            calls = [flood(EchoRequest(key=key, order="compute 0.005"), timeout=30) for _ in range(400)]
+            refused = [call for call in calls if await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED]
+            assert 200 < len(refused) < 400, "they were two seconds of work, and a burst may take half of one"
+            assert "shard echo-0 runs" in (await refused[0].details() or "")
+            assert (await echo_pb2_grpc.EchoStub(neighbour).Unary(EchoRequest(key=key, text="x"))).text == "x"
+        assert cluster.metric("onelane_refusals_total", onelane_reason="late") == len(refused)
+
+
+async def test_watches_have_a_bound_of_their_own_and_leave_the_lane_to_calls(tmp_path: Path) -> None:
+    """max_in_flight and its reserve hold 264 calls; a thousand watches of two kinds would fill them."""
+    with running(tmp_path, echo(1, "max_in_flight = 8", "max_watches = 300")) as cluster:
+        async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            watch_topology = topology_pb2_grpc.TopologyStub(channel).Watch
+            kinds = (
+                lambda: health.Watch(health_pb2.HealthCheckRequest()),
+                lambda: watch_topology(topology_pb2.WatchRequest()),
+            )
+            watches = [watch() for watch in kinds for _ in range(310)]
+            answers = await asyncio.gather(*(watch.read() for watch in watches), return_exceptions=True)
+            refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+            assert [error.code() for error in refused] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 20
+            assert "max_watches" in (refused[0].details() or "")
+            stub = echo_pb2_grpc.EchoStub(channel)
+            assert (await stub.Unary(EchoRequest(key="k", text="x"))).text == "x"
+            assert cluster.in_flight() == 0
+            assert cluster.metric("onelane_refusals_total", onelane_reason="watches") == 20
+            for watch in watches:
+                watch.cancel()
+            # Their places are free again.
+            await eventually_read(kinds[0])
+
+
+async def eventually_read(watch: Any) -> None:
+    while True:
+        with suppress(grpc.aio.AioRpcError):
+            await watch().read()
+            return
+
+
+async def key_at(channel: grpc.aio.Channel, shard: str) -> str:
+    """A key that this shard owns."""
+    stub = echo_pb2_grpc.EchoStub(channel)
+    for key in map(str, itertools.count()):
+        if (await stub.Unary(EchoRequest(key=key))).shard == shard:
+            return key
+    raise AssertionError("unreachable")
 
 
 @pytest.mark.slow

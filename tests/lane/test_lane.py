@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from random import Random
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turns
-from onelane.lane.admission import Admission
+from onelane.lane.admission import MANY, RESERVE, Admission
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
@@ -85,9 +86,15 @@ class Bench:
             Method("/t.T/M", handler, is_async, False, False, EchoRequest.FromString, EchoReply.SerializeToString, rule)
         )
 
-    async def call(self, *, forwarded: bool = False, metadata: Any = (), key: str = "k") -> MemoryCall:
-        """forwarded: a sibling has sent it on."""
-        call = MemoryCall("/t.T/M", metadata, trusted=forwarded, deadline_s=None)
+    def run_late(self) -> None:
+        """Let the round that is under way be late, with many calls in it."""
+        self.lane._lateness.begin(perf_counter() - 10, calls=-MANY)
+
+    async def call(
+        self, *, forwarded: bool = False, from_service: bool = False, metadata: Any = (), key: str = "k"
+    ) -> MemoryCall:
+        """forwarded: a sibling has sent it on. from_service: a service of a sibling has made it."""
+        call = MemoryCall("/t.T/M", metadata, trusted=forwarded or from_service, deadline_s=None)
         call.hop = FORWARDED_HOP if forwarded else DIRECT_HOP
         request = EchoRequest(key=key, text="hi").SerializeToString()
         await self.lane.serve(self.lane.entries["/t.T/M"].method, call, request)
@@ -112,6 +119,23 @@ async def test_a_call_in_a_draining_lane_is_refused_unless_a_sibling_sent_it() -
     await bench.lane.drain()
     assert (await bench.call()).code_now is grpc.StatusCode.UNAVAILABLE
     assert (await bench.call(forwarded=True)).code_now is grpc.StatusCode.OK
+
+
+async def test_a_forwarded_call_is_refused_as_late_like_a_call_of_a_client() -> None:
+    bench = Bench(Placement(7, (A,)), SaysWhatItWasTold())
+    bench.run_late()
+    for forwarded in (False, True):
+        call = await bench.call(forwarded=forwarded)
+        assert (call.code_now, call.details_now[:12]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "shard a runs")
+
+
+async def test_a_late_round_takes_no_more_than_the_reserve_of_calls_that_go_first() -> None:
+    bench = Bench(Placement(7, (A,)), SaysWhatItWasTold())
+    bench.run_late()
+    codes = [(await bench.call(from_service=True)).code_now for _ in range(RESERVE + 5)]
+    assert codes == [grpc.StatusCode.OK] * RESERVE + [grpc.StatusCode.RESOURCE_EXHAUSTED] * 5
+    bench.run_late()
+    assert (await bench.call(from_service=True)).code_now is grpc.StatusCode.OK
 
 
 async def test_a_newer_placement_is_followed_and_an_older_one_ignored() -> None:

@@ -88,7 +88,7 @@ class RingRouter:
         return self.shared, None
 
     async def wait_ready(self) -> None:
-        """Wait until the topology is known and every owner's connection stands."""
+        """Wait until the topology is known, or refused, and every owner's connection stands."""
         self.follow()
         await self.shared.channel_ready()
         await self._is_placed.wait()
@@ -133,6 +133,9 @@ class RingRouter:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     self._is_placed.set()
                     return
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    # The shard has too many watches. Until it takes this one, calls go to the shared address.
+                    self._is_placed.set()
             attempt += 1
             await asyncio.sleep(REWATCH_S + backoff_s(attempt, base_s=REWATCH_S, cap_s=MAX_REWATCH_S, rng=rng))
 

@@ -10,7 +10,7 @@ lane's rounds: a round runs the calls that have arrived, and calls that arrive m
 from collections import OrderedDict
 from math import inf
 
-from onelane.errors import Draining, Overloaded, RunsLate, TooOften
+from onelane.errors import Draining, Overloaded, RunsLate, TooManyWatches, TooOften
 
 INTERVAL_S = 0.1
 BURST_S = 0.5
@@ -20,14 +20,26 @@ MANY = 8
 MOST_KEYS = 65_536
 """Keys whose rate is remembered; the key that was idle longest is forgotten, and begins with a full bucket."""
 RESERVE = 256
-"""Calls beyond `max_in_flight` for those that siblings have taken already, and for the runtime's own services."""
+"""Calls beyond `max_in_flight`, and calls of one late round, for the services of siblings and for the runtime's own
+services. A forwarded call has no part in it: it is its client's call."""
+MAX_WATCHES = 4096
 
 
 class Admission:
     """Whether a lane takes a call now. Owned by it."""
 
-    def __init__(self, shard: str, *, max_in_flight: int, max_late_s: float, rates: "Rates | None" = None) -> None:
+    def __init__(
+        self,
+        shard: str,
+        *,
+        max_in_flight: int,
+        max_late_s: float,
+        max_watches: int = MAX_WATCHES,
+        rates: "Rates | None" = None,
+    ) -> None:
+        """max_watches: of each method that is a watch."""
         self.max_in_flight = max_in_flight
+        self.max_watches = max_watches
         self.lateness = Lateness(max_late_s)
         self.rates = rates
         self._shard = shard
@@ -35,7 +47,7 @@ class Admission:
     def check(self, now: float, *, in_flight: int, received: int, has_reserve: bool, is_draining: bool) -> None:
         """Refuse a call that cannot be taken now. Asked only where one of the limits may be passed.
 
-        has_reserve: a sibling has taken it already, or it is for a service of the runtime's own.
+        has_reserve: a service of a sibling makes it, or it is for a service of the runtime's own.
 
         Raises:
             Draining, Overloaded, RunsLate: why.
@@ -45,8 +57,19 @@ class Admission:
         if in_flight > self.max_in_flight + (RESERVE if has_reserve else 0):
             raise Overloaded(f"shard {self._shard}", waiting=self.max_in_flight)
         lateness = self.lateness
-        if not has_reserve and now > lateness.refuse_from and lateness.refuses(now, received):
+        if now <= lateness.refuse_from or (has_reserve and lateness.takes_reserve()):
+            return
+        if lateness.refuses(now, received):
             raise RunsLate(self._shard, late_s=now - lateness.began_at)
+
+    def check_watch(self, watches: int) -> None:
+        """Refuse a watch where the shard serves enough of its kind. watches: those that it serves.
+
+        Raises:
+            TooManyWatches: why.
+        """
+        if watches >= self.max_watches:
+            raise TooManyWatches(self._shard, limit=self.max_watches)
 
     def check_rate(self, key: str, now: float) -> None:
         """Count a call of `key` against its rate.
@@ -66,7 +89,7 @@ class Lateness:
     has run once. A call that arrives in it after `refuse_from` would only make the queue longer.
     """
 
-    __slots__ = ("_calls_before", "_ended_at", "_late_since", "_target_s", "began_at", "refuse_from")
+    __slots__ = ("_calls_before", "_ended_at", "_late_since", "_reserve", "_target_s", "began_at", "refuse_from")
 
     def __init__(self, target_s: float) -> None:
         self._target_s = target_s
@@ -76,10 +99,12 @@ class Lateness:
         self._calls_before = 0
         self._ended_at = 0.0
         self._late_since: float | None = None
+        self._reserve = RESERVE
 
     def begin(self, now: float, calls: int) -> None:
         """A round begins. A lane that was idle before it is not late. calls: arrived so far, in all."""
         self._calls_before = calls
+        self._reserve = RESERVE
         if now - self._ended_at > self._target_s:
             self._late_since = None
         self.began_at = now
@@ -93,6 +118,11 @@ class Lateness:
         # A few slow handlers have blocked the lane, and have ended: there is no queue yet.
         self.refuse_from = now + self._target_s
         return False
+
+    def takes_reserve(self) -> bool:
+        """Whether a call goes first that may: so many of one round do, or a flood of them would starve the others."""
+        self._reserve -= 1
+        return self._reserve >= 0
 
     def end(self, now: float) -> None:
         """The round has ended."""

@@ -71,10 +71,13 @@ class Lane:
         self.queue = queue
         self.entries: dict[str, Entry] = {}
         self.in_flight = 0
+        """Calls in progress, without the watches; see `Entry.is_watch`."""
         self.own_in_flight = 0
-        """Of these, the calls that came from clients, not from siblings."""
+        """Calls in progress that came from clients, not from siblings; watches too."""
+        self._watches = 0
+        """Calls in progress that are watches."""
         self._hidden_in_flight = 0
-        """Of these, the calls that are not recorded."""
+        """Calls in progress, with the watches, that are not recorded."""
         self.received = 0
         self.draining = False
         self._begun: Collection[Call] = ()
@@ -90,7 +93,7 @@ class Lane:
         self._endless: set[asyncio.Task[Any]] = set()
         self._refusals = stats.counter("onelane.refusals", unit="{call}", description="Calls refused before they began")
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
-        in_flight.observe(lambda: self.in_flight - self._hidden_in_flight)
+        in_flight.observe(lambda: self.in_flight + self._watches - self._hidden_in_flight)
         # Read for every call: one attribute each.
         self._homes = router.homes
         self._enter_turn = queue.turns.enter
@@ -189,6 +192,9 @@ class Lane:
                     if call.turn is None:
                         self._wait(entry, call, key, message)
                         return None
+            elif entry.is_watch:
+                self._admission.check_watch(entry.watches)
+                self._count_watch(entry, 1)
             call.state = call.state.begin
             return self._run(entry, call, message, None) if entry.is_simple else self._begin(entry, call, message)
         except BaseException as error:
@@ -232,7 +238,7 @@ class Lane:
             call.began,
             in_flight=self.in_flight,
             received=self.received,
-            has_reserve=call.trusted or entry.is_ours,
+            has_reserve=entry.is_ours or (call.trusted and call.hop == DIRECT_HOP),
             is_draining=self.draining and not self._goes_on(entry, call),
         )
 
@@ -351,7 +357,16 @@ class Lane:
         try:
             return await handler.run(method, call, message)
         finally:
+            if entry.is_watch:
+                # Back, because `_end` counts down the calls in flight.
+                self._count_watch(entry, -1)
             self._endless.discard(task)
+
+    def _count_watch(self, entry: Entry, number: int) -> None:
+        """Count a call among the watches instead of among the calls in flight, or (-1) the other way round."""
+        entry.watches += number
+        self._watches += number
+        self.in_flight -= number
 
     async def _peek(self, entry: Entry, call: Call) -> bytes:
         """Read the first message of a stream, which has the key, and go on from there."""

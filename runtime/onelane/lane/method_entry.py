@@ -29,10 +29,12 @@ class Entry:
         "is_hidden",
         "is_ours",
         "is_simple",
+        "is_watch",
         "may_be_endless",
         "method",
         "reads",
         "takes_turns",
+        "watches",
     )
 
     def __init__(self, method: Method, stats: Stats) -> None:
@@ -42,7 +44,11 @@ class Entry:
         self.any = method.rule is ANY
         self.is_ours = is_ours(method)
         self.may_be_endless = self.any and method.response_streaming
-        """A watch that nobody would end: a drain does."""
+        """A stream that nobody would end: a drain does."""
+        self.is_watch = self.may_be_endless and self.is_ours
+        """Of the topology, of health: its calls are bounded apart, and leave `max_in_flight` to the app's calls."""
+        self.watches = 0
+        """Calls in progress, where it is a watch."""
         self.reads = method.rule.read if isinstance(method.rule, FieldKey) else None
         """Reads the key of a message, where that is where the key is."""
         self.asks_message = isinstance(method.rule, FieldKey)

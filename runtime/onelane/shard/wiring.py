@@ -170,6 +170,7 @@ def _lane(
         name,
         max_in_flight=settings.max_in_flight,
         max_late_s=settings.max_late_s,
+        max_watches=settings.max_watches,
         rates=Rates(rate, max(1.0, rate)) if rate else None,
     )
     return Lane(
