@@ -17,6 +17,7 @@ from onelane.cli import standard_streams
 from onelane.cli.standard_streams import announce
 from onelane.core import addresses
 from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
+from onelane.supervisor import descriptors
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.telemetry import logs
 
@@ -222,6 +223,7 @@ def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> N
     first = read()
     logs.install(os.environ)
     folder = str(app_dir.resolve())
+    descriptors.raise_limit()
     launcher: Launcher = ProcessLauncher()
     if inline:
         # As `python -m` does for a shard in a process of its own.

@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 
 from onelane.cluster.control import Control, WireControl
+from onelane.supervisor.descriptors import DescriptorReserve
 from onelane.telemetry.stalls import EXIT_STALLED
 from onelane.v1 import control_pb2
 
@@ -47,7 +48,16 @@ class Launcher(Protocol):
 class ProcessLauncher:
     """See `Launcher`: one process for each shard, in a session of its own: Ctrl-C reaches the supervisor alone."""
 
+    def __init__(self) -> None:
+        self._lock = anyio.Lock()
+        self._reserve = DescriptorReserve()
+
     async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
+        async with self._lock:
+            with self._reserve.released():
+                return await self._launch(sockets)
+
+    async def _launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
         own_end, shard_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(own_end.close)

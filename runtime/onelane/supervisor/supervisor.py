@@ -27,6 +27,7 @@ from onelane.core import addresses
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig, first_of
 from onelane.server import sockets
+from onelane.supervisor import descriptors
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.reload import Reloader, ReloadOutcome
@@ -84,6 +85,7 @@ class Supervisor:
             PortTaken, BadConfig: before anything was started.
             ShardFailed: a shard could not start; the others have been ended.
         """
+        self._tell_shortages()
         async with AsyncExitStack() as stack:
             folder = Path(tempfile.mkdtemp(prefix="onelane-", dir=os.environ.get("RUNTIME_DIRECTORY") or None))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -95,6 +97,16 @@ class Supervisor:
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._flush()
+
+    def _tell_shortages(self) -> None:
+        """Log what the limit of open files is too low for."""
+        apps = self.config.apps
+        shards = sum(app.shard_count for app in apps.values())
+        open_files = descriptors.limit()
+        for fault in descriptors.shortages(
+            open_files, shards, {name: app.max_connections for name, app in apps.items()}
+        ):
+            log.warning("supervisor.few_descriptors limit=%d %s; raise it (ulimit -Hn, LimitNOFILE)", open_files, fault)
 
     def _lay_out(self, folder: Path, stack: AsyncExitStack) -> list[socket.socket]:
         """Choose every app's addresses and bind them, so that no other process has or takes them.

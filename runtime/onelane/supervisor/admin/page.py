@@ -19,6 +19,8 @@ SNAPSHOT_EVERY_S = 1.0
 """Between two snapshots that an open page is sent."""
 OVERLAP = 3
 """Seconds of history in each event after the first, so that a late event leaves no gap."""
+READ_S = 20.0
+"""Time in which a page must read what it was sent; then its stream ends, and makes room for another."""
 MAX_PAGES = 32
 """Open event streams at once."""
 HEADERS = {
@@ -68,10 +70,11 @@ class Page:
         steps = HISTORY_STEPS
         try:
             while True:
-                await stream.write(self._event(steps))
+                async with asyncio.timeout(READ_S):
+                    await stream.write(self._event(steps))
                 steps = OVERLAP
                 await asyncio.sleep(SNAPSHOT_EVERY_S)
-        except ConnectionResetError:
+        except (ConnectionResetError, TimeoutError):
             return stream
         finally:
             self._open_streams -= 1

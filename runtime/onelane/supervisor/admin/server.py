@@ -3,20 +3,27 @@
 On loopback unless configured; `auth.py` decides which requests are served.
 """
 
+import asyncio
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from typing import cast
 
 from aiohttp import web
 
 from onelane.core import addresses
 from onelane.errors import PortTaken
 from onelane.server import sockets
+from onelane.supervisor import descriptors
 from onelane.supervisor.admin.auth import auth_middleware
+from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection, AdminConnections
 from onelane.supervisor.admin.page import Page
 from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.supervisor import Supervisor
+
+MIN_CONNECTIONS = 8
+"""Admin connections where the limit of open files is too low for all that the supervisor needs."""
 
 
 @asynccontextmanager
@@ -52,21 +59,31 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         return web.json_response({"restarted": name or "all"})
 
     host, port = addresses.split(supervisor.config.admin)
-    app = web.Application(middlewares=[auth_middleware(host, supervisor.config.admin_token)])
+    connections = AdminConnections(_room(supervisor))
+    app = web.Application(middlewares=[connections.serve, auth_middleware(host, supervisor.config.admin_token)])
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
     app.add_routes(Page(supervisor).routes())
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    site = web.TCPSite(runner, host, port, shutdown_timeout=1.0)
+    assert runner.server is not None
+    new_handler = cast(Callable[[], web.RequestHandler], runner.server)
+    loop = asyncio.get_running_loop()
     try:
-        await site.start()
+        server = await loop.create_server(lambda: AdminConnection(new_handler(), connections), host, port)
     except OSError as error:
         await runner.cleanup()
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise PortTaken(f"{supervisor.config.admin} (admin)", sockets.holder_of(port) or "another process") from error
+        holder = sockets.holder_of(port) if error.errno == errno.EADDRINUSE else ""
+        raise PortTaken(f"{supervisor.config.admin} (admin)", holder or f"somebody ({error.strerror})") from error
     try:
-        yield addresses.join(host, runner.addresses[0][1])
+        yield addresses.join(host, server.sockets[0].getsockname()[1])
     finally:
+        server.close()
         await runner.cleanup()
+        connections.close()
+
+
+def _room(supervisor: Supervisor) -> int:
+    """How many connections there may be: the starts of shards need their descriptors whatever comes."""
+    shards = sum(app.shard_count for app in supervisor.config.apps.values())
+    return max(MIN_CONNECTIONS, min(MAX_CONNECTIONS, descriptors.limit() - descriptors.needed(shards)))
