@@ -9,12 +9,14 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from onelane.core import addresses
 from onelane.core.service_config import ServiceConfig
 from onelane.errors import BadConfig
 
@@ -22,6 +24,7 @@ ENVIRONMENT_PREFIX = "ONELANE_"
 ADMIN_TOKEN = "ONELANE_ADMIN_TOKEN"
 OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN)
 """Environment variables for settings of the file that belong to no app."""
+NO_VARIABLES: Mapping[tuple[str, ...], str] = MappingProxyType({})
 DEFAULT_ADMIN = "127.0.0.1:9464"
 PORT_STRIDE = 100
 """Between the shared port of an app and the own port of its first shard, and from one shard to the next."""
@@ -61,6 +64,8 @@ def _stall_s(seconds: float) -> float:
 
 
 Address = Annotated[str, AfterValidator(_address)]
+PeerTarget = Annotated[str, AfterValidator(addresses.parse_target)]
+"""Where an app outside of the file listens."""
 Plug = Annotated[str, AfterValidator(_class_path)]
 """A class of the user's: `package.module:Class`."""
 
@@ -209,6 +214,13 @@ class App(BaseModel):
     def shard_count(self) -> int:
         return (os.cpu_count() or 1) if self.shards == "auto" else self.shards
 
+    def own_port_of(self, index: int) -> int:
+        """The own port of the shard of this index; 0 for a free one."""
+        if self.own_port is not None:
+            return self.own_port + index
+        port = addresses.split(self.listen)[1]
+        return port + PORT_STRIDE * (index + 1) if port else 0
+
     @property
     def adopts_sockets(self) -> bool:
         """Whether its listener takes sockets that the supervisor has opened; gRPC's C core cannot."""
@@ -249,13 +261,21 @@ class Config(BaseModel):
     environment variable `ONELANE_ADMIN_TOKEN`."""
     per_shard_series: bool = True
     """Export each metric series once per shard, with the attribute `onelane.shard`; if false, their sum per app."""
-    peers: Mapping[str, str] = {}
+    peers: Mapping[str, PeerTarget] = {}
     """Name → host:port of apps outside of this file, for `shard.stub(…, to=NAME)`."""
 
     @model_validator(mode="after")
     def _names_are_plain(self) -> Self:
         if wrong := [name for name in self.apps if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name)]:
             raise ValueError(f"app names {wrong}: expected lower-case letters, digits and dashes")
+        return self
+
+    @model_validator(mode="after")
+    def _stubs_have_targets(self) -> Self:
+        targets = {*self.apps, *self.peers}
+        wrong = [f"{n}.stubs.{to}" for n, app in self.apps.items() for to in app.stubs if to not in targets]
+        if wrong:
+            raise ValueError(f"apps.{', apps.'.join(wrong)}: no app or peer is called so; known are {sorted(targets)}")
         return self
 
     def only(self, app: str) -> Self:
@@ -269,6 +289,38 @@ class Config(BaseModel):
         peers = {name: other.listen for name, other in self.apps.items()} | dict(self.peers)
         admin = self.apps[app].admin or self.admin
         return self.model_copy(update={"apps": {app: self.apps[app]}, "peers": peers, "admin": admin})
+
+    def check_addresses(self) -> None:
+        """Compare the addresses of all apps that run together.
+
+        Raises:
+            BadConfig: two of them are the same, or a port is past 65535.
+        """
+        used: dict[tuple[str, int], str] = {}
+        faults = []
+        for host, port, place in self._addresses():
+            if port > 65535:
+                faults.append(f"{place} would be port {port}, past 65535: set own_port")
+            others = [other for (taken, number), other in used.items() if number == port and _overlap(taken, host)]
+            if port and others:
+                faults.append(f"{place}: {addresses.join(host, port)} is {others[0]} already; expected another port")
+            used.setdefault((host, port), place)
+        if faults:
+            raise BadConfig("configuration", faults)
+
+    def _addresses(self) -> Iterator[tuple[str, int, str]]:
+        """Host, port and place in the file of every address that listens."""
+        yield (*addresses.split(self.admin), "admin")
+        for name, app in self.apps.items():
+            yield (*addresses.split(app.listen), f"apps.{name}.listen")
+        for name, app in self.apps.items():
+            host = addresses.split(app.listen)[0]
+            for index in range(app.shard_count):
+                yield host, app.own_port_of(index), f"apps.{name}: the own address of shard {name}-{index}"
+
+
+def _overlap(host: str, other: str) -> bool:
+    return host == other or addresses.is_wildcard(host) or addresses.is_wildcard(other)
 
 
 def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
@@ -286,33 +338,58 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
         raise BadConfig(str(path), [f"cannot be read: {error.strerror}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(str(path), [f"is not TOML: {error}"]) from error
-    _override(data, os.environ if environment is None else environment)
-    return parse(data, name=str(path), text=text)
+    variables = os.environ if environment is None else environment
+    faults = _override(data, variables)
+    return parse(data, name=str(path), text=text, variables=_overrides(variables), faults=faults)
 
 
-def parse(data: Mapping[str, Any], *, name: str = "configuration", text: str = "") -> Config:
-    """Validate a configuration. name, text: of its file, for error messages.
+def parse(
+    data: Mapping[str, Any],
+    *,
+    name: str = "configuration",
+    text: str = "",
+    variables: Mapping[tuple[str, ...], str] = NO_VARIABLES,
+    faults: Sequence[str] = (),
+) -> Config:
+    """Validate a configuration.
+
+    name, text: of its file, for error messages. variables: place → the environment variable that has set it. faults:
+    what is known to be wrong already.
 
     Raises:
         BadConfig: the configuration is not valid; with all faults.
     """
     try:
-        return Config.model_validate(data)
+        configuration = Config.model_validate(data)
     except ValidationError as error:
-        raise BadConfig(name, [_fault(details, text) for details in error.errors()]) from error
+        raise BadConfig(name, [*faults, *_faults(error.errors(), text, variables)]) from error
+    if faults:
+        raise BadConfig(name, faults)
+    return configuration
 
 
-def _override(data: dict[str, Any], environment: Mapping[str, str]) -> None:
-    for name in sorted(environment):
-        *tables, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-        if not name.startswith(ENVIRONMENT_PREFIX + "APPS__") and name not in OVERRULED:
-            continue
+def _overrides(environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Place in the file → the environment variable that overrides it."""
+    return {
+        tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")): name
+        for name in sorted(environment)
+        if name.startswith(ENVIRONMENT_PREFIX + "APPS__") or name in OVERRULED
+    }
+
+
+def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Set in `data` what variables override; the faults of those that cannot be set."""
+    faults = []
+    for place, name in _overrides(environment).items():
         level: Any = data
-        for table in tables:
-            level = level.setdefault(table, {}) if isinstance(level, dict) else None
-        # Where the file has no table, validation reports that.
-        if isinstance(level, dict):
-            level[key] = environment[name] if name == ADMIN_TOKEN else _value(environment[name])
+        for table in place[:-1]:
+            level = level.setdefault(table, {})
+            if not isinstance(level, dict):
+                faults.append(f"{name} sets {'.'.join(place)}, but {table} is {level!r}, and no table")
+                break
+        else:
+            level[place[-1]] = environment[name] if name == ADMIN_TOKEN else _value(environment[name])
+    return faults
 
 
 def _value(text: str) -> Any:
@@ -322,7 +399,24 @@ def _value(text: str) -> Any:
         return text
 
 
-def _fault(error: Any, text: str) -> str:
+def _faults(errors: Sequence[Any], text: str, variables: Mapping[tuple[str, ...], str]) -> list[str]:
+    """One fault for each place: a value that fits none of several types would be reported for each of them."""
+    faults: dict[str, str] = {}
+    for error in errors:
+        place, problem = _fault(error)
+        name = ".".join(place) or "the file"
+        if name in faults:
+            faults[name] += f", or: {problem}"
+            continue
+        variable = next((variable for key, variable in variables.items() if key == tuple(place[: len(key)])), "")
+        line = None if variable else _line_of(place, text)
+        origin = f"{variable}: " if variable else f"line {line}: " if line else ""
+        faults[name] = f"{origin}{name}: {problem}"
+    return list(faults.values())
+
+
+def _fault(error: Any) -> tuple[list[str], str]:
+    """Place and text of one error of pydantic's."""
     place = [str(part) for part in error["loc"] if part not in ("literal['auto']", "constrained-int", "int")]
     problem = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -333,8 +427,7 @@ def _fault(error: Any, text: str) -> str:
         problem = "is missing"
     else:
         problem = f"{problem}, seen {error['input']!r}" if place else problem
-    line = _line_of(place, text)
-    return (f"line {line}: " if line else "") + f"{'.'.join(place) or 'the file'}: {problem}"
+    return place, problem
 
 
 def _line_of(place: list[str], text: str) -> int | None:

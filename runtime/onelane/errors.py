@@ -3,7 +3,8 @@
 Each class names the gRPC status that a client sees; `server/status.py` alone turns an error into a status.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -79,6 +80,10 @@ class ForeignKey(Misuse):
 
 class BadService(Misuse):
     """A service, plugin or method cannot be run as configured: not found, without a key, or of an unsupported kind."""
+
+
+class ServiceRaised(BadService):
+    """The code of a service has raised, in the import of its module or in a constructor. Its cause is that error."""
 
 
 class PortTaken(Invalid):
@@ -171,3 +176,18 @@ def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             leaves.append(error)
     return next((error for error in leaves if isinstance(error, OnelaneError)), leaves[0])
+
+
+@contextmanager
+def located(place: str) -> Iterator[None]:
+    """Put a place of the configuration before each fault of a `BadService`, and before the source of a `BadConfig`."""
+    try:
+        yield
+    except ServiceRaised as error:
+        # One fault, whose text may have several lines.
+        raise ServiceRaised(f"{place}: {error}") from error.__cause__
+    except BadService as error:
+        lines = "\n".join(f"{place}: {line}" for line in str(error).splitlines())
+        raise BadService(lines) from error.__cause__
+    except BadConfig as error:
+        raise BadConfig(f"{place}.{error.source}", error.faults) from error.__cause__

@@ -1,10 +1,14 @@
-"""Plugins of this package and of others, found by their entry points."""
+"""Code that the file names: plugins, found by their entry points, and modules of the services."""
 
+import importlib
+import sys
+import traceback
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
-from onelane.errors import BadService
+from onelane.errors import BadService, ServiceRaised, first_of
 
 
 def load_plugin(group: str, name: str) -> Callable[..., Any]:
@@ -20,3 +24,28 @@ def load_plugin(group: str, name: str) -> Callable[..., Any]:
         raise BadService(f"{group}: {name!r} is not installed; installed are {sorted(points)}")
     plugin: Callable[..., Any] = points[name].load()
     return plugin
+
+
+def import_plug(plug: str) -> ModuleType:
+    """The module of `package.module:name`.
+
+    Raises:
+        BadService: there is no such module.
+        ServiceRaised: the module has raised.
+    """
+    try:
+        return importlib.import_module(plug.partition(":")[0])
+    except ModuleNotFoundError as error:
+        raise BadService(f"{plug}: no module {error.name!r} (looked from {sys.path[0] or 'here'})") from error
+    except (Exception, SystemExit) as error:
+        raise raised(plug, error) from error
+
+
+def raised(place: str, error: BaseException) -> ServiceRaised:
+    """The error for what the code of a service has raised. place: where the file names that code; or "".
+
+    A SyntaxError's location precedes its name, indented; notes follow it.
+    """
+    cause = first_of(error) if isinstance(error, BaseExceptionGroup) else error
+    name = next(line for line in traceback.format_exception_only(cause) if not line.startswith(" ")).rstrip()
+    return ServiceRaised(f"{place}: {name}" if place else name)

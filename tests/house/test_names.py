@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.cli import status
+from onelane.cli import admin_client
 
 from services.arena.v1 import lobby_pb2_grpc
 from services.arena.v1.lobby_pb2 import FinishRequest, JoinRequest
@@ -161,7 +161,7 @@ async def test_log_records_come_with_their_shard_and_trace(apps: RunningApp, col
 
 @pytest.mark.slow
 async def test_what_the_supervisor_says_comes_too_and_is_of_no_shard(apps: RunningApp, collector: HttpReceiver) -> None:
-    await asyncio.to_thread(status.command, apps.admin, "/restart?app=leaderboard")
+    await asyncio.to_thread(admin_client.command, apps.admin, "/restart?app=leaderboard")
     body = "supervisor.recycled app=leaderboard"
 
     def resources() -> list[Any]:

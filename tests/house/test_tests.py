@@ -18,6 +18,10 @@ BEYOND_MODULES |= {
 }
 """Of a whole app, or of a seam and all that stands behind it."""
 TESTED_BY = {
+    "cli/admin_client": "cli/test_main",
+    "cli/viewport": "cli/test_top",
+    "cli/exports": "cli/test_check",
+    "cli/keyboard": "cli/test_top",
     "cli/protoc": "house/test_generated",
     "cli/status": "cli/test_main",
     "client/answered_call": "client/test_intercepted_call_like_grpcio",
@@ -32,6 +36,8 @@ TESTED_BY = {
     "server/tls": "client/test_tls",
     "shard/lane_stack": "shard/test_watchdog_contract",
     "shard/process": "supervisor/test_supervisor",
+    "shard/trial": "cli/test_check",
+    "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
     "supervisor/admin/server": "supervisor/admin/test_page",
     "supervisor/admin/view": "supervisor/admin/test_page",

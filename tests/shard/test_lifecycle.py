@@ -190,7 +190,7 @@ async def test_a_newer_placement_reaches_the_lane(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("service", "reason"),
     [
-        ("tests.nowhere:Service", "tests.nowhere:Service: no module 'tests.nowhere'"),
+        ("tests.nowhere:Service", "no module 'tests.nowhere'"),
         ("tests.broken:Broken", "RuntimeError: this service cannot be made\n"),
         ("tests.broken:Grouped", "OSError: disk full\n"),
     ],
@@ -203,7 +203,7 @@ async def test_a_shard_that_cannot_start_says_why_and_does_not_listen(
     await supervisor_end.send(control_pb2.ToShard(setup=described))
     assert not await asyncio.create_task(run(shard_end, WATCHDOG))
     message: Any = await supervisor_end.receive()
-    assert message.failed.reason.startswith(reason)
+    assert message.failed.reason.startswith(f"apps.echo.services: {service}: {reason}")
     assert NET.listeners == {}
 
 

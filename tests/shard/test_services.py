@@ -75,7 +75,7 @@ async def test_health_is_serving_for_every_service_and_for_the_server_until_it_i
 
 async def test_two_services_of_one_name_are_refused() -> None:
     parts = parts_of(services=(ECHO, "tests.shard.test_services:Twin"))
-    with pytest.raises(BadService, match=r"echo\.v1\.Echo/\w+ is served already by another service than .*:Twin"):
+    with pytest.raises(BadService, match=r":Twin: echo\.v1\.Echo/\w+ is served already by another service of this app"):
         parts.services.load()
     await parts.shard.aclose()
 
@@ -84,7 +84,7 @@ async def test_two_services_of_one_name_are_refused() -> None:
 async def test_a_configured_key_or_turn_of_an_unknown_method_is_refused(table: str) -> None:
     rule = {"keys": "ANY", "turns": "FREE"}[table]
     parts = parts_of(**{table: {"echo.v1.Echo/*": rule, "echo.v1.Echo/Nope": rule}})
-    with pytest.raises(BadService, match=rf"{table}: no service has \['echo\.v1\.Echo/Nope'\]"):
+    with pytest.raises(BadService, match=rf"apps\.echo\.{table}: no service has \['echo\.v1\.Echo/Nope'\]"):
         parts.services.load()
     await parts.shard.aclose()
 
@@ -94,6 +94,6 @@ async def test_all_servicers_that_cannot_be_served_are_named_at_once() -> None:
     with pytest.raises(BadService) as caught:
         parts.services.load()
     message = str(caught.value)
-    assert "tests.greeter.service:Greeter\ngreeter.v1.Greeter/Everyone: has no key" in message
-    assert "tests.shard.test_services:Refused\nthe sauce is missing" in message
+    assert "apps.echo.services: tests.greeter.service:Greeter: greeter.v1.Greeter/Everyone: has no key" in message
+    assert "apps.echo.services: tests.shard.test_services:Refused: the sauce is missing" in message
     await parts.shard.aclose()

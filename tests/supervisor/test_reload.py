@@ -100,8 +100,8 @@ async def test_a_change_that_needs_a_restart_is_reported(pair: tuple[RunningApp,
         0,
         [
             "changed echo.limit: 1 → 2",
-            "needs a restart: echo.drain_s: 10.0 → 3.0",
-            "needs a restart: echo.shards: 2 → 3",
+            "the file differs from what runs: echo.drain_s: 10.0 → 3.0 (needs a restart of `onelane up`)",
+            "the file differs from what runs: echo.shards: 2 → 3 (needs a restart of `onelane up`)",
         ],
     )
     assert set((await configs(where)).values()) == {(SECOND, f"{FIRST}->{SECOND}")}

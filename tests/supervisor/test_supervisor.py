@@ -154,7 +154,8 @@ def test_a_shard_that_fails_at_start_shows_its_own_traceback(tmp_path: Path, arg
     toml = echo(2).replace("tests.echo.service:Echo", "tests.broken:Broken")
     run = run_to_end(tmp_path, toml, *arguments)
     assert run.returncode == 1
-    assert "failed to start: RuntimeError: this service cannot be made\nTraceback" in run.stderr
+    place = "apps.echo.services: tests.broken:Broken"
+    assert f"failed to start: {place}: RuntimeError: this service cannot be made\nTraceback" in run.stderr
     assert run.stderr.endswith("RuntimeError: this service cannot be made\n")
     assert "ExceptionGroup" not in run.stderr
 
@@ -169,7 +170,8 @@ def test_a_shard_that_fails_at_start_shows_its_own_traceback(tmp_path: Path, arg
 )
 def test_every_kind_of_error_at_start_is_named_before_its_traceback(tmp_path: Path, service: str, reason: str) -> None:
     run = run_to_end(tmp_path, echo(1).replace("tests.echo.service:Echo", f"tests.broken:{service}"), "--inline")
-    assert re.search(rf"^onelane: shard echo-0 failed to start: {reason}\n.*Traceback", run.stderr, re.MULTILINE)
+    sentence = rf"apps\.echo\.services: tests\.broken:{service}: {reason}"
+    assert re.search(rf"^onelane: shard echo-0 failed to start: {sentence}\n.*Traceback", run.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

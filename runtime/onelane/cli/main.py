@@ -1,10 +1,13 @@
 """The command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 3 bad configuration, 4 a port is taken."""
 
+import json
+import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +17,8 @@ import click
 
 from onelane import config
 from onelane.cli import standard_streams
-from onelane.cli.standard_streams import announce
-from onelane.core import addresses
-from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
+from onelane.cli.admin_client import printable
+from onelane.errors import BadConfig, BadService, OnelaneError, PortTaken, first_of
 from onelane.supervisor import descriptors
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.telemetry import logs
@@ -24,18 +26,38 @@ from onelane.telemetry import logs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onelane.supervisor.app import TelemetryOptions
     from onelane.supervisor.supervisor import Supervisor
-    from onelane.telemetry.sinks import Sink
 
-FILE = click.argument("file", type=click.Path(path_type=Path), default=Path("onelane.toml"))
+log = logging.getLogger("onelane.cli")
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 failure, such as a service that cannot be made or no supervisor at the address; 2 wrong "
+    "usage; 3 the file has faults; 4 a port is taken; 130 a second signal has ended it at once."
+)
+FILE_ARGUMENT = click.argument("file", type=click.Path(path_type=Path), default=Path("onelane.toml"))
 APP_DIR = click.option(
     "--app-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="The folder that services are imported from, by default that of FILE; then the current one.",
 )
-ADMIN = click.option("--admin", help="ip:port of the admin server (page, /metrics, /status), instead of the file's.")
+ADMIN = click.option(
+    "--admin",
+    envvar="ONELANE_ADMIN",
+    show_envvar=True,
+    metavar="IP:PORT",
+    help="The admin address (page, /metrics, /status), instead of the file's.",
+)
+ADDRESS = click.option(
+    "--admin",
+    "address",
+    envvar="ONELANE_ADMIN",
+    show_envvar=True,
+    metavar="IP:PORT",
+    help="The admin address of the supervisor to ask; by default that of ./onelane.toml, else 127.0.0.1:9464.",
+)
+TARGET = click.argument("target", required=False, metavar="[IP:PORT]")
+"""The same as ADDRESS, in fewer letters."""
 INLINE = click.option("--inline", is_flag=True, help="Run all shards in this one process, for debuggers.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the documented fields.")
 
 
 def _reporting_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,13 +71,13 @@ def _reporting_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             error = first_of(raised) if isinstance(raised, BaseExceptionGroup) else raised
             if not isinstance(error, OnelaneError):
                 raise
-            click.echo(f"onelane: {error}", err=True)
-            sys.exit(3 if isinstance(error, BadConfig) else 4 if isinstance(error, PortTaken) else 1)
+            click.echo(f"onelane: {printable(str(error))}", err=True)
+            sys.exit(3 if isinstance(error, BadConfig | BadService) else 4 if isinstance(error, PortTaken) else 1)
 
     return run
 
 
-@click.group()
+@click.group(epilog=EXIT_CODES)
 @click.version_option(package_name="onelane")
 def main() -> None:
     """gRPC services on one single-threaded lane per core."""
@@ -63,70 +85,98 @@ def main() -> None:
 
 
 @main.command()
-@FILE
+@FILE_ARGUMENT
 @APP_DIR
 @ADMIN
 @INLINE
+@JSON
 @_reporting_errors
-def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool) -> None:
-    """Run every app of FILE."""
-    _run(lambda: _with_admin(config.load(file), admin), app_dir or file.parent, inline=inline)
+def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool, as_json: bool) -> None:
+    """Run every app of FILE. With --json each event is one line: ready, stopping, stopped."""
+    _run(lambda: _with_admin(config.load(file), admin), app_dir or file.parent, inline=inline, as_json=as_json)
 
 
 @main.command()
-@FILE
+@FILE_ARGUMENT
 @click.option("--app", required=True, help="The app of FILE to run.")
 @APP_DIR
 @ADMIN
 @INLINE
+@JSON
 @_reporting_errors
-def serve(file: Path, app: str, app_dir: Path | None, admin: str | None, inline: bool) -> None:
+def serve(file: Path, app: str, app_dir: Path | None, admin: str | None, inline: bool, as_json: bool) -> None:
     """Run one app of FILE."""
-    _run(lambda: _with_admin(config.load(file).only(app), admin), app_dir or file.parent, inline=inline)
+    read = lambda: _with_admin(config.load(file).only(app), admin)  # noqa: E731
+    _run(read, app_dir or file.parent, inline=inline, as_json=as_json)
 
 
 @main.command()
-@FILE
+@FILE_ARGUMENT
+@click.option("--app", help="Check it as `serve` would run it: this app alone.")
+@APP_DIR
+@ADMIN
+@click.option("--no-import", is_flag=True, help="Check the file alone: run no code of the services.")
+@JSON
 @_reporting_errors
-def check(file: Path) -> None:
-    """Check FILE and print the apps that it would run; starts nothing."""
-    for name, app in config.load(file).apps.items():
-        click.echo(f"{name}: {app.shard_count} shards on {app.listen}, {', '.join(app.services)}")
+def check(file: Path, app: str | None, app_dir: Path | None, admin: str | None, no_import: bool, as_json: bool) -> None:
+    """Check whether FILE can start, and print the apps that it would run.
+
+    In a process for each app its services are imported and made, as a shard does it. Nothing listens, and no resource
+    of a worker thread is opened.
+    """
+    from onelane.cli import check as checks
+
+    def read() -> config.Config:
+        configuration = config.load(file)
+        return _with_admin(configuration.only(app) if app else configuration, admin)
+
+    folder = str((app_dir or file.parent).resolve())
+    report = checks.check(file, read, app_dir=folder, imports=not no_import)
+    for warning in report.warnings:
+        click.echo(f"onelane: warning: {printable(warning)}", err=True)
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=2))
+        sys.exit(3 if report.faults else 0)
+    if report.faults:
+        raise BadConfig(str(file), report.faults)
+    for line in report.apps:
+        click.echo(f"{line.name}: {line.shards} shards on {line.listen}, {', '.join(line.services)}")
 
 
 @main.command()
-@click.argument("target", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the documented fields.")
+@TARGET
+@ADDRESS
+@JSON
 @_reporting_errors
-def status(target: str | None, as_json: bool) -> None:
-    """Show the state of every shard. TARGET: an admin or gRPC address (default: admin of ./onelane.toml)."""
-    import json
-
-    from rich.console import Console
-
+def status(target: str | None, address: str | None, as_json: bool) -> None:
+    """Show the state of every shard. The address may also be the gRPC address of a shard."""
     from onelane.cli import status as status_client
 
-    state = status_client.fetch(target or _default_target())
+    state = status_client.fetch(_address(target, address))
     if as_json:
         click.echo(json.dumps(status_client.documented(state), indent=2))
     else:
-        status_client.show(state, Console())
+        status_client.show(state, console())
 
 
 @main.command()
-@click.argument("target", required=False)
+@TARGET
+@ADDRESS
+@JSON
 @_reporting_errors
-def reload(target: str | None) -> None:
-    """Apply the settings of the file to its running services. TARGET: an admin address (default: of ./onelane.toml)."""
-    from onelane.cli import status as status_client
+def reload(target: str | None, address: str | None, as_json: bool) -> None:
+    """Apply the settings of the file to its running services."""
+    from onelane.cli import admin_client
 
-    outcome = status_client.command(target or _default_target(), "/reload")
+    outcome = admin_client.command(_address(target, address), "/reload")
+    if as_json:
+        click.echo(json.dumps(outcome, indent=2))
+        sys.exit(3 if outcome["faults"] else 0)
     for fault in outcome["faults"]:
         click.echo(f"onelane: nothing was changed: {fault}", err=True)
     for change in outcome["changed"]:
         click.echo(f"changed {change}")
-    for change in outcome["needs_restart"]:
-        click.echo(f"needs a restart: {change}")
+    _show_needs_restart(outcome["needs_restart"])
     if not any(outcome.values()):
         click.echo("nothing has changed")
     sys.exit(3 if outcome["faults"] else 0)
@@ -134,44 +184,67 @@ def reload(target: str | None) -> None:
 
 @main.command()
 @click.argument("app", required=False)
-@click.option("--admin", "target", help="The admin address (default: of ./onelane.toml).")
+@ADDRESS
+@JSON
 @_reporting_errors
-def restart(app: str | None, target: str | None) -> None:
-    """Restart the shards of APP, or of all apps, one after another, each after its calls have finished."""
+def restart(app: str | None, address: str | None, as_json: bool) -> None:
+    """Restart the shards of APP, or of all apps, one after another, each after its calls have finished.
+
+    They run with the settings that `up` has read, and says so where the file differs by now.
+    """
     from urllib.parse import quote
 
-    from onelane.cli import status as status_client
+    from onelane.cli import admin_client
 
-    outcome = status_client.command(target or _default_target(), "/restart" + (f"?app={quote(app)}" if app else ""))
+    outcome = admin_client.command(_address(address), "/restart" + (f"?app={quote(app)}" if app else ""))
+    if as_json:
+        click.echo(json.dumps(outcome, indent=2))
+        return
     click.echo(f"restarted {outcome['restarted']}")
+    for change in outcome["needs_reload"]:
+        click.echo(f"the file differs from what runs: {change} (`onelane reload` applies it)")
+    _show_needs_restart(outcome["needs_restart"])
+    for fault in outcome["faults"]:
+        click.echo(f"onelane: the file of `onelane up` would not start again: {fault}", err=True)
 
 
 @main.command()
-@click.argument("target", required=False)
+@TARGET
+@ADDRESS
 @click.option("--once", is_flag=True, help="Print once and exit; always so where the output is no terminal.")
+@JSON
 @_reporting_errors
-def top(target: str | None, once: bool) -> None:
-    """Watch shards, methods, hot keys and helper threads. TARGET: an admin address (default: of ./onelane.toml)."""
-    from contextlib import suppress
-
+def top(target: str | None, address: str | None, once: bool, as_json: bool) -> None:
+    """Watch shards, methods, hot keys and helper threads, until q. ↑ ↓ PgUp PgDn scroll."""
+    from onelane.cli import admin_client
     from onelane.cli import top as terminal
 
+    asked = _address(target, address)
+    if as_json:
+        click.echo(json.dumps(admin_client.fetch(asked, "/snapshot"), indent=2))
+        return
     with suppress(KeyboardInterrupt):
-        terminal.top(target or _default_target(), console(), once=once)
+        terminal.top(asked, console(), once=once)
 
 
 @main.command()
 @click.argument("trace_id", required=False)
-@click.option("--admin", "target", help="The admin address (default: of ./onelane.toml).")
+@ADDRESS
+@JSON
 @_reporting_errors
-def trace(trace_id: str | None, target: str | None) -> None:
+def trace(trace_id: str | None, address: str | None, as_json: bool) -> None:
     """List the last traces, or print the one whose id begins with TRACE_ID as a tree."""
+    from onelane.cli import admin_client
     from onelane.cli import top as terminal
 
-    if trace_id is None:
-        terminal.traces(target or _default_target(), console())
+    asked = _address(address)
+    rows = admin_client.fetch(asked, "/traces")["traces"] if trace_id is None else terminal.spans_of(asked, trace_id)
+    if as_json:
+        click.echo(json.dumps({"traces" if trace_id is None else "spans": rows}, indent=2))
+    elif trace_id is None:
+        terminal.traces(rows, console())
     else:
-        terminal.trace(target or _default_target(), trace_id, console())
+        terminal.trace(trace_id, rows, console())
 
 
 @main.command()
@@ -183,45 +256,54 @@ def trace(trace_id: str | None, target: str | None) -> None:
     default=Path(),
     help="The folder that modules are written below (default: this one).",
 )
+@JSON
 @_reporting_errors
-def proto(sources: tuple[Path, ...], root: Path, out: Path) -> None:
+def proto(sources: tuple[Path, ...], root: Path, out: Path, as_json: bool) -> None:
     """Generate Python from .proto files (default: all below --root)."""
     from onelane.cli.protoc import generate
 
-    for proto_file in generate(sources or (root,), root=root, out=out):
-        click.echo(f"generated {proto_file}")
+    generated = [str(proto_file) for proto_file in generate(sources or (root,), root=root, out=out)]
+    if as_json:
+        click.echo(json.dumps({"generated": generated}, indent=2))
+        return
+    for name in generated:
+        click.echo(f"generated {name}")
+
+
+def _show_needs_restart(changes: list[str]) -> None:
+    for change in changes:
+        click.echo(f"the file differs from what runs: {change} (needs a restart of `onelane up`)")
+
+
+def _address(*wanted: str | None) -> str:
+    """The admin address that the arguments of a command name; where they name none, the default."""
+    from onelane.cli import admin_client
+
+    return admin_client.address_of(next(filter(None, wanted), None))
 
 
 def _with_admin(configuration: config.Config, admin: str | None) -> config.Config:
     if admin is None:
         return configuration
-    return config.Config.model_validate(configuration.model_dump() | {"admin": admin})
+    return config.parse(configuration.model_dump() | {"admin": admin}, name="--admin")
 
 
 def console() -> "Console":
-    """A console that prints text as it is, without markup; where it is no terminal, wide enough to cut nothing off."""
+    """A console that prints text as it is, without markup."""
     from rich.console import Console
 
-    verbatim: Any = {"markup": False, "emoji": False, "highlight": False}
-    console = Console(**verbatim)
-    return console if console.is_terminal else Console(width=200, **verbatim)
+    return Console(markup=False, emoji=False, highlight=False)
 
 
-def _default_target() -> str:
-    """The admin address of the file in this folder, if there is one; its token goes into this process's environment."""
-    file = Path("onelane.toml")
-    if not file.exists():
-        return config.DEFAULT_ADMIN
-    configuration = config.load(file)
-    if configuration.admin_token is not None:
-        os.environ.setdefault(config.ADMIN_TOKEN, configuration.admin_token)
-    return addresses.reachable(configuration.admin)
-
-
-def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> None:
+def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool, as_json: bool) -> None:
     """read: reads the file, now and at each reload."""
+    from onelane.cli.check import warnings_of
+
     first = read()
+    first.check_addresses()
     logs.install(os.environ)
+    for warning in warnings_of(first, os.environ):
+        log.warning("config.warning %s", warning)
     folder = str(app_dir.resolve())
     descriptors.raise_limit()
     launcher: Launcher = ProcessLauncher()
@@ -233,10 +315,26 @@ def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool) -> N
         from onelane.supervisor.inline import InlineLauncher
 
         launcher = InlineLauncher()
-    anyio.run(_serve, first, read, folder, launcher, backend_options={"use_uvloop": True})
+    announce = Announcer(as_json=as_json)
+    anyio.run(_serve, first, read, folder, launcher, announce, backend_options={"use_uvloop": True})
+    announce("stopped", "stopped")
 
 
-async def _serve(first: config.Config, read: Callable[[], config.Config], app_dir: str, launcher: Launcher) -> None:
+class Announcer:
+    """Prints the events of `up`, each at once: a sentence, or with --json an object in one line."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def __call__(self, event: str, sentence: str, **fields: str | float) -> None:
+        text = json.dumps({"event": event, **fields}) if self._as_json else f"onelane: {sentence}"
+        standard_streams.announce(text)
+
+
+async def _serve(
+    first: config.Config, read: Callable[[], config.Config], app_dir: str, launcher: Launcher, announce: Announcer
+) -> None:
+    from onelane.cli import exports
     from onelane.supervisor.admin import server
     from onelane.supervisor.supervisor import Supervisor
     from onelane.supervisor.systemd import notify
@@ -246,23 +344,34 @@ async def _serve(first: config.Config, read: Callable[[], config.Config], app_di
         first,
         launcher,
         app_dir=app_dir,
-        sinks=_sinks(first, environment),
-        telemetry=_telemetry_options(environment),
+        sinks=exports.sinks(first, environment),
+        telemetry=exports.telemetry_options(environment),
         read=read,
     )
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         tasks.start_soon(_handle_signals, supervisor)
+        tasks.start_soon(_announce_stop, supervisor, announce)
         address = await stack.enter_async_context(server.serving(supervisor))
 
         def announce_ready() -> None:
             for app in supervisor.apps:
-                announce(f"onelane: {app.name} ready on {app.settings.listen} ({len(app.shards)} shards)")
-            announce(f"onelane: ready, admin on http://{address}")
+                listen, count = app.settings.listen, len(app.shards)
+                sentence = f"{app.name} ready on {listen} ({count} shards)"
+                announce("app ready", sentence, app=app.name, listen=listen, shards=count)
+            announce("ready", f"ready, admin on http://{address}", admin=address)
             notify("READY=1")
 
         await supervisor.run(on_ready=announce_ready)
         notify("STOPPING=1")
         tasks.cancel_scope.cancel()
+
+
+async def _announce_stop(supervisor: "Supervisor", announce: Announcer) -> None:
+    """Say that the apps stop, and how long that may take."""
+    await supervisor.stop_asked.wait()
+    drain_s = sum(app.settings.drain_s for app in supervisor.apps)
+    sentence = f"stopping: calls in progress have up to {drain_s:g} s to finish; a second signal ends them at once"
+    announce("stopping", sentence, at_most_s=drain_s)
 
 
 async def _handle_signals(supervisor: "Supervisor") -> None:
@@ -290,35 +399,3 @@ async def _while_reloading(work: Callable[[], Awaitable[object]]) -> None:
     notify_reloading()
     await work()
     notify("READY=1")
-
-
-def _sinks(configuration: config.Config, environment: dict[str, str]) -> "list[Sink]":
-    """The sinks that the file names, and OTLP where the `OTEL_*` variables ask for it.
-
-    Raises:
-        BadConfig: a variable has an invalid value.
-        BadService: a sink is not installed.
-    """
-    from onelane.plugins import load_plugin
-    from onelane.telemetry.sinks.otlp.target import SIGNALS, target_of
-
-    exports = any(target_of(environment, signal) for signal in SIGNALS)
-    names = [*configuration.sinks, *(["otlp"] if exports else [])]
-    return [load_plugin("onelane.sinks", name)(environment) for name in names]
-
-
-def _telemetry_options(environment: dict[str, str]) -> "TelemetryOptions":
-    """The signals that shards record. Without an exporter of traces, a few are recorded for the admin page."""
-    from onelane.supervisor.app import TelemetryOptions
-    from onelane.telemetry.sampling import RATE_LIMITED
-    from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
-    from onelane.telemetry.sinks.otlp.target import target_of
-
-    disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    default_sampler = "" if target_of(environment, TRACES) is not None else RATE_LIMITED
-    return TelemetryOptions(
-        traces=not disabled,
-        sampler=environment.get("OTEL_TRACES_SAMPLER", default_sampler),
-        sampler_arg=environment.get("OTEL_TRACES_SAMPLER_ARG", ""),
-        logs=target_of(environment, LOGS) is not None,
-    )

@@ -1,6 +1,5 @@
 """`grpc.aio`'s server interceptors around a lane's methods. Costs nothing where none is configured."""
 
-import importlib
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -9,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from onelane import plugins
 from onelane.errors import BadService
 from onelane.server import user_code
 from onelane.server.arguments import BadHandler
@@ -24,23 +24,22 @@ def load(plugs: Sequence[str]) -> list[grpc.aio.ServerInterceptor]:
     """One object of each `package.module:name`: of a class, or made by a function.
 
     Raises:
-        BadService: one is missing, or is no grpc.aio.ServerInterceptor.
+        BadService: one is missing, is no grpc.aio.ServerInterceptor, or its code has raised.
     """
     return [_load(plug) for plug in plugs]
 
 
 def _load(plug: str) -> grpc.aio.ServerInterceptor:
-    module, _, name = plug.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise BadService(f"interceptors: {plug}: no module {error.name!r}") from error
+    make = getattr(plugins.import_plug(plug), plug.partition(":")[2], None)
     expected = "expected a class of grpc.aio.ServerInterceptor, or a function that makes one"
     if not callable(make) or (isinstance(make, type) and not issubclass(make, grpc.aio.ServerInterceptor)):
-        raise BadService(f"interceptors: {plug} is {make!r}, {expected}")
-    interceptor = make()
+        raise BadService(f"{plug} is {make!r}, {expected}")
+    try:
+        interceptor = make()
+    except (Exception, SystemExit) as error:
+        raise plugins.raised(plug, error) from error
     if not isinstance(interceptor, grpc.aio.ServerInterceptor):
-        raise BadService(f"interceptors: {plug} has made {interceptor!r}, {expected}")
+        raise BadService(f"{plug} has made {interceptor!r}, {expected}")
     return interceptor
 
 

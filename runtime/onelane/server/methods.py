@@ -4,7 +4,6 @@ Promises: every servicer that `add_…Servicer_to_server` takes is taken here, u
 neither a key nor `ANY` is refused with all of them listed.
 """
 
-import importlib
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ import grpc
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
+from onelane import plugins
 from onelane.core.keys import KeyRule, configured_for, describe, rule_for
 from onelane.errors import BadService
 from onelane.v1 import options_pb2
@@ -88,12 +88,10 @@ def servicer_class(plug: str) -> type:
 
     Raises:
         BadService: it cannot be imported, or is no servicer.
+        ServiceRaised: its module has raised.
     """
     module_name, _, name = plug.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise BadService(f"{plug}: no module {error.name!r} (looked from {sys.path[0] or 'here'})") from error
+    module = plugins.import_plug(plug)
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
         near = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module_name]
@@ -115,12 +113,27 @@ def is_generated(cls: type) -> bool:
 
 
 def make(cls: type, shard: object) -> object:
-    """One service object: `cls(shard)`, or `cls()` for one that asks for nothing."""
+    """One service object: `cls(shard)`, or `cls()` for one that asks for nothing.
+
+    Raises:
+        BadService: it asks for more.
+        ServiceRaised: its constructor has raised.
+    """
     try:
-        takes_shard = bool(inspect.signature(cls).parameters)
+        signature = inspect.signature(cls)
     except ValueError:
-        takes_shard = False
-    return cls(shard) if takes_shard else cls()
+        signature = inspect.Signature()
+    arguments = (shard,) if signature.parameters else ()
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise BadService(f"its constructor takes {signature}, expected (shard) or no argument: {error}") from error
+    try:
+        return cls(*arguments)
+    except BadService:
+        raise
+    except (Exception, SystemExit) as error:
+        raise plugins.raised("", error) from error
 
 
 def methods_of(
@@ -168,7 +181,9 @@ def _method(
     try:
         rule = rule_for(path, descriptor, configured)
     except BadService as error:
-        faults.append(f"{path[1:]}: {error}")
+        text = configured_for(path, configured)
+        place = path[1:] if text is None else f"{path[1:]}: its key {text!r} in the table keys"
+        faults.append(f"{place}: {error}")
         return None
     if rule is None:
         faults.append(

@@ -5,6 +5,7 @@ import logging
 import os
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 
 from onelane.config import Tls
 from onelane.errors import BadConfig
@@ -12,6 +13,8 @@ from onelane.errors import BadConfig
 log = logging.getLogger("onelane.tls")
 LOOK_S = 1.0
 """How often the files are looked at."""
+X509_NOT_YET_VALID, X509_EXPIRED = 9, 10
+"""OpenSSL's numbers for a certificate before and after its time: x509_vfy.h."""
 
 
 def server_context(settings: Tls) -> ssl.SSLContext:
@@ -55,13 +58,80 @@ def load(context: ssl.SSLContext, settings: Tls) -> None:
     Raises:
         BadConfig: a file cannot be used.
     """
+    _check_readable(settings)
     try:
-        context.load_cert_chain(settings.cert, settings.key)
+        context.load_cert_chain(settings.cert, settings.key, password=_no_passphrase)
+    except (OSError, ValueError) as error:
+        raise BadConfig("tls", [_pair_fault(settings, error)]) from error
+    try:
         if settings.client_ca is not None:
             context.load_verify_locations(settings.client_ca)
-    except (OSError, ssl.SSLError) as error:
-        files = [settings.cert, settings.key, *([settings.client_ca] if settings.client_ca else [])]
-        raise BadConfig("tls", [f"{', '.join(files)}: {error.strerror or error}"]) from error
+    except OSError as error:
+        fault = f"client_ca: {settings.client_ca} has no certificate in PEM form ({error.strerror or error})"
+        raise BadConfig("tls", [fault]) from error
+
+
+def _check_readable(settings: Tls) -> None:
+    faults = []
+    for setting, name in (("cert", settings.cert), ("key", settings.key), ("client_ca", settings.client_ca)):
+        try:
+            if name is not None:
+                Path(name).read_bytes()
+        except OSError as error:
+            faults.append(f"{setting}: {name} cannot be read: {error.strerror}")
+    if faults:
+        raise BadConfig("tls", faults)
+
+
+def _no_passphrase() -> str:
+    # OpenSSL would ask for it at the terminal, and wait.
+    raise ValueError("it is encrypted")
+
+
+def _pair_fault(settings: Tls, error: Exception) -> str:
+    """Why OpenSSL refuses a certificate chain and its key."""
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return f"key: {settings.key} is not the key of the certificate in {settings.cert}"
+    if not isinstance(error, OSError):
+        return f"key: {settings.key} is encrypted, expected a key without a passphrase"
+    if not _has_certificate(settings.cert):
+        return f"cert: {settings.cert} has no certificate in PEM form"
+    return f"key: {settings.key} has no private key in PEM form ({error.strerror or error})"
+
+
+def _has_certificate(name: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(name)
+    except OSError:
+        return False
+    return True
+
+
+def validity_fault(settings: Tls) -> str:
+    """Why clients refuse the certificate today: it has expired, or is not valid yet; "" where it is valid.
+
+    OpenSSL is asked by a handshake in memory, because Python reads no dates from a file.
+    """
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(settings.cert, settings.key, password=_no_passphrase)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(settings.cert)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]
+    # A handshake of TLS 1.3 takes the client two turns, and the server two.
+    for end in ends * 2:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            is_of_dates = error.verify_code in (X509_NOT_YET_VALID, X509_EXPIRED)
+            return f"cert: {settings.cert}: {error.verify_message}" if is_of_dates else ""
+        except ssl.SSLError:
+            return ""
+    return ""
 
 
 def _stamps(settings: Tls) -> list[tuple[int, int]]:

@@ -11,10 +11,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from onelane import plugins
 from onelane.cluster.control import Control, placement_from_proto
 from onelane.core import addresses
 from onelane.core.context import bind_shard
-from onelane.errors import OnelaneError, first_of
+from onelane.errors import BadConfig, OnelaneError, ServiceRaised, located
+from onelane.server import tls
 from onelane.server.call import Call
 from onelane.server.call_state import ARRIVED, DONE
 from onelane.server.listener import Bind
@@ -56,16 +58,27 @@ class ShardLifecycle:
 
         whole_process: all threads of this process work for this shard, not only what runs in this context.
         """
+        self.load(whole_process=whole_process)
+        await self.parts.shard.wait_ready()
+        await self.parts.services.start()
+        await self.parts.listener.start(self._binds(), self.parts.serving, self.parts.settings)
+
+    def load(self, *, whole_process: bool) -> None:
+        """Make every servicer, and check the files that the listener will need.
+
+        Raises:
+            BadConfig, BadService: the file, or the code that it names, has a fault.
+        """
         parts = self.parts
         bind_shard(parts.binding, whole_process=whole_process)
         tracing.install()
         metrics.install()
         if parts.logs is not None:
             logging.getLogger().addHandler(parts.logs)
+        if parts.settings.tls is not None:
+            with located(f"apps.{self._setup.app}"):
+                tls.server_context(parts.settings.tls)
         parts.services.load()
-        await parts.shard.wait_ready()
-        await parts.services.start()
-        await parts.listener.start(self._binds(), parts.serving, parts.settings)
 
     def _binds(self) -> list[Bind]:
         setup, listen = self._setup, self.parts.settings.listen
@@ -212,13 +225,40 @@ def _tune_garbage_collector() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why the shard does not start: an error of onelane by its message; any other by its name, then its traceback."""
+    """Why the shard does not start: a fault of the file by its place and text, one line each; an error of the
+    services' code by its name, then its traceback."""
+    if isinstance(error, BadConfig):
+        return "\n".join(f"{error.source}: {fault}" for fault in error.faults)
+    if isinstance(error, ServiceRaised) and error.__cause__ is not None:
+        return f"{error}\n" + "".join(traceback.format_exception(error.__cause__))
     if isinstance(error, OnelaneError):
         return str(error)
-    cause = first_of(error) if isinstance(error, BaseExceptionGroup) else error
-    # A SyntaxError's location precedes its name, indented; notes follow it.
-    name = next(line for line in traceback.format_exception_only(cause) if not line.startswith(" "))
-    return name + "".join(traceback.format_exception(error))
+    return f"{plugins.raised('', error)}\n" + "".join(traceback.format_exception(error))
+
+
+async def _receive_setup(control: Control) -> control_pb2.Setup | None:
+    """The supervisor's first message, once the services can be imported; None where the supervisor is gone."""
+    first = await control.receive()
+    if first is None:
+        return None
+    setup: control_pb2.Setup = first.setup
+    if setup.app_dir and setup.app_dir not in sys.path:
+        sys.path.insert(0, setup.app_dir)
+    return setup
+
+
+async def try_out(control: Control, *, whole_process: bool = True) -> None:
+    """Build a shard as `run` does, up to where it would open its resources and listen, and report `ready` or `failed`.
+    For `onelane check`. whole_process: see `ShardLifecycle.start`."""
+    setup = await _receive_setup(control)
+    if setup is None:
+        return
+    try:
+        ShardLifecycle(setup, control, (), Environment(opens_resources=False)).load(whole_process=whole_process)
+    except Exception as error:
+        await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=_reason(error))))
+    else:
+        await control.send(control_pb2.ToSupervisor(ready=control_pb2.Ready(pid=os.getpid())))
 
 
 async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.socket] = ()) -> bool:
@@ -227,13 +267,11 @@ async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.soc
     watchdog: watches this loop. sockets: the listening sockets that the supervisor holds: shared, own, and for
     siblings; or none.
     """
-    first = await control.receive()
-    if first is None:
+    setup = await _receive_setup(control)
+    if setup is None:
         return False
-    if first.setup.app_dir and first.setup.app_dir not in sys.path:
-        sys.path.insert(0, first.setup.app_dir)
     try:
-        lifecycle = ShardLifecycle(first.setup, control, sockets)
+        lifecycle = ShardLifecycle(setup, control, sockets)
         await lifecycle.start(whole_process=watchdog.may_exit)
     except Exception as error:
         await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=_reason(error))))

@@ -6,6 +6,7 @@ listens; its `async def stop(self)` begins once no call is in progress, and runs
 """
 
 import asyncio
+import difflib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from onelane.config import App
-from onelane.errors import BadService
+from onelane.errors import BadService, ServiceRaised, located
 from onelane.lane.lane import Lane
 from onelane.server import interceptors, methods, user_code
 from onelane.server.methods import Method
@@ -42,19 +43,21 @@ class Services:
         """Make every servicer, and put all methods on the lane.
 
         Raises:
-            BadService: a servicer cannot be made or served, or `keys` or `turns` name an unknown method.
-            BadConfig: an interceptor cannot be loaded.
+            BadService: a servicer or an interceptor cannot be made or served, or `keys` or `turns` name an unknown
+                method. Its text begins with the place in the file.
         """
+        place = f"apps.{self._shard.app}"
         configured_keys, configured_turns = dict(self._settings.keys), dict(self._settings.turns)
-        self._load_servicers(configured_keys, configured_turns)
+        self._load_servicers(place, configured_keys, configured_turns)
         for servicer in self._builtin:
             self._add_all(methods.methods_of(servicer, configured={}))
         if self._settings.health:
             self._add_health()
         if self._settings.serves_reflection:
             self._add_reflection()
-        self._check_configured("keys", configured_keys)
-        self._check_configured("turns", configured_turns)
+        for table, configured in (("keys", configured_keys), ("turns", configured_turns)):
+            with located(f"{place}.{table}"):
+                self._check_configured(configured)
 
     async def start(self) -> None:
         """Await each servicer's `start`, in the order of the settings. Where one fails, those before it are stopped.
@@ -123,23 +126,37 @@ class Services:
         for name in {"", *self._names()}:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
-    def _load_servicers(self, configured_keys: Mapping[str, str], configured_turns: Mapping[str, str]) -> None:
-        chain = interceptors.Chain(interceptors.load(self._settings.interceptors))
-        faults: list[str] = []
+    def _load_servicers(
+        self, place: str, configured_keys: Mapping[str, str], configured_turns: Mapping[str, str]
+    ) -> None:
+        with located(f"{place}.interceptors"):
+            chain = interceptors.Chain(interceptors.load(self._settings.interceptors))
+        faults: list[BadService] = []
         for plug in self._settings.services:
-            servicer_class = methods.servicer_class(plug)
             try:
-                servicer = methods.make(servicer_class, self._shard)
-                self.servicers.append(servicer)
-                check_hooks(servicer)
-                for method in methods.methods_of(servicer, configured=configured_keys, turns=configured_turns):
-                    if method.path in self._lane.entries:
-                        raise BadService(f"{method.name} is served already by another service than {plug}")
-                    self._lane.add(chain.around(method))
+                with located(f"{place}.services"):
+                    servicer_class = methods.servicer_class(plug)
+                    with located(plug):
+                        self._load_servicer(servicer_class, chain, configured_keys, configured_turns)
             except BadService as error:
-                faults.append(f"{plug}\n{error}")
+                faults.append(error)
         if faults:
-            raise BadService("\n".join(faults))
+            raise _all_in_one(faults)
+
+    def _load_servicer(
+        self,
+        servicer_class: type,
+        chain: interceptors.Chain,
+        configured_keys: Mapping[str, str],
+        configured_turns: Mapping[str, str],
+    ) -> None:
+        servicer = methods.make(servicer_class, self._shard)
+        self.servicers.append(servicer)
+        check_hooks(servicer)
+        for method in methods.methods_of(servicer, configured=configured_keys, turns=configured_turns):
+            if method.path in self._lane.entries:
+                raise BadService(f"{method.name} is served already by another service of this app")
+            self._lane.add(chain.around(method))
 
     def _add_health(self) -> None:
         from grpc_health.v1 import health, health_pb2_grpc
@@ -164,11 +181,14 @@ class Services:
         for method in served:
             self._lane.add(method)
 
-    def _check_configured(self, table: str, configured: Mapping[str, str]) -> None:
+    def _check_configured(self, configured: Mapping[str, str]) -> None:
         methods_served = {entry.method.name for entry in self._lane.entries.values()}
         known = methods_served | {f"{name}/*" for name in self._names()}
         if unknown := sorted(set(configured) - known):
-            raise BadService(f"{table}: no service has {unknown}")
+            names = sorted(known)
+            near = [close for name in unknown for close in difflib.get_close_matches(name, names, n=1)]
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BadService(f"no service has {unknown}{hint}")
 
     def _names(self) -> Iterator[str]:
         """`pkg.Service` of every method that the lane serves."""
@@ -204,3 +224,14 @@ def _name(servicer: object) -> str:
 def _is_cancelled_from_outside() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _all_in_one(faults: Sequence[BadService]) -> BadService:
+    """One error with the texts of all; its cause is what the code of the first service that raised has raised."""
+    text = "\n".join(map(str, faults))
+    for fault in faults:
+        if isinstance(fault, ServiceRaised):
+            error = ServiceRaised(text)
+            error.__cause__ = fault.__cause__
+            return error
+    return BadService(text)

@@ -3,14 +3,15 @@
 Promises: settings that do not fit their type never become an object, and every fault is reported by its name.
 """
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from onelane.errors import BadConfig
+from onelane import plugins
+from onelane.errors import BadConfig, BadService
+from onelane.server import user_code
 
 
 class Settings(Mapping[str, Any]):
@@ -64,17 +65,19 @@ def build_settings(kind: str | None, values: Mapping[str, Any], *, app: str) -> 
         settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         raise BadConfig(f"apps.{app}.config", [*map(_fault, error.errors()), *faults]) from error
+    except Exception as error:
+        # Of the type's own: a `__post_init__` or a default of the service's.
+        raise BadConfig(f"apps.{app}.config", [f"{kind} has raised {user_code.summary(error)}", *faults]) from error
     if faults:
         raise BadConfig(f"apps.{app}.config", faults)
     return settings
 
 
 def _class(kind: str, app: str) -> Any:
-    module, _, name = kind.partition(":")
     try:
-        cls = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise BadConfig(f"apps.{app}.config_type", [f"{kind}: no module {error.name!r}"]) from error
+        cls = getattr(plugins.import_plug(kind), kind.partition(":")[2], None)
+    except BadService as error:
+        raise BadConfig(f"apps.{app}.config_type", [str(error)]) from error.__cause__
     if not _is_frozen(cls):
         expected = "expected a frozen dataclass, or a pydantic model with frozen=True"
         raise BadConfig(f"apps.{app}.config_type", [f"{kind} is {cls!r}, {expected}"])

@@ -49,6 +49,7 @@ class Shard:
         tracer: Tracer,
         alarms: Alarms | None = None,
         dialling: Dialling = APP_DIALLING,
+        opens_resources: bool = True,
     ) -> None:
         self.app = app
         self.name = name
@@ -71,6 +72,7 @@ class Shard:
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[str, Channel] = {}
         self._dialling = dialling
+        self._opens_resources = opens_resources
         self._timers = Timers(name, limit=settings.max_timers, stats=stats, turn=self.turn, alarms=alarms)
 
     def on_config(self, follower: Callable[[Any, Any], object]) -> None:
@@ -99,7 +101,8 @@ class Shard:
             BadService: no app or peer has that name.
         """
         if to not in self._peers:
-            raise BadService(f"stub {stub}: no app or peer is called {to!r}; known are {sorted(self._peers)}")
+            name = getattr(stub, "__qualname__", stub)
+            raise BadService(f"stub {name}: no app or peer is called {to!r}; known are {sorted(self._peers)}")
         if to not in self._channels:
             deadline_s = self._settings.deadline_s
             self._channels[to] = Channel(
@@ -239,6 +242,8 @@ class Shard:
         name = name or f"{len(self._offloads)}"
         if name in {other.name for other in self._offloads}:
             raise BadService(f"two offloads of {self.name} are called {name!r}; their stats would be one")
+        if not self._opens_resources:
+            factory, close = _no_resource, _close_nothing
         offload: Offload[R] = Offload(
             factory,
             name=name,
@@ -266,3 +271,10 @@ class Shard:
 
     def keyed_counts(self) -> dict[str, int]:
         return {name: len(state) for name, state in self._keyed.items()}
+
+
+def _no_resource() -> Any:
+    """The resource of a worker thread in a shard that is built only to check its services."""
+
+
+def _close_nothing(_: Any) -> None: ...

@@ -16,6 +16,7 @@ from onelane.core.clock import Clock, SystemClock
 from onelane.core.context import ShardBinding
 from onelane.core.placement import Placement
 from onelane.core.turns import Turns
+from onelane.errors import located
 from onelane.lane.admission import Admission, Rates
 from onelane.lane.forwarder import Forwarder, NativeForwarder
 from onelane.lane.lane import Lane
@@ -49,6 +50,8 @@ class Environment:
     alarms: Alarms = field(default_factory=LoopAlarms)
     dialling: Dialling = APP_DIALLING
     """How the channels of its stubs connect."""
+    opens_resources: bool = True
+    """Whether worker threads make their resources; not where a shard is built only to check its services."""
 
 
 MACHINE = Environment()
@@ -103,9 +106,13 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         tracer=tracer,
         alarms=environment.alarms,
         dialling=environment.dialling,
+        opens_resources=environment.opens_resources,
     )
     placement = placement_from_proto(setup.placement)
-    membership = load_plugin("onelane.memberships", settings.membership)(placement)
+    with located(f"apps.{setup.app}.membership"):
+        membership = load_plugin("onelane.memberships", settings.membership)(placement)
+    with located(f"apps.{setup.app}.listener"):
+        listener = load_plugin("onelane.listeners", settings.listener)()
     forwarder = NativeForwarder(max_waiting=max(MIN_WAITING, settings.max_in_flight // WAITING_SHARE))
     lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
     load = LoadMonitor(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
@@ -131,7 +138,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         services=Services(lane, shard, settings, builtin=[topology, pubsub.servicer]),
         lane=lane,
         serving=LaneServing(lane, stats),
-        listener=load_plugin("onelane.listeners", settings.listener)(),
+        listener=listener,
         membership=membership,
         forwarder=forwarder,
         sibling_channels=sibling_channels,

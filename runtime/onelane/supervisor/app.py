@@ -126,7 +126,7 @@ class AppSupervisor:
         """Launch a shard and serve it until it ends; how it ended."""
         incarnation = shard.incarnation = Incarnation(await self._shared.launcher.launch(shard.sockets))
         try:
-            await incarnation.send(control_pb2.ToShard(setup=self._setup(shard)))
+            await incarnation.send(control_pb2.ToShard(setup=self.setup_of(shard)))
             await self._read_messages(shard, incarnation)
             how = "did not end"
             with anyio.move_on_after(SHARD_END_S):
@@ -231,7 +231,8 @@ class AppSupervisor:
         text = json.dumps(config, default=str)
         return control_pb2.Settings(generation=generation or self.generation, config=text)
 
-    def _setup(self, shard: SupervisedShard) -> control_pb2.Setup:
+    def setup_of(self, shard: SupervisedShard) -> control_pb2.Setup:
+        """The first message to a process of this shard, with all that it needs to start."""
         shard.settings.generation = self.generation
         return control_pb2.Setup(
             app=self.name,

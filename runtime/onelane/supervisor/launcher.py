@@ -48,7 +48,10 @@ class Launcher(Protocol):
 class ProcessLauncher:
     """See `Launcher`: one process for each shard, in a session of its own: Ctrl-C reaches the supervisor alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "onelane.shard.process", *, stdout: int | None = None) -> None:
+        """module: what a process runs. stdout: its standard output, by default that of this process."""
+        self._module = module
+        self._stdout = stdout
         self._lock = anyio.Lock()
         self._reserve = DescriptorReserve()
 
@@ -62,28 +65,27 @@ class ProcessLauncher:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(own_end.close)
             with shard_end:
-                process = await _start_process(shard_end, sockets)
+                process = await self._start_process(shard_end, sockets)
             on_failure.callback(_kill, process)
             control = await WireControl.over(own_end, control_pb2.ToSupervisor, serves=True)
             on_failure.pop_all()
         return _ShardProcess(control, process)
 
-
-async def _start_process(shard_end: socket.socket, sockets: Sequence[socket.socket]) -> anyio.abc.Process:
-    fds = [shard_end.fileno(), *(sock.fileno() for sock in sockets)]
-    try:
-        return await anyio.open_process(
-            [sys.executable, "-m", "onelane.shard.process", *map(str, fds)],
-            stdin=None,
-            stdout=None,
-            stderr=None,
-            start_new_session=True,
-            pass_fds=fds,
-            env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
-        )
-    except OSError as error:
-        # The loop does not name the program.
-        raise OSError(error.errno, error.strerror, sys.executable) from error
+    async def _start_process(self, shard_end: socket.socket, sockets: Sequence[socket.socket]) -> anyio.abc.Process:
+        fds = [shard_end.fileno(), *(sock.fileno() for sock in sockets)]
+        try:
+            return await anyio.open_process(
+                [sys.executable, "-m", self._module, *map(str, fds)],
+                stdin=None,
+                stdout=self._stdout,
+                stderr=None,
+                start_new_session=True,
+                pass_fds=fds,
+                env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
+            )
+        except OSError as error:
+            # The loop does not name the program.
+            raise OSError(error.errno, error.strerror, sys.executable) from error
 
 
 class _ShardProcess:

@@ -36,6 +36,18 @@ class ReloadOutcome:
     """Where there are any, nothing has changed."""
 
 
+@dataclass(frozen=True)
+class FileDifferences:
+    """How the file differs from what runs."""
+
+    needs_restart: list[str] = field(default_factory=list)
+    """Changes that take effect only when onelane itself is restarted."""
+    needs_reload: list[str] = field(default_factory=list)
+    """Changes of the services' settings, which a reload would apply."""
+    faults: list[str] = field(default_factory=list)
+    """Why the file could not be used now."""
+
+
 class Reloader:
     """Owned by the supervisor. One reload at a time."""
 
@@ -57,6 +69,20 @@ class Reloader:
                 outcome = await self._apply(new)
             _log(outcome)
             return outcome
+
+    def compare(self) -> FileDifferences:
+        """Compare the file, as it is now, with what runs; changes nothing."""
+        try:
+            new = self._read()
+        except BadConfig as error:
+            return FileDifferences(faults=list(error.faults))
+        needs_restart, needs_reload = _differences_outside_apps(self._running, new), []
+        for app in self._apps:
+            if (configured := new.apps.get(app.name)) is not None:
+                needs_restart += _differences_outside_config(app.name, self._running.apps[app.name], configured)
+                changes = differences(app.settings.config, configured.config)
+                needs_reload += [f"{app.name}.{change}" for change in changes]
+        return FileDifferences(needs_restart, needs_reload)
 
     async def _apply(self, new: Config) -> ReloadOutcome:
         needs_restart = _differences_outside_apps(self._running, new)

@@ -22,15 +22,15 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from onelane.config import PORT_STRIDE, App, Config
+from onelane.config import App, Config
 from onelane.core import addresses
 from onelane.core.placement import Member, Placement
-from onelane.errors import BadConfig, first_of
+from onelane.errors import first_of
 from onelane.server import sockets
 from onelane.supervisor import descriptors
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.launcher import Launcher, RunningShard
-from onelane.supervisor.reload import Reloader, ReloadOutcome
+from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.shard_state import REPORTING, ShardEvent, is_possible
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.telemetry.collector.collector import Collector
@@ -60,7 +60,7 @@ class Supervisor:
         telemetry: TelemetryOptions,
         read: Callable[[], Config] | None = None,
     ) -> None:
-        """read: reads the file again, for `reload`."""
+        """config: its addresses have been checked. read: reads the file again, for `reload`."""
         self.config = config
         self.prometheus = PrometheusSink(os.environ)
         self.collector = Collector(config, [self.prometheus, *sinks], logs_too=telemetry.logs)
@@ -180,6 +180,10 @@ class Supervisor:
         """Read the file again, and give the services the settings that it has for them."""
         return await self._reloader.reload()
 
+    def file_differences(self) -> FileDifferences:
+        """How the file, as it is now, differs from what runs."""
+        return self._reloader.compare()
+
     async def recycle(self, name: str | None = None) -> None:
         """Restart every shard of every app, or of one, one after another."""
         for app in self.apps:
@@ -293,13 +297,5 @@ def _member(name: str, app: App, address: str, folder: Path) -> Member:
 
 
 def _own_address(app: App, listen: str, index: int) -> str:
-    """The address that the shard of this index has for itself. listen: the app's, with its real port."""
-    host, port = addresses.split(listen)
-    if app.own_port is not None:
-        return addresses.join(host, app.own_port + index)
-    if app.listen.endswith(":0"):
-        return addresses.join(host, 0)
-    own = port + PORT_STRIDE * (index + 1)
-    if own > 65535:
-        raise BadConfig("configuration", [f"shard {index} would have port {own}, past 65535: set own_port"])
-    return addresses.join(host, own)
+    """The address that the shard of this index has for itself; port 0 for a free one. listen: the app's."""
+    return addresses.join(addresses.split(listen)[0], app.own_port_of(index))

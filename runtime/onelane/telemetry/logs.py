@@ -111,8 +111,8 @@ def _message_of(error: BaseException | None) -> str:
         return f"<{type(error).__qualname__} without a text>"
 
 
-def install(environment: Mapping[str, str], *, stream: TextIO | None = None) -> None:
-    """Configure logging of this process in the format that `ONELANE_LOGS` names.
+def format_of(environment: Mapping[str, str]) -> str:
+    """ "text" or "json".
 
     Raises:
         BadConfig: the variable names an unknown format.
@@ -120,6 +120,16 @@ def install(environment: Mapping[str, str], *, stream: TextIO | None = None) -> 
     kind = environment.get(FORMAT_VARIABLE, "text")
     if kind not in ("text", "json"):
         raise BadConfig("environment", [f"{FORMAT_VARIABLE} is {kind!r}, expected 'text' or 'json'"])
+    return kind
+
+
+def install(environment: Mapping[str, str], *, stream: TextIO | None = None) -> None:
+    """Configure logging of this process in the format that `ONELANE_LOGS` names.
+
+    Raises:
+        BadConfig: the variable names an unknown format.
+    """
+    kind = format_of(environment)
     logging.setLogRecordFactory(_record_factory(logging.getLogRecordFactory()))
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_json_formatter() if kind == "json" else logging.Formatter(TEXT_FORMAT))

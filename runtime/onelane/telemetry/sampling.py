@@ -51,10 +51,32 @@ RATE_LIMITED = "onelane_some"
 """A sampler of our own: `DEFAULT_TRACES_PER_S`. Used where no exporter and no sampler is configured."""
 
 
+RATIO_SAMPLERS = ("always_on", "always_off", "traceidratio")
+"""OpenTelemetry's, each also with the prefix `parentbased_`."""
+
+
+def fault_of(environment: Mapping[str, str]) -> str:
+    """Why `sampler_of` falls back to a default; "" where it does not."""
+    name, argument = environment.get("OTEL_TRACES_SAMPLER", ""), environment.get("OTEL_TRACES_SAMPLER_ARG", "")
+    known = [RATE_LIMITED, *RATIO_SAMPLERS, *(f"parentbased_{sampler}" for sampler in RATIO_SAMPLERS)]
+    if name and name not in known:
+        return f"OTEL_TRACES_SAMPLER is {name!r}, expected one of {', '.join(known)}; {DEFAULT_SAMPLER} is used"
+    if name.endswith("traceidratio") and argument and not _is_ratio(argument):
+        return f"OTEL_TRACES_SAMPLER_ARG is {argument!r}, expected a number from 0 to 1"
+    return ""
+
+
+def _is_ratio(text: str) -> bool:
+    try:
+        return 0.0 <= float(text) <= 1.0
+    except ValueError:
+        return False
+
+
 def sampler_of(environment: Mapping[str, str]) -> Sampler:
     """The sampler that `OTEL_TRACES_SAMPLER` names; unknown names and bad ratios fall back to the default, as
     OpenTelemetry requires."""
-    name = environment.get("OTEL_TRACES_SAMPLER", DEFAULT_SAMPLER)
+    name = environment.get("OTEL_TRACES_SAMPLER") or DEFAULT_SAMPLER
     if name == RATE_LIMITED:
         return Sampler(parent_based=True, ratio=0.0, traces_per_s=DEFAULT_TRACES_PER_S)
     try:

@@ -56,7 +56,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         if name is not None and name not in {app.name for app in supervisor.apps}:
             return web.json_response({"fault": f"no app is called {name!r}"}, status=404)
         await supervisor.recycle(name)
-        return web.json_response({"restarted": name or "all"})
+        return web.json_response({"restarted": name or "all"} | asdict(supervisor.file_differences()))
 
     host, port = addresses.split(supervisor.config.admin)
     connections = AdminConnections(_room(supervisor))

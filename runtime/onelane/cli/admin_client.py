@@ -1,0 +1,145 @@
+"""Requests of the commands to a running supervisor, at its admin address. Their errors say what to do."""
+
+import json
+import os
+import socket
+import tomllib
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from onelane import config
+from onelane.core import addresses
+from onelane.errors import BadConfig, Invalid, NotThere, Transient
+
+TIMEOUT_S = 3.0
+COMMAND_S = 3600.0
+"""A restart waits for the calls of one shard after another."""
+DEFAULT_FILE = Path("onelane.toml")
+HINT = "another address is given by --admin or ONELANE_ADMIN"
+
+
+class Unreachable(Transient):
+    """Nothing listens at an address, or nothing answers there in time."""
+
+
+class ForeignServer(Transient):
+    """Something else than a supervisor answers at an address."""
+
+
+def address_of(wanted: str | None) -> str:
+    """The ip:port to ask: the one wanted; else the admin address of ./onelane.toml; else the default.
+
+    Puts the token of the file into this process's environment, where it has none.
+
+    Raises:
+        Invalid: it is no address.
+    """
+    if wanted is not None:
+        address = wanted.removeprefix("http://").rstrip("/")
+    else:
+        address = _configured() if DEFAULT_FILE.exists() else config.DEFAULT_ADMIN
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) <= 65535:
+        raise Invalid(f"admin address {address!r}: expected ip:port with a port from 1 to 65535; {HINT}")
+    return address
+
+
+def _configured() -> str:
+    try:
+        settings = config.load(DEFAULT_FILE)
+    except BadConfig:
+        # A file that is being edited must not hide the state of what runs.
+        return _written()
+    if settings.admin_token is not None:
+        os.environ.setdefault(config.ADMIN_TOKEN, settings.admin_token)
+    return addresses.reachable(settings.admin)
+
+
+def _written() -> str:
+    """The admin address of a file that has faults elsewhere."""
+    try:
+        table = tomllib.loads(DEFAULT_FILE.read_text())
+        return addresses.reachable(str(table.get("admin", config.DEFAULT_ADMIN)))
+    except (OSError, ValueError):
+        return config.DEFAULT_ADMIN
+
+
+def fetch(address: str, path: str) -> dict[str, Any]:
+    """A JSON document of an admin address, without control characters that a terminal would interpret.
+
+    Raises:
+        NotThere: the supervisor has no such document.
+        Unreachable, ForeignServer, Transient: no supervisor answers, or it refuses.
+    """
+    return _answer(address, urllib.request.Request(f"http://{address}{path}", headers=_headers()), TIMEOUT_S)
+
+
+def command(address: str, path: str) -> dict[str, Any]:
+    """Send a command to the supervisor at an admin address; its response. Raises as `fetch`."""
+    headers = {"X-Onelane": "1", **_headers()}
+    request = urllib.request.Request(f"http://{address}{path}", method="POST", headers=headers)
+    return _answer(address, request, COMMAND_S)
+
+
+def _headers() -> dict[str, str]:
+    """The headers that authorize a request: the token of `ONELANE_ADMIN_TOKEN`, where it is set."""
+    token = os.environ.get(config.ADMIN_TOKEN)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""An HTTP proxy may be configured; the supervisor is asked directly."""
+
+
+def _answer(address: str, request: urllib.request.Request, timeout_s: float) -> dict[str, Any]:
+    try:
+        with _WITHOUT_PROXY.open(request, timeout=timeout_s) as response:
+            document = printable(json.load(response))
+    except urllib.error.HTTPError as error:
+        raise _refusal(address, error) from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise _failure(address, error, timeout_s) from error
+    if not isinstance(document, dict):
+        raise ForeignServer(f"{address} answers, but not as the admin address of `onelane up` does; {HINT}")
+    return document
+
+
+def _refusal(address: str, error: urllib.error.HTTPError) -> Exception:
+    text = printable(error.read().decode("utf-8", "replace").strip())
+    if error.code == 404:
+        return NotThere(f"{address}: {text}")
+    if error.code in (401, 403):
+        return Transient(f"{address} refuses: {text}")
+    return ForeignServer(f"{address} answers with status {error.code}: {text[:200]}; {HINT}")
+
+
+def _failure(address: str, error: Exception, timeout_s: float) -> Exception:
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, ConnectionRefusedError):
+        return Unreachable(f"nothing listens at {address}; is `onelane up` running? ({HINT})")
+    if isinstance(cause, TimeoutError):
+        return Unreachable(f"{address} has not answered within {timeout_s:g} s; {HINT}")
+    if isinstance(cause, socket.gaierror):
+        return Unreachable(f"{address}: the host is not known ({cause.strerror}); {HINT}")
+    if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
+        return Unreachable(f"{address} cannot be reached: {cause.strerror or cause}; {HINT}")
+    return ForeignServer(f"{address} answers, but not as the admin address of `onelane up` does; {HINT}")
+
+
+def printable(document: Any) -> Any:
+    """A JSON document without control characters: clients choose some of its names, attributes and keys, and services
+    the texts of exceptions."""
+    if isinstance(document, str):
+        return document if document.isprintable() else "".join(map(_printable, document))
+    if isinstance(document, list):
+        return [printable(element) for element in document]
+    if isinstance(document, dict):
+        return {printable(name): printable(member) for name, member in document.items()}
+    return document
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"

@@ -1,0 +1,133 @@
+"""`onelane check`: all that would keep `onelane up` from starting, without starting anything.
+
+A *fault* ends `up` with the same text. A *warning* does not: `up` logs it and runs.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import anyio
+
+from onelane.cli import exports
+from onelane.config import App, Config
+from onelane.core import addresses
+from onelane.errors import BadConfig, OnelaneError
+from onelane.server import tls
+from onelane.supervisor import trial
+from onelane.supervisor.app import TelemetryOptions
+from onelane.telemetry import logs, sampling
+
+
+@dataclass(frozen=True, slots=True)
+class AppLine:
+    """One app that the file would run."""
+
+    name: str
+    listen: str
+    shards: int
+    services: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """The outcome of a check, as `--json` prints it."""
+
+    file: str
+    faults: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    apps: list[AppLine] = field(default_factory=list)
+
+
+def check(file: object, read: Callable[[], Config], *, app_dir: str, imports: bool) -> CheckReport:
+    """Check a file. read: reads it; raises BadConfig. imports: whether to run code of the services."""
+    report = CheckReport(str(file))
+    with _noting(report.faults):
+        configuration = read()
+        report.apps += [AppLine(n, a.listen, a.shard_count, a.services) for n, a in configuration.apps.items()]
+        _check(configuration, report, app_dir=app_dir, imports=imports)
+    return report
+
+
+def _check(configuration: Config, report: CheckReport, *, app_dir: str, imports: bool) -> None:
+    telemetry = TelemetryOptions()
+    with _noting(report.faults):
+        configuration.check_addresses()
+    with _noting(report.faults):
+        logs.format_of(os.environ)
+    with _noting(report.faults):
+        exports.sink_types(configuration, os.environ)
+    with _noting(report.faults):
+        telemetry = exports.telemetry_options(os.environ)
+    if imports:
+        report.faults += anyio.run(_trial, configuration, app_dir, telemetry)
+    else:
+        for name, app in configuration.apps.items():
+            with _noting(report.faults):
+                _check_tls(name, app)
+    report.warnings += warnings_of(configuration, os.environ)
+    report.warnings += _unknown_hosts(configuration)
+
+
+async def _trial(configuration: Config, app_dir: str, telemetry: TelemetryOptions) -> list[str]:
+    reasons = await trial.faults_at_start(configuration, app_dir=app_dir, telemetry=telemetry)
+    return [fault for reason in reasons for fault in _faults_in(reason)]
+
+
+def _faults_in(reason: str) -> list[str]:
+    """The faults of one app; the traceback of what a service has raised stays with the last of them."""
+    faults: list[str] = []
+    for line in reason.split("\n"):
+        if line.startswith("apps.") or not faults:
+            faults.append(line)
+        else:
+            faults[-1] += f"\n{line}"
+    return faults
+
+
+def _check_tls(name: str, app: App) -> None:
+    if app.tls is not None:
+        try:
+            tls.server_context(app.tls)
+        except BadConfig as error:
+            raise BadConfig(f"apps.{name}.{error.source}", error.faults) from error
+
+
+@contextmanager
+def _noting(faults: list[str]) -> Iterator[None]:
+    """Add the faults that are raised to the list, and go on."""
+    try:
+        yield
+    except BadConfig as error:
+        faults += [f"{error.source}: {fault}" if "apps." in error.source else fault for fault in error.faults]
+    except OnelaneError as error:
+        faults.append(str(error))
+
+
+def warnings_of(configuration: Config, environment: Mapping[str, str]) -> list[str]:
+    """What lets an app start and will surprise: an expired certificate, an unknown sampler."""
+    warnings = []
+    for name, app in configuration.apps.items():
+        try:
+            fault = tls.validity_fault(app.tls) if app.tls is not None else ""
+        except (OSError, ValueError):
+            fault = ""  # The shard says why it cannot use the files.
+        warnings += [f"apps.{name}.tls.{fault}"] if fault else []
+    sampler = sampling.fault_of(environment)
+    return warnings + ([sampler] if sampler else [])
+
+
+def _unknown_hosts(configuration: Config) -> list[str]:
+    """Peers whose host no name server knows now. Not asked by `up`: it may be known later."""
+    warnings = []
+    for name, target in configuration.peers.items():
+        plain = addresses.parse_target(target)
+        host, _, port = plain.rpartition(":")
+        try:
+            if not plain.startswith("unix:"):
+                socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except OSError as error:
+            warnings.append(f"peers.{name}: the host {host!r} cannot be resolved here: {error.strerror}")
+    return warnings
