@@ -63,6 +63,12 @@ def _stall_s(seconds: float) -> float:
     return seconds
 
 
+def _unresponsive_s(seconds: float) -> float:
+    if seconds and not 0.5 <= seconds <= 3600:
+        raise ValueError("expected 0, or seconds from 0.5 to 3600")
+    return seconds
+
+
 Address = Annotated[str, AfterValidator(_address)]
 PeerTarget = Annotated[str, AfterValidator(addresses.parse_target)]
 """Where an app outside of the file listens."""
@@ -180,6 +186,10 @@ class App(BaseModel):
     replace_stalled_s: Annotated[float, Field(ge=1, le=86400)] | None = None
     """A shard process whose event loop is blocked for this many seconds ends itself and is started again; by default
     never. Not in inline mode."""
+    unresponsive_s: Annotated[float, AfterValidator(_unresponsive_s)] = 5.0
+    """Seconds without a sign of life of a shard's event loop after which the shard counts as unresponsive, until it
+    answers again: `onelane status`, the page and /healthz say so, and its siblings refuse calls to its keys; 0 for
+    never."""
     max_streams: Annotated[int, Field(ge=1)] = 1024
     """Concurrent calls of one connection (SETTINGS_MAX_CONCURRENT_STREAMS); the client holds further calls back."""
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024

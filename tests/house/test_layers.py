@@ -17,7 +17,7 @@ PURE = ["core/*", "wire/*", "telemetry/spans", "telemetry/stats", "telemetry/his
 PURE += ["telemetry/values", "telemetry/stalls", "telemetry/hot_keys", "telemetry/codec"]
 PURE += ["telemetry/collector/totals", "telemetry/collector/sequence", "telemetry/collector/tail_sampling"]
 PURE += ["telemetry/collector/history", "client/retry", "client/outlier", "client/propagation", "lane/admission"]
-PURE += ["shard/topics", "supervisor/shard_state"]
+PURE += ["shard/topics", "supervisor/shard_state", "supervisor/liveness"]
 DOORS = {"core/clock", "wire/driver"}
 """What stands among the pure files to open them to the world: the clock, and the driver of the wire."""
 OUTSIDE = {"asyncio", "anyio", "grpc", "opentelemetry", "os", "socket", "subprocess", "threading", "time"}

@@ -16,7 +16,8 @@ from onelane.core.backoff import backoff_s
 from onelane.core.placement import Placement
 from onelane.errors import OnelaneError
 from onelane.supervisor.launcher import Launcher, RunningShard
-from onelane.supervisor.shard_state import ShardEvent, ShardState, is_possible
+from onelane.supervisor.liveness import LATE, LOOKS, Finding
+from onelane.supervisor.shard_state import REPORTING, ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
 from onelane.telemetry.codec import stall_from_proto
 from onelane.telemetry.collector.collector import RESTARTS, Collector
@@ -32,6 +33,11 @@ STEADY_S = 10.0
 """A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
 COMMIT_S = 2.0
 """How long to wait for shards to use settings that they have checked; `status` shows which generation each uses."""
+
+SIGN_OF_LIFE = 2**64 - 1
+"""The number of a request for a report by which a lane only shows that it ticks."""
+ASK_S = 0.05
+"""How long the supervisor waits for room on the control line of a silent shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,7 @@ class AppSupervisor:
         """Act on the messages of a shard until its control line is closed."""
         control = incarnation.running.control
         while (message := await control.receive()) is not None:
+            shard.liveness.heard()
             match message.WhichOneof("kind"):
                 case "ready":
                     await self._note_ready(shard, message.ready.pid)
@@ -189,6 +196,35 @@ class AppSupervisor:
     def source(self, shard: SupervisedShard) -> Attributes:
         """The attributes that every series of a shard has."""
         return (("onelane.app", self.name), ("onelane.shard", shard.member.name))
+
+    # Lanes that do not tick
+
+    async def watch_lanes(self) -> None:
+        """Look at every lane regularly, until cancelled: see `liveness`."""
+        interval_s = self.settings.unresponsive_s / LOOKS
+        lost_at: dict[str, float] = {}
+        """Name of an unresponsive shard → when it became so."""
+        looked_at = time.monotonic()
+        while interval_s:
+            await anyio.sleep(interval_s)
+            now = time.monotonic()
+            await self._look(lost_at, now, is_late=now - looked_at > LATE * interval_s)
+            looked_at = now
+
+    async def _look(self, lost_at: dict[str, float], now: float, *, is_late: bool) -> None:
+        for shard in self.shards:
+            name = shard.member.name
+            if name in lost_at and not shard.is_unresponsive:
+                log.warning("shard.responsive shard=%s after_s=%.1f", name, now - lost_at.pop(name))
+            finding = shard.liveness.look(is_late=is_late) if shard.state in REPORTING else Finding.NOTHING
+            if finding is Finding.ASK:
+                # A process that is stopped does not empty its line.
+                with anyio.move_on_after(ASK_S):
+                    await shard.send(control_pb2.ToShard(collect=SIGN_OF_LIFE))
+            elif finding is Finding.LOST:
+                lost_at[name] = now
+                silent_s = self.settings.unresponsive_s
+                log.error("shard.unresponsive shard=%s pid=%d silent_s=%g", name, shard.pid, silent_s)
 
     # Settings
 

@@ -24,7 +24,8 @@ from enum import Enum, auto
 
 
 class ShardState(Enum):
-    """The state of a shard. Status, page and `onelane top` show its `label`, which several states share."""
+    """The state of a shard. Status, page and `onelane top` show its `label`, which several states share; or
+    `unresponsive`, where its lane does not tick (`liveness`)."""
 
     STARTING = auto()
     """Its first process has been launched and was never ready."""

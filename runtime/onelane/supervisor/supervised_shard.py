@@ -9,6 +9,7 @@ import anyio
 
 from onelane.core.placement import Member
 from onelane.supervisor.launcher import RunningShard
+from onelane.supervisor.liveness import Liveness
 from onelane.supervisor.shard_state import REPORTING, ShardEvent, ShardState, step
 from onelane.telemetry.collector.sequence import ReportSequence
 from onelane.telemetry.stalls import Stall
@@ -74,6 +75,8 @@ class SupervisedShard:
     settings: SettingsProgress = field(default_factory=SettingsProgress)
     collected: dict[int, anyio.Event] = field(default_factory=dict)
     """Number of a request for a report → set once the report has come, or will not."""
+    liveness: Liveness = field(default_factory=Liveness)
+    """Of the present incarnation's lane."""
     pid: int = 0
     restarts: int = 0
     """Crashes that were followed by a restart; restarts that were asked for do not count."""
@@ -81,6 +84,21 @@ class SupervisedShard:
     """Keyed dict → how many keys it holds, as last reported."""
     stalls: deque[Stall] = field(default_factory=lambda: deque(maxlen=LAST_STALLS))
     """The last stalls, of all incarnations."""
+
+    @property
+    def is_unresponsive(self) -> bool:
+        """Its process runs, and its lane does not tick."""
+        return self.state in REPORTING and not self.liveness.is_responsive
+
+    @property
+    def is_ready(self) -> bool:
+        """It takes calls."""
+        return self.state is ShardState.READY and self.liveness.is_responsive
+
+    @property
+    def label(self) -> str:
+        """Its state, for status, page and `onelane top`."""
+        return "unresponsive" if self.is_unresponsive else self.state.label
 
     def follow(self, event: ShardEvent) -> None:
         """Change the state by the table of transitions, and wake the tasks that wait for an answer or a report of this

@@ -159,6 +159,8 @@ class Supervisor:
         async with anyio.create_task_group() as self.tasks:
             async with anyio.create_task_group() as shard_tasks:
                 self.tasks.start_soon(self._drain_when_asked)
+                for app in self.apps:
+                    self.tasks.start_soon(app.watch_lanes)
                 # Last to first, so that servers listen before their callers start.
                 for app in reversed(self.apps):
                     for shard in app.shards:
@@ -227,7 +229,8 @@ class Supervisor:
     async def collect(self) -> None:
         """Have every shard that runs report now, and wait for the reports, at most `COLLECT_S`."""
         number = next(self._numbers)
-        asked = [shard for app in self.apps for shard in app.shards if shard.state in REPORTING]
+        shards = [shard for app in self.apps for shard in app.shards]
+        asked = [shard for shard in shards if shard.state in REPORTING and shard.liveness.is_responsive]
         for shard in asked:
             shard.collected[number] = anyio.Event()
         try:
@@ -253,6 +256,14 @@ class Supervisor:
         by_app.points(self.collector.points(sums=True))
         return by_app.render(accept)
 
+    def health(self) -> tuple[bool, str]:
+        """Whether every configured shard is ready; and in words how many are, and what the others are."""
+        total = sum(app.shard_count for app in self.config.apps.values())
+        shards = [shard for app in self.apps for shard in app.shards]
+        ready = sum(shard.is_ready for shard in shards)
+        others = [f"; {shard.member.name} is {shard.label}" for shard in shards if not shard.is_ready]
+        return ready == total, f"{ready}/{total} shards ready{''.join(others)}"
+
     def status(self, *, details: bool = False) -> dict[str, Any]:
         """Every app with its shards, for JSON. details: also how many keys each keyed dict holds."""
         return {"apps": {app.name: self._status_of(app, details=details) for app in self.apps}}
@@ -272,7 +283,7 @@ class Supervisor:
             "index": shard.index,
             "pid": shard.pid,
             "address": shard.member.address,
-            "state": shard.state.label,
+            "state": shard.label,
             "restarts": shard.restarts,
             "config": shard.settings.generation,
             "calls": int(self.collector.totals.sum_of("onelane.calls", source)),

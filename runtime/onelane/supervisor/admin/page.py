@@ -110,6 +110,6 @@ class Page:
         if not index.isdigit() or int(index) >= len(shards):
             raise web.HTTPNotFound(text=f"there is no shard {index} of an app {app_name!r}\n")
         if not self._supervisor.begin(command, app_name, int(index)):
-            state = shards[int(index)].state.label
+            state = shards[int(index)].label
             raise web.HTTPConflict(text=f"the shard is {state}, so it cannot {command} now\n")
         return web.json_response({"begun": command})

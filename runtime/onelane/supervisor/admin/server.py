@@ -19,7 +19,6 @@ from onelane.supervisor import descriptors
 from onelane.supervisor.admin.auth import auth_middleware
 from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection, AdminConnections
 from onelane.supervisor.admin.page import Page
-from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.supervisor import Supervisor
 
 MIN_CONNECTIONS = 8
@@ -44,9 +43,8 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         return web.json_response(supervisor.status(details=True))
 
     async def healthz(_: web.Request) -> web.Response:
-        shards = [shard for app in supervisor.apps for shard in app.shards]
-        ready = sum(shard.state is ShardState.READY for shard in shards)
-        return web.Response(status=200 if ready == len(shards) else 503, text=f"{ready}/{len(shards)} shards ready\n")
+        is_ready, text = supervisor.health()
+        return web.Response(status=200 if is_ready else 503, text=f"{text}\n")
 
     async def reload(_: web.Request) -> web.Response:
         return web.json_response(asdict(await supervisor.reload()))

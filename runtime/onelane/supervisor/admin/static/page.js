@@ -117,7 +117,7 @@ function Shards({ app }) {
                 <td>${Object.entries(shard.keyed).map(([name, n]) => `${name} ${count(n)}`).join(", ")}</td>
                 <td class="n">
                   <${Command} what="drain" shard=${shard} from=${["ready"]} ask=${ask} />${" "}
-                  <${Command} what="restart" shard=${shard} from=${["ready", "drained"]} ask=${ask} />
+                  <${Command} what="restart" shard=${shard} from=${["ready", "drained", "unresponsive"]} ask=${ask} />
                 </td>
               </tr>
             `,

@@ -1,0 +1,116 @@
+"""A lane that does not tick is noticed, told and noticed again when it ticks; nothing else is."""
+
+import os
+import signal
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from onelane.config import parse
+from onelane.supervisor.app import TelemetryOptions
+from onelane.supervisor.inline import InlineLauncher
+from onelane.supervisor.liveness import LOOKS, Finding, Liveness
+from onelane.supervisor.supervisor import Supervisor
+
+from tests.running_app import RunningApp, echo, eventually, http_request, running
+
+UNRESPONSIVE_S = 0.5
+
+
+def look(lane: Liveness, times: int, *, is_late: bool = False) -> list[Finding]:
+    return [lane.look(is_late=is_late) for _ in range(times)]
+
+
+def test_a_silent_lane_is_asked_once_and_then_lost_once() -> None:
+    findings = look(Liveness(), 3 * LOOKS)
+    assert findings.index(Finding.ASK) == 1
+    assert findings.index(Finding.LOST) == LOOKS
+    assert [findings.count(finding) for finding in (Finding.ASK, Finding.LOST)] == [1, 1]
+
+
+def test_a_lane_that_answers_each_question_stays_responsive() -> None:
+    lane = Liveness()
+    for _ in range(10 * LOOKS):
+        if lane.look(is_late=False) is Finding.ASK:
+            lane.heard()
+    assert lane.is_responsive
+
+
+def test_one_message_makes_a_lost_lane_responsive() -> None:
+    lane = Liveness()
+    look(lane, LOOKS + 1)
+    assert not lane.is_responsive
+    lane.heard()
+    assert lane.is_responsive
+    assert Finding.LOST not in look(lane, LOOKS)
+
+
+def test_silence_is_not_counted_while_the_supervisor_itself_did_not_run() -> None:
+    lane = Liveness()
+    for _ in range(4):
+        look(lane, LOOKS - 1)
+        look(lane, 1, is_late=True)
+    assert lane.is_responsive
+
+
+def test_a_late_look_does_not_call_a_lost_lane_responsive() -> None:
+    lane = Liveness()
+    look(lane, LOOKS + 1)
+    look(lane, 1, is_late=True)
+    assert not lane.is_responsive
+
+
+def test_before_any_port_is_claimed_no_shard_is_ready() -> None:
+    config = parse(tomllib.loads(echo(2)))
+    supervisor = Supervisor(config, InlineLauncher(), app_dir="", sinks=[], telemetry=TelemetryOptions())
+    assert supervisor.health() == (False, "0/2 shards ready")
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    with running(tmp_path_factory.mktemp("liveness"), echo(2, f"unresponsive_s = {UNRESPONSIVE_S}")) as app:
+        yield app
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """Processes that are stopped by SIGSTOP in this order, and go on in the reverse one."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGCONT)
+
+
+def states(app: RunningApp) -> list[str]:
+    return [str(shard["state"]) for shard in app.shards()]
+
+
+@pytest.mark.slow
+async def test_status_health_check_and_log_agree_on_a_stopped_shard(app: RunningApp) -> None:
+    assert http_request(f"http://{app.admin}/healthz") == (200, "2/2 shards ready\n")
+    pid = app.shards()[1]["pid"]
+    with stopped(pid):
+        await eventually(lambda: states(app) == ["ready", "unresponsive"])
+        assert http_request(f"http://{app.admin}/healthz") == (503, "1/2 shards ready; echo-1 is unresponsive\n")
+        assert f"shard.unresponsive shard=echo-1 pid={pid} silent_s=0.5" in app.log.read_text()
+    await eventually(lambda: states(app) == ["ready", "ready"])
+    await eventually(lambda: "shard.responsive shard=echo-1" in app.log.read_text())
+    assert http_request(f"http://{app.admin}/healthz") == (200, "2/2 shards ready\n")
+    assert app.shards()[1]["pid"] == pid
+
+
+@pytest.mark.slow
+async def test_a_whole_app_that_was_stopped_for_a_while_raises_no_alarm(app: RunningApp) -> None:
+    alarms = app.log.read_text().count("shard.unresponsive")
+    with stopped(app.process.pid, *(shard["pid"] for shard in app.shards())):
+        goes_on_at = time.monotonic() + 2 * UNRESPONSIVE_S
+        await eventually(lambda: time.monotonic() > goes_on_at)
+    goes_on_at = time.monotonic() + 1.5 * UNRESPONSIVE_S
+    await eventually(lambda: time.monotonic() > goes_on_at)
+    assert states(app) == ["ready", "ready"]
+    assert app.log.read_text().count("shard.unresponsive") == alarms
