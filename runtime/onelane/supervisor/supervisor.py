@@ -8,9 +8,7 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -25,13 +23,14 @@ import anyio.to_thread
 from onelane.config import App, Config
 from onelane.core import addresses
 from onelane.core.placement import Member, Placement
-from onelane.errors import first_of
-from onelane.server import sockets
+from onelane.errors import OnelaneError, first_of
+from onelane.server import sockets, steering
 from onelane.supervisor import descriptors
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.shard_state import REPORTING, ShardEvent, is_possible
+from onelane.supervisor.socket_folder import socket_folder
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.telemetry.collector.collector import Collector
 from onelane.telemetry.sinks import Sink
@@ -45,6 +44,13 @@ SINK_CLOSE_S = 3.0
 """How long each sink may take at the end to export its queue."""
 COMMANDS = {"drain": ShardEvent.DRAIN_ASKED, "restart": ShardEvent.RESTART_ASKED}
 """Command for one shard → the event that it is in the shard's state machine."""
+
+
+class NotStarted(OnelaneError):
+    """The system gives no socket: no descriptor or memory is left."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the sockets cannot be opened: {error}; this process may open {descriptors.limit()} files")
 
 
 class Supervisor:
@@ -82,14 +88,16 @@ class Supervisor:
         """Start every shard, call `on_ready`, serve until `stop_asked`, drain, end.
 
         Raises:
-            PortTaken, BadConfig: before anything was started.
+            PortTaken, BadConfig, NoSocketFolder, NotStarted: before anything was started.
             ShardFailed: a shard could not start; the others have been ended.
         """
         self._tell_shortages()
         async with AsyncExitStack() as stack:
-            folder = Path(tempfile.mkdtemp(prefix="onelane-", dir=os.environ.get("RUNTIME_DIRECTORY") or None))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            reserved = self._lay_out(folder, stack)
+            folder = stack.enter_context(socket_folder(os.environ, self._longest_socket_name()))
+            try:
+                reserved = self._lay_out(folder, stack)
+            except OSError as error:
+                raise NotStarted(error) from error
             try:
                 await self._serve(reserved, on_ready)
             except BaseExceptionGroup as group:
@@ -97,6 +105,10 @@ class Supervisor:
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._flush()
+
+    def _longest_socket_name(self) -> str:
+        names = [_socket_name(f"{name}-{app.shard_count - 1}") for name, app in self.config.apps.items()]
+        return max(names, key=len) + steering.SUFFIX
 
     def _tell_shortages(self) -> None:
         """Log what the limit of open files is too low for."""
@@ -304,7 +316,11 @@ def _listening(address: str, stack: AsyncExitStack) -> socket.socket:
 def _member(name: str, app: App, address: str, folder: Path) -> Member:
     """address: the shard's own, with its real port."""
     host, port = addresses.split(address)
-    return Member(name, addresses.join(app.advertise or host, port), str(folder / f"{name}.sock"))
+    return Member(name, addresses.join(app.advertise or host, port), str(folder / _socket_name(name)))
+
+
+def _socket_name(shard: str) -> str:
+    return f"{shard}.sock"
 
 
 def _own_address(app: App, listen: str, index: int) -> str:

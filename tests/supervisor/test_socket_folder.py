@@ -1,0 +1,83 @@
+"""The folder of the shards' Unix sockets is made where it can be, and removed after a supervisor that was killed."""
+
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+from onelane.supervisor import socket_folder as module
+from onelane.supervisor.socket_folder import NoSocketFolder, socket_folder
+
+from tests.running_app import echo, running
+
+NAME = "echo-0.sock.steer"
+
+
+def folders(place: Path) -> list[Path]:
+    return sorted(place.glob("onelane-*"))
+
+
+def test_only_this_user_may_enter_the_folder_and_it_is_removed_at_the_end(tmp_path: Path) -> None:
+    with socket_folder({"RUNTIME_DIRECTORY": f"{tmp_path}:/else"}, NAME) as folder:
+        assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
+    assert folders(tmp_path) == []
+
+
+def test_a_place_that_cannot_hold_the_folder_is_passed_over_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    with socket_folder({"RUNTIME_DIRECTORY": "/run/missing", "TMPDIR": str(long)}, NAME) as folder:
+        assert folder.parent == Path("/tmp")
+    assert "/run/missing (RUNTIME_DIRECTORY): No such file or directory" in caplog.text
+    assert "(TMPDIR): too long, a socket's path would have" in caplog.text
+
+
+def test_where_no_place_can_hold_it_the_fault_of_each_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(NoSocketFolder, match=r"missing \(TMPDIR\): too long.*; /tmp: too long.*; /var/tmp: too long"),
+        socket_folder({"TMPDIR": str(tmp_path / "missing")}, "x" * 100),
+    ):
+        pass
+
+
+def test_the_folder_of_a_running_supervisor_and_those_of_others_are_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "onelane-data"
+    mine.mkdir()
+    (mine / "notes").write_text("of the user")
+    (tmp_path / "onelane-link").symlink_to(mine)
+    environment = {"TMPDIR": str(tmp_path)}
+    with socket_folder(environment, NAME) as running_folder, socket_folder(environment, NAME):
+        assert running_folder in folders(tmp_path)
+    assert (mine / "notes").read_text() == "of the user"
+
+
+def test_a_file_that_is_no_socket_is_never_removed_with_an_abandoned_folder(tmp_path: Path) -> None:
+    abandoned = tmp_path / "onelane-abandoned"
+    abandoned.mkdir()
+    (abandoned / module.LOCK).touch()
+    (abandoned / "notes").write_text("of the user")
+    with socket_folder({"TMPDIR": str(tmp_path)}, NAME):
+        assert (abandoned / "notes").read_text() == "of the user"
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_killed_supervisor_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        place = Path(name)
+        with running(tmp_path, echo(1), RUNTIME_DIRECTORY=name) as killed:
+            killed.stop(by=signal.SIGKILL)
+        (abandoned,) = folders(place)
+        with running(tmp_path, echo(1), RUNTIME_DIRECTORY=name):
+            assert len(folders(place)) == 1
+            assert not abandoned.exists()
+        assert folders(place) == []
+
+
+@pytest.mark.slow
+def test_an_app_runs_with_a_long_tmpdir_and_without_its_runtime_directory(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    with running(tmp_path, echo(1), TMPDIR=str(long), RUNTIME_DIRECTORY=str(tmp_path / "missing")) as cluster:
+        assert cluster.shards()[0]["state"] == "ready"
