@@ -36,6 +36,10 @@ class RunningApp:
     def wait_ready(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            # With --json.
+            if match := re.match(r'\{"event": "ready", "admin": "(\S+)"', line):
+                self.admin = match[1]
+                return
             if match := re.match(r"onelane: (\S+) ready on (\S+)", line):
                 self.listen[match[1]] = match[2]
             elif match := re.match(r"onelane: ready, admin on http://(\S+)", line):

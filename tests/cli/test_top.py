@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import grpc.aio
 import pytest
@@ -66,35 +67,80 @@ def test_no_http_proxy_is_used(cluster: RunningApp) -> None:
     assert "echo-0" in subprocess.run(command, capture_output=True, text=True, timeout=30, env=proxied).stdout
 
 
-def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster: RunningApp) -> None:
+@contextmanager
+def in_a_terminal(*arguments: str, columns: int, lines: int) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`onelane` in a terminal of its own: the process, and the end by which a person reads and types."""
     own_end, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "onelane", "top", cluster.admin],
+        [sys.executable, "-m", "onelane", *arguments],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "140", "LINES": "40"},
+        env=os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": str(lines)},
         # A background job of a shell ignores SIGINT, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         start_new_session=True,
     )
     os.close(terminal)
-    output = b""
     try:
-        while output.count(b"echo-0") < 4:
-            output += os.read(own_end, 65536)
-        process.send_signal(signal.SIGINT)
-        try:
-            while os.read(own_end, 65536):
-                pass
-        except OSError:
-            # EIO: the last process that had the terminal open has closed it.
-            pass
-        assert process.wait(30) == 0
+        yield process, own_end
     finally:
         process.kill()
         process.wait()
         os.close(own_end)
+
+
+def read_until(own_end: int, text: bytes, *, times: int = 1) -> bytes:
+    """What the terminal shows, until it has shown `text` so often."""
+    output = b""
+    while output.count(text) < times:
+        output += os.read(own_end, 65536)
+    return output
+
+
+def ended(process: subprocess.Popen[bytes], own_end: int) -> int:
+    """Its exit code, once the rest of its output has been read."""
+    with suppress(OSError):
+        # EIO: the last process that had the terminal open has closed it.
+        while os.read(own_end, 65536):
+            pass
+    return process.wait(30)
+
+
+def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster: RunningApp) -> None:
+    with in_a_terminal("top", cluster.admin, columns=140, lines=40) as (process, own_end):
+        read_until(own_end, b"echo-0", times=4)
+        process.send_signal(signal.SIGINT)
+        assert ended(process, own_end) == 0
+
+
+def test_top_scrolls_by_keys_and_ends_by_q(cluster: RunningApp) -> None:
+    """Five lines of a terminal are fewer than an app has."""
+    with in_a_terminal("top", "--admin", cluster.admin, columns=140, lines=5) as (process, own_end):
+        assert b"helper" not in read_until(own_end, b"more lines")
+        os.write(own_end, b"\x1b[B\x1b[B\x1b[B\x1b[F")
+        assert b"helper" in read_until(own_end, b"db")
+        os.write(own_end, b"q")
+        assert ended(process, own_end) == 0
+
+
+def test_in_a_pipe_each_table_is_columns_of_words(cluster: RunningApp) -> None:
+    for command in ("status", "top"):
+        table = onelane(command, "--admin", cluster.admin).stdout.partition("\n\n")[0]
+        header, *rows = [line.split() for line in table.splitlines()]
+        assert header[:4] == ["app", "shard", "state", "pid"]
+        assert [row[:3] for row in rows] == [["echo", "echo-0", "ready"], ["echo", "echo-1", "ready"]]
+        assert {len(row) for row in rows} == {len(header)}
+        assert "…" not in table
+
+
+def test_status_in_a_narrow_terminal_cuts_no_number(cluster: RunningApp) -> None:
+    pids = [str(shard["pid"]).encode() for shard in cluster.shards()]
+    with in_a_terminal("status", "--admin", cluster.admin, columns=80, lines=25) as (process, own_end):
+        output = read_until(own_end, b"service_config")
+        assert [pid for pid in pids if pid not in output] == []
+        assert "…".encode() not in output
+        assert ended(process, own_end) == 0
 
 
 async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: RunningApp) -> None:
