@@ -2,6 +2,7 @@
 
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,21 @@ from tests.running_app import echo, running
 NAME = "echo-0.sock.steer"
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a short path, which pytest's `tmp_path` has not: a socket's has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
+
+
 def folders(place: Path) -> list[Path]:
     return sorted(place.glob("onelane-*"))
 
 
-def test_only_this_user_may_enter_the_folder_and_it_is_removed_at_the_end(tmp_path: Path) -> None:
-    with socket_folder({"RUNTIME_DIRECTORY": f"{tmp_path}:/else"}, NAME) as folder:
-        assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
-    assert folders(tmp_path) == []
+def test_only_this_user_may_enter_the_folder_and_it_is_removed_at_the_end(place: Path) -> None:
+    with socket_folder({"RUNTIME_DIRECTORY": f"{place}:/else"}, NAME) as folder:
+        assert (folder.parent, folder.stat().st_mode & 0o777) == (place, 0o700)
+    assert folders(place) == []
 
 
 def test_a_place_that_cannot_hold_the_folder_is_passed_over_with_a_word(
@@ -42,37 +50,35 @@ def test_where_no_place_can_hold_it_the_fault_of_each_is_told(tmp_path: Path) ->
         pass
 
 
-def test_the_folder_of_a_running_supervisor_and_those_of_others_are_left_alone(tmp_path: Path) -> None:
-    mine = tmp_path / "onelane-data"
+def test_the_folder_of_a_running_supervisor_and_those_of_others_are_left_alone(place: Path) -> None:
+    mine = place / "onelane-data"
     mine.mkdir()
     (mine / "notes").write_text("of the user")
-    (tmp_path / "onelane-link").symlink_to(mine)
-    environment = {"TMPDIR": str(tmp_path)}
+    (place / "onelane-link").symlink_to(mine)
+    environment = {"TMPDIR": str(place)}
     with socket_folder(environment, NAME) as running_folder, socket_folder(environment, NAME):
-        assert running_folder in folders(tmp_path)
+        assert running_folder in folders(place)
     assert (mine / "notes").read_text() == "of the user"
 
 
-def test_a_file_that_is_no_socket_is_never_removed_with_an_abandoned_folder(tmp_path: Path) -> None:
-    abandoned = tmp_path / "onelane-abandoned"
+def test_a_file_that_is_no_socket_is_never_removed_with_an_abandoned_folder(place: Path) -> None:
+    abandoned = place / "onelane-abandoned"
     abandoned.mkdir()
     (abandoned / module.LOCK).touch()
     (abandoned / "notes").write_text("of the user")
-    with socket_folder({"TMPDIR": str(tmp_path)}, NAME):
+    with socket_folder({"TMPDIR": str(place)}, NAME):
         assert (abandoned / "notes").read_text() == "of the user"
 
 
 @pytest.mark.slow
-def test_the_folder_of_a_killed_supervisor_is_removed_by_the_next_one(tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        place = Path(name)
-        with running(tmp_path, echo(1), RUNTIME_DIRECTORY=name) as killed:
-            killed.stop(by=signal.SIGKILL)
-        (abandoned,) = folders(place)
-        with running(tmp_path, echo(1), RUNTIME_DIRECTORY=name):
-            assert len(folders(place)) == 1
-            assert not abandoned.exists()
-        assert folders(place) == []
+def test_the_folder_of_a_killed_supervisor_is_removed_by_the_next_one(tmp_path: Path, place: Path) -> None:
+    with running(tmp_path, echo(1), RUNTIME_DIRECTORY=str(place)) as killed:
+        killed.stop(by=signal.SIGKILL)
+    (abandoned,) = folders(place)
+    with running(tmp_path, echo(1), RUNTIME_DIRECTORY=str(place)):
+        assert len(folders(place)) == 1
+        assert not abandoned.exists()
+    assert folders(place) == []
 
 
 @pytest.mark.slow
