@@ -21,12 +21,14 @@ from onelane.supervisor.app import TelemetryOptions
 from onelane.supervisor.launcher import ProcessLauncher
 from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.supervisor import Supervisor
+from onelane.telemetry.codec import point_to_proto
+from onelane.telemetry.stats import Stats
 from onelane.v1 import control_pb2
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ROOT, RunningApp, echo, eventually, is_running, run_to_end, running
-from tests.supervisor.fake_launcher import FakeLauncher, settle
+from tests.supervisor.fake_launcher import FakeControl, FakeLauncher, settle
 
 pytestmark = pytest.mark.slow
 
@@ -57,11 +59,50 @@ async def test_a_scrape_waits_no_longer_for_a_shard_that_dies_meanwhile(monkeypa
         await eventually(lambda: launcher.launched)
         launcher.shard("echo-0").line.deliver(ready=control_pb2.Ready(pid=7))
         await settle()
-        scraping = tasks.create_task(supervisor.collect())
+        scraping = tasks.create_task(supervisor.collections.wait_fresh())
         await settle()
         launcher.shard("echo-0").end("signal SIGKILL")
         await scraping
         running_all.cancel()
+
+
+async def test_a_hundred_scrapes_at_once_cost_a_shard_two_reports_and_have_the_counts_of_the_second() -> None:
+    launcher = FakeLauncher([])
+    config = parse(tomllib.loads(echo(1)))
+    supervisor = Supervisor(config, launcher, app_dir=str(ROOT), sinks=[], telemetry=TelemetryOptions())
+    async with asyncio.TaskGroup() as tasks:
+        running_all = tasks.create_task(supervisor.run())
+        await eventually(lambda: launcher.launched)
+        line = launcher.shard("echo-0").line
+        line.deliver(ready=control_pb2.Ready(pid=7))
+        await settle()
+        reported = tasks.create_task(report_when_asked(line))
+        first = tasks.create_task(supervisor.metrics())
+        await eventually(lambda: collections_asked(line))
+        texts = await asyncio.gather(first, *(supervisor.metrics() for _ in range(99)))
+        reported.cancel()
+        assert len(collections_asked(line)) == 2
+        counts = [re.search(r"^onelane_calls_total.* (\S+)$", text.decode(), re.MULTILINE) for text, _ in texts]
+        assert [float(count[1]) for count in counts if count] == [1.0] + [2.0] * 99
+        running_all.cancel()
+
+
+def collections_asked(line: FakeControl) -> list[int]:
+    return [message.collect for message in line.sent if message.WhichOneof("kind") == "collect"]
+
+
+async def report_when_asked(line: FakeControl) -> None:
+    """Answer each request for a report, soon, with one more call."""
+    answered = 0
+    while True:
+        await asyncio.sleep(0)
+        for number in collections_asked(line)[answered:]:
+            answered += 1
+            await settle()
+            stats = Stats()
+            stats.counter("onelane.calls", unit="{call}", description="").add(1)
+            points = [point_to_proto(point) for point in stats.take()]
+            line.deliver(report=control_pb2.Report(seq=answered, collect=number, points=points))
 
 
 async def test_an_app_that_listens_on_all_addresses_advertises_the_configured_one(tmp_path: Path) -> None:

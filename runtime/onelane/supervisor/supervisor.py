@@ -27,6 +27,7 @@ from onelane.errors import OnelaneError, first_of
 from onelane.server import sockets, steering
 from onelane.supervisor import descriptors
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
+from onelane.supervisor.collection import Collections
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.shard_state import REPORTING, ShardEvent, is_possible
@@ -70,6 +71,11 @@ class Supervisor:
         self.config = config
         self.prometheus = PrometheusSink(os.environ)
         self.collector = Collector(config, [self.prometheus, *sinks], logs_too=telemetry.logs)
+        self.collections = Collections(self._collect)
+        self._sums = PrometheusSink(os.environ)
+        """For scrapes of one series for each app."""
+        self._exported = {False: 0, True: 0}
+        """With sums or without → the number of the collection that was exported last for a scrape."""
         self.apps: list[AppSupervisor] = []
         self._shared = SharedResources(
             launcher=launcher,
@@ -234,11 +240,11 @@ class Supervisor:
             app.kill()
 
     async def _answer_status(self, running: RunningShard, number: int) -> None:
-        await self.collect()
+        await self.collections.wait_fresh()
         answer = control_pb2.StatusAnswer(number=number, json=json.dumps(self.status(details=True)))
         await running.control.send(control_pb2.ToShard(status=answer))
 
-    async def collect(self) -> None:
+    async def _collect(self) -> None:
         """Have every shard that runs report now, and wait for the reports, at most `COLLECT_S`."""
         number = next(self._numbers)
         shards = [shard for app in self.apps for shard in app.shards]
@@ -260,13 +266,13 @@ class Supervisor:
 
         sums: one series for each app on this machine, even if `per_shard_series` is set.
         """
-        await self.collect()
-        self.collector.export()
-        if not sums:
-            return self.prometheus.render(accept)
-        by_app = PrometheusSink(os.environ)
-        by_app.points(self.collector.points(sums=True))
-        return by_app.render(accept)
+        await self.collections.wait_fresh()
+        if self._exported[sums] != self.collections.number:
+            self._exported[sums] = self.collections.number
+            self.collector.export()
+            if sums:
+                self._sums.points(self.collector.points(sums=True))
+        return (self._sums if sums else self.prometheus).render(accept)
 
     def health(self) -> tuple[bool, str]:
         """Whether every configured shard is ready; and in words how many are, and what the others are."""

@@ -39,7 +39,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def status(_: web.Request) -> web.Response:
-        await supervisor.collect()
+        await supervisor.collections.wait_fresh()
         return web.json_response(supervisor.status(details=True))
 
     async def healthz(_: web.Request) -> web.Response:

@@ -31,12 +31,17 @@ SECONDS_BOUNDS = tuple(2.0**n for n in range(-14, 7))
 OTHER_BOUNDS = tuple(2.0**n for n in range(31))
 """Bounds of all other histograms, 1 to 2^30."""
 
+MAX_TEXTS = 8
+"""Formats in which the same points are written; a further one gets Prometheus's plain text."""
+
 
 class PrometheusSink:
     """See `onelane.telemetry.sinks.Sink`. Holds the newest points; `render` writes them as text."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._points: Sequence[Point] = ()
+        self._texts: dict[str, bytes] = {}
+        """Content type → the newest points, where they have been written in it: many may scrape at once."""
         self._warned: set[str] = set()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -49,6 +54,7 @@ class PrometheusSink:
 
     def points(self, points: Sequence[Point]) -> None:
         self._points = points
+        self._texts.clear()
 
     def losses(self) -> Mapping[tuple[str, str], int]:
         return {}
@@ -62,7 +68,12 @@ class PrometheusSink:
         OpenMetrics has exemplars, Prometheus's own text format has none.
         """
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        if content_type not in self._texts and len(self._texts) >= MAX_TEXTS:
+            # The content type repeats a version that the client has chosen: one after another, they would be endless.
+            encode, content_type = choose_encoder("")
+        if content_type not in self._texts:
+            self._texts[content_type] = encode(self._registry)
+        return self._texts[content_type], content_type
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, _Family] = {}
