@@ -108,6 +108,14 @@ class NotHome(Transient):
         self.epoch = epoch
 
 
+class OwnerUnresponsive(Transient):
+    """The lane of the shard that owns the key does not tick, so the call is not forwarded to it."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(f"shard {owner}, which owns the key, does not answer")
+        self.owner = owner
+
+
 class Draining(Transient):
     """The shard is shutting down and takes no new calls."""
 

@@ -37,6 +37,7 @@ class SaysWhatItWasTold:
 
     def __init__(self, answers: Sequence[tuple[grpc.StatusCode, tuple[tuple[str, str], ...]]] = ()) -> None:
         self.sent: list[str] = []
+        self.given_up: list[str] = []
         self.was_sent = asyncio.Event()
         self._answers = list(answers)
 
@@ -52,6 +53,9 @@ class SaysWhatItWasTold:
 
     async def stream(self, owner: Member, call: Call, request: bytes | None, trace: Any, **_: Any) -> bytes:
         raise NotImplementedError
+
+    def give_up(self, owner: Member) -> None:
+        self.given_up.append(owner.name)
 
     async def aclose(self) -> None:
         """Nothing to close."""
@@ -70,6 +74,7 @@ class Bench:
 
     def __init__(self, placement: Placement, forwarder: SaysWhatItWasTold, handler: Any = echo) -> None:
         self.stats = Stats()
+        self.forwarder = forwarder
         router = Router("a", placement)
         turns = Turns("a", draw=iter(range(1, 99)).__next__, per_key=1, in_all=9)
         self.lane = Lane(
@@ -104,6 +109,11 @@ class Bench:
         points = self.stats.take()
         return sum(p.value for p in points if p.instrument.name == "onelane.calls" and isinstance(p.value, int | float))
 
+    def refused(self) -> dict[str, float]:
+        """Reason → calls refused for it."""
+        points = [point for point in self.stats.take() if point.instrument.name == "onelane.refusals"]
+        return {dict(p.attributes)["onelane.reason"]: p.value for p in points if isinstance(p.value, float | int)}
+
 
 @pytest.mark.parametrize("metadata", [(), (("x-own", "1"),)])
 async def test_a_second_hop_is_refused_with_the_epoch(metadata: Any) -> None:
@@ -112,6 +122,31 @@ async def test_a_second_hop_is_refused_with_the_epoch(metadata: Any) -> None:
     assert call.code_now is grpc.StatusCode.UNAVAILABLE
     assert tuple(call.trailers) == ((NOT_HOME, "7"), ("onelane-epoch", "7"))
     assert bench.counted() == 0, "its sender counts it"
+
+
+async def test_a_call_to_a_key_of_a_lane_that_does_not_tick_is_refused_and_counted() -> None:
+    bench = Bench(Placement(7, (B,)), SaysWhatItWasTold([(grpc.StatusCode.OK, ())]))
+    assert bench.lane.avoid(frozenset({"b"})) == [B]
+    assert bench.lane.avoid(frozenset({"b"})) == [], "is new but once"
+    call = await bench.call()
+    assert (call.code_now, call.details_now) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "shard b, which owns the key, does not answer",
+    )
+    assert bench.refused() == {"unresponsive": 1}
+    assert (bench.forwarder.sent, bench.forwarder.given_up) == ([], ["b"])
+    bench.lane.avoid(frozenset())
+    assert (await bench.call()).code_now is grpc.StatusCode.OK
+    assert bench.forwarder.sent == ["b"]
+
+
+async def test_no_connection_is_handed_to_a_lane_that_does_not_tick() -> None:
+    bench = Bench(Placement(7, (B,)), SaysWhatItWasTold())
+    method = bench.lane.entries["/t.T/M"].method
+    message = EchoRequest(key="k").SerializeToString()
+    assert bench.lane.home_of(method, (), message) == B.socket
+    bench.lane.avoid(frozenset({"b"}))
+    assert bench.lane.home_of(method, (), message) == ""
 
 
 async def test_a_call_in_a_draining_lane_is_refused_unless_a_sibling_sent_it() -> None:

@@ -22,6 +22,7 @@ from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 
+WHILE_STOPPED = ("hand over", "hand over", "owner reads", "owner reads", "sender reads", "sender gives up")
 STEPS = ("hand over", "hand over", "owner reads", "owner reads", "sender reads", "owner drains", "sender drains")
 
 
@@ -72,6 +73,8 @@ class Pair:
         who, _, what = step.partition(" ")
         if step == "hand over":
             self._hand_over(f"c{len(self.served)}")
+        elif what == "gives up":
+            self.open[who].give_up(self._path)
         elif what == "reads":
             self._loops[who].run_once()
         elif who in self.open:
@@ -87,6 +90,10 @@ class Pair:
             self.served[client].append("sender, which kept it")
         far.close()
 
+    def is_cut(self, client: str) -> bool:
+        """Whether this client sees the end of its connection."""
+        return bool(select.select([self._clients[int(client[1:])]], [], [], 0)[0])
+
     def settle(self) -> None:
         while sum(loop.run_once() for loop in self._loops.values()):
             pass
@@ -98,13 +105,13 @@ class Pair:
             client.close()
 
 
-def orders() -> Iterator[tuple[str, ...]]:
-    return iter(sorted(set(itertools.permutations(STEPS))))
+def orders(steps: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    return iter(sorted(set(itertools.permutations(steps))))
 
 
 def test_exactly_one_shard_serves_a_connection_in_every_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = 0
-    for number, order in enumerate(orders()):
+    for number, order in enumerate(orders(STEPS)):
         folder = tmp_path / str(number)
         folder.mkdir()
         pair = Pair(folder, monkeypatch)
@@ -118,6 +125,25 @@ def test_exactly_one_shard_serves_a_connection_in_every_order(tmp_path: Path, mo
             lost += not servers
     # Of the orders in which the sender drains before it knows, and the owner before it reads.
     assert lost
+
+
+def test_a_connection_that_is_given_up_is_served_by_nobody_or_by_its_owner_and_never_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = 0
+    for number, order in enumerate(orders(WHILE_STOPPED)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        pair = Pair(folder, monkeypatch)
+        for step in order:
+            pair.play(step)
+        pair.settle()
+        for client, servers in pair.served.items():
+            assert len(servers) <= 1, (order, pair.served)
+            assert servers or pair.is_cut(client), (order, client)
+            cut += not servers
+        pair.close()
+    assert cut
 
 
 def test_a_connection_is_served_by_the_one_shard_that_does_not_drain(

@@ -1,12 +1,16 @@
 """A lane that does not tick is noticed, told and noticed again when it ticks; nothing else is."""
 
+import asyncio
 import os
 import signal
 import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from onelane.config import parse
 from onelane.supervisor.app import TelemetryOptions
@@ -14,6 +18,9 @@ from onelane.supervisor.inline import InlineLauncher
 from onelane.supervisor.liveness import LOOKS, Finding, Liveness
 from onelane.supervisor.supervisor import Supervisor
 
+from tests.conftest import Where
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, echo, eventually, http_request, running
 
 UNRESPONSIVE_S = 0.5
@@ -102,6 +109,38 @@ async def test_status_health_check_and_log_agree_on_a_stopped_shard(app: Running
     await eventually(lambda: "shard.responsive shard=echo-1" in app.log.read_text())
     assert http_request(f"http://{app.admin}/healthz") == (200, "2/2 shards ready\n")
     assert app.shards()[1]["pid"] == pid
+
+
+@pytest.mark.slow
+async def test_calls_to_the_keys_of_a_stopped_shard_fail_soon_and_go_on_with_it(app: RunningApp) -> None:
+    where = Where(app)
+    key = where.key_of("echo-1")
+    assert (await where.away(key).Unary(EchoRequest(key=key))).shard == "echo-1"
+    with stopped(app.shards()[1]["pid"]):
+        # Begun before anybody knows: one that is forwarded, one whose connection is handed over.
+        forwarded, _ = await asyncio.gather(
+            code_of(where.away(key).Unary(EchoRequest(key=key), timeout=30)), code_of_new_connection(app, key)
+        )
+        assert forwarded == (grpc.StatusCode.UNAVAILABLE, "shard echo-1 does not answer: its lane does not tick")
+        refused = (grpc.StatusCode.UNAVAILABLE, "shard echo-1, which owns the key, does not answer")
+        assert await code_of(where.away(key).Unary(EchoRequest(key=key), timeout=30)) == refused
+        assert await code_of(where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=30)) == refused
+        assert await code_of_new_connection(app, key) == refused
+    await eventually(lambda: states(app) == ["ready", "ready"])
+    # Its sibling is told at the supervisor's next look.
+    while await code_of(where.away(key).Unary(EchoRequest(key=key))) == refused:
+        pass
+    assert (await where.away(key).Unary(EchoRequest(key=key))).shard == "echo-1"
+    await where.close()
+
+
+async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    return await call.code(), await call.details()
+
+
+async def code_of_new_connection(app: RunningApp, key: str) -> tuple[grpc.StatusCode, str]:
+    async with grpc.aio.insecure_channel(app.listen["echo"], [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        return await code_of(echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=30))
 
 
 @pytest.mark.slow

@@ -228,6 +228,12 @@ class Connection(WireProtocol[ClientConnection]):
         if hasattr(self, "transport"):
             self.transport.abort()
 
+    def cut_off(self, reason: str) -> None:
+        """End its calls with UNAVAILABLE, and close without writing anything more."""
+        self._reason = reason
+        self._fail_calls(reason)
+        self.transport.abort()
+
     def close(self) -> None:
         """Close once all written bytes have been sent."""
         if not self.transport.is_closing():

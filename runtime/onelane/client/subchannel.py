@@ -177,6 +177,21 @@ class Subchannel:
         for connection in [*self._connections, *self._leaving]:
             connection.close()
 
+    def give_up(self, reason: str) -> None:
+        """Take no new call, and end all others with UNAVAILABLE at once: the peer does not answer."""
+        self.begin_close(None)
+        self._become(State.SHUTDOWN)
+        if self._connecting is not None:
+            self._connecting.cancel()
+        waiting = [*self._waiting, *self._preparing.values()]
+        for task in self._preparing:
+            task.cancel()
+        self._waiting.clear()
+        for call in waiting:
+            call.finish(UNAVAILABLE, reason)
+        for connection in [*self._connections, *self._leaving]:
+            connection.cut_off(reason)
+
     def begin_close(self, grace: float | None) -> None:
         """Take no new call; `close` must follow.
 

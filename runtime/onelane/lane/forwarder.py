@@ -65,6 +65,9 @@ class Forwarder(Protocol):
     ) -> bytes:
         """Forward a call with a stream in it; `request` is None where the client streams."""
 
+    def give_up(self, owner: Member) -> None:
+        """End the calls that were sent to a shard, with UNAVAILABLE, and its connections: its lane does not tick."""
+
     async def aclose(self) -> None:
         """End every connection."""
 
@@ -203,6 +206,10 @@ class NativeForwarder:
         finally:
             sent.cancel()
         return reply
+
+    def give_up(self, owner: Member) -> None:
+        if (sibling := self._siblings.pop(owner.socket, None)) is not None:
+            sibling.give_up("its lane does not tick")
 
     async def aclose(self) -> None:
         for sibling in self._siblings.values():

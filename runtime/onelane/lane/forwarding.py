@@ -56,6 +56,10 @@ class Forwarding:
         self._placed.set()
         self._placed = asyncio.Event()
 
+    def give_up(self, owner: Member) -> None:
+        """Its lane does not tick any more: end the calls that were forwarded to it, with UNAVAILABLE."""
+        self._forwarder.give_up(owner)
+
     def send(self, owner: Member, entry: Entry, call: Call, request: bytes) -> None:
         """Forward a call of one message and one answer, without a task; `_answered` goes on."""
         self._forwards.add()
@@ -101,6 +105,7 @@ class Forwarding:
             self._close(entry, call, span, b"")
             return
         owner = self._router.placement.owner_of(_key_of(entry, call, request))
+        self._router.check_ticks(owner)
         call.fail(OK, "")
         call.trailers = ()
         self._begin(owner, call, request, span, partial(self._close, entry, call, span))

@@ -19,10 +19,10 @@ from onelane.core import keys
 from onelane.core.context import current_call_var
 from onelane.core.hop import SERVED
 from onelane.core.keys import FieldKey
-from onelane.core.placement import Placement
+from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import patience_s
-from onelane.errors import BadKey, Refused
+from onelane.errors import BadKey, OwnerUnresponsive, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
@@ -112,6 +112,14 @@ class Lane:
         if self._router.place(placement):
             self._forwarding.placed()
 
+    def avoid(self, names: frozenset[str]) -> list[Member]:
+        """Refuse calls to the keys of these shards, whose lanes do not tick, in place of those before. Returns those
+        that are new among them, and ends the calls that were forwarded to these."""
+        members = self._router.avoid(names)
+        for member in members:
+            self._forwarding.give_up(member)
+        return members
+
     def add(self, method: Method) -> None:
         is_hidden = is_ours(method) and not self._shows_runtime_calls
         entry = HiddenEntry(method, ended=self._end_hidden) if is_hidden else Entry(method, self._stats)
@@ -179,6 +187,7 @@ class Lane:
             if owner is not None:
                 if call.hop != DIRECT_HOP:
                     self._router.refuse_second_hop(call)
+                self._check_ticks(owner)
                 if request is None or method.response_streaming:
                     return self._start(entry, call, self._forwarding.stream(owner, entry, call, request))
                 self._forwarding.send(owner, entry, call, request)
@@ -232,6 +241,13 @@ class Lane:
 
     def _end_round(self) -> None:
         self._lateness.end(perf_counter())
+
+    def _check_ticks(self, owner: Member) -> None:
+        try:
+            self._router.check_ticks(owner)
+        except OwnerUnresponsive:
+            self._refusals.add(1, {"onelane.reason": "unresponsive"})
+            raise
 
     def _admit(self, entry: Entry, call: Call) -> None:
         self._admission.check(
@@ -378,6 +394,7 @@ class Lane:
         call.push_back(first)
         owner, _, message = self._router.route(entry, call, None)
         if owner is not None:
+            self._check_ticks(owner)
             return await self._forwarding.stream(owner, entry, call, None)
         return await self._handle(entry, call, message)
 

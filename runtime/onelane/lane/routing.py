@@ -10,7 +10,7 @@ from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement, route
 from onelane.core.trace_context import trace_of_metadata
 from onelane.core.turns import CHAIN
-from onelane.errors import NotHome, OnelaneError
+from onelane.errors import NotHome, OnelaneError, OwnerUnresponsive
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
 from onelane.server.call import AWAY, DIRECT_HOP, Call, Metadata
@@ -28,6 +28,9 @@ class Router:
     def __init__(self, shard: str, placement: Placement) -> None:
         self.shard = shard
         self.placement = placement
+        self.unresponsive: frozenset[str] = frozenset()
+        """Names of the shards whose lanes do not tick. They keep their keys: the state is there, and a process that is
+        stopped may go on at any time."""
         self.homes: dict[str, Member | None] = {}
         """Key → its owner by this placement, None for this shard. The lane reads it for nearly every call."""
 
@@ -38,6 +41,20 @@ class Router:
         self.placement = placement
         self.homes.clear()
         return True
+
+    def avoid(self, names: frozenset[str]) -> list[Member]:
+        """Send nothing to these shards, in place of those before; returns those that are new among them."""
+        added, self.unresponsive = names - self.unresponsive, names
+        return [member for member in self.placement.members if member.name in added]
+
+    def check_ticks(self, owner: Member) -> None:
+        """Refuse to forward a call that would only wait.
+
+        Raises:
+            OwnerUnresponsive: the owner's lane does not tick.
+        """
+        if owner.name in self.unresponsive:
+            raise OwnerUnresponsive(owner.name)
 
     def find_home(self, key: str) -> Member | None:
         """The owner of `key`, None for this shard; remembered for its next call."""
@@ -62,7 +79,7 @@ class Router:
         except OnelaneError:
             return ""
         owner = self.placement.owner_of(key)
-        return "" if owner.name == self.shard else owner.socket
+        return "" if owner.name == self.shard or owner.name in self.unresponsive else owner.socket
 
     def route(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, str | None, Any]:
         """The owner of a call (None: this shard), its key (None: it has none), and its request, parsed where it runs

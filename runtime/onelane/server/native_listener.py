@@ -171,6 +171,11 @@ class NativeListener:
     def hand_over(self, owner: str, fd: int, first: FirstBytes) -> bool:
         return self._steering is not None and self._steering.hand_over(owner, fd, first)
 
+    def give_up(self, owner: str) -> None:
+        """The lane of the sibling with this socket does not tick: end the connections that it has not taken."""
+        if self._steering is not None:
+            self._steering.give_up(owner)
+
     def undecided(self, connection: NativeConnection) -> None:
         """Keep a connection in this shard unless the key of its first request arrives within UNDECIDED_S."""
         self._undecided.setdefault(connection, monotonic() + UNDECIDED_S)

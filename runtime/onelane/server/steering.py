@@ -5,7 +5,8 @@ given already: HTTP/2 is deterministic up to there. So a client may send its fir
 
 One SOCK_SEQPACKET Unix socket for each pair of siblings, one packet for each connection. The sender keeps its copy of
 the descriptor until the owner acknowledges the packet; where the owner dies first, the sender serves the connection
-itself. So exactly one shard serves a connection, and none only if its shard dies.
+itself. So exactly one shard serves a connection, and none only if its shard dies, or does not tick: then the sender
+shuts it.
 
 Acknowledgements take a way of their own, on which the sender sends nothing: a socket that is closed with unread packets
 resets its peer, and on one way for both that reset overtakes the acknowledgements, so two shards would serve one
@@ -16,6 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,6 +106,17 @@ class Steering:
         line.unacknowledged[number] = (copy, first)
         return True
 
+    def give_up(self, to: str) -> None:
+        """Shut the connections that were handed to a sibling whose lane does not tick. It may still tick again and read
+        them, so nobody else may serve them; and their clients are not to wait for it."""
+        line = self._outbound.get(to)
+        if line is None:
+            return
+        for copy, _ in line.unacknowledged.values():
+            with socket.socket(fileno=copy) as connection, contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        line.unacknowledged.clear()
+
     def close(self) -> None:
         """Adopt nothing more, hand nothing more over. Packets that are not acknowledged are left to their owners."""
         self._is_closed = True
@@ -150,8 +163,10 @@ class Steering:
         if not answer:
             self._sibling_ended(to, line)
             return
-        copy, _ = line.unacknowledged.pop(int.from_bytes(answer, "big"))
-        os.close(copy)
+        handed_over = line.unacknowledged.pop(int.from_bytes(answer, "big"), None)
+        if handed_over is not None:
+            # Else it was given up, just when its owner took it.
+            os.close(handed_over[0])
 
     def _sibling_ended(self, to: str, line: _Line) -> None:
         """Every acknowledgement has been read: serve the connections that the sibling has not taken."""
@@ -193,8 +208,13 @@ class Steering:
         # Acknowledge before adopting. If we died in between, the sender would serve the connection as well.
         with contextlib.suppress(OSError):
             acknowledgements.send(packet[:_NUMBER])
+        connection = socket.socket(fileno=fds[0])
+        if _is_shut(connection):
+            # The sender has given it up, or the client has reset it: nobody would get an answer.
+            connection.close()
+            return
         answered = int.from_bytes(packet[_NUMBER : 2 * _NUMBER], "big")
-        self._adopt(socket.socket(fileno=fds[0]), FirstBytes(packet[2 * _NUMBER :], answered))
+        self._adopt(connection, FirstBytes(packet[2 * _NUMBER :], answered))
 
     def _forget(self, packets: socket.socket) -> None:
         self._loop.remove_reader(packets)
@@ -202,3 +222,10 @@ class Steering:
         packets.close()
         if acknowledgements is not None:
             acknowledgements.close()
+
+
+def _is_shut(connection: socket.socket) -> bool:
+    """Whether both directions of a socket have been shut on this machine. A client that closes shuts but one."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return bool(poll.poll(0))

@@ -154,6 +154,8 @@ class ShardLifecycle:
                         await parts.settings_vote.vote(order.propose)
                     case "commit":
                         parts.settings_vote.commit(order.commit)
+                    case "unresponsive":
+                        self._avoid(frozenset(order.unresponsive.shards))
                     case "stop":
                         if drain is not None:
                             # Before it stops to tick and to report: this may take as long as a drain.
@@ -161,6 +163,13 @@ class ShardLifecycle:
                         break
             if drain is not None:
                 drain.cancel()
+
+    def _avoid(self, names: frozenset[str]) -> None:
+        """The lanes of these siblings do not tick now: send nothing to them, and wait for nothing from them."""
+        give_up = getattr(self.parts.listener, "give_up", None)
+        for member in self.parts.lane.avoid(names):
+            if give_up is not None:
+                give_up(member.socket)
 
     # Drain
 

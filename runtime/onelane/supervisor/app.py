@@ -36,8 +36,8 @@ COMMIT_S = 2.0
 
 SIGN_OF_LIFE = 2**64 - 1
 """The number of a request for a report by which a lane only shows that it ticks."""
-ASK_S = 0.05
-"""How long the supervisor waits for room on the control line of a silent shard."""
+SEND_S = 0.05
+"""How long it waits for room on the control line of a shard whose lane may not tick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,8 @@ class AppSupervisor:
         shard.follow(ShardEvent.BECAME_READY)
         shard.pid = pid
         shard.ready.set()
+        if any(other.is_unresponsive for other in self.shards):
+            await shard.send(self._unresponsive())
         if shard.settings.generation != self.generation:
             # New settings were committed while it was starting.
             await shard.send(control_pb2.ToShard(commit=self._proposal(self.settings.config)))
@@ -212,19 +214,30 @@ class AppSupervisor:
             looked_at = now
 
     async def _look(self, lost_at: dict[str, float], now: float, *, is_late: bool) -> None:
+        before = set(lost_at)
         for shard in self.shards:
             name = shard.member.name
-            if name in lost_at and not shard.is_unresponsive:
-                log.warning("shard.responsive shard=%s after_s=%.1f", name, now - lost_at.pop(name))
             finding = shard.liveness.look(is_late=is_late) if shard.state in REPORTING else Finding.NOTHING
             if finding is Finding.ASK:
-                # A process that is stopped does not empty its line.
-                with anyio.move_on_after(ASK_S):
-                    await shard.send(control_pb2.ToShard(collect=SIGN_OF_LIFE))
+                await _send_soon(shard, control_pb2.ToShard(collect=SIGN_OF_LIFE))
             elif finding is Finding.LOST:
                 lost_at[name] = now
                 silent_s = self.settings.unresponsive_s
                 log.error("shard.unresponsive shard=%s pid=%d silent_s=%g", name, shard.pid, silent_s)
+            elif name in lost_at and not shard.is_unresponsive:
+                # Or its process has ended, which is told apart.
+                after_s = now - lost_at.pop(name)
+                if shard.state in REPORTING:
+                    log.warning("shard.responsive shard=%s after_s=%.1f", name, after_s)
+        if before != set(lost_at):
+            for shard in self.shards:
+                if shard.state in REPORTING and shard.liveness.is_responsive:
+                    await _send_soon(shard, self._unresponsive())
+
+    def _unresponsive(self) -> control_pb2.ToShard:
+        """The message that tells a shard which of the others it cannot reach."""
+        names = [shard.member.name for shard in self.shards if shard.is_unresponsive]
+        return control_pb2.ToShard(unresponsive=control_pb2.Unresponsive(shards=names))
 
     # Settings
 
@@ -364,3 +377,9 @@ class AppSupervisor:
         if stopping.cancelled_caught:
             log.error("shard.killed shard=%s it did not end within %.0f s", shard.member.name, limit_s)
             incarnation.running.kill()
+
+
+async def _send_soon(shard: SupervisedShard, message: control_pb2.ToShard) -> None:
+    """Send a message without waiting for long: a process that is stopped does not empty its line."""
+    with anyio.move_on_after(SEND_S):
+        await shard.send(message)
