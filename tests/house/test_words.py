@@ -10,7 +10,7 @@ from tests.house.test_layers import FILES
 from tests.running_app import ROOT
 
 FILLERS = {"found", "made", "one", "there", "said", "told", "came", "given", "kept", "gone", "theirs", "ours"}
-MIRRORED = {"ConnectionLost", "Event", "Messages", "Pong", "Writable"}
+MIRRORED = {"ConnectionLost", "Event", "Messages", "Pong"}
 """Events of both ends of the wire: `wire/server` and `wire/client`."""
 STATUSES = {"OK", "UNAVAILABLE", "UNKNOWN"}
 """gRPC's, once as its enum and once as numbers on the wire."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from onelane.wire.client import ClientConnection, ClientStream, Finished, Ready
-from onelane.wire.client import Writable as ServerReads
 from onelane.wire.driver import MAX_QUEUED, WireProtocol
 from onelane.wire.framing import frame
 from onelane.wire.http2 import Limits
@@ -64,8 +63,6 @@ class Client(WireProtocol[ClientConnection]):
                 self.ready.set_result(None)
             elif isinstance(event, Finished):
                 self.status.set_result(event.code)
-            elif isinstance(event, ServerReads):
-                self.wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.wake()
@@ -131,7 +128,6 @@ async def test_a_writer_goes_on_when_its_stream_ends(pair: Pair) -> None:
     pair.server.wire.finish(asked, 5)
     pair.server.flush_soon()
     assert await pair.client.status == 5
-    pair.client.wake()
     await writing
 
 

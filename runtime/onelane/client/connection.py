@@ -19,7 +19,7 @@ from onelane.wire.client import (
     Messages,
     Pong,
     Ready,
-    Writable,
+    SettingsChanged,
 )
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import Headers, Metadata
@@ -159,8 +159,8 @@ class Connection(WireProtocol[ClientConnection]):
                         self._finished(event)
                     case Answered(stream, metadata):
                         stream.call.answered(metadata)
-                    case Writable():
-                        self.wake()
+                    case SettingsChanged():
+                        self._owner.room()
                     case Ready():
                         self._greeted()
                     case GoingAway(error, debug):
@@ -191,10 +191,6 @@ class Connection(WireProtocol[ClientConnection]):
         for stream in self.wire.abandon():
             stream.call.finish(UNAVAILABLE, reason)
 
-    def wake(self) -> None:
-        super().wake()
-        self._owner.room()
-
     # Called by calls and their channel
 
     @property
@@ -214,7 +210,7 @@ class Connection(WireProtocol[ClientConnection]):
 
     def cancel(self, stream: ClientStream) -> None:
         self.wire.cancel(stream)
-        self.wake()
+        self._owner.room()
         self.flush_soon()
 
     def peer(self) -> str:
@@ -253,7 +249,7 @@ class Connection(WireProtocol[ClientConnection]):
             self._owner.restart(call)
             return
         call.finish(event.code, event.details, event.trailers)
-        self.wake()
+        self._owner.room()
 
     def _greeted(self) -> None:
         if not self.ready.done():

@@ -114,8 +114,6 @@ class WireControl(WireProtocol[Any]):
                     | client.ConnectionLost()
                 ):
                     self._gone = True
-                case server.Writable() | client.Writable():
-                    self.wake()
         self._announce_change()
 
     def connection_lost(self, error: Exception | None) -> None:

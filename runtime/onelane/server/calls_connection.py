@@ -35,7 +35,6 @@ from onelane.wire.server import (
     Pong,
     ServerConnection,
     Stream,
-    Writable,
 )
 
 log = logging.getLogger("onelane.connection")
@@ -82,8 +81,6 @@ class CallsConnection(WireProtocol[ServerConnection]):
                     self._cancel(event.stream)
                 elif kind is Broken:
                     self._broken(event.stream, event.code, event.details)
-                elif kind is Writable:
-                    self.wake()
                 elif kind is Pong:
                     self.acknowledged()
                 elif kind is ConnectionLost:

@@ -122,8 +122,8 @@ class GoingAway:
 
 
 @dataclass(slots=True)
-class Writable:
-    """The server's flow control, or its limit of concurrent calls, may have room again."""
+class SettingsChanged:
+    """The server's limit of concurrent calls may have room again."""
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class ConnectionLost:
     reason: str
 
 
-Event = Ready | Answered | Messages | Finished | GoingAway | Writable | Pong | ConnectionLost
+Event = Ready | Answered | Messages | Finished | GoingAway | SettingsChanged | Pong | ConnectionLost
 
 
 class ClientConnection:
@@ -173,9 +173,7 @@ class ClientConnection:
                 self._finished(event.stream_id, event.headers, events)
             elif kind is StreamClosed or kind is StreamReset:
                 self._closed(event, events)
-            elif kind is WindowUpdated:
-                events.append(Writable())
-            else:
+            elif kind is not WindowUpdated:
                 self._connection_event(event, events)
         return events
 
@@ -364,7 +362,7 @@ class ClientConnection:
         if kind is SettingsReceived:
             self._max_streams = self.http2.max_streams()
             self.max_headers = min(self._max_block, self.http2.max_header_list())
-            events.append(Writable() if self._has_settings else Ready())
+            events.append(SettingsChanged() if self._has_settings else Ready())
             self._has_settings = True
         elif kind is PingAcknowledged:
             events.append(Pong())

@@ -59,7 +59,8 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         """The transport's buffer is full."""
         self._is_shut = False
         """Our side of the socket is shut: nothing is written any more."""
-        self._waiters: set[asyncio.Future[None]] | None = None
+        self._waiters: dict[asyncio.Future[None], int] | None = None
+        """Those who wait for room, and the stream that each of them writes on."""
 
     # asyncio.Protocol
 
@@ -78,7 +79,6 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
     def resume_writing(self) -> None:
         self._is_paused = False
         self.flush()
-        self.wake()
 
     # What a subclass says
 
@@ -109,10 +109,10 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
             return
         if not self._is_paused and (data := self.wire.take()):
             self.transport.write(data)
-            if self._waiters:
-                self.wake()
         if self.wire.late:
             self.handle(self.wire.take_late())
+        if self._waiters:
+            self._wake_ready()
         if self.is_closing or self.wire.http2.is_over:
             self.written()
 
@@ -123,16 +123,30 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
             stream_id in self.wire.streams and not self.transport.is_closing()
         ):
             if self._waiters is None:
-                self._waiters = set()
+                self._waiters = {}
+            self.wire.http2.share_window(stream_id)
             waiter = self._loop.create_future()
-            self._waiters.add(waiter)
+            self._waiters[waiter] = stream_id
             try:
                 await waiter
             finally:
-                self._waiters.discard(waiter)
+                self._waiters.pop(waiter, None)
+
+    def _wake_ready(self) -> None:
+        """Let those go on whose stream has room, or is over.
+
+        Only a flush makes room: what the peer's windows let through leaves then. So a WINDOW_UPDATE wakes nobody, and
+        however many a peer sends, the writers are looked at once for each flush. Those for which the connection's
+        window has no room are fed in turn, see `share_window`.
+        """
+        queued, streams = self.wire.http2.queued, self.wire.streams
+        for waiter, stream_id in (self._waiters or {}).items():
+            has_room = not self._is_paused and queued(stream_id) <= self.max_queued
+            if (has_room or stream_id not in streams) and not waiter.done():
+                waiter.set_result(None)
 
     def wake(self) -> None:
-        """Let everyone who waits for room look again."""
+        """Let everyone who waits for room look again: the connection is lost."""
         for waiter in self._waiters or ():
             if not waiter.done():
                 waiter.set_result(None)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ngh2 import Connection
+from ngh2 import Connection, Priority
 from ngh2.config import Configuration, Role
 from ngh2.enums import ErrorCode, Setting
 from ngh2.events import (
@@ -49,6 +49,7 @@ __all__ = [
 
 Closed = ConnectionClosed
 UNLIMITED = 2**31 - 1
+_IN_TURNS = Priority(incremental=True)
 StreamEnded = StreamProtocolError
 """Raised by every `send_` method, and by `end_stream`, if the stream has ended meanwhile."""
 
@@ -99,6 +100,7 @@ class Http2:
     __slots__ = (
         "_acknowledge",
         "_connection",
+        "_is_server",
         "end_stream",
         "events",
         "is_over",
@@ -120,6 +122,7 @@ class Http2:
                 stream_reset_rate_limit=limits.resets,
             ),
         )
+        self._is_server = server
         self.is_over = False
         """Nothing more is read or written. Set by the `take` that returns the last bytes."""
         settings = {
@@ -127,9 +130,11 @@ class Http2:
             Setting.MAX_HEADER_LIST_SIZE: limits.max_metadata,
             Setting.MAX_FRAME_SIZE: 65_536,
         }
-        settings[Setting.MAX_CONCURRENT_STREAMS if server else Setting.ENABLE_PUSH] = (
-            limits.max_streams if server else 0
-        )
+        if server:
+            settings[Setting.MAX_CONCURRENT_STREAMS] = limits.max_streams
+            settings[Setting.NO_RFC7540_PRIORITIES] = 1  # `share_window` needs the priorities of RFC 9218.
+        else:
+            settings[Setting.ENABLE_PUSH] = 0
         self._connection.initiate_connection(settings)
         self._connection.set_local_window_size(limits.connection_window)
         # Bound methods of the connection, looked up once: they run for every call.
@@ -201,6 +206,13 @@ class Http2:
         """Bytes of one stream that wait for the peer's flow-control windows."""
         return 0 if self.is_over else self._connection.queued_body_size(stream)
 
+    def share_window(self, stream: int) -> None:
+        """Let a stream of this server take turns with others in what the peer's connection window lets through. By
+        default libnghttp2 sends all that the oldest stream has before the next one's: an endless stream would starve
+        the others. RFC 9218, section 4.2. Does nothing on a client, where HTTP/2 has no such choice."""
+        if self._is_server:
+            self._send_control(self._connection.set_stream_priority, stream, _IN_TURNS)
+
     @property
     def can_open(self) -> bool:
         """Whether the peer's limits allow one more stream now."""
@@ -214,7 +226,7 @@ class Http2:
         """The peer's SETTINGS_MAX_HEADER_LIST_SIZE."""
         return self._connection.remote_settings.get(Setting.MAX_HEADER_LIST_SIZE, UNLIMITED)
 
-    def _send_control(self, send: Callable[..., None], *arguments: Any) -> None:
+    def _send_control(self, send: Callable[..., object], *arguments: Any) -> None:
         """Send a frame of the connection's own, unless the connection is over or has begun to end."""
         if not self.is_over:
             with suppress(NGH2Error):

@@ -25,7 +25,6 @@ from onelane.wire.http2 import (
     StreamEnded,
     StreamReset,
     TrailersReceived,
-    WindowUpdated,
 )
 
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
@@ -149,16 +148,11 @@ class ConnectionLost:
 
 
 @dataclass(slots=True)
-class Writable:
-    """The client's flow control may have room again."""
-
-
-@dataclass(slots=True)
 class Pong:
     """The client has acknowledged our ping."""
 
 
-Event = Opened | Messages | Ended | Broken | ConnectionLost | Writable | Pong
+Event = Opened | Messages | Ended | Broken | ConnectionLost | Pong
 
 
 class ServerConnection:
@@ -213,8 +207,6 @@ class ServerConnection:
                 if ended is not None:
                     self._acknowledge(ended)
                     events.append(Ended(ended))
-            elif kind is WindowUpdated:
-                events.append(Writable())
             elif kind is PingAcknowledged:
                 events.append(Pong())
             elif kind is Closed:
