@@ -50,7 +50,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The echo app on two shards: each in a process of its own, both in one, or on grpcio's listener."""
     inline = ["--inline"] if request.param == "inline" else []
     listener = "grpcio" if request.param == "grpcio" else "native"
-    toml = echo(2, "reflection = true", f'listener = "{listener}"')
+    toml = echo(2, "reflection = true", "open_status = true", f'listener = "{listener}"')
     with running(tmp_path_factory.mktemp("cluster"), toml, *inline) as app:
         yield app
 

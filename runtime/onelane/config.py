@@ -154,6 +154,10 @@ class App(BaseModel):
     """Serve gRPC's health service, grpc.health.v1.Health."""
     reflection: bool | None = None
     """Serve gRPC server reflection; by default only where `listen` is a loopback address."""
+    open_status: bool = False
+    """Answer `onelane.v1.Topology/Status`, the state of every app of the supervisor, to anyone; by default only to
+    siblings and to clients with a certificate that `tls.client_ca` has signed. `onelane status` asks it where it is
+    given the address of a shard, not the admin address."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Seconds that calls in progress may still take when a shard stops; then they are cancelled."""
     start_s: Annotated[float, Field(gt=0, le=3600)] = 60.0

@@ -28,7 +28,6 @@ TESTED_BY = {
     "client/options": "client/test_subchannel",
     "cluster/membership/static": "cluster/test_membership",
     "cluster/membership/supervised": "cluster/test_membership",
-    "cluster/topology": "client/test_ring_channel",
     "server/chosen_handler": "server/test_interceptors",
     "server/grpcio_listener": "server/test_listener",
     "server/native_call": "server/test_calls_connection_end_stream",

@@ -56,6 +56,8 @@ async def _from_shard(address: str) -> dict[str, Any]:
             stub = topology_pb2_grpc.TopologyStub(channel)
             reply = await stub.Status(topology_pb2.StatusRequest(), timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                raise Transient(f"{address} refuses: {printable(error.details() or '')}") from error
             reason = f"{error.code().name}: {printable(error.details() or '')}"
             raise ForeignServer(
                 f"{address} answers as no supervisor and as no shard of onelane ({reason}); {admin_client.HINT}"

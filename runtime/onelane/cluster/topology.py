@@ -1,11 +1,23 @@
-"""The service `onelane.v1.Topology` of every shard: the placement, for clients that route, and the status of all."""
+"""The service `onelane.v1.Topology` of every shard: the placement, for clients that route, and the status of all.
+
+The placement is public: clients cannot route without it. The status names processes, lines of code and traces of all
+apps, so it is for proven peers: siblings, clients whose certificate mutual TLS has checked, and where the app is
+configured so, anyone.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+import grpc
+
 from onelane.cluster.membership import Membership
 from onelane.core.placement import Placement
 from onelane.v1 import topology_pb2, topology_pb2_grpc
+
+STATUS_IS_CLOSED = (
+    "the status is for siblings and for clients with a certificate (tls.client_ca): ask the admin address, "
+    "or set open_status = true"
+)
 
 
 class Topology(topology_pb2_grpc.TopologyServicer):
@@ -19,16 +31,24 @@ class Topology(topology_pb2_grpc.TopologyServicer):
         listen: str,
         keys: Mapping[str, str],
         status: Callable[[], Awaitable[str]],
+        is_status_open: bool,
+        refused: Callable[[Any, str], None],
     ) -> None:
+        """status: asks the supervisor. refused: counts a call that is refused, and logs it."""
         self._membership = membership
         self._fixed = topology_pb2.Placement(app=app, listen=listen, keys=dict(keys))
         self._status = status
+        self._is_status_open = is_status_open
+        self._refused = refused
 
     async def Watch(self, request: topology_pb2.WatchRequest, context: Any) -> AsyncIterator[topology_pb2.Placement]:
         async for placement in self._membership.watch():
             yield to_proto(placement, self._fixed)
 
     async def Status(self, request: topology_pb2.StatusRequest, context: Any) -> topology_pb2.StatusReply:
+        if not (self._is_status_open or context.trusted or context.peer_identities()):
+            self._refused(context, "stranger")
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, STATUS_IS_CLOSED)
         return topology_pb2.StatusReply(json=await self._status())
 
 

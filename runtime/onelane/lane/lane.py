@@ -27,6 +27,7 @@ from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
 from onelane.lane.method_entry import Entry, HiddenEntry, is_ours
+from onelane.lane.refusals import Refusals
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server import handler, status
@@ -91,7 +92,7 @@ class Lane:
         self._shows_runtime_calls = shows_runtime_calls
         self._idle = asyncio.Event()
         self._endless: set[asyncio.Task[Any]] = set()
-        self._refusals = stats.counter("onelane.refusals", unit="{call}", description="Calls refused before they began")
+        self.refusals = Refusals(router.shard, stats)
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
         in_flight.observe(lambda: self.in_flight + self._watches - self._hidden_in_flight)
         # Read for every call: one attribute each.
@@ -403,7 +404,7 @@ class Lane:
     def _fail(self, entry: Entry, call: Call, error: BaseException) -> None:
         """End a call that could not begin, or not be forwarded, with the status of `error`."""
         if isinstance(error, Refused):
-            self._refusals.add(1, {"onelane.reason": error.reason})
+            self.refusals.add(call, error.reason)
         if call.span is None:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
         # It would keep the error's traceback alive, and that the call.

@@ -130,7 +130,15 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
     shard.join(lane, sibling_calls, pubsub)
     logs = LogBuffer(setup.name) if setup.logs else None
     status_query = StatusQuery(control)
-    topology = Topology(membership, app=setup.app, listen=settings.listen, keys=settings.keys, status=status_query.ask)
+    topology = Topology(
+        membership,
+        app=setup.app,
+        listen=settings.listen,
+        keys=settings.keys,
+        status=status_query.ask,
+        is_status_open=settings.open_status,
+        refused=lane.refusals.add,
+    )
     return ShardParts(
         settings=settings,
         binding=ShardBinding(setup.name, tracer, Bridge(stats, clock.now)),
