@@ -1,15 +1,20 @@
 """One connection of a channel: it is given up where the server does not answer."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from onelane.client.channel import dial
+from onelane.client.connection import Connection
 from onelane.client.options import Dialling
+from onelane.wire import driver
+from onelane.wire.framing import frame
 
+from tests import frames as h2
 from tests.servers import stock
 
 
@@ -53,6 +58,51 @@ async def test_a_server_that_breaks_http2_ends_a_call_whose_requests_never_pause
             await channel.stream_unary("/t.T/Upload")(requests())
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert requests_taken < 10_000
+
+
+async def test_calls_that_were_answered_before_their_connection_was_lost_have_their_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answers came in one read, of which one piece is handled in a turn; then a write meets a closed socket."""
+    calls, reads = 300, 0
+    clock: Iterator[float] = count(1.0, driver.TURN_S)
+    receive_in_turns = Connection.receive_in_turns
+
+    async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(h2.settings())
+        await reader.readexactly(len(h2.PREFACE))
+        requests = [stream async for kind, _, stream, _ in _until_whole(reader, calls) if kind == h2.HEADERS]
+        head = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+        for n in requests:
+            writer.write(h2.response(n, *head) + h2.frame(h2.DATA, frame(b"%d" % n), stream=n))
+            writer.write(h2.response(n, (b"grpc-status", b"0"), last=True))
+        await reader.read()
+        writer.close()
+
+    def lose(connection: Connection, data: bytes) -> None:
+        nonlocal reads
+        reads += 1
+        receive_in_turns(connection, data)
+        assert connection.unhandled()
+        connection.transport.abort()
+
+    monkeypatch.setattr(driver, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(Connection, "receive_in_turns", lose)
+    server = await asyncio.start_server(answer_all, "127.0.0.1", 0)
+    async with server, dial("{}:{}".format(*server.sockets[0].getsockname())) as channel:
+        send = channel.unary_unary("/t.T/Echo")
+        answers = await asyncio.gather(*(send(b"x", timeout=10) for _ in range(calls)), return_exceptions=True)
+    assert reads == 1
+    assert answers == [b"%d" % n for n in range(1, 2 * calls, 2)]
+
+
+async def _until_whole(reader: asyncio.StreamReader, calls: int) -> AsyncIterator[tuple[int, int, int, bytes]]:
+    """The frames of so many unary calls."""
+    async for kind, flags, stream, payload in h2.frames(reader):
+        yield kind, flags, stream, payload
+        calls -= kind == h2.DATA
+        if not calls:
+            return
 
 
 async def test_a_defect_at_the_end_of_one_call_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,11 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from onelane.server.steering import MAX_FIRST_BYTES
+from onelane.wire.driver import PIECE
+from onelane.wire.framing import frame
 
+from tests import frames as h2
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -171,3 +175,29 @@ async def test_a_rolling_restart_fails_no_call_of_a_stock_client(tmp_path: Path)
         await eventually(all_new)
         done.set()
         assert min(await asyncio.gather(*hammering)) > 0
+
+
+async def test_a_read_of_many_pieces_goes_to_the_owner_whole(native: RunningApp) -> None:
+    """What came after the first request is handed over unhandled: each call is answered, and once."""
+    calls = 250
+    message = EchoRequest(key="many").SerializeToString()
+    asked = b"".join(
+        h2.headers(n, h2.request(b"/echo.v1.Echo/Unary"))
+        + h2.frame(h2.DATA, frame(message), stream=n, flags=h2.END_STREAM)
+        for n in range(1, 2 * calls, 2)
+    )
+    assert PIECE < len(asked) < MAX_FIRST_BYTES
+    before = native.metric("onelane_connections_total", onelane_connection_steered="true")
+    host, _, port = native.listen["echo"].rpartition(":")
+    for _ in range(12):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(h2.HELLO + asked)
+        ended: list[int] = []
+        async for _, flags, stream, _ in h2.frames(reader):
+            if stream and flags & h2.END_STREAM:
+                ended.append(stream)
+            if len(ended) == calls:
+                break
+        writer.close()
+        assert sorted(ended) == list(range(1, 2 * calls, 2))
+    assert native.metric("onelane_connections_total", onelane_connection_steered="true") > before

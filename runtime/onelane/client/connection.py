@@ -122,6 +122,8 @@ class Connection(WireProtocol[ClientConnection]):
         self._heard = False
         self._keepalive: asyncio.TimerHandle | None = None
         self._reason = "Socket closed"
+        self._lost_by: tuple[Exception | None] | None = None
+        """Why the connection was lost while bytes that came before were still to be handled."""
 
     def connected(self) -> None:
         secured = self.transport.get_extra_info("ssl_object")
@@ -133,6 +135,9 @@ class Connection(WireProtocol[ClientConnection]):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > self.max_read:
+            self.receive_in_turns(data)
+            return
         self._heard = True
         self.handle(self.wire.receive(data))
         if self.wire.going_away and not self.wire.streams:
@@ -140,6 +145,10 @@ class Connection(WireProtocol[ClientConnection]):
         self.flush_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self.unhandled():
+            # The server may have answered before: its calls end as it said.
+            self._lost_by = (error,)
+            return
         if self._keepalive is not None:
             self._keepalive.cancel()
         reason = str(error) if error else self._reason
@@ -148,6 +157,16 @@ class Connection(WireProtocol[ClientConnection]):
         self._fail_calls(reason)
         self.wake()
         self._owner.lost(self)
+
+    @property
+    def reads_no_more(self) -> bool:
+        return self.is_over
+
+    def caught_up(self) -> None:
+        if self._lost_by is None:
+            super().caught_up()
+        else:
+            self.connection_lost(*self._lost_by)
 
     def handle(self, events: list[Event]) -> None:
         for event in events:

@@ -5,6 +5,7 @@ gRPC on our own wire over a socket pair between processes, two queues where both
 
 import asyncio
 import socket
+import sys
 from collections import deque
 from typing import Any, Protocol
 
@@ -50,6 +51,8 @@ class WireControl(WireProtocol[Any]):
     """
 
     max_queued = 1024 * 1024
+    max_piece = sys.maxsize
+    """Whatever has come is handled at once: the other end is ours, and its last words may come just before its end."""
 
     def __init__(self, kind: type[Message], *, serves: bool) -> None:
         wire = ServerConnection(Limits(), max_message=MAX_MESSAGE) if serves else ClientConnection(Limits())

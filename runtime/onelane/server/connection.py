@@ -20,6 +20,9 @@ from onelane.wire.server import ServerConnection, Stream
 
 GOAWAY_S = 1.0
 """How long the client may take to acknowledge a GOAWAY before its connection closes."""
+ANSWERED_PIECE = 8 * 1024
+"""Bytes that are replayed at once: libnghttp2 ends a connection that owes its peer 1000 acknowledgements, and so many
+PINGs may have been answered, one after the other, before the first request."""
 
 
 class ConnectionOwner(CallsOwner, Protocol):
@@ -97,6 +100,9 @@ class NativeConnection(CallsConnection):
             self.flush()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > self.max_read:
+            self.receive_in_turns(data)
+            return
         self.heard_at = monotonic()
         events = self.wire.receive(data)
         if self._first_bytes is not None:
@@ -130,10 +136,11 @@ class NativeConnection(CallsConnection):
                 self._answered = len(self._first_bytes)
             return
         fd = self.transport.get_extra_info("socket").fileno()
-        if owner and self._owner.hand_over(owner, fd, FirstBytes(self._first_bytes, self._answered)):
+        if owner and self._owner.hand_over(owner, fd, FirstBytes(self._first_bytes + self.unhandled(), self._answered)):
             self._owner.decided(self)
             # The owner has them now: a drain of this shard, before the transport has closed, must not serve them too.
             self._first_bytes, self._first_events = None, []
+            self.drop_unhandled()
             self.is_closing = True
             self.transport.abort()
             return
@@ -143,8 +150,8 @@ class NativeConnection(CallsConnection):
         """Begin with the bytes that a sibling has read. Frames that the sibling has sent must not be sent again."""
         self.wire.take()
         self._replay = None
-        if first.answered:
-            self.wire.receive(first.data[: first.answered])
+        for at in range(0, first.answered, ANSWERED_PIECE):
+            self.wire.receive(first.data[at : min(at + ANSWERED_PIECE, first.answered)])
             self.wire.take()
         self.data_received(first.data[first.answered :])
 
@@ -193,13 +200,6 @@ class NativeConnection(CallsConnection):
         """Ping a client that has been quiet."""
         self.pinged_at = now
         super().ping(b"keepaliv")
-
-    def pause_reading(self) -> None:
-        self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
 
     def close(self) -> None:
         """Cut off the calls that have not ended, write what is queued, and close."""

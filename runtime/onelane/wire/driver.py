@@ -5,15 +5,23 @@ events mean is theirs.
 
 Promises: what is written in one turn of the loop leaves in one piece, and wakes the peer once; back-pressure reaches
 whoever writes messages, by `wait_room`, from the transport's buffer and from the peer's flow-control window alike;
-every waiter goes on when the connection is lost.
+every waiter goes on when the connection is lost; what one peer sends holds the loop for TURN_S and one PIECE at most,
+then every other connection has its turn.
 Leaves out: TLS, reconnecting, keepalive timers.
 """
 
 import asyncio
+from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from onelane.wire.http2 import Http2
 
+PIECE = 16 * 1024
+"""Bytes that are handled in one go: 1820 frames at most, or some 400 small calls. Nearly every read is smaller; larger
+ones are cut."""
+TURN_S = 0.001
+"""How long the pieces of one read may hold the loop before other connections have their turn. Time, and no number of
+frames: a frame costs between 0.2 µs and all that a handler does before it waits."""
 MAX_QUEUED = 64 * 1024
 """Bytes of one stream that may wait for the peer to read; whoever writes more waits."""
 
@@ -47,6 +55,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
     """
 
     max_queued = MAX_QUEUED
+    max_piece = PIECE
 
     def __init__(self, wire: W, loop: asyncio.AbstractEventLoop) -> None:
         self.wire = wire
@@ -59,6 +68,16 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         """The transport's buffer is full."""
         self._is_shut = False
         """Our side of the socket is shut: nothing is written any more."""
+        self.max_read = self.max_piece
+        """Bytes of a read that `data_received` handles in one go; none while an earlier read is pending."""
+        self._unhandled = b""
+        """The last read, or reads, while they are handled piece by piece. No more is read meanwhile."""
+        self._handled = 0
+        """Of these, the bytes that have been handled."""
+        self._turn_ends: float | None = None
+        """When this connection leaves the loop to others, in monotonic seconds; None while it has no turn."""
+        self._is_stopped = False
+        """See `pause_reading`."""
         self._waiters: dict[asyncio.Future[None], int] | None = None
         """Those who wait for room, and the stream that each of them writes on."""
 
@@ -70,6 +89,9 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         self.connected()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > self.max_read:
+            self.receive_in_turns(data)
+            return
         self.handle(self.wire.receive(data))
         self.flush_soon()
 
@@ -93,6 +115,84 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
     def written(self) -> None:
         """All there is to say has been written, and `is_closing` is set or HTTP/2 has ended."""
         self.transport.close()
+
+    @property
+    def reads_no_more(self) -> bool:
+        """What has been read and not handled is dropped."""
+        return self._is_shut or self.is_over or self.transport.is_closing()
+
+    def caught_up(self) -> None:
+        """All that has been read is handled: read on."""
+        if not self._is_stopped and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    # Reading in turns
+
+    def receive_in_turns(self, data: bytes) -> None:
+        """Handle a large read piece by piece, in as many turns of the loop as that takes; each goes through
+        `data_received`. In between, every other connection has its turn. The order is kept."""
+        is_behind = bool(self._unhandled)
+        self._unhandled, self._handled = self.unhandled() + data, 0
+        if is_behind:
+            # Read though reading was paused: TLS had it in its buffer.
+            self._stop_reading()
+            return
+        if self._turn_ends is None:
+            self._begin_turn()
+        self._handle_pieces()
+
+    def pause_reading(self) -> None:
+        """Read nothing, and handle nothing, until `resume_reading`."""
+        self._is_stopped = True
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._is_stopped = False
+        if not self._unhandled:
+            self.caught_up()
+        elif self._turn_ends is None:
+            self._begin_turn()
+
+    def unhandled(self) -> bytes:
+        """What has been read and not handled."""
+        return self._unhandled[self._handled :]
+
+    def drop_unhandled(self) -> None:
+        self._unhandled, self._handled, self.max_read = b"", 0, self.max_piece
+
+    def _begin_turn(self) -> None:
+        self._turn_ends = monotonic() + TURN_S
+        self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn_ends = None
+        if self._unhandled and not self._is_stopped:
+            self._begin_turn()
+            self._handle_pieces()
+            if not self._unhandled:
+                self.caught_up()
+
+    def _handle_pieces(self) -> None:
+        """Handle one piece, and further ones until this turn ends."""
+        assert self._turn_ends is not None
+        is_late = False
+        while not self.reads_no_more:
+            if is_late or self._is_stopped:
+                self._stop_reading()
+                return
+            piece = self._unhandled[self._handled : self._handled + self.max_piece]
+            self._handled += len(piece)
+            self.max_read = self.max_piece
+            self.data_received(piece)
+            if self._handled >= len(self._unhandled):
+                break
+            is_late = monotonic() >= self._turn_ends
+        self.drop_unhandled()
+
+    def _stop_reading(self) -> None:
+        self.max_read = -1
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
 
     # Writing
 
