@@ -1,5 +1,6 @@
 """The client's end of a gRPC connection, fed with bytes by the server's: no socket, no loop, no clock."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ from onelane.wire import server
 from onelane.wire.client import Answered, ClientConnection, Finished, GoingAway, Messages, Ready
 from onelane.wire.framing import UNIMPLEMENTED, frame
 from onelane.wire.http2 import ErrorCode, Limits
+
+from tests import frames as h2
 
 HEADERS = [
     (b":method", b"POST"),
@@ -153,6 +156,29 @@ def test_what_came_too_late_for_a_server_that_goes_away_may_be_sent_again() -> N
     pair.server.answer(pair.asked_stream, b"well")
     pair.pass_bytes()
     assert pair.of(Finished)[-1] == Finished(early, 0, "")
+
+
+def test_a_server_that_says_again_and_again_that_it_goes_away_has_each_call_looked_at_once() -> None:
+    looks, repeats = 0, 500
+
+    class Counted(dict[int, Any]):
+        def __reversed__(self) -> Iterator[int]:
+            for number in super().__reversed__():
+                nonlocal looks
+                looks += 1
+                yield number
+
+        def items(self) -> Any:
+            nonlocal looks
+            looks += len(self)
+            return super().items()
+
+    pair = Pair()
+    open_calls = [pair.call() for _ in range(50)]
+    pair.client.streams = Counted(pair.client.streams)
+    pair.client.receive(h2.frame(h2.GOAWAY, h2.number(open_calls[-1].id) + bytes(4)) * repeats)
+    assert list(pair.client.streams.values()) == open_calls
+    assert looks <= repeats + len(open_calls)
 
 
 def test_a_notice_of_going_away_keeps_what_has_left_and_returns_what_has_not() -> None:

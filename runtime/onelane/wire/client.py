@@ -6,6 +6,7 @@ server has certainly not begun, so that it can be sent again.
 Source: grpc/doc/PROTOCOL-HTTP2.md, http-grpc-status-mapping.md, statuscodes.md.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -369,12 +370,18 @@ class ClientConnection:
         elif kind is GoAwayReceived:
             self.going_away = True
             events.append(GoingAway(event.error_code, event.debug_data.decode("latin-1")))
-            last = event.last_stream_id
-            for stream in [s for number, s in self.streams.items() if number > last or number in self._unsent]:
-                del self.streams[stream.id]
-                events.append(Finished(stream, framing.UNAVAILABLE, "the server is going away", unprocessed=True))
+            self._end_unprocessed(event.last_stream_id, events)
         elif kind is Closed:
             events.append(ConnectionLost(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
+
+    def _end_unprocessed(self, last: int, events: list[Event]) -> None:
+        """End the calls that the server will not look at: those above `last`, and those that were not sent."""
+        unsent = set(self._unsent)
+        # The newest only, since numbers grow: a server may send GOAWAY again and again.
+        numbers = list(itertools.takewhile(lambda number: number > last or number in unsent, reversed(self.streams)))
+        for number in reversed(numbers):
+            stream = self.streams.pop(number)
+            events.append(Finished(stream, framing.UNAVAILABLE, "the server is going away", unprocessed=True))
 
     def _drop(self, stream: ClientStream, code: int, details: str, events: list[Event]) -> None:
         """End a stream on which the server has broken the protocol."""
