@@ -83,7 +83,7 @@ async def turn() -> None:
 @pytest.mark.usefixtures("slow_clock")
 async def test_a_read_of_small_frames_holds_the_loop_for_one_piece_of_it(peers: list[Peer]) -> None:
     server = peers[0].server
-    data, messages = numbered(10_000)
+    data, messages = numbered(40_000)
     server.data_received(data)
     sizes = [len(server.messages)]
     while len(server.messages) < len(messages):
@@ -97,7 +97,7 @@ async def test_a_read_of_small_frames_holds_the_loop_for_one_piece_of_it(peers: 
 @pytest.mark.usefixtures("slow_clock")
 async def test_all_that_was_read_arrives_in_order_and_once(peers: list[Peer]) -> None:
     server = peers[0].server
-    data, messages = numbered(10_000)
+    data, messages = numbered(40_000)
     server.data_received(data)
     assert not server.transport.is_reading()
     while not server.transport.is_reading():
@@ -110,7 +110,7 @@ async def test_all_that_was_read_arrives_in_order_and_once(peers: list[Peer]) ->
 
 @pytest.mark.usefixtures("slow_clock")
 async def test_connections_that_are_behind_take_turns(peers: list[Peer]) -> None:
-    data, _ = numbered(10_000)
+    data, _ = numbered(40_000)
     for peer in peers:
         peer.server.data_received(data)
     for _ in range(5):
@@ -122,7 +122,7 @@ async def test_connections_that_are_behind_take_turns(peers: list[Peer]) -> None
 
 @pytest.mark.usefixtures("slow_clock")
 async def test_a_connection_without_much_to_say_is_handled_while_another_is_behind(peers: list[Peer]) -> None:
-    data, messages = numbered(10_000)
+    data, messages = numbered(40_000)
     peers[0].server.data_received(data)
     small, (message,) = numbered(1)
     peers[1].far.send(small)
@@ -135,8 +135,8 @@ async def test_a_connection_without_much_to_say_is_handled_while_another_is_behi
 @pytest.mark.usefixtures("still_clock")
 async def test_a_read_of_large_frames_is_handled_at_once_and_reading_goes_on(peers: list[Peer]) -> None:
     server = peers[0].server
-    data, messages = numbered(15, padding=PIECE)
-    assert len(data) < LARGEST_READ
+    data, messages = numbered(15, padding=16_000)
+    assert PIECE < len(data) < LARGEST_READ
     server.data_received(data)
     assert server.messages == messages
     assert server.transport.is_reading()
@@ -148,7 +148,7 @@ async def test_what_is_read_while_a_connection_is_behind_comes_after_and_stops_t
 ) -> None:
     """TLS may have it in its buffer."""
     server = peers[0].server
-    data, messages = numbered(5_000)
+    data, messages = numbered(20_000)
     server.data_received(data)
     server.transport.resume_reading()
     server.data_received(numbered(1)[0])
@@ -161,7 +161,7 @@ async def test_what_is_read_while_a_connection_is_behind_comes_after_and_stops_t
 @pytest.mark.usefixtures("slow_clock")
 async def test_a_connection_that_is_paused_handles_nothing_until_it_is_resumed(peers: list[Peer]) -> None:
     server = peers[0].server
-    data, messages = numbered(5_000)
+    data, messages = numbered(20_000)
     server.data_received(data)
     server.pause_reading()
     arrived = len(server.messages)
@@ -178,7 +178,7 @@ async def test_a_connection_that_is_paused_handles_nothing_until_it_is_resumed(p
 @pytest.mark.usefixtures("slow_clock")
 async def test_a_connection_that_is_closed_drops_what_it_has_not_handled(peers: list[Peer]) -> None:
     server = peers[0].server
-    server.data_received(numbered(5_000)[0])
+    server.data_received(numbered(20_000)[0])
     arrived = len(server.messages)
     server.abort()
     for _ in range(20):
@@ -213,7 +213,7 @@ async def test_whatever_the_frames_are_one_piece_is_handled_at_a_time(
         return receive(data)
 
     monkeypatch.setattr(server.wire, "receive", counted)
-    data = part * (LARGEST_READ // len(part))
+    data = part * (4 * PIECE // len(part))
     server.data_received(data)
     assert pieces == [PIECE]
     while server.unhandled():
