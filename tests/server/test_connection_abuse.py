@@ -6,6 +6,7 @@ Each attack is bounded in count and time. Growth is of the peak of the resident 
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from onelane.wire.framing import frame
 
 from tests import frames as h2
 from tests.echo.v1 import echo_pb2_grpc
@@ -51,6 +53,11 @@ class Shard:
         match = re.search(rf"{field}:\s+(\d+) kB", (self._proc / "status").read_text())
         assert match is not None
         return int(match[1]) * 1024
+
+    def cpu_s(self) -> float:
+        """CPU time of the shard, in seconds."""
+        user, system = (self._proc / "stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def forget_peak(self) -> None:
         (self._proc / "clear_refs").write_text("5")
@@ -237,6 +244,30 @@ async def test_slow_readers(cluster: RunningApp, window: int) -> None:
         await shard.wait_answered(10 * CALLS)
         for writer in writers:
             writer.transport.abort()
+
+
+async def test_window_updates_of_one_byte_with_many_unread_streams(cluster: RunningApp) -> None:
+    """400,000 of them, while 1000 handlers wait for room: each made every handler look again."""
+    message = EchoRequest(key="k", text="x" * 1_000, times=100_000).SerializeToString()
+    ask = h2.PREFACE + h2.settings(initial_window_size=MIB)
+    for stream in range(1, 2_000, 2):
+        ask += h2.headers(stream, h2.request(DOWNLOAD))
+        ask += h2.frame(h2.DATA, frame(message), stream=stream, flags=h2.END_STREAM)
+    async with under_attack(cluster, growth=128 * MIB, name="window updates of one byte") as shard:
+        before = shard.cpu_s()
+        await flood(shard, [ask, *[h2.frame(h2.WINDOW_UPDATE, h2.number(1)) * 5_000] * 80])
+        await shard.wait_answered()
+        assert shard.cpu_s() - before < 3.0
+
+
+async def test_data_of_one_byte_on_many_streams(cluster: RunningApp) -> None:
+    """240,000 frames: the ordinary client is answered in between."""
+    numbers = range(1, 2_000, 2)
+    begun = frame(bytes(1_000_000))[:5]
+    ask = b"".join(h2.headers(n, h2.request(UPLOAD)) + h2.frame(h2.DATA, begun, stream=n) for n in numbers)
+    every = b"".join(h2.frame(h2.DATA, b"x", stream=n) for n in numbers)
+    async with under_attack(cluster, growth=32 * MIB, name="data of one byte") as shard:
+        assert await flood(shard, [h2.HELLO + ask, *[every * 20] * 12]) == 13
 
 
 async def test_half_open_peers(cluster: RunningApp) -> None:
