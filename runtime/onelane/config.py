@@ -198,7 +198,7 @@ class App(BaseModel):
     """Concurrent calls of one connection (SETTINGS_MAX_CONCURRENT_STREAMS); the client holds further calls back."""
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024
     """Largest metadata of a call, in bytes; a call with more ends with RESOURCE_EXHAUSTED, and more than four times as
-    much ends the connection."""
+    much ends the connection. One value is at most 64 KiB long whatever this says: a limit of libnghttp2."""
     max_connections: Annotated[int, Field(ge=1)] = 20_000
     """Client connections of one shard; a further connection is closed at once."""
     keepalive_s: Seconds | None = 7200.0

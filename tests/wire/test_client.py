@@ -58,6 +58,17 @@ def test_a_connection_is_ready_once_the_server_has_said_hello() -> None:
     assert len(Pair().of(Ready)) == 1
 
 
+@pytest.mark.parametrize("size", [16 * 1024, 1024 * 1024])
+def test_metadata_as_large_as_a_setting_allows_arrives(size: int) -> None:
+    limits = Limits(max_metadata=size)
+    client, served = ClientConnection(limits), server.ServerConnection(limits, max_message=100)
+    client.receive(served.take())
+    metadata = [(b"x-%d" % n, b"~" * 2_000) for n in range(size // 2_100 - 1)]
+    client.call([*HEADERS, *metadata], frame(b""), None, limit=100)
+    (opened,) = (event for event in served.receive(client.take()) if isinstance(event, server.Opened))
+    assert [pair for pair in opened.stream.headers if pair[0].startswith(b"x-")] == metadata
+
+
 def test_a_call_is_answered_with_messages_and_a_status() -> None:
     pair = Pair()
     stream = pair.call()

@@ -49,6 +49,8 @@ __all__ = [
 
 Closed = ConnectionClosed
 UNLIMITED = 2**31 - 1
+HEADERS_FRAME = 16 * 1024
+"""Bytes of headers that every peer sends in one frame, RFC 9113, section 4.2."""
 _IN_TURNS = Priority(incremental=True)
 StreamEnded = StreamProtocolError
 """Raised by every `send_` method, and by `end_stream`, if the stream has ended meanwhile."""
@@ -71,9 +73,14 @@ class Limits:
     max_headers: int = 1024
     """Fields of one header block."""
     max_continuations: int = 8
-    """Frames in which one header block goes on; libnghttp2 sends 16 KiB in each."""
+    """Frames in which one header block goes on, at least: see `continuations`."""
     sent_metadata: int = 0
     """See `max_sent_metadata`; 0 for four times `max_metadata`."""
+
+    @property
+    def continuations(self) -> int:
+        """Frames in which one header block may go on: as many as the largest one needs."""
+        return max(self.max_continuations, self.max_metadata * 4 // HEADERS_FRAME)
 
     @property
     def max_sent_metadata(self) -> int:
@@ -118,7 +125,7 @@ class Http2:
                 max_inbound_header_list_size=limits.max_metadata * 4,
                 max_send_header_block_length=limits.max_sent_metadata,
                 max_inbound_header_count=limits.max_headers,
-                max_continuations=limits.max_continuations,
+                max_continuations=limits.continuations,
                 stream_reset_rate_limit=limits.resets,
             ),
         )
