@@ -15,7 +15,7 @@ from onelane.wire import driver
 from onelane.wire.framing import frame
 
 from tests import frames as h2
-from tests.servers import stock
+from tests.servers import ECHO, stock
 
 
 async def test_keepalive_ends_a_connection_that_says_nothing() -> None:
@@ -109,6 +109,21 @@ async def _until_whole(reader: asyncio.StreamReader, calls: int) -> AsyncIterato
         calls -= kind == h2.DATA
         if not calls:
             return
+
+
+async def test_streams_that_the_program_does_not_read_stop_no_other_call_of_their_channel() -> None:
+    async def download(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(60_000)
+
+    methods = {"Down": grpc.unary_stream_rpc_method_handler(download), **ECHO}
+    async with stock(**methods) as (address, _), dial(address) as channel:
+        unread = [channel.unary_stream("/t.T/Down")(b"") for _ in range(8)]
+        for call in unread:
+            await call.read()
+        assert await channel.unary_unary("/t.T/Echo")(b"x" * 100_000, timeout=5) == b"x" * 100_000
+        for call in unread:
+            call.cancel()
 
 
 async def test_a_defect_at_the_end_of_one_call_ends_no_other(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,12 +20,16 @@ HEADERS = [
     (b"content-type", b"application/grpc"),
 ]
 
+MIB = 1024 * 1024
+CHANNEL = Limits(window=MIB, connection_window=4 * MIB)
+"""As a channel's, but for the window of the connection."""
+
 
 class Pair:
     """Both ends, and what each has seen."""
 
     def __init__(self, **limits: Any) -> None:
-        self.client = ClientConnection(Limits())
+        self.client = ClientConnection(CHANNEL)
         self.server = server.ServerConnection(Limits(**limits), max_message=10_000_000)
         self.seen: list[Any] = []
         self.asked: list[Any] = []
@@ -224,7 +228,7 @@ def test_a_reader_that_does_not_read_holds_the_server_back_and_a_large_message_c
     for _ in range(3000):
         pair.server.send_message(asked, frame(b"x" * 1000))
     pair.pass_bytes()
-    assert stream.unread <= Limits().window
+    assert stream.unread <= CHANNEL.window
     assert pair.server.http2.queued(asked.id) > 0
     pair.client.consumed(stream)
     pair.pass_bytes()
@@ -247,7 +251,7 @@ def test_bytes_that_are_no_http2_end_the_connection() -> None:
 
 def unread_streams(end: Any) -> int:
     """Make 100 calls whose answers nobody reads, each ended by `end(pair, stream)`; the server's window after that."""
-    pair = Pair(resets=(10_000, 10_000))
+    pair = Pair(resets=(10_000, 10_000), connection_window=CHANNEL.connection_window)
     for _ in range(100):
         stream = pair.client.open(HEADERS, None, limit=100_000)
         pair.pass_bytes()
@@ -263,7 +267,7 @@ def unread_streams(end: Any) -> int:
 
 def test_what_nobody_read_of_a_stream_that_ended_does_not_stay_in_the_window() -> None:
     """Else some forty calls that were cancelled in the middle would silence a connection for good."""
-    half = Limits().connection_window // 2
+    half = CHANNEL.connection_window // 2
     assert unread_streams(lambda pair, stream: pair.client.cancel(stream)) > half
     assert (
         unread_streams(lambda pair, _: pair.server.http2.reset(pair.asked_stream.id, ErrorCode.INTERNAL_ERROR)) > half

@@ -110,7 +110,7 @@ async def test_a_writer_waits_while_the_peer_does_not_read_and_goes_on_when_it_d
     pair.client.flush_soon()
     writing = asyncio.ensure_future(pair.client.wait_room(stream.id))
     # The peer has all that its window takes, and no more comes.
-    while pair.client.wire.http2.queued(stream.id) > len(LARGE) - Limits().window:  # noqa: ASYNC110 - likewise
+    while pair.client.wire.http2.queued(stream.id) > len(LARGE) - Limits().wide_window:  # noqa: ASYNC110 - likewise
         await asyncio.sleep(0)
     assert not writing.done()
     while not writing.done():

@@ -17,7 +17,7 @@ from onelane.wire.http2 import (
     StreamReset,
     TrailersReceived,
 )
-from onelane.wire.server import Broken, ConnectionLost, Ended, Messages, Opened, ServerConnection
+from onelane.wire.server import Broken, ConnectionLost, Ended, Messages, Opened, ServerConnection, Stream
 
 from tests import frames
 
@@ -255,7 +255,7 @@ def test_trailers_of_the_client_end_its_request() -> None:
 
 def test_a_reader_that_does_not_read_holds_the_client_back() -> None:
     """The client may send the window and not a byte more, until the server says that it has consumed."""
-    wire = Wire(Limits(window=70_000), max_message=1_000_000)
+    wire = Wire(Limits(window=70_000, wide_streams=0), max_message=1_000_000)
     number = wire.request(*[frame(b"x" * 995)] * 200, end=False)
     stream = wire.of(Opened)[0].stream
     assert stream.unread == 70_000
@@ -263,6 +263,39 @@ def test_a_reader_that_does_not_read_holds_the_client_back() -> None:
     wire.server.consumed(stream)
     wire.pass_bytes()
     assert stream.unread == 70_000
+
+
+def unread_streams(wire: Wire, number: int) -> list[Stream]:
+    """Streams on which the client has sent all that their windows take, and that nobody reads."""
+    before = len(wire.of(Opened))
+    for _ in range(number):
+        wire.request(*[frame(b"x" * 995)] * 2000, end=False)
+    return [event.stream for event in wire.of(Opened)[before:]]
+
+
+def test_streams_that_nobody_reads_hold_little_and_hold_up_no_other() -> None:
+    wire = Wire()
+    streams = unread_streams(wire, 100)
+    wire.request(frame(b"hi"))
+    assert [event.messages for event in wire.of(Messages)][-1] == [b"hi"]
+    assert sum(stream.unread for stream in streams) <= 100 * DEFAULT.window
+
+
+def test_a_stream_that_is_read_may_send_more_at_once_and_only_so_many_of_them() -> None:
+    """Else a client that has each of its streams read once could fill a thousand wide windows."""
+    wire = Wire(Limits(window=64 * 1024, wide_streams=2))
+    streams = unread_streams(wire, 4)
+    for stream in streams:
+        wire.server.consumed(stream)
+    wire.pass_bytes()
+    narrow = 64 * 1024
+    assert [stream.unread > 8 * narrow for stream in streams] == [True, True, False, False]
+    assert [stream.unread for stream in streams[2:]] == [narrow, narrow]
+    wire.client.reset(streams[0].id, ErrorCode.CANCEL)
+    wire.pass_bytes()
+    wire.server.consumed(streams[2])
+    wire.pass_bytes()
+    assert streams[2].unread > 8 * narrow
 
 
 def test_a_message_larger_than_the_window_comes_whole() -> None:

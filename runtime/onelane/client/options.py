@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from onelane.wire.http2 import Limits
 
-CLIENT_LIMITS = Limits(max_metadata=64 * 1024)
+CLIENT_LIMITS = Limits(max_metadata=64 * 1024, window=1024 * 1024)
+"""A wide window from the start: its program has asked for what comes."""
 
 
 @dataclass(frozen=True, slots=True)

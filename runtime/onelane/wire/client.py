@@ -76,6 +76,11 @@ class ClientStream:
         return type(self._deframer) is FrameCutter
 
     @property
+    def missing(self) -> int:
+        """Bytes that its incomplete message lacks, as far as they are known."""
+        return 0 if self._deframer is None else self._deframer.missing
+
+    @property
     def is_whole(self) -> bool:
         """Whether no message is incomplete."""
         return self._deframer is None or self._deframer.is_between
@@ -235,6 +240,8 @@ class ClientConnection:
     def consumed(self, stream: ClientStream) -> None:
         """The reader has taken the received messages: let the server send as many bytes again."""
         if stream.unread and stream.id in self.streams:
+            if self.http2.is_filled(stream.unread):
+                self.http2.widen(stream.id, self.streams)
             self._acknowledge(stream)
 
     def is_unsent(self, stream: ClientStream) -> bool:
@@ -320,6 +327,8 @@ class ClientConnection:
         else:
             # An incomplete message, which no reader can take: `limit` bounds it, so let the server send the rest.
             self.http2.acknowledge(len(data), stream.id)
+            if self.http2.is_filled(stream.missing):
+                self.http2.widen(stream.id, self.streams)
         if messages:
             events.append(Messages(stream, messages))
         if event.end_stream:

@@ -167,6 +167,11 @@ class Deframer:
         """Whether no message is incomplete: the stream may end here."""
         return not self._prefix and not self._missing
 
+    @property
+    def missing(self) -> int:
+        """Bytes that a message lacks whose prefix is complete."""
+        return self._missing
+
     def _message(self, flag: int, message: bytes) -> bytes:
         if len(message) > self._limit:
             self._refuse(len(message))
@@ -243,12 +248,18 @@ class FrameCutter:
         """Whether no message is incomplete: the stream may end here."""
         return not self._rest
 
+    @property
+    def missing(self) -> int:
+        """See `Deframer`."""
+        return self._size - len(self._rest) if self._rest else 0
+
 
 class Discarder:
     """Stands where a `Deframer` has failed: what follows cannot be read."""
 
     __slots__ = ()
     is_between = True
+    missing = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         return []

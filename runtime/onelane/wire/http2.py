@@ -4,7 +4,7 @@ Framing, HPACK, flow control and the limits against abuse are libnghttp2's. Noth
 raise: it ends, with `Closed` as its last event.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -62,10 +62,16 @@ class Limits:
 
     max_streams: int = 1024
     """Concurrent streams that the peer may open."""
-    window: int = 1024 * 1024
-    """Flow-control window of one stream: bytes that the peer may send before they are acknowledged."""
-    connection_window: int = 4 * 1024 * 1024
-    """Flow-control window of the connection: the same for all streams together."""
+    window: int = 256 * 1024
+    """Flow-control window of a stream: bytes that the peer may send before they are acknowledged. Every stream that
+    nobody reads may fill it. (Of 64 KiB, it would make a call of 200 KiB a tenth dearer.)"""
+    wide_window: int = 1024 * 1024
+    """The window of a stream that its reader reads, or whose message is larger than `window`. See `Http2.widen`."""
+    wide_streams: int = 32
+    """Streams that may have a `wide_window` at once; further ones keep their `window`."""
+    connection_window: int = UNLIMITED
+    """Flow-control window of the connection. By default it holds nobody back: a stream that nobody reads would use it
+    up, and so stop every other call of its connection."""
     max_metadata: int = 16 * 1024
     """Bytes of one header block, decoded. Four times as much ends the connection."""
     resets: tuple[int, int] = (1000, 33)
@@ -90,15 +96,15 @@ class Limits:
 
 SIBLING_LIMITS = Limits(
     max_streams=UNLIMITED,
-    window=256 * 1024,
-    connection_window=2**31 - 1,
+    wide_streams=0,
     max_metadata=2 * 1024 * 1024,
     resets=(UNLIMITED, UNLIMITED),
     max_headers=64 * 1024,
     max_continuations=1024,
 )
 """Between the shards of one app. One connection carries the calls of many clients, each within its own limits: what one
-of them does not read, cancels or sends may hold up no other. A header block has the client's metadata and more."""
+of them does not read, cancels or sends may hold up no other. A header block has the client's metadata and more. Calls
+that are forwarded and not read hold one window each at the shard of their client."""
 
 
 class Http2:
@@ -108,6 +114,8 @@ class Http2:
         "_acknowledge",
         "_connection",
         "_is_server",
+        "_limits",
+        "_wide",
         "end_stream",
         "events",
         "is_over",
@@ -130,6 +138,9 @@ class Http2:
             ),
         )
         self._is_server = server
+        self._limits = limits
+        self._wide: set[int] = set()
+        """Streams with a `wide_window`; of those that have ended, some."""
         self.is_over = False
         """Nothing more is read or written. Set by the `take` that returns the last bytes."""
         settings = {
@@ -190,6 +201,26 @@ class Http2:
         except ConnectionStateError:
             # The connection is ending: the peer waits for no window.
             return
+
+    def widen(self, stream: int, open_streams: Container[int]) -> None:
+        """Let the peer send more at once on a stream that `window` holds up, if not too many streams have more.
+
+        open_streams: the streams that have not ended.
+        """
+        limits = self._limits
+        if limits.wide_window <= limits.window or stream in self._wide:
+            return
+        if len(self._wide) >= limits.wide_streams:
+            self._wide = {number for number in self._wide if number in open_streams}
+            if len(self._wide) >= limits.wide_streams:
+                return
+        with suppress(NGH2Error):
+            self._connection.set_local_window_size(limits.wide_window, stream_id=stream)
+            self._wide.add(stream)
+
+    def is_filled(self, amount: int) -> bool:
+        """Whether `amount` bytes, of one stream and not acknowledged, leave the peer little of its window."""
+        return amount * 2 >= self._limits.window
 
     def reset(self, stream: int, error: int) -> None:
         self._send_control(self._connection.reset_stream, stream, error)

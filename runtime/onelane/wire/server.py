@@ -88,6 +88,11 @@ class Stream:
         self._deframer = Discarder()
 
     @property
+    def missing(self) -> int:
+        """Bytes that its incomplete message lacks, as far as they are known."""
+        return 0 if self._deframer is None else self._deframer.missing
+
+    @property
     def is_whole(self) -> bool:
         """Whether no message is incomplete."""
         return self._deframer is None or self._deframer.is_between
@@ -300,6 +305,8 @@ class ServerConnection:
     def consumed(self, stream: Stream) -> None:
         """The reader has taken the received messages: let the client send as many bytes again."""
         if stream.unread and stream.id in self.streams:
+            if self.http2.is_filled(stream.unread):
+                self.http2.widen(stream.id, self.streams)
             self._acknowledge(stream)
 
     def refuse(self, stream: Stream) -> None:
@@ -377,6 +384,8 @@ class ServerConnection:
         else:
             # An incomplete message, which no reader can take: `limit` bounds it, so let the client send the rest.
             self.http2.acknowledge(len(data), number)
+            if self.http2.is_filled(stream.missing):
+                self.http2.widen(number, self.streams)
         if not messages and not ended:
             return
         event = arrived.get(number)
