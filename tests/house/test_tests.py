@@ -41,6 +41,7 @@ TESTED_BY = {
     "supervisor/admin/server": "supervisor/admin/test_page",
     "supervisor/admin/view": "supervisor/admin/test_page",
     "server/sibling_connection": "lane/test_forwarder_transparent",
+    "supervisor/lane_watch": "supervisor/test_liveness",
     "supervisor/inline": "supervisor/test_supervisor",
     "supervisor/launcher": "supervisor/test_supervisor",
     "supervisor/supervised_shard": "supervisor/test_app",

@@ -44,7 +44,7 @@ async def call_over_its_own_connection(cluster: RunningApp, key: str) -> str:
         return str((await stub.Unary(EchoRequest(key=key))).shard)
 
 
-async def test_while_one_shard_is_stalled_the_others_go_on_and_waiting_connections_are_served(tmp_path: Path) -> None:
+async def test_while_one_shard_is_stalled_the_others_go_on_and_take_all_new_connections(tmp_path: Path) -> None:
     """It is stalled until the others have answered: a lane that waited for it would end this test by its timeout."""
     gate = Gate(tmp_path)
     with running(tmp_path, echo(2)) as cluster:
@@ -53,13 +53,11 @@ async def test_while_one_shard_is_stalled_the_others_go_on_and_waiting_connectio
         stalling = order(where, "echo-0", f"stall_at {gate}")
         async with gate.occupied():
             connecting = [asyncio.create_task(call_over_its_own_connection(cluster, key)) for _ in range(24)]
-            await asyncio.wait(connecting, return_when=asyncio.FIRST_COMPLETED)
             for _ in range(200):
                 assert (await where.home(key).Unary(EchoRequest(key=key))).shard == "echo-1"
-            assert not all(task.done() for task in connecting), "some wait at the socket of either shard"
+            assert set(await asyncio.gather(*connecting)) == {"echo-1"}
             assert not stalling.done()
         await stalling
-        assert set(await asyncio.gather(*connecting)) == {"echo-1"}
         await where.close()
 
 
@@ -145,25 +143,16 @@ async def test_a_lane_that_gets_no_cpu_is_starved_and_no_code_is_blamed(tmp_path
         await where.close()
 
 
-async def test_a_process_that_was_stopped_is_starved_and_not_replaced(tmp_path: Path) -> None:
-    """For longer than a stalled lane is left alone, but not so long that C code, which cannot tell why, ends it."""
-    with running(tmp_path, echo(1, "replace_stalled_s = 2")) as cluster:
+async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_long(tmp_path: Path) -> None:
+    with running(tmp_path, echo(1, "replace_stalled_s = 1")) as cluster:
         where = Where(cluster)
+        (before,) = cluster.shards()
         is_starved = False
         while not is_starved:
-            await eventually(lambda: cluster.shards()[0]["state"] == "ready")
-            (before,) = cluster.shards()
-            began, error = time.monotonic(), None
             await stop_for(before["pid"], 2.1)
-            try:
-                await order(where, "echo-0", "add 0")
-            except grpc.aio.AioRpcError as failed:
-                error = failed
-            if time.monotonic() - began > 2.9:
-                # The C code's timer is set anew each second: this machine was too busy to tell.
-                continue
+            await order(where, "echo-0", "add 0")
             (after,) = cluster.shards()
-            assert (error, after["pid"], after["restarts"]) == (None, before["pid"], before["restarts"])
+            assert (after["pid"], after["restarts"]) == (before["pid"], 0)
             # Where its lane was the first to go on, what it did then may be taken for the cause: once more.
             is_starved = any(stall["kind"] == "starved" for stall in after["last_stalls"])
         await where.close()
@@ -180,7 +169,10 @@ async def stop_for(pid: int, seconds: float) -> float:
 
 @pytest.mark.parametrize(
     ("order_name", "how"),
-    [("block", "its lane stood still for replace_stalled_s"), ("keep", "exit code 1")],
+    [
+        ("block", "its lane stood still for replace_stalled_s"),
+        ("keep", "its lane kept the interpreter for twice replace_stalled_s"),
+    ],
     ids=["blocked", "with the interpreter kept"],
 )
 async def test_a_shard_that_is_stalled_for_too_long_is_replaced_after_the_stacks_of_all_threads_are_written(

@@ -60,6 +60,12 @@ class FakeShard:
             self._trace.append(f"{self.line.name} is killed")
             self.end("signal SIGKILL")
 
+    def lacks_cpu(self) -> bool:
+        return False
+
+    def end_hung(self) -> None:
+        self.kill()
+
     def end(self, how: str) -> None:
         """The shard's process ends."""
         self._exit.set_result(how)

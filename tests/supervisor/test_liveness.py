@@ -15,7 +15,7 @@ import pytest
 from onelane.config import parse
 from onelane.supervisor.app import TelemetryOptions
 from onelane.supervisor.inline import InlineLauncher
-from onelane.supervisor.liveness import LOOKS, Finding, Liveness
+from onelane.supervisor.liveness import ASKED, LOOKS, Finding, Liveness, looks_of
 from onelane.supervisor.supervisor import Supervisor
 
 from tests.conftest import Where
@@ -26,13 +26,16 @@ from tests.running_app import RunningApp, echo, eventually, http_request, runnin
 UNRESPONSIVE_S = 0.5
 
 
-def look(lane: Liveness, times: int, *, is_late: bool = False) -> list[Finding]:
-    return [lane.look(is_late=is_late) for _ in range(times)]
+LIMITED = looks_of(5.0, None)
+
+
+def look(lane: Liveness, times: int, **more: bool) -> list[Finding]:
+    return [lane.look(LIMITED, **more) for _ in range(times)]
 
 
 def test_a_silent_lane_is_asked_once_and_then_lost_once() -> None:
     findings = look(Liveness(), 3 * LOOKS)
-    assert findings.index(Finding.ASK) == 1
+    assert findings.index(Finding.ASK) == ASKED - 1
     assert findings.index(Finding.LOST) == LOOKS
     assert [findings.count(finding) for finding in (Finding.ASK, Finding.LOST)] == [1, 1]
 
@@ -40,7 +43,7 @@ def test_a_silent_lane_is_asked_once_and_then_lost_once() -> None:
 def test_a_lane_that_answers_each_question_stays_responsive() -> None:
     lane = Liveness()
     for _ in range(10 * LOOKS):
-        if lane.look(is_late=False) is Finding.ASK:
+        if look(lane, 1) == [Finding.ASK]:
             lane.heard()
     assert lane.is_responsive
 
@@ -67,6 +70,31 @@ def test_a_late_look_does_not_call_a_lost_lane_responsive() -> None:
     look(lane, LOOKS + 1)
     look(lane, 1, is_late=True)
     assert not lane.is_responsive
+
+
+@pytest.mark.parametrize("unresponsive_s", [0.0, 0.5, 1.0, 5.0, 600.0])
+@pytest.mark.parametrize("replace_stalled_s", [None, 1.0, 30.0])
+def test_silence_means_what_the_settings_say_to_within_some_looks(
+    unresponsive_s: float, replace_stalled_s: float | None
+) -> None:
+    looks = looks_of(unresponsive_s, replace_stalled_s)
+    if unresponsive_s:
+        assert looks.until_lost is not None
+        assert 0 <= (looks.until_lost - 1) * looks.interval_s - unresponsive_s < looks.interval_s
+    if replace_stalled_s is not None:
+        assert looks.until_hung is not None
+        assert 0 <= (looks.until_hung - ASKED) * looks.interval_s - 2 * replace_stalled_s < looks.interval_s
+    assert bool(looks.interval_s) == bool(unresponsive_s or replace_stalled_s)
+
+
+def test_a_silent_lane_is_hung_only_while_it_has_a_cpu() -> None:
+    lane, looks = Liveness(), looks_of(0.0, 1.0)
+    assert looks.until_hung is not None
+    for _ in range(10 * LOOKS):
+        assert lane.look(looks, lacks_cpu=True) is not Finding.HUNG
+    findings = [lane.look(looks) for _ in range(looks.until_hung)]
+    assert findings.index(Finding.HUNG) == looks.until_hung - 1
+    assert lane.is_responsive, "unresponsive_s = 0"
 
 
 def test_before_any_port_is_claimed_no_shard_is_ready() -> None:

@@ -1,6 +1,7 @@
 """The process of one shard: `python -m onelane.shard.process FD…`, started by the supervisor alone."""
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from onelane.server import user_code
 from onelane.shard import lifecycle
 from onelane.shard.watchdog import Watchdog
 from onelane.telemetry import logs
+from onelane.telemetry.stalls import END_HUNG
 from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.shard")
@@ -29,6 +31,7 @@ log = logging.getLogger("onelane.shard")
 async def main(fd: int, *sockets: int) -> bool:
     # The supervisor alone decides when a shard ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.register(END_HUNG, chain=True)
     control = await WireControl.over(socket.socket(fileno=fd), control_pb2.ToShard, serves=False)
     return await lifecycle.run(control, Watchdog(may_exit=True), [socket.socket(fileno=fd) for fd in sockets])
 

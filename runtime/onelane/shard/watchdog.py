@@ -5,7 +5,7 @@ interpreter as well (C code), once it releases it. It costs a call nothing. The 
 `stall_s`. Where the lane waits for something to do, its innermost frame shows that, and the loop is left alone; a loop
 that is busy is sent a probe, a callback (`call_soon_threadsafe`) that it runs if it still iterates.
 Leaves out: stopping the code that stalls; Python cannot. After `replace_stalled_s` the process ends itself, and the
-supervisor starts a new one.
+supervisor starts a new one. Where C code keeps this thread from running too, the supervisor ends it (`liveness`).
 Parts: reading the stack (`lane_stack`), measuring the thread (`lane_thread`), finding the cause (`telemetry.stalls`).
 """
 
@@ -123,10 +123,6 @@ class _WatchdogThread(threading.Thread):
         self._loop_frame: FrameType | None = None
         """Written on the lane: the frame that runs the loop, which is the innermost while the lane is idle."""
         self._loop.call_soon(self._answer, 0)
-        self._armed_at = 0.0
-        self._is_armed = False
-        # Before the first look, because a call may take the interpreter and keep it until then.
-        self._arm(time.monotonic())
 
     @property
     def _interval_s(self) -> float:
@@ -143,8 +139,6 @@ class _WatchdogThread(threading.Thread):
                 log.exception("watchdog.failed: stalls of this lane are not detected any more")
         finally:
             self._lane.close()
-            if self._is_armed:
-                faulthandler.cancel_dump_traceback_later()
 
     # On its own thread
 
@@ -165,7 +159,6 @@ class _WatchdogThread(threading.Thread):
             self._close(probe)
             probe = None
         if probe is None:
-            self._arm(now.at)
             probe = self._send_probe(before) if is_late else self._probe_if_busy(now)
         if probe is not None and stack is not None:
             probe.late_s += max(0.0, late_s)
@@ -263,14 +256,6 @@ class _WatchdogThread(threading.Thread):
         log.error("lane.replaced shard=%s after_s=%.1f at=%s", shard.name, stall.seconds, stall.where)
         faulthandler.dump_traceback(all_threads=True)
         os._exit(EXIT_STALLED)
-
-    def _arm(self, now: float) -> None:
-        """Have C code end the process after twice the time, for a lane that keeps even this thread from running. It
-        does not know the cause."""
-        limits = [shard.replace_s for shard in self._shards().values() if shard.replace_s is not None]
-        if self._may_exit and limits and now - self._armed_at > min(limits) / 2:
-            self._armed_at, self._is_armed = now, True
-            faulthandler.dump_traceback_later(2 * min(limits), exit=True)
 
     # On the lane
 

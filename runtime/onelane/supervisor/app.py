@@ -15,9 +15,9 @@ from onelane.config import App
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Placement
 from onelane.errors import OnelaneError
+from onelane.supervisor.lane_watch import LaneWatch
 from onelane.supervisor.launcher import Launcher, RunningShard
-from onelane.supervisor.liveness import LATE, LOOKS, Finding
-from onelane.supervisor.shard_state import REPORTING, ShardEvent, ShardState, is_possible
+from onelane.supervisor.shard_state import ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
 from onelane.telemetry.codec import stall_from_proto
 from onelane.telemetry.collector.collector import RESTARTS, Collector
@@ -33,11 +33,6 @@ STEADY_S = 10.0
 """A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
 COMMIT_S = 2.0
 """How long to wait for shards to use settings that they have checked; `status` shows which generation each uses."""
-
-SIGN_OF_LIFE = 2**64 - 1
-"""The number of a request for a report by which a lane only shows that it ticks."""
-SEND_S = 0.05
-"""How long it waits for room on the control line of a shard whose lane may not tick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +76,7 @@ class AppSupervisor:
         self.placement = placement
         self._shared = shared
         self.shards = [SupervisedShard(member, index) for index, member in enumerate(placement.members)]
+        self.lane_watch = LaneWatch(self.shards, settings)
         self.generation = self._proposals = 1
         """Of the services' settings: the one in use, and the newest that was proposed."""
         self._stop = anyio.Event()
@@ -173,8 +169,7 @@ class AppSupervisor:
         shard.follow(ShardEvent.BECAME_READY)
         shard.pid = pid
         shard.ready.set()
-        if any(other.is_unresponsive for other in self.shards):
-            await shard.send(self._unresponsive())
+        await self.lane_watch.inform(shard)
         if shard.settings.generation != self.generation:
             # New settings were committed while it was starting.
             await shard.send(control_pb2.ToShard(commit=self._proposal(self.settings.config)))
@@ -198,46 +193,6 @@ class AppSupervisor:
     def source(self, shard: SupervisedShard) -> Attributes:
         """The attributes that every series of a shard has."""
         return (("onelane.app", self.name), ("onelane.shard", shard.member.name))
-
-    # Lanes that do not tick
-
-    async def watch_lanes(self) -> None:
-        """Look at every lane regularly, until cancelled: see `liveness`."""
-        interval_s = self.settings.unresponsive_s / LOOKS
-        lost_at: dict[str, float] = {}
-        """Name of an unresponsive shard → when it became so."""
-        looked_at = time.monotonic()
-        while interval_s:
-            await anyio.sleep(interval_s)
-            now = time.monotonic()
-            await self._look(lost_at, now, is_late=now - looked_at > LATE * interval_s)
-            looked_at = now
-
-    async def _look(self, lost_at: dict[str, float], now: float, *, is_late: bool) -> None:
-        before = set(lost_at)
-        for shard in self.shards:
-            name = shard.member.name
-            finding = shard.liveness.look(is_late=is_late) if shard.state in REPORTING else Finding.NOTHING
-            if finding is Finding.ASK:
-                await _send_soon(shard, control_pb2.ToShard(collect=SIGN_OF_LIFE))
-            elif finding is Finding.LOST:
-                lost_at[name] = now
-                silent_s = self.settings.unresponsive_s
-                log.error("shard.unresponsive shard=%s pid=%d silent_s=%g", name, shard.pid, silent_s)
-            elif name in lost_at and not shard.is_unresponsive:
-                # Or its process has ended, which is told apart.
-                after_s = now - lost_at.pop(name)
-                if shard.state in REPORTING:
-                    log.warning("shard.responsive shard=%s after_s=%.1f", name, after_s)
-        if before != set(lost_at):
-            for shard in self.shards:
-                if shard.state in REPORTING and shard.liveness.is_responsive:
-                    await _send_soon(shard, self._unresponsive())
-
-    def _unresponsive(self) -> control_pb2.ToShard:
-        """The message that tells a shard which of the others it cannot reach."""
-        names = [shard.member.name for shard in self.shards if shard.is_unresponsive]
-        return control_pb2.ToShard(unresponsive=control_pb2.Unresponsive(shards=names))
 
     # Settings
 
@@ -377,9 +332,3 @@ class AppSupervisor:
         if stopping.cancelled_caught:
             log.error("shard.killed shard=%s it did not end within %.0f s", shard.member.name, limit_s)
             incarnation.running.kill()
-
-
-async def _send_soon(shard: SupervisedShard, message: control_pb2.ToShard) -> None:
-    """Send a message without waiting for long: a process that is stopped does not empty its line."""
-    with anyio.move_on_after(SEND_S):
-        await shard.send(message)

@@ -40,3 +40,9 @@ class _ShardTask:
 
     def kill(self) -> None:
         self._task.cancel()
+
+    def lacks_cpu(self) -> bool:
+        return False
+
+    def end_hung(self) -> None:
+        """Never: its lane is the supervisor's own loop, which does not look while it is blocked."""

@@ -9,7 +9,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import anyio
@@ -17,7 +19,7 @@ import anyio.abc
 
 from onelane.cluster.control import Control, WireControl
 from onelane.supervisor.descriptors import DescriptorReserve
-from onelane.telemetry.stalls import EXIT_STALLED
+from onelane.telemetry.stalls import END_HUNG, EXIT_STALLED, MAIN_CAUSE
 from onelane.v1 import control_pb2
 
 
@@ -31,6 +33,13 @@ class RunningShard(Protocol):
 
     def kill(self) -> None:
         """End it at once."""
+
+    def lacks_cpu(self) -> bool:
+        """Whether its lane got no CPU since it was asked before: stopped, by SIGSTOP or a debugger, or starved."""
+
+    def end_hung(self) -> None:
+        """End its process, whose lane keeps the interpreter, once the stacks of all its threads are written; asked
+        again, at once."""
 
 
 class Launcher(Protocol):
@@ -92,15 +101,39 @@ class _ShardProcess:
     def __init__(self, control: Control, process: anyio.abc.Process) -> None:
         self.control = control
         self._process = process
+        self._is_hung = False
+        self._delay = (time.monotonic(), 0.0)
+        """When it was last measured, and how long the lane has waited for a CPU in all, in seconds."""
 
     async def wait(self) -> str:
         code = await self._process.wait()
+        if code == -END_HUNG and self._is_hung:
+            return f"its lane kept the interpreter for twice replace_stalled_s (signal {END_HUNG.name})"
         if code == EXIT_STALLED:
             return f"its lane stood still for replace_stalled_s, so it ended itself (exit code {code})"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def kill(self) -> None:
         _kill(self._process)
+
+    def lacks_cpu(self) -> bool:
+        # Of the main thread, which is the lane.
+        process = Path(f"/proc/{self._process.pid}")
+        try:
+            state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+            delay_s = int((process / "schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return False
+        (before_at, before_s), self._delay = self._delay, (time.monotonic(), delay_s)
+        return state in "Tt" or delay_s - before_s > MAIN_CAUSE * (self._delay[0] - before_at)
+
+    def end_hung(self) -> None:
+        if self._is_hung:
+            self.kill()
+            return
+        self._is_hung = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(END_HUNG)
 
 
 def _kill(process: anyio.abc.Process) -> None:

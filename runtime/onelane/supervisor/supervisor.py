@@ -178,7 +178,7 @@ class Supervisor:
             async with anyio.create_task_group() as shard_tasks:
                 self.tasks.start_soon(self._drain_when_asked)
                 for app in self.apps:
-                    self.tasks.start_soon(app.watch_lanes)
+                    self.tasks.start_soon(app.lane_watch.run)
                 # Last to first, so that servers listen before their callers start.
                 for app in reversed(self.apps):
                     for shard in app.shards:

@@ -5,11 +5,15 @@ were suppressed.
 Leaves out: measuring. `onelane.shard.watchdog` does that.
 """
 
+import signal
 from collections import deque
 from dataclasses import dataclass
 
 EXIT_STALLED = 70
 """Exit code of a shard's process that has ended itself because its lane was stalled for too long."""
+END_HUNG = signal.SIGVTALRM
+"""Ends a shard's process whose lane keeps the interpreter, once C code has written the stacks of all its threads.
+Hardly any program uses this signal, and its default leaves no core file."""
 MAX_LOGGED = 5
 LOG_PERIOD_S = 60.0
 MAIN_CAUSE = 0.5
