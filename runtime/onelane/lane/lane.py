@@ -188,7 +188,7 @@ class Lane:
             if owner is not None:
                 if call.hop != DIRECT_HOP:
                     self._router.refuse_second_hop(call)
-                self._check_ticks(owner)
+                self._check_ticks(owner, call)
                 if request is None or method.response_streaming:
                     return self._start(entry, call, self._forwarding.stream(owner, entry, call, request))
                 self._forwarding.send(owner, entry, call, request)
@@ -243,11 +243,11 @@ class Lane:
     def _end_round(self) -> None:
         self._lateness.end(perf_counter())
 
-    def _check_ticks(self, owner: Member) -> None:
+    def _check_ticks(self, owner: Member, call: Call) -> None:
         try:
             self._router.check_ticks(owner)
         except OwnerUnresponsive:
-            self._refusals.add(1, {"onelane.reason": "unresponsive"})
+            self.refusals.add(call, "unresponsive")
             raise
 
     def _admit(self, entry: Entry, call: Call) -> None:
@@ -395,7 +395,7 @@ class Lane:
         call.push_back(first)
         owner, _, message = self._router.route(entry, call, None)
         if owner is not None:
-            self._check_ticks(owner)
+            self._check_ticks(owner, call)
             return await self._forwarding.stream(owner, entry, call, None)
         return await self._handle(entry, call, message)
 
