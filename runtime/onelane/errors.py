@@ -108,12 +108,14 @@ class NotHome(Transient):
         self.epoch = epoch
 
 
-class OwnerUnresponsive(Transient):
-    """The lane of the shard that owns the key does not tick, so the call is not forwarded to it."""
+class OwnerAway(Transient):
+    """The shard that owns the key serves no calls now, so the call is not forwarded to it."""
 
-    def __init__(self, owner: str) -> None:
-        super().__init__(f"shard {owner}, which owns the key, does not answer")
+    def __init__(self, owner: str, reason: str) -> None:
+        """reason: `unresponsive` (its lane does not tick), or `drained`."""
+        super().__init__(f"shard {owner}, which owns the key, is {reason}")
         self.owner = owner
+        self.reason = reason
 
 
 class Draining(Transient):

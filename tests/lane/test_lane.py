@@ -126,16 +126,16 @@ async def test_a_second_hop_is_refused_with_the_epoch(metadata: Any) -> None:
 
 async def test_a_call_to_a_key_of_a_lane_that_does_not_tick_is_refused_and_counted() -> None:
     bench = Bench(Placement(7, (B,)), SaysWhatItWasTold([(grpc.StatusCode.OK, ())]))
-    assert bench.lane.avoid(frozenset({"b"})) == [B]
-    assert bench.lane.avoid(frozenset({"b"})) == [], "is new but once"
+    assert bench.lane.avoid({"b": "unresponsive"}) == [B]
+    assert bench.lane.avoid({"b": "unresponsive"}) == [], "is new but once"
     call = await bench.call()
     assert (call.code_now, call.details_now) == (
         grpc.StatusCode.UNAVAILABLE,
-        "shard b, which owns the key, does not answer",
+        "shard b, which owns the key, is unresponsive",
     )
     assert bench.refused() == {"unresponsive": 1}
     assert (bench.forwarder.sent, bench.forwarder.given_up) == ([], ["b"])
-    bench.lane.avoid(frozenset())
+    bench.lane.avoid({})
     assert (await bench.call()).code_now is grpc.StatusCode.OK
     assert bench.forwarder.sent == ["b"]
 
@@ -145,7 +145,7 @@ async def test_no_connection_is_handed_to_a_lane_that_does_not_tick() -> None:
     method = bench.lane.entries["/t.T/M"].method
     message = EchoRequest(key="k").SerializeToString()
     assert bench.lane.home_of(method, (), message) == B.socket
-    bench.lane.avoid(frozenset({"b"}))
+    bench.lane.avoid({"b": "unresponsive"})
     assert bench.lane.home_of(method, (), message) == ""
 
 

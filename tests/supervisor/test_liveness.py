@@ -150,7 +150,7 @@ async def test_calls_to_the_keys_of_a_stopped_shard_fail_soon_and_go_on_with_it(
             code_of(where.away(key).Unary(EchoRequest(key=key), timeout=30)), code_of_new_connection(app, key)
         )
         assert forwarded == (grpc.StatusCode.UNAVAILABLE, "shard echo-1 does not answer: its lane does not tick")
-        refused = (grpc.StatusCode.UNAVAILABLE, "shard echo-1, which owns the key, does not answer")
+        refused = (grpc.StatusCode.UNAVAILABLE, "shard echo-1, which owns the key, is unresponsive")
         assert await code_of(where.away(key).Unary(EchoRequest(key=key), timeout=30)) == refused
         assert await code_of(where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=30)) == refused
         assert await code_of_new_connection(app, key) == refused

@@ -105,7 +105,7 @@ class Forwarding:
             self._close(entry, call, span, b"")
             return
         owner = self._router.placement.owner_of(_key_of(entry, call, request))
-        self._router.check_ticks(owner)
+        self._router.check_serves(owner)
         call.fail(OK, "")
         call.trailers = ()
         self._begin(owner, call, request, span, partial(self._close, entry, call, span))

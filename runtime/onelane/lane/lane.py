@@ -8,7 +8,7 @@ Steps that few calls need are parts that the lane is given: the owner of a key (
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import patience_s
-from onelane.errors import BadKey, OwnerUnresponsive, Refused
+from onelane.errors import BadKey, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
@@ -113,10 +113,10 @@ class Lane:
         if self._router.place(placement):
             self._forwarding.placed()
 
-    def avoid(self, names: frozenset[str]) -> list[Member]:
-        """Refuse calls to the keys of these shards, whose lanes do not tick, in place of those before. Returns those
-        that are new among them, and ends the calls that were forwarded to these."""
-        members = self._router.avoid(names)
+    def avoid(self, away: Mapping[str, str]) -> list[Member]:
+        """Refuse calls to the keys of these shards, in place of those before: see `Router.away`. Returns those that are
+        unresponsive only now, and ends the calls that were forwarded to these."""
+        members = self._router.avoid(away)
         for member in members:
             self._forwarding.give_up(member)
         return members
@@ -188,7 +188,7 @@ class Lane:
             if owner is not None:
                 if call.hop != DIRECT_HOP:
                     self._router.refuse_second_hop(call)
-                self._check_ticks(owner, call)
+                self._check_serves(owner, call)
                 if request is None or method.response_streaming:
                     return self._start(entry, call, self._forwarding.stream(owner, entry, call, request))
                 self._forwarding.send(owner, entry, call, request)
@@ -243,11 +243,11 @@ class Lane:
     def _end_round(self) -> None:
         self._lateness.end(perf_counter())
 
-    def _check_ticks(self, owner: Member, call: Call) -> None:
+    def _check_serves(self, owner: Member, call: Call) -> None:
         try:
-            self._router.check_ticks(owner)
-        except OwnerUnresponsive:
-            self.refusals.add(call, "unresponsive")
+            self._router.check_serves(owner)
+        except OwnerAway as error:
+            self.refusals.add(call, error.reason)
             raise
 
     def _admit(self, entry: Entry, call: Call) -> None:
@@ -395,7 +395,7 @@ class Lane:
         call.push_back(first)
         owner, _, message = self._router.route(entry, call, None)
         if owner is not None:
-            self._check_ticks(owner, call)
+            self._check_serves(owner, call)
             return await self._forwarding.stream(owner, entry, call, None)
         return await self._handle(entry, call, message)
 

@@ -3,6 +3,7 @@
 Decides without I/O; sending a call to its owner is `forwarding`'s.
 """
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from onelane.core import keys
@@ -10,13 +11,15 @@ from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement, route
 from onelane.core.trace_context import trace_of_metadata
 from onelane.core.turns import CHAIN
-from onelane.errors import NotHome, OnelaneError, OwnerUnresponsive
+from onelane.errors import NotHome, OnelaneError, OwnerAway
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
 from onelane.server.call import AWAY, DIRECT_HOP, Call, Metadata
 from onelane.server.handler import parse
 from onelane.server.methods import Method
 
+UNRESPONSIVE, DRAINED = "unresponsive", "drained"
+"""Why a shard serves no calls; values of `onelane.reason` of the metric `onelane.refusals`."""
 MAX_HOMES = 16_384
 """Keys whose owner is remembered; with more, all are looked up anew."""
 _NO_METADATA: dict[str, Any] = {}
@@ -28,9 +31,9 @@ class Router:
     def __init__(self, shard: str, placement: Placement) -> None:
         self.shard = shard
         self.placement = placement
-        self.unresponsive: frozenset[str] = frozenset()
-        """Names of the shards whose lanes do not tick. They keep their keys: the state is there, and a process that is
-        stopped may go on at any time."""
+        self.away: Mapping[str, str] = {}
+        """Name of a shard that serves no calls now → why: see `OwnerAway`. It keeps its keys: the state is there, and a
+        process that is stopped may go on at any time."""
         self.homes: dict[str, Member | None] = {}
         """Key → its owner by this placement, None for this shard. The lane reads it for nearly every call."""
 
@@ -42,19 +45,20 @@ class Router:
         self.homes.clear()
         return True
 
-    def avoid(self, names: frozenset[str]) -> list[Member]:
-        """Send nothing to these shards, in place of those before; returns those that are new among them."""
-        added, self.unresponsive = names - self.unresponsive, names
-        return [member for member in self.placement.members if member.name in added]
+    def avoid(self, away: Mapping[str, str]) -> list[Member]:
+        """Send nothing to these shards, in place of those before; returns those that are unresponsive only now."""
+        lost = {name for name, why in away.items() if why == UNRESPONSIVE and self.away.get(name) != UNRESPONSIVE}
+        self.away = away
+        return [member for member in self.placement.members if member.name in lost]
 
-    def check_ticks(self, owner: Member) -> None:
-        """Refuse to forward a call that would only wait.
+    def check_serves(self, owner: Member) -> None:
+        """Refuse to forward a call where its owner serves none.
 
         Raises:
-            OwnerUnresponsive: the owner's lane does not tick.
+            OwnerAway: so it is.
         """
-        if owner.name in self.unresponsive:
-            raise OwnerUnresponsive(owner.name)
+        if owner.name in self.away:
+            raise OwnerAway(owner.name, self.away[owner.name])
 
     def find_home(self, key: str) -> Member | None:
         """The owner of `key`, None for this shard; remembered for its next call."""
@@ -79,7 +83,7 @@ class Router:
         except OnelaneError:
             return ""
         owner = self.placement.owner_of(key)
-        return "" if owner.name == self.shard or owner.name in self.unresponsive else owner.socket
+        return "" if owner.name == self.shard or owner.name in self.away else owner.socket
 
     def route(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, str | None, Any]:
         """The owner of a call (None: this shard), its key (None: it has none), and its request, parsed where it runs

@@ -16,6 +16,7 @@ from onelane.cluster.control import Control, placement_from_proto
 from onelane.core import addresses
 from onelane.core.context import bind_shard
 from onelane.errors import BadConfig, OnelaneError, ServiceRaised, located
+from onelane.lane.routing import DRAINED, UNRESPONSIVE
 from onelane.server import tls
 from onelane.server.call import Call
 from onelane.server.call_state import ARRIVED, DONE
@@ -154,8 +155,8 @@ class ShardLifecycle:
                         await parts.settings_vote.vote(order.propose)
                     case "commit":
                         parts.settings_vote.commit(order.commit)
-                    case "unresponsive":
-                        self._avoid(frozenset(order.unresponsive.shards))
+                    case "away":
+                        self._avoid(order.away)
                     case "stop":
                         if drain is not None:
                             # Before it stops to tick and to report: this may take as long as a drain.
@@ -164,10 +165,11 @@ class ShardLifecycle:
             if drain is not None:
                 drain.cancel()
 
-    def _avoid(self, names: frozenset[str]) -> None:
-        """The lanes of these siblings do not tick now: send nothing to them, and wait for nothing from them."""
+    def _avoid(self, message: control_pb2.Away) -> None:
+        """Send nothing to siblings that serve no calls now, and wait for nothing from those whose lanes do not tick."""
+        away = dict.fromkeys(message.drained, DRAINED) | dict.fromkeys(message.unresponsive, UNRESPONSIVE)
         give_up = getattr(self.parts.listener, "give_up", None)
-        for member in self.parts.lane.avoid(names):
+        for member in self.parts.lane.avoid(away):
             if give_up is not None:
                 give_up(member.socket)
 

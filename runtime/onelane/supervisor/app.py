@@ -1,7 +1,9 @@
 """Keeps the shards of one app alive: starts them, restarts those that die, drains them, restarts them one by one."""
 
+import asyncio
 import json
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ STEADY_S = 10.0
 """A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
 COMMIT_S = 2.0
 """How long to wait for shards to use settings that they have checked; `status` shows which generation each uses."""
+
+TURN_AWAY_PAUSE_S = 0.1
+"""After a connection to a drained shard could not be accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,7 @@ class AppSupervisor:
 
     async def _run_once(self, shard: SupervisedShard) -> str:
         """Launch a shard and serve it until it ends; how it ended."""
+        await self.lane_watch.tell()
         incarnation = shard.incarnation = Incarnation(await self._shared.launcher.launch(shard.sockets))
         try:
             await incarnation.send(control_pb2.ToShard(setup=self.setup_of(shard)))
@@ -260,6 +266,8 @@ class AppSupervisor:
     async def drain(self) -> None:
         """Stop the app: let calls under way finish, at most `drain_s`, then end every shard."""
         self._stop.set()
+        for shard in self.shards:
+            shard.settings.wake()
         draining = [shard for shard in self.shards if shard.state is ShardState.READY]
         for shard in draining:
             shard.follow(ShardEvent.DRAIN_ASKED)
@@ -296,6 +304,20 @@ class AppSupervisor:
         # It may have died meanwhile, or the app may have stopped.
         if shard.incarnation is incarnation and is_possible(shard.state, ShardEvent.DRAIN_DONE):
             shard.follow(ShardEvent.DRAIN_DONE)
+            await self.lane_watch.tell()
+
+    async def keep_drained(self, shard: SupervisedShard) -> None:
+        """As `carry_out_drain`; then close each connection to the shard's own address while it is drained, so that
+        clients go elsewhere. Else they would wait in the queue of the socket, which is there for restarts."""
+        await self.carry_out_drain(shard)
+        if not shard.sockets or shard.state is not ShardState.DRAINED:
+            return
+        _, own, _ = shard.sockets
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_turn_away, own.dup())
+            while shard.state is ShardState.DRAINED and not self._stop.is_set():
+                await shard.settings.changed.wait()
+            tasks.cancel_scope.cancel()
 
     async def carry_out_restart(self, shard: SupervisedShard) -> None:
         """After RESTART_ASKED: let the shard's calls finish, end its process, and wait until the next one is ready."""
@@ -332,3 +354,17 @@ class AppSupervisor:
         if stopping.cancelled_caught:
             log.error("shard.killed shard=%s it did not end within %.0f s", shard.member.name, limit_s)
             incarnation.running.kill()
+
+
+async def _turn_away(listening: socket.socket) -> None:
+    """Close each connection as it comes, until cancelled. Owns the socket."""
+    loop = asyncio.get_running_loop()
+    with listening:
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except OSError:
+                # No descriptor is left, or the client has gone.
+                await anyio.sleep(TURN_AWAY_PAUSE_S)
+            else:
+                connection.close()

@@ -8,7 +8,7 @@ import anyio
 
 from onelane.config import App
 from onelane.supervisor.liveness import LATE, Finding, looks_of
-from onelane.supervisor.shard_state import REPORTING
+from onelane.supervisor.shard_state import REPORTING, ShardState
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.v1 import control_pb2
 
@@ -17,6 +17,8 @@ SIGN_OF_LIFE = 2**64 - 1
 """The number of a request for a report by which a lane only shows that it ticks."""
 SEND_S = 0.05
 """How long it waits for room on the control line of a shard whose lane may not tick."""
+
+NOBODY_AWAY = control_pb2.ToShard(away=control_pb2.Away())
 
 
 class LaneWatch:
@@ -28,6 +30,7 @@ class LaneWatch:
         self._unresponsive_s = settings.unresponsive_s
         self._lost_at: dict[str, float] = {}
         """Name of an unresponsive shard → when it became so."""
+        self._told = NOBODY_AWAY
 
     async def run(self) -> None:
         """Look at every lane regularly, until cancelled."""
@@ -40,12 +43,21 @@ class LaneWatch:
             looked_at = now
 
     async def inform(self, shard: SupervisedShard) -> None:
-        """Tell a shard that has just become ready which of its siblings it cannot reach."""
-        if self._lost_at:
-            await shard.send(self._unresponsive())
+        """Tell a shard that has just become ready which of its siblings serve no calls."""
+        if self._told != NOBODY_AWAY:
+            await shard.send(self._told)
+
+    async def tell(self) -> None:
+        """Tell every shard which of its siblings serve no calls, where that has changed."""
+        message = self._away()
+        if message == self._told:
+            return
+        self._told = message
+        for shard in self._shards:
+            if shard.state in REPORTING and shard.liveness.is_responsive:
+                await _send_soon(shard, message)
 
     async def _look(self, now: float, *, is_late: bool) -> None:
-        before = set(self._lost_at)
         for shard in self._shards:
             if shard.state in REPORTING and shard.incarnation is not None:
                 lacks_cpu = shard.liveness.is_silent and shard.incarnation.running.lacks_cpu()
@@ -53,10 +65,7 @@ class LaneWatch:
                 await self._act(shard, finding, now)
             if shard.member.name in self._lost_at and not shard.is_unresponsive:
                 self._note_return(shard, now)
-        if before != set(self._lost_at):
-            for shard in self._shards:
-                if shard.state in REPORTING and shard.liveness.is_responsive:
-                    await _send_soon(shard, self._unresponsive())
+        await self.tell()
 
     async def _act(self, shard: SupervisedShard, finding: Finding, now: float) -> None:
         name = shard.member.name
@@ -74,9 +83,10 @@ class LaneWatch:
         if shard.state in REPORTING:
             log.warning("shard.responsive shard=%s after_s=%.1f", shard.member.name, after_s)
 
-    def _unresponsive(self) -> control_pb2.ToShard:
-        """The message that tells a shard which of its siblings it cannot reach."""
-        return control_pb2.ToShard(unresponsive=control_pb2.Unresponsive(shards=self._lost_at))
+    def _away(self) -> control_pb2.ToShard:
+        """The message that tells a shard which of its siblings serve no calls."""
+        drained = [shard.member.name for shard in self._shards if shard.state is ShardState.DRAINED]
+        return control_pb2.ToShard(away=control_pb2.Away(unresponsive=self._lost_at, drained=drained))
 
 
 async def _send_soon(shard: SupervisedShard, message: control_pb2.ToShard) -> None:

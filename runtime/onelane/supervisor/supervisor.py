@@ -221,7 +221,7 @@ class Supervisor:
         log.info("supervisor.%s shard=%s it was asked for on the page", command, shard.member.name)
         # Now, and not in the task: the next command must see the new state.
         shard.follow(event)
-        self.tasks.start_soon(app.carry_out_drain if command == "drain" else app.carry_out_restart, shard)
+        self.tasks.start_soon(app.keep_drained if command == "drain" else app.carry_out_restart, shard)
         return True
 
     async def _feed_sinks(self) -> None:

@@ -32,7 +32,7 @@ class ToShard(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     PROPOSE_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
-    UNRESPONSIVE_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
     collect: _builtins.int
     """Report now, not at the next tick. The report carries this number."""
     @_builtins.property
@@ -58,7 +58,7 @@ class ToShard(_message.Message):
         """Settings that every shard has accepted: use them from the next tick on."""
 
     @_builtins.property
-    def unresponsive(self) -> Global___Unresponsive: ...
+    def away(self) -> Global___Away: ...
     def __init__(
         self,
         *,
@@ -70,13 +70,13 @@ class ToShard(_message.Message):
         stop: Global___Stop | None = ...,
         propose: Global___Settings | None = ...,
         commit: Global___Settings | None = ...,
-        unresponsive: Global___Unresponsive | None = ...,
+        away: Global___Away | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "commit", b"commit", "drain", b"drain", "kind", b"kind", "placement", b"placement", "propose", b"propose", "setup", b"setup", "status", b"status", "stop", b"stop", "unresponsive", b"unresponsive"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "kind", b"kind", "placement", b"placement", "propose", b"propose", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collect", b"collect", "commit", b"commit", "drain", b"drain", "kind", b"kind", "placement", b"placement", "propose", b"propose", "setup", b"setup", "status", b"status", "stop", b"stop", "unresponsive", b"unresponsive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "kind", b"kind", "placement", b"placement", "propose", b"propose", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit", "unresponsive"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit", "away"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -350,30 +350,36 @@ class StatusAnswer(_message.Message):
 Global___StatusAnswer: _TypeAlias = StatusAnswer  # noqa: Y015
 
 @_typing.final
-class Unresponsive(_message.Message):
-    """The shards of the app whose lanes do not tick now: calls to their keys are refused, and no connection is handed to
-    them. Replaces those of the message before.
+class Away(_message.Message):
+    """The shards of the app that serve no calls now: calls to their keys are refused, and no connection is handed to them.
+    Replaces those of the message before.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SHARDS_FIELD_NUMBER: _builtins.int
+    UNRESPONSIVE_FIELD_NUMBER: _builtins.int
+    DRAINED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Their names."""
+    def unresponsive(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of those whose lanes do not tick."""
+
+    @_builtins.property
+    def drained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of those that an operator has drained."""
 
     def __init__(
         self,
         *,
-        shards: _abc.Iterable[_builtins.str] | None = ...,
+        unresponsive: _abc.Iterable[_builtins.str] | None = ...,
+        drained: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "unresponsive", b"unresponsive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Unresponsive: _TypeAlias = Unresponsive  # noqa: Y015
+Global___Away: _TypeAlias = Away  # noqa: Y015
 
 @_typing.final
 class Stop(_message.Message):

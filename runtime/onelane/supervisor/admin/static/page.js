@@ -138,7 +138,7 @@ const Command = ({ what, shard, from, ask }) => html`
 const WORDS = { drain: "Drain", restart: "Restart" };
 
 const EFFECTS = {
-  drain: "It finishes its calls and takes no new ones. Calls to its keys are refused until it is restarted.",
+  drain: "It finishes its calls and takes no new ones. Calls to its keys are refused (UNAVAILABLE) until it is restarted; the other shards are not affected.",
   restart: "It finishes its calls, ends, and is started again. Its state in memory is lost.",
 };
 
