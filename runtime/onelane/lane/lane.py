@@ -188,7 +188,8 @@ class Lane:
             if owner is not None:
                 if call.hop != DIRECT_HOP:
                     self._router.refuse_second_hop(call)
-                self._check_serves(owner, call)
+                if self._router.away:
+                    self._check_serves(owner, call)
                 if request is None or method.response_streaming:
                     return self._start(entry, call, self._forwarding.stream(owner, entry, call, request))
                 self._forwarding.send(owner, entry, call, request)
