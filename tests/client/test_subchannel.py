@@ -1,6 +1,8 @@
 """The connections of a channel: made when needed, made anew, several where one is full; calls wait for them."""
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from onelane.client.channel import dial
 from onelane.client.options import Dialling
 from onelane.config import App
+from onelane.server import unix_sockets
 from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
 from onelane.server.sockets import claim
+from onelane.wire import unix_peers
 from onelane.wire.framing import PREFIX
 from onelane.wire.http2 import Http2
 
@@ -26,6 +30,21 @@ async def test_nobody_there_is_unavailable_and_says_why(unserved: str) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match=f"failed to connect to {address}") as caught:
             await channel.unary_unary("/t.T/Echo")(b"", timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_no_call_goes_to_another_user_who_has_taken_the_path_of_a_sibling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> None:
+        raise PermissionError("the socket belongs to another user")
+
+    monkeypatch.setattr(unix_peers, "check_own", refuse)
+    path = str(tmp_path / "s")
+    with unix_sockets.listening(path):
+        async with dial(f"unix:{path}", dialling=replace(SOON, own_user_only=True)) as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="belongs to another user") as caught:
+                await channel.unary_unary("/t.T/Echo")(b"", timeout=5)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_wait_for_ready_waits_until_the_server_is_there(unserved: str) -> None:

@@ -18,8 +18,9 @@ PURE += ["telemetry/values", "telemetry/stalls", "telemetry/hot_keys", "telemetr
 PURE += ["telemetry/collector/totals", "telemetry/collector/sequence", "telemetry/collector/tail_sampling"]
 PURE += ["telemetry/collector/history", "client/retry", "client/outlier", "client/propagation", "lane/admission"]
 PURE += ["shard/topics", "supervisor/shard_state", "supervisor/liveness"]
-DOORS = {"core/clock", "wire/driver"}
-"""What stands among the pure files to open them to the world: the clock, and the driver of the wire."""
+DOORS = {"core/clock", "wire/driver", "wire/unix_peers"}
+"""What stands among the pure files to open them to the world: the clock, the driver of the wire,
+and the user behind a Unix socket."""
 OUTSIDE = {"asyncio", "anyio", "grpc", "opentelemetry", "os", "socket", "subprocess", "threading", "time"}
 GROUND = {"errors", "config", "plugins"}
 """Files below all rooms."""

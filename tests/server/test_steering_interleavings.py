@@ -17,6 +17,7 @@ import pytest
 from onelane.server.connection import NativeConnection
 from onelane.server.steering import FirstBytes, Steering
 from onelane.testing import Cluster
+from onelane.wire import unix_peers
 
 from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
@@ -160,6 +161,33 @@ def test_a_connection_is_served_by_the_one_shard_that_does_not_drain(
             pair.settle()
             pair.close()
             assert all(len(servers) == 1 for servers in pair.served.values()), (order, pair.served)
+
+
+def test_an_owner_whose_path_was_removed_gets_connections_again_once_it_has_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(tmp_path, monkeypatch)
+    (tmp_path / "owner.steer").unlink()
+    pair.play("hand over")
+    pair.open["owner"].keep_open()
+    pair.play("hand over")
+    pair.settle()
+    pair.close()
+    assert list(pair.served.values()) == [["sender, which kept it"], ["owner"]]
+
+
+def test_no_connection_is_handed_to_another_user_who_has_taken_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(unix_peers, "check_own", refuse)
+    pair = Pair(tmp_path, monkeypatch)
+    pair.play("hand over")
+    pair.settle()
+    pair.close()
+    assert list(pair.served.values()) == [["sender, which kept it"]]
 
 
 async def test_a_sender_that_drains_does_not_serve_what_it_has_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The folder of the shards' Unix sockets is made where it can be, and removed after a supervisor that was killed."""
 
+import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +11,9 @@ import pytest
 from onelane.supervisor import socket_folder as module
 from onelane.supervisor.socket_folder import NoSocketFolder, socket_folder
 
-from tests.running_app import echo, running
+from tests.conftest import Where
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import echo, eventually, running
 
 NAME = "echo-0.sock.steer"
 
@@ -87,3 +91,27 @@ def test_an_app_runs_with_a_long_tmpdir_and_without_its_runtime_directory(tmp_pa
     long.mkdir()
     with running(tmp_path, echo(1), TMPDIR=str(long), RUNTIME_DIRECTORY=str(tmp_path / "missing")) as cluster:
         assert cluster.shards()[0]["state"] == "ready"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listener", ["native", "grpcio"])
+async def test_where_the_folder_is_removed_shards_restart_and_calls_are_forwarded_as_ever(
+    tmp_path: Path, listener: str
+) -> None:
+    """As cleaners of temporary files do it."""
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as name,
+        running(tmp_path, echo(2, f'listener = "{listener}"'), RUNTIME_DIRECTORY=name) as cluster,
+    ):
+        where = Where(cluster)
+        (folder,) = folders(Path(name))
+        shutil.rmtree(folder)
+        os.kill(cluster.shards()[0]["pid"], signal.SIGKILL)
+        await eventually(lambda: cluster.shards()[0]["restarts"] and cluster.shards()[0]["state"] == "ready")
+        for path in (folder / "echo-0.sock", folder / "echo-1.sock"):
+            await eventually(path.exists)
+        for key in map(str, range(20)):
+            reply = await where.away(key).Unary(EchoRequest(key=key), wait_for_ready=True, timeout=20)
+            assert reply.shard == where.owner_of(key)
+        assert cluster.shards()[0]["restarts"] == 1
+        await where.close()

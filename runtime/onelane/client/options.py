@@ -33,6 +33,8 @@ class Dialling:
     """host:port → the target that is dialled instead; for tests, and for a proxy in between."""
     authority: str = ""
     """Value of `:authority`, and the name that the server's certificate must have; the target's host where empty."""
+    own_user_only: bool = False
+    """Connect to a Unix socket only where a process of this user, or of root, listens."""
     limits: Limits = CLIENT_LIMITS
     """What a server may make one connection hold."""
 

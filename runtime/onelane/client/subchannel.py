@@ -20,6 +20,7 @@ from onelane.client.options import Dialling
 from onelane.core import addresses
 from onelane.core.backoff import backoff_s
 from onelane.core.deadlines import Deadlines
+from onelane.wire import unix_peers
 from onelane.wire.framing import Headers
 
 State = grpc.ChannelConnectivity
@@ -285,9 +286,11 @@ class Subchannel:
     async def _open(self, factory: Callable[[], Connection]) -> None:
         loop, tls = asyncio.get_running_loop(), self.dialling.tls
         if self.address.startswith("unix:"):
-            await loop.create_unix_connection(
+            transport, _ = await loop.create_unix_connection(
                 factory, self.address.removeprefix("unix:"), ssl=tls, server_hostname="localhost" if tls else None
             )
+            if self.dialling.own_user_only:
+                unix_peers.check_own(transport.get_extra_info("socket"))
             return
         host, port = addresses.split(self.address)
         name = (

@@ -37,6 +37,7 @@ SIBLING_DIALLING = Dialling(
     connect_s=None,
     max_message_bytes=2**31 - 1,
     max_connections=1,
+    own_user_only=True,
     limits=SIBLING_LIMITS,
 )
 

@@ -21,8 +21,9 @@ from onelane.core.hop import split
 from onelane.errors import PortTaken
 from onelane.server import tls
 from onelane.server.call import FORWARDED_HOP, OK, Call, Metadata
-from onelane.server.listener import Bind, Serving, compression_of
+from onelane.server.listener import KEEP_S, Bind, Serving, compression_of, log
 from onelane.server.methods import Method
+from onelane.server.unix_sockets import ListeningPath, make_way
 from onelane.wire import framing
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import SIBLING_LIMITS
@@ -215,40 +216,44 @@ class GrpcioListener:
 
     def __init__(self) -> None:
         self._servers: list[grpc.aio.Server] = []
-        self._reloading: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
         certificates = _Certificates(settings.tls) if settings.tls is not None else None
-        servers = []
-        for bind in binds:
-            server = grpc.aio.server(
-                handlers=[_Handlers(serving, trusted=bind.trusted)],
-                options=_options(bind, settings),
-                # Also for siblings: the answers of forwarded calls pass on as they are.
-                compression=compression_of(settings),
-            )
-            try:
-                # Unix sockets stay within the machine.
-                if certificates is None or bind.address.startswith("unix:"):
-                    server.add_insecure_port(bind.address)
-                else:
-                    server.add_secure_port(bind.address, certificates.credentials())
-            except RuntimeError as error:
-                raise PortTaken(bind.address, "another process") from error
-            servers.append(server)
+        bound = functools.partial(_server, serving=serving, settings=settings, certificates=certificates)
+        servers = [bound(bind) for bind in binds]
         for server in servers:
             await server.start()
         self._servers = servers
+        background = [self._keep_open(bind, bound) for bind in binds if bind.address.startswith("unix:")]
         if certificates is not None and settings.tls is not None:
-            reload = tls.reload_when_changed(settings.tls, certificates.load)
-            self._reloading = asyncio.get_running_loop().create_task(reload)
+            background.append(tls.reload_when_changed(settings.tls, certificates.load))
+        self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
+
+    async def _keep_open(self, bind: Bind, bound: Callable[[Bind], grpc.aio.Server]) -> None:
+        """Listen anew wherever the path of a Unix socket has been removed."""
+        path = bind.address.removeprefix("unix:")
+        listening_path = ListeningPath(path)
+        while True:
+            await asyncio.sleep(KEEP_S)
+            if listening_path.is_in_place:
+                continue
+            try:
+                make_way(path)
+                self._servers.append(bound(bind))
+                await self._servers[-1].start()
+            except (OSError, PortTaken) as error:
+                log.error("listener.socket_lost %s cannot be restored: %s", bind.address, error)
+                continue
+            listening_path = ListeningPath(path)
+            log.warning("listener.socket_restored %s had been removed", bind.address)
 
     async def drain(self) -> None:
         """Nothing: a server of gRPC's core sends its clients elsewhere only in `stop`."""
 
     async def stop(self, grace_s: float) -> None:
-        if self._reloading is not None:
-            self._reloading.cancel()
+        for task in self._tasks:
+            task.cancel()
         async with asyncio.TaskGroup() as tasks:
             for server in self._servers:
                 tasks.create_task(server.stop(grace_s))
@@ -256,6 +261,29 @@ class GrpcioListener:
     def under_way(self) -> Sequence[Call]:
         """None: gRPC's core does not tell. `stop` gives them their grace."""
         return ()
+
+
+def _server(bind: Bind, *, serving: Serving, settings: App, certificates: _Certificates | None) -> grpc.aio.Server:
+    """A server that is bound to one address and not started yet.
+
+    Raises:
+        PortTaken: another process has it.
+    """
+    server = grpc.aio.server(
+        handlers=[_Handlers(serving, trusted=bind.trusted)],
+        options=_options(bind, settings),
+        # Also for siblings: the answers of forwarded calls pass on as they are.
+        compression=compression_of(settings),
+    )
+    try:
+        # Unix sockets stay within the machine.
+        if certificates is None or bind.address.startswith("unix:"):
+            server.add_insecure_port(bind.address)
+        else:
+            server.add_secure_port(bind.address, certificates.credentials())
+    except RuntimeError as error:
+        raise PortTaken(bind.address, "another process") from error
+    return server
 
 
 def _options(bind: Bind, settings: App) -> list[tuple[str, int]]:

@@ -21,6 +21,9 @@ log = logging.getLogger("onelane.listener")
 CANCELLED_S = 1.0
 """How long a call may take to end once it is cancelled, at the end of its shard."""
 
+KEEP_S = 1.0
+"""Between two looks at the path of a Unix socket, which cleaners of temporary files may have removed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bind:

@@ -10,6 +10,7 @@ import functools
 import socket
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -21,11 +22,12 @@ from onelane.core.deadlines import Deadlines
 from onelane.server import sockets, tls
 from onelane.server.connection import CompressingConnection, NativeConnection
 from onelane.server.eager import Eager
-from onelane.server.listener import Bind, Serving, compression_of, end_all
+from onelane.server.listener import KEEP_S, Bind, Serving, compression_of, end_all, log
 from onelane.server.methods import Method
 from onelane.server.native_call import NativeCall
 from onelane.server.sibling_connection import SiblingConnection
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
+from onelane.server.unix_sockets import ListeningPath
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Broken, Ended, Messages, Opened
@@ -56,6 +58,7 @@ class NativeListener:
         """NativeConnection → when this shard keeps it, in monotonic seconds."""
         self._servers: list[tuple[Bind, asyncio.Server]] = []
         self._steering: Steering | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._is_draining = False
         self._is_paused = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -89,8 +92,10 @@ class NativeListener:
             reload = functools.partial(tls.load, secure, settings.tls)
             self._spawn(tls.reload_when_changed(settings.tls, reload))
         self._sweep()
-        for _, server in servers:
+        for bind, server in servers:
             await server.start_serving()
+            if bind.trusted and bind.address.startswith("unix:"):
+                self._keeping = self._spawn(self._keep_open(bind))
 
     async def _listen(self, bind: Bind, secure: ssl.SSLContext | None) -> asyncio.Server:
         steers = bind.shared and secure is None
@@ -117,11 +122,28 @@ class NativeListener:
         self._steering = Steering(path, adopt=self._adopt, take_back=self._adopt)
         self._steering.open()
 
-    def _spawn(self, work: Any) -> None:
+    async def _keep_open(self, bind: Bind) -> None:
+        """Listen anew for siblings wherever the path of their socket has been removed."""
+        path = ListeningPath(bind.address.removeprefix("unix:"))
+        while True:
+            await asyncio.sleep(KEEP_S)
+            try:
+                if not path.is_in_place:
+                    server = await self._listen(replace(bind, sock=path.listen_again()), None)
+                    self._servers.append((bind, server))
+                    await server.start_serving()
+                    log.warning("listener.socket_restored %s had been removed", bind.address)
+                if self._steering is not None:
+                    self._steering.keep_open()
+            except OSError as error:
+                log.error("listener.socket_lost %s cannot be restored: %s", bind.address, error)
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
         """Run `work` until it ends, or the listener does."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # Connections
 
@@ -243,6 +265,8 @@ class NativeListener:
         await asyncio.gather(*(connection.close_gracefully() for connection in clients))
 
     async def stop(self, grace_s: float) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
         for _, server in self._servers:
             server.close()
         if self._steering is not None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from onelane.core.addresses import join, split
 from onelane.errors import PortTaken
+from onelane.server import unix_sockets
+from onelane.server.unix_sockets import BACKLOG
 
-BACKLOG = 1024
+__all__ = ["BACKLOG", "SHARE", "claim", "holder_of", "listening", "shared_count"]
 SHARE = 4
 """The least number of shards that accept from one shared socket, in apps that have so many."""
 
@@ -46,11 +48,9 @@ def listening(address: str, *, shared: bool = False) -> socket.socket:
         PortTaken: somebody has it.
     """
     if address.startswith("unix:"):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.bind(address.removeprefix("unix:"))
-    else:
-        host, port = split(address)
-        sock = _bound(host, port, address, shared=shared)
+        return unix_sockets.listening(address.removeprefix("unix:"))
+    host, port = split(address)
+    sock = _bound(host, port, address, shared=shared)
     sock.listen(BACKLOG)
     sock.setblocking(False)
     return sock

@@ -22,6 +22,10 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from onelane.server import unix_sockets
+from onelane.server.unix_sockets import ListeningPath
+from onelane.wire import unix_peers
+
 SUFFIX = ".steer"
 MAX_FIRST_BYTES = 64 * 1024
 """Bytes of a connection that may be read before it is copies over."""
@@ -65,6 +69,7 @@ class Steering:
         self._take_back = take_back
         self._loop = asyncio.get_running_loop()
         self._listening: socket.socket | None = None
+        self._listening_path: ListeningPath
         self._inbound: dict[socket.socket, socket.socket | None] = {}
         """A sibling's packets → where they are acknowledged; None until its first packet has said so."""
         self._outbound: dict[str, _Line] = {}
@@ -75,12 +80,21 @@ class Steering:
 
     def open(self) -> None:
         """Listen for connections that siblings hand over."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self._listening.bind(self._path)
-        self._listening.listen(128)
+        self._listening = unix_sockets.listening(self._path, socket.SOCK_SEQPACKET)
+        self._listening_path = ListeningPath(self._path)
         self._loop.add_reader(self._listening, self._accept, self._listening)
+
+    def keep_open(self) -> None:
+        """Listen anew where the path has been removed. Packets of siblings that were not accepted yet stay theirs.
+
+        Raises:
+            OSError: see `unix_sockets.listening`.
+        """
+        if self._listening is not None and not self._listening_path.is_in_place:
+            replaced = self._listening
+            self.open()
+            self._loop.remove_reader(replaced)
+            replaced.close()
 
     def hand_over(self, to: str, fd: int, first: FirstBytes) -> bool:
         """Give the connection `fd` to the sibling whose socket is `to`. False where it cannot be reached now.
@@ -144,6 +158,7 @@ class Steering:
                 packets = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
                 opened.callback(packets.close)
                 packets.connect(to + SUFFIX)
+                unix_peers.check_own(packets)
                 near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
                 opened.callback(near.close)
                 with far:

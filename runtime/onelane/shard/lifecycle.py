@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from onelane import plugins
 from onelane.cluster.control import Control, placement_from_proto
@@ -17,7 +16,7 @@ from onelane.core import addresses
 from onelane.core.context import bind_shard
 from onelane.errors import BadConfig, OnelaneError, ServiceRaised, located
 from onelane.lane.routing import DRAINED, UNRESPONSIVE
-from onelane.server import tls
+from onelane.server import tls, unix_sockets
 from onelane.server.call import Call
 from onelane.server.call_state import ARRIVED, DONE
 from onelane.server.listener import Bind
@@ -86,7 +85,7 @@ class ShardLifecycle:
         own_address = addresses.join(addresses.split(listen)[0], addresses.split(setup.address)[1])
         shared, own, siblings = self._sockets or (None, None, None)
         if siblings is None:
-            Path(setup.socket).unlink(missing_ok=True)
+            unix_sockets.make_way(setup.socket)
         return [
             Bind(listen, shared=True, sock=shared),
             Bind(own_address, sock=own),

@@ -132,6 +132,7 @@ class AppSupervisor:
     async def _run_once(self, shard: SupervisedShard) -> str:
         """Launch a shard and serve it until it ends; how it ended."""
         await self.lane_watch.tell()
+        shard.restore_path()
         incarnation = shard.incarnation = Incarnation(await self._shared.launcher.launch(shard.sockets))
         try:
             await incarnation.send(control_pb2.ToShard(setup=self.setup_of(shard)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from onelane.core.placement import Member
+from onelane.server.unix_sockets import ListeningPath
 from onelane.supervisor.launcher import RunningShard
 from onelane.supervisor.liveness import Liveness
 from onelane.supervisor.shard_state import REPORTING, ShardEvent, ShardState, step
@@ -70,6 +71,8 @@ class SupervisedShard:
     sockets: Sequence[socket.socket] = ()
     """Its listening sockets, held by the supervisor, so that connections queue while it restarts; none where its
     listener binds them itself."""
+    siblings_path: ListeningPath | None = None
+    """Of the last of its sockets, to which its siblings connect; None where its listener binds it itself."""
     ready: anyio.Event = field(default_factory=anyio.Event)
     """Set once the shard is ready, and when it stops for good; a restart replaces the event."""
     settings: SettingsProgress = field(default_factory=SettingsProgress)
@@ -112,6 +115,17 @@ class SupervisedShard:
         if self.state not in REPORTING:
             for collected in self.collected.values():
                 collected.set()
+
+    def restore_path(self) -> None:
+        """Before a launch: listen anew for siblings where the path of their socket was removed.
+
+        Raises:
+            OSError: see `unix_sockets.listening`.
+        """
+        if self.siblings_path is not None and not self.siblings_path.is_in_place:
+            *others, replaced = self.sockets
+            self.sockets = (*others, self.siblings_path.listen_again())
+            replaced.close()
 
     async def send(self, message: control_pb2.ToShard) -> None:
         """Send a message to the present incarnation, if there is one."""

@@ -25,6 +25,7 @@ from onelane.core import addresses
 from onelane.core.placement import Member, Placement
 from onelane.errors import OnelaneError, first_of
 from onelane.server import sockets, steering
+from onelane.server.unix_sockets import ListeningPath
 from onelane.supervisor import descriptors
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.collection import Collections
@@ -170,6 +171,7 @@ class Supervisor:
             stack.callback(siblings.close)
             # Neighbours on different sockets: they are restarted one after another.
             shard.sockets = (accepting[shard.index % count], own, siblings)
+            shard.siblings_path = ListeningPath(shard.member.socket)
 
     async def _serve(self, reserved: list[socket.socket], on_ready: Callable[[], Any]) -> None:
         for sock in reserved:
