@@ -394,8 +394,9 @@ async def _handle_signals(supervisor: "Supervisor") -> None:
 
 async def _while_reloading(work: Callable[[], Awaitable[object]]) -> None:
     """Run `work` between the notifications to systemd that a reload has begun and has ended."""
+    from onelane.supervisor.guard import guarded
     from onelane.supervisor.systemd import notify, notify_reloading
 
     notify_reloading()
-    await work()
+    await guarded(work)
     notify("READY=1")

@@ -29,6 +29,7 @@ from onelane.server.unix_sockets import ListeningPath
 from onelane.supervisor import descriptors
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.collection import Collections
+from onelane.supervisor.guard import guarded, guarded_for_ever
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.shard_state import REPORTING, ShardEvent, is_possible
@@ -84,7 +85,7 @@ class Supervisor:
             telemetry=telemetry,
             collector=self.collector,
             peers=dict(config.peers),
-            answer_status=lambda running, number: self.tasks.start_soon(self._answer_status, running, number),
+            answer_status=lambda running, number: self.tasks.start_soon(guarded, self._answer_status, running, number),
         )
         self._reloader = Reloader(self.apps, config, read or (lambda: config))
         self.tasks: anyio.abc.TaskGroup
@@ -180,14 +181,14 @@ class Supervisor:
             async with anyio.create_task_group() as shard_tasks:
                 self.tasks.start_soon(self._drain_when_asked)
                 for app in self.apps:
-                    self.tasks.start_soon(app.lane_watch.run)
+                    self.tasks.start_soon(guarded_for_ever, app.lane_watch.run)
                 # Last to first, so that servers listen before their callers start.
                 for app in reversed(self.apps):
                     for shard in app.shards:
                         shard_tasks.start_soon(app.supervise, shard)
                     for shard in app.shards:
                         await shard.ready.wait()
-                self.tasks.start_soon(self._feed_sinks)
+                self.tasks.start_soon(guarded_for_ever, self._feed_sinks)
                 if not self.stop_asked.is_set():
                     on_ready()
             self.tasks.cancel_scope.cancel()
@@ -196,7 +197,8 @@ class Supervisor:
         await self.stop_asked.wait()
         # In the order of the file, callers first: their calls under way may still call the later apps.
         for app in self.apps:
-            await app.drain()
+            if not await guarded(app.drain):
+                app.kill()
 
     async def reload(self) -> ReloadOutcome:
         """Read the file again, and give the services the settings that it has for them."""
@@ -223,7 +225,7 @@ class Supervisor:
         log.info("supervisor.%s shard=%s it was asked for on the page", command, shard.member.name)
         # Now, and not in the task: the next command must see the new state.
         shard.follow(event)
-        self.tasks.start_soon(app.keep_drained if command == "drain" else app.carry_out_restart, shard)
+        self.tasks.start_soon(guarded, app.keep_drained if command == "drain" else app.carry_out_restart, shard)
         return True
 
     async def _feed_sinks(self) -> None:

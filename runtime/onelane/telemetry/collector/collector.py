@@ -22,6 +22,7 @@ from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.hot_keys import HotKey
 from onelane.telemetry.sinks import Sink
+from onelane.telemetry.sinks.guarded import GuardedSink
 from onelane.telemetry.spans import PackedSpans, SpanRecord
 from onelane.telemetry.stats import DROPPED, Attributes, Instrument, Point
 from onelane.v1 import control_pb2
@@ -42,7 +43,7 @@ class Collector:
         self.recent_traces = RecentTraces()
         self.hot_keys: dict[str, dict[str, list[HotKey]]] = {}
         """App → shard → its most requested keys."""
-        self.sinks = sinks
+        self.sinks = [GuardedSink(sink) for sink in sinks]
         self._per_shard = config.per_shard_series
         self._tail_sampler = TailSampler(
             {name: rule for name, app in config.apps.items() if (rule := tail_rule_of(app)) is not None}
