@@ -16,7 +16,7 @@ import anyio
 import click
 
 from onelane import config
-from onelane.cli import standard_streams
+from onelane.cli import init_process, standard_streams
 from onelane.cli.admin_client import printable
 from onelane.errors import BadConfig, BadService, OnelaneError, PortTaken, first_of
 from onelane.supervisor import descriptors
@@ -299,6 +299,7 @@ def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool, as_j
     """read: reads the file, now and at each reload."""
     from onelane.cli.check import warnings_of
 
+    init_process.hand_over_to_child()
     first = read()
     first.check_addresses()
     logs.install(os.environ)
