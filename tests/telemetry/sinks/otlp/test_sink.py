@@ -1,5 +1,7 @@
 """OTLP over HTTP and gRPC, to a real receiver: every item arrives whole, or is counted as dropped."""
 
+import errno
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -240,3 +242,28 @@ async def test_an_exporter_process_that_dies_is_restarted_and_no_span_is_lost(
         sink.close(20.0)
     assert len(started) == 2
     assert not any(sink.losses().values())
+
+
+@pytest.mark.slow
+async def test_an_exporter_process_that_cannot_be_started_is_tried_again_and_no_span_is_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither at first nor after its end; as where descriptors, processes or memory are used up for a while."""
+    refusals: list[int] = []
+    popen = subprocess.Popen
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        refusals.append(len(os.listdir("/proc/self/fd")))
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with HttpReceiver() as collector:
+        sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
+        sink.spans("lobby", "lobby-0", [SPAN] * 3)
+        await eventually(lambda: "cannot be started: [Errno 11] Resource temporarily unavailable" in caplog.text)
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        await eventually(lambda: len(collector.spans()) >= 3)
+        sink.close(20.0)
+    assert not any(sink.losses().values())
+    # Nothing of a failed start stays open.
+    assert len(set(refusals)) == 1

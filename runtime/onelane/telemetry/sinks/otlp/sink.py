@@ -15,7 +15,7 @@ import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from random import Random
 from typing import TypeVar
 
@@ -128,11 +128,16 @@ class _ExporterProcess:
         self._sockets_in_use: dict[str, socket.socket] = {}
         """Signal → the socket that its thread used last."""
         self._ended = False
-        self._start()
+        # Where the system starts no process now, the first `export` tries again, and tells the reason.
+        with suppress(OSError):
+            self._start()
 
     def export(self, signal: str, message: object) -> ExportResult:
         """Send one batch by the exporter process. Blocks until it answers."""
-        sock = self._socket_for(signal)
+        try:
+            sock = self._socket_for(signal)
+        except OSError as error:
+            return ExportResult(RETRY, f"the exporter process cannot be started: {error}")
         if sock is None:
             return ExportResult(RETRY, "the exporter process is closed")
         try:
@@ -161,12 +166,27 @@ class _ExporterProcess:
             return sock
 
     def _start(self) -> None:
+        """Start the process.
+
+        Raises:
+            OSError: the system starts no process now.
+        """
         for signal, sock in self._sockets.items():
             if self._sockets_in_use.get(signal) is not sock:
                 sock.close()
-        pairs = {signal: socket.socketpair() for signal in self._signals}
-        descriptors = [f"{signal}={remote.fileno()}" for signal, (_, remote) in pairs.items()]
-        self._process = subprocess.Popen(
+        with ExitStack() as on_failure, ExitStack() as remotes:
+            pairs = {}
+            for signal in self._signals:
+                local, remote = pairs[signal] = socket.socketpair()
+                on_failure.callback(local.close)
+                remotes.callback(remote.close)
+            self._process = self._start_process({signal: remote for signal, (_, remote) in pairs.items()})
+            on_failure.pop_all()
+        self._sockets = {signal: local for signal, (local, _) in pairs.items()}
+
+    def _start_process(self, remotes: Mapping[str, socket.socket]) -> "subprocess.Popen[bytes]":
+        descriptors = [f"{signal}={remote.fileno()}" for signal, remote in remotes.items()]
+        return subprocess.Popen(
             [
                 sys.executable,
                 "-m",
@@ -176,13 +196,10 @@ class _ExporterProcess:
                 *descriptors,
             ],
             stdin=subprocess.DEVNULL,
-            pass_fds=[remote.fileno() for _, remote in pairs.values()],
+            pass_fds=[remote.fileno() for remote in remotes.values()],
             start_new_session=True,
             env=self._environment,
         )
-        for _, remote in pairs.values():
-            remote.close()
-        self._sockets = {signal: local for signal, (local, _) in pairs.items()}
 
     def _stop_process(self) -> None:
         """Kill the process if it still runs, and reap it. The caller holds the lock."""
