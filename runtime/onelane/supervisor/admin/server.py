@@ -21,6 +21,8 @@ from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnectio
 from onelane.supervisor.admin.page import Page
 from onelane.supervisor.supervisor import Supervisor
 
+ADMIN_BACKLOG = 48
+"""Connections that the event loop may accept in one go, before a descriptor of those that it closes is free."""
 MIN_CONNECTIONS = 8
 """Admin connections where the limit of open files is too low for all that the supervisor needs."""
 
@@ -68,7 +70,9 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     new_handler = cast(Callable[[], web.RequestHandler], runner.server)
     loop = asyncio.get_running_loop()
     try:
-        server = await loop.create_server(lambda: AdminConnection(new_handler(), connections), host, port)
+        server = await loop.create_server(
+            lambda: AdminConnection(new_handler(), connections), host, port, backlog=ADMIN_BACKLOG
+        )
     except OSError as error:
         await runner.cleanup()
         holder = sockets.holder_of(port) if error.errno == errno.EADDRINUSE else ""
@@ -84,4 +88,5 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
 def _room(supervisor: Supervisor) -> int:
     """How many connections there may be: the starts of shards need their descriptors whatever comes."""
     shards = sum(app.shard_count for app in supervisor.config.apps.values())
-    return max(MIN_CONNECTIONS, min(MAX_CONNECTIONS, descriptors.limit() - descriptors.needed(shards)))
+    free = descriptors.limit() - descriptors.needed(shards) - ADMIN_BACKLOG
+    return max(MIN_CONNECTIONS, min(MAX_CONNECTIONS, free))
