@@ -1,6 +1,8 @@
 """A shard starts, serves, drains and stops by its supervisor's orders; here behind a listener in memory."""
 
 import asyncio
+import logging
+import re
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -165,6 +167,22 @@ async def test_a_drain_waits_for_a_call_whose_message_is_still_to_come_and_serve
         assert answer.count(frames.DATA) == 1, "UNAVAILABLE would be headers alone"
         writer.close()
         await shard.next_message("drained")
+
+
+async def test_a_drain_says_what_it_waits_for_and_how_long_it_took(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(tmp_path) as shard:
+        held = asyncio.create_task(shard.call("Hold", key="k"))
+        await eventually(lambda: shard.lifecycle.parts.lane.in_flight)
+        await shard.order(drain={"grace_s": 20})
+        await eventually(lambda: "shard.drain_waits" in caplog.text)
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
+        await shard.next_message("drained")
+    assert re.search(r"shard\.drain_waits shard=echo-0 for_calls=1 of=\S+ since_s=\d+\.\d at_most_s=20\n", caplog.text)
+    assert re.search(r"shard\.drained shard=echo-0 after_s=\d+\.\d\n", caplog.text)
 
 
 async def test_a_drain_ends_with_its_grace_and_says_what_it_cut_short(

@@ -21,7 +21,7 @@ from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server.methods import Method
 from onelane.shard.timers import Timers
-from onelane.shard.watchdog import Watchdog, WatchedShard
+from onelane.shard.watchdog import Watchdog, WatchedShard, tell_starved
 from onelane.telemetry.sampling import Sampler
 from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MAX_LOGGED, STARVED, Stall
 from onelane.telemetry.stats import Stats
@@ -99,14 +99,13 @@ async def stall_in(function: str, bench: Bench) -> Stall:
         assert stall.kind == STARVED, stall
 
 
-async def stall_until_seen(bench: Bench) -> None:
-    """Stall for a moment, and again where the machine kept the watchdog from looking."""
+async def stall_until_seen(bench: Bench) -> Stall:
+    """Stall for a moment, and again where the machine kept the watchdog from looking; the stall that it saw."""
     while True:
         block(0.08)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STALL_S):
-                await bench.stalls.get()
-                return
+                return await bench.stalls.get()
 
 
 async def until_kind(kind: str, bench: Bench, stall: Callable[[], Any]) -> Stall:
@@ -224,9 +223,24 @@ async def test_a_timer_that_stalls_is_named(bench: Bench) -> None:
 async def test_at_most_five_stalls_are_logged_and_all_are_counted(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(MAX_LOGGED + 3):
-        await stall_until_seen(bench)
-    assert caplog.text.count("lane.stalled") + caplog.text.count("lane.starved") == MAX_LOGGED
+    kinds = [(await stall_until_seen(bench)).kind for _ in range(MAX_LOGGED + 3)]
+    starved = kinds.count(STARVED)
+    assert caplog.text.count("lane.stalled") == min(MAX_LOGGED, len(kinds) - starved)
+    assert caplog.text.count("lane.starved") == min(1, starved)
+
+
+def test_a_starved_lane_is_told_once_a_minute_as_info_without_empty_fields(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    shard = WatchedShard("a", STALL_S, None, frozenset(), lambda: 0, lambda *_: None)
+    stall = Stall(STARVED, seconds=0.25, at_ns=0, method="echo.v1.Echo/Unary")
+    assert [tell_starved(shard, stall, now) for now in (0.0, 1.0, 59.0, 60.0)] == [True, False, False, True]
+    line = "lane.starved shard=a kind=starved for_ms=250 method=echo.v1.Echo/Unary"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", line),
+        ("INFO", f"{line} times_untold=2"),
+    ]
 
 
 async def test_a_lane_that_iterates_is_no_stall(bench: Bench) -> None:

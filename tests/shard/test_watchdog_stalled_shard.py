@@ -140,6 +140,9 @@ async def test_a_lane_that_gets_no_cpu_is_starved_and_no_code_is_blamed(tmp_path
             for process in hogs:
                 process.kill()
                 process.communicate()
+        starved = [line for line in cluster.log.read_text().splitlines() if "lane.starved" in line]
+        assert [line for line in starved if " INFO " not in line or "=-" in line or "= " in line] == []
+        assert len(starved) == 1
         await where.close()
 
 

@@ -20,6 +20,7 @@ from onelane.server import tls, unix_sockets
 from onelane.server.call import Call
 from onelane.server.call_state import ARRIVED, DONE
 from onelane.server.listener import Bind
+from onelane.shard.drain_log import DrainLog
 from onelane.shard.reporter import TICK_S
 from onelane.shard.watchdog import Watchdog, WatchedShard
 from onelane.shard.wiring import MACHINE, Environment, build_parts
@@ -184,15 +185,25 @@ class ShardLifecycle:
         await parts.listener.drain()
         await self._wait_quiet()
         under_way = self._calls_under_way()
+        drain_log = DrainLog(
+            self._setup.name,
+            methods=lambda: (call.method for call in under_way if call.state is not DONE),
+            count=lambda: max(parts.lane.own_in_flight, sum(call.state is not DONE for call in under_way)),
+        )
+        telling = asyncio.create_task(drain_log.tell_regularly(grace_s))
         try:
             async with asyncio.timeout(grace_s):
                 await parts.lane.drain(begun=[call for call in under_way if call.state is ARRIVED])
                 while under_way := [call for call in under_way if call.state is not DONE]:  # noqa: ASYNC110 - a drain only
                     await asyncio.sleep(QUIET_S)
                 await self._wait_quiet()
+            drain_log.ended()
         except TimeoutError:
             cut_short = parts.lane.own_in_flight + sum(call.trusted or call.state is ARRIVED for call in under_way)
-            log.warning("shard.drain_cut_short shard=%s under_way=%d", self._setup.name, cut_short)
+            described = drain_log.described()
+            log.warning("shard.drain_cut_short shard=%s under_way=%d of=%s", self._setup.name, cut_short, described)
+        finally:
+            telling.cancel()
         await self._control.send(control_pb2.ToSupervisor(drained=control_pb2.Drained()))
 
     def _calls_under_way(self) -> Sequence[Call]:

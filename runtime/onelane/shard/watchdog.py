@@ -58,6 +58,8 @@ class WatchedShard:
     on_stall: Callable[[Stall, bool], None]
     """Takes a stall that is over, and whether it was logged. Called on the lane."""
     log_limit: LogLimit = field(default_factory=LogLimit)
+    starved_limit: LogLimit = field(default_factory=lambda: LogLimit(most=1))
+    """Of stalls for which the machine alone is to blame."""
 
 
 @dataclass(slots=True)
@@ -196,14 +198,16 @@ class _WatchdogThread(threading.Thread):
         shard = shards.get(stack.shard) or next(iter(shards.values()), None)
         if probe.stall is not None or shard is None:
             return
-        probe.is_logged = shard.log_limit.allow(time.monotonic())
-        if probe.is_logged and stack.span is not None:
+        now = time.monotonic()
+        if stack.span is not None and not shard.log_limit.is_reached(now):
             # Before the lane can go on, and the span be moved out.
             at = f"{stack.stall.where} {stack.stall.function}"
             stack.span.add_event("onelane.stall", {"onelane.stall.at": at}, time.time_ns())
         probe.stall, probe.shard = self._judge(probe, stack, shard), shard
+        # A starved lane's code is not to blame: that is told once it is over, and seldom.
+        probe.is_logged = probe.stall.kind != STARVED and shard.log_limit.allow(now)
         if probe.is_logged:
-            log.warning(*_stall_message(shard.name, probe.stall))
+            log.warning(*_stall_message("lane.stalled", shard.name, probe.stall))
 
     def _judge(self, probe: _Probe, stack: LaneStack, shard: WatchedShard) -> Stall:
         """The stall so far, with its kind."""
@@ -228,7 +232,9 @@ class _WatchdogThread(threading.Thread):
         if probe.stall is None or probe.shard is None:
             return
         stall = replace(probe.stall, seconds=self._last_answer[1] - probe.at)
-        if probe.is_logged:
+        if stall.kind == STARVED:
+            probe.is_logged = tell_starved(probe.shard, stall, time.monotonic())
+        elif probe.is_logged:
             log.warning(
                 "lane.turns_again shard=%s kind=%s after_ms=%d at=%s",
                 *(probe.shard.name, stall.kind, stall.seconds * 1000, stall.where),
@@ -264,9 +270,28 @@ class _WatchdogThread(threading.Thread):
         self._last_answer = (number, time.monotonic())
 
 
-def _stall_message(shard: str, stall: Stall) -> tuple[Any, ...]:
-    event = "lane.starved" if stall.kind == STARVED else "lane.stalled"
-    text = event + " shard=%s kind=%s for_ms=%d at=%s in=%s method=%s trace=%s innermost=%s"
-    place = (stall.where or "-", stall.function or "-", stall.method or "-", stall.trace_id or "-")
-    values = (shard, stall.kind, stall.seconds * 1000, *place, stall.innermost or "-")
-    return (text + " others=%s", *values, "; ".join(stall.others)) if stall.others else (text, *values)
+def tell_starved(shard: WatchedShard, stall: Stall, now: float) -> bool:
+    """Log that the machine had no CPU for the lane, at most once a minute; whether it was logged."""
+    before = shard.starved_limit.take_suppressed(now)
+    if not shard.starved_limit.allow(now):
+        return False
+    text, *values = _stall_message("lane.starved", shard.name, stall)
+    log.info(*((text + " times_untold=%d", *values, before) if before else (text, *values)))
+    return True
+
+
+def _stall_message(event: str, shard: str, stall: Stall) -> tuple[Any, ...]:
+    """A log record's text and values, without fields that are empty."""
+    fields = {
+        "shard": shard,
+        "kind": stall.kind,
+        "for_ms": int(stall.seconds * 1000),
+        "at": stall.where,
+        "in": stall.function,
+        "method": stall.method,
+        "trace": stall.trace_id,
+        "innermost": stall.innermost,
+        "others": "; ".join(stall.others),
+    }
+    fields = {name: value for name, value in fields.items() if value != ""}
+    return (" ".join([event, *(f"{name}=%s" for name in fields)]), *fields.values())

@@ -121,7 +121,7 @@ class LogLimit:
 
     def allow(self, now: float) -> bool:
         """Whether one more stall may be logged; counts it as logged or as suppressed."""
-        if self._is_reached(now):
+        if self.is_reached(now):
             self._suppressed += 1
             return False
         self._logged_at.append(now)
@@ -129,12 +129,13 @@ class LogLimit:
 
     def take_suppressed(self, now: float) -> int:
         """How many were suppressed, once the limit allows logging again, and begin again at 0; 0 before that."""
-        if not self._suppressed or self._is_reached(now):
+        if not self._suppressed or self.is_reached(now):
             return 0
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed
 
-    def _is_reached(self, now: float) -> bool:
+    def is_reached(self, now: float) -> bool:
+        """Whether the next one would be suppressed."""
         while self._logged_at and now - self._logged_at[0] >= self._per_s:
             self._logged_at.popleft()
         return len(self._logged_at) >= self._most
