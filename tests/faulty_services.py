@@ -1,5 +1,7 @@
 """Services that cannot be made, each by a fault that a file or its code may have. See `tests.broken` for exceptions."""
 
+import os
+
 import onelane
 
 from tests.echo.service import Echo
@@ -25,6 +27,11 @@ class OffloadsBadly(Echo):
 class Leaves(Echo):
     def __init__(self) -> None:
         raise SystemExit("set DATABASE_URL first")
+
+
+class Dies(Echo):
+    def __init__(self) -> None:
+        os._exit(7)
 
 
 class OpensNothing(Echo):

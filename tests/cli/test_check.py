@@ -5,12 +5,16 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import trustme
 from click.testing import CliRunner
+from onelane import config
 from onelane.cli.main import main
+from onelane.supervisor import trial
+from onelane.supervisor.app import TelemetryOptions
 
 from tests.running_app import ROOT, echo, run_to_end
 
@@ -143,3 +147,22 @@ def test_no_import_runs_no_code_of_the_services(tmp_path: Path) -> None:
     file = tmp_path / "onelane.toml"
     file.write_text(echo(2).replace("tests.echo.service:Echo", "tests.nowhere:Echo"))
     assert CliRunner().invoke(main, ["check", "--no-import", str(file)]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("service", "answer_s", "sentence"),
+    [
+        ("tests.broken:Hanging", 0.2, "apps.echo: its services have not been made in 0.2 s"),
+        (
+            "tests.faulty_services:Dies",
+            60.0,
+            "apps.echo: its process has ended while its services were made: exit code 7",
+        ),
+    ],
+)
+async def test_a_service_that_hangs_or_ends_its_process_is_a_fault_and_ends_no_check(
+    service: str, answer_s: float, sentence: str
+) -> None:
+    file = config.parse(tomllib.loads(echo(2).replace("tests.echo.service:Echo", service)))
+    options = TelemetryOptions()
+    assert await trial.faults_at_start(file, app_dir=str(ROOT), telemetry=options, answer_s=answer_s) == [sentence]

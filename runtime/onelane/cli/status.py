@@ -11,7 +11,7 @@ from onelane.cli import admin_client
 from onelane.cli.admin_client import TIMEOUT_S, ForeignServer, printable
 from onelane.cli.listing import Column, Listing, show_plain
 from onelane.core.placement import STOCK_RING_CAP
-from onelane.errors import NotThere
+from onelane.errors import NotThere, Transient
 
 COLUMNS = (
     Column("app", is_number=False, rank=9),

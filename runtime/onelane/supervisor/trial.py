@@ -59,6 +59,8 @@ async def _reason_against(name: str, config: Config, shared: SharedResources, an
         return f"apps.{name}: its services have not been made in {answer_s:g} s"
     finally:
         running.kill()
+        with anyio.CancelScope(shield=True):
+            await running.wait()
     reason: str = answer.failed.reason
     return reason.rstrip()
 
