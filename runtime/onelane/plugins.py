@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
-from onelane.errors import BadService, ServiceRaised, first_of
+from onelane.errors import BadService, OnelaneError, ServiceRaised, first_of
 
 
 def load_plugin(group: str, name: str) -> Callable[..., Any]:
@@ -18,12 +18,27 @@ def load_plugin(group: str, name: str) -> Callable[..., Any]:
 
     Raises:
         BadService: no plugin of that name is installed.
+        ServiceRaised: its module has raised.
     """
     points = {point.name: point for point in entry_points(group=group)}
     if name not in points:
         raise BadService(f"{group}: {name!r} is not installed; installed are {sorted(points)}")
-    plugin: Callable[..., Any] = points[name].load()
+    try:
+        plugin: Callable[..., Any] = points[name].load()
+    except (Exception, SystemExit) as error:
+        raise raised(f"{group}: {name!r}", error) from error
     return plugin
+
+
+def make_plugin(group: str, name: str, *arguments: Any) -> Any:
+    """An object of the class that `load_plugin` loads. Raises as that, also for what its constructor raises."""
+    plugin = load_plugin(group, name)
+    try:
+        return plugin(*arguments)
+    except OnelaneError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise raised(f"{group}: {name!r}", error) from error
 
 
 def import_plug(plug: str) -> ModuleType:

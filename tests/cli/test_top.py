@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -114,6 +115,19 @@ def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster:
         assert ended(process, own_end) == 0
 
 
+def test_top_leaves_the_terminal_as_it_was_where_sigterm_ends_it(cluster: RunningApp) -> None:
+    untouched = pty.openpty()
+    before = termios.tcgetattr(untouched[0])
+    for descriptor in untouched:
+        os.close(descriptor)
+    with in_a_terminal("top", "--admin", cluster.admin, columns=140, lines=40) as (process, own_end):
+        read_until(own_end, b"echo-0")
+        assert termios.tcgetattr(own_end) != before
+        process.send_signal(signal.SIGTERM)
+        assert ended(process, own_end) == 128 + signal.SIGTERM
+        assert termios.tcgetattr(own_end) == before
+
+
 def test_top_scrolls_by_keys_and_ends_by_q(cluster: RunningApp) -> None:
     """Five lines of a terminal are fewer than an app has."""
     with in_a_terminal("top", "--admin", cluster.admin, columns=140, lines=5) as (process, own_end):
@@ -126,7 +140,11 @@ def test_top_scrolls_by_keys_and_ends_by_q(cluster: RunningApp) -> None:
 
 def test_in_a_pipe_each_table_is_columns_of_words(cluster: RunningApp) -> None:
     for command in ("status", "top"):
-        table = onelane(command, "--admin", cluster.admin).stdout.partition("\n\n")[0]
+        # In which some programs take a pipe for a terminal.
+        ci = os.environ | {"FORCE_COLOR": "1", "COLUMNS": "40"}
+        line = [sys.executable, "-m", "onelane", command, "--admin", cluster.admin]
+        run = subprocess.run(line, capture_output=True, text=True, timeout=30, env=ci)
+        table = run.stdout.partition("\n\n")[0]
         header, *rows = [line.split() for line in table.splitlines()]
         assert header[:4] == ["app", "shard", "state", "pid"]
         assert [row[:3] for row in rows] == [["echo", "echo-0", "ready"], ["echo", "echo-1", "ready"]]

@@ -3,11 +3,13 @@
 import os
 import re
 import select
+import signal
 import sys
 import termios
 import tty
 from collections import deque
 from types import TracebackType
+from typing import Any
 
 NAMES = {
     "\x1b[A": "up",
@@ -26,7 +28,8 @@ KEY = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO.|.", re.DOTALL)
 
 
 class Keyboard:
-    """The keys of standard input while it is entered; the terminal is as before at the end. Ctrl-C stays Ctrl-C.
+    """The keys of standard input while it is entered; the terminal is as before at the end, also where SIGTERM ends the
+    program. Ctrl-C stays Ctrl-C.
 
     Where standard input is no terminal there are no keys.
     """
@@ -35,16 +38,19 @@ class Keyboard:
         self._fd = sys.stdin.fileno()
         self._pressed: deque[str] = deque()
         """Keys that were read and not asked for yet."""
+        self._on_sigterm: Any = signal.SIG_DFL
         self._before = termios.tcgetattr(self._fd) if os.isatty(self._fd) else None
 
     def __enter__(self) -> "Keyboard":
         if self._before is not None:
+            self._on_sigterm = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
             tty.setcbreak(self._fd)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._before is not None:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+            signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def key(self, wait_s: float) -> str:
         """The next key: its character, or its name in `NAMES`; "" if none was pressed within `wait_s`."""

@@ -292,7 +292,8 @@ def console() -> "Console":
     """A console that prints text as it is, without markup."""
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False)
+    # Rich takes a pipe for a terminal where FORCE_COLOR is set, as in many a CI.
+    return Console(markup=False, emoji=False, highlight=False, force_terminal=sys.stdout.isatty())
 
 
 def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from onelane.lane.forwarder import Forwarder, NativeForwarder
 from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
-from onelane.plugins import load_plugin
+from onelane.plugins import make_plugin
 from onelane.server.listener import Listener
 from onelane.shard.pubsub import PubSub
 from onelane.shard.reporter import TICK_S, Reporter
@@ -110,9 +110,9 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
     )
     placement = placement_from_proto(setup.placement)
     with located(f"apps.{setup.app}.membership"):
-        membership = load_plugin("onelane.memberships", settings.membership)(placement)
+        membership = make_plugin("onelane.memberships", settings.membership, placement)
     with located(f"apps.{setup.app}.listener"):
-        listener = load_plugin("onelane.listeners", settings.listener)()
+        listener = make_plugin("onelane.listeners", settings.listener)
     forwarder = NativeForwarder(max_waiting=max(MIN_WAITING, settings.max_in_flight // WAITING_SHARE))
     lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
     load = LoadMonitor(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
