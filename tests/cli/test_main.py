@@ -39,6 +39,11 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         pid = cluster.shards()[0]["pid"]
         cluster.process.send_signal(signal.SIGINT)
         await eventually(lambda: cluster.shards()[0]["state"] == "draining")
+        assert cluster.process.stdout is not None
+        sentence = await asyncio.to_thread(cluster.process.stdout.readline)
+        assert sentence.startswith(
+            "onelane: stopping: 1 call(s) in progress have up to 60 s to finish; a second signal"
+        )
         cluster.process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(cluster.process.wait, 30) == 130
         await eventually(lambda: not is_running(pid))
@@ -104,6 +109,20 @@ def http(body: str, status: str = "200 OK") -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
 
 
+def test_restart_prints_how_the_file_differs_from_what_runs() -> None:
+    outcome = {"restarted": "all", "needs_reload": ["echo.limit: 1 → 2"], "needs_restart": ["echo.shards: 2 → 3"]}
+    with answering(http(json.dumps(outcome | {"faults": ["line 3: apps.echo.shardz: is not a setting"]}))) as address:
+        run = CliRunner().invoke(main, ["restart", "--admin", address])
+    assert run.stdout.splitlines() == [
+        "restarted all",
+        "the file differs from what runs: echo.limit: 1 → 2 (`onelane reload` applies it)",
+        "the file differs from what runs: echo.shards: 2 → 3 (needs a restart of `onelane up`)",
+    ]
+    assert run.stderr == (
+        "onelane: the file of `onelane up` would not start again: line 3: apps.echo.shardz: is not a setting\n"
+    )
+
+
 ASKING = [["top"], ["reload"], ["restart"], ["trace"], ["status"]]
 
 
@@ -123,12 +142,13 @@ def test_where_nothing_listens_every_command_asks_whether_up_runs(command: list[
         (http("no such token\n", "401 Unauthorized"), "refuses: no such token"),
         (http("\x1b]0;owned\x07", "403 Forbidden"), "refuses: \ufffd]0;owned\ufffd"),
         (http("busy", "500 Internal Server Error"), "answers with status 500: busy"),
+        (http('{"fault": "no app is called \'x\'"}', "404 Not Found"), ": no app is called 'x'"),
     ],
 )
 def test_whatever_answers_at_an_address_is_said_in_one_sentence(response: bytes, sentence: str) -> None:
     with answering(response) as address:
         run = CliRunner().invoke(main, ["top", "--admin", address])
-    assert run.stderr.startswith(f"onelane: {address} {sentence}")
+    assert run.stderr.startswith(f"onelane: {address}{'' if sentence.startswith(':') else ' '}{sentence}")
     assert len(run.stderr.splitlines()) == 1
     assert run.exit_code == 1
 
@@ -166,4 +186,4 @@ def test_up_says_that_it_stops_and_that_it_has_stopped(tmp_path: Path) -> None:
         cluster.process.send_signal(signal.SIGTERM)
         assert cluster.process.stdout is not None
         events = [json.loads(line) for line in cluster.process.stdout]
-    assert events == [{"event": "stopping", "at_most_s": 7.0}, {"event": "stopped"}]
+    assert events == [{"event": "stopping", "calls_in_progress": 0, "at_most_s": 7.0}, {"event": "stopped"}]

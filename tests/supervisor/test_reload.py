@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -11,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onelane import config
+from onelane.core.placement import Placement
+from onelane.errors import BadConfig
+from onelane.supervisor.app import AppSupervisor
+from onelane.supervisor.reload import FileDifferences, Reloader
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -32,6 +38,22 @@ def reload(cluster: RunningApp) -> tuple[int, str]:
     command = [sys.executable, "-m", "onelane", "reload", cluster.admin]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+def test_the_file_is_compared_with_what_runs_and_nothing_is_changed() -> None:
+    text = echo(2, "[apps.echo.config]", "limit = 1")
+    running_config = config.parse(tomllib.loads(text))
+    shared: Any = None
+    app = AppSupervisor("echo", running_config.apps["echo"], Placement(1, ()), shared)
+    edited = config.parse(tomllib.loads(text.replace("shards = 2", "shards = 3").replace("limit = 1", "limit = 2")))
+    differences = Reloader([app], running_config, lambda: edited).compare()
+    assert differences == FileDifferences(needs_restart=["echo.shards: 2 → 3"], needs_reload=["echo.limit: 1 → 2"])
+    assert app.settings.config == {"limit": 1}
+
+    def faulty() -> config.Config:
+        raise BadConfig("onelane.toml", ["is not TOML"])
+
+    assert Reloader([app], running_config, faulty).compare() == FileDifferences(faults=["is not TOML"])
 
 
 async def configs(where: Where) -> dict[str, tuple[str, str]]:

@@ -108,12 +108,21 @@ def _answer(address: str, request: urllib.request.Request, timeout_s: float) -> 
 
 
 def _refusal(address: str, error: urllib.error.HTTPError) -> Exception:
-    text = printable(error.read().decode("utf-8", "replace").strip())
+    text = printable(_fault_in(error.read().decode("utf-8", "replace").strip()))
     if error.code == 404:
         return NotThere(f"{address}: {text}")
     if error.code in (401, 403):
         return Transient(f"{address} refuses: {text}")
     return ForeignServer(f"{address} answers with status {error.code}: {text[:200]}; {HINT}")
+
+
+def _fault_in(text: str) -> str:
+    """The `fault` of a JSON object; else the text as it is."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return text
+    return str(document["fault"]) if isinstance(document, dict) and "fault" in document else text
 
 
 def _failure(address: str, error: Exception, timeout_s: float) -> Exception:

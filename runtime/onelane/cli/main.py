@@ -190,7 +190,7 @@ def reload(target: str | None, address: str | None, as_json: bool) -> None:
 def restart(app: str | None, address: str | None, as_json: bool) -> None:
     """Restart the shards of APP, or of all apps, one after another, each after its calls have finished.
 
-    They run with the settings that `up` has read, and says so where the file differs by now.
+    They run with the settings that `up` has read; where the file differs from those by now, it is said how.
     """
     from urllib.parse import quote
 
@@ -371,9 +371,11 @@ async def _serve(
 async def _announce_stop(supervisor: "Supervisor", announce: Announcer) -> None:
     """Say that the apps stop, and how long that may take."""
     await supervisor.stop_asked.wait()
-    drain_s = sum(app.settings.drain_s for app in supervisor.apps)
-    sentence = f"stopping: calls in progress have up to {drain_s:g} s to finish; a second signal ends them at once"
-    announce("stopping", sentence, at_most_s=drain_s)
+    calls, drain_s = supervisor.calls_in_progress(), sum(app.settings.drain_s for app in supervisor.apps)
+    sentence = (
+        f"stopping: {calls} call(s) in progress have up to {drain_s:g} s to finish; a second signal ends them at once"
+    )
+    announce("stopping", sentence, calls_in_progress=calls, at_most_s=drain_s)
 
 
 async def _handle_signals(supervisor: "Supervisor") -> None:

@@ -204,6 +204,11 @@ class Supervisor:
         """Read the file again, and give the services the settings that it has for them."""
         return await self._reloader.reload()
 
+    def calls_in_progress(self) -> int:
+        """Of all shards, as of their last reports."""
+        sources = [app.source(shard) for app in self.apps for shard in app.shards]
+        return int(sum(self.collector.totals.sum_of("onelane.calls.in_flight", source) for source in sources))
+
     def file_differences(self) -> FileDifferences:
         """How the file, as it is now, differs from what runs."""
         return self._reloader.compare()
