@@ -49,6 +49,17 @@ class BadKey(Invalid):
     """A call's key is missing or empty, or differs from the key in its metadata."""
 
 
+class LongKey(BadKey):
+    """A key is longer than the app allows. A shard remembers keys, so their length is bounded."""
+
+    reason = "key"
+    """As of `Refused`."""
+
+    def __init__(self, source: str, *, limit: int) -> None:
+        """source: where the key is: a field, a name of the metadata, an argument."""
+        super().__init__(f"{source} is too long: a key has at most {limit} bytes (max_key_bytes)")
+
+
 class BadConfig(Invalid):
     """The configuration is not valid. Lists every fault."""
 

@@ -1,5 +1,7 @@
 """How a key is found and written: the same text in every language."""
 
+import sys
+import tracemalloc
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -8,7 +10,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.core import keys
-from onelane.errors import BadKey, BadService
+from onelane.errors import BadKey, BadService, LongKey
 from onelane.v1 import options_pb2
 
 Field = descriptor_pb2.FieldDescriptorProto
@@ -90,6 +92,48 @@ def test_a_missing_or_empty_key_is_named() -> None:
     cls = message_with(field("room", 3, Field.TYPE_MESSAGE, of=".t.Room"), Room=inner)
     with pytest.raises(BadKey, match=r"t\.M\.room\.id is missing"):
         read(cls)
+
+
+@given(st.text(min_size=1, max_size=40) | st.text("ab/é ", min_size=1, max_size=40), st.integers(1, 40))
+def test_a_key_is_read_as_its_canonical_text_or_refused_where_that_is_longer_than_the_limit(
+    value: str, limit: int
+) -> None:
+    rule = keys.field_key(STRING.DESCRIPTOR, ["id"], limit)
+    if len(keys.canonical(value)) <= limit:
+        assert rule.read(STRING(id=value)) == keys.canonical(value)
+    else:
+        with pytest.raises(LongKey, match=rf"t\.M\.id is too long: a key has at most {limit} bytes"):
+            rule.read(STRING(id=value))
+
+
+@pytest.mark.parametrize("value", ["x" * 3_500_000, "\x00" * 3_500_000, "é" * 3_500_000])
+def test_a_key_of_megabytes_is_refused_without_a_copy_of_it(value: str) -> None:
+    request = STRING(id=value)
+    read = keys.field_key(STRING.DESCRIPTOR, ["id"]).read
+    tracemalloc.start()
+    with pytest.raises(LongKey) as caught:
+        read(request)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Reading the field makes one string; the canonical text would be three to six times as long.
+    assert peak < 2 * sys.getsizeof(value)
+    assert len(str(caught.value)) < 100
+
+
+def test_the_parts_of_a_composite_share_the_limit() -> None:
+    cls = message_with(field("a", 1, Field.TYPE_BYTES, key=True), field("b", 2, Field.TYPE_STRING, key=True))
+    rule = keys.field_key(cls.DESCRIPTOR, ["a", "b"], 8)
+    assert rule.read(cls(a=b"1234", b="567")) == "1234/567"
+    with pytest.raises(LongKey, match=r"the key t\.M\.\{a,b\} is too long"):
+        rule.read(cls(a=b"1234", b="5678"))
+
+
+def test_a_long_key_in_the_metadata_is_refused_by_its_name() -> None:
+    with pytest.raises(LongKey, match="metadata x-user is too long"):
+        keys.key_in(keys.MetadataKey("x-user", 8), None, [("x-user", "123456789")])
+    for rule in (keys.field_key(STRING.DESCRIPTOR, ["id"], 8), keys.MetadataKey(keys.HEADER, 8)):
+        with pytest.raises(LongKey, match="metadata onelane-key is too long"):
+            keys.key_in(rule, None, [("onelane-key", "123456789")])
 
 
 def test_a_message_that_holds_itself_ends_the_search() -> None:

@@ -173,6 +173,15 @@ async def test_a_late_round_takes_no_more_than_the_reserve_of_calls_that_go_firs
     assert (await bench.call(from_service=True)).code_now is grpc.StatusCode.OK
 
 
+async def test_keys_of_megabytes_are_refused_and_none_is_remembered() -> None:
+    bench = Bench(Placement(7, (A,)), SaysWhatItWasTold())
+    for letter in "abcdef":
+        call = await bench.call(key=letter * 3_500_000)
+        assert call.code_now is grpc.StatusCode.INVALID_ARGUMENT
+        assert call.details_now.startswith("echo.v1.EchoRequest.key is too long")
+    assert (bench.lane.router.homes, bench.lane.hot_keys.seen) == ({}, [])
+
+
 async def test_a_newer_placement_is_followed_and_an_older_one_ignored() -> None:
     forwarder = SaysWhatItWasTold([(grpc.StatusCode.OK, ())])
     bench = Bench(Placement(7, (B,)), forwarder)

@@ -19,7 +19,7 @@ from onelane.client.retry import policy_of, pushback_s, retry_after_s
 from onelane.client.ring_router import RingRouter
 from onelane.core import keys
 from onelane.core.context import current_baggage, current_call, current_trace, earlier
-from onelane.core.keys import FieldKey
+from onelane.core.keys import AnyShard, FieldKey, MetadataKey
 from onelane.core.placement import Placement
 from onelane.errors import BadKey
 from onelane.telemetry.spans import SpanRecord
@@ -58,7 +58,7 @@ class RingMethod:
         """Channel → its multi-callable of this method."""
         self._durations: dict[str, HistogramSeries] = {}
         """Status → the durations of calls that ended with it."""
-        self._rule: FieldKey | None = None
+        self._rule: FieldKey | MetadataKey | None = None
         self._rule_placement: Placement | None = None
         """The placement with which `_rule` was looked up: its keys may be configured anew with the next."""
         self._has_default_deadline = shape.endswith("_unary")
@@ -83,7 +83,7 @@ class RingMethod:
             return self._refuse()
         metadata = pairs_of(metadata) if metadata else ()
         key = keys.header_of(metadata)
-        if key is None and (key := self._read_key(request)) is not None:
+        if key is None and (key := self._read_key(request, metadata)) is not None:
             metadata = (*metadata, (keys.HEADER, key))
         span = self._start_span()
         began = perf_counter()
@@ -199,19 +199,23 @@ class RingMethod:
         call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{most} calls to {peer.name} are under way already")
         return call
 
-    def _read_key(self, request: Any) -> str | None:
-        """The key in a request message; None where the topology is not known yet, or gives the method no key."""
+    def _read_key(self, request: Any, metadata: Any) -> str | None:
+        """The key of a call; None where the topology is not known yet, or gives the method no key, or where the key is
+        in a stream's first message."""
         placement = self._router.placement
-        if placement is None or self._shape.startswith("stream_"):
+        if placement is None:
             return None
         if self._rule_placement is not placement:
             self._rule_placement = placement
             rule = keys.rule_for(self._method, keys.describe(self._method), self._router.configured_keys)
-            self._rule = rule if isinstance(rule, FieldKey) else None
+            is_hidden = isinstance(rule, FieldKey) and self._shape.startswith("stream_")
+            self._rule = None if is_hidden or isinstance(rule, AnyShard) else rule
         try:
-            return self._rule.read(request) if self._rule else None
+            if isinstance(self._rule, FieldKey):
+                return self._rule.read(request)
+            return keys.key_in(self._rule, None, metadata) if self._rule else None
         except BadKey:
-            # The server refuses the call with the same text.
+            # The server refuses the call with the same text; or it allows longer keys than are usual, and forwards it.
             return None
 
     # Spans and counts

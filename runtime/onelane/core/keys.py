@@ -3,13 +3,15 @@
 The canonical text is hashed, and carried by the metadata `onelane-key`: UTF-8 of a string, bytes as they are, decimal
 of an integer or enum; each byte outside 0x21-0x7E, `%` and `/` percent-encoded; parts of a composite joined by `/`.
 
-Promises: a rule is compiled once from descriptors; reading a key costs under 1 µs for a small message.
+Promises: a rule is compiled once from descriptors; reading a key costs under 1 µs for a small message; no key is longer
+than the rule allows, and a longer one costs no more than that.
 Leaves out: parsing. The caller passes a parsed message and the metadata of the call.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -17,13 +19,17 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from onelane.errors import BadKey, BadService
+from onelane.errors import BadKey, BadService, LongKey
 from onelane.v1 import options_pb2
 
 HEADER = "onelane-key"
 """The metadata that carries a key's canonical text."""
 
+MAX_KEY_BYTES = 1024
+"""The default limit on the canonical text of a key."""
+
 _SAFE = bytes(set(range(0x21, 0x7F)) - set(b"%/"))
+_SAFE_CHARACTERS = r"[\x21-\x24\x26-\x2e\x30-\x7e]"
 _UNSAFE = re.compile(r"[^\x21-\x24\x26-\x2e\x30-\x7e]").search
 
 _INTEGERS = {
@@ -44,6 +50,26 @@ def canonical(value: str | bytes | int) -> str:
     return str(int(value))
 
 
+def bounded(value: str | bytes | int, source: str, limit: int) -> str:
+    """The canonical text of a key of at most `limit` bytes. source: where it is, for the error.
+
+    Raises:
+        LongKey: it is longer.
+    """
+    # Before it is made canonical too: that would cost a long one its length threefold.
+    if isinstance(value, int) or len(value) <= limit:
+        text = canonical(value)
+        if len(text) <= limit:
+            return text
+    raise LongKey(source, limit=limit)
+
+
+@lru_cache(64)
+def _is_odd(limit: int) -> Callable[[str], Any]:
+    """Matches a text that is longer than `limit`, or is not its own canonical text; one look at a text tells both."""
+    return re.compile(rf"{_SAFE_CHARACTERS}{{0,{limit}}}+(?!\Z)").match
+
+
 @dataclass(frozen=True, slots=True)
 class FieldKey:
     """The key is in the message: one field, or several that make a composite."""
@@ -52,6 +78,8 @@ class FieldKey:
     """Dotted, in field-number order."""
     read: Callable[[Any], str]
     """Reads the canonical text of a parsed message; raises BadKey, which names the field."""
+    limit: int = MAX_KEY_BYTES
+    """Bytes of the canonical text, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +87,8 @@ class MetadataKey:
     """The key is the value of one name in the metadata."""
 
     name: str
+    limit: int = MAX_KEY_BYTES
+    """As of `FieldKey`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +100,8 @@ KeyRule = FieldKey | MetadataKey | AnyShard
 ANY = AnyShard()
 
 
-def proto_rule(method: MethodDescriptor) -> KeyRule | None:
-    """The rule in a method's proto; None if there is none.
+def proto_rule(method: MethodDescriptor, limit: int = MAX_KEY_BYTES) -> KeyRule | None:
+    """The rule in a method's proto; None if there is none. limit: bytes of a key.
 
     Raises:
         BadService: an annotated field cannot be a key.
@@ -79,11 +109,11 @@ def proto_rule(method: MethodDescriptor) -> KeyRule | None:
     paths = annotated_paths(method.input_type)
     if method.GetOptions().Extensions[options_pb2.route] == options_pb2.ANY:
         return ANY
-    return field_key(method.input_type, paths) if paths else None
+    return field_key(method.input_type, paths, limit) if paths else None
 
 
-def configured_rule(text: str, method: MethodDescriptor | None) -> KeyRule:
-    """The rule of a configured text: `field.path`, `a.b,c.d`, `metadata:name` or `ANY`.
+def configured_rule(text: str, method: MethodDescriptor | None, limit: int = MAX_KEY_BYTES) -> KeyRule:
+    """The rule of a configured text: `field.path`, `a.b,c.d`, `metadata:name` or `ANY`. limit: bytes of a key.
 
     Raises:
         BadService: there is no such field, or it cannot be a key.
@@ -94,10 +124,10 @@ def configured_rule(text: str, method: MethodDescriptor | None) -> KeyRule:
         name = text.removeprefix("metadata:")
         if not re.fullmatch(r"[a-z0-9_.-]+", name) or name.endswith("-bin"):
             raise BadService(f"metadata:{name}: expected a lower-case name that does not end in -bin")
-        return MetadataKey(name)
+        return MetadataKey(name, limit)
     if method is None:
         raise BadService(f"{text}: the method's descriptor is unknown, so only metadata:name or ANY can be used")
-    return field_key(method.input_type, text.split(","))
+    return field_key(method.input_type, text.split(","), limit)
 
 
 def annotated_paths(message: Descriptor) -> tuple[str, ...]:
@@ -115,19 +145,27 @@ def _walk(message: Descriptor, prefix: str, above: tuple[Descriptor, ...]) -> It
             yield from _walk(nested, f"{path}.", (*above, message))
 
 
-def field_key(message: Descriptor, paths: Sequence[str]) -> FieldKey:
-    """Compile the reader of a key made of `paths`.
+def field_key(message: Descriptor, paths: Sequence[str], limit: int = MAX_KEY_BYTES) -> FieldKey:
+    """Compile the reader of a key made of `paths`, of at most `limit` bytes.
 
     Raises:
         BadService: there is no field at a path, or it cannot be a key.
     """
-    readers = [_reader(message, path) for path in paths]
+    readers = [_reader(message, path, limit) for path in paths]
     if len(readers) == 1:
-        return FieldKey(tuple(paths), readers[0])
-    return FieldKey(tuple(paths), lambda request: "/".join([read(request) for read in readers]))
+        return FieldKey(tuple(paths), readers[0], limit)
+    source = f"the key {message.full_name}.{{{','.join(paths)}}}"
+
+    def read_composite(request: Any) -> str:
+        key = "/".join([read(request) for read in readers])
+        if len(key) > limit:
+            raise LongKey(source, limit=limit)
+        return key
+
+    return FieldKey(tuple(paths), read_composite, limit)
 
 
-def _reader(message: Descriptor, path: str) -> Callable[[Any], str]:
+def _reader(message: Descriptor, path: str, limit: int) -> Callable[[Any], str]:
     *parents, last = _fields(message, path)
     names = [field.name for field in parents]
     full_name = f"{message.full_name}.{path}"
@@ -135,8 +173,10 @@ def _reader(message: Descriptor, path: str) -> Callable[[Any], str]:
         raise BadService(f"{full_name}: a key is a single string, bytes, integer or enum")
     if last.cpp_type not in _INTEGERS and last.cpp_type != FieldDescriptor.CPPTYPE_STRING:
         raise BadService(f"{full_name}: a key is a string, bytes, integer or enum, not a float or bool")
-    read_last = _read_integer if last.cpp_type in _INTEGERS else _read_text
-    read = read_last(last.name, full_name, optional=last.has_presence)
+    if last.cpp_type in _INTEGERS:
+        read = _read_integer(last.name, full_name, optional=last.has_presence)
+    else:
+        read = _read_text(last.name, full_name, limit)
     if not names:
         return read
 
@@ -164,14 +204,16 @@ def _fields(message: Descriptor, path: str) -> list[FieldDescriptor]:
     return fields
 
 
-def _read_text(name: str, full_name: str, *, optional: bool) -> Callable[[Any], str]:
+def _read_text(name: str, full_name: str, limit: int) -> Callable[[Any], str]:
+    is_odd = _is_odd(limit)
+
     def read(request: Any) -> str:
         value = getattr(request, name)
         if not value:
             raise BadKey(f"{full_name} is empty: it is the key of this call")
-        if isinstance(value, str) and _UNSAFE(value) is None:
+        if isinstance(value, str) and is_odd(value) is None:
             return value
-        return canonical(value)
+        return bounded(value, full_name, limit)
 
     return read
 
@@ -209,9 +251,11 @@ def key_in(rule: KeyRule, message: Message | None, metadata: Iterable[tuple[str,
         value = header_of(metadata, rule.name)
         if not value:
             raise BadKey(f"metadata {rule.name} is missing or empty: it is the key of this call")
-        return check_header(canonical(value), header, f"metadata {rule.name}")
+        return check_header(bounded(value, f"metadata {rule.name}", rule.limit), header, f"metadata {rule.name}")
     if not header:
         raise BadKey(f"metadata {HEADER} is missing or empty: it is the key of this call")
+    if not isinstance(rule, AnyShard) and len(header) > rule.limit:
+        raise LongKey(f"metadata {HEADER}", limit=rule.limit)
     return header
 
 
@@ -234,8 +278,11 @@ def describe(path: str) -> MethodDescriptor | None:
         return None
 
 
-def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str]) -> KeyRule | None:
+def rule_for(
+    path: str, descriptor: MethodDescriptor | None, configured: Mapping[str, str], limit: int = MAX_KEY_BYTES
+) -> KeyRule | None:
     """The key rule of a method: from the configuration, else ANY for services of gRPC itself, else from its proto.
+    limit: bytes of a key.
 
     Raises:
         BadService: there is no field of that name, or it cannot be a key.
@@ -243,10 +290,10 @@ def rule_for(path: str, descriptor: MethodDescriptor | None, configured: Mapping
     service, _, _ = path[1:].rpartition("/")
     text = configured_for(path, configured)
     if text is not None:
-        return configured_rule(text, descriptor)
+        return configured_rule(text, descriptor, limit)
     if service.startswith("grpc."):
         return ANY
-    return proto_rule(descriptor) if descriptor is not None else None
+    return proto_rule(descriptor, limit) if descriptor is not None else None
 
 
 def configured_for(path: str, configured: Mapping[str, str]) -> str | None:

@@ -22,7 +22,7 @@ from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import patience_s
-from onelane.errors import BadKey, OwnerAway, Refused
+from onelane.errors import BadKey, LongKey, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
@@ -103,6 +103,10 @@ class Lane:
         self._max_in_flight = admission.max_in_flight
         self._has_rates = admission.rates is not None
         self._saw_key = self.hot_keys.seen.append
+
+    @property
+    def router(self) -> Router:
+        return self._router
 
     @property
     def placement(self) -> Placement:
@@ -394,7 +398,11 @@ class Lane:
         if first is None:
             raise BadKey(f"the stream ended before its first message, which carries the key {rule.paths[0]}")
         call.push_back(first)
-        owner, _, message = self._router.route(entry, call, None)
+        try:
+            owner, _, message = self._router.route(entry, call, None)
+        except LongKey as error:
+            self.refusals.add(call, error.reason)
+            raise
         if owner is not None:
             self._check_serves(owner, call)
             return await self._forwarding.stream(owner, entry, call, None)
@@ -404,7 +412,7 @@ class Lane:
 
     def _fail(self, entry: Entry, call: Call, error: BaseException) -> None:
         """End a call that could not begin, or not be forwarded, with the status of `error`."""
-        if isinstance(error, Refused):
+        if isinstance(error, Refused | LongKey):
             self.refusals.add(call, error.reason)
         if call.span is None:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)

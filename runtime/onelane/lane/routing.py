@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from onelane.core import keys
 from onelane.core.keys import ANY, FieldKey
-from onelane.core.placement import Member, Placement, route
+from onelane.core.placement import Member, Placement, check_own, route
 from onelane.core.trace_context import trace_of_metadata
 from onelane.core.turns import CHAIN
 from onelane.errors import NotHome, OnelaneError, OwnerAway
@@ -28,9 +28,11 @@ _NO_METADATA: dict[str, Any] = {}
 class Router:
     """See the module. Owned by one lane."""
 
-    def __init__(self, shard: str, placement: Placement) -> None:
+    def __init__(self, shard: str, placement: Placement, *, max_key_bytes: int = keys.MAX_KEY_BYTES) -> None:
+        """max_key_bytes: of a key that the code of a service names; those of calls have it in their rule."""
         self.shard = shard
         self.placement = placement
+        self._max_key_bytes = max_key_bytes
         self.away: Mapping[str, str] = {}
         """Name of a shard that serves no calls now → why: see `OwnerAway`. It keeps its keys: the state is there, and a
         process that is stopped may go on at any time."""
@@ -59,6 +61,21 @@ class Router:
         """
         if owner.name in self.away:
             raise OwnerAway(owner.name, self.away[owner.name])
+
+    def own_key(self, key: str | bytes | int, source: str) -> str:
+        """The canonical text of a key that the code of a service names; this shard must own it. source: the argument
+        that names it, for the error.
+
+        Raises:
+            LongKey, ForeignKey: see `onelane.errors`.
+        """
+        text = self.named_key(key, source)
+        check_own(text, here=self.shard, placement=self.placement)
+        return text
+
+    def named_key(self, key: str | bytes | int, source: str) -> str:
+        """As `own_key`, of a key that any shard may own."""
+        return keys.bounded(key, source, self._max_key_bytes)
 
     def find_home(self, key: str) -> Member | None:
         """The owner of `key`, None for this shard; remembered for its next call."""

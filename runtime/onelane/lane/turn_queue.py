@@ -10,9 +10,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Token
 from typing import Any
 
-from onelane.core import keys
 from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
-from onelane.core.placement import check_own
 from onelane.core.turns import Turn, Turns, holders
 from onelane.lane.routing import Router
 from onelane.server.call import Call
@@ -39,7 +37,7 @@ class HeldTurn(AbstractAsyncContextManager[None]):
         outer = current_call()
         if self._turn is not None:
             raise RuntimeError(f"the turn of {self._turn.key!r} is entered already: ask the shard for another")
-        turn = await self._queue.hold(keys.canonical(self._key), outer.method[1:] if outer else "shard.turn")
+        turn = await self._queue.hold(self._key, outer.method[1:] if outer else "shard.turn")
         self._turn, self._token = turn, current_call_var.set(TurnContext(outer, turn))
 
     async def __aexit__(self, *error: object) -> None:
@@ -61,14 +59,15 @@ class TurnQueue:
         """Waiters that have been given a turn and are to be started."""
         self._is_starting = False
 
-    async def hold(self, key: str, name: str) -> Turn:
+    async def hold(self, named_key: str | bytes | int, name: str) -> Turn:
         """Wait for the turn of a key that this shard owns; the caller must `leave` it. name: of the code in it.
 
         Raises:
+            LongKey: the key is longer than the app allows.
             ForeignKey: another shard owns the key.
             Overloaded: too many wait for it.
         """
-        check_own(key, here=self._router.shard, placement=self._router.placement)
+        key = self._router.own_key(named_key, "the key of the turn")
         context = current_call()
         waiter: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         turn = self.turns.enter(key, name, context.outgoing_chain if context else "", waiter)

@@ -16,7 +16,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
 from onelane import plugins
-from onelane.core.keys import KeyRule, configured_for, describe, rule_for
+from onelane.core.keys import MAX_KEY_BYTES, KeyRule, configured_for, describe, rule_for
 from onelane.errors import BadService
 from onelane.v1 import options_pb2
 
@@ -142,6 +142,7 @@ def methods_of(
     configured: Mapping[str, str],
     turns: Mapping[str, str] = NOTHING,
     add: Callable[[Any, Any], None] | None = None,
+    max_key_bytes: int = MAX_KEY_BYTES,
 ) -> list[Method]:
     """All methods of one servicer, with their key rules.
 
@@ -156,7 +157,9 @@ def methods_of(
         register(servicer, registry)
     handlers = registry.handlers or _from_generic(registry.generic)
     faults: list[str] = []
-    methods = [_method(path, handler, configured, turns, faults) for path, handler in sorted(handlers.items())]
+    methods = [
+        _method(path, handler, configured, turns, max_key_bytes, faults) for path, handler in sorted(handlers.items())
+    ]
     if faults:
         raise BadService("\n".join(faults))
     return [method for method in methods if method is not None]
@@ -175,11 +178,16 @@ def _from_generic(generic: Iterable[Any]) -> dict[str, Any]:
 
 
 def _method(
-    path: str, handler: Any, configured: Mapping[str, str], turns: Mapping[str, str], faults: list[str]
+    path: str,
+    handler: Any,
+    configured: Mapping[str, str],
+    turns: Mapping[str, str],
+    max_key_bytes: int,
+    faults: list[str],
 ) -> Method | None:
     descriptor = describe(path)
     try:
-        rule = rule_for(path, descriptor, configured)
+        rule = rule_for(path, descriptor, configured, max_key_bytes)
     except BadService as error:
         text = configured_for(path, configured)
         place = path[1:] if text is None else f"{path[1:]}: its key {text!r} in the table keys"

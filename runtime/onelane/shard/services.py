@@ -153,7 +153,9 @@ class Services:
         servicer = methods.make(servicer_class, self._shard)
         self.servicers.append(servicer)
         check_hooks(servicer)
-        for method in methods.methods_of(servicer, configured=configured_keys, turns=configured_turns):
+        for method in methods.methods_of(
+            servicer, configured=configured_keys, turns=configured_turns, max_key_bytes=self._settings.max_key_bytes
+        ):
             if method.path in self._lane.entries:
                 raise BadService(f"{method.name} is served already by another service of this app")
             self._lane.add(chain.around(method))

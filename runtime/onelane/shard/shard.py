@@ -12,8 +12,6 @@ from onelane.client.options import APP_DIALLING, Dialling
 from onelane.client.peer import DEFAULT_SERVICE_CONFIG
 from onelane.client.ring_channel import Channel
 from onelane.config import App
-from onelane.core import keys
-from onelane.core.placement import check_own
 from onelane.errors import BadService
 from onelane.lane.lane import Lane
 from onelane.lane.turn_queue import HeldTurn
@@ -149,10 +147,11 @@ class Shard:
         Until it begins it is listed by `timers`. It ends with the shard, and when the shard loses the key.
 
         Raises:
+            LongKey: the key is longer than the app allows.
             ForeignKey: another shard owns the key.
             Overloaded: the shard has `max_timers` timers.
         """
-        check_own(keys.canonical(key), here=self.name, placement=self._lane.placement)
+        self._lane.router.own_key(key, "the key of the timer")
         return self._timers.later(key, seconds, fn)
 
     def timers(self, key: Key) -> tuple[Timer, ...]:

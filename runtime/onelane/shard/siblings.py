@@ -106,7 +106,7 @@ class SiblingCalls:
     ) -> Rep:
         """See `Shard.call`."""
         method = self._unary(method_ref)
-        text = _checked_key(key, method, request)
+        text = _checked_key(self._lane.router.named_key(key, f"the key for {method.name}"), method, request)
         owner = self._lane.placement.owner_of(text)
         reply: Rep = await self._send(owner, method, request, ((keys.HEADER, text),), self._deadline_at(timeout_s))
         return reply
@@ -201,14 +201,13 @@ class SiblingCalls:
         return call.reply
 
 
-def _checked_key(key: str | bytes | int, method: Method, request: Message) -> str:
-    """The canonical text of a key with which a service calls a method.
+def _checked_key(text: str, method: Method, request: Message) -> str:
+    """A key (canonical text) with which a service calls a method.
 
     Raises:
         Misuse: the owner would refuse the call, for which the client of the service could do nothing.
     """
     _check_message(method, request)
-    text = keys.canonical(key)
     if not text:
         raise Misuse(f"call: the key for {method.name} is empty")
     if isinstance(method.rule, FieldKey):

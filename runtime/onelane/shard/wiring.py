@@ -173,7 +173,7 @@ def _tracer(setup: control_pb2.Setup, settings: App, clock: Clock) -> Tracer:
 def _lane(
     name: str, settings: App, placement: Placement, *, forwarder: Forwarder, stats: Stats, tracer: Tracer
 ) -> Lane:
-    router = Router(name, placement)
+    router = Router(name, placement, max_key_bytes=settings.max_key_bytes)
     turns = Turns(
         name,
         draw=lambda: secrets.randbits(64),
