@@ -218,6 +218,9 @@ class App(BaseModel):
     """`grpc.aio.ServerInterceptor` classes, or functions that make one, as `package.module:name`; outermost first."""
     tail: TailKeeping | None = None
     """Tail sampling; by default off."""
+    max_remote_sampled_per_s: Annotated[float, Field(ge=1)] = 1000.0
+    """Calls a second in one shard whose client's sampled flag is followed, where `OTEL_TRACES_SAMPLER` is parent-based.
+    About a further one the sampler decides as about a trace that begins here."""
     show_keys: bool = False
     """Show the text of the keys with the most calls on the admin page and in `onelane top`; by default their hash."""
     show_runtime_calls: bool = False

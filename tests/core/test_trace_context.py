@@ -23,6 +23,13 @@ def test_a_trace_is_the_same_at_the_server_as_at_the_client(trace: TraceContext)
     assert trace_of_metadata(metadata["traceparent"], metadata.get("tracestate")) == trace
 
 
+@pytest.mark.parametrize(("length", "passed_on"), [(512, 512), (513, 0), (16_000, 0)])
+def test_a_tracestate_of_more_than_512_characters_is_dropped_and_the_trace_goes_on(length: int, passed_on: int) -> None:
+    trace = trace_of_metadata(PARENT, "v=".ljust(length, "x"))
+    assert trace is not None
+    assert (len(trace.tracestate), trace.traceparent()) == (passed_on, PARENT)
+
+
 def test_no_trace_is_no_metadata() -> None:
     assert trace_metadata(None) == ()
 

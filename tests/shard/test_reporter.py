@@ -84,10 +84,11 @@ async def test_what_did_not_fit_into_a_tick_is_counted_as_dropped() -> None:
     described.logs = True
     parts, supervisor_end = wired(described)
     assert isinstance(parts.logs, LogBuffer)
-    parts.binding.tracer.dropped, parts.logs.dropped = 3, 4
+    parts.binding.tracer.dropped, parts.logs.dropped, parts.binding.tracer.unfollowed = 3, 4, 5
     await parts.reporter.report()
     await parts.reporter.report(collect=1)
     first, second = await reports_of(supervisor_end)
-    dropped = {p.attributes["onelane.signal"]: p.counter for p in first.points if p.name == "onelane.telemetry.dropped"}
-    assert dropped == {"spans": 3, "logs": 4}
+    points = [point for point in first.points if point.name == "onelane.telemetry.dropped"]
+    dropped = {(p.attributes["onelane.signal"], p.attributes["onelane.reason"]): p.counter for p in points}
+    assert dropped == {("spans", "tick_full"): 3, ("logs", "tick_full"): 4, ("spans", "remote_rate"): 5}
     assert values_of([second], "onelane.telemetry.dropped") == []

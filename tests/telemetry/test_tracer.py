@@ -1,6 +1,7 @@
 """A tracer starts spans in the trace of their parent, samples roots, and buffers ended spans for the tick."""
 
 from random import Random
+from typing import Any
 
 import pytest
 from onelane.core.trace_context import UNSAMPLED, TraceContext
@@ -11,8 +12,8 @@ from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 
-def tracer(sampler: Sampler, *, records_all: bool = False, clock: ManualClock | None = None) -> Tracer:
-    return Tracer(shard="a-0", sampler=sampler, clock=clock or ManualClock(), rng=Random(1), records_all=records_all)
+def tracer(sampler: Sampler, *, clock: ManualClock | None = None, **options: Any) -> Tracer:
+    return Tracer(shard="a-0", sampler=sampler, clock=clock or ManualClock(), rng=Random(1), **options)
 
 
 def test_an_unsampled_span_propagates_its_parent() -> None:
@@ -56,6 +57,41 @@ def test_without_a_configured_sampler_some_traces_per_second_are_recorded() -> N
     clock.advance(0.5)
     shard_tracer.take()
     assert recorded() == DEFAULT_TRACES_PER_S / 2
+
+
+FLAGGED = TraceContext("0" * 31 + "1", "b7ad6b7169203331", True)
+"""As of a client that wants to be recorded: a ratio sampler would take its trace id, too."""
+
+
+@pytest.mark.parametrize("sampler", [RATE_LIMITED, "parentbased_always_off", "parentbased_traceidratio"])
+def test_so_many_flags_of_clients_are_followed_in_a_second_and_the_others_counted(sampler: str) -> None:
+    clock = ManualClock()
+    variables = {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": "0.0"}
+    shard_tracer = tracer(sampler_of(variables), clock=clock, remote_per_s=20.0)
+
+    def spans_of(calls: int) -> int:
+        followed = [shard_tracer.start("x", "SERVER", shard_tracer.follow(FLAGGED)) for _ in range(calls)]
+        return sum(isinstance(span, SpanRecord) for span in followed)
+
+    assert (spans_of(1000), shard_tracer.unfollowed) == (20, 980)
+    clock.advance(0.5)
+    shard_tracer.take()
+    assert (spans_of(1000), shard_tracer.unfollowed) == (10, 980 + 990)
+
+
+def test_a_sampler_without_parents_overrules_the_flag_of_a_client_also_for_the_calls_that_follow() -> None:
+    for name, sampled in (("always_off", False), ("always_on", True)):
+        shard_tracer = tracer(sampler_of({"OTEL_TRACES_SAMPLER": name}))
+        trace = context_of(shard_tracer.start("x", "SERVER", shard_tracer.follow(FLAGGED)))
+        assert trace is not None
+        assert (trace.trace_id, trace.sampled) == (FLAGGED.trace_id, sampled)
+    assert tracer(NEVER).follow(FLAGGED) is FLAGGED, "without tracing the flag is passed on"
+
+
+def test_where_every_trace_is_sampled_no_flag_of_a_client_is_refused() -> None:
+    shard_tracer = tracer(sampler_of({}), remote_per_s=1.0)
+    assert {shard_tracer.follow(FLAGGED) for _ in range(100)} == {FLAGGED}
+    assert shard_tracer.unfollowed == 0
 
 
 def recorded(shard_tracer: Tracer, parent: TraceContext | None = None) -> SpanRecord:

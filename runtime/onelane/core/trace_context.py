@@ -1,6 +1,6 @@
 """W3C trace context: the identity of a trace and of the calling span, as metadata of a call.
 
-Source: W3C Trace Context level 1.
+Sources: W3C Trace Context level 1, W3C Baggage.
 """
 
 import re
@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 """The names of the metadata that carry a trace."""
+MAX_TRACESTATE = 512
+"""Characters of a `tracestate` that every implementation passes on (section 3.3.1.5); a longer one is dropped."""
+MAX_BAGGAGE = 8192
+"""Bytes of a `baggage` that every implementation passes on; a longer one is dropped."""
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 """Ids that W3C declares invalid."""
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?").fullmatch
@@ -32,14 +36,16 @@ class TraceContext(NamedTuple):
 
 
 def parse_traceparent(text: str, tracestate: str = "") -> TraceContext | None:
-    """The context in a `traceparent`; None if it is malformed, as W3C demands: the trace then starts anew."""
+    """The context in a `traceparent`; None if it is malformed, as W3C demands: the trace then starts anew. Each span
+    and each further call of the trace would carry a long `tracestate` on: it is dropped."""
     match = _TRACEPARENT(text)
     if match is None:
         return None
     version, trace_id, span_id, flags, suffix = match.groups()
     if version == "ff" or trace_id == _NO_TRACE or span_id == _NO_SPAN or (suffix and version == "00"):
         return None
-    return TraceContext(trace_id, span_id, flags == "01" or bool(int(flags, 16) & 1), tracestate)
+    vendors = tracestate if len(tracestate) <= MAX_TRACESTATE else ""
+    return TraceContext(trace_id, span_id, flags == "01" or bool(int(flags, 16) & 1), vendors)
 
 
 UNSAMPLED = TraceContext("", "", False)

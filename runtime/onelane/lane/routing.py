@@ -3,13 +3,13 @@
 Decides without I/O; sending a call to its owner is `forwarding`'s.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from onelane.core import keys
 from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement, check_own, route
-from onelane.core.trace_context import trace_of_metadata
+from onelane.core.trace_context import MAX_BAGGAGE, TraceContext, trace_of_metadata
 from onelane.core.turns import CHAIN
 from onelane.errors import NotHome, OnelaneError, OwnerAway
 from onelane.lane.forwarder import NOT_HOME
@@ -28,11 +28,20 @@ _NO_METADATA: dict[str, Any] = {}
 class Router:
     """See the module. Owned by one lane."""
 
-    def __init__(self, shard: str, placement: Placement, *, max_key_bytes: int = keys.MAX_KEY_BYTES) -> None:
-        """max_key_bytes: of a key that the code of a service names; those of calls have it in their rule."""
+    def __init__(
+        self,
+        shard: str,
+        placement: Placement,
+        *,
+        max_key_bytes: int = keys.MAX_KEY_BYTES,
+        follow: Callable[[TraceContext], TraceContext] = lambda trace: trace,
+    ) -> None:
+        """max_key_bytes: of a key that the code of a service names; those of calls have it in their rule. follow: the
+        trace of a client's call whose sampled flag is set, with the flag as far as this shard follows it."""
         self.shard = shard
         self.placement = placement
         self._max_key_bytes = max_key_bytes
+        self._follow = follow
         self.away: Mapping[str, str] = {}
         """Name of a shard that serves no calls now → why: see `OwnerAway`. It keeps its keys: the state is there, and a
         process that is stopped may go on at any time."""
@@ -160,9 +169,13 @@ class Router:
         """Take the metadata that are meant for the runtime."""
         # A forwarded call has the trace of its hop already.
         if call.parent is None and "traceparent" in metadata:
-            call.parent = trace_of_metadata(metadata["traceparent"], metadata.get("tracestate"))
-        if "baggage" in metadata:
-            call.baggage = str(metadata["baggage"])
+            trace = trace_of_metadata(metadata["traceparent"], metadata.get("tracestate"))
+            # A sibling has decided already; and a call that is not recorded, whose span is set, takes no share.
+            if trace is not None and trace.sampled and not call.trusted and call.span is None:
+                trace = self._follow(trace)
+            call.parent = trace
+        if "baggage" in metadata and len(baggage := str(metadata["baggage"])) <= MAX_BAGGAGE:
+            call.baggage = baggage
         chain = metadata.get(CHAIN)
         if isinstance(chain, str):
             # Counts from any peer: only a holder of the turn can know its number. See `core/turns`.

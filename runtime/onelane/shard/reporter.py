@@ -82,8 +82,14 @@ class Reporter:
         await self._control.send(control_pb2.ToSupervisor(report=report))
 
     def _count_dropped(self) -> None:
-        """Count the spans and log records that did not fit into the lists of one tick."""
+        """Count the spans and log records that did not fit into the lists of one tick, and the calls that have no span
+        because too many clients asked for one."""
         for signal, source in (("spans", self._tracer), ("logs", self._logs)):
             if source is not None and source.dropped:
                 self._dropped_items.add(source.dropped, {"onelane.signal": signal, "onelane.reason": "tick_full"})
                 source.dropped = 0
+        if self._tracer.unfollowed:
+            self._dropped_items.add(
+                self._tracer.unfollowed, {"onelane.signal": "spans", "onelane.reason": "remote_rate"}
+            )
+            self._tracer.unfollowed = 0

@@ -167,13 +167,14 @@ def _tracer(setup: control_pb2.Setup, settings: App, clock: Clock) -> Tracer:
         clock=clock,
         rng=Random(),
         records_all=setup.tracing and settings.tail is not None,
+        remote_per_s=settings.max_remote_sampled_per_s,
     )
 
 
 def _lane(
     name: str, settings: App, placement: Placement, *, forwarder: Forwarder, stats: Stats, tracer: Tracer
 ) -> Lane:
-    router = Router(name, placement, max_key_bytes=settings.max_key_bytes)
+    router = Router(name, placement, max_key_bytes=settings.max_key_bytes, follow=tracer.follow)
     turns = Turns(
         name,
         draw=lambda: secrets.randbits(64),

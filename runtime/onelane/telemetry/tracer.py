@@ -15,6 +15,7 @@ from onelane.telemetry.spans import SpanRecord
 
 MAX_ENDED_SPANS = 20_000
 """Ended spans that wait for the tick; further ones are dropped and counted."""
+REMOTE_PER_S = 1000.0
 SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """Statuses that make a server span an error."""
 CLIENT_SUCCESSES = frozenset({"OK", "CANCELLED"})
@@ -35,9 +36,17 @@ class Tracer:
     """Starts and ends the spans of one shard. Owned by its lane."""
 
     def __init__(
-        self, *, shard: str, sampler: Sampler = NEVER, clock: Clock, rng: Random, records_all: bool = False
+        self,
+        *,
+        shard: str,
+        sampler: Sampler = NEVER,
+        clock: Clock,
+        rng: Random,
+        records_all: bool = False,
+        remote_per_s: float = REMOTE_PER_S,
     ) -> None:
-        """records_all: record unsampled spans too; `collector/tail_sampling` decides which of them are exported."""
+        """records_all: record unsampled spans too; `collector/tail_sampling` decides which of them are exported.
+        remote_per_s: sampled flags of clients that a parent-based sampler follows in a second."""
         self.shard = shard
         self._sampler = sampler
         self._parent_based = sampler.parent_based
@@ -50,6 +59,9 @@ class Tracer:
         self._draw = rng.getrandbits
         self._ended: list[SpanRecord] = []
         self.dropped = 0
+        self.unfollowed = 0
+        """Sampled flags of clients beyond `remote_per_s`, since this was last set to 0."""
+        self._remote_per_s = self._spare_flags = remote_per_s
         self.idle = sampler.is_idle and not records_all
         """No call of this shard can record a span."""
 
@@ -96,6 +108,23 @@ class Tracer:
         record.add_link(to, {})
         return record
 
+    def follow(self, trace: TraceContext) -> TraceContext:
+        """The trace of a client's call whose sampled flag is set: with the flag where the sampler follows its parents,
+        up to `remote_per_s`; else as the sampler decides about a trace that begins here."""
+        if self._sampler is NEVER:
+            # Without tracing the flag is passed on as it came.
+            return trace
+        if not self._parent_based:
+            sampled = self._sampler.samples(trace.trace_id, None)
+        elif self._spare_flags >= 1.0:
+            self._spare_flags -= 1.0
+            return trace
+        else:
+            # Not by the trace id, which the client has chosen.
+            sampled = self._draw(64) < self._threshold
+            self.unfollowed += not sampled
+        return trace if sampled else trace._replace(sampled=False)
+
     def end(
         self,
         span: Span,
@@ -141,10 +170,11 @@ class Tracer:
         spans = self._ended[:]
         # Not a swap of lists: a worker thread may append to this one meanwhile.
         del self._ended[: len(spans)]
-        if traces_per_s := self._sampler.traces_per_s:
-            now = self._clock.now()
-            self._spare_traces = min(traces_per_s, self._spare_traces + (now - self._refilled_at) * traces_per_s)
-            self._refilled_at = now
+        now = self._clock.now()
+        passed_s, self._refilled_at = now - self._refilled_at, now
+        traces_per_s, flags_per_s = self._sampler.traces_per_s, self._remote_per_s
+        self._spare_traces = min(traces_per_s, self._spare_traces + passed_s * traces_per_s)
+        self._spare_flags = min(flags_per_s, self._spare_flags + passed_s * flags_per_s)
         return spans
 
 
