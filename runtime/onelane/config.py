@@ -181,7 +181,7 @@ class App(BaseModel):
     max_late_s: Annotated[float, Field(gt=0, le=60)] = 0.05
     """Seconds of work that may pile up in a shard's event loop. While more has piled up, new calls end with
     RESOURCE_EXHAUSTED."""
-    max_key_bytes: Annotated[int, Field(ge=16, le=65536)] = 1024
+    max_key_bytes: Annotated[int, Field(ge=16, le=4096)] = 1024
     """Bytes of a key, as the metadata `onelane-key` carries it; a call with a longer one ends with INVALID_ARGUMENT."""
     max_rate_per_key: Annotated[float, Field(gt=0)] | None = None
     """Calls per second of one key, and the burst that it may send after a pause; a further call ends with

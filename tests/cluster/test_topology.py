@@ -26,6 +26,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
         yield app
 
 
+PLACEMENT = Placement(1, (Member("echo-0", "127.0.0.1:1", ""),))
+
+
+def topology_of(membership: SupervisedMembership, **callbacks: Any) -> Topology:
+    arguments: dict[str, Any] = {"status": None, "refused": None} | callbacks
+    return Topology(membership, app="echo", listen="", keys={}, is_status_open=False, **arguments)
+
+
 async def ask(channel: grpc.aio.Channel) -> Any:
     return await topology_pb2_grpc.TopologyStub(channel).Status(topology_pb2.StatusRequest(), timeout=10)
 
@@ -53,15 +61,8 @@ async def test_a_sibling_gets_the_status_and_a_stranger_is_not_asked_for() -> No
         asked.append("status")
         return "all"
 
-    placement = Placement(1, (Member("echo-0", "127.0.0.1:1", ""),))
-    topology = Topology(
-        SupervisedMembership(placement),
-        app="echo",
-        listen="",
-        keys={},
-        status=status,
-        is_status_open=False,
-        refused=lambda call, reason: asked.append(reason),
+    topology = topology_of(
+        SupervisedMembership(PLACEMENT), status=status, refused=lambda call, reason: asked.append(reason)
     )
     request = topology_pb2.StatusRequest()
     for trusted in (True, False):
@@ -69,6 +70,17 @@ async def test_a_sibling_gets_the_status_and_a_stranger_is_not_asked_for() -> No
         with suppress(grpc.aio.AbortError):
             assert (await topology.Status(request, call)).json == "all"
     assert asked == ["status", "stranger"]
+
+
+async def test_watches_share_the_message_of_a_placement_and_get_each_newer_one() -> None:
+    membership = SupervisedMembership(PLACEMENT)
+    topology = topology_of(membership)
+    watches = [aiter(topology.Watch(topology_pb2.WatchRequest(), None)) for _ in range(100)]
+    for placement in (PLACEMENT, Placement(2, PLACEMENT.members)):
+        membership.offer(placement)
+        messages = [await anext(watch) for watch in watches]
+        assert {message.epoch for message in messages} == {placement.epoch}
+        assert len({id(message) for message in messages}) == 1
 
 
 async def test_a_client_whose_certificate_was_checked_gets_the_status(tmp_path: Path) -> None:

@@ -37,13 +37,22 @@ class Topology(topology_pb2_grpc.TopologyServicer):
         """status: asks the supervisor. refused: counts a call that is refused, and logs it."""
         self._membership = membership
         self._fixed = topology_pb2.Placement(app=app, listen=listen, keys=dict(keys))
+        self._placement: Placement | None = None
+        self._message: topology_pb2.Placement | None = None
+        """The message of `_placement`."""
         self._status = status
         self._is_status_open = is_status_open
         self._refused = refused
 
     async def Watch(self, request: topology_pb2.WatchRequest, context: Any) -> AsyncIterator[topology_pb2.Placement]:
         async for placement in self._membership.watch():
-            yield to_proto(placement, self._fixed)
+            yield self._message_of(placement)
+
+    def _message_of(self, placement: Placement) -> topology_pb2.Placement:
+        """Made once for each placement: thousands of watches get it in one turn of the loop."""
+        if self._message is None or self._placement is not placement:
+            self._placement, self._message = placement, to_proto(placement, self._fixed)
+        return self._message
 
     async def Status(self, request: topology_pb2.StatusRequest, context: Any) -> topology_pb2.StatusReply:
         if not (self._is_status_open or context.trusted or context.peer_identities()):
