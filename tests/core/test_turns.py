@@ -148,7 +148,7 @@ def apps(listener: str, *more: str) -> str:
 @pytest.fixture(scope="module", params=LISTENERS)
 def two(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[RunningApp]:
     """The apps `echo` and `other`, one shard each, which watch each other's topology."""
-    with running(tmp_path_factory.mktemp("turns"), apps(request.param)) as cluster:
+    with running(tmp_path_factory.mktemp("turns"), apps(request.param, "show_runtime_calls = true")) as cluster:
         for app, peer in (("echo", "other"), ("other", "echo")):
             with grpc.insecure_channel(cluster.listen[app]) as channel:
                 request_ = EchoRequest(key="first", order=f"call {peer} first add 0")
