@@ -141,8 +141,11 @@ class Lane:
         """
         self._begun = frozenset(begun)
         self.begin_drain()
-        if self.own_in_flight:
+        while self.own_in_flight:
+            self._idle.clear()
             await self._idle.wait()
+            # An answer leaves, or is found to wait for its client, at the end of the turn of the loop.
+            await asyncio.sleep(0)
 
     def begin_drain(self) -> None:
         """Refuse new calls of clients. A call that is cancelled from now on, and not by its client, is UNAVAILABLE."""
@@ -420,6 +423,14 @@ class Lane:
         call.cancel_forward = None
         status.failed(call, error, method=entry.method, shard=self.name)
         self._end(entry, call, b"")
+
+    def untaken(self, change: int, *, trusted: bool) -> None:
+        """See `onelane.server.listener.Serving`."""
+        self.in_flight += change
+        if not trusted:
+            self.own_in_flight += change
+        if self.draining and not self.own_in_flight:
+            self._idle.set()
 
     def _end(self, entry: Entry, call: Call, reply: bytes) -> None:
         """Count a call that has ended, end its turn, and answer it."""

@@ -35,6 +35,7 @@ from onelane.wire.server import (
     Pong,
     ServerConnection,
     Stream,
+    Untaken,
 )
 
 log = logging.getLogger("onelane.connection")
@@ -66,6 +67,9 @@ class CallsConnection(WireProtocol[ServerConnection]):
         """The calls under way."""
         self._owner = owner
 
+    def held_back(self) -> None:
+        self.wire.count_untaken()
+
     def acknowledged(self) -> None:
         """The client has acknowledged a ping."""
 
@@ -81,6 +85,8 @@ class CallsConnection(WireProtocol[ServerConnection]):
                     self._cancel(event.stream)
                 elif kind is Broken:
                     self._broken(event.stream, event.code, event.details)
+                elif kind is Untaken:
+                    self._owner.serving.untaken(event.change, trusted=self.trusted)
                 elif kind is Pong:
                     self.acknowledged()
                 elif kind is ConnectionLost:

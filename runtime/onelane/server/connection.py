@@ -116,6 +116,8 @@ class NativeConnection(CallsConnection):
         self.is_closing = True
         self._owner.lost(self)
         self._cancel_all()
+        self._owner.serving.untaken(-self.wire.untaken, trusted=self.trusted)
+        self.wire.untaken = 0
         self.wake()
         for future in (self._goaway_acknowledged, self._closed):
             if future is not None and not future.done():
@@ -171,7 +173,7 @@ class NativeConnection(CallsConnection):
     # Writing
 
     def written(self) -> None:
-        if not self.tasks and not self.wire.streams:
+        if not self.tasks and not self.wire.streams and (self.is_over or not self.wire.answered):
             self._close_after_client()
         elif self.is_over:
             # Now, and not once the transport has closed: a handler that writes without a pause would not let it.

@@ -82,6 +82,13 @@ class Serving(Protocol):
         """A sibling has handed a connection over."""
         return
 
+    def untaken(self, change: int, *, trusted: bool) -> None:
+        """So many more answers (or fewer) wait until their clients read: their calls count as in flight.
+
+        trusted: the client is a sibling.
+        """
+        return
+
     def truncated(self, reason: str) -> None:
         """The end of a call was cut to what its client takes. reason: `details`, or `trailers` alone."""
         return

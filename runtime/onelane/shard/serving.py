@@ -47,5 +47,8 @@ class LaneServing:
     def steered(self) -> None:
         self._steered.add()
 
+    def untaken(self, change: int, *, trusted: bool) -> None:
+        self._lane.untaken(change, trusted=trusted)
+
     def truncated(self, reason: str) -> None:
         self._truncations.add(1, {"onelane.reason": reason})

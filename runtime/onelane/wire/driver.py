@@ -116,6 +116,9 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         """All there is to say has been written, and `is_closing` is set or HTTP/2 has ended."""
         self.transport.close()
 
+    def held_back(self) -> None:
+        """Nothing can be written, since the transport's buffer is full."""
+
     @property
     def reads_no_more(self) -> bool:
         """What has been read and not handled is dropped."""
@@ -207,7 +210,9 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         self._will_flush = False
         if self.transport.is_closing() or self._is_shut:
             return
-        if not self._is_paused and (data := self.wire.take()):
+        if self._is_paused:
+            self.held_back()
+        elif data := self.wire.take():
             self.transport.write(data)
         if self.wire.late:
             self.handle(self.wire.take_late())

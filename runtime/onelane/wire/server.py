@@ -157,7 +157,14 @@ class Pong:
     """The client has acknowledged our ping."""
 
 
-Event = Opened | Messages | Ended | Broken | ConnectionLost | Pong
+@dataclass(slots=True)
+class Untaken:
+    """The number of answers that wait for the client's flow control has changed."""
+
+    change: int
+
+
+Event = Opened | Messages | Ended | Broken | ConnectionLost | Pong | Untaken
 
 
 class ServerConnection:
@@ -170,6 +177,10 @@ class ServerConnection:
         self.streams: dict[int, Stream] = {}
         self.late: list[Event] = []
         """Events that came up while bytes were taken to be sent: calls that libnghttp2 has ended."""
+        self.answered: dict[int, Stream] = {}
+        """Streams whose answer has not left in full: it waits for `take`, or for the client's flow control."""
+        self.untaken = 0
+        """Of these, how many were left after the last `take`."""
         self._answered_early: list[int] = []
         self._unsent = b""
         self._max_message = max_message
@@ -208,6 +219,7 @@ class ServerConnection:
                 self._data(event.stream_id, b"", True, events, arrived)
             elif kind is StreamReset or kind is StreamClosed:
                 resets = resets or kind is StreamReset
+                self.answered.pop(event.stream_id, None)
                 ended = self.streams.pop(event.stream_id, None)
                 if ended is not None:
                     self._acknowledge(ended)
@@ -225,15 +237,30 @@ class ServerConnection:
     def take(self) -> bytes:
         """The bytes to send now."""
         data = self.http2.take()
+        if self._answered_early:
+            data += self._reset_answered()
         for event in self.http2.events():
             # Of each stream that has been answered in full; and of one on which the client breaks HTTP/2, which
             # libnghttp2 resets.
-            if type(event) is StreamClosed and (ended := self.streams.pop(event.stream_id, None)) is not None:
+            if (
+                type(event) is StreamClosed
+                and self.answered.pop(event.stream_id, None) is None
+                and (ended := self.streams.pop(event.stream_id, None)) is not None
+            ):
                 self._acknowledge(ended)
                 self.late.append(Ended(ended))
         if self._unsent:
             data, self._unsent = self._unsent + data, b""
-        return data if not self._answered_early else data + self._reset_answered()
+        if len(self.answered) != self.untaken:
+            self.count_untaken()
+        return data
+
+    def count_untaken(self) -> None:
+        """Tell by an event how many answers wait; also where nothing can be taken, since the transport is full."""
+        change = len(self.answered) - self.untaken
+        if change:
+            self.untaken += change
+            self.late.append(Untaken(change))
 
     def take_late(self) -> list[Event]:
         """The events in `late`, once."""
@@ -412,7 +439,8 @@ class ServerConnection:
         events.append(event)
 
     def _forget(self, stream: Stream) -> None:
-        self.streams.pop(stream.id, None)
+        if self.streams.pop(stream.id, None) is not None:
+            self.answered[stream.id] = stream
         self._acknowledge(stream)
         if not stream.ended:
             self._stop_reading(stream)
