@@ -161,7 +161,8 @@ class App(BaseModel):
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Seconds that calls in progress may still take when a shard stops; then they are cancelled."""
     start_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    """Seconds in which the `start` of all services of a shard must end; else the shard does not start."""
+    """Seconds in which the `start` of all services of a shard must end, and as many before that for its imports and
+    constructors; else the shard does not start."""
     stop_s: Annotated[float, Field(ge=0, le=3600)] = 5.0
     """Seconds in which the `stop` of all services of a shard must end, after its calls; then they are cancelled."""
     deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10.0

@@ -20,13 +20,20 @@ LOOP_TURNS = 20
 class FakeControl:
     """See `onelane.cluster.control.Control`: the supervisor's end of the line to one fake shard."""
 
+    stands_still = False
+    """It has not opened its end of the line: whoever sends waits until it is gone."""
+
     def __init__(self, name: str, trace: list[str]) -> None:
         self.name = name
         self.sent: list[control_pb2.ToShard] = []
         self._trace = trace
+        self._is_closed = asyncio.Event()
         self._inbox: asyncio.Queue[control_pb2.ToSupervisor | None] = asyncio.Queue()
 
     async def send(self, message: Any) -> None:
+        if self.stands_still:
+            await self._is_closed.wait()
+            return
         if message.WhichOneof("kind") == "setup":
             self.name = message.setup.name
         self.sent.append(message)
@@ -36,6 +43,7 @@ class FakeControl:
         return await self._inbox.get()
 
     def close(self) -> None:
+        self._is_closed.set()
         self._inbox.put_nowait(None)
 
     def deliver(self, **kind: Any) -> None:
@@ -98,6 +106,7 @@ def app_supervisor(shards: int, launcher: FakeLauncher, **settings: Any) -> AppS
     config = parse({"apps": {"echo": configured}})
     members = tuple(Member(f"echo-{i}", f"127.0.0.1:{i + 2}", f"echo-{i}.sock") for i in range(shards))
     app: App = config.apps["echo"]
+    tasks: list[asyncio.Task[Any]] = []
     resources = SharedResources(
         launcher=launcher,
         app_dir="",
@@ -105,6 +114,7 @@ def app_supervisor(shards: int, launcher: FakeLauncher, **settings: Any) -> AppS
         collector=Collector(config, []),
         peers={},
         answer_status=lambda running, number: None,
+        start_soon=lambda work, *arguments: tasks.append(asyncio.get_running_loop().create_task(work(*arguments))),
     )
     return AppSupervisor("echo", app, Placement(1, members), resources)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
@@ -13,6 +14,7 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.supervisor import app as app_module
+from onelane.supervisor import supervised_shard
 from onelane.supervisor.app import AppSupervisor, ShardFailed
 from onelane.supervisor.shard_state import ShardState
 from onelane.v1 import control_pb2
@@ -21,7 +23,7 @@ from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.gate import Gate
 from tests.running_app import echo, eventually, is_running, running
-from tests.supervisor.fake_launcher import FakeLauncher, app_supervisor, settle
+from tests.supervisor.fake_launcher import FakeControl, FakeLauncher, app_supervisor, settle
 
 
 @asynccontextmanager
@@ -127,6 +129,33 @@ async def test_a_shard_that_does_not_stop_when_told_to_is_killed(
         assert app.shards[0].state is ShardState.STOPPED
 
 
+async def test_a_start_is_bounded_and_says_so(launcher: FakeLauncher) -> None:
+    app = app_supervisor(1, launcher, start_s=0.01)
+    with pytest.raises(ShardFailed, match=r"echo-0 failed to start: it was not ready within 0.02 s, so it was killed"):
+        await app.supervise(app.shards[0])
+
+
+async def test_a_shard_that_was_ready_in_time_may_live_as_long_as_it_likes(launcher: FakeLauncher) -> None:
+    async with supervised(launcher, 1, start_s=0.05) as app:
+        become_ready(launcher, "echo-0")
+        await settle()
+        assert app.shards[0].incarnation is not None
+        assert app.shards[0].incarnation.start.deadline == math.inf
+
+
+async def test_an_app_stops_though_a_shard_stands_still_since_it_was_launched(
+    launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a process takes no message: it has not opened its end of the control line."""
+    monkeypatch.setattr(app_module, "SHARD_END_S", 0.01)
+    monkeypatch.setattr(supervised_shard, "SEND_S", 0.01)
+    monkeypatch.setattr(FakeControl, "stands_still", True)
+    async with supervised(launcher, 1) as app:
+        await asyncio.wait_for(app.drain(), 10)
+        await settle()
+        assert app.shards[0].state is ShardState.STOPPED
+
+
 async def test_new_settings_are_proposed_to_ready_shards_alone_and_objections_are_returned(
     launcher: FakeLauncher,
 ) -> None:
@@ -225,6 +254,22 @@ async def test_usr2_restarts_the_shards_one_by_one_and_loses_no_held_call(tmp_pa
         assert not set(before) & {s["pid"] for s in after}
         assert [(s["state"], s["restarts"]) for s in after] == [("ready", 0)] * 2
         assert (await where.home(key).Unary(EchoRequest(key=key), wait_for_ready=True)).shard == "echo-0"
+        await where.close()
+
+
+@pytest.mark.slow
+async def test_a_shard_process_that_is_sent_sigterm_drains_and_another_follows(tmp_path: Path) -> None:
+    with running(tmp_path, echo(2)) as cluster:
+        where = Where(cluster)
+        before = cluster.shards()[0]["pid"]
+        gate, key = Gate(tmp_path), where.key_of("echo-0")
+        held = where.home(key).Misbehave(EchoRequest(key=key, order=f"hold_at {gate}"))
+        async with gate.occupied():
+            os.kill(before, signal.SIGTERM)
+            await eventually(lambda: cluster.shards()[0]["state"] != "ready")
+        assert (await held).shard == "echo-0"
+        await eventually(lambda: cluster.shards()[0]["state"] == "ready" and cluster.shards()[0]["pid"] != before)
+        assert cluster.shards()[0]["restarts"] == 0
         await where.close()
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from onelane.errors import OnelaneError, first_of
-from onelane.supervisor.app import AppSupervisor
-from onelane.supervisor.shard_state import ShardEvent, ShardState, is_possible
+from onelane.supervisor.app import AppSupervisor, NotRestarted
+from onelane.supervisor.shard_state import ShardEvent, ShardState
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.v1 import control_pb2
 
@@ -52,7 +52,7 @@ class AppScenario:
         self._begin(self._app.drain())
 
     def _recycle(self) -> None:
-        self._begin(self._app.recycle())
+        self._begin(self._recycle_all())
 
     def _drain(self, name: str) -> None:
         self._ask(name, ShardEvent.DRAIN_ASKED, self._app.carry_out_drain)
@@ -72,6 +72,9 @@ class AppScenario:
     def _end(self, name: str, how: str) -> None:
         self._launcher.shard(name).end(how)
 
+    def _sigterm(self, name: str) -> None:
+        self._launcher.shard(name).line.deliver(ask_restart=control_pb2.AskRestart())
+
     def _restarts(self) -> None:
         self._trace += [f"{shard.member.name}: {shard.restarts}" for shard in self._app.shards]
 
@@ -87,13 +90,20 @@ class AppScenario:
             assert isinstance(error, OnelaneError)
             self._trace.append(f"failed: {error}")
 
+    async def _recycle_all(self) -> None:
+        try:
+            await self._app.recycle()
+            self._trace.append("recycled")
+        except NotRestarted as error:
+            self._trace.append(f"not recycled: {error}")
+
     def _ask(
         self, name: str, event: ShardEvent, carry_out: Callable[[SupervisedShard], Coroutine[Any, Any, None]]
     ) -> None:
         """As `Supervisor.begin` does."""
         shard = next(shard for shard in self._app.shards if shard.member.name == name)
-        if not is_possible(shard.state, event):
-            self._trace.append("refused")
+        if fault := self._app.objection(event, shard):
+            self._trace.append(f"refused: {fault}")
             return
         shard.follow(event)
         self._begin(carry_out(shard))

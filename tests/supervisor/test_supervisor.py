@@ -43,7 +43,8 @@ async def test_of_several_restarts_asked_for_in_one_turn_of_the_loop_the_first_a
         await ready.wait()
         (shard,) = supervisor.apps[0].shards
         before = shard.pid
-        assert [supervisor.begin("restart", "echo", 0) for _ in range(3)] == [True, False, False]
+        refusal = "the shard cannot restart now: it is draining"
+        assert [supervisor.begin("restart", "echo", 0) for _ in range(3)] == ["", refusal, refusal]
         await eventually(lambda: shard.state is ShardState.READY and shard.pid != before)
         supervisor.stop_asked.set()
     assert shard.restarts == 0

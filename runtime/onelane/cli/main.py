@@ -398,9 +398,15 @@ async def _handle_signals(supervisor: "Supervisor") -> None:
 
 async def _while_reloading(work: Callable[[], Awaitable[object]]) -> None:
     """Run `work` between the notifications to systemd that a reload has begun and has ended."""
+    from onelane.supervisor.app import NotRestarted
     from onelane.supervisor.guard import guarded
     from onelane.supervisor.systemd import notify, notify_reloading
 
+    async def quietly() -> None:
+        # The supervisor has logged it.
+        with suppress(NotRestarted):
+            await work()
+
     notify_reloading()
-    await guarded(work)
+    await guarded(quietly)
     notify("READY=1")

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onelane import plugins
 from onelane.cluster.control import Control, placement_from_proto
@@ -282,11 +282,17 @@ async def try_out(control: Control, *, whole_process: bool = True) -> None:
         await control.send(control_pb2.ToSupervisor(ready=control_pb2.Ready(pid=os.getpid())))
 
 
-async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.socket] = ()) -> bool:
+async def run(
+    control: Control,
+    watchdog: Watchdog,
+    sockets: Sequence[socket.socket] = (),
+    *,
+    on_ready: Callable[[], object] = lambda: None,
+) -> bool:
     """Run one shard from its setup to its end. False where it could not start.
 
     watchdog: watches this loop. sockets: the listening sockets that the supervisor holds: shared, own, and for
-    siblings; or none.
+    siblings; or none. on_ready: called once the shard has started.
     """
     setup = await _receive_setup(control)
     if setup is None:
@@ -299,6 +305,7 @@ async def run(control: Control, watchdog: Watchdog, sockets: Sequence[socket.soc
         return False
     await lifecycle.parts.services.set_health(serving=True)
     _tune_garbage_collector()
+    on_ready()
     await lifecycle.serve(watchdog)
     await lifecycle.stop()
     return True

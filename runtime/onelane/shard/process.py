@@ -33,7 +33,18 @@ async def main(fd: int, *sockets: int) -> bool:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.register(END_HUNG, chain=True)
     control = await WireControl.over(socket.socket(fileno=fd), control_pb2.ToShard, serves=False)
-    return await lifecycle.run(control, Watchdog(may_exit=True), [socket.socket(fileno=fd) for fd in sockets])
+    loop = asyncio.get_running_loop()
+    asks: set[asyncio.Task[None]] = set()
+
+    def ask_restart() -> None:
+        asks.add(loop.create_task(control.send(control_pb2.ToSupervisor(ask_restart=control_pb2.AskRestart()))))
+
+    def drain_on_sigterm() -> None:
+        # Before, SIGTERM ends the process: it has no call yet, and may stand still.
+        loop.add_signal_handler(signal.SIGTERM, ask_restart)
+
+    listening = [socket.socket(fileno=fd) for fd in sockets]
+    return await lifecycle.run(control, Watchdog(may_exit=True), listening, on_ready=drain_on_sigterm)
 
 
 def run(work: Coroutine[Any, Any, bool]) -> bool:

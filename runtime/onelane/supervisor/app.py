@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from onelane.core.placement import Placement
 from onelane.errors import OnelaneError
 from onelane.supervisor.lane_watch import LaneWatch
 from onelane.supervisor.launcher import Launcher, RunningShard
-from onelane.supervisor.shard_state import ShardEvent, ShardState, is_possible
+from onelane.supervisor.shard_state import NOT_YET_READY, REPORTING, RESTARTING, ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
 from onelane.telemetry.codec import stall_from_proto
 from onelane.telemetry.collector.collector import RESTARTS, Collector
@@ -31,6 +32,8 @@ SHARD_END_S = 5.0
 """How long a shard may take to end after its calls have."""
 DRAIN_MARGIN_S = 2.5
 """How long beyond its grace a shard may take to report that it has drained."""
+START_PARTS = 2
+"""Parts of a start, each of which may take `start_s`: imports and constructors, and the `start` of all services."""
 STEADY_S = 10.0
 """A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
 COMMIT_S = 2.0
@@ -63,6 +66,8 @@ class SharedResources:
     """App name → host:port, for stubs."""
     answer_status: Callable[[RunningShard, int], object]
     """Schedules the answer to a shard that asked for the status of all shards; the number is its request's."""
+    start_soon: Callable[..., object]
+    """Starts a task of the supervisor: a coroutine function, and its arguments."""
 
 
 class ShardFailed(OnelaneError):
@@ -70,6 +75,10 @@ class ShardFailed(OnelaneError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"shard {name} failed to start: {reason.rstrip()}")
+
+
+class NotRestarted(OnelaneError):
+    """A restart that was asked for has not restarted every shard."""
 
 
 class AppSupervisor:
@@ -85,6 +94,8 @@ class AppSupervisor:
         self.generation = self._proposals = 1
         """Of the services' settings: the one in use, and the newest that was proposed."""
         self._stop = anyio.Event()
+        self._restarts = anyio.Lock()
+        """Held while a shard restarts: the others serve."""
         self._rng = Random()
 
     # One shard's incarnations
@@ -104,6 +115,9 @@ class AppSupervisor:
             shard.follow(ShardEvent.ENDED)
             if shard.state is ShardState.STOPPED:
                 raise ShardFailed(shard.member.name, how)
+            if shard.incarnation is None or not shard.incarnation.is_ready:
+                # A restart waits for this start, and tells that it failed.
+                shard.ready.set()
             if shard.state is ShardState.RECOVERING:
                 failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
                 await self._back_off(shard, how, failures)
@@ -134,9 +148,13 @@ class AppSupervisor:
         await self.lane_watch.tell()
         shard.restore_path()
         incarnation = shard.incarnation = Incarnation(await self._shared.launcher.launch(shard.sockets))
+        limit_s = START_PARTS * self.settings.start_s
         try:
-            await incarnation.send(control_pb2.ToShard(setup=self.setup_of(shard)))
-            await self._read_messages(shard, incarnation)
+            with anyio.move_on_after(limit_s) as incarnation.start:
+                await incarnation.running.control.send(control_pb2.ToShard(setup=self.setup_of(shard)))
+                await self._read_messages(shard, incarnation)
+            if incarnation.start.cancelled_caught:
+                return f"it was not ready within {limit_s:g} s, so it was killed"
             how = "did not end"
             with anyio.move_on_after(SHARD_END_S):
                 how = await incarnation.running.wait()
@@ -152,6 +170,7 @@ class AppSupervisor:
             shard.liveness.heard()
             match message.WhichOneof("kind"):
                 case "ready":
+                    incarnation.is_ready, incarnation.start.deadline = True, math.inf
                     await self._note_ready(shard, message.ready.pid)
                 case "failed":
                     if shard.state is ShardState.STARTING:
@@ -170,6 +189,10 @@ class AppSupervisor:
                 case "ask_status":
                     # In a task of its own: the status waits for this shard's report, and this loop reads it.
                     self._shared.answer_status(incarnation.running, message.ask_status)
+                case "ask_restart":
+                    log.info("supervisor.restart shard=%s it was sent SIGTERM", shard.member.name)
+                    # In a task of its own: it waits until no other shard of the app restarts.
+                    self._shared.start_soon(self._restart_in_turn, shard, incarnation)
         control.close()
 
     async def _note_ready(self, shard: SupervisedShard, pid: int) -> None:
@@ -269,10 +292,12 @@ class AppSupervisor:
         self._stop.set()
         for shard in self.shards:
             shard.settings.wake()
-        draining = [shard for shard in self.shards if shard.state is ShardState.READY]
-        for shard in draining:
-            shard.follow(ShardEvent.DRAIN_ASKED)
+        # Some drain already; a second order changes nothing.
+        draining = [shard for shard in self.shards if shard.state in REPORTING - {ShardState.DRAINED}]
         incarnations = [shard.incarnation for shard in draining if shard.incarnation is not None]
+        for shard in draining:
+            if shard.state is ShardState.READY:
+                shard.follow(ShardEvent.DRAIN_ASKED)
         for incarnation in incarnations:
             await self._send_drain(incarnation)
         with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
@@ -287,12 +312,54 @@ class AppSupervisor:
             for shard in self.shards:
                 tasks.start_soon(self._end, shard)
 
+    @property
+    def is_restarting(self) -> bool:
+        """A shard restarts, or a restart of all is under way."""
+        return self._restarts.locked() or any(shard.state in RESTARTING for shard in self.shards)
+
+    def objection(self, event: ShardEvent, shard: SupervisedShard) -> str:
+        """Why a shard cannot be drained or restarted now, or ""."""
+        if not is_possible(shard.state, event):
+            return f"it is {shard.label}"
+        if event is ShardEvent.RESTART_ASKED and self.is_restarting:
+            return "another restart is under way, and shards restart one after another"
+        return ""
+
     async def recycle(self) -> None:
-        """Restart every shard with fresh code, one after another, each after its calls have finished."""
-        for shard in self.shards:
-            if is_possible(shard.state, ShardEvent.RESTART_ASKED) and not self._stop.is_set():
-                shard.follow(ShardEvent.RESTART_ASKED)
-                await self.carry_out_restart(shard)
+        """Restart every shard with fresh code, one after another, each after its calls have finished. A shard that is
+        no more ready after it is the last.
+
+        Raises:
+            NotRestarted: another restart is under way; or with the shards that were not restarted, and why.
+        """
+        if self.is_restarting:
+            raise NotRestarted(f"{self.name}: another restart is under way")
+        async with self._restarts:
+            for number, shard in enumerate(self.shards):
+                fault = await self._restart_now(shard)
+                if fault:
+                    left = ", ".join(other.member.name for other in self.shards[number + 1 :])
+                    raise NotRestarted(fault + (f"; {left} not restarted either" if left else ""))
+
+    async def _restart_now(self, shard: SupervisedShard) -> str:
+        """Restart a shard; why it is not ready now with fresh code, or ""."""
+        if self._stop.is_set():
+            return f"{shard.member.name} was not restarted: the app stops"
+        if not is_possible(shard.state, ShardEvent.RESTART_ASKED):
+            return f"{shard.member.name} was not restarted: it is {shard.label}"
+        shard.follow(ShardEvent.RESTART_ASKED)
+        await self._restart(shard)
+        if shard.state is ShardState.READY:
+            return ""
+        return f"{shard.member.name} " + (
+            "was stopped with its app" if self._stop.is_set() else "does not start again, as its log says"
+        )
+
+    async def _restart_in_turn(self, shard: SupervisedShard, incarnation: Incarnation) -> None:
+        """Restart a shard once no other one restarts, unless it has been restarted by then."""
+        async with self._restarts:
+            if shard.incarnation is incarnation and (fault := await self._restart_now(shard)):
+                log.warning("shard.not_restarted reason=%s", fault)
 
     async def carry_out_drain(self, shard: SupervisedShard) -> None:
         """After DRAIN_ASKED: let the shard's calls finish; it takes no new call until it is restarted."""
@@ -321,11 +388,17 @@ class AppSupervisor:
             tasks.cancel_scope.cancel()
 
     async def carry_out_restart(self, shard: SupervisedShard) -> None:
-        """After RESTART_ASKED: let the shard's calls finish, end its process, and wait until the next one is ready."""
+        """After RESTART_ASKED: let the shard's calls finish, end its process, and wait until the next one is ready, or
+        does not start."""
+        async with self._restarts:
+            await self._restart(shard)
+
+    async def _restart(self, shard: SupervisedShard) -> None:
         shard.ready = anyio.Event()
         await self.carry_out_drain(shard)
-        # If it has died meanwhile, a process with fresh code is on its way already.
-        if shard.state is ShardState.RESTART_STOPPING:
+        # If it has died meanwhile, a process with fresh code is on its way already. If the app stops, `drain` ends this
+        # shard once all have drained: until then they forward calls to it.
+        if shard.state is ShardState.RESTART_STOPPING and not self._stop.is_set():
             await self._end(shard, self.settings.drain_s)
         await shard.ready.wait()
 
@@ -348,8 +421,8 @@ class AppSupervisor:
         incarnation = shard.incarnation
         if incarnation is None:
             return
+        limit_s = SHARD_END_S + (0.0 if shard.state in NOT_YET_READY else grace_s + self.settings.stop_s)
         await incarnation.send(control_pb2.ToShard(stop=control_pb2.Stop(grace_s=grace_s)))
-        limit_s = SHARD_END_S + grace_s + self.settings.stop_s
         with anyio.move_on_after(limit_s) as stopping:
             await incarnation.ended.wait()
         if stopping.cancelled_caught:

@@ -77,6 +77,10 @@ _LABELS: Mapping[ShardState, str] = {
 }
 REPORTING = frozenset({ShardState.READY, ShardState.DRAINING, ShardState.RESTART_DRAINING, ShardState.DRAINED})
 """States in which the process answers a request for a report."""
+RESTARTING = frozenset({ShardState.RESTART_DRAINING, ShardState.RESTART_STOPPING, ShardState.RESTART_STARTING})
+"""States of a restart that was asked for."""
+NOT_YET_READY = frozenset({ShardState.STARTING, ShardState.RESTART_STARTING, ShardState.RECOVERING})
+"""States in which the process, where there is one, is not ready yet: it reads no order, and has no call."""
 
 TRANSITIONS: Mapping[ShardState, Mapping[ShardEvent, ShardState]] = {
     ShardState.STARTING: {

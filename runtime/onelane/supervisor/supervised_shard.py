@@ -16,6 +16,8 @@ from onelane.telemetry.collector.sequence import ReportSequence
 from onelane.telemetry.stalls import Stall
 from onelane.v1 import control_pb2
 
+SEND_S = 1.0
+"""How long a shard may take to make room for a message: no shard that stands still holds up what is done for others."""
 LAST_STALLS = 5
 """Stalls of a shard that are kept for its status."""
 
@@ -29,10 +31,15 @@ class Incarnation:
     drained: anyio.Event = field(default_factory=anyio.Event)
     """It has reported that its calls have finished, or has ended."""
     ended: anyio.Event = field(default_factory=anyio.Event)
+    is_ready: bool = False
+    """It has been."""
+    start: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    """Its start, which has a deadline."""
 
     async def send(self, message: control_pb2.ToShard) -> None:
-        """Send a message over the control line; dropped where the shard is gone."""
-        await self.running.control.send(message)
+        """Send a message over the control line; dropped where the shard is gone, or stands still since it began."""
+        with anyio.move_on_after(SEND_S):
+            await self.running.control.send(message)
 
     def kill(self) -> None:
         """End it at once, and wake the tasks that wait for its drain or its end."""
@@ -74,7 +81,7 @@ class SupervisedShard:
     siblings_path: ListeningPath | None = None
     """Of the last of its sockets, to which its siblings connect; None where its listener binds it itself."""
     ready: anyio.Event = field(default_factory=anyio.Event)
-    """Set once the shard is ready, and when it stops for good; a restart replaces the event."""
+    """Set once the shard is ready, when a start fails, and when it stops for good; a restart replaces the event."""
     settings: SettingsProgress = field(default_factory=SettingsProgress)
     collected: dict[int, anyio.Event] = field(default_factory=dict)
     """Number of a request for a report → set once the report has come, or will not."""

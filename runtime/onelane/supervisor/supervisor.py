@@ -27,12 +27,12 @@ from onelane.errors import OnelaneError, first_of
 from onelane.server import sockets, steering
 from onelane.server.unix_sockets import ListeningPath
 from onelane.supervisor import descriptors
-from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
+from onelane.supervisor.app import AppSupervisor, NotRestarted, SharedResources, TelemetryOptions
 from onelane.supervisor.collection import Collections
 from onelane.supervisor.guard import guarded, guarded_for_ever
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
-from onelane.supervisor.shard_state import REPORTING, ShardEvent, is_possible
+from onelane.supervisor.shard_state import REPORTING, ShardEvent
 from onelane.supervisor.socket_folder import socket_folder
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.telemetry.collector.collector import Collector
@@ -86,10 +86,13 @@ class Supervisor:
             collector=self.collector,
             peers=dict(config.peers),
             answer_status=lambda running, number: self.tasks.start_soon(guarded, self._answer_status, running, number),
+            start_soon=lambda work, *arguments: self.tasks.start_soon(guarded, work, *arguments),
         )
         self._reloader = Reloader(self.apps, config, read or (lambda: config))
         self.tasks: anyio.abc.TaskGroup
         self.stop_asked = anyio.Event()
+        self._recycles: set[str] = set()
+        """Apps all of whose shards are being restarted, or will be."""
         self._numbers = itertools.count(1)
 
     async def run(self, *, on_ready: Callable[[], Any] = lambda: None) -> None:
@@ -214,24 +217,40 @@ class Supervisor:
         return self._reloader.compare()
 
     async def recycle(self, name: str | None = None) -> None:
-        """Restart every shard of every app, or of one, one after another."""
-        for app in self.apps:
-            if name in (None, app.name):
-                await app.recycle()
+        """Restart every shard of every app, or of one, one after another.
+
+        Raises:
+            NotRestarted: see `AppSupervisor.recycle`.
+        """
+        try:
+            await self._recycle([app for app in self.apps if name in (None, app.name)])
+        except NotRestarted as error:
+            log.warning("supervisor.not_recycled app=%s reason=%s", name or "all", error)
+            raise
         log.info("supervisor.recycled app=%s", name or "all")
 
-    def begin(self, command: str, app_name: str, index: int) -> bool:
-        """Begin to `drain` or `restart` one shard; False where its state does not allow that."""
+    async def _recycle(self, apps: Sequence[AppSupervisor]) -> None:
+        if self._recycles & {app.name for app in apps} or any(app.is_restarting for app in apps):
+            raise NotRestarted("another restart is under way, and has to end first")
+        self._recycles |= {app.name for app in apps}
+        try:
+            for app in apps:
+                await app.recycle()
+        finally:
+            self._recycles -= {app.name for app in apps}
+
+    def begin(self, command: str, app_name: str, index: int) -> str:
+        """Begin to `drain` or `restart` one shard; why that is not possible now, or ""."""
         app = next(app for app in self.apps if app.name == app_name)
         shard = app.shards[index]
         event = COMMANDS[command]
-        if self.stop_asked.is_set() or not is_possible(shard.state, event):
-            return False
+        if fault := "it stops" if self.stop_asked.is_set() else app.objection(event, shard):
+            return f"the shard cannot {command} now: {fault}"
         log.info("supervisor.%s shard=%s it was asked for on the page", command, shard.member.name)
         # Now, and not in the task: the next command must see the new state.
         shard.follow(event)
         self.tasks.start_soon(guarded, app.keep_drained if command == "drain" else app.carry_out_restart, shard)
-        return True
+        return ""
 
     async def _feed_sinks(self) -> None:
         while True:

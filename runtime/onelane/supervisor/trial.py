@@ -33,6 +33,7 @@ async def faults_at_start(
         collector=Collector(config, []),
         peers=dict(config.peers) | listen,
         answer_status=lambda *_: None,
+        start_soon=lambda *_: None,
     )
     reasons: dict[str, str] = {}
 

@@ -91,6 +91,7 @@ class ToSupervisor(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     ASK_STATUS_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
+    ASK_RESTART_FIELD_NUMBER: _builtins.int
     PROPOSED_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
     ask_status: _builtins.int
@@ -110,6 +111,10 @@ class ToSupervisor(_message.Message):
         """No call that had come before the drain is in progress any more; calls that siblings forward are still served."""
 
     @_builtins.property
+    def ask_restart(self) -> Global___AskRestart:
+        """The process was sent SIGTERM: restart it, once no other shard of the app restarts."""
+
+    @_builtins.property
     def proposed(self) -> Global___Proposed: ...
     def __init__(
         self,
@@ -119,14 +124,15 @@ class ToSupervisor(_message.Message):
         report: Global___Report | None = ...,
         ask_status: _builtins.int = ...,
         drained: Global___Drained | None = ...,
+        ask_restart: Global___AskRestart | None = ...,
         proposed: Global___Proposed | None = ...,
         committed: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "committed", b"committed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_status", b"ask_status", "committed", b"committed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained", "proposed", "committed"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained", "ask_restart", "proposed", "committed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -380,6 +386,21 @@ class Away(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Away: _TypeAlias = Away  # noqa: Y015
+
+@_typing.final
+class AskRestart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskRestart: _TypeAlias = AskRestart  # noqa: Y015
 
 @_typing.final
 class Stop(_message.Message):

@@ -109,7 +109,6 @@ class Page:
         shards = next((app.shards for app in self._supervisor.apps if app.name == app_name), [])
         if not index.isdigit() or int(index) >= len(shards):
             raise web.HTTPNotFound(text=f"there is no shard {index} of an app {app_name!r}\n")
-        if not self._supervisor.begin(command, app_name, int(index)):
-            state = shards[int(index)].label
-            raise web.HTTPConflict(text=f"the shard is {state}, so it cannot {command} now\n")
+        if fault := self._supervisor.begin(command, app_name, int(index)):
+            raise web.HTTPConflict(text=f"{fault}\n")
         return web.json_response({"begun": command})

@@ -19,6 +19,7 @@ from onelane.supervisor import descriptors
 from onelane.supervisor.admin.auth import auth_middleware
 from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection, AdminConnections
 from onelane.supervisor.admin.page import Page
+from onelane.supervisor.app import NotRestarted
 from onelane.supervisor.supervisor import Supervisor
 
 ADMIN_BACKLOG = 48
@@ -55,7 +56,10 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         name = request.query.get("app")
         if name is not None and name not in {app.name for app in supervisor.apps}:
             return web.json_response({"fault": f"no app is called {name!r}"}, status=404)
-        await supervisor.recycle(name)
+        try:
+            await supervisor.recycle(name)
+        except NotRestarted as error:
+            return web.json_response({"fault": str(error)}, status=409)
         return web.json_response({"restarted": name or "all"} | asdict(supervisor.file_differences()))
 
     host, port = addresses.split(supervisor.config.admin)
