@@ -21,6 +21,7 @@ from onelane.cli.admin_client import printable
 from onelane.errors import BadConfig, BadService, OnelaneError, PortTaken, first_of
 from onelane.supervisor import descriptors
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
+from onelane.supervisor.orphan_guard import OrphanGuard
 from onelane.telemetry import logs
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ APP_DIR = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="The folder that services are imported from, by default that of FILE; then the current one.",
 )
+ORPHAN_S = 5.0
+"""How long a shard may live on without its supervisor, beside what its services may take to stop."""
 ADMIN = click.option(
     "--admin",
     envvar="ONELANE_ADMIN",
@@ -308,7 +311,8 @@ def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool, as_j
         log.warning("config.warning %s", warning)
     folder = str(app_dir.resolve())
     descriptors.raise_limit()
-    launcher: Launcher = ProcessLauncher()
+    stop_s = max(app.stop_s for app in first.apps.values())
+    launcher: Launcher = ProcessLauncher(orphan_guard=OrphanGuard(ORPHAN_S + stop_s))
     if inline:
         # As `python -m` does for a shard in a process of its own.
         sys.path.append(os.getcwd())

@@ -5,6 +5,7 @@ grpc object.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -19,8 +20,11 @@ import anyio.abc
 
 from onelane.cluster.control import Control, WireControl
 from onelane.supervisor.descriptors import DescriptorReserve
+from onelane.supervisor.orphan_guard import OrphanGuard
 from onelane.telemetry.stalls import END_HUNG, EXIT_STALLED, MAIN_CAUSE
 from onelane.v1 import control_pb2
+
+log = logging.getLogger("onelane.supervisor")
 
 
 class RunningShard(Protocol):
@@ -57,9 +61,17 @@ class Launcher(Protocol):
 class ProcessLauncher:
     """See `Launcher`: one process for each shard, in a session of its own: Ctrl-C reaches the supervisor alone."""
 
-    def __init__(self, module: str = "onelane.shard.process", *, stdout: int | None = None) -> None:
-        """module: what a process runs. stdout: its standard output, by default that of this process."""
+    def __init__(
+        self,
+        module: str = "onelane.shard.process",
+        *,
+        stdout: int | None = None,
+        orphan_guard: OrphanGuard | None = None,
+    ) -> None:
+        """module: what a process runs. stdout: its standard output, by default that of this process.
+        orphan_guard: ends processes that outlive this one."""
         self._module = module
+        self._orphan_guard = orphan_guard
         self._stdout = stdout
         self._lock = anyio.Lock()
         self._reserve = DescriptorReserve()
@@ -76,9 +88,17 @@ class ProcessLauncher:
             with shard_end:
                 process = await self._start_process(shard_end, sockets)
             on_failure.callback(_kill, process)
+            self._guard(process.pid)
             control = await WireControl.over(own_end, control_pb2.ToSupervisor, serves=True)
             on_failure.pop_all()
         return _ShardProcess(control, process)
+
+    def _guard(self, pid: int) -> None:
+        if self._orphan_guard is not None:
+            try:
+                self._orphan_guard.watch(pid)
+            except OSError as error:
+                log.warning("supervisor.no_orphan_guard pid=%d error=%s", pid, error)
 
     async def _start_process(self, shard_end: socket.socket, sockets: Sequence[socket.socket]) -> anyio.abc.Process:
         fds = [shard_end.fileno(), *(sock.fileno() for sock in sockets)]
