@@ -1,6 +1,8 @@
 """While a shard restarts, calls that are forwarded to it wait, as those of clients that connect to it do."""
 
 import asyncio
+import socket
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
 from onelane.testing.listener import MemoryCall
 
+from tests import frames
+from tests.running_app import eventually
 from tests.servers import Answering
 
 SETTINGS = App(services=("a:B",), listen="127.0.0.1:0")
@@ -89,6 +93,59 @@ async def test_calls_that_wait_for_one_owner_are_bounded(tmp_path: Path) -> None
     assert ended == calls[2:]
     assert ended[0].code_now is grpc.StatusCode.RESOURCE_EXHAUSTED
     await forwarder.aclose()
+    held.close()
+
+
+class Owner(threading.Thread):
+    """Takes one call, and says goodbye once the test lets it: it answers the call, says by GOAWAY that it takes no
+    other, and closes. Whatever comes on its next connection is answered by a listener."""
+
+    def __init__(self, held: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self.has_call, self.may_go = threading.Event(), threading.Event()
+        self._held = held
+
+    def run(self) -> None:
+        sock, _ = self._held.accept()
+        with sock, sock.makefile("rwb") as stream:
+            stream.read(len(frames.PREFACE))
+            stream.write(frames.settings() + frames.frame(frames.SETTINGS, flags=frames.ACK))
+            stream.flush()
+            number = 0
+            while not number:
+                head = stream.read(9)
+                stream.read(int.from_bytes(head[:3], "big"))
+                is_end = head[3] == frames.DATA and head[4] & frames.END_STREAM
+                number = int.from_bytes(head[5:], "big") if is_end else 0
+            self.has_call.set()
+            self.may_go.wait(20)
+            stream.write(frames.response(number, (b":status", b"200"), (b"content-type", b"application/grpc")))
+            stream.write(b"".join(frames.pieces(b"first", stream=number)))
+            stream.write(frames.response(number, (b"grpc-status", b"0"), last=True))
+            stream.write(frames.frame(frames.GOAWAY, frames.number(number) + frames.number(0)))
+
+
+async def test_a_sender_that_got_no_cpu_while_its_owner_said_goodbye_loses_no_call(tmp_path: Path) -> None:
+    """It writes its next call before it reads: by then the owner has closed."""
+    owner = Member("b", "127.0.0.1:1002", str(tmp_path / "b"))
+    held = sockets.listening(f"unix:{owner.socket}")
+    held.setblocking(True)
+    leaving = Owner(held)
+    leaving.start()
+    forwarder, listener = NativeForwarder(), NativeListener()
+    calls = [MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=60.0) for _ in range(2)]
+    replies: list[asyncio.Future[bytes]] = [asyncio.get_running_loop().create_future() for _ in calls]
+    forwarder.begin(owner, calls[0], b"one", None, replies[0].set_result)
+    await eventually(leaving.has_call.is_set)
+    leaving.may_go.set()
+    # The whole loop waits, as a process does that gets no CPU.
+    leaving.join(20)
+    forwarder.begin(owner, calls[1], b"two", None, replies[1].set_result)
+    await listener.start([Bind(f"unix:{owner.socket}", trusted=True, sock=held.dup())], Answering(), SETTINGS)
+    assert await asyncio.wait_for(asyncio.gather(*replies), 20) == [b"first", b"two"]
+    assert [call.code_now for call in calls] == [grpc.StatusCode.OK] * 2
+    await forwarder.aclose()
+    await listener.stop(1.0)
     held.close()
 
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import socket
+from contextlib import suppress
 from typing import Any, Protocol
 
 import grpc
@@ -26,6 +29,7 @@ from onelane.wire.framing import Headers, Metadata
 
 log = logging.getLogger("onelane.client")
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+READ_SIZE = 64 * 1024
 
 
 class Outgoing(Protocol):
@@ -124,8 +128,12 @@ class Connection(WireProtocol[ClientConnection]):
         self._reason = "Socket closed"
         self._lost_by: tuple[Exception | None] | None = None
         """Why the connection was lost while bytes that came before were still to be handled."""
+        self._unread: socket.socket | None = None
+        """A copy of the socket: the transport closes its own where a write fails, with all that has not been read."""
 
     def connected(self) -> None:
+        if self._owner.dialling.reads_to_end:
+            self._unread = socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno()))
         secured = self.transport.get_extra_info("ssl_object")
         if secured is not None and secured.selected_alpn_protocol() != "h2":
             # Such a server may say nothing at all: it waits for a request in HTTP/1.
@@ -152,6 +160,8 @@ class Connection(WireProtocol[ClientConnection]):
         if self._keepalive is not None:
             self._keepalive.cancel()
         reason = str(error) if error else self._reason
+        if self._unread is not None:
+            self._read_to_end(self._unread)
         if not self.ready.done():
             self.ready.set_exception(ConnectionError(reason))
         self._fail_calls(reason)
@@ -167,6 +177,12 @@ class Connection(WireProtocol[ClientConnection]):
             super().caught_up()
         else:
             self.connection_lost(*self._lost_by)
+
+    def _read_to_end(self, unread: socket.socket) -> None:
+        """Take what the server sent before it closed. Its socket's buffer bounds that."""
+        with unread, suppress(OSError):
+            while self.wire.streams and not self.is_over and (data := unread.recv(READ_SIZE, socket.MSG_DONTWAIT)):
+                self.handle(self.wire.receive(data))
 
     def handle(self, events: list[Event]) -> None:
         for event in events:

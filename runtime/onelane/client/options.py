@@ -35,6 +35,9 @@ class Dialling:
     """Value of `:authority`, and the name that the server's certificate must have; the target's host where empty."""
     own_user_only: bool = False
     """Connect to a Unix socket only where a process of this user, or of root, listens."""
+    reads_to_end: bool = False
+    """Where a write fails, read what the server sent before it closed: answers, and by its GOAWAY which calls it has
+    not begun. For Unix sockets in cleartext."""
     limits: Limits = CLIENT_LIMITS
     """What a server may make one connection hold."""
 
