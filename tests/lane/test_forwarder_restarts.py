@@ -149,5 +149,28 @@ async def test_a_sender_that_got_no_cpu_while_its_owner_said_goodbye_loses_no_ca
     held.close()
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_forwarder_that_is_closed_ends_calls_and_connects_to_nobody(
+    tmp_path: Path, streams: bool, is_known: bool
+) -> None:
+    owner = Member("b", "127.0.0.1:1002", str(tmp_path / "b"))
+    held, forwarder = sockets.listening(f"unix:{owner.socket}"), NativeForwarder()
+    if is_known:
+        forwarder.begin(owner, MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=None), b"", None, lambda _: None)
+    await forwarder.aclose()
+    call, ended = MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=None), list[MemoryCall]()
+    if streams:
+        await asyncio.wait_for(forwarder.stream(owner, call, None, None, streams_response=True), 20)
+    else:
+        forwarder.begin(owner, call, b"", None, partial(_add, ended, call))
+        assert ended == [call], "once"
+    assert call.code_now is grpc.StatusCode.UNAVAILABLE
+    held.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        held.accept()
+    held.close()
+
+
 def _add(calls: list[MemoryCall], call: MemoryCall, reply: bytes) -> None:
     calls.append(call)

@@ -7,6 +7,7 @@ that siblings exchange (`onelane-served`, `onelane-not-home`) never reach a clie
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -72,7 +73,7 @@ class Forwarder(Protocol):
         """End the calls that were sent to a shard, with UNAVAILABLE, and its connections: its lane does not tick."""
 
     async def aclose(self) -> None:
-        """End every connection."""
+        """End every connection. A call that is forwarded from now on ends with UNAVAILABLE."""
 
 
 class _Forward(ClientCall):
@@ -146,6 +147,7 @@ class NativeForwarder:
         self._dialling = replace(SIBLING_DIALLING, max_waiting=max_waiting)
         self._siblings: dict[str, Subchannel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
 
     def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done) -> None:
         sibling = self._sibling(owner)
@@ -155,7 +157,9 @@ class NativeForwarder:
         sent.on_answered = self._answering
         call.cancel_forward = sent.cancel
         sent.when_ended(partial(self._answered, owner, call, done))
-        sibling.start(sent.outgoing)
+        # Closed: the call has ended with UNAVAILABLE.
+        with suppress(grpc.aio.UsageError):
+            sibling.start(sent.outgoing)
 
     def _answering(self, sent: _UnaryForward) -> None:
         """The headers of the answer have come: pass them on, if the answer itself is still to come."""
@@ -215,9 +219,12 @@ class NativeForwarder:
             sibling.give_up("its lane does not tick")
 
     async def aclose(self) -> None:
-        for sibling in self._siblings.values():
+        self._is_closed = True
+        siblings = list(self._siblings.values())
+        for sibling in siblings:
+            sibling.begin_close(None)
+        for sibling in siblings:
             await sibling.close(None)
-        self._siblings.clear()
 
     def _open(self, owner: Member, call: Call, request: bytes | None, trace: TraceContext | None) -> Any:
         sibling = self._sibling(owner)
@@ -229,13 +236,16 @@ class NativeForwarder:
             sent = _DownloadForward(sibling, headers, None, None, False)
             sent.request = framing.frame(request)
         sent.of_client = call
-        sibling.start(sent.outgoing)
+        with suppress(grpc.aio.UsageError):
+            sibling.start(sent.outgoing)
         return sent
 
     def _sibling(self, owner: Member) -> Subchannel:
         sibling = self._siblings.get(owner.socket)
         if sibling is None:
             sibling = self._siblings[owner.socket] = Subchannel(f"unix:{owner.socket}", self._dialling)
+            if self._is_closed:
+                sibling.begin_close(None)
         return sibling
 
 
