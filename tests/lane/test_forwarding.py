@@ -2,18 +2,33 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
 import pytest
+from onelane.config import App
+from onelane.core import keys
+from onelane.core.clock import SystemClock
 from onelane.core.hop import SERVED
 from onelane.core.placement import Member, Placement
 from onelane.lane import forwarding
-from onelane.lane.forwarder import NOT_HOME
+from onelane.lane.forwarder import NOT_HOME, NativeForwarder
+from onelane.lane.forwarding import Forwarding
+from onelane.lane.method_entry import Entry
+from onelane.lane.routing import Router
+from onelane.server.listener import Bind
+from onelane.server.native_listener import NativeListener
+from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
 
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.lane.test_lane import B, Bench, SaysWhatItWasTold
+from tests.servers import Answering
+
+SETTINGS = App(services=("a:B",), listen="127.0.0.1:0")
 
 
 async def test_the_sender_looks_again_when_the_owner_knows_a_newer_placement() -> None:
@@ -25,6 +40,44 @@ async def test_the_sender_looks_again_when_the_owner_knows_a_newer_placement() -
     bench.lane.place(Placement(8, (Member("c", "127.0.0.1:1003", "c.sock"),)))
     assert (await calling).code_now is grpc.StatusCode.OK
     assert forwarder.sent == ["b", "c"]
+
+
+@pytest.mark.parametrize("request_message", [b"hi", None], ids=["one message", "a stream of the client's"])
+async def test_a_stream_that_is_refused_is_sent_to_the_newer_owner_as_well(
+    tmp_path: Path, request_message: bytes | None
+) -> None:
+    members = [Member(name, f"127.0.0.1:{port}", str(tmp_path / name)) for name, port in (("b", 1), ("c", 2))]
+    router, has_refused = Router("a", Placement(7, (members[0],))), asyncio.Event()
+
+    async def refuse(_: bytes, call: Any) -> bytes:
+        has_refused.set()
+        call.fail(grpc.StatusCode.UNAVAILABLE, "not here")
+        call.trailers = ((NOT_HOME, "8"),)
+        return b""
+
+    listeners = [NativeListener(), NativeListener()]
+    for listener, member, serve in zip(listeners, members, (refuse, None), strict=True):
+        await listener.start([Bind(f"unix:{member.socket}", trusted=True)], Answering(serve), SETTINGS)
+    stats, forwarder = Stats(), NativeForwarder()
+    tracer = Tracer(shard="a", clock=SystemClock(), rng=Random(1))
+    forwards = Forwarding(forwarder, router, stats=stats, tracer=tracer, end=unexpected, fail=unexpected)
+    call = MemoryCall("/t.T/Echo", ((keys.HEADER, "k"),), trusted=False, deadline_s=None)
+    # It says at each attempt that no further message comes.
+    for message in (b"hi", None, None):
+        call.inbox.put_nowait(message)
+    entry = Entry(Answering().methods()[0], stats)
+    sending = asyncio.ensure_future(forwards.stream(members[0], entry, call, request_message))
+    await has_refused.wait()
+    router.place(Placement(8, (members[1],)))
+    forwards.placed()
+    assert (await asyncio.wait_for(sending, 20), call.code_now, call.trailers) == (b"hi", grpc.StatusCode.OK, ())
+    await forwarder.aclose()
+    for listener in listeners:
+        await listener.stop(1.0)
+
+
+def unexpected(*_: object) -> None:
+    raise AssertionError("it is its task that ends a stream")
 
 
 async def test_a_call_that_cannot_be_sent_once_more_has_a_status_all_the_same() -> None:

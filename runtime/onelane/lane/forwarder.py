@@ -8,7 +8,7 @@ that siblings exchange (`onelane-served`, `onelane-not-home`) never reach a clie
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -67,7 +67,8 @@ class Forwarder(Protocol):
         *,
         streams_response: bool,
     ) -> bytes:
-        """Forward a call with a stream in it; `request` is None where the client streams."""
+        """Forward a call with a stream in it; `request` is None where the client streams. Where its owner refuses it by
+        NOT_HOME, it may be sent again if the trailers still say so."""
 
     def give_up(self, owner: Member) -> None:
         """End the calls that were sent to a shard, with UNAVAILABLE, and its connections: its lane does not tick."""
@@ -137,6 +138,7 @@ class _StreamForward(_Forward, StreamStreamCall):
     """Of a stream of messages, with one answer or many."""
 
     streams_requests = True
+    taken: "_Taken"
 
 
 class NativeForwarder:
@@ -206,6 +208,8 @@ class NativeForwarder:
             call.trailers = sent.trailers
         except grpc.aio.AioRpcError:
             _fail(call, owner, sent)
+            if request is None:
+                _give_back(call, sent.taken)
         except asyncio.CancelledError:
             sent.cancel()
             _fail(call, owner, sent)
@@ -231,7 +235,8 @@ class NativeForwarder:
         headers = forwarded(call, trace)
         if request is None:
             sent: Any = _StreamForward(sibling, headers, None, None, False)
-            sent.prepare(_rest(call, sent.outgoing), None, framing.frame)
+            sent.taken = _Taken()
+            sent.prepare(_rest(call, sent.outgoing, sent.taken), None, framing.frame)
         else:
             sent = _DownloadForward(sibling, headers, None, None, False)
             sent.request = framing.frame(request)
@@ -249,14 +254,34 @@ class NativeForwarder:
         return sibling
 
 
-async def _rest(call: Call, sent: Any) -> AsyncIterator[bytes]:
+@dataclass(slots=True)
+class _Taken:
+    """The messages of a client's stream that were taken to be sent."""
+
+    count: int = 0
+    first: bytes = b""
+
+
+async def _rest(call: Call, sent: Any, taken: _Taken) -> AsyncIterator[bytes]:
     try:
         while (message := await call.next_bytes()) is not None:
+            if not taken.count:
+                taken.first = message
+            taken.count += 1
             yield message
     except asyncio.CancelledError:
         # Its client has broken gRPC's rules. Cancelled here, the forward logs no failure: there is none of ours.
         sent.cancel()
         raise
+
+
+def _give_back(call: Call, taken: _Taken) -> None:
+    """Make a stream that was refused by NOT_HOME ready to be sent to its newer owner; with more than its first message
+    on the way it cannot be."""
+    if taken.count > 1:
+        take_marker(call, NOT_HOME)
+    elif taken.count and any(name == NOT_HOME for name, _ in call.trailers):
+        call.push_back(taken.first)
 
 
 async def _only_reply(owner: Member, call: Call, sent: Any) -> bytes:

@@ -64,7 +64,8 @@ class Forwarding:
         """Forward a call of one message and one answer, without a task; `_answered` goes on."""
         self._forwards.add()
         span = self._tracer.start(entry.method.name, "CLIENT", call.parent, remote=True)
-        self._begin(owner, call, request, span, partial(self._answered, entry, call, request, span))
+        sent_in = self._router.placement.epoch
+        self._begin(owner, call, request, span, partial(self._answered, entry, call, request, span, sent_in))
 
     async def stream(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> bytes:
         """Forward a call with a stream in it; its reply, where that is one message. request: None where the client
@@ -72,10 +73,15 @@ class Forwarding:
         method = entry.method
         self._forwards.add()
         span = self._tracer.start(method.name, "CLIENT", call.parent, remote=True)
+        sent_in = self._router.placement.epoch
+        send = partial(self._forwarder.stream, streams_response=method.response_streaming)
         try:
-            return await self._forwarder.stream(
-                owner, call, request, context_of(span), streams_response=method.response_streaming
-            )
+            reply = await send(owner, call, request, context_of(span))
+            epoch = _newer_epoch(call, sent_in)
+            if epoch is not None and not call.initial_sent and await self._is_placed_by(epoch):
+                owner = self._take_back(entry, call, call.first or b"" if request is None else request)
+                reply = await send(owner, call, request, context_of(span))
+            return reply
         finally:
             take_marker(call, NOT_HOME)
             self._end_hop(call, span)
@@ -84,13 +90,13 @@ class Forwarding:
         call.state = call.state.forward
         self._forwarder.begin(owner, call, request, context_of(span), done)
 
-    def _answered(self, entry: Entry, call: Call, request: bytes, span: Span, reply: bytes) -> None:
+    def _answered(self, entry: Entry, call: Call, request: bytes, span: Span, sent_in: int, reply: bytes) -> None:
         """The outcome that the owner gave stands in the call: end it, or send it to a newer owner."""
-        epoch = take_marker(call, NOT_HOME) if call.code_now is grpc.StatusCode.UNAVAILABLE else None
-        if epoch is None or not epoch.isdigit() or int(epoch) <= self._router.placement.epoch:
+        epoch = _newer_epoch(call, sent_in)
+        if epoch is None:
             self._close(entry, call, span, reply)
             return
-        retry = asyncio.get_running_loop().create_task(self._retry(entry, call, request, span, int(epoch)))
+        retry = asyncio.get_running_loop().create_task(self._retry(entry, call, request, span, epoch))
         self._retries.add(retry)
         retry.add_done_callback(partial(self._retry_ended, entry, call, span))
         call.cancel_forward = retry.cancel
@@ -98,17 +104,32 @@ class Forwarding:
     async def _retry(self, entry: Entry, call: Call, request: bytes, span: Span, epoch: int) -> None:
         """The owner knows a newer placement: wait for it, and send the call once more."""
         try:
+            is_placed = await self._is_placed_by(epoch)
+        except asyncio.CancelledError:
+            is_placed = False
+        if not is_placed:
+            self._close(entry, call, span, b"")
+            return
+        owner = self._take_back(entry, call, request)
+        self._begin(owner, call, request, span, partial(self._close, entry, call, span))
+
+    async def _is_placed_by(self, epoch: int) -> bool:
+        """Wait for a placement of this epoch or a newer one; whether it has come in time."""
+        try:
             async with asyncio.timeout(NEWER_PLACEMENT_S):
                 while self._router.placement.epoch < epoch:
                     await self._placed.wait()
-        except (TimeoutError, asyncio.CancelledError):
-            self._close(entry, call, span, b"")
-            return
+        except TimeoutError:
+            return False
+        return True
+
+    def _take_back(self, entry: Entry, call: Call, request: bytes) -> Member:
+        """Forget that a call was refused; its owner by the newer placement. request: its first message."""
         owner = self._router.placement.owner_of(_key_of(entry, call, request))
         self._router.check_serves(owner)
         call.fail(OK, "")
         call.trailers = ()
-        self._begin(owner, call, request, span, partial(self._close, entry, call, span))
+        return owner
 
     def _retry_ended(self, entry: Entry, call: Call, span: Span, retry: "asyncio.Task[None]") -> None:
         """The call ends also where its retry was cancelled before its first step, or failed."""
@@ -129,6 +150,13 @@ class Forwarding:
         if take_marker(call, SERVED) is not None:
             # Counted by the shard that served it.
             call.hop = AWAY
+
+
+def _newer_epoch(call: Call, sent_in: int) -> int | None:
+    """The epoch of the newer placement by which the owner has refused a call; None where it has not. sent_in: the epoch
+    by which the call was sent there."""
+    epoch = take_marker(call, NOT_HOME) if call.code_now is grpc.StatusCode.UNAVAILABLE else None
+    return int(epoch) if epoch is not None and epoch.isdigit() and int(epoch) > sent_in else None
 
 
 def _key_of(entry: Entry, call: Call, request: bytes) -> str:
