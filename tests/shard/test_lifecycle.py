@@ -95,6 +95,22 @@ async def test_it_serves_once_it_has_reported_ready_and_ends_with_a_final_report
     assert NET.listeners == {}
 
 
+async def test_a_part_that_does_not_end_keeps_no_other_from_it_nor_the_final_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as shard:
+        forwarder = shard.lifecycle.parts.forwarder
+
+        async def fail() -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr(forwarder, "aclose", fail)
+        await shard.order(stop={})
+        while not (await shard.next_message("report")).final:
+            pass
+    assert "shard.part_not_ended shard=echo-0" in caplog.text
+
+
 async def test_a_supervisor_that_is_gone_stops_the_shard(tmp_path: Path) -> None:
     shard = RunningShard(tmp_path)
     task = asyncio.create_task(shard.serve())

@@ -27,6 +27,30 @@ async def parts() -> AsyncIterator[ShardParts]:
     await shard_parts.shard.aclose()
 
 
+async def test_every_resource_is_closed_whatever_becomes_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard, closed = wired()[0].shard, list[str]()
+    broken, other = (
+        shard.offload(lambda: None, name="broken"),
+        shard.offload(lambda: closed.append("made"), name="other"),
+    )
+
+    async def fail() -> None:
+        await type(broken).aclose(broken)
+        raise OSError("disk full")
+
+    async def close() -> None:
+        await type(other).aclose(other)
+        closed.append("closed")
+
+    monkeypatch.setattr(broken, "aclose", fail)
+    monkeypatch.setattr(other, "aclose", close)
+    await shard.aclose()
+    assert closed == ["made", "closed"]
+    assert "shard.part_not_ended shard=echo-0" in caplog.text
+
+
 def test_there_is_one_keyed_dict_for_each_name_and_its_size_is_reported() -> None:
     shard = wired()[0].shard
     shard.keyed("carts", list)["ada"] = []

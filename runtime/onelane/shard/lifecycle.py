@@ -8,7 +8,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from onelane import plugins
 from onelane.cluster.control import Control, placement_from_proto
@@ -221,20 +222,25 @@ class ShardLifecycle:
     # Stop
 
     async def stop(self, *, stops_services: bool = True) -> None:
-        """End every part, and send the final report. stops_services: call the `stop` of each service."""
+        """End every part, whatever becomes of the others, and send the final report. stops_services: call the `stop` of
+        each service."""
         parts = self.parts
         # Also where no drain came first: the supervisor is gone.
         parts.lane.begin_drain()
-        await parts.listener.stop(STOP_S)
+        await self._end(partial(parts.listener.stop, STOP_S))
         if stops_services:
-            await parts.services.stop()
-        await parts.forwarder.aclose()
-        await parts.pubsub.aclose()
-        await parts.sibling_channels.aclose()
-        await parts.shard.aclose()
+            await self._end(parts.services.stop)
+        for part in (parts.forwarder, parts.pubsub, parts.sibling_channels, parts.shard):
+            await self._end(part.aclose)
         await parts.reporter.report(final=True)
         if parts.logs is not None:
             logging.getLogger().removeHandler(parts.logs)
+
+    async def _end(self, end_part: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await end_part()
+        except Exception:
+            log.exception("shard.part_not_ended shard=%s", self._setup.name)
 
 
 def _tune_garbage_collector() -> None:

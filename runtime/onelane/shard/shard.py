@@ -262,11 +262,13 @@ class Shard:
             await offload.wait_ready()
 
     async def aclose(self) -> None:
-        await self._timers.aclose()
-        for channel in self._channels.values():
-            await channel.close()
-        for offload in self._offloads:
-            await offload.aclose()
+        """End timers, channels and resources, each whatever becomes of the others."""
+        channels = [channel.close for channel in self._channels.values()]
+        for close in (self._timers.aclose, *channels, *(offload.aclose for offload in self._offloads)):
+            try:
+                await close()
+            except Exception:
+                log.exception("shard.part_not_ended shard=%s", self.name)
 
     def keyed_counts(self) -> dict[str, int]:
         return {name: len(state) for name, state in self._keyed.items()}
