@@ -6,6 +6,7 @@ the sender drains. Real sockets; the loop calls a reader only when the test says
 
 import asyncio
 import itertools
+import os
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -78,8 +79,27 @@ class Pair:
             self.open[who].give_up(self._path)
         elif what == "reads":
             self._loops[who].run_once()
+        elif what == "dies":
+            self._die(who)
         elif who in self.open:
             self.open.pop(who).close()
+
+    def _die(self, who: str) -> None:
+        """Close every descriptor of a shard, as the kernel does; nothing of the shard runs."""
+        shard = self.open.pop(who)
+        self._loops[who].readers.clear()
+        inbound = [sock for pair in shard._inbound.items() for sock in pair]
+        lines = [*shard._outbound.values(), *shard._ending]
+        for sock in (
+            shard._listening,
+            *inbound,
+            *(sock for line in lines for sock in (line.packets, line.acknowledgements)),
+        ):
+            if sock is not None:
+                sock.close()
+        for line in lines:
+            for copy, _ in line.unacknowledged.values():
+                os.close(copy)
 
     def _hand_over(self, client: str) -> None:
         near, far = socket.socketpair()
@@ -147,13 +167,14 @@ def test_a_connection_that_is_given_up_is_served_by_nobody_or_by_its_owner_and_n
     assert cut
 
 
-def test_a_connection_is_served_by_the_one_shard_that_does_not_drain(
+def test_a_connection_is_served_by_the_one_shard_that_neither_drains_nor_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for drains in ("owner drains", "sender drains"):
-        steps = [step for step in STEPS if not step.endswith("drains")] + [drains]
+    """The sender's own death is left out: it takes what its owner has not read with it."""
+    for end in ("owner drains", "sender drains", "owner dies"):
+        steps = [step for step in STEPS if not step.endswith("drains")] + [end]
         for number, order in enumerate(sorted(set(itertools.permutations(steps)))):
-            folder = tmp_path / f"{drains[0]}{number}"
+            folder = tmp_path / f"{end}{number}"
             folder.mkdir()
             pair = Pair(folder, monkeypatch)
             for step in order:
