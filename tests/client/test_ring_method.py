@@ -94,6 +94,20 @@ async def test_a_call_that_waits_for_its_next_attempt_ends_with_its_channel(serv
     assert await call.code() is grpc.StatusCode.CANCELLED
 
 
+async def test_a_call_that_waits_for_its_next_attempt_has_the_grace_of_its_channel(
+    server: tuple[Scripted, str],
+) -> None:
+    scripted, address = server
+    scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "200"),)
+    channel = onelane.connect(address)
+    stub: Any = echo_pb2_grpc.EchoStub(channel)
+    call = stub.Who(EchoRequest(), timeout=300)
+    while not channel.router.between_attempts:  # noqa: ASYNC110 - turns of the loop are what is waited for
+        await asyncio.sleep(0)
+    await channel.close(60)
+    assert await call.code() is grpc.StatusCode.OK
+
+
 async def test_a_spent_budget_tries_nothing_again(server: tuple[Scripted, str]) -> None:
     scripted, address = server
     scripted.steps = [UNAVAILABLE] * 99

@@ -112,6 +112,11 @@ class RingRouter:
         if self._follower is not None:
             with suppress(asyncio.CancelledError):
                 await self._follower
+        if grace and self.between_attempts:
+            # No channel knows of them: it would close before their next attempt.
+            until = monotonic() + grace
+            await asyncio.wait([asyncio.ensure_future(c.wait_ended()) for c in self.between_attempts], timeout=grace)
+            grace = max(0.0, until - monotonic())
         await asyncio.gather(*(channel.close(grace) for channel in self._channels()), *self._leaving)
         for call in tuple(self.between_attempts):
             call.cancel()
