@@ -148,7 +148,7 @@ async def test_an_app_stops_though_a_shard_stands_still_since_it_was_launched(
 ) -> None:
     """Such a process takes no message: it has not opened its end of the control line."""
     monkeypatch.setattr(app_module, "SHARD_END_S", 0.01)
-    monkeypatch.setattr(supervised_shard, "SEND_S", 0.01)
+    monkeypatch.setattr(supervised_shard, "MAKE_ROOM_S", 0.01)
     monkeypatch.setattr(FakeControl, "stands_still", True)
     async with supervised(launcher, 1) as app:
         await asyncio.wait_for(app.drain(), 10)

@@ -16,7 +16,7 @@ from onelane.telemetry.collector.sequence import ReportSequence
 from onelane.telemetry.stalls import Stall
 from onelane.v1 import control_pb2
 
-SEND_S = 1.0
+MAKE_ROOM_S = 1.0
 """How long a shard may take to make room for a message: no shard that stands still holds up what is done for others."""
 LAST_STALLS = 5
 """Stalls of a shard that are kept for its status."""
@@ -38,7 +38,7 @@ class Incarnation:
 
     async def send(self, message: control_pb2.ToShard) -> None:
         """Send a message over the control line; dropped where the shard is gone, or stands still since it began."""
-        with anyio.move_on_after(SEND_S):
+        with anyio.move_on_after(MAKE_ROOM_S):
             await self.running.control.send(message)
 
     def kill(self) -> None:
