@@ -12,6 +12,7 @@ HISTOGRAM = Buckets({-3: 2, 40: 1}, 7.25, 4, 5, (EXEMPLAR,))
 POINTS = [
     Point(Instrument("calls", "{call}", "Calls answered"), "counter", (("a", "1"), ("b", "x")), 3.0),
     Point(Instrument("depth"), "gauge", (), -2.5),
+    Point(Instrument("typed"), "up_down_counter", (("b", True), ("i", -5), ("x", 0.5)), 1.0),
     Point(Instrument("took", "s"), "histogram", (("a", "1"),), HISTOGRAM),
 ]
 
@@ -19,7 +20,9 @@ POINTS = [
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.kind)
 def test_a_point_is_the_same_after_a_trip_through_bytes(point: Point) -> None:
     packed = codec.point_to_proto(point).SerializeToString()
-    assert codec.point_from_proto(control_pb2.Point.FromString(packed)) == point
+    unpacked = codec.point_from_proto(control_pb2.Point.FromString(packed))
+    assert unpacked == point
+    assert [type(value) for _, value in unpacked.attributes] == [type(value) for _, value in point.attributes]
 
 
 def test_a_stall_is_the_same_after_a_trip_through_bytes() -> None:
@@ -40,7 +43,7 @@ def test_a_stall_is_the_same_after_a_trip_through_bytes() -> None:
 
 def test_exemplars_and_scale_of_a_histogram_arrive() -> None:
     """Equality of `Buckets` leaves exemplars out."""
-    packed = codec.point_to_proto(POINTS[2]).SerializeToString()
+    packed = codec.point_to_proto(POINTS[-1]).SerializeToString()
     value = codec.point_from_proto(control_pb2.Point.FromString(packed)).value
     assert isinstance(value, Buckets)
     assert (value.exemplars, value.scale) == ((EXEMPLAR,), 5)

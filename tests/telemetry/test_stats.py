@@ -150,12 +150,14 @@ def test_a_counter_does_not_shrink() -> None:
         Stats().counter("calls").add(-1)
 
 
-def test_attributes_of_any_type_become_text_that_utf8_can_encode() -> None:
+def test_numbers_and_booleans_stay_in_attributes_and_other_types_become_text_that_utf8_can_encode() -> None:
     stats = Stats()
-    odd: Any = {"n": 5, "none": None, "half": "\ud800"}
+    odd: Any = {"n": 5, "x": 0.5, "b": True, "huge": 2**63, "none": None, "half": "\ud800", "nan": float("nan")}
     stats.counter("calls").add(1, odd)
     (point,) = stats.take()
-    assert dict(point.attributes) == {"n": "5", "none": "None", "half": "?"}
+    texts = {"huge": str(2**63), "none": "None", "half": "?", "nan": "nan"}
+    assert dict(point.attributes) == {"n": 5, "x": 0.5, "b": True} | texts
+    assert [type(value) for name, value in point.attributes if name in "nxb"] == [bool, int, float]
     assert point_from_proto(point_to_proto(point)) == point
 
 

@@ -4,8 +4,10 @@ from dataclasses import asdict, fields
 
 from onelane.telemetry.histogram import Buckets, Exemplar
 from onelane.telemetry.stalls import Stall
-from onelane.telemetry.stats import Instrument, Point, attributes_of
+from onelane.telemetry.stats import Attributes, AttributeValue, Instrument, Point, attributes_of
 from onelane.v1 import control_pb2
+
+_ATTRIBUTE_FIELDS = {str: "attributes", int: "integers", float: "numbers", bool: "flags"}
 
 
 def point_to_proto(point: Point) -> control_pb2.Point:
@@ -13,8 +15,9 @@ def point_to_proto(point: Point) -> control_pb2.Point:
         name=point.instrument.name,
         unit=point.instrument.unit,
         description=point.instrument.description,
-        attributes=dict(point.attributes),
     )
+    for name, attribute in point.attributes:
+        getattr(message, _ATTRIBUTE_FIELDS[type(attribute)])[name] = attribute
     if isinstance(point.value, Buckets):
         message.histogram.scale, message.histogram.sum, message.histogram.zeros = (
             point.value.scale,
@@ -37,7 +40,14 @@ def point_from_proto(message: control_pb2.Point) -> Point:
     if kind == "histogram":
         exemplars = tuple(Exemplar(e.value, e.trace_id, e.span_id, e.at_ns) for e in value.exemplars)
         value = Buckets(dict(value.counts), value.sum, value.zeros, value.scale, exemplars)
-    return Point(instrument, kind, attributes_of(dict(message.attributes)), value)
+    return Point(instrument, kind, _attributes(message), value)
+
+
+def _attributes(message: control_pb2.Point) -> Attributes:
+    values: dict[str, AttributeValue] = dict(message.attributes)
+    for typed in (message.integers, message.numbers, message.flags):
+        values.update(typed)
+    return attributes_of(values)
 
 
 def stall_to_proto(stall: Stall) -> control_pb2.Stall:

@@ -10,13 +10,17 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite, isnan, nan
+from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from onelane.telemetry.histogram import Buckets, Exemplar
 
 log = logging.getLogger("onelane.stats")
-Attributes = tuple[tuple[str, str], ...]
+AttributeValue = Any
+"""A text, a boolean, a 64-bit integer or a finite float. The runtime's own are text."""
+Attributes = tuple[tuple[str, AttributeValue], ...]
 """Sorted by name."""
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 MAX_SERIES = 2000
 """Attribute sets of one instrument in one shard, restarts of the shard included."""
@@ -50,13 +54,24 @@ class Point:
     """NaN where a gauge series ended."""
 
 
-def attributes_of(attributes: Mapping[str, str] | None) -> Attributes:
-    return tuple(sorted(attributes.items())) if attributes else ()
+def attributes_of(attributes: Mapping[str, AttributeValue] | None) -> Attributes:
+    return tuple(sorted(attributes.items(), key=itemgetter(0))) if attributes else ()
 
 
-def _as_text(attributes: Attributes) -> Attributes:
-    """`attributes` as text that can be encoded as UTF-8, whatever types a service passed."""
-    return tuple((_utf8_text(name), _utf8_text(value)) for name, value in attributes)
+def _exportable(attributes: Attributes) -> Attributes:
+    """`attributes` as they can be exported, whatever types a service passed: numbers and booleans stay, others become
+    text that can be encoded as UTF-8."""
+    return tuple((_utf8_text(name), _exportable_value(value)) for name, value in attributes)
+
+
+def _exportable_value(value: Any) -> AttributeValue:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float) and isfinite(value):
+        return float(value)
+    if isinstance(value, int) and _INT64_MIN <= value <= _INT64_MAX:
+        return int(value)
+    return _utf8_text(value)
 
 
 def _utf8_text(value: object) -> str:
@@ -198,11 +213,11 @@ class _SeriesByAttributes(Generic[SeriesT]):
         self._series: dict[Attributes, SeriesT] = {}
         self._changed: list[SeriesT] = []
 
-    def at(self, attributes: Mapping[str, str] | None = None) -> SeriesT:
+    def at(self, attributes: Mapping[str, AttributeValue] | None = None) -> SeriesT:
         """The series of one attribute set. A hot path looks it up once and keeps it.
 
         Raises:
-            TypeError: an attribute is not a text.
+            TypeError: the name of an attribute is not a text, or a value has no hash.
         """
         key = attributes_of(attributes)
         series = self._series.get(key)
@@ -210,7 +225,7 @@ class _SeriesByAttributes(Generic[SeriesT]):
             if len(self._series) >= MAX_SERIES:
                 key = OVERFLOW
             series = self._series.get(key) or self._series.setdefault(
-                key, type(self)._series_type(_as_text(key), self._changed)
+                key, type(self)._series_type(_exportable(key), self._changed)
             )
         return series
 
@@ -230,7 +245,7 @@ class Counter(_SeriesByAttributes[CounterSeries]):
     kind = "counter"
     _series_type = CounterSeries
 
-    def add(self, amount: float = 1, attributes: Mapping[str, str] | None = None) -> None:
+    def add(self, amount: float = 1, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """Add `amount` to the series of `attributes`.
 
         Raises:
@@ -247,7 +262,7 @@ class UpDownCounter(_SeriesByAttributes[CounterSeries]):
     kind = "up_down_counter"
     _series_type = CounterSeries
 
-    def add(self, amount: float, attributes: Mapping[str, str] | None = None) -> None:
+    def add(self, amount: float, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         self.at(attributes).add(amount)
 
 
@@ -262,14 +277,14 @@ class Gauge(_SeriesByAttributes[GaugeSeries]):
         self._callbacks: dict[Attributes, Callable[[], float]] = {}
         self._failing: set[Attributes] = set()
 
-    def set(self, value: float, attributes: Mapping[str, str] | None = None) -> None:
+    def set(self, value: float, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         self.at(attributes).set(value)
 
-    def observe(self, callback: Callable[[], float], attributes: Mapping[str, str] | None = None) -> None:
+    def observe(self, callback: Callable[[], float], attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """Call `callback` at each `take` for the value of one attribute set."""
         self._callbacks[attributes_of(attributes)] = callback
 
-    def forget(self, attributes: Mapping[str, str] | None = None) -> None:
+    def forget(self, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """End the series of one attribute set; `set` begins it anew."""
         series = self._series.pop(attributes_of(attributes), None)
         if series is not None:
@@ -294,7 +309,7 @@ class Histogram(_SeriesByAttributes[HistogramSeries]):
     kind = "histogram"
     _series_type = HistogramSeries
 
-    def record(self, value: float, attributes: Mapping[str, str] | None = None) -> None:
+    def record(self, value: float, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         self.at(attributes).record(value)
 
 

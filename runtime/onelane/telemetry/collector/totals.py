@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isnan
+from operator import itemgetter
 from typing import Any
 
 from onelane.telemetry.histogram import Buckets
@@ -112,7 +113,7 @@ class Totals:
 
 
 def _sorted_attributes(attributes: Attributes, extra: Attributes) -> Attributes:
-    return tuple(sorted((*attributes, *extra)))
+    return tuple(sorted((*attributes, *extra), key=itemgetter(0)))
 
 
 def merged(a: float | Buckets, b: float | Buckets) -> float | Buckets:

@@ -17,7 +17,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from onelane.core.context import bound_shard
-from onelane.telemetry.stats import MAX_SERIES, Attributes, Gauge, Stats, attributes_of, finite_float
+from onelane.telemetry.stats import MAX_SERIES, Attributes, AttributeValue, Gauge, Stats, attributes_of, finite_float
 
 log = logging.getLogger("onelane.metering")
 MAX_QUEUED_COUNTS = 10_000
@@ -74,7 +74,7 @@ class Bridge:
         instrument = self._instrument(key)
         if instrument is None:
             return
-        series = instrument.at(_text_attributes(attributes))
+        series = instrument.at(_plain_attributes(attributes))
         if key[0] == "histogram":
             series.record(number)
         elif key[0] == "gauge":
@@ -111,7 +111,7 @@ class Bridge:
 
     def _run_callback(self, observed: _ObservedCallback) -> None:
         try:
-            values = {attributes_of(_text_attributes(o.attributes)): o.value for o in observed.callback(OPTIONS)}
+            values = {attributes_of(_plain_attributes(o.attributes)): o.value for o in observed.callback(OPTIONS)}
         except Exception:
             if observed.is_healthy:
                 log.exception("metering.callback_failed instrument=%s it is called again later", observed.key[1])
@@ -146,12 +146,12 @@ class Bridge:
             self.count(observed.key, -last_value, dict(attributes))
 
 
-def _text_attributes(attributes: Mapping[str, Any] | None) -> dict[str, str]:
-    return {str(name): _value_text(value) for name, value in attributes.items()} if attributes else {}
+def _plain_attributes(attributes: Mapping[str, Any] | None) -> dict[str, AttributeValue]:
+    return {str(name): _plain_value(value) for name, value in attributes.items()} if attributes else {}
 
 
-def _value_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _plain_value(value: Any) -> AttributeValue:
+    return value if isinstance(value, bool | int | float) else str(value)
 
 
 class _LaneInstrument:

@@ -116,7 +116,8 @@ def _joined_labels(point: Point) -> tuple[tuple[str, str], ...]:
     labels: dict[str, str] = {}
     for name, value in point.attributes:
         label = _label_of(name, point.kind)
-        labels[label] = f"{labels[label]};{value}" if label in labels else value
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        labels[label] = f"{labels[label]};{text}" if label in labels else text
     return tuple(labels.items())
 
 

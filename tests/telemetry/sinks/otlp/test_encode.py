@@ -8,8 +8,10 @@ from onelane.telemetry.sinks.otlp.queue import (
     Chunk,
 )
 from onelane.telemetry.spans import SpanRecord, pack_spans
+from onelane.telemetry.stats import Instrument, Point
 from onelane.telemetry.tracer import all_attributes
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.telemetry.sinks.test_seam import RECORD, SPAN, SPAN_ID, TRACE_ID
@@ -78,6 +80,15 @@ def test_a_span_that_cannot_be_encoded_spoils_no_other_and_is_counted() -> None:
     (resource,) = ExportTraceServiceRequest.FromString(encoded).resource_spans
     assert [span.name for span in resource.scope_spans[0].spans] == ["a/B"]
     assert left_out == 4
+
+
+def test_numbers_and_booleans_of_a_metric_keep_their_type() -> None:
+    attributes = (("b", True), ("i", 5), ("onelane.app", "lobby"), ("onelane.shard", "lobby-0"), ("x", 0.5))
+    encoded, _ = Encoder("i", 0).metrics([Point(Instrument("depth"), "gauge", attributes, 1.0)], 1)
+    request = ExportMetricsServiceRequest.FromString(encoded)
+    (point,) = request.resource_metrics[0].scope_metrics[0].metrics[0].gauge.data_points
+    values = {pair.key: pair.value for pair in point.attributes}
+    assert (values["b"].bool_value, values["i"].int_value, values["x"].double_value) == (True, 5, 0.5)
 
 
 def test_a_log_record_that_cannot_be_encoded_spoils_no_other_and_is_counted() -> None:
