@@ -205,4 +205,4 @@ async def test_status_shows_how_many_keys_each_keyed_dict_holds(cluster: Running
 def test_status_of_nobody_is_told_plainly() -> None:
     run = subprocess.run([sys.executable, "-m", "onelane", "status", "127.0.0.1:1"], capture_output=True, text=True)
     assert run.returncode == 1
-    assert "127.0.0.1:1 does not answer as onelane does" in run.stderr
+    assert "nothing listens at 127.0.0.1:1" in run.stderr
