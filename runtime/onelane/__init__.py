@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onelane.client.options import Dialling
     from onelane.client.ring_channel import Channel, connect
     from onelane.client.tls import client_context
+    from onelane.core.identity import Identity, identity_of
     from onelane.shard.offload.offload import Offload
     from onelane.shard.pubsub import Subscription
     from onelane.shard.shard import Shard
@@ -29,6 +30,7 @@ __all__ = [
     "BadService",
     "Channel",
     "Dialling",
+    "Identity",
     "Invalid",
     "Lost",
     "Offload",
@@ -41,12 +43,14 @@ __all__ = [
     "client_context",
     "connect",
     "dial",
+    "identity_of",
 ]
 
 _HOMES = {
     "Answer": "shard.siblings",
     "Channel": "client.ring_channel",
     "Dialling": "client.options",
+    "Identity": "core.identity",
     "Lost": "shard.topics",
     "Offload": "shard.offload.offload",
     "Shard": "shard.shard",
@@ -54,6 +58,7 @@ _HOMES = {
     "client_context": "client.tls",
     "connect": "client.ring_channel",
     "dial": "client.channel",
+    "identity_of": "core.identity",
 }
 
 

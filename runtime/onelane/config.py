@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from onelane.core import addresses
+from onelane.core.auth_settings import AuthSettings
 from onelane.core.service_config import ServiceConfig
 from onelane.errors import BadConfig
 
@@ -215,6 +216,9 @@ class App(BaseModel):
     first. By default never."""
     tls: Tls | None = None
     """Serve clients over TLS. Shards of one app talk to each other over Unix sockets."""
+    auth: AuthSettings | None = None
+    """Who may call: the credentials that are accepted, and the roles for each method. By default everybody may call
+    everything."""
     interceptors: tuple[Plug, ...] = ()
     """`grpc.aio.ServerInterceptor` classes, or functions that make one, as `package.module:name`; outermost first."""
     tail: TailKeeping | None = None
@@ -259,6 +263,12 @@ class App(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _certificates_are_asked_for(self) -> Self:
+        if self.auth is not None and self.auth.mtls and (self.tls is None or self.tls.client_ca is None):
+            raise ValueError("auth.mtls needs tls.client_ca: without it no client shows a certificate")
+        return self
+
+    @model_validator(mode="after")
     def _pins_lead_to_shards(self) -> Self:
         if wrong := [key for key, index in self.pins.items() if not 0 <= index < self.shard_count]:
             raise ValueError(f"pins {wrong}: expected the index of a shard, 0 to {self.shard_count - 1}")
@@ -296,6 +306,14 @@ class Config(BaseModel):
         wrong = [f"{n}.stubs.{to}" for n, app in self.apps.items() for to in app.stubs if to not in targets]
         if wrong:
             raise ValueError(f"apps.{', apps.'.join(wrong)}: no app or peer is called so; known are {sorted(targets)}")
+        return self
+
+    @model_validator(mode="after")
+    def _callers_are_apps(self) -> Self:
+        for name, app in self.apps.items():
+            callers = app.auth.apps if app.auth is not None else {}
+            if wrong := sorted(set(callers) - set(self.apps) - set(self.peers)):
+                raise ValueError(f"apps.{name}.auth.apps {wrong}: expected apps of this file, {sorted(self.apps)}")
         return self
 
     def only(self, app: str) -> Self:

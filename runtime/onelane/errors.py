@@ -180,6 +180,60 @@ class TooOften(Refused):
         self.pushback_s = wait_s
 
 
+class TokensNotChecked(Refused):
+    """Tokens that the shard has not seen before come faster than it checks signatures."""
+
+    reason = "tokens"
+    pushback_s = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("too many new tokens; this one was not checked")
+
+
+class NoTokenKeys(Refused):
+    """The shard has no keys to check tokens with: they could not be fetched."""
+
+    status = "UNAVAILABLE"
+    reason = "keys"
+    pushback_s = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("tokens cannot be checked at the moment")
+
+
+class AccessRefused(Invalid):
+    """The caller may not make this call. The text that the client sees names no role, no key and no other caller."""
+
+    reason = ""
+    """Value of the attribute `onelane.reason` of the metric `onelane.refusals`."""
+    cause = ""
+    """For the audit log alone."""
+
+
+class Unauthenticated(AccessRefused):
+    """The call has no credentials, and needs some; or its credentials are not valid."""
+
+    status = "UNAUTHENTICATED"
+    reason = "unauthenticated"
+
+    def __init__(self, cause: str, *, has_credentials: bool = True) -> None:
+        """cause: for the audit log alone; that of a refused token may help its forger."""
+        super().__init__("the credentials are not valid" if has_credentials else "this method needs credentials")
+        self.cause = cause
+        self.has_credentials = has_credentials
+
+
+class NotPermitted(AccessRefused):
+    """The caller is known, and has no role that may call the method."""
+
+    status = "PERMISSION_DENIED"
+    reason = "not_permitted"
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"not permitted to call {method}")
+        self.cause = "none of its roles may call the method"
+
+
 class DeadlinePassed(Transient):
     """The deadline passed before there was an answer."""
 

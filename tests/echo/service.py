@@ -251,6 +251,14 @@ class Echo(echo_pb2_grpc.EchoServicer):
         await self._wait(key, context)
         await getattr(self, f"_{order}")(rest, context)
 
+    async def _identity(self, _: str, context: Context) -> None:
+        identity = onelane.identity_of(context)
+        seen = [identity.subject, ",".join(sorted(identity.roles)), identity.proven_by]
+        context.set_trailing_metadata((("x-identity", " ".join(seen)), ("x-metadata", self._names_of(context))))
+
+    def _names_of(self, context: Context) -> str:
+        return " ".join(str(name) for name, _ in context.invocation_metadata() or ())
+
     async def _config(self, _: str, context: Context) -> None:
         trailers = (("x-config", repr(self.shard.config)), ("x-followed", " ".join(self.configured)))
         context.set_trailing_metadata(trailers)

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from onelane.core.identity import Identity
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
 
@@ -36,6 +37,10 @@ class CallContext(Protocol):
         """The W3C baggage that its caller sent; "" for none."""
 
     @property
+    def identity(self) -> Identity | None:
+        """Who its client is; None where that was not asked, or where there is no client."""
+
+    @property
     def outgoing_chain(self) -> str:
         """The chain that calls made here carry: the turns that they are inside of; see `onelane.core.turns`."""
 
@@ -53,6 +58,10 @@ class TaskContext:
     @property
     def span(self) -> TraceContext | None:
         return self.trace
+
+    @property
+    def identity(self) -> None:
+        """It is the app's own work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,10 @@ class TurnContext:
     @property
     def baggage(self) -> str:
         return self.outer.baggage if self.outer else ""
+
+    @property
+    def identity(self) -> Identity | None:
+        return self.outer.identity if self.outer else None
 
     @property
     def outgoing_chain(self) -> str:

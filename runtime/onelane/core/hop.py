@@ -1,4 +1,5 @@
-"""What a shard tells the owner of a key about the client of a call that it forwards: peer, identity, deadline, trace.
+"""What a shard tells the owner of a key about the client of a call that it forwards: its peer, certificate and proven
+identity, the deadline, the trace.
 
 Written as headers beside those of the client, which pass unchanged. They count between siblings alone: no client can
 send them (`wire/framing.RESERVED`), and no handler sees them. Pure.
@@ -10,14 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
+from onelane.core.identity import Identity, read_identity, write_identity
 from onelane.core.trace_context import TRACESTATE, TraceContext, parse_traceparent
 
 HOP_MARK = b"onelane-forwarded"
 """The mark of a forwarded call; its value is the deadline, empty without one."""
 HOP_PEER = b"onelane-forwarded-peer"
 HOP_AUTH = b"onelane-forwarded-auth"
+HOP_IDENTITY = b"onelane-forwarded-identity"
 HOP_TRACE = b"onelane-forwarded-trace"
-HOP_HEADERS = frozenset({HOP_MARK, HOP_PEER, HOP_AUTH, HOP_TRACE})
+HOP_HEADERS = frozenset({HOP_MARK, HOP_PEER, HOP_AUTH, HOP_IDENTITY, HOP_TRACE})
 SERVED = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
 _PRINTABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
@@ -42,6 +45,8 @@ class Hop:
     wherever the call is served, however long it waited for its owner. None without a deadline."""
     trace: TraceContext | None
     """Of the span of this hop; None where the client's own goes on."""
+    identity: Identity | None = None
+    """As the sender has proven it; None where its app asks for no credentials."""
 
 
 def write_client(peer: str, auth: AuthContext) -> list[tuple[bytes, bytes]]:
@@ -78,6 +83,11 @@ def split(
     return application, read(headers) if trusted and HOP_MARK in headers else None
 
 
+def write_proven(identity: Identity) -> tuple[bytes, bytes]:
+    """The header by which the owner knows that the sender has checked the credentials of a call."""
+    return (HOP_IDENTITY, write_identity(identity))
+
+
 def write_call(deadline_at: float | None, trace: TraceContext | None) -> list[tuple[bytes, bytes]]:
     """The headers of one call."""
     headers = [(HOP_MARK, b"" if deadline_at is None else b"%.6f" % deadline_at)]
@@ -94,11 +104,13 @@ def read(headers: Mapping[bytes, bytes]) -> Hop:
     """
     deadline = headers[HOP_MARK]
     trace = headers.get(HOP_TRACE)
+    identity = headers.get(HOP_IDENTITY)
     return Hop(
         unquote(headers.get(HOP_PEER, b"").decode()),
         _read_auth(headers.get(HOP_AUTH, b"")),
         float(deadline) if deadline else None,
         parse_traceparent(trace.decode(), headers.get(TRACESTATE.encode(), b"").decode("latin-1")) if trace else None,
+        None if identity is None else read_identity(identity),
     )
 
 

@@ -22,7 +22,7 @@ from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import patience_s
-from onelane.errors import BadKey, LongKey, OwnerAway, Refused
+from onelane.errors import AccessRefused, BadKey, LongKey, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
@@ -230,6 +230,20 @@ class Lane:
             await self._wait_forward(call)
         return call.reply
 
+    def refuse(self, method: Method, call: Call, error: BaseException) -> None:
+        """End a call that the gate refuses, with the status of `error`. It is counted as any call."""
+        # As `arrive` begins.
+        self.received += 1
+        self.in_flight += 1
+        if not call.trusted:
+            self.own_in_flight += 1
+        call.began = perf_counter()
+        entry = self.entries[method.path]
+        if entry.is_hidden:
+            self._hidden_in_flight += 1
+            call.span = UNSAMPLED
+        self._fail(entry, call, error)
+
     async def _wait_forward(self, call: Call) -> None:
         try:
             await call.turned()
@@ -417,6 +431,9 @@ class Lane:
         """End a call that could not begin, or not be forwarded, with the status of `error`."""
         if isinstance(error, Refused | LongKey):
             self.refusals.add(call, error.reason)
+        elif isinstance(error, AccessRefused):
+            # The audit log has a line of its own.
+            self.refusals.count(error.reason)
         if call.span is None:
             call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
         # It would keep the error's traceback alive, and that the call.

@@ -24,9 +24,13 @@ class Refusals:
         self._unlogged: dict[str, int] = {}
         """Reason → refusals since then."""
 
+    def count(self, reason: str) -> None:
+        """A call was refused, and is logged elsewhere."""
+        self._counter.add(1, {"onelane.reason": reason})
+
     def add(self, call: Call, reason: str) -> None:
         """A call was refused. reason: the value of `onelane.reason`, one of a few."""
-        self._counter.add(1, {"onelane.reason": reason})
+        self.count(reason)
         now = self._now()
         if now - self._logged_at.get(reason, now - REFUSAL_LOG_S) < REFUSAL_LOG_S:
             self._unlogged[reason] = self._unlogged.get(reason, 0) + 1

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 import grpc.aio
 
-from onelane.core.hop import write_client
+from onelane.core.hop import write_client, write_proven
+from onelane.core.identity import Identity
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
 from onelane.server import arguments, auth_context, user_code
@@ -63,6 +64,7 @@ class Call:
         "_callbacks",
         "_deserialize",
         "_has_code",
+        "_identity",
         "_pushed_back",
         "_serialize",
         "_turned",
@@ -193,8 +195,9 @@ class Call:
         return [*framing.unchecked_headers(self.metadata), (b"grpc-accept-encoding", framing.ENCODINGS)]
 
     def identity_headers(self) -> framing.Headers:
-        """Its client's peer and identity."""
-        return write_client(self.peer(), self.auth_context())
+        """Its client's peer and certificate, and the identity that this shard has proven."""
+        headers = write_client(self.peer(), self.auth_context())
+        return headers if self.identity is None else [*headers, write_proven(self.identity)]
 
     def answer_in(self, encoding: bytes) -> None:
         """The owner's answer has this `grpc-encoding`, b"" for none: so has this one. Before its headers are sent."""
@@ -256,7 +259,17 @@ class Call:
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         self.code_now, self.details_now = code, details
 
+    def prove(self, identity: Identity) -> None:
+        """Its credentials have been checked, here or where it came from."""
+        self._identity = identity
+
     # Used by handlers: grpc.aio.ServicerContext
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who its client is; None where the app has no `auth`. Handlers rather ask `onelane.identity_of(context)`."""
+        # Not set by `__init__`: most apps have none.
+        return getattr(self, "_identity", None)
 
     async def read(self) -> Any:
         message = await self.next_bytes()

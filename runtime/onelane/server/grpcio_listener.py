@@ -48,6 +48,8 @@ class GrpcioCall(Call):
         if client is not None:
             self.hop = FORWARDED_HOP
             self.parent = client.trace
+            if client.identity is not None:
+                self.prove(client.identity)
 
     async def receive(self) -> bytes | None:
         if self.unsent_initial is not None:

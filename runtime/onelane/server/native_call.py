@@ -8,6 +8,7 @@ from typing import Protocol
 
 import grpc
 
+from onelane.core.hop import write_proven
 from onelane.server.call import Call, Metadata, Metadatum
 from onelane.server.methods import Method
 from onelane.wire import framing
@@ -161,7 +162,8 @@ class NativeCall(Call):
         return self.stream.headers
 
     def identity_headers(self) -> Headers:
-        return self._connection.identity_headers()
+        headers = self._connection.identity_headers()
+        return headers if self.identity is None else [*headers, write_proven(self.identity)]
 
     def answer_in(self, encoding: bytes) -> None:
         # Its messages come compressed.

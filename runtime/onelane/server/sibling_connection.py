@@ -35,6 +35,8 @@ class ForwardedCall(NativeCall):
         self._hop = hop
         self.hop = FORWARDED_HOP
         self.parent = hop.trace
+        if hop.identity is not None:
+            self.prove(hop.identity)
 
     def peer(self) -> str:
         return self._hop.peer

@@ -62,6 +62,8 @@ class ShardLifecycle:
         """
         self.load(whole_process=whole_process)
         await self.parts.shard.wait_ready()
+        if self.parts.access.token_keys is not None:
+            await self.parts.access.token_keys.start()
         await self.parts.services.start()
         await self.parts.listener.start(self._binds(), self.parts.serving, self.parts.settings)
 
@@ -81,6 +83,9 @@ class ShardLifecycle:
             with located(f"apps.{self._setup.app}"):
                 tls.server_context(parts.settings.tls)
         parts.services.load()
+        if parts.access.token_keys is not None:
+            with located(f"apps.{self._setup.app}"):
+                parts.access.token_keys.load()
 
     def _binds(self) -> list[Bind]:
         setup, listen = self._setup, self.parts.settings.listen
@@ -228,6 +233,8 @@ class ShardLifecycle:
         # Also where no drain came first: the supervisor is gone.
         parts.lane.begin_drain()
         await self._end(partial(parts.listener.stop, STOP_S))
+        if parts.access.token_keys is not None:
+            await self._end(parts.access.token_keys.aclose)
         if stops_services:
             await self._end(parts.services.stop)
         for part in (parts.forwarder, parts.pubsub, parts.sibling_channels, parts.shard):

@@ -14,6 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from onelane.config import App
+from onelane.core.auth_settings import AuthSettings
+from onelane.core.permissions import matches, pattern_for
 from onelane.errors import BadService, ServiceRaised, located
 from onelane.lane.lane import Lane
 from onelane.server import interceptors, methods, user_code
@@ -58,6 +60,9 @@ class Services:
         for table, configured in (("keys", configured_keys), ("turns", configured_turns)):
             with located(f"{place}.{table}"):
                 self._check_configured(configured)
+        if self._settings.auth is not None:
+            with located(f"{place}.auth.methods"):
+                self._check_permissions(self._settings.auth)
 
     async def start(self) -> None:
         """Await each servicer's `start`, in the order of the settings. Where one fails, those before it are stopped.
@@ -191,6 +196,19 @@ class Services:
             near = [close for name in unknown for close in difflib.get_close_matches(name, names, n=1)]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise BadService(f"no service has {unknown}{hint}")
+
+    def _check_permissions(self, auth: AuthSettings) -> None:
+        """Refuse patterns that name no method: the one that they were meant for would have the roles of another."""
+        entries = self._lane.entries.values()
+        names = [entry.method.name for entry in entries]
+        # The runtime's own services may be off here: reflection is on loopback addresses alone.
+        patterns = [pattern for pattern in auth.methods if not pattern.startswith(("grpc.", "onelane."))]
+        if unused := sorted(p for p in patterns if p != "*" and not any(matches(p, name) for name in names)):
+            raise BadService(f"no service has {unused}")
+        own = sorted(entry.method.name for entry in entries if not entry.is_ours)
+        closed = [name for name in own if pattern_for(name, auth.methods) is None]
+        if closed:
+            log.warning("auth.closed shard=%s nobody may call %s", self._shard.name, " ".join(closed[:20]))
 
     def _names(self) -> Iterator[str]:
         """`pkg.Service` of every method that the lane serves."""

@@ -3,6 +3,7 @@
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from onelane.lane.gate import Gate
 from onelane.lane.lane import Lane
 from onelane.server.call import Call, Metadata
 from onelane.server.listener import Work
@@ -13,11 +14,13 @@ from onelane.telemetry.stats import Stats
 class LaneServing:
     """See `onelane.server.listener.Serving`."""
 
-    def __init__(self, lane: Lane, stats: Stats) -> None:
+    def __init__(self, lane: Lane, stats: Stats, gate: Gate | None = None) -> None:
+        """gate: every call passes it first; None where the app has no `auth`."""
         self._lane = lane
         self._entries = lane.entries
+        self._way_in = gate or lane
         # Bound once: it runs for every call.
-        self.arrive = lane.arrive  # type: ignore[method-assign]
+        self.arrive = self._way_in.arrive  # type: ignore[method-assign]
         connections = stats.counter(
             "onelane.connections", unit="{connection}", description="Connections that came to this shard from a sibling"
         )
@@ -30,10 +33,10 @@ class LaneServing:
         return [entry.method for entry in self._entries.values()]
 
     def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
-        return self._lane.serve(method, call, request)
+        return self._way_in.serve(method, call, request)
 
     def arrive(self, method: Method, call: Call, request: bytes | None) -> Work:
-        return self._lane.arrive(method, call, request)
+        return self._way_in.arrive(method, call, request)
 
     def resume(self, call: Call) -> Work:
         return self._lane.resume(call)

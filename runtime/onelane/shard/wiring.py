@@ -24,6 +24,7 @@ from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.plugins import make_plugin
 from onelane.server.listener import Listener
+from onelane.shard.access import Access, build_access
 from onelane.shard.pubsub import PubSub
 from onelane.shard.reporter import TICK_S, Reporter
 from onelane.shard.services import Services
@@ -70,6 +71,7 @@ class ShardParts:
     shard: Shard
     services: Services
     lane: Lane
+    access: Access
     serving: LaneServing
     listener: Listener
     membership: Membership
@@ -115,6 +117,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         listener = make_plugin("onelane.listeners", settings.listener)
     forwarder = NativeForwarder(max_waiting=max(MIN_WAITING, settings.max_in_flight // WAITING_SHARE))
     lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
+    access = build_access(setup, settings, lane)
     load = LoadMonitor(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
     sibling_channels = SiblingChannels()
     sibling_calls = SiblingCalls(lane, sibling_channels, tracer=tracer, deadline_s=settings.deadline_s)
@@ -145,7 +148,8 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         shard=shard,
         services=Services(lane, shard, settings, builtin=[topology, pubsub.servicer]),
         lane=lane,
-        serving=LaneServing(lane, stats),
+        access=access,
+        serving=LaneServing(lane, stats, access.gate),
         listener=listener,
         membership=membership,
         forwarder=forwarder,

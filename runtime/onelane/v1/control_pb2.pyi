@@ -178,6 +178,8 @@ class Setup(_message.Message):
     APP_DIR_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
+    IDENTITY_KEY_FIELD_NUMBER: _builtins.int
+    ASSERTS_TO_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     name: _builtins.str
     index: _builtins.int
@@ -198,12 +200,18 @@ class Setup(_message.Message):
     """The generation of the services' settings in `settings`."""
     logs: _builtins.bool
     """Whether to report log records too."""
+    identity_key: _builtins.bytes
+    """The key of assertions of identity (`onelane-identity`), the same for all apps of a supervisor. A secret."""
     @_builtins.property
     def peers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """App name → host:port, for `shard.stub`."""
 
     @_builtins.property
     def placement(self) -> Global___ShardPlacement: ...
+    @_builtins.property
+    def asserts_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Apps that accept assertions of this app."""
+
     def __init__(
         self,
         *,
@@ -221,10 +229,12 @@ class Setup(_message.Message):
         app_dir: _builtins.str = ...,
         generation: _builtins.int = ...,
         logs: _builtins.bool = ...,
+        identity_key: _builtins.bytes = ...,
+        asserts_to: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "generation", b"generation", "index", b"index", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "asserts_to", b"asserts_to", "generation", b"generation", "identity_key", b"identity_key", "index", b"index", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
