@@ -169,7 +169,7 @@ def test_values_that_are_not_numbers_are_logged_once_and_spoil_no_other(caplog: 
     totals.add(stats.take())
     totals.add(stats.take())
     assert totals.buckets_of("took", (("1", "mixed"), ("names", 2))).count == 1
-    assert totals.sum_of("odd", (("good", "1"),)) == 3
+    assert totals.sum_of("odd", (("good", 1),)) == 3
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert "took cannot count None, expected a finite number" in messages[0]
