@@ -316,6 +316,14 @@ class Config(BaseModel):
                 raise ValueError(f"apps.{name}.auth.apps {wrong}: expected apps of this file, {sorted(self.apps)}")
         return self
 
+    def accepting(self, caller: str) -> list[str]:
+        """The apps that accept assertions of identity of the app `caller`; it does itself, where it has `auth`."""
+        return [
+            name
+            for name, app in self.apps.items()
+            if app.auth is not None and (name == caller or caller in app.auth.apps)
+        ]
+
     def only(self, app: str) -> Self:
         """The configuration of one app of the file, to which the other apps are peers.
 

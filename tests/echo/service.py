@@ -84,7 +84,10 @@ class Echo(echo_pb2_grpc.EchoServicer):
     async def Misbehave(self, request: EchoRequest, context: Context) -> EchoReply:
         order, _, rest = request.order.partition(" ")
         await getattr(self, f"_{order}")(rest, context)
-        return EchoReply(text=request.order, shard=self.shard.name)
+        text = request.order
+        if text.endswith("identity"):
+            text = str(dict(context.trailing_metadata() or ())["x-identity"])
+        return EchoReply(text=text, shard=self.shard.name)
 
     async def Hold(self, request: EchoRequest, context: Context) -> EchoReply:
         held = self.held.setdefault(request.key, asyncio.Event())
@@ -253,8 +256,10 @@ class Echo(echo_pb2_grpc.EchoServicer):
 
     async def _identity(self, _: str, context: Context) -> None:
         identity = onelane.identity_of(context)
-        seen = [identity.subject, ",".join(sorted(identity.roles)), identity.proven_by]
-        context.set_trailing_metadata((("x-identity", " ".join(seen)), ("x-metadata", self._names_of(context))))
+        seen = [identity.subject or "anonymous", ",".join(sorted(identity.roles)), identity.proven_by]
+        context.set_trailing_metadata(
+            (("x-identity", " ".join(filter(None, seen))), ("x-metadata", self._names_of(context)))
+        )
 
     def _names_of(self, context: Context) -> str:
         return " ".join(str(name) for name, _ in context.invocation_metadata() or ())
@@ -270,6 +275,19 @@ class Echo(echo_pb2_grpc.EchoServicer):
         """`_call APP KEY ORDER`: order the same of another app, or of this one."""
         app, key, order = rest.split(" ", 2)
         await self.shard.stub(echo_pb2_grpc.EchoStub, to=app).Misbehave(EchoRequest(key=key, order=order))
+
+    async def _asked(self, rest: str, context: Context) -> None:
+        """`_asked APP ORDER`: order another app, and answer with the identity that it has seen."""
+        app, order = rest.split(" ", 1)
+        call: Any = self.shard.stub(echo_pb2_grpc.EchoStub, to=app).Misbehave(EchoRequest(key="k", order=order))
+        await call
+        context.set_trailing_metadata(tuple(await call.trailing_metadata()))
+
+    async def _sibling(self, rest: str, context: Context) -> None:
+        """`_sibling KEY ORDER`: order the owner of a key in this app, and answer with the identity that it has seen."""
+        key, order = rest.split(" ", 1)
+        reply = await self.shard.call(key, echo_pb2_grpc.EchoServicer.Misbehave, EchoRequest(key=key, order=order))
+        context.set_trailing_metadata((("x-identity", reply.text),))
 
     async def _later(self, key: str, context: Context) -> None:
         """`_later KEY`: hold the key's turn very soon, by a timer, until somebody calls Release with `key`."""

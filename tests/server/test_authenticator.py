@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from onelane.core.auth_settings import AuthSettings
-from onelane.core.identity import ANONYMOUS, ASSERTION, Identity, write_assertion
+from onelane.core.identity import ANONYMOUS, ASSERTION, Identity, own_account, write_assertion
 from onelane.errors import Unauthenticated
 from onelane.server.authenticator import MAX_TOKEN, Authenticator
 from onelane.testing.listener import MemoryCall
@@ -134,6 +134,7 @@ def test_no_handler_sees_an_assertion() -> None:
 
 def test_a_sibling_calls_for_its_client_or_for_nobody() -> None:
     assert authenticator(apps={}).of_sibling(ClientCall(asserted(app="shop"))) == ANN
-    assert authenticator().of_sibling(ClientCall()) == ANONYMOUS
+    assert authenticator().of_sibling(ClientCall()) == own_account("shop")
+    assert authenticator().of_sibling(ClientCall(asserted(None, app="shop"))) == own_account("shop")
     with pytest.raises(Unauthenticated):
         authenticator().of_sibling(ClientCall(asserted(app="lobby")))

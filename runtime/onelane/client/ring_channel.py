@@ -6,7 +6,7 @@ default.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from onelane.client.asserting_method import AssertingMethod
 from onelane.client.interceptors import ClientInterceptors
 from onelane.client.options import APP_DIALLING, Dialling
 from onelane.client.peer import DEFAULT_SERVICE_CONFIG, Peer
@@ -74,7 +75,10 @@ class Channel(grpc.aio.Channel):
         service_config: ServiceConfig = DEFAULT_SERVICE_CONFIG,
         stats: Stats | None = None,
         compression: grpc.Compression | None = None,
+        assert_identity: Callable[[], str] | None = None,
     ) -> None:
+        """assert_identity: writes what calls assert of their client; None where they assert nothing."""
+        self._assert_identity = assert_identity
         self._compression = None if compression is None else grpc.Compression(compression)
         self._interceptors = ClientInterceptors(interceptors)
         self.peer = Peer(name, target, deadline_s=deadline_s, service_config=service_config, tracer=tracer, stats=stats)
@@ -94,9 +98,12 @@ class Channel(grpc.aio.Channel):
 
     def _method(self, shape: str, method: str | bytes, *serializers: Any, **more: Any) -> Any:
         def multi_of(method: str) -> RingMethod:
-            return RingMethod(
-                self.peer, self.router, shape, method, *serializers, compression=self._compression, **more
-            )
+            assert_identity = self._assert_identity
+            kind = RingMethod if assert_identity is None else AssertingMethod
+            multi = kind(self.peer, self.router, shape, method, *serializers, compression=self._compression, **more)
+            if assert_identity is not None and isinstance(multi, AssertingMethod):
+                multi.assert_identity = assert_identity
+            return multi
 
         return self._interceptors.around(multi_of, shape, method)
 

@@ -15,6 +15,8 @@ from typing import Any
 
 ASSERTION = "onelane-identity"
 """The metadata of a call from one app to another that have an assertion. No handler sees it."""
+AUTHORIZATION = "authorization"
+"""The metadata that have a client's token."""
 ASSERTION_S = 60.0
 """How long an assertion holds: as long as a call may wait until it is sent."""
 MIN_KEY_BYTES = 32
@@ -41,6 +43,11 @@ class Identity:
 
 
 ANONYMOUS = Identity()
+
+
+def own_account(app: str, roles: Iterable[str] = ()) -> Identity:
+    """The identity of an app that calls for no client."""
+    return Identity(f"app:{app}", frozenset(roles), "app")
 
 
 @dataclass(frozen=True, slots=True)

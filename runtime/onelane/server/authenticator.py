@@ -10,11 +10,10 @@ from typing import Protocol
 
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.hop import AuthContext
-from onelane.core.identity import ANONYMOUS, ASSERTION, Assertion, Identity, read_assertion
+from onelane.core.identity import ANONYMOUS, ASSERTION, AUTHORIZATION, Assertion, Identity, own_account, read_assertion
 from onelane.errors import Unauthenticated
 from onelane.server.call import Call, Metadata
 
-AUTHORIZATION = "authorization"
 MAX_TOKEN = 8192
 """Characters of a token. Looking at one costs with its length, also where it is refused."""
 _BEARER = re.compile(r"bearer +([A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+) *", re.IGNORECASE)
@@ -89,18 +88,18 @@ class Authenticator:
         return self._by_certificate(call.auth_context()) if self._certificates else ANONYMOUS
 
     def of_sibling(self, call: Call) -> Identity:
-        """The identity for which another shard of this app calls; anonymous where it is for none.
+        """The identity for which another shard of this app calls; the app's own where it is for no client.
 
         Raises:
             Unauthenticated: its assertion is not valid.
         """
         assertion = take_assertion(call)
         if assertion is None:
-            return ANONYMOUS
+            return own_account(self._app)
         asserted = self._read(assertion)
         if asserted.app != self._app:
             raise Unauthenticated(f"the app {asserted.app} is no sibling")
-        return asserted.identity or ANONYMOUS
+        return asserted.identity or own_account(self._app)
 
     def _asserted(self, assertion: str) -> Identity:
         asserted = self._read(assertion)
@@ -108,7 +107,7 @@ class Authenticator:
             raise Unauthenticated(f"the app {asserted.app} is not in auth.apps")
         if asserted.identity is not None:
             return asserted.identity
-        return Identity(f"app:{asserted.app}", frozenset(self._apps[asserted.app]), "app")
+        return own_account(asserted.app, self._apps[asserted.app])
 
     def _read(self, assertion: str) -> Assertion:
         try:

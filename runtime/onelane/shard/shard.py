@@ -15,6 +15,7 @@ from onelane.config import App
 from onelane.errors import BadService
 from onelane.lane.lane import Lane
 from onelane.lane.turn_queue import HeldTurn
+from onelane.shard.assertions import Assertions
 from onelane.shard.offload.offload import Offload
 from onelane.shard.pubsub import PubSub, Subscription
 from onelane.shard.settings import build_settings
@@ -47,6 +48,7 @@ class Shard:
         tracer: Tracer,
         alarms: Alarms | None = None,
         dialling: Dialling = APP_DIALLING,
+        assertions: Assertions | None = None,
         opens_resources: bool = True,
     ) -> None:
         self.app = app
@@ -68,7 +70,9 @@ class Shard:
         self._pubsub: PubSub
         self._keyed: dict[str, dict[Any, Any]] = {}
         self._offloads: list[Offload[Any]] = []
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[tuple[str, bool], Channel] = {}
+        """Name of an app or peer, whether calls are on this app's own account → its channel."""
+        self._assertions = assertions or Assertions(app, (), b"")
         self._dialling = dialling
         self._opens_resources = opens_resources
         self._timers = Timers(name, limit=settings.max_timers, stats=stats, turn=self.turn, alarms=alarms)
@@ -90,10 +94,11 @@ class Shard:
         """A plain dict whose keys are routing keys and whose values are `kind`. One for each name."""
         return self._keyed.setdefault(name, {})
 
-    def stub(self, stub: Callable[[grpc.aio.Channel], S], *, to: str) -> S:
+    def stub(self, stub: Callable[[grpc.aio.Channel], S], *, to: str, on_own_account: bool = False) -> S:
         """A generated stub of the app `to`, over one channel per lane.
 
-        Its calls carry the trace and what is left of the deadline of the call in progress.
+        Its calls carry the trace, what is left of the deadline and, where the `auth.apps` of that app names this one,
+        the identity of the client of the call in progress. on_own_account: not that, but this app's own.
 
         Raises:
             BadService: no app or peer has that name.
@@ -101,9 +106,9 @@ class Shard:
         if to not in self._peers:
             name = getattr(stub, "__qualname__", stub)
             raise BadService(f"stub {name}: no app or peer is called {to!r}; known are {sorted(self._peers)}")
-        if to not in self._channels:
+        if (to, on_own_account) not in self._channels:
             deadline_s = self._settings.deadline_s
-            self._channels[to] = Channel(
+            self._channels[to, on_own_account] = Channel(
                 self._peers[to],
                 deadline_s=deadline_s,
                 name=to,
@@ -111,8 +116,9 @@ class Shard:
                 dialling=self._dialling,
                 service_config=self._settings.stubs.get(to, DEFAULT_SERVICE_CONFIG),
                 stats=self.stats,
+                assert_identity=self._assertions.writer(to, on_own_account=on_own_account),
             )
-        return stub(self._channels[to])
+        return stub(self._channels[to, on_own_account])
 
     def turn(self, key: Key) -> AbstractAsyncContextManager[None]:
         """Hold the turn of a key inside `async with`: meanwhile no call of that key runs, but those made in there.

@@ -23,6 +23,7 @@ from onelane.client.propagation import outgoing
 from onelane.core import keys
 from onelane.core.context import current_baggage, current_call, current_trace
 from onelane.core.hop import SERVED
+from onelane.core.identity import ASSERTION
 from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member
 from onelane.errors import BadKey, BadService, Misuse
@@ -31,6 +32,7 @@ from onelane.lane.lane import Lane
 from onelane.server import methods
 from onelane.server.call import OK, Call, Metadata
 from onelane.server.methods import Method
+from onelane.shard.assertions import Assertions
 from onelane.telemetry.tracer import Tracer, context_of
 
 Req = TypeVar("Req", bound=Message)
@@ -94,8 +96,12 @@ class SiblingChannels:
 class SiblingCalls:
     """Calls of one shard to the shards of its app, itself among them. Owned by its lane."""
 
-    def __init__(self, lane: Lane, channels: SiblingChannels, *, tracer: Tracer, deadline_s: float) -> None:
+    def __init__(
+        self, lane: Lane, channels: SiblingChannels, *, tracer: Tracer, deadline_s: float, assertions: Assertions
+    ) -> None:
         """deadline_s: of calls without a timeout."""
+        self._assertions = assertions
+        self._assert_identity = assertions.writer(assertions.app)
         self._lane = lane
         self._channels = channels
         self._tracer = tracer
@@ -179,6 +185,8 @@ class SiblingCalls:
         self, member: Member, method: Method, request: bytes, metadata: Metadata, timeout_s: float | None
     ) -> bytes:
         send = self._channels.to(member).unary_unary(method.path)
+        if self._assert_identity is not None:
+            metadata = (*metadata, (ASSERTION, self._assert_identity()))
         reply: bytes = await send(request, metadata=metadata, timeout=timeout_s)
         return reply
 
@@ -188,6 +196,8 @@ class SiblingCalls:
         if timeout_s is not None and timeout_s <= 0:
             raise _late()
         call = LocalCall(method.path, metadata, timeout_s)
+        if (identity := self._assertions.identity_within_app()) is not None:
+            call.prove(identity)
         # A task of its own, so that the handler sets nothing in the caller's context.
         serving = asyncio.get_running_loop().create_task(self._lane.serve(method, call, request))
         try:

@@ -25,6 +25,7 @@ from onelane.lane.turn_queue import TurnQueue
 from onelane.plugins import make_plugin
 from onelane.server.listener import Listener
 from onelane.shard.access import Access, build_access
+from onelane.shard.assertions import Assertions
 from onelane.shard.pubsub import PubSub
 from onelane.shard.reporter import TICK_S, Reporter
 from onelane.shard.services import Services
@@ -98,6 +99,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
     clock = environment.clock
     stats = Stats()
     tracer = _tracer(setup, settings, clock)
+    assertions = Assertions(setup.app, setup.asserts_to, setup.identity_key)
     shard = Shard(
         app=setup.app,
         name=setup.name,
@@ -109,6 +111,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         alarms=environment.alarms,
         dialling=environment.dialling,
         opens_resources=environment.opens_resources,
+        assertions=assertions,
     )
     placement = placement_from_proto(setup.placement)
     with located(f"apps.{setup.app}.membership"):
@@ -120,7 +123,9 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
     access = build_access(setup, settings, lane)
     load = LoadMonitor(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
     sibling_channels = SiblingChannels()
-    sibling_calls = SiblingCalls(lane, sibling_channels, tracer=tracer, deadline_s=settings.deadline_s)
+    sibling_calls = SiblingCalls(
+        lane, sibling_channels, tracer=tracer, deadline_s=settings.deadline_s, assertions=assertions
+    )
     pubsub = PubSub(
         lane,
         sibling_channels,

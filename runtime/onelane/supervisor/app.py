@@ -6,7 +6,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -54,7 +54,7 @@ class TelemetryOptions:
     logs: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SharedResources:
     """Resources that all apps of one supervisor share."""
 
@@ -68,6 +68,10 @@ class SharedResources:
     """Schedules the answer to a shard that asked for the status of all shards; the number is its request's."""
     start_soon: Callable[..., object]
     """Starts a task of the supervisor: a coroutine function, and its arguments."""
+    accepting: Callable[[str], Sequence[str]] = lambda _: ()
+    """See `Config.accepting`."""
+    identity_key: bytes = b""
+    """Of assertions of identity between the apps; without one, none is accepted. Never shown."""
 
 
 class ShardFailed(OnelaneError):
@@ -283,6 +287,8 @@ class AppSupervisor:
             logs=self._shared.telemetry.logs,
             app_dir=self._shared.app_dir,
             generation=self.generation,
+            identity_key=self._shared.identity_key,
+            asserts_to=self._shared.accepting(self.name),
         )
 
     # Drain, restart, end

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -85,6 +86,8 @@ class Supervisor:
             telemetry=telemetry,
             collector=self.collector,
             peers=dict(config.peers),
+            accepting=config.accepting,
+            identity_key=secrets.token_bytes(32),
             answer_status=lambda running, number: self.tasks.start_soon(guarded, self._answer_status, running, number),
             start_soon=lambda work, *arguments: self.tasks.start_soon(guarded, work, *arguments),
         )

@@ -32,6 +32,7 @@ async def faults_at_start(
         telemetry=telemetry,
         collector=Collector(config, []),
         peers=dict(config.peers) | listen,
+        accepting=config.accepting,
         answer_status=lambda *_: None,
         start_soon=lambda *_: None,
     )
