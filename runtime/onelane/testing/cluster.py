@@ -12,6 +12,7 @@ times of spans follow it. Deadlines, and all else on the wire, follow the machin
 """
 
 import asyncio
+import secrets
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import time
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -30,6 +32,8 @@ from onelane.client.ring_channel import Channel
 from onelane.cluster.control import placement_to_proto
 from onelane.config import PORT_STRIDE, App, Config
 from onelane.core import addresses
+from onelane.core.auth_settings import AuthSettings
+from onelane.core.identity import Identity, write_assertion
 from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
 from onelane.server import sockets
@@ -45,6 +49,8 @@ from onelane.testing.clock import ManualClock
 from onelane.v1 import control_pb2
 
 S = TypeVar("S")
+TESTS = "onelane-testing"
+"""The app whose assertions of identity are those of tests."""
 ITERATIONS = 20
 """Iterations of the event loop after each step of `advance`, for the tasks that the step has started."""
 
@@ -73,6 +79,7 @@ class Cluster:
         self._config = _config_of(app, settings or {})
         self._count = shards
         self._trace = trace
+        self._identity_key = secrets.token_bytes(32)
         self._totals = Totals()
         self._apps: dict[str, list[_Shard]] = {}
         self._channels: dict[str, Channel] = {}
@@ -104,7 +111,7 @@ class Cluster:
 
     def _lay_out(self, folder: Path) -> None:
         for name, app in self._config.apps.items():
-            settings = app.model_copy(update={"shards": self._count})
+            settings = app.model_copy(update={"shards": self._count, "auth": _testable(app.auth)})
             host, port = addresses.split(app.listen)
             shared = f"unix:{folder / name}"
             self._resolver_overrides[app.listen] = shared
@@ -137,14 +144,40 @@ class Cluster:
 
     # For tests
 
-    def stub(self, stub: Callable[[grpc.aio.Channel], S], *, app: str | None = None, shard: int | None = None) -> S:
-        """A generated stub whose calls go to the owners of their keys, or to one shard. app: by default the first."""
+    def stub(
+        self,
+        stub: Callable[[grpc.aio.Channel], S],
+        *,
+        app: str | None = None,
+        shard: int | None = None,
+        identity: Identity | None = None,
+    ) -> S:
+        """A generated stub whose calls go to the owners of their keys, or to one shard.
+
+        app: by default the first. identity: of the client, for an app with `auth`; by default it shows no credentials.
+
+        Raises:
+            ValueError: both shard and identity are given.
+        """
         shards = self._shards(app)
+        if identity is not None:
+            if shard is not None:
+                raise ValueError("stub: expected shard or identity, not both")
+            return stub(self._channel_of(shards[0].app, identity))
         if shard is None:
             return stub(self._channels[shards[0].app])
         channel = dial(shards[shard].member.address, dialling=self._dialling)
         self._stack.push_async_callback(channel.close)
         return stub(channel)
+
+    def _channel_of(self, app: str, identity: Identity) -> Channel:
+        def assert_identity() -> str:
+            return write_assertion(identity, app=TESTS, to=app, key=self._identity_key, now=time())
+
+        listen = self._config.apps[app].listen
+        channel = Channel(listen, deadline_s=30.0, name=app, dialling=self._dialling, assert_identity=assert_identity)
+        self._stack.push_async_callback(channel.close)
+        return channel
 
     def owner_of(self, key: str, *, app: str | None = None) -> int:
         """The index of the shard that owns a key. key: canonical text."""
@@ -219,6 +252,8 @@ class Cluster:
             placement=placement_to_proto(shard.placement),
             tracing=self._trace,
             sampler="always_on",
+            identity_key=self._identity_key,
+            asserts_to=self._config.accepting(shard.app),
         )
 
     def take(self, shard: "_Shard", report: control_pb2.Report) -> None:
@@ -293,6 +328,14 @@ class _Shard:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def _testable(auth: AuthSettings | None) -> AuthSettings | None:
+    """As the file has it; but identities of tests count, and tokens only where their keys are at hand."""
+    if auth is None:
+        return None
+    has_keys = auth.jwt is not None and auth.jwt.keys_file is not None and Path(auth.jwt.keys_file).exists()
+    return auth.model_copy(update={"apps": {**auth.apps, TESTS: ()}, "jwt": auth.jwt if has_keys else None})
 
 
 def _config_of(app: str | type | Config | Path, settings: Mapping[str, Any]) -> Config:
