@@ -1,10 +1,13 @@
 """`[apps.NAME.auth]` is read, and what could let a stranger in is refused by name."""
 
+import tomllib
 from typing import Any
 
 import pytest
 from onelane import config
 from onelane.errors import BadConfig
+
+from tests.running_app import ROOT
 
 JWT = {"issuer": "https://i.example", "audience": "shop", "keys_file": "keys.json"}
 METHODS = {"*": ["admin"]}
@@ -24,6 +27,15 @@ def test_a_whole_table_is_read() -> None:
     assert auth.jwt is not None
     assert (auth.jwt.algorithms, auth.jwt.leeway_s) == (("RS256", "ES256", "EdDSA"), 10.0)
     assert auth.mtls["CN=orders"] == ("reader",)
+
+
+def test_the_table_of_the_readme_is_one() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = tomllib.loads(text[text.index("[apps.shop.auth]\n") :].partition("```")[0])["apps"]["shop"]["auth"]
+    lobby = {"services": ["a:B"], "listen": "127.0.0.1:50061"}
+    shop = {"services": ["a:B"], "listen": "127.0.0.1:50051", "tls": TLS, "auth": table}
+    configuration = config.parse({"apps": {"shop": shop, "lobby": lobby}})
+    assert configuration.accepting("lobby") == configuration.accepting("shop") == ["shop"]
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
