@@ -158,6 +158,25 @@ async def test_the_apps_own_code_may_call_every_method() -> None:
     assert gated.served == [ANN]
 
 
+async def test_a_call_is_checked_once_as_soon_as_its_headers_are_there() -> None:
+    checked: list[Call] = []
+
+    def identify(call: Call) -> Identity:
+        checked.append(call)
+        return ANN
+
+    gated = Gated(identify, "reader")
+    for trusted in (False, True):
+        call = MemoryCall(gated.method.path, (), trusted=trusted, deadline_s=None)
+        gated.gate.announce(gated.method, call)
+        await gated.gate.serve(gated.method, call, b"x")
+        assert outcome(call) == ("OK", None)
+    assert len(checked) == 2
+    refused = MemoryCall(gated.method.path, (), trusted=False, deadline_s=None)
+    Gated(lambda _: ANONYMOUS, "reader").gate.announce(gated.method, refused)
+    assert outcome(refused) == ("UNAUTHENTICATED", "Bearer")
+
+
 async def test_a_refused_call_is_answered_by_either_way_into_the_lane() -> None:
     gated = Gated(lambda _: ANONYMOUS, "admin")
     call = MemoryCall(gated.method.path, (), trusted=False, deadline_s=None)

@@ -19,11 +19,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from onelane.core.identity import Identity, write_assertion, write_identity
 from onelane.errors import BadConfig
+from onelane.server.listener import Bind
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc, topology_pb2, topology_pb2_grpc
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.issuer import AUDIENCE, ISSUER, Issuer, bearer
+from tests.ports import reserved
 from tests.running_app import echo, running
 from tests.servers import Files, stock_secure
 from tests.shard.parts import setup, wired
@@ -109,6 +111,21 @@ async def test_streams_and_plain_handlers_are_closed_too(
             stub.Chat(requests(), **more).read(),
         ]
         assert {await code_of(call) for call in calls} == {expected}
+
+
+async def test_a_stranger_is_refused_before_it_has_sent_a_message() -> None:
+    """On the native listener; gRPC's core gives a call to nobody before its message."""
+    parts, _ = wired(setup(auth={"methods": {"*": ["admin"]}, "apps": {"lobby": ["admin"]}}, listen="127.0.0.1:0"))
+    parts.services.load()
+    with reserved() as port:
+        await parts.listener.start([Bind(f"127.0.0.1:{port}")], parts.serving, parts.settings)
+        async with onelane.dial(f"127.0.0.1:{port}") as channel:
+            # As a stream, so that its client need not send the one message, nor half-close.
+            call = channel.stream_unary("/echo.v1.Echo/Unary")(timeout=20)
+            assert (await call.code(), call.time_remaining() > 10) == (grpc.StatusCode.UNAUTHENTICATED, True)
+        await parts.listener.stop(0.0)
+    assert parts.lane.in_flight == 0
+    await parts.shard.aclose()
 
 
 async def test_a_role_opens_its_methods_and_no_other_wherever_the_key_lives(guarded: Shards) -> None:

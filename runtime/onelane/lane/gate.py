@@ -1,8 +1,9 @@
 """The gate before a lane, where the app has `[apps.NAME.auth]`: a call passes once its client may make it.
 
 Promises: every way into the lane leads through it (`shard/serving`); a fault of any kind refuses the call; a call that
-is refused reaches neither admission nor a handler. The shard that a client is connected to checks; the owner of a key
-believes the proven identity that a sibling sends along, and refuses a forwarded call without it.
+is refused reaches neither admission nor a handler, and on the native listener its message is not waited for. The shard
+that a client is connected to checks; the owner of a key believes the proven identity that a sibling sends along, and
+refuses a forwarded call without it.
 """
 
 from onelane.core.identity import ANONYMOUS
@@ -26,6 +27,12 @@ class Gate:
         self._audit = audit
         self._roles: dict[str, Roles | None] = {}
         """Path of a method → the roles that may call it; None where nobody is asked."""
+
+    def announce(self, method: Method, call: Call) -> None:
+        """See `onelane.server.listener.Serving`: nothing of a stranger's message is held."""
+        refusal = self._check(method, call)
+        if refusal is not None:
+            self._lane.refuse(method, call, refusal)
 
     def arrive(self, method: Method, call: Call, request: bytes | None) -> Work:
         """See `Lane.arrive`."""
@@ -67,6 +74,9 @@ class Gate:
             take_assertion(call)
             if call.identity is None:
                 raise Unauthenticated("a sibling has forwarded it without a proven identity")
+            return
+        if call.identity is not None:
+            # It was announced, and may be made.
             return
         if call.trusted:
             # The app's own code calls.

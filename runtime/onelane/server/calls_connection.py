@@ -127,6 +127,8 @@ class CallsConnection(WireProtocol[ServerConnection]):
                 stream.call.arrived([message], last=True)
         elif message is not None:
             self._start(stream.call, self._owner.serving.arrive(method, stream.call, message))
+        else:
+            self._owner.serving.announce(method, stream.call)
 
     def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call

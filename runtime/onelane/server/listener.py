@@ -49,6 +49,10 @@ class Serving(Protocol):
     def methods(self) -> Sequence[Method]:
         """Every method it serves; fixed before the listener starts."""
 
+    def announce(self, method: Method, call: Call) -> None:
+        """The headers of a call of one message have come, the message has not. Ends a call that may not be made."""
+        return
+
     def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
         """Run one call to its end. The outcome stands in `call`; raises only CancelledError."""
 

@@ -19,6 +19,8 @@ class LaneServing:
         self._lane = lane
         self._entries = lane.entries
         self._way_in = gate or lane
+        if gate is not None:
+            self.announce = gate.announce
         # Bound once: it runs for every call.
         self.arrive = self._way_in.arrive  # type: ignore[method-assign]
         connections = stats.counter(
