@@ -1,5 +1,6 @@
 """A configuration file is read with its environment, and all its faults are reported at once, with key and line."""
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,37 @@ def test_reflection_is_served_on_loopback_alone_unless_set(tmp_path: Path) -> No
     assert (apps["lobby"].serves_reflection, apps["profile"].serves_reflection) == (True, True)
     apps = load(tmp_path, GOOD.replace("127.0.0.1:50051", "10.0.0.1:50051")).apps
     assert (apps["lobby"].serves_reflection, apps["profile"].serves_reflection) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('[apps.x]\nconfig = { password = "swordfish" }', "apps.x.services: is missing"),
+        ('[apps]\nx = [{ password = "swordfish" }]', "apps.x: Input should be a valid dictionary .*, seen a list"),
+        (f'{GOOD}config = "swordfish"', "apps.profile.config: Input should be a valid dictionary, seen a text"),
+        (f'admin_token = ["swordfish"]\n{GOOD}', "admin_token: Input should be a valid string, seen a list"),
+        (f"admin_token = 70912345\n{GOOD}", "admin_token: Input should be a valid string, seen a number"),
+        (f'peers.x = "redis://me:swordfish@x"\n{GOOD}', r"peers.x: target 'redis://…@x': expected host:port"),
+        (f'{GOOD}pins.swordfish = 9\nconfig.password = "swordfish"', "apps.profile: pins "),
+    ],
+)
+def test_a_fault_shows_no_table_and_nothing_that_may_be_secret(tmp_path: Path, text: str, fault: str) -> None:
+    with pytest.raises(BadConfig, match=fault) as caught:
+        load(tmp_path, text)
+    shown = "".join(traceback.format_exception(caught.value)).replace("pins ['swordfish']", "")
+    assert "swordfish" not in shown
+    assert "70912345" not in shown
+
+
+def test_a_variable_that_contradicts_the_file_shows_no_value_of_it(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig) as caught:
+        load(tmp_path, f'{GOOD}config.db = "swordfish"', ONELANE_APPS__PROFILE__CONFIG__DB__USER="me")
+    assert (
+        "ONELANE_APPS__PROFILE__CONFIG__DB__USER sets apps.profile.config.db.user, but db is a text, and no table"
+        in str(caught.value)
+    )
+    assert "swordfish" not in str(caught.value)
+
+
+def test_a_configuration_shows_its_token_in_no_repr(tmp_path: Path) -> None:
+    assert "swordfish" not in repr(load(tmp_path, f'admin_token = "swordfish"\n{GOOD}'))

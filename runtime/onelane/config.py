@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from onelane.core import addresses
+from onelane.core import addresses, redaction
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.service_config import ServiceConfig
 from onelane.errors import BadConfig
@@ -286,7 +286,7 @@ class Config(BaseModel):
     sinks: tuple[str, ...] = ()
     """Exporters beside Prometheus and OTLP (which `OTEL_*` variables turn on): plugins of the entry point group
     `onelane.sinks`."""
-    admin_token: Annotated[str, Field(min_length=8)] | None = None
+    admin_token: Annotated[str, Field(min_length=8)] | None = Field(None, repr=False)
     """Bearer token for requests to the admin address; needed where that is no loopback address. Rather set it by the
     environment variable `ONELANE_ADMIN_TOKEN`."""
     per_shard_series: bool = True
@@ -408,7 +408,8 @@ def parse(
     try:
         configuration = Config.model_validate(data)
     except ValidationError as error:
-        raise BadConfig(name, [*faults, *_faults(error.errors(), text, variables)]) from error
+        # Without its cause, whose text has the values, secrets too.
+        raise BadConfig(name, [*faults, *_faults(error.errors(), text, variables)]) from None
     if faults:
         raise BadConfig(name, faults)
     return configuration
@@ -431,7 +432,7 @@ def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]
         for table in place[:-1]:
             level = level.setdefault(table, {})
             if not isinstance(level, dict):
-                faults.append(f"{name} sets {'.'.join(place)}, but {table} is {level!r}, and no table")
+                faults.append(f"{name} sets {'.'.join(place)}, but {table} is {redaction.type_of(level)}, and no table")
                 break
         else:
             level[place[-1]] = environment[name] if name == ADMIN_TOKEN else _value(environment[name])
@@ -443,6 +444,10 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+_OPEN_SETTINGS = {*App.model_fields, *Config.model_fields} - {"admin_token"}
+"""Settings of the file whose values are no secrets, whatever their names look like: max_key_bytes."""
 
 
 def _faults(errors: Sequence[Any], text: str, variables: Mapping[tuple[str, ...], str]) -> list[str]:
@@ -472,8 +477,18 @@ def _fault(error: Any) -> tuple[list[str], str]:
     elif error["type"] == "missing":
         problem = "is missing"
     else:
-        problem = f"{problem}, seen {error['input']!r}" if place else problem
+        problem += _seen(place, error)
     return place, problem
+
+
+def _seen(place: list[str], error: Any) -> str:
+    """The refused value, where it may be shown."""
+    value = error["input"]
+    if not place or (error["type"] == "value_error" and not isinstance(value, str | int | float)):
+        return ""
+    names = place[2:] if place[0] == "apps" else place
+    is_secret = names[:1] == ["config"] or redaction.looks_secret(name for name in names if name not in _OPEN_SETTINGS)
+    return f", seen {redaction.shown(value, is_secret=is_secret)}"
 
 
 def _line_of(place: list[str], text: str) -> int | None:

@@ -44,7 +44,7 @@ FAULTS = {
     "variable below a value": (
         echo(1),
         {"ONELANE_APPS__ECHO__SHARDS__COUNT": "2"},
-        "ONELANE_APPS__ECHO__SHARDS__COUNT sets apps.echo.shards.count, but shards is 1, and no table",
+        "ONELANE_APPS__ECHO__SHARDS__COUNT sets apps.echo.shards.count, but shards is a number, and no table",
     ),
     "peer without a port": (
         f'peers = {{ shop = "shop.internal" }}\n{echo(1)}',

@@ -1,5 +1,9 @@
 """The services' own settings are one frozen, typed object; every fault is named, and differences hide texts."""
 
+import traceback
+from dataclasses import dataclass
+from typing import Annotated
+
 import pytest
 from onelane.errors import BadConfig
 from onelane.shard.settings import Settings, build_settings, differences
@@ -24,6 +28,19 @@ class OpenModel(Model):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
+@dataclass(frozen=True)
+class Login:
+    """A dataclass that refuses its values as a whole."""
+
+    user: str
+    password: str = ""
+    pin: Annotated[int, Field(le=99)] = 0
+
+    def __post_init__(self) -> None:
+        if self.password == "swordfish":
+            raise ValueError("this password is known to everybody")
+
+
 def test_settings_without_a_type_are_attributes_and_cannot_be_changed() -> None:
     config = build_settings(None, {"a": 1, "b": {"c": [1, 2]}}, app="x")
     assert (config.a, config.b.c, config["a"], list(config)) == (1, (1, 2), 1, ["a", "b"])
@@ -45,6 +62,24 @@ def test_typed_settings_are_checked_with_every_fault_by_name() -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"user": "me", "password": "swordfish"}, "it: this password is known to everybody"),
+        ({"password": "swordfish"}, "user: Field required"),
+        ({"user": "me", "password": ["swordfish"]}, "password: Input should be a valid string, seen a list"),
+        ({"user": "me", "pin": 70912345}, "pin: Input should be less than or equal to 99, seen a number"),
+        ({"user": "me", "pin": "swordfish"}, "pin: Input should be a valid integer, .*, seen a text"),
+    ],
+)
+def test_refused_settings_show_no_text_and_no_secret(values: dict[str, object], fault: str) -> None:
+    with pytest.raises(BadConfig, match=fault) as caught:
+        build_settings(f"{__name__}:Login", values, app="x")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "swordfish" not in shown
+    assert "70912345" not in shown
+
+
+@pytest.mark.parametrize(
     ("kind", "fault"),
     [
         ("tests.echo.settings:NotFrozen", "expected a frozen dataclass"),
@@ -55,6 +90,10 @@ def test_typed_settings_are_checked_with_every_fault_by_name() -> None:
 def test_a_type_that_is_no_frozen_dataclass_is_named_in_the_fault(kind: str, fault: str) -> None:
     with pytest.raises(BadConfig, match=fault):
         build_settings(kind, {}, app="x")
+
+
+def test_a_difference_of_a_secret_number_is_hidden() -> None:
+    assert differences({"door": {"pin": 1}}, {"door": {"pin": 2}}) == ["door.pin: changed"]
 
 
 def test_differences_show_numbers_and_hide_texts() -> None:

@@ -3,6 +3,8 @@
 import ipaddress
 from typing import Any, Protocol
 
+from onelane.core import redaction
+
 
 class Transport(Protocol):
     """The part of `asyncio.BaseTransport` that `peer` needs."""
@@ -35,7 +37,8 @@ def parse_target(target: str) -> str:
         target = rest.removeprefix("///").removeprefix("//")
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) <= 65535 or "/" in host:
-        raise ValueError(f"target {target!r}: expected host:port, ipv4:…, ipv6:…, dns:///host:port or unix:path")
+        expected = "expected host:port, ipv4:…, ipv6:…, dns:///host:port or unix:path"
+        raise ValueError(f"target {redaction.without_user(target)!r}: {expected}")
     return target
 
 

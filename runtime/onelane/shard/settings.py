@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from onelane import plugins
+from onelane.core import redaction
 from onelane.errors import BadConfig, BadService
 from onelane.server import user_code
 
@@ -64,7 +65,8 @@ def build_settings(kind: str | None, values: Mapping[str, Any], *, app: str) -> 
     try:
         settings = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        raise BadConfig(f"apps.{app}.config", [*map(_fault, error.errors()), *faults]) from error
+        # Without its cause, whose text has the values, secrets too.
+        raise BadConfig(f"apps.{app}.config", [*map(_fault, error.errors()), *faults]) from None
     except Exception as error:
         # Of the type's own: a `__post_init__` or a default of the service's.
         raise BadConfig(f"apps.{app}.config", [f"{kind} has raised {user_code.summary(error)}", *faults]) from error
@@ -99,12 +101,20 @@ def _is_frozen(cls: Any) -> bool:
 
 
 def _fault(details: Any) -> str:
-    place = ".".join(map(str, details["loc"])) or "it"
-    return f"{place}: {details['msg'].removeprefix('Value error, ')}, seen {details['input']!r}"
+    names, value = [str(name) for name in details["loc"]], details["input"]
+    fault = f"{'.'.join(names) or 'it'}: {details['msg'].removeprefix('Value error, ')}"
+    if details["type"] in ("value_error", "missing") and not isinstance(value, bool | int | float):
+        return fault
+    is_secret = isinstance(value, str) or redaction.looks_secret(names)
+    return f"{fault}, seen {redaction.shown(value, is_secret=is_secret)}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The settings that differ, by dotted name. Numbers are shown, texts are not: they may be secrets."""
+    """The settings that differ, by dotted name. Texts are not shown, nor numbers whose names look like secrets."""
     changes: list[str] = []
     for name in sorted({*old, *new}):
         before, after, place = old.get(name), new.get(name), f"{prefix}{name}"
@@ -114,7 +124,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             changes += differences(before, after, f"{place}.")
         elif name not in new:
             changes.append(f"{place}: removed")
-        elif isinstance(after, bool | int | float) and isinstance(before, bool | int | float):
+        elif _is_number(before) and _is_number(after) and not redaction.looks_secret(place.split(".")):
             changes.append(f"{place}: {before} → {after}")
         else:
             changes.append(f"{place}: {'changed' if name in old else 'new'}")

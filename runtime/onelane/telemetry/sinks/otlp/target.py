@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from onelane.core import redaction
 from onelane.errors import BadConfig
 from onelane.telemetry.sinks.otlp.pipe import LOGS, METRICS, TRACES
 
@@ -97,4 +98,5 @@ def _timeout_s(text: str) -> float:
 
 
 def _bad_variable(name: str, value: str, expected: str) -> BadConfig:
-    return BadConfig("environment", [f"OTEL_EXPORTER_OTLP_{name} is {value!r}, expected {expected}"])
+    seen = redaction.without_user(value)
+    return BadConfig("environment", [f"OTEL_EXPORTER_OTLP_{name} is {seen!r}, expected {expected}"])
