@@ -145,7 +145,7 @@ async def test_where_one_does_not_start_those_before_it_are_stopped(
     [
         (StopRaises, "error=ConnectionError: the kitchen is closed"),
         (StopHangs, "error=TimeoutError: it did not end within stop_s, 0.02 s, of all services"),
-        (StopCancelsItself, "error=asyncio.exceptions.CancelledError"),
+        (StopCancelsItself, "error=CancelledError: by itself"),
     ],
 )
 async def test_where_one_does_not_stop_that_is_logged_and_the_others_are_stopped(

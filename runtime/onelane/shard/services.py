@@ -79,20 +79,16 @@ class Services:
 
     async def _start_each(self) -> None:
         limit_s = self._settings.start_s
-        try:
-            async with asyncio.timeout(limit_s) as limit:
-                for servicer in self.servicers:
-                    if (start := _hook(servicer, "start")) is not None:
-                        await start()
-                    self._started.append(servicer)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise BadService(f"{_name(servicer)}: start() did not end within start_s, {limit_s:g} s") from error
-        except asyncio.CancelledError as error:
-            if _is_cancelled_from_outside():
-                raise
-            raise BadService(f"{_name(servicer)}: start() was cancelled by itself") from error
+        until = asyncio.get_running_loop().time() + limit_s
+        for servicer in self.servicers:
+            if (start := _hook(servicer, "start")) is not None:
+                try:
+                    await _run_hook(start, until)
+                except _LateHook:
+                    raise BadService(f"{_name(servicer)}: start() did not end within start_s, {limit_s:g} s") from None
+                except _CancelledHook as error:
+                    raise BadService(f"{_name(servicer)}: start() was cancelled by itself") from error.__cause__
+            self._started.append(servicer)
 
     async def stop(self) -> None:
         """Await the `stop` of each servicer that has been started, in the reverse order; each ends within what is left
@@ -105,19 +101,23 @@ class Services:
 
     async def _stop_one(self, servicer: object, stop: Callable[[], Awaitable[object]], until: float) -> None:
         try:
-            async with asyncio.timeout_at(until):
-                await stop()
-        except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled_from_outside():
-                raise
+            await _run_hook(stop, until)
+        except _LateHook as error:
             reason = f"TimeoutError: it did not end within stop_s, {self._settings.stop_s:g} s, of all services"
-            log.error(
-                "service.stop_failed shard=%s service=%s at=%s error=%s",
-                self._shard.name,
-                _name(servicer),
-                user_code.line_of(error),
-                reason if asyncio.get_running_loop().time() >= until else user_code.summary(error),
-            )
+            self._tell_stop_failed(servicer, error, reason)
+        except _CancelledHook as error:
+            self._tell_stop_failed(servicer, error, "CancelledError: by itself")
+        except Exception as error:
+            self._tell_stop_failed(servicer, error, user_code.summary(error))
+
+    def _tell_stop_failed(self, servicer: object, error: Exception, reason: str) -> None:
+        log.error(
+            "service.stop_failed shard=%s service=%s at=%s error=%s",
+            self._shard.name,
+            _name(servicer),
+            user_code.line_of(error),
+            reason,
+        )
 
     async def set_health(self, *, serving: bool) -> None:
         """Answer health checks of every service with SERVING, or from now on with NOT_SERVING."""
@@ -241,9 +241,32 @@ def _name(servicer: object) -> str:
     return f"{type(servicer).__module__}:{type(servicer).__qualname__}"
 
 
-def _is_cancelled_from_outside() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+class _LateHook(Exception):
+    """It did not end in time, and was cancelled."""
+
+
+class _CancelledHook(Exception):
+    """It was cancelled by its own code."""
+
+
+async def _run_hook(hook: Callable[[], Awaitable[object]], until: float) -> None:
+    """Await a `start` or `stop` in a task of its own, so that its own cancellation can be told from that of this."""
+
+    async def run() -> None:
+        await hook()
+
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(run())
+    try:
+        await asyncio.wait([task], timeout=max(0.0, until - loop.time()))
+        if not task.done():
+            raise _LateHook
+    finally:
+        task.cancel()
+    try:
+        task.result()
+    except asyncio.CancelledError as error:
+        raise _CancelledHook from error
 
 
 def _all_in_one(faults: Sequence[BadService]) -> BadService:
