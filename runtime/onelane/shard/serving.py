@@ -20,7 +20,7 @@ class LaneServing:
         self._entries = lane.entries
         self._way_in = gate or lane
         if gate is not None:
-            self.announce = gate.announce
+            self.announce = gate.announce  # type: ignore[method-assign]
         # Bound once: it runs for every call.
         self.arrive = self._way_in.arrive  # type: ignore[method-assign]
         connections = stats.counter(
@@ -33,6 +33,9 @@ class LaneServing:
 
     def methods(self) -> Sequence[Method]:
         return [entry.method for entry in self._entries.values()]
+
+    def announce(self, method: Method, call: Call) -> None:
+        """Nothing, without a gate: every call may be made."""
 
     def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
         return self._way_in.serve(method, call, request)
