@@ -20,10 +20,10 @@ from onelane.core import addresses, redaction
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.service_config import ServiceConfig
 from onelane.errors import BadConfig
+from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
 
 ENVIRONMENT_PREFIX = "ONELANE_"
-ADMIN_TOKEN = "ONELANE_ADMIN_TOKEN"
-OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN)
+OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN, ADMIN_TOKEN_FILE)
 """Environment variables for settings of the file that belong to no app."""
 NO_VARIABLES: Mapping[tuple[str, ...], str] = MappingProxyType({})
 DEFAULT_ADMIN = "127.0.0.1:9464"
@@ -288,7 +288,10 @@ class Config(BaseModel):
     `onelane.sinks`."""
     admin_token: Annotated[str, Field(min_length=8)] | None = Field(None, repr=False)
     """Bearer token for requests to the admin address; needed where that is no loopback address. Rather set it by the
-    environment variable `ONELANE_ADMIN_TOKEN`."""
+    environment variable `ONELANE_ADMIN_TOKEN`, or by `admin_token_file`."""
+    admin_token_file: str | None = None
+    """A file that holds the `admin_token`, which none but the user of the supervisor may read; also by the environment
+    variable `ONELANE_ADMIN_TOKEN_FILE`."""
     per_shard_series: bool = True
     """Export each metric series once per shard, with the attribute `onelane.shard`; if false, their sum per app."""
     peers: Mapping[str, PeerTarget] = {}
@@ -385,7 +388,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(str(path), [f"is not TOML: {error}"]) from error
     variables = os.environ if environment is None else environment
-    faults = _override(data, variables)
+    faults = [*_override(data, variables), *_read_token(data)]
     return parse(data, name=str(path), text=text, variables=_overrides(variables), faults=faults)
 
 
@@ -427,6 +430,9 @@ def _overrides(environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
 def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
     """Set in `data` what variables override; the faults of those that cannot be set."""
     faults = []
+    if ADMIN_TOKEN in environment or ADMIN_TOKEN_FILE in environment:
+        data.pop("admin_token", None)
+        data.pop("admin_token_file", None)
     for place, name in _overrides(environment).items():
         level: Any = data
         for table in place[:-1]:
@@ -435,8 +441,22 @@ def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]
                 faults.append(f"{name} sets {'.'.join(place)}, but {table} is {redaction.type_of(level)}, and no table")
                 break
         else:
-            level[place[-1]] = environment[name] if name == ADMIN_TOKEN else _value(environment[name])
+            level[place[-1]] = environment[name] if ADMIN_TOKEN in name else _value(environment[name])
     return faults
+
+
+def _read_token(data: dict[str, Any]) -> list[str]:
+    """Set the admin token that a file holds; the faults of it."""
+    path = data.get("admin_token_file")
+    if not isinstance(path, str):
+        return []
+    if "admin_token" in data:
+        return ["admin_token and admin_token_file are both set, expected one of them"]
+    try:
+        data["admin_token"] = read_secret(path, name="admin_token_file")
+    except BadConfig as error:
+        return list(error.faults)
+    return []
 
 
 def _value(text: str) -> Any:

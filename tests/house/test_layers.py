@@ -11,7 +11,20 @@ import pytest
 from tests.running_app import ROOT
 
 PACKAGE = ROOT / "runtime" / "onelane"
-ROOMS = ["errors", "core", "config", "plugins", "wire", "telemetry", "cluster", "client", "server", "lane", "shard"]
+ROOMS = [
+    "errors",
+    "secret_files",
+    "core",
+    "config",
+    "plugins",
+    "wire",
+    "telemetry",
+    "cluster",
+    "client",
+    "server",
+    "lane",
+    "shard",
+]
 ROOMS += ["supervisor", "cli", "testing"]
 PURE = ["core/*", "wire/*", "telemetry/spans", "telemetry/stats", "telemetry/histogram", "telemetry/sampling"]
 PURE += ["telemetry/values", "telemetry/stalls", "telemetry/hot_keys", "telemetry/codec"]
@@ -22,7 +35,7 @@ DOORS = {"core/clock", "wire/driver", "wire/unix_peers"}
 """What stands among the pure files to open them to the world: the clock, the driver of the wire,
 and the user behind a Unix socket."""
 OUTSIDE = {"asyncio", "anyio", "grpc", "opentelemetry", "os", "socket", "subprocess", "threading", "time"}
-GROUND = {"errors", "config", "plugins"}
+GROUND = {"errors", "secret_files", "config", "plugins"}
 """Files below all rooms."""
 SEAMS = {"cluster/membership", "telemetry/sinks"}
 """Folders whose `__init__` holds their protocol; every other one is a docstring and nothing else."""

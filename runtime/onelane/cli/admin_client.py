@@ -10,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from onelane import config
+from onelane import config, secret_files
 from onelane.core import addresses
 from onelane.errors import BadConfig, Invalid, NotThere, Transient
 
@@ -54,7 +54,7 @@ def _configured() -> str:
         # A file that is being edited must not hide the state of what runs.
         return _written()
     if settings.admin_token is not None:
-        os.environ.setdefault(config.ADMIN_TOKEN, settings.admin_token)
+        os.environ.setdefault(secret_files.ADMIN_TOKEN, settings.admin_token)
     return addresses.reachable(settings.admin)
 
 
@@ -85,8 +85,10 @@ def command(address: str, path: str) -> dict[str, Any]:
 
 
 def _headers() -> dict[str, str]:
-    """The headers that authorize a request: the token of `ONELANE_ADMIN_TOKEN`, where it is set."""
-    token = os.environ.get(config.ADMIN_TOKEN)
+    """The headers that authorize a request: the token of `ONELANE_ADMIN_TOKEN` or of its file, where one is set."""
+    token, path = os.environ.get(secret_files.ADMIN_TOKEN), os.environ.get(secret_files.ADMIN_TOKEN_FILE)
+    if not token and path:
+        token = secret_files.read_secret(path, name=secret_files.ADMIN_TOKEN_FILE)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

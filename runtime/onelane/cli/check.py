@@ -3,7 +3,6 @@
 A *fault* ends `up` with the same text. A *warning* does not: `up` logs it and runs.
 """
 
-import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +10,12 @@ from dataclasses import dataclass, field
 
 import anyio
 
+from onelane import secret_files
 from onelane.cli import exports
 from onelane.config import App, Config
 from onelane.core import addresses
 from onelane.errors import BadConfig, OnelaneError
+from onelane.secret_files import kept_from_children
 from onelane.server import tls
 from onelane.supervisor import trial
 from onelane.supervisor.app import TelemetryOptions
@@ -41,33 +42,35 @@ class CheckReport:
     apps: list[AppLine] = field(default_factory=list)
 
 
-def check(file: object, read: Callable[[], Config], *, app_dir: str, imports: bool) -> CheckReport:
+def check(file: object, read: Callable[[Mapping[str, str]], Config], *, app_dir: str, imports: bool) -> CheckReport:
     """Check a file. read: reads it; raises BadConfig. imports: whether to run code of the services."""
     report = CheckReport(str(file))
-    with _noting(report.faults):
-        configuration = read()
+    with kept_from_children() as environment, _noting(report.faults):
+        configuration = read(environment)
         report.apps += [AppLine(n, a.listen, a.shard_count, a.services) for n, a in configuration.apps.items()]
-        _check(configuration, report, app_dir=app_dir, imports=imports)
+        _check(configuration, environment, report, app_dir=app_dir, imports=imports)
     return report
 
 
-def _check(configuration: Config, report: CheckReport, *, app_dir: str, imports: bool) -> None:
+def _check(
+    configuration: Config, environment: Mapping[str, str], report: CheckReport, *, app_dir: str, imports: bool
+) -> None:
     telemetry = TelemetryOptions()
     with _noting(report.faults):
         configuration.check_addresses()
     with _noting(report.faults):
-        logs.format_of(os.environ)
+        logs.format_of(environment)
     with _noting(report.faults):
-        exports.sink_types(configuration, os.environ)
+        exports.sink_types(configuration, environment)
     with _noting(report.faults):
-        telemetry = exports.telemetry_options(os.environ)
+        telemetry = exports.telemetry_options(environment)
     if imports:
         report.faults += anyio.run(_trial, configuration, app_dir, telemetry)
     else:
         for name, app in configuration.apps.items():
             with _noting(report.faults):
                 _check_tls(name, app)
-    report.warnings += warnings_of(configuration, os.environ)
+    report.warnings += warnings_of(configuration, environment)
     report.warnings += _unknown_hosts(configuration)
 
 
@@ -107,8 +110,9 @@ def _noting(faults: list[str]) -> Iterator[None]:
 
 
 def warnings_of(configuration: Config, environment: Mapping[str, str]) -> list[str]:
-    """What lets an app start and will surprise: an expired certificate, an unknown sampler."""
-    warnings = []
+    """What lets an app start and will surprise: an expired certificate, an unknown sampler, a secret for everybody."""
+    token_file = {"admin_token_file": configuration.admin_token_file} if configuration.admin_token_file else {}
+    warnings = secret_files.warnings_of(secret_files.header_files(environment) | token_file)
     for name, app in configuration.apps.items():
         try:
             fault = tls.validity_fault(app.tls) if app.tls is not None else ""

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from functools import wraps
@@ -19,6 +19,7 @@ from onelane import config
 from onelane.cli import init_process, standard_streams
 from onelane.cli.admin_client import printable
 from onelane.errors import BadConfig, BadService, OnelaneError, PortTaken, first_of
+from onelane.secret_files import kept_from_children
 from onelane.supervisor import descriptors
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.supervisor.orphan_guard import OrphanGuard
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from onelane.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("onelane.cli")
+ConfigReader = Callable[[Mapping[str, str]], config.Config]
+"""Reads a file, overridden by the variables of an environment."""
 EXIT_CODES = (
     "Exit codes: 0 success; 1 failure, such as a service that cannot be made or no supervisor at the address; 2 wrong "
     "usage; 3 the file has faults; 4 a port is taken; 130 a second signal has ended it at once."
@@ -96,7 +99,11 @@ def main() -> None:
 @_reporting_errors
 def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool, as_json: bool) -> None:
     """Run every app of FILE. With --json each event is one line: ready, stopping, stopped."""
-    _run(lambda: _with_admin(config.load(file), admin), app_dir or file.parent, inline=inline, as_json=as_json)
+
+    def read(environment: Mapping[str, str]) -> config.Config:
+        return _with_admin(config.load(file, environment), admin)
+
+    _run(read, app_dir or file.parent, inline=inline, as_json=as_json)
 
 
 @main.command()
@@ -109,7 +116,10 @@ def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool, as_jso
 @_reporting_errors
 def serve(file: Path, app: str, app_dir: Path | None, admin: str | None, inline: bool, as_json: bool) -> None:
     """Run one app of FILE."""
-    read = lambda: _with_admin(config.load(file).only(app), admin)  # noqa: E731
+
+    def read(environment: Mapping[str, str]) -> config.Config:
+        return _with_admin(config.load(file, environment).only(app), admin)
+
     _run(read, app_dir or file.parent, inline=inline, as_json=as_json)
 
 
@@ -129,8 +139,8 @@ def check(file: Path, app: str | None, app_dir: Path | None, admin: str | None, 
     """
     from onelane.cli import check as checks
 
-    def read() -> config.Config:
-        configuration = config.load(file)
+    def read(environment: Mapping[str, str]) -> config.Config:
+        configuration = config.load(file, environment)
         return _with_admin(configuration.only(app) if app else configuration, admin)
 
     folder = str((app_dir or file.parent).resolve())
@@ -299,15 +309,22 @@ def console() -> "Console":
     return Console(markup=False, emoji=False, highlight=False, force_terminal=sys.stdout.isatty())
 
 
-def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool, as_json: bool) -> None:
+def _run(read: ConfigReader, app_dir: Path, *, inline: bool, as_json: bool) -> None:
     """read: reads the file, now and at each reload."""
+    init_process.hand_over_to_child()
+    with kept_from_children() as environment:
+        _run_in(environment, lambda: read(environment), app_dir, inline=inline, as_json=as_json)
+
+
+def _run_in(
+    environment: Mapping[str, str], read: Callable[[], config.Config], app_dir: Path, *, inline: bool, as_json: bool
+) -> None:
     from onelane.cli.check import warnings_of
 
-    init_process.hand_over_to_child()
     first = read()
     first.check_addresses()
-    logs.install(os.environ)
-    for warning in warnings_of(first, os.environ):
+    logs.install(environment)
+    for warning in warnings_of(first, environment):
         log.warning("config.warning %s", warning)
     folder = str(app_dir.resolve())
     descriptors.raise_limit()
@@ -322,7 +339,7 @@ def _run(read: Callable[[], config.Config], app_dir: Path, *, inline: bool, as_j
 
         launcher = InlineLauncher()
     announce = Announcer(as_json=as_json)
-    anyio.run(_serve, first, read, folder, launcher, announce, backend_options={"use_uvloop": True})
+    anyio.run(_serve, first, read, environment, folder, launcher, announce, backend_options={"use_uvloop": True})
     announce("stopped", "stopped")
 
 
@@ -338,14 +355,18 @@ class Announcer:
 
 
 async def _serve(
-    first: config.Config, read: Callable[[], config.Config], app_dir: str, launcher: Launcher, announce: Announcer
+    first: config.Config,
+    read: Callable[[], config.Config],
+    environment: Mapping[str, str],
+    app_dir: str,
+    launcher: Launcher,
+    announce: Announcer,
 ) -> None:
     from onelane.cli import exports
     from onelane.supervisor.admin import server
     from onelane.supervisor.supervisor import Supervisor
     from onelane.supervisor.systemd import notify
 
-    environment = dict(os.environ)
     supervisor = Supervisor(
         first,
         launcher,

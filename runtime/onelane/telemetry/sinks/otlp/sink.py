@@ -20,6 +20,7 @@ from random import Random
 from typing import TypeVar
 
 from onelane.core.clock import SystemClock
+from onelane.secret_files import for_exporter
 from onelane.telemetry.logs import LogRecord, pack_logs
 from onelane.telemetry.sinks.otlp.pipe import (
     FAILED,
@@ -119,7 +120,7 @@ class _ExporterProcess:
 
     def __init__(self, signals: Sequence[str], environment: Mapping[str, str]) -> None:
         self._signals = signals
-        self._environment = os.environ | environment
+        self._environment = for_exporter(os.environ | environment)
         self._instance = str(uuid.uuid4())
         self._started_ns = SystemClock.wall_ns()
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from onelane.core import redaction
 from onelane.errors import BadConfig
+from onelane.secret_files import read_secret
 from onelane.telemetry.sinks.otlp.pipe import LOGS, METRICS, TRACES
 
 PROTOCOLS = ("http/protobuf", "grpc")
@@ -45,6 +46,14 @@ def target_of(environment: Mapping[str, str], signal: str) -> Target | None:
         prefix = "OTEL_EXPORTER_OTLP_"
         return environment.get(f"{prefix}{signal}_{name}") or environment.get(f"{prefix}{name}") or ""
 
+    def headers() -> str:
+        for name in (f"OTEL_EXPORTER_OTLP_{signal}_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"):
+            if text := environment.get(name):
+                return text
+            if path := environment.get(f"{name}_FILE"):
+                return ",".join(read_secret(path, name=f"{name}_FILE").splitlines())
+        return ""
+
     signal_endpoint = environment.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
     endpoint = variable("ENDPOINT")
     if not endpoint or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -72,7 +81,7 @@ def target_of(environment: Mapping[str, str], signal: str) -> Target | None:
         protocol,
         endpoint,
         is_secure,
-        _headers(variable("HEADERS")),
+        _headers(headers()),
         _timeout_s(variable("TIMEOUT")),
         compression == "gzip",
         variable("CERTIFICATE") or None,
