@@ -1,6 +1,8 @@
 """TLS and mutual TLS between our channels and grpcio's, and both listeners; certificates are reloaded."""
 
 import asyncio
+import logging
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -85,14 +87,58 @@ async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files, l
     assert seen[0][0]["transport_security_type"] == [b"ssl"]
 
 
+def is_served(address: str, context: ssl.SSLContext, sessions: list[ssl.SSLSession | None]) -> bool:
+    """Whether a client gets the server's settings. sessions: the last of them is resumed; the new one is added."""
+    host, port = address.split(":")
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as raw,
+            context.wrap_socket(raw, server_hostname="127.0.0.1", session=sessions[-1]) as secured,
+        ):
+            secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+            answer = secured.recv(100)
+            sessions.append(secured.session)
+            return answer != b""
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_an_authority_that_was_taken_out_is_trusted_no_longer_though_a_session_is_resumed(
+    version: ssl.TLSVersion,
+    files: Files,
+    listening: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls, "LOOK_S", 0.02)
+    caplog.set_level(logging.INFO)
+    (tmp_path / "other").mkdir()
+    other = Files(tmp_path / "other")
+    clients: list[tuple[ssl.SSLContext, list[ssl.SSLSession | None]]] = []
+    for authority in (files, other):
+        authority.issue("client", "client.example")
+        context = files.client()
+        context.maximum_version = version
+        context.load_cert_chain(authority.path("client.pem"), authority.path("client.key"))
+        clients.append((context, [None]))
+    remaining = files.ca.cert_pem.bytes()
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(remaining + other.ca.cert_pem.bytes())
+    async with listening(tls=files.tls(client_ca=str(bundle))) as (address, _):
+        assert [await asyncio.to_thread(is_served, address, *client) for client in clients] == [True, True]
+        bundle.write_bytes(remaining)
+        await eventually(lambda: "tls.reloaded" in caplog.text)
+        assert [await asyncio.to_thread(is_served, address, *client) for client in clients] == [True, False]
+
+
 async def test_a_changed_certificate_is_used_without_a_restart(
     files: Files, listening: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls, "LOOK_S", 0.02)
 
     def name_shown(address: str) -> Any:
-        import socket
-
         host, port = address.split(":")
         with (
             socket.create_connection((host, int(port))) as raw,

@@ -186,11 +186,11 @@ class _Certificates:
 
     def __init__(self, settings: Tls) -> None:
         self._settings = settings
-        # It says which file cannot be used; gRPC's core would not.
-        tls.server_context(settings)
         self.load()
 
     def load(self) -> None:
+        # It says which file cannot be used; gRPC's core would not.
+        tls.server_context(self._settings)
         self._newest = grpc.ssl_server_certificate_configuration(
             [(Path(self._settings.key).read_bytes(), Path(self._settings.cert).read_bytes())],
             Path(self._settings.client_ca).read_bytes() if self._settings.client_ca else None,

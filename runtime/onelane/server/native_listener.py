@@ -78,7 +78,9 @@ class NativeListener:
         self.max_message = settings.max_message_bytes
         self.compression = compression_of(settings)
         self._connection_type = CompressingConnection if self.compression else NativeConnection
-        secure = tls.server_context(settings.tls) if settings.tls is not None else None
+        secure = renew = None
+        if settings.tls is not None:
+            secure, renew = tls.renewed_context(functools.partial(tls.server_context, settings.tls))
         async with contextlib.AsyncExitStack() as bound:
             servers = []
             for bind in binds:
@@ -88,9 +90,8 @@ class NativeListener:
             bound.pop_all()
         self._servers = servers
         self._open_steering(binds, secured=secure is not None)
-        if secure is not None and settings.tls is not None:
-            reload = functools.partial(tls.load, secure, settings.tls)
-            self._spawn(tls.reload_when_changed(settings.tls, reload))
+        if renew is not None and settings.tls is not None:
+            self._spawn(tls.reload_when_changed(settings.tls, renew))
         self._sweep()
         for bind, server in servers:
             await server.start_serving()

@@ -6,6 +6,7 @@ import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from onelane.config import Tls
 from onelane.errors import BadConfig
@@ -26,14 +27,42 @@ def server_context(settings: Tls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
-    load(context, settings)
+    _load(context, settings)
     if settings.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
+class RenewedContext(ssl.SSLContext):
+    """For a server's whole life: each handshake is made by the context that was built last.
+
+    A context of OpenSSL cannot forget: an authority, once loaded, stays trusted, and a client whose session it knows
+    need not show its certificate again.
+    """
+
+    newest: ssl.SSLContext
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        # What the event loops call for each connection.
+        return self.newest.wrap_bio(*args, **kwargs)
+
+
+def renewed_context(build: Callable[[], ssl.SSLContext]) -> tuple[RenewedContext, Callable[[], None]]:
+    """A context for a server, and the function that builds its next one. Both raise as `build`."""
+    context = RenewedContext(ssl.PROTOCOL_TLS_SERVER)
+    context.newest = build()
+
+    def renew() -> None:
+        context.newest = build()
+
+    return context, renew
+
+
 async def reload_when_changed(settings: Tls, reload: Callable[[], None]) -> None:
-    """Follow the files for ever: call `reload` once they have changed and can be used; a fault keeps what was."""
+    """Follow the files for ever: call `reload` once they have changed.
+
+    reload: where it raises BadConfig it leaves in use what was.
+    """
     seen = _stamps(settings)
     while True:
         await asyncio.sleep(LOOK_S)
@@ -41,8 +70,6 @@ async def reload_when_changed(settings: Tls, reload: Callable[[], None]) -> None
         if now == seen:
             continue
         try:
-            # Tried apart first: half of a bad pair would stay in the context that serves.
-            server_context(settings)
             reload()
         except BadConfig as error:
             log.error("tls.reload_failed the certificates that were loaded before stay in use: %s", error)
@@ -52,12 +79,7 @@ async def reload_when_changed(settings: Tls, reload: Callable[[], None]) -> None
         log.info("tls.reloaded cert=%s", settings.cert)
 
 
-def load(context: ssl.SSLContext, settings: Tls) -> None:
-    """Let the handshakes that follow use what is in the files.
-
-    Raises:
-        BadConfig: a file cannot be used.
-    """
+def _load(context: ssl.SSLContext, settings: Tls) -> None:
     _check_readable(settings)
     try:
         context.load_cert_chain(settings.cert, settings.key, password=_no_passphrase)
