@@ -46,6 +46,30 @@ def test_json_logs_have_an_object_a_line_with_the_shard() -> None:
     assert "ValueError: odd" in failed["exc_info"]
 
 
+HOSTILE = """
+import logging, os
+from onelane.telemetry import logs
+logs.install(os.environ)
+forged = "odd\\n2026-01-01 00:00:00,000 ERROR onelane.supervisor forged\\r\\x1b]0;owned\\x07\\x9b2J\\u2028\\u202e"
+try:
+    raise ValueError(forged)
+except ValueError as error:
+    logging.getLogger(forged).error("%s", error, exc_info=True, stack_info=True)
+"""
+
+
+@pytest.mark.parametrize("format_name", ["text", "json"])
+def test_no_text_of_an_exception_can_look_like_a_record_or_control_a_terminal(format_name: str) -> None:
+    command = [sys.executable, "-c", HOSTILE]
+    environment = {"ONELANE_LOGS": format_name, "PYTHONUTF8": "1"} | _path()
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    record, *traceback = run.stderr.rstrip("\n").split("\n")
+    assert "forged" in record
+    assert "".join([record, *traceback]).isprintable()
+    assert [line for line in traceback if not line.startswith("    ")] == []
+    assert bool(traceback) == (format_name == "text")
+
+
 def test_an_unknown_format_of_logs_is_refused() -> None:
     command = [sys.executable, "-m", "onelane", "up", "nowhere.toml"]
     run = subprocess.run(command, env={"ONELANE_LOGS": "xml"} | _path(), capture_output=True, text=True, check=False)

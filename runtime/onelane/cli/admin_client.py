@@ -12,6 +12,7 @@ from typing import Any
 
 from onelane import config, secret_files
 from onelane.core import addresses
+from onelane.core.printable import replaced
 from onelane.errors import BadConfig, Invalid, NotThere, Transient
 
 TIMEOUT_S = 3.0
@@ -144,13 +145,9 @@ def printable(document: Any) -> Any:
     """A JSON document without control characters: clients choose some of its names, attributes and keys, and services
     the texts of exceptions."""
     if isinstance(document, str):
-        return document if document.isprintable() else "".join(map(_printable, document))
+        return replaced(document)
     if isinstance(document, list):
         return [printable(element) for element in document]
     if isinstance(document, dict):
         return {printable(name): printable(member) for name, member in document.items()}
     return document
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from onelane.core.context import bound_shard_name, current_trace
+from onelane.core.printable import escaped
 from onelane.errors import BadConfig
 from onelane.telemetry.values import plain_tree
 
@@ -132,8 +133,31 @@ def install(environment: Mapping[str, str], *, stream: TextIO | None = None) -> 
     kind = format_of(environment)
     logging.setLogRecordFactory(_record_factory(logging.getLogRecordFactory()))
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_json_formatter() if kind == "json" else logging.Formatter(TEXT_FORMAT))
+    handler.setFormatter(_json_formatter() if kind == "json" else _TextFormatter(TEXT_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _TextFormatter(logging.Formatter):
+    """One line for each record, and below it the lines of its traceback, indented.
+
+    Clients and services choose parts of both: without this they could write lines that look like records, and control
+    the terminal of their reader.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Not the base class's: it takes the text that another handler's formatter has made of the traceback.
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record, self.datefmt)
+        lines = [escaped(self.formatMessage(record))]
+        if record.exc_info:
+            lines += _indented(self.formatException(record.exc_info))
+        if record.stack_info:
+            lines += _indented(self.formatStack(record.stack_info))
+        return "\n".join(lines)
+
+
+def _indented(text: str) -> list[str]:
+    return [f"    {escaped(line)}" for line in text.split("\n")]
 
 
 def _json_formatter() -> logging.Formatter:
