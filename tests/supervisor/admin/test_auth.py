@@ -1,6 +1,9 @@
 """Which requests the admin address serves: on loopback, beyond it, with a token and without."""
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 
 import pytest
 
@@ -39,16 +42,58 @@ def test_a_command_of_another_origin_is_refused(cluster: RunningApp, headers: di
     assert [shard["state"] for shard in cluster.shards()] == ["ready", "ready"]
 
 
-def test_with_a_token_only_requests_that_carry_it_are_served(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with running(tmp_path_factory.mktemp("token"), echo(1), ONELANE_ADMIN_TOKEN="a-long-secret") as cluster:
-        url = f"http://{cluster.admin}"
-        assert http_request(f"{url}/")[0] == http_request(f"{url}/status", Authorization="Bearer wrong")[0] == 401
-        # Header bytes that are no UTF-8.
-        assert http_request(f"{url}/status", Authorization="Bearer \xff\xfe")[0] == 401
-        assert http_request(f"{url}/status", Authorization="Bearer a-long-secret")[0] == 200
-        assert http_request(f"{url}/", Cookie="onelane-token=a-long-secret")[0] == 200
-        # Probes and scrapes need no token: their responses hold no secrets.
-        assert http_request(f"{url}/healthz")[0] == http_request(f"{url}/metrics")[0] == 200
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    with running(tmp_path_factory.mktemp("secured"), echo(1), ONELANE_ADMIN_TOKEN="a-long-secret") as started:
+        yield started
+
+
+def test_with_a_token_only_requests_that_carry_it_are_served(secured: RunningApp) -> None:
+    url = f"http://{secured.admin}"
+    assert http_request(f"{url}/")[0] == http_request(f"{url}/status", Authorization="Bearer wrong")[0] == 401
+    # Header bytes that are no UTF-8.
+    assert http_request(f"{url}/status", Authorization="Bearer \xff\xfe")[0] == 401
+    assert http_request(f"{url}/status", Authorization="Bearer a-long-secret")[0] == 200
+    assert http_request(f"{url}/", Cookie="onelane-token=a-long-secret")[0] == 200
+    # Probes and scrapes need no token: their responses hold no secrets.
+    assert http_request(f"{url}/healthz")[0] == http_request(f"{url}/metrics")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/", 200), ("/metrics", 200), ("/static/page.js", 200), ("/traces/ff", 404), ("/nowhere", 404), ("/status", 401)],
+)
+def test_every_response_keeps_browsers_from_guessing_its_type_and_from_framing_it(
+    secured: RunningApp, path: str, status: int
+) -> None:
+    connection = HTTPConnection(secured.admin, timeout=10)
+    token = {"Authorization": "Bearer a-long-secret"} if status != 401 else {}
+    connection.request("GET", path, headers=token)
+    with closing(connection), connection.getresponse() as response:
+        assert response.status == status
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+        assert response.headers["Server"] == "onelane"
+
+
+def test_wrong_tokens_wait_few_at_a_time_and_are_logged_once_a_second_while_the_right_one_is_served(
+    secured: RunningApp,
+) -> None:
+    """The right token is answered while requests with a wrong one, sent before it, are not."""
+    guesses = []
+    for number in range(40):
+        guess = HTTPConnection(secured.admin, timeout=10)
+        guess.request("GET", "/status", headers={"Authorization": f"Bearer guess-{number}"})
+        guesses.append(guess)
+    assert http_request(f"http://{secured.admin}/status", Authorization="Bearer a-long-secret")[0] == 200
+    statuses = Counter(guess.getresponse().status for guess in guesses)
+    for guess in guesses:
+        guess.close()
+    assert statuses == {401: 32, 429: 8}
+    lines = [line for line in secured.log.read_text().splitlines() if "admin.unauthorized peer=127.0.0.1" in line]
+    assert 1 <= len(lines) <= 3
+    assert "guess-" not in secured.log.read_text()
 
 
 def test_beyond_loopback_and_without_a_token_only_metrics_and_health_are_served(

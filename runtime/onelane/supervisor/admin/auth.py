@@ -5,8 +5,13 @@ reach us through its own host name (DNS rebinding) or by posting forms. With a t
 or in the cookie that the page sets. Beyond loopback without a token: only /metrics and /healthz, which hold no secrets.
 """
 
+import asyncio
+import hashlib
 import hmac
 import ipaddress
+import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +20,10 @@ from aiohttp import web
 
 from onelane.core import addresses
 
+log = logging.getLogger("onelane.supervisor")
+GUESS_S = 0.5
+"""How long a request with a wrong token waits for its answer."""
+LOG_S = 1.0
 COMMAND_HEADER = "X-Onelane"
 """A command needs this header. A page of another origin cannot send it: its browser would ask us first (by a CORS
 preflight), and gets no permission."""
@@ -23,7 +32,49 @@ PUBLIC_PATHS = ("/metrics", "/healthz")
 AdminHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def auth_middleware(host: str, token: str | None) -> Any:
+class Unauthorized:
+    """Requests without the admin token.
+
+    One with a wrong token is answered late, so that tokens are guessed slowly, and the right token is served at once
+    meanwhile: few wait, and a further one is refused without waiting and loses its connection.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self.count = 0
+        self._max_waiting = max_waiting
+        self._waiting = 0
+        self._unlogged = 0
+        self._logged_at = -math.inf
+
+    async def refusal(self, request: web.Request, *, is_guess: bool) -> web.HTTPException:
+        """The answer of a request, in time."""
+        self._tell(request)
+        if is_guess and self._waiting >= self._max_waiting:
+            refusal = web.HTTPTooManyRequests(text="too many requests with a wrong admin token\n")
+            refusal.force_close()
+            return refusal
+        if is_guess:
+            self._waiting += 1
+            try:
+                await asyncio.sleep(GUESS_S)
+            finally:
+                self._waiting -= 1
+        text = "this needs the admin token: Authorization: Bearer TOKEN, or once /?token=TOKEN\n"
+        return web.HTTPUnauthorized(text=text, headers={"WWW-Authenticate": "Bearer"})
+
+    def _tell(self, request: web.Request) -> None:
+        self.count += 1
+        now = time.monotonic()
+        if now - self._logged_at < LOG_S:
+            self._unlogged += 1
+            return
+        self._logged_at = now
+        # Not the query, which may have a token.
+        log.warning("admin.unauthorized peer=%s path=%s more=%d", request.remote, request.path, self._unlogged)
+        self._unlogged = 0
+
+
+def auth_middleware(host: str, token: str | None, unauthorized: Unauthorized) -> Any:
     """An aiohttp middleware. host: the address that the server listens on. token: None where none is configured."""
     is_local = ipaddress.ip_address(host).is_loopback
 
@@ -37,12 +88,14 @@ def auth_middleware(host: str, token: str | None) -> Any:
             return await handler(request)
         if token is None:
             raise web.HTTPForbidden(text="beyond loopback this needs a token: set ONELANE_ADMIN_TOKEN\n")
-        return await _with_token(request, handler, token)
+        return await _with_token(request, handler, token, unauthorized)
 
     return authorize
 
 
-async def _with_token(request: web.Request, handler: AdminHandler, token: str) -> web.StreamResponse:
+async def _with_token(
+    request: web.Request, handler: AdminHandler, token: str, unauthorized: Unauthorized
+) -> web.StreamResponse:
     if request.method == "GET" and _same(request.query.get("token", ""), token):
         # Move the token into a cookie, out of the address bar and its history.
         redirect = web.HTTPSeeOther(request.path)
@@ -50,14 +103,16 @@ async def _with_token(request: web.Request, handler: AdminHandler, token: str) -
         raise redirect
     candidate = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.cookies.get(COOKIE, "")
     if not _same(candidate, token):
-        text = "this needs the admin token: Authorization: Bearer TOKEN, or once /?token=TOKEN\n"
-        raise web.HTTPUnauthorized(text=text, headers={"WWW-Authenticate": "Bearer"})
+        is_guess = bool(candidate or request.query.get("token"))
+        raise await unauthorized.refusal(request, is_guess=is_guess)
     return await handler(request)
 
 
 def _same(candidate: str, token: str) -> bool:
     # aiohttp decodes header bytes that are no UTF-8 to surrogates; encode them back.
-    return hmac.compare_digest(candidate.encode("utf-8", "surrogateescape"), token.encode())
+    # Hashed, because the time of the comparison would else tell the token's length.
+    digests = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (candidate, token)]
+    return hmac.compare_digest(*digests)
 
 
 def _check_command(request: web.Request) -> None:

@@ -16,12 +16,18 @@ from onelane.core import addresses
 from onelane.errors import PortTaken
 from onelane.server import sockets
 from onelane.supervisor import descriptors
-from onelane.supervisor.admin.auth import auth_middleware
+from onelane.supervisor.admin.auth import Unauthorized, auth_middleware
 from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection, AdminConnections
 from onelane.supervisor.admin.page import Page
 from onelane.supervisor.app import NotRestarted
 from onelane.supervisor.supervisor import Supervisor
 
+HARDENED = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+}
 ADMIN_BACKLOG = 48
 """Connections that the event loop may accept in one go, before a descriptor of those that it closes is free."""
 MIN_CONNECTIONS = 8
@@ -63,8 +69,13 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         return web.json_response({"restarted": name or "all"} | asdict(supervisor.file_differences()))
 
     host, port = addresses.split(supervisor.config.admin)
-    connections = AdminConnections(_room(supervisor))
-    app = web.Application(middlewares=[connections.serve, auth_middleware(host, supervisor.config.admin_token)])
+    room = _room(supervisor)
+    connections = AdminConnections(room)
+    # A request that waits for its refusal holds a connection: of these most must stay free.
+    unauthorized = Unauthorized(max_waiting=room // 4)
+    authorize = auth_middleware(host, supervisor.config.admin_token, unauthorized)
+    app = web.Application(middlewares=[connections.serve, authorize])
+    app.on_response_prepare.append(_harden)
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
     app.add_routes(Page(supervisor).routes())
@@ -87,6 +98,13 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         server.close()
         await runner.cleanup()
         connections.close()
+
+
+async def _harden(_: web.Request, response: web.StreamResponse) -> None:
+    """The headers of every response, of errors too: a browser runs nothing of it, and shows it in no other page."""
+    for name, value in HARDENED.items():
+        response.headers.setdefault(name, value)
+    response.headers["Server"] = "onelane"
 
 
 def _room(supervisor: Supervisor) -> int:
