@@ -227,7 +227,8 @@ class App(BaseModel):
     """Calls a second in one shard whose client's sampled flag is followed, where `OTEL_TRACES_SAMPLER` is parent-based.
     About a further one the sampler decides as about a trace that begins here."""
     show_keys: bool = False
-    """Show the text of the keys with the most calls on the admin page and in `onelane top`; by default their hash."""
+    """Show the text of the keys with the most calls on the admin page and in `onelane top`; by default a hash
+    of it, which the next start of the supervisor makes another."""
     show_runtime_calls: bool = False
     """Record the calls of the runtime's own services (health, reflection, `onelane.v1`) as those of the app's services:
     in traces, in the counts and durations of methods, and in the calls in flight."""

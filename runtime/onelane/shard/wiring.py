@@ -121,7 +121,9 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
     forwarder = NativeForwarder(max_waiting=max(MIN_WAITING, settings.max_in_flight // WAITING_SHARE))
     lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
     access = build_access(setup, settings, lane)
-    load = LoadMonitor(stats, clock, lane.hot_keys, tick_s=TICK_S, show_keys=settings.show_keys)
+    load = LoadMonitor(
+        stats, clock, lane.hot_keys, tick_s=TICK_S, salt=None if settings.show_keys else setup.identity_key
+    )
     sibling_channels = SiblingChannels()
     sibling_calls = SiblingCalls(
         lane, sibling_channels, tracer=tracer, deadline_s=settings.deadline_s, assertions=assertions

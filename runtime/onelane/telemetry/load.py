@@ -1,8 +1,7 @@
 """The load of a shard, measured at its ticks: lag of the lane, processor time, and the most requested keys."""
 
 import time
-
-import xxhash
+from hashlib import blake2b
 
 from onelane.core.clock import Clock
 from onelane.telemetry.hot_keys import HotKey, HotKeys
@@ -21,11 +20,12 @@ MAX_KEY_CHARS = 100
 class LoadMonitor:
     """Measures the load of one shard. Owned by its lane, which calls `tick` every `tick_s` seconds."""
 
-    def __init__(self, stats: Stats, clock: Clock, keys: HotKeys, *, tick_s: float, show_keys: bool) -> None:
+    def __init__(self, stats: Stats, clock: Clock, keys: HotKeys, *, tick_s: float, salt: bytes | None) -> None:
+        """salt: a secret of all shards, with which the reported keys are hashed; None to report their texts."""
         self._clock = clock
         self._keys = keys
         self._tick_s = tick_s
-        self._show_keys = show_keys
+        self._salt = salt
         self._ticks = 0
         self._ticked_at = clock.now()
         self._worst_lag_s = 0.0
@@ -66,13 +66,16 @@ class LoadMonitor:
         if self._ticks % MEASURE_TICKS or not self._has_new_keys:
             return []
         self._has_new_keys = False
-        display = _truncated if self._show_keys else _hashed
-        return [HotKey(display(hot.key), hot.calls, hot.error) for hot in self._keys.top(REPORTED_KEYS)]
+        return [HotKey(self._display(hot.key), hot.calls, hot.error) for hot in self._keys.top(REPORTED_KEYS)]
+
+    def _display(self, key: str) -> str:
+        return _truncated(key) if self._salt is None else _hashed(key, self._salt)
 
 
 def _truncated(key: str) -> str:
     return key if len(key) <= MAX_KEY_CHARS else f"{key[:MAX_KEY_CHARS]}…"
 
 
-def _hashed(key: str) -> str:
-    return f"#{xxhash.xxh64_hexdigest(key.encode())}"
+def _hashed(key: str, salt: bytes) -> str:
+    # Without a secret, whoever sees the hash could find the key by hashing all names or numbers that it may be.
+    return f"#{blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=8, key=salt, person=b'hot keys').hexdigest()}"
