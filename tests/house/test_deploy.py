@@ -7,6 +7,8 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,21 @@ def test_the_unit_notifies_reloads_and_keeps_its_sockets_to_itself() -> None:
     assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
 
 
+def test_the_unit_has_limits_of_memory_system_calls_and_capabilities() -> None:
+    lines = (DEPLOY / "onelane.service").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    assert settings["MemoryMax"].endswith("%")
+    assert settings["OOMPolicy"] == "continue", "one shard too large must not end them all"
+    assert settings["SystemCallFilter"] == "@system-service"
+    assert (settings["CapabilityBoundingSet"], settings["AmbientCapabilities"]) == ("", "")
+    assert (settings["NoNewPrivileges"], settings["ProtectSystem"]) == ("yes", "strict")
+    if shutil.which("systemd-analyze") is None:
+        return  # As below.
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(DEPLOY / "onelane.service")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+
+
 def test_systemd_finds_no_fault_but_the_missing_program() -> None:
     if shutil.which("systemd-analyze") is None:
         # Not a tool of ours: the test above holds the unit where systemd is not installed.
@@ -102,15 +119,24 @@ def test_systemd_finds_no_fault_but_the_missing_program() -> None:
     assert [fault for fault in faults if "not executable: No such file" not in fault] == []
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """As short as /run/onelane: the path of a Unix socket has at most 107 bytes, and `tmp_path` may take them all."""
+    with tempfile.TemporaryDirectory(prefix="run-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-async def test_the_supervisor_tells_systemd_when_it_is_ready_and_when_it_stops(tmp_path: Path) -> None:
+async def test_the_supervisor_tells_systemd_when_it_is_ready_and_when_it_stops(
+    tmp_path: Path, short_folder: Path
+) -> None:
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(address)
         notified.settimeout(30)
-        with running(tmp_path, echo(1), NOTIFY_SOCKET=address, RUNTIME_DIRECTORY=str(tmp_path)) as cluster:
+        with running(tmp_path, echo(1), NOTIFY_SOCKET=address, RUNTIME_DIRECTORY=str(short_folder)) as cluster:
             assert notified.recv(100) == b"READY=1"
-            (folder,) = await asyncio.to_thread(lambda: list(tmp_path.glob("onelane-*")))
+            (folder,) = await asyncio.to_thread(lambda: list(short_folder.glob("onelane-*")))
             assert (folder.stat().st_mode & 0o777, (folder / "echo-0.sock").is_socket()) == (0o700, True)
             assert await asyncio.to_thread(cluster.stop) == 0
         assert notified.recv(100) == b"STOPPING=1"
