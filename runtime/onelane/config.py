@@ -205,6 +205,20 @@ class App(BaseModel):
     much ends the connection. One value is at most 64 KiB long whatever this says: a limit of libnghttp2."""
     max_connections: Annotated[int, Field(ge=1)] = 20_000
     """Client connections of one shard; a further connection is closed at once."""
+    max_connections_per_peer: Annotated[int, Field(ge=1)] = 5000
+    """Of these, connections of one IPv4 address, or of one /64 of IPv6 addresses; a further one is closed at once.
+    Raise it where clients come through few proxies or a NAT."""
+    handshake_s: Seconds = 10.0
+    """Seconds that a TLS handshake may take; then the connection is closed."""
+    preface_s: Seconds = 10.0
+    """Seconds until the HTTP/2 preface and the first SETTINGS of a client must have come; else its connection is
+    closed."""
+    headers_s: Seconds = 10.0
+    """Seconds for which a client may leave a header block or a frame incomplete; then it is pinged, and if it completes
+    nothing for as long again its connection is closed."""
+    first_request_s: Seconds | None = 300.0
+    """Seconds until the first request must have come; else the connection is closed by GOAWAY, and the client connects
+    anew where it still wants to."""
     keepalive_s: Seconds | None = 7200.0
     """Seconds without data from a client after which it is pinged."""
     ping_timeout_s: Seconds = 20.0

@@ -62,7 +62,9 @@ async def stand(cluster: RunningApp, n: int) -> socket.socket:
 
 @pytest.mark.usefixtures("many_files")
 async def test_an_idle_connection_costs_at_most_16_kib_and_calls_are_answered(tmp_path: Path) -> None:
-    with running(tmp_path, echo(1, 'listener = "native"')) as cluster:
+    # These clients answer no ping, and none of them sends a request.
+    limits = 'listener = "native"\nheaders_s = 3600\nfirst_request_s = 3600'
+    with running(tmp_path, echo(1, limits)) as cluster:
         (shard,) = await asyncio.to_thread(cluster.shards)
         socks: list[socket.socket] = []
         try:

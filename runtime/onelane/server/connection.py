@@ -4,6 +4,8 @@ Frames written in one turn of the loop leave in one piece. What happens to the c
 """
 
 import asyncio
+import fcntl
+import termios
 from time import monotonic
 from typing import Any, Protocol
 
@@ -11,12 +13,13 @@ from onelane.core import addresses
 from onelane.server import auth_context
 from onelane.server.call_state import WAITING
 from onelane.server.calls_connection import CallsConnection, CallsOwner
+from onelane.server.connection_counts import ConnectionCounts
 from onelane.server.lingering import Lingering
 from onelane.server.methods import Method
 from onelane.server.steering import FirstBytes
 from onelane.wire import framing
 from onelane.wire.http2 import Limits
-from onelane.wire.server import ServerConnection, Stream
+from onelane.wire.server import Opened, ServerConnection, Stream
 
 GOAWAY_S = 1.0
 """How long the client may take to acknowledge a GOAWAY before its connection closes."""
@@ -31,6 +34,7 @@ class ConnectionOwner(CallsOwner, Protocol):
     limits: Limits
     max_message: int
     max_first_bytes: int
+    counts: ConnectionCounts
 
     def opened(self, connection: "NativeConnection") -> bool:
         """A client has connected; whether there is room."""
@@ -69,9 +73,14 @@ class NativeConnection(CallsConnection):
         handed the connection over."""
         wire = ServerConnection(limits or owner.limits, max_message=owner.max_message, joins=True)
         super().__init__(owner, wire)
-        self.opened_at = self.heard_at = monotonic()
-        self.pinged_at = 0.0
-        """When a keepalive ping was sent; 0 unless its answer is due."""
+        # For `time_limits`.
+        self.opened_at = self.heard_at = self.framed_at = monotonic()
+        self.pinged_at = self.asked_at = 0.0
+        self.has_request = False
+        self.network: str | None = None
+        """The peer whose slot it has taken, see `peer_slots`; None before."""
+        self._is_watched = True
+        """Until its first request, and while it is asked whether a frame is incomplete: what comes is looked at."""
         self._first_bytes: bytes | None = b"" if steers else None
         """Every byte read while the owner of the connection is not known; None from then on."""
         self._answered = 0
@@ -105,12 +114,23 @@ class NativeConnection(CallsConnection):
             return
         self.heard_at = monotonic()
         events = self.wire.receive(data)
+        if self._is_watched:
+            self._handle_watched(data, events)
+        else:
+            self.handle(events)
+
+    def _handle_watched(self, data: bytes, events: list[Any]) -> None:
+        if events:
+            self.framed_at = self.heard_at
+            self.asked_at = 0.0
+        self.has_request = self.has_request or any(type(event) is Opened for event in events)
         if self._first_bytes is not None:
             self._first_bytes += data
             self._first_events += events
             self._decide()
         else:
             self.handle(events)
+        self._is_watched = not self.has_request or self._first_bytes is not None or self.asked_at > 0
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_closing = True
@@ -166,7 +186,8 @@ class NativeConnection(CallsConnection):
         self.handle(events)
 
     def acknowledged(self) -> None:
-        self.pinged_at = 0.0
+        self.pinged_at = self.asked_at = 0.0
+        self.framed_at = self.heard_at
         if self._goaway_acknowledged is not None and not self._goaway_acknowledged.done():
             self._goaway_acknowledged.set_result(None)
 
@@ -203,6 +224,37 @@ class NativeConnection(CallsConnection):
         self.pinged_at = now
         super().ping(b"keepaliv")
 
+    def ask_for_frames(self, now: float) -> None:
+        """Ping a client that may be in the middle of a header block: it can answer only behind that."""
+        self.asked_at = now
+        self._is_watched = True
+        super().ping(b"complete")
+
+    @property
+    def has_settings(self) -> bool:
+        return self.wire.has_settings
+
+    @property
+    def has_calls(self) -> bool:
+        return bool(self.wire.streams)
+
+    @property
+    def is_leaving(self) -> bool:
+        """It has been sent a GOAWAY."""
+        return self._goaway_acknowledged is not None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the client's machine has received all that was sent to it. Linux only."""
+        if self.transport.get_write_buffer_size():
+            return False
+        fd = self.transport.get_extra_info("socket").fileno()
+        try:
+            unacknowledged = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return False
+        return not any(unacknowledged)
+
     def close(self) -> None:
         """Cut off the calls that have not ended, write what is queued, and close."""
         for stream in list(self.wire.streams.values()):
@@ -218,15 +270,18 @@ class NativeConnection(CallsConnection):
         self._closed = self._closed or self._loop.create_future()
         return self._closed
 
-    async def close_gracefully(self) -> None:
+    async def close_gracefully(self, reason: str = "drain") -> None:
         """Send a GOAWAY, and close when the calls that the client has begun meanwhile are answered. Fails no call.
 
+        reason: as it is counted.
         Returns when the client has acknowledged it, or has not for `goodbye_s`. Source: RFC 9113, section 6.8.
         """
         self.keep()
         if self.is_closing or self._goaway_acknowledged is not None:
             return
         self._goaway_acknowledged = self._loop.create_future()
+        if not self.trusted:
+            self._owner.counts.goaway(reason)
         self.announce_shutdown()
         super().ping(b"goodbye!")
         try:

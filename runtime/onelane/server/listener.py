@@ -15,7 +15,9 @@ import grpc
 
 from onelane.config import App
 from onelane.server.call import Call, Metadata
+from onelane.server.connection_counts import ConnectionCounts
 from onelane.server.methods import Method
+from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.listener")
 CANCELLED_S = 1.0
@@ -81,6 +83,10 @@ class Serving(Protocol):
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
         """The socket of the sibling where a call belongs; "" for here, None where only its first message can tell."""
         return ""
+
+    def connection_counts(self) -> ConnectionCounts:
+        """Where its connections are counted; asked for once."""
+        return ConnectionCounts(Stats())
 
     def steered(self) -> None:
         """A sibling has handed a connection over."""

@@ -21,12 +21,15 @@ from onelane.core.context import attached_context_var, current_call_var
 from onelane.core.deadlines import Deadlines
 from onelane.server import sockets, tls
 from onelane.server.connection import CompressingConnection, NativeConnection
+from onelane.server.connection_counts import ConnectionCounts
 from onelane.server.eager import Eager
 from onelane.server.listener import KEEP_S, Bind, Serving, compression_of, end_all, log
 from onelane.server.methods import Method
 from onelane.server.native_call import NativeCall
+from onelane.server.peer_slots import PeerSlots, network_of
 from onelane.server.sibling_connection import SiblingConnection
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
+from onelane.server.time_limits import TimeLimits
 from onelane.server.unix_sockets import ListeningPath
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
@@ -34,8 +37,6 @@ from onelane.wire.server import Broken, Ended, Messages, Opened
 
 UNDECIDED_S = 0.5
 """How long the key of a first request may take to arrive; then this shard keeps the connection."""
-SWEEPS = 4
-"""How often a time limit is checked before it is reached."""
 
 
 class NativeListener:
@@ -43,6 +44,7 @@ class NativeListener:
 
     def __init__(self) -> None:
         self.serving: Serving
+        self.counts: ConnectionCounts
         self.loop: asyncio.AbstractEventLoop
         self.deadlines: Deadlines
         self.eager: Eager
@@ -52,7 +54,9 @@ class NativeListener:
         self.max_first_bytes = MAX_FIRST_BYTES
         self.compression = grpc.Compression.NoCompression
         self._connection_type: type[NativeConnection] = NativeConnection
-        self._settings: App
+        self._slots: PeerSlots
+        self._time_limits: TimeLimits
+        self._swept_at = 0.0
         self._connections: set[NativeConnection] = set()
         self._undecided: dict[NativeConnection, float] = {}
         """NativeConnection → when this shard keeps it, in monotonic seconds."""
@@ -72,7 +76,10 @@ class NativeListener:
         attached_context_var.set(None)
         self.eager = Eager(self.loop)
         self.serving = serving
-        self._settings = settings
+        self.counts = serving.connection_counts()
+        self.counts.observe_open(lambda: self._slots.taken)
+        self._slots = PeerSlots(in_all=settings.max_connections, per_peer=settings.max_connections_per_peer)
+        self._time_limits = TimeLimits.of(settings)
         self.methods = {method.path.encode(): method for method in serving.methods()}
         self.limits = Limits(max_streams=settings.max_streams, max_metadata=settings.max_metadata_bytes)
         self.max_message = settings.max_message_bytes
@@ -92,6 +99,7 @@ class NativeListener:
         self._open_steering(binds, secured=secure is not None)
         if renew is not None and settings.tls is not None:
             self._spawn(tls.reload_when_changed(settings.tls, renew))
+        self._swept_at = monotonic()
         self._sweep()
         for bind, server in servers:
             await server.start_serving()
@@ -150,7 +158,7 @@ class NativeListener:
 
     def opened(self, connection: NativeConnection) -> bool:
         """A client has connected; whether there is room."""
-        if len(self._connections) >= self._settings.max_connections and not connection.trusted:
+        if not connection.trusted and not self._take_slot(connection):
             return False
         self._connections.add(connection)
         if self._is_paused:
@@ -160,9 +168,21 @@ class NativeListener:
             self._spawn(connection.close_gracefully())
         return True
 
+    def _take_slot(self, connection: NativeConnection) -> bool:
+        network = network_of(connection.transport.get_extra_info("peername"))
+        if fault := self._slots.fault(network):
+            self.counts.refused(fault, connection.peer)
+            return False
+        self._slots.take(network)
+        connection.network = network
+        return True
+
     def lost(self, connection: NativeConnection) -> None:
         self._connections.discard(connection)
         self._undecided.pop(connection, None)
+        if connection.network is not None:
+            self._slots.give_back(connection.network)
+            connection.network = None
 
     # Which shard owns them
 
@@ -229,29 +249,26 @@ class NativeListener:
 
     def _sweep(self) -> None:
         """Check the time limits of every connection, and again after a fraction of the shortest."""
-        now = monotonic()
-        settings = self._settings
-        for connection in list(self._connections):
-            self._check_limits(connection, now)
-        limits = [settings.keepalive_s, settings.ping_timeout_s, settings.max_idle_s, settings.max_age_s]
-        shortest = min((limit for limit in limits if limit is not None), default=60.0)
-        self._timers["sweep"] = self.loop.call_later(min(60.0, max(0.02, shortest / SWEEPS)), self._sweep)
+        now, sweep_s = monotonic(), self._time_limits.sweep_s
+        if now - self._swept_at <= 2 * sweep_s:
+            # Else the loop stood still: what the clients have sent meanwhile has not been read.
+            for connection in list(self._connections):
+                if not connection.trusted:
+                    self._check_limits(connection, now)
+        self._swept_at = now
+        self._timers["sweep"] = self.loop.call_later(sweep_s, self._sweep)
 
     def _check_limits(self, connection: NativeConnection, now: float) -> None:
-        settings = self._settings
-        quiet = now - connection.heard_at
-        if connection.trusted:
-            return
-        if connection.pinged_at and connection.heard_at < connection.pinged_at:
-            if now - connection.pinged_at > settings.ping_timeout_s:
-                connection.abort()
-        elif (settings.max_idle_s is not None and not connection.wire.streams and quiet > settings.max_idle_s) or (
-            settings.max_age_s is not None and now - connection.opened_at > settings.max_age_s
-        ):
-            connection.opened_at = now
-            self._spawn(connection.close_gracefully())
-        elif settings.keepalive_s is not None and quiet > settings.keepalive_s:
+        limits = self._time_limits
+        if fault := limits.breach(connection, now):
+            self.counts.refused(fault, connection.peer)
+            connection.abort()
+        elif not connection.is_leaving and (reason := limits.goodbye(connection, now)):
+            self._spawn(connection.close_gracefully(reason))
+        elif limits.is_keepalive_due(connection, now):
             connection.send_keepalive(now)
+        elif limits.is_question_due(connection, now):
+            connection.ask_for_frames(now)
 
     # The end
 

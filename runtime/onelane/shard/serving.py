@@ -6,6 +6,7 @@ from typing import Any
 from onelane.lane.gate import Gate
 from onelane.lane.lane import Lane
 from onelane.server.call import Call, Metadata
+from onelane.server.connection_counts import ConnectionCounts
 from onelane.server.listener import Work
 from onelane.server.methods import Method
 from onelane.telemetry.stats import Stats
@@ -17,6 +18,7 @@ class LaneServing:
     def __init__(self, lane: Lane, stats: Stats, gate: Gate | None = None) -> None:
         """gate: every call passes it first; None where the app has no `auth`."""
         self._lane = lane
+        self._connection_counts = ConnectionCounts(stats)
         self._entries = lane.entries
         self._way_in = gate or lane
         if gate is not None:
@@ -51,6 +53,9 @@ class LaneServing:
 
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
         return self._lane.home_of(method, metadata, message)
+
+    def connection_counts(self) -> ConnectionCounts:
+        return self._connection_counts
 
     def steered(self) -> None:
         self._steered.add()

@@ -21,6 +21,7 @@ from onelane.wire.http2 import (
     Limits,
     PingAcknowledged,
     RequestReceived,
+    SettingsReceived,
     StreamClosed,
     StreamEnded,
     StreamReset,
@@ -181,6 +182,8 @@ class ServerConnection:
         """Streams whose answer has not left in full: it waits for `take`, or for the client's flow control."""
         self.untaken = 0
         """Of these, how many were left after the last `take`."""
+        self.has_settings = False
+        """The client's preface and first SETTINGS have come."""
         self._answered_early: list[int] = []
         self._unsent = b""
         self._max_message = max_message
@@ -228,6 +231,8 @@ class ServerConnection:
                 events.append(Pong())
             elif kind is Closed:
                 events.append(ConnectionLost(f"HTTP/2 error {event.error_code}: {event.debug_data.decode('latin-1')}"))
+            elif kind is SettingsReceived:
+                self.has_settings = True
         if resets:
             # libnghttp2 ends a connection with too many resets only once its GOAWAY is taken. Without this, a server
             # that reads on before it writes would open further streams.
