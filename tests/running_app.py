@@ -42,7 +42,7 @@ class RunningApp:
                 return
             if match := re.match(r"onelane: (\S+) ready on (\S+)", line):
                 self.listen[match[1]] = match[2]
-            elif match := re.match(r"onelane: ready, admin on http://(\S+)", line):
+            elif match := re.match(r"onelane: ready, admin on (?:http://)?(\S+)", line):
                 self.admin = match[1]
                 return
         raise AssertionError(f"not ready: {self.log.read_text()}")

@@ -27,6 +27,9 @@ OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN, ADMIN_TOKEN_FILE)
 """Environment variables for settings of the file that belong to no app."""
 NO_VARIABLES: Mapping[tuple[str, ...], str] = MappingProxyType({})
 DEFAULT_ADMIN = "127.0.0.1:9464"
+UNIX = "unix:"
+"""Before the path of a Unix socket, as in a target of gRPC."""
+MAX_UNIX_PATH = 107
 PORT_STRIDE = 100
 """Between the shared port of an app and the own port of its first shard, and from one shard to the next."""
 
@@ -39,6 +42,15 @@ def _address(text: str) -> str:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         raise ValueError("expected an IP address before the port, such as 127.0.0.1 or [::1]") from None
+    return text
+
+
+def _admin_address(text: str) -> str:
+    if not text.startswith(UNIX):
+        return _address(text)
+    path = text.removeprefix(UNIX)
+    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > MAX_UNIX_PATH:
+        raise ValueError(f"expected unix: and an absolute path of at most {MAX_UNIX_PATH} bytes")
     return text
 
 
@@ -70,6 +82,7 @@ def _unresponsive_s(seconds: float) -> float:
     return seconds
 
 
+AdminAddress = Annotated[str, AfterValidator(_admin_address)]
 Address = Annotated[str, AfterValidator(_address)]
 PeerTarget = Annotated[str, AfterValidator(addresses.parse_target)]
 """Where an app outside of the file listens."""
@@ -122,7 +135,7 @@ class App(BaseModel):
     `listen` + 100 · (i + 1)."""
     advertise: Annotated[str, AfterValidator(_host)] | None = None
     """The IP address at which clients reach the shards' own ports. Needed where `listen` is 0.0.0.0 or ::."""
-    admin: Address | None = None
+    admin: AdminAddress | None = None
     """Address of /metrics and /status where `onelane serve` runs this app alone; by default the `admin` of the file."""
     listener: str = "native"
     """The gRPC server: "native" (libnghttp2), "grpcio" (gRPC's C core), or another plugin of the entry point group
@@ -296,8 +309,10 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     apps: Annotated[dict[str, App], Field(min_length=1)]
-    admin: Address = DEFAULT_ADMIN
-    """Address of the admin page, /metrics and /status, `ip:port`."""
+    admin: AdminAddress = DEFAULT_ADMIN
+    """Address of the admin page, /metrics and /status: `ip:port`, or `unix:/path` for a socket of mode 0600."""
+    admin_tls: Tls | None = None
+    """Serve the admin address over TLS. With `client_ca`, a client with a certificate needs no token."""
     sinks: tuple[str, ...] = ()
     """Exporters beside Prometheus and OTLP (which `OTEL_*` variables turn on): plugins of the entry point group
     `onelane.sinks`."""
@@ -311,6 +326,12 @@ class Config(BaseModel):
     """Export each metric series once per shard, with the attribute `onelane.shard`; if false, their sum per app."""
     peers: Mapping[str, PeerTarget] = {}
     """Name → host:port of apps outside of this file, for `shard.stub(…, to=NAME)`."""
+
+    @model_validator(mode="after")
+    def _tls_has_a_port(self) -> Self:
+        if self.admin_tls is not None and self.admin.startswith(UNIX):
+            raise ValueError("admin_tls: admin is a Unix socket, which has no TLS; expected ip:port")
+        return self
 
     @model_validator(mode="after")
     def _names_are_plain(self) -> Self:
@@ -374,7 +395,8 @@ class Config(BaseModel):
 
     def _addresses(self) -> Iterator[tuple[str, int, str]]:
         """Host, port and place in the file of every address that listens."""
-        yield (*addresses.split(self.admin), "admin")
+        if not self.admin.startswith(UNIX):
+            yield (*addresses.split(self.admin), "admin")
         for name, app in self.apps.items():
             yield (*addresses.split(app.listen), f"apps.{name}.listen")
         for name, app in self.apps.items():

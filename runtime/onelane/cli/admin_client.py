@@ -1,12 +1,14 @@
 """Requests of the commands to a running supervisor, at its admin address. Their errors say what to do."""
 
+import functools
 import json
 import os
 import socket
+import ssl
 import tomllib
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ TIMEOUT_S = 3.0
 COMMAND_S = 3600.0
 """A restart waits for the calls of one shard after another."""
 DEFAULT_FILE = Path("onelane.toml")
+HTTPS = "https://"
+CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE = "ONELANE_ADMIN_CA", "ONELANE_ADMIN_CERT", "ONELANE_ADMIN_KEY"
+"""Variables that name PEM files for an admin address with TLS."""
 HINT = "another address is given by --admin or ONELANE_ADMIN"
 
 
@@ -31,9 +36,10 @@ class ForeignServer(Transient):
 
 
 def address_of(wanted: str | None) -> str:
-    """The ip:port to ask: the one wanted; else the admin address of ./onelane.toml; else the default.
+    """The address to ask: the one wanted; else the admin address of ./onelane.toml; else the default. It is `ip:port`,
+    `https://host:port` or `unix:/path`.
 
-    Puts the token of the file into this process's environment, where it has none.
+    Puts the token of the file, and the certificate to trust, into this process's environment, where it has none.
 
     Raises:
         Invalid: it is no address.
@@ -42,9 +48,11 @@ def address_of(wanted: str | None) -> str:
         address = wanted.removeprefix("http://").rstrip("/")
     else:
         address = _configured() if DEFAULT_FILE.exists() else config.DEFAULT_ADMIN
-    host, _, port = address.rpartition(":")
+    host, _, port = address.removeprefix(HTTPS).rpartition(":")
+    if address.startswith(config.UNIX + "/"):
+        return address
     if not host or not port.isdigit() or not 0 < int(port) <= 65535:
-        raise Invalid(f"admin address {address!r}: expected ip:port with a port from 1 to 65535; {HINT}")
+        raise Invalid(f"admin address {address!r}: expected ip:port with a port from 1 to 65535, or unix:/path; {HINT}")
     return address
 
 
@@ -56,14 +64,18 @@ def _configured() -> str:
         return _written()
     if settings.admin_token is not None:
         os.environ.setdefault(secret_files.ADMIN_TOKEN, settings.admin_token)
-    return addresses.reachable(settings.admin)
+    if settings.admin_tls is not None:
+        os.environ.setdefault(CA_VARIABLE, settings.admin_tls.cert)
+        return HTTPS + addresses.reachable(settings.admin)
+    return settings.admin if settings.admin.startswith(config.UNIX) else addresses.reachable(settings.admin)
 
 
 def _written() -> str:
     """The admin address of a file that has faults elsewhere."""
     try:
         table = tomllib.loads(DEFAULT_FILE.read_text())
-        return addresses.reachable(str(table.get("admin", config.DEFAULT_ADMIN)))
+        admin = str(table.get("admin", config.DEFAULT_ADMIN))
+        return admin if admin.startswith(config.UNIX) else addresses.reachable(admin)
     except (OSError, ValueError):
         return config.DEFAULT_ADMIN
 
@@ -75,13 +87,13 @@ def fetch(address: str, path: str) -> dict[str, Any]:
         NotThere: the supervisor has no such document.
         Unreachable, ForeignServer, Transient: no supervisor answers, or it refuses.
     """
-    return _answer(address, urllib.request.Request(f"http://{address}{path}", headers=_headers()), TIMEOUT_S)
+    return _answer(address, urllib.request.Request(f"{_url(address)}{path}", headers=_headers()), TIMEOUT_S)
 
 
 def command(address: str, path: str) -> dict[str, Any]:
     """Send a command to the supervisor at an admin address; its response. Raises as `fetch`."""
     headers = {"X-Onelane": "1", **_headers()}
-    request = urllib.request.Request(f"http://{address}{path}", method="POST", headers=headers)
+    request = urllib.request.Request(f"{_url(address)}{path}", method="POST", headers=headers)
     return _answer(address, request, COMMAND_S)
 
 
@@ -93,13 +105,64 @@ def _headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""An HTTP proxy may be configured; the supervisor is asked directly."""
+def _url(address: str) -> str:
+    if address.startswith(config.UNIX):
+        return "http://localhost"
+    return address if address.startswith(HTTPS) else f"http://{address}"
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: str, host: str, timeout: float) -> None:
+        super().__init__(host, timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class _UnixHandler(urllib.request.HTTPHandler):
+    """Makes requests at the Unix socket of this path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        connection: Any = functools.partial(_UnixConnection, self._path)
+        return self.do_open(connection, request)
+
+
+def _opener(address: str) -> urllib.request.OpenerDirector:
+    # An HTTP proxy may be configured; the supervisor is asked directly.
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if address.startswith(config.UNIX):
+        handlers.append(_UnixHandler(address.removeprefix(config.UNIX)))
+    elif address.startswith(HTTPS):
+        handlers.append(urllib.request.HTTPSHandler(context=_trusting()))
+    return urllib.request.build_opener(*handlers)
+
+
+def _trusting() -> ssl.SSLContext:
+    """Trusts the certificates in the file that `ONELANE_ADMIN_CA` names, else those of the system; shows a certificate
+    where `ONELANE_ADMIN_CERT` and `ONELANE_ADMIN_KEY` name one."""
+    ca, cert = os.environ.get(CA_VARIABLE), os.environ.get(CERT_VARIABLE)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        # The server's own certificate may be the one to trust.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        if cert:
+            context.load_cert_chain(cert, os.environ.get(KEY_VARIABLE))
+    except OSError as error:
+        reason = f"{CA_VARIABLE}={ca} {CERT_VARIABLE}={cert}: {error.strerror or error}"
+        raise Invalid(f"the certificates for the admin address cannot be used: {reason}") from error
+    return context
 
 
 def _answer(address: str, request: urllib.request.Request, timeout_s: float) -> dict[str, Any]:
     try:
-        with _WITHOUT_PROXY.open(request, timeout=timeout_s) as response:
+        with _opener(address).open(request, timeout=timeout_s) as response:
             document = printable(json.load(response))
     except urllib.error.HTTPError as error:
         raise _refusal(address, error) from error
@@ -130,7 +193,10 @@ def _fault_in(text: str) -> str:
 
 def _failure(address: str, error: Exception, timeout_s: float) -> Exception:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(cause, ConnectionRefusedError):
+    if isinstance(cause, ssl.SSLError):
+        reason = cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else cause.reason
+        return Unreachable(f"{address}: no TLS connection ({reason}); {CA_VARIABLE} names the certificates to trust")
+    if isinstance(cause, ConnectionRefusedError | FileNotFoundError):
         return Unreachable(f"nothing listens at {address}; is `onelane up` running? ({HINT})")
     if isinstance(cause, TimeoutError):
         return Unreachable(f"{address} has not answered within {timeout_s:g} s; {HINT}")

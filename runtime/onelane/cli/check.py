@@ -18,6 +18,7 @@ from onelane.errors import BadConfig, OnelaneError
 from onelane.secret_files import kept_from_children
 from onelane.server import tls
 from onelane.supervisor import trial
+from onelane.supervisor.admin.listening import admin_context
 from onelane.supervisor.app import TelemetryOptions
 from onelane.telemetry import logs, sampling
 
@@ -64,6 +65,9 @@ def _check(
         exports.sink_types(configuration, environment)
     with _noting(report.faults):
         telemetry = exports.telemetry_options(environment)
+    with _noting(report.faults):
+        if configuration.admin_tls is not None:
+            admin_context(configuration.admin_tls)
     if imports:
         report.faults += anyio.run(_trial, configuration, app_dir, telemetry)
     else:

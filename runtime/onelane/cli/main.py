@@ -385,7 +385,7 @@ async def _serve(
                 listen, count = app.settings.listen, len(app.shards)
                 sentence = f"{app.name} ready on {listen} ({count} shards)"
                 announce("app ready", sentence, app=app.name, listen=listen, shards=count)
-            announce("ready", f"ready, admin on http://{address}", admin=address)
+            announce("ready", f"ready, admin on {address}", admin=address.removeprefix("http://"))
             notify("READY=1")
 
         await supervisor.run(on_ready=announce_ready)

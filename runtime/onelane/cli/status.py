@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from onelane.cli import admin_client
-from onelane.cli.admin_client import TIMEOUT_S, ForeignServer, printable
+from onelane.cli.admin_client import HTTPS, TIMEOUT_S, ForeignServer, printable
 from onelane.cli.listing import Column, Listing, show_plain
 from onelane.core.placement import STOCK_RING_CAP
 from onelane.errors import NotThere, Transient
@@ -36,6 +36,8 @@ def fetch(address: str) -> dict[str, Any]:
     try:
         return admin_client.fetch(address, "/status")
     except (ForeignServer, NotThere):
+        if address.startswith(HTTPS):
+            raise
         # A gRPC port answers no HTTP/1.1.
         return printable_status(asyncio.run(_from_shard(address)))
 

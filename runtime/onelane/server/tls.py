@@ -1,4 +1,4 @@
-"""TLS and mutual TLS for listeners and channels, with ALPN `h2`; certificates are looked at again while they serve."""
+"""TLS and mutual TLS for listeners, with ALPN; certificates are looked at again while they serve."""
 
 import asyncio
 import logging
@@ -18,15 +18,17 @@ X509_NOT_YET_VALID, X509_EXPIRED = 9, 10
 """OpenSSL's numbers for a certificate before and after its time: x509_vfy.h."""
 
 
-def server_context(settings: Tls) -> ssl.SSLContext:
+def server_context(settings: Tls, *, protocol: str = "h2") -> ssl.SSLContext:
     """The context of a listener. With `client_ca`, a client without a certificate of it is refused.
+
+    protocol: of ALPN.
 
     Raises:
         BadConfig: a file cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([protocol])
     _load(context, settings)
     if settings.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED

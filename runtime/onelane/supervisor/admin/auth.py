@@ -2,7 +2,8 @@
 
 On loopback without a token: every user of this machine, but no web page of another origin in their browser, which could
 reach us through its own host name (DNS rebinding) or by posting forms. With a token: requests that carry it in a header
-or in the cookie that the page sets. Beyond loopback without a token: only /metrics and /healthz, which hold no secrets.
+or in the cookie that the page sets. At a Unix socket: the user of the supervisor. By TLS with `client_ca`: clients with
+a certificate. Beyond loopback without a token: only /metrics and /healthz, which hold no secrets.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from onelane.config import UNIX, Config
 from onelane.core import addresses
 
 log = logging.getLogger("onelane.supervisor")
@@ -70,21 +72,25 @@ class Unauthorized:
             return
         self._logged_at = now
         # Not the query, which may have a token.
-        log.warning("admin.unauthorized peer=%s path=%s more=%d", request.remote, request.path, self._unlogged)
+        peer = request.remote or "unix"
+        log.warning("admin.unauthorized peer=%s path=%s more=%d", peer, request.path, self._unlogged)
         self._unlogged = 0
 
 
-def auth_middleware(host: str, token: str | None, unauthorized: Unauthorized) -> Any:
-    """An aiohttp middleware. host: the address that the server listens on. token: None where none is configured."""
-    is_local = ipaddress.ip_address(host).is_loopback
+def auth_middleware(config: Config, unauthorized: Unauthorized) -> Any:
+    """An aiohttp middleware for the server at the admin address."""
+    token, is_unix = config.admin_token, config.admin.startswith(UNIX)
+    is_loopback = not is_unix and ipaddress.ip_address(addresses.split(config.admin)[0]).is_loopback
+    # The user's alone; of this machine's users; of those whom an authority has given a certificate.
+    is_closed = is_unix or is_loopback or (config.admin_tls is not None and config.admin_tls.client_ca is not None)
 
     @web.middleware
     async def authorize(request: web.Request, handler: AdminHandler) -> web.StreamResponse:
-        if is_local and not _is_loopback(request.host):
+        if is_loopback and not _is_loopback(request.host):
             raise web.HTTPForbidden(text=f"{request.host!r} is no name of the loopback address\n")
         if request.method == "POST":
             _check_command(request)
-        if request.path in PUBLIC_PATHS or (is_local and token is None):
+        if request.path in PUBLIC_PATHS or (is_closed and token is None):
             return await handler(request)
         if token is None:
             raise web.HTTPForbidden(text="beyond loopback this needs a token: set ONELANE_ADMIN_TOKEN\n")
@@ -99,7 +105,7 @@ async def _with_token(
     if request.method == "GET" and _same(request.query.get("token", ""), token):
         # Move the token into a cookie, out of the address bar and its history.
         redirect = web.HTTPSeeOther(request.path)
-        redirect.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
+        redirect.set_cookie(COOKIE, token, httponly=True, samesite="Strict", secure=request.secure)
         raise redirect
     candidate = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.cookies.get(COOKIE, "")
     if not _same(candidate, token):

@@ -7,6 +7,7 @@ for its request makes room; only where all have a request under way is the new o
 
 import asyncio
 import logging
+import ssl
 from collections import Counter
 from typing import cast
 
@@ -91,24 +92,52 @@ class AdminConnections:
 
 
 class AdminConnection(asyncio.Protocol):
-    """One connection: aiohttp's, which is told nothing of it where there is no room."""
+    """One connection: aiohttp's, which is told nothing of it where there is no room, nor before it is secured."""
 
     transport: asyncio.Transport
 
-    def __init__(self, handler: web.RequestHandler, connections: AdminConnections) -> None:
+    def __init__(
+        self, handler: web.RequestHandler, connections: AdminConnections, secure: ssl.SSLContext | None = None
+    ) -> None:
+        """secure: the context of its TLS."""
         self.handler = handler
         self._connections = connections
+        self._secure = secure
+        self._securing: asyncio.Task[None] | None = None
         self._is_admitted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._is_admitted = self._connections.admit(self)
-        if self._is_admitted:
-            self.handler.connection_made(transport)
+        if not self._connections.admit(self):
+            return
+        if self._secure is None:
+            self._start()
+        else:
+            # Not by the server: connections during their handshake would be bounded by nothing.
+            self.transport.pause_reading()
+            self._securing = asyncio.get_running_loop().create_task(self._start_tls(self._secure))
+
+    def _start(self) -> None:
+        self._is_admitted = True
+        self.handler.connection_made(self.transport)
+
+    async def _start_tls(self, secure: ssl.SSLContext) -> None:
+        loop, plain = asyncio.get_running_loop(), self.transport
+        try:
+            secured = await loop.start_tls(plain, self, secure, server_side=True, ssl_handshake_timeout=REQUEST_S)
+        except (OSError, RuntimeError):
+            # RuntimeError: it was closed meanwhile.
+            secured = None
+        if secured is None or plain.is_closing():
+            self._connections.lost(self)
+            plain.abort()
+            return
+        self.transport = secured
+        self._start()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._connections.lost(self)
         if self._is_admitted:
-            self._connections.lost(self)
             self.handler.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:

@@ -3,21 +3,18 @@
 On loopback unless configured; `auth.py` decides which requests are served.
 """
 
-import asyncio
-import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from ssl import SSLContext
 from typing import cast
 
 from aiohttp import web
 
-from onelane.core import addresses
-from onelane.errors import PortTaken
-from onelane.server import sockets
 from onelane.supervisor import descriptors
 from onelane.supervisor.admin.auth import Unauthorized, auth_middleware
 from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection, AdminConnections
+from onelane.supervisor.admin.listening import ADMIN_BACKLOG, listening
 from onelane.supervisor.admin.page import Page
 from onelane.supervisor.app import NotRestarted
 from onelane.supervisor.supervisor import Supervisor
@@ -28,19 +25,13 @@ HARDENED = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-ADMIN_BACKLOG = 48
-"""Connections that the event loop may accept in one go, before a descriptor of those that it closes is free."""
 MIN_CONNECTIONS = 8
 """Admin connections where the limit of open files is too low for all that the supervisor needs."""
 
 
 @asynccontextmanager
 async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
-    """Serve at the configured admin address; yields the address with its real port.
-
-    Raises:
-        PortTaken: another process listens there.
-    """
+    """Serve at the configured admin address; yields and raises as `listening`."""
 
     async def metrics(request: web.Request) -> web.Response:
         sums = request.query.get("by") == "app"
@@ -68,12 +59,12 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
             return web.json_response({"fault": str(error)}, status=409)
         return web.json_response({"restarted": name or "all"} | asdict(supervisor.file_differences()))
 
-    host, port = addresses.split(supervisor.config.admin)
+    config = supervisor.config
     room = _room(supervisor)
     connections = AdminConnections(room)
     # A request that waits for its refusal holds a connection: of these most must stay free.
     unauthorized = Unauthorized(max_waiting=room // 4)
-    authorize = auth_middleware(host, supervisor.config.admin_token, unauthorized)
+    authorize = auth_middleware(config, unauthorized)
     app = web.Application(middlewares=[connections.serve, authorize])
     app.on_response_prepare.append(_harden)
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
@@ -83,19 +74,14 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     await runner.setup()
     assert runner.server is not None
     new_handler = cast(Callable[[], web.RequestHandler], runner.server)
-    loop = asyncio.get_running_loop()
+
+    def new_connection(secure: SSLContext | None) -> AdminConnection:
+        return AdminConnection(new_handler(), connections, secure)
+
     try:
-        server = await loop.create_server(
-            lambda: AdminConnection(new_handler(), connections), host, port, backlog=ADMIN_BACKLOG
-        )
-    except OSError as error:
-        await runner.cleanup()
-        holder = sockets.holder_of(port) if error.errno == errno.EADDRINUSE else ""
-        raise PortTaken(f"{supervisor.config.admin} (admin)", holder or f"somebody ({error.strerror})") from error
-    try:
-        yield addresses.join(host, server.sockets[0].getsockname()[1])
+        async with listening(config, new_connection) as address:
+            yield address
     finally:
-        server.close()
         await runner.cleanup()
         connections.close()
 
