@@ -149,7 +149,7 @@ async def test_log_records_come_with_their_shard_and_trace(apps: RunningApp, col
     records: list[Any] = []
 
     def has_come() -> bool:
-        records[:] = [pair for pair in records_of(collector) if "secret" in str(pair[1].attributes)]
+        records[:] = [pair for pair in records_of(collector) if "secret-key" in str(pair[1].attributes)]
         return bool(records)
 
     await eventually(has_come)
