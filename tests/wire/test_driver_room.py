@@ -157,3 +157,20 @@ async def test_no_more_than_max_queued_and_one_message_waits_on_each_stream(clie
         await client.send(h2.frame(h2.WINDOW_UPDATE, h2.number(len(MESSAGE))))
     queued = [client.server.wire.http2.queued(stream.id) for stream in client.server.streams]
     assert max(queued) <= MAX_QUEUED + len(MESSAGE)
+
+
+async def test_a_writer_waits_while_its_transport_is_closing_and_goes_on_when_it_is_lost(client: Client) -> None:
+    """Else it would write on and on in one turn of the loop, which never came to `connection_lost`."""
+    server = client.server
+    for writer in server.writers:
+        writer.cancel()
+    server.transport.abort()
+    stream = server.streams[0].id
+    waiting = server.wait_room(stream)
+    assert waiting.send(None) is not None
+    waiting.close()
+    server.wake()
+    await server.wait_room(stream)
+    lost = server.wait_room(stream)
+    lost.send(None)
+    lost.close()

@@ -66,6 +66,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         self._will_flush = False
         self._is_paused = False
         """The transport's buffer is full."""
+        self._is_lost = False
         self._is_shut = False
         """Our side of the socket is shut: nothing is written any more."""
         self.max_read = self.max_piece
@@ -222,11 +223,19 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
             self.written()
 
     async def wait_room(self, stream_id: int) -> None:
-        """Wait while the peer does not read what was sent on the stream; returns at once where either is over."""
+        """Wait while the peer does not read what was sent on the stream; returns where either is over.
+
+        A transport that is closing is not over yet: whoever does not wait writes on and on, and so the loop never comes
+        to `connection_lost`, which would cancel it.
+        """
         # Written out: it runs for every message of a stream.
         while (self._is_paused or self.wire.http2.queued(stream_id) > self.max_queued) and (
-            stream_id in self.wire.streams and not self.transport.is_closing()
+            stream_id in self.wire.streams
         ):
+            if self._is_lost:
+                # A handler that ignores its cancellation must not keep the loop to itself.
+                await asyncio.sleep(0)
+                return
             if self._waiters is None:
                 self._waiters = {}
             self.wire.http2.share_window(stream_id)
@@ -251,7 +260,8 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
                 waiter.set_result(None)
 
     def wake(self) -> None:
-        """Let everyone who waits for room look again: the connection is lost."""
+        """Let everyone who waits for room go on: the connection is lost."""
+        self._is_lost = True
         for waiter in self._waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
