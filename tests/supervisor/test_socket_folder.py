@@ -1,5 +1,6 @@
 """The folder of the shards' Unix sockets is made where it can be, and removed after a supervisor that was killed."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from onelane.supervisor.socket_folder import NoSocketFolder, socket_folder
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import echo, eventually, running
+from tests.running_app import echo, eventually, http_request, running
 
 NAME = "echo-0.sock.steer"
 
@@ -114,4 +115,28 @@ async def test_where_the_folder_is_removed_shards_restart_and_calls_are_forwarde
             reply = await where.away(key).Unary(EchoRequest(key=key), wait_for_ready=True, timeout=20)
             assert reply.shard == where.owner_of(key)
         assert cluster.shards()[0]["restarts"] == 1
+        await where.close()
+
+
+@pytest.mark.slow
+async def test_a_shard_whose_folder_was_removed_is_restarted_without_a_refused_forward(tmp_path: Path) -> None:
+    """The shard listens on a socket of its own by then: its siblings' calls must wait in one of the supervisor's."""
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as name,
+        running(tmp_path, echo(2, "drain_s = 0.5"), RUNTIME_DIRECTORY=name) as cluster,
+    ):
+        where, (folder,) = Where(cluster), folders(Path(name))
+        keys = where.keys_of("echo-0")
+        held_key, key = next(keys), next(keys)
+        shutil.rmtree(folder)
+        await eventually((folder / "echo-0.sock").exists)
+        pid = cluster.shards()[0]["pid"]
+        # It keeps the process until its grace is over, while nobody accepts any more.
+        held = where.away(held_key).Hold(EchoRequest(key=held_key), timeout=20)
+        await eventually(cluster.in_flight)
+        assert http_request(f"http://{cluster.admin}/shards/echo/0/restart", method="POST", X_Onelane="1")[0] == 200
+        while (shard := (await asyncio.to_thread(cluster.shards))[0])["pid"] == pid or shard["state"] != "ready":
+            reply = await where.away(key).Unary(EchoRequest(key=key), timeout=20)
+            assert reply.shard == "echo-0"
+        held.cancel()
         await where.close()

@@ -7,6 +7,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -405,6 +406,9 @@ class AppSupervisor:
         # If it has died meanwhile, a process with fresh code is on its way already. If the app stops, `drain` ends this
         # shard once all have drained: until then they forward calls to it.
         if shard.state is ShardState.RESTART_STOPPING and not self._stop.is_set():
+            # Where its process listens on a socket of its own, nobody would accept from now on, nor wait in a queue.
+            with suppress(OSError):
+                shard.restore_path()
             await self._end(shard, self.settings.drain_s)
         await shard.ready.wait()
 
