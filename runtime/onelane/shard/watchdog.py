@@ -253,7 +253,9 @@ class _WatchdogThread(threading.Thread):
         shard = probe.shard
         if shard is None or shard.replace_s is None or not self._may_exit:
             return
-        if time.monotonic() - probe.at < shard.replace_s:
+        # Not the time in which this thread could not look either: then the process was stopped or starved, or code held
+        # the interpreter, for which the supervisor ends it.
+        if time.monotonic() - probe.at - probe.late_s < shard.replace_s:
             return
         stall = self._judge(probe, stack, shard)
         if stall.kind == STARVED:
