@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from onelane.client.channel import dial
+from onelane.server.connection import NativeConnection
 from onelane.server.connection_counts import ConnectionCounts
 from onelane.telemetry.stats import Stats
 
@@ -57,8 +58,9 @@ async def closed(reader: asyncio.StreamReader) -> None:
     ],
 )
 async def test_a_client_that_does_not_go_on_is_cut_off_and_its_neighbour_served(
-    counted: Callable[[], dict[str, float]], begins_with: bytes, reason: str
+    counted: Callable[[], dict[str, float]], monkeypatch: pytest.MonkeyPatch, begins_with: bytes, reason: str
 ) -> None:
+    monkeypatch.setattr(NativeConnection, "goodbye_s", 0.1)
     limits = {name: 0.2 if name == f"{reason}_s" else 30.0 for name in ("preface_s", "headers_s", "first_request_s")}
     async with native(**limits) as (address, listener), dial(address) as neighbour:
         send = neighbour.unary_unary("/t.T/Echo")

@@ -100,6 +100,7 @@ class NativeConnection(CallsConnection):
             return
         if (secured := self.transport.get_extra_info("ssl_object")) is not None:
             if secured.selected_alpn_protocol() != "h2":
+                self._owner.counts.handshake_failed("alpn", self.peer)
                 self.transport.abort()
                 return
             self.auth = auth_context.auth_context(secured)

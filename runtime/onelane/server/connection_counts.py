@@ -26,10 +26,13 @@ class ConnectionCounts:
         self._goaways = stats.counter(
             "onelane.connections.goaways", unit="{connection}", description="Connections that were sent a GOAWAY"
         )
+        self._handshakes = stats.counter(
+            "onelane.tls.handshakes", unit="{handshake}", description="TLS handshakes that have ended or failed"
+        )
         self._logged_at: dict[str, float] = {}
-        """Reason → when a refusal was logged last."""
+        """Event and reason → when a refusal was logged last."""
         self._unlogged: dict[str, int] = {}
-        """Reason → refusals since then."""
+        """Event and reason → how many since then."""
         self._open = stats.gauge(
             "onelane.connections.open", unit="{connection}", description="Open connections of clients"
         )
@@ -45,9 +48,20 @@ class ConnectionCounts:
     def refused(self, reason: str, peer: str) -> None:
         """A connection was closed. reason: the value of `onelane.reason`, one of a few."""
         self._refused.add(1, {"onelane.reason": reason})
-        now = self._now()
-        if now - self._logged_at.get(reason, now - REFUSAL_EVERY_S) < REFUSAL_EVERY_S:
-            self._unlogged[reason] = self._unlogged.get(reason, 0) + 1
+        self._log("connection.refused", reason, peer)
+
+    def handshake_done(self) -> None:
+        self._handshakes.add(1)
+
+    def handshake_failed(self, error: str, peer: str) -> None:
+        """error: the value of `error.type`, one of a few."""
+        self._handshakes.add(1, {"error.type": error})
+        self._log("tls.handshake_failed", error, peer)
+
+    def _log(self, event: str, reason: str, peer: str) -> None:
+        now, name = self._now(), f"{event} reason={reason}"
+        if now - self._logged_at.get(name, now - REFUSAL_EVERY_S) < REFUSAL_EVERY_S:
+            self._unlogged[name] = self._unlogged.get(name, 0) + 1
             return
-        self._logged_at[reason] = now
-        log.warning("connection.refused reason=%s peer=%s more=%d", reason, peer, self._unlogged.pop(reason, 0))
+        self._logged_at[name] = now
+        log.warning("%s peer=%s more=%d", name, peer, self._unlogged.pop(name, 0))

@@ -20,6 +20,7 @@ from onelane.config import App
 from onelane.core.context import attached_context_var, current_call_var
 from onelane.core.deadlines import Deadlines
 from onelane.server import sockets, tls
+from onelane.server.acceptor import TlsAcceptor
 from onelane.server.connection import CompressingConnection, NativeConnection
 from onelane.server.connection_counts import ConnectionCounts
 from onelane.server.eager import Eager
@@ -60,7 +61,7 @@ class NativeListener:
         self._connections: set[NativeConnection] = set()
         self._undecided: dict[NativeConnection, float] = {}
         """NativeConnection → when this shard keeps it, in monotonic seconds."""
-        self._servers: list[tuple[Bind, asyncio.Server]] = []
+        self._servers: list[tuple[Bind, asyncio.Server | TlsAcceptor]] = []
         self._steering: Steering | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._is_draining = False
@@ -89,7 +90,7 @@ class NativeListener:
         if settings.tls is not None:
             secure, renew = tls.renewed_context(functools.partial(tls.server_context, settings.tls))
         async with contextlib.AsyncExitStack() as bound:
-            servers = []
+            servers: list[tuple[Bind, asyncio.Server | TlsAcceptor]] = []
             for bind in binds:
                 server = await self._listen(bind, None if bind.trusted else secure)
                 bound.push_async_callback(_close, server)
@@ -106,7 +107,7 @@ class NativeListener:
             if bind.trusted and bind.address.startswith("unix:"):
                 self._keeping = self._spawn(self._keep_open(bind))
 
-    async def _listen(self, bind: Bind, secure: ssl.SSLContext | None) -> asyncio.Server:
+    async def _listen(self, bind: Bind, secure: ssl.SSLContext | None) -> asyncio.Server | TlsAcceptor:
         steers = bind.shared and secure is None
 
         def connected() -> NativeConnection:
@@ -115,13 +116,12 @@ class NativeListener:
             return self._connection_type(self, steers=steers and self._steering is not None)
 
         sock = bind.sock or sockets.listening(bind.address, shared=bind.shared)
-        if sock.family == socket.AF_UNIX:
-            secure = None  # Unix sockets stay within the machine.
+        if secure is not None and sock.family != socket.AF_UNIX:
+            # Unix sockets stay within the machine.
+            return TlsAcceptor(self, sock, secure, connected, handshake_s=self._time_limits.handshake_s)
         # Not `create_unix_server`: from CPython 3.13 on it removes the path when it closes, though the supervisor holds
         # the socket, and the next process of this shard listens on it.
-        return await self.loop.create_server(
-            connected, sock=sock, ssl=secure, backlog=sockets.BACKLOG, start_serving=False
-        )
+        return await self.loop.create_server(connected, sock=sock, backlog=sockets.BACKLOG, start_serving=False)
 
     def _open_steering(self, binds: Sequence[Bind], *, secured: bool) -> None:
         trusted = next((bind for bind in binds if bind.trusted), None)
@@ -158,8 +158,10 @@ class NativeListener:
 
     def opened(self, connection: NativeConnection) -> bool:
         """A client has connected; whether there is room."""
-        if not connection.trusted and not self._take_slot(connection):
-            return False
+        if not connection.trusted and connection.network is None:
+            connection.network = self.admit(connection.transport.get_extra_info("peername"), connection.peer)
+            if connection.network is None:
+                return False
         self._connections.add(connection)
         if self._is_paused:
             connection.pause_reading()
@@ -168,20 +170,24 @@ class NativeListener:
             self._spawn(connection.close_gracefully())
         return True
 
-    def _take_slot(self, connection: NativeConnection) -> bool:
-        network = network_of(connection.transport.get_extra_info("peername"))
+    def admit(self, peer_name: object, peer: str) -> str | None:
+        """Take a slot for a connection of this address: what it counts for; None where it was refused."""
+        network = network_of(peer_name)
         if fault := self._slots.fault(network):
-            self.counts.refused(fault, connection.peer)
-            return False
+            self.counts.refused(fault, peer)
+            return None
         self._slots.take(network)
-        connection.network = network
-        return True
+        return network
+
+    def dismiss(self, network: str) -> None:
+        """Give the slot of a connection back."""
+        self._slots.give_back(network)
 
     def lost(self, connection: NativeConnection) -> None:
         self._connections.discard(connection)
         self._undecided.pop(connection, None)
         if connection.network is not None:
-            self._slots.give_back(connection.network)
+            self.dismiss(connection.network)
             connection.network = None
 
     # Which shard owns them
@@ -250,11 +256,14 @@ class NativeListener:
     def _sweep(self) -> None:
         """Check the time limits of every connection, and again after a fraction of the shortest."""
         now, sweep_s = monotonic(), self._time_limits.sweep_s
+        acceptors = [server for _, server in self._servers if isinstance(server, TlsAcceptor)]
         if now - self._swept_at <= 2 * sweep_s:
             # Else the loop stood still: what the clients have sent meanwhile has not been read.
             for connection in list(self._connections):
                 if not connection.trusted:
                     self._check_limits(connection, now)
+            for acceptor in acceptors:
+                acceptor.sweep(now)
         self._swept_at = now
         self._timers["sweep"] = self.loop.call_later(sweep_s, self._sweep)
 
@@ -299,7 +308,8 @@ class NativeListener:
         self.eager.close()
         for timer in self._timers.values():
             timer.cancel()
-        await end_all([*self._tasks, *self._under_way()])
+        handshakes = [t for _, server in self._servers if isinstance(server, TlsAcceptor) for t in server.end()]
+        await end_all([*self._tasks, *handshakes, *self._under_way()])
         for connection in list(self._connections):
             connection.close()
 
@@ -328,5 +338,5 @@ class NativeListener:
         return [task for connection in self._connections for task in connection.tasks]
 
 
-async def _close(server: asyncio.Server) -> None:
+async def _close(server: asyncio.Server | TlsAcceptor) -> None:
     server.close()

@@ -47,6 +47,7 @@ class TimedConnection(Protocol):
 class TimeLimits:
     """Of one app, from its settings."""
 
+    handshake_s: float
     preface_s: float
     headers_s: float
     first_request_s: float | None
