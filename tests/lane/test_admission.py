@@ -13,11 +13,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.lane.admission import BURST_S, MANY, MOST_KEYS, Lateness, Rates
+from onelane.shard.siblings import LocalCall
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import echo, running
+from tests.shard.parts import setup, wired
 
 TARGET = 0.05
 
@@ -187,3 +189,27 @@ async def test_a_key_that_asks_too_often_is_refused_and_no_other(tmp_path: Path)
             assert "this key is called more often than 0.05 times a second" in (await again.details() or "")
             pushback = int(dict(await again.trailing_metadata())["grpc-retry-pushback-ms"])
             assert 10_000 < pushback <= 20_000
+
+
+class OwnHealth(health_pb2_grpc.HealthServicer):
+    """In place of grpcio's, and so within reach of interceptors."""
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        raise AssertionError("an interceptor refuses it")
+
+
+class RefusingWatches(grpc.aio.ServerInterceptor):
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        raise PermissionError(handler_call_details.method)
+
+
+async def test_a_watch_that_an_interceptor_refuses_leaves_its_place() -> None:
+    own = {"services": (f"{__name__}:OwnHealth",), "interceptors": (f"{__name__}:RefusingWatches",)}
+    parts, _ = wired(setup(health=False, max_watches=2, **own))
+    parts.services.load()
+    entry = parts.lane.entries["/grpc.health.v1.Health/Watch"]
+    for _ in range(3):
+        call = LocalCall(entry.method.path, (), None)
+        await parts.lane.serve(entry.method, call, b"")
+        assert call.code_now is grpc.StatusCode.INTERNAL
+    assert (entry.watches, parts.lane.in_flight) == (0, 0)

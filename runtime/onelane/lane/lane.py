@@ -386,20 +386,20 @@ class Lane:
         if call.span is None:
             call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
         current_call_var.set(call)
-        if method.choose is not None:
-            method = await method.choose(call)
-        if not entry.may_be_endless:
-            return await handler.run(method, call, message)
-        task = asyncio.current_task()
-        assert task is not None
-        self._endless.add(task)
+        task = asyncio.current_task() if entry.may_be_endless else None
+        if task is not None:
+            self._endless.add(task)
         try:
+            if method.choose is not None:
+                method = await method.choose(call)
             return await handler.run(method, call, message)
         finally:
+            # Also where an interceptor refuses the call.
             if entry.is_watch:
                 # Back, because `_end` counts down the calls in flight.
                 self._count_watch(entry, -1)
-            self._endless.discard(task)
+            if task is not None:
+                self._endless.discard(task)
 
     def _count_watch(self, entry: Entry, number: int) -> None:
         """Count a call among the watches instead of among the calls in flight, or (-1) the other way round."""
