@@ -1,6 +1,5 @@
 """The admin address may be a Unix socket of its user alone, or have TLS; the command line talks to both."""
 
-import asyncio
 import json
 import socket
 import tempfile
@@ -13,7 +12,7 @@ from click.testing import CliRunner, Result
 from onelane import config
 from onelane.cli.main import main
 from onelane.errors import BadConfig, PortTaken
-from onelane.supervisor.admin.connections import MAX_CONNECTIONS
+from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection
 from onelane.supervisor.admin.listening import listening
 
 from tests.running_app import RunningApp, echo, running
@@ -83,13 +82,25 @@ def test_with_tls_a_client_needs_a_trusted_certificate_and_trusts_the_servers(by
     assert command(by_tls, "reload", **trusted).exit_code == 1, "it shows no certificate"
 
 
+def test_no_handshake_is_lost_however_early_its_first_bytes_come(by_tls: RunningApp, files: Files) -> None:
+    host, port = by_tls.admin.removeprefix("https://").split(":")
+    context = files.client(cert="client")
+    for _ in range(30):
+        with (
+            socket.create_connection((host, int(port)), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+        ):
+            secured.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert secured.recv(12) == b"HTTP/1.1 200"
+
+
 def test_peers_that_begin_no_handshake_take_no_connection_from_others(by_tls: RunningApp, files: Files) -> None:
     host, port = by_tls.admin.removeprefix("https://").split(":")
     with ExitStack() as silent:
         for _ in range(MAX_CONNECTIONS + 20):
             silent.enter_context(socket.create_connection((host, int(port)), timeout=10))
         run = command(by_tls, "reload", ONELANE_ADMIN_CA=files.path("ca.pem"), **identity(files))
-        assert run.stdout == "nothing has changed\n"
+        assert (run.stdout, run.stderr) == ("nothing has changed\n", "")
     assert "admin.connections_closed full=" in by_tls.log.read_text()
 
 
@@ -105,10 +116,14 @@ async def test_a_path_that_somebody_uses_is_left_alone(folder: Path) -> None:
             (folder / "nowhere" / "admin.sock", BadConfig, "no socket can be made at .*: No such file or directory"),
         ):
             with pytest.raises(error, match=text):
-                async with listening(at(f"unix:{path}"), lambda _: asyncio.Protocol()):
+                async with listening(at(f"unix:{path}"), no_connection):
                     pass
         assert used.is_socket()
     assert plain.is_file()
+
+
+def no_connection() -> AdminConnection:
+    raise AssertionError("nobody connects")
 
 
 def at(admin: str) -> config.Config:

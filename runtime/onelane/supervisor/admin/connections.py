@@ -7,9 +7,11 @@ for its request makes room; only where all have a request under way is the new o
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections import Counter
-from typing import cast
+from contextlib import suppress
+from typing import Protocol, cast
 
 from aiohttp import web
 
@@ -91,53 +93,63 @@ class AdminConnections:
             self._logging = self._loop.call_later(TELL_EVERY_S, self._log)
 
 
+class Abortable(Protocol):
+    """A connection, or the handshake that precedes it."""
+
+    def abort(self) -> None:
+        """End it at once."""
+
+
+class _Handshake:
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    def abort(self) -> None:
+        self._task.cancel()
+
+
 class AdminConnection(asyncio.Protocol):
     """One connection: aiohttp's, which is told nothing of it where there is no room, nor before it is secured."""
 
-    transport: asyncio.Transport
+    transport: "Abortable"
 
-    def __init__(
-        self, handler: web.RequestHandler, connections: AdminConnections, secure: ssl.SSLContext | None = None
-    ) -> None:
-        """secure: the context of its TLS."""
+    def __init__(self, handler: web.RequestHandler, connections: AdminConnections) -> None:
         self.handler = handler
         self._connections = connections
-        self._secure = secure
-        self._securing: asyncio.Task[None] | None = None
         self._is_admitted = False
+        self._is_open = False
+        """Whether aiohttp has been told of it."""
+
+    def secure(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """Take an accepted socket, as one of the connections from now on, and hand it on after its handshake."""
+        task = asyncio.get_running_loop().create_task(self._shake_hands(sock, context))
+        self.transport = _Handshake(task)
+        self._is_admitted = self._connections.admit(self)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not self._is_open:
+                self._connections.lost(self)
+                sock.close()
+
+        task.add_done_callback(ended)
+
+    async def _shake_hands(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        with suppress(OSError):
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self, sock, ssl=context, ssl_handshake_timeout=REQUEST_S
+            )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        secured = self._is_admitted
         self.transport = cast(asyncio.Transport, transport)
-        if not self._connections.admit(self):
-            return
-        if self._secure is None:
-            self._start()
-        else:
-            # Not by the server: connections during their handshake would be bounded by nothing.
-            self.transport.pause_reading()
-            self._securing = asyncio.get_running_loop().create_task(self._start_tls(self._secure))
-
-    def _start(self) -> None:
-        self._is_admitted = True
-        self.handler.connection_made(self.transport)
-
-    async def _start_tls(self, secure: ssl.SSLContext) -> None:
-        loop, plain = asyncio.get_running_loop(), self.transport
-        try:
-            secured = await loop.start_tls(plain, self, secure, server_side=True, ssl_handshake_timeout=REQUEST_S)
-        except (OSError, RuntimeError):
-            # RuntimeError: it was closed meanwhile.
-            secured = None
-        if secured is None or plain.is_closing():
-            self._connections.lost(self)
-            plain.abort()
-            return
-        self.transport = secured
-        self._start()
+        self._is_admitted = secured or self._connections.admit(self)
+        if self._is_admitted:
+            self._is_open = True
+            self.handler.connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.lost(self)
-        if self._is_admitted:
+        if self._is_open:
+            self._connections.lost(self)
             self.handler.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:

@@ -15,13 +15,14 @@ from onelane.config import UNIX, Config, Tls
 from onelane.core import addresses
 from onelane.errors import BadConfig, PortTaken
 from onelane.server import sockets, tls
+from onelane.supervisor.admin.connections import AdminConnection
 
 ADMIN_BACKLOG = 48
 """Connections that the event loop may accept in one go, before a descriptor of those that it closes is free."""
 OWNER_ALONE = 0o177
 """The umask that gives a socket the mode 0600."""
-NewConnection = Callable[[SSLContext | None], asyncio.BaseProtocol]
-"""Makes the protocol of an accepted connection, which is to be secured by this context."""
+ACCEPT_AGAIN_S = 0.1
+NewConnection = Callable[[], AdminConnection]
 
 
 @asynccontextmanager
@@ -36,13 +37,10 @@ async def listening(config: Config, new_connection: NewConnection) -> AsyncItera
         async with _at_path(config.admin.removeprefix(UNIX), new_connection):
             yield config.admin
     elif config.admin_tls is None:
-        async with _at_port(config.admin, functools.partial(new_connection, None)) as address:
+        async with _at_port(config.admin, new_connection) as address:
             yield f"http://{address}"
     else:
-        async with (
-            _renewed(config.admin_tls) as secure,
-            _at_port(config.admin, functools.partial(new_connection, secure)) as address,
-        ):
+        async with _by_tls(config.admin, config.admin_tls, new_connection) as address:
             yield f"https://{address}"
 
 
@@ -59,29 +57,54 @@ def admin_context(settings: Tls) -> SSLContext:
 
 
 @asynccontextmanager
-async def _renewed(settings: Tls) -> AsyncIterator[SSLContext]:
-    """A context that follows its files."""
+async def _by_tls(admin: str, settings: Tls, new_connection: NewConnection) -> AsyncIterator[str]:
+    """Not by a server of the loop: the number of its connections in their handshake would be unbounded."""
     context, renew = tls.renewed_context(functools.partial(admin_context, settings))
-    following = asyncio.get_running_loop().create_task(tls.reload_when_changed(settings, renew))
-    try:
-        yield context
-    finally:
-        following.cancel()
+    loop = asyncio.get_running_loop()
+    with _listening_at(admin) as sock:
+        accepting = loop.create_task(_accept(sock, context, new_connection))
+        following = loop.create_task(tls.reload_when_changed(settings, renew))
+        try:
+            yield addresses.join(*sock.getsockname()[:2])
+        finally:
+            following.cancel()
+            accepting.cancel()
+            await asyncio.wait([accepting])
+
+
+async def _accept(sock: socket.socket, context: SSLContext, new_connection: NewConnection) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            accepted, _ = await loop.sock_accept(sock)
+        except OSError:
+            # The peer has gone, or no descriptor is left.
+            await asyncio.sleep(ACCEPT_AGAIN_S)
+            continue
+        new_connection().secure(accepted, context)
 
 
 @asynccontextmanager
-async def _at_port(admin: str, new_connection: Callable[[], asyncio.BaseProtocol]) -> AsyncIterator[str]:
-    host, port = addresses.split(admin)
-    loop = asyncio.get_running_loop()
+async def _at_port(admin: str, new_connection: NewConnection) -> AsyncIterator[str]:
+    sock = _listening_at(admin)
+    server = await asyncio.get_running_loop().create_server(new_connection, sock=sock, backlog=ADMIN_BACKLOG)
     try:
-        server = await loop.create_server(new_connection, host, port, backlog=ADMIN_BACKLOG)
+        yield addresses.join(*sock.getsockname()[:2])
+    finally:
+        server.close()
+
+
+def _listening_at(admin: str) -> socket.socket:
+    host, port = addresses.split(admin)
+    try:
+        sock = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=ADMIN_BACKLOG
+        )
     except OSError as error:
         holder = sockets.holder_of(port) if error.errno == errno.EADDRINUSE else ""
         raise PortTaken(f"{admin} (admin)", holder or f"somebody ({error.strerror})") from error
-    try:
-        yield addresses.join(host, server.sockets[0].getsockname()[1])
-    finally:
-        server.close()
+    sock.setblocking(False)
+    return sock
 
 
 @asynccontextmanager
@@ -94,9 +117,7 @@ async def _at_path(path: str, new_connection: NewConnection) -> AsyncIterator[No
         raise BadConfig("admin", [f"no socket can be made at {path}: {error.strerror}"]) from error
     identity = os.stat(path).st_ino
     # Not `create_unix_server`, which would remove another's path; see server/native_listener.py.
-    server = await asyncio.get_running_loop().create_server(
-        functools.partial(new_connection, None), sock=sock, backlog=ADMIN_BACKLOG
-    )
+    server = await asyncio.get_running_loop().create_server(new_connection, sock=sock, backlog=ADMIN_BACKLOG)
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ On loopback unless configured; `auth.py` decides which requests are served.
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from ssl import SSLContext
 from typing import cast
 
 from aiohttp import web
@@ -75,8 +74,8 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     assert runner.server is not None
     new_handler = cast(Callable[[], web.RequestHandler], runner.server)
 
-    def new_connection(secure: SSLContext | None) -> AdminConnection:
-        return AdminConnection(new_handler(), connections, secure)
+    def new_connection() -> AdminConnection:
+        return AdminConnection(new_handler(), connections)
 
     try:
         async with listening(config, new_connection) as address:
