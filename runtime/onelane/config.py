@@ -183,6 +183,12 @@ class App(BaseModel):
     """Deadline, in seconds, of a unary call between services that sets none itself."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
     """Largest request message, in bytes; a call with a larger one ends with RESOURCE_EXHAUSTED."""
+    max_held_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = None
+    """Bytes that the clients of one shard may make it hold: of messages that are not whole or not read yet, and of
+    answers that they have not taken. With more, calls of the connections that hold most end with RESOURCE_EXHAUSTED.
+    By default 512 MiB, or sixteen times `max_message_bytes` where that is more."""
+    max_held_bytes_per_connection: Annotated[int, Field(ge=64 * 1024)] | None = None
+    """The same of one connection; its newest calls end. By default a quarter of the shard's."""
     compression: Literal["none", "deflate", "gzip"] = "none"
     """Compression of responses to clients that accept it, unless a handler chooses another by
     `context.set_compression`."""
@@ -261,6 +267,16 @@ class App(BaseModel):
     in traces, in the counts and durations of methods, and in the calls in flight."""
     pins: Mapping[str, int] = {}
     """Canonical key → index of the shard that owns it, whatever the hash ring says."""
+
+    @property
+    def shard_held_bytes(self) -> int:
+        """`max_held_bytes`, or its default."""
+        return self.max_held_bytes or max(512 * 1024 * 1024, 16 * self.max_message_bytes)
+
+    @property
+    def connection_held_bytes(self) -> int:
+        """`max_held_bytes_per_connection`, or its default."""
+        return self.max_held_bytes_per_connection or self.shard_held_bytes // 4
 
     @property
     def shard_count(self) -> int:

@@ -30,6 +30,10 @@ class Refusals:
 
     def add(self, call: Call, reason: str) -> None:
         """A call was refused. reason: the value of `onelane.reason`, one of a few."""
+        self.add_ended(call.method, reason, peer=call.peer())
+
+    def add_ended(self, method: str, reason: str, *, peer: str) -> None:
+        """See `add`: also of a call that has been answered, and is no more."""
         self.count(reason)
         now = self._now()
         if now - self._logged_at.get(reason, now - REFUSAL_LOG_S) < REFUSAL_LOG_S:
@@ -40,5 +44,5 @@ class Refusals:
         with suppress(Exception):
             log.warning(
                 "call.refused method=%s shard=%s reason=%s peer=%s more=%d",
-                *(call.method[1:], self._shard, reason, call.peer(), self._unlogged.pop(reason, 0)),
+                *(method[1:], self._shard, reason, peer, self._unlogged.pop(reason, 0)),
             )

@@ -26,10 +26,12 @@ from onelane.server.native_call import NativeCall
 from onelane.wire import framing
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import BadWire, Headers
+from onelane.wire.held_bytes import CONNECTION_BYTES, SHARD_BYTES, HeldBytes
 from onelane.wire.server import (
     Broken,
     ConnectionLost,
     Ended,
+    Held,
     Messages,
     Opened,
     Pong,
@@ -39,6 +41,12 @@ from onelane.wire.server import (
 )
 
 log = logging.getLogger("onelane.connection")
+LARGE = 64 * 1024
+"""Bytes of an answer that is sent at once: the answers of one turn of the loop may be many."""
+TOO_MUCH_HELD = {
+    CONNECTION_BYTES: "the connection has too many bytes of messages that are not whole, not read or not taken",
+    SHARD_BYTES: "the shard has too many bytes of messages that are not whole, not read or not taken",
+}
 
 
 class CallsOwner(Protocol):
@@ -50,6 +58,7 @@ class CallsOwner(Protocol):
     eager: Eager
     methods: dict[bytes, Method]
     compression: grpc.Compression
+    held_bytes: HeldBytes
 
 
 class CallsConnection(WireProtocol[ServerConnection]):
@@ -69,6 +78,23 @@ class CallsConnection(WireProtocol[ServerConnection]):
 
     def held_back(self) -> None:
         self.wire.count_untaken()
+        self.wire.weigh()
+
+    def let_go(self, level: int, reason: str, *, keeps_oldest: bool) -> int:
+        """See `wire.held_bytes.Holder`."""
+        for stream in self.wire.let_go(level, TOO_MUCH_HELD[reason], keeps_oldest=keeps_oldest):
+            self._ended_early(stream, reason)
+        return self.wire.weigh()
+
+    def _ended_early(self, stream: Stream, reason: str) -> None:
+        """The stream was ended for what it holds, or for how long."""
+        self._owner.serving.ended_early(stream.path.decode("latin-1"), reason, peer=self.peer)
+        call: NativeCall | None = stream.call
+        self._cancel(stream)
+        if call is not None:
+            # Now: its handler may go on for some time after it was cancelled.
+            call.discard_unread()
+        self.flush_soon()
 
     def acknowledged(self) -> None:
         """The client has acknowledged a ping."""
@@ -85,6 +111,8 @@ class CallsConnection(WireProtocol[ServerConnection]):
                     self._cancel(event.stream)
                 elif kind is Broken:
                     self._broken(event.stream, event.code, event.details)
+                elif kind is Held:
+                    self._owner.held_bytes.report(self, event.held)
                 elif kind is Untaken:
                     self._owner.serving.untaken(event.change, trusted=self.trusted)
                 elif kind is Pong:
@@ -108,6 +136,12 @@ class CallsConnection(WireProtocol[ServerConnection]):
 
     def streams_requests(self, call: NativeCall) -> bool:
         return self._owner.methods[call.stream.path].request_streaming
+
+    def sent(self, size: int) -> None:
+        if size > LARGE:
+            self.flush()
+        else:
+            self.flush_soon()
 
     def consumed(self, stream: Stream) -> None:
         self.wire.consumed(stream)
@@ -228,6 +262,8 @@ class CallsConnection(WireProtocol[ServerConnection]):
             except Exception as error:
                 self._answer_failed(call, error)
         self._release(call)
+        if len(reply) > LARGE:
+            self.flush()
 
     def _answer_failed(self, call: NativeCall, error: Exception) -> None:
         """End a call whose outcome cannot be sent. A defect of ours: `arguments` has checked what the handler gave."""

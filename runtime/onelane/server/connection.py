@@ -139,6 +139,7 @@ class NativeConnection(CallsConnection):
         self._cancel_all()
         self._owner.serving.untaken(-self.wire.untaken, trusted=self.trusted)
         self.wire.untaken = 0
+        self._owner.held_bytes.forget(self)
         self.wake()
         for future in (self._goaway_acknowledged, self._closed):
             if future is not None and not future.done():

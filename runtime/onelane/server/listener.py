@@ -99,6 +99,10 @@ class Serving(Protocol):
         """
         return
 
+    def ended_early(self, method: str, reason: str, *, peer: str) -> None:
+        """A call was ended for what its client makes the shard hold. reason: of `onelane.refusals`."""
+        return
+
     def truncated(self, reason: str) -> None:
         """The end of a call was cut to what its client takes. reason: `details`, or `trailers` alone."""
         return

@@ -27,6 +27,9 @@ class CallConnection(Protocol):
     def flush_soon(self) -> None:
         """Write what is ready at the end of this turn of the loop."""
 
+    def sent(self, size: int) -> None:
+        """A message of so many bytes was sent: write it at the end of this turn of the loop, a large one now."""
+
     async def wait_room(self, stream_id: int) -> None:
         """Wait while the client does not read what was sent."""
 
@@ -112,7 +115,7 @@ class NativeCall(Call):
 
     async def send(self, message: bytes) -> None:
         self._connection.wire.send_message(self.stream, self.framed(message))
-        self._connection.flush_soon()
+        self._connection.sent(len(message))
         await self._connection.wait_room(self.stream.id)
 
     async def send_initial(self, metadata: Metadata) -> None:
@@ -178,7 +181,7 @@ class NativeCall(Call):
 
     async def send_frame(self, frame: bytes, encoding: bytes) -> None:
         self._connection.wire.send_message(self.stream, frame)
-        self._connection.flush_soon()
+        self._connection.sent(len(frame))
         await self._connection.wait_room(self.stream.id)
 
     # Used by the connection

@@ -33,6 +33,7 @@ from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.server.time_limits import TimeLimits
 from onelane.server.unix_sockets import ListeningPath
 from onelane.wire.framing import BadWire
+from onelane.wire.held_bytes import HeldBytes
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Broken, Ended, Messages, Opened
 
@@ -53,6 +54,7 @@ class NativeListener:
         self.limits = Limits()
         self.max_message = 0
         self.max_first_bytes = MAX_FIRST_BYTES
+        self.held_bytes: HeldBytes
         self.compression = grpc.Compression.NoCompression
         self._connection_type: type[NativeConnection] = NativeConnection
         self._slots: PeerSlots
@@ -84,6 +86,7 @@ class NativeListener:
         self.methods = {method.path.encode(): method for method in serving.methods()}
         self.limits = Limits(max_streams=settings.max_streams, max_metadata=settings.max_metadata_bytes)
         self.max_message = settings.max_message_bytes
+        self.held_bytes = HeldBytes(limit=settings.shard_held_bytes, per_connection=settings.connection_held_bytes)
         self.compression = compression_of(settings)
         self._connection_type = CompressingConnection if self.compression else NativeConnection
         secure = renew = None

@@ -63,5 +63,8 @@ class LaneServing:
     def untaken(self, change: int, *, trusted: bool) -> None:
         self._lane.untaken(change, trusted=trusted)
 
+    def ended_early(self, method: str, reason: str, *, peer: str) -> None:
+        self._lane.refusals.add_ended(method, reason, peer=peer)
+
     def truncated(self, reason: str) -> None:
         self._truncations.add(1, {"onelane.reason": reason})

@@ -172,6 +172,11 @@ class Deframer:
         """Bytes that a message lacks whose prefix is complete."""
         return self._missing
 
+    @property
+    def buffered(self) -> int:
+        """Bytes of the message that is not complete."""
+        return len(self._prefix) + len(self._body)
+
     def _message(self, flag: int, message: bytes) -> bytes:
         if len(message) > self._limit:
             self._refuse(len(message))
@@ -259,7 +264,7 @@ class Discarder:
 
     __slots__ = ()
     is_between = True
-    missing = 0
+    missing = buffered = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         return []

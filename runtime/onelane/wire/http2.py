@@ -96,7 +96,9 @@ class Limits:
 
 SIBLING_LIMITS = Limits(
     max_streams=UNLIMITED,
-    wide_streams=0,
+    window=64 * 1024,
+    wide_window=256 * 1024,
+    wide_streams=256,
     max_metadata=2 * 1024 * 1024,
     resets=(UNLIMITED, UNLIMITED),
     max_headers=64 * 1024,
@@ -119,6 +121,7 @@ class Http2:
         "end_stream",
         "events",
         "is_over",
+        "queued_in_all",
         "send_data",
         "send_response",
         "send_trailers",
@@ -163,6 +166,8 @@ class Http2:
         self.events: Callable[[], list[Any]] = self._connection.events
         """Takes the events that have come up since the last `receive`: what libnghttp2 itself refuses to send or to
         accept, it says while it writes."""
+        self.queued_in_all: Callable[[], int] = self._connection.queued_body_size
+        """Bytes of all streams that wait for the peer's flow-control windows."""
         self._acknowledge: Callable[..., None] = self._connection.acknowledge_received_data
 
     def receive(self, data: bytes) -> list[Any]:

@@ -31,6 +31,8 @@ from onelane.wire.http2 import (
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 _RESPONSE_SIZE = header_size.size_of(_RESPONSE)
 _OK: Headers = [(b"grpc-status", b"0")]
+SMALL_CHANGE = 4096
+"""Bytes by which what a connection holds may change untold; calls that hold less are not worth ending."""
 EVERY_PEER_TAKES = 1024
 """Bytes of headers, whatever it announces."""
 
@@ -45,6 +47,7 @@ class Stream:
         "ended",
         "fields",
         "headers",
+        "held",
         "id",
         "limit",
         "path",
@@ -65,6 +68,9 @@ class Stream:
         """The `grpc-encoding` of the answer, set before its headers; b"" for none."""
         self.unread = 0
         """Bytes received that have not been acknowledged."""
+        self.held = 0
+        """Bytes received that are held: those of messages not complete and not read, and of the message of a unary
+        call to its end. One that came in one piece with its headers is left out: it is small."""
         self.call: Any = None
         """The listener's own object for the call; opaque here."""
         self._deframer: Deframer | Discarder | None = None
@@ -87,6 +93,11 @@ class Stream:
     def discard_rest(self) -> None:
         """Drop all that follows: it cannot be read."""
         self._deframer = Discarder()
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of its incomplete message."""
+        return 0 if self._deframer is None else self._deframer.buffered
 
     @property
     def missing(self) -> int:
@@ -165,7 +176,15 @@ class Untaken:
     change: int
 
 
-Event = Opened | Messages | Ended | Broken | ConnectionLost | Pong | Untaken
+@dataclass(slots=True)
+class Held:
+    """The connection holds so many bytes now: of received messages, and of answers that the client has not taken.
+    Small changes are not told."""
+
+    held: int
+
+
+Event = Opened | Messages | Ended | Broken | ConnectionLost | Pong | Untaken | Held
 
 
 class ServerConnection:
@@ -178,6 +197,10 @@ class ServerConnection:
         self.streams: dict[int, Stream] = {}
         self.late: list[Event] = []
         """Events that came up while bytes were taken to be sent: calls that libnghttp2 has ended."""
+        self.held = 0
+        """Bytes of received messages, see `Stream.held`."""
+        self._told_from, self._told_to = -SMALL_CHANGE, SMALL_CHANGE
+        """While what is held lies between, it is not told."""
         self.answered: dict[int, Stream] = {}
         """Streams whose answer has not left in full: it waits for `take`, or for the client's flow control."""
         self.untaken = 0
@@ -258,7 +281,45 @@ class ServerConnection:
             data, self._unsent = self._unsent + data, b""
         if len(self.answered) != self.untaken:
             self.count_untaken()
+        if not self._told_from < self.held + self.http2.queued_in_all() < self._told_to:
+            self.weigh()
         return data
+
+    def weigh(self) -> int:
+        """Tell by an event what is held, and return it."""
+        held = self.held + self.http2.queued_in_all()
+        self._told_from, self._told_to = held - SMALL_CHANGE, held + SMALL_CHANGE
+        self.late.append(Held(held if held >= SMALL_CHANGE else 0))
+        return held
+
+    def let_go(self, level: int, details: str, *, keeps_oldest: bool) -> list[Stream]:
+        """End calls, the newest first, until at most `level` bytes are held; returns their streams.
+
+        A call whose answer has begun, and waits, cannot be given another: its stream is reset with ENHANCE_YOUR_CALM,
+        which is RESOURCE_EXHAUSTED to gRPC.
+        """
+        queued = self.http2.queued
+        sizes = [(stream, stream.held + queued(number)) for number, stream in (self.streams | self.answered).items()]
+        newest_first = sorted((pair for pair in sizes if pair[1] >= SMALL_CHANGE), key=lambda pair: -pair[0].id)
+        held = self.held + self.http2.queued_in_all()
+        ended = []
+        for stream, size in newest_first[:-1] if keeps_oldest else newest_first:
+            if held <= level:
+                break
+            held -= size
+            ended.append(stream)
+            if queued(stream.id):
+                self.drop(stream)
+            else:
+                self.finish(stream, framing.RESOURCE_EXHAUSTED, details)
+        return ended
+
+    def drop(self, stream: Stream) -> None:
+        """Reset a stream whose answer waits for the client."""
+        self.streams.pop(stream.id, None)
+        self.answered.pop(stream.id, None)
+        self._acknowledge(stream)
+        self.http2.reset(stream.id, ErrorCode.ENHANCE_YOUR_CALM)
 
     def count_untaken(self) -> None:
         """Tell by an event how many answers wait; also where nothing can be taken, since the transport is full."""
@@ -340,6 +401,8 @@ class ServerConnection:
             if self.http2.is_filled(stream.unread):
                 self.http2.widen(stream.id, self.streams)
             self._acknowledge(stream)
+            stream.held = stream.buffered
+            self.held += stream.held
 
     def refuse(self, stream: Stream) -> None:
         """Reset a stream that was not processed, so that the client may send it elsewhere at once."""
@@ -401,6 +464,8 @@ class ServerConnection:
             self.http2.acknowledge(len(data), number)
             return
         stream.ended = ended
+        stream.held += len(data)
+        self.held += len(data)
         broken: Broken | None = None
         try:
             messages = stream.feed(data)
@@ -434,6 +499,7 @@ class ServerConnection:
         the call has ended: a client cannot send on for ever."""
         stream = event.stream
         stream.discard_rest()
+        self._release(stream)
         stream.unread += size
         if messages and stream.id in arrived:
             arrived[stream.id].messages += messages
@@ -455,6 +521,12 @@ class ServerConnection:
         if stream.unread:
             self.http2.acknowledge(stream.unread, stream.id)
             stream.unread = 0
+        if stream.held:
+            self._release(stream)
+
+    def _release(self, stream: Stream) -> None:
+        self.held -= stream.held
+        stream.held = 0
 
     def _stop_reading(self, stream: Stream) -> None:
         """Ask the client to stop sending a request that has been answered. RFC 9113, section 8.1."""
