@@ -238,6 +238,9 @@ class App(BaseModel):
     first_request_s: Seconds | None = 300.0
     """Seconds until the first request must have come; else the connection is closed by GOAWAY, and the client connects
     anew where it still wants to."""
+    message_s: Seconds = 60.0
+    """Seconds within which a request message that has begun must be whole, and 64 KiB of a unary call's answer be taken
+    or all of it; else the call ends with RESOURCE_EXHAUSTED. The message of a unary call begins with its headers."""
     keepalive_s: Seconds | None = 7200.0
     """Seconds without data from a client after which it is pinged."""
     ping_timeout_s: Seconds = 20.0

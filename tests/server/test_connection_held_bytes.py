@@ -192,3 +192,29 @@ async def test_what_has_ended_is_held_no_longer() -> None:
         peer.writer.close()
         await until(lambda: not shard.listener.held_bytes.total)
         assert await shard.answers()
+
+
+async def test_a_message_that_has_begun_must_be_whole_in_time() -> None:
+    """Also that of a unary call, of which nothing but the headers has come; not so a stream that says nothing."""
+    async with started(message_s=0.1) as shard:
+        peer = await shard.peer()
+        peer.call(b"Upload", frame(b"whole"), end=False)
+        peer.call(b"Upload", UNFINISHED, end=False)
+        peer.call(b"Echo", UNFINISHED, end=False)
+        peer.call(b"Echo", b"", end=False)
+        await until(lambda: len(peer.ends) == 3)
+        assert peer.ends == dict.fromkeys((3, 5, 7), "8")
+        assert shard.refusals("slow_message") == 3
+        assert await shard.answers()
+
+
+async def test_a_unary_answer_must_be_taken_in_time_and_is_in_flight_no_longer() -> None:
+    async with started(message_s=0.1) as shard:
+        peer = await shard.peer()
+        peer.call(b"Large", frame(b""), end=True)
+        await until(lambda: shard.lane.in_flight == 1)
+        await until(lambda: peer.ends)
+        assert peer.ends == {1: f"reset {ErrorCode.ENHANCE_YOUR_CALM}"}
+        assert shard.refusals("untaken_answer") == 1
+        await until(lambda: not shard.lane.in_flight)
+        assert shard.listener.held_bytes.total == 0

@@ -13,6 +13,7 @@ LIMITS = TimeLimits.of(
         preface_s=10,
         headers_s=10,
         first_request_s=300,
+        message_s=60,
         keepalive_s=7200,
         ping_timeout_s=20,
         max_idle_s=1000,

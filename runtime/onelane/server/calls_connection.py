@@ -43,6 +43,10 @@ from onelane.wire.server import (
 log = logging.getLogger("onelane.connection")
 LARGE = 64 * 1024
 """Bytes of an answer that is sent at once: the answers of one turn of the loop may be many."""
+HEADWAY = 64 * 1024
+"""Bytes of an answer that a slow client takes within the time for it, if it does not take all."""
+SLOW_MESSAGE, UNTAKEN_ANSWER = "slow_message", "untaken_answer"
+"""Reasons of calls that were ended for how long their clients make the shard hold something."""
 TOO_MUCH_HELD = {
     CONNECTION_BYTES: "the connection has too many bytes of messages that are not whole, not read or not taken",
     SHARD_BYTES: "the shard has too many bytes of messages that are not whole, not read or not taken",
@@ -85,6 +89,34 @@ class CallsConnection(WireProtocol[ServerConnection]):
         for stream in self.wire.let_go(level, TOO_MUCH_HELD[reason], keeps_oldest=keeps_oldest):
             self._ended_early(stream, reason)
         return self.wire.weigh()
+
+    def end_slow_calls(self, now: float, message_s: float) -> None:
+        """End calls of which a message is not whole, or the answer not taken, `message_s` after that was first seen."""
+        for stream in list(self.wire.streams.values()):
+            if not self._is_message_begun(stream):
+                continue
+            stream.waits_since = stream.waits_since or now
+            if now - stream.waits_since > message_s:
+                text = f"a message that has begun was not whole after {message_s:g} s"
+                self.wire.finish(stream, framing.RESOURCE_EXHAUSTED, text)
+                self._ended_early(stream, SLOW_MESSAGE)
+        for stream in list(self.wire.answered.values()):
+            method = self._owner.methods.get(stream.path)
+            left = self.wire.http2.queued(stream.id)
+            if method is None or method.response_streaming or not left:
+                continue
+            if stream.waits_left < 0 or left <= stream.waits_left - HEADWAY:
+                stream.waits_since, stream.waits_left = now, left
+            elif now - stream.waits_since > message_s:
+                self.wire.drop(stream)
+                self._ended_early(stream, UNTAKEN_ANSWER)
+
+    def _is_message_begun(self, stream: Stream) -> bool:
+        """Whether a message is not whole."""
+        if stream.ended or stream.call is None:
+            return False
+        # A call of one message begins it with its headers, and waits for the end of the stream.
+        return not stream.is_whole or stream.call.state is ARRIVED
 
     def _ended_early(self, stream: Stream, reason: str) -> None:
         """The stream was ended for what it holds, or for how long."""

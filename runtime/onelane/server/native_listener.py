@@ -281,6 +281,7 @@ class NativeListener:
             connection.send_keepalive(now)
         elif limits.is_question_due(connection, now):
             connection.ask_for_frames(now)
+        connection.end_slow_calls(now, limits.message_s)
 
     # The end
 

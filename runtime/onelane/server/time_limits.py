@@ -51,6 +51,7 @@ class TimeLimits:
     preface_s: float
     headers_s: float
     first_request_s: float | None
+    message_s: float
     keepalive_s: float | None
     ping_timeout_s: float
     max_idle_s: float | None

@@ -53,6 +53,8 @@ class Stream:
         "path",
         "sent_headers",
         "unread",
+        "waits_left",
+        "waits_since",
     )
 
     def __init__(self, number: int, headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
@@ -71,6 +73,10 @@ class Stream:
         self.held = 0
         """Bytes received that are held: those of messages not complete and not read, and of the message of a unary
         call to its end. One that came in one piece with its headers is left out: it is small."""
+        self.waits_since = 0.0
+        """When a message was first seen to be incomplete, or the answer not taken, by the clock of the listener."""
+        self.waits_left = -1
+        """Bytes of the answer that were not taken then."""
         self.call: Any = None
         """The listener's own object for the call; opaque here."""
         self._deframer: Deframer | Discarder | None = None
@@ -84,7 +90,10 @@ class Stream:
             if framing.is_one_message(data, self.limit):
                 return [data[framing.PREFIX :]]
             self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"))
-        return self._deframer.feed(data)
+        messages = self._deframer.feed(data)
+        if messages:
+            self.waits_since = 0.0
+        return messages
 
     def discard_partial(self) -> None:
         """Let go of a message that is not complete: the stream has ended."""
