@@ -1,6 +1,8 @@
 """What keeps a shard from starting is one sentence with its place in the file, the same at a start and at a check."""
 
 import asyncio
+import socket
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from onelane.shard.watchdog import Watchdog
 from onelane.testing.listener import NET
 from onelane.v1 import control_pb2
 
+from tests.echo.service import Echo
+from tests.running_app import eventually
 from tests.shard.parts import setup
 
 HERE = "tests.faulty_services"
@@ -180,3 +184,26 @@ async def test_a_check_opens_no_resource_of_a_worker_thread(folder: Path) -> Non
     described = setup(folder, services=(f"{HERE}:OpensNothing",), listener="memory")
     assert await reason_of(described, is_check=True) == ""
     assert "no database here" in await reason_of(described, is_check=False)
+
+
+class StopsSaying(Echo):
+    """Starts, and says when it is stopped."""
+
+    stopped = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        type(self).stopped += 1
+
+
+async def test_a_shard_that_cannot_listen_stops_its_services_and_ends_their_threads(folder: Path) -> None:
+    """Inline: each failed start left its threads, and the supervisor tries again and again."""
+    before = set(threading.enumerate())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        described = setup(folder, services=(f"{__name__}:StopsSaying",), listen=listen)
+        assert "is taken by" in await reason_of(described, is_check=False)
+    assert StopsSaying.stopped == 1
+    await eventually(lambda: not any(thread.name == "offload-db" for thread in set(threading.enumerate()) - before))

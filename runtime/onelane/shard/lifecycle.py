@@ -237,11 +237,28 @@ class ShardLifecycle:
             await self._end(parts.access.token_keys.aclose)
         if stops_services:
             await self._end(parts.services.stop)
-        for part in (parts.forwarder, parts.pubsub, parts.sibling_channels, parts.shard):
-            await self._end(part.aclose)
+        await self._end_resources()
         await parts.reporter.report(final=True)
         if parts.logs is not None:
             logging.getLogger().removeHandler(parts.logs)
+
+    async def give_up_start(self, *, whole_process: bool) -> None:
+        """After a `start` that has failed: stop the services that have started. A process that ends takes the rest
+        along; one that goes on is not to keep the threads of each start that failed."""
+        parts = self.parts
+        await self._end(parts.services.stop)
+        if whole_process:
+            return
+        if parts.access.token_keys is not None:
+            await self._end(parts.access.token_keys.aclose)
+        await self._end_resources()
+        if parts.logs is not None:
+            logging.getLogger().removeHandler(parts.logs)
+
+    async def _end_resources(self) -> None:
+        parts = self.parts
+        for part in (parts.forwarder, parts.pubsub, parts.sibling_channels, parts.shard):
+            await self._end(part.aclose)
 
     async def _end(self, end_part: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -310,10 +327,13 @@ async def run(
     setup = await _receive_setup(control)
     if setup is None:
         return False
+    lifecycle: ShardLifecycle | None = None
     try:
         lifecycle = ShardLifecycle(setup, control, sockets)
         await lifecycle.start(whole_process=watchdog.may_exit)
     except Exception as error:
+        if lifecycle is not None:
+            await lifecycle.give_up_start(whole_process=watchdog.may_exit)
         await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=_reason(error))))
         return False
     await lifecycle.parts.services.set_health(serving=True)
