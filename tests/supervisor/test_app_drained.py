@@ -29,9 +29,9 @@ async def where(app: RunningApp) -> AsyncIterator[Where]:
     await where.close()
 
 
-async def bring(app: RunningApp, state: str, command: str) -> None:
-    assert http_request(f"http://{app.admin}/shards/echo/1/{command}", method="POST", X_Onelane="1")[0] == 200
-    await eventually(lambda: app.shards()[1]["state"] == state)
+async def bring(app: RunningApp, state: str, command: str, index: int = 1) -> None:
+    assert http_request(f"http://{app.admin}/shards/echo/{index}/{command}", method="POST", X_Onelane="1")[0] == 200
+    await eventually(lambda: app.shards()[index]["state"] == state)
 
 
 async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -60,6 +60,18 @@ async def test_the_keys_of_a_drained_shard_are_refused_and_no_others_until_it_is
     assert (await where.away(key).Unary(EchoRequest(key=key))).shard == "echo-1"
     assert await code_of_new_connection(own_address, key) == (grpc.StatusCode.OK, "")
     assert http_request(f"http://{app.admin}/healthz") == (200, "2/2 shards ready\n")
+
+
+async def test_where_all_shards_are_drained_connections_are_closed_and_do_not_hang_until_one_is_restarted(
+    app: RunningApp, where: Where
+) -> None:
+    key = where.key_of("echo-1")
+    await bring(app, "drained", "drain", 0)
+    await bring(app, "drained", "drain", 1)
+    assert (await code_of_new_connection(app.listen["echo"], key))[0] is grpc.StatusCode.UNAVAILABLE
+    await bring(app, "ready", "restart", 1)
+    assert await code_of_new_connection(app.listen["echo"], key) == (grpc.StatusCode.OK, "")
+    await bring(app, "ready", "restart", 0)
 
 
 async def test_an_app_with_a_drained_shard_stops_as_any_other(tmp_path_factory: pytest.TempPathFactory) -> None:

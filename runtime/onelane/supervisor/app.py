@@ -383,16 +383,37 @@ class AppSupervisor:
 
     async def keep_drained(self, shard: SupervisedShard) -> None:
         """As `carry_out_drain`; then close each connection to the shard's own address while it is drained, so that
-        clients go elsewhere. Else they would wait in the queue of the socket, which is there for restarts."""
+        clients go elsewhere; and each to the shared address while all that accept from its socket are drained. Else
+        they would wait in the queue of the socket, which is there for restarts."""
         await self.carry_out_drain(shard)
         if not shard.sockets or shard.state is not ShardState.DRAINED:
             return
-        _, own, _ = shard.sockets
+        shared, own, _ = shard.sockets
+        acceptors = [other for other in self.shards if other.sockets[0] is shared]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_turn_away, own.dup())
-            while shard.state is ShardState.DRAINED and not self._stop.is_set():
-                await shard.settings.changed.wait()
+            tasks.start_soon(self._turn_away_while_drained, acceptors, shared)
+            await self._while_drained([shard])
             tasks.cancel_scope.cancel()
+
+    async def _turn_away_while_drained(self, acceptors: Sequence[SupervisedShard], shared: socket.socket) -> None:
+        """For the last of these shards to be drained. shared: the socket that they accept from."""
+        if any(shard.state is not ShardState.DRAINED for shard in acceptors):
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_turn_away, shared.dup())
+            await self._while_drained(acceptors)
+            tasks.cancel_scope.cancel()
+
+    async def _while_drained(self, shards: Sequence[SupervisedShard]) -> None:
+        """Wait until one of these shards is not drained any more, or the app stops."""
+        while not self._stop.is_set() and all(shard.state is ShardState.DRAINED for shard in shards):
+            changes = [asyncio.ensure_future(shard.settings.changed.wait()) for shard in shards]
+            try:
+                await asyncio.wait(changes, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for change in changes:
+                    change.cancel()
 
     async def carry_out_restart(self, shard: SupervisedShard) -> None:
         """After RESTART_ASKED: let the shard's calls finish, end its process, and wait until the next one is ready, or
