@@ -9,8 +9,10 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.core.context import TaskContext, current_call_var
+from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 from onelane.errors import BadService, Misuse
+from onelane.lane.routing import DRAINED, UNRESPONSIVE
 from onelane.shard.wiring import ShardParts
 
 from tests.echo.v1 import echo_pb2_grpc
@@ -69,6 +71,21 @@ async def test_a_call_to_itself_whose_timeout_has_passed_already_does_not_begin(
         await parts.shard.call("k", Echo.Unary, EchoRequest(key="k"), timeout=timeout_s)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (await parts.shard.call("k", Echo.Unary, EchoRequest(key="k"))).seen == 1
+
+
+@pytest.mark.parametrize("why", [UNRESPONSIVE, DRAINED])
+async def test_a_sibling_that_serves_no_calls_is_not_called(parts: ShardParts, why: str) -> None:
+    """Calls of a service to a stopped shard waited for all of their deadline, where those of clients are refused."""
+    (own,) = parts.lane.placement.members
+    placement = Placement(2, (own, Member("echo-1", "127.0.0.1:50062", "/nowhere/echo-1")))
+    parts.lane.place(placement)
+    parts.lane.avoid({"echo-1": why})
+    key = next(key for key in map(str, range(1000)) if placement.owner_of(key).name == "echo-1")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await parts.shard.call(key, Echo.Unary, EchoRequest(key=key))
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.UNAVAILABLE, f"shard echo-1 is {why}")
+    here, away = await parts.shard.call_each(Echo.Who, EchoRequest())
+    assert (here.error, away.error and away.error.details()) == (None, f"shard echo-1 is {why}")
 
 
 async def test_its_deadline_is_no_later_than_that_of_the_call_in_progress(parts: ShardParts) -> None:

@@ -172,6 +172,7 @@ class SiblingCalls:
         send = self._send_to_self if member.name == self._lane.name else self._send_to_sibling
         status = "CANCELLED"
         try:
+            self._check_serves(member)
             reply = await send(member, method, request.SerializeToString(), metadata, timeout_s)
             status = "OK"
         except grpc.aio.AioRpcError as error:
@@ -180,6 +181,18 @@ class SiblingCalls:
         finally:
             self._tracer.end_call(span, status=status, server=False)
         return _reply_class(method).FromString(reply)
+
+    def _check_serves(self, member: Member) -> None:
+        """Refuse to call a sibling that serves no calls now, as a client's call is refused: it would wait for ever.
+
+        Raises:
+            AioRpcError: so it is.
+        """
+        why = self._lane.router.away.get(member.name)
+        if why is not None and member.name != self._lane.name:
+            details = f"shard {member.name} is {why}"
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, details)
 
     async def _send_to_sibling(
         self, member: Member, method: Method, request: bytes, metadata: Metadata, timeout_s: float | None
