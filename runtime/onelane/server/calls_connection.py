@@ -42,7 +42,9 @@ from onelane.wire.server import (
 
 log = logging.getLogger("onelane.connection")
 LARGE = 64 * 1024
-"""Bytes of an answer that is sent at once: the answers of one turn of the loop may be many."""
+MAX_UNFLUSHED = 4 * 1024 * 1024
+"""Bytes that may wait for the end of a turn of the loop. With more, a message larger than `LARGE` is sent at once: the
+answers of one turn may be many."""
 HEADWAY = 64 * 1024
 """Bytes of an answer that a slow client takes within the time for it, if it does not take all."""
 SLOW_MESSAGE, UNTAKEN_ANSWER = "slow_message", "untaken_answer"
@@ -143,10 +145,6 @@ class CallsConnection(WireProtocol[ServerConnection]):
                     self._cancel(event.stream)
                 elif kind is Broken:
                     self._broken(event.stream, event.code, event.details)
-                elif kind is Held:
-                    self._owner.held_bytes.report(self, event.held)
-                elif kind is Untaken:
-                    self._owner.serving.untaken(event.change, trusted=self.trusted)
                 elif kind is Pong:
                     self.acknowledged()
                 elif kind is ConnectionLost:
@@ -156,6 +154,16 @@ class CallsConnection(WireProtocol[ServerConnection]):
                 self._event_failed(event)
         # Not at once: the answers of one turn of the loop leave together, and wake the client once.
         self.flush_soon()
+
+    def handle_late(self, events: list[Any]) -> None:
+        for event in events:
+            # Apart from `handle`, which has whatever follows written in a further turn of the loop.
+            if type(event) is Held:
+                self._owner.held_bytes.report(self, event.held)
+            elif type(event) is Untaken:
+                self._owner.serving.untaken(event.change, trusted=self.trusted)
+            else:
+                self.handle([event])
 
     def _event_failed(self, event: Any) -> None:
         stream: Stream | None = getattr(event, "stream", None)
@@ -170,7 +178,7 @@ class CallsConnection(WireProtocol[ServerConnection]):
         return self._owner.methods[call.stream.path].request_streaming
 
     def sent(self, size: int) -> None:
-        if size > LARGE:
+        if size > LARGE and self.wire.http2.queued_in_all() > MAX_UNFLUSHED:
             self.flush()
         else:
             self.flush_soon()
@@ -294,7 +302,7 @@ class CallsConnection(WireProtocol[ServerConnection]):
             except Exception as error:
                 self._answer_failed(call, error)
         self._release(call)
-        if len(reply) > LARGE:
+        if len(reply) > LARGE and self.wire.http2.queued_in_all() > MAX_UNFLUSHED:
             self.flush()
 
     def _answer_failed(self, call: NativeCall, error: Exception) -> None:

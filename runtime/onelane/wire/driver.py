@@ -113,6 +113,10 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         """Act on what the peer has sent."""
         raise NotImplementedError
 
+    def handle_late(self, events: list[Any]) -> None:
+        """Act on what has come up while bytes were taken to be sent."""
+        self.handle(events)
+
     def written(self) -> None:
         """All there is to say has been written, and `is_closing` is set or HTTP/2 has ended."""
         self.transport.close()
@@ -216,7 +220,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         elif data := self.wire.take():
             self.transport.write(data)
         if self.wire.late:
-            self.handle(self.wire.take_late())
+            self.handle_late(self.wire.take_late())
         if self._waiters:
             self._wake_ready()
         if self.is_closing or self.wire.http2.is_over:
