@@ -204,8 +204,8 @@ class RefusingWatches(grpc.aio.ServerInterceptor):
 
 
 async def test_a_watch_that_an_interceptor_refuses_leaves_its_place() -> None:
-    own = {"services": (f"{__name__}:OwnHealth",), "interceptors": (f"{__name__}:RefusingWatches",)}
-    parts, _ = wired(setup(health=False, max_watches=2, **own))
+    services, interceptors = (f"{__name__}:OwnHealth",), (f"{__name__}:RefusingWatches",)
+    parts, _ = wired(setup(services=services, interceptors=interceptors, health=False, max_watches=2))
     parts.services.load()
     entry = parts.lane.entries["/grpc.health.v1.Health/Watch"]
     for _ in range(3):

@@ -40,6 +40,7 @@ from onelane.telemetry.hot_keys import HotKeys
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Span, Tracer, context_of
+from onelane.wire.framing import Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,9 @@ class Lane:
         try:
             if self.draining or self.in_flight > self._max_in_flight or call.began > lateness.refuse_from:
                 self._admit(entry, call)
+            if type(request) is Packed:
+                # Only now: a call that is refused must not cost the lane what is in its message.
+                request = request.unpack()
             if request is None and entry.asks_message and not keys.header_of(call.metadata):
                 return self._start(entry, call, self._peek(entry, call))
             if call.metadata or request is None or entry.reads is None:

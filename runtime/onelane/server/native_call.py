@@ -12,7 +12,7 @@ from onelane.core.hop import write_proven
 from onelane.server.call import Call, Metadata, Metadatum
 from onelane.server.methods import Method
 from onelane.wire import framing
-from onelane.wire.framing import Headers
+from onelane.wire.framing import BadWire, Headers, Packed
 from onelane.wire.server import ServerConnection, Stream
 
 
@@ -105,7 +105,19 @@ class NativeCall(Call):
                 self._connection.consumed(self.stream)
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived
-        return self._messages.popleft()
+        message = self._messages.popleft()
+        return message if type(message) is bytes else await self._unpack(message)
+
+    async def _unpack(self, message: bytes) -> bytes:
+        """A message that came compressed. The loop has a turn after each: they may be large, and many."""
+        assert isinstance(message, Packed)
+        try:
+            unpacked = message.unpack()
+        except BadWire as error:
+            self._connection.cut_off(self, error.code, str(error))
+            raise asyncio.CancelledError from error
+        await asyncio.sleep(0)
+        return unpacked
 
     def _check_end(self) -> None:
         """Its handler has read all messages. Where the client has broken the protocol after them, the call ends."""

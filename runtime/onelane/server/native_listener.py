@@ -32,7 +32,7 @@ from onelane.server.sibling_connection import SiblingConnection
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.server.time_limits import TimeLimits
 from onelane.server.unix_sockets import ListeningPath
-from onelane.wire.framing import BadWire
+from onelane.wire.framing import BadWire, Packed
 from onelane.wire.held_bytes import HeldBytes
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Broken, Ended, Messages, Opened
@@ -212,6 +212,9 @@ class NativeListener:
             )
         try:
             metadata, _ = stream.metadata()
+            if type(message) is Packed:
+                # The first of its connection; its key says where the connection goes.
+                message = message.unpack()
         except BadWire:
             return ""
         owner = self.serving.home_of(method, metadata, message)

@@ -56,6 +56,16 @@ RESERVED = frozenset(
 """Header names of HTTP, of gRPC and of a forward between shards: no application sends or receives them as metadata."""
 
 
+_STATUS_NAMES = {
+    RESOURCE_EXHAUSTED: "RESOURCE_EXHAUSTED",
+    UNIMPLEMENTED: "UNIMPLEMENTED",
+    INTERNAL: "INTERNAL",
+    UNAUTHENTICATED: "UNAUTHENTICATED",
+    UNKNOWN: "UNKNOWN",
+    UNAVAILABLE: "UNAVAILABLE",
+}
+
+
 class BadWire(OnelaneError):
     """The peer broke gRPC's protocol on one stream; `code` is the gRPC status to answer with."""
 
@@ -64,6 +74,7 @@ class BadWire(OnelaneError):
     def __init__(self, text: str, *, code: int = INTERNAL) -> None:
         super().__init__(text)
         self.code = code
+        self.status = _STATUS_NAMES[code]  # type: ignore[misc]
         self.messages: list[bytes] = []
         """Complete messages that came before it in the same bytes."""
 
@@ -104,15 +115,56 @@ def accepts(accepted: bytes, encoding: bytes) -> bool:
     return encoding in (token.strip() for token in accepted.split(b","))
 
 
+class Packed(bytes):
+    """A message as it was compressed. It is unpacked once its call is admitted: a thousandfold of its bytes may be in
+    it, and the time that takes is the lane's."""
+
+    encoding: bytes
+    limit: int
+    """Bytes that it may have."""
+
+    def unpack(self) -> bytes:
+        """The message.
+
+        Raises:
+            BadWire: it is over the limit (RESOURCE_EXHAUSTED), or malformed (INTERNAL).
+        """
+        return _unpack(self, self.encoding, self.limit)
+
+
+def _unpack(message: bytes, encoding: bytes, limit: int) -> bytes:
+    name = encoding.decode()
+    unpacker = zlib.decompressobj(wbits=_WINDOW_BITS[encoding])
+    try:
+        unpacked = unpacker.decompress(message, limit + 1)
+    except zlib.error as error:
+        raise BadWire(f"a message is no valid {name}: {error}") from error
+    if len(unpacked) > limit:
+        raise _too_large(len(unpacked), limit)
+    if not unpacker.eof:
+        raise BadWire(f"a {name} message is truncated")
+    if unpacker.unused_data:
+        raise BadWire(f"a {name} message has bytes after its end")
+    return unpacked
+
+
+def _too_large(size: int, limit: int) -> BadWire:
+    return BadWire(f"Received message larger than max ({size} vs. {limit})", code=RESOURCE_EXHAUSTED)
+
+
 class Deframer:
     """Cuts the bytes of one stream into messages. Buffers at most one message of `limit` bytes, and its prefix."""
 
-    __slots__ = ("_body", "_encoding", "_flag", "_limit", "_missing", "_prefix")
+    __slots__ = ("_body", "_encoding", "_flag", "_limit", "_missing", "_prefix", "_unpacks")
 
-    def __init__(self, *, limit: int, encoding: bytes) -> None:
-        """encoding: the stream's `grpc-encoding`; b"" or b"identity" for none. Used for compressed messages alone."""
+    def __init__(self, *, limit: int, encoding: bytes, unpacks: bool = True) -> None:
+        """encoding: the stream's `grpc-encoding`; b"" or b"identity" for none. Used for compressed messages alone.
+
+        unpacks: if not, a compressed message is `Packed`.
+        """
         self._encoding = encoding
         self._limit = limit
+        self._unpacks = unpacks
         self._prefix = b""
         """The first bytes of a prefix that is not complete."""
         self._flag = 0
@@ -188,25 +240,14 @@ class Deframer:
             raise BadWire("a message is compressed, but the stream has no grpc-encoding")
         if self._encoding not in _WINDOW_BITS:
             raise BadWire(f"grpc-encoding {self._encoding.decode('latin-1')!r} is not supported", code=UNIMPLEMENTED)
-        return self._unpack(message)
-
-    def _unpack(self, message: bytes) -> bytes:
-        encoding = self._encoding.decode()
-        unpacker = zlib.decompressobj(wbits=_WINDOW_BITS[self._encoding])
-        try:
-            unpacked = unpacker.decompress(message, self._limit + 1)
-        except zlib.error as error:
-            raise BadWire(f"a message is no valid {encoding}: {error}") from error
-        if len(unpacked) > self._limit:
-            self._refuse(len(unpacked))
-        if not unpacker.eof:
-            raise BadWire(f"a {encoding} message is truncated")
-        if unpacker.unused_data:
-            raise BadWire(f"a {encoding} message has bytes after its end")
-        return unpacked
+        if self._unpacks:
+            return _unpack(message, self._encoding, self._limit)
+        packed = Packed(message)
+        packed.encoding, packed.limit = self._encoding, self._limit
+        return packed
 
     def _refuse(self, size: int) -> None:
-        raise BadWire(f"Received message larger than max ({size} vs. {self._limit})", code=RESOURCE_EXHAUSTED)
+        raise _too_large(size, self._limit)
 
 
 def message_of(frame: bytes, encoding: bytes) -> bytes:

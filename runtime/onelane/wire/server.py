@@ -89,7 +89,7 @@ class Stream:
         if self._deframer is None:
             if framing.is_one_message(data, self.limit):
                 return [data[framing.PREFIX :]]
-            self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"))
+            self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"), unpacks=False)
         messages = self._deframer.feed(data)
         if messages:
             self.waits_since = 0.0
