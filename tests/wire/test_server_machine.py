@@ -71,7 +71,7 @@ class Wire(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        limits = Limits(window=WINDOW, connection_window=CONNECTION_WINDOW)
+        limits = Limits(window=WINDOW, wide_window=2 * WINDOW, connection_window=CONNECTION_WINDOW)
         self.client = Http2(server=False, limits=Limits(window=CLIENT_WINDOW, connection_window=CONNECTION_WINDOW))
         self.server = ServerConnection(limits, max_message=LARGEST)
         self.up, self.down = bytearray(), bytearray()
@@ -211,7 +211,7 @@ class Wire(RuleBasedStateMachine):
     @invariant()
     def what_is_unread_is_bounded_by_the_windows(self) -> None:
         unread = [stream.unread for stream in self.server.streams.values()]
-        assert all(0 <= amount <= WINDOW for amount in unread)
+        assert all(0 <= amount <= 2 * WINDOW for amount in unread)
         assert sum(unread) <= CONNECTION_WINDOW
 
     def teardown(self) -> None:
