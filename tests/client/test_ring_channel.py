@@ -183,8 +183,15 @@ def test_status_prints_the_fixed_shape(cluster: RunningApp, ask: str) -> None:
     assert set(app) == {"listen", "epoch", "service_config", "shards"}
     assert app["listen"] == cluster.listen["echo"]
     fields = {"name", "index", "pid", "address", "state", "restarts", "config", "calls", "forwarded"}
-    fields |= {"stalls", "last_stalls"}
+    fields |= {"stalls", "last_stalls", "connections", "descriptors_left"}
     assert [set(shard) for shard in app["shards"]] == [fields, fields]
+    assert {name for shard in app["shards"] for name in shard["connections"]} == {
+        "open",
+        "refused",
+        "goaways",
+        "tls_failures",
+    }
+    assert all(shard["descriptors_left"] > 0 for shard in app["shards"])
 
 
 async def test_status_shows_how_many_keys_each_keyed_dict_holds(cluster: RunningApp, where: Where) -> None:

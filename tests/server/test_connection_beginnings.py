@@ -108,3 +108,17 @@ async def test_one_address_has_its_bound_and_others_have_theirs(counted: Callabl
         async with asyncio.timeout(5):
             assert await reader.readexactly(9)
         writer.close()
+
+
+async def test_a_client_that_breaks_http2_is_counted_and_one_that_says_goodbye_is_not(
+    counted: Callable[[], dict[str, float]],
+) -> None:
+    async with native() as (address, _):
+        reader, writer = await connect(address, h2.HELLO + h2.frame(h2.GOAWAY, bytes(8)))
+        await closed(reader)
+        writer.close()
+        assert counted() == {}
+        reader, writer = await connect(address, h2.HELLO + h2.frame(h2.DATA, b"x", stream=0))
+        assert h2.GOAWAY in {kind async for kind, *_ in h2.frames(reader)}
+        writer.close()
+        assert counted() == {"protocol": 1}

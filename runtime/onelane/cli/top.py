@@ -38,6 +38,7 @@ SHARD_COLUMNS = (
     Column("lag", rank=1),
     Column("calls"),
     Column("hops", rank=5),
+    Column("clients", rank=7),
     Column("steered", rank=6),
     Column("restarts", rank=2),
     Column("stalls", rank=3),
@@ -166,6 +167,9 @@ def screen(
     if snapshot["losses"]:
         losses = ", ".join(f"{loss['what']} {loss['count']:.0f}" for loss in snapshot["losses"])
         parts.append(Text(f"telemetry lost: {losses}", style="red"))
+    if snapshot["refusals"]:
+        rows = (f"{row['what']} {row['reason']} {row['count']:.0f}" for row in snapshot["refusals"])
+        parts.append(Text(f"refused: {', '.join(rows)}", style="yellow", overflow="fold"))
     if hidden:
         parts.append(Text(f"not shown at {width} columns: {', '.join(sorted(hidden))}", style="dim"))
     return Group(*parts)
@@ -189,7 +193,7 @@ def _shards(app: dict[str, Any]) -> Listing:
             *(str(shard[name]) for name in ("pid", "in_flight")),
             f"{100 * shard['load']:.0f} %",
             seconds(shard["lag_s"]),
-            *(str(shard[name]) for name in ("calls", "forwarded", "steered", "restarts", "stalls")),
+            *(str(shard[name]) for name in ("calls", "forwarded", "connections", "steered", "restarts", "stalls")),
         )
     return listing
 

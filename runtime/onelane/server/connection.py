@@ -196,6 +196,9 @@ class NativeConnection(CallsConnection):
     # Writing
 
     def written(self) -> None:
+        if self.wire.http2.sent_error:
+            self.wire.http2.sent_error = 0
+            self._owner.counts.goaway("protocol")
         if not self.tasks and not self.wire.streams and (self.is_over or not self.wire.answered):
             self._close_after_client()
         elif self.is_over:

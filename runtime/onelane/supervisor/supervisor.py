@@ -36,9 +36,11 @@ from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.shard_state import REPORTING, ShardEvent
 from onelane.supervisor.socket_folder import socket_folder
 from onelane.supervisor.supervised_shard import SupervisedShard
-from onelane.telemetry.collector.collector import Collector
+from onelane.telemetry.collector.collector import ADMIN_REFUSALS, Collector
+from onelane.telemetry.open_files import DESCRIPTORS
 from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.prometheus import PrometheusSink
+from onelane.telemetry.stats import Attributes
 from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.supervisor")
@@ -314,8 +316,24 @@ class Supervisor:
         return ready == total, f"{ready}/{total} shards ready{''.join(others)}"
 
     def status(self, *, details: bool = False) -> dict[str, Any]:
-        """Every app with its shards, for JSON. details: also how many keys each keyed dict holds."""
-        return {"apps": {app.name: self._status_of(app, details=details) for app in self.apps}}
+        """Every app with its shards, for JSON. details: also how many keys each keyed dict holds, and the
+        supervisor's own state."""
+        apps = {"apps": {app.name: self._status_of(app, details=details) for app in self.apps}}
+        return apps | {"supervisor": self._own_status()} if details else apps
+
+    def _own_status(self) -> dict[str, Any]:
+        return {
+            "descriptors_left": self._descriptors_left(),
+            "admin_refusals": self.collector.totals.counts_by(ADMIN_REFUSALS.name, "onelane.reason"),
+        }
+
+    def admin_refused(self, reason: str) -> None:
+        """Count a request or a connection that the admin address has refused."""
+        self.collector.count(ADMIN_REFUSALS, 1, attributes=(("onelane.reason", reason),))
+
+    def _descriptors_left(self, source: Attributes = ()) -> int | None:
+        left = self.collector.totals.value_of(DESCRIPTORS.name, source)
+        return None if left is None else int(left)
 
     def _status_of(self, app: AppSupervisor, *, details: bool) -> dict[str, Any]:
         return {
@@ -326,7 +344,7 @@ class Supervisor:
         }
 
     def _shard_status(self, app: AppSupervisor, shard: SupervisedShard, *, details: bool) -> dict[str, Any]:
-        source = app.source(shard)
+        source, totals = app.source(shard), self.collector.totals
         row = {
             "name": shard.member.name,
             "index": shard.index,
@@ -335,9 +353,16 @@ class Supervisor:
             "state": shard.label,
             "restarts": shard.restarts,
             "config": shard.settings.generation,
-            "calls": int(self.collector.totals.sum_of("onelane.calls", source)),
-            "forwarded": int(self.collector.totals.sum_of("onelane.forwards", source)),
-            "stalls": int(self.collector.totals.sum_of("onelane.stalls", source)),
+            "calls": int(totals.sum_of("onelane.calls", source)),
+            "forwarded": int(totals.sum_of("onelane.forwards", source)),
+            "stalls": int(totals.sum_of("onelane.stalls", source)),
+            "connections": {
+                "open": int(totals.sum_of("onelane.connections.open", source)),
+                "refused": totals.counts_by("onelane.connections.refused", "onelane.reason", source),
+                "goaways": totals.counts_by("onelane.connections.goaways", "onelane.reason", source),
+                "tls_failures": totals.counts_by("onelane.tls.handshakes", "error.type", source),
+            },
+            "descriptors_left": self._descriptors_left(source),
             "last_stalls": [asdict(stall) for stall in shard.stalls],
         }
         return row | {"keyed": shard.keyed} if details else row

@@ -2,9 +2,11 @@
 
 import time
 from hashlib import blake2b
+from math import isfinite
 
 from onelane.core.clock import Clock
 from onelane.telemetry.hot_keys import HotKey, HotKeys
+from onelane.telemetry.open_files import DESCRIPTORS, descriptors_left
 from onelane.telemetry.stats import Stats
 
 MEASURE_TICKS = 10
@@ -40,6 +42,11 @@ class LoadMonitor:
             description="Processor time of the shard's process, as a share of one core",
         ).at()
 
+        self._descriptors = stats.gauge(
+            DESCRIPTORS.name, unit=DESCRIPTORS.unit, description=DESCRIPTORS.description
+        ).at()
+        self._measure_descriptors()
+
     def tick(self) -> None:
         """Measure the lag of this tick, and once a second set the gauges."""
         now = self._clock.now()
@@ -50,6 +57,8 @@ class LoadMonitor:
         self._keys.fold()
         if not self._ticks % DECAY_TICKS:
             self._keys.decay()
+            # Not each second: before Linux 6.2 it takes milliseconds where thousands are open.
+            self._measure_descriptors()
         if not self._ticks % MEASURE_TICKS:
             self._measure()
 
@@ -60,6 +69,10 @@ class LoadMonitor:
         earlier, self._measured_at = self._measured_at, (time.monotonic(), time.process_time())
         wall, cpu = (new - old for new, old in zip(self._measured_at, earlier, strict=True))
         self._busy.set(round(cpu / max(wall, 0.001), 2))
+
+    def _measure_descriptors(self) -> None:
+        if isfinite(left := descriptors_left()):
+            self._descriptors.set(left)
 
     def hottest_keys(self) -> list[HotKey]:
         """The most requested keys; empty but once a second, and while there are no keyed calls."""

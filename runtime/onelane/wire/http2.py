@@ -51,6 +51,7 @@ Closed = ConnectionClosed
 UNLIMITED = 2**31 - 1
 HEADERS_FRAME = 16 * 1024
 """Bytes of headers that every peer sends in one frame, RFC 9113, section 4.2."""
+GOAWAY_FRAME = 7
 _IN_TURNS = Priority(incremental=True)
 StreamEnded = StreamProtocolError
 """Raised by every `send_` method, and by `end_stream`, if the stream has ended meanwhile."""
@@ -125,6 +126,7 @@ class Http2:
         "send_data",
         "send_response",
         "send_trailers",
+        "sent_error",
     )
 
     def __init__(self, *, server: bool, limits: Limits) -> None:
@@ -146,6 +148,8 @@ class Http2:
         """Streams with a `wide_window`; of those that have ended, some."""
         self.is_over = False
         """Nothing more is read or written. Set by the `take` that returns the last bytes."""
+        self.sent_error = 0
+        """The error of the GOAWAY with which libnghttp2 has ended the connection: its peer has broken HTTP/2."""
         settings = {
             Setting.INITIAL_WINDOW_SIZE: limits.window,
             Setting.MAX_HEADER_LIST_SIZE: limits.max_metadata,
@@ -192,6 +196,7 @@ class Http2:
             return b""
         if not self._connection.want_read:
             # The last bytes: a GOAWAY for a protocol error of the peer, or the end after an orderly shutdown.
+            self.sent_error = _goaway_error(data)
             self._end()
         return data
 
@@ -279,6 +284,16 @@ class Http2:
         """Let every later `send_` do nothing: a call may be answered after its connection is lost."""
         self.is_over = True
         self.send_response = self.send_data = self.send_trailers = self.end_stream = self._acknowledge = _nothing
+
+
+def _goaway_error(data: bytes) -> int:
+    """The error code of the GOAWAY in whole frames; 0 without one. RFC 9113, section 6.8."""
+    at, code = 0, 0
+    while at + 9 <= len(data):
+        if data[at + 3] == GOAWAY_FRAME:
+            code = int.from_bytes(data[at + 13 : at + 17], "big")
+        at += 9 + int.from_bytes(data[at : at + 3], "big")
+    return code
 
 
 def _nothing(*_: object, **__: object) -> None:

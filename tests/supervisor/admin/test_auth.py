@@ -1,5 +1,6 @@
 """Which requests the admin address serves: on loopback, beyond it, with a token and without."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -94,6 +95,9 @@ def test_wrong_tokens_wait_few_at_a_time_and_are_logged_once_a_second_while_the_
     lines = [line for line in secured.log.read_text().splitlines() if "admin.unauthorized peer=127.0.0.1" in line]
     assert 1 <= len(lines) <= 3
     assert "guess-" not in secured.log.read_text()
+    status = json.loads(http_request(f"http://{secured.admin}/status", Authorization="Bearer a-long-secret")[1])
+    assert status["supervisor"]["admin_refusals"]["unauthorized"] >= len(guesses)
+    assert status["supervisor"]["descriptors_left"] > 0
 
 
 def test_beyond_loopback_and_without_a_token_only_metrics_and_health_are_served(

@@ -41,8 +41,9 @@ class Unauthorized:
     meanwhile: few wait, and a further one is refused without waiting and loses its connection.
     """
 
-    def __init__(self, max_waiting: int) -> None:
-        self.count = 0
+    def __init__(self, max_waiting: int, refused: Callable[[str], None]) -> None:
+        """refused: told the reason of each, `unauthorized`."""
+        self._refused = refused
         self._max_waiting = max_waiting
         self._waiting = 0
         self._unlogged = 0
@@ -65,7 +66,7 @@ class Unauthorized:
         return web.HTTPUnauthorized(text=text, headers={"WWW-Authenticate": "Bearer"})
 
     def _tell(self, request: web.Request) -> None:
-        self.count += 1
+        self._refused("unauthorized")
         now = time.monotonic()
         if now - self._logged_at < LOG_S:
             self._unlogged += 1

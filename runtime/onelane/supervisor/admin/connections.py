@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, cast
 
@@ -27,9 +28,9 @@ TELL_EVERY_S = 1.0
 class AdminConnections:
     """All connections of one admin server. Owned by its event loop."""
 
-    def __init__(self, max_connections: int) -> None:
-        self.refusals: Counter[str] = Counter()
-        """Connections that were closed, by reason: "full", "slow"."""
+    def __init__(self, max_connections: int, refused: Callable[[str], None]) -> None:
+        """refused: told the reason of each connection that is closed, `full` or `slow`."""
+        self._refused = refused
         self._max_connections = max_connections
         self._open: dict[web.RequestHandler, AdminConnection] = {}
         self._waiting: dict[AdminConnection, asyncio.TimerHandle] = {}
@@ -79,7 +80,7 @@ class AdminConnections:
     def _refuse(self, connection: "AdminConnection", reason: str) -> None:
         self.lost(connection)
         connection.transport.abort()
-        self.refusals[reason] += 1
+        self._refused(reason)
         self._unlogged[reason] += 1
         if self._logging is None:
             self._log()

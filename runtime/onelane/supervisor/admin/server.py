@@ -60,9 +60,9 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
 
     config = supervisor.config
     room = _room(supervisor)
-    connections = AdminConnections(room)
+    connections = AdminConnections(room, supervisor.admin_refused)
     # A request that waits for its refusal holds a connection: of these most must stay free.
-    unauthorized = Unauthorized(max_waiting=room // 4)
+    unauthorized = Unauthorized(room // 4, supervisor.admin_refused)
     authorize = auth_middleware(config, unauthorized)
     app = web.Application(middlewares=[connections.serve, authorize])
     app.on_response_prepare.append(_harden)

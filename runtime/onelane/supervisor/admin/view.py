@@ -9,7 +9,7 @@ from typing import Any
 from onelane.core.placement import Placement
 from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.supervised_shard import SupervisedShard
-from onelane.telemetry.collector.collector import GAPS, LOST, Collector, hottest_keys
+from onelane.telemetry.collector.collector import ADMIN_REFUSALS, GAPS, LOST, Collector, hottest_keys
 from onelane.telemetry.collector.history import MethodHistory, Step
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.stats import DROPPED, Attributes
@@ -18,6 +18,12 @@ RECENT_S = 10
 """The present rates and quantiles are those of so many seconds."""
 LISTED_TRACES = 60
 MAX_HOT_KEYS = 10
+REFUSED_THINGS = {
+    "onelane.connections.refused": "connection",
+    "onelane.tls.handshakes": "TLS handshake",
+    ADMIN_REFUSALS.name: "admin",
+}
+"""Counters of refusals, and what the page calls the thing that was refused."""
 RING_SLICES = 360
 """Equal parts of the ring that the page draws."""
 
@@ -39,6 +45,7 @@ class View:
             "apps": [self._app(app, sums, steps) for app in self._apps],
             "traces": self._collector.recent_traces.summaries()[:LISTED_TRACES],
             "losses": sums.losses(),
+            "refusals": sums.refusals(),
         }
 
     def _app(self, app: AppSupervisor, sums: "_Sums", steps: int) -> dict[str, Any]:
@@ -77,6 +84,8 @@ class _Sums:
         self._by_shard: dict[tuple[str, str, str], float] = defaultdict(float)
         self._helpers: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._losses: dict[str, float] = defaultdict(float)
+        self._refusals: dict[tuple[str, str], float] = defaultdict(float)
+        """What was refused, and why → how often."""
         for point in collector.totals.points():
             self._add(point.instrument.name, dict(point.attributes), point.value)
 
@@ -93,6 +102,12 @@ class _Sums:
         """Spans, log records, points and reports that were lost on their way."""
         return [{"what": loss, "count": count} for loss, count in sorted(self._losses.items())]
 
+    def refusals(self) -> list[dict[str, Any]]:
+        """Connections that were refused or cut off, failed TLS handshakes and refusals of the admin address."""
+        return [
+            {"what": what, "reason": reason, "count": count} for (what, reason), count in sorted(self._refusals.items())
+        ]
+
     def _add(self, name: str, attributes: Mapping[str, str], value: float | Buckets) -> None:
         app, shard = attributes.get("onelane.app", ""), attributes.get("onelane.shard", "")
         if (helper := attributes.get("onelane.offload")) is not None:
@@ -103,6 +118,10 @@ class _Sums:
             signal, reason = attributes.get("onelane.signal", ""), attributes.get("onelane.reason", "")
             loss = " ".join(part for part in (signal, name.removeprefix("onelane."), reason) if part)
             self._losses[loss] += value
+        elif name in REFUSED_THINGS:
+            # A TLS handshake that has not failed has neither.
+            if cause := attributes.get("onelane.reason") or attributes.get("error.type"):
+                self._refusals[REFUSED_THINGS[name], cause] += value
         elif name != "onelane.connections" or attributes.get("onelane.connection.steered") == "true":
             self._by_shard[name, app, shard] += value
 
@@ -127,6 +146,7 @@ def _shard(app: AppSupervisor, shard: SupervisedShard, sums: _Sums) -> dict[str,
         "restarts": shard.restarts,
         "calls": int(sums.of("onelane.calls", source)),
         "forwarded": int(sums.of("onelane.forwards", source)),
+        "connections": int(sums.of("onelane.connections.open", source)),
         "steered": int(sums.of("onelane.connections", source)),
         "stalls": int(sums.of("onelane.stalls", source)),
         "in_flight": int(sums.of("onelane.calls.in_flight", source)),

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from math import isfinite
 from typing import Any
 
 from onelane.config import App, Config
@@ -21,6 +22,7 @@ from onelane.telemetry.collector.tail_sampling import ShardSpan, TailRule, TailS
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.hot_keys import HotKey
+from onelane.telemetry.open_files import DESCRIPTORS, descriptors_left
 from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.guarded import GuardedSink
 from onelane.telemetry.spans import PackedSpans, SpanRecord
@@ -30,6 +32,9 @@ from onelane.v1 import control_pb2
 RESTARTS = Instrument("onelane.restarts", "{restart}", "Restarts of shards that died")
 LOST = Instrument("onelane.reports.lost", "{report}", "Reports of shards that did not arrive")
 GAPS = Instrument("onelane.reports.gaps", "{gap}", "Shards that died with unreported counts")
+ADMIN_REFUSALS = Instrument(
+    "onelane.admin.refusals", "{request}", "Requests and connections that the admin address refused"
+)
 HELD = Instrument("onelane.telemetry.held", "{span}", "Unsampled spans held until tail sampling decides")
 
 
@@ -85,9 +90,11 @@ class Collector:
         app, shard = (value for _, value in source)
         self.hot_keys.get(app, {}).pop(shard, None)
 
-    def count(self, instrument: Instrument, amount: float, source: Attributes) -> None:
+    def count(
+        self, instrument: Instrument, amount: float, source: Attributes = (), attributes: Attributes = ()
+    ) -> None:
         """Add `amount` to a counter of the supervisor's own."""
-        self.totals.add([Point(instrument, "counter", (), amount)], extra=source)
+        self.totals.add([Point(instrument, "counter", attributes, amount)], extra=source)
 
     def _add_spans(self, app: str, shard: str, spans: PackedSpans) -> None:
         now = time.monotonic()
@@ -129,6 +136,8 @@ class Collector:
         for app, share in self._slow_shares.items():
             self._tail_sampler.slow[app] = self.history.slow(app, share)
         self._tail_sampler.expire(time.monotonic())
+        if isfinite(left := descriptors_left()):
+            self.totals.add([Point(DESCRIPTORS, "gauge", (), left)])
         self.export()
 
     def _count_losses(self) -> None:

@@ -90,6 +90,16 @@ class Totals:
         """The sum over all series of `name`, histograms excepted, that have the attributes `extra`."""
         return sum(value for value in self._values_of(name, extra) if not isinstance(value, Buckets))
 
+    def value_of(self, name: str, attributes: Attributes) -> float | None:
+        """The value of the gauge series that has just these attributes; None without one."""
+        value = self._values.get((name, "gauge", _sorted_attributes(attributes, ())))
+        return None if isinstance(value, Buckets) else value
+
+    def counts_by(self, name: str, attribute: str, extra: Attributes = ()) -> dict[str, int]:
+        """The sums of the counter `name` by the value of `attribute`; series without it are left out."""
+        groups = sorted(self.series_by(name, attribute, extra).items())
+        return {value: int(sum(count for _, count in series)) for value, series in groups if value}
+
     def buckets_of(self, name: str, extra: Attributes = ()) -> Buckets:
         """The merged buckets of all series of the histogram `name` that have the attributes `extra`."""
         buckets = Buckets({}, 0.0)

@@ -36,6 +36,7 @@ function Page() {
       ${latest.apps.map((app) => html`<${App} key=${app.name} app=${app} history=${history.current[app.name] ?? {}} />`)}
       <${Traces} traces=${latest.traces} />
       <${Losses} losses=${latest.losses} />
+      <${Refusals} refusals=${latest.refusals} />
     </main>
   `;
 }
@@ -95,7 +96,7 @@ function Shards({ app }) {
         <thead>
           <tr>
             <th>shard</th><th>state</th><th class="n">pid</th><th class="n">in flight</th><th class="n">load</th>
-            <th class="n">lag</th><th class="n">calls</th><th class="n">hops</th><th class="n">steered</th>
+            <th class="n">lag</th><th class="n">calls</th><th class="n">hops</th><th class="n">clients</th><th class="n">steered</th>
             <th class="n">restarts</th><th class="n">stalls</th><th>keys held</th><th></th>
           </tr>
         </thead>
@@ -111,6 +112,7 @@ function Shards({ app }) {
                 <td class="n">${seconds(shard.lag_s)}</td>
                 <td class="n">${count(shard.calls)}</td>
                 <td class="n">${count(shard.forwarded)}</td>
+                <td class="n">${count(shard.connections)}</td>
                 <td class="n">${count(shard.steered)}</td>
                 <td class="n">${shard.restarts}</td>
                 <td class="n">${shard.stalls}</td>
@@ -305,6 +307,16 @@ function Losses({ losses }) {
     <div class="card">
       <h3>Lost telemetry</h3>
       <ul class="legend">${losses.map((one) => html`<li class="bad" key=${one.what}>${one.what}: ${count(one.count)}</li>`)}</ul>
+    </div>
+  `;
+}
+
+function Refusals({ refusals }) {
+  if (!refusals.length) return null;
+  return html`
+    <div class="card">
+      <h3>Refused</h3>
+      <ul class="legend">${refusals.map((row) => html`<li key=${row.what + row.reason}>${row.what}, ${row.reason}: ${count(row.count)}</li>`)}</ul>
     </div>
   `;
 }
