@@ -21,7 +21,7 @@ ADMIN_BACKLOG = 48
 """Connections that the event loop may accept in one go, before a descriptor of those that it closes is free."""
 OWNER_ALONE = 0o177
 """The umask that gives a socket the mode 0600."""
-ACCEPT_AGAIN_S = 0.1
+ADMIN_ACCEPT_AGAIN_S = 0.1
 NewConnection = Callable[[], AdminConnection]
 
 
@@ -79,7 +79,7 @@ async def _accept(sock: socket.socket, context: SSLContext, new_connection: NewC
             accepted, _ = await loop.sock_accept(sock)
         except OSError:
             # The peer has gone, or no descriptor is left.
-            await asyncio.sleep(ACCEPT_AGAIN_S)
+            await asyncio.sleep(ADMIN_ACCEPT_AGAIN_S)
             continue
         new_connection().secure(accepted, context)
 
