@@ -131,7 +131,7 @@ async def test_failed_handshakes_are_counted_by_their_error(files: Files, counte
 async def test_where_no_descriptor_is_left_the_acceptor_pauses_and_goes_on(
     files: Files, monkeypatch: pytest.MonkeyPatch, counted: Callable[[], Counter[str]]
 ) -> None:
-    monkeypatch.setattr(acceptor, "ACCEPT_AGAIN_S", 0.1)
+    monkeypatch.setattr(acceptor, "ACCEPT_PAUSE_S", 0.1)
     async with native(tls=files.tls()) as (address, listener):
         ((_, server),) = listener._servers
 

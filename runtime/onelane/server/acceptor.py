@@ -20,7 +20,7 @@ from onelane.server.unix_sockets import BACKLOG
 
 MIN_HANDSHAKE_S = 0.1
 """For a handshake whose first bytes came late."""
-ACCEPT_AGAIN_S = 1.0
+ACCEPT_PAUSE_S = 1.0
 """Pause where the process, or the system, can open no further descriptor: the listening socket stays readable."""
 
 
@@ -115,7 +115,7 @@ class TlsAcceptor:
         except OSError as error:
             self._owner.counts.refused("descriptors", error.strerror or str(error))
             self._owner.loop.remove_reader(self._listening)
-            self._pause = self._owner.loop.call_later(ACCEPT_AGAIN_S, self._accept_on)
+            self._pause = self._owner.loop.call_later(ACCEPT_PAUSE_S, self._accept_on)
             return
         sock.setblocking(False)
         network = self._owner.admit(peer_name, _peer_of(sock))
