@@ -1,7 +1,6 @@
 """The lane decides where a call runs and what becomes of it; here with a forwarder that only says what it was told."""
 
 import asyncio
-import gzip
 from collections.abc import Sequence
 from random import Random
 from time import perf_counter
@@ -26,7 +25,6 @@ from onelane.server.methods import Method
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
-from onelane.wire.framing import Packed
 
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 
@@ -104,12 +102,11 @@ class Bench:
         from_service: bool = False,
         metadata: Any = (),
         key: str = "k",
-        request: bytes | None = None,
     ) -> MemoryCall:
         """forwarded: a sibling has sent it on. from_service: a service of a sibling has made it."""
         call = MemoryCall("/t.T/M", metadata, trusted=forwarded or from_service, deadline_s=None)
         call.hop = FORWARDED_HOP if forwarded else DIRECT_HOP
-        request = request or EchoRequest(key=key, text="hi").SerializeToString()
+        request = EchoRequest(key=key, text="hi").SerializeToString()
         await self.lane.serve(self.lane.entries["/t.T/M"].method, call, request)
         return call
 
@@ -146,28 +143,6 @@ async def test_a_call_to_a_key_of_a_lane_that_does_not_tick_is_refused_and_count
     bench.lane.avoid({})
     assert (await bench.call()).code_now is grpc.StatusCode.OK
     assert bench.forwarder.sent == ["b"]
-
-
-def packed(request: bytes, *, limit: int) -> Packed:
-    message = Packed(gzip.compress(request))
-    message.encoding, message.limit = b"gzip", limit
-    return message
-
-
-async def test_a_compressed_message_is_unpacked_once_its_call_is_admitted() -> None:
-    bench = Bench(Placement(7, (A,)), SaysWhatItWasTold())
-    message = EchoRequest(key="k", text="x" * 100).SerializeToString()
-    admitted = await bench.call(request=packed(message, limit=1000))
-    assert admitted.code_now is grpc.StatusCode.OK
-    bomb = packed(bytes(10_000_000), limit=1000)
-    too_large = await bench.call(request=bomb)
-    assert (too_large.code_now, too_large.details_now) == (
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "Received message larger than max (1001 vs. 1000)",
-    )
-    bench.run_late()
-    refused = await bench.call(request=bomb)
-    assert (refused.code_now, refused.details_now[:12]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "shard a runs")
 
 
 async def test_no_connection_is_handed_to_a_lane_that_does_not_tick() -> None:

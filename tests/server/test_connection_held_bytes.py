@@ -16,8 +16,8 @@ from onelane.core.keys import ANY
 from onelane.server.listener import Bind
 from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
-from onelane.wire.framing import frame
-from onelane.wire.http2 import ErrorCode, Http2, Limits, ResponseReceived, StreamReset, TrailersReceived
+from onelane.wire.framing import Headers, frame
+from onelane.wire.http2 import DataReceived, ErrorCode, Http2, Limits, ResponseReceived, StreamReset, TrailersReceived
 
 from tests.ports import reserved
 from tests.servers import echo
@@ -25,7 +25,7 @@ from tests.shard.parts import setup, wired
 
 MIB = 1024 * 1024
 CONNECTION, SHARD = 2 * MIB, 4 * MIB
-REQUEST = [
+REQUEST: Headers = [
     (b":method", b"POST"),
     (b":scheme", b"http"),
     (b":authority", b"here"),
@@ -36,17 +36,22 @@ UNFINISHED = frame(bytes(MIB))[: MIB // 2]
 
 
 class Peer:
-    """A client that makes many calls and takes no answer: its streams have windows of 0."""
+    """A client that makes many calls, and takes of each answer what the window of its stream takes."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, window: int, headers: Headers
+    ) -> None:
         self.writer = writer
+        self._headers = headers
+        self.bodies: dict[int, bytes] = {}
+        """Stream → what has come of its answer."""
         self.ends: dict[int, str] = {}
         """Stream → its grpc-status, or `reset` and the error code."""
         self._reader = reader
-        self._http2 = Http2(server=False, limits=Limits(window=0))
+        self._http2 = Http2(server=False, limits=Limits(window=window))
 
     def call(self, method: bytes, body: bytes, *, end: bool) -> None:
-        number = self._http2.send_request([(b":path", b"/t.T/" + method), *REQUEST])
+        number = self._http2.send_request([(b":path", b"/t.T/" + method), *self._headers])
         self._http2.send_data(number, body, end_stream=end)
         self.send()
 
@@ -58,6 +63,8 @@ class Peer:
         while data := await self._reader.read(65_536):
             for event in self._http2.receive(data):
                 match event:
+                    case DataReceived():
+                        self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
                     case ResponseReceived() | TrailersReceived():
                         if status := dict(event.headers).get(b"grpc-status"):
                             self.ends[event.stream_id] = status.decode()
@@ -89,8 +96,9 @@ class Shard:
 
         listener.held_bytes.report = watched  # type: ignore[method-assign]
 
-    async def peer(self) -> Peer:
-        peer = Peer(*await asyncio.open_connection(*self.address.split(":")))
+    async def peer(self, *, window: int = 0, headers: Headers = REQUEST) -> Peer:
+        """window: of each of its streams."""
+        peer = Peer(*await asyncio.open_connection(*self.address.split(":")), window=window, headers=headers)
         self.reading[asyncio.create_task(peer.read())] = peer
         return peer
 
@@ -112,6 +120,19 @@ def huge(request: bytes, context: Any) -> bytes:
     return bytes(2 * SHARD)
 
 
+async def wait(request: bytes, context: Any) -> bytes:
+    await asyncio.Event().wait()
+    return b""
+
+
+async def length(request: bytes, context: Any) -> bytes:
+    return b"%d" % len(request)
+
+
+async def lengths(requests: AsyncIterator[bytes], context: Any) -> bytes:
+    return b"%d" % sum([len(request) async for request in requests])
+
+
 async def upload(requests: AsyncIterator[bytes], context: Any) -> bytes:
     await asyncio.Event().wait()
     return b""
@@ -122,6 +143,9 @@ async def started(**settings: Any) -> AsyncIterator[Shard]:
     parts, _ = wired(setup(max_held_bytes=SHARD, max_held_bytes_per_connection=CONNECTION, **settings))
     parts.lane.add(Method("/t.T/Echo", echo, True, False, False, None, None, ANY))
     parts.lane.add(Method("/t.T/Large", large, False, False, False, None, None, ANY))
+    parts.lane.add(Method("/t.T/Wait", wait, True, False, False, None, None, ANY))
+    parts.lane.add(Method("/t.T/Length", length, True, False, False, None, None, ANY))
+    parts.lane.add(Method("/t.T/Lengths", lengths, True, True, False, None, None, ANY))
     parts.lane.add(Method("/t.T/Huge", huge, False, False, False, None, None, ANY))
     parts.lane.add(Method("/t.T/Upload", upload, True, True, False, None, None, ANY))
     listener = NativeListener()

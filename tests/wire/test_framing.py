@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.wire import framing
-from onelane.wire.framing import BadWire, Deframer, accepts, frame, frame_compressed
+from onelane.wire.deframer import Deframer
+from onelane.wire.framing import BadWire, accepts, frame, frame_compressed
 
 messages = st.lists(st.binary(max_size=50), max_size=6)
 cuts = st.lists(st.integers(0, 400), max_size=8)

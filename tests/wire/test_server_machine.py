@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from onelane.wire import framing
-from onelane.wire.framing import BadWire, Deframer, frame
+from onelane.wire.deframer import Deframer
+from onelane.wire.framing import BadWire, frame
 from onelane.wire.http2 import (
     Closed,
     DataReceived,

@@ -22,7 +22,7 @@ from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import patience_s
-from onelane.errors import AccessRefused, BadKey, LongKey, OwnerAway, Refused
+from onelane.errors import AccessRefused, BadKey, LongKey, OnelaneError, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
@@ -40,7 +40,6 @@ from onelane.telemetry.hot_keys import HotKeys
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Span, Tracer, context_of
-from onelane.wire.framing import Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +180,6 @@ class Lane:
         try:
             if self.draining or self.in_flight > self._max_in_flight or call.began > lateness.refuse_from:
                 self._admit(entry, call)
-            if type(request) is Packed:
-                # Only now: a call that is refused must not cost the lane what is in its message.
-                request = request.unpack()
             if request is None and entry.asks_message and not keys.header_of(call.metadata):
                 return self._start(entry, call, self._peek(entry, call))
             if call.metadata or request is None or entry.reads is None:
@@ -276,10 +272,22 @@ class Lane:
             self.refusals.add(call, error.reason)
             raise
 
-    def _admit(self, entry: Entry, call: Call) -> None:
+    def refuses(self, method: Method, call: Call) -> bool:
+        """See `onelane.server.listener.Serving`. The call is looked at again when it arrives."""
+        call.began = perf_counter()
+        try:
+            if self.draining or self.in_flight >= self._max_in_flight or call.began > self._lateness.refuse_from:
+                self._admit(self.entries[method.path], call, coming=1)
+        except OnelaneError as error:
+            self.refuse(method, call, error)
+            return True
+        return False
+
+    def _admit(self, entry: Entry, call: Call, *, coming: int = 0) -> None:
+        """coming: calls that are not counted yet."""
         self._admission.check(
             call.began,
-            in_flight=self.in_flight,
+            in_flight=self.in_flight + coming,
             received=self.received,
             has_reserve=entry.is_ours or (call.trusted and call.hop == DIRECT_HOP),
             is_draining=self.draining and not self._goes_on(entry, call),

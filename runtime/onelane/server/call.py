@@ -22,7 +22,7 @@ from onelane.core.turns import Turn
 from onelane.server import arguments, auth_context, user_code
 from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
-from onelane.wire import framing
+from onelane.wire import deframer, framing
 from onelane.wire.framing import Metadata as Metadata
 
 log = logging.getLogger("onelane.call")
@@ -207,7 +207,7 @@ class Call:
         """The reply that `answer` takes, of the owner's message with its prefix. encoding: see `answer_in`."""
         if encoding and not frame[0]:
             self.disable_next_message_compression()
-        return framing.message_of(frame, encoding)
+        return deframer.message_of(frame, encoding)
 
     async def send_frame(self, frame: bytes, encoding: bytes) -> None:
         """`send` a message of the owner's that has its prefix. encoding: see `answer_in`."""

@@ -6,7 +6,7 @@ the client does not read. Whatever goes wrong with one call ends that call, and 
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
@@ -23,7 +23,9 @@ from onelane.server.eager import Eager
 from onelane.server.listener import Serving, Work
 from onelane.server.methods import Method
 from onelane.server.native_call import NativeCall
+from onelane.server.unpacking import SMALL, Unpacker, Unpacking
 from onelane.wire import framing
+from onelane.wire.deframer import Packed
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import BadWire, Headers
 from onelane.wire.held_bytes import CONNECTION_BYTES, SHARD_BYTES, HeldBytes
@@ -65,6 +67,7 @@ class CallsOwner(Protocol):
     methods: dict[bytes, Method]
     compression: grpc.Compression
     held_bytes: HeldBytes
+    unpacker: Unpacker
 
 
 class CallsConnection(WireProtocol[ServerConnection]):
@@ -234,7 +237,69 @@ class CallsConnection(WireProtocol[ServerConnection]):
                 call, framing.UNIMPLEMENTED, f"expected one message, received {'more' if received else 'none'}"
             )
         elif last:
-            self._start(call, self._owner.serving.arrive(method, call, call.take_message()))
+            message = call.take_message()
+            if isinstance(message, Packed):
+                self._begin_packed(call, method, message)
+            else:
+                self._start(call, self._owner.serving.arrive(method, call, message))
+
+    def _begin_packed(self, call: NativeCall, method: Method, packed: Packed) -> None:
+        """Begin a call of one compressed message: unpack it, if the call is to be taken at all."""
+        if self._owner.serving.refuses(method, call):
+            return
+
+        def ended(error: BadWire | None) -> None:
+            self._owner.serving.untaken(-1, trusted=self.trusted)
+            if call.state is not ARRIVED:
+                return
+            if error is not None:
+                self.cut_off(call, error.code, str(error))
+            else:
+                self._start(call, self._owner.serving.arrive(method, call, packed.message()))
+                self.flush_soon()
+
+        # It is not the lane's yet, but in flight.
+        self._owner.serving.untaken(1, trusted=self.trusted)
+        self._unpack(call, packed, ended)
+
+    async def unpack(self, call: NativeCall, packed: Packed) -> bytes:
+        """Unpack a message that a handler wants to read. Where it cannot be unpacked its call ends, and this raises
+        CancelledError."""
+        unpacked: asyncio.Future[BadWire | None] = self._loop.create_future()
+
+        def ended(error: BadWire | None) -> None:
+            if not unpacked.done():
+                unpacked.set_result(error)
+
+        self._unpack(call, packed, ended)
+        error = await unpacked
+        if error is not None:
+            self.cut_off(call, error.code, str(error))
+        if not packed.is_whole:
+            raise asyncio.CancelledError
+        return packed.message()
+
+    def _unpack(self, call: NativeCall, packed: Packed, ended: Callable[[BadWire | None], None]) -> None:
+        """Unpack a message at once where it is small, else in turns with others. ended: see `Unpacking`; it is told
+        also of a call that ends meanwhile, which then needs the message no more."""
+
+        def grown(amount: int) -> bool:
+            self.wire.hold(call.stream, amount)
+            self.flush_soon()
+            if call.stream.id in self.wire.streams:
+                return True
+            ended(None)
+            return False
+
+        try:
+            if packed.advance(SMALL):
+                ended(None)
+                return
+        except BadWire as error:
+            ended(error)
+            return
+        self.wire.hold(call.stream, packed.size)
+        self._owner.unpacker.add(self, Unpacking(packed, grown=grown, ended=ended))
 
     def _start(self, call: NativeCall, work: Work) -> None:
         """Start the work of a call. None: the call is DONE, FORWARDED, or WAITING for its turn."""

@@ -71,7 +71,7 @@ class NativeConnection(CallsConnection):
     ) -> None:
         """limits: by default the owner's. steers: a sibling may own it. replay: bytes that a sibling read before it
         handed the connection over."""
-        wire = ServerConnection(limits or owner.limits, max_message=owner.max_message, joins=True)
+        wire = ServerConnection(limits or owner.limits, max_message=owner.max_message, joins=True, unpacks=False)
         super().__init__(owner, wire)
         # For `time_limits`.
         self.opened_at = self.heard_at = self.framed_at = monotonic()

@@ -72,6 +72,10 @@ class Serving(Protocol):
         call.state = call.state.begin
         return work()
 
+    def refuses(self, method: Method, call: Call) -> bool:
+        """Whether a call cannot be taken now; then it has been answered. Asked before its message is unpacked."""
+        return False
+
     def resume(self, call: Call) -> Work:
         """Go on with a call whose turn has come: `call.proceed` was called."""
         return None

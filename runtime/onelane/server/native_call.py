@@ -12,7 +12,8 @@ from onelane.core.hop import write_proven
 from onelane.server.call import Call, Metadata, Metadatum
 from onelane.server.methods import Method
 from onelane.wire import framing
-from onelane.wire.framing import BadWire, Headers, Packed
+from onelane.wire.deframer import Packed
+from onelane.wire.framing import Headers
 from onelane.wire.server import ServerConnection, Stream
 
 
@@ -35,6 +36,9 @@ class CallConnection(Protocol):
 
     def streams_requests(self, call: "NativeCall") -> bool:
         """Whether the client sends a stream of messages."""
+
+    async def unpack(self, call: "NativeCall", packed: Packed) -> bytes:
+        """Unpack a message that the handler wants to read."""
 
     def consumed(self, stream: Stream) -> None:
         """The handler has read what came: let the client send more."""
@@ -106,18 +110,7 @@ class NativeCall(Call):
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived
         message = self._messages.popleft()
-        return message if type(message) is bytes else await self._unpack(message)
-
-    async def _unpack(self, message: bytes) -> bytes:
-        """A message that came compressed. The loop has a turn after each: they may be large, and many."""
-        assert isinstance(message, Packed)
-        try:
-            unpacked = message.unpack()
-        except BadWire as error:
-            self._connection.cut_off(self, error.code, str(error))
-            raise asyncio.CancelledError from error
-        await asyncio.sleep(0)
-        return unpacked
+        return await self._connection.unpack(self, message) if isinstance(message, Packed) else message
 
     def _check_end(self) -> None:
         """Its handler has read all messages. Where the client has broken the protocol after them, the call ends."""

@@ -32,7 +32,9 @@ from onelane.server.sibling_connection import SiblingConnection
 from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.server.time_limits import TimeLimits
 from onelane.server.unix_sockets import ListeningPath
-from onelane.wire.framing import BadWire, Packed
+from onelane.server.unpacking import SMALL, Unpacker
+from onelane.wire.deframer import Packed
+from onelane.wire.framing import BadWire
 from onelane.wire.held_bytes import HeldBytes
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Broken, Ended, Messages, Opened
@@ -55,6 +57,7 @@ class NativeListener:
         self.max_message = 0
         self.max_first_bytes = MAX_FIRST_BYTES
         self.held_bytes: HeldBytes
+        self.unpacker: Unpacker
         self.compression = grpc.Compression.NoCompression
         self._connection_type: type[NativeConnection] = NativeConnection
         self._slots: PeerSlots
@@ -86,6 +89,7 @@ class NativeListener:
         self.methods = {method.path.encode(): method for method in serving.methods()}
         self.limits = Limits(max_streams=settings.max_streams, max_metadata=settings.max_metadata_bytes)
         self.max_message = settings.max_message_bytes
+        self.unpacker = Unpacker(self.loop)
         self.held_bytes = HeldBytes(limit=settings.shard_held_bytes, per_connection=settings.connection_held_bytes)
         self.compression = compression_of(settings)
         self._connection_type = CompressingConnection if self.compression else NativeConnection
@@ -212,9 +216,9 @@ class NativeListener:
             )
         try:
             metadata, _ = stream.metadata()
-            if type(message) is Packed:
-                # The first of its connection; its key says where the connection goes.
-                message = message.unpack()
+            if isinstance(message, Packed):
+                # A large one is not unpacked for its key: nobody has admitted the call.
+                message = message.message() if message.advance(SMALL) else None
         except BadWire:
             return ""
         owner = self.serving.home_of(method, metadata, message)

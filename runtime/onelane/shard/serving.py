@@ -45,6 +45,9 @@ class LaneServing:
     def arrive(self, method: Method, call: Call, request: bytes | None) -> Work:
         return self._way_in.arrive(method, call, request)
 
+    def refuses(self, method: Method, call: Call) -> bool:
+        return self._lane.refuses(method, call)
+
     def resume(self, call: Call) -> Work:
         return self._lane.resume(call)
 

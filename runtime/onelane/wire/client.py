@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onelane.wire import framing
-from onelane.wire.framing import BadWire, Deframer, FrameCutter, Headers, Metadata
+from onelane.wire.deframer import Deframer
+from onelane.wire.framing import BadWire, FrameCutter, Headers, Metadata
 from onelane.wire.http2 import (
     Closed,
     DataReceived,

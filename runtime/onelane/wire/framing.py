@@ -34,7 +34,7 @@ PREFIX = 5
 ENCODINGS = b"identity,deflate,gzip"
 KNOWN_ENCODINGS = frozenset({b"", *ENCODINGS.split(b",")})
 """Values of `grpc-encoding` that can be read; b"" where there is none."""
-_WINDOW_BITS = {b"deflate": 15, b"gzip": 31}
+WINDOW_BITS = {b"deflate": 15, b"gzip": 31}
 """For zlib. Source: compression.md; `deflate` is zlib's format (RFC 1950), as everywhere in HTTP."""
 _LEVEL = 6
 MAX_TIMEOUT_DIGITS = 8
@@ -99,7 +99,7 @@ def frame(message: bytes) -> bytes:
 
 def frame_compressed(encoding: bytes, message: bytes) -> bytes:
     """One message with its prefix, compressed where that makes it smaller."""
-    packer = zlib.compressobj(_LEVEL, wbits=_WINDOW_BITS[encoding])
+    packer = zlib.compressobj(_LEVEL, wbits=WINDOW_BITS[encoding])
     packed = packer.compress(message) + packer.flush()
     return b"\1" + len(packed).to_bytes(4, "big") + packed if len(packed) < len(message) else frame(message)
 
@@ -113,152 +113,6 @@ FRAMERS: Mapping[int, tuple[bytes, Callable[[bytes], bytes]]] = {
 def accepts(accepted: bytes, encoding: bytes) -> bool:
     """Whether a `grpc-accept-encoding` has an encoding."""
     return encoding in (token.strip() for token in accepted.split(b","))
-
-
-class Packed(bytes):
-    """A message as it was compressed. It is unpacked once its call is admitted: a thousandfold of its bytes may be in
-    it, and the time that takes is the lane's."""
-
-    encoding: bytes
-    limit: int
-    """Bytes that it may have."""
-
-    def unpack(self) -> bytes:
-        """The message.
-
-        Raises:
-            BadWire: it is over the limit (RESOURCE_EXHAUSTED), or malformed (INTERNAL).
-        """
-        return _unpack(self, self.encoding, self.limit)
-
-
-def _unpack(message: bytes, encoding: bytes, limit: int) -> bytes:
-    name = encoding.decode()
-    unpacker = zlib.decompressobj(wbits=_WINDOW_BITS[encoding])
-    try:
-        unpacked = unpacker.decompress(message, limit + 1)
-    except zlib.error as error:
-        raise BadWire(f"a message is no valid {name}: {error}") from error
-    if len(unpacked) > limit:
-        raise _too_large(len(unpacked), limit)
-    if not unpacker.eof:
-        raise BadWire(f"a {name} message is truncated")
-    if unpacker.unused_data:
-        raise BadWire(f"a {name} message has bytes after its end")
-    return unpacked
-
-
-def _too_large(size: int, limit: int) -> BadWire:
-    return BadWire(f"Received message larger than max ({size} vs. {limit})", code=RESOURCE_EXHAUSTED)
-
-
-class Deframer:
-    """Cuts the bytes of one stream into messages. Buffers at most one message of `limit` bytes, and its prefix."""
-
-    __slots__ = ("_body", "_encoding", "_flag", "_limit", "_missing", "_prefix", "_unpacks")
-
-    def __init__(self, *, limit: int, encoding: bytes, unpacks: bool = True) -> None:
-        """encoding: the stream's `grpc-encoding`; b"" or b"identity" for none. Used for compressed messages alone.
-
-        unpacks: if not, a compressed message is `Packed`.
-        """
-        self._encoding = encoding
-        self._limit = limit
-        self._unpacks = unpacks
-        self._prefix = b""
-        """The first bytes of a prefix that is not complete."""
-        self._flag = 0
-        self._body = bytearray()
-        """The bytes so far of a message that is not complete. No list of chunks: a peer may send them byte by byte."""
-        self._missing = 0
-        """Bytes that `_body` still lacks."""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes of the stream; returns the messages that they complete.
-
-        Raises:
-            BadWire: a message is over the limit (RESOURCE_EXHAUSTED), compressed in an unknown encoding
-                (UNIMPLEMENTED), or malformed (INTERNAL). It has the messages before; nothing after it can be read.
-        """
-        messages: list[bytes] = []
-        try:
-            self._cut(data, messages)
-        except BadWire as error:
-            error.messages = messages
-            raise
-        return messages
-
-    def _cut(self, data: bytes, messages: list[bytes]) -> None:
-        """Append the messages that `data` completes."""
-        if self._missing:
-            chunk, data = data[: self._missing], data[self._missing :]
-            self._body += chunk
-            self._missing -= len(chunk)
-            if self._missing:
-                return
-            body, self._body = self._body, bytearray()
-            messages.append(self._message(self._flag, bytes(body)))
-        if self._prefix:
-            data = self._prefix + data
-        at = 0
-        while len(data) - at >= PREFIX:
-            size = int.from_bytes(data[at + 1 : at + PREFIX], "big")
-            if size > self._limit:
-                self._refuse(size)
-            begin, end = at + PREFIX, at + PREFIX + size
-            if end > len(data):
-                self._flag, self._body, self._missing = data[at], bytearray(data[begin:]), end - len(data)
-                self._prefix = b""
-                return
-            messages.append(self._message(data[at], data[begin:end]))
-            at = end
-        self._prefix = data[at:]
-
-    @property
-    def is_between(self) -> bool:
-        """Whether no message is incomplete: the stream may end here."""
-        return not self._prefix and not self._missing
-
-    @property
-    def missing(self) -> int:
-        """Bytes that a message lacks whose prefix is complete."""
-        return self._missing
-
-    @property
-    def buffered(self) -> int:
-        """Bytes of the message that is not complete."""
-        return len(self._prefix) + len(self._body)
-
-    def _message(self, flag: int, message: bytes) -> bytes:
-        if len(message) > self._limit:
-            self._refuse(len(message))
-        if flag == 0:
-            return message
-        if flag != 1:
-            raise BadWire(f"compressed flag is {flag}, expected 0 or 1")
-        if self._encoding in (b"", b"identity"):
-            raise BadWire("a message is compressed, but the stream has no grpc-encoding")
-        if self._encoding not in _WINDOW_BITS:
-            raise BadWire(f"grpc-encoding {self._encoding.decode('latin-1')!r} is not supported", code=UNIMPLEMENTED)
-        if self._unpacks:
-            return _unpack(message, self._encoding, self._limit)
-        packed = Packed(message)
-        packed.encoding, packed.limit = self._encoding, self._limit
-        return packed
-
-    def _refuse(self, size: int) -> None:
-        raise _too_large(size, self._limit)
-
-
-def message_of(frame: bytes, encoding: bytes) -> bytes:
-    """The message of a `frame`, which a sibling has sent.
-
-    Raises:
-        BadWire: it is compressed, and cannot be unpacked.
-    """
-    if not frame[0]:
-        return frame[PREFIX:]
-    return Deframer(limit=2**32, encoding=encoding).feed(frame)[0]
 
 
 class FrameCutter:

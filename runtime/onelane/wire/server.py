@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onelane.wire import framing, header_size
-from onelane.wire.framing import BadWire, Deframer, Discarder, Headers, Metadata
+from onelane.wire.deframer import Deframer
+from onelane.wire.framing import BadWire, Discarder, Headers, Metadata
 from onelane.wire.header_size import TooMuchMetadata
 from onelane.wire.http2 import (
     Closed,
@@ -40,6 +41,7 @@ EVERY_PEER_TAKES = 1024
 class Stream:
     """One call, as a stream of the connection."""
 
+    unpacks = True
     __slots__ = (
         "_deframer",
         "call",
@@ -89,7 +91,7 @@ class Stream:
         if self._deframer is None:
             if framing.is_one_message(data, self.limit):
                 return [data[framing.PREFIX :]]
-            self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"), unpacks=False)
+            self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"), unpacks=self.unpacks)
         messages = self._deframer.feed(data)
         if messages:
             self.waits_since = 0.0
@@ -127,6 +129,13 @@ class Stream:
         timeout = self.fields.get(b"grpc-timeout")
         metadata = () if self.fields.keys() <= framing.RESERVED else framing.read_metadata(self.headers)
         return metadata, None if timeout is None else framing.read_timeout(timeout)
+
+
+class PackingStream(Stream):
+    """A stream whose compressed messages are reported as `Packed`."""
+
+    unpacks = False
+    __slots__ = ()
 
 
 @dataclass(slots=True)
@@ -199,8 +208,10 @@ Event = Opened | Messages | Ended | Broken | ConnectionLost | Pong | Untaken | H
 class ServerConnection:
     """See the module. `receive` and `take` move bytes; the rest answers calls."""
 
-    def __init__(self, limits: Limits, *, max_message: int, joins: bool = False) -> None:
-        """joins: report a call whose only message arrives together with its headers by one event, `Opened`."""
+    def __init__(self, limits: Limits, *, max_message: int, joins: bool = False, unpacks: bool = True) -> None:
+        """joins: report a call whose only message arrives together with its headers by one event, `Opened`.
+        unpacks: compressed messages; else they are reported as `Packed`."""
+        self._stream_type = Stream if unpacks else PackingStream
         self._joins = joins
         self.http2 = Http2(server=True, limits=limits)
         self.streams: dict[int, Stream] = {}
@@ -293,6 +304,12 @@ class ServerConnection:
         if not self._told_from < self.held + self.http2.queued_in_all() < self._told_to:
             self.weigh()
         return data
+
+    def hold(self, stream: Stream, amount: int) -> None:
+        """A call holds so many bytes more: its message has been unpacked so far."""
+        if stream.id in self.streams:
+            stream.held += amount
+            self.held += amount
 
     def weigh(self) -> int:
         """Tell by an event what is held, and return it."""
@@ -441,7 +458,7 @@ class ServerConnection:
     def _open(
         self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, events: list[Event]
     ) -> Opened | None:
-        stream = Stream(number, headers, self._max_message)
+        stream = self._stream_type(number, headers, self._max_message)
         stream.ended = ended
         fields = stream.fields
         if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
