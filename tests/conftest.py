@@ -4,7 +4,7 @@ import asyncio
 import functools
 import inspect
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import grpc.aio
@@ -25,11 +25,22 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.obj = bounded(item.obj)
 
 
-def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+def bounded(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def run(**fixtures: Any) -> None:
-        async with asyncio.timeout(BOUND_S):
-            await test(**fixtures)
+        # In a task and a context of its own: anyio runs all tests in one task, which a cancellation would end, and in
+        # whose context one test would see what another has set.
+        task = asyncio.get_running_loop().create_task(test(**fixtures))
+        try:
+            async with asyncio.timeout(BOUND_S):
+                await asyncio.wait([task])
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+        if task.cancelled():
+            pytest.fail("the test was cancelled from inside")
+        task.result()
 
     return run
 
