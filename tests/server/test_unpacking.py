@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from onelane.server.unpacking import PIECE, Unpacker, Unpacking
+from onelane.server.unpacking import UNPACKED_PIECE, Unpacker, Unpacking
 from onelane.wire import deframer
 from onelane.wire.deframer import Packed
 from onelane.wire.framing import BadWire, frame
@@ -51,14 +51,14 @@ def made() -> tuple[Loop, Unpacker]:
 def test_a_turn_of_the_loop_unpacks_one_piece_and_the_connections_take_turns() -> None:
     loop, unpacker = made()
     many = [Wanted(unpacker, "many") for _ in range(100)]
-    other = Wanted(unpacker, "other", bytes(2 * PIECE))
+    other = Wanted(unpacker, "other", bytes(2 * UNPACKED_PIECE))
     unpacked = 0
     while not other.ends:
         loop.turn()
         now = sum(wanted.packed.size for wanted in (*many, other))
-        assert now - unpacked <= PIECE
+        assert now - unpacked <= UNPACKED_PIECE
         unpacked = now
-    assert unpacked <= 6 * PIECE
+    assert unpacked <= 6 * UNPACKED_PIECE
     assert [wanted.packed.size > 0 for wanted in many] == [True] + [False] * 99
 
 
@@ -69,18 +69,8 @@ def test_a_message_that_is_wanted_no_more_is_unpacked_no_further() -> None:
     dropped.is_wanted = False
     while not other.ends:
         loop.turn()
-    assert dropped.packed.size <= 2 * PIECE
+    assert dropped.packed.size <= 2 * UNPACKED_PIECE
     assert (other.packed.message(), loop.soon) == (ZEROS, [])
-
-
-def test_a_message_over_the_limit_ends_where_it_passes_it() -> None:
-    packed = Packed(gzip.compress(ZEROS), b"gzip", 100_000)
-    assert not packed.advance(PIECE)
-    with pytest.raises(BadWire, match="larger than max"):
-        packed.advance(PIECE)
-    assert packed.size == 100_001
-    with pytest.raises(BadWire, match="larger than max"):
-        packed.advance(1)
 
 
 async def test_calls_that_are_refused_are_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:

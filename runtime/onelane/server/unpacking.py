@@ -12,7 +12,7 @@ from typing import Any
 from onelane.wire.deframer import Packed
 from onelane.wire.framing import BadWire
 
-PIECE = 64 * 1024
+UNPACKED_PIECE = 64 * 1024
 """Bytes that are unpacked in one turn of the loop, in some 0.2 ms."""
 SMALL = 16 * 1024
 """Bytes of a message that is unpacked at once."""
@@ -34,7 +34,7 @@ class Unpacking:
         """Unpack a piece; whether that was the last."""
         before = self.packed.size
         try:
-            is_whole = self.packed.advance(PIECE)
+            is_whole = self.packed.advance(UNPACKED_PIECE)
         except BadWire as error:
             self._ended(error)
             return True
