@@ -57,9 +57,10 @@ class Environment:
 
 
 MACHINE = Environment()
-WAITING_SHARE, MIN_WAITING = 4, 1024
-"""Of the calls that a shard may have in progress, one in so many may wait for one sibling that restarts, or MIN_WAITING
-of them: a burst before the first connection. Were it all, a shard that is down would in time stop the others."""
+WAITING_SHARE, MIN_WAITING = 2, 1024
+"""Of the calls that a shard may have in progress, one in so many may wait until it is connected to one sibling, or
+MIN_WAITING of them. As many as go to it where a burst fills a shard before its first connection, and there are two
+shards; were it all, a shard that is down would in time stop the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
