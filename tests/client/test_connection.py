@@ -60,13 +60,19 @@ async def test_a_server_that_breaks_http2_ends_a_call_whose_requests_never_pause
     assert requests_taken < 10_000
 
 
+@pytest.mark.parametrize(
+    ("begins", "breaks"),
+    [("receive_in_turns", b""), ("postpone", b""), ("postpone", h2.frame(h2.DATA, b"of no stream"))],
+    ids=["bytes wait", "events wait", "events wait, and HTTP/2 is broken"],
+)
 async def test_calls_that_were_answered_before_their_connection_was_lost_have_their_answers(
-    monkeypatch: pytest.MonkeyPatch,
+    begins: str, breaks: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answers came in one read, of which one piece is handled in a turn; then a write meets a closed socket."""
+    """The answers came in one read, of which one piece, or some events, are handled in a turn; then a write meets a
+    closed socket, or HTTP/2 has ended."""
     calls, reads = 100, 0
     clock: Iterator[float] = count(1.0, driver.TURN_S)
-    receive_in_turns = Connection.receive_in_turns
+    begin = getattr(Connection, begins)
 
     async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(h2.settings())
@@ -80,20 +86,25 @@ async def test_calls_that_were_answered_before_their_connection_was_lost_have_th
                 + h2.response(n, (b"grpc-status", b"0"), last=True)
                 for n in requests
             )
+            + breaks
         )
         await reader.read()
         writer.close()
 
-    def lose(connection: Connection, data: bytes) -> None:
+    def lose(connection: Connection, read: Any) -> Any:
         nonlocal reads
         reads += 1
-        receive_in_turns(connection, data)
-        assert connection.unhandled()
+        first = begin(connection, read)
+        assert connection.is_behind
+        if breaks:
+            connection.flush()
+            assert connection.is_over
         connection.transport.abort()
+        return first
 
     monkeypatch.setattr(driver, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(Connection, "receive_in_turns", lose)
-    monkeypatch.setattr(Connection, "max_piece", 1024)
+    monkeypatch.setattr(Connection, begins, lose)
+    monkeypatch.setattr(Connection, *(("max_piece", 1024) if begins == "receive_in_turns" else ("max_events", 8)))
     server = await asyncio.start_server(answer_all, "127.0.0.1", 0)
     async with server, dial("{}:{}".format(*server.sockets[0].getsockname())) as channel:
         send = channel.unary_unary("/t.T/Echo")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from onelane.wire import driver
-from onelane.wire.driver import PIECE, TURN_S, WireProtocol
+from onelane.wire.driver import PIECE, TURN_EVENTS, TURN_S, WireProtocol
 from onelane.wire.framing import frame
 from onelane.wire.http2 import Limits
-from onelane.wire.server import Messages, ServerConnection
+from onelane.wire.server import Ended, Messages, Opened, ServerConnection
 
 from tests import frames as h2
 
@@ -20,17 +20,21 @@ LARGEST_READ = 256_000
 
 
 class Server(WireProtocol[ServerConnection]):
-    """Notes the messages that it gets, and lets them be sent on."""
+    """Notes what it gets, and lets more be sent."""
 
     def __init__(self) -> None:
         limits = Limits(window=h2.MAX_WINDOW, connection_window=h2.MAX_WINDOW)
         super().__init__(ServerConnection(limits, max_message=LARGEST_READ), asyncio.get_running_loop())
         self.messages: list[bytes] = []
+        self.calls: list[tuple[str, int]] = []
+        """Of each call its beginning, and its end by the client, with the stream."""
 
     def handle(self, events: list[Any]) -> None:
         for event in events:
             if isinstance(event, Messages):
                 self.messages += event.messages
+            elif isinstance(event, Opened | Ended):
+                self.calls.append((type(event).__name__, event.stream.id))
 
 
 class Peer:
@@ -73,6 +77,14 @@ def numbered(amount: int, *, padding: int = 0) -> tuple[bytes, list[bytes]]:
     """Frames of one small message each, and these messages."""
     messages = [b"%d" % n + b"." * padding for n in range(amount)]
     return b"".join(h2.frame(h2.DATA, frame(message), stream=1) for message in messages), messages
+
+
+def calls(amount: int) -> bytes:
+    """The beginnings of so many calls, in one piece at most."""
+    block = b"\x83\x86\x04\x04/t.T" + h2.field(b":authority", b"h") + h2.field(b"content-type", b"application/grpc")
+    data = b"".join(h2.headers(3 + 2 * n, block) for n in range(amount))
+    assert len(data) <= PIECE
+    return data
 
 
 async def turn() -> None:
@@ -220,3 +232,74 @@ async def test_whatever_the_frames_are_one_piece_is_handled_at_a_time(
         before = len(pieces)
         await turn()
         assert len(pieces) <= before + 1
+
+
+@pytest.mark.usefixtures("slow_clock")
+async def test_a_piece_of_many_calls_begins_few_of_them_in_a_turn(peers: list[Peer]) -> None:
+    amount = 12 * TURN_EVENTS
+    server = peers[0].server
+    server.calls.clear()
+    server.data_received(calls(amount))
+    begun = [len(server.calls)]
+    while begun[-1] < amount:
+        await turn()
+        begun.append(len(server.calls))
+    assert begun == [TURN_EVENTS * n for n in range(1, 13)]
+    assert server.calls == [("Opened", 3 + 2 * n) for n in range(amount)]
+
+
+@pytest.mark.usefixtures("slow_clock")
+async def test_as_many_calls_as_a_client_sends_at_once_begin_in_one_turn(peers: list[Peer]) -> None:
+    server = peers[0].server
+    server.calls.clear()
+    server.data_received(calls(TURN_EVENTS))
+    assert len(server.calls) == TURN_EVENTS
+    assert not server.is_behind
+    assert server.transport.is_reading()
+
+
+@pytest.mark.usefixtures("still_clock")
+async def test_events_that_cost_little_are_handled_in_two_turns_however_many_they_are(peers: list[Peer]) -> None:
+    server = peers[0].server
+    server.calls.clear()
+    server.data_received(calls(12 * TURN_EVENTS))
+    await turn()
+    assert len(server.calls) == 12 * TURN_EVENTS
+    further, _ = numbered(2)
+    server.data_received(further)
+    assert server.messages == [b"0", b"1"]
+    assert server.transport.is_reading()
+
+
+@pytest.mark.usefixtures("slow_clock")
+async def test_what_comes_up_while_events_wait_is_handled_after_them(peers: list[Peer]) -> None:
+    """Bytes that are read, and the end of a call that comes up while bytes are written."""
+    server = peers[0].server
+    server.calls.clear()
+    server.data_received(calls(2 * TURN_EVENTS))
+    last = server.wire.streams[1 + 2 * 2 * TURN_EVENTS]
+    server.wire.late.append(Ended(last))
+    server.flush()
+    message, _ = numbered(1)
+    server.data_received(message)
+    assert len(server.calls) == TURN_EVENTS
+    assert not server.messages
+    while not server.messages:
+        await turn()
+    assert server.calls[-2:] == [("Opened", last.id), ("Ended", last.id)]
+
+
+@pytest.mark.usefixtures("slow_clock")
+async def test_calls_of_a_paused_connection_begin_once_it_is_resumed(peers: list[Peer]) -> None:
+    server = peers[0].server
+    server.calls.clear()
+    server.data_received(calls(2 * TURN_EVENTS))
+    server.pause_reading()
+    for _ in range(20):
+        await turn()
+    assert len(server.calls) == TURN_EVENTS
+    server.resume_reading()
+    while server.is_behind:
+        await turn()
+    assert len(server.calls) == 2 * TURN_EVENTS
+    assert server.transport.is_reading()

@@ -24,7 +24,7 @@ from onelane.wire.client import (
     Ready,
     SettingsChanged,
 )
-from onelane.wire.driver import WireProtocol
+from onelane.wire.driver import TURN_EVENTS, WireProtocol
 from onelane.wire.framing import Headers, Metadata
 
 log = logging.getLogger("onelane.client")
@@ -119,6 +119,9 @@ class ConnectionPool(Protocol):
 class Connection(WireProtocol[ClientConnection]):
     """One connection. Owned by its subchannel."""
 
+    max_events = 2 * TURN_EVENTS
+    """An answer causes two: its message, and its status."""
+
     def __init__(self, owner: ConnectionPool) -> None:
         super().__init__(ClientConnection(owner.dialling.limits), asyncio.get_running_loop())
         self.ready: asyncio.Future[None] = self._loop.create_future()
@@ -147,13 +150,14 @@ class Connection(WireProtocol[ClientConnection]):
             self.receive_in_turns(data)
             return
         self._heard = True
-        self.handle(self.wire.receive(data))
+        events = self.wire.receive(data)
+        self.handle(events if len(events) <= self.max_events else self.postpone(events))
         if self.wire.going_away and not self.wire.streams:
             self.transport.close()
         self.flush_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.unhandled():
+        if self.is_behind:
             # The server may have answered before: its calls end as it said.
             self._lost_by = (error,)
             return
@@ -170,7 +174,7 @@ class Connection(WireProtocol[ClientConnection]):
 
     @property
     def reads_no_more(self) -> bool:
-        return self.is_over
+        return self.is_over and not self._postponed
 
     def caught_up(self) -> None:
         if self._lost_by is None:

@@ -51,7 +51,7 @@ class WireControl(WireProtocol[Any]):
     """
 
     max_queued = 1024 * 1024
-    max_piece = sys.maxsize
+    max_piece = max_events = sys.maxsize
     """Whatever has come is handled at once: the other end is ours, and its last words may come just before its end."""
 
     def __init__(self, kind: type[Message], *, serves: bool) -> None:

@@ -128,7 +128,9 @@ class CallsConnection(WireProtocol[ServerConnection]):
         self._owner.serving.ended_early(stream.path.decode("latin-1"), reason, peer=self.peer)
         call: NativeCall | None = stream.call
         self._cancel(stream)
-        if call is not None:
+        if call is None:
+            self.drop_postponed(stream)
+        else:
             # Now: its handler may go on for some time after it was cancelled.
             call.discard_unread()
         self.flush_soon()
@@ -166,7 +168,7 @@ class CallsConnection(WireProtocol[ServerConnection]):
             elif type(event) is Untaken:
                 self._owner.serving.untaken(event.change, trusted=self.trusted)
             else:
-                self.handle([event])
+                super().handle_late([event])
 
     def _event_failed(self, event: Any) -> None:
         stream: Stream | None = getattr(event, "stream", None)
@@ -434,6 +436,14 @@ class CallsConnection(WireProtocol[ServerConnection]):
             call.state = call.state.end
             self._release(call)
 
+    def drop_unhandled(self) -> None:
+        # Their calls, which have begun, go on without a stream.
+        for event in self._postponed:
+            if type(event) is Ended:
+                self._cancel(event.stream)
+        super().drop_unhandled()
+
     def _cancel_all(self) -> None:
+        self.drop_unhandled()
         for stream in list(self.wire.streams.values()):
             self._cancel(stream)

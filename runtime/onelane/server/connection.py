@@ -18,6 +18,7 @@ from onelane.server.lingering import Lingering
 from onelane.server.methods import Method
 from onelane.server.steering import FirstBytes
 from onelane.wire import framing
+from onelane.wire.driver import TURN_EVENTS
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Opened, ServerConnection, Stream
 
@@ -118,7 +119,7 @@ class NativeConnection(CallsConnection):
         if self._is_watched:
             self._handle_watched(data, events)
         else:
-            self.handle(events)
+            self.handle(events if len(events) <= TURN_EVENTS else self.postpone(events))
 
     def _handle_watched(self, data: bytes, events: list[Any]) -> None:
         if events:
@@ -130,7 +131,7 @@ class NativeConnection(CallsConnection):
             self._first_events += events
             self._decide()
         else:
-            self.handle(events)
+            self.handle_in_turns(events)
         self._is_watched = not self.has_request or self._first_bytes is not None or self.asked_at > 0
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -185,7 +186,7 @@ class NativeConnection(CallsConnection):
             return
         self._owner.decided(self)
         events, self._first_events, self._first_bytes = self._first_events, [], None
-        self.handle(events)
+        self.handle_in_turns(events)
 
     def acknowledged(self) -> None:
         self.pinged_at = self.asked_at = 0.0
@@ -199,7 +200,8 @@ class NativeConnection(CallsConnection):
         if self.wire.http2.sent_error:
             self.wire.http2.sent_error = 0
             self._owner.counts.goaway("protocol")
-        if not self.tasks and not self.wire.streams and (self.is_over or not self.wire.answered):
+        has_calls = self.tasks or self.wire.streams or self._postponed
+        if not has_calls and (self.is_over or not self.wire.answered):
             self._close_after_client()
         elif self.is_over:
             # Now, and not once the transport has closed: a handler that writes without a pause would not let it.

@@ -5,8 +5,8 @@ events mean is theirs.
 
 Promises: what is written in one turn of the loop leaves in one piece, and wakes the peer once; back-pressure reaches
 whoever writes messages, by `wait_room`, from the transport's buffer and from the peer's flow-control window alike;
-every waiter goes on when the connection is lost; what one peer sends holds the loop for TURN_S and one PIECE at most,
-then every other connection has its turn.
+every waiter goes on when the connection is lost; what one peer sends holds the loop for TURN_S, one PIECE and
+TURN_EVENTS events at most, then every other connection has its turn.
 Leaves out: TLS, reconnecting, keepalive timers.
 """
 
@@ -22,6 +22,9 @@ smaller; larger ones are cut. Cut to 16 KiB, a message of 64 KiB would cost a te
 TURN_S = 0.001
 """How long the pieces of one read may hold the loop before other connections have their turn. Time, and no number of
 frames: a frame costs between 0.2 µs and all that a handler does before it waits."""
+TURN_EVENTS = 64
+"""Events that are handled in one go: each may begin a call, whose handler runs until it first waits. PIECE alone does
+not bound that, some 1000 calls fit into it. A read of an ordinary client has fewer, and is handled at once."""
 MAX_QUEUED = 64 * 1024
 """Bytes of one stream that may wait for the peer to read; whoever writes more waits."""
 
@@ -56,6 +59,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
 
     max_queued = MAX_QUEUED
     max_piece = PIECE
+    max_events = TURN_EVENTS
 
     def __init__(self, wire: W, loop: asyncio.AbstractEventLoop) -> None:
         self.wire = wire
@@ -75,6 +79,8 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         """The last read, or reads, while they are handled piece by piece. No more is read meanwhile."""
         self._handled = 0
         """Of these, the bytes that have been handled."""
+        self._postponed: list[Any] = []
+        """Events of the last piece that are to be handled before further bytes. No more is read meanwhile."""
         self._turn_ends: float | None = None
         """When this connection leaves the loop to others, in monotonic seconds; None while it has no turn."""
         self._is_stopped = False
@@ -93,7 +99,8 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         if len(data) > self.max_read:
             self.receive_in_turns(data)
             return
-        self.handle(self.wire.receive(data))
+        events = self.wire.receive(data)
+        self.handle(events if len(events) <= self.max_events else self.postpone(events))
         self.flush_soon()
 
     def pause_writing(self) -> None:
@@ -115,7 +122,10 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
 
     def handle_late(self, events: list[Any]) -> None:
         """Act on what has come up while bytes were taken to be sent."""
-        self.handle(events)
+        if self._postponed:
+            self._postponed += events
+        else:
+            self.handle(events)
 
     def written(self) -> None:
         """All there is to say has been written, and `is_closing` is set or HTTP/2 has ended."""
@@ -139,7 +149,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
     def receive_in_turns(self, data: bytes) -> None:
         """Handle a large read piece by piece, in as many turns of the loop as that takes; each goes through
         `data_received`. In between, every other connection has its turn. The order is kept."""
-        is_behind = bool(self._unhandled)
+        is_behind = self.is_behind
         self._unhandled, self._handled = self.unhandled() + data, 0
         if is_behind:
             # Read though reading was paused: TLS had it in its buffer.
@@ -149,6 +159,23 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
             self._begin_turn()
         self._handle_pieces()
 
+    def handle_in_turns(self, events: list[Any]) -> None:
+        """Handle events, however many, in as many turns of the loop as that takes."""
+        self.handle(events if len(events) <= self.max_events else self.postpone(events))
+
+    def postpone(self, events: list[Any]) -> list[Any]:
+        """The first of many events; the others are handled later in this turn of the loop, or in further turns. The
+        order is kept: all that comes up meanwhile is handled after them."""
+        self._postponed += events
+        self.max_read = -1
+        if self._turn_ends is None:
+            self._begin_turn()
+        return self._next_events()
+
+    def drop_postponed(self, stream: Any) -> None:
+        """Forget the events of a stream that has ended here."""
+        self._postponed = [event for event in self._postponed if getattr(event, "stream", None) is not stream]
+
     def pause_reading(self) -> None:
         """Read nothing, and handle nothing, until `resume_reading`."""
         self._is_stopped = True
@@ -156,17 +183,23 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
 
     def resume_reading(self) -> None:
         self._is_stopped = False
-        if not self._unhandled:
+        if not self.is_behind:
             self.caught_up()
         elif self._turn_ends is None:
             self._begin_turn()
 
+    @property
+    def is_behind(self) -> bool:
+        """Something has been read and not handled."""
+        return bool(self._unhandled or self._postponed)
+
     def unhandled(self) -> bytes:
-        """What has been read and not handled."""
+        """The bytes that have been read and not handled."""
         return self._unhandled[self._handled :]
 
     def drop_unhandled(self) -> None:
         self._unhandled, self._handled, self.max_read = b"", 0, self.max_piece
+        self._postponed.clear()
 
     def _begin_turn(self) -> None:
         self._turn_ends = monotonic() + TURN_S
@@ -174,28 +207,37 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
 
     def _next_turn(self) -> None:
         self._turn_ends = None
-        if self._unhandled and not self._is_stopped:
+        if self.is_behind and not self._is_stopped:
             self._begin_turn()
             self._handle_pieces()
-            if not self._unhandled:
+            if not self.is_behind:
                 self.caught_up()
 
     def _handle_pieces(self) -> None:
-        """Handle one piece, and further ones until this turn ends."""
+        """Handle one piece, or the next events of one, and further ones until this turn ends."""
         assert self._turn_ends is not None
         is_late = False
         while not self.reads_no_more:
             if is_late or self._is_stopped:
                 self._stop_reading()
                 return
-            piece = self._unhandled[self._handled : self._handled + self.max_piece]
-            self._handled += len(piece)
-            self.max_read = self.max_piece
-            self.data_received(piece)
-            if self._handled >= len(self._unhandled):
+            if self._postponed:
+                self.handle(self._next_events())
+                self.flush_soon()
+            else:
+                piece = self._unhandled[self._handled : self._handled + self.max_piece]
+                self._handled += len(piece)
+                self.max_read = self.max_piece
+                self.data_received(piece)
+            if self._handled >= len(self._unhandled) and not self._postponed:
                 break
             is_late = monotonic() >= self._turn_ends
         self.drop_unhandled()
+
+    def _next_events(self) -> list[Any]:
+        events = self._postponed[: self.max_events]
+        del self._postponed[: self.max_events]
+        return events
 
     def _stop_reading(self) -> None:
         self.max_read = -1
