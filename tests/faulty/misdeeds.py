@@ -36,6 +36,8 @@ class Misdeed:
     """The log event that names it; "" for what gRPC allows."""
     methods: frozenset[str]
     """Those in which it is a misdeed."""
+    grpcio_code: str
+    """Its status by the grpcio listener."""
 
     def is_line(self, line: str) -> bool:
         """Whether `file:number` is a line of it."""
@@ -50,10 +52,14 @@ PLAIN = frozenset({"Plain", "PlainUpload", "PlainStream", "PlainList"})
 
 
 def misdeed(
-    code: str = "INTERNAL", event: str = "call.failed", methods: frozenset[str] = ASYNC | PLAIN
+    code: str = "INTERNAL",
+    event: str = "call.failed",
+    methods: frozenset[str] = ASYNC | PLAIN,
+    *,
+    grpcio_code: str = "",
 ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
     def register(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        MISDEEDS[run.__name__] = Misdeed(run, code, event, methods)
+        MISDEEDS[run.__name__] = Misdeed(run, code, event, methods, grpcio_code or code)
         return run
 
     return register
@@ -373,7 +379,8 @@ def raises_an_abort_of_its_own(context: Any) -> object:
     raise grpc.aio.AbortError("no status was chosen")
 
 
-@misdeed("CANCELLED", "", ASYNC)
+# grpc.aio cancels the task of a call whose client has cancelled it, and does not say so.
+@misdeed("INTERNAL", "", ASYNC, grpcio_code="CANCELLED")
 def cancels_its_own_task(context: Any) -> object:
     task = asyncio.current_task()
     assert task is not None

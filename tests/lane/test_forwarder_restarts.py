@@ -82,6 +82,26 @@ async def test_a_call_whose_deadline_passes_while_it_waits_for_its_owner_is_coun
     held.close()
 
 
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_a_call_that_is_cut_off_while_it_waits_for_its_owner_is_counted_as_its_client_is_told(
+    tmp_path: Path, by_client: bool
+) -> None:
+    owner = Member("b", "127.0.0.1:1002", str(tmp_path / "b"))
+    held, forwarder = sockets.listening(f"unix:{owner.socket}"), NativeForwarder()
+    call = MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=60.0)
+    forwarder.begin(owner, call, b"", None, lambda _: None)
+    # As its listener does, at the end of a drain or where its client cancels it.
+    if not by_client:
+        call.end_early(grpc.StatusCode.UNAVAILABLE, "shut down")
+    call.is_cancelled = True
+    assert call.cancel_forward is not None
+    call.cancel_forward()
+    assert call.code_now is (grpc.StatusCode.CANCELLED if by_client else grpc.StatusCode.UNAVAILABLE)
+    assert SERVED not in dict(call.trailers), "the owner has never seen it, and does not count it"
+    await forwarder.aclose()
+    held.close()
+
+
 async def test_calls_that_wait_for_one_owner_are_bounded(tmp_path: Path) -> None:
     """Or a shard that is down would take all the calls that the others may have in progress."""
     owner = Member("b", "127.0.0.1:1002", str(tmp_path / "b"))

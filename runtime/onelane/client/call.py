@@ -22,6 +22,7 @@ from onelane.client.subchannel import Subchannel
 from onelane.wire.client import ClientStream
 from onelane.wire.framing import Headers, write_timeout
 from onelane.wire.header_size import TooMuchMetadata
+from onelane.wire.http2 import ErrorCode
 
 log = logging.getLogger("onelane.client")
 OK = grpc.StatusCode.OK
@@ -49,6 +50,8 @@ class ClientCall(grpc.aio.Call):
     """One call, with all of its attempts. Owned by the loop of its channel."""
 
     single_response: bool
+    reset_error: int = ErrorCode.CANCEL
+    """The HTTP/2 error code that a server is sent where the call is cancelled here."""
     headers_size = 0
     """Bytes of its headers, where its metadata is large."""
     _is_cancelled_here = False
@@ -219,6 +222,11 @@ class ClientCall(grpc.aio.Call):
     def cancelled(self) -> bool:
         return self.status is grpc.StatusCode.CANCELLED
 
+    @property
+    def is_cancelled_here(self) -> bool:
+        """By `cancel`, and not by its server."""
+        return self._is_cancelled_here
+
     def done(self) -> bool:
         return self.status is not None
 
@@ -310,7 +318,7 @@ class ClientCall(grpc.aio.Call):
     def _stop(self, code: grpc.StatusCode, details: str) -> None:
         if self.stream is not None:
             assert self.connection is not None
-            self.connection.cancel(self.stream)
+            self.connection.cancel(self.stream, self.reset_error)
         else:
             self._attempt_subchannel.forget(self.outgoing)
         self.retry = None

@@ -247,8 +247,9 @@ class Connection(WireProtocol[ClientConnection]):
         if not self.wire.streams:
             self.close()
 
-    def cancel(self, stream: ClientStream) -> None:
-        self.wire.cancel(stream)
+    def cancel(self, stream: ClientStream, error: int) -> None:
+        """error: of HTTP/2."""
+        self.wire.cancel(stream, error)
         self._owner.room()
         self.flush_soon()
 

@@ -106,6 +106,28 @@ class _Forward(ClientCall):
         return super().cancel()
 
     @property
+    def reset_error(self) -> int:  # type: ignore[override]
+        """The owner counts the call with the status that its client is told."""
+        code, _ = self.status_if_cancelled()
+        return framing.reset_of_status(code.value[0])
+
+    def refuse(self, error: Exception) -> None:
+        """End it: what the owner has answered cannot be passed on."""
+        self.of_client.end_early(_status_of(error), str(error))
+        self.cancel()
+
+    def status_if_cancelled(self) -> tuple[grpc.StatusCode, str]:
+        """The status of the client's call where this shard ends it before the owner does."""
+        call = self.of_client
+        if call.early_status is not None:
+            return call.early_status
+        if call.time_remaining() == 0:
+            return grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS
+        if call.is_cancelled_by_client:
+            return grpc.StatusCode.CANCELLED, "cancelled by the client"
+        return grpc.StatusCode.UNAVAILABLE, "the shard has shut down before the answer was ready"
+
+    @property
     def has_answered(self) -> bool:
         """The headers of the answer have come."""
         return self._initial is not None
@@ -214,8 +236,9 @@ class NativeForwarder:
             sent.cancel()
             _fail(call, owner, sent)
             raise
-        finally:
-            sent.cancel()
+        except Exception as error:
+            sent.refuse(error)
+            raise
         return reply
 
     def give_up(self, owner: Member) -> None:
@@ -307,15 +330,19 @@ def _reply_of(call: Call, sent: _UnaryForward, frame: bytes) -> bytes:
         return call.reply_of(frame, sent.encoding) if frame else b""
     except Exception as error:
         # The client takes less metadata than the shards do; and whatever it is, the call must end.
-        call.fail(grpc.StatusCode[getattr(error, "status", "INTERNAL")], str(error))
+        call.fail(_status_of(error), str(error))
         return b""
+
+
+def _status_of(error: Exception) -> grpc.StatusCode:
+    return grpc.StatusCode[getattr(error, "status", "INTERNAL")]
 
 
 async def _pass_early_headers(call: Call, sent: _UnaryForward) -> Exception | None:
     try:
         await _pass_headers(call, sent)
     except Exception as error:
-        sent.cancel()
+        sent.refuse(error)
         return error
     return None
 
@@ -334,9 +361,10 @@ def _fail(call: Call, owner: Member, sent: _Forward) -> None:
         # Cut off; the owner's end of the connection, which did so or was told, may know nothing of its counts.
         call.trailers = (*call.trailers, (SERVED, owner.name))
     details = sent.status_details
-    if sent.status is grpc.StatusCode.CANCELLED and call.time_remaining() == 0:
-        # What ended it was the deadline of the client's call. So it is counted here, where the owner has not seen it.
-        call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
+    if sent.status is grpc.StatusCode.CANCELLED and (sent.is_cancelled_here or call.time_remaining() == 0):
+        # Not by its owner: the deadline of the client's call has passed, or it was cancelled, or cut off. So it is
+        # counted here, where the owner has not seen it.
+        call.fail(*sent.status_if_cancelled())
         return
     if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name in (SERVED, NOT_HOME) for name, _ in call.trailers):
         details = f"shard {owner.name} does not answer: {details}"

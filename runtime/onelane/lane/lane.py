@@ -91,7 +91,7 @@ class Lane:
         self._tracer = tracer
         self._shows_runtime_calls = shows_runtime_calls
         self._idle = asyncio.Event()
-        self._endless: set[asyncio.Task[Any]] = set()
+        self._endless: dict[asyncio.Task[Any], Call] = {}
         self.refusals = Refusals(router.shard, stats)
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
         in_flight.observe(lambda: self.in_flight + self._watches - self._hidden_in_flight)
@@ -154,7 +154,8 @@ class Lane:
 
     def end_watches(self) -> None:
         """Cancel the streams that end with the shard alone, such as health's and the topology's `Watch`."""
-        for task in self._endless:
+        for task, call in self._endless.items():
+            call.end_early(*status.cut_off(self.name))
             task.cancel()
 
     # A call arrives
@@ -335,10 +336,8 @@ class Lane:
         if late:
             why = self.queue.why_late(waiting.entry.method.name, waiting.key, call.chain)
             call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, why)
-        elif self.draining and not call.is_cancelled:
-            status.cut_off(call, shard=self.name)
         else:
-            call.fail(grpc.StatusCode.CANCELLED, "cancelled while it waited for its turn")
+            status.cancelled(call, shard=self.name, draining=self.draining)
         self.queue.turns.withdraw(waiting.key, call)
         self._end(waiting.entry, call, b"")
 
@@ -400,7 +399,7 @@ class Lane:
         current_call_var.set(call)
         task = asyncio.current_task() if entry.may_be_endless else None
         if task is not None:
-            self._endless.add(task)
+            self._endless[task] = call
         try:
             if method.choose is not None:
                 method = await method.choose(call)
@@ -411,7 +410,7 @@ class Lane:
                 # Back, because `_end` counts down the calls in flight.
                 self._count_watch(entry, -1)
             if task is not None:
-                self._endless.discard(task)
+                self._endless.pop(task, None)
 
     def _count_watch(self, entry: Entry, number: int) -> None:
         """Count a call among the watches instead of among the calls in flight, or (-1) the other way round."""

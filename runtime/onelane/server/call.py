@@ -58,11 +58,14 @@ class Call:
 
     waiting: Any
     """While it is WAITING, the lane's `Waiting`; else not set."""
+    tells_cancellation = False
+    """Its listener sets `is_cancelled` wherever anything but a drain cancels its task."""
 
     __slots__ = (
         "_abort_details",
         "_callbacks",
         "_deserialize",
+        "_early_status",
         "_has_code",
         "_identity",
         "_pushed_back",
@@ -258,6 +261,22 @@ class Call:
 
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         self.code_now, self.details_now = code, details
+
+    def end_early(self, code: grpc.StatusCode, details: str) -> None:
+        """Its client is told this status before its handler has ended: it is counted with the same. The first counts,
+        unless its client has cancelled it before."""
+        if self.early_status is None and not self.is_cancelled:
+            self._early_status = code, details
+
+    @property
+    def early_status(self) -> tuple[grpc.StatusCode, str] | None:
+        # Not set by `__init__`: few calls end early.
+        return getattr(self, "_early_status", None)
+
+    @property
+    def is_cancelled_by_client(self) -> bool:
+        """Of a call whose task was cancelled, or whose forward: by its client, not by its shard that shuts down."""
+        return self.is_cancelled
 
     def prove(self, identity: Identity) -> None:
         """Its credentials have been checked, here or where it came from."""

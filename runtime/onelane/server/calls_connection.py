@@ -17,6 +17,7 @@ from onelane.core.deadlines import Deadlines
 from onelane.core.hop import write_client
 from onelane.core.turns import patience_s
 from onelane.server import auth_context
+from onelane.server.arguments import STATUS_OF_NUMBER
 from onelane.server.call import OK
 from onelane.server.call_state import ARRIVED, DONE, FORWARDED, WAITING
 from onelane.server.eager import Eager
@@ -127,10 +128,11 @@ class CallsConnection(WireProtocol[ServerConnection]):
         """The stream was ended for what it holds, or for how long."""
         self._owner.serving.ended_early(stream.path.decode("latin-1"), reason, peer=self.peer)
         call: NativeCall | None = stream.call
-        self._cancel(stream)
         if call is None:
             self.drop_postponed(stream)
         else:
+            call.end_early(grpc.StatusCode.RESOURCE_EXHAUSTED, f"ended early: {reason}")
+            self._cancel(stream)
             # Now: its handler may go on for some time after it was cancelled.
             call.discard_unread()
         self.flush_soon()
@@ -147,7 +149,7 @@ class CallsConnection(WireProtocol[ServerConnection]):
                 elif kind is Opened:
                     self._opened(event.stream, event.message)
                 elif kind is Ended:
-                    self._cancel(event.stream)
+                    self.reset(event.stream, event.error)
                 elif kind is Broken:
                     self._broken(event.stream, event.code, event.details)
                 elif kind is Pong:
@@ -170,12 +172,18 @@ class CallsConnection(WireProtocol[ServerConnection]):
             else:
                 super().handle_late([event])
 
+    def reset(self, stream: Stream, error: int) -> None:
+        """The client has reset the stream of a call, with an HTTP/2 error code."""
+        self._cancel(stream)
+
     def _event_failed(self, event: Any) -> None:
         stream: Stream | None = getattr(event, "stream", None)
         if stream is not None:
-            if stream.id in self.wire.streams:
-                self.wire.finish(stream, framing.INTERNAL, "unexpected failure; the shard's log has the rest")
-            self._cancel(stream)
+            details = "unexpected failure; the shard's log has the rest"
+            if stream.call is not None:
+                self.cut_off(stream.call, framing.INTERNAL, details)
+            elif stream.id in self.wire.streams:
+                self.wire.finish(stream, framing.INTERNAL, details)
         with suppress(Exception):
             log.exception("connection.event_failed peer=%s event=%s", self.peer, type(event).__name__)
 
@@ -415,6 +423,7 @@ class CallsConnection(WireProtocol[ServerConnection]):
 
     def cut_off(self, call: NativeCall, code: int, details: str) -> None:
         """End a call with a status of our own, whatever its handler or its owner does."""
+        call.end_early(STATUS_OF_NUMBER[code], details)
         if call.stream.id in self.wire.streams:
             self.wire.finish(call.stream, code, details)
         self._cancel(call.stream)

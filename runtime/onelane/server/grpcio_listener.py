@@ -32,15 +32,23 @@ PENDING_CALLS = 100_000
 """Calls that gRPC's core may queue before it refuses at random with CANCELLED; the lane's own admission comes first."""
 
 
+class Ending:
+    """Whether a listener ends the calls that its `stop` has given their time. grpc.aio cancels the task of a call for
+    that just as where its client has cancelled it, and tells nobody why."""
+
+    has_begun = False
+
+
 class GrpcioCall(Call):
     """A call whose bytes come through grpc.aio."""
 
-    __slots__ = ("_context", "_hop", "unsent_initial")
+    __slots__ = ("_context", "_ending", "_hop", "unsent_initial")
 
-    def __init__(self, method: str, context: Any, *, trusted: bool) -> None:
+    def __init__(self, method: str, context: Any, ending: Ending, *, trusted: bool) -> None:
         metadata, client = split(context.invocation_metadata() or (), trusted=trusted)
         super().__init__(method, metadata, trusted=trusted)
         self._context = context
+        self._ending = ending
         self.unsent_initial: Metadata | None = None
         """Initial metadata of a plain handler, which cannot await: sent before its answer, or its next message."""
         self._hop = client
@@ -93,6 +101,10 @@ class GrpcioCall(Call):
         # grpcio's own: it calls them once the answer has left.
         self._context.add_done_callback(lambda _: self.run_callback(callback, self))
 
+    @property
+    def is_cancelled_by_client(self) -> bool:
+        return not self._ending.has_begun
+
     def cancelled(self) -> bool:
         return super().cancelled() or bool(self._context.cancelled())
 
@@ -107,20 +119,20 @@ class GrpcioCall(Call):
 class _Handlers(grpc.GenericRpcHandler):
     """Every method of one lane, as grpc finds them."""
 
-    def __init__(self, serving: Serving, *, trusted: bool) -> None:
-        self._handlers = {m.path: _handler(serving, m, trusted=trusted) for m in serving.methods()}
+    def __init__(self, serving: Serving, ending: Ending, *, trusted: bool) -> None:
+        self._handlers = {m.path: _handler(serving, ending, m, trusted=trusted) for m in serving.methods()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
 
 
-def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMethodHandler[Any, Any]:
-    answer = functools.partial(_answer, serving, method, trusted)
+def _handler(serving: Serving, ending: Ending, method: Method, *, trusted: bool) -> grpc.RpcMethodHandler[Any, Any]:
+    answer = functools.partial(_answer, serving, ending, method, trusted)
     match method.request_streaming, method.response_streaming:
         case False, False:
             # Written out: this is the path of nearly every call.
             async def unary(request: bytes, context: Any) -> bytes:
-                call = GrpcioCall(method.path, context, trusted=trusted)
+                call = GrpcioCall(method.path, context, ending, trusted=trusted)
                 try:
                     reply = await serving.serve(method, call, request)
                 except asyncio.CancelledError:
@@ -152,8 +164,10 @@ def _handler(serving: Serving, method: Method, *, trusted: bool) -> grpc.RpcMeth
     return grpc.stream_stream_rpc_method_handler(stream_stream)
 
 
-async def _answer(serving: Serving, method: Method, trusted: bool, context: Any, request: bytes | None) -> bytes:
-    call = GrpcioCall(method.path, context, trusted=trusted)
+async def _answer(
+    serving: Serving, ending: Ending, method: Method, trusted: bool, context: Any, request: bytes | None
+) -> bytes:
+    call = GrpcioCall(method.path, context, ending, trusted=trusted)
     try:
         reply = await serving.serve(method, call, request)
     except asyncio.CancelledError:
@@ -219,10 +233,13 @@ class GrpcioListener:
     def __init__(self) -> None:
         self._servers: list[grpc.aio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._ending = Ending()
 
     async def start(self, binds: Sequence[Bind], serving: Serving, settings: App) -> None:
         certificates = _Certificates(settings.tls) if settings.tls is not None else None
-        bound = functools.partial(_server, serving=serving, settings=settings, certificates=certificates)
+        bound = functools.partial(
+            _server, serving=serving, settings=settings, certificates=certificates, ending=self._ending
+        )
         servers = [bound(bind) for bind in binds]
         for server in servers:
             await server.start()
@@ -256,23 +273,28 @@ class GrpcioListener:
     async def stop(self, grace_s: float) -> None:
         for task in self._tasks:
             task.cancel()
+        # Before the timers of the servers.
+        timer = asyncio.get_running_loop().call_later(grace_s, setattr, self._ending, "has_begun", True)
         async with asyncio.TaskGroup() as tasks:
             for server in self._servers:
                 tasks.create_task(server.stop(grace_s))
+        timer.cancel()
 
     def under_way(self) -> Sequence[Call]:
         """None: gRPC's core does not tell. `stop` gives them their grace."""
         return ()
 
 
-def _server(bind: Bind, *, serving: Serving, settings: App, certificates: _Certificates | None) -> grpc.aio.Server:
+def _server(
+    bind: Bind, *, serving: Serving, settings: App, certificates: _Certificates | None, ending: Ending
+) -> grpc.aio.Server:
     """A server that is bound to one address and not started yet.
 
     Raises:
         PortTaken: another process has it.
     """
     server = grpc.aio.server(
-        handlers=[_Handlers(serving, trusted=bind.trusted)],
+        handlers=[_Handlers(serving, ending, trusted=bind.trusted)],
         options=_options(bind, settings),
         # Also for siblings: the answers of forwarded calls pass on as they are.
         compression=compression_of(settings),

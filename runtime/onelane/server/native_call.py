@@ -62,6 +62,7 @@ class CallConnection(Protocol):
 class NativeCall(Call):
     """A call whose bytes come through our own wire."""
 
+    tells_cancellation = True
     packed_reply: bytes
     """The one message of its answer, compressed by the owner of its key, with its prefix; else not set."""
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from onelane.core import hop
 from onelane.core.hop import SERVED, Hop
+from onelane.server.arguments import STATUS_OF_NUMBER
 from onelane.server.call import FORWARDED_HOP, Metadata
 from onelane.server.call_state import ARRIVED
 from onelane.server.connection import ConnectionOwner, NativeConnection
@@ -72,6 +73,12 @@ class SiblingConnection(NativeConnection):
         if self._owner.compression:
             call.set_compression(self._owner.compression)
         return True
+
+    def reset(self, stream: Stream, error: int) -> None:
+        # The sibling may have ended the call of its client with a status of its own.
+        if stream.call is not None and (code := framing.status_of_reset(error)) != framing.CANCELLED:
+            stream.call.end_early(STATUS_OF_NUMBER[code], "ended by the shard that has forwarded it")
+        super().reset(stream, error)
 
     def cut_off(self, call: NativeCall, code: int, details: str) -> None:
         if call.state is not ARRIVED and call.stream.id in self.wire.streams:

@@ -74,9 +74,9 @@ def _raised_after_status(call: Call, error: BaseException, method: Method, shard
     )
 
 
-def cut_off(call: Call, *, shard: str) -> None:
-    """Give `call` the status of one that its shard ends because it shuts down."""
-    call.fail(grpc.StatusCode.UNAVAILABLE, f"shard {shard} has shut down before the answer was ready")
+def cut_off(shard: str) -> tuple[grpc.StatusCode, str]:
+    """The status of a call that its shard ends because it shuts down."""
+    return grpc.StatusCode.UNAVAILABLE, f"shard {shard} has shut down before the answer was ready"
 
 
 def settle(call: Call, error: BaseException, *, method: Method, shard: str, draining: bool) -> bool:
@@ -84,21 +84,35 @@ def settle(call: Call, error: BaseException, *, method: Method, shard: str, drai
 
     draining: the shard shuts down, and cancels the calls that have not ended in time.
     """
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            _cancelled(call, shard=shard, draining=draining)
-            return True
+    if isinstance(error, asyncio.CancelledError) and _is_from_outside(call, draining=draining):
+        cancelled(call, shard=shard, draining=draining)
+        return True
     failed(call, error, method=method, shard=shard)
+    if call.early_status is not None:
+        # Its client has been told that one.
+        call.fail(*call.early_status)
     return False
 
 
-def _cancelled(call: Call, *, shard: str, draining: bool) -> None:
-    """The status of a call whose task was cancelled from outside."""
-    if call.time_remaining() == 0:
+def _is_from_outside(call: Call, *, draining: bool) -> bool:
+    """Whether a CancelledError is not its handler's own doing."""
+    if call.early_status is not None:
+        return True
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        return False
+    # A handler can cancel its own task as well, which few listeners can tell from the others.
+    return draining or call.is_cancelled or not call.tells_cancellation
+
+
+def cancelled(call: Call, *, shard: str, draining: bool) -> None:
+    """Give `call` the status of one that was cancelled from outside: what its client is told, where it hears of it."""
+    if call.early_status is not None:
+        call.fail(*call.early_status)
+    elif call.time_remaining() == 0:
         call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer was ready")
-    elif draining and not call.is_cancelled:
-        cut_off(call, shard=shard)
+    elif draining and not call.is_cancelled_by_client:
+        call.fail(*cut_off(shard))
     else:
         call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client")
 

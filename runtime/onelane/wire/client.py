@@ -232,11 +232,11 @@ class ClientConnection:
         if stream.id in self.streams:
             self.http2.end_stream(stream.id)
 
-    def cancel(self, stream: ClientStream) -> None:
-        """Cancel a call: reset its stream."""
+    def cancel(self, stream: ClientStream, error: int = ErrorCode.CANCEL) -> None:
+        """Cancel a call: reset its stream, with this HTTP/2 error code."""
         if self.streams.pop(stream.id, None) is not None:
             self._acknowledge(stream)
-            self.http2.reset(stream.id, ErrorCode.CANCEL)
+            self.http2.reset(stream.id, error)
 
     def consumed(self, stream: ClientStream) -> None:
         """The reader has taken the received messages: let the server send as many bytes again."""

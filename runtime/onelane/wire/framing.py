@@ -307,6 +307,16 @@ def status_of_http(status: int) -> int:
     return mapped.get(status, UNAVAILABLE if status in (429, 502, 503, 504) else UNKNOWN)
 
 
+_STATUS_OF_RESET = {0x7: UNAVAILABLE, 0x8: CANCELLED, 0xB: RESOURCE_EXHAUSTED, 0xC: PERMISSION_DENIED}
+_RESET_OF_STATUS = {status: error for error, status in _STATUS_OF_RESET.items()} | {DEADLINE_EXCEEDED: 0x8}
+
+
 def status_of_reset(error_code: int) -> int:
     """The gRPC status of a stream that the peer reset with an HTTP/2 error code. Source: PROTOCOL-HTTP2.md, Errors."""
-    return {0x7: UNAVAILABLE, 0x8: CANCELLED, 0xB: RESOURCE_EXHAUSTED, 0xC: PERMISSION_DENIED}.get(error_code, INTERNAL)
+    return _STATUS_OF_RESET.get(error_code, INTERNAL)
+
+
+def reset_of_status(status: int) -> int:
+    """The HTTP/2 error code with which a client resets a stream, so that its server knows the status of the call: the
+    inverse of `status_of_reset`, as far as there is one."""
+    return _RESET_OF_STATUS.get(status, 0x2)

@@ -163,6 +163,8 @@ class Ended:
     """The client has reset the stream of a call before it was answered."""
 
     stream: Stream
+    error: int
+    """The HTTP/2 error code."""
 
 
 @dataclass(slots=True)
@@ -269,7 +271,7 @@ class ServerConnection:
                 ended = self.streams.pop(event.stream_id, None)
                 if ended is not None:
                     self._acknowledge(ended)
-                    events.append(Ended(ended))
+                    events.append(Ended(ended, event.error_code))
             elif kind is PingAcknowledged:
                 events.append(Pong())
             elif kind is Closed:
@@ -296,7 +298,7 @@ class ServerConnection:
                 and (ended := self.streams.pop(event.stream_id, None)) is not None
             ):
                 self._acknowledge(ended)
-                self.late.append(Ended(ended))
+                self.late.append(Ended(ended, event.error_code))
         if self._unsent:
             data, self._unsent = self._unsent + data, b""
         if len(self.answered) != self.untaken:
