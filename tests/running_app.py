@@ -24,6 +24,27 @@ async def eventually(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.01)
 
 
+class Scrape:
+    """The metrics of one moment. A supervisor answers ten scrapes a second, so ask one for all that a test compares."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over all series of `name` that have these labels."""
+        total = 0.0
+        for line in self.text.splitlines():
+            series, _, value = line.rpartition(" ")
+            wanted = all(f'{label}="{text}"' in series for label, text in labels.items())
+            if series.partition("{")[0] == name and wanted:
+                total += float(value)
+        return total
+
+    def in_flight(self, **labels: str) -> float:
+        """Calls of the app's services that are being worked on."""
+        return self.metric("onelane_calls_in_flight", **labels)
+
+
 class RunningApp:
     """A running `onelane up`. `admin` is its admin address; `listen` has each app's shared port."""
 
@@ -60,19 +81,16 @@ class RunningApp:
         shards: list[dict[str, Any]] = self.status()["apps"][app]["shards"]
         return shards
 
+    def scrape(self) -> "Scrape":
+        return Scrape(self.get("/metrics"))
+
     def metric(self, name: str, **labels: str) -> float:
-        """The sum over all series of `name` that have these labels."""
-        total = 0.0
-        for line in self.get("/metrics").splitlines():
-            series, _, value = line.rpartition(" ")
-            wanted = all(f'{label}="{text}"' in series for label, text in labels.items())
-            if series.partition("{")[0] == name and wanted:
-                total += float(value)
-        return total
+        """The sum over all series of `name` that have these labels, in a scrape of its own."""
+        return self.scrape().metric(name, **labels)
 
     def in_flight(self, **labels: str) -> float:
-        """Calls of the app's services that are being worked on."""
-        return self.metric("onelane_calls_in_flight", **labels)
+        """As a scrape of its own says."""
+        return self.scrape().in_flight(**labels)
 
     def stop(self, *, by: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to drain; its exit code."""

@@ -15,7 +15,7 @@ from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.interop.malformed import frame
 from tests.interop.raw import Answer, Exchange, request
-from tests.running_app import RunningApp, echo, running
+from tests.running_app import RunningApp, Scrape, echo, running
 
 pytestmark = pytest.mark.slow
 MOST_CONNECTIONS = 64
@@ -67,21 +67,23 @@ class Place:
         owner = self.where.owner_of(self.key)
         return next(address for name, address in addresses.items() if (name == owner) == (self.name == "home"))
 
-    def counts(self, method: str) -> Counts:
+    def counts(self, scrape: Scrape, method: str) -> Counts:
         labels = {"rpc_method": f"echo.v1.Echo/{method}", "onelane_shard": self.where.owner_of(self.key)}
         return Counts(
-            self.cluster.metric("onelane_calls_total", **labels),
-            self.cluster.metric("onelane_calls_total", rpc_response_status_code="OK", **labels),
-            self.cluster.metric("onelane_forwards_total"),
-            self.cluster.metric("onelane_connections_total", onelane_connection_steered="true"),
+            scrape.metric("onelane_calls_total", **labels),
+            scrape.metric("onelane_calls_total", rpc_response_status_code="OK", **labels),
+            scrape.metric("onelane_forwards_total"),
+            scrape.metric("onelane_connections_total", onelane_connection_steered="true"),
         )
 
     async def each(self, method: str, attempt: Callable[["Place"], Any]) -> AsyncIterator[tuple[Any, Counts]]:
         """What `attempt` returns, and what was counted meanwhile; on new connections until one has been steered."""
+        before = self.cluster.scrape()
         for _ in range(MOST_CONNECTIONS):
-            before = self.counts(method)
             result = await attempt(self)
-            counts = self.counts(method) - before
+            after = self.cluster.scrape()
+            counts = self.counts(after, method) - self.counts(before, method)
+            before = after
             yield result, counts
             if self.name != "steered" or counts.steered:
                 return
@@ -94,7 +96,7 @@ class Place:
         return 1 if self.name == "away" else 0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def where(native: RunningApp) -> AsyncIterator[Where]:
     stubs = Where(native)
     yield stubs
