@@ -46,7 +46,13 @@ async def test_what_does_not_fit_is_dropped_oldest_first_and_counted(tmp_path: P
     }
     with running(tmp_path, echo(1), **environment) as cluster:
         labels = {"onelane_signal": "spans", "onelane_reason": "queue_full"}
-        await call_on(cluster, lambda _: cluster.metric("onelane_telemetry_dropped_total", **labels) > 0)
+        # A scrape for each call would have the calls wait for the scrapes.
+        await call_on(
+            cluster,
+            lambda count: (
+                count > 0 and count % CALLS == 0 and cluster.metric("onelane_telemetry_dropped_total", **labels) > 0
+            ),
+        )
         # Whoever looks at the page is told as well.
         assert "spans telemetry.dropped queue_full" in cluster.get("/snapshot")
 
