@@ -1,9 +1,11 @@
 """What every test may ask for."""
 
 import asyncio
+import compileall
 import functools
 import inspect
 import itertools
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -13,10 +15,20 @@ from onelane.core.placement import Member, Placement
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import RunningApp, echo, running
+from tests.running_app import ROOT, RunningApp, echo, running
 
 BOUND_S = 50.0
 """Of a coroutine test. Below the `timeout` of pyproject.toml, whose signal breaks the loop that all tests share."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the sources once, before the tests start hundreds of processes from them.
+
+    Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would compile the whole package again.
+    """
+    if not hasattr(config, "workerinput"):
+        for folder in ("runtime", "services", "tests"):
+            compileall.compile_dir(ROOT / folder, quiet=2, rx=re.compile("node_modules"))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
