@@ -25,7 +25,7 @@ from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.frames import PREFACE, number
 from tests.interop.raw import Answer, request, take_answers
 from tests.reframing import Piece, pieces
-from tests.running_app import RunningApp, echo, running
+from tests.running_app import echo, running
 from tests.shard.shards import Shards
 
 ROUNDS = settings(
@@ -197,24 +197,23 @@ async def test_a_call_has_one_outcome_however_its_frames_are_cut(
 
 
 @pytest.fixture(scope="module")
-def grpcio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+def grpcio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shards]:
     toml = echo(2, 'listener = "grpcio"', f"max_message_bytes = {MAX_MESSAGE}")
     with running(tmp_path_factory.mktemp("grpcio"), toml) as app:
-        yield app
+        yield Shards(app)
 
 
 @pytest.mark.parametrize("place", ["home", "away"])
 @ROUNDS
 @given(scripts=st.lists(st.sampled_from(WELL_FORMED), min_size=1, max_size=3), seed=st.integers(0, 2**32))
 async def test_a_call_has_one_outcome_behind_grpcio_s_listener_as_well(
-    grpcio: RunningApp, place: str, scripts: list[Script], seed: int
+    grpcio: Shards, place: str, scripts: list[Script], seed: int
 ) -> None:
-    shards = Shards(grpcio)
-    member = shards.members[0 if place == "home" else 1]
+    member = grpcio.members[0 if place == "home" else 1]
 
     async def outcomes(cut: Callable[[bytes], Iterable[Piece]]) -> list[Any]:
         keys = (f"key-{key:06}" for key in KEYS)
-        owned = itertools.islice((key for key in keys if shards.owner_of(key) == "echo-0"), len(scripts))
+        owned = itertools.islice((key for key in keys if grpcio.owner_of(key) == "echo-0"), len(scripts))
         client = Client(scripts, list(owned))
         return await client.outcomes(member.address, cut(client.sent), nothing)
 
