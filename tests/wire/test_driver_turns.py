@@ -10,7 +10,7 @@ import pytest
 from onelane.wire import driver
 from onelane.wire.driver import PIECE, TURN_EVENTS, TURN_S, WireProtocol
 from onelane.wire.framing import frame
-from onelane.wire.http2 import Limits
+from onelane.wire.http2 import ErrorCode, Limits
 from onelane.wire.server import Ended, Messages, Opened, ServerConnection
 
 from tests import frames as h2
@@ -278,7 +278,7 @@ async def test_what_comes_up_while_events_wait_is_handled_after_them(peers: list
     server.calls.clear()
     server.data_received(calls(2 * TURN_EVENTS))
     last = server.wire.streams[1 + 2 * 2 * TURN_EVENTS]
-    server.wire.late.append(Ended(last))
+    server.wire.late.append(Ended(last, ErrorCode.CANCEL))
     server.flush()
     message, _ = numbered(1)
     server.data_received(message)
