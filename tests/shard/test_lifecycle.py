@@ -15,7 +15,7 @@ from onelane.cluster.control import QueueControl, placement_to_proto
 from onelane.core.placement import Member, Placement
 from onelane.server import sockets
 from onelane.server.call import Call
-from onelane.shard import lifecycle
+from onelane.shard import lifecycle, pubsub
 from onelane.shard.lifecycle import ShardLifecycle, run
 from onelane.shard.watchdog import Watchdog
 from onelane.testing.listener import NET, MemoryListener
@@ -93,6 +93,37 @@ async def test_it_serves_once_it_has_reported_ready_and_ends_with_a_final_report
             pass
     assert report.seq >= 1
     assert NET.listeners == {}
+
+
+async def test_calls_and_batches_to_a_sibling_end_once_it_is_unresponsive_and_the_next_batch_is_sent_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They waited for all of their deadlines, where forwarded calls are ended."""
+    monkeypatch.setattr(pubsub, "FLUSH_S", 0.01)
+    stopped = Member("echo-1", "127.0.0.1:50062", f"{tmp_path}/echo-1")
+    # The kernel accepts for it; nobody answers.
+    with sockets.listening(f"unix:{stopped.socket}") as held:
+        held.settimeout(20)
+        async with serving(tmp_path) as shard, asyncio.timeout(20):
+            parts = shard.lifecycle.parts
+            placement = Placement(2, (*parts.lane.placement.members, stopped))
+            await shard.order(placement=placement_to_proto(placement))
+            await eventually(lambda: parts.lane.placement.epoch == 2)
+            key = next(key for key in map(str, range(1000)) if placement.owner_of(key) == stopped)
+            call: Any = parts.shard.call(key, "echo.v1.Echo/Unary", EchoRequest(key=key), timeout=60)
+            calling = asyncio.create_task(call)
+            parts.shard.publish("topic", EchoReply(), at_once=True)
+            accepted = [(await asyncio.to_thread(held.accept))[0]]
+            await shard.order(away={"unresponsive": ["echo-1"]})
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calling
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert caught.value.details() == "shard echo-1 does not answer: its lane does not tick"
+            await eventually(lambda: "publish.undelivered" in caplog.text)
+            parts.shard.publish("topic", EchoReply(), at_once=True)
+            accepted.append((await asyncio.to_thread(held.accept))[0])
+    for sock in accepted:
+        sock.close()
 
 
 async def test_a_part_that_does_not_end_keeps_no_other_from_it_nor_the_final_report(

@@ -176,6 +176,7 @@ class ShardLifecycle:
         away = dict.fromkeys(message.drained, DRAINED) | dict.fromkeys(message.unresponsive, UNRESPONSIVE)
         give_up = getattr(self.parts.listener, "give_up", None)
         for member in self.parts.lane.avoid(away):
+            self.parts.sibling_channels.give_up(member)
             if give_up is not None:
                 give_up(member.socket)
 

@@ -126,8 +126,8 @@ class BatchSender:
 
     def __init__(self, lane: str, member: Member, channels: SiblingChannels, lost: Counter) -> None:
         self._lane = lane
-        self._sibling = member.name
-        self._publish = siblings_pb2_grpc.SiblingsStub(channels.to(member)).Publish
+        self._member = member
+        self._channels = channels
         self._lost = lost
         self._batches: asyncio.Queue[siblings_pb2.PublishRequest] = asyncio.Queue(MAX_BATCHES)
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -150,10 +150,12 @@ class BatchSender:
         while True:
             batch = await self._batches.get()
             try:
-                await self._publish(batch, timeout=DELIVER_S)
+                # Of each batch: where the sibling was unresponsive, it has another channel now.
+                stub: Any = siblings_pb2_grpc.SiblingsStub(self._channels.to(self._member))
+                await stub.Publish(batch, timeout=DELIVER_S)
             except grpc.aio.AioRpcError as error:
                 code = error.code().name
-                log.warning("publish.undelivered shard=%s to=%s code=%s", self._lane, self._sibling, code)
+                log.warning("publish.undelivered shard=%s to=%s code=%s", self._lane, self._member.name, code)
                 self._count_lost(batch)
             finally:
                 self._batches.task_done()

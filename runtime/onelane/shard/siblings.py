@@ -88,6 +88,11 @@ class SiblingChannels:
             channel = self._channels[member.socket] = NativeChannel(f"unix:{member.socket}", SIBLING_DIALLING)
         return channel
 
+    def give_up(self, member: Member) -> None:
+        """End the calls to a shard with UNAVAILABLE, and its connection: its lane does not tick."""
+        if (channel := self._channels.pop(member.socket, None)) is not None:
+            channel.subchannel.give_up(f"shard {member.name} does not answer: its lane does not tick")
+
     async def aclose(self) -> None:
         for channel in self._channels.values():
             await channel.close()
