@@ -20,6 +20,7 @@ from onelane.lane.method_entry import Entry
 from onelane.lane.routing import Router
 from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
+from onelane.telemetry.sampling import Sampler
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
@@ -90,6 +91,24 @@ async def test_a_call_that_cannot_be_sent_once_more_has_a_status_all_the_same() 
     assert (forwarder.sent, bench.lane.in_flight) == (["b", "b"], 0)
 
 
+@pytest.mark.parametrize("answers", [[], [(grpc.StatusCode.UNAVAILABLE, ((NOT_HOME, "8"), (SERVED, "b")))]])
+@pytest.mark.parametrize("away", [{}, {"b": "unresponsive"}], ids=["cannot be sent", "its owner is away"])
+async def test_a_call_that_cannot_be_sent_ends_the_span_of_its_hop_and_keeps_no_marker(
+    answers: Any, away: dict[str, str]
+) -> None:
+    """Whether it fails at once, or once more."""
+    forwarder = SaysWhatItWasTold(answers)
+    bench = Bench(Placement(7, (B,)), forwarder, sampler=Sampler(parent_based=True, ratio=1.0))
+    calling = asyncio.ensure_future(bench.call())
+    await forwarder.was_sent.wait()
+    bench.lane.avoid(away)
+    bench.lane.place(Placement(8, (B,)))
+    call = await calling
+    hops = [span for span in bench.tracer.take() if span.kind == "CLIENT"]
+    assert [(span.hop, span.status) for span in hops] == [("forwarded", call.code_now.name)]
+    assert (call.trailers, bench.counted()) == ((), 1)
+
+
 @pytest.fixture
 async def reported() -> AsyncIterator[list[Any]]:
     """The exceptions that asyncio reports, because nobody has retrieved them."""
@@ -133,9 +152,11 @@ async def test_a_call_that_is_cancelled_while_it_waits_for_a_newer_placement_end
     for _ in range(turns_of_the_loop):
         await asyncio.sleep(0)
     assert call.cancel_forward is not None
+    call.is_cancelled = True
     call.cancel_forward()
     await bench.lane.drain()
     assert (bench.lane.in_flight, forwarder.sent) == (0, ["b"])
+    assert call.code_now is grpc.StatusCode.CANCELLED
 
 
 @pytest.mark.parametrize(("trailers", "counted"), [(((SERVED, "b"),), 0), ((), 1)])

@@ -22,6 +22,7 @@ from onelane.lane.turn_queue import TurnQueue
 from onelane.server import sync_handler
 from onelane.server.call import DIRECT_HOP, FORWARDED_HOP, Call
 from onelane.server.methods import Method
+from onelane.telemetry.sampling import NEVER, Sampler
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
@@ -72,8 +73,11 @@ async def echo(request: EchoRequest, context: Any) -> EchoReply:
 class Bench:
     """A lane called `a`, its counts, and calls made by hand."""
 
-    def __init__(self, placement: Placement, forwarder: SaysWhatItWasTold, handler: Any = echo) -> None:
+    def __init__(
+        self, placement: Placement, forwarder: SaysWhatItWasTold, handler: Any = echo, sampler: Sampler = NEVER
+    ) -> None:
         self.stats = Stats()
+        self.tracer = Tracer(shard="a", sampler=sampler, clock=SystemClock(), rng=Random(1))
         self.forwarder = forwarder
         router = Router("a", placement)
         turns = Turns("a", draw=iter(range(1, 99)).__next__, per_key=1, in_all=9)
@@ -83,7 +87,7 @@ class Bench:
             admission=Admission("a", max_in_flight=2, max_late_s=0.05),
             forwarder=forwarder,
             stats=self.stats,
-            tracer=Tracer(shard="a", clock=SystemClock(), rng=Random(1)),
+            tracer=self.tracer,
         )
         rule: FieldKey = RULE
         is_async = asyncio.iscoroutinefunction(handler)

@@ -17,6 +17,7 @@ from onelane.core.placement import Member
 from onelane.lane.forwarder import NOT_HOME, Done, Forwarder, take_marker
 from onelane.lane.method_entry import Entry
 from onelane.lane.routing import Router
+from onelane.server import status
 from onelane.server.call import AWAY, OK, Call
 from onelane.server.call_state import FORWARDED
 from onelane.server.handler import parse
@@ -65,7 +66,11 @@ class Forwarding:
         self._forwards.add()
         span = self._tracer.start(entry.method.name, "CLIENT", call.parent, remote=True)
         sent_in = self._router.placement.epoch
-        self._begin(owner, call, request, span, partial(self._answered, entry, call, request, span, sent_in))
+        try:
+            self._begin(owner, call, request, span, partial(self._answered, entry, call, request, span, sent_in))
+        except BaseException:
+            self._end_span(span, grpc.StatusCode.INTERNAL)
+            raise
 
     async def stream(self, owner: Member, entry: Entry, call: Call, request: bytes | None) -> bytes:
         """Forward a call with a stream in it; its reply, where that is one message. request: None where the client
@@ -106,6 +111,7 @@ class Forwarding:
         try:
             is_placed = await self._is_placed_by(epoch)
         except asyncio.CancelledError:
+            self._cancelled(call)
             is_placed = False
         if not is_placed:
             self._close(entry, call, span, b"")
@@ -125,10 +131,10 @@ class Forwarding:
 
     def _take_back(self, entry: Entry, call: Call, request: bytes) -> Member:
         """Forget that a call was refused; its owner by the newer placement. request: its first message."""
-        owner = self._router.placement.owner_of(_key_of(entry, call, request))
-        self._router.check_serves(owner)
         call.fail(OK, "")
         call.trailers = ()
+        owner = self._router.placement.owner_of(_key_of(entry, call, request))
+        self._router.check_serves(owner)
         return owner
 
     def _retry_ended(self, entry: Entry, call: Call, span: Span, retry: "asyncio.Task[None]") -> None:
@@ -136,9 +142,15 @@ class Forwarding:
         self._retries.discard(retry)
         if retry.cancelled():
             # A task that is cancelled before its first step has run nothing, not even an `except`.
+            self._cancelled(call)
             self._close(entry, call, span, b"")
         elif call.state is FORWARDED and (error := retry.exception()) is not None:
             self._fail(entry, call, error)
+            self._end_span(span, call.code_now)
+
+    def _cancelled(self, call: Call) -> None:
+        """Its client, or its shard that shuts down, has cancelled a call that waits for a newer placement."""
+        status.cancelled(call, shard=self._router.shard, draining=True)
 
     def _close(self, entry: Entry, call: Call, span: Span, reply: bytes) -> None:
         call.cancel_forward = None
@@ -146,10 +158,13 @@ class Forwarding:
         self._end(entry, call, reply)
 
     def _end_hop(self, call: Call, span: Span) -> None:
-        self._tracer.end_call(span, status=call.code_now.name, hop="forwarded", server=False)
+        self._end_span(span, call.code_now)
         if take_marker(call, SERVED) is not None:
             # Counted by the shard that served it.
             call.hop = AWAY
+
+    def _end_span(self, span: Span, code: grpc.StatusCode) -> None:
+        self._tracer.end_call(span, status=code.name, hop="forwarded", server=False)
 
 
 def _newer_epoch(call: Call, sent_in: int) -> int | None:
