@@ -84,16 +84,21 @@ async def test_a_hedged_call_that_is_cancelled_between_two_attempts_makes_no_oth
 async def test_a_hedged_call_ends_also_where_its_channel_closes_between_two_attempts(
     server: tuple[Scripted, str],
 ) -> None:
+    """At once, as any call, or with a grace by its next attempt, for which it is too late."""
     scripted, address = server
-    scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "100"),)
-    channel = onelane.connect(address, service_config=hedging())
-    stub: Any = echo_pb2_grpc.EchoStub(channel)
-    call = stub.Who(EchoRequest(), timeout=30)
-    async with asyncio.timeout(20):
-        while not scripted.seen or call._open:  # noqa: ASYNC110 - turns of the loop are what is waited for
-            await asyncio.sleep(0)
-        await channel.close()
-        assert await call.code() is UNAVAILABLE
+    for grace_s, pushback_ms, code in ((None, "60000", grpc.StatusCode.CANCELLED), (30, "100", UNAVAILABLE)):
+        scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", pushback_ms),)
+        scripted.seen.clear()
+        channel = onelane.connect(address, service_config=hedging())
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        call = stub.Who(EchoRequest(), timeout=300)
+        async with asyncio.timeout(20):
+            while not scripted.seen or call._open:  # noqa: ASYNC110 - turns of the loop are what is waited for
+                await asyncio.sleep(0)
+            await channel.close(grace_s)
+            assert call.done()
+            assert await call.code() is code
+        assert not channel.router.between_attempts
 
 
 async def test_a_pushback_past_the_deadline_ends_a_hedged_call_at_once(server: tuple[Scripted, str]) -> None:

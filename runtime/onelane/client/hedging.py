@@ -26,13 +26,16 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         policy: CallPolicy,
         budget: RetryBudget,
         deadline_at: float | None,
+        between_attempts: "set[ClientCall | HedgedCall]",
     ) -> None:
-        """attempt: sends the n-th attempt, from 0. unsent: makes a call that is not sent. deadline_at: monotonic."""
+        """attempt: sends the n-th attempt, from 0. unsent: makes a call that is not sent. deadline_at: monotonic.
+        between_attempts: has this call while no attempt is under way."""
         self._attempt = attempt
         self._unsent = unsent
         self._policy = policy
         self._budget = budget
         self._deadline_at = deadline_at
+        self._between_attempts = between_attempts
         self._loop = asyncio.get_running_loop()
         self._open: list[ClientCall] = []
         """Attempts under way."""
@@ -49,6 +52,7 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
 
     def _send_next(self) -> None:
         """Send the next attempt; where none may be sent and none is under way, the last failure decides."""
+        self._between_attempts.discard(self)
         self._timer = None
         if self._decided.done():
             return
@@ -96,11 +100,16 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         if pushback is not None and pushback < 0:
             self._attempts = self._policy.attempts
         self._schedule_next(pushback or 0.0)
-        if self._timer is None and not self._open:
+        if self._open:
+            return
+        if self._timer is None:
             self._decide(call)
+        else:
+            self._between_attempts.add(self)
 
     def _decide(self, call: ClientCall) -> None:
         self._decided.set_result(call)
+        self._between_attempts.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         for other in list(self._open):
@@ -152,6 +161,9 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
 
     async def _deciding_attempt(self) -> ClientCall:
         return await asyncio.shield(self._decided)
+
+    async def wait_ended(self) -> None:
+        await self._deciding_attempt()
 
     async def initial_metadata(self) -> Any:
         return await (await self._deciding_attempt()).initial_metadata()

@@ -117,10 +117,12 @@ class RingMethod:
         channel, health = self._router.pick(key, number)
         try:
             call: ClientCall = self._sender(channel)(request, **arguments)
-        except BaseException:
+        except BaseException as error:
             # The request cannot be serialized, or the metadata not be sent; or the channel closes.
             if health is not None:
                 health.abandoned()
+            if not number and self._peer.tracer is not None:
+                self._peer.tracer.end(span, error=type(error).__qualname__)
             raise
         call.peer_name, call.endpoint_health = self._peer.name, health
         self._peer.in_flight += 1
@@ -142,7 +144,9 @@ class RingMethod:
         timeout = arguments["timeout"]
         deadline_at = None if timeout is None else monotonic() + timeout
         attempt = partial(self._hedged_attempt, request, arguments, key, span, began, deadline_at)
-        hedged = HedgedCall(attempt, self._unsent, self._policy, self._peer.budget, deadline_at)
+        hedged = HedgedCall(
+            attempt, self._unsent, self._policy, self._peer.budget, deadline_at, self._router.between_attempts
+        )
         hedged.add_done_callback(partial(self._record_end, span, began))
         return hedged
 

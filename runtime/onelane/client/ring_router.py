@@ -15,6 +15,7 @@ import grpc.aio
 
 from onelane.client.call import ClientCall
 from onelane.client.channel import NativeChannel
+from onelane.client.hedging import HedgedCall
 from onelane.client.options import Dialling
 from onelane.client.outlier import EndpointHealth
 from onelane.core.backoff import backoff_s
@@ -50,7 +51,7 @@ class RingRouter:
         """Address → shard, of the newest placement."""
         self._leaving: dict[asyncio.Task[None], NativeChannel] = {}
         """Those to shards that have left, whose calls go on."""
-        self.between_attempts: set[ClientCall] = set()
+        self.between_attempts: set[ClientCall | HedgedCall] = set()
         """Calls that wait for their next attempt: no channel knows of them."""
         self._dialling = dialling
         self._is_placed = asyncio.Event()
