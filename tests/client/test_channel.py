@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
@@ -12,6 +13,10 @@ import onelane
 import pytest
 from onelane.client.channel import NativeChannel, dial
 from onelane.client.options import Dialling
+from onelane.client.ring_channel import Channel
+from onelane.core.clock import SystemClock
+from onelane.telemetry.sampling import Sampler
+from onelane.telemetry.tracer import Tracer
 
 from tests.servers import native, stock
 
@@ -56,6 +61,22 @@ async def test_a_message_over_the_limit_is_resource_exhausted() -> None:
         with pytest.raises(grpc.aio.AioRpcError, match=r"larger than max \(1001 vs. 1000\)") as caught:
             await channel.unary_unary("/t.T/Echo")(b"x" * 1001, timeout=5)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_request_that_cannot_be_serialized_leaves_no_deadline_and_no_open_span() -> None:
+    def fail(request: object) -> bytes:
+        raise ValueError("cannot be serialized")
+
+    tracer = Tracer(shard="a", sampler=Sampler(parent_based=True, ratio=1.0), clock=SystemClock(), rng=Random(1))
+    traced = Channel("127.0.0.1:1", deadline_s=None, name="echo", tracer=tracer)
+    async with dial("127.0.0.1:1") as channel:
+        for each in (channel, traced):
+            with pytest.raises(ValueError, match="cannot be serialized"):
+                each.unary_unary("/t.T/Echo", fail)(None, timeout=60)
+        assert not any(channel.subchannel.deadlines._due.values())
+        assert not any(traced.router.shared.subchannel.deadlines._due.values())
+    await traced.close()
+    assert [span.error for span in tracer.take()] == ["ValueError"]
 
 
 async def test_closing_with_grace_lets_calls_finish_and_without_ends_them() -> None:

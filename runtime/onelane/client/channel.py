@@ -177,13 +177,16 @@ class MultiCallable:
             headers = [*headers, *custom]
             if len(custom) > FEW or sum(map(len, chain.from_iterable(custom))) > LITTLE_BYTES:
                 size = header_size.size_of(headers)
+        if not self._has_request_stream:
+            # Before the call has a deadline: what cannot be serialized leaves nothing behind.
+            request = frame(self._serialize(request) if self._serialize else request)
         call: Any = self._call_type(self._subchannel, headers, self._deserialize, timeout, bool(wait_for_ready))
         if size:
             call.headers_size = size
         if self._has_request_stream:
             call.prepare(request, self._serialize, frame)
         else:
-            call.request = frame(self._serialize(request) if self._serialize else request)
+            call.request = request
         if plugins is None:
             self._start(call)
         else:
