@@ -4,11 +4,12 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import grpc.aio
 import pytest
@@ -26,7 +27,7 @@ TRACE = "3af7651916cd43dd8448eb211c80319c"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    with running(tmp_path_factory.mktemp("top"), echo(2)) as started:
+    with running(tmp_path_factory.mktemp("top"), echo(2, "max_connections_per_peer = 20")) as started:
         yield started
 
 
@@ -112,6 +113,20 @@ def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster:
     with in_a_terminal("top", cluster.admin, columns=140, lines=40) as (process, own_end):
         read_until(own_end, b"echo-0", times=4)
         process.send_signal(signal.SIGINT)
+        assert ended(process, own_end) == 0
+
+
+def test_top_in_a_terminal_says_what_was_refused(cluster: RunningApp) -> None:
+    host, _, port = cluster.shards()[0]["address"].rpartition(":")
+    with ExitStack() as held:
+        socks = [held.enter_context(socket.create_connection((host, int(port)))) for _ in range(22)]
+        for sock in socks[20:]:
+            sock.settimeout(20)
+            with suppress(ConnectionError):
+                assert sock.recv(1) == b""
+    with in_a_terminal("top", cluster.admin, columns=140, lines=40) as (process, own_end):
+        read_until(own_end, b"refused: connection peer 2")
+        os.write(own_end, b"q")
         assert ended(process, own_end) == 0
 
 

@@ -1,6 +1,9 @@
 """The admin page in a real Chromium: what it shows, and the commands that it sends."""
 
 import asyncio
+import contextlib
+import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +21,7 @@ from tests.running_app import RunningApp, echo, eventually, http_request, runnin
 pytestmark = pytest.mark.slow
 # Of what is waited for, in milliseconds; it only matters where a test fails.
 expect.set_options(timeout=30_000)
+MAX_CONNECTIONS = 20
 Opened = tuple[Page, list[str], list[str]]
 Folders = pytest.TempPathFactory
 ARGUMENTS = [
@@ -33,7 +37,8 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    with running(tmp_path_factory.mktemp("page"), echo(2, "show_keys = true")) as cluster:
+    settings = ("show_keys = true", f"max_connections_per_peer = {MAX_CONNECTIONS}")
+    with running(tmp_path_factory.mktemp("page"), echo(2, *settings)) as cluster:
         yield cluster
 
 
@@ -87,6 +92,41 @@ async def test_it_shows_shards_methods_charts_ring_hot_keys_and_traces_live(
         assert 98 <= sum(int(line.split()[1]) for line in shares[:2]) <= 101
         assert console == []
         assert all(url.startswith(f"http://{cluster.admin}/") for url in asked)
+
+
+async def test_it_shows_what_was_refused_and_dashes_for_methods_without_calls(
+    browser: Browser, cluster: RunningApp
+) -> None:
+    await call(cluster, "k", 1)
+    refuse_connections(cluster, 3)
+    await eventually(lambda: cluster.metric("onelane_connections_refused_total", onelane_reason="peer") == 3)
+    await eventually(lambda: json.loads(cluster.get("/snapshot"))["refusals"])
+    snapshot = json.loads(cluster.get("/snapshot"))
+    for method in snapshot["apps"][0]["methods"]:
+        # As ten seconds later.
+        method["now"] = dict.fromkeys(method["now"], 0)
+    events = f"event: snapshot\ndata: {json.dumps(snapshot)}\n\n"
+    async with opened(browser, cluster) as (page, console, _):
+        await page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
+        await page.reload()
+        card = page.locator(".card").filter(has=page.get_by_role("heading", name="Refused"))
+        await expect(card.get_by_role("listitem")).to_have_text(["connection, peer: 3"])
+        row = page.get_by_role("row").filter(has_text="echo.v1.Echo/Unary").first
+        await expect(row.locator("td.n")).to_have_text(["\u2013"] * 5)
+        assert console == []
+
+
+def refuse_connections(cluster: RunningApp, count: int) -> None:
+    """Have a shard refuse so many connections, because one peer has too many."""
+    host, _, port = cluster.shards()[0]["address"].rpartition(":")
+    with contextlib.ExitStack() as held:
+        socks = [
+            held.enter_context(socket.create_connection((host, int(port)))) for _ in range(MAX_CONNECTIONS + count)
+        ]
+        for sock in socks[MAX_CONNECTIONS:]:
+            sock.settimeout(20)
+            with contextlib.suppress(ConnectionError):
+                assert sock.recv(1) == b""
 
 
 async def test_a_trace_is_drawn_as_a_waterfall_by_keyboard_alone(browser: Browser, cluster: RunningApp) -> None:
