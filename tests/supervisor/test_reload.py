@@ -7,7 +7,8 @@ import sys
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,26 @@ async def configs(where: Where) -> dict[str, tuple[str, str]]:
     return by_shard
 
 
-@pytest.fixture
-async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[tuple[RunningApp, Where]]:
+@contextmanager
+def two_shards(folder: Path, *arguments: str) -> Iterator[tuple[RunningApp, Where]]:
     """Two shards whose `limit` is 1."""
     toml = echo(2, TYPED, "[apps.echo.config]", "limit = 1")
+    with running(folder, toml, *arguments, ONELANE_APPS__ECHO__CONFIG__GREETING="from the environment") as cluster:
+        yield cluster, Where(cluster)
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[tuple[RunningApp, Where]]:
     arguments = ["--inline"] if getattr(request, "param", "") == "inline" else []
-    with running(tmp_path, toml, *arguments, ONELANE_APPS__ECHO__CONFIG__GREETING="from the environment") as cluster:
-        where = Where(cluster)
+    with two_shards(tmp_path, *arguments) as (cluster, where):
+        yield cluster, where
+        await where.close()
+
+
+@pytest.fixture(scope="module")
+async def unchanged_pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[RunningApp, Where]]:
+    """For tests that leave the settings as they are."""
+    with two_shards(tmp_path_factory.mktemp("unchanged")) as (cluster, where):
         yield cluster, where
         await where.close()
 
@@ -103,8 +117,10 @@ async def test_a_reload_gives_every_shard_the_new_object_and_says_what_changed(p
         (["unknown_setting = 1", TYPED, "[apps.echo.config]", "limit = 2"], "unknown_setting: is not a setting"),
     ],
 )
-async def test_a_bad_file_changes_nothing(pair: tuple[RunningApp, Where], lines: list[str], fault: str) -> None:
-    cluster, where = pair
+async def test_a_bad_file_changes_nothing(
+    unchanged_pair: tuple[RunningApp, Where], lines: list[str], fault: str
+) -> None:
+    cluster, where = unchanged_pair
     rewrite(cluster, echo(2, *lines))
     code, output = reload(cluster)
     assert code == 3
@@ -150,8 +166,7 @@ def test_settings_that_do_not_fit_stop_the_start(tmp_path: Path) -> None:
     assert "limit: Input should be greater than or equal to 1, seen 0" in done.stderr
 
 
-def test_a_reload_by_a_page_of_another_origin_is_refused(tmp_path: Path) -> None:
-    with running(tmp_path, echo(1)) as cluster:
-        request = urllib.request.Request(f"http://{cluster.admin}/reload", method="POST")
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(request, timeout=5)
+def test_a_reload_by_a_page_of_another_origin_is_refused(unchanged_pair: tuple[RunningApp, Where]) -> None:
+    request = urllib.request.Request(f"http://{unchanged_pair[0].admin}/reload", method="POST")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=5)
