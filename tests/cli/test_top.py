@@ -23,6 +23,13 @@ from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 TRACE = "3af7651916cd43dd8448eb211c80319c"
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("onelane", run_name="__main__", alter_sys=True)
+"""
+"""`python -m onelane`, also from a background job of a shell, whose processes ignore SIGINT. Set by the program itself
+and not by `preexec_fn`: that runs after a fork, which gRPC's threads may break, and `Popen` reports nothing of it."""
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +81,11 @@ def in_a_terminal(*arguments: str, columns: int, lines: int) -> Iterator[tuple[s
     """`onelane` in a terminal of its own: the process, and the end by which a person reads and types."""
     own_end, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "onelane", *arguments],
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         env=os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": str(lines)},
-        # A background job of a shell ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         start_new_session=True,
     )
     os.close(terminal)
@@ -95,8 +100,11 @@ def in_a_terminal(*arguments: str, columns: int, lines: int) -> Iterator[tuple[s
 def read_until(own_end: int, text: bytes, *, times: int = 1) -> bytes:
     """What the terminal shows, until it has shown `text` so often."""
     output = b""
-    while output.count(text) < times:
-        output += os.read(own_end, 65536)
+    try:
+        while output.count(text) < times:
+            output += os.read(own_end, 65536)
+    except OSError as error:
+        raise AssertionError(f"it has ended and shown {output!r}") from error
     return output
 
 
