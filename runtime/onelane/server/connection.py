@@ -61,6 +61,13 @@ class NativeConnection(CallsConnection):
 
     _owner: ConnectionOwner
     goodbye_s = GOAWAY_S
+    # What few connections set stands here: CPython looks up attributes of an instance fast where it has 30 at most.
+    network: str | None = None
+    """The peer whose slot it has taken, see `peer_slots`; None before."""
+    _answered = 0
+    """Of `_first_bytes`, those that have been answered."""
+    _goaway_acknowledged: asyncio.Future[None] | None = None
+    _closed: asyncio.Future[None] | None = None
 
     def __init__(
         self,
@@ -78,19 +85,13 @@ class NativeConnection(CallsConnection):
         self.opened_at = self.heard_at = self.framed_at = monotonic()
         self.pinged_at = self.asked_at = 0.0
         self.has_request = False
-        self.network: str | None = None
-        """The peer whose slot it has taken, see `peer_slots`; None before."""
         self._is_watched = True
         """Until its first request, and while it is asked whether a frame is incomplete: what comes is looked at."""
         self._first_bytes: bytes | None = b"" if steers else None
         """Every byte read while the owner of the connection is not known; None from then on."""
-        self._answered = 0
-        """Of these, the bytes that have been answered."""
         self._first_events: list[Any] = []
         """The events in these bytes."""
         self._replay = replay
-        self._goaway_acknowledged: asyncio.Future[None] | None = None
-        self._closed: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
 

@@ -60,6 +60,12 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
     max_queued = MAX_QUEUED
     max_piece = PIECE
     max_events = TURN_EVENTS
+    # Here, not set for each connection: see `server/connection`.
+    _is_lost = False
+    _is_shut = False
+    """Our side of the socket is shut: nothing is written any more."""
+    _is_stopped = False
+    """See `pause_reading`."""
 
     def __init__(self, wire: W, loop: asyncio.AbstractEventLoop) -> None:
         self.wire = wire
@@ -70,9 +76,6 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         self._will_flush = False
         self._is_paused = False
         """The transport's buffer is full."""
-        self._is_lost = False
-        self._is_shut = False
-        """Our side of the socket is shut: nothing is written any more."""
         self.max_read = self.max_piece
         """Bytes of a read that `data_received` handles in one go; none while an earlier read is pending."""
         self._unhandled = b""
@@ -83,8 +86,6 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         """Events of the last piece that are to be handled before further bytes. No more is read meanwhile."""
         self._turn_ends: float | None = None
         """When this connection leaves the loop to others, in monotonic seconds; None while it has no turn."""
-        self._is_stopped = False
-        """See `pause_reading`."""
         self._waiters: dict[asyncio.Future[None], int] | None = None
         """Those who wait for room, and the stream that each of them writes on."""
 

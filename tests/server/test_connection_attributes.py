@@ -1,0 +1,20 @@
+"""CPython looks up the attributes of an instance fast where it has 30 at most; these are read for every call."""
+
+from onelane.client.channel import dial
+
+from tests.servers import native
+from tests.shard.parts import wired
+
+FAST = 30
+
+
+async def test_a_connection_and_its_listener_have_few_enough_attributes() -> None:
+    async with native() as (address, listener), dial(address) as channel:
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+        (connection,) = listener._connections
+        assert max(len(vars(part)) for part in (connection, connection.wire, listener)) <= FAST
+
+
+async def test_a_lane_has_few_enough_attributes() -> None:
+    parts, _ = wired()
+    assert len(vars(parts.lane)) <= FAST
