@@ -226,7 +226,8 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
                 self.handle(self._next_events())
                 self.flush_soon()
             else:
-                piece = self._unhandled[self._handled : self._handled + self.max_piece]
+                # A view: what is cut out would be copied, and large messages come in large reads.
+                piece: Any = memoryview(self._unhandled)[self._handled : self._handled + self.max_piece]
                 self._handled += len(piece)
                 self.max_read = self.max_piece
                 self.data_received(piece)
