@@ -20,7 +20,7 @@ from onelane.wire.framing import frame
 from tests import frames as h2
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import RunningApp, echo, running
+from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +28,7 @@ MIB = 1024 * 1024
 CALLS = 100
 """Calls of the ordinary client that must be answered while an attack stands."""
 CHAT, DOWNLOAD, UPLOAD = b"/echo.v1.Echo/Chat", b"/echo.v1.Echo/Download", b"/echo.v1.Echo/Upload"
+WATCH = b"/onelane.v1.Topology/Watch"
 FLOODS = [h2.frame(h2.PING, bytes(8)), h2.settings(initial_window_size=70_000)]
 
 
@@ -281,6 +282,34 @@ async def test_window_updates_of_one_byte_with_many_unread_streams(cluster: Runn
         await shard.wait_answered()
         assert shard.cpu_s() - before < 3.0
     writer.transport.abort()
+
+
+async def test_watches_of_the_topology_that_nobody_reads(cluster: RunningApp) -> None:
+    """4000 of them wait for room, and 400,000 WINDOW_UPDATEs come. Any stranger may open them."""
+    ask = h2.PREFACE + h2.settings(initial_window_size=1)
+    for stream in range(1, 2_000, 2):
+        ask += h2.headers(stream, h2.request(WATCH)) + h2.frame(h2.DATA, frame(b""), stream=stream, flags=h2.END_STREAM)
+    async with under_attack(cluster, growth=64 * MIB, name="unread watches") as shard:
+        writers = []
+        for _ in range(4):
+            reader, writer = await shard.connect()
+            writer.write(ask)
+            writers.append(writer)
+            answered = 0
+            async for kind, *_ in h2.frames(reader):
+                answered += kind == h2.HEADERS
+                if answered == 1_000:
+                    break
+        before = shard.cpu_s()
+        for _ in range(20):
+            for writer in writers:
+                writer.write(h2.frame(h2.WINDOW_UPDATE, h2.number(1)) * 5_000)
+                await writer.drain()
+        await shard.wait_answered()
+        assert shard.cpu_s() - before < 3.0
+        for writer in writers:
+            writer.transport.abort()
+        await eventually(lambda: cluster.metric("onelane_connections_open") <= 2)
 
 
 async def test_data_of_one_byte_on_many_streams(cluster: RunningApp) -> None:
