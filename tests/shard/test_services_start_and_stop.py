@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from onelane.errors import BadService
+from onelane.errors import BadService, ServiceRaised
 from onelane.shard.services import check_hooks
 from onelane.shard.shard import Shard
 from onelane.shard.wiring import ShardParts
@@ -18,10 +18,11 @@ from onelane.testing.cluster import Cluster
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.greeter.v1 import greeter_pb2_grpc
-from tests.running_app import run_to_end, running
+from tests.running_app import eventually, http_request, run_to_end, running
 from tests.shard.parts import setup, wired
 
 calls: list[str] = []
+starts: list[str] = []
 HERE = __name__
 
 
@@ -78,6 +79,28 @@ class TimesOut(Second):
         raise TimeoutError("the kitchen is slow")
 
 
+class Exits(Second):
+    async def start(self) -> None:
+        sys.exit("set DATABASE_URL first")
+
+
+class Panics(Second):
+    async def start(self) -> None:
+        raise BaseException("as an extension in Rust does")
+
+
+class ExitsAtARestart(First):
+    async def start(self) -> None:
+        if starts:
+            sys.exit("set DATABASE_URL first")
+        starts.append("")
+
+
+class StopExits(Second):
+    async def stop(self) -> None:
+        sys.exit("the kitchen is closed")
+
+
 class StopRaises(Second):
     async def stop(self) -> None:
         raise ConnectionError("the kitchen\nis closed")
@@ -129,6 +152,8 @@ async def test_services_start_in_the_order_of_the_settings_and_stop_in_the_rever
         (Hangs, BadService, r"Hangs: start\(\) did not end within start_s, 0\.02 s"),
         (CancelsItself, BadService, r"CancelsItself: start\(\) was cancelled by itself"),
         (TimesOut, TimeoutError, "the kitchen is slow"),
+        (Exits, ServiceRaised, "SystemExit: set DATABASE_URL first"),
+        (Panics, ServiceRaised, "BaseException: as an extension in Rust does"),
     ],
 )
 async def test_where_one_does_not_start_those_before_it_are_stopped(
@@ -145,6 +170,7 @@ async def test_where_one_does_not_start_those_before_it_are_stopped(
     [
         (StopRaises, "error=ConnectionError: the kitchen is closed"),
         (StopHangs, "error=TimeoutError: it did not end within stop_s, 0.02 s, of all services"),
+        (StopExits, "SystemExit: the kitchen is closed"),
         (StopCancelsItself, "error=CancelledError: by itself"),
     ],
 )
@@ -197,6 +223,15 @@ def test_a_service_that_does_not_start_ends_the_app_as_its_constructor_would(tmp
 
 
 @pytest.mark.slow
+async def test_inline_a_service_that_exits_at_a_restart_leaves_the_supervisor_running(tmp_path: Path) -> None:
+    toml = f'[apps.echo]\nservices = ["{HERE}:ExitsAtARestart"]\nshards = 1\nlisten = "127.0.0.1:0"\n'
+    with running(tmp_path, toml, "--inline") as app:
+        http_request(f"http://{app.admin}/shards/echo/0/restart", method="POST", X_Onelane="1")
+        await eventually(lambda: "SystemExit: set DATABASE_URL first" in app.log.read_text())
+        assert app.process.poll() is None
+        assert app.shards()[0]["state"] != "ready"
+
+
 def test_a_service_stops_when_its_app_does(tmp_path: Path) -> None:
     toml = f'[apps.echo]\nservices = ["{HERE}:First"]\nlisten = "127.0.0.1:0"\nshards = 1'
     with running(tmp_path, toml) as app:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from onelane import plugins
 from onelane.config import App
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.permissions import matches, pattern_for
@@ -253,7 +254,13 @@ async def _run_hook(hook: Callable[[], Awaitable[object]], until: float) -> None
     """Await a `start` or `stop` in a task of its own, so that its own cancellation can be told from that of this."""
 
     async def run() -> None:
-        await hook()
+        try:
+            await hook()
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            # SystemExit would end the loop, on which inline all shards and their supervisor are.
+            raise plugins.raised("", error) from error
 
     loop = asyncio.get_running_loop()
     task = loop.create_task(run())
