@@ -152,10 +152,11 @@ def test_top_leaves_the_terminal_as_it_was_where_sigterm_ends_it(cluster: Runnin
 
 
 def test_top_scrolls_by_keys_and_ends_by_q(cluster: RunningApp) -> None:
-    """Five lines of a terminal are fewer than an app has."""
+    """Five lines of a terminal are fewer than an app has. The worker threads are not the last of them: hot keys, a
+    stall and refusals may follow, so they are passed line by line."""
     with in_a_terminal("top", "--admin", cluster.admin, columns=140, lines=5) as (process, own_end):
         assert b"helper" not in read_until(own_end, b"more lines")
-        os.write(own_end, b"\x1b[B\x1b[B\x1b[B\x1b[F")
+        os.write(own_end, b"\x1b[F\x1b[H" + b"\x1b[B" * 40)
         assert b"helper" in read_until(own_end, b"db")
         os.write(own_end, b"q")
         assert ended(process, own_end) == 0
