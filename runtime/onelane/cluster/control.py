@@ -162,12 +162,20 @@ class QueueControl:
 
 
 def placement_to_proto(placement: Placement) -> control_pb2.ShardPlacement:
-    members = [control_pb2.ShardMember(name=m.name, address=m.address, socket=m.socket) for m in placement.members]
+    members = [member_to_proto(member) for member in placement.members]
     return control_pb2.ShardPlacement(
         epoch=placement.epoch, members=members, points=placement.points, pins=dict(placement.pins)
     )
 
 
 def placement_from_proto(message: control_pb2.ShardPlacement) -> Placement:
-    members = tuple(Member(m.name, m.address, m.socket) for m in message.members)
+    members = tuple(map(member_from_proto, message.members))
     return Placement(message.epoch, members, message.points, dict(message.pins))
+
+
+def member_to_proto(member: Member) -> control_pb2.ShardMember:
+    return control_pb2.ShardMember(name=member.name, address=member.address, socket=member.socket, life=member.life)
+
+
+def member_from_proto(message: control_pb2.ShardMember) -> Member:
+    return Member(message.name, message.address, message.socket, message.life)

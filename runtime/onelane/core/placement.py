@@ -27,6 +27,8 @@ class Member:
     """The `ip:port` of this shard alone, which is also its endpoint on the ring."""
     socket: str
     """The path of its Unix socket, for the other shards of the app."""
+    life: int = 0
+    """The number of its process: unique in the app, and growing."""
 
 
 @dataclass(frozen=True)

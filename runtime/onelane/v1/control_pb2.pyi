@@ -33,6 +33,9 @@ class ToShard(_message.Message):
     PROPOSE_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
     AWAY_FIELD_NUMBER: _builtins.int
+    PREPARE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    REBORN_FIELD_NUMBER: _builtins.int
     collect: _builtins.int
     """Report now, not at the next tick. The report carries this number."""
     @_builtins.property
@@ -59,6 +62,18 @@ class ToShard(_message.Message):
 
     @_builtins.property
     def away(self) -> Global___Away: ...
+    @_builtins.property
+    def prepare(self) -> Global___Prepare:
+        """A change of placement begins. It is over with `placement` of the same epoch as `after`."""
+
+    @_builtins.property
+    def gone(self) -> Global___ShardMember:
+        """This life of `before` has died; what it has not handed over is lost."""
+
+    @_builtins.property
+    def reborn(self) -> Global___ShardMember:
+        """The next life of a shard that has died: it has the same address and socket."""
+
     def __init__(
         self,
         *,
@@ -71,12 +86,15 @@ class ToShard(_message.Message):
         propose: Global___Settings | None = ...,
         commit: Global___Settings | None = ...,
         away: Global___Away | None = ...,
+        prepare: Global___Prepare | None = ...,
+        gone: Global___ShardMember | None = ...,
+        reborn: Global___ShardMember | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "kind", b"kind", "placement", b"placement", "propose", b"propose", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "kind", b"kind", "placement", b"placement", "propose", b"propose", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit", "away"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit", "away", "prepare", "gone", "reborn"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -94,10 +112,17 @@ class ToSupervisor(_message.Message):
     ASK_RESTART_FIELD_NUMBER: _builtins.int
     PROPOSED_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
+    DEPARTED_FIELD_NUMBER: _builtins.int
+    ARRIVED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     ask_status: _builtins.int
     """A client asked this shard for the status of all shards. The supervisor's answer carries this number."""
     committed: _builtins.int
     """The generation of the settings that the services use now."""
+    departed: _builtins.int
+    """Of the change to this epoch: every key that leaves is gone from here, and acknowledged by its new owner."""
+    arrived: _builtins.int
+    """Of the change to this epoch: every key that arrives is here."""
     @_builtins.property
     def ready(self) -> Global___Ready:
         """Every socket listens and every servicer has been created."""
@@ -116,6 +141,8 @@ class ToSupervisor(_message.Message):
 
     @_builtins.property
     def proposed(self) -> Global___Proposed: ...
+    @_builtins.property
+    def progress(self) -> Global___HandoffProgress: ...
     def __init__(
         self,
         *,
@@ -127,12 +154,15 @@ class ToSupervisor(_message.Message):
         ask_restart: Global___AskRestart | None = ...,
         proposed: Global___Proposed | None = ...,
         committed: _builtins.int = ...,
+        departed: _builtins.int = ...,
+        arrived: _builtins.int = ...,
+        progress: Global___HandoffProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "departed", b"departed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "progress", b"progress", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "departed", b"departed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "progress", b"progress", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained", "ask_restart", "proposed", "committed"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained", "ask_restart", "proposed", "committed", "departed", "arrived", "progress"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -180,6 +210,8 @@ class Setup(_message.Message):
     LOGS_FIELD_NUMBER: _builtins.int
     IDENTITY_KEY_FIELD_NUMBER: _builtins.int
     ASSERTS_TO_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     name: _builtins.str
     index: _builtins.int
@@ -202,6 +234,8 @@ class Setup(_message.Message):
     """Whether to report log records too."""
     identity_key: _builtins.bytes
     """The key of assertions of identity (`onelane-identity`), the same for all apps of a supervisor. A secret."""
+    life: _builtins.int
+    """Of this process."""
     @_builtins.property
     def peers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """App name → host:port, for `shard.stub`."""
@@ -211,6 +245,10 @@ class Setup(_message.Message):
     @_builtins.property
     def asserts_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Apps that accept assertions of this app."""
+
+    @_builtins.property
+    def change(self) -> Global___Prepare:
+        """The change that is under way as the process starts."""
 
     def __init__(
         self,
@@ -231,14 +269,84 @@ class Setup(_message.Message):
         logs: _builtins.bool = ...,
         identity_key: _builtins.bytes = ...,
         asserts_to: _abc.Iterable[_builtins.str] | None = ...,
+        life: _builtins.int = ...,
+        change: Global___Prepare | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "asserts_to", b"asserts_to", "generation", b"generation", "identity_key", b"identity_key", "index", b"index", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "asserts_to", b"asserts_to", "change", b"change", "generation", b"generation", "identity_key", b"identity_key", "index", b"index", "life", b"life", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Setup: _TypeAlias = Setup  # noqa: Y015
+
+@_typing.final
+class Prepare(_message.Message):
+    """A change of placement. The members of `before` are the lives as of the decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def before(self) -> Global___ShardPlacement: ...
+    @_builtins.property
+    def after(self) -> Global___ShardPlacement: ...
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Lives of `before` that have died meanwhile."""
+
+    def __init__(
+        self,
+        *,
+        before: Global___ShardPlacement | None = ...,
+        after: Global___ShardPlacement | None = ...,
+        gone: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "gone", b"gone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prepare: _TypeAlias = Prepare  # noqa: Y015
+
+@_typing.final
+class HandoffProgress(_message.Message):
+    """How far a shard is with a change of placement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    DEPARTED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    leaving: _builtins.int
+    """Keys with state that leave, and are here still."""
+    departed: _builtins.int
+    """Keys that have left, and their bytes."""
+    bytes: _builtins.int
+    held: _builtins.int
+    """Calls that are held for keys that arrive."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        leaving: _builtins.int = ...,
+        departed: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        held: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "departed", b"departed", "epoch", b"epoch", "held", b"held", "leaving", b"leaving"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandoffProgress: _TypeAlias = HandoffProgress  # noqa: Y015
 
 @_typing.final
 class ShardPlacement(_message.Message):
@@ -302,21 +410,25 @@ class ShardMember(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     SOCKET_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     """The shard's own ip:port, which is also its name on the ring."""
     socket: _builtins.str
     """The path of the shard's Unix socket, for its siblings."""
+    life: _builtins.int
+    """The number of its process: unique in the app, and growing."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         address: _builtins.str = ...,
         socket: _builtins.str = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "socket", b"socket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "life", b"life", "name", b"name", "socket", b"socket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,11 @@ class SiblingsStub:
                 request_serializer=onelane_dot_v1_dot_siblings__pb2.PublishRequest.SerializeToString,
                 response_deserializer=onelane_dot_v1_dot_siblings__pb2.PublishReply.FromString,
                 _registered_method=True)
+        self.HandOver = channel.unary_unary(
+                '/onelane.v1.Siblings/HandOver',
+                request_serializer=onelane_dot_v1_dot_siblings__pb2.HandOverRequest.SerializeToString,
+                response_deserializer=onelane_dot_v1_dot_siblings__pb2.HandOverReply.FromString,
+                _registered_method=True)
 
 
 class SiblingsServicer:
@@ -51,6 +56,15 @@ class SiblingsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HandOver(self, request, context):
+        """Hands over the state of keys in a change of placement. The reply is the acknowledgement: the new owner has them.
+        Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
+        receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SiblingsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +72,11 @@ def add_SiblingsServicer_to_server(servicer, server):
                     servicer.Publish,
                     request_deserializer=onelane_dot_v1_dot_siblings__pb2.PublishRequest.FromString,
                     response_serializer=onelane_dot_v1_dot_siblings__pb2.PublishReply.SerializeToString,
+            ),
+            'HandOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandOver,
+                    request_deserializer=onelane_dot_v1_dot_siblings__pb2.HandOverRequest.FromString,
+                    response_serializer=onelane_dot_v1_dot_siblings__pb2.HandOverReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +106,33 @@ class Siblings:
             '/onelane.v1.Siblings/Publish',
             onelane_dot_v1_dot_siblings__pb2.PublishRequest.SerializeToString,
             onelane_dot_v1_dot_siblings__pb2.PublishReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onelane.v1.Siblings/HandOver',
+            onelane_dot_v1_dot_siblings__pb2.HandOverRequest.SerializeToString,
+            onelane_dot_v1_dot_siblings__pb2.HandOverReply.FromString,
             options,
             channel_credentials,
             insecure,

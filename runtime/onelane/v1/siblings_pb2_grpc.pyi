@@ -33,12 +33,22 @@ class SiblingsStub:
     def __new__(cls, channel: _aio.Channel) -> SiblingsAsyncStub: ...
     Publish: _grpc.UnaryUnaryMultiCallable[_siblings_pb2.PublishRequest, _siblings_pb2.PublishReply]
     """Delivers a batch of one publisher's messages, in order. PERMISSION_DENIED for any peer but a sibling."""
+    HandOver: _grpc.UnaryUnaryMultiCallable[_siblings_pb2.HandOverRequest, _siblings_pb2.HandOverReply]
+    """Hands over the state of keys in a change of placement. The reply is the acknowledgement: the new owner has them.
+    Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
+    receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
+    """
 
 @_typing.type_check_only
 class SiblingsAsyncStub(SiblingsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.UnaryUnaryMultiCallable[_siblings_pb2.PublishRequest, _siblings_pb2.PublishReply]  # type: ignore[assignment]
     """Delivers a batch of one publisher's messages, in order. PERMISSION_DENIED for any peer but a sibling."""
+    HandOver: _aio.UnaryUnaryMultiCallable[_siblings_pb2.HandOverRequest, _siblings_pb2.HandOverReply]  # type: ignore[assignment]
+    """Hands over the state of keys in a change of placement. The reply is the acknowledgement: the new owner has them.
+    Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
+    receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
+    """
 
 class SiblingsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -48,5 +58,16 @@ class SiblingsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_siblings_pb2.PublishReply, _abc.Awaitable[_siblings_pb2.PublishReply]]:
         """Delivers a batch of one publisher's messages, in order. PERMISSION_DENIED for any peer but a sibling."""
+
+    @_abc_1.abstractmethod
+    def HandOver(
+        self,
+        request: _siblings_pb2.HandOverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_siblings_pb2.HandOverReply, _abc.Awaitable[_siblings_pb2.HandOverReply]]:
+        """Hands over the state of keys in a change of placement. The reply is the acknowledgement: the new owner has them.
+        Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
+        receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
+        """
 
 def add_SiblingsServicer_to_server(servicer: SiblingsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
