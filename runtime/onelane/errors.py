@@ -93,6 +93,42 @@ class BadService(Misuse):
     """A service, plugin or method cannot be run as configured: not found, without a key, or of an unsupported kind."""
 
 
+class BadState(Misuse):
+    """A value of a keyed dict does not fit what the service says of that dict."""
+
+    def __init__(self, dict_name: str, key: object, reason: str) -> None:
+        """reason: names the field where it can."""
+        super().__init__(f"keyed {dict_name!r}, key {key!r}: {reason}")
+        self.dict_name = dict_name
+        self.key = key
+
+
+class UnwritableValue(BadState):
+    """A value cannot be encoded by the codec of its dict, or would not come back as it was."""
+
+
+class UnreadableValue(BadState):
+    """A stored or sent value cannot be decoded by this release of the service. It is left where it is."""
+
+
+class NoRoutingKey(BadState):
+    """A key of a keyed dict is no routing key, so its entry belongs to no shard."""
+
+    def __init__(self, dict_name: str, key: object) -> None:
+        super().__init__(dict_name, key, f"a routing key is a str, bytes or int, not a {type(key).__name__}")
+
+
+class NotItsKey(Misuse):
+    """In the turn of a key, code touches the entry of another: that may be in use elsewhere, or not be loaded."""
+
+    def __init__(self, dict_name: str, key: str, *, held: str) -> None:
+        """key, held: canonical text. held: the key whose turn it is."""
+        super().__init__(f"keyed {dict_name!r}: the entry of {key!r} was touched in the turn of {held!r}")
+        self.dict_name = dict_name
+        self.key = key
+        self.held = held
+
+
 class ServiceRaised(BadService):
     """The code of a service has raised, in the import of its module or in a constructor. Its cause is that error."""
 

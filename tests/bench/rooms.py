@@ -30,7 +30,7 @@ class Rooms(echo_pb2_grpc.EchoServicer):
     """`Plain` says something in the room `key`, and is told how much was said there."""
 
     def __init__(self, shard: onelane.Shard) -> None:
-        self.rooms: dict[str, Room] = shard.keyed("rooms", Room)
+        self.rooms: dict[str, Room] = shard.keyed("rooms", Room, moves=False)
         self.calls = shard.stats.counter("rooms.calls", unit="{call}").at()
         self.bytes = shard.stats.counter("rooms.bytes", unit="By").at()
 

@@ -20,6 +20,7 @@ ROOMS = [
     "wire",
     "telemetry",
     "cluster",
+    "state",
     "client",
     "server",
     "lane",

@@ -59,6 +59,24 @@ def test_there_is_one_keyed_dict_for_each_name_and_its_size_is_reported() -> Non
     assert shard.keyed_counts() == {"carts": 1, "orders": 0}
 
 
+def test_a_kind_that_cannot_move_is_refused_and_may_stay() -> None:
+    shard = wired()[0].shard
+    with pytest.raises(BadService, match=r"keyed 'queues': cannot be encoded: asyncio.queues.Queue\. .*moves=False"):
+        shard.keyed("queues", asyncio.Queue)
+    queues: dict[str, asyncio.Queue[int]] = shard.keyed("queues", asyncio.Queue, moves=False)
+    assert queues == {}
+
+
+def test_keys_that_leave_and_arrive_are_heard_of() -> None:
+    shard, keys = wired()[0].shard, list[Any]()
+    shard.on_leave(keys.append)
+    shard.on_arrive(keys.append)
+    shard.keyed("carts", list)[7] = []
+    shard.keyed_dicts.leaves("7")
+    shard.keyed_dicts.arrived("7")
+    assert keys == [7, 7]
+
+
 @pytest.mark.parametrize("error", [ValueError, SystemExit, BaseException])
 def test_a_follower_of_settings_that_raises_is_logged_and_the_others_are_called(
     error: type[BaseException], caplog: pytest.LogCaptureFixture

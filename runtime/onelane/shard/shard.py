@@ -1,7 +1,7 @@
 """The shard that a service is given: plain state that no other thread touches, calls, timers, topics and resources."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ from onelane.shard.settings import build_settings
 from onelane.shard.siblings import Answer, MethodRef, SiblingCalls
 from onelane.shard.timers import Alarms, Key, Timer, TimerFunction, Timers
 from onelane.shard.topics import Lost
+from onelane.state.codecs import Migration, ServiceCodec
+from onelane.state.keyed import KeyedDicts, KeyHook
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 
@@ -68,7 +70,8 @@ class Shard:
         self._lane: Lane
         self._sibling_calls: SiblingCalls
         self._pubsub: PubSub
-        self._keyed: dict[str, dict[Any, Any]] = {}
+        self.keyed_dicts = KeyedDicts(name, stats)
+        """For the hand-over of keys; a service uses `keyed`."""
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[tuple[str, bool], Channel] = {}
         """Name of an app or peer, whether calls are on this app's own account → its channel."""
@@ -90,9 +93,42 @@ class Shard:
             except BaseException:
                 log.exception("config.follower_failed shard=%s", self.name)
 
-    def keyed(self, name: str, kind: type[S]) -> dict[Any, S]:
-        """A plain dict whose keys are routing keys and whose values are `kind`. One for each name."""
-        return self._keyed.setdefault(name, {})
+    def keyed(
+        self,
+        name: str,
+        kind: type[S],
+        *,
+        moves: bool = True,
+        codec: ServiceCodec | None = None,
+        version: int = 1,
+        migrate: Mapping[int, Migration] | None = None,
+    ) -> dict[Any, S]:
+        """A plain dict whose keys are routing keys and whose values are `kind`. One for each name.
+
+        A key's entries follow it to another process, and end with the process that crashes. Give each value one owner:
+        of an object that is reached from elsewhere too, a copy arrives.
+        kind: what `msgspec` encodes with its type, a protobuf message, or anything with `codec`. Between releases,
+        fields may be added with defaults, and removed.
+        moves: False for what cannot leave the process (queues, connections): dropped when its key leaves.
+        version, migrate: for other changes. `migrate={1: fn}` lifts values of version 1 to version 2: `fn` is given
+        builtins (a dict for an object with fields) and returns them; of protobuf and of a `codec`, bytes.
+
+        Raises:
+            BadService: the kind cannot be encoded (names its fields), or the name is declared twice, and otherwise.
+        """
+        return self.keyed_dicts.declare(name, kind, moves=moves, codec=codec, version=version, migrate=migrate)
+
+    def on_arrive(self, fn: KeyHook) -> None:
+        """Call `fn(key)`, on the lane, before the first turn of a key that has arrived from another process.
+
+        It must not wait. An exception is logged, and the key arrives."""
+        self.keyed_dicts.on_arrive(fn)
+
+    def on_leave(self, fn: KeyHook) -> None:
+        """Call `fn(key)`, on the lane, after the last turn of a key here; its entries leave as `fn` leaves them.
+
+        It must not wait. An exception is logged, and the key leaves."""
+        self.keyed_dicts.on_leave(fn)
 
     def stub(self, stub: Callable[[grpc.aio.Channel], S], *, to: str, on_own_account: bool = False) -> S:
         """A generated stub of the app `to`, over one channel per lane.
@@ -277,7 +313,7 @@ class Shard:
                 log.exception("shard.part_not_ended shard=%s", self.name)
 
     def keyed_counts(self) -> dict[str, int]:
-        return {name: len(state) for name, state in self._keyed.items()}
+        return self.keyed_dicts.counts()
 
 
 def _no_resource() -> Any:

@@ -16,7 +16,7 @@ BACKLOG = 100
 class Ticker(stream_pb2_grpc.TickerServicer):
     def __init__(self, shard: onelane.Shard) -> None:
         self.last = shard.keyed("last", stream_pb2.Price)
-        self.watchers = shard.keyed("watchers", set[asyncio.Queue[stream_pb2.Price]])
+        self.watchers = shard.keyed("watchers", set[asyncio.Queue[stream_pb2.Price]], moves=False)
 
     async def Watch(self, request: stream_pb2.WatchRequest, context: Any) -> AsyncIterator[stream_pb2.Price]:
         queue: asyncio.Queue[stream_pb2.Price] = asyncio.Queue(BACKLOG)

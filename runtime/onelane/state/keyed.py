@@ -1,0 +1,183 @@
+"""The dicts of `shard.keyed` of one lane, and the way of a key's entries out of the process and back into another.
+
+Promises: a dict that moves is a plain dict: nothing is done when it is used. All entries of a key leave together; those
+that arrive are all decoded before the first is put. A value that cannot leave is logged and counted, and holds up
+nothing: neither the other entries of its key nor the change of placement.
+Leaves out: whose key it is, and when a key may leave: `core/handoff`. Values that outlive their process: the journal.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from onelane.errors import BadService, NoRoutingKey, UnwritableValue
+from onelane.state.codecs import Migration, ServiceCodec
+from onelane.state.declaration import Declaration, ValueCodec
+from onelane.state.entries import DictKey, KeyedEntry, canonical_key, spellings
+from onelane.telemetry.stats import Stats
+
+log = logging.getLogger("onelane.state")
+LOGGED = 100
+"""Entries that are lost by one life of a shard and logged, at most; all are counted."""
+
+KeyHook = Callable[[DictKey], object]
+
+
+class KeyedDicts:
+    """See the module. Owned by one lane. In every method `key` is canonical text, and a hook's is a dict's."""
+
+    def __init__(self, shard: str, stats: Stats) -> None:
+        self._shard = shard
+        self._dicts: dict[str, dict[Any, Any]] = {}
+        self._declarations: dict[str, Declaration] = {}
+        self._moving: dict[str, ValueCodec] = {}
+        """Name of a dict that moves → the codec of its values."""
+        self._arrive_hooks: list[KeyHook] = []
+        self._leave_hooks: list[KeyHook] = []
+        self._lost = stats.counter(
+            "onelane.state.lost", unit="{entry}", description="Entries of keyed dicts that did not follow their key"
+        )
+        self._logged = 0
+
+    def declare(
+        self,
+        name: str,
+        kind: Any,
+        *,
+        moves: bool = True,
+        codec: ServiceCodec | None = None,
+        version: int = 1,
+        migrate: Mapping[int, Migration] | None = None,
+    ) -> dict[Any, Any]:
+        """The dict of that name; see `Shard.keyed`.
+
+        Raises:
+            BadService: the kind cannot be encoded, or the dict is declared already, and otherwise.
+        """
+        declaration = Declaration(name, kind, moves, codec, version, dict(migrate or {}))
+        if name in self._dicts:
+            if differences := declaration.differences(self._declarations[name]):
+                raise BadService(f"keyed {name!r} is declared twice, with another {' and '.join(differences)}")
+            return self._dicts[name]
+        if moves:
+            self._moving[name] = ValueCodec(declaration)
+        self._declarations[name] = declaration
+        self._dicts[name] = {}
+        return self._dicts[name]
+
+    def counts(self) -> dict[str, int]:
+        """Name of each dict → its number of entries."""
+        return {name: len(entries) for name, entries in self._dicts.items()}
+
+    def keys(self) -> Iterator[str]:
+        """Every key with an entry in a dict that moves, once.
+
+        Of the moment of the call, and safe against changes while it is iterated in pieces: a key that was dropped
+        meanwhile may still come, and has no entries then. An entry under no routing key is lost to its owner; see
+        `onelane.state.lost`.
+        """
+        return self._canonical([(name, tuple(self._dicts[name])) for name in self._moving])
+
+    def entries_of(self, key: str) -> list[KeyedEntry]:
+        """The entries of a key, as they leave. A value that cannot be encoded is left out, logged and counted."""
+        entries = []
+        for name, codec in self._moving.items():
+            for spelling, value in self._of(name, key):
+                try:
+                    entries.append(codec.write(spelling, value))
+                except UnwritableValue as error:
+                    self._lose("unwritable", error)
+        return entries
+
+    def install(self, key: str, entries: Iterable[KeyedEntry]) -> None:
+        """Put the entries of a key that has arrived; all of them, or none.
+
+        An entry of a dict that this release has no more, or does not move, is dropped as a removed field is.
+
+        Raises:
+            UnreadableValue: an entry cannot be decoded; then nothing was put.
+        """
+        values = []
+        for entry in entries:
+            if entry.dict in self._moving:
+                values.append((self._dicts[entry.dict], entry.key, self._moving[entry.dict].read(entry)))
+            else:
+                self._lose("no_dict", f"keyed {entry.dict!r}, key {key!r}: no such dict moves in this release")
+        for target, spelling, value in values:
+            target[spelling] = value
+
+    def forget(self, key: str) -> None:
+        """Remove a key from every dict that moves, since its new owner has it."""
+        for name in self._moving:
+            for spelling, _ in self._of(name, key):
+                del self._dicts[name][spelling]
+
+    def drop_foreign(self, owns: Callable[[str], bool]) -> int:
+        """Remove the entries of keys that this life does not own from the dicts that stay; returns their number.
+
+        owns: of a canonical key. Looks at every entry in one go."""
+        dropped = 0
+        for entries in (self._dicts[name] for name in self._dicts if name not in self._moving):
+            for spelling in tuple(entries):
+                key = canonical_key(spelling)
+                if key is not None and not owns(key):
+                    del entries[spelling]
+                    dropped += 1
+        return dropped
+
+    def on_arrive(self, hook: KeyHook) -> None:
+        """See `Shard.on_arrive`."""
+        self._arrive_hooks.append(_checked(hook, "on_arrive"))
+
+    def on_leave(self, hook: KeyHook) -> None:
+        """See `Shard.on_leave`."""
+        self._leave_hooks.append(_checked(hook, "on_leave"))
+
+    def arrived(self, key: str) -> None:
+        """Call the hooks for a key that has been installed, before its first turn here."""
+        self._call("on_arrive", self._arrive_hooks, key)
+
+    def leaves(self, key: str) -> None:
+        """Call the hooks for a key after its last turn here, before `entries_of` it: a hook may still change them."""
+        self._call("on_leave", self._leave_hooks, key)
+
+    def _of(self, name: str, key: str) -> list[tuple[DictKey, Any]]:
+        """The entries of one dict for a key, under each of its spellings."""
+        entries = self._dicts[name]
+        return [(spelling, entries[spelling]) for spelling in spellings(key) if spelling in entries]
+
+    def _canonical(self, dict_keys: list[tuple[str, tuple[Any, ...]]]) -> Iterator[str]:
+        seen: set[str] = set()
+        for name, spelled in dict_keys:
+            for spelling in spelled:
+                key = canonical_key(spelling)
+                if key is None:
+                    self._lose("no_key", NoRoutingKey(name, spelling))
+                elif key not in seen:
+                    seen.add(key)
+                    yield key
+
+    def _call(self, event: str, hooks: list[KeyHook], key: str) -> None:
+        if not hooks:
+            return
+        spelled = [spelling for name in self._dicts for spelling, _ in self._of(name, key)]
+        named = next(iter((*spelled, *spellings(key))), key)
+        for hook in hooks:
+            try:
+                hook(named)
+            except BaseException:
+                log.exception("keyed.hook_failed shard=%s hook=%s", self._shard, event)
+
+    def _lose(self, reason: str, error: object) -> None:
+        """Count an entry that does not follow its key. reason: the value of `onelane.reason`, one of a few."""
+        self._lost.add(1, {"onelane.reason": reason})
+        self._logged += 1
+        if self._logged <= LOGGED:
+            log.error("keyed.entry_lost shard=%s reason=%s %s", self._shard, reason, error)
+
+
+def _checked(hook: KeyHook, name: str) -> KeyHook:
+    if not callable(hook) or inspect.iscoroutinefunction(hook):
+        raise BadService(f"{name}: expected a plain function of one key: no turn waits for a coroutine")
+    return hook
