@@ -103,7 +103,7 @@ class ClientsCall:
 
 def end_to_end(*headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
     """Of the headers with which a call is sent on, those between gRPC's own and the hop's."""
-    sent = forwarded(ClientsCall(*headers), TRACE)
+    sent = forwarded(ClientsCall(*headers), TRACE, epoch=7)
     return [pair for pair in sent[6:] if pair[0] not in HOP_HEADERS]
 
 
@@ -138,8 +138,8 @@ def test_headers_of_one_hop_alone_are_not_forwarded(name: bytes) -> None:
 
 
 def test_a_forwarded_call_tells_the_owner_of_its_client_its_deadline_and_the_span_of_the_hop() -> None:
-    headers = dict(forwarded(ClientsCall(deadline_at=NOW + 1.5), TRACE))
+    headers = dict(forwarded(ClientsCall(deadline_at=NOW + 1.5), TRACE, epoch=7))
     assert hop.read(headers) == Hop(
-        "ipv4:1.2.3.4:5", {"x509_common_name": [b"me"]}, NOW + 1.5, TRACE._replace(tracestate="")
+        "ipv4:1.2.3.4:5", {"x509_common_name": [b"me"]}, NOW + 1.5, TRACE._replace(tracestate=""), epoch=7
     )
     assert headers[b"grpc-timeout"] == b"1500000u"

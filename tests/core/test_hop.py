@@ -9,29 +9,34 @@ from onelane.core.hop import Hop
 identities = st.dictionaries(st.text(), st.lists(st.binary()))
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])), identities, st.none() | st.floats(0, 1e9))
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    identities,
+    st.none() | st.floats(0, 1e9),
+    st.integers(0, 2**63),
+)
 def test_the_owner_reads_what_the_sibling_wrote(
-    peer: str, auth: dict[str, list[bytes]], deadline_at: float | None
+    peer: str, auth: dict[str, list[bytes]], deadline_at: float | None, epoch: int
 ) -> None:
-    headers = [*hop.write_client(peer, auth), *hop.write_call(deadline_at, None)]
+    headers = [*hop.write_client(peer, auth), *hop.write_call(deadline_at, None, epoch=epoch)]
     assert all(0x20 <= byte < 0x7F for _, value in headers for byte in value)
     read = hop.read(dict(headers))
-    assert (read.peer, read.auth, read.trace) == (peer, auth, None)
+    assert (read.peer, read.auth, read.trace, read.epoch) == (peer, auth, None, epoch)
     assert read.deadline_at == pytest.approx(deadline_at, abs=1e-6)
 
 
 def test_of_an_identity_that_is_too_large_the_largest_properties_are_left_out() -> None:
     auth = {"x509_pem_cert": [b"p" * 60_000], "names": [b"n" * 100] * 500, "x509_common_name": [b"me"]}
     headers = hop.write_client("ipv4:1.2.3.4:5", auth)
-    assert hop.read(dict([*headers, *hop.write_call(None, None)])).auth == {"x509_common_name": [b"me"]}
+    assert hop.read(dict([*headers, *hop.write_call(None, None, epoch=1)])).auth == {"x509_common_name": [b"me"]}
 
 
-LIE = (("x-own", "1"), ("onelane-forwarded", ""), ("onelane-forwarded-peer", "ipv4:9.9.9.9:9"))
+LIE = (("x-own", "1"), ("onelane-forwarded", ";7"), ("onelane-forwarded-peer", "ipv4:9.9.9.9:9"))
 
 
 def test_metadata_of_a_hop_count_from_a_sibling_alone() -> None:
     assert hop.split(LIE, trusted=False) == ((("x-own", "1"),), None)
-    assert hop.split(LIE, trusted=True) == ((("x-own", "1"),), Hop("ipv4:9.9.9.9:9", {}, None, None))
+    assert hop.split(LIE, trusted=True) == ((("x-own", "1"),), Hop("ipv4:9.9.9.9:9", {}, None, None, epoch=7))
 
 
 def test_a_call_that_a_sibling_makes_itself_has_no_hop() -> None:

@@ -9,7 +9,7 @@ from tests.mirror.app import SHAPES, Mirrored, Row, Side
 MANY = tuple((b"x-own-%d" % number, b"v" * 100) for number in range(110))
 """With what gRPC itself sends, some 15.9 KB as HTTP/2 counts them."""
 LIES = (
-    (b"onelane-forwarded", b""),
+    (b"onelane-forwarded", b";1"),
     (b"onelane-forwarded-peer", b"ipv4:6.6.6.6:6"),
     (b"onelane-forwarded-auth", b'{"x509_common_name":["root"]}'),
     (b"onelane-forwarded-trace", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),

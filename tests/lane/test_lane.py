@@ -38,12 +38,16 @@ class SaysWhatItWasTold:
 
     def __init__(self, answers: Sequence[tuple[grpc.StatusCode, tuple[tuple[str, str], ...]]] = ()) -> None:
         self.sent: list[str] = []
+        self.epochs: list[int] = []
         self.given_up: list[str] = []
         self.was_sent = asyncio.Event()
         self._answers = list(answers)
 
-    def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Any) -> Any:
+    def begin(
+        self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Any, *, epoch: int = 0
+    ) -> None:
         self.sent.append(owner.name)
+        self.epochs.append(epoch)
         self.was_sent.set()
         if not self._answers:
             raise ValueError("cannot be sent")
@@ -68,6 +72,10 @@ def _nothing() -> None:
 
 async def echo(request: EchoRequest, context: Any) -> EchoReply:
     return EchoReply(text=request.text)
+
+
+class BenchCall(MemoryCall):
+    epoch = 0
 
 
 class Bench:
@@ -106,9 +114,12 @@ class Bench:
         from_service: bool = False,
         metadata: Any = (),
         key: str = "k",
+        epoch: int | None = None,
     ) -> MemoryCall:
-        """forwarded: a sibling has sent it on. from_service: a service of a sibling has made it."""
-        call = MemoryCall("/t.T/M", metadata, trusted=forwarded or from_service, deadline_s=None)
+        """forwarded: a sibling has sent it on, by the placement of `epoch`. from_service: a service of a sibling has
+        made it."""
+        call = BenchCall("/t.T/M", metadata, trusted=forwarded or from_service, deadline_s=None)
+        call.epoch = self.lane.placement.epoch if epoch is None else epoch
         call.hop = FORWARDED_HOP if forwarded else DIRECT_HOP
         request = EchoRequest(key=key, text="hi").SerializeToString()
         await self.lane.serve(self.lane.entries["/t.T/M"].method, call, request)

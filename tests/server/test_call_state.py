@@ -20,9 +20,10 @@ EXPECTED = {
     (ARRIVED, "forward"): FORWARDED,
     (ARRIVED, "end"): DONE,
     (WAITING, "begin"): RUNNING,
+    (WAITING, "wait"): WAITING,
+    (WAITING, "forward"): FORWARDED,
     (WAITING, "end"): DONE,
     (RUNNING, "end"): DONE,
-    (FORWARDED, "forward"): FORWARDED,
     (FORWARDED, "end"): DONE,
 }
 

@@ -69,7 +69,7 @@ LIES: dict[str, tuple[tuple[str, str], ...]] = {
     "nothing": (),
     "a token of its own making": bearer(STRANGER.token("admin")),
     "what a sibling tells": (
-        ("onelane-forwarded", ""),
+        ("onelane-forwarded", ";1"),
         ("onelane-forwarded-identity", write_identity(EVE).decode()),
     ),
     "an assertion of its own making": (

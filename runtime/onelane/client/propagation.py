@@ -82,10 +82,10 @@ def repeated(metadata: Metadata, attempts: int) -> Metadata:
     return (*metadata, (PREVIOUS_ATTEMPTS, str(attempts)))
 
 
-def forwarded(call: Forwardable, trace: TraceContext | None) -> Headers:
+def forwarded(call: Forwardable, trace: TraceContext | None, *, epoch: int) -> Headers:
     """The headers of a call that is sent on, unread, to the owner of its key.
 
-    trace: of the span of this hop.
+    trace: of the span of this hop. epoch: of the placement by which it is sent on.
     """
     headers = [
         (b":method", b"POST"),
@@ -96,7 +96,7 @@ def forwarded(call: Forwardable, trace: TraceContext | None) -> Headers:
         (b"content-type", b"application/grpc"),
         *(pair for pair in call.client_headers() if pair[0] not in _OF_ONE_HOP),
         *call.identity_headers(),
-        *write_call(call.deadline_at, trace),
+        *write_call(call.deadline_at, trace, epoch=epoch),
     ]
     remaining_s = call.time_remaining()
     if remaining_s is not None:

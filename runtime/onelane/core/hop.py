@@ -15,7 +15,8 @@ from onelane.core.identity import Identity, read_identity, write_identity
 from onelane.core.trace_context import TRACESTATE, TraceContext, parse_traceparent
 
 HOP_MARK = b"onelane-forwarded"
-"""The mark of a forwarded call; its value is the deadline, empty without one."""
+"""The mark of a forwarded call. Its value is the deadline, empty without one, a semicolon, and the epoch of the
+placement by which the call is sent on."""
 HOP_PEER = b"onelane-forwarded-peer"
 HOP_AUTH = b"onelane-forwarded-auth"
 HOP_IDENTITY = b"onelane-forwarded-identity"
@@ -47,6 +48,8 @@ class Hop:
     """Of the span of this hop; None where the client's own goes on."""
     identity: Identity | None = None
     """As the sender has proven it; None where its app asks for no credentials."""
+    epoch: int = 0
+    """Of the placement by which it was sent on."""
 
 
 def write_client(peer: str, auth: AuthContext) -> list[tuple[bytes, bytes]]:
@@ -88,9 +91,9 @@ def write_proven(identity: Identity) -> tuple[bytes, bytes]:
     return (HOP_IDENTITY, write_identity(identity))
 
 
-def write_call(deadline_at: float | None, trace: TraceContext | None) -> list[tuple[bytes, bytes]]:
-    """The headers of one call."""
-    headers = [(HOP_MARK, b"" if deadline_at is None else b"%.6f" % deadline_at)]
+def write_call(deadline_at: float | None, trace: TraceContext | None, *, epoch: int) -> list[tuple[bytes, bytes]]:
+    """The headers of one call. epoch: of the placement by which it is sent on."""
+    headers = [(HOP_MARK, b";%d" % epoch if deadline_at is None else b"%.6f;%d" % (deadline_at, epoch))]
     if trace is not None:
         headers.append((HOP_TRACE, trace.traceparent().encode()))
     return headers
@@ -102,7 +105,7 @@ def read(headers: Mapping[bytes, bytes]) -> Hop:
     Raises:
         ValueError: they are malformed.
     """
-    deadline = headers[HOP_MARK]
+    deadline, _, epoch = headers[HOP_MARK].partition(b";")
     trace = headers.get(HOP_TRACE)
     identity = headers.get(HOP_IDENTITY)
     return Hop(
@@ -111,6 +114,7 @@ def read(headers: Mapping[bytes, bytes]) -> Hop:
         float(deadline) if deadline else None,
         parse_traceparent(trace.decode(), headers.get(TRACESTATE.encode(), b"").decode("latin-1")) if trace else None,
         None if identity is None else read_identity(identity),
+        int(epoch),
     )
 
 

@@ -74,7 +74,7 @@ class Turns:
         if turn is None:
             turn = self.held[key] = Turn(self, key, method)
             return turn
-        if turn.number and chain and _number_text(turn) in chain:
+        if self.is_inside(key, chain):
             turn.inside += 1
             return turn
         self._wait(turn, method, waiter)
@@ -98,6 +98,21 @@ class Turns:
         turn = self.held.get(key)
         if turn is not None and turn.waiting and turn.waiting.pop(waiter, None) is not None:
             self.waiting -= 1
+
+    def evict(self, key: str) -> list[Any]:
+        """Remove all waiters from the queue of `key`; returns them, in their order."""
+        turn = self.held.get(key)
+        if turn is None or not turn.waiting:
+            return []
+        waiters = list(turn.waiting)
+        turn.waiting.clear()
+        self.waiting -= len(waiters)
+        return waiters
+
+    def is_inside(self, key: str, chain: str) -> bool:
+        """Whether `chain` holds the turn of `key`: its calls enter at once."""
+        turn = self.held.get(key)
+        return turn is not None and turn.number != 0 and chain != "" and _number_text(turn) in chain
 
     def holder(self, key: str) -> str:
         """The method that holds `key`; "" if it is free."""

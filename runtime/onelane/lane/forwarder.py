@@ -8,7 +8,7 @@ that siblings exchange (`onelane-served`, `onelane-not-home`) never reach a clie
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from onelane.core.placement import Member
 from onelane.core.trace_context import TraceContext
 from onelane.server.call import Call
 from onelane.wire import framing
+from onelane.wire.framing import Headers
 from onelane.wire.http2 import SIBLING_LIMITS
 
 NOT_HOME = "onelane-not-home"
@@ -54,9 +55,11 @@ class Forwarder(Protocol):
     Not promised: that the sibling is alive; a dead one is UNAVAILABLE with its name.
     """
 
-    def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done) -> None:
+    def begin(
+        self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done, *, epoch: int = 0
+    ) -> None:
         """Forward a call of one message and one answer. Sets `call.cancel_forward`, and then calls `done` with the
-        answer, once, maybe before this returns."""
+        answer, once, maybe before this returns. epoch: of the placement by which it is sent on."""
 
     async def stream(
         self,
@@ -66,9 +69,9 @@ class Forwarder(Protocol):
         trace: TraceContext | None,
         *,
         streams_response: bool,
+        epoch: int = 0,
     ) -> bytes:
-        """Forward a call with a stream in it; `request` is None where the client streams. Where its owner refuses it by
-        NOT_HOME, it may be sent again if the trailers still say so."""
+        """Forward a call with a stream in it; `request` is None where the client streams. epoch: see `begin`."""
 
     def give_up(self, owner: Member) -> None:
         """End the calls that were sent to a shard, with UNAVAILABLE, and its connections: its lane does not tick."""
@@ -160,7 +163,6 @@ class _StreamForward(_Forward, StreamStreamCall):
     """Of a stream of messages, with one answer or many."""
 
     streams_requests = True
-    taken: "_Taken"
 
 
 class NativeForwarder:
@@ -173,9 +175,11 @@ class NativeForwarder:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
-    def begin(self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done) -> None:
+    def begin(
+        self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done, *, epoch: int = 0
+    ) -> None:
         sibling = self._sibling(owner)
-        sent = _UnaryForward(sibling, forwarded(call, trace), None, None, False)
+        sent = _UnaryForward(sibling, forwarded(call, trace, epoch=epoch), None, None, False)
         sent.request = framing.frame(request)
         sent.of_client = call
         sent.on_answered = self._answering
@@ -215,8 +219,9 @@ class NativeForwarder:
         trace: TraceContext | None,
         *,
         streams_response: bool,
+        epoch: int = 0,
     ) -> bytes:
-        sent = self._open(owner, call, request, trace)
+        sent = self._open(owner, call, request, forwarded(call, trace, epoch=epoch))
         reply = b""
         try:
             await sent.initial_metadata()
@@ -230,8 +235,6 @@ class NativeForwarder:
             call.trailers = sent.trailers
         except grpc.aio.AioRpcError:
             _fail(call, owner, sent)
-            if request is None:
-                _give_back(call, sent.taken)
         except asyncio.CancelledError:
             sent.cancel()
             _fail(call, owner, sent)
@@ -253,13 +256,11 @@ class NativeForwarder:
         for sibling in siblings:
             await sibling.close(None)
 
-    def _open(self, owner: Member, call: Call, request: bytes | None, trace: TraceContext | None) -> Any:
+    def _open(self, owner: Member, call: Call, request: bytes | None, headers: Headers) -> Any:
         sibling = self._sibling(owner)
-        headers = forwarded(call, trace)
         if request is None:
             sent: Any = _StreamForward(sibling, headers, None, None, False)
-            sent.taken = _Taken()
-            sent.prepare(_rest(call, sent.outgoing, sent.taken), None, framing.frame)
+            sent.prepare(_rest(call, sent.outgoing), None, framing.frame)
         else:
             sent = _DownloadForward(sibling, headers, None, None, False)
             sent.request = framing.frame(request)
@@ -277,34 +278,14 @@ class NativeForwarder:
         return sibling
 
 
-@dataclass(slots=True)
-class _Taken:
-    """The messages of a client's stream that were taken to be sent."""
-
-    count: int = 0
-    first: bytes = b""
-
-
-async def _rest(call: Call, sent: Any, taken: _Taken) -> AsyncIterator[bytes]:
+async def _rest(call: Call, sent: Any) -> AsyncIterator[bytes]:
     try:
         while (message := await call.next_bytes()) is not None:
-            if not taken.count:
-                taken.first = message
-            taken.count += 1
             yield message
     except asyncio.CancelledError:
         # Its client has broken gRPC's rules. Cancelled here, the forward logs no failure: there is none of ours.
         sent.cancel()
         raise
-
-
-def _give_back(call: Call, taken: _Taken) -> None:
-    """Make a stream that was refused by NOT_HOME ready to be sent to its newer owner; with more than its first message
-    on the way it cannot be."""
-    if taken.count > 1:
-        take_marker(call, NOT_HOME)
-    elif taken.count and any(name == NOT_HOME for name, _ in call.trailers):
-        call.push_back(taken.first)
 
 
 async def _only_reply(owner: Member, call: Call, sent: Any) -> bytes:

@@ -17,18 +17,19 @@ import grpc
 
 from onelane.core import keys
 from onelane.core.context import current_call_var
+from onelane.core.handoff import Handoff
 from onelane.core.hop import SERVED
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import patience_s
-from onelane.errors import AccessRefused, BadKey, LongKey, OnelaneError, OwnerAway, Refused
+from onelane.errors import AccessRefused, BadKey, ForeignKey, LongKey, OnelaneError, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
 from onelane.lane.method_entry import Entry, HiddenEntry, is_ours
 from onelane.lane.refusals import Refusals
-from onelane.lane.routing import Router
+from onelane.lane.routing import ARRIVING, Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server import handler, status
 from onelane.server.call import AWAY, DIRECT_HOP, OK, Call, Metadata
@@ -49,8 +50,22 @@ class Waiting:
     entry: Entry
     key: str
     message: Any
+    request: bytes | None
+    """The message as it came, should the call have to go on to another shard."""
     span: Span
     """Of the wait, a child of the call's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """The rest of a call that is held in a change of placement."""
+
+    entry: Entry
+    key: str
+    epoch: int
+    """Of a placement that is on its way; 0 where it is held for its key."""
+    request: bytes
+    span: Span
 
 
 class Lane:
@@ -86,7 +101,8 @@ class Lane:
         self.hot_keys = HotKeys()
         self._router = router
         self._admission = admission
-        self._forwarding = Forwarding(forwarder, router, stats=stats, tracer=tracer, end=self._end, fail=self._fail)
+        self._forwarding = Forwarding(forwarder, router, stats=stats, tracer=tracer, end=self._end)
+        self.arrivals = queue.arrivals
         self._stats = stats
         self._tracer = tracer
         self._shows_runtime_calls = shows_runtime_calls
@@ -113,9 +129,34 @@ class Lane:
         return self._router.placement
 
     def place(self, placement: Placement) -> None:
-        """Follow a newer placement; an older one is ignored."""
+        """Follow a newer placement; an older one is ignored. It ends a change of placement."""
         if self._router.place(placement):
-            self._forwarding.placed()
+            self.arrivals.placed(placement.epoch)
+            self.arrivals.all_arrived()
+
+    def change(self, handoff: Handoff) -> None:
+        """Follow a change of placement that begins: calls that wait for the turn of a key that leaves go on to its next
+        owner."""
+        self._router.change(handoff)
+        self.arrivals.placed(handoff.after.epoch)
+        for key in self.queue.turns.held:
+            if isinstance(owner := self._router.find_home(key), Member):
+                for waiter in self.queue.turns.evict(key):
+                    self._send_away(owner, waiter)
+
+    def _send_away(self, owner: Member, waiter: Any) -> None:
+        """Send on what waits for the turn of a key that leaves."""
+        if isinstance(waiter, asyncio.Future):
+            if not waiter.done():
+                waiter.set_exception(ForeignKey("", shard=self.name, owner=owner.name))
+            return
+        call: Call = waiter
+        waiting = call.waiting
+        del call.waiting
+        self._tracer.end(waiting.span, error="MOVED")
+        self._tracer.end(call.span)
+        call.span = None
+        self._forwarding.send(owner, waiting.entry, call, waiting.request)
 
     def avoid(self, away: Mapping[str, str]) -> list[Member]:
         """Refuse calls to the keys of these shards, in place of those before: see `Router.away`. Returns those that are
@@ -194,14 +235,10 @@ class Lane:
                 except KeyError:
                     owner = self._router.find_home(key)
             if owner is not None:
-                if call.hop != DIRECT_HOP:
-                    self._router.refuse_second_hop(call)
-                if self._router.away:
-                    self._check_serves(owner, call)
-                if request is None or method.response_streaming:
-                    return self._start(entry, call, self._forwarding.stream(owner, entry, call, request))
-                self._forwarding.send(owner, entry, call, request)
-                return None
+                if key is None or not self._is_inside(key, call):
+                    return self._send_on(owner, entry, call, key or "", request)
+                if message is None and request is not None:
+                    message = parse(method, request)
             if key is not None:
                 self._saw_key(key)
                 if self._has_rates:
@@ -209,8 +246,10 @@ class Lane:
                 if entry.takes_turns:
                     call.turn = self._enter_turn(key, method.name, call.chain, call)
                     if call.turn is None:
-                        self._wait(entry, call, key, message)
+                        self._wait(entry, call, key, message, request)
                         return None
+                else:
+                    call.key = key
             elif entry.is_watch:
                 self._admission.check_watch(entry.watches)
                 self._count_watch(entry, 1)
@@ -223,7 +262,7 @@ class Lane:
     async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
         """`arrive`, and all that follows, for listeners that have a task for each call."""
         work = self.arrive(method, call, request)
-        if call.state is WAITING:
+        while call.state is WAITING:
             work = await self._wait_turn(call)
         if work is not None:
             await work
@@ -300,11 +339,13 @@ class Lane:
 
     # It waits for the turn of its key
 
-    def _wait(self, entry: Entry, call: Call, key: str, message: Any) -> None:
+    def _wait(self, entry: Entry, call: Call, key: str, message: Any, request: bytes | None) -> None:
         """Its span begins now, and has the wait as a child."""
         call.state = call.state.wait
-        call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
-        call.waiting = Waiting(entry, key, message, self._tracer.start("turn", "INTERNAL", context_of(call.span)))
+        if call.span is None:
+            call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+        span = self._tracer.start("turn", "INTERNAL", context_of(call.span))
+        call.waiting = Waiting(entry, key, message, request, span)
 
     async def _wait_turn(self, call: Call) -> Work:
         remaining = call.time_remaining()
@@ -320,11 +361,13 @@ class Lane:
         return self.resume(call)
 
     def resume(self, call: Call) -> Work:
-        """Go on with a call whose turn has come (`call.proceed`)."""
+        """Go on with a call whose turn has come (`call.proceed`), or that is held no longer."""
         waiting = call.waiting
         del call.waiting
-        call.state = call.state.begin
         self._tracer.end(waiting.span)
+        if isinstance(waiting, Arriving):
+            return self._look_again(waiting, call)
+        call.state = call.state.begin
         return self._begin(waiting.entry, call, waiting.message)
 
     def withdraw(self, call: Call, *, late: bool) -> None:
@@ -334,12 +377,91 @@ class Lane:
         del call.waiting
         self._tracer.end(waiting.span, error="DEADLINE_EXCEEDED" if late else "CANCELLED")
         if late:
-            why = self.queue.why_late(waiting.entry.method.name, waiting.key, call.chain)
-            call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, why)
+            call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, self._why_late(waiting, call))
         else:
             status.cancelled(call, shard=self.name, draining=self.draining)
-        self.queue.turns.withdraw(waiting.key, call)
+        if isinstance(waiting, Arriving):
+            self.arrivals.withdraw(call, key=waiting.key, epoch=waiting.epoch)
+        else:
+            self.queue.turns.withdraw(waiting.key, call)
         self._end(waiting.entry, call, b"")
+
+    def _why_late(self, waiting: Waiting | Arriving, call: Call) -> str:
+        if isinstance(waiting, Arriving):
+            return f"the deadline passed while the state of its key was on its way to shard {self.name}"
+        return self.queue.why_late(waiting.entry.method.name, waiting.key, call.chain)
+
+    # Its key is served elsewhere, or arrives here
+
+    def _is_inside(self, key: str, call: Call) -> bool:
+        """Whether a call is one of the chain that holds the turn of a key which leaves: only here can it end."""
+        return self._router.handoff is not None and self.queue.turns.is_inside(key, call.chain)
+
+    def _send_on(self, owner: Member, entry: Entry, call: Call, key: str, request: bytes | None) -> Work:
+        """Take a call whose key this lane does not serve now. owner: ARRIVING where it will."""
+        if owner is ARRIVING or self._router.is_ahead(call):
+            return self._hold(entry, call, key, request)
+        self._router.check_hop(call)
+        if self._router.away:
+            self._check_serves(owner, call)
+        if request is None or entry.method.response_streaming:
+            return self._start(entry, call, self._forwarding.stream(owner, entry, call, request))
+        self._forwarding.send(owner, entry, call, request)
+        return None
+
+    def _hold(self, entry: Entry, call: Call, key: str, request: bytes | None) -> Work:
+        """Hold a call until the state of its key is here, or the placement by which a sibling has sent it."""
+        epoch = call.epoch if self._router.is_ahead(call) else 0
+        if request is None or entry.method.response_streaming:
+            return self._start(entry, call, self._hold_stream(entry, call, key, epoch, request))
+        call.state = call.state.wait
+        span = self._tracer.start("arrival", "INTERNAL", call.parent)
+        call.waiting = Arriving(entry, key, epoch, request, span)
+        if epoch:
+            self.arrivals.hold_for_epoch(epoch, call)
+        else:
+            self.arrivals.hold_for_key(key, call)
+        return None
+
+    def _look_again(self, held: Arriving, call: Call) -> Work:
+        """Take a call that was held, as if it came only now."""
+        entry = held.entry
+        try:
+            owner, key, message = self._router.route(entry, call, held.request)
+            assert key is not None
+            if owner is not None:
+                return self._send_on(owner, entry, call, key, held.request)
+            if entry.takes_turns:
+                call.turn = self._enter_turn(key, entry.method.name, call.chain, call)
+                if call.turn is None:
+                    self._wait(entry, call, key, message, held.request)
+                    return None
+            else:
+                call.key = key
+            call.state = call.state.begin
+            return self._begin(entry, call, message)
+        except BaseException as error:
+            self._fail(entry, call, error)
+            return None
+
+    async def _hold_stream(self, entry: Entry, call: Call, key: str, epoch: int, request: bytes | None) -> bytes:
+        await self.arrivals.wait(key=key, epoch=epoch)
+        return await self._route_stream(entry, call, request)
+
+    async def _route_stream(self, entry: Entry, call: Call, request: bytes | None) -> bytes:
+        """Serve a stream whose first message is known where that has the key, or have its owner serve it."""
+        while True:
+            owner, key, message = self._router.route(entry, call, request)
+            if owner is None:
+                if key is not None:
+                    call.key = key
+                return await self._handle(entry, call, message)
+            is_ahead = self._router.is_ahead(call)
+            if owner is not ARRIVING and not is_ahead:
+                self._router.check_hop(call)
+                self._check_serves(owner, call)
+                return await self._forwarding.stream(owner, entry, call, request)
+            await self.arrivals.wait(key=key or "", epoch=call.epoch if is_ahead else 0)
 
     # It runs
 
@@ -427,14 +549,10 @@ class Lane:
             raise BadKey(f"the stream ended before its first message, which carries the key {rule.paths[0]}")
         call.push_back(first)
         try:
-            owner, _, message = self._router.route(entry, call, None)
+            return await self._route_stream(entry, call, None)
         except LongKey as error:
             self.refusals.add(call, error.reason)
             raise
-        if owner is not None:
-            self._check_serves(owner, call)
-            return await self._forwarding.stream(owner, entry, call, None)
-        return await self._handle(entry, call, message)
 
     # It ends
 

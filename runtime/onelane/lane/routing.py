@@ -4,14 +4,15 @@ Decides without I/O; sending a call to its owner is `forwarding`'s.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from onelane.core import keys
+from onelane.core.handoff import HOLD, Handoff
 from onelane.core.keys import ANY, FieldKey
-from onelane.core.placement import Member, Placement, check_own, route
+from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import MAX_BAGGAGE, TraceContext, trace_of_metadata
 from onelane.core.turns import CHAIN
-from onelane.errors import NotHome, OnelaneError, OwnerAway
+from onelane.errors import ForeignKey, NotHome, OnelaneError, OwnerAway
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
 from onelane.server.call import AWAY, DIRECT_HOP, Call, Metadata
@@ -22,6 +23,8 @@ UNRESPONSIVE, DRAINED = "unresponsive", "drained"
 """Why a shard serves no calls; values of `onelane.reason` of the metric `onelane.refusals`."""
 MAX_HOMES = 16_384
 """Keys whose owner is remembered; with more, all are looked up anew."""
+ARRIVING = Member("", "", "")
+"""Stands for the owner of a key that arrives in a change of placement: this shard, once its state is here."""
 _NO_METADATA: dict[str, Any] = {}
 
 
@@ -33,13 +36,18 @@ class Router:
         shard: str,
         placement: Placement,
         *,
+        life: int = 0,
         max_key_bytes: int = keys.MAX_KEY_BYTES,
         follow: Callable[[TraceContext], TraceContext] = lambda trace: trace,
     ) -> None:
-        """max_key_bytes: of a key that the code of a service names; those of calls have it in their rule. follow: the
-        trace of a client's call whose sampled flag is set, with the flag as far as this shard follows it."""
+        """life: of this process, see `Member`. max_key_bytes: of a key that the code of a service names; those of calls
+        have it in their rule. follow: the trace of a client's call whose sampled flag is set, with the flag as far as
+        this shard follows it."""
         self.shard = shard
+        self.life = life
         self.placement = placement
+        self.handoff: Handoff | None = None
+        """This shard's part in the change of placement that leads to `placement`; None between changes."""
         self._max_key_bytes = max_key_bytes
         self._follow = follow
         self.away: Mapping[str, str] = {}
@@ -50,11 +58,28 @@ class Router:
 
     def place(self, placement: Placement) -> bool:
         """Follow a newer placement; an older one is ignored. Whether it was newer."""
-        if placement.epoch <= self.placement.epoch:
+        if placement.epoch < self.placement.epoch or (placement.epoch == self.placement.epoch and not self.handoff):
             return False
-        self.placement = placement
+        self.placement, self.handoff = placement, None
         self.homes.clear()
         return True
+
+    def change(self, handoff: Handoff) -> None:
+        """A change of placement begins: a call is sent on by the placement that follows, and waits for a key that
+        arrives. It is over with `place`."""
+        self.placement, self.handoff = handoff.after, handoff
+        self.homes.clear()
+
+    def siblings(self) -> list[Member]:
+        """The other shards; in a change of placement those of before, too, whose streams go on for a while."""
+        members = (
+            self.placement.members if self.handoff is None else (*self.placement.members, *self.handoff.before.members)
+        )
+        return [member for member in dict.fromkeys(members) if not self.is_own(member)]
+
+    def is_own(self, member: Member) -> bool:
+        """Whether it is this very process."""
+        return member.name == self.shard and member.life == self.life
 
     def avoid(self, away: Mapping[str, str]) -> list[Member]:
         """Send nothing to these shards, in place of those before; returns those that are unresponsive only now."""
@@ -79,7 +104,9 @@ class Router:
             LongKey, ForeignKey: see `onelane.errors`.
         """
         text = self.named_key(key, source)
-        check_own(text, here=self.shard, placement=self.placement)
+        owner = self._home(text)
+        if owner is not None and owner is not ARRIVING:
+            raise ForeignKey(text, shard=self.shard, owner=owner.name)
         return text
 
     def named_key(self, key: str | bytes | int, source: str) -> str:
@@ -88,11 +115,21 @@ class Router:
 
     def find_home(self, key: str) -> Member | None:
         """The owner of `key`, None for this shard; remembered for its next call."""
-        owner = self.placement.owner_of(key)
-        if len(self.homes) >= MAX_HOMES:
-            self.homes.clear()
-        home = self.homes[key] = None if owner.name == self.shard else owner
+        home = self._home(key)
+        if home is not ARRIVING:
+            if len(self.homes) >= MAX_HOMES:
+                self.homes.clear()
+            self.homes[key] = home
         return home
+
+    def _home(self, key: str) -> Member | None:
+        if self.handoff is None:
+            owner = self.placement.owner_of(key)
+            return None if self.is_own(owner) else owner
+        where = self.handoff.where(key, 0)
+        if isinstance(where, Member):
+            return where
+        return ARRIVING if where is HOLD else None
 
     def home_of(self, method: Method, metadata: Metadata, message: bytes | None) -> str | None:
         """See `onelane.server.listener.Serving`."""
@@ -108,8 +145,11 @@ class Router:
                 key = rule.read(parse(method, message))
         except OnelaneError:
             return ""
+        if self.handoff is not None:
+            # Its owner may be about to hand it over.
+            return ""
         owner = self.placement.owner_of(key)
-        return "" if owner.name == self.shard or owner.name in self.away else owner.socket
+        return "" if self.is_own(owner) or owner.name in self.away else owner.socket
 
     def route(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, str | None, Any]:
         """The owner of a call (None: this shard), its key (None: it has none), and its request, parsed where it runs
@@ -118,7 +158,6 @@ class Router:
         request: None where the client streams; the first message has been pushed back then, if the key is in it.
 
         Raises:
-            NotHome: a sibling forwarded it, and this shard does not own the key.
             BadKey, Malformed: see `onelane.errors`.
         """
         method = entry.method
@@ -140,25 +179,26 @@ class Router:
             key = rule.read(parse(method, call.first))
         if metadata:
             self._read_metadata(call, metadata)
-        owner = self._owner(key, call)
+        owner = self.homes[key] if key in self.homes else self.find_home(key)
         if owner is None and message is None and request is not None:
             message = parse(method, request)
             if isinstance(rule, FieldKey):
                 keys.check_header(rule.read(message), keys.header_of(call.metadata), rule.paths[0])
         return owner, key, message
 
-    def _owner(self, key: str, call: Call) -> Member | None:
-        try:
-            return route(key, here=self.shard, hopped=call.hop != DIRECT_HOP, placement=self.placement)
-        except NotHome:
-            self.refuse_second_hop(call)
+    def is_ahead(self, call: Call) -> bool:
+        """Whether the sibling that has sent a call on knows a newer placement, which is on its way here."""
+        return call.epoch > self.placement.epoch
 
-    def refuse_second_hop(self, call: Call) -> NoReturn:
-        """Refuse a call that a sibling has forwarded, and whose key this shard does not own.
+    def check_hop(self, call: Call) -> None:
+        """Refuse to send a call on that a sibling has sent here by the very placement that this shard has: it would go
+        round. By an older placement it goes on, with the epoch of the newer one.
 
         Raises:
-            NotHome: always.
+            NotHome: so it is.
         """
+        if call.hop == DIRECT_HOP or call.epoch < self.placement.epoch:
+            return
         epoch = self.placement.epoch
         # The sender counts it, with the status that the call has in the end.
         call.hop = AWAY

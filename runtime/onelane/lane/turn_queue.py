@@ -12,7 +12,8 @@ from typing import Any
 
 from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
 from onelane.core.turns import Turn, Turns, holders
-from onelane.lane.routing import Router
+from onelane.lane.arrivals import Arrivals
+from onelane.lane.routing import ARRIVING, Router
 from onelane.server.call import Call
 from onelane.server.call_state import WAITING
 
@@ -54,9 +55,10 @@ class TurnQueue:
 
     def __init__(self, turns: Turns, router: Router) -> None:
         self.turns = turns
+        self.arrivals = Arrivals(self.start_soon)
         self._router = router
-        self._due: deque[tuple[Any, Turn]] = deque()
-        """Waiters that have been given a turn and are to be started."""
+        self._due: deque[tuple[Any, Turn | None]] = deque()
+        """Waiters that are to be started: they have been given a turn, or (None) are held no longer."""
         self._is_starting = False
 
     async def hold(self, named_key: str | bytes | int, name: str) -> Turn:
@@ -68,6 +70,13 @@ class TurnQueue:
             Overloaded: too many wait for it.
         """
         key = self._router.own_key(named_key, "the key of the turn")
+        while self._router.find_home(key) is ARRIVING:
+            await self.arrivals.wait(key=key)
+            key = self._router.own_key(named_key, "the key of the turn")
+        return await self.take(key, name)
+
+    async def take(self, key: str, name: str) -> Turn:
+        """As `hold`, whoever owns the key. key: canonical text."""
         context = current_call()
         waiter: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         turn = self.turns.enter(key, name, context.outgoing_chain if context else "", waiter)
@@ -90,6 +99,13 @@ class TurnQueue:
         waiter, turn = following
         if isinstance(waiter, Call):
             waiter.turn = turn
+        self._add_due(waiter, turn)
+
+    def start_soon(self, waiter: Any) -> None:
+        """Start a waiter that has waited for something else than a turn."""
+        self._add_due(waiter, None)
+
+    def _add_due(self, waiter: Any, turn: Turn | None) -> None:
         self._due.append((waiter, turn))
         if len(self._due) == 1 and not self._is_starting:
             asyncio.get_running_loop().call_soon(self._start_due)
@@ -117,11 +133,11 @@ class TurnQueue:
             if self._due:
                 asyncio.get_running_loop().call_soon(self._start_due)
 
-    def _start(self, waiter: Any, turn: Turn) -> None:
+    def _start(self, waiter: Any, turn: Turn | None) -> None:
         if isinstance(waiter, Call):
             if waiter.state is WAITING:
                 waiter.proceed()
-        elif waiter.cancelled():
-            self.leave(turn)
-        else:
+        elif not waiter.done():
             waiter.set_result(turn)
+        elif turn is not None:
+            self.leave(turn)

@@ -57,7 +57,11 @@ class Call:
     """One call. Methods that raise NotImplementedError are the listener's to implement."""
 
     waiting: Any
-    """While it is WAITING, the lane's `Waiting`; else not set."""
+    """While it is WAITING, the lane's `Waiting` or `Arriving`; else not set."""
+    key: str
+    """Of a call that runs without taking turns, for a change of placement; else not set."""
+    epoch = 0
+    """Of the placement by which a sibling has sent it on; 0 for a call that comes from its client."""
     tells_cancellation = False
     """Its listener sets `is_cancelled` wherever anything but a drain cancels its task."""
 
@@ -81,6 +85,7 @@ class Call:
         "hop",
         "initial_sent",
         "is_cancelled",
+        "key",
         "metadata",
         "method",
         "parent",

@@ -5,15 +5,15 @@
        │   ╲wait          │begin          │
        │    ╲             │               │
        │     ▶ WAITING ───┴─────end───────┤
-       │                                  │
+       │        ╰wait╯ │forward           │
+       │               ▼                  │
        └─forward─▶ FORWARDED ────end──────┘
-                    ╰─forward─╯ again, to a newer owner
 
             begin      wait      forward     end
 ARRIVED     RUNNING    WAITING   FORWARDED   DONE   admitted or refused; its first message may still be to come
-WAITING     RUNNING    -         -           DONE   for the turn of its key
+WAITING     RUNNING    WAITING   FORWARDED   DONE   for the turn of its key, or for its state to arrive
 RUNNING     -          -         -           DONE   its handler runs here, or a task carries its streams to the owner
-FORWARDED   -          -         FORWARDED   DONE   the owner has it: one message and one answer, without a task
+FORWARDED   -          -         -           DONE   the owner has it: one message and one answer, without a task
 DONE        -          -         -           -      its outcome stands, and is never written again
 
 An event that the table does not have is a defect of ours and raises `RuntimeError`. A step costs two attribute loads.
@@ -46,9 +46,9 @@ class CallState(Enum):
 ARRIVED, WAITING, RUNNING, FORWARDED, DONE = CallState
 TABLE = {
     ARRIVED: {"begin": RUNNING, "wait": WAITING, "forward": FORWARDED, "end": DONE},
-    WAITING: {"begin": RUNNING, "end": DONE},
+    WAITING: {"begin": RUNNING, "wait": WAITING, "forward": FORWARDED, "end": DONE},
     RUNNING: {"end": DONE},
-    FORWARDED: {"forward": FORWARDED, "end": DONE},
+    FORWARDED: {"end": DONE},
     DONE: {},
 }
 for _state, _steps in TABLE.items():

@@ -39,6 +39,10 @@ class ForwardedCall(NativeCall):
         if hop.identity is not None:
             self.prove(hop.identity)
 
+    @property
+    def epoch(self) -> int:  # type: ignore[override]
+        return self._hop.epoch
+
     def peer(self) -> str:
         return self._hop.peer
 
