@@ -155,6 +155,12 @@ class NotHome(Transient):
         self.epoch = epoch
 
 
+class HandOverRefused(Transient):
+    """The state of a key must not be taken: its sender has died, or it is meant for another process."""
+
+    status = "FAILED_PRECONDITION"
+
+
 class OwnerAway(Transient):
     """The shard that owns the key serves no calls now, so the call is not forwarded to it."""
 

@@ -106,7 +106,7 @@ async def test_batches_that_a_sibling_does_not_take_are_lost_to_it_and_counted(
     parts, _ = wired()
     parts.lane.place(Placement(2, (SELF, GONE)))
     publish(parts, "1", "2", at_once=True)
-    await parts.pubsub._senders["echo-1"].flush()
+    await parts.pubsub._senders[GONE.socket].flush()
     assert lost(parts) == {"undelivered": 2}
     assert "publish.undelivered shard=echo-0 to=echo-1 code=UNAVAILABLE" in caplog.text
     await close(parts)
@@ -125,7 +125,7 @@ async def test_a_sibling_that_has_left_the_placement_is_sent_nothing_more() -> N
     parts, _ = wired()
     parts.lane.place(Placement(2, (SELF, GONE)))
     publish(parts, "1", at_once=True)
-    assert set(parts.pubsub._senders) == {"echo-1"}
+    assert set(parts.pubsub._senders) == {GONE.socket}
     parts.lane.place(Placement(3, (SELF,)))
     publish(parts, "2", at_once=True)
     assert parts.pubsub._senders == {}

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from onelane import plugins
-from onelane.cluster.control import Control, placement_from_proto
+from onelane.cluster.control import Control, member_from_proto, placement_from_proto
 from onelane.core import addresses
 from onelane.core.context import bind_shard
 from onelane.errors import BadConfig, OnelaneError, ServiceRaised, located
@@ -65,6 +65,8 @@ class ShardLifecycle:
         if self.parts.access.token_keys is not None:
             await self.parts.access.token_keys.start()
         await self.parts.services.start()
+        if self._setup.HasField("change"):
+            self._prepare(self._setup.change, has_just_started=True)
         await self.parts.listener.start(self._binds(), self.parts.serving, self.parts.settings)
 
     def load(self, *, whole_process: bool) -> None:
@@ -140,6 +142,7 @@ class ShardLifecycle:
     async def follow_placements(self) -> None:
         """Give the lane every placement that the membership announces."""
         async for placement in self.parts.membership.watch():
+            self.parts.handoff.placed(placement)
             self.parts.lane.place(placement)
 
     async def _follow_orders(self) -> None:
@@ -156,13 +159,19 @@ class ShardLifecycle:
                     case "status":
                         parts.status_query.answered(order.status)
                     case "drain":
-                        drain = drain or tasks.create_task(self._drain(order.drain.grace_s))
+                        drain = drain or tasks.create_task(self.drain(order.drain.grace_s))
                     case "propose":
                         await parts.settings_vote.vote(order.propose)
                     case "commit":
                         parts.settings_vote.commit(order.commit)
                     case "away":
                         self._avoid(order.away)
+                    case "prepare":
+                        self._prepare(order.prepare)
+                    case "gone":
+                        parts.handoff.gone(order.gone.life)
+                    case "reborn":
+                        parts.handoff.reborn(member_from_proto(order.reborn))
                     case "stop":
                         if drain is not None:
                             # Before it stops to tick and to report: this may take as long as a drain.
@@ -170,6 +179,11 @@ class ShardLifecycle:
                         break
             if drain is not None:
                 drain.cancel()
+
+    def _prepare(self, message: control_pb2.Prepare, *, has_just_started: bool = False) -> None:
+        """A change of placement begins."""
+        before, after = placement_from_proto(message.before), placement_from_proto(message.after)
+        self.parts.handoff.prepare(before, after, message.gone, has_just_started=has_just_started)
 
     def _avoid(self, message: control_pb2.Away) -> None:
         """Send nothing to siblings that serve no calls now, and wait for nothing from those whose lanes do not tick."""
@@ -182,7 +196,7 @@ class ShardLifecycle:
 
     # Drain
 
-    async def _drain(self, grace_s: float) -> None:
+    async def drain(self, grace_s: float) -> None:
         """Let clients go elsewhere and calls finish, for at most `grace_s` seconds, then report drained.
 
         It waits for the calls that siblings have forwarded as well; those that they forward meanwhile are served.
@@ -258,7 +272,7 @@ class ShardLifecycle:
 
     async def _end_resources(self) -> None:
         parts = self.parts
-        for part in (parts.forwarder, parts.pubsub, parts.sibling_channels, parts.shard):
+        for part in (parts.handoff, parts.forwarder, parts.pubsub, parts.sibling_channels, parts.shard):
             await self._end(part.aclose)
 
     async def _end(self, end_part: Callable[[], Awaitable[object]]) -> None:

@@ -193,8 +193,8 @@ class PubSub:
         )
         self._outbox = Outbox(lane.name, incarnation, limit=max_published)
         self._inbox = Inbox(lost=self._count_slow)
-        self.servicer = PublishServicer(self._inbox)
-        """Takes the batches of siblings."""
+        self.receive = self._inbox.receive
+        """Takes a batch of a sibling."""
         self._senders: dict[str, BatchSender] = {}
         self._subscriptions: set[Subscription[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -247,31 +247,18 @@ class PubSub:
         if not len(self._outbox):
             return
         batch = self._outbox.take()
-        siblings = {member.name: member for member in self._lane.placement.members if member.name != self._lane.name}
-        for name in set(self._senders) - set(siblings):
-            self._senders.pop(name).cancel()
-        for name, member in siblings.items():
-            if name not in self._senders:
-                self._senders[name] = BatchSender(self._lane.name, member, self._channels, self._lost)
-            self._senders[name].send(batch)
+        siblings = {member.socket: member for member in self._lane.router.siblings()}
+        for socket in set(self._senders) - set(siblings):
+            self._senders.pop(socket).cancel()
+        for socket, member in siblings.items():
+            if socket not in self._senders:
+                self._senders[socket] = BatchSender(self._lane.name, member, self._channels, self._lost)
+            self._senders[socket].send(batch)
         self._inbox.receive(batch)
 
     def _count_slow(self, count: int) -> None:
         if count:
             self._lost.add(count, {"onelane.reason": "slow"})
-
-
-class PublishServicer(siblings_pb2_grpc.SiblingsServicer):
-    """`onelane.v1.Siblings`: takes the batches that siblings publish."""
-
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
-
-    async def Publish(self, request: siblings_pb2.PublishRequest, context: Any) -> siblings_pb2.PublishReply:
-        if not context.trusted:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only the shards of this app publish here")
-        self._inbox.receive(request)
-        return siblings_pb2.PublishReply()
 
 
 def _traceparent(span: Span) -> str:

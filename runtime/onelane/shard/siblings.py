@@ -54,10 +54,11 @@ class Answer(Generic[Rep]):
 class LocalCall(Call):
     """A call from a shard to itself: without a socket, else like any call."""
 
-    __slots__ = ("_deadline_at",)
+    __slots__ = ("_deadline_at", "task")
 
     def __init__(self, method: str, metadata: Metadata, timeout_s: float | None) -> None:
         super().__init__(method, metadata, trusted=True)
+        self.task: asyncio.Task[bytes] | None = None
         self._deadline_at = None if timeout_s is None else monotonic() + timeout_s
 
     def time_remaining(self) -> float | None:
@@ -111,6 +112,8 @@ class SiblingCalls:
         self._channels = channels
         self._tracer = tracer
         self._deadline_s = deadline_s
+        self.to_self: set[LocalCall] = set()
+        """Calls to this very shard that are under way."""
 
     async def call(
         self, key: str | bytes | int, method_ref: MethodRef[Req, Rep], request: Req, timeout_s: float | None
@@ -174,7 +177,7 @@ class SiblingCalls:
             baggage=current_baggage(),
             now=monotonic,
         )
-        send = self._send_to_self if member.name == self._lane.name else self._send_to_sibling
+        send = self._send_to_self if self._lane.router.is_own(member) else self._send_to_sibling
         status = "CANCELLED"
         try:
             self._check_serves(member)
@@ -194,7 +197,7 @@ class SiblingCalls:
             AioRpcError: so it is.
         """
         why = self._lane.router.away.get(member.name)
-        if why is not None and member.name != self._lane.name:
+        if why is not None and not self._lane.router.is_own(member):
             details = f"shard {member.name} is {why}"
             nothing = grpc.aio.Metadata()
             raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, details)
@@ -218,11 +221,15 @@ class SiblingCalls:
             call.prove(identity)
         # A task of its own, so that the handler sets nothing in the caller's context.
         serving = asyncio.get_running_loop().create_task(self._lane.serve(method, call, request))
+        call.task = serving
+        self.to_self.add(call)
         try:
             async with asyncio.timeout(call.time_remaining()):
                 await serving
         except TimeoutError:
             call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
+        finally:
+            self.to_self.discard(call)
         if call.code_now is not OK:
             trailers = grpc.aio.Metadata(*(pair for pair in call.trailers if pair[0] != SERVED))
             raise grpc.aio.AioRpcError(call.code_now, grpc.aio.Metadata(), trailers, call.details_now)

@@ -16,6 +16,7 @@ from onelane.errors import Overloaded
 from onelane.v1.siblings_pb2 import Published, PublishRequest
 
 M = TypeVar("M", bound=Message)
+MAX_INCARNATIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,9 @@ class Inbox:
     def __init__(self, *, lost: Callable[[int], None]) -> None:
         """lost: called with the number of messages that a slow subscriber has missed."""
         self._subscribers: dict[str, list[Subscriber[Any]]] = {}
-        self._expected: dict[str, tuple[int, int]] = {}
-        """Publisher → its incarnation, and the number of its next message."""
+        self._expected: dict[str, dict[int, int]] = {}
+        """Publisher → its last incarnations, each with the number of its next message. Two live side by side while the
+        later one takes over."""
         self._count_lost = lost
 
     def add(self, subscriber: Subscriber[Any]) -> None:
@@ -117,9 +119,8 @@ class Inbox:
 
     def receive(self, batch: PublishRequest) -> None:
         """Deliver a batch to the subscribers of its topics, except messages received before; a gap becomes `Lost`."""
-        incarnation, expected = self._expected.get(batch.publisher, (0, 0))
-        if incarnation != batch.incarnation:
-            expected = batch.first
+        incarnations = self._expected.setdefault(batch.publisher, {})
+        expected = incarnations.get(batch.incarnation, batch.first)
         if batch.first > expected:
             # The topics of the missing messages are unknown, so every subscriber gets the gap.
             for subscribers in self._subscribers.values():
@@ -127,7 +128,9 @@ class Inbox:
                     subscriber.missed(batch.first - expected)
         for published in list(batch.messages)[max(0, expected - batch.first) :]:
             self._deliver(published)
-        self._expected[batch.publisher] = (batch.incarnation, max(expected, batch.first + len(batch.messages)))
+        incarnations[batch.incarnation] = max(expected, batch.first + len(batch.messages))
+        if len(incarnations) > MAX_INCARNATIONS:
+            del incarnations[next(iter(incarnations))]
 
     def _deliver(self, published: Published) -> None:
         for subscriber in self._subscribers.get(published.topic, ()):

@@ -4,6 +4,7 @@ Making the parts starts nothing: no part listens, sends or runs a task before `S
 """
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -23,15 +24,18 @@ from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.plugins import make_plugin
+from onelane.server.call import Call
 from onelane.server.listener import Listener
 from onelane.shard.access import Access, build_access
 from onelane.shard.assertions import Assertions
+from onelane.shard.handoff import HandoffCarrier
 from onelane.shard.pubsub import PubSub
 from onelane.shard.reporter import TICK_S, Reporter
 from onelane.shard.services import Services
 from onelane.shard.serving import LaneServing
 from onelane.shard.settings_vote import SettingsVote
 from onelane.shard.shard import Shard
+from onelane.shard.sibling_service import SiblingService
 from onelane.shard.siblings import SiblingCalls, SiblingChannels
 from onelane.shard.status_query import StatusQuery
 from onelane.shard.timers import Alarms, LoopAlarms
@@ -80,6 +84,7 @@ class ShardParts:
     forwarder: Forwarder
     sibling_channels: SiblingChannels
     pubsub: PubSub
+    handoff: HandoffCarrier
     load: LoadMonitor
     logs: LogBuffer | None
     """None where no sink asks for log records."""
@@ -120,7 +125,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
     with located(f"apps.{setup.app}.listener"):
         listener = make_plugin("onelane.listeners", settings.listener)
     forwarder = NativeForwarder(max_waiting=max(MIN_WAITING, settings.max_in_flight // WAITING_SHARE))
-    lane = _lane(setup.name, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
+    lane = _lane(setup, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
     access = build_access(setup, settings, lane)
     load = LoadMonitor(
         stats, clock, lane.hot_keys, tick_s=TICK_S, salt=None if settings.show_keys else setup.identity_key
@@ -139,6 +144,14 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         max_published=settings.max_published,
     )
     shard.join(lane, sibling_calls, pubsub)
+    handoff = HandoffCarrier(
+        lane,
+        shard.keyed_dicts,
+        sibling_channels,
+        control,
+        under_way=lambda: [*_under_way(listener), *sibling_calls.to_self],
+        drain_s=settings.drain_s,
+    )
     logs = LogBuffer(setup.name) if setup.logs else None
     status_query = StatusQuery(control)
     topology = Topology(
@@ -154,7 +167,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         settings=settings,
         binding=ShardBinding(setup.name, tracer, Bridge(stats, clock.now)),
         shard=shard,
-        services=Services(lane, shard, settings, builtin=[topology, pubsub.servicer]),
+        services=Services(lane, shard, settings, builtin=[topology, SiblingService(pubsub.receive, handoff.hand_over)]),
         lane=lane,
         access=access,
         serving=LaneServing(lane, stats, access.gate),
@@ -163,6 +176,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         forwarder=forwarder,
         sibling_channels=sibling_channels,
         pubsub=pubsub,
+        handoff=handoff,
         load=load,
         logs=logs,
         reporter=Reporter(control, stats=stats, tracer=tracer, load=load, logs=logs, keyed_counts=shard.keyed_counts),
@@ -183,10 +197,23 @@ def _tracer(setup: control_pb2.Setup, settings: App, clock: Clock) -> Tracer:
     )
 
 
+def _under_way(listener: Listener) -> Sequence[Call]:
+    """The calls of a listener that tells them."""
+    list_calls = getattr(listener, "under_way", None)
+    return () if list_calls is None else list_calls()
+
+
 def _lane(
-    name: str, settings: App, placement: Placement, *, forwarder: Forwarder, stats: Stats, tracer: Tracer
+    setup: control_pb2.Setup,
+    settings: App,
+    placement: Placement,
+    *,
+    forwarder: Forwarder,
+    stats: Stats,
+    tracer: Tracer,
 ) -> Lane:
-    router = Router(name, placement, max_key_bytes=settings.max_key_bytes, follow=tracer.follow)
+    name = setup.name
+    router = Router(name, placement, life=setup.life, max_key_bytes=settings.max_key_bytes, follow=tracer.follow)
     turns = Turns(
         name,
         draw=lambda: secrets.randbits(64),

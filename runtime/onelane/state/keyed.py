@@ -87,7 +87,7 @@ class KeyedDicts:
                 try:
                     entries.append(codec.write(spelling, value))
                 except UnwritableValue as error:
-                    self._lose("unwritable", error)
+                    self.lose("unwritable", error)
         return entries
 
     def install(self, key: str, entries: Iterable[KeyedEntry]) -> None:
@@ -103,7 +103,7 @@ class KeyedDicts:
             if entry.dict in self._moving:
                 values.append((self._dicts[entry.dict], entry.key, self._moving[entry.dict].read(entry)))
             else:
-                self._lose("no_dict", f"keyed {entry.dict!r}, key {key!r}: no such dict moves in this release")
+                self.lose("no_dict", f"keyed {entry.dict!r}, key {key!r}: no such dict moves in this release")
         for target, spelling, value in values:
             target[spelling] = value
 
@@ -153,7 +153,7 @@ class KeyedDicts:
             for spelling in spelled:
                 key = canonical_key(spelling)
                 if key is None:
-                    self._lose("no_key", NoRoutingKey(name, spelling))
+                    self.lose("no_key", NoRoutingKey(name, spelling))
                 elif key not in seen:
                     seen.add(key)
                     yield key
@@ -169,7 +169,7 @@ class KeyedDicts:
             except BaseException:
                 log.exception("keyed.hook_failed shard=%s hook=%s", self._shard, event)
 
-    def _lose(self, reason: str, error: object) -> None:
+    def lose(self, reason: str, error: object) -> None:
         """Count an entry that does not follow its key. reason: the value of `onelane.reason`, one of a few."""
         self._lost.add(1, {"onelane.reason": reason})
         self._logged += 1

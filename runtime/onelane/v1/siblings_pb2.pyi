@@ -112,7 +112,8 @@ class Entry(_message.Message):
     """The dict's name."""
     text: _builtins.str
     raw: _builtins.bytes
-    integer: _builtins.int
+    integer: _builtins.str
+    """An integer, in decimal."""
     value: _builtins.bytes
     """The value, as its codec writes it."""
     codec: _builtins.str
@@ -124,7 +125,7 @@ class Entry(_message.Message):
         dict: _builtins.str = ...,
         text: _builtins.str = ...,
         raw: _builtins.bytes = ...,
-        integer: _builtins.int = ...,
+        integer: _builtins.str = ...,
         value: _builtins.bytes = ...,
         codec: _builtins.str = ...,
         version: _builtins.int = ...,

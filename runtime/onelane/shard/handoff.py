@@ -1,0 +1,393 @@
+"""Carries out a shard's part in a change of placement, which `core/handoff` decides: the state of keys that leave goes
+to their new owners, that of keys that arrive is put in place, and calls in between end here, go on, or are held.
+
+Promises: the state of a key is encoded after the last call of the key has ended here, and dropped once its new owner
+has acknowledged it; a batch that fails is sent again as long as its receiver lives; streams of a key that leaves end
+with UNAVAILABLE and the trailer `onelane-moved`. Whatever a service's hooks or values do, the change goes on.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from onelane.cluster.control import Control
+from onelane.core import handoff
+from onelane.core.handoff import Action, Handoff, Refuse
+from onelane.core.placement import Member, Placement
+from onelane.errors import HandOverRefused, UnreadableValue
+from onelane.lane.lane import Lane
+from onelane.server.call import Call
+from onelane.server.call_state import RUNNING
+from onelane.shard.moved_keys import entries_from, moved_key
+from onelane.shard.siblings import SiblingChannels
+from onelane.state.keyed import KeyedDicts
+from onelane.v1 import control_pb2, siblings_pb2
+
+log = logging.getLogger("onelane.handoff")
+MOVED = "onelane-moved"
+"""Trailer of a stream whose key has moved, with the epoch by which it has."""
+BATCH_KEYS, BATCH_BYTES = 256, 256 * 1024
+"""Of one message, at most; but never less than one key."""
+SCAN_KEYS = 256
+"""Keys that are looked at before the loop looks at its sockets again."""
+RESEND_S = 0.05
+"""Before a batch that has failed is sent again."""
+PROGRESS_S = 0.2
+
+
+class HandoffCarrier:
+    """See the module. Owned by one lane."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        keyed: KeyedDicts,
+        channels: SiblingChannels,
+        control: Control,
+        *,
+        under_way: Callable[[], Iterable[Call]],
+        drain_s: float,
+    ) -> None:
+        """under_way: the calls that the listener has, and those of this shard to itself. drain_s: how long calls of a
+        key that leaves may go on."""
+        self._lane = lane
+        self._keyed = keyed
+        self._channels = channels
+        self._control = control
+        self._under_way = under_way
+        self._drain_s = drain_s
+        self._handoff: Handoff | None = None
+        self._busy: Counter[str] = Counter()
+        """Key that leaves → calls and turns of it that have not ended."""
+        self._lines: dict[int, _Line] = {}
+        """Life → what goes to it."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bytes = 0
+        self._left: set[str] = set()
+        """Keys whose last turn here is over, and told to the service."""
+
+    @property
+    def _me(self) -> Member:
+        router = self._lane.router
+        return Member(router.shard, "", "", router.life)
+
+    # What the supervisor tells
+
+    def prepare(
+        self, before: Placement, after: Placement, dead: Iterable[int], *, has_just_started: bool = False
+    ) -> None:
+        """A change begins; or a coordinator asks again how far it is. has_just_started: this process starts in the
+        middle of it."""
+        current = self._handoff
+        if current is not None and current.after.epoch == after.epoch:
+            self._apply(current.standing())
+        elif after.epoch > self._lane.placement.epoch or has_just_started:
+            self._begin(Handoff(self._me, before, after, tuple(dead)))
+
+    def gone(self, life: int) -> None:
+        """A life has died."""
+        if self._handoff is not None:
+            if (line := self._lines.pop(life, None)) is not None:
+                line.cancel()
+            self._apply(self._handoff.gone(life))
+
+    def reborn(self, member: Member) -> None:
+        """The next life of a shard that has died."""
+        if self._handoff is not None:
+            self._apply(self._handoff.reborn(member))
+
+    def placed(self, placement: Placement) -> None:
+        """A placement is followed: the change that leads to it is over."""
+        if self._handoff is not None and placement.epoch >= self._handoff.after.epoch:
+            self._end()
+
+    def _end(self) -> None:
+        self._handoff = None
+        self._left.clear()
+        self._busy.clear()
+        for line in self._lines.values():
+            line.cancel()
+        self._lines.clear()
+
+    async def aclose(self) -> None:
+        self._end()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # What leaves
+
+    def _begin(self, change: Handoff) -> None:
+        self._handoff, self._bytes = change, 0
+        self._lane.change(change)
+        ends = [*self._end_calls(change), *self._wait_turns(change)]
+        self._apply(change.begin(set(self._busy)))
+        for end in ends:
+            end()
+        if change.has_leaving:
+            self._start(self._scan(change))
+            self._start(self._tell_progress(change))
+            self._start(self._cut_off_late(change))
+
+    def _leaves(self, key: str) -> bool:
+        owner = self._lane.router.find_home(key)
+        return isinstance(owner, Member) and owner.name != ""
+
+    def _end_calls(self, change: Handoff) -> Iterator[Callable[[], object]]:
+        """Count the calls that run without a turn, of keys that leave; streams are ended. Yields what to do for each
+        once the change has begun."""
+        for call in self._under_way():
+            key = getattr(call, "key", None)
+            if call.state is not RUNNING or key is None or not self._leaves(key):
+                continue
+            self._busy[key] += 1
+            yield partial(call.add_done_callback, partial(self._call_ended, change, key))
+            if self._lane.entries[call.method].method.has_stream:
+                yield partial(_end_stream, call, change.after.epoch)
+
+    async def _cut_off_late(self, change: Handoff) -> None:
+        """End the calls of keys that leave which have not ended by themselves in the time of a drain."""
+        await asyncio.sleep(self._drain_s)
+        if change is not self._handoff:
+            return
+        details = f"its key moves to another shard, and it has not ended within drain_s, {self._drain_s:g} s"
+        for call in list(self._under_way()):
+            key = getattr(call, "key", "") if call.turn is None else call.turn.key
+            if call.state is RUNNING and key in self._busy:
+                call.end_early(grpc.StatusCode.UNAVAILABLE, details)
+                _cancel(call)
+
+    def _call_ended(self, change: Handoff, key: str, _: object) -> None:
+        self._quiet(change, key)
+
+    def _wait_turns(self, change: Handoff) -> Iterator[Callable[[], object]]:
+        for key in list(self._lane.queue.turns.held):
+            if self._leaves(key):
+                self._busy[key] += 1
+                yield partial(self._start, self._wait_turn(change, key))
+
+    async def _wait_turn(self, change: Handoff, key: str) -> None:
+        """Take the turn of a key that leaves: nobody waits for it any more, so it is the last one here."""
+        turn = await self._lane.queue.take(key, "onelane.handoff")
+        self._lane.queue.leave(turn)
+        self._quiet(change, key)
+
+    def _quiet(self, change: Handoff, key: str) -> None:
+        """A call or turn of a key that leaves has ended."""
+        if change is not self._handoff:
+            return
+        self._busy[key] -= 1
+        if not self._busy[key]:
+            del self._busy[key]
+            self._apply(change.quiet(key))
+
+    async def _scan(self, change: Handoff) -> None:
+        keys = self._keyed.keys()
+        while piece := list(islice(keys, SCAN_KEYS)):
+            if change is not self._handoff:
+                return
+            self._apply(change.scanned(piece))
+            await asyncio.sleep(0)
+        if change is self._handoff:
+            self._apply(change.scan_done())
+
+    async def _tell_progress(self, change: Handoff) -> None:
+        while change is self._handoff and change.keys_to_leave:
+            await asyncio.sleep(PROGRESS_S)
+            await self._control.send(control_pb2.ToSupervisor(progress=self._progress(change)))
+
+    def _progress(self, change: Handoff) -> control_pb2.HandoffProgress:
+        return control_pb2.HandoffProgress(
+            epoch=change.after.epoch,
+            leaving=change.keys_to_leave,
+            departed=change.keys_left,
+            bytes=self._bytes,
+            held=self._lane.queue.arrivals.count,
+        )
+
+    # What arrives
+
+    async def hand_over(self, request: siblings_pb2.HandOverRequest) -> None:
+        """Take a batch of a sibling; it is acknowledged when this returns.
+
+        Raises:
+            HandOverRefused: its sender has died by what this shard knows, or it is meant for another life.
+        """
+        while request.epoch > self._lane.placement.epoch:
+            await self._lane.queue.arrivals.wait(key="", epoch=request.epoch)
+        change = self._handoff
+        if change is None or change.after.epoch != request.epoch:
+            raise HandOverRefused(f"the change to epoch {request.epoch} is over")
+        if request.keys:
+            moved = {moved.key: moved for moved in request.keys}
+            actions = change.moved(request.from_life, request.to_life, list(moved))
+            self._check(actions)
+            for action in actions:
+                assert isinstance(action, handoff.Install)
+                for key in action.keys:
+                    self._install(key, moved[key])
+                self._apply(change.installed(action.keys))
+        if request.done:
+            actions = change.done(request.from_life, request.to_life)
+            self._check(actions)
+            self._apply(actions)
+
+    def _check(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Refuse):
+                raise HandOverRefused(action.reason)
+
+    def _install(self, key: str, moved: siblings_pb2.MovedKey) -> None:
+        try:
+            self._keyed.install(key, entries_from(moved))
+        except UnreadableValue as error:
+            self._keyed.lose("unreadable", error)
+        self._keyed.arrived(key)
+
+    # What to do
+
+    def _apply(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case handoff.Send(to, keys):
+                    self._line(to).send(keys)
+                case handoff.SendDone(to):
+                    self._line(to).send_done()
+                case handoff.Forget(keys):
+                    for key in keys:
+                        self._keyed.forget(key)
+                case handoff.Release(keys):
+                    self._lane.queue.arrivals.arrived(keys)
+                case handoff.ReleaseAll():
+                    self._lane.queue.arrivals.all_arrived()
+                case handoff.Departed():
+                    self._keyed.drop_foreign(lambda key: not self._leaves(key))
+                    self._report(control_pb2.ToSupervisor(departed=self._lane.placement.epoch))
+                case handoff.Arrived():
+                    self._report(control_pb2.ToSupervisor(arrived=self._lane.placement.epoch))
+
+    def _report(self, message: control_pb2.ToSupervisor) -> None:
+        self._start(self._control.send(message))
+
+    def _line(self, to: Member) -> "_Line":
+        line = self._lines.get(to.life)
+        if line is None:
+            assert self._handoff is not None
+            line = self._lines[to.life] = _Line(self, self._handoff, to)
+        return line
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # For its lines
+
+    def batch(self, keys: "dict[str, None]") -> tuple[list[str], list[siblings_pb2.MovedKey]]:
+        """The first keys, with their state, as many as fit in one message; they are removed. A key has its last turn
+        behind it."""
+        taken: list[str] = []
+        packed: list[siblings_pb2.MovedKey] = []
+        size = 0
+        while keys and len(taken) < BATCH_KEYS and size < BATCH_BYTES:
+            key = next(iter(keys))
+            del keys[key]
+            if key not in self._left:
+                self._left.add(key)
+                self._keyed.leaves(key)
+            message = moved_key(key, self._keyed.entries_of(key))
+            taken.append(key)
+            packed.append(message)
+            size += message.ByteSize()
+        self._bytes += size
+        return taken, packed
+
+    def acknowledged(self, change: Handoff, life: int, keys: list[str]) -> None:
+        if change is self._handoff:
+            self._apply(change.sent_acknowledged(life, keys))
+
+    def channel(self, to: Member) -> Any:
+        return self._channels.to(to)
+
+    @property
+    def life(self) -> int:
+        return self._lane.router.life
+
+
+class _Line:
+    """What goes to one life, in order, one batch after another is acknowledged."""
+
+    def __init__(self, carrier: HandoffCarrier, change: Handoff, to: Member) -> None:
+        self._carrier = carrier
+        self._change = change
+        self._to = to
+        self._keys: dict[str, None] = {}
+        self._is_done = False
+        self._task: asyncio.Task[None] | None = None
+
+    def send(self, keys: Iterable[str]) -> None:
+        self._keys.update(dict.fromkeys(keys))
+        self._go_on()
+
+    def send_done(self) -> None:
+        self._is_done = True
+        self._go_on()
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _go_on(self) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._keys or self._is_done:
+                keys, packed = self._carrier.batch(self._keys)
+                # It comes only once everything before it has been acknowledged.
+                done, self._is_done = self._is_done, False
+                request = siblings_pb2.HandOverRequest(
+                    epoch=self._change.after.epoch,
+                    from_life=self._carrier.life,
+                    to_life=self._to.life,
+                    keys=packed,
+                    done=done,
+                )
+                await self._send(request)
+                self._carrier.acknowledged(self._change, self._to.life, keys)
+        finally:
+            self._task = None
+
+    async def _send(self, request: siblings_pb2.HandOverRequest) -> None:
+        """Send a batch until it is acknowledged. Cancelled where its receiver is dead, or the change is over."""
+        send = self._carrier.channel(self._to).unary_unary("/onelane.v1.Siblings/HandOver")
+        packed = request.SerializeToString()
+        while True:
+            try:
+                await send(packed)
+            except grpc.aio.AioRpcError as error:
+                log.info("handoff.sent_again to=%s life=%d error=%s", self._to.name, self._to.life, error.details())
+                await asyncio.sleep(RESEND_S)
+            else:
+                return
+
+
+def _end_stream(call: Call, epoch: int) -> None:
+    """End a stream whose key leaves: its client opens it again where the key is now."""
+    call.end_early(grpc.StatusCode.UNAVAILABLE, f"its key has moved to another shard, in epoch {epoch}")
+    call.trailers = (*call.trailers, (MOVED, str(epoch)))
+    _cancel(call)
+
+
+def _cancel(call: Call) -> None:
+    task: asyncio.Task[None] | None = getattr(call, "task", None)
+    if task is not None:
+        task.cancel()

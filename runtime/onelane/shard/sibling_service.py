@@ -1,0 +1,35 @@
+"""`onelane.v1.Siblings` as a shard serves it: what the other shards of the app send."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from onelane.v1 import siblings_pb2, siblings_pb2_grpc
+
+
+class SiblingService(siblings_pb2_grpc.SiblingsServicer):
+    """See the module. No other peer is served."""
+
+    def __init__(
+        self,
+        publish: Callable[[siblings_pb2.PublishRequest], None],
+        hand_over: Callable[[siblings_pb2.HandOverRequest], Awaitable[None]],
+    ) -> None:
+        self._publish = publish
+        self._hand_over = hand_over
+
+    async def Publish(self, request: siblings_pb2.PublishRequest, context: Any) -> siblings_pb2.PublishReply:
+        await _check_sibling(context)
+        self._publish(request)
+        return siblings_pb2.PublishReply()
+
+    async def HandOver(self, request: siblings_pb2.HandOverRequest, context: Any) -> siblings_pb2.HandOverReply:
+        await _check_sibling(context)
+        await self._hand_over(request)
+        return siblings_pb2.HandOverReply()
+
+
+async def _check_sibling(context: Any) -> None:
+    if not context.trusted:
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only the shards of this app call it")
