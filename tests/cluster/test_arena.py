@@ -164,7 +164,11 @@ def playing(folder: Path, *arguments: str, toml: str = ARENA) -> Iterator["subpr
     """`make up` on free ports, ended by its signal if it has not ended; what it writes to stderr goes to `log`."""
     (folder / "onelane.toml").write_text(f'admin = "127.0.0.1:0"\n{toml}')
     command = [sys.executable, "-m", "services.arena.drive", "--file", str(folder / "onelane.toml"), *arguments]
-    environment = os.environ | {"ARENA_DB": str(folder / "arena.db"), "PYTHONPATH": f"{ROOT}:{ROOT}/runtime", MARK: str(folder)}
+    environment = os.environ | {
+        "ARENA_DB": str(folder / "arena.db"),
+        "PYTHONPATH": f"{ROOT}:{ROOT}/runtime",
+        MARK: str(folder),
+    }
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import time
 from typing import Any, TypeVar
@@ -29,16 +29,12 @@ from onelane import config
 from onelane.client.channel import dial
 from onelane.client.options import APP_DIALLING
 from onelane.client.ring_channel import Channel
-from onelane.cluster.control import placement_to_proto
-from onelane.config import PORT_STRIDE, App, Config
-from onelane.core import addresses
+from onelane.config import Config
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.identity import Identity, write_assertion
-from onelane.core.placement import Member, Placement
 from onelane.errors import BadConfig
 from onelane.server import sockets
 from onelane.server.native_listener import NativeListener
-from onelane.shard.lifecycle import ShardLifecycle
 from onelane.shard.reporter import TICK_S
 from onelane.shard.wiring import Environment
 from onelane.telemetry.codec import point_from_proto
@@ -46,6 +42,7 @@ from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.spans import PackedSpans, SpanRecord
 from onelane.telemetry.stats import attributes_of
 from onelane.testing.clock import ManualClock
+from onelane.testing.cluster_app import ClusterApp, ClusterShard
 from onelane.v1 import control_pb2
 
 S = TypeVar("S")
@@ -81,7 +78,7 @@ class Cluster:
         self._trace = trace
         self._identity_key = secrets.token_bytes(32)
         self._totals = Totals()
-        self._apps: dict[str, list[_Shard]] = {}
+        self._apps: dict[str, ClusterApp] = {}
         self._channels: dict[str, Channel] = {}
         self._stack = AsyncExitStack()
         self._resolver_overrides: dict[str, str] = {}
@@ -93,12 +90,11 @@ class Cluster:
             self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self._lay_out(folder)
             # In reverse order: callers come first in a file, and the apps that they call must listen before they start.
-            for shards in reversed(self._apps.values()):
-                for shard in shards:
-                    await shard.start()
-                    self._stack.push_async_callback(shard.end)
-            for name, app in self._config.apps.items():
-                channel = Channel(app.listen, deadline_s=30.0, name=name, dialling=self._dialling)
+            for app in reversed(self._apps.values()):
+                self._stack.push_async_callback(app.end)
+                await app.start()
+            for name, settings in self._config.apps.items():
+                channel = Channel(settings.listen, deadline_s=30.0, name=name, dialling=self._dialling)
                 self._stack.push_async_callback(channel.close)
                 # Before the channel has connected to every shard, calls would go to any shard, not to the owner.
                 await channel.channel_ready()
@@ -112,31 +108,12 @@ class Cluster:
     def _lay_out(self, folder: Path) -> None:
         for name, app in self._config.apps.items():
             settings = app.model_copy(update={"shards": self._count, "auth": _testable(app.auth)})
-            host, port = addresses.split(app.listen)
             shared = f"unix:{folder / name}"
             self._resolver_overrides[app.listen] = shared
-            own_addresses = [
-                addresses.join(host, (port or 50051) + PORT_STRIDE * (index + 1)) for index in range(self._count)
-            ]
-            members = [Member(f"{name}-{i}", own, str(folder / f"{name}-{i}")) for i, own in enumerate(own_addresses)]
-            pins = {key: members[index].name for key, index in app.pins.items()}
-            placement = Placement(1, tuple(members), app.points, pins)
-            shared_socket = sockets.listening(shared)
-            self._stack.callback(shared_socket.close)
-            self._apps[name] = [
-                _Shard(self, name, index, settings, placement, self._open(member, shared, folder))
-                for index, member in enumerate(members)
-            ]
-            for shard in self._apps[name]:
-                shard.sockets = (shared_socket, *shard.sockets)
-
-    def _open(self, member: Member, shared: str, folder: Path) -> tuple[Any, ...]:
-        own = f"unix:{folder / member.name}.own"
-        self._resolver_overrides[member.address] = own
-        listeners = (sockets.listening(own), sockets.listening(f"unix:{member.socket}"))
-        for sock in listeners:
-            self._stack.callback(sock.close)
-        return listeners
+            cluster_app = ClusterApp(self, name, settings, folder, sockets.listening(shared))
+            self._stack.callback(cluster_app.close)
+            self._resolver_overrides.update(cluster_app.lay_out(self._count))
+            self._apps[name] = cluster_app
 
     def environment(self) -> Environment:
         """The clock, timers and dialling of the shards, for `ShardLifecycle`."""
@@ -159,13 +136,13 @@ class Cluster:
         Raises:
             ValueError: both shard and identity are given.
         """
-        shards = self._shards(app)
+        name, shards = self._app(app).name, self._shards(app)
         if identity is not None:
             if shard is not None:
                 raise ValueError("stub: expected shard or identity, not both")
-            return stub(self._channel_of(shards[0].app, identity))
+            return stub(self._channel_of(name, identity))
         if shard is None:
-            return stub(self._channels[shards[0].app])
+            return stub(self._channels[name])
         channel = dial(shards[shard].member.address, dialling=self._dialling)
         self._stack.push_async_callback(channel.close)
         return stub(channel)
@@ -181,9 +158,8 @@ class Cluster:
 
     def owner_of(self, key: str, *, app: str | None = None) -> int:
         """The index of the shard that owns a key. key: canonical text."""
-        shards = self._shards(app)
-        name = shards[0].placement.owner_of(key).name
-        return next(shard.index for shard in shards if shard.member.name == name)
+        owner = self._app(app).placement.owner_of(key)
+        return next(shard.index for shard in self._shards(app) if shard.member.name == owner.name)
 
     def service(self, kind: type[S], *, shard: int, app: str | None = None) -> S:
         """The service object of one shard, to inspect."""
@@ -206,15 +182,32 @@ class Cluster:
         return self._totals.sum_of(name, attributes_of(attributes))
 
     async def kill(self, shard: int, *, app: str | None = None) -> None:
-        """End a shard as if its process had died: its state, and the counts since its last tick, are lost."""
+        """End a shard as if its process had died, and start no other: its state, and the counts since its last tick,
+        are lost."""
         await self._shards(app)[shard].kill()
 
+    async def crash(self, shard: int, *, app: str | None = None) -> None:
+        """End a shard as if its process had died, and start its next process."""
+        await self._shards(app)[shard].kill()
+        await self._app(app).revive(shard)
+
     async def restart(self, shard: int, *, app: str | None = None) -> None:
-        """Start a shard again; kill it first if it is running."""
-        target = self._shards(app)[shard]
-        if target.is_up:
-            await target.kill()
-        await target.start()
+        """As `onelane restart`, of one shard: its next process starts first, and the state of its keys moves there. A
+        shard that was killed is started again."""
+        if self._shards(app)[shard].is_up:
+            await self._app(app).replace(shard)
+        else:
+            await self._app(app).revive(shard)
+
+    async def scale(self, shards: int, *, app: str | None = None) -> None:
+        """As `onelane scale`: add shards, or take the last ones away; the state of keys moves to their new owners.
+
+        Raises:
+            ValueError: fewer than one shard.
+        """
+        if shards < 1:
+            raise ValueError(f"scale: expected at least one shard, got {shards}")
+        await self._app(app).scale(shards)
 
     @contextmanager
     def stall(self, shard: int, *, app: str | None = None) -> Iterator[None]:
@@ -227,107 +220,41 @@ class Cluster:
         finally:
             listener.resume()
 
-    def _shards(self, app: str | None) -> "list[_Shard]":
-        name = app or next(iter(self._apps))
+    def _app(self, name: str | None) -> ClusterApp:
+        name = name or next(iter(self._apps))
         if name not in self._apps:
             raise BadConfig("Cluster", [f"no app is called {name!r}; the apps are {sorted(self._apps)}"])
         return self._apps[name]
 
-    def _all(self) -> "list[_Shard]":
-        return [shard for shards in self._apps.values() for shard in shards]
+    def _shards(self, app: str | None) -> list[ClusterShard]:
+        return self._app(app).shards
+
+    def _all(self) -> list[ClusterShard]:
+        return [shard for app in self._apps.values() for shard in app.shards]
 
     # For its shards
 
-    def setup_of(self, shard: "_Shard") -> control_pb2.Setup:
-        """The message by which a supervisor starts a shard."""
-        peers = {name: app.listen for name, app in self._config.apps.items()} | dict(self._config.peers)
+    def setup_of(self, app: str) -> control_pb2.Setup:
+        """What is the same for all shards of an app in the message by which a supervisor starts one."""
+        peers = {name: settings.listen for name, settings in self._config.apps.items()} | dict(self._config.peers)
         return control_pb2.Setup(
-            app=shard.app,
-            name=shard.member.name,
-            index=shard.index,
-            settings=shard.settings.model_dump_json(),
-            address=shard.member.address,
-            socket=shard.member.socket,
+            app=app,
             peers=peers,
-            placement=placement_to_proto(shard.placement),
             tracing=self._trace,
             sampler="always_on",
             identity_key=self._identity_key,
-            asserts_to=self._config.accepting(shard.app),
+            asserts_to=self._config.accepting(app),
         )
 
-    def take(self, shard: "_Shard", report: control_pb2.Report) -> None:
+    def dial_instead(self, overrides: Mapping[str, str]) -> None:
+        """Addresses of shards → the sockets that are dialled instead."""
+        self._resolver_overrides.update(overrides)
+
+    def take(self, shard: ClusterShard, report: control_pb2.Report) -> None:
         """Add a shard's report to the sums."""
-        source = (("onelane.app", shard.app), ("onelane.shard", shard.member.name))
+        source = (("onelane.app", shard.app.name), ("onelane.shard", shard.member.name))
         self._totals.add(map(point_from_proto, report.points), extra=source)
         self.spans += PackedSpans(report.spans)
-
-
-@dataclass
-class _Shard:
-    """One shard of a cluster, and all that is needed to start it again. It is the shard's `Control` line as well."""
-
-    cluster: Cluster
-    app: str
-    index: int
-    settings: App
-    placement: Placement
-    sockets: tuple[Any, ...]
-    is_up: bool = False
-    is_killed: bool = False
-    """Reports that it still sends are dropped."""
-
-    def __post_init__(self) -> None:
-        self.member = self.placement.members[self.index]
-        self.lifecycle: ShardLifecycle
-        self._placement_task: asyncio.Task[None]
-
-    async def start(self) -> None:
-        self.is_killed = False
-        copies = [sock.dup() for sock in self.sockets]
-        self.lifecycle = ShardLifecycle(self.cluster.setup_of(self), self, copies, self.cluster.environment())
-        loop = asyncio.get_running_loop()
-        # In a task of its own, whose context keeps the context variables that a start sets.
-        await loop.create_task(self.lifecycle.start(whole_process=False))
-        await self.lifecycle.parts.services.set_health(serving=True)
-        self._placement_task = loop.create_task(self.lifecycle.follow_placements())
-        self.is_up = True
-        self._tick_later()
-
-    async def kill(self) -> None:
-        if not self.is_up:
-            return
-        self.is_killed = True
-        listener = self.lifecycle.parts.listener
-        assert isinstance(listener, NativeListener)
-        await listener.abort()
-        await self.end()
-
-    async def end(self) -> None:
-        if self.is_up:
-            self.is_up = False
-            self._placement_task.cancel()
-            await self.lifecycle.stop(stops_services=not self.is_killed)
-
-    def _tick_later(self) -> None:
-        self.cluster.clock.call_at(self.cluster.clock.now() + TICK_S, self._tick)
-
-    def _tick(self) -> None:
-        if self.is_up:
-            self._ticking = asyncio.get_running_loop().create_task(self.lifecycle.tick())
-            self._tick_later()
-
-    # onelane.cluster.control.Control
-
-    async def send(self, message: control_pb2.ToSupervisor) -> None:
-        if message.WhichOneof("kind") == "report" and not self.is_killed:
-            self.cluster.take(self, message.report)
-
-    async def receive(self) -> None:
-        """No message ever arrives: there is no supervisor."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def _testable(auth: AuthSettings | None) -> AuthSettings | None:

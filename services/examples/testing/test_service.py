@@ -43,6 +43,6 @@ async def test_a_shard_that_dies_forgets_its_tables_alone(onelane_cluster: Calla
         tables = {cluster.owner_of(table): table for table in map(str, range(100))}  # One table of each shard.
         for table in tables.values():
             await dice.Roll(RollRequest(table=table))
-        await cluster.restart(0)
+        await cluster.crash(0)
         rolls = [(await dice.Roll(RollRequest(table=tables[shard]), wait_for_ready=True)).rolls for shard in range(3)]
     assert rolls == [1, 2, 2]
