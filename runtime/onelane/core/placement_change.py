@@ -57,7 +57,10 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """The change is over: tell every life `placement`, and end `leaving`, the lives that have no part in it."""
+    """The change is over: tell every life `placement`, and end `leaving`, the lives that have no part in it.
+
+    They end in the order of their changes: one that left earlier may still send calls on to one that leaves now.
+    """
 
     placement: Placement
     leaving: tuple[Member, ...]
