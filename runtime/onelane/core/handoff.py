@@ -65,8 +65,8 @@ class SendDone:
 class Install:
     """Make the received state of these keys this life's own, call `installed`, and only then acknowledge the batch.
 
-    Keys of the batch that are not named were installed before: their state here is newer, and is not overwritten. So is
-    the row of a durable key that has the epoch of `after` already: the last life of this member wrote it, and died.
+    Keys of the batch that are not named were installed before: their state here is newer, and is not overwritten. Nor
+    is the row of a durable key that has the epoch of `after` already: the last life of this member wrote it, and died.
     An `Install` always ends with `installed`, also if its sender dies or the RPC is cancelled meanwhile; a store that
     fails is tried again.
     """
