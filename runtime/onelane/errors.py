@@ -98,7 +98,12 @@ class BadState(Misuse):
 
     def __init__(self, dict_name: str, key: object, reason: str) -> None:
         """reason: names the field where it can."""
-        super().__init__(f"keyed {dict_name!r}, key {key!r}: {reason}")
+        try:
+            shown = repr(key)
+        except Exception:
+            # Any object may be a dict's key; the text of one must not hide the error.
+            shown = f"<{type(key).__name__}>"
+        super().__init__(f"keyed {dict_name!r}, key {shown}: {reason}")
         self.dict_name = dict_name
         self.key = key
 
@@ -115,7 +120,7 @@ class NoRoutingKey(BadState):
     """A key of a keyed dict is no routing key, so its entry belongs to no shard."""
 
     def __init__(self, dict_name: str, key: object) -> None:
-        super().__init__(dict_name, key, f"a routing key is a str, bytes or int, not a {type(key).__name__}")
+        super().__init__(dict_name, key, f"this {type(key).__name__} is no routing key: a str, bytes or int is")
 
 
 class NotItsKey(Misuse):

@@ -27,6 +27,10 @@ def test_the_commonest_spelling_is_first(text: str, keys: tuple[Any, ...]) -> No
     assert spellings(text) == keys
 
 
-@pytest.mark.parametrize("key", [("a", 1), 1.0, None, "\ud800"])
+def test_a_long_number_is_a_text() -> None:
+    assert spellings("1" * 5000) == ("1" * 5000, b"1" * 5000)
+
+
+@pytest.mark.parametrize("key", [("a", 1), 1.0, None, "\ud800", 10**5000], ids=lambda key: type(key).__name__)
 def test_other_keys_are_no_routing_keys(key: Any) -> None:
     assert canonical_key(key) is None

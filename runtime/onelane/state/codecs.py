@@ -210,7 +210,8 @@ def _difference(value: Any, decoded: Any, place: str) -> str:
     """Where a value and its copy are of different types, in words; "" where they are not. Of a set only its own type
     counts, since its items have no order."""
     if type(value) is not type(decoded):
-        is_plain = isinstance(value, str | bytes | int | float) and value == decoded
+        # Such as an int where a float is declared, and an enum of text.
+        is_plain = isinstance(value, str | bytes | int | float)
         wrong = f"a {type(value).__qualname__} would come back as a {type(decoded).__qualname__} - at `{place}`"
         return "" if is_plain else wrong
     if isinstance(value, set | frozenset):

@@ -5,6 +5,7 @@ have one canonical text: 1, "1" and b"1". In a dict each is an entry of its own;
 key, and move with it.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -36,14 +37,17 @@ def canonical_key(key: object) -> str | None:
         return None
     try:
         return canonical(key)
-    except UnicodeEncodeError:
+    except ValueError:
+        # A text that is no Unicode, or an integer of thousands of digits.
         return None
 
 
 def spellings(text: str) -> tuple[DictKey, ...]:
     """The dict keys whose canonical text is `text`, the commonest first."""
-    raw = unquote_to_bytes(text)
+    raw = text.encode() if "%" not in text else unquote_to_bytes(text)
     candidates: list[DictKey] = [raw.decode(errors="replace"), raw]
     if text.removeprefix("-").isdecimal():
-        candidates.append(int(text))
+        # Python makes no integer of thousands of digits.
+        with suppress(ValueError):
+            candidates.append(int(text))
     return tuple(key for key in candidates if canonical_key(key) == text)

@@ -82,12 +82,11 @@ class KeyedDicts:
     def entries_of(self, key: str) -> list[KeyedEntry]:
         """The entries of a key, as they leave. A value that cannot be encoded is left out, logged and counted."""
         entries = []
-        for name, codec in self._moving.items():
-            for spelling, value in self._of(name, key):
-                try:
-                    entries.append(codec.write(spelling, value))
-                except UnwritableValue as error:
-                    self.lose("unwritable", error)
+        for name, spelling in self._places(self._moving, key):
+            try:
+                entries.append(self._moving[name].write(spelling, self._dicts[name][spelling]))
+            except UnwritableValue as error:
+                self.lose("unwritable", error)
         return entries
 
     def install(self, key: str, entries: Iterable[KeyedEntry]) -> None:
@@ -109,9 +108,8 @@ class KeyedDicts:
 
     def forget(self, key: str) -> None:
         """Remove a key from every dict that moves, since its new owner has it."""
-        for name in self._moving:
-            for spelling, _ in self._of(name, key):
-                del self._dicts[name][spelling]
+        for name, spelling in self._places(self._moving, key):
+            del self._dicts[name][spelling]
 
     def drop_foreign(self, owns: Callable[[str], bool]) -> int:
         """Remove the entries of keys that this life does not own from the dicts that stay; returns their number.
@@ -142,10 +140,10 @@ class KeyedDicts:
         """Call the hooks for a key after its last turn here, before `entries_of` it: a hook may still change them."""
         self._call("on_leave", self._leave_hooks, key)
 
-    def _of(self, name: str, key: str) -> list[tuple[DictKey, Any]]:
-        """The entries of one dict for a key, under each of its spellings."""
-        entries = self._dicts[name]
-        return [(spelling, entries[spelling]) for spelling in spellings(key) if spelling in entries]
+    def _places(self, names: Iterable[str], key: str) -> list[tuple[str, DictKey]]:
+        """Each dict of `names`, and each spelling of the key that it has."""
+        spelled = spellings(key)
+        return [(name, spelling) for name in names for spelling in spelled if spelling in self._dicts[name]]
 
     def _canonical(self, dict_keys: list[tuple[str, tuple[Any, ...]]]) -> Iterator[str]:
         seen: set[str] = set()
@@ -161,7 +159,7 @@ class KeyedDicts:
     def _call(self, event: str, hooks: list[KeyHook], key: str) -> None:
         if not hooks:
             return
-        spelled = [spelling for name in self._dicts for spelling, _ in self._of(name, key)]
+        spelled = [spelling for _, spelling in self._places(self._dicts, key)]
         named = next(iter((*spelled, *spellings(key))), key)
         for hook in hooks:
             try:
