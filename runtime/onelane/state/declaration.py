@@ -26,6 +26,8 @@ class Declaration:
     version: int = 1
     migrate: Mapping[int, Migration] = field(default_factory=dict)
     """Version → lifts a value of it to the next one."""
+    strict: bool = False
+    """Whether it is a `StrictDict`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.version, int) or self.version < 1:

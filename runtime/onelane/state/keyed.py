@@ -15,6 +15,7 @@ from onelane.errors import BadService, NoRoutingKey, UnwritableValue
 from onelane.state.codecs import Migration, ServiceCodec
 from onelane.state.declaration import Declaration, ValueCodec
 from onelane.state.entries import DictKey, KeyedEntry, canonical_key, spellings
+from onelane.state.strict_dict import StrictDict
 from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.state")
@@ -49,13 +50,14 @@ class KeyedDicts:
         codec: ServiceCodec | None = None,
         version: int = 1,
         migrate: Mapping[int, Migration] | None = None,
+        strict: bool = False,
     ) -> dict[Any, Any]:
-        """The dict of that name; see `Shard.keyed`.
+        """The dict of that name; see `Shard.keyed`. strict: a `StrictDict`.
 
         Raises:
             BadService: the kind cannot be encoded, or the dict is declared already, and otherwise.
         """
-        declaration = Declaration(name, kind, moves, codec, version, dict(migrate or {}))
+        declaration = Declaration(name, kind, moves, codec, version, dict(migrate or {}), strict)
         if name in self._dicts:
             if differences := declaration.differences(self._declarations[name]):
                 raise BadService(f"keyed {name!r} is declared twice, with another {' and '.join(differences)}")
@@ -63,7 +65,7 @@ class KeyedDicts:
         if moves:
             self._moving[name] = ValueCodec(declaration)
         self._declarations[name] = declaration
-        self._dicts[name] = {}
+        self._dicts[name] = StrictDict(name) if strict else {}
         return self._dicts[name]
 
     def counts(self) -> dict[str, int]:
