@@ -3,7 +3,7 @@
 Each class names the gRPC status that a client sees; `server/status.py` alone turns an error into a status.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -279,6 +279,36 @@ class NotPermitted(AccessRefused):
     def __init__(self, method: str) -> None:
         super().__init__(f"not permitted to call {method}")
         self.cause = "none of its roles may call the method"
+
+
+class StoreUnavailable(Transient):
+    """The store of durable state does not answer, or cannot write: locked, full, unreachable. It may be back later."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        """place: the file or the server, without credentials."""
+        super().__init__(f"{place}: {problem}")
+        self.place = place
+
+
+class StoreRefused(Invalid):
+    """The file or database of durable state must not be used: another app's, of a newer release, or damaged."""
+
+    status = "INTERNAL"
+
+    def __init__(self, place: str, *, seen: str, expected: str) -> None:
+        """place: the file or the server, without credentials."""
+        super().__init__(f"{place}: {seen}, expected {expected}")
+        self.place = place
+
+
+class Fenced(Transient):
+    """Another life has claimed these keys since, so this one may neither load nor write them."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = tuple(sorted(keys))
+        names = ", ".join(repr(key) for key in self.keys[:3])
+        more = f" and {len(self.keys) - 3} more" if len(self.keys) > 3 else ""
+        super().__init__(f"another life has claimed the keys {names}{more}")
 
 
 class DeadlinePassed(Transient):

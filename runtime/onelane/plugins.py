@@ -14,7 +14,7 @@ from onelane.errors import BadService, OnelaneError, ServiceRaised, first_of
 def load_plugin(group: str, name: str) -> Callable[..., Any]:
     """Load the class that the entry point `name` of `group` refers to.
 
-    group: onelane.listeners, onelane.memberships, or onelane.sinks.
+    group: onelane.listeners, onelane.memberships, onelane.sinks, or onelane.stores.
 
     Raises:
         BadService: no plugin of that name is installed.

@@ -38,6 +38,8 @@ TESTED_BY = {
     "shard/trial": "cli/test_check",
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
+    "state/memory_store": "state/test_store_contract",
+    "state/sqlite_file": "state/test_sqlite_store",
     "supervisor/admin/server": "supervisor/admin/test_page",
     "supervisor/admin/view": "supervisor/admin/test_page",
     "server/sibling_connection": "lane/test_forwarder_transparent",

@@ -1,5 +1,5 @@
-"""State by key: the dicts of `shard.keyed`, and their entries as bytes.
+"""State by key: the dicts of `shard.keyed`, their entries as bytes, and the stores of those that are durable.
 
-Imports: `core`, `telemetry`. Main types: `keyed.KeyedDicts` (all dicts of one lane), `declaration.Declaration` (what a
-service says of one of them) and `entries.KeyedEntry`.
+Imports: `core`, `config`, `plugins`, `telemetry`. Main types: `keyed.KeyedDicts` (all dicts of one lane),
+`journal.Journal` (what of each key is in memory and on disk) and `store.Store`.
 """

@@ -1,0 +1,257 @@
+"""A store of SQLite files: one for each shard of an app, as a lane owns its connection.
+
+The file belongs to the member, not to its life: in a rolling restart the next life opens it beside the old one, and
+the claims in it say which of both may write a key. A key that moves to another shard moves to another file: its new
+owner writes all of it there (`KeyWrite.whole`), then the old one drops it here. Where a process died between both, the
+key is in two files, and the copy with the higher stamp counts: `settle`.
+
+Write-ahead log with synchronous=FULL: a commit returns after its fsync. A claim is not flushed: a power cut would end
+its owner as well, since all that use the file are on this machine.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from onelane.errors import Fenced, StoreRefused, StoreUnavailable
+from onelane.state import sqlite_file
+from onelane.state.sqlite_file import as_store_errors, transaction
+from onelane.state.store import (
+    PAGE,
+    DueReminder,
+    KeyState,
+    KeyWrite,
+    RememberedAnswer,
+    Row,
+    Stamp,
+    StoreCounts,
+    StoredReminder,
+    StoreOptions,
+    check_distinct,
+)
+
+_SUFFIX = ".sqlite"
+
+_CLAIM = """
+INSERT INTO keys VALUES (?, ?, ?, 0, 0, ?) ON CONFLICT (key) DO UPDATE
+SET epoch = excluded.epoch, life = excluded.life, touched = excluded.touched
+WHERE (excluded.epoch, excluded.life) >= (keys.epoch, keys.life)
+"""
+_STAMP = """
+INSERT INTO keys VALUES (?1, ?2, ?3, ?2, ?3, ?4) ON CONFLICT (key) DO UPDATE
+SET epoch = ?2, life = ?3, written_epoch = ?2, written_life = ?3, touched = ?4
+WHERE (excluded.epoch, excluded.life) >= (keys.epoch, keys.life)
+"""
+_AMONG = "key IN (SELECT value FROM json_each(?))"
+_PUT_ROW = "INSERT OR REPLACE INTO rows (key, dict, spelled, value, codec, version) VALUES (?, ?, ?, ?, ?, ?)"
+_PUT_ANSWER = "INSERT OR REPLACE INTO answers (key, id, digest, answer, at) VALUES (?, ?, ?, ?, ?)"
+_PUT_REMINDER = "INSERT OR REPLACE INTO reminders (key, id, due, data) VALUES (?, ?, ?, ?)"
+_FORGET_ANSWERS = """
+DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE at < ? ORDER BY at LIMIT ?)
+"""
+_FORGET_CLAIMS = """
+DELETE FROM keys WHERE key IN (
+    SELECT key FROM keys WHERE touched < ?
+    AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.key = keys.key)
+    AND NOT EXISTS (SELECT 1 FROM answers WHERE answers.key = keys.key)
+    AND NOT EXISTS (SELECT 1 FROM reminders WHERE reminders.key = keys.key) LIMIT ?
+)
+"""
+
+
+def path_of(folder: Path, shard: str) -> Path:
+    """The file of a member."""
+    return folder / f"{shard}{_SUFFIX}"
+
+
+class SqliteStore:
+    """See `Store`."""
+
+    holds_all = False
+
+    def __init__(self, options: StoreOptions) -> None:
+        self._options = options
+        self.path = path_of(options.folder, options.shard)
+        self._database: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def open(self) -> None:
+        self._connect()
+
+    def load(self, keys: Sequence[str], *, epoch: int, at: float) -> dict[str, KeyState]:
+        check_distinct(keys)
+        with self._connection() as database, _without_flush(database), transaction(database):
+            claims = [(key, epoch, self._options.life, at) for key in keys]
+            if database.executemany(_CLAIM, claims).rowcount < len(keys):
+                raise Fenced(_later_claims(database, {key: Stamp(epoch, self._options.life) for key in keys}))
+            return _read(database, keys)
+
+    def read(self, keys: Sequence[str]) -> dict[str, KeyState]:
+        with self._connection() as database, _snapshot(database):
+            return _read(database, keys)
+
+    def commit(self, writes: Sequence[KeyWrite], *, at: float) -> None:
+        check_distinct(write.key for write in writes)
+        life = self._options.life
+        with self._connection() as database, transaction(database):
+            stamps = [(write.key, write.epoch, life, at) for write in writes]
+            if database.executemany(_STAMP, stamps).rowcount < len(writes):
+                raise Fenced(_later_claims(database, {write.key: Stamp(write.epoch, life) for write in writes}))
+            _drop(database, writes)
+            _put(database, writes)
+
+    def keys(self, *, after: str = "", limit: int = PAGE) -> list[str]:
+        return self._column("SELECT key FROM keys WHERE key > ? ORDER BY key LIMIT ?", after, limit)
+
+    def idle_keys(self, dict_name: str, *, before: float, after: str = "", limit: int = PAGE) -> list[str]:
+        entry = "EXISTS (SELECT 1 FROM rows WHERE rows.key = keys.key AND dict = ?)"
+        query = f"SELECT key FROM keys WHERE key > ? AND touched < ? AND {entry} ORDER BY key LIMIT ?"
+        return self._column(query, after, before, dict_name, limit)
+
+    def reminders(
+        self, *, before: float, after: tuple[float, str, str] | None = None, limit: int = PAGE
+    ) -> list[DueReminder]:
+        query = (
+            "SELECT key, id, due, data FROM reminders WHERE due < ? AND (due, key, id) > (?, ?, ?) "
+            "ORDER BY due, key, id LIMIT ?"
+        )
+        with self._connection() as database:
+            selected = database.execute(query, (before, *(after or (float("-inf"), "", "")), limit))
+            return [DueReminder(due, key, StoredReminder(id, due, data)) for key, id, due, data in selected]
+
+    def forget(self, *, answers_before: float, claims_before: float, limit: int = PAGE) -> int:
+        with self._connection() as database, transaction(database):
+            answers = database.execute(_FORGET_ANSWERS, (answers_before, limit)).rowcount
+            return answers + database.execute(_FORGET_CLAIMS, (claims_before, limit)).rowcount
+
+    def counts(self) -> StoreCounts:
+        with self._connection() as database, _snapshot(database):
+            rows = dict(database.execute("SELECT dict, count(*) FROM rows GROUP BY dict").fetchall())
+            keys, answers, reminders, value_bytes = database.execute(
+                "SELECT (SELECT count(*) FROM keys), (SELECT count(*) FROM answers), (SELECT count(*) FROM reminders),"
+                " (SELECT coalesce(sum(length(value)), 0) FROM rows)"
+            ).fetchone()
+            return StoreCounts(keys, rows, answers, reminders, value_bytes)
+
+    def backup(self, path: Path) -> None:
+        if path.exists():
+            raise StoreRefused(str(path), seen="a file of this name", expected="the name of a new file")
+        with self._connection() as database, as_store_errors(path):
+            sqlite_file.create_private(path)
+            with contextlib.closing(sqlite3.connect(path)) as copy:
+                database.backup(copy)
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _connect(self) -> sqlite3.Connection:
+        options = self._options
+        database = sqlite_file.connect(self.path, options.app, patience_s=options.patience_s)
+        self._inode = self.path.stat().st_ino
+        self._database = database
+        return database
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """The connection, or a new one where the last has failed."""
+        self._check_file()
+        database = self._database or self._connect()
+        try:
+            with as_store_errors(self.path):
+                yield database
+        except (StoreUnavailable, StoreRefused) as error:
+            cause = error.__cause__
+            if isinstance(cause, sqlite3.Error) and not sqlite_file.leaves_connection_whole(cause):
+                self.close()
+            raise
+
+    def _check_file(self) -> None:
+        """SQLite would go on to write to a file that has been removed, where nobody will read it again."""
+        try:
+            inode = os.stat(self.path).st_ino
+        except OSError as error:
+            raise StoreUnavailable(str(self.path), f"cannot be read any more: {error.strerror}") from error
+        if inode != self._inode:
+            self.close()
+
+    def _column(self, query: str, *values: Any) -> list[str]:
+        with self._connection() as database:
+            return [key for (key,) in database.execute(query, values)]
+
+
+@contextlib.contextmanager
+def _without_flush(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("PRAGMA synchronous=NORMAL")
+    try:
+        yield
+    finally:
+        database.execute("PRAGMA synchronous=FULL")
+
+
+@contextlib.contextmanager
+def _snapshot(database: sqlite3.Connection) -> Iterator[None]:
+    """Several reads of the same moment."""
+    database.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+
+
+def _later_claims(database: sqlite3.Connection, stamps: dict[str, Stamp]) -> list[str]:
+    claims = database.execute(f"SELECT key, epoch, life FROM keys WHERE {_AMONG}", (json.dumps(list(stamps)),))
+    return [key for key, epoch, life in claims if (epoch, life) > stamps[key]]
+
+
+def _read(database: sqlite3.Connection, keys: Sequence[str]) -> dict[str, KeyState]:
+    among = (json.dumps(list(keys)),)
+
+    def by_key(columns: str, table: str, order: str) -> dict[str, list[Any]]:
+        query = f"SELECT key, {columns} FROM {table} WHERE {_AMONG} ORDER BY key, {order}"
+        groups = groupby(database.execute(query, among), itemgetter(0))
+        return {key: [values[1:] for values in group] for key, group in groups}
+
+    rows = by_key("dict, value, spelled, codec, version", "rows", "dict")
+    answers = by_key("id, digest, answer, at", "answers", "at, id")
+    reminders = by_key("id, due, data", "reminders", "due, id")
+    written = database.execute(f"SELECT key, written_epoch, written_life FROM keys WHERE {_AMONG}", among)
+    return {
+        key: KeyState(
+            key,
+            Stamp(epoch, life),
+            tuple(Row(*values) for values in rows.get(key, ())),
+            tuple(RememberedAnswer(*values) for values in answers.get(key, ())),
+            tuple(StoredReminder(*values) for values in reminders.get(key, ())),
+        )
+        for key, epoch, life in written
+    }
+
+
+def _drop(database: sqlite3.Connection, writes: Sequence[KeyWrite]) -> None:
+    whole = [(write.key,) for write in writes if write.whole]
+    rows = [(write.key, name) for write in writes for name in write.dropped_rows]
+    answers = [(write.key, id) for write in writes for id in write.dropped_answers]
+    reminders = [(write.key, id) for write in writes for id in write.dropped_reminders]
+    for table in ("rows", "answers", "reminders"):
+        database.executemany(f"DELETE FROM {table} WHERE key = ?", whole)
+    database.executemany("DELETE FROM rows WHERE key = ? AND dict = ?", rows)
+    database.executemany("DELETE FROM answers WHERE key = ? AND id = ?", answers)
+    database.executemany("DELETE FROM reminders WHERE key = ? AND id = ?", reminders)
+
+
+def _put(database: sqlite3.Connection, states: Sequence[KeyWrite | KeyState]) -> None:
+    rows = [(s.key, r.dict_name, r.spelled, r.value, r.codec, r.version) for s in states for r in s.rows]
+    answers = [(s.key, a.id, a.digest, a.answer, a.at) for s in states for a in s.answers]
+    reminders = [(s.key, r.id, r.due, r.data) for s in states for r in s.reminders]
+    database.executemany(_PUT_ROW, rows)
+    database.executemany(_PUT_ANSWER, answers)
+    database.executemany(_PUT_REMINDER, reminders)
