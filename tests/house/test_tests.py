@@ -39,6 +39,7 @@ TESTED_BY = {
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
     "state/memory_store": "state/test_store_contract",
+    "state/postgres_connection": "state/test_postgres_store",
     "state/sqlite_file": "state/test_sqlite_store",
     "supervisor/admin/server": "supervisor/admin/test_page",
     "supervisor/admin/view": "supervisor/admin/test_page",

@@ -1,14 +1,26 @@
 """Where the stores under test keep their state, and the same state for each of them."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psycopg
+import pytest
 from onelane.state.memory_store import MemoryStore
+from onelane.state.postgres_store import PostgresStore
 from onelane.state.sqlite_store import SqliteStore
 from onelane.state.store import KeyWrite, RememberedAnswer, Row, Store, StoredReminder, StoreOptions
 
-STORES: dict[str, Callable[[StoreOptions], Store]] = {"memory": MemoryStore, "sqlite": SqliteStore}
+from tests.postgres import PostgresServer
+
+_NUMBERS = itertools.count()
+STORES: dict[str, Callable[[StoreOptions], Store]] = {
+    "memory": MemoryStore,
+    "sqlite": SqliteStore,
+    "postgresql": PostgresStore,
+}
 AT = 1_000_000.0
 
 
@@ -31,6 +43,25 @@ class StorePlace:
     def close(self) -> None:
         for store in self.stores:
             store.close()
+
+
+@contextmanager
+def at_place(request: pytest.FixtureRequest, folder: Path, kind: str) -> Iterator[StorePlace]:
+    """An empty place of one kind."""
+    dsn = _new_database(request.getfixturevalue("postgres_server")) if kind == "postgresql" else ""
+    place = StorePlace(kind, folder, dsn)
+    try:
+        yield place
+    finally:
+        place.close()
+
+
+def _new_database(server: PostgresServer) -> str:
+    """Tables of its own, in a schema of its own: far cheaper than a new database."""
+    name = f"test_{next(_NUMBERS)}"
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")
+    return f"{server.dsn}&options=-csearch_path%3D{name}"
 
 
 def cart(value: bytes) -> Row:

@@ -1,10 +1,8 @@
 """The files of the store `sqlite`: shared by two lives, in the way of each other, missing, full, and not ours."""
 
 import contextlib
-import multiprocessing
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -13,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from onelane.errors import Fenced, StoreRefused, StoreUnavailable
+from onelane.errors import StoreRefused, StoreUnavailable
 from onelane.state.sqlite_store import SqliteStore
-from onelane.state.store import StoreOptions, scan
+from onelane.state.store import scan
 
 from tests.running_app import ROOT
 from tests.state.places import AT, StorePlace, cart, full, write
@@ -32,52 +30,6 @@ def place(tmp_path: Path) -> Iterator[StorePlace]:
 
 def path_in(place: StorePlace) -> Path:
     return place.folder / "lobby-0.sqlite"
-
-
-def test_what_a_killed_process_had_committed_is_on_disk(place: StorePlace) -> None:
-    script = f"""
-from tests.state.places import StorePlace, write
-from pathlib import Path
-store = StorePlace("sqlite", Path({str(place.folder)!r})).open()
-for number in range(10**6):
-    store.commit([write("k", b"%d" % number), write(f"k{{number}}", b"x" * 100)], at=0.0)
-    print(number, flush=True)
-"""
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        reported = [int(child.stdout.readline()) for _ in range(50)]
-        child.send_signal(signal.SIGKILL)
-        reported += [int(line) for line in child.stdout.read().splitlines()]
-    state = place.open(life=2).load(["k"], epoch=1, at=AT)["k"]
-    assert int(state.rows[0].value) in (reported[-1], reported[-1] + 1)
-    assert len(list(scan(place.open(life=2)))) - 2 == int(state.rows[0].value)
-
-
-def claim_many(folder: Path, life: int, results: "multiprocessing.Queue[tuple[int, int]]") -> None:
-    """Open the store with the others at once; load and write each key until another life has it."""
-    store = SqliteStore(StoreOptions("lobby", "lobby-0", life, folder))
-    store.open()
-    writes = 0
-    for number in range(100):
-        with contextlib.suppress(Fenced):
-            store.load([f"k{number}"], epoch=1, at=AT)
-            store.commit([write(f"k{number}", b"%d" % life)], at=AT)
-            writes += 1
-    store.close()
-    results.put((life, writes))
-
-
-def test_processes_that_open_a_new_file_at_once_all_have_it_and_the_last_life_has_every_key(place: StorePlace) -> None:
-    context = multiprocessing.get_context("spawn")
-    results: multiprocessing.Queue[tuple[int, int]] = context.Queue()
-    children = [context.Process(target=claim_many, args=(place.folder, life, results)) for life in (1, 2, 3)]
-    for child in children:
-        child.start()
-    written = dict(results.get(timeout=30) for _ in children)
-    for child in children:
-        child.join(30)
-    assert written[3] == 100
-    assert {state.rows[0].value for state in scan(place.open())} == {b"3"}
 
 
 def test_a_new_file_that_another_process_is_setting_up_is_waited_for(

@@ -1,5 +1,10 @@
 """What every store promises."""
 
+import contextlib
+import multiprocessing
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,16 +12,22 @@ import pytest
 from onelane.errors import Fenced
 from onelane.state.store import NEVER_WRITTEN, KeyState, KeyWrite, Stamp, scan
 
-from tests.state.places import AT, STORES, StorePlace, cart, full, write
+from tests.running_app import ROOT
+from tests.state.places import AT, STORES, StorePlace, at_place, cart, full, write
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(params=STORES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorePlace]:
-    place = StorePlace(request.param, tmp_path)
-    yield place
-    place.close()
+    with at_place(request, tmp_path, request.param) as place:
+        yield place
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def durable_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorePlace]:
+    with at_place(request, tmp_path, request.param) as place:
+        yield place
 
 
 def values(place: StorePlace, *keys: str) -> list[bytes]:
@@ -79,7 +90,7 @@ def test_keys_of_any_text_do_not_touch_each_other(place: StorePlace, key: str) -
 
 
 def test_a_value_of_many_megabytes_comes_back(place: StorePlace) -> None:
-    value = bytes(range(256)) * (32 * 1024 * 4)
+    value = bytes(range(256)) * (32 * 1024)
     place.open().commit([write("k", value), write("l", b"")], at=AT)
     assert values(place, "k", "l") == [value, b""]
 
@@ -207,3 +218,62 @@ def test_counts_are_of_everything(place: StorePlace) -> None:
     counts = store.counts()
     assert (counts.keys, dict(counts.rows), counts.value_bytes) == (3, {"carts": 2, "links": 1}, 5)
     assert (counts.answers, counts.reminders) == (2, 2)
+
+
+def test_what_a_killed_process_had_reported_is_on_disk(durable_place: StorePlace) -> None:
+    script = f"""
+from tests.state.places import StorePlace, write
+from pathlib import Path
+store = StorePlace({durable_place.kind!r}, Path({str(durable_place.folder)!r}), {durable_place.dsn!r}).open()
+for number in range(10**6):
+    store.commit([write("k", b"%d" % number), write(f"k{{number}}", b"x" * 100)], at=0.0)
+    print(number, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        reported = [int(child.stdout.readline()) for _ in range(50)]
+        child.kill()
+        reported += [int(line) for line in child.stdout.read().splitlines()]
+    store = durable_place.open(life=2)
+    last = int(store.load(["k"], epoch=1, at=AT)["k"].rows[0].value)
+    # A commit may have ended between the report and the death.
+    assert last in (reported[-1], reported[-1] + 1)
+    assert len(list(scan(store))) == last + 2
+
+
+def claim_all(place: StorePlace, life: int, results: "multiprocessing.Queue[tuple[int, int]]") -> None:
+    """Open the store, together with other processes; load and write the keys that no later life has claimed."""
+    store = place.open(life=life)
+    writes = 0
+    for number in range(30):
+        with contextlib.suppress(Fenced):
+            store.load([f"k{number}", "shared"], epoch=1, at=AT)
+            store.commit([write("shared", b"%d" % life), write(f"k{number}", b"%d" % life)], at=AT)
+            writes += 1
+    place.close()
+    results.put((life, writes))
+
+
+def test_processes_that_start_at_once_all_open_it_and_the_last_life_has_every_key(durable_place: StorePlace) -> None:
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[tuple[int, int]] = context.Queue()
+    children = [context.Process(target=claim_all, args=(durable_place, life, results)) for life in (1, 2)]
+    for child in children:
+        child.start()
+    writes = dict(results.get(timeout=30) for _ in children)
+    for child in children:
+        child.join(30)
+    assert writes[2] == 30
+    assert {state.rows[0].value for state in scan(durable_place.open())} == {b"2"}
+
+
+def test_what_a_commit_of_many_turns_costs(durable_place: StorePlace) -> None:
+    store = durable_place.open()
+    timings = []
+    for _ in range(5):
+        writes = [write(f"k{number}", bytes(500)) for number in range(256)]
+        began = time.perf_counter()
+        store.commit(writes, at=AT)
+        timings.append(time.perf_counter() - began)
+    print(f"{durable_place.kind}: 256 turns in one commit, {min(timings) * 1000:.1f} ms")  # noqa: T201 - pytest -s shows it
+    assert store.counts().keys == 256
