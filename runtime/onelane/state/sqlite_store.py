@@ -44,8 +44,9 @@ SET epoch = excluded.epoch, life = excluded.life, touched = excluded.touched
 WHERE (excluded.epoch, excluded.life) >= (keys.epoch, keys.life)
 """
 _STAMP = """
-INSERT INTO keys VALUES (?1, ?2, ?3, ?2, ?3, ?4) ON CONFLICT (key) DO UPDATE
-SET epoch = ?2, life = ?3, written_epoch = ?2, written_life = ?3, touched = ?4
+INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
+SET epoch = excluded.epoch, life = excluded.life, written_epoch = excluded.written_epoch,
+    written_life = excluded.written_life, touched = excluded.touched
 WHERE (excluded.epoch, excluded.life) >= (keys.epoch, keys.life)
 """
 _AMONG = "key IN (SELECT value FROM json_each(?))"
@@ -100,7 +101,7 @@ class SqliteStore:
         check_distinct(write.key for write in writes)
         life = self._options.life
         with self._connection() as database, transaction(database):
-            stamps = [(write.key, write.epoch, life, at) for write in writes]
+            stamps = [(write.key, *2 * (write.epoch, life), at) for write in writes]
             if database.executemany(_STAMP, stamps).rowcount < len(writes):
                 raise Fenced(_later_claims(database, {write.key: Stamp(write.epoch, life) for write in writes}))
             _drop(database, writes)
