@@ -156,6 +156,16 @@ def test_a_claim_does_not_change_which_write_was_the_last(place: StorePlace) -> 
     assert place.open(life=4).load(["k"], epoch=3, at=AT)["k"].written == Stamp(1, 1)
 
 
+def test_the_newest_stamp_is_that_of_any_claim_or_write(place: StorePlace) -> None:
+    store = place.open(life=9)
+    assert store.newest() == NEVER_WRITTEN
+    store.commit([write("k", b"1", epoch=11)], at=AT)
+    place.open(life=12).load(["a"], epoch=2, at=AT)
+    assert store.newest() == Stamp(11, 9)
+    place.open(life=12).load(["a"], epoch=11, at=AT)
+    assert store.newest() == Stamp(11, 12)
+
+
 def test_the_error_names_every_fenced_key(place: StorePlace) -> None:
     keys = [f"k{number}" for number in range(5)]
     place.open(life=2).load(keys[1:], epoch=2, at=AT)

@@ -67,6 +67,10 @@ class MemoryStore:
                 entry = self._claim(key, stamp, at)
                 entry.state = _changed(entry.state, write, stamp)
 
+    def newest(self) -> Stamp:
+        with self._memory.lock:
+            return max((entry.claim for entry in self._memory.entries.values()), default=NEVER_WRITTEN)
+
     def keys(self, *, after: str = "", limit: int = PAGE) -> list[str]:
         with self._memory.lock:
             return self._sorted(after)[:limit]

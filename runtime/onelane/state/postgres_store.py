@@ -21,6 +21,7 @@ from onelane.errors import Fenced, StoreRefused, StoreUnavailable
 from onelane.state import postgres_connection
 from onelane.state.postgres_connection import PatientConnection, as_store_errors
 from onelane.state.store import (
+    NEVER_WRITTEN,
     PAGE,
     DueReminder,
     KeyState,
@@ -147,6 +148,12 @@ class PostgresStore:
             # Where the connection is still usable, the server has refused the commit itself.
             if transaction is None or self._connection is not None or not self._has_committed(transaction):
                 raise
+
+    def newest(self) -> Stamp:
+        query: LiteralString = (
+            "SELECT epoch, life FROM onelane_keys WHERE app = %s ORDER BY epoch DESC, life DESC LIMIT 1"
+        )
+        return max((Stamp(*values) for values in self._rows(query, self._app)), default=NEVER_WRITTEN)
 
     def keys(self, *, after: str = "", limit: int = PAGE) -> list[str]:
         query: LiteralString = "SELECT key FROM onelane_keys WHERE app = %s AND key > %s ORDER BY key LIMIT %s"

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -23,6 +23,7 @@ from onelane.errors import Fenced, StoreRefused, StoreUnavailable
 from onelane.state import sqlite_file
 from onelane.state.sqlite_file import as_store_errors, transaction
 from onelane.state.store import (
+    NEVER_WRITTEN,
     PAGE,
     DueReminder,
     KeyState,
@@ -49,6 +50,14 @@ SET epoch = excluded.epoch, life = excluded.life, written_epoch = excluded.writt
     written_life = excluded.written_life, touched = excluded.touched
 WHERE (excluded.epoch, excluded.life) >= (keys.epoch, keys.life)
 """
+_ADOPT = """
+INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
+SET written_epoch = excluded.written_epoch, written_life = excluded.written_life, touched = excluded.touched,
+    (epoch, life) = (SELECT max(epoch, excluded.epoch), CASE
+        WHEN epoch = excluded.epoch THEN max(life, excluded.life)
+        WHEN epoch < excluded.epoch THEN excluded.life ELSE life END)
+WHERE (excluded.written_epoch, excluded.written_life) > (keys.written_epoch, keys.written_life)
+"""
 _AMONG = "key IN (SELECT value FROM json_each(?))"
 _PUT_ROW = "INSERT OR REPLACE INTO rows (key, dict, spelled, value, codec, version) VALUES (?, ?, ?, ?, ?, ?)"
 _PUT_ANSWER = "INSERT OR REPLACE INTO answers (key, id, digest, answer, at) VALUES (?, ?, ?, ?, ?)"
@@ -69,6 +78,11 @@ DELETE FROM keys WHERE key IN (
 def path_of(folder: Path, shard: str) -> Path:
     """The file of a member."""
     return folder / f"{shard}{_SUFFIX}"
+
+
+def shards_in(folder: Path) -> set[str]:
+    """The members that have a file in a folder."""
+    return {path.name.removesuffix(_SUFFIX) for path in folder.glob(f"*{_SUFFIX}")}
 
 
 class SqliteStore:
@@ -106,6 +120,11 @@ class SqliteStore:
                 raise Fenced(_later_claims(database, {write.key: Stamp(write.epoch, life) for write in writes}))
             _drop(database, writes)
             _put(database, writes)
+
+    def newest(self) -> Stamp:
+        query = "SELECT epoch, life FROM keys ORDER BY epoch DESC, life DESC LIMIT 1"
+        with self._connection() as database:
+            return max((Stamp(*values) for values in database.execute(query)), default=NEVER_WRITTEN)
 
     def keys(self, *, after: str = "", limit: int = PAGE) -> list[str]:
         return self._column("SELECT key FROM keys WHERE key > ? ORDER BY key LIMIT ?", after, limit)
@@ -147,6 +166,36 @@ class SqliteStore:
             sqlite_file.create_private(path)
             with contextlib.closing(sqlite3.connect(path)) as copy:
                 database.backup(copy)
+
+    def adopt(self, states: Sequence[KeyState], *, at: float) -> None:
+        """Take over keys from another file as they were written there; not where this file has a later write."""
+        with self._connection() as database, transaction(database):
+            stamped = ((state, (state.key, *state.written, *state.written, at)) for state in states)
+            newer = [state for state, values in stamped if database.execute(_ADOPT, values).rowcount]
+            _drop_whole(database, [state.key for state in newer])
+            _put(database, newer)
+
+    def drop(self, states: Sequence[KeyState]) -> None:
+        """Remove keys that another file has adopted, if they are still as they were read."""
+        query = "DELETE FROM keys WHERE (key, written_epoch, written_life) = (?, ?, ?)"
+        with self._connection() as database, transaction(database):
+            values = [(state.key, *state.written) for state in states]
+            _drop_whole(database, [key for key, *stamp in values if database.execute(query, (key, *stamp)).rowcount])
+
+    def members(self) -> set[str]:
+        """The shards of the last start of the app; empty in a new file."""
+        return set(self._column("SELECT name FROM members"))
+
+    def set_members(self, members: Iterable[str]) -> None:
+        with self._connection() as database, transaction(database):
+            database.execute("DELETE FROM members")
+            database.executemany("INSERT INTO members VALUES (?)", [(member,) for member in members])
+
+    def remove(self) -> None:
+        """Close and delete the file, of a shard that is no more."""
+        self.close()
+        for suffix in ("-wal", "-shm", ""):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._database is not None:
@@ -238,15 +287,18 @@ def _read(database: sqlite3.Connection, keys: Sequence[str]) -> dict[str, KeySta
 
 
 def _drop(database: sqlite3.Connection, writes: Sequence[KeyWrite]) -> None:
-    whole = [(write.key,) for write in writes if write.whole]
     rows = [(write.key, name) for write in writes for name in write.dropped_rows]
     answers = [(write.key, id) for write in writes for id in write.dropped_answers]
     reminders = [(write.key, id) for write in writes for id in write.dropped_reminders]
-    for table in ("rows", "answers", "reminders"):
-        database.executemany(f"DELETE FROM {table} WHERE key = ?", whole)
+    _drop_whole(database, [write.key for write in writes if write.whole])
     database.executemany("DELETE FROM rows WHERE key = ? AND dict = ?", rows)
     database.executemany("DELETE FROM answers WHERE key = ? AND id = ?", answers)
     database.executemany("DELETE FROM reminders WHERE key = ? AND id = ?", reminders)
+
+
+def _drop_whole(database: sqlite3.Connection, keys: Sequence[str]) -> None:
+    for table in ("rows", "answers", "reminders"):
+        database.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])
 
 
 def _put(database: sqlite3.Connection, states: Sequence[KeyWrite | KeyState]) -> None:

@@ -184,6 +184,9 @@ class Store(Protocol):
                 other keys again without them.
         """
 
+    def newest(self) -> Stamp:
+        """The highest stamp of all claims and writes. The epochs and lives of a new start must be above it."""
+
     def keys(self, *, after: str = "", limit: int = PAGE) -> list[str]:
         """The known keys that follow `after`, in the order of their bytes; those only claimed, too."""
 
