@@ -34,7 +34,7 @@ def fill(folder: Path, shards: int) -> None:
 def contents(folder: Path) -> dict[str, list[KeyState]]:
     """Name of a shard → what is in its file."""
     place = StorePlace("sqlite", folder)
-    names = sorted(path.stem for path in folder.glob("*.sqlite"))
+    names = sorted(path.stem for path in (folder / "lobby").glob("*.sqlite"))
     states = {name: list(scan(place.open(shard=name))) for name in names}
     place.close()
     return states
@@ -163,7 +163,7 @@ def test_a_claim_alone_does_not_outdo_a_copy_that_was_written(tmp_path: Path) ->
 def test_a_lost_file_is_named_again_and_again_until_it_is_accepted(tmp_path: Path, shards: int) -> None:
     fill(tmp_path, 2)
     settle(tmp_path, "lobby", placement(2), at=AT)
-    for path in tmp_path.glob("lobby-1.*"):
+    for path in (tmp_path / "lobby").glob("lobby-1.*"):
         path.unlink()
     for _ in range(2):
         with pytest.raises(StoreRefused, match="no state of lobby-1, expected all files of the last start"):
@@ -175,9 +175,19 @@ def test_a_lost_file_is_named_again_and_again_until_it_is_accepted(tmp_path: Pat
 def test_the_file_of_another_app_is_refused_before_anything_moves(tmp_path: Path) -> None:
     fill(tmp_path, 2)
     before = contents(tmp_path)
-    other = StorePlace("sqlite", tmp_path).open(shard="shop-0", app="shop")
+    StorePlace("sqlite", tmp_path).open(shard="shop-0", app="shop").close()
+    foreign = (tmp_path / "shop" / "shop-0.sqlite").rename(tmp_path / "lobby" / "shop-0.sqlite")
     with pytest.raises(StoreRefused, match=r"shop-0.sqlite: the state of the app 'shop', expected 'lobby'"):
         settle(tmp_path, "lobby", placement(1), at=AT)
-    other.close()
-    (tmp_path / "shop-0.sqlite").unlink()
+    foreign.unlink()
     assert contents(tmp_path) == before
+
+
+def test_apps_may_share_a_folder(tmp_path: Path) -> None:
+    fill(tmp_path, 2)
+    shop = StorePlace("sqlite", tmp_path).open(shard="shop-0", app="shop")
+    shop.commit([write("k", b"shop")], at=AT)
+    settle(tmp_path, "lobby", placement(1), at=AT)
+    assert_settled(tmp_path, 1)
+    assert shop.read(["k"])["k"].rows == (cart(b"shop"),)
+    shop.close()

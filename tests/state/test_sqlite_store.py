@@ -29,13 +29,13 @@ def place(tmp_path: Path) -> Iterator[StorePlace]:
 
 
 def path_in(place: StorePlace) -> Path:
-    return place.folder / "lobby-0.sqlite"
+    return place.folder / "lobby" / "lobby-0.sqlite"
 
 
 def test_a_new_file_that_another_process_is_setting_up_is_waited_for(
     place: StorePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place.folder.mkdir()
+    path_in(place).parent.mkdir(parents=True)
     with contextlib.closing(sqlite3.connect(path_in(place), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         monkeypatch.setattr(time, "sleep", lambda _: other.execute("COMMIT"))
@@ -44,8 +44,8 @@ def test_a_new_file_that_another_process_is_setting_up_is_waited_for(
 
 def test_only_its_user_may_read_the_files(place: StorePlace) -> None:
     place.open().commit([write("k", b"1")], at=AT)
-    assert {oct(path.stat().st_mode & 0o777) for path in place.folder.iterdir()} == {"0o600"}
-    assert oct(place.folder.stat().st_mode & 0o777) == "0o700"
+    assert {oct(path.stat().st_mode & 0o777) for path in path_in(place).parent.iterdir()} == {"0o600"}
+    assert oct(path_in(place).parent.stat().st_mode & 0o777) == "0o700"
 
 
 def test_a_locked_file_is_unavailable_after_the_patience_and_back_with_the_lock(place: StorePlace) -> None:
@@ -122,7 +122,7 @@ def test_a_file_that_another_has_replaced_is_opened_anew(place: StorePlace) -> N
     store.backup(copy)
     store.commit([write("k", b"2")], at=AT)
     for name in ("lobby-0.sqlite", "lobby-0.sqlite-wal", "lobby-0.sqlite-shm"):
-        (place.folder / name).unlink()
+        path_in(place).with_name(name).unlink()
     shutil.move(copy, path_in(place))
     assert store.read(["k"])["k"].rows == (cart(b"1"),)
 
@@ -142,11 +142,12 @@ except StoreUnavailable as error:
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
     done = subprocess.run([*drop, sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
     tmp_path.chmod(0o755)
-    assert done.stdout == f"{tmp_path}/new/lobby-0.sqlite: cannot be opened: Permission denied\n", done.stderr
+    assert done.stdout == f"{tmp_path}/new/lobby/lobby-0.sqlite: cannot be opened: Permission denied\n", done.stderr
 
 
 def test_the_file_of_another_app_is_refused_by_name(place: StorePlace) -> None:
     place.open(app="lobby").close()
+    path_in(place).parent.rename(place.folder / "shop")
     with pytest.raises(StoreRefused, match=r"lobby-0.sqlite: the state of the app 'lobby', expected 'shop'"):
         place.open(app="shop")
 
@@ -162,7 +163,7 @@ def test_the_file_of_a_newer_release_is_refused_and_left_alone(place: StorePlace
 
 
 def test_a_file_of_another_program_or_of_no_database_is_refused_and_left_alone(place: StorePlace) -> None:
-    place.folder.mkdir()
+    path_in(place).parent.mkdir(parents=True)
     with contextlib.closing(sqlite3.connect(path_in(place))) as database:
         database.execute("CREATE TABLE bookmarks (url)")
     with pytest.raises(StoreRefused, match="a SQLite file of another program, expected one of onelane's"):
@@ -188,12 +189,12 @@ def test_a_backup_taken_while_another_life_writes_is_whole(place: StorePlace, tm
     store = place.open()
     store.commit([full("k"), write("l", b"1")], at=AT)
     copy = StorePlace("sqlite", tmp_path / "copy")
-    copy.folder.mkdir()
-    store.backup(copy.folder / "lobby-0.sqlite")
+    path_in(copy).parent.mkdir(parents=True)
+    store.backup(path_in(copy))
     place.open(life=2).commit([write("l", b"2")], at=AT)
     restored = copy.open(life=3)
     assert restored.read(["k", "l"]) == store.read(["k"]) | {"l": restored.read(["l"])["l"]}
     assert restored.read(["l"])["l"].rows == (cart(b"1"),)
     with pytest.raises(StoreRefused, match="a file of this name, expected the name of a new file"):
-        store.backup(copy.folder / "lobby-0.sqlite")
+        store.backup(path_in(copy))
     copy.close()

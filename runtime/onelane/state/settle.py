@@ -65,11 +65,11 @@ def settle(
     members = {member.name for member in placement.members}
     with ExitStack() as stack:
         stores: dict[str, SqliteStore] = {}
-        for shard in sorted(shards_in(folder) | members):
+        for shard in sorted(shards_in(folder, app) | members):
             stores[shard] = stack.enter_context(closing(SqliteStore(StoreOptions(app, shard, 0, folder))))
             stores[shard].open()
         if not accepts_missing:
-            _check_all_there(folder, stores)
+            _check_all_there(folder / app, stores)
         keys, moved = _move_all(stores, placement, at, progress or _ignore, limit)
         newest = max(store.newest() for store in stores.values())
         _write_members(stores, members)

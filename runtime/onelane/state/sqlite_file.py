@@ -93,6 +93,17 @@ def create_private(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        # SQLite flushes the file, but not its name, nor those of the folders that were created for it.
+        for folder in (path.parent, *path.parent.parents[:2]):
+            _flush_names(folder)
+
+
+def _flush_names(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _use_write_ahead_log(database: sqlite3.Connection, patience_s: float) -> None:

@@ -75,14 +75,14 @@ DELETE FROM keys WHERE key IN (
 """
 
 
-def path_of(folder: Path, shard: str) -> Path:
-    """The file of a member."""
-    return folder / f"{shard}{_SUFFIX}"
+def path_of(folder: Path, app: str, shard: str) -> Path:
+    """The file of a member. Several apps may share the folder of the settings."""
+    return folder / app / f"{shard}{_SUFFIX}"
 
 
-def shards_in(folder: Path) -> set[str]:
-    """The members that have a file in a folder."""
-    return {path.name.removesuffix(_SUFFIX) for path in folder.glob(f"*{_SUFFIX}")}
+def shards_in(folder: Path, app: str) -> set[str]:
+    """The members of an app that have a file in a folder."""
+    return {path.name.removesuffix(_SUFFIX) for path in (folder / app).glob(f"*{_SUFFIX}")}
 
 
 class SqliteStore:
@@ -92,7 +92,7 @@ class SqliteStore:
 
     def __init__(self, options: StoreOptions) -> None:
         self._options = options
-        self.path = path_of(options.folder, options.shard)
+        self.path = path_of(options.folder, options.app, options.shard)
         self._database: sqlite3.Connection | None = None
         self._inode = 0
 
