@@ -101,7 +101,18 @@ def test_a_process_that_reported_and_ended_without_its_final_report_is_a_gap(
     assert collector.totals.sum_of(GAPS.name) == gaps
     assert collector.totals.sum_of(CALLS.name) == 3 * len(seqs)
     assert collector.totals.sum_of(DEPTH.name) == 0
-    assert not collector.hot_keys.get("lobby")
+    assert not collector.hot_keys("lobby")
+
+
+def test_the_end_of_a_life_leaves_the_hot_keys_and_gauges_of_the_life_that_replaces_it() -> None:
+    collector, old, new = Collector(config(), []), ReportSequence(1), ReportSequence(2)
+    for sequence, key in ((new, "new"), (old, "old")):
+        message = report(1, Point(DEPTH, "gauge", (), 5.0), hot_keys=[control_pb2.HotKey(key=key, calls=2)], final=True)
+        collector.receive(source("lobby-0"), sequence, message)
+    assert [hot.key for hot in collector.hot_keys("lobby")["lobby-0"]] == ["new"]
+    collector.end_incarnation(source("lobby-0"), old)
+    assert [hot.key for hot in collector.hot_keys("lobby")["lobby-0"]] == ["new"]
+    assert collector.totals.sum_of(DEPTH.name) == 5
 
 
 @pytest.mark.parametrize(("per_shard", "sums", "series"), [(True, False, 2), (True, True, 1), (False, False, 1)])

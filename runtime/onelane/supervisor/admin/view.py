@@ -59,7 +59,7 @@ class View:
             "shards": [_shard(app, shard, sums) for shard in app.shards],
             "methods": [_method(name, method, steps) for name, method in sorted(methods.items()) if _is_shown(name)],
             "ring": self._ring(app.name, app.placement),
-            "hot_keys": hottest_keys(self._collector.hot_keys.get(app.name, {}), MAX_HOT_KEYS),
+            "hot_keys": hottest_keys(self._collector.hot_keys(app.name), MAX_HOT_KEYS),
             "helpers": sums.helpers(app.name),
         }
 

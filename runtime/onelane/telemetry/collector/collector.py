@@ -46,8 +46,8 @@ class Collector:
         self.totals = Totals()
         self.history = History()
         self.recent_traces = RecentTraces()
-        self.hot_keys: dict[str, dict[str, list[HotKey]]] = {}
-        """App → shard → its most requested keys."""
+        self._hot_keys: dict[str, dict[str, dict[int, list[HotKey]]]] = {}
+        """App → shard → life → its most requested keys."""
         self.sinks = [GuardedSink(sink) for sink in sinks]
         self._per_shard = config.per_shard_series
         self._tail_sampler = TailSampler(
@@ -70,7 +70,7 @@ class Collector:
             return False
         if lost:
             self.count(LOST, lost, source)
-        self.totals.add(map(point_from_proto, report.points), extra=source)
+        self.totals.add(map(point_from_proto, report.points), extra=source, life=sequence.life)
         app, shard = (value for _, value in source)
         if report.spans:
             self._add_spans(app, shard, PackedSpans(report.spans))
@@ -79,16 +79,22 @@ class Collector:
             for sink in self.sinks:
                 sink.logs(app, shard, records)
         if report.hot_keys:
-            self.hot_keys.setdefault(app, {})[shard] = [HotKey(k.key, k.calls, k.error) for k in report.hot_keys]
+            hot_keys = [HotKey(k.key, k.calls, k.error) for k in report.hot_keys]
+            self._hot_keys.setdefault(app, {}).setdefault(shard, {})[sequence.life] = hot_keys
         return True
 
     def end_incarnation(self, source: Attributes, sequence: ReportSequence) -> None:
         """Forget the gauges and hot keys of a shard's process that ended; without its final report, count a gap."""
         if sequence.newest and not sequence.is_final:
             self.count(GAPS, 1, source)
-        self.totals.drop_instantaneous(source)
+        self.totals.drop_instantaneous(source, sequence.life)
         app, shard = (value for _, value in source)
-        self.hot_keys.get(app, {}).pop(shard, None)
+        self._hot_keys.get(app, {}).get(shard, {}).pop(sequence.life, None)
+
+    def hot_keys(self, app: str) -> dict[str, list[HotKey]]:
+        """Shard → its most requested keys, of its newest life that has reported some."""
+        by_shard = self._hot_keys.get(app, {})
+        return {shard: of_lives[max(of_lives)] for shard, of_lives in by_shard.items() if of_lives}
 
     def count(
         self, instrument: Instrument, amount: float, source: Attributes = (), attributes: Attributes = ()

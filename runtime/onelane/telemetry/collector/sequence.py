@@ -11,6 +11,8 @@ from dataclasses import dataclass
 class ReportSequence:
     """The reports received from one process of a shard. Owned by the supervisor."""
 
+    life: int = 0
+    """The number of the process; the newer one of two has the higher number."""
     newest: int = 0
     """The number of the last report; 0 before the first."""
     is_final: bool = False

@@ -1,7 +1,10 @@
 """The metrics of all shards, added up.
 
 Promises: name, kind and attributes identify a series; one instrument of one shard has at most `stats.MAX_SERIES` of
-them, restarts included, and further ones share an overflow series. Leaves out: duplicate reports; see `sequence`.
+them, restarts included, and further ones share an overflow series. While two lives of a shard report at once, counters
+and up-down counters are the sum of both, and gauges are those of the newer life. The sums over shards never fall: the
+counts of a shard that the app has no more stay in them, though it has no series of its own.
+Leaves out: duplicate reports; see `sequence`.
 """
 
 from collections import Counter, defaultdict
@@ -31,36 +34,63 @@ class Totals:
     """(name, kind) → its newest description: a changed description makes no new series."""
     _sizes: Counter[tuple[str, str, Attributes]] = field(default_factory=Counter)
     """(name, kind, source) → number of series."""
+    _of_lives: dict[SeriesKey, dict[int, float]] = field(default_factory=dict)
+    """Series of an instantaneous kind → its value in each life of its shard."""
+    _retired: set[Attributes] = field(default_factory=set)
+    """The sources whose series are in the sums alone."""
 
-    def add(self, points: Iterable[Point], *, extra: Attributes = ()) -> None:
-        """Add points of one shard, whose app and name are the attributes `extra`."""
+    def add(self, points: Iterable[Point], *, extra: Attributes = (), life: int = 0) -> None:
+        """Add points of one shard, whose app and name are the attributes `extra`. life: of the shard's process."""
         for point in points:
-            self._add(point, extra)
+            self._add(point, extra, life)
 
-    def _add(self, point: Point, extra: Attributes) -> None:
+    def _add(self, point: Point, extra: Attributes, life: int) -> None:
         name, kind = point.instrument.name, point.kind
         key = (name, kind, _sorted_attributes(point.attributes, extra))
-        total = self._values.get(key)
         if kind == "gauge" and isnan(point.value):  # type: ignore[arg-type]
-            if self._values.pop(key, None) is not None:
-                self._sizes[name, kind, extra] -= 1
+            self._forget(key, extra, life)
             return
         self._instruments[name, kind] = point.instrument
-        if total is None:
+        if key not in self._values:
             if self._sizes[name, kind, extra] >= MAX_SERIES:
                 key = (name, kind, _sorted_attributes(OVERFLOW, extra))
-                total = self._values.get(key)
             else:
                 self._sizes[name, kind, extra] += 1
-        self._values[key] = point.value if total is None or kind == "gauge" else merged(total, point.value)
+        if kind in INSTANTANEOUS_KINDS:
+            self._add_instantaneous(key, life, point.value)  # type: ignore[arg-type]
+        else:
+            total = self._values.get(key)
+            self._values[key] = point.value if total is None else merged(total, point.value)
 
-    def drop_instantaneous(self, extra: Attributes) -> None:
-        """Forget the gauges and up-down counters of a shard that ended."""
-        ended = [key for key in self._values if key[1] in INSTANTANEOUS_KINDS and set(extra) <= set(key[2])]
-        for key in ended:
-            del self._values[key]
-        for size in [size for size in self._sizes if size[1] in INSTANTANEOUS_KINDS and size[2] == extra]:
-            del self._sizes[size]
+    def _add_instantaneous(self, key: SeriesKey, life: int, value: float) -> None:
+        of_lives = self._of_lives.setdefault(key, {})
+        of_lives[life] = value if key[1] == "gauge" else of_lives.get(life, 0.0) + value
+        self._values[key] = _present(key, of_lives)
+
+    def _forget(self, key: SeriesKey, extra: Attributes, life: int) -> None:
+        """Forget one life's value of an instantaneous series, and the series with the last of them."""
+        of_lives = self._of_lives.get(key, {})
+        if of_lives.pop(life, None) is None:
+            return
+        if of_lives:
+            self._values[key] = _present(key, of_lives)
+            return
+        del self._of_lives[key], self._values[key]
+        if key[2] != _sorted_attributes(OVERFLOW, extra):
+            self._sizes[key[0], key[1], extra] -= 1
+
+    def drop_instantaneous(self, extra: Attributes, life: int = 0) -> None:
+        """Forget the gauges and up-down counters of a shard's life that ended."""
+        for key in [key for key in self._of_lives if set(extra) <= set(key[2])]:
+            self._forget(key, extra, life)
+
+    def retire(self, extra: Attributes) -> None:
+        """The app has this shard no more: `points` leaves out its series until it is back; sums keep its counts."""
+        self._retired.add(extra)
+
+    def bring_back(self, extra: Attributes) -> None:
+        """After `retire`: the app has this shard again, whose counters go on where they were."""
+        self._retired.discard(extra)
 
     def points(self, *, without: str = "") -> list[Point]:
         """All series, cumulative.
@@ -69,9 +99,11 @@ class Totals:
             `MAX_UNITS`).
         """
         values = self._merged_without(without) if without else self._values
+        retired = [set(source) for source in self._retired]
         return [
             Point(self._instruments[name, kind], kind, attributes, value)
             for (name, kind, attributes), value in values.items()
+            if not any(source <= set(attributes) for source in retired)
         ]
 
     def _merged_without(self, attribute: str) -> dict[SeriesKey, float | Buckets]:
@@ -120,6 +152,10 @@ class Totals:
         for (series_name, _, attributes), value in self._values.items():
             if series_name == name and required <= set(attributes):
                 yield value
+
+
+def _present(key: SeriesKey, of_lives: dict[int, float]) -> float:
+    return of_lives[max(of_lives)] if key[1] == "gauge" else sum(of_lives.values())
 
 
 def _sorted_attributes(attributes: Attributes, extra: Attributes) -> Attributes:
