@@ -1,7 +1,7 @@
 """Fake shards for a real `AppSupervisor`: a test delivers their messages and ends them; no process, no port."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from socket import socket
 from typing import Any
 
@@ -22,6 +22,8 @@ class FakeControl:
 
     stands_still = False
     """It has not opened its end of the line: whoever sends waits until it is gone."""
+    react: Callable[[control_pb2.ToShard], None] | None = None
+    """Called with each message, by a script of what the shard does."""
 
     def __init__(self, name: str, trace: list[str]) -> None:
         self.name = name
@@ -36,8 +38,13 @@ class FakeControl:
             return
         if message.WhichOneof("kind") == "setup":
             self.name = message.setup.name
+            if self.react is not None:
+                # Two lives of one name may live at once.
+                self.name += f".{message.setup.life}"
         self.sent.append(message)
         self._trace.append(f"{self.name} gets {message.WhichOneof('kind')}")
+        if self.react is not None:
+            self.react(message)
 
     async def receive(self) -> Any | None:
         return await self._inbox.get()
@@ -76,8 +83,9 @@ class FakeShard:
 
     def end(self, how: str) -> None:
         """The shard's process ends."""
-        self._exit.set_result(how)
-        self.control.close()
+        if not self._exit.done():
+            self._exit.set_result(how)
+            self.control.close()
 
 
 class FakeLauncher:
@@ -100,13 +108,19 @@ class FakeLauncher:
         return next(shard for shard in reversed(self.launched) if shard.line.name == name)
 
 
-def app_supervisor(shards: int, launcher: FakeLauncher, **settings: Any) -> AppSupervisor:
-    """Of an app `echo`, with shards named echo-0, echo-1 and so on."""
+def app_supervisor(
+    shards: int, launcher: FakeLauncher, placement: Placement | None = None, **settings: Any
+) -> AppSupervisor:
+    """Of an app `echo`, with shards named echo-0, echo-1 and so on. placement: by default with made-up addresses."""
     configured = {"services": ["tests.echo.service:Echo"], "listen": "127.0.0.1:1", "shards": shards} | settings
     config = parse({"apps": {"echo": configured}})
     members = tuple(Member(f"echo-{i}", f"127.0.0.1:{i + 2}", f"echo-{i}.sock") for i in range(shards))
     app: App = config.apps["echo"]
     tasks: list[asyncio.Task[Any]] = []
+
+    def start(work: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> None:
+        tasks.append(asyncio.get_running_loop().create_task(work(*arguments)))
+
     resources = SharedResources(
         launcher=launcher,
         app_dir="",
@@ -114,9 +128,10 @@ def app_supervisor(shards: int, launcher: FakeLauncher, **settings: Any) -> AppS
         collector=Collector(config, []),
         peers={},
         answer_status=lambda running, number: None,
-        start_soon=lambda work, *arguments: tasks.append(asyncio.get_running_loop().create_task(work(*arguments))),
+        start_soon=start,
+        start_shard=start,
     )
-    return AppSupervisor("echo", app, Placement(1, members), resources)
+    return AppSupervisor("echo", app, placement or Placement(1, members), resources)
 
 
 async def settle() -> None:

@@ -1,4 +1,5 @@
-"""An app of two shards in its supervisor: drain, crash, restart, in any order; see `tests/scenarios`.
+"""An app of two shards, whose lives cannot share sockets, in its supervisor: drain, crash, restart, in any order; see
+`tests/scenarios`. Where they can: test_changes.py.
 
 An output is a message that a shard gets, its kill, its change of state, or a failure of the app.
 """
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 from onelane.errors import OnelaneError, first_of
-from onelane.supervisor.app import AppSupervisor, NotRestarted
+from onelane.supervisor.app import AppSupervisor
+from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.shard_state import ShardEvent, ShardState
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.v1 import control_pb2
@@ -25,7 +27,7 @@ class AppScenario:
     def __init__(self) -> None:
         self._trace: list[str] = []
         self._launcher = FakeLauncher(self._trace)
-        self._app: AppSupervisor = app_supervisor(2, self._launcher)
+        self._app: AppSupervisor = app_supervisor(2, self._launcher, listener="grpcio")
         self._states = [shard.state for shard in self._app.shards]
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -55,10 +57,10 @@ class AppScenario:
         self._begin(self._recycle_all())
 
     def _drain(self, name: str) -> None:
-        self._ask(name, ShardEvent.DRAIN_ASKED, self._app.carry_out_drain)
+        self._ask(name, ShardEvent.DRAIN_ASKED, self._app.restarts.carry_out_drain)
 
     def _restart(self, name: str) -> None:
-        self._ask(name, ShardEvent.RESTART_ASKED, self._app.carry_out_restart)
+        self._ask(name, ShardEvent.RESTART_ASKED, self._app.restarts.carry_out_restart)
 
     def _ready(self, name: str) -> None:
         self._launcher.shard(name).line.deliver(ready=control_pb2.Ready(pid=1))
@@ -92,7 +94,7 @@ class AppScenario:
 
     async def _recycle_all(self) -> None:
         try:
-            await self._app.recycle()
+            await self._app.restarts.recycle()
             self._trace.append("recycled")
         except NotRestarted as error:
             self._trace.append(f"not recycled: {error}")
@@ -102,7 +104,7 @@ class AppScenario:
     ) -> None:
         """As `Supervisor.begin` does."""
         shard = next(shard for shard in self._app.shards if shard.member.name == name)
-        if fault := self._app.objection(event, shard):
+        if fault := self._app.restarts.objection(event, shard):
             self._trace.append(f"refused: {fault}")
             return
         shard.follow(event)

@@ -4,16 +4,17 @@ import pytest
 from onelane.supervisor.shard_state import REPORTING, TRANSITIONS, ShardEvent, ShardState, is_possible, step
 
 TABLE = """
-                 | BECAME_READY | DRAIN_ASKED | RESTART_ASKED    | DRAIN_DONE       | ENDED            | APP_STOPPED
-STARTING         | READY        | -           | -                | -                | STOPPED          | STOPPED
-READY            | -            | DRAINING    | RESTART_DRAINING | -                | RECOVERING       | STOPPED
-DRAINING         | -            | -           | -                | DRAINED          | RECOVERING       | STOPPED
-DRAINED          | -            | -           | RESTART_STOPPING | -                | RECOVERING       | STOPPED
-RESTART_DRAINING | -            | -           | -                | RESTART_STOPPING | RECOVERING       | STOPPED
-RESTART_STOPPING | -            | -           | -                | -                | RESTART_STARTING | STOPPED
-RESTART_STARTING | READY        | -           | -                | -                | RECOVERING       | STOPPED
-RECOVERING       | READY        | -           | -                | -                | RECOVERING       | STOPPED
-STOPPED          | -            | -           | -                | -                | -                | -
+                |BECAME_READY|DRAIN_ASKED|RESTART_ASKED   |DRAIN_DONE      |ENDED           |APP_STOPPED|LEAVE_ASKED
+STARTING        |READY       |-          |-               |-               |STOPPED         |STOPPED    |LEAVING
+READY           |-           |DRAINING   |RESTART_DRAINING|-               |RECOVERING      |STOPPED    |LEAVING
+DRAINING        |-           |-          |-               |DRAINED         |RECOVERING      |STOPPED    |LEAVING
+DRAINED         |-           |-          |RESTART_STOPPING|-               |RECOVERING      |STOPPED    |LEAVING
+RESTART_DRAINING|-           |-          |-               |RESTART_STOPPING|RECOVERING      |STOPPED    |LEAVING
+RESTART_STOPPING|-           |-          |-               |-               |RESTART_STARTING|STOPPED    |LEAVING
+RESTART_STARTING|READY       |-          |-               |-               |RECOVERING      |STOPPED    |LEAVING
+RECOVERING      |READY       |-          |-               |-               |RECOVERING      |STOPPED    |LEAVING
+LEAVING         |LEAVING     |-          |-               |-               |STOPPED         |STOPPED    |-
+STOPPED         |-           |-          |-               |-               |-               |-          |-
 """
 
 
@@ -62,8 +63,10 @@ def test_only_a_shard_that_was_never_ready_is_starting() -> None:
     assert all(ShardState.STARTING not in reachable(state) for state in ShardState)
 
 
-def test_every_state_but_stopped_leads_back_to_ready() -> None:
-    assert all(ShardState.READY in reachable(state) for state in set(ShardState) - {ShardState.STOPPED})
+def test_every_state_but_the_last_two_leads_back_to_ready() -> None:
+    last = {ShardState.LEAVING, ShardState.STOPPED}
+    assert all(ShardState.READY in reachable(state) for state in set(ShardState) - last)
+    assert reachable(ShardState.LEAVING) == last
 
 
 def test_status_shows_these_words_and_no_other() -> None:
@@ -76,10 +79,11 @@ def test_status_shows_these_words_and_no_other() -> None:
         "RESTART_STOPPING": "restarting",
         "RESTART_STARTING": "starting",
         "RECOVERING": "restarting",
+        "LEAVING": "leaving",
         "STOPPED": "stopped",
     }
 
 
 def test_a_report_is_asked_for_only_between_ready_and_the_end_of_the_process() -> None:
-    assert {state.label for state in REPORTING} == {"ready", "draining", "drained"}
-    assert {state for state in ShardState if state.label in ("ready", "draining", "drained")} == REPORTING
+    assert {state.label for state in REPORTING} == {"ready", "draining", "drained", "leaving"}
+    assert {state for state in ShardState if state.label in {state.label for state in REPORTING}} == REPORTING

@@ -423,8 +423,8 @@ async def _handle_signals(supervisor: "Supervisor") -> None:
 
 async def _while_reloading(work: Callable[[], Awaitable[object]]) -> None:
     """Run `work` between the notifications to systemd that a reload has begun and has ended."""
-    from onelane.supervisor.app import NotRestarted
     from onelane.supervisor.guard import guarded
+    from onelane.supervisor.restarts import NotRestarted
     from onelane.supervisor.systemd import notify, notify_reloading
 
     async def quietly() -> None:

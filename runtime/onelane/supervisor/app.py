@@ -1,14 +1,12 @@
 """Keeps the shards of one app alive: starts them, restarts those that die, drains them, restarts them one by one."""
 
-import asyncio
+import itertools
 import json
 import logging
 import math
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -19,9 +17,12 @@ from onelane.config import App
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Placement
 from onelane.errors import OnelaneError
+from onelane.supervisor.app_sockets import remove_paths
+from onelane.supervisor.changes import Changes
 from onelane.supervisor.lane_watch import LaneWatch
 from onelane.supervisor.launcher import Launcher, RunningShard
-from onelane.supervisor.shard_state import NOT_YET_READY, REPORTING, RESTARTING, ShardEvent, ShardState, is_possible
+from onelane.supervisor.restarts import Restarts
+from onelane.supervisor.shard_state import NOT_YET_READY, REPORTING, ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
 from onelane.telemetry.codec import stall_from_proto
 from onelane.telemetry.collector.collector import RESTARTS, Collector
@@ -39,9 +40,6 @@ STEADY_S = 10.0
 """A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
 COMMIT_S = 2.0
 """How long to wait for shards to use settings that they have checked; `status` shows which generation each uses."""
-
-TURN_AWAY_PAUSE_S = 0.1
-"""After a connection to a drained shard could not be accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +67,8 @@ class SharedResources:
     """Schedules the answer to a shard that asked for the status of all shards; the number is its request's."""
     start_soon: Callable[..., object]
     """Starts a task of the supervisor: a coroutine function, and its arguments."""
+    start_shard: Callable[..., object]
+    """As `start_soon`, for the supervision of one more shard; the supervisor runs until all of these have ended."""
     accepting: Callable[[str], Sequence[str]] = lambda _: ()
     """See `Config.accepting`."""
     identity_key: bytes = b""
@@ -82,10 +82,6 @@ class ShardFailed(OnelaneError):
         super().__init__(f"shard {name} failed to start: {reason.rstrip()}")
 
 
-class NotRestarted(OnelaneError):
-    """A restart that was asked for has not restarted every shard."""
-
-
 class AppSupervisor:
     """The shards of one app. Owned by the supervisor of all apps."""
 
@@ -95,13 +91,25 @@ class AppSupervisor:
         self.placement = placement
         self._shared = shared
         self.shards = [SupervisedShard(member, index) for index, member in enumerate(placement.members)]
-        self.lane_watch = LaneWatch(self.shards, settings)
+        self.beside: list[SupervisedShard] = []
+        """See `changes.ChangingApp`."""
+        self.changes = Changes(self)
+        self.lane_watch = LaneWatch(self.shards, self.beside, settings)
         self.generation = self._proposals = 1
         """Of the services' settings: the one in use, and the newest that was proposed."""
         self._stop = anyio.Event()
-        self._restarts = anyio.Lock()
-        """Held while a shard restarts: the others serve."""
+        self.restarts = Restarts(self)
+        self._lives = itertools.count(1)
         self._rng = Random()
+
+    @property
+    def all_shards(self) -> list[SupervisedShard]:
+        """With those that join or leave the placement."""
+        return [*self.shards, *self.beside]
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
 
     # One shard's incarnations
 
@@ -112,10 +120,11 @@ class AppSupervisor:
             ShardFailed: its first start failed.
         """
         failures = 0
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not shard.is_leaving:
             began = time.monotonic()
             how = await self._run_guarded(shard)
-            if self._stop.is_set():
+            await self._note_end(shard)
+            if self._stop.is_set() or shard.is_leaving:
                 break
             shard.follow(ShardEvent.ENDED)
             if shard.state is ShardState.STOPPED:
@@ -126,10 +135,47 @@ class AppSupervisor:
             if shard.state is ShardState.RECOVERING:
                 failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
                 await self._back_off(shard, how, failures)
-        shard.follow(ShardEvent.APP_STOPPED)
+        shard.follow(ShardEvent.ENDED if shard.is_leaving else ShardEvent.APP_STOPPED)
         shard.pid = 0
         # It will not be ready any more: wake the tasks that wait for it.
         shard.ready.set()
+        self.forget(shard)
+
+    def begin_beside(self, shard: SupervisedShard) -> None:
+        """Start a shard that joins the placement, or replaces another one."""
+        self.beside.append(shard)
+        self._shared.collector.totals.bring_back(self.source(shard))
+        self._shared.start_shard(self._supervise_beside, shard)
+
+    async def _supervise_beside(self, shard: SupervisedShard) -> None:
+        """As `supervise`; but a first start that fails is a fault of the change alone."""
+        try:
+            await self.supervise(shard)
+        except ShardFailed as error:
+            shard.fault = str(error)
+            shard.ready.set()
+            self.forget(shard)
+
+    def forget(self, shard: SupervisedShard) -> None:
+        """A shard has ended for good. Of one that is left out, nothing stays but its counts, in the sums."""
+        shard.ended.set()
+        if shard not in self.beside:
+            return
+        self.beside.remove(shard)
+        remove_paths(shard.member)
+        if not any(other.index == shard.index for other in self.all_shards):
+            self._shared.collector.totals.retire(self.source(shard))
+        self.changes.ended(shard)
+
+    async def _note_end(self, shard: SupervisedShard) -> None:
+        """The process of a life has ended, by proof: the others need not wait for it."""
+        if shard.incarnation is not None:
+            with anyio.move_on_after(SHARD_END_S):
+                await shard.incarnation.running.wait()
+        if self.changes.will_leave(shard) and is_possible(shard.state, ShardEvent.LEAVE_ASKED):
+            shard.follow(ShardEvent.LEAVE_ASKED)
+        if self.changes.running is not None:
+            self.changes.running.died(shard.member.life)
 
     async def _run_guarded(self, shard: SupervisedShard) -> str:
         """As `_run_once`. Whatever goes wrong, here or in the launch, is one more end of this shard: it is told, a
@@ -152,11 +198,17 @@ class AppSupervisor:
         """Launch a shard and serve it until it ends; how it ended."""
         await self.lane_watch.tell()
         shard.restore_path()
-        incarnation = shard.incarnation = Incarnation(await self._shared.launcher.launch(shard.sockets))
+        running = await self._shared.launcher.launch(shard.sockets)
+        before = shard.member.life
+        incarnation = shard.begin(running, before if shard.incarnation is None and before else self.next_life())
+        self._renumber(shard)
+        setup = self.setup_of(shard)
+        if self.changes.running is not None and (change := self.changes.running.launched(before, shard.member)):
+            setup.change.CopyFrom(change)
         limit_s = START_PARTS * self.settings.start_s
         try:
             with anyio.move_on_after(limit_s) as incarnation.start:
-                await incarnation.running.control.send(control_pb2.ToShard(setup=self.setup_of(shard)))
+                await incarnation.running.control.send(control_pb2.ToShard(setup=setup))
                 await self._read_messages(shard, incarnation)
             if incarnation.start.cancelled_caught:
                 return f"it was not ready within {limit_s:g} s, so it was killed"
@@ -167,6 +219,14 @@ class AppSupervisor:
             incarnation.kill()
             self._shared.collector.end_incarnation(self.source(shard), incarnation.received)
         return how
+
+    def next_life(self) -> int:
+        return next(self._lives)
+
+    def _renumber(self, shard: SupervisedShard) -> None:
+        """Have the placement name the life of now of a shard. It is no change of placement: the socket is the same."""
+        members = tuple(shard.member if m.socket == shard.member.socket else m for m in self.placement.members)
+        self.placement = replace(self.placement, members=members)
 
     async def _read_messages(self, shard: SupervisedShard, incarnation: Incarnation) -> None:
         """Act on the messages of a shard until its control line is closed."""
@@ -197,13 +257,31 @@ class AppSupervisor:
                 case "ask_restart":
                     log.info("supervisor.restart shard=%s it was sent SIGTERM", shard.member.name)
                     # In a task of its own: it waits until no other shard of the app restarts.
-                    self._shared.start_soon(self._restart_in_turn, shard, incarnation)
+                    self.start_soon(self.restarts.restart_in_turn, shard, incarnation)
+                case "departed" | "arrived" | "progress":
+                    self._note_handoff(shard, message)
         control.close()
+
+    def _note_handoff(self, shard: SupervisedShard, message: control_pb2.ToSupervisor) -> None:
+        """A life reports how far it is with the change under way."""
+        change, life = self.changes.running, shard.member.life
+        if change is None:
+            return
+        match message.WhichOneof("kind"):
+            case "departed":
+                change.departed(life, message.departed)
+            case "arrived":
+                change.arrived(life, message.arrived)
+            case "progress":
+                change.progressed(life, message.progress)
 
     async def _note_ready(self, shard: SupervisedShard, pid: int) -> None:
         shard.follow(ShardEvent.BECAME_READY)
         shard.pid = pid
         shard.ready.set()
+        await shard.send_deferred()
+        if self.changes.running is not None:
+            self.changes.running.became_ready()
         await self.lane_watch.inform(shard)
         if shard.settings.generation != self.generation:
             # New settings were committed while it was starting.
@@ -235,7 +313,7 @@ class AppSupervisor:
         """Ask every ready shard whether new settings fit; returns the objections. Changes nothing."""
         self._proposals += 1
         generation = self._proposals
-        asked = [shard for shard in self.shards if shard.state is ShardState.READY]
+        asked = [shard for shard in self.all_shards if shard.state is ShardState.READY]
         for shard in asked:
             await shard.send(control_pb2.ToShard(propose=self._proposal(config, generation)))
         with anyio.move_on_after(answer_s):
@@ -258,7 +336,7 @@ class AppSupervisor:
         """Send these settings to every ready shard; a shard that starts later begins with them."""
         self.generation = self._proposals
         self.settings = self.settings.model_copy(update={"config": config})
-        ready = [shard for shard in self.shards if shard.state is ShardState.READY]
+        ready = [shard for shard in self.all_shards if shard.state is ShardState.READY]
         for shard in ready:
             await shard.send(control_pb2.ToShard(commit=self._proposal(config)))
         with anyio.move_on_after(COMMIT_S):
@@ -290,6 +368,7 @@ class AppSupervisor:
             generation=self.generation,
             identity_key=self._shared.identity_key,
             asserts_to=self._shared.accepting(self.name),
+            life=shard.member.life,
         )
 
     # Drain, restart, end
@@ -297,10 +376,10 @@ class AppSupervisor:
     async def drain(self) -> None:
         """Stop the app: let calls under way finish, at most `drain_s`, then end every shard."""
         self._stop.set()
-        for shard in self.shards:
+        for shard in self.all_shards:
             shard.settings.wake()
         # Some drain already; a second order changes nothing.
-        draining = [shard for shard in self.shards if shard.state in REPORTING - {ShardState.DRAINED}]
+        draining = [shard for shard in self.all_shards if shard.state in REPORTING - {ShardState.DRAINED}]
         incarnations = [shard.incarnation for shard in draining if shard.incarnation is not None]
         for shard in draining:
             if shard.state is ShardState.READY:
@@ -310,140 +389,54 @@ class AppSupervisor:
         with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
             for incarnation in incarnations:
                 await incarnation.drained.wait()
-        for shard in self.shards:
-            # No shard will accept from these: refuse new connections at once instead of queueing them.
-            for sock in shard.sockets:
-                sock.close()
+        # No shard will accept from these: refuse new connections at once instead of queueing them.
+        self.close_sockets()
         # Not before all have drained: a shard that drains may still forward calls to the others.
         async with anyio.create_task_group() as tasks:
-            for shard in self.shards:
-                tasks.start_soon(self._end, shard)
+            for shard in self.all_shards:
+                tasks.start_soon(self.end, shard)
 
-    @property
-    def is_restarting(self) -> bool:
-        """A shard restarts, or a restart of all is under way."""
-        return self._restarts.locked() or any(shard.state in RESTARTING for shard in self.shards)
+    def close_sockets(self) -> None:
+        for shard in self.all_shards:
+            for sock in shard.sockets:
+                sock.close()
 
-    def objection(self, event: ShardEvent, shard: SupervisedShard) -> str:
-        """Why a shard cannot be drained or restarted now, or ""."""
-        if not is_possible(shard.state, event):
-            return f"it is {shard.label}"
-        if event is ShardEvent.RESTART_ASKED and self.is_restarting:
-            return "another restart is under way, and shards restart one after another"
-        return ""
-
-    async def recycle(self) -> None:
-        """Restart every shard with fresh code, one after another, each after its calls have finished. A shard that is
-        no more ready after it is the last.
-
-        Raises:
-            NotRestarted: another restart is under way; or with the shards that were not restarted, and why.
-        """
-        if self.is_restarting:
-            raise NotRestarted(f"{self.name}: another restart is under way")
-        async with self._restarts:
-            for number, shard in enumerate(self.shards):
-                fault = await self._restart_now(shard)
-                if fault:
-                    left = ", ".join(other.member.name for other in self.shards[number + 1 :])
-                    raise NotRestarted(fault + (f"; {left} not restarted either" if left else ""))
-
-    async def _restart_now(self, shard: SupervisedShard) -> str:
-        """Restart a shard; why it is not ready now with fresh code, or ""."""
-        if self._stop.is_set():
-            return f"{shard.member.name} was not restarted: the app stops"
-        if not is_possible(shard.state, ShardEvent.RESTART_ASKED):
-            return f"{shard.member.name} was not restarted: it is {shard.label}"
-        shard.follow(ShardEvent.RESTART_ASKED)
-        await self._restart(shard)
-        if shard.state is ShardState.READY:
-            return ""
-        return f"{shard.member.name} " + (
-            "was stopped with its app" if self._stop.is_set() else "does not start again, as its log says"
-        )
-
-    async def _restart_in_turn(self, shard: SupervisedShard, incarnation: Incarnation) -> None:
-        """Restart a shard once no other one restarts, unless it has been restarted by then."""
-        async with self._restarts:
-            if shard.incarnation is incarnation and (fault := await self._restart_now(shard)):
-                log.warning("shard.not_restarted reason=%s", fault)
-
-    async def carry_out_drain(self, shard: SupervisedShard) -> None:
-        """After DRAIN_ASKED: let the shard's calls finish; it takes no new call until it is restarted."""
+    async def retire(self, shard: SupervisedShard) -> None:
+        """After LEAVE_ASKED: let the shard's calls finish, and end its process; none follows."""
         incarnation = shard.incarnation
-        if incarnation is None or not is_possible(shard.state, ShardEvent.DRAIN_DONE):
+        if incarnation is None or not shard.is_alive:
             return
-        await self._send_drain(incarnation)
-        with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
-            await incarnation.drained.wait()
-        # It may have died meanwhile, or the app may have stopped.
-        if shard.incarnation is incarnation and is_possible(shard.state, ShardEvent.DRAIN_DONE):
-            shard.follow(ShardEvent.DRAIN_DONE)
-            await self.lane_watch.tell()
-
-    async def keep_drained(self, shard: SupervisedShard) -> None:
-        """As `carry_out_drain`; then close each connection to the shard's own address while it is drained, so that
-        clients go elsewhere; and each to the shared address while all that accept from its socket are drained. Else
-        they would wait in the queue of the socket, which is there for restarts."""
-        await self.carry_out_drain(shard)
-        if not shard.sockets or shard.state is not ShardState.DRAINED:
+        if not incarnation.is_ready:
+            # It reads no order yet, and has no call.
+            incarnation.running.kill()
             return
-        shared, own, _ = shard.sockets
-        acceptors = [other for other in self.shards if other.sockets[0] is shared]
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_turn_away, own.dup())
-            tasks.start_soon(self._turn_away_while_drained, acceptors, shared)
-            await self._while_drained([shard])
-            tasks.cancel_scope.cancel()
+        await self.let_finish(incarnation)
+        if not self._stop.is_set():
+            await self.end(shard, self.settings.drain_s)
 
-    async def _turn_away_while_drained(self, acceptors: Sequence[SupervisedShard], shared: socket.socket) -> None:
-        """For the last of these shards to be drained. shared: the socket that they accept from."""
-        if any(shard.state is not ShardState.DRAINED for shard in acceptors):
-            return
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_turn_away, shared.dup())
-            await self._while_drained(acceptors)
-            tasks.cancel_scope.cancel()
-
-    async def _while_drained(self, shards: Sequence[SupervisedShard]) -> None:
-        """Wait until one of these shards is not drained any more, or the app stops."""
-        while not self._stop.is_set() and all(shard.state is ShardState.DRAINED for shard in shards):
-            changes = [asyncio.ensure_future(shard.settings.changed.wait()) for shard in shards]
-            try:
-                await asyncio.wait(changes, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for change in changes:
-                    change.cancel()
-
-    async def carry_out_restart(self, shard: SupervisedShard) -> None:
-        """After RESTART_ASKED: let the shard's calls finish, end its process, and wait until the next one is ready, or
-        does not start."""
-        async with self._restarts:
-            await self._restart(shard)
-
-    async def _restart(self, shard: SupervisedShard) -> None:
-        shard.ready = anyio.Event()
-        await self.carry_out_drain(shard)
-        # If it has died meanwhile, a process with fresh code is on its way already. If the app stops, `drain` ends this
-        # shard once all have drained: until then they forward calls to it.
-        if shard.state is ShardState.RESTART_STOPPING and not self._stop.is_set():
-            # Where its process listens on a socket of its own, nobody would accept from now on, nor wait in a queue.
-            with suppress(OSError):
-                shard.restore_path()
-            await self._end(shard, self.settings.drain_s)
-        await shard.ready.wait()
+    def start_soon(self, work: Callable[..., Any], *arguments: Any) -> None:
+        self._shared.start_soon(work, *arguments)
 
     def kill(self) -> None:
         """End every shard at once."""
         self._stop.set()
-        for shard in self.shards:
+        for shard in self.all_shards:
             if shard.incarnation is not None:
                 shard.incarnation.running.kill()
+
+    async def let_finish(self, incarnation: Incarnation) -> None:
+        """Order a drain, and wait until the calls have finished, or their time is over."""
+        await self._send_drain(incarnation)
+        with anyio.move_on_after(self.settings.drain_s + DRAIN_MARGIN_S):
+            await incarnation.drained.wait()
+
+    async def tell_away(self) -> None:
+        await self.lane_watch.tell()
 
     async def _send_drain(self, incarnation: Incarnation) -> None:
         await incarnation.send(control_pb2.ToShard(drain=control_pb2.Drain(grace_s=self.settings.drain_s)))
 
-    async def _end(self, shard: SupervisedShard, grace_s: float = 0.0) -> None:
+    async def end(self, shard: SupervisedShard, grace_s: float = 0.0) -> None:
         """Tell a shard to end, and kill it if it has not within `SHARD_END_S` after its grace and what its services may
         take to stop.
 
@@ -459,17 +452,3 @@ class AppSupervisor:
         if stopping.cancelled_caught:
             log.error("shard.killed shard=%s it did not end within %.0f s", shard.member.name, limit_s)
             incarnation.running.kill()
-
-
-async def _turn_away(listening: socket.socket) -> None:
-    """Close each connection as it comes, until cancelled. Owns the socket."""
-    loop = asyncio.get_running_loop()
-    with listening:
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listening)
-            except OSError:
-                # No descriptor is left, or the client has gone.
-                await anyio.sleep(TURN_AWAY_PAUSE_S)
-            else:
-                connection.close()

@@ -24,8 +24,11 @@ NOBODY_AWAY = control_pb2.ToShard(away=control_pb2.Away())
 class LaneWatch:
     """See the module. Owned by the app's supervisor."""
 
-    def __init__(self, shards: Sequence[SupervisedShard], settings: App) -> None:
+    def __init__(self, shards: Sequence[SupervisedShard], beside: Sequence[SupervisedShard], settings: App) -> None:
+        """shards: those of the app, as they change. beside: those that join it or leave it; siblings send nothing to
+        them by the names of the others."""
         self._shards = shards
+        self._beside = beside
         self._looks = looks_of(settings.unresponsive_s, settings.replace_stalled_s if settings.stall_s else None)
         self._unresponsive_s = settings.unresponsive_s
         self._lost_at: dict[str, float] = {}
@@ -53,18 +56,21 @@ class LaneWatch:
         if message == self._told:
             return
         self._told = message
-        for shard in self._shards:
+        for shard in (*self._shards, *self._beside):
             if shard.state in REPORTING and shard.liveness.is_responsive:
                 await _send_soon(shard, message)
 
     async def _look(self, now: float, *, is_late: bool) -> None:
-        for shard in self._shards:
+        for shard in (*self._shards, *self._beside):
             if shard.state in REPORTING and shard.incarnation is not None:
                 lacks_cpu = shard.liveness.is_silent and shard.incarnation.running.lacks_cpu()
                 finding = shard.liveness.look(self._looks, is_late=is_late, lacks_cpu=lacks_cpu)
                 await self._act(shard, finding, now)
+        for shard in self._shards:
             if shard.member.name in self._lost_at and not shard.is_unresponsive:
                 self._note_return(shard, now)
+        for name in set(self._lost_at) - {shard.member.name for shard in self._shards}:
+            del self._lost_at[name]
         await self.tell()
 
     async def _act(self, shard: SupervisedShard, finding: Finding, now: float) -> None:
@@ -72,7 +78,8 @@ class LaneWatch:
         if finding is Finding.ASK:
             await _send_soon(shard, control_pb2.ToShard(collect=SIGN_OF_LIFE))
         elif finding is Finding.LOST:
-            self._lost_at[name] = now
+            if shard in self._shards:
+                self._lost_at[name] = now
             log.error("shard.unresponsive shard=%s pid=%d silent_s=%g", name, shard.pid, self._unresponsive_s)
         elif finding is Finding.HUNG and shard.incarnation is not None:
             shard.incarnation.running.end_hung()

@@ -15,8 +15,9 @@
                                                                             RECOVERING
 
 A first start that fails (ENDED in STARTING) stops the shard, and with it the app. APP_STOPPED leads from every state to
-STOPPED, which is final. A restart has states of its own, because the end of its process is no crash: it is not counted,
-and no back-off delays the next process.
+STOPPED, which is final; so does ENDED from LEAVING, to which LEAVE_ASKED leads from every other state. A restart has
+states of its own, because the end of its process is no crash: it is not counted, and no back-off delays the next
+process.
 """
 
 from collections.abc import Mapping
@@ -42,6 +43,8 @@ class ShardState(Enum):
     """The process that follows a restart is not ready yet."""
     RECOVERING = auto()
     """Its process has ended by itself: the back-off, and the new process until that is ready."""
+    LEAVING = auto()
+    """The placement has it no more: its process finishes its calls and ends, and none follows."""
     STOPPED = auto()
 
     @property
@@ -62,6 +65,8 @@ class ShardEvent(Enum):
     """The process has ended while the app runs."""
     APP_STOPPED = auto()
     """The process has ended because the app stops."""
+    LEAVE_ASKED = auto()
+    """A change of placement is over, or has been given up, which leaves this shard out."""
 
 
 _LABELS: Mapping[ShardState, str] = {
@@ -73,9 +78,18 @@ _LABELS: Mapping[ShardState, str] = {
     ShardState.RESTART_STOPPING: "restarting",
     ShardState.RESTART_STARTING: "starting",
     ShardState.RECOVERING: "restarting",
+    ShardState.LEAVING: "leaving",
     ShardState.STOPPED: "stopped",
 }
-REPORTING = frozenset({ShardState.READY, ShardState.DRAINING, ShardState.RESTART_DRAINING, ShardState.DRAINED})
+REPORTING = frozenset(
+    {
+        ShardState.READY,
+        ShardState.DRAINING,
+        ShardState.RESTART_DRAINING,
+        ShardState.DRAINED,
+        ShardState.LEAVING,
+    }
+)
 """States in which the process answers a request for a report."""
 RESTARTING = frozenset({ShardState.RESTART_DRAINING, ShardState.RESTART_STOPPING, ShardState.RESTART_STARTING})
 """States of a restart that was asked for."""
@@ -87,41 +101,55 @@ TRANSITIONS: Mapping[ShardState, Mapping[ShardEvent, ShardState]] = {
         ShardEvent.BECAME_READY: ShardState.READY,
         ShardEvent.ENDED: ShardState.STOPPED,
         ShardEvent.APP_STOPPED: ShardState.STOPPED,
+        ShardEvent.LEAVE_ASKED: ShardState.LEAVING,
     },
     ShardState.READY: {
         ShardEvent.DRAIN_ASKED: ShardState.DRAINING,
         ShardEvent.RESTART_ASKED: ShardState.RESTART_DRAINING,
         ShardEvent.ENDED: ShardState.RECOVERING,
         ShardEvent.APP_STOPPED: ShardState.STOPPED,
+        ShardEvent.LEAVE_ASKED: ShardState.LEAVING,
     },
     ShardState.DRAINING: {
         ShardEvent.DRAIN_DONE: ShardState.DRAINED,
         ShardEvent.ENDED: ShardState.RECOVERING,
         ShardEvent.APP_STOPPED: ShardState.STOPPED,
+        ShardEvent.LEAVE_ASKED: ShardState.LEAVING,
     },
     ShardState.DRAINED: {
         ShardEvent.RESTART_ASKED: ShardState.RESTART_STOPPING,
         ShardEvent.ENDED: ShardState.RECOVERING,
         ShardEvent.APP_STOPPED: ShardState.STOPPED,
+        ShardEvent.LEAVE_ASKED: ShardState.LEAVING,
     },
     ShardState.RESTART_DRAINING: {
         ShardEvent.DRAIN_DONE: ShardState.RESTART_STOPPING,
         # A crash, as any other: the new process has the fresh code as well.
         ShardEvent.ENDED: ShardState.RECOVERING,
         ShardEvent.APP_STOPPED: ShardState.STOPPED,
+        ShardEvent.LEAVE_ASKED: ShardState.LEAVING,
     },
     ShardState.RESTART_STOPPING: {
         ShardEvent.ENDED: ShardState.RESTART_STARTING,
         ShardEvent.APP_STOPPED: ShardState.STOPPED,
+        ShardEvent.LEAVE_ASKED: ShardState.LEAVING,
     },
     ShardState.RESTART_STARTING: {
         ShardEvent.BECAME_READY: ShardState.READY,
         ShardEvent.ENDED: ShardState.RECOVERING,
         ShardEvent.APP_STOPPED: ShardState.STOPPED,
+        ShardEvent.LEAVE_ASKED: ShardState.LEAVING,
     },
     ShardState.RECOVERING: {
         ShardEvent.BECAME_READY: ShardState.READY,
         ShardEvent.ENDED: ShardState.RECOVERING,
+        ShardEvent.APP_STOPPED: ShardState.STOPPED,
+        ShardEvent.LEAVE_ASKED: ShardState.LEAVING,
+    },
+    ShardState.LEAVING: {
+        # It was starting when it was asked to leave.
+        ShardEvent.BECAME_READY: ShardState.LEAVING,
+        ShardEvent.ENDED: ShardState.STOPPED,
         ShardEvent.APP_STOPPED: ShardState.STOPPED,
     },
     ShardState.STOPPED: {},

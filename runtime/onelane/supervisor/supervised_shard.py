@@ -1,9 +1,13 @@
-"""A shard in its supervisor: the record that outlives restarts, and one incarnation for each of its processes."""
+"""A shard in its supervisor: the record that outlives crashes, and one incarnation for each of its processes.
+
+Each process is a life with a number of its own. Those of one record follow each other at one socket for siblings. A
+life that replaces another one in a change of placement has a record of its own, which lives beside the old one.
+"""
 
 import socket
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -27,7 +31,9 @@ class Incarnation:
     """One run of a shard, from its launch to its end."""
 
     running: RunningShard
-    received: ReportSequence = field(default_factory=ReportSequence)
+    received: ReportSequence
+    deferred: list[control_pb2.ToShard] = field(default_factory=list)
+    """Messages that it is sent once it is ready."""
     drained: anyio.Event = field(default_factory=anyio.Event)
     """It has reported that its calls have finished, or has ended."""
     ended: anyio.Event = field(default_factory=anyio.Event)
@@ -40,6 +46,13 @@ class Incarnation:
         """Send a message over the control line; dropped where the shard is gone, or stands still since it began."""
         with anyio.move_on_after(MAKE_ROOM_S):
             await self.running.control.send(message)
+
+    async def deliver(self, message: control_pb2.ToShard) -> None:
+        """As `send`; but a process that is not ready yet gets the message once it is, however long that takes."""
+        if self.is_ready:
+            await self.send(message)
+        else:
+            self.deferred.append(message)
 
     def kill(self) -> None:
         """End it at once, and wake the tasks that wait for its drain or its end."""
@@ -82,6 +95,10 @@ class SupervisedShard:
     """Of the last of its sockets, to which its siblings connect; None where its listener binds it itself."""
     ready: anyio.Event = field(default_factory=anyio.Event)
     """Set once the shard is ready, when a start fails, and when it stops for good; a restart replaces the event."""
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    """It has stopped for good: no process of it runs, and none follows."""
+    fault: str = ""
+    """Why its first start has failed."""
     settings: SettingsProgress = field(default_factory=SettingsProgress)
     collected: dict[int, anyio.Event] = field(default_factory=dict)
     """Number of a request for a report → set once the report has come, or will not."""
@@ -106,6 +123,21 @@ class SupervisedShard:
         return self.state is ShardState.READY and self.liveness.is_responsive
 
     @property
+    def is_alive(self) -> bool:
+        """A process of it runs."""
+        return self.incarnation is not None and not self.incarnation.ended.is_set()
+
+    @property
+    def is_up(self) -> bool:
+        """A process of it runs, and has been ready."""
+        return self.incarnation is not None and self.is_alive and self.incarnation.is_ready
+
+    @property
+    def is_leaving(self) -> bool:
+        """The placement has it no more, and its process ends."""
+        return self.state is ShardState.LEAVING
+
+    @property
     def label(self) -> str:
         """Its state, for status, page and `onelane top`."""
         return "unresponsive" if self.is_unresponsive else self.state.label
@@ -123,6 +155,16 @@ class SupervisedShard:
             for collected in self.collected.values():
                 collected.set()
 
+    def begin(self, running: RunningShard, life: int) -> Incarnation:
+        """A process has been launched, which is this life of the shard."""
+        self.member = replace(self.member, life=life)
+        self.incarnation = Incarnation(running, ReportSequence(life))
+        return self.incarnation
+
+    def listen(self, sockets: tuple[socket.socket, ...], siblings_path: ListeningPath) -> None:
+        """Have these sockets, the last of which is that for siblings, inherited by every process."""
+        self.sockets, self.siblings_path = sockets, siblings_path
+
     def restore_path(self) -> None:
         """Before a launch: listen anew for siblings where the path of their socket was removed.
 
@@ -133,6 +175,24 @@ class SupervisedShard:
             *others, replaced = self.sockets
             self.sockets = (*others, self.siblings_path.listen_again())
             replaced.close()
+
+    def take_over_from(self, replaced: "SupervisedShard | None") -> None:
+        """Count on from the record of the life that this one replaces, if there is one."""
+        if replaced is not None:
+            self.restarts += replaced.restarts
+            self.stalls.extendleft(reversed(replaced.stalls))
+
+    def close_siblings(self) -> None:
+        """Close the socket for siblings, after the end."""
+        if self.siblings_path is not None:
+            self.sockets[-1].close()
+
+    async def send_deferred(self) -> None:
+        """The present incarnation is ready: send it what came for it meanwhile, in order."""
+        if self.incarnation is not None:
+            deferred, self.incarnation.deferred = self.incarnation.deferred, []
+            for message in deferred:
+                await self.incarnation.send(message)
 
     async def send(self, message: control_pb2.ToShard) -> None:
         """Send a message to the present incarnation, if there is one."""

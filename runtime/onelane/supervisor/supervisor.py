@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -21,18 +20,18 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from onelane.config import App, Config
+from onelane.config import Config
 from onelane.core import addresses
-from onelane.core.placement import Member, Placement
-from onelane.errors import OnelaneError, first_of
-from onelane.server import sockets, steering
-from onelane.server.unix_sockets import ListeningPath
+from onelane.core.placement import Placement
+from onelane.errors import NotThere, OnelaneError, first_of
 from onelane.supervisor import descriptors
-from onelane.supervisor.app import AppSupervisor, NotRestarted, SharedResources, TelemetryOptions
+from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
+from onelane.supervisor.app_sockets import AppSockets, longest_socket_name
 from onelane.supervisor.collection import Collections
 from onelane.supervisor.guard import guarded, guarded_for_ever
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
+from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.shard_state import REPORTING, ShardEvent
 from onelane.supervisor.socket_folder import socket_folder
 from onelane.supervisor.supervised_shard import SupervisedShard
@@ -92,9 +91,11 @@ class Supervisor:
             identity_key=secrets.token_bytes(32),
             answer_status=lambda running, number: self.tasks.start_soon(guarded, self._answer_status, running, number),
             start_soon=lambda work, *arguments: self.tasks.start_soon(guarded, work, *arguments),
+            start_shard=lambda work, *arguments: self.shard_tasks.start_soon(work, *arguments),
         )
         self._reloader = Reloader(self.apps, config, read or (lambda: config))
         self.tasks: anyio.abc.TaskGroup
+        self.shard_tasks: anyio.abc.TaskGroup
         self.stop_asked = anyio.Event()
         self._recycles: set[str] = set()
         """Apps all of whose shards are being restarted, or will be."""
@@ -123,8 +124,7 @@ class Supervisor:
                     await self._flush()
 
     def _longest_socket_name(self) -> str:
-        names = [_socket_name(f"{name}-{app.shard_count - 1}") for name, app in self.config.apps.items()]
-        return max(names, key=len) + steering.SUFFIX
+        return max((longest_socket_name(name, app.shard_count) for name, app in self.config.apps.items()), key=len)
 
     def _tell_shortages(self) -> None:
         """Log what the limit of open files is too low for."""
@@ -136,64 +136,46 @@ class Supervisor:
         ):
             log.warning("supervisor.few_descriptors limit=%d %s; raise it (ulimit -Hn, LimitNOFILE)", open_files, fault)
 
-    def _lay_out(self, folder: Path, stack: AsyncExitStack) -> list[socket.socket]:
+    def _lay_out(self, folder: Path, stack: AsyncExitStack) -> list[AppSockets]:
         """Choose every app's addresses and bind them, so that no other process has or takes them.
 
-        folder: for the shards' Unix sockets. Returns the sockets to close before shards bind the addresses themselves.
+        folder: for the shards' Unix sockets. Returns the sockets whose own addresses the shards bind themselves.
         """
-        reserved: list[socket.socket] = []
+        reserved: list[AppSockets] = []
         epoch = int(time.time())
         for name, app in self.config.apps.items():
-            binds_many = not app.adopts_sockets or sockets.shared_count(app.shard_count) > 1
-            listen, shared = sockets.claim(app.listen, shared=binds_many)
-            stack.callback(shared.close)
-            settings = app.model_copy(update={"listen": listen})
-            members, own_sockets = [], []
+            app_sockets = AppSockets(name, app, folder)
+            stack.callback(app_sockets.close)
             for index in range(app.shard_count):
-                address, sock = sockets.claim(_own_address(app, listen, index), shared=False)
-                stack.callback(sock.close)
-                own_sockets.append(sock)
-                members.append(_member(f"{name}-{index}", app, address, folder))
+                app_sockets.claim_own(index)
+            members = tuple(app_sockets.member(index) for index in range(app.shard_count))
             pins = {key: members[index].name for key, index in app.pins.items()}
-            placement = Placement(epoch, tuple(members), app.points, pins)
-            app_supervisor = AppSupervisor(name, settings, placement, self._shared)
+            placement = Placement(epoch, members, app.points, pins)
+            app_supervisor = AppSupervisor(name, app_sockets.settings, placement, self._shared)
             self.apps.append(app_supervisor)
             if app.adopts_sockets:
-                self._listen_for(app_supervisor, shared, own_sockets, stack)
+                app_supervisor.changes.sockets = app_sockets
+                app_sockets.listen()
+                for shard in app_supervisor.shards:
+                    shard.listen(*app_sockets.listen_for(shard.index, shard.member))
+                stack.callback(app_supervisor.close_sockets)
             else:
-                reserved += own_sockets
+                reserved.append(app_sockets)
         self._shared.peers.update({app.name: addresses.reachable(app.settings.listen) for app in self.apps})
         return reserved
 
-    def _listen_for(
-        self, app: AppSupervisor, shared: socket.socket, own_sockets: Sequence[socket.socket], stack: AsyncExitStack
-    ) -> None:
-        """Listen on behalf of every shard of `app`. shared, own_sockets: bound to the app's address and to each
-        shard's own."""
-        count = sockets.shared_count(len(app.shards))
-        accepting = [shared] if count == 1 else [_listening(app.settings.listen, stack) for _ in range(count)]
-        for sock in (*accepting, *own_sockets):
-            sock.listen(sockets.BACKLOG)
-            sock.setblocking(False)
-        for shard, own in zip(app.shards, own_sockets, strict=True):
-            siblings = sockets.listening(f"unix:{shard.member.socket}")
-            stack.callback(siblings.close)
-            # Neighbours on different sockets: they are restarted one after another.
-            shard.sockets = (accepting[shard.index % count], own, siblings)
-            shard.siblings_path = ListeningPath(shard.member.socket)
-
-    async def _serve(self, reserved: list[socket.socket], on_ready: Callable[[], Any]) -> None:
-        for sock in reserved:
-            sock.close()
+    async def _serve(self, reserved: Sequence[AppSockets], on_ready: Callable[[], Any]) -> None:
+        for app_sockets in reserved:
+            app_sockets.release_own()
         async with anyio.create_task_group() as self.tasks:
-            async with anyio.create_task_group() as shard_tasks:
+            async with anyio.create_task_group() as self.shard_tasks:
                 self.tasks.start_soon(self._drain_when_asked)
                 for app in self.apps:
                     self.tasks.start_soon(guarded_for_ever, app.lane_watch.run)
                 # Last to first, so that servers listen before their callers start.
                 for app in reversed(self.apps):
                     for shard in app.shards:
-                        shard_tasks.start_soon(app.supervise, shard)
+                        self.shard_tasks.start_soon(app.supervise, shard)
                     for shard in app.shards:
                         await shard.ready.wait()
                 self.tasks.start_soon(guarded_for_ever, self._feed_sinks)
@@ -214,7 +196,8 @@ class Supervisor:
 
     def calls_in_progress(self) -> int:
         """Of all shards, as of their last reports."""
-        sources = [app.source(shard) for app in self.apps for shard in app.shards]
+        # Two lives of a shard are one source.
+        sources = {app.source(shard) for app in self.apps for shard in app.all_shards}
         return int(sum(self.collector.totals.sum_of("onelane.calls.in_flight", source) for source in sources))
 
     def file_differences(self) -> FileDifferences:
@@ -225,7 +208,7 @@ class Supervisor:
         """Restart every shard of every app, or of one, one after another.
 
         Raises:
-            NotRestarted: see `AppSupervisor.recycle`.
+            NotRestarted: see `Restarts.recycle`.
         """
         try:
             await self._recycle([app for app in self.apps if name in (None, app.name)])
@@ -235,27 +218,32 @@ class Supervisor:
         log.info("supervisor.recycled app=%s", name or "all")
 
     async def _recycle(self, apps: Sequence[AppSupervisor]) -> None:
-        if self._recycles & {app.name for app in apps} or any(app.is_restarting for app in apps):
+        if self._recycles & {app.name for app in apps} or any(app.restarts.is_restarting for app in apps):
             raise NotRestarted("another restart is under way, and has to end first")
         self._recycles |= {app.name for app in apps}
         try:
             for app in apps:
-                await app.recycle()
+                await app.restarts.recycle()
         finally:
             self._recycles -= {app.name for app in apps}
 
     def begin(self, command: str, app_name: str, index: int) -> str:
         """Begin to `drain` or `restart` one shard; why that is not possible now, or ""."""
-        app = next(app for app in self.apps if app.name == app_name)
+        app = self.app(app_name)
         shard = app.shards[index]
-        event = COMMANDS[command]
-        if fault := "it stops" if self.stop_asked.is_set() else app.objection(event, shard):
+        if fault := app.restarts.begin(COMMANDS[command], shard):
             return f"the shard cannot {command} now: {fault}"
         log.info("supervisor.%s shard=%s it was asked for on the page", command, shard.member.name)
-        # Now, and not in the task: the next command must see the new state.
-        shard.follow(event)
-        self.tasks.start_soon(guarded, app.keep_drained if command == "drain" else app.carry_out_restart, shard)
         return ""
+
+    def app(self, name: str) -> AppSupervisor:
+        """Raises:
+        NotThere: no app is called so.
+        """
+        for app in self.apps:
+            if app.name == name:
+                return app
+        raise NotThere(f"no app is called {name!r}")
 
     async def _feed_sinks(self) -> None:
         while True:
@@ -280,7 +268,7 @@ class Supervisor:
     async def _collect(self) -> None:
         """Have every shard that runs report now, and wait for the reports, at most `COLLECT_S`."""
         number = next(self._numbers)
-        shards = [shard for app in self.apps for shard in app.shards]
+        shards = [shard for app in self.apps for shard in app.all_shards]
         asked = [shard for shard in shards if shard.state in REPORTING and shard.liveness.is_responsive]
         for shard in asked:
             shard.collected[number] = anyio.Event()
@@ -309,8 +297,9 @@ class Supervisor:
 
     def health(self) -> tuple[bool, str]:
         """Whether every configured shard is ready; and in words how many are, and what the others are."""
-        total = sum(app.shard_count for app in self.config.apps.values())
         shards = [shard for app in self.apps for shard in app.shards]
+        # Before the sockets are laid out there are none.
+        total = len(shards) or sum(app.shard_count for app in self.config.apps.values())
         ready = sum(shard.is_ready for shard in shards)
         others = [f"; {shard.member.name} is {shard.label}" for shard in shards if not shard.is_ready]
         return ready == total, f"{ready}/{total} shards ready{''.join(others)}"
@@ -366,25 +355,3 @@ class Supervisor:
             "last_stalls": [asdict(stall) for stall in shard.stalls],
         }
         return row | {"keyed": shard.keyed} if details else row
-
-
-def _listening(address: str, stack: AsyncExitStack) -> socket.socket:
-    """One of several sockets that listen on an address; closed by the stack."""
-    sock = sockets.listening(address, shared=True)
-    stack.callback(sock.close)
-    return sock
-
-
-def _member(name: str, app: App, address: str, folder: Path) -> Member:
-    """address: the shard's own, with its real port."""
-    host, port = addresses.split(address)
-    return Member(name, addresses.join(app.advertise or host, port), str(folder / _socket_name(name)))
-
-
-def _socket_name(shard: str) -> str:
-    return f"{shard}.sock"
-
-
-def _own_address(app: App, listen: str, index: int) -> str:
-    """The address that the shard of this index has for itself; port 0 for a free one. listen: the app's."""
-    return addresses.join(addresses.split(listen)[0], app.own_port_of(index))

@@ -35,6 +35,7 @@ async def faults_at_start(
         accepting=config.accepting,
         answer_status=lambda *_: None,
         start_soon=lambda *_: None,
+        start_shard=lambda *_: None,
     )
     reasons: dict[str, str] = {}
 

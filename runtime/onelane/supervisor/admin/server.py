@@ -15,7 +15,7 @@ from onelane.supervisor.admin.auth import Unauthorized, auth_middleware
 from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection, AdminConnections
 from onelane.supervisor.admin.listening import ADMIN_BACKLOG, listening
 from onelane.supervisor.admin.page import Page
-from onelane.supervisor.app import NotRestarted
+from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.supervisor import Supervisor
 
 HARDENED = {

@@ -1,0 +1,323 @@
+"""Changes of the placement of one app: more or fewer shards, pins, drains, and lives that replace others.
+
+Promises: one change at a time; those that are asked for meanwhile wait, and become one; a change whose new lives do not
+start is given up, and nothing has changed; the lives that a change leaves out finish their calls and end, and count as
+no crash. Pins are kept over changes, and not over a restart of the supervisor.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import anyio
+
+from onelane.cluster.control import placement_to_proto
+from onelane.config import App
+from onelane.core.placement import Placement
+from onelane.errors import OnelaneError
+from onelane.supervisor.app_sockets import AppSockets
+from onelane.supervisor.running_change import RunningChange
+from onelane.supervisor.shard_state import ShardEvent, ShardState
+from onelane.supervisor.supervised_shard import SupervisedShard
+from onelane.supervisor.target import Alteration, AppTarget, NotChanged
+from onelane.v1 import control_pb2
+
+log = logging.getLogger("onelane.supervisor")
+CHANGE_MARGIN_S = 2.5
+"""How long beyond `drain_s`, which is for the turns under way, a life may take for its part in a change."""
+
+
+class ChangingApp(Protocol):
+    """The app, as its changes see it."""
+
+    name: str
+    settings: App
+    placement: Placement
+    shards: list[SupervisedShard]
+    """Those that the app has, by their index."""
+    beside: list[SupervisedShard]
+    """Those that are to join the placement, and those that have left it and have not ended."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """It starts and changes nothing any more."""
+
+    def next_life(self) -> int:
+        """The number of a new life."""
+
+    def begin_beside(self, shard: SupervisedShard) -> None:
+        """Start a shard that joins the placement; appends it to `beside`."""
+
+    async def retire(self, shard: SupervisedShard) -> None:
+        """Have a shard that has left the placement finish its calls, and end it."""
+
+    def start_soon(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Start a task."""
+
+
+@dataclass
+class _Request:
+    alter: Alteration
+    over: anyio.Event = field(default_factory=anyio.Event)
+    fault: str = ""
+    left: Sequence[SupervisedShard] = ()
+    """The shards that the change has left out."""
+
+    def end(self, fault: str = "") -> None:
+        self.fault = fault
+        self.over.set()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    target: AppTarget
+    joining: Sequence[SupervisedShard]
+    leaving: Sequence[SupervisedShard]
+    after: Placement
+    what: str
+    """For people."""
+
+
+class Changes:
+    """See the module. Owned by the app's supervisor."""
+
+    def __init__(self, app: ChangingApp) -> None:
+        self._app = app
+        self.sockets: AppSockets | None = None
+        """None where the listener opens its sockets itself: a new life could not share them."""
+        self.target = AppTarget(app.name, len(app.shards), dict(app.settings.pins))
+        """The one that has been reached."""
+        self.running: RunningChange | None = None
+        self._plan: _Plan | None = None
+        """The one that is being carried out."""
+        self._waiting: list[_Request] = []
+        self._is_at_work = False
+
+    def objection(self) -> str:
+        """Why the app's placement cannot change at all, or ""."""
+        settings = self._app.settings
+        if not settings.adopts_sockets:
+            return f"its listener {settings.listener!r} opens its sockets itself, so no two lives can share them"
+        if settings.membership == "static":
+            return "its membership is static"
+        return "it stops" if self._app.is_stopping else ""
+
+    async def reach(self, alter: Alteration) -> None:
+        """Have the target altered; returns once the placement has changed and the shards that it leaves out have ended.
+
+        Raises:
+            NotChanged: it is not possible, or was given up.
+        """
+        if fault := self.objection():
+            raise NotChanged(f"{self._app.name} cannot change its placement: {fault}")
+        alter(self._expected())
+        request = _Request(alter)
+        self._waiting.append(request)
+        if not self._is_at_work:
+            self._is_at_work = True
+            self._app.start_soon(self._work)
+        await request.over.wait()
+        if request.fault:
+            raise NotChanged(request.fault)
+        for shard in request.left:
+            await shard.ended.wait()
+
+    def _expected(self) -> AppTarget:
+        """The target once all that has been asked for is carried out."""
+        target = self._plan.target if self._plan is not None else self.target
+        for request in self._waiting:
+            target = request.alter(target)
+        return replace(target, replaced=frozenset())
+
+    def status(self) -> dict[str, Any] | None:
+        """The change under way, for people; None without one."""
+        if self._plan is None:
+            return None
+        row: dict[str, Any] = {
+            "what": self._plan.what,
+            "from": self._app.placement.epoch,
+            "to": self._plan.after.epoch,
+            "waiting": len(self._waiting),
+            "starting": [shard.member.name for shard in self._plan.joining if not shard.is_up],
+        }
+        if self.running is None:
+            return row
+        progress = self.running.progress.values()
+        sums = {
+            name: sum(getattr(part, name) for part in progress) for name in ("leaving", "departed", "bytes", "held")
+        }
+        names = {shard.member.life: shard.member.name for shard in (*self._app.shards, *self._app.beside)}
+        waits_for = sorted(names[life] for life in self.running.waits_for if life in names)
+        return row | {"since_s": time.monotonic() - self.running.began_at, "waits_for": waits_for} | sums
+
+    def will_leave(self, shard: SupervisedShard) -> bool:
+        """Whether the change that is under way, and cannot be given up any more, leaves this shard out."""
+        return self.running is not None and self._plan is not None and shard in self._plan.leaving
+
+    # Carrying out
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                requests, self._waiting = self._waiting, []
+                await self._carry_out(requests)
+        finally:
+            self._is_at_work = False
+            for request in self._waiting:
+                request.end(f"{self._app.name} stops")
+            self._waiting = []
+
+    async def _carry_out(self, requests: Sequence[_Request]) -> None:
+        """Carry out what is possible of these requests as one change."""
+        target, possible = self.target, []
+        for request in requests:
+            try:
+                target = request.alter(target)
+            except NotChanged as error:
+                request.end(str(error))
+            else:
+                possible.append(request)
+        fault = f"{self._app.name} stops"
+        try:
+            left = await self._change_to(target)
+            for request in possible:
+                request.left = left
+            fault = ""
+        except NotChanged as error:
+            fault = str(error)
+        except Exception as error:
+            log.exception("change.failed app=%s", self._app.name)
+            fault = f"the change failed: {type(error).__name__}: {error}"
+        finally:
+            self._plan = self.running = None
+            for request in possible:
+                request.end(fault)
+
+    async def _change_to(self, target: AppTarget) -> Sequence[SupervisedShard]:
+        """Returns the shards that the new placement leaves out."""
+        plan = self._plan = self._planned(target)
+        try:
+            await self._start(plan.joining)
+        except BaseException:
+            self._retire(plan.joining)
+            raise
+        if _owners(plan.after) == _owners(self._app.placement):
+            self._commit(plan, self._app.placement)
+        else:
+            self._commit(plan, await self._move(plan))
+            await self._tell_placement()
+        self._retire(plan.leaving)
+        return plan.leaving
+
+    def _planned(self, target: AppTarget) -> _Plan:
+        """Raises:
+        NotChanged: a new life cannot have its sockets.
+        """
+        rows = {shard.index: shard for shard in self._app.shards}
+        new = [index for index in range(target.shards) if index not in rows or index in target.replaced]
+        joining: list[SupervisedShard] = []
+        try:
+            for index in new:
+                joining.append(self._opened(index))
+        except (OSError, OnelaneError) as error:
+            for shard in joining:
+                shard.close_siblings()
+            self._close_unused()
+            raise NotChanged(f"{self._app.name}-{index} cannot be started: {error}") from error
+        leaving = [shard for index, shard in rows.items() if index >= target.shards or index in new]
+        members = rows | {shard.index: shard for shard in joining}
+        placed = tuple(members[index].member for index in target.placed)
+        pins = {key: members[index].member.name for key, index in target.placed_pins.items()}
+        after = replace(self._app.placement, epoch=self._app.placement.epoch + 1, members=placed, pins=pins)
+        return _Plan(target, joining, leaving, after, _words(self.target, target))
+
+    def _opened(self, index: int) -> SupervisedShard:
+        assert self.sockets is not None
+        if not self.sockets.has_own(index):
+            self.sockets.claim_own(index)
+        shard = SupervisedShard(self.sockets.member(index, self._app.next_life()), index)
+        shard.listen(*self.sockets.listen_for(index, shard.member))
+        return shard
+
+    async def _start(self, joining: Sequence[SupervisedShard]) -> None:
+        """Start the new lives, and wait until they are ready.
+
+        Raises:
+            NotChanged: one of them does not start.
+        """
+        for shard in joining:
+            self._app.begin_beside(shard)
+        for shard in joining:
+            await shard.ready.wait()
+        if self._app.is_stopping:
+            raise NotChanged(f"{self._app.name} stops")
+        if faults := [shard.fault for shard in joining if shard.fault]:
+            raise NotChanged(f"{self._app.name} has not changed: {faults[0]}")
+
+    async def _move(self, plan: _Plan) -> Placement:
+        """Have the keys moved; returns the new placement, with the lives of now."""
+        members = {shard.index: shard.member for shard in self._app.shards}
+        members |= {shard.index: shard.member for shard in plan.joining}
+        # A life may have followed another one meanwhile.
+        after = replace(plan.after, members=tuple(members[index] for index in plan.target.placed))
+        shards = [*self._app.shards, *plan.joining]
+        limit_s = self._app.settings.drain_s + CHANGE_MARGIN_S
+        self.running = RunningChange(self._app.placement, after, shards, limit_s=limit_s)
+        log.info("change.begun app=%s epoch=%d what=%s", self._app.name, after.epoch, plan.what)
+        placement = await self.running.run()
+        seconds = time.monotonic() - self.running.began_at
+        log.info("change.over app=%s epoch=%d seconds=%.3f", self._app.name, after.epoch, seconds)
+        return placement
+
+    def _commit(self, plan: _Plan, placement: Placement) -> None:
+        app, self.target = self._app, replace(plan.target, replaced=frozenset())
+        app.placement = placement
+        app.settings = app.settings.model_copy(update={"shards": plan.target.shards, "pins": plan.target.pins})
+        rows = {shard.index: shard for shard in app.shards if shard not in plan.leaving}
+        for shard in plan.joining:
+            shard.take_over_from(next((old for old in plan.leaving if old.index == shard.index), None))
+            rows[shard.index] = shard
+            app.beside.remove(shard)
+        app.beside += plan.leaving
+        app.shards[:] = [rows[index] for index in sorted(rows)]
+
+    async def _tell_placement(self) -> None:
+        message = control_pb2.ToShard(placement=placement_to_proto(self._app.placement))
+        for shard in [*self._app.shards, *self._app.beside]:
+            if shard.incarnation is not None and shard.is_alive:
+                await shard.incarnation.deliver(message)
+
+    def _retire(self, shards: Iterable[SupervisedShard]) -> None:
+        for shard in shards:
+            if shard.state not in (ShardState.LEAVING, ShardState.STOPPED):
+                shard.follow(ShardEvent.LEAVE_ASKED)
+            self._app.start_soon(self._app.retire, shard)
+
+    def ended(self, shard: SupervisedShard) -> None:
+        """A shard that was left out has ended."""
+        shard.close_siblings()
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        """Close the sockets that no shard uses any more."""
+        if self.sockets is None:
+            return
+        users = [*self._app.shards, *self._app.beside]
+        self.sockets.keep({shard.index for shard in users}, {shard.sockets[0] for shard in users if shard.sockets})
+
+
+def _owners(placement: Placement) -> tuple[set[tuple[str, str]], dict[str, str]]:
+    """What decides which life owns a key."""
+    return {(member.name, member.socket) for member in placement.members}, dict(placement.pins)
+
+
+def _words(old: AppTarget, new: AppTarget) -> str:
+    """How two targets differ."""
+    words = [f"{new.shards} shards"] if new.shards != old.shards else []
+    words += [f"{old.app}-{index} is replaced" for index in sorted(new.replaced)]
+    words += [f"{old.app}-{index} is drained" for index in sorted(new.drained - old.drained)]
+    words += [f"{old.app}-{index} is back" for index in sorted(old.drained - new.drained - new.replaced)]
+    words += [f"{len(new.pins)} pins"] if new.pins != old.pins else []
+    return ", ".join(words)

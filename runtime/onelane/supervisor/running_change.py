@@ -1,0 +1,165 @@
+"""Carries out one change of placement, from its Prepare to its end: tells lives, and hears of them.
+
+Promises: the messages to one life are sent in order; a life that hangs is killed, and so ends the change for its own
+part. A life that has died and does not start again holds the change up for as long as it does not: what others have to
+hand over to it stays with them.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from math import inf
+
+import anyio
+
+from onelane.cluster.control import member_to_proto, placement_to_proto
+from onelane.core.placement import Member, Placement
+from onelane.core.placement_change import Gone, Order, Over, PlacementChange, Prepare, Reborn, Tell
+from onelane.supervisor.supervised_shard import SupervisedShard
+from onelane.v1 import control_pb2
+
+log = logging.getLogger("onelane.supervisor")
+
+
+class RunningChange:
+    """See the module. All methods but `run` are events, which its app reports."""
+
+    def __init__(
+        self, before: Placement, after: Placement, shards: Sequence[SupervisedShard], *, limit_s: float
+    ) -> None:
+        """shards: all that have a life in `before` or `after`; each that is only in `after` has been ready.
+        limit_s: how long a life may take."""
+        self.progress: dict[int, control_pb2.HandoffProgress] = {}
+        """Life → how far it is."""
+        self.began_at = time.monotonic()
+        self._change = PlacementChange(before, after)
+        self._shards = shards
+        self._limit_s = limit_s
+        self._outbox: deque[Tell] = deque()
+        self._over: Over | None = None
+        self._wakeup = anyio.Event()
+        self._until = time.monotonic() + limit_s
+
+    @property
+    def before(self) -> Placement:
+        return self._change.before
+
+    @property
+    def after(self) -> Placement:
+        return self._change.after
+
+    @property
+    def waits_for(self) -> frozenset[int]:
+        """The lives that have not departed or arrived yet."""
+        return self._change.waits_for()
+
+    # Events
+
+    def launched(self, dead_life: int, member: Member) -> control_pb2.Prepare | None:
+        """A process has been launched after one that has died; the change for its setup, where it has a part in it."""
+        orders = self._change.reborn(dead_life, member)
+        self._take(order for order in orders if not _is_for(member, order))
+        self._restart_clock()
+        prepares = [order.message for order in orders if isinstance(order, Tell) and _is_for(member, order)]
+        return next((_prepare_to_proto(prepare) for prepare in prepares if isinstance(prepare, Prepare)), None)
+
+    def became_ready(self) -> None:
+        """A life that was launched meanwhile is ready: from now on each may take its time again."""
+        self._restart_clock()
+
+    def died(self, life: int) -> None:
+        """The process of a life has ended."""
+        self.progress.pop(life, None)
+        self._take(self._change.died(life))
+        self._restart_clock()
+
+    def departed(self, life: int, epoch: int) -> None:
+        if epoch == self.after.epoch:
+            self._take(self._change.departed(life))
+
+    def arrived(self, life: int, epoch: int) -> None:
+        if epoch == self.after.epoch:
+            self._take(self._change.arrived(life))
+
+    def progressed(self, life: int, progress: control_pb2.HandoffProgress) -> None:
+        if progress.epoch == self.after.epoch:
+            self.progress[life] = progress
+
+    # Carrying it out
+
+    async def run(self) -> Placement:
+        """Tell every life, until the change is over; returns the new placement, with the lives of now."""
+        for shard in self._shards:
+            if not shard.is_alive:
+                self._take(self._change.died(shard.member.life))
+        for shard in self._shards:
+            self._take(self._change.joined(shard.member.life))
+        self._take(self._change.begin())
+        while True:
+            while self._outbox:
+                await self._tell(self._outbox.popleft())
+            if self._over is not None:
+                return self._over.placement
+            with anyio.move_on_after(self._until - time.monotonic()) as waiting:
+                await self._wakeup.wait()
+            if waiting.cancelled_caught:
+                self._end_late_lives()
+
+    def _take(self, orders: Iterable[Order]) -> None:
+        for order in orders:
+            if isinstance(order, Over):
+                self._over = order
+            else:
+                self._outbox.append(order)
+        self._wake()
+
+    def _wake(self) -> None:
+        wakeup, self._wakeup = self._wakeup, anyio.Event()
+        wakeup.set()
+
+    def _restart_clock(self) -> None:
+        self._until = time.monotonic() + self._limit_s if self._all_run() else inf
+        self._wake()
+
+    def _all_run(self) -> bool:
+        """Whether every life that keys are to arrive at is there."""
+        sockets = {member.socket for member in self.after.members}
+        return all(shard.is_up for shard in self._shards if shard.member.socket in sockets)
+
+    async def _tell(self, order: Tell) -> None:
+        for shard in self._shards:
+            if shard.member.life == order.life and shard.incarnation is not None:
+                await shard.incarnation.deliver(self._message(order.message))
+
+    def _message(self, message: Prepare | Gone | Reborn) -> control_pb2.ToShard:
+        match message:
+            case Prepare():
+                return control_pb2.ToShard(prepare=_prepare_to_proto(message))
+            case Gone(life):
+                return control_pb2.ToShard(gone=control_pb2.ShardMember(life=life))
+            case Reborn(member):
+                return control_pb2.ToShard(reborn=member_to_proto(member))
+
+    def _end_late_lives(self) -> None:
+        """Kill the lives that hang: those whose lanes do not tick, as the others may only wait for them; else all that
+        are late."""
+        late = [shard for shard in self._shards if shard.is_alive and shard.member.life in self.waits_for]
+        for shard in [shard for shard in late if shard.is_unresponsive] or late:
+            name, life = shard.member.name, shard.member.life
+            log.error("change.life_killed shard=%s life=%d it hung for %g s", name, life, self._limit_s)
+            if shard.incarnation is not None:
+                shard.incarnation.running.kill()
+        self._until = time.monotonic() + self._limit_s
+
+
+def _is_for(member: Member, order: Order) -> bool:
+    return isinstance(order, Tell) and order.life == member.life
+
+
+def _prepare_to_proto(prepare: Prepare) -> control_pb2.Prepare:
+    return control_pb2.Prepare(
+        before=placement_to_proto(prepare.before),
+        after=placement_to_proto(prepare.after),
+        gone=sorted(prepare.dead),
+    )
