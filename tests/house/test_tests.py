@@ -18,6 +18,8 @@ BEYOND_MODULES |= {
 }
 """Of a whole app, or of a seam and all that stands behind it."""
 TESTED_BY = {
+    "cli/arguments": "cli/test_main",
+    "cli/placement": "supervisor/admin/test_placement_commands",
     "cli/admin_client": "cli/test_main",
     "cli/viewport": "cli/test_top",
     "cli/exports": "cli/test_check",

@@ -62,6 +62,12 @@ class ScriptedLauncher(FakeLauncher):
         if life in {member.life for member in prepare.after.members}:
             shard.line.deliver(arrived=prepare.after.epoch)
 
+    def _follow_propose(self, shard: FakeShard, settings: control_pb2.Settings) -> None:
+        shard.line.deliver(proposed=control_pb2.Proposed(generation=settings.generation))
+
+    def _follow_commit(self, shard: FakeShard, settings: control_pb2.Settings) -> None:
+        shard.line.deliver(committed=settings.generation)
+
     def _follow_drain(self, shard: FakeShard, _: control_pb2.Drain) -> None:
         shard.line.deliver(drained=control_pb2.Drained())
 

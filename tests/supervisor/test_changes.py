@@ -184,6 +184,19 @@ async def test_a_life_that_is_replaced_and_dies_in_the_change_is_not_started_aga
         assert (app.shards[0].member.life, app.shards[0].restarts) == (3, 0)
 
 
+async def test_a_shard_that_is_between_two_lives_is_left_out_without_another(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        away = app.shards[1]
+        while away.state is not ShardState.RECOVERING or away.is_alive:
+            launcher.launched[-1].end("exit code 1")
+            await settle()
+        lives = len(launcher.launched)
+        await asyncio.wait_for(app.changes.reach(scaled(1)), BOUND_S)
+        assert (away.state, len(launcher.launched)) == (ShardState.STOPPED, lives)
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("hung", ["echo-0.1", "echo-1.2", "echo-2.3"])
 @pytest.mark.parametrize("step", ["prepare", "drain", "stop"])

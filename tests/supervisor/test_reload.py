@@ -17,11 +17,13 @@ from onelane import config
 from onelane.core.placement import Placement
 from onelane.errors import BadConfig
 from onelane.supervisor.app import AppSupervisor
-from onelane.supervisor.reload import FileDifferences, Reloader
+from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
+from onelane.supervisor.target import scaled
 
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ROOT, RunningApp, echo, eventually, running
+from tests.supervisor.scripted_shards import ScriptedLauncher, scripted_app
 
 KIND = "tests.echo.settings:EchoSettings"
 TYPED = f'config_type = "{KIND}"'
@@ -48,13 +50,44 @@ def test_the_file_is_compared_with_what_runs_and_nothing_is_changed() -> None:
     app = AppSupervisor("echo", running_config.apps["echo"], Placement(1, ()), shared)
     edited = config.parse(tomllib.loads(text.replace("shards = 2", "shards = 3").replace("limit = 1", "limit = 2")))
     differences = Reloader([app], running_config, lambda: edited).compare()
-    assert differences == FileDifferences(needs_restart=["echo.shards: 2 → 3"], needs_reload=["echo.limit: 1 → 2"])
+    assert differences == FileDifferences(needs_reload=["echo.limit: 1 → 2", "echo.shards: 2 → 3"])
     assert app.settings.config == {"limit": 1}
 
     def faulty() -> config.Config:
         raise BadConfig("onelane.toml", ["is not TOML"])
 
     assert Reloader([app], running_config, faulty).compare() == FileDifferences(faults=["is not TOML"])
+
+
+async def test_another_number_of_shards_scales_and_the_same_one_leaves_an_app_alone_that_was_scaled_since(
+    tmp_path: Path,
+) -> None:
+    launcher, limits = ScriptedLauncher(), "[apps.echo.config]"
+    files = [echo(2, limits, "limit = 1"), echo(3, limits, "limit = 1"), echo(3, limits, "limit = 1")]
+    files += [echo(4, limits, "limit = 2"), echo(1, limits, "limit = 1")]
+    first, *edited = [config.parse(tomllib.loads(text)) for text in files]
+    read = iter(edited)
+    async with scripted_app(tmp_path, launcher, 2, config={"limit": 1}) as app:
+        reloader = Reloader([app], first, lambda: next(read))
+        assert await reloader.reload() == ReloadOutcome(["echo.shards: 2 → 3"])
+        await app.changes.reach(scaled(5))
+        assert await reloader.reload() == ReloadOutcome()
+        assert len(app.shards) == 5
+        await app.changes.reach(scaled(2))
+        launcher.failing["echo-2"] = "no such module"
+        outcome = await reloader.reload()
+        assert outcome.faults == ["echo has not changed: shard echo-2 failed to start: no such module"]
+        assert app.settings.config == {"limit": 1}
+        assert (await reloader.reload()).changed == ["echo.shards: 3 → 1"]
+
+
+def test_where_the_placement_cannot_change_another_number_of_shards_needs_a_restart() -> None:
+    text = echo(2, 'listener = "grpcio"')
+    running_config, edited = (config.parse(tomllib.loads(toml)) for toml in (text, text.replace("= 2", "= 3")))
+    shared: Any = None
+    app = AppSupervisor("echo", running_config.apps["echo"], Placement(1, ()), shared)
+    differences = Reloader([app], running_config, lambda: edited).compare()
+    assert differences == FileDifferences(needs_restart=["echo.shards: 2 → 3"])
 
 
 async def configs(where: Where) -> dict[str, tuple[str, str]]:
@@ -132,14 +165,14 @@ async def test_a_bad_file_changes_nothing(
 
 async def test_a_change_that_needs_a_restart_is_reported(pair: tuple[RunningApp, Where]) -> None:
     cluster, where = pair
-    rewrite(cluster, echo(3, TYPED, "drain_s = 3", "[apps.echo.config]", "limit = 2"))
+    rewrite(cluster, echo(2, TYPED, "drain_s = 3", "stop_s = 7", "[apps.echo.config]", "limit = 2"))
     code, output = reload(cluster)
     assert (code, output.splitlines()) == (
         0,
         [
             "changed echo.limit: 1 → 2",
             "the file differs from what runs: echo.drain_s: 10.0 → 3.0 (needs a restart of `onelane up`)",
-            "the file differs from what runs: echo.shards: 2 → 3 (needs a restart of `onelane up`)",
+            "the file differs from what runs: echo.stop_s: 5.0 → 7.0 (needs a restart of `onelane up`)",
         ],
     )
     assert set((await configs(where)).values()) == {(SECOND, f"{FIRST}->{SECOND}")}

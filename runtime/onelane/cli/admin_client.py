@@ -177,7 +177,7 @@ def _refusal(address: str, error: urllib.error.HTTPError) -> Exception:
     text = printable(_fault_in(error.read().decode("utf-8", "replace").strip()))
     if error.code == 404:
         return NotThere(f"{address}: {text}")
-    if error.code in (401, 403):
+    if error.code in (400, 401, 403, 409):
         return Transient(f"{address} refuses: {text}")
     return ForeignServer(f"{address} answers with status {error.code}: {text[:200]}; {HINT}")
 

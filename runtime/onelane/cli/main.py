@@ -8,17 +8,27 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import click
 
 from onelane import config
-from onelane.cli import init_process, standard_streams
+from onelane.cli import init_process, placement, standard_streams
 from onelane.cli.admin_client import printable
-from onelane.errors import BadConfig, BadService, OnelaneError, PortTaken, first_of
+from onelane.cli.arguments import (
+    ADDRESS,
+    ADMIN,
+    APP_DIR,
+    FILE_ARGUMENT,
+    INLINE,
+    JSON,
+    TARGET,
+    address_of,
+    reporting_errors,
+)
+from onelane.errors import BadConfig
 from onelane.secret_files import kept_from_children
 from onelane.supervisor import descriptors
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
@@ -37,50 +47,8 @@ EXIT_CODES = (
     "Exit codes: 0 success; 1 failure, such as a service that cannot be made or no supervisor at the address; 2 wrong "
     "usage; 3 the file has faults; 4 a port is taken; 130 a second signal has ended it at once."
 )
-FILE_ARGUMENT = click.argument("file", type=click.Path(path_type=Path), default=Path("onelane.toml"))
-APP_DIR = click.option(
-    "--app-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The folder that services are imported from, by default that of FILE; then the current one.",
-)
 ORPHAN_S = 5.0
 """How long a shard may live on without its supervisor, beside what its services may take to stop."""
-ADMIN = click.option(
-    "--admin",
-    envvar="ONELANE_ADMIN",
-    show_envvar=True,
-    metavar="IP:PORT",
-    help="The admin address (page, /metrics, /status), instead of the file's.",
-)
-ADDRESS = click.option(
-    "--admin",
-    "address",
-    envvar="ONELANE_ADMIN",
-    show_envvar=True,
-    metavar="IP:PORT",
-    help="The admin address of the supervisor to ask; by default that of ./onelane.toml, else 127.0.0.1:9464.",
-)
-TARGET = click.argument("target", required=False, metavar="[IP:PORT]")
-"""The same as ADDRESS, in fewer letters."""
-INLINE = click.option("--inline", is_flag=True, help="Run all shards in this one process, for debuggers.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the documented fields.")
-
-
-def _reporting_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose `OnelaneError` becomes a message and an exit code; any other error keeps its traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (OnelaneError, BaseExceptionGroup) as raised:
-            error = first_of(raised) if isinstance(raised, BaseExceptionGroup) else raised
-            if not isinstance(error, OnelaneError):
-                raise
-            click.echo(f"onelane: {printable(str(error))}", err=True)
-            sys.exit(3 if isinstance(error, BadConfig | BadService) else 4 if isinstance(error, PortTaken) else 1)
-
-    return run
 
 
 @click.group(epilog=EXIT_CODES)
@@ -90,13 +58,17 @@ def main() -> None:
     standard_streams.open_closed_ones()
 
 
+for command in (placement.scale, placement.pin, placement.unpin):
+    main.add_command(command)
+
+
 @main.command()
 @FILE_ARGUMENT
 @APP_DIR
 @ADMIN
 @INLINE
 @JSON
-@_reporting_errors
+@reporting_errors
 def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool, as_json: bool) -> None:
     """Run every app of FILE. With --json each event is one line: ready, stopping, stopped."""
 
@@ -113,7 +85,7 @@ def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool, as_jso
 @ADMIN
 @INLINE
 @JSON
-@_reporting_errors
+@reporting_errors
 def serve(file: Path, app: str, app_dir: Path | None, admin: str | None, inline: bool, as_json: bool) -> None:
     """Run one app of FILE."""
 
@@ -130,7 +102,7 @@ def serve(file: Path, app: str, app_dir: Path | None, admin: str | None, inline:
 @ADMIN
 @click.option("--no-import", is_flag=True, help="Check the file alone: run no code of the services.")
 @JSON
-@_reporting_errors
+@reporting_errors
 def check(file: Path, app: str | None, app_dir: Path | None, admin: str | None, no_import: bool, as_json: bool) -> None:
     """Check whether FILE can start, and print the apps that it would run.
 
@@ -160,12 +132,12 @@ def check(file: Path, app: str | None, app_dir: Path | None, admin: str | None, 
 @TARGET
 @ADDRESS
 @JSON
-@_reporting_errors
+@reporting_errors
 def status(target: str | None, address: str | None, as_json: bool) -> None:
     """Show the state of every shard. The address may also be the gRPC address of a shard."""
     from onelane.cli import status as status_client
 
-    state = status_client.fetch(_address(target, address))
+    state = status_client.fetch(address_of(target, address))
     if as_json:
         click.echo(json.dumps(status_client.documented(state), indent=2))
     else:
@@ -176,12 +148,12 @@ def status(target: str | None, address: str | None, as_json: bool) -> None:
 @TARGET
 @ADDRESS
 @JSON
-@_reporting_errors
+@reporting_errors
 def reload(target: str | None, address: str | None, as_json: bool) -> None:
     """Apply the settings of the file to its running services."""
     from onelane.cli import admin_client
 
-    outcome = admin_client.command(_address(target, address), "/reload")
+    outcome = admin_client.command(address_of(target, address), "/reload")
     if as_json:
         click.echo(json.dumps(outcome, indent=2))
         sys.exit(3 if outcome["faults"] else 0)
@@ -199,7 +171,7 @@ def reload(target: str | None, address: str | None, as_json: bool) -> None:
 @click.argument("app", required=False)
 @ADDRESS
 @JSON
-@_reporting_errors
+@reporting_errors
 def restart(app: str | None, address: str | None, as_json: bool) -> None:
     """Restart the shards of APP, or of all apps, one after another, each after its calls have finished.
 
@@ -209,7 +181,7 @@ def restart(app: str | None, address: str | None, as_json: bool) -> None:
 
     from onelane.cli import admin_client
 
-    outcome = admin_client.command(_address(address), "/restart" + (f"?app={quote(app)}" if app else ""))
+    outcome = admin_client.command(address_of(address), "/restart" + (f"?app={quote(app)}" if app else ""))
     if as_json:
         click.echo(json.dumps(outcome, indent=2))
         return
@@ -226,13 +198,13 @@ def restart(app: str | None, address: str | None, as_json: bool) -> None:
 @ADDRESS
 @click.option("--once", is_flag=True, help="Print once and exit; always so where the output is no terminal.")
 @JSON
-@_reporting_errors
+@reporting_errors
 def top(target: str | None, address: str | None, once: bool, as_json: bool) -> None:
     """Watch shards, methods, hot keys and helper threads, until q. ↑ ↓ PgUp PgDn scroll."""
     from onelane.cli import admin_client
     from onelane.cli import top as terminal
 
-    asked = _address(target, address)
+    asked = address_of(target, address)
     if as_json:
         click.echo(json.dumps(admin_client.fetch(asked, "/snapshot"), indent=2))
         return
@@ -244,13 +216,13 @@ def top(target: str | None, address: str | None, once: bool, as_json: bool) -> N
 @click.argument("trace_id", required=False)
 @ADDRESS
 @JSON
-@_reporting_errors
+@reporting_errors
 def trace(trace_id: str | None, address: str | None, as_json: bool) -> None:
     """List the last traces, or print the one whose id begins with TRACE_ID as a tree."""
     from onelane.cli import admin_client
     from onelane.cli import top as terminal
 
-    asked = _address(address)
+    asked = address_of(address)
     rows = admin_client.fetch(asked, "/traces")["traces"] if trace_id is None else terminal.spans_of(asked, trace_id)
     if as_json:
         click.echo(json.dumps({"traces" if trace_id is None else "spans": rows}, indent=2))
@@ -270,7 +242,7 @@ def trace(trace_id: str | None, address: str | None, as_json: bool) -> None:
     help="The folder that modules are written below (default: this one).",
 )
 @JSON
-@_reporting_errors
+@reporting_errors
 def proto(sources: tuple[Path, ...], root: Path, out: Path, as_json: bool) -> None:
     """Generate Python from .proto files (default: all below --root)."""
     from onelane.cli.protoc import generate
@@ -286,13 +258,6 @@ def proto(sources: tuple[Path, ...], root: Path, out: Path, as_json: bool) -> No
 def _show_needs_restart(changes: list[str]) -> None:
     for change in changes:
         click.echo(f"the file differs from what runs: {change} (needs a restart of `onelane up`)")
-
-
-def _address(*wanted: str | None) -> str:
-    """The admin address that the arguments of a command name; where they name none, the default."""
-    from onelane.cli import admin_client
-
-    return admin_client.address_of(next(filter(None, wanted), None))
 
 
 def _with_admin(configuration: config.Config, admin: str | None) -> config.Config:

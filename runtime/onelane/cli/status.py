@@ -86,6 +86,10 @@ def show(status: dict[str, Any], console: Console) -> None:
         console.print(f"{name}  {app['listen']}  epoch {app['epoch']}", soft_wrap=True)
         if console.is_terminal:
             _shards(name, app).show(console)
+        if app.get("change") is not None:
+            console.print(change_text(app["change"]), soft_wrap=True)
+        for leaving in app.get("leaving", ()):
+            console.print(f"{leaving['name']} (life {leaving['life']}) finishes its calls", soft_wrap=True)
         _show_rest(app, console)
 
 
@@ -108,6 +112,17 @@ def _show_rest(app: dict[str, Any], console: Console) -> None:
     size = app["service_config"]["loadBalancingConfig"][0]["ring_hash_experimental"]["minRingSize"]
     if size > STOCK_RING_CAP:
         console.print(f"and the channel argument grpc.lb.ring_hash.ring_size_cap = {size}", soft_wrap=True)
+
+
+def change_text(change: dict[str, Any]) -> str:
+    """A change of placement that is under way, in one line."""
+    begun = f"epoch {change['from']} → {change['to']}: {change['what']}"
+    if "since_s" not in change:
+        return f"{begun}; waits for {', '.join(change['starting']) or 'its begin'} to start"
+    parts = [f"{change['departed']} keys moved ({change['bytes']} bytes)", f"{change['leaving']} to go"]
+    parts += [f"{change['held']} calls held"] if change["held"] else []
+    parts += [f"waits for {', '.join(change['waits_for'])}"] if change["waits_for"] else []
+    return f"{begun}; {', '.join(parts)}, {change['since_s']:.1f} s"
 
 
 def _stall(shard: str, stall: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Changing the settings of running services: every shard checks the new settings before any shard uses them.
 
 Promises: all shards or none; a file with a fault, or settings that a service refuses, change nothing; a shard that
-starts or dies meanwhile has the newest settings that were committed. A change that needs a restart is reported, and not
-followed.
+starts or dies meanwhile has the newest settings that were committed. Another number of shards in the file scales the
+app; an app that was scaled meanwhile stays so while the file keeps its number. A change that needs a restart is
+reported, and not followed.
 """
 
 import logging
@@ -16,6 +17,7 @@ from onelane.config import App, Config
 from onelane.errors import BadConfig
 from onelane.shard.settings import differences
 from onelane.supervisor.app import AppSupervisor
+from onelane.supervisor.target import NotChanged, scaled
 
 log = logging.getLogger("onelane.supervisor")
 ANSWER_S = 5.0
@@ -43,7 +45,7 @@ class FileDifferences:
     needs_restart: list[str] = field(default_factory=list)
     """Changes that take effect only when onelane itself is restarted."""
     needs_reload: list[str] = field(default_factory=list)
-    """Changes of the services' settings, which a reload would apply."""
+    """Changes of the services' settings, and of numbers of shards, which a reload would apply."""
     faults: list[str] = field(default_factory=list)
     """Why the file could not be used now."""
 
@@ -57,6 +59,8 @@ class Reloader:
         self._running = running
         self._read = read
         self._lock = anyio.Lock()
+        self._shard_counts = {name: app.shard_count for name, app in running.apps.items()}
+        """App → its number of shards in the file that was last followed."""
 
     async def reload(self) -> ReloadOutcome:
         """Read the file again, and give every shard the settings that it has for its services."""
@@ -79,9 +83,10 @@ class Reloader:
         needs_restart, needs_reload = _differences_outside_apps(self._running, new), []
         for app in self._apps:
             if (configured := new.apps.get(app.name)) is not None:
-                needs_restart += _differences_outside_config(app.name, self._running.apps[app.name], configured)
+                needs_restart += self._needing_restart(app, configured)
                 changes = differences(app.settings.config, configured.config)
                 needs_reload += [f"{app.name}.{change}" for change in changes]
+                needs_reload += [] if app.changes.objection() else self._scaling(app, configured)
         return FileDifferences(needs_restart, needs_reload)
 
     async def _apply(self, new: Config) -> ReloadOutcome:
@@ -92,15 +97,45 @@ class Reloader:
             configured = new.apps.get(app.name)
             if configured is None:
                 continue
-            needs_restart += _differences_outside_config(app.name, self._running.apps[app.name], configured)
+            needs_restart += self._needing_restart(app, configured)
             if changes := differences(app.settings.config, configured.config):
                 changed += [f"{app.name}.{change}" for change in changes]
                 new_settings.append((app, configured.config))
         if faults := await _objections(new_settings):
             return ReloadOutcome(faults=faults)
+        scalings: list[str] = []
+        try:
+            # Before the settings are used: where it is given up, they are those that they were.
+            for app in self._apps:
+                scalings += await self._scale(app, new)
+        except NotChanged as error:
+            return ReloadOutcome(scalings, faults=[str(error)])
         for app, config in new_settings:
             await app.commit(config)
-        return ReloadOutcome(changed, needs_restart)
+        return ReloadOutcome(changed + scalings, needs_restart)
+
+    async def _scale(self, app: AppSupervisor, new: Config) -> list[str]:
+        """Follow the number of shards in the file; returns how it has changed.
+
+        Raises:
+            NotChanged: it was given up.
+        """
+        configured = new.apps.get(app.name)
+        if configured is None or app.changes.objection() or not (scaling := self._scaling(app, configured)):
+            return []
+        await app.changes.reach(scaled(configured.shard_count))
+        self._shard_counts[app.name] = configured.shard_count
+        return scaling
+
+    def _scaling(self, app: AppSupervisor, configured: App) -> list[str]:
+        """How the number of shards in the file differs from the one that it had; empty where it does not."""
+        before, after = self._shard_counts[app.name], configured.shard_count
+        return [f"{app.name}.shards: {before} → {after}"] if before != after else []
+
+    def _needing_restart(self, app: AppSupervisor, configured: App) -> list[str]:
+        """Every changed setting of an app but those of its services, and a number of shards that can be followed."""
+        scaling = self._scaling(app, configured) if app.changes.objection() else []
+        return _differences_outside_config(app.name, self._running.apps[app.name], configured) + scaling
 
 
 async def _objections(new_settings: NewSettings) -> list[str]:
@@ -133,5 +168,6 @@ def _differences_outside_apps(old: Config, new: Config) -> list[str]:
 
 
 def _differences_outside_config(name: str, old: App, new: App) -> list[str]:
-    """Every changed setting of an app but those of its services."""
-    return differences(old.model_dump(exclude={"config"}), new.model_dump(exclude={"config"}), f"{name}.")
+    """Every changed setting of an app but those of its services and its number of shards."""
+    others = {"config", "shards"}
+    return differences(old.model_dump(exclude=others), new.model_dump(exclude=others), f"{name}.")

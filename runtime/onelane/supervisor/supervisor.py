@@ -330,6 +330,8 @@ class Supervisor:
             "epoch": app.placement.epoch,
             "service_config": app.placement.service_config(),
             "shards": [self._shard_status(app, shard, details=details) for shard in app.shards],
+            "leaving": [_leaving_status(shard) for shard in app.beside if shard.is_leaving],
+            "change": app.changes.status(),
         }
 
     def _shard_status(self, app: AppSupervisor, shard: SupervisedShard, *, details: bool) -> dict[str, Any]:
@@ -338,6 +340,7 @@ class Supervisor:
             "name": shard.member.name,
             "index": shard.index,
             "pid": shard.pid,
+            "life": shard.member.life,
             "address": shard.member.address,
             "state": shard.label,
             "restarts": shard.restarts,
@@ -355,3 +358,8 @@ class Supervisor:
             "last_stalls": [asdict(stall) for stall in shard.stalls],
         }
         return row | {"keyed": shard.keyed} if details else row
+
+
+def _leaving_status(shard: SupervisedShard) -> dict[str, Any]:
+    """Of a life that finishes its calls, after its keys have moved."""
+    return {"name": shard.member.name, "life": shard.member.life, "pid": shard.pid}

@@ -2,7 +2,7 @@
 
 import socket
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,8 +34,8 @@ class View:
     def __init__(self, apps: list[AppSupervisor], collector: Collector) -> None:
         self._apps = apps
         self._collector = collector
-        self._rings: dict[str, tuple[Placement, dict[str, Any]]] = {}
-        """App → the placement that its ring was last drawn of, and the drawing, which takes long to compute."""
+        self._rings: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
+        """App → the addresses that its ring was last drawn of, and the drawing, which takes long to compute."""
 
     def snapshot(self, *, steps: int) -> dict[str, Any]:
         """The present state. steps: seconds of every method's history to include, 1 to `history.HISTORY_STEPS`."""
@@ -57,18 +57,21 @@ class View:
             "epoch": app.placement.epoch,
             "show_keys": app.settings.show_keys,
             "shards": [_shard(app, shard, sums) for shard in app.shards],
+            "change": app.changes.status(),
             "methods": [_method(name, method, steps) for name, method in sorted(methods.items()) if _is_shown(name)],
-            "ring": self._ring(app.name, app.placement),
+            "ring": self._ring(app),
             "hot_keys": hottest_keys(self._collector.hot_keys(app.name), MAX_HOT_KEYS),
-            "helpers": sums.helpers(app.name),
+            "helpers": sums.helpers(app.name, {shard.member.name for shard in app.shards}),
         }
 
-    def _ring(self, name: str, placement: Placement) -> dict[str, Any]:
-        """The drawing of an app's ring; computed once for each placement."""
-        drawn_of, drawing = self._rings.get(name, (None, {}))
-        if drawn_of is not placement:
-            drawing = ring(placement)
-            self._rings[name] = (placement, drawing)
+    def _ring(self, app: AppSupervisor) -> dict[str, Any]:
+        """The drawing of an app's ring; computed once for each set of addresses."""
+        addresses = tuple(shard.member.address for shard in app.shards)
+        placed = tuple(member.address for member in app.placement.members)
+        drawn_of, drawing = self._rings.get(app.name, ((), {}))
+        if drawn_of != addresses + placed:
+            drawing = ring(app.placement, addresses)
+            self._rings[app.name] = (addresses + placed, drawing)
         return drawing
 
 
@@ -86,16 +89,17 @@ class _Sums:
         self._losses: dict[str, float] = defaultdict(float)
         self._refusals: dict[tuple[str, str], float] = defaultdict(float)
         """What was refused, and why → how often."""
-        for point in collector.totals.points():
+        # With the shards that the apps have no more: a sum does not fall.
+        for point in collector.totals.points(with_retired=True):
             self._add(point.instrument.name, dict(point.attributes), point.value)
 
     def of(self, name: str, source: Attributes) -> float:
         app, shard = (value for _, value in source)
         return self._by_shard[name, app, shard]
 
-    def helpers(self, app: str) -> list[dict[str, Any]]:
-        """Queue depth, wait and run time of every worker thread of an app."""
-        rows = sorted((key, row) for key, row in self._helpers.items() if key[0] == app)
+    def helpers(self, app: str, shards: Collection[str]) -> list[dict[str, Any]]:
+        """Queue depth, wait and run time of every worker thread of these shards of an app."""
+        rows = sorted((key, row) for key, row in self._helpers.items() if key[0] == app and key[1] in shards)
         return [{"shard": shard, "name": name, **row} for (_, shard, name), row in rows]
 
     def losses(self) -> list[dict[str, Any]]:
@@ -179,10 +183,18 @@ def _quantiles(spread: Buckets) -> dict[str, float]:
     return {"p50": spread.quantile(0.5), "p95": spread.quantile(0.95), "p99": spread.quantile(0.99)}
 
 
-def ring(placement: Placement) -> dict[str, Any]:
-    """Each shard's share of the ring, and the owner, by its index, in the middle of each of `RING_SLICES` slices."""
-    indices = {member.address: index for index, member in enumerate(placement.members)}
+def ring(placement: Placement, addresses: Sequence[str]) -> dict[str, Any]:
+    """Each shard's share of the ring, and the owner, by its index, in the middle of each of `RING_SLICES` slices.
+
+    addresses: of all shards by their index, also those that own nothing now.
+    """
+    indices = {address: index for index, address in enumerate(addresses)}
     owned = placement.ring.shares()
-    shares = [owned[member.address] for member in placement.members]
+    shares = [owned.get(address, 0.0) for address in addresses]
     slices = [indices[placement.ring.owner_at((at * 2 + 1) / (2 * RING_SLICES))] for at in range(RING_SLICES)]
-    return {"points": placement.points, "shares": shares, "skew": max(shares) * len(shares), "slices": slices}
+    return {
+        "points": placement.points,
+        "shares": shares,
+        "skew": max(shares) * len(placement.members),
+        "slices": slices,
+    }

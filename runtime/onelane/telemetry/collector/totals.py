@@ -92,14 +92,14 @@ class Totals:
         """After `retire`: the app has this shard again, whose counters go on where they were."""
         self._retired.discard(extra)
 
-    def points(self, *, without: str = "") -> list[Point]:
-        """All series, cumulative.
+    def points(self, *, without: str = "", with_retired: bool = False) -> list[Point]:
+        """All series, cumulative. with_retired: also those of the shards that the app has no more.
 
         without: an attribute to remove; series that differ in nothing else are added up, or aggregated by maximum (see
             `MAX_UNITS`).
         """
         values = self._merged_without(without) if without else self._values
-        retired = [set(source) for source in self._retired]
+        retired = [] if with_retired else [set(source) for source in self._retired]
         return [
             Point(self._instruments[name, kind], kind, attributes, value)
             for (name, kind, attributes), value in values.items()

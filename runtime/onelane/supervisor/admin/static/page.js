@@ -71,6 +71,7 @@ function App({ app, history }) {
           <${Tile} value=${seconds(slowest)} text="slowest p99" />
           <${Tile} value=${`${ready}/${app.shards.length}`} text="shards ready" bad=${ready < app.shards.length} />
         </div>
+        ${app.change && html`<p class="card change" role="status">${changing(app.change)}</p>`}
         <${Shards} app=${app} />
         <${Methods} methods=${app.methods} shown=${shown} show=${setMethod} />
         ${shown && html`<${Charts} method=${shown} steps=${history[shown] ?? []} />`}
@@ -81,6 +82,14 @@ function App({ app, history }) {
       </div>
     </section>
   `;
+}
+
+function changing(change) {
+  const begun = `epoch ${change.from} → ${change.to}: ${change.what}`;
+  if (change.since_s === undefined) return `${begun}; waits for ${change.starting.join(", ") || "its begin"} to start`;
+  const moved = `${count(change.departed)} keys moved (${count(change.bytes)} bytes), ${count(change.leaving)} to go`;
+  const waits = change.waits_for.length ? `, waits for ${change.waits_for.join(", ")}` : "";
+  return `${begun}; ${moved}, ${count(change.held)} calls held${waits}, ${change.since_s.toFixed(1)} s`;
 }
 
 const busiest = (methods) => methods.reduce((best, one) => (!best || one.now.calls > best.now.calls ? one : best), null)?.name;
