@@ -23,7 +23,7 @@ class ChangingShard(Protocol):
         """Follow a placement."""
 
 
-class Changes:
+class ClusterChanges:
     """The changes of one app, one at a time. Owned by the cluster."""
 
     def __init__(self, placement: Placement) -> None:

@@ -18,7 +18,7 @@ from onelane.shard.handoff import HandoffCarrier
 from onelane.shard.lifecycle import ShardLifecycle
 from onelane.shard.reporter import TICK_S
 from onelane.shard.wiring import Environment
-from onelane.testing.changes import Changes
+from onelane.testing.changes import ClusterChanges
 from onelane.testing.clock import ManualClock
 from onelane.v1 import control_pb2
 
@@ -49,7 +49,7 @@ class ClusterApp:
         self.name = name
         self.settings = settings
         self.shards: list[ClusterShard] = []
-        self.changes: Changes
+        self.changes: ClusterChanges
         self._folder = folder
         self._shared = shared
         self._lives = count(1)
@@ -63,7 +63,7 @@ class ClusterApp:
         self.shards = [self._make_shard(index) for index in range(shards)]
         members = tuple(shard.member for shard in self.shards)
         pins = {key: members[index].name for key, index in self.settings.pins.items()}
-        self.changes = Changes(Placement(1, members, self.settings.points, pins))
+        self.changes = ClusterChanges(Placement(1, members, self.settings.points, pins))
         return {shard.member.address: shard.own_target for shard in self.shards}
 
     async def start(self) -> None:
