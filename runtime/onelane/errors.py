@@ -311,6 +311,13 @@ class Fenced(Transient):
         super().__init__(f"another life has claimed the keys {names}{more}")
 
 
+class NotKept(Transient):
+    """A turn, or one that it rests on, could not be written to the store: its changes are dropped."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the changes of this turn, or of one before it, were not kept: {why}")
+
+
 class DeadlinePassed(Transient):
     """The deadline passed before there was an answer."""
 

@@ -40,6 +40,8 @@ TESTED_BY = {
     "shard/trial": "cli/test_check",
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
+    "state/batch": "state/test_journal",
+    "state/journal_metrics": "state/test_journal",
     "state/memory_store": "state/test_store_contract",
     "state/postgres_connection": "state/test_postgres_store",
     "state/sqlite_file": "state/test_sqlite_store",

@@ -1,0 +1,61 @@
+"""What one commit writes, and what leaves once it has ended."""
+
+from collections.abc import Callable
+
+from onelane.errors import OnelaneError
+from onelane.state.store import KeyWrite, RememberedAnswer, Row
+
+Leave = Callable[[OnelaneError | None], None]
+"""Sends what has waited for a commit; with an error, what is sent in its place."""
+
+
+class Change:
+    """What a batch changes of one key."""
+
+    __slots__ = ("answers", "dropped", "dropped_answers", "rows")
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.dropped: set[str] = set()
+        """Names of dicts."""
+        self.answers: list[RememberedAnswer] = []
+        self.dropped_answers: list[str] = []
+
+    def write(self, row: Row) -> None:
+        self.rows[row.dict_name] = row
+        self.dropped.discard(row.dict_name)
+
+    def drop(self, dict_name: str) -> None:
+        self.rows.pop(dict_name, None)
+        self.dropped.add(dict_name)
+
+
+class Batch:
+    """Changes of several keys that are written together."""
+
+    __slots__ = ("began_at", "changes", "leaving")
+
+    def __init__(self) -> None:
+        self.changes: dict[str, Change] = {}
+        self.leaving: list[tuple[str, Leave]] = []
+        """The key that it rests on, and what leaves."""
+        self.began_at = 0.0
+
+    def change_of(self, key: str) -> Change:
+        change = self.changes.get(key)
+        if change is None:
+            change = self.changes[key] = Change()
+        return change
+
+    def writes(self, epoch: int) -> list[KeyWrite]:
+        return [
+            KeyWrite(
+                key,
+                epoch,
+                rows=tuple(change.rows.values()),
+                answers=tuple(change.answers),
+                dropped_rows=tuple(change.dropped),
+                dropped_answers=tuple(change.dropped_answers),
+            )
+            for key, change in self.changes.items()
+        ]

@@ -1,0 +1,352 @@
+"""The journal of one lane: what of each key is in memory, what of it is on disk, and what must wait until it is.
+
+Promises: the unit is the turn. After it the entries of its key are compared with those that were written last, and
+where they differ they join the next batch. While one batch is written the next one gathers. What rests on a change
+leaves when that change is on disk, in the order in which it came. Where a batch fails, what is in it and what rests on
+it fails too, and the memory of those keys is dropped: their next turn loads what is on disk.
+Leaves out: calls and turns, see `lane/kept_turns`. Owned by one lane; the store is on a thread (`store_thread`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
+from functools import partial
+from time import perf_counter, time
+from typing import Protocol
+
+from onelane.errors import Fenced, NotKept, OnelaneError
+from onelane.state.batch import Batch, Leave
+from onelane.state.journal_metrics import JournalMetrics
+from onelane.state.store import KeyState, KeyWrite, RememberedAnswer, Row, Store
+from onelane.state.store_thread import Done
+
+log = logging.getLogger("onelane.state")
+STORE_FAILED = "its store has failed"
+Loaded = Callable[[OnelaneError | None], None]
+"""Called once the state of a key is in memory, or with the reason why it is not."""
+
+
+class DurableDicts(Protocol):
+    """The durable dicts of one lane, as the journal uses them."""
+
+    def rows_of(self, key: str, before: Mapping[str, Row]) -> dict[str, Row]:
+        """The entries of a key as they are now, encoded, by the names of their dicts. key: canonical text. before: as
+        they were; the rows of those that have not changed are the same objects.
+
+        Raises:
+            OnelaneError: one of them cannot be encoded.
+        """
+
+    def install(self, key: str, rows: Sequence[Row]) -> None:
+        """Put the loaded entries of a key in the dicts.
+
+        Raises:
+            OnelaneError: one of them cannot be read; then no entry is there.
+        """
+
+    def forget(self, key: str) -> None:
+        """Remove the entries of a key from memory."""
+
+
+class StoreQueue(Protocol):
+    """See `onelane.state.store_thread.StoreThread`."""
+
+    def submit(self, work: Callable[[Store], object], done: Done[object]) -> None: ...
+
+
+class Resident:
+    """One key whose state is in memory."""
+
+    __slots__ = ("answers", "batch", "is_lost", "rows")
+
+    def __init__(self, state: KeyState) -> None:
+        self.rows: dict[str, Row] = {row.dict_name: row for row in state.rows}
+        """As they were loaded, or put in a batch last."""
+        self.answers: dict[str, RememberedAnswer] = {answer.id: answer for answer in state.answers}
+        """The oldest first."""
+        self.batch: Batch | None = None
+        """The newest one with changes of this key, until it is on disk."""
+        self.is_lost = False
+        """A batch with its changes has failed while a turn of the key ran: what is in memory must not be used."""
+
+
+class Journal:
+    """See the module."""
+
+    def __init__(
+        self,
+        dicts: DurableDicts,
+        store: StoreQueue,
+        metrics: JournalMetrics,
+        *,
+        epoch: Callable[[], int],
+        in_turn: Callable[[str], bool],
+    ) -> None:
+        """epoch: of the placement by which this life owns its keys. in_turn: whether a turn of a key is held."""
+        self.residents: dict[str, Resident] = {}
+        """Canonical text → a key whose state is in memory. The lane looks here at the beginning of each turn."""
+        self._dicts = dicts
+        self._store = store
+        self._metrics = metrics
+        self._epoch = epoch
+        self._in_turn = in_turn
+        self._gathering = Batch()
+        self._writing: Batch | None = None
+        self._loading: dict[str, list[Loaded]] = {}
+        self._to_load: list[str] = []
+        self._is_reading = False
+        self._is_due = False
+        """A step is scheduled for the end of this iteration of the loop."""
+        self._idle: asyncio.Event | None = None
+
+    # Loading
+
+    def load(self, key: str, loaded: Loaded) -> None:
+        """Bring the state of a key into memory, together with all that are asked for in this iteration of the loop."""
+        waiters = self._loading.get(key)
+        if waiters is not None:
+            waiters.append(loaded)
+            return
+        self._loading[key] = [loaded]
+        self._to_load.append(key)
+        self._step_soon()
+
+    def _read(self) -> None:
+        # Not what is about to be written: it would be read as it was before.
+        keys = [key for key in self._to_load if key not in self._gathering.changes]
+        if not keys:
+            return
+        self._to_load = [key for key in self._to_load if key in self._gathering.changes]
+        self._is_reading = True
+        self._store.submit(partial(_load, keys, self._epoch(), time()), partial(self._was_read, keys))
+
+    def _was_read(self, keys: list[str], result: object, error: BaseException | None) -> None:
+        self._is_reading = False
+        states: dict[str, KeyState] = result if isinstance(result, dict) else {}
+        if error is not None:
+            self._metrics.failed("load", error)
+        else:
+            self._metrics.loaded(len(states))
+        for key in keys:
+            failure = self._install(key, states.get(key), error)
+            for loaded in self._loading.pop(key):
+                loaded(failure)
+        self._step_soon()
+
+    def _install(self, key: str, state: KeyState | None, error: BaseException | None) -> OnelaneError | None:
+        if state is None:
+            return _not_kept(error or Fenced([key]))
+        try:
+            self._dicts.install(key, state.rows)
+        except OnelaneError as unreadable:
+            log.error("state.unreadable key=%r error=%s", key, unreadable)
+            return unreadable
+        self.residents[key] = Resident(state)
+        return None
+
+    # Turns
+
+    def end_turn(self, key: str, leave: Leave, answer: RememberedAnswer | None = None) -> bool:
+        """A turn of `key` that may have changed its state has ended. False where nothing of it needs to wait; else
+        `leave` is called once all that it rests on is on disk, or has failed.
+
+        answer: to be kept with the change.
+
+        Raises:
+            OnelaneError: an entry cannot be encoded; the memory of the key is dropped.
+            NotKept: what it rests on has failed already.
+        """
+        resident = self.residents[key]
+        if resident.is_lost:
+            raise NotKept(STORE_FAILED)
+        try:
+            rows = self._dicts.rows_of(key, resident.rows)
+        except BaseException:
+            self.lose(key)
+            raise
+        if rows != resident.rows or answer is not None:
+            self._change(key, resident, rows, answer)
+        return self.rest_on(key, leave)
+
+    def rest_on(self, key: str, leave: Leave) -> bool:
+        """As `end_turn`, of what has seen the state of `key` and has not changed it."""
+        resident = self.residents[key]
+        if resident.is_lost:
+            raise NotKept(STORE_FAILED)
+        if resident.batch is None:
+            return False
+        resident.batch.leaving.append((key, leave))
+        return True
+
+    def is_pending(self, key: str) -> bool:
+        """Whether what has seen the state of `key` must wait, or has failed already."""
+        resident = self.residents.get(key)
+        return resident is not None and (resident.is_lost or resident.batch is not None)
+
+    async def kept(self, key: str) -> None:
+        """Wait until all changes of earlier turns of `key` are on disk.
+
+        Raises:
+            NotKept: one of them has failed.
+        """
+        resident = self.residents.get(key)
+        if resident is None or not (resident.is_lost or resident.batch):
+            return
+        if resident.batch is None:
+            raise NotKept(STORE_FAILED)
+        on_disk: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        resident.batch.leaving.append((key, partial(_settle, on_disk)))
+        await on_disk
+
+    def _change(self, key: str, resident: Resident, rows: dict[str, Row], answer: RememberedAnswer | None) -> None:
+        change = self._gathering.change_of(key)
+        for name, row in rows.items():
+            if resident.rows.get(name) != row:
+                change.write(row)
+        for name in resident.rows.keys() - rows.keys():
+            change.drop(name)
+        if answer is not None:
+            change.answers.append(answer)
+            resident.answers[answer.id] = answer
+        resident.rows, resident.batch = rows, self._gathering
+        self._step_soon()
+
+    # Writing
+
+    def _step_soon(self) -> None:
+        """Begin to write and to load at the end of this iteration: a burst of calls is one batch, a lone call does not
+        wait."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._step, context=Context())
+
+    def _step(self) -> None:
+        self._is_due = False
+        if self._writing is None and self._gathering.changes:
+            self._write()
+        if self._to_load and not self._is_reading:
+            self._read()
+        if self._idle is not None and not (self._loading or self._writing):
+            self._idle.set()
+
+    def _write(self) -> None:
+        batch, self._gathering = self._gathering, Batch()
+        self._writing = batch
+        batch.began_at = perf_counter()
+        self._store.submit(partial(_commit, batch.writes(self._epoch()), time()), self._was_written)
+
+    def _was_written(self, fenced: object, error: BaseException | None) -> None:
+        batch, self._writing = self._writing, None
+        assert batch is not None
+        if error is not None:
+            self._metrics.failed("commit", error)
+            lost = set(batch.changes)
+        else:
+            lost = set(fenced) if isinstance(fenced, tuple) else set()
+            if lost:
+                self._metrics.failed("commit", Fenced(lost))
+            self._metrics.committed(perf_counter() - batch.began_at, keys=len(batch.changes), turns=len(batch.leaving))
+        for key in batch.changes.keys() - lost:
+            resident = self.residents.get(key)
+            if resident is not None and resident.batch is batch:
+                resident.batch = None
+        # What rests on the lost keys and gathers in the next batch must not be written by it.
+        failed = [*_take(batch, lost), *_take(self._gathering, lost)]
+        for key in lost:
+            self._gathering.changes.pop(key, None)
+            self.lose(key)
+        self._leave(batch.leaving, None)
+        self._leave(failed, _not_kept(error or Fenced(lost)) if lost else None)
+        self._step_soon()
+
+    def _leave(self, leaving: Iterable[tuple[str, Leave]], error: OnelaneError | None) -> None:
+        for _, leave in leaving:
+            try:
+                leave(error)
+            except Exception:
+                # A defect of ours: the others must not wait for ever.
+                log.exception("state.answer_not_sent")
+
+    # Memory
+
+    def lose(self, key: str) -> None:
+        """What is in memory of `key` differs from what is on disk for good: drop it, at the end of a turn of the key
+        that runs."""
+        resident = self.residents.get(key)
+        if resident is None:
+            return
+        resident.is_lost, resident.batch = True, None
+        if not self._in_turn(key):
+            self.drop(key)
+
+    def drop(self, key: str) -> None:
+        """Remove the state of `key` from memory. Its next turn loads it."""
+        if self.residents.pop(key, None) is not None:
+            self._dicts.forget(key)
+
+    def drop_lost(self, key: str) -> None:
+        """A turn of `key` has ended: drop its state if it is lost."""
+        resident = self.residents.get(key)
+        if resident is not None and resident.is_lost:
+            self.drop(key)
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is to be written or loaded."""
+        while self._loading or self._writing or self._gathering.changes:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+
+
+def _load(keys: Sequence[str], epoch: int, at: float, store: Store) -> dict[str, KeyState]:
+    """On the thread: load the keys, without those that another life has claimed."""
+    while keys:
+        try:
+            return store.load(keys, epoch=epoch, at=at)
+        except Fenced as fenced:
+            keys = _without(keys, fenced)
+    return {}
+
+
+def _commit(writes: Sequence[KeyWrite], at: float, store: Store) -> tuple[str, ...]:
+    """On the thread: write all but the keys that another life has claimed; returns these."""
+    lost: tuple[str, ...] = ()
+    while writes:
+        try:
+            store.commit(writes, at=at)
+            break
+        except Fenced as fenced:
+            left = set(_without([write.key for write in writes], fenced))
+            writes = [write for write in writes if write.key in left]
+            lost += fenced.keys
+    return lost
+
+
+def _without(keys: Sequence[str], fenced: Fenced) -> list[str]:
+    left = [key for key in keys if key not in set(fenced.keys)]
+    if len(left) == len(keys):
+        # It names none of them: to try again would never end.
+        raise fenced
+    return left
+
+
+def _take(batch: Batch, keys: set[str]) -> list[tuple[str, Leave]]:
+    """Remove what rests on some keys from a batch."""
+    taken = [pair for pair in batch.leaving if pair[0] in keys]
+    if taken:
+        batch.leaving = [pair for pair in batch.leaving if pair[0] not in keys]
+    return taken
+
+
+def _not_kept(error: BaseException) -> NotKept:
+    # Its text may name files and servers: those are for our log.
+    return NotKept("another shard owns the key" if isinstance(error, Fenced) else STORE_FAILED)
+
+
+def _settle(on_disk: "asyncio.Future[None]", error: OnelaneError | None) -> None:
+    if on_disk.done():
+        return
+    if error is None:
+        on_disk.set_result(None)
+    else:
+        on_disk.set_exception(error)
