@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from onelane.core import addresses, redaction
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.service_config import ServiceConfig
+from onelane.core.state_settings import StateSettings
 from onelane.errors import BadConfig
 from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
 
@@ -252,6 +253,8 @@ class App(BaseModel):
     first. By default never."""
     tls: Tls | None = None
     """Serve clients over TLS. Shards of one app talk to each other over Unix sockets."""
+    state: StateSettings = StateSettings()
+    """Where durable state is kept."""
     auth: AuthSettings | None = None
     """Who may call: the credentials that are accepted, and the roles for each method. By default everybody may call
     everything."""

@@ -15,7 +15,7 @@ from onelane.telemetry.stats import Stats
 
 
 class OneDict:
-    """A durable dict of texts: the `DurableDicts` of a journal."""
+    """A durable dict of texts: the `DictsOfKeys` of a journal."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
@@ -27,11 +27,12 @@ class OneDict:
             raise UnwritableValue("texts", key, "no text")
         return {"texts": Row("texts", self.texts[key].encode())}
 
-    def install(self, key: str, rows: Sequence[Row]) -> None:
+    def install(self, key: str, rows: Sequence[Row]) -> Sequence[Row]:
         for row in rows:
             if row.value == b"unreadable":
                 raise UnreadableValue("texts", key, "it is unreadable")
             self.texts[key] = row.value.decode()
+        return rows
 
     def forget(self, key: str) -> None:
         self.texts.pop(key, None)

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from onelane.errors import StoreRefused
 from onelane.state.memory_store import MemoryStore
-from onelane.state.store import StoreOptions
+from onelane.state.store import Store, StoreOptions
 from onelane.state.store_thread import StoreThread
 
 
@@ -29,7 +30,7 @@ async def test_work_is_done_on_the_thread_in_order_and_its_results_come_back_on_
     results: list[Any] = []
     last: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def work(number: int) -> int:
+    def work(number: int, _: Store) -> int:
         results.append(("work", number, threading.current_thread() is threading.main_thread()))
         if number == 1:
             raise ValueError(number)
@@ -41,7 +42,7 @@ async def test_work_is_done_on_the_thread_in_order_and_its_results_come_back_on_
             last.set_result(None)
 
     for number in range(3):
-        thread.submit(lambda _, number=number: work(number), done)
+        thread.submit(partial(work, number), done)
     await asyncio.wait_for(last, 5)
     assert [result for result in results if result[0] == "work"] == [("work", number, False) for number in range(3)]
     assert [result for result in results if result[0] == "done"] == [

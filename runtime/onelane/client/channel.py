@@ -1,7 +1,7 @@
 """A channel to one server over our own wire, for any generated stub: what `grpc.aio.insecure_channel` is, cheaper."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
 from math import inf
@@ -126,12 +126,13 @@ class MultiCallable:
         compression: grpc.Compression | None = None,
     ) -> None:
         self._subchannel = subchannel
-        self._start = subchannel.start if shape == "unary_unary" else partial(_start, subchannel)
+        self._start: Callable[[Any], None] = subchannel.start if shape == "unary_unary" else partial(_start, subchannel)
         self._call_type = CALL_TYPES[shape]
         self._has_request_stream = shape.startswith("stream_")
         self._serialize = request_serializer
         self._deserialize = response_deserializer
         self._compression = compression
+        self._before_sending: Callable[[], Callable[[], Awaitable[None]] | None] | None = None
         self._last_timeout: float | None = None
         """The last call's: its headers are used again, as nearly all callers of a method give the same timeout."""
         self._headers_with_timeout: Headers = []
@@ -190,9 +191,28 @@ class MultiCallable:
         if plugins is None:
             self._start(call)
         else:
-            headers_later = partial(headers_from, plugins, self._subchannel.authority, self._path)
+            headers_later: Callable[[], Awaitable[Headers]] = partial(
+                headers_from, plugins, self._subchannel.authority, self._path
+            )
+            if self._before_sending is not None and (wait := self._before_sending()) is not None:
+                headers_later = partial(_headers_after, wait, headers_later)
             self._subchannel.start_later(call.outgoing, headers_later)
         return call  # type: ignore[no-any-return]
+
+    def hold_back(self, before_sending: Callable[[], Callable[[], Awaitable[None]] | None]) -> None:
+        """Send each call once what `before_sending` returns for it is done; at once where that is None. A call fails
+        with what that raises."""
+        self._before_sending = before_sending
+        start = self._start
+
+        def start_in_time(call: ClientCall) -> None:
+            wait = before_sending()
+            if wait is None:
+                start(call)
+            else:
+                self._subchannel.start_later(call.outgoing, partial(_headers_after, wait, _no_headers))
+
+        self._start = start_in_time
 
     def _expired(self) -> ClientCall:
         """A call that ends before anything of it is sent: its timeout is 0, negative, infinite or no number. grpc.aio
@@ -207,6 +227,15 @@ class MultiCallable:
         if self._subchannel.dialling.tls is None:
             raise grpc.aio.UsageError("Call credentials are only valid on secure channels")
         return plugins_of(credentials)
+
+
+async def _headers_after(wait: Callable[[], Awaitable[None]], headers: Callable[[], Awaitable[Headers]]) -> Headers:
+    await wait()
+    return await headers()
+
+
+async def _no_headers() -> Headers:
+    return []
 
 
 def _start(subchannel: Subchannel, call: ClientCall) -> None:

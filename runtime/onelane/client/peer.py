@@ -1,6 +1,6 @@
 """One app as its callers know it: its name, its service config, its retry budget, its calls under way, its counts."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 
 from onelane.client.retry import RetryBudget
@@ -11,6 +11,8 @@ from onelane.telemetry.tracer import Tracer
 
 DEFAULT_SERVICE_CONFIG = ServiceConfig()
 CLIENT_DURATION = "rpc.client.call.duration"
+BeforeSending = Callable[[], Callable[[], Awaitable[None]] | None]
+"""Returns what a call that is made now must wait for; None where it need not wait."""
 DECISIONS = {
     "retries": "Attempts after one that failed",
     "hedges": "Attempts beside one that was late",
@@ -46,6 +48,8 @@ class Peer:
         self.duration = (
             stats.histogram(CLIENT_DURATION, unit="s", description="Duration of calls to others") if stats else None
         )
+        self.before_sending: BeforeSending | None = None
+        """Where calls may have to wait until the state that they rest on is on disk."""
         self._stats = stats
 
     def count(self, decision: str, reason: str) -> None:

@@ -138,6 +138,8 @@ class RingMethod:
                 # Some are of shards that have left the app.
                 self._senders.clear()
             sender = self._senders[channel] = getattr(channel, self._shape)(self._method, *self._serializers)
+            if self._peer.before_sending is not None:
+                sender.hold_back(self._peer.before_sending)
         return sender
 
     def _hedge(self, request: Any, arguments: dict[str, Any], key: str | None, span: Span, began: float) -> HedgedCall:

@@ -51,6 +51,10 @@ class Turn:
         links = [*(chain.split(",") if chain else []), f"{number}{self._turns.shard}/{self.method}"]
         return ",".join(links[-MAX_CHAIN_LINKS:])
 
+    def is_held_by(self, chain: str) -> bool:
+        """Whether a call of this chain is made inside the turn."""
+        return bool(self.number and chain) and _number_text(self) in chain
+
 
 class Turns:
     """All turns of one shard. Owned by its lane."""
@@ -74,7 +78,7 @@ class Turns:
         if turn is None:
             turn = self.held[key] = Turn(self, key, method)
             return turn
-        if self.is_inside(key, chain):
+        if turn.is_held_by(chain):
             turn.inside += 1
             return turn
         self._wait(turn, method, waiter)
@@ -112,7 +116,7 @@ class Turns:
     def is_inside(self, key: str, chain: str) -> bool:
         """Whether `chain` holds the turn of `key`: its calls enter at once."""
         turn = self.held.get(key)
-        return turn is not None and turn.number != 0 and chain != "" and _number_text(turn) in chain
+        return turn is not None and turn.is_held_by(chain)
 
     def holder(self, key: str) -> str:
         """The method that holds `key`; "" if it is free."""

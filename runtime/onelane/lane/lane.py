@@ -8,7 +8,7 @@ Steps that few calls need are parts that the lane is given: the owner of a key (
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,21 +22,23 @@ from onelane.core.hop import SERVED
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
-from onelane.core.turns import patience_s
+from onelane.core.turns import Turn, patience_s
 from onelane.errors import AccessRefused, BadKey, ForeignKey, LongKey, OnelaneError, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
+from onelane.lane.kept_turns import KeptTurns
 from onelane.lane.method_entry import Entry, HiddenEntry, is_ours
 from onelane.lane.refusals import Refusals
 from onelane.lane.routing import ARRIVING, Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server import handler, status
 from onelane.server.call import AWAY, DIRECT_HOP, OK, Call, Metadata
-from onelane.server.call_state import FORWARDED, WAITING
+from onelane.server.call_state import FORWARDED, RUNNING, WAITING
 from onelane.server.handler import parse
 from onelane.server.listener import Work
 from onelane.server.methods import Method
+from onelane.state.journal import Journal
 from onelane.telemetry.hot_keys import HotKeys
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
@@ -113,12 +115,22 @@ class Lane:
         in_flight.observe(lambda: self.in_flight + self._watches - self._hidden_in_flight)
         # Read for every call: one attribute each.
         self._homes = router.homes
-        self._enter_turn = queue.turns.enter
+        self._enter_turn: Callable[[str, str, str, Call], Turn | None] = queue.turns.enter
         self._leave_turn = queue.leave
         self._lateness = admission.lateness
         self._max_in_flight = admission.max_in_flight
         self._has_rates = admission.rates is not None
         self._saw_key = self.hot_keys.seen.append
+        self.kept: KeptTurns | None = None
+        """Of an app with durable state; see `keep_turns`."""
+
+    def keep_turns(self, journal: Journal) -> KeptTurns:
+        """From now on the state of a key is loaded before its turn, and its answers wait until it is on disk. Called
+        before the first call arrives."""
+        self.kept = KeptTurns(journal, self.queue, tracer=self._tracer, end=self._end, fail=self._fail)
+        self.queue.keeper = self.kept
+        self._enter_turn = self.kept.enter
+        return self.kept
 
     @property
     def router(self) -> Router:
@@ -268,6 +280,9 @@ class Lane:
             await work
         elif call.state is FORWARDED:
             await self._wait_forward(call)
+        if call.state is RUNNING:
+            # Its answer waits until it is on disk.
+            await call.turned()
         return call.reply
 
     def refuse(self, method: Method, call: Call, error: BaseException) -> None:
@@ -580,6 +595,9 @@ class Lane:
 
     def _end(self, entry: Entry, call: Call, reply: bytes) -> None:
         """Count a call that has ended, end its turn, and answer it."""
+        if self.kept is not None and call.turn is not None and self.kept.holds(entry, call, reply):
+            # Called again once the answer may leave.
+            return
         call.state = call.state.end
         self.in_flight -= 1
         if not call.trusted:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import grpc
+from google.protobuf.descriptor_pb2 import MethodOptions
 
+from onelane.core import keys
 from onelane.core.keys import ANY, FieldKey
 from onelane.server.call import OK
 from onelane.server.methods import Method
@@ -26,6 +28,7 @@ class Entry:
         "_stats",
         "any",
         "asks_message",
+        "changes_state",
         "is_hidden",
         "is_ours",
         "is_simple",
@@ -55,6 +58,8 @@ class Entry:
         """The key of a call is in its first message, unless its metadata say it."""
         streams = method.request_streaming or method.response_streaming
         self.takes_turns = not (streams or self.any or method.is_free)
+        self.changes_state = not _has_no_side_effects(method.path)
+        """Its calls may change the state of their key."""
         self.is_simple = method.is_async and not streams and method.choose is None
         self._stats = stats
         self._cells: dict[str, tuple[CounterSeries, HistogramSeries]] = {}
@@ -80,6 +85,11 @@ class Entry:
         duration = self._stats.histogram("rpc.server.call.duration", unit="s", description="Duration of calls")
         error = {ERROR: code} if code in SERVER_ERRORS else {}
         return calls.at(attributes), duration.at(attributes | {SYSTEM: "grpc"} | error)
+
+
+def _has_no_side_effects(path: str) -> bool:
+    descriptor = keys.describe(path)
+    return descriptor is not None and descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
 
 
 class HiddenEntry(Entry):

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Token
-from typing import Any
+from typing import Any, Protocol
 
 from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
 from onelane.core.turns import Turn, Turns, holders
@@ -21,17 +21,33 @@ AT_ONCE = 64
 """Waiters that are started before the loop looks at its sockets again."""
 
 
+class TurnKeeper(Protocol):
+    """Keeps the durable state of keys: see `lane/kept_turns`."""
+
+    def loads(self, call: Call, turn: Turn) -> bool:
+        """Whether a call that has got its turn is started later."""
+
+    async def prepare(self, turn: Turn) -> None:
+        """Wait until code may begin that has taken a turn by hand."""
+
+    def end_by_hand(self, turn: Turn, *, is_nested: bool) -> "asyncio.Future[None] | None":
+        """That code has ended. What it must wait for, if anything; the caller must leave the turn."""
+
+
 class HeldTurn(AbstractAsyncContextManager[None]):
     """The turn of a key as `async with` holds it.
 
-    Its exit cannot be skipped: it waits for nothing, and frees the key before all else. No `asynccontextmanager`, whose
-    generator would be one more that the garbage collector may have to close.
+    Its exit cannot be skipped: it frees the key before all else. With durable state it then waits until the turn is on
+    disk, so what follows the block rests on nothing that may be lost; it raises NotKept where the turn failed. No
+    `asynccontextmanager`, whose generator would be one more that the garbage collector may have to close.
     """
 
     def __init__(self, queue: "TurnQueue", key: str | bytes | int) -> None:
         self._queue = queue
         self._key = key
         self._turn: Turn | None = None
+        self._is_nested = False
+        """It was entered inside the turn, by a call of its chain."""
         self._token: Token[CallContext | None]
 
     async def __aenter__(self) -> None:
@@ -39,15 +55,27 @@ class HeldTurn(AbstractAsyncContextManager[None]):
         if self._turn is not None:
             raise RuntimeError(f"the turn of {self._turn.key!r} is entered already: ask the shard for another")
         turn = await self._queue.hold(self._key, outer.method[1:] if outer else "shard.turn")
+        self._is_nested = turn.inside > 1
+        if self._queue.keeper is not None:
+            try:
+                await self._queue.keeper.prepare(turn)
+            except BaseException:
+                self._queue.leave(turn)
+                raise
         self._turn, self._token = turn, current_call_var.set(TurnContext(outer, turn))
 
     async def __aexit__(self, *error: object) -> None:
         turn, self._turn = self._turn, None
-        if turn is not None:
-            self._queue.leave(turn)
-            # A generator that is closed elsewhere runs in another context, which has a copy of the variable.
-            with suppress(ValueError):
-                current_call_var.reset(self._token)
+        if turn is None:
+            return
+        keeper = self._queue.keeper
+        on_disk = None if keeper is None else keeper.end_by_hand(turn, is_nested=self._is_nested)
+        self._queue.leave(turn)
+        # A generator that is closed elsewhere runs in another context, which has a copy of the variable.
+        with suppress(ValueError):
+            current_call_var.reset(self._token)
+        if on_disk is not None and error[:1] != (GeneratorExit,):
+            await on_disk
 
 
 class TurnQueue:
@@ -60,6 +88,8 @@ class TurnQueue:
         self._due: deque[tuple[Any, Turn | None]] = deque()
         """Waiters that are to be started: they have been given a turn, or (None) are held no longer."""
         self._is_starting = False
+        self.keeper: TurnKeeper | None = None
+        """None in an app without durable state."""
 
     async def hold(self, named_key: str | bytes | int, name: str) -> Turn:
         """Wait for the turn of a key that this shard owns; the caller must `leave` it. name: of the code in it.
@@ -135,7 +165,7 @@ class TurnQueue:
 
     def _start(self, waiter: Any, turn: Turn | None) -> None:
         if isinstance(waiter, Call):
-            if waiter.state is WAITING:
+            if waiter.state is WAITING and (turn is None or self.keeper is None or not self.keeper.loads(waiter, turn)):
                 waiter.proceed()
         elif not waiter.done():
             waiter.set_result(turn)

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -16,6 +18,7 @@ from onelane.errors import BadService
 from onelane.lane.lane import Lane
 from onelane.lane.turn_queue import HeldTurn
 from onelane.shard.assertions import Assertions
+from onelane.shard.durable_state import DurableState, MakeStore
 from onelane.shard.offload.offload import Offload
 from onelane.shard.pubsub import PubSub, Subscription
 from onelane.shard.settings import build_settings
@@ -44,6 +47,7 @@ class Shard:
         app: str,
         name: str,
         index: int,
+        life: int = 0,
         settings: App,
         peers: dict[str, str],
         stats: Stats,
@@ -52,6 +56,7 @@ class Shard:
         dialling: Dialling = APP_DIALLING,
         assertions: Assertions | None = None,
         opens_resources: bool = True,
+        make_store: MakeStore | None = None,
     ) -> None:
         self.app = app
         self.name = name
@@ -72,6 +77,10 @@ class Shard:
         self._pubsub: PubSub
         self.keyed_dicts = KeyedDicts(name, stats)
         """For the hand-over of keys; a service uses `keyed`."""
+        self.durable_state: DurableState | None = None
+        """None where no dict is durable."""
+        self._life = life
+        self._make_store = make_store
         self._offloads: list[Offload[Any]] = []
         self._channels: dict[tuple[str, bool], Channel] = {}
         """Name of an app or peer, whether calls are on this app's own account → its channel."""
@@ -99,6 +108,7 @@ class Shard:
         kind: type[S],
         *,
         moves: bool = True,
+        durable: bool = False,
         codec: ServiceCodec | None = None,
         version: int = 1,
         migrate: Mapping[int, Migration] | None = None,
@@ -109,6 +119,9 @@ class Shard:
         of an object that is reached from elsewhere too, a copy arrives.
         kind: what `msgspec` encodes with its type, a protobuf message, or anything with `codec`. Between releases,
         fields may be added with defaults, and removed.
+        durable: keep them in the app's store (`[apps.NAME.state]`). They are loaded before the first turn of their key,
+        and written after each turn that has changed them; the answer leaves when that is on disk. They are to be
+        touched in turns of their own key alone.
         moves: False for what cannot leave the process (queues, connections): dropped when its key leaves.
         version, migrate: for other changes. `migrate={1: fn}` lifts values of version 1 to version 2: `fn` is given
         builtins (a dict for an object with fields) and returns them; of protobuf and of a `codec`, bytes.
@@ -116,7 +129,25 @@ class Shard:
         Raises:
             BadService: the kind cannot be encoded (names its fields), or the name is declared twice, and otherwise.
         """
-        return self.keyed_dicts.declare(name, kind, moves=moves, codec=codec, version=version, migrate=migrate)
+        entries = self.keyed_dicts.declare(
+            name, kind, moves=moves, durable=durable, codec=codec, version=version, migrate=migrate
+        )
+        if durable and self.durable_state is None:
+            self._keep_state()
+        return entries
+
+    def _keep_state(self) -> None:
+        self.durable_state = DurableState(
+            self.keyed_dicts,
+            self._lane,
+            self.stats,
+            self._settings.state,
+            app=self.app,
+            life=self._life,
+            make_store=self._make_store,
+        )
+        for channel in self._channels.values():
+            channel.peer.before_sending = self.durable_state.kept.before_sending
 
     def on_arrive(self, fn: KeyHook) -> None:
         """Call `fn(key)`, on the lane, before the first turn of a key that has arrived from another process.
@@ -144,7 +175,7 @@ class Shard:
             raise BadService(f"stub {name}: no app or peer is called {to!r}; known are {sorted(self._peers)}")
         if (to, on_own_account) not in self._channels:
             deadline_s = self._settings.deadline_s
-            self._channels[to, on_own_account] = Channel(
+            channel = self._channels[to, on_own_account] = Channel(
                 self._peers[to],
                 deadline_s=deadline_s,
                 name=to,
@@ -154,6 +185,8 @@ class Shard:
                 stats=self.stats,
                 assert_identity=self._assertions.writer(to, on_own_account=on_own_account),
             )
+            if self.durable_state is not None:
+                channel.peer.before_sending = self.durable_state.kept.before_sending
         return stub(self._channels[to, on_own_account])
 
     def turn(self, key: Key) -> AbstractAsyncContextManager[None]:
@@ -239,12 +272,19 @@ class Shard:
     def publish(self, topic: str, message: Message, *, at_once: bool = False) -> None:
         """Send `message` to the subscribers of `topic` in every shard of this app, once, in the order of publishing.
 
-        It leaves in one batch with the other messages of the tick, or at once. A shard that is down misses it.
+        It leaves in one batch with the other messages of the tick, or at once; in a turn of a key with durable state,
+        once the turn is on disk, and not at all where that fails. A shard that is down misses it.
 
         Raises:
             Overloaded: `max_published` messages wait for the tick already.
         """
-        self._pubsub.publish(topic, message, at_once=at_once)
+        gate = self._lane.kept
+        if gate is None or not gate.in_turn:
+            self._pubsub.publish(topic, message, at_once=at_once)
+            return
+        copied = type(message)()
+        copied.CopyFrom(message)
+        gate.defer(partial(copy_context().run, partial(self._pubsub.publish, topic, copied, at_once=at_once)))
 
     def subscribe(self, topic: str, kind: type[M], then: Callable[[M | Lost], None] | None = None) -> Subscription[M]:
         """The messages of `kind` that are published on `topic` from now on; others are left out.
@@ -299,14 +339,18 @@ class Shard:
         return offload
 
     async def wait_ready(self) -> None:
-        """Wait until every worker thread has made its resource; raises what a factory raised."""
+        """Open the store of durable state, and wait until every worker thread has made its resource; raises what these
+        raised."""
+        if self.durable_state is not None:
+            await self.durable_state.start()
         for offload in self._offloads:
             await offload.wait_ready()
 
     async def aclose(self) -> None:
         """End timers, channels and resources, each whatever becomes of the others."""
         channels = [channel.close for channel in self._channels.values()]
-        for close in (self._timers.aclose, *channels, *(offload.aclose for offload in self._offloads)):
+        state = [] if self.durable_state is None else [self.durable_state.aclose]
+        for close in (self._timers.aclose, *state, *channels, *(offload.aclose for offload in self._offloads)):
             try:
                 await close()
             except Exception:

@@ -177,6 +177,8 @@ class SiblingCalls:
             baggage=current_baggage(),
             now=monotonic,
         )
+        if self._lane.kept is not None and (wait := self._lane.kept.before_sending()) is not None:
+            await wait()
         send = self._send_to_self if self._lane.router.is_own(member) else self._send_to_sibling
         status = "CANCELLED"
         try:

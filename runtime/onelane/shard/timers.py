@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from onelane.core import keys
 from onelane.core.context import TaskContext, current_call_var
-from onelane.errors import ForeignKey, Overloaded
+from onelane.errors import ForeignKey, NotKept, Overloaded
 from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.timers")
@@ -216,7 +216,7 @@ class Timers:
             # The alarm was early: the loop rounds to milliseconds.
             self._arm(timer, timer.due_at)
         elif timer.key is not None:
-            self._start(timer, self._run_in_turn(timer))
+            self._start(timer, self._run_keyed(timer))
         else:
             self._run_every(timer)
 
@@ -266,11 +266,19 @@ class Timers:
 
     # Timers of `later`
 
+    async def _run_keyed(self, timer: Timer) -> None:
+        try:
+            await self._run_in_turn(timer)
+        except NotKept:
+            # Its changes are dropped.
+            self._failed(timer)
+
     async def _run_in_turn(self, timer: Timer) -> None:
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self._turn(timer._user_key))
-            except Overloaded:
+            except (Overloaded, NotKept):
+                # Too many wait for the turn, or the state of the key cannot be loaded.
                 timer._task = None
                 self._arm(timer, self._alarms.now() + RETRY_TURN_S)
                 return

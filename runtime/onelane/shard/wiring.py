@@ -28,6 +28,7 @@ from onelane.server.call import Call
 from onelane.server.listener import Listener
 from onelane.shard.access import Access, build_access
 from onelane.shard.assertions import Assertions
+from onelane.shard.durable_state import MakeStore
 from onelane.shard.handoff import HandoffCarrier
 from onelane.shard.pubsub import PubSub
 from onelane.shard.reporter import TICK_S, Reporter
@@ -56,6 +57,8 @@ class Environment:
     alarms: Alarms = field(default_factory=LoopAlarms)
     dialling: Dialling = APP_DIALLING
     """How the channels of its stubs connect."""
+    make_store: MakeStore | None = None
+    """Makes the store of durable state; None for the one that the settings name."""
     opens_resources: bool = True
     """Whether worker threads make their resources; not where a shard is built only to check its services."""
 
@@ -110,6 +113,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         app=setup.app,
         name=setup.name,
         index=setup.index,
+        life=setup.life,
         settings=settings,
         peers=dict(setup.peers),
         stats=stats,
@@ -118,6 +122,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         dialling=environment.dialling,
         opens_resources=environment.opens_resources,
         assertions=assertions,
+        make_store=environment.make_store,
     )
     placement = placement_from_proto(setup.placement)
     with located(f"apps.{setup.app}.membership"):

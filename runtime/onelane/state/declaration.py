@@ -21,6 +21,7 @@ class Declaration:
     name: str
     kind: Any
     moves: bool = True
+    durable: bool = False
     codec: ServiceCodec | None = None
     """The service's own."""
     version: int = 1
@@ -32,6 +33,8 @@ class Declaration:
     def __post_init__(self) -> None:
         if not isinstance(self.version, int) or self.version < 1:
             raise BadService(f"keyed {self.name!r}: version={self.version!r}: expected an integer from 1")
+        if self.durable and not self.moves:
+            raise BadService(f"keyed {self.name!r}: a durable dict moves; expected moves=True")
         for version, step in self.migrate.items():
             if not isinstance(version, int) or not 1 <= version < self.version:
                 raise BadService(f"keyed {self.name!r}: migrate has {version!r}, but versions before are 1 to "

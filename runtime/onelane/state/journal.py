@@ -19,7 +19,7 @@ from onelane.errors import Fenced, NotKept, OnelaneError
 from onelane.state.batch import Batch, Leave
 from onelane.state.journal_metrics import JournalMetrics
 from onelane.state.store import KeyState, KeyWrite, RememberedAnswer, Row, Store
-from onelane.state.store_thread import Done
+from onelane.state.store_thread import WorkDone
 
 log = logging.getLogger("onelane.state")
 STORE_FAILED = "its store has failed"
@@ -27,7 +27,7 @@ Loaded = Callable[[OnelaneError | None], None]
 """Called once the state of a key is in memory, or with the reason why it is not."""
 
 
-class DurableDicts(Protocol):
+class DictsOfKeys(Protocol):
     """The durable dicts of one lane, as the journal uses them."""
 
     def rows_of(self, key: str, before: Mapping[str, Row]) -> dict[str, Row]:
@@ -38,8 +38,9 @@ class DurableDicts(Protocol):
             OnelaneError: one of them cannot be encoded.
         """
 
-    def install(self, key: str, rows: Sequence[Row]) -> None:
-        """Put the loaded entries of a key in the dicts.
+    def install(self, key: str, rows: Sequence[Row]) -> Sequence[Row]:
+        """Put the loaded entries of a key in the dicts; returns them without those of dicts that this release does not
+        have, which stay in the store.
 
         Raises:
             OnelaneError: one of them cannot be read; then no entry is there.
@@ -52,7 +53,7 @@ class DurableDicts(Protocol):
 class StoreQueue(Protocol):
     """See `onelane.state.store_thread.StoreThread`."""
 
-    def submit(self, work: Callable[[Store], object], done: Done[object]) -> None: ...
+    def submit(self, work: Callable[[Store], object], done: WorkDone[object]) -> None: ...
 
 
 class Resident:
@@ -60,8 +61,8 @@ class Resident:
 
     __slots__ = ("answers", "batch", "is_lost", "rows")
 
-    def __init__(self, state: KeyState) -> None:
-        self.rows: dict[str, Row] = {row.dict_name: row for row in state.rows}
+    def __init__(self, rows: Sequence[Row], state: KeyState) -> None:
+        self.rows: dict[str, Row] = {row.dict_name: row for row in rows}
         """As they were loaded, or put in a batch last."""
         self.answers: dict[str, RememberedAnswer] = {answer.id: answer for answer in state.answers}
         """The oldest first."""
@@ -76,7 +77,7 @@ class Journal:
 
     def __init__(
         self,
-        dicts: DurableDicts,
+        dicts: DictsOfKeys,
         store: StoreQueue,
         metrics: JournalMetrics,
         *,
@@ -138,11 +139,11 @@ class Journal:
         if state is None:
             return _not_kept(error or Fenced([key]))
         try:
-            self._dicts.install(key, state.rows)
+            rows = self._dicts.install(key, state.rows)
         except OnelaneError as unreadable:
             log.error("state.unreadable key=%r error=%s", key, unreadable)
             return unreadable
-        self.residents[key] = Resident(state)
+        self.residents[key] = Resident(rows, state)
         return None
 
     # Turns

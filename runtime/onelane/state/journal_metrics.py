@@ -7,7 +7,7 @@ from onelane.errors import Fenced
 from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.state")
-LOG_EVERY_S = 1.0
+LOGGED_EVERY_S = 1.0
 
 
 class JournalMetrics:
@@ -17,7 +17,7 @@ class JournalMetrics:
         self._shard = shard
         self.is_failing = False
         """The last operation of the store has failed."""
-        self._logged_at = -LOG_EVERY_S
+        self._logged_at = -LOGGED_EVERY_S
         self._failing_since = 0.0
         self._commit_s = stats.histogram("onelane.state.commit.duration", unit="s", description="Duration of a commit")
         self._turns = stats.counter("onelane.state.turns", unit="{turn}", description="Turns that were kept")
@@ -48,7 +48,7 @@ class JournalMetrics:
         now = monotonic()
         if reason == "store" and not self.is_failing:
             self.is_failing, self._failing_since = True, now
-        if now - self._logged_at >= LOG_EVERY_S:
+        if now - self._logged_at >= LOGGED_EVERY_S:
             self._logged_at = now
             log.error("state.%s_failed shard=%s error=%s", operation, self._shard, error)
 

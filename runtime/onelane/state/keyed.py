@@ -34,6 +34,8 @@ class KeyedDicts:
         self._declarations: dict[str, Declaration] = {}
         self._moving: dict[str, ValueCodec] = {}
         """Name of a dict that moves → the codec of its values."""
+        self.durable: dict[str, ValueCodec] = {}
+        """Of these, those that are kept in a store."""
         self._arrive_hooks: list[KeyHook] = []
         self._leave_hooks: list[KeyHook] = []
         self._lost = stats.counter(
@@ -47,6 +49,7 @@ class KeyedDicts:
         kind: Any,
         *,
         moves: bool = True,
+        durable: bool = False,
         codec: ServiceCodec | None = None,
         version: int = 1,
         migrate: Mapping[int, Migration] | None = None,
@@ -57,15 +60,21 @@ class KeyedDicts:
         Raises:
             BadService: the kind cannot be encoded, or the dict is declared already, and otherwise.
         """
-        declaration = Declaration(name, kind, moves, codec, version, dict(migrate or {}), strict)
+        declaration = Declaration(name, kind, moves, durable, codec, version, dict(migrate or {}), strict)
         if name in self._dicts:
             if differences := declaration.differences(self._declarations[name]):
                 raise BadService(f"keyed {name!r} is declared twice, with another {' and '.join(differences)}")
             return self._dicts[name]
         if moves:
             self._moving[name] = ValueCodec(declaration)
+        if durable:
+            self.durable[name] = self._moving[name]
         self._declarations[name] = declaration
         self._dicts[name] = StrictDict(name) if strict else {}
+        return self._dicts[name]
+
+    def entries(self, name: str) -> dict[Any, Any]:
+        """The dict of that name."""
         return self._dicts[name]
 
     def counts(self) -> dict[str, int]:

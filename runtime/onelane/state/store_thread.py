@@ -16,7 +16,7 @@ from onelane.state.store import Store
 
 log = logging.getLogger("onelane.state")
 T = TypeVar("T")
-Done = Callable[[T | None, BaseException | None], None]
+WorkDone = Callable[[T | None, BaseException | None], None]
 """Takes the result of the work, or the error that it raised."""
 
 
@@ -28,8 +28,8 @@ class StoreThread:
         self._make_store = make_store
         self._name = name
         self._loop: asyncio.AbstractEventLoop
-        self._asked: deque[tuple[Callable[[Store], Any], Done[Any]]] = deque()
-        self._answered: deque[tuple[Done[Any], Any, BaseException | None]] = deque()
+        self._asked: deque[tuple[Callable[[Store], Any], WorkDone[Any]]] = deque()
+        self._answered: deque[tuple[WorkDone[Any], Any, BaseException | None]] = deque()
         self._sleeps = False
         """The thread has no work, and waits for a byte."""
         self._is_woken = False
@@ -53,7 +53,11 @@ class StoreThread:
             await self.aclose(1.0)
             raise
 
-    def submit(self, work: Callable[[Store], T], done: Done[T]) -> None:
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None
+
+    def submit(self, work: Callable[[Store], T], done: WorkDone[T]) -> None:
         """Run `work(store)` on the thread after all that was submitted before, and then `done` on the lane."""
         self._asked.append((work, done))
         if self._sleeps:
@@ -125,7 +129,7 @@ class StoreThread:
             # A reference would keep the call that waits for it alive while this thread sleeps.
             del work, done
 
-    def _work(self, work: Callable[[Store], Any], done: Done[Any], store: Store) -> None:
+    def _work(self, work: Callable[[Store], Any], done: WorkDone[Any], store: Store) -> None:
         try:
             result = work(store)
         except BaseException as error:
@@ -133,7 +137,7 @@ class StoreThread:
         else:
             self._answer(done, result, None)
 
-    def _answer(self, done: Done[Any], result: Any, error: BaseException | None) -> None:
+    def _answer(self, done: WorkDone[Any], result: Any, error: BaseException | None) -> None:
         self._answered.append((done, result, error))
         if not self._is_woken:
             self._is_woken = True

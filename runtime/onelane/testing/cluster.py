@@ -37,6 +37,8 @@ from onelane.server import sockets
 from onelane.server.native_listener import NativeListener
 from onelane.shard.reporter import TICK_S
 from onelane.shard.wiring import Environment
+from onelane.state.memory_store import MemoryStore
+from onelane.state.store import Store, StoreOptions
 from onelane.telemetry.codec import point_from_proto
 from onelane.telemetry.collector.totals import Totals
 from onelane.telemetry.spans import PackedSpans, SpanRecord
@@ -62,10 +64,12 @@ class Cluster:
         shards: int = 2,
         settings: Mapping[str, Any] | None = None,
         trace: bool = False,
+        store: Callable[[StoreOptions], Store] = MemoryStore,
     ) -> None:
         """app: a servicer class or its name "package.module:Class"; or a configuration, or the path of its file.
 
         shards: of each app. settings: of `[apps.NAME]`, for a servicer class. trace: record the spans of every call.
+        store: makes the store of durable state of each shard; by default in memory, kept over `kill` and `restart`.
 
         Raises:
             BadConfig: the file, or a setting, is not valid.
@@ -76,6 +80,8 @@ class Cluster:
         self._config = _config_of(app, settings or {})
         self._count = shards
         self._trace = trace
+        self._make_store = store
+        self._folder = Path()
         self._identity_key = secrets.token_bytes(32)
         self._totals = Totals()
         self._apps: dict[str, ClusterApp] = {}
@@ -87,6 +93,7 @@ class Cluster:
     async def __aenter__(self) -> "Cluster":
         async with self._stack:
             folder = Path(tempfile.mkdtemp(prefix="onelane-"))
+            self._folder = folder
             self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self._lay_out(folder)
             # In reverse order: callers come first in a file, and the apps that they call must listen before they start.
@@ -117,7 +124,12 @@ class Cluster:
 
     def environment(self) -> Environment:
         """The clock, timers and dialling of the shards, for `ShardLifecycle`."""
-        return Environment(clock=self.clock, alarms=self.clock, dialling=self._dialling)
+        return Environment(
+            clock=self.clock, alarms=self.clock, dialling=self._dialling, make_store=self._make_store_in_folder
+        )
+
+    def _make_store_in_folder(self, options: StoreOptions) -> Store:
+        return self._make_store(replace(options, folder=self._folder))
 
     # For tests
 

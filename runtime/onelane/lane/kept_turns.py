@@ -1,0 +1,263 @@
+"""The output gate: turns of keys with durable state. Their state is loaded before they begin, and what they have to say
+leaves when what it rests on is on disk (decision 0024).
+
+Promises: the lane never waits. A call whose key is not in memory waits as for its turn; a call whose answer must wait
+has ended but for its answer, and the turn of its key goes on to the next. Whatever fails to be kept is answered
+UNAVAILABLE.
+Leaves out: what is written and when, see `state/journal`. An app without durable state has no object of this class.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import grpc
+
+from onelane.core.context import current_call
+from onelane.core.turns import Turn
+from onelane.errors import NotKept, OnelaneError
+from onelane.lane.method_entry import Entry
+from onelane.lane.turn_queue import TurnQueue
+from onelane.server.call import Call
+from onelane.server.call_state import WAITING
+from onelane.state.batch import Leave
+from onelane.state.journal import Journal
+from onelane.telemetry.spans import SpanRecord
+from onelane.telemetry.tracer import Span, Tracer, context_of
+
+log = logging.getLogger("onelane.state")
+End = Callable[[Entry, Call, bytes], None]
+Fail = Callable[[Entry, Call, BaseException], None]
+
+
+class KeptTurns:
+    """See the module. Owned by one lane."""
+
+    def __init__(self, journal: Journal, queue: TurnQueue, *, tracer: Tracer, end: End, fail: Fail) -> None:
+        """end, fail: of the lane, for calls that it has given to `holds` and `begin`."""
+        self.journal = journal
+        self._queue = queue
+        self.tracer = tracer
+        self.end = end
+        self._fail = fail
+        self._changed: set[Turn] = set()
+        """Turns in which a call has ended that may have changed their key, and that go on."""
+        self._early: dict[Turn, list[Leave]] = {}
+        """Turn → what its holder had to say, who has ended before a call inside the turn."""
+        self._published: dict[Turn, list[Callable[[], None]]] = {}
+        """Turn → what was published in it."""
+
+    # A turn begins
+
+    def enter(self, key: str, method: str, chain: str, call: Call) -> Turn | None:
+        """As `Turns.enter`, for a call; None also where the state of the key is to be loaded first."""
+        turn = self._queue.turns.enter(key, method, chain, call)
+        if turn is None or key in self.journal.residents or turn.inside > 1:
+            return turn
+        self._load(call, turn, is_first=True)
+        return None
+
+    def loads(self, call: Call, turn: Turn) -> bool:
+        """Whether the state of the key must be loaded before a call goes on that waited for this turn. It is started
+        afterwards."""
+        resident = self.journal.residents.get(turn.key)
+        if resident is not None and not resident.is_lost:
+            return False
+        self.journal.drop(turn.key)
+        self._load(call, turn, is_first=False)
+        return True
+
+    def _load(self, call: Call, turn: Turn, *, is_first: bool) -> None:
+        """is_first: the turn came without a wait, and the call does not know it yet."""
+        span = None if self.tracer.idle else self.tracer.start("load", "INTERNAL", call.parent)
+        self.journal.load(turn.key, partial(self._loaded, call, turn, is_first, span))
+
+    def _loaded(self, call: Call, turn: Turn, is_first: bool, span: Span, error: OnelaneError | None) -> None:
+        self.tracer.end(span, error="" if error is None else type(error).__qualname__)
+        if call.state is not WAITING:
+            # It was withdrawn, and with it the turn that it knew.
+            if is_first:
+                self._queue.leave(turn)
+            return
+        call.turn = turn
+        if error is None:
+            call.proceed()
+            return
+        waiting = call.waiting
+        del call.waiting
+        self.tracer.end(waiting.span, error=type(error).__qualname__)
+        self._fail(waiting.entry, call, error)
+
+    async def prepare(self, turn: Turn) -> None:
+        """Load the state of a turn that was taken by hand, and wait until all before it is on disk: what is sent inside
+        the turn cannot be held back one by one, as that of a call can.
+
+        Raises:
+            OnelaneError: the state cannot be loaded.
+        """
+        while turn.inside == 1:
+            resident = self.journal.residents.get(turn.key)
+            if resident is None or resident.is_lost:
+                self.journal.drop(turn.key)
+                await self._load_for_hand(turn.key)
+            try:
+                await self.journal.kept(turn.key)
+            except NotKept:
+                continue
+            return
+
+    async def _load_for_hand(self, key: str) -> None:
+        loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.journal.load(key, partial(_settle, loaded))
+        await loaded
+
+    # A turn ends
+
+    def holds(self, entry: Entry, call: Call, reply: bytes) -> bool:
+        """A call with a turn has ended but for its answer: end the turn. Whether its answer must wait; then the call is
+        ended later. Where its changes cannot be kept it has the status of that."""
+        turn, call.turn = call.turn, None
+        assert turn is not None
+        held = HeldAnswer(self, entry, call, reply)
+        try:
+            waits = self._ended(turn, held, changes=entry.changes_state, is_nested=turn.is_held_by(call.chain))
+            if waits:
+                held.start_span()
+            return waits
+        except OnelaneError as error:
+            refuse(call, error)
+            return False
+        finally:
+            self._queue.leave(turn)
+
+    def end_by_hand(self, turn: Turn, *, is_nested: bool) -> "asyncio.Future[None] | None":
+        """A turn that was taken by hand ends; its caller must leave it. Done once its changes are on disk; None where
+        there are none to wait for."""
+        on_disk: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            if not self._ended(turn, partial(_settle, on_disk), changes=True, is_nested=is_nested):
+                return None
+        except OnelaneError as error:
+            on_disk.set_exception(error)
+        on_disk.add_done_callback(_retrieve)
+        return on_disk
+
+    def _ended(self, turn: Turn, leave: Leave, *, changes: bool, is_nested: bool) -> bool:
+        """Whether `leave` is called later."""
+        key, journal = turn.key, self.journal
+        if key not in journal.residents:
+            # It never began: its state could not be loaded.
+            return False
+        if turn.inside > 1:
+            if changes:
+                self._changed.add(turn)
+            if is_nested:
+                return journal.rest_on(key, leave)
+            self._early.setdefault(turn, []).append(leave)
+            return True
+        changes = changes or turn in self._changed
+        self._changed.discard(turn)
+        if turn not in self._early and turn not in self._published:
+            return self._end_turn(key, leave, changes=changes)
+        leave = partial(_leave_all, self._published.pop(turn, ()), [*self._early.pop(turn, ()), leave])
+        try:
+            if not self._end_turn(key, leave, changes=changes):
+                leave(None)
+        except OnelaneError as error:
+            leave(error)
+        return True
+
+    def _end_turn(self, key: str, leave: Leave, *, changes: bool) -> bool:
+        try:
+            return self.journal.end_turn(key, leave) if changes else self.journal.rest_on(key, leave)
+        finally:
+            self.journal.drop_lost(key)
+
+    # What is sent inside a turn
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether this code runs in a turn of a key with durable state."""
+        return next(self._turns_of_caller(), None) is not None
+
+    def defer(self, send: Callable[[], None]) -> None:
+        """Call `send` once the innermost turn in which this code runs is on disk, and not at all where it fails."""
+        self._published.setdefault(next(self._turns_of_caller()), []).append(send)
+
+    def before_sending(self) -> Callable[[], Awaitable[None]] | None:
+        """What a call that is made now must wait for: the earlier turns of the keys in whose turns this code runs. None
+        where all of them are on disk."""
+        keys = [turn.key for turn in self._turns_of_caller() if self.journal.is_pending(turn.key)]
+        return partial(self._kept, keys) if keys else None
+
+    async def _kept(self, keys: list[str]) -> None:
+        for key in keys:
+            await self.journal.kept(key)
+
+    def _turns_of_caller(self) -> Iterator[Turn]:
+        """The turns of this lane in which this code runs, innermost first."""
+        context: Any = current_call()
+        held = self._queue.turns.held
+        while context is not None:
+            turn: Turn | None = getattr(context, "turn", None)
+            # A task that has outlived the turn still has its context.
+            if turn is not None and held.get(turn.key) is turn and turn.key in self.journal.residents:
+                yield turn
+            context = getattr(context, "outer", None)
+
+
+class HeldAnswer:
+    """The answer of a call that has ended, until what it rests on is on disk. Called to let it leave."""
+
+    __slots__ = ("_call", "_end", "_entry", "_reply", "_span", "_tracer")
+
+    def __init__(self, gate: KeptTurns, entry: Entry, call: Call, reply: bytes) -> None:
+        self._tracer, self._end = gate.tracer, gate.end
+        self._entry, self._call, self._reply = entry, call, reply
+        self._span: Span = None
+
+    def start_span(self) -> None:
+        """Record from now on how long it waits."""
+        if isinstance(self._call.span, SpanRecord):
+            self._span = self._tracer.start("commit", "INTERNAL", context_of(self._call.span))
+
+    def __call__(self, error: OnelaneError | None) -> None:
+        self._tracer.end(self._span, error="" if error is None else type(error).__qualname__)
+        if error is not None:
+            refuse(self._call, error)
+        self._end(self._entry, self._call, self._reply)
+
+
+def refuse(call: Call, error: OnelaneError) -> None:
+    """Give a call the status of changes that could not be kept, whatever status its handler chose."""
+    call.trailers = ()
+    call.fail(grpc.StatusCode[error.status], str(error))
+
+
+def _leave_all(published: Sequence[Callable[[], None]], leaving: Sequence[Leave], error: OnelaneError | None) -> None:
+    if error is None:
+        for send in published:
+            try:
+                send()
+            except OnelaneError:
+                # The caller of `publish` has gone on.
+                log.exception("state.not_published")
+    for leave in leaving:
+        leave(error)
+
+
+def _settle(future: "asyncio.Future[None]", error: OnelaneError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def _retrieve(future: "asyncio.Future[None]") -> None:
+    """Its turn may be over without anybody who awaits it: its block is closed."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,70 @@
+"""The durable state of one shard: its journal, and the store on its thread. Made with the first durable dict."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from onelane.core.state_settings import StateSettings
+from onelane.lane.lane import Lane
+from onelane.plugins import make_plugin
+from onelane.state.durable_entries import DurableEntries
+from onelane.state.journal import Journal
+from onelane.state.journal_metrics import JournalMetrics
+from onelane.state.keyed import KeyedDicts
+from onelane.state.store import Store, StoreOptions
+from onelane.state.store_thread import StoreThread
+from onelane.telemetry.stats import Stats
+
+log = logging.getLogger("onelane.state")
+MakeStore = Callable[[StoreOptions], Store]
+
+
+class DurableState:
+    """See the module. Owned by the lane."""
+
+    def __init__(
+        self,
+        dicts: KeyedDicts,
+        lane: Lane,
+        stats: Stats,
+        settings: StateSettings,
+        *,
+        app: str,
+        life: int,
+        make_store: MakeStore | None = None,
+    ) -> None:
+        """make_store: in place of the store that the settings name."""
+        options = StoreOptions(
+            app=app,
+            shard=lane.name,
+            life=life,
+            folder=settings.folder,
+            dsn=settings.dsn.get_secret_value(),
+            patience_s=settings.patience_s,
+        )
+        self._patience_s = settings.patience_s
+        make = make_store or partial(make_plugin, "onelane.stores", settings.store)
+        self._thread = StoreThread(partial(make, options), lane.name)
+        self.journal = Journal(
+            DurableEntries(dicts),
+            self._thread,
+            JournalMetrics(lane.name, stats),
+            epoch=lambda: lane.placement.epoch,
+            in_turn=lane.queue.turns.held.__contains__,
+        )
+        self.kept = lane.keep_turns(self.journal)
+
+    async def start(self) -> None:
+        """Open the store; raises what that raises."""
+        await self._thread.start()
+
+    async def aclose(self) -> None:
+        """Write what is to be written, and close the store."""
+        if not self._thread.is_running:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._patience_s):
+                await self.journal.wait_idle()
+        await self._thread.aclose(self._patience_s)

@@ -1,0 +1,75 @@
+"""The entries of the durable dicts as the rows of a store, and back."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from onelane.errors import UnwritableValue
+from onelane.state.entries import DictKey, KeyedEntry, spellings
+from onelane.state.keyed import KeyedDicts
+from onelane.state.store import Row
+
+REMEMBERED = 16_384
+"""Keys whose spellings are remembered."""
+
+
+class DurableEntries:
+    """The `DictsOfKeys` of a journal. Owned by one lane."""
+
+    def __init__(self, dicts: KeyedDicts) -> None:
+        self._dicts = dicts
+        self._spellings = lru_cache(REMEMBERED)(spellings)
+
+    def rows_of(self, key: str, before: Mapping[str, Row]) -> dict[str, Row]:
+        """See `onelane.state.journal.DictsOfKeys`."""
+        rows: dict[str, Row] = {}
+        for name, codec in self._dicts.durable.items():
+            entries = self._dicts.entries(name)
+            for spelling in self._spellings(key):
+                if spelling not in entries:
+                    continue
+                if name in rows:
+                    raise UnwritableValue(name, spelling, "the dict has it under another spelling as well")
+                rows[name] = _row(codec.write(spelling, entries[spelling]), before.get(name))
+        return rows
+
+    def install(self, key: str, rows: Sequence[Row]) -> list[Row]:
+        """See `onelane.state.journal.DictsOfKeys`."""
+        rows = [row for row in rows if row.dict_name in self._dicts.durable]
+        if rows:
+            self._dicts.install(key, map(_entry, rows))
+            self._dicts.arrived(key)
+        return rows
+
+    def forget(self, key: str) -> None:
+        """See `onelane.state.journal.DictsOfKeys`."""
+        for name in self._dicts.durable:
+            entries = self._dicts.entries(name)
+            for spelling in self._spellings(key):
+                entries.pop(spelling, None)
+
+
+def _row(entry: KeyedEntry, before: Row | None) -> Row:
+    if (
+        before is not None
+        and before.value == entry.value
+        and before.version == entry.version
+        and before.codec == entry.codec
+        and before.spelled == _spelled(entry.key)
+    ):
+        return before
+    return Row(entry.dict, entry.value, _spelled(entry.key), entry.codec, entry.version)
+
+
+def _entry(row: Row) -> KeyedEntry:
+    return KeyedEntry(row.dict_name, _spelling(row.spelled), row.value, row.codec, row.version)
+
+
+def _spelled(key: DictKey) -> bytes:
+    if isinstance(key, bytes):
+        return b"b" + key
+    return b"s" + key.encode() if isinstance(key, str) else b"i%d" % key
+
+
+def _spelling(spelled: bytes) -> DictKey:
+    kind, text = spelled[:1], spelled[1:]
+    return int(text) if kind == b"i" else text if kind == b"b" else text.decode()

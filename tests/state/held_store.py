@@ -1,0 +1,62 @@
+"""A store in memory whose operations a test holds up, or makes fail."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from onelane.errors import StoreUnavailable
+from onelane.state.memory_store import MemoryStore
+from onelane.state.store import KeyState, KeyWrite, StoreOptions
+
+
+class StoreControl:
+    """What all stores of one test do; it is the function that makes them, too."""
+
+    def __init__(self) -> None:
+        self.may_go = threading.Event()
+        self.may_go.set()
+        self.commits: list[int] = []
+        """The number of keys of each commit that has begun."""
+        self.failing: set[str] = set()
+        """Of `load` and `commit`."""
+
+    def __call__(self, options: StoreOptions) -> "HeldStore":
+        return HeldStore(options, self)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block no commit ends."""
+        self.may_go.clear()
+        try:
+            yield
+        finally:
+            self.may_go.set()
+
+    @contextmanager
+    def fails(self, *operations: str) -> Iterator[None]:
+        self.failing |= set(operations)
+        try:
+            yield
+        finally:
+            self.failing -= set(operations)
+
+
+class HeldStore(MemoryStore):
+    def __init__(self, options: StoreOptions, control: StoreControl) -> None:
+        super().__init__(options)
+        self._control = control
+
+    def load(self, keys: Sequence[str], **more: Any) -> dict[str, KeyState]:
+        self._check_works("load")
+        return super().load(keys, **more)
+
+    def commit(self, writes: Sequence[KeyWrite], **more: Any) -> None:
+        self._control.commits.append(len(writes))
+        assert self._control.may_go.wait(20)
+        self._check_works("commit")
+        super().commit(writes, **more)
+
+    def _check_works(self, operation: str) -> None:
+        if operation in self._control.failing:
+            raise StoreUnavailable("memory", "the test has it fail")

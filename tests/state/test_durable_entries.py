@@ -1,0 +1,66 @@
+"""Entries of durable dicts as rows of a store, and back."""
+
+from dataclasses import dataclass
+
+import pytest
+from onelane.errors import UnwritableValue
+from onelane.state.durable_entries import DurableEntries
+from onelane.state.keyed import KeyedDicts
+from onelane.state.store import Row
+from onelane.telemetry.stats import Stats
+
+
+@dataclass
+class Cart:
+    items: int = 0
+
+
+@pytest.fixture
+def dicts() -> KeyedDicts:
+    return KeyedDicts("a-0", Stats())
+
+
+@pytest.mark.parametrize("key", ["7", 7, b"7", b"\xff\x00", "ä", -3])
+def test_an_entry_comes_back_under_the_key_that_the_service_uses(dicts: KeyedDicts, key: str | bytes | int) -> None:
+    carts = dicts.declare("carts", Cart, durable=True)
+    entries = DurableEntries(dicts)
+    carts[key] = Cart(3)
+    (text,) = dicts.keys()
+    rows = [*entries.rows_of(text, {}).values()]
+    entries.forget(text)
+    assert carts == {}
+    assert entries.install(text, rows) == rows
+    assert carts == {key: Cart(3)}
+    assert [type(spelling) for spelling in carts] == [type(key)]
+
+
+def test_a_row_that_has_not_changed_is_the_same_object(dicts: KeyedDicts) -> None:
+    carts = dicts.declare("carts", Cart, durable=True)
+    entries = DurableEntries(dicts)
+    carts["k"] = Cart(1)
+    before = entries.rows_of("k", {})
+    assert entries.rows_of("k", before)["carts"] is before["carts"]
+    carts["k"].items = 2
+    assert entries.rows_of("k", before) != before
+
+
+def test_a_key_under_two_spellings_in_one_dict_is_refused_by_name(dicts: KeyedDicts) -> None:
+    carts = dicts.declare("carts", Cart, durable=True)
+    carts |= {"7": Cart(1), 7: Cart(2)}
+    with pytest.raises(UnwritableValue, match="'carts', key 7: the dict has it under another spelling"):
+        DurableEntries(dicts).rows_of("7", {})
+
+
+def test_only_durable_dicts_have_rows(dicts: KeyedDicts) -> None:
+    carts = dicts.declare("carts", Cart, durable=True)
+    dicts.declare("rooms", Cart)["k"] = carts["k"] = Cart(1)
+    entries = DurableEntries(dicts)
+    assert [*entries.rows_of("k", {})] == ["carts"]
+    entries.forget("k")
+    assert (dicts.counts(), carts) == ({"carts": 0, "rooms": 1}, {})
+
+
+def test_the_row_of_a_dict_that_this_release_does_not_have_is_left_alone(dicts: KeyedDicts) -> None:
+    dicts.declare("carts", Cart, durable=True)
+    assert DurableEntries(dicts).install("k", [Row("gone", b"x", b"sk", "msgpack", 1)]) == []
+    assert dicts.counts() == {"carts": 0}
