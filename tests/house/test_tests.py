@@ -41,7 +41,6 @@ TESTED_BY = {
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
     "core/state_settings": "test_config",
-    "shard/durable_state": "lane/test_kept_turns",
     "state/batch": "state/test_journal",
     "state/journal_metrics": "state/test_journal",
     "state/memory_store": "state/test_store_contract",

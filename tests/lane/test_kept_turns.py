@@ -284,6 +284,8 @@ async def test_what_rests_on_a_failed_commit_is_unavailable_and_never_seen(count
             calls += [counted.call(WRITE, "k"), counted.call(READ, "k", text="last")]
             await counted.call(READ, "other")
         assert [await status_of(call) for call in calls] == ["UNAVAILABLE"] * 3
+    # The trailers that the first one's handler chose are not sent either.
+    assert calls[0].exception().trailing_metadata() == ()  # type: ignore[union-attr]
     assert await counted.write("k") == 2
 
 

@@ -77,9 +77,11 @@ async def test_the_next_batch_gathers_while_one_is_written(stepped: SteppedJourn
     assert len(stepped.queue.asked) == 1
     stepped.queue.step()
     assert stepped.left == [("first", "")]
+    # It rests on the second.
+    assert stepped.journal.rest_on("a", stepped.leave("read"))
     await asyncio.sleep(0)
     stepped.queue.step()
-    assert [name for name, _ in stepped.left] == ["first", "second", "third"]
+    assert [name for name, _ in stepped.left] == ["first", "second", "third", "read"]
 
 
 async def test_a_failed_commit_fails_what_rests_on_it_and_nothing_else(stepped: SteppedJournal) -> None:

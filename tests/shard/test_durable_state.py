@@ -1,0 +1,104 @@
+"""Durable state over the ends of its process, with files of SQLite."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import RunningApp, eventually, running
+
+KILLS, CLIENTS, KEYS = 3, 16, 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def kept(folder: Path) -> Iterator[RunningApp]:
+    toml = f"""
+[apps.echo]
+services = ["tests.state.kept_service:Kept"]
+listen = "127.0.0.1:0"
+shards = 1
+[apps.echo.state]
+folder = "{folder}"
+patience_s = 0.1
+"""
+    with running(folder, toml) as app:
+        yield app
+
+
+class Counting:
+    """Clients that count, and what they were told."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+        self.sent: Counter[str] = Counter()
+        self.acknowledged: Counter[str] = Counter()
+        self.is_over = False
+
+    async def count(self, number: int) -> None:
+        while not self.is_over:
+            key = f"k{number % KEYS}"
+            self.sent[key] += 1
+            try:
+                await self._stub.Unary(EchoRequest(key=key), timeout=10)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.01)
+            else:
+                self.acknowledged[key] += 1
+
+    async def count_on(self, more: int) -> None:
+        """Wait until so many more are acknowledged."""
+        goal = self.acknowledged.total() + more
+        async with asyncio.timeout(30):
+            while self.acknowledged.total() < goal:  # noqa: ASYNC110 - of many tasks
+                await asyncio.sleep(0.01)
+
+
+async def test_nothing_that_was_acknowledged_is_lost_when_the_process_is_killed(kept: RunningApp) -> None:
+    async with grpc.aio.insecure_channel(kept.listen["echo"]) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        counting = Counting(stub)
+        clients = [asyncio.ensure_future(counting.count(number)) for number in range(CLIENTS)]
+        for _ in range(KILLS):
+            await counting.count_on(200)
+            (shard,) = await asyncio.to_thread(kept.shards)
+            os.kill(shard["pid"], signal.SIGKILL)
+        await counting.count_on(200)
+        counting.is_over = True
+        await asyncio.gather(*clients)
+        for key, acknowledged in counting.acknowledged.items():
+            stored = (await stub.Misbehave(EchoRequest(key=key), timeout=10)).seen
+            assert acknowledged <= stored <= counting.sent[key]
+
+
+async def test_a_file_that_is_locked_for_a_while_refuses_and_is_back_by_itself(kept: RunningApp, folder: Path) -> None:
+    async with grpc.aio.insecure_channel(kept.listen["echo"]) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        before = (await stub.Unary(EchoRequest(key="locked"), timeout=10)).seen
+        lock = sqlite3.connect(folder / "echo-0.sqlite", isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        try:
+            for method in (stub.Unary, stub.Misbehave):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await method(EchoRequest(key="locked"), timeout=10)
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            await eventually(lambda: kept.metric("onelane_state_failing_ratio") == 1)
+        finally:
+            lock.rollback()
+            lock.close()
+        assert (await stub.Unary(EchoRequest(key="locked"), timeout=10)).seen == before + 1
+        await eventually(lambda: kept.metric("onelane_state_failing_ratio") == 0)
+        assert "state.store_back shard=echo-0" in kept.log.read_text()
