@@ -5,7 +5,9 @@ import multiprocessing
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,12 @@ def values(place: StorePlace, *keys: str) -> list[bytes]:
     """The value of each key's first row, or nothing, as another life reads it."""
     states = place.open(life=99).read(keys)
     return [states[key].rows[0].value if key in states and states[key].rows else b"" for key in keys]
+
+
+def test_the_settings_find_every_store_by_its_name() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    points = project["entry-points"]["onelane.stores"]
+    assert {name: EntryPoint(name, value, "onelane.stores").load() for name, value in points.items()} == STORES
 
 
 def test_what_was_committed_is_loaded_as_it_was(place: StorePlace) -> None:

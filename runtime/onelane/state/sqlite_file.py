@@ -95,7 +95,8 @@ def create_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         # SQLite flushes the file, but not its name, nor those of the folders that were created for it.
         for folder in (path.parent, *path.parent.parents[:2]):
-            _flush_names(folder)
+            with contextlib.suppress(PermissionError):  # A folder that existed before, and may only be passed through.
+                _flush_names(folder)
 
 
 def _flush_names(folder: Path) -> None:
