@@ -311,6 +311,13 @@ class Fenced(Transient):
         super().__init__(f"another life has claimed the keys {names}{more}")
 
 
+class BadIdempotencyKey(Invalid):
+    """The metadata `idempotency-key` of a call cannot be one, or belongs to another request."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"idempotency-key {problem}")
+
+
 class NotKept(Transient):
     """A turn, or one that it rests on, could not be written to the store: its changes are dropped."""
 

@@ -2,136 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 import grpc.aio
-import onelane
 import pytest
-from onelane.testing import Cluster
 
-from tests.echo.v1 import echo_pb2_grpc
-from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
-from tests.state.held_store import StoreControl
-
-READ, WRITE = "Misbehave", "Unary"
-"""A method without and one with side effects; see `Counting`."""
-
-
-class Counting(echo_pb2_grpc.EchoServicer):
-    """Counts in a durable dict, and does as `order` says."""
-
-    def __init__(self, shard: onelane.Shard) -> None:
-        self.shard = shard
-        self.counts = shard.keyed("counts", int, durable=True)
-        self.may_go: dict[str, asyncio.Event] = {}
-        self.began: list[str] = []
-        self.heard: list[str] = []
-        shard.subscribe("topic", EchoReply, lambda message: self.heard.append(getattr(message, "text", "lost")))
-
-    async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
-        """Adds one, and carries out an order."""
-        self.began.append(request.text)
-        self.counts[request.key] = self.counts.get(request.key, 0) + 1
-        return await self.carry_out(request, context)
-
-    async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
-        """Changes nothing, but for what an order does."""
-        self.began.append(request.text)
-        return await self.carry_out(request, context)
-
-    async def carry_out(self, request: EchoRequest, context: Any) -> EchoReply:
-        kind, _, rest = request.order.partition(" ")
-        if kind == "abort":
-            await context.abort(grpc.StatusCode.NOT_FOUND, "as ordered", (("x-kept", "no"),))
-        elif kind == "wait":
-            await self.may_go.setdefault(request.key, asyncio.Event()).wait()
-        elif kind == "publish":
-            self.shard.publish("topic", EchoReply(text=rest), at_once=True)
-        elif kind == "call":
-            key, _, inner = rest.partition(" ")
-            request = EchoRequest(key=key, text="inner", order=inner)
-            inner_reply: Any = await self.shard.call(key, f"echo.v1.Echo/{READ}", request)
-            return EchoReply(text=inner_reply.text, seen=inner_reply.seen)
-        elif kind == "bad":
-            self.counts[request.key] = object()  # type: ignore[assignment]
-        return EchoReply(text=request.text, seen=self.counts.get(request.key, 0))
-
-    async def Download(self, request: EchoRequest, context: Any) -> AsyncIterator[EchoReply]:
-        """Adds one in a turn taken by hand."""
-        async with self.shard.turn(request.key):
-            self.began.append(request.text)
-            self.counts[request.key] = self.counts.get(request.key, 0) + 1
-            yield EchoReply(text="inside", seen=self.counts[request.key])
-        yield EchoReply(text="after")
-
-
-class Counted:
-    """One shard of `Counting`, and its store."""
-
-    def __init__(self, cluster: Cluster, store: StoreControl) -> None:
-        self.cluster, self.store = cluster, store
-        self.stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
-        kind: Any = Counting
-        self.service: Counting = cluster.service(kind, shard=0)
-
-    def call(self, method: str, key: str, order: str = "", text: str = "") -> "asyncio.Task[EchoReply]":
-        """A call that has begun to run once `began` says so."""
-
-        async def send() -> EchoReply:
-            reply: EchoReply = await getattr(self.stub, method)(
-                EchoRequest(key=key, order=order, text=text), timeout=20
-            )
-            return reply
-
-        return asyncio.ensure_future(send())
-
-    async def write(self, key: str, order: str = "", text: str = "") -> int:
-        return (await self.call(WRITE, key, order, text)).seen
-
-    async def began(self, *texts: str) -> None:
-        """Wait until these calls, and no others since, have begun."""
-        async with asyncio.timeout(20):
-            while self.service.began != [*texts]:  # noqa: ASYNC110 - the handlers are the test's
-                await asyncio.sleep(0)
-        self.service.began.clear()
-
-    async def committing(self, count: int = 1) -> None:
-        """Wait until so many commits have begun."""
-        async with asyncio.timeout(20):
-            while len(self.store.commits) < count:  # noqa: ASYNC110 - they begin on a thread
-                await asyncio.sleep(0.001)
-
-    async def fresh(self, *keys: str) -> None:
-        """Count each key once, and begin to watch."""
-        for key in keys:
-            await self.write(key)
-        self.store.commits.clear()
-        self.service.began.clear()
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.lane.counting import READ, WRITE, Counted, counted_cluster, status_of
 
 
 @pytest.fixture
 async def counted() -> AsyncIterator[Counted]:
-    store = StoreControl()
-    settings = {"turns": {"echo.v1.Echo/*": "KEYED"}}
-    async with Cluster(Counting, shards=1, store=store, settings=settings) as cluster:
-        yield Counted(cluster, store)
-
-
-@pytest.fixture(autouse=True)
-def reads_are_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the proto said of `Misbehave` that it has no side effects."""
-    from onelane.lane import method_entry
-
-    monkeypatch.setattr(method_entry, "_has_no_side_effects", lambda path: path.endswith(READ))
-
-
-async def status_of(call: "asyncio.Task[EchoReply]") -> str:
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code().name
-    return "OK"
+    async with counted_cluster() as counted:
+        yield counted
 
 
 async def test_an_answer_leaves_when_its_change_is_on_disk(counted: Counted) -> None:

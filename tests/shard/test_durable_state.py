@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(folder: Path) -> Iterator[RunningApp]:
+def durable_app(folder: Path) -> Iterator[RunningApp]:
     toml = f"""
 [apps.echo]
 services = ["tests.state.kept_service:Kept"]
@@ -67,14 +67,14 @@ class Counting:
                 await asyncio.sleep(0.01)
 
 
-async def test_nothing_that_was_acknowledged_is_lost_when_the_process_is_killed(kept: RunningApp) -> None:
-    async with grpc.aio.insecure_channel(kept.listen["echo"]) as channel:
+async def test_nothing_that_was_acknowledged_is_lost_when_the_process_is_killed(durable_app: RunningApp) -> None:
+    async with grpc.aio.insecure_channel(durable_app.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         counting = Counting(stub)
         clients = [asyncio.ensure_future(counting.count(number)) for number in range(CLIENTS)]
         for _ in range(KILLS):
             await counting.count_on(200)
-            (shard,) = await asyncio.to_thread(kept.shards)
+            (shard,) = await asyncio.to_thread(durable_app.shards)
             os.kill(shard["pid"], signal.SIGKILL)
         await counting.count_on(200)
         counting.is_over = True
@@ -84,8 +84,10 @@ async def test_nothing_that_was_acknowledged_is_lost_when_the_process_is_killed(
             assert acknowledged <= stored <= counting.sent[key]
 
 
-async def test_a_file_that_is_locked_for_a_while_refuses_and_is_back_by_itself(kept: RunningApp, folder: Path) -> None:
-    async with grpc.aio.insecure_channel(kept.listen["echo"]) as channel:
+async def test_a_file_that_is_locked_for_a_while_refuses_and_is_back_by_itself(
+    durable_app: RunningApp, folder: Path
+) -> None:
+    async with grpc.aio.insecure_channel(durable_app.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         before = (await stub.Unary(EchoRequest(key="locked"), timeout=10)).seen
         lock = sqlite3.connect(folder / "echo-0.sqlite", isolation_level=None)
@@ -95,10 +97,10 @@ async def test_a_file_that_is_locked_for_a_while_refuses_and_is_back_by_itself(k
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await method(EchoRequest(key="locked"), timeout=10)
                 assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-            await eventually(lambda: kept.metric("onelane_state_failing_ratio") == 1)
+            await eventually(lambda: durable_app.metric("onelane_state_failing_ratio") == 1)
         finally:
             lock.rollback()
             lock.close()
         assert (await stub.Unary(EchoRequest(key="locked"), timeout=10)).seen == before + 1
-        await eventually(lambda: kept.metric("onelane_state_failing_ratio") == 0)
-        assert "state.store_back shard=echo-0" in kept.log.read_text()
+        await eventually(lambda: durable_app.metric("onelane_state_failing_ratio") == 0)
+        assert "state.store_back shard=echo-0" in durable_app.log.read_text()

@@ -248,7 +248,7 @@ async def test_who_waits_for_earlier_turns_goes_on_when_they_are_on_disk_or_fail
 
 async def test_a_failure_of_the_store_is_counted_until_it_works_again(stepped: SteppedJournal) -> None:
     await load(stepped, "k")
-    metrics = stepped.journal._metrics
+    metrics = stepped.journal.metrics
     for error, expected in ((DOWN, True), (None, False)):
         if "k" not in stepped.journal.residents:
             stepped.left.clear()

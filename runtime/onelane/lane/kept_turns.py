@@ -10,7 +10,9 @@ Leaves out: what is written and when, see `state/journal`. An app without durabl
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import Context
 from functools import partial
+from time import time
 from typing import Any
 
 import grpc
@@ -19,11 +21,13 @@ from onelane.core.context import current_call
 from onelane.core.turns import Turn
 from onelane.errors import NotKept, OnelaneError
 from onelane.lane.method_entry import Entry
+from onelane.lane.remembered import CallId, check_repeats, digest_of, id_of, remember, repeat
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server.call import Call
 from onelane.server.call_state import WAITING
 from onelane.state.batch import Leave
 from onelane.state.journal import Journal
+from onelane.state.store import RememberedAnswer
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.tracer import Span, Tracer, context_of
 
@@ -49,25 +53,36 @@ class KeptTurns:
         self._published: dict[Turn, list[Callable[[], None]]] = {}
         """Turn → what was published in it."""
 
+        self._call_ids: dict[Call, CallId] = {}
+        """Calls in progress whose answers will be remembered."""
+        self._answers: dict[Turn, list[RememberedAnswer]] = {}
+        """Turn → the answers that are to be kept with its changes."""
+
     # A turn begins
 
     def enter(self, key: str, method: str, chain: str, call: Call) -> Turn | None:
         """As `Turns.enter`, for a call; None also where the state of the key is to be loaded first."""
+        has_id = bool(call.metadata) and id_of(call.metadata) is not None
         turn = self._queue.turns.enter(key, method, chain, call)
-        if turn is None or key in self.journal.residents or turn.inside > 1:
+        if turn is None or turn.inside > 1:
             return turn
-        self._load(call, turn, is_first=True)
-        return None
+        if key not in self.journal.residents:
+            self._load(call, turn, is_first=True)
+            return None
+        if has_id:
+            # The lane has to put it aside first, with its message.
+            asyncio.get_running_loop().call_soon(self._begin, call, turn, True, context=Context())
+            return None
+        return turn
 
-    def loads(self, call: Call, turn: Turn) -> bool:
-        """Whether the state of the key must be loaded before a call goes on that waited for this turn. It is started
-        afterwards."""
+    def start(self, call: Call, turn: Turn) -> None:
+        """Start a call that has waited for this turn, once the state of the key is in memory."""
         resident = self.journal.residents.get(turn.key)
-        if resident is not None and not resident.is_lost:
-            return False
-        self.journal.drop(turn.key)
-        self._load(call, turn, is_first=False)
-        return True
+        if resident is None or resident.is_lost:
+            self.journal.drop(turn.key)
+            self._load(call, turn, is_first=False)
+        else:
+            self._begin(call, turn, False)
 
     def _load(self, call: Call, turn: Turn, *, is_first: bool) -> None:
         """is_first: the turn came without a wait, and the call does not know it yet."""
@@ -76,19 +91,54 @@ class KeptTurns:
 
     def _loaded(self, call: Call, turn: Turn, is_first: bool, span: Span, error: OnelaneError | None) -> None:
         self.tracer.end(span, error="" if error is None else type(error).__qualname__)
+        self._begin(call, turn, is_first, error)
+
+    def _begin(self, call: Call, turn: Turn, is_first: bool, error: OnelaneError | None = None) -> None:
+        """Start a call that the lane has put aside, or answer it from memory, or with the error of its load."""
         if call.state is not WAITING:
             # It was withdrawn, and with it the turn that it knew.
             if is_first:
                 self._queue.leave(turn)
             return
         call.turn = turn
-        if error is None:
+        entry = call.waiting.entry
+        try:
+            if error is not None:
+                raise error
+            answer = self._remembered(call, turn)
+        except OnelaneError as failure:
+            self._end_wait(call, type(failure).__qualname__)
+            self._fail(entry, call, failure)
+            return
+        if answer is None:
             call.proceed()
             return
-        waiting = call.waiting
+        self._end_wait(call)
+        self.journal.metrics.repeats.add()
+        self.end(entry, call, repeat(answer, call))
+
+    def _end_wait(self, call: Call, error: str = "") -> None:
+        self.tracer.end(call.waiting.span, error=error)
         del call.waiting
-        self.tracer.end(waiting.span, error=type(error).__qualname__)
-        self._fail(waiting.entry, call, error)
+
+    def _remembered(self, call: Call, turn: Turn) -> RememberedAnswer | None:
+        """The answer to a call that repeats another; None of one that is to run, whose answer will be remembered where
+        it has an id.
+
+        Raises:
+            BadIdempotencyKey: its id belongs to another request.
+        """
+        waiting = call.waiting
+        name = id_of(call.metadata) if call.metadata and waiting.entry.changes_state else None
+        if name is None:
+            return None
+        call_id = CallId(name, digest_of(waiting.entry.method.name, waiting.message, call.identity))
+        answer = self.journal.answer_of(turn.key, name)
+        if answer is None:
+            self._call_ids[call] = call_id
+        else:
+            check_repeats(answer, call_id)
+        return answer
 
     async def prepare(self, turn: Turn) -> None:
         """Load the state of a turn that was taken by hand, and wait until all before it is on disk: what is sent inside
@@ -122,6 +172,8 @@ class KeptTurns:
         assert turn is not None
         held = HeldAnswer(self, entry, call, reply)
         try:
+            if self._call_ids and (call_id := self._call_ids.pop(call, None)) is not None:
+                self._remember(turn, call_id, call, reply)
             waits = self._ended(turn, held, changes=entry.changes_state, is_nested=turn.is_held_by(call.chain))
             if waits:
                 held.start_span()
@@ -131,6 +183,14 @@ class KeptTurns:
             return False
         finally:
             self._queue.leave(turn)
+
+    def _remember(self, turn: Turn, call_id: CallId, call: Call, reply: bytes) -> None:
+        """Keep an answer with the changes of its turn. Where the call was cut off, its turn is undone, so that a repeat
+        may run it."""
+        if call.is_cancelled:
+            self.journal.lose(turn.key)
+        else:
+            self._answers.setdefault(turn, []).append(remember(call_id, call, reply, time()))
 
     def end_by_hand(self, turn: Turn, *, is_nested: bool) -> "asyncio.Future[None] | None":
         """A turn that was taken by hand ends; its caller must leave it. Done once its changes are on disk; None where
@@ -159,19 +219,20 @@ class KeptTurns:
             return True
         changes = changes or turn in self._changed
         self._changed.discard(turn)
+        answers = self._answers.pop(turn, ()) if self._answers else ()
         if turn not in self._early and turn not in self._published:
-            return self._end_turn(key, leave, changes=changes)
+            return self._end_turn(key, leave, answers, changes=changes)
         leave = partial(_leave_all, self._published.pop(turn, ()), [*self._early.pop(turn, ()), leave])
         try:
-            if not self._end_turn(key, leave, changes=changes):
+            if not self._end_turn(key, leave, answers, changes=changes):
                 leave(None)
         except OnelaneError as error:
             leave(error)
         return True
 
-    def _end_turn(self, key: str, leave: Leave, *, changes: bool) -> bool:
+    def _end_turn(self, key: str, leave: Leave, answers: Sequence[RememberedAnswer], *, changes: bool) -> bool:
         try:
-            return self.journal.end_turn(key, leave) if changes else self.journal.rest_on(key, leave)
+            return self.journal.end_turn(key, leave, answers) if changes else self.journal.rest_on(key, leave)
         finally:
             self.journal.drop_lost(key)
 

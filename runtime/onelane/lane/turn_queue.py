@@ -24,8 +24,8 @@ AT_ONCE = 64
 class TurnKeeper(Protocol):
     """Keeps the durable state of keys: see `lane/kept_turns`."""
 
-    def loads(self, call: Call, turn: Turn) -> bool:
-        """Whether a call that has got its turn is started later."""
+    def start(self, call: Call, turn: Turn) -> None:
+        """Start a call that has got its turn, now or later."""
 
     async def prepare(self, turn: Turn) -> None:
         """Wait until code may begin that has taken a turn by hand."""
@@ -165,8 +165,12 @@ class TurnQueue:
 
     def _start(self, waiter: Any, turn: Turn | None) -> None:
         if isinstance(waiter, Call):
-            if waiter.state is WAITING and (turn is None or self.keeper is None or not self.keeper.loads(waiter, turn)):
+            if waiter.state is not WAITING:
+                return
+            if turn is None or self.keeper is None:
                 waiter.proceed()
+            else:
+                self.keeper.start(waiter, turn)
         elif not waiter.done():
             waiter.set_result(turn)
         elif turn is not None:

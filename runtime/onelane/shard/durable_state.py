@@ -53,6 +53,8 @@ class DurableState:
             JournalMetrics(lane.name, stats),
             epoch=lambda: lane.placement.epoch,
             in_turn=lane.queue.turns.held.__contains__,
+            answers_s=settings.answers_s,
+            max_answers=settings.max_answers_per_key,
         )
         self.kept = lane.keep_turns(self.journal)
 

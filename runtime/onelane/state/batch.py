@@ -18,7 +18,8 @@ class Change:
         self.rows: dict[str, Row] = {}
         self.dropped: set[str] = set()
         """Names of dicts."""
-        self.answers: list[RememberedAnswer] = []
+        self.answers: dict[str, RememberedAnswer] = {}
+        """By their ids."""
         self.dropped_answers: list[str] = []
 
     def write(self, row: Row) -> None:
@@ -53,7 +54,7 @@ class Batch:
                 key,
                 epoch,
                 rows=tuple(change.rows.values()),
-                answers=tuple(change.answers),
+                answers=tuple(change.answers.values()),
                 dropped_rows=tuple(change.dropped),
                 dropped_answers=tuple(change.dropped_answers),
             )

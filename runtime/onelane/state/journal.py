@@ -16,7 +16,7 @@ from time import perf_counter, time
 from typing import Protocol
 
 from onelane.errors import Fenced, NotKept, OnelaneError
-from onelane.state.batch import Batch, Leave
+from onelane.state.batch import Batch, Change, Leave
 from onelane.state.journal_metrics import JournalMetrics
 from onelane.state.store import KeyState, KeyWrite, RememberedAnswer, Row, Store
 from onelane.state.store_thread import WorkDone
@@ -83,15 +83,20 @@ class Journal:
         *,
         epoch: Callable[[], int],
         in_turn: Callable[[str], bool],
+        answers_s: float = 86_400.0,
+        max_answers: int = 1000,
     ) -> None:
-        """epoch: of the placement by which this life owns its keys. in_turn: whether a turn of a key is held."""
+        """epoch: of the placement by which this life owns its keys. in_turn: whether a turn of a key is held.
+        answers_s, max_answers: for how long, and how many of each key, answers are remembered."""
         self.residents: dict[str, Resident] = {}
         """Canonical text → a key whose state is in memory. The lane looks here at the beginning of each turn."""
         self._dicts = dicts
         self._store = store
-        self._metrics = metrics
+        self.metrics = metrics
         self._epoch = epoch
         self._in_turn = in_turn
+        self._answers_s = answers_s
+        self._max_answers = max_answers
         self._gathering = Batch()
         self._writing: Batch | None = None
         self._loading: dict[str, list[Loaded]] = {}
@@ -126,9 +131,9 @@ class Journal:
         self._is_reading = False
         states: dict[str, KeyState] = result if isinstance(result, dict) else {}
         if error is not None:
-            self._metrics.failed("load", error)
+            self.metrics.failed("load", error)
         else:
-            self._metrics.loaded(len(states))
+            self.metrics.loaded(len(states))
         for key in keys:
             failure = self._install(key, states.get(key), error)
             for loaded in self._loading.pop(key):
@@ -148,11 +153,11 @@ class Journal:
 
     # Turns
 
-    def end_turn(self, key: str, leave: Leave, answer: RememberedAnswer | None = None) -> bool:
+    def end_turn(self, key: str, leave: Leave, answers: Sequence[RememberedAnswer] = ()) -> bool:
         """A turn of `key` that may have changed its state has ended. False where nothing of it needs to wait; else
         `leave` is called once all that it rests on is on disk, or has failed.
 
-        answer: to be kept with the change.
+        answers: to be kept with the change.
 
         Raises:
             OnelaneError: an entry cannot be encoded; the memory of the key is dropped.
@@ -166,8 +171,8 @@ class Journal:
         except BaseException:
             self.lose(key)
             raise
-        if rows != resident.rows or answer is not None:
-            self._change(key, resident, rows, answer)
+        if rows != resident.rows or answers:
+            self._change(key, resident, rows, answers)
         return self.rest_on(key, leave)
 
     def rest_on(self, key: str, leave: Leave) -> bool:
@@ -200,18 +205,35 @@ class Journal:
         resident.batch.leaving.append((key, partial(_settle, on_disk)))
         await on_disk
 
-    def _change(self, key: str, resident: Resident, rows: dict[str, Row], answer: RememberedAnswer | None) -> None:
+    def _change(self, key: str, resident: Resident, rows: dict[str, Row], answers: Sequence[RememberedAnswer]) -> None:
         change = self._gathering.change_of(key)
         for name, row in rows.items():
             if resident.rows.get(name) != row:
                 change.write(row)
         for name in resident.rows.keys() - rows.keys():
             change.drop(name)
-        if answer is not None:
-            change.answers.append(answer)
-            resident.answers[answer.id] = answer
+        for answer in answers:
+            change.answers[answer.id] = resident.answers[answer.id] = answer
+        if answers:
+            self._forget_answers(resident, change)
         resident.rows, resident.batch = rows, self._gathering
         self._step_soon()
+
+    def answer_of(self, key: str, name: str) -> RememberedAnswer | None:
+        """The answer that is remembered under an id for `key`, which is in memory."""
+        answer = self.residents[key].answers.get(name)
+        return None if answer is None or answer.at < time() - self._answers_s else answer
+
+    def _forget_answers(self, resident: Resident, change: Change) -> None:
+        """Drop the answers that are too old, or too many."""
+        answers, oldest = resident.answers, time() - self._answers_s
+        while answers:
+            name, answer = next(iter(answers.items()))
+            if len(answers) <= self._max_answers and answer.at >= oldest:
+                return
+            del answers[name]
+            change.answers.pop(name, None)
+            change.dropped_answers.append(name)
 
     # Writing
 
@@ -241,13 +263,13 @@ class Journal:
         batch, self._writing = self._writing, None
         assert batch is not None
         if error is not None:
-            self._metrics.failed("commit", error)
+            self.metrics.failed("commit", error)
             lost = set(batch.changes)
         else:
             lost = set(fenced) if isinstance(fenced, tuple) else set()
             if lost:
-                self._metrics.failed("commit", Fenced(lost))
-            self._metrics.committed(perf_counter() - batch.began_at, keys=len(batch.changes), turns=len(batch.leaving))
+                self.metrics.failed("commit", Fenced(lost))
+            self.metrics.committed(perf_counter() - batch.began_at, keys=len(batch.changes), turns=len(batch.leaving))
         for key in batch.changes.keys() - lost:
             resident = self.residents.get(key)
             if resident is not None and resident.batch is batch:

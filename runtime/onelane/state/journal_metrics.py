@@ -27,6 +27,9 @@ class JournalMetrics:
         self._failures = stats.counter(
             "onelane.state.failures", unit="{failure}", description="Operations of the store that failed"
         )
+        self.repeats = stats.counter(
+            "onelane.state.repeats", unit="{call}", description="Repeated calls that got the remembered answer"
+        )
         failing = stats.gauge("onelane.state.failing", unit="1", description="Whether the store fails now")
         failing.observe(lambda: float(self.is_failing))
 
