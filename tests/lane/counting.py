@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
+from onelane.lane.lane import Lane
 from onelane.testing import Cluster
 
 from tests.echo.v1 import echo_pb2_grpc
@@ -79,6 +80,10 @@ class Counted:
         self.stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
         kind: Any = Counting
         self.service: Counting = cluster.service(kind, shard=0)
+
+    @property
+    def lane(self) -> Lane:
+        return self.cluster._shards(None)[0].lifecycle.parts.lane
 
     def call(self, method: str, key: str, order: str = "", text: str = "") -> "asyncio.Task[EchoReply]":
         """A call that has begun to run once `began` says so."""

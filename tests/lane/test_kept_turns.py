@@ -223,3 +223,18 @@ async def test_a_call_that_is_cancelled_while_its_key_is_loaded_leaves_the_turn(
     await asyncio.sleep(0)
     calls[0].cancel()
     assert await counted.write("new") >= 3
+
+
+async def test_a_key_that_is_lost_between_two_turns_is_loaded_before_the_second(counted: Counted) -> None:
+    """The next call has been given the turn already, and has not begun."""
+    await counted.fresh("k")
+    lane = counted.lane
+    turn = await lane.queue.hold("k", "the test")
+    waiting = counted.call(WRITE, "k", text="waiting")
+    await counted.call(READ, "other", text="beside")
+    await counted.began("beside")
+    counted.service.counts["k"] = 100
+    lane.queue.leave(turn)
+    assert lane.kept is not None
+    lane.kept.journal.lose("k")
+    assert (await waiting).seen == 2

@@ -2,10 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from time import time
 
 import pytest
 from onelane.errors import Fenced, NotKept, StoreUnavailable, UnwritableValue
-from onelane.state.store import Row
+from onelane.state import journal
+from onelane.state.store import RememberedAnswer, Row
 
 from tests.state.journals import SteppedJournal
 
@@ -269,3 +271,11 @@ async def test_a_journal_is_idle_once_everything_is_written(stepped: SteppedJour
     stepped.queue.step()
     await asyncio.wait_for(idle, 5)
     assert stepped.queue.store.read(["k"])["k"].rows == (Row("texts", b"1"),)
+
+
+async def test_an_answer_that_is_too_old_is_not_given(stepped: SteppedJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    await load(stepped, "k")
+    stepped.journal.end_turn("k", stepped.leave("first"), [RememberedAnswer("one", b"", b"", at=time())])
+    assert stepped.journal.answer_of("k", "one") is not None
+    monkeypatch.setattr(journal, "time", lambda: time() + 86_401)
+    assert stepped.journal.answer_of("k", "one") is None
