@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from onelane.errors import BadService, UnreadableValue
+from onelane.errors import BadService
 from onelane.state.entries import KeyedEntry
 
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -72,12 +72,21 @@ def test_every_spelling_of_a_key_is_an_entry_and_all_move_together(old: Owner, n
     assert (new.totals, old.totals) == ({1: 10, "1": 20, b"1": 30}, {})
 
 
-def test_nothing_is_installed_where_one_entry_cannot_be_read(old: Owner, new: Owner) -> None:
+def test_where_one_entry_cannot_be_read_none_is_installed_and_all_leave_again_as_they_came(
+    old: Owner, new: Owner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So a release that cannot read them loses nothing for the one before."""
     old.totals["ada"] = 7
     broken = KeyedEntry("carts", "ada", b"\x81\xa5items\x01", "msgpack", 1)
-    with pytest.raises(UnreadableValue, match=r"keyed 'carts', key 'ada': .*Expected `object`, got `int`.*\$\.items"):
-        new.dicts.install("ada", [*old.dicts.entries_of("ada"), broken])
-    assert (new.carts, new.totals) == ({}, {})
+    entries = [*old.dicts.entries_of("ada"), broken]
+    new.dicts.install("ada", entries)
+    assert (new.carts, new.totals, new.lost()) == ({}, {}, {"unreadable": 1})
+    assert "keyed 'carts', key 'ada': ValidationError: Expected `object`, got `int` - at `$.items`" in caplog.text
+    assert (list(new.dicts.keys()), new.dicts.entries_of("ada")) == (["ada"], entries)
+    new.totals["ada"] = 1
+    assert [entry.value for entry in new.dicts.entries_of("ada")] == [b"\x01", broken.value], "what is newer goes first"
+    new.dicts.forget("ada")
+    assert list(new.dicts.keys()) == []
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -117,7 +126,9 @@ def test_what_is_lost_is_counted_without_end_and_logged_up_to_a_limit(
     assert len(caplog.records) == 100
 
 
-def test_an_entry_of_a_dict_that_the_new_release_does_not_move_is_dropped_and_counted(old: Owner, new: Owner) -> None:
+def test_an_entry_of_a_dict_that_the_new_release_does_not_move_is_not_installed_and_counted(
+    old: Owner, new: Owner
+) -> None:
     old.dicts.declare("removed", int)["ada"] = 1
     old.dicts.declare("links", int)["ada"] = 2
     new.dicts.declare("links", int, moves=False)

@@ -154,13 +154,13 @@ class Lane:
         for key in self.queue.turns.held:
             if isinstance(owner := self._router.find_home(key), Member):
                 for waiter in self.queue.turns.evict(key):
-                    self._send_away(owner, waiter)
+                    self._send_away(key, owner, waiter)
 
-    def _send_away(self, owner: Member, waiter: Any) -> None:
+    def _send_away(self, key: str, owner: Member, waiter: Any) -> None:
         """Send on what waits for the turn of a key that leaves."""
         if isinstance(waiter, asyncio.Future):
             if not waiter.done():
-                waiter.set_exception(ForeignKey("", shard=self.name, owner=owner.name))
+                waiter.set_exception(ForeignKey(key, shard=self.name, owner=owner.name))
             return
         call: Call = waiter
         waiting = call.waiting

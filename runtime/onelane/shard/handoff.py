@@ -21,7 +21,7 @@ from onelane.cluster.control import Control
 from onelane.core import handoff
 from onelane.core.handoff import Action, Handoff, Refuse
 from onelane.core.placement import Member, Placement
-from onelane.errors import HandOverRefused, UnreadableValue
+from onelane.errors import HandOverRefused
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
 from onelane.server.call_state import RUNNING
@@ -245,10 +245,7 @@ class HandoffCarrier:
                 raise HandOverRefused(action.reason)
 
     def _install(self, key: str, moved: siblings_pb2.MovedKey) -> None:
-        try:
-            self._keyed.install(key, entries_from(moved))
-        except UnreadableValue as error:
-            self._keyed.lose("unreadable", error)
+        self._keyed.install(key, entries_from(moved))
         self._keyed.arrived(key)
 
     # What to do

@@ -9,9 +9,10 @@ Leaves out: whose key it is, and when a key may leave: `core/handoff`. Values th
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
-from onelane.errors import BadService, NoRoutingKey, UnwritableValue
+from onelane.errors import BadService, NoRoutingKey, UnreadableValue, UnwritableValue
 from onelane.state.codecs import Migration, ServiceCodec
 from onelane.state.declaration import Declaration, ValueCodec
 from onelane.state.entries import DictKey, KeyedEntry, canonical_key, spellings
@@ -36,6 +37,8 @@ class KeyedDicts:
         """Name of a dict that moves → the codec of its values."""
         self.durable: dict[str, ValueCodec] = {}
         """Of these, those that are kept in a store."""
+        self._unread: dict[str, list[KeyedEntry]] = {}
+        """Key → its entries that this release cannot read."""
         self._arrive_hooks: list[KeyHook] = []
         self._leave_hooks: list[KeyHook] = []
         self._lost = stats.counter(
@@ -88,7 +91,8 @@ class KeyedDicts:
         meanwhile may still come, and has no entries then. An entry under no routing key is lost to its owner; see
         `onelane.state.lost`.
         """
-        return self._canonical([(name, tuple(self._dicts[name])) for name in self._moving])
+        kept = tuple(self._unread)
+        return chain(kept, self._canonical([(name, tuple(self._dicts[name])) for name in self._moving], seen=set(kept)))
 
     def entries_of(self, key: str) -> list[KeyedEntry]:
         """The entries of a key, as they leave. A value that cannot be encoded is left out, logged and counted."""
@@ -98,27 +102,34 @@ class KeyedDicts:
                 entries.append(self._moving[name].write(spelling, self._dicts[name][spelling]))
             except UnwritableValue as error:
                 self.lose("unwritable", error)
-        return entries
+        written = {(entry.dict, entry.key) for entry in entries}
+        return entries + [entry for entry in self._unread.get(key, ()) if (entry.dict, entry.key) not in written]
 
     def install(self, key: str, entries: Iterable[KeyedEntry]) -> None:
         """Put the entries of a key that has arrived; all of them, or none.
 
-        An entry of a dict that this release has no more, or does not move, is dropped as a removed field is.
-
-        Raises:
-            UnreadableValue: an entry cannot be decoded; then nothing was put.
+        Where one of them cannot be read, all are kept as they came, and leave with the key again: for the release that
+        wrote them. So are entries of dicts that this release does not have. They are logged and counted.
         """
+        entries = list(entries)
         values = []
-        for entry in entries:
-            if entry.dict in self._moving:
-                values.append((self._dicts[entry.dict], entry.key, self._moving[entry.dict].read(entry)))
-            else:
-                self.lose("no_dict", f"keyed {entry.dict!r}, key {key!r}: no such dict moves in this release")
+        try:
+            for entry in entries:
+                if entry.dict in self._moving:
+                    values.append((self._dicts[entry.dict], entry.key, self._moving[entry.dict].read(entry)))
+                else:
+                    self._unread.setdefault(key, []).append(entry)
+                    self.lose("no_dict", f"keyed {entry.dict!r}, key {key!r}: no such dict moves in this release")
+        except UnreadableValue as error:
+            self._unread[key] = entries
+            self.lose("unreadable", error)
+            return
         for target, spelling, value in values:
             target[spelling] = value
 
     def forget(self, key: str) -> None:
         """Remove a key from every dict that moves, since its new owner has it."""
+        self._unread.pop(key, None)
         for name, spelling in self._places(self._moving, key):
             del self._dicts[name][spelling]
 
@@ -156,8 +167,8 @@ class KeyedDicts:
         spelled = spellings(key)
         return [(name, spelling) for name in names for spelling in spelled if spelling in self._dicts[name]]
 
-    def _canonical(self, dict_keys: list[tuple[str, tuple[Any, ...]]]) -> Iterator[str]:
-        seen: set[str] = set()
+    def _canonical(self, dict_keys: list[tuple[str, tuple[Any, ...]]], seen: set[str]) -> Iterator[str]:
+        """Each key once, but for those that are `seen` already."""
         for name, spelled in dict_keys:
             for spelling in spelled:
                 key = canonical_key(spelling)

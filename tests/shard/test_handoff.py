@@ -1,0 +1,271 @@
+"""A shard hands over the state of keys that leave, and takes that of keys that arrive; here by the parts of one shard,
+with a sibling and a supervisor that the test plays."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from onelane.cluster.control import QueueControl, placement_to_proto
+from onelane.core.placement import Member, Placement
+from onelane.errors import HandOverRefused
+from onelane.server import sockets
+from onelane.shard import handoff
+from onelane.shard.moved_keys import moved_key
+from onelane.shard.wiring import ShardParts
+from onelane.state.entries import KeyedEntry
+from onelane.v1.siblings_pb2 import HandOverReply, HandOverRequest, PublishRequest
+from onelane.v1.siblings_pb2_grpc import SiblingsServicer, add_SiblingsServicer_to_server
+
+from tests.running_app import eventually
+from tests.shard.parts import sent, setup, wired
+
+LIFE, SIBLING_LIFE = 5, 6
+KEYS = [f"k{number}" for number in range(40)]
+
+
+class Sibling(SiblingsServicer):
+    """Takes what is handed over, unless it is told to fail."""
+
+    def __init__(self) -> None:
+        self.requests: list[HandOverRequest] = []
+        self.failures = 0
+
+    async def HandOver(self, request: HandOverRequest, context: Any) -> HandOverReply:
+        if self.failures:
+            self.failures -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        self.requests.append(request)
+        return HandOverReply()
+
+    @property
+    def keys(self) -> list[str]:
+        return [moved.key for request in self.requests for moved in request.keys]
+
+
+@dataclass
+class Bench:
+    """A shard `echo-0` and its sibling `echo-1`."""
+
+    parts: ShardParts
+    supervisor: QueueControl
+    me: Member
+    sibling: Member
+
+    @property
+    def totals(self) -> dict[str, int]:
+        return self.parts.shard.keyed("totals", int)
+
+    def prepare(self, before: tuple[Member, ...], after: tuple[Member, ...]) -> None:
+        self.parts.handoff.prepare(Placement(1, before), Placement(2, after), ())
+
+    def take(self, *keys: str, done: bool = False, **changed: Any) -> HandOverRequest:
+        """A batch of the sibling's, with a total of 7 for each key."""
+        moved = [moved_key(key, [KeyedEntry("totals", key, b"\x07", "msgpack", 1)]) for key in keys]
+        told = {"epoch": 2, "from_life": SIBLING_LIFE, "to_life": LIFE} | changed
+        return HandOverRequest(keys=moved, done=done, **told)
+
+    async def reported(self) -> list[str]:
+        """The kinds of the messages to the supervisor so far."""
+        return [message.WhichOneof("kind") for message in await sent(self.supervisor)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    described = setup(tmp_path)
+    me = Member("echo-0", "127.0.0.1:50061", described.socket, LIFE)
+    described.life = LIFE
+    described.placement.CopyFrom(placement_to_proto(Placement(1, (me,))))
+    parts, supervisor = wired(described)
+    parts.shard.keyed("totals", int)
+    return Bench(parts, supervisor, me, Member("echo-1", "127.0.0.1:50062", f"{tmp_path}/echo-1", SIBLING_LIFE))
+
+
+@pytest.fixture
+async def sibling(bench: Bench) -> AsyncIterator[Sibling]:
+    """Listens on its socket."""
+    server, servicer = grpc.aio.server(), Sibling()
+    add_SiblingsServicer_to_server(servicer, server)
+    server.add_insecure_port(f"unix:{bench.sibling.socket}")
+    await server.start()
+    yield servicer
+    await server.stop(0)
+
+
+async def close(bench: Bench) -> None:
+    await bench.parts.handoff.aclose()
+    await bench.parts.sibling_channels.aclose()
+
+
+# What leaves
+
+
+async def test_all_keys_that_leave_are_handed_over_and_forgotten_and_the_supervisor_is_told(
+    bench: Bench, sibling: Sibling
+) -> None:
+    bench.totals.update(dict.fromkeys(KEYS, 7))
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
+    assert sorted(sibling.keys) == sorted(KEYS)
+    assert {request.to_life for request in sibling.requests} == {SIBLING_LIFE}
+    await eventually(lambda: bench.totals == {})
+    assert "departed" in await bench.reported()
+    await close(bench)
+
+
+async def test_a_batch_that_fails_is_sent_again_and_nothing_is_forgotten_before(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handoff, "RESEND_S", 0.001)
+    bench.totals["k"] = 7
+    sibling.failures = 3
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: not sibling.failures)
+    await eventually(lambda: bench.totals == {})
+    assert sibling.keys == ["k"]
+    await close(bench)
+
+
+async def test_a_key_leaves_after_its_last_turn_and_with_what_that_has_changed(bench: Bench, sibling: Sibling) -> None:
+    async with bench.parts.shard.turn("k"):
+        bench.prepare((bench.me,), (bench.sibling,))
+        bench.totals["idle"] = 1
+        await asyncio.sleep(0)
+        bench.totals["k"] = 9
+        assert "k" not in sibling.keys
+    await eventually(lambda: "k" in sibling.keys)
+    [entry] = next(moved for request in sibling.requests for moved in request.keys if moved.key == "k").entries
+    assert entry.value == b"\x09"
+    await close(bench)
+
+
+async def test_hooks_are_told_once_of_a_key_that_leaves_also_where_its_receiver_dies(
+    bench: Bench, tmp_path: Path
+) -> None:
+    told: list[object] = []
+    bench.parts.shard.on_leave(told.append)
+    bench.totals["k"] = 7
+    held = sockets.listening(f"unix:{bench.sibling.socket}")
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: told == ["k"])
+    bench.parts.handoff.gone(SIBLING_LIFE)
+    server, servicer = grpc.aio.server(), Sibling()
+    add_SiblingsServicer_to_server(servicer, server)
+    next_life = Member(bench.sibling.name, bench.sibling.address, f"{tmp_path}/next", SIBLING_LIFE + 1)
+    server.add_insecure_port(f"unix:{next_life.socket}")
+    await server.start()
+    bench.parts.handoff.reborn(next_life)
+    await eventually(lambda: servicer.keys == ["k"] and servicer.requests[-1].done)
+    assert told == ["k"]
+    assert servicer.requests[0].to_life == next_life.life
+    await close(bench)
+    await server.stop(0)
+    held.close()
+
+
+async def test_a_value_that_cannot_leave_holds_up_no_change(bench: Bench, sibling: Sibling) -> None:
+    bench.totals.update(good=7, bad="no number")  # type: ignore[arg-type]
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
+    moved = {moved.key: len(moved.entries) for request in sibling.requests for moved in request.keys}
+    assert moved == {"good": 1, "bad": 0}
+    await close(bench)
+
+
+# What arrives
+
+
+async def test_what_arrives_is_there_before_the_hooks_and_they_before_its_first_turn(bench: Bench) -> None:
+    told: list[tuple[object, int | None]] = []
+    bench.parts.shard.on_arrive(lambda key: told.append((key, bench.totals.get(str(key)))))
+    bench.prepare((bench.sibling,), (bench.me,))
+    first_turn = asyncio.ensure_future(bench.parts.lane.queue.hold("k", "first"))
+    await asyncio.sleep(0)
+    assert not first_turn.done()
+    await bench.parts.handoff.hand_over(bench.take("k"))
+    await asyncio.wait_for(first_turn, 10)
+    assert told == [("k", 7)]
+    await bench.parts.handoff.hand_over(bench.take(done=True))
+    await asyncio.sleep(0)
+    assert "arrived" in await bench.reported()
+    await close(bench)
+
+
+async def test_a_batch_that_is_repeated_does_not_undo_what_was_changed_meanwhile(bench: Bench) -> None:
+    bench.prepare((bench.sibling,), (bench.me,))
+    await bench.parts.handoff.hand_over(bench.take("k"))
+    bench.totals["k"] += 1
+    await bench.parts.handoff.hand_over(bench.take("k"))
+    assert bench.totals["k"] == 8
+    await close(bench)
+
+
+async def test_a_batch_that_comes_before_its_change_waits_for_it(bench: Bench) -> None:
+    handing_over = asyncio.ensure_future(bench.parts.handoff.hand_over(bench.take("k")))
+    await asyncio.sleep(0)
+    assert bench.totals == {}
+    bench.prepare((bench.sibling,), (bench.me,))
+    await asyncio.wait_for(handing_over, 10)
+    assert bench.totals == {"k": 7}
+    await close(bench)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"to_life": 4}, "this is life 5, not 4"),
+        ({"from_life": 9}, "life 9 hands nothing over"),
+        ({"epoch": 1}, "the change to epoch 1 is over"),
+    ],
+    ids=["meant for the life before", "of a stranger", "of a change that is over"],
+)
+async def test_a_batch_that_must_not_be_taken_is_refused(bench: Bench, changed: dict[str, int], reason: str) -> None:
+    bench.prepare((bench.sibling,), (bench.me,))
+    with pytest.raises(HandOverRefused, match=reason):
+        await bench.parts.handoff.hand_over(bench.take("k", **changed))
+    assert bench.totals == {}
+    await close(bench)
+
+
+async def test_of_a_life_that_has_died_nothing_is_taken_and_its_keys_are_served(bench: Bench) -> None:
+    bench.prepare((bench.sibling,), (bench.me,))
+    held = asyncio.ensure_future(bench.parts.lane.queue.hold("k", "held"))
+    await asyncio.sleep(0)
+    bench.parts.handoff.gone(SIBLING_LIFE)
+    await asyncio.wait_for(held, 10)
+    with pytest.raises(HandOverRefused, match="life 6 is dead"):
+        await bench.parts.handoff.hand_over(bench.take("k"))
+    await close(bench)
+
+
+async def test_a_change_that_is_told_again_is_answered_again_and_not_begun_again(bench: Bench) -> None:
+    for _ in range(2):
+        bench.prepare((bench.me, bench.sibling), (bench.me, bench.sibling))
+        await asyncio.sleep(0)
+        assert {"departed", "arrived"} <= set(await bench.reported())
+    bench.parts.lane.place(Placement(2, (bench.me, bench.sibling)))
+    bench.parts.handoff.placed(Placement(2, (bench.me, bench.sibling)))
+    bench.prepare((bench.me, bench.sibling), (bench.me, bench.sibling))
+    assert bench.parts.lane.router.handoff is None
+    await close(bench)
+
+
+async def test_only_siblings_hand_over_and_publish(bench: Bench) -> None:
+    refusals: list[grpc.StatusCode] = []
+
+    class Stranger:
+        trusted = False
+
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            refusals.append(code)
+            raise PermissionError
+
+    bench.parts.services.load()
+    for path, request in (("HandOver", bench.take("k")), ("Publish", PublishRequest())):
+        handler = bench.parts.lane.entries[f"/onelane.v1.Siblings/{path}"].method.handler
+        with pytest.raises(PermissionError):
+            await handler(request, Stranger())
+    assert refusals == [grpc.StatusCode.PERMISSION_DENIED] * 2
