@@ -17,7 +17,7 @@ from onelane.shard import handoff
 from onelane.shard.moved_keys import moved_key
 from onelane.shard.wiring import ShardParts
 from onelane.state.entries import KeyedEntry
-from onelane.v1.siblings_pb2 import HandOverReply, HandOverRequest, PublishRequest
+from onelane.v1.siblings_pb2 import HandOverReply, HandOverRequest, PublishReply, PublishRequest
 from onelane.v1.siblings_pb2_grpc import SiblingsServicer, add_SiblingsServicer_to_server
 
 from tests.running_app import eventually
@@ -40,6 +40,9 @@ class Sibling(SiblingsServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         self.requests.append(request)
         return HandOverReply()
+
+    async def Publish(self, request: PublishRequest, context: Any) -> PublishReply:
+        raise NotImplementedError
 
     @property
     def keys(self) -> list[str]:
@@ -65,8 +68,8 @@ class Bench:
     def take(self, *keys: str, done: bool = False, **changed: Any) -> HandOverRequest:
         """A batch of the sibling's, with a total of 7 for each key."""
         moved = [moved_key(key, [KeyedEntry("totals", key, b"\x07", "msgpack", 1)]) for key in keys]
-        told = {"epoch": 2, "from_life": SIBLING_LIFE, "to_life": LIFE} | changed
-        return HandOverRequest(keys=moved, done=done, **told)
+        fields = {"epoch": 2, "from_life": SIBLING_LIFE, "to_life": LIFE} | changed
+        return HandOverRequest(keys=moved, done=done, **fields)
 
     async def reported(self) -> list[str]:
         """The kinds of the messages to the supervisor so far."""
@@ -145,12 +148,12 @@ async def test_a_key_leaves_after_its_last_turn_and_with_what_that_has_changed(b
 async def test_hooks_are_told_once_of_a_key_that_leaves_also_where_its_receiver_dies(
     bench: Bench, tmp_path: Path
 ) -> None:
-    told: list[object] = []
-    bench.parts.shard.on_leave(told.append)
+    heard: list[object] = []
+    bench.parts.shard.on_leave(heard.append)
     bench.totals["k"] = 7
     held = sockets.listening(f"unix:{bench.sibling.socket}")
     bench.prepare((bench.me,), (bench.sibling,))
-    await eventually(lambda: told == ["k"])
+    await eventually(lambda: heard == ["k"])
     bench.parts.handoff.gone(SIBLING_LIFE)
     server, servicer = grpc.aio.server(), Sibling()
     add_SiblingsServicer_to_server(servicer, server)
@@ -159,7 +162,7 @@ async def test_hooks_are_told_once_of_a_key_that_leaves_also_where_its_receiver_
     await server.start()
     bench.parts.handoff.reborn(next_life)
     await eventually(lambda: servicer.keys == ["k"] and servicer.requests[-1].done)
-    assert told == ["k"]
+    assert heard == ["k"]
     assert servicer.requests[0].to_life == next_life.life
     await close(bench)
     await server.stop(0)
@@ -167,7 +170,7 @@ async def test_hooks_are_told_once_of_a_key_that_leaves_also_where_its_receiver_
 
 
 async def test_a_value_that_cannot_leave_holds_up_no_change(bench: Bench, sibling: Sibling) -> None:
-    bench.totals.update(good=7, bad="no number")  # type: ignore[arg-type]
+    bench.totals.update({"good": 7, "bad": "no number"})  # type: ignore[dict-item]
     bench.prepare((bench.me,), (bench.sibling,))
     await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
     moved = {moved.key: len(moved.entries) for request in sibling.requests for moved in request.keys}
@@ -179,15 +182,15 @@ async def test_a_value_that_cannot_leave_holds_up_no_change(bench: Bench, siblin
 
 
 async def test_what_arrives_is_there_before_the_hooks_and_they_before_its_first_turn(bench: Bench) -> None:
-    told: list[tuple[object, int | None]] = []
-    bench.parts.shard.on_arrive(lambda key: told.append((key, bench.totals.get(str(key)))))
+    heard: list[tuple[object, int | None]] = []
+    bench.parts.shard.on_arrive(lambda key: heard.append((key, bench.totals.get(str(key)))))
     bench.prepare((bench.sibling,), (bench.me,))
     first_turn = asyncio.ensure_future(bench.parts.lane.queue.hold("k", "first"))
     await asyncio.sleep(0)
     assert not first_turn.done()
     await bench.parts.handoff.hand_over(bench.take("k"))
     await asyncio.wait_for(first_turn, 10)
-    assert told == [("k", 7)]
+    assert heard == [("k", 7)]
     await bench.parts.handoff.hand_over(bench.take(done=True))
     await asyncio.sleep(0)
     assert "arrived" in await bench.reported()
@@ -225,7 +228,7 @@ async def test_a_batch_that_comes_before_its_change_waits_for_it(bench: Bench) -
 async def test_a_batch_that_must_not_be_taken_is_refused(bench: Bench, changed: dict[str, int], reason: str) -> None:
     bench.prepare((bench.sibling,), (bench.me,))
     with pytest.raises(HandOverRefused, match=reason):
-        await bench.parts.handoff.hand_over(bench.take("k", **changed))
+        await bench.parts.handoff.hand_over(bench.take("k", done=False, **changed))
     assert bench.totals == {}
     await close(bench)
 

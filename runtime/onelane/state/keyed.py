@@ -91,8 +91,10 @@ class KeyedDicts:
         meanwhile may still come, and has no entries then. An entry under no routing key is lost to its owner; see
         `onelane.state.lost`.
         """
-        kept = tuple(self._unread)
-        return chain(kept, self._canonical([(name, tuple(self._dicts[name])) for name in self._moving], seen=set(kept)))
+        unread = tuple(self._unread)
+        return chain(
+            unread, self._canonical([(name, tuple(self._dicts[name])) for name in self._moving], seen=set(unread))
+        )
 
     def entries_of(self, key: str) -> list[KeyedEntry]:
         """The entries of a key, as they leave. A value that cannot be encoded is left out, logged and counted."""
