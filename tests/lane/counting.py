@@ -25,6 +25,7 @@ class Counting(echo_pb2_grpc.EchoServicer):
 
     def __init__(self, shard: onelane.Shard) -> None:
         self.shard = shard
+        self.others = shard.stub(echo_pb2_grpc.EchoStub, to="app")
         self.counts = shard.keyed("counts", int, durable=True)
         self.may_go: dict[str, asyncio.Event] = {}
         self.began: list[str] = []
@@ -59,6 +60,9 @@ class Counting(echo_pb2_grpc.EchoServicer):
             request = EchoRequest(key=key, text="inner", order=inner)
             inner_reply: Any = await self.shard.call(key, f"echo.v1.Echo/{READ}", request)
             return EchoReply(text=inner_reply.text, seen=inner_reply.seen)
+        elif kind == "stub":
+            reply: EchoReply = await self.others.Misbehave(EchoRequest(key=rest, text="inner"))
+            return reply
         elif kind == "bad":
             self.counts[request.key] = object()  # type: ignore[assignment]
         return EchoReply(text=request.text, seen=self.counts.get(request.key, 0))

@@ -84,22 +84,24 @@ async def test_what_a_failed_turn_publishes_never_leaves(counted: Counted) -> No
     assert counted.service.heard == ["later news"]
 
 
-async def test_a_call_made_inside_a_turn_leaves_at_once(counted: Counted) -> None:
+@pytest.mark.parametrize("way", ["call", "stub"])
+async def test_a_call_made_inside_a_turn_leaves_at_once(counted: Counted, way: str) -> None:
     await counted.fresh("k", "other")
     with counted.store.held():
-        call = counted.call(WRITE, "k", "call other", text="outer")
+        call = counted.call(WRITE, "k", f"{way} other", text="outer")
         await counted.began("outer", "inner")
         await counted.committing()
         assert not call.done()
     await call
 
 
-async def test_a_call_made_inside_a_later_turn_waits_for_the_earlier_one(counted: Counted) -> None:
+@pytest.mark.parametrize("way", ["call", "stub"])
+async def test_a_call_made_inside_a_later_turn_waits_for_the_earlier_one(counted: Counted, way: str) -> None:
     await counted.fresh("k", "other")
     with counted.store.held():
         first = counted.call(WRITE, "k", text="first")
         await counted.committing()
-        later = counted.call(READ, "k", "call other", text="later")
+        later = counted.call(READ, "k", f"{way} other", text="later")
         await counted.began("first", "later")
         await counted.call(READ, "other", text="beside")
         await counted.began("beside")
@@ -107,13 +109,14 @@ async def test_a_call_made_inside_a_later_turn_waits_for_the_earlier_one(counted
     assert counted.service.began == ["inner"]
 
 
-async def test_a_call_inside_a_later_turn_is_not_sent_where_the_earlier_one_fails(counted: Counted) -> None:
+@pytest.mark.parametrize("way", ["call", "stub"])
+async def test_a_call_inside_a_later_turn_is_not_sent_where_the_earlier_one_fails(counted: Counted, way: str) -> None:
     await counted.fresh("k", "other")
     with counted.store.fails("commit"):
         with counted.store.held():
             first = counted.call(WRITE, "k", text="first")
             await counted.committing()
-            later = counted.call(READ, "k", "call other", text="later")
+            later = counted.call(READ, "k", f"{way} other", text="later")
             await counted.began("first", "later")
         assert [await status_of(call) for call in (first, later)] == ["UNAVAILABLE"] * 2
     assert counted.service.began == []

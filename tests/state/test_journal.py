@@ -127,7 +127,7 @@ async def test_a_turn_that_runs_while_its_key_is_lost_fails_and_is_then_dropped(
     assert stepped.dict.texts == {"k": "1"}
     with pytest.raises(NotKept):
         turn(stepped, "k", "2", "second")
-    stepped.journal.drop_lost("k")
+    stepped.journal.turn_over("k")
     assert (stepped.dict.texts, stepped.journal.residents) == ({}, {})
 
 
@@ -279,3 +279,35 @@ async def test_an_answer_that_is_too_old_is_not_given(stepped: SteppedJournal, m
     assert stepped.journal.answer_of("k", "one") is not None
     monkeypatch.setattr(journal, "time", lambda: time() + 86_401)
     assert stepped.journal.answer_of("k", "one") is None
+
+
+async def test_the_keys_that_were_used_least_recently_leave_memory(stepped: SteppedJournal) -> None:
+    stepped.journal.max_resident = 2
+    stepped.in_turn = set()
+    await load(stepped, "a", "b")
+    for key in ("b", "a"):
+        turn(stepped, key, key, key)
+        stepped.journal.turn_over(key)
+    await asyncio.sleep(0)
+    stepped.queue.step()
+    stepped.left.clear()
+    await load(stepped, "c")
+    assert [*stepped.journal.residents] == ["a", "c"]
+    assert stepped.dict.texts == {"a": "a"}
+
+
+async def test_a_key_with_a_turn_or_with_changes_that_are_not_on_disk_stays_in_memory(stepped: SteppedJournal) -> None:
+    stepped.journal.max_resident = 1
+    await load(stepped, "dirty")
+    turn(stepped, "dirty", "new", "write")
+    load_in_turn(stepped, "held")
+    load_in_turn(stepped, "next")
+    assert [*stepped.journal.residents] == ["dirty", "held", "next"]
+
+
+def load_in_turn(stepped: SteppedJournal, key: str) -> None:
+    """As the first turn of a key loads it: before the changes that are to be written."""
+    stepped.in_turn.add(key)
+    stepped.journal.load(key, lambda _: None)
+    stepped.journal._read()
+    stepped.queue.step()

@@ -234,7 +234,7 @@ class KeptTurns:
         try:
             return self.journal.end_turn(key, leave, answers) if changes else self.journal.rest_on(key, leave)
         finally:
-            self.journal.drop_lost(key)
+            self.journal.turn_over(key)
 
     # What is sent inside a turn
 

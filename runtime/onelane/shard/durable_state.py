@@ -9,6 +9,7 @@ from functools import partial
 from onelane.core.state_settings import StateSettings
 from onelane.lane.lane import Lane
 from onelane.plugins import make_plugin
+from onelane.shard.idle_keys import IdleKeys
 from onelane.state.durable_entries import DurableEntries
 from onelane.state.journal import Journal
 from onelane.state.journal_metrics import JournalMetrics
@@ -47,8 +48,9 @@ class DurableState:
         self._patience_s = settings.patience_s
         make = make_store or partial(make_plugin, "onelane.stores", settings.store)
         self._thread = StoreThread(partial(make, options), lane.name)
+        entries = DurableEntries(dicts)
         self.journal = Journal(
-            DurableEntries(dicts),
+            entries,
             self._thread,
             JournalMetrics(lane.name, stats),
             epoch=lambda: lane.placement.epoch,
@@ -57,6 +59,14 @@ class DurableState:
             max_answers=settings.max_answers_per_key,
         )
         self.kept = lane.keep_turns(self.journal)
+        self.idle_keys = IdleKeys(entries, self._thread, self.kept, lane.queue, answers_s=settings.answers_s)
+
+    def bound(self, name: str, *, idle_s: float | None, max_resident: int | None) -> None:
+        """Take what a service says of one durable dict; see `Shard.keyed`."""
+        if idle_s is not None:
+            self.idle_keys.idle_s[name] = idle_s
+        if max_resident is not None:
+            self.journal.max_resident = min(max_resident, self.journal.max_resident)
 
     async def start(self) -> None:
         """Open the store; raises what that raises."""

@@ -109,6 +109,8 @@ class Shard:
         *,
         moves: bool = True,
         durable: bool = False,
+        idle_s: float | None = None,
+        max_resident: int | None = None,
         codec: ServiceCodec | None = None,
         version: int = 1,
         migrate: Mapping[int, Migration] | None = None,
@@ -122,6 +124,9 @@ class Shard:
         durable: keep them in the app's store (`[apps.NAME.state]`). They are loaded before the first turn of their key,
         and written after each turn that has changed them; the answer leaves when that is on disk. They are to be
         touched in turns of their own key alone.
+        idle_s: forget a durable entry, on disk too, that was not used for so many seconds; a little later.
+        max_resident: keys whose durable entries stay in memory, about; of several dicts the smallest number counts. The
+        least recently used are loaded again when they are used.
         moves: False for what cannot leave the process (queues, connections): dropped when its key leaves.
         version, migrate: for other changes. `migrate={1: fn}` lifts values of version 1 to version 2: `fn` is given
         builtins (a dict for an object with fields) and returns them; of protobuf and of a `codec`, bytes.
@@ -130,14 +135,23 @@ class Shard:
             BadService: the kind cannot be encoded (names its fields), or the name is declared twice, and otherwise.
         """
         entries = self.keyed_dicts.declare(
-            name, kind, moves=moves, durable=durable, codec=codec, version=version, migrate=migrate
+            name,
+            kind,
+            moves=moves,
+            durable=durable,
+            idle_s=idle_s,
+            max_resident=max_resident,
+            codec=codec,
+            version=version,
+            migrate=migrate,
         )
-        if durable and self.durable_state is None:
-            self._keep_state()
+        if durable:
+            self.durable_state = self.durable_state or self._keep_state()
+            self.durable_state.bound(name, idle_s=idle_s, max_resident=max_resident)
         return entries
 
-    def _keep_state(self) -> None:
-        self.durable_state = DurableState(
+    def _keep_state(self) -> DurableState:
+        state = DurableState(
             self.keyed_dicts,
             self._lane,
             self.stats,
@@ -147,7 +161,8 @@ class Shard:
             make_store=self._make_store,
         )
         for channel in self._channels.values():
-            channel.peer.before_sending = self.durable_state.kept.before_sending
+            channel.peer.before_sending = state.kept.before_sending
+        return state
 
     def on_arrive(self, fn: KeyHook) -> None:
         """Call `fn(key)`, on the lane, before the first turn of a key that has arrived from another process.
@@ -343,6 +358,7 @@ class Shard:
         raised."""
         if self.durable_state is not None:
             await self.durable_state.start()
+            self.every(self.durable_state.idle_keys.check_s, self.durable_state.idle_keys.check)
         for offload in self._offloads:
             await offload.wait_ready()
 

@@ -7,6 +7,7 @@ version, or of another codec, is refused by name.
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any
 
 from onelane.errors import BadService, UnreadableValue, UnwritableValue
@@ -22,6 +23,8 @@ class Declaration:
     kind: Any
     moves: bool = True
     durable: bool = False
+    idle_s: float | None = None
+    max_resident: int | None = None
     codec: ServiceCodec | None = None
     """The service's own."""
     version: int = 1
@@ -35,6 +38,14 @@ class Declaration:
             raise BadService(f"keyed {self.name!r}: version={self.version!r}: expected an integer from 1")
         if self.durable and not self.moves:
             raise BadService(f"keyed {self.name!r}: a durable dict moves; expected moves=True")
+        if not self.durable and (self.idle_s is not None or self.max_resident is not None):
+            raise BadService(
+                f"keyed {self.name!r}: idle_s and max_resident are of durable dicts; expected durable=True"
+            )
+        if self.idle_s is not None and not 0 < self.idle_s < inf:
+            raise BadService(f"keyed {self.name!r}: idle_s={self.idle_s!r}: expected seconds above 0")
+        if self.max_resident is not None and self.max_resident < 1:
+            raise BadService(f"keyed {self.name!r}: max_resident={self.max_resident!r}: expected 1 or more")
         for version, step in self.migrate.items():
             if not isinstance(version, int) or not 1 <= version < self.version:
                 raise BadService(f"keyed {self.name!r}: migrate has {version!r}, but versions before are 1 to "

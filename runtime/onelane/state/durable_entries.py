@@ -43,9 +43,13 @@ class DurableEntries:
     def forget(self, key: str) -> None:
         """See `onelane.state.journal.DictsOfKeys`."""
         for name in self._dicts.durable:
-            entries = self._dicts.entries(name)
-            for spelling in self._spellings(key):
-                entries.pop(spelling, None)
+            self.remove(name, key)
+
+    def remove(self, name: str, key: str) -> None:
+        """Remove the entry of a key from one dict, as the service would."""
+        entries = self._dicts.entries(name)
+        for spelling in self._spellings(key):
+            entries.pop(spelling, None)
 
 
 def _row(entry: KeyedEntry, before: Row | None) -> Row:

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
+from itertools import islice
+from math import inf
 from time import perf_counter, time
 from typing import Protocol
 
@@ -22,6 +24,8 @@ from onelane.state.store import KeyState, KeyWrite, RememberedAnswer, Row, Store
 from onelane.state.store_thread import WorkDone
 
 log = logging.getLogger("onelane.state")
+MAX_LOOKED_AT = 1000
+"""Keys that one eviction looks at."""
 STORE_FAILED = "its store has failed"
 Loaded = Callable[[OnelaneError | None], None]
 """Called once the state of a key is in memory, or with the reason why it is not."""
@@ -59,7 +63,7 @@ class StoreQueue(Protocol):
 class Resident:
     """One key whose state is in memory."""
 
-    __slots__ = ("answers", "batch", "is_lost", "rows")
+    __slots__ = ("answers", "batch", "is_lost", "rows", "used_at")
 
     def __init__(self, rows: Sequence[Row], state: KeyState) -> None:
         self.rows: dict[str, Row] = {row.dict_name: row for row in rows}
@@ -68,6 +72,8 @@ class Resident:
         """The oldest first."""
         self.batch: Batch | None = None
         """The newest one with changes of this key, until it is on disk."""
+        self.used_at = 0.0
+        """When its last turn has ended, in Unix time."""
         self.is_lost = False
         """A batch with its changes has failed while a turn of the key ran: what is in memory must not be used."""
 
@@ -96,6 +102,8 @@ class Journal:
         self._epoch = epoch
         self._in_turn = in_turn
         self._answers_s = answers_s
+        self.max_resident: float = inf
+        """Keys that stay in memory, but for those that are in use."""
         self._max_answers = max_answers
         self._gathering = Batch()
         self._writing: Batch | None = None
@@ -138,6 +146,7 @@ class Journal:
             failure = self._install(key, states.get(key), error)
             for loaded in self._loading.pop(key):
                 loaded(failure)
+        self._evict()
         self._step_soon()
 
     def _install(self, key: str, state: KeyState | None, error: BaseException | None) -> OnelaneError | None:
@@ -308,11 +317,32 @@ class Journal:
         if self.residents.pop(key, None) is not None:
             self._dicts.forget(key)
 
-    def drop_lost(self, key: str) -> None:
-        """A turn of `key` has ended: drop its state if it is lost."""
+    def turn_over(self, key: str) -> None:
+        """A turn of `key` has ended: drop its state if it is lost, else it is the one that was used last."""
         resident = self.residents.get(key)
-        if resident is not None and resident.is_lost:
+        if resident is None:
+            return
+        if resident.is_lost:
             self.drop(key)
+            return
+        resident.used_at = time()
+        if self.max_resident < inf:
+            self.residents[key] = self.residents.pop(key)
+
+    def is_used_since(self, key: str, moment: float) -> bool:
+        """Whether a turn of `key`, whose state has stayed in memory, has ended since. moment: Unix time."""
+        resident = self.residents.get(key)
+        return resident is not None and resident.used_at >= moment
+
+    def _evict(self) -> None:
+        """Drop the state of the keys that were used least recently, where it is on disk and no turn holds it."""
+        surplus = len(self.residents) - self.max_resident
+        if surplus <= 0:
+            return
+        for key in [key for key, resident in islice(self.residents.items(), MAX_LOOKED_AT) if resident.batch is None]:
+            if surplus > 0 and not self._in_turn(key):
+                self.drop(key)
+                surplus -= 1
 
     async def wait_idle(self) -> None:
         """Wait until nothing is to be written or loaded."""

@@ -53,6 +53,8 @@ class KeyedDicts:
         *,
         moves: bool = True,
         durable: bool = False,
+        idle_s: float | None = None,
+        max_resident: int | None = None,
         codec: ServiceCodec | None = None,
         version: int = 1,
         migrate: Mapping[int, Migration] | None = None,
@@ -63,7 +65,9 @@ class KeyedDicts:
         Raises:
             BadService: the kind cannot be encoded, or the dict is declared already, and otherwise.
         """
-        declaration = Declaration(name, kind, moves, durable, codec, version, dict(migrate or {}), strict)
+        declaration = Declaration(
+            name, kind, moves, durable, idle_s, max_resident, codec, version, dict(migrate or {}), strict
+        )
         if name in self._dicts:
             if differences := declaration.differences(self._declarations[name]):
                 raise BadService(f"keyed {name!r} is declared twice, with another {' and '.join(differences)}")
