@@ -46,6 +46,7 @@ TESTED_BY = {
     "shard/serving": "server/test_steering",
     "core/state_settings": "test_config",
     "state/batch": "state/test_journal",
+    "state/store_work": "state/test_journal",
     "state/journal_metrics": "state/test_journal",
     "state/memory_store": "state/test_store_contract",
     "state/postgres_connection": "state/test_postgres_store",

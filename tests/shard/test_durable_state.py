@@ -90,8 +90,7 @@ async def test_a_file_that_is_locked_for_a_while_refuses_and_is_back_by_itself(
     async with grpc.aio.insecure_channel(durable_app.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         before = (await stub.Unary(EchoRequest(key="locked"), timeout=10)).seen
-        (file,) = folder.rglob("echo-0.sqlite")
-        lock = sqlite3.connect(file, isolation_level=None)
+        lock = sqlite3.connect(folder / "echo" / "echo-0.sqlite", isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         try:
             for method in (stub.Unary, stub.Misbehave):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from onelane.errors import UnwritableValue
+from onelane.errors import UnreadableValue, UnwritableValue
 from onelane.state.durable_entries import DurableEntries
 from onelane.state.keyed import KeyedDicts
 from onelane.state.store import Row
@@ -58,6 +58,16 @@ def test_only_durable_dicts_have_rows(dicts: KeyedDicts) -> None:
     assert [*entries.rows_of("k", {})] == ["carts"]
     entries.forget("k")
     assert (dicts.counts(), carts) == ({"carts": 0, "rooms": 1}, {})
+
+
+def test_a_row_that_cannot_be_read_is_refused_and_no_other_of_its_key_is_put(dicts: KeyedDicts) -> None:
+    """Else the next turn would drop it from the store."""
+    dicts.declare("carts", Cart, durable=True)
+    dicts.declare("counts", int, durable=True)
+    rows = [Row("carts", b"\x80", b"sk", "msgpack", 1), Row("counts", b"\xa1x", b"sk", "msgpack", 1)]
+    with pytest.raises(UnreadableValue, match="'counts', key 'k'"):
+        DurableEntries(dicts).install("k", rows)
+    assert dicts.counts() == {"carts": 0, "counts": 0}
 
 
 def test_the_row_of_a_dict_that_this_release_does_not_have_is_left_alone(dicts: KeyedDicts) -> None:

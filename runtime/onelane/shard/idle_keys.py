@@ -3,12 +3,9 @@
 An entry is forgotten in a turn of its key, so nothing uses it meanwhile. Keys that another shard owns are left to it.
 """
 
-import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 from time import time
-from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 from onelane.errors import ForeignKey, LongKey, OnelaneError
@@ -19,7 +16,6 @@ from onelane.state.store import PAGE, Store
 from onelane.state.store_thread import StoreThread
 
 log = logging.getLogger("onelane.state")
-T = TypeVar("T")
 CHECKS_PER_IDLE_TIME = 10
 MIN_CHECK_S, MAX_CHECK_S = 1.0, 3600.0
 CLAIM_S = 7 * 86_400.0
@@ -30,13 +26,13 @@ class IdleKeys:
     """See the module. Owned by the lane."""
 
     def __init__(
-        self, entries: DurableEntries, thread: StoreThread, kept: KeptTurns, queue: TurnQueue, *, answers_s: float
+        self, entries: DurableEntries, thread: StoreThread, gate: KeptTurns, queue: TurnQueue, *, answers_s: float
     ) -> None:
         self.idle_s: dict[str, float] = {}
         """Name of a dict → seconds after which its entries are forgotten."""
         self._entries = entries
         self._thread = thread
-        self._kept = kept
+        self._gate = gate
         self._queue = queue
         self._answers_s = answers_s
 
@@ -53,14 +49,14 @@ class IdleKeys:
             for name, seconds in self.idle_s.items():
                 await self._forget_idle(name, now - seconds)
             forget = partial(_forget, now - self._answers_s, now - CLAIM_S)
-            while await self._ask(forget) >= PAGE:
+            while await self._thread.run(forget) >= PAGE:
                 pass
         except OnelaneError as error:
             log.warning("state.idle_not_forgotten error=%s", error)
 
     async def _forget_idle(self, name: str, before: float) -> None:
         after = ""
-        while keys := await self._ask(partial(_idle_keys, name, before, after, PAGE)):
+        while keys := await self._thread.run(partial(_idle_keys, name, before, after, PAGE)):
             for key in keys:
                 await self._forget_entry(name, key, before, after)
                 after = key
@@ -73,30 +69,16 @@ class IdleKeys:
         on_disk = None
         try:
             # Asked again, in its turn: it may have been used since.
-            if not self._kept.journal.is_used_since(key, before) and await self._ask(
+            if not self._gate.journal.is_used_since(key, before) and await self._thread.run(
                 partial(_idle_keys, name, before, after, 1)
             ) == [key]:
-                await self._kept.prepare(turn)
+                await self._gate.prepare(turn)
                 self._entries.remove(name, key)
-                on_disk = self._kept.end_by_hand(turn, is_nested=False)
+                on_disk = self._gate.end_by_hand(turn, is_nested=False)
         finally:
             self._queue.leave(turn)
         if on_disk is not None:
             await on_disk
-
-    async def _ask(self, work: Callable[[Store], T]) -> T:
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        def done(result: T | None, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-
-        self._thread.submit(work, done)
-        return await future
 
 
 def _idle_keys(name: str, before: float, after: str, limit: int, store: Store) -> list[str]:

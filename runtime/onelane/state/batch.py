@@ -12,7 +12,7 @@ Leave = Callable[[OnelaneError | None], None]
 class Change:
     """What a batch changes of one key."""
 
-    __slots__ = ("answers", "dropped", "dropped_answers", "rows")
+    __slots__ = ("answers", "dropped", "dropped_answers", "rows", "whole")
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
@@ -21,6 +21,8 @@ class Change:
         self.answers: dict[str, RememberedAnswer] = {}
         """By their ids."""
         self.dropped_answers: list[str] = []
+        self.whole = False
+        """What the store has of the key is an older copy: it is dropped first."""
 
     def write(self, row: Row) -> None:
         self.rows[row.dict_name] = row
@@ -57,6 +59,7 @@ class Batch:
                 answers=tuple(change.answers.values()),
                 dropped_rows=tuple(change.dropped),
                 dropped_answers=tuple(change.dropped_answers),
+                whole=change.whole,
             )
             for key, change in self.changes.items()
         ]

@@ -35,8 +35,14 @@ class DurableEntries:
     def install(self, key: str, rows: Sequence[Row]) -> list[Row]:
         """See `onelane.state.journal.DictsOfKeys`."""
         rows = [row for row in rows if row.dict_name in self._dicts.durable]
-        if rows:
-            self._dicts.install(key, map(_entry, rows))
+        # All are read before the first is put.
+        values = [
+            (row.dict_name, entry.key, self._dicts.durable[row.dict_name].read(entry))
+            for row, entry in zip(rows, map(_entry, rows), strict=True)
+        ]
+        for name, spelling, value in values:
+            self._dicts.entries(name)[spelling] = value
+        if values:
             self._dicts.arrived(key)
         return rows
 

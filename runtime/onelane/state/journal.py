@@ -18,9 +18,10 @@ from time import perf_counter, time
 from typing import Protocol
 
 from onelane.errors import Fenced, NotKept, OnelaneError
+from onelane.state import store_work
 from onelane.state.batch import Batch, Change, Leave
 from onelane.state.journal_metrics import JournalMetrics
-from onelane.state.store import KeyState, KeyWrite, RememberedAnswer, Row, Store
+from onelane.state.store import KeyState, RememberedAnswer, Row, Store
 from onelane.state.store_thread import WorkDone
 
 log = logging.getLogger("onelane.state")
@@ -133,7 +134,7 @@ class Journal:
             return
         self._to_load = [key for key in self._to_load if key in self._gathering.changes]
         self._is_reading = True
-        self._store.submit(partial(_load, keys, self._epoch(), time()), partial(self._was_read, keys))
+        self._store.submit(partial(store_work.load, keys, self._epoch(), time()), partial(self._was_read, keys))
 
     def _was_read(self, keys: list[str], result: object, error: BaseException | None) -> None:
         self._is_reading = False
@@ -244,6 +245,61 @@ class Journal:
             change.answers.pop(name, None)
             change.dropped_answers.append(name)
 
+    # A key that moves to another life
+
+    async def whole(self, key: str) -> KeyState:
+        """All that is kept of a key that leaves and has its last turn here behind it, once all of it is on disk.
+
+        Raises:
+            OnelaneError: it cannot be loaded.
+        """
+        while True:
+            if key not in self.residents:
+                await self._load_now(key)
+            try:
+                await self.kept(key)
+            except NotKept:
+                # What is on disk counts.
+                self.drop(key)
+                continue
+            resident = self.residents[key]
+            return KeyState(key, rows=tuple(resident.rows.values()), answers=tuple(resident.answers.values()))
+
+    def adopt(self, state: KeyState, leave: Leave) -> None:
+        """Take the whole of a key that has arrived from another life: into memory now, and in place of what the store
+        has of it. leave: called once that is on disk, or has failed; until then the other life keeps the key.
+
+        Raises:
+            OnelaneError: an entry cannot be read; then nothing was taken.
+        """
+        key = state.key
+        self.drop(key)
+        self._dicts.install(key, state.rows)
+        change = self._gathering.changes[key] = Change()
+        change.whole = True
+        for row in state.rows:
+            change.write(row)
+        change.answers = {answer.id: answer for answer in state.answers}
+        resident = self.residents[key] = Resident(state.rows, state)
+        resident.batch = self._gathering
+        self._gathering.leaving.append((key, leave))
+        self._step_soon()
+
+    def discard(self, key: str) -> None:
+        """A key has its new owner, who has it on disk: forget it, on disk too where the new owner has another store."""
+        self.drop(key)
+        self._store.submit(partial(store_work.discard, key, self._epoch(), time()), partial(self._was_discarded, key))
+
+    def _was_discarded(self, key: str, _: object, error: BaseException | None) -> None:
+        if error is not None:
+            # A cold start finds the newer copy: see `Store`.
+            log.warning("state.not_discarded key=%r error=%s", key, error)
+
+    async def _load_now(self, key: str) -> None:
+        loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.load(key, partial(_settle, loaded))
+        await loaded
+
     # Writing
 
     def _step_soon(self) -> None:
@@ -266,7 +322,7 @@ class Journal:
         batch, self._gathering = self._gathering, Batch()
         self._writing = batch
         batch.began_at = perf_counter()
-        self._store.submit(partial(_commit, batch.writes(self._epoch()), time()), self._was_written)
+        self._store.submit(partial(store_work.commit, batch.writes(self._epoch()), time()), self._was_written)
 
     def _was_written(self, fenced: object, error: BaseException | None) -> None:
         batch, self._writing = self._writing, None
@@ -349,38 +405,6 @@ class Journal:
         while self._loading or self._writing or self._gathering.changes:
             self._idle = asyncio.Event()
             await self._idle.wait()
-
-
-def _load(keys: Sequence[str], epoch: int, at: float, store: Store) -> dict[str, KeyState]:
-    """On the thread: load the keys, without those that another life has claimed."""
-    while keys:
-        try:
-            return store.load(keys, epoch=epoch, at=at)
-        except Fenced as fenced:
-            keys = _without(keys, fenced)
-    return {}
-
-
-def _commit(writes: Sequence[KeyWrite], at: float, store: Store) -> tuple[str, ...]:
-    """On the thread: write all but the keys that another life has claimed; returns these."""
-    lost: tuple[str, ...] = ()
-    while writes:
-        try:
-            store.commit(writes, at=at)
-            break
-        except Fenced as fenced:
-            left = set(_without([write.key for write in writes], fenced))
-            writes = [write for write in writes if write.key in left]
-            lost += fenced.keys
-    return lost
-
-
-def _without(keys: Sequence[str], fenced: Fenced) -> list[str]:
-    left = [key for key in keys if key not in set(fenced.keys)]
-    if len(left) == len(keys):
-        # It names none of them: to try again would never end.
-        raise fenced
-    return left
 
 
 def _take(batch: Batch, keys: set[str]) -> list[tuple[str, Leave]]:

@@ -64,6 +64,21 @@ class StoreThread:
             self._sleeps = False
             os.write(self._wake_thread, b"!")
 
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """`submit`, and wait for the result."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def done(result: T | None, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        self.submit(work, done)
+        return await future
+
     async def aclose(self, patience_s: float) -> None:
         """Do all that was submitted, close the store, end the thread; leave it behind after `patience_s` seconds."""
         thread, self._thread = self._thread, None
