@@ -193,13 +193,13 @@ async def test_a_turn_that_runs_while_the_earlier_one_fails_fails_with_it(counte
 
 async def test_a_key_is_loaded_before_its_first_turn(counted: Counted) -> None:
     await counted.fresh("k")
-    await counted.cluster.restart(0)
+    await counted.cluster.crash(0)
     assert await counted.write("k") == 2
 
 
 async def test_a_store_that_fails_refuses_the_first_turn_and_the_next_one_tries_again(counted: Counted) -> None:
     await counted.fresh("k")
-    await counted.cluster.restart(0)
+    await counted.cluster.crash(0)
     with counted.store.fails("load"):
         assert await status_of(counted.call(WRITE, "k")) == "UNAVAILABLE"
     assert await counted.write("k") == 2

@@ -75,7 +75,7 @@ async def test_a_call_that_was_not_kept_runs_again(counted: Counted) -> None:
 
 async def test_an_answer_is_remembered_over_the_end_of_the_process(counted: Counted) -> None:
     assert (await send(counted, "one")).seen == 1
-    await counted.cluster.restart(0)
+    await counted.cluster.crash(0)
     again = send(counted, "one")
     assert ((await again).seen, "onelane-repeated" in await trailers_of(again)) == (1, True)
 
@@ -134,7 +134,7 @@ async def test_the_oldest_answers_of_a_key_are_forgotten_first() -> None:
         for restarts in range(2):
             assert [(await send(counted, name)).seen for name in ("two", "three")] == [2, 3]
             if not restarts:
-                await counted.cluster.restart(0)
+                await counted.cluster.crash(0)
         assert (await send(counted, "one")).seen == 4
 
 

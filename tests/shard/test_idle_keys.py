@@ -56,7 +56,7 @@ async def test_an_entry_that_is_idle_is_forgotten_and_the_others_of_its_key_stay
         await until_forgotten(cluster, "ä /7")
         assert await count(cluster, "ä /7") == "1 3 3"
         await until_forgotten(cluster, "ä /7")
-        await cluster.restart(0)
+        await cluster.crash(0)
         assert await count(cluster, "ä /7") == "1 4 4"
 
 
