@@ -84,6 +84,11 @@ class RunningApp:
     def scrape(self) -> "Scrape":
         return Scrape(self.get("/metrics"))
 
+    def is_changing(self, app: str = "echo") -> bool:
+        """Whether keys move, or a life that they have left finishes its calls."""
+        row = self.status()["apps"][app]
+        return row["change"] is not None or bool(row["leaving"])
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum over all series of `name` that have these labels, in a scrape of its own."""
         return self.scrape().metric(name, **labels)

@@ -55,7 +55,6 @@ TESTED_BY = {
     "supervisor/admin/view": "supervisor/admin/test_page",
     "server/sibling_connection": "lane/test_forwarder_transparent",
     "supervisor/app_sockets": "supervisor/test_changes",
-    "supervisor/restarts": "supervisor/test_app_scenarios",
     "supervisor/running_change": "supervisor/test_changes",
     "supervisor/turn_away": "supervisor/test_app_drained",
     "supervisor/lane_watch": "supervisor/test_liveness",

@@ -31,7 +31,7 @@ async def where(app: RunningApp) -> AsyncIterator[Where]:
 
 async def bring(app: RunningApp, state: str, command: str, index: int = 1) -> None:
     assert http_request(f"http://{app.admin}/shards/echo/{index}/{command}", method="POST", X_Onelane="1")[0] == 200
-    await eventually(lambda: app.shards()[index]["state"] == state)
+    await eventually(lambda: app.shards()[index]["state"] == state and not app.is_changing())
 
 
 async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -43,19 +43,18 @@ async def code_of_new_connection(address: str, key: str) -> tuple[grpc.StatusCod
         return await code_of(echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=20))
 
 
-async def test_the_keys_of_a_drained_shard_are_refused_and_no_others_until_it_is_restarted(
+async def test_the_keys_of_a_drained_shard_are_with_the_others_until_it_is_restarted(
     app: RunningApp, where: Where
 ) -> None:
     key, other = where.key_of("echo-1"), where.key_of("echo-0")
     own_address = app.shards()[1]["address"]
     await bring(app, "drained", "drain")
-    assert await code_of(where.away(key).Unary(EchoRequest(key=key), timeout=20)) == REFUSED
-    assert await code_of(where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=20)) == REFUSED
-    assert await code_of_new_connection(app.listen["echo"], key) == REFUSED
+    assert (await where.away(key).Unary(EchoRequest(key=key), timeout=20)).shard == "echo-0"
+    assert (await where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=20)).shard == "echo-0"
+    assert await code_of_new_connection(app.listen["echo"], key) == (grpc.StatusCode.OK, "")
     assert (await code_of_new_connection(own_address, key))[0] is grpc.StatusCode.UNAVAILABLE
     assert await code_of_new_connection(app.listen["echo"], other) == (grpc.StatusCode.OK, "")
     assert http_request(f"http://{app.admin}/healthz") == (503, "1/2 shards ready; echo-1 is drained\n")
-    assert app.metric("onelane_refusals_total", onelane_reason="drained") == 3
     await bring(app, "ready", "restart")
     assert (await where.away(key).Unary(EchoRequest(key=key))).shard == "echo-1"
     assert await code_of_new_connection(own_address, key) == (grpc.StatusCode.OK, "")
@@ -72,6 +71,23 @@ async def test_where_all_shards_are_drained_connections_are_closed_and_do_not_ha
     await bring(app, "ready", "restart", 1)
     assert await code_of_new_connection(app.listen["echo"], key) == (grpc.StatusCode.OK, "")
     await bring(app, "ready", "restart", 0)
+
+
+async def test_where_the_placement_cannot_change_the_keys_of_a_drained_shard_are_refused_until_it_is_restarted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with running(tmp_path_factory.mktemp("refused"), echo(2, 'membership = "static"')) as app:
+        where = Where(app)
+        key, other = where.key_of("echo-1"), where.key_of("echo-0")
+        await bring(app, "drained", "drain")
+        assert await code_of(where.away(key).Unary(EchoRequest(key=key), timeout=20)) == REFUSED
+        assert await code_of(where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=20)) == REFUSED
+        assert await code_of_new_connection(app.listen["echo"], key) == REFUSED
+        assert await code_of_new_connection(app.listen["echo"], other) == (grpc.StatusCode.OK, "")
+        assert app.metric("onelane_refusals_total", onelane_reason="drained") == 3
+        await bring(app, "ready", "restart")
+        assert (await where.away(key).Unary(EchoRequest(key=key))).shard == "echo-1"
+        await where.close()
 
 
 async def test_an_app_with_a_drained_shard_stops_as_any_other(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -120,11 +120,11 @@ async def test_where_a_new_life_does_not_start_nothing_has_changed(tmp_path: Pat
 async def test_a_port_that_is_taken_is_named_and_nothing_has_changed(
     tmp_path: Path, launcher: ScriptedLauncher
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        async with scripted_app(tmp_path, launcher, 1, own_port=port - 1) as app:
+    async with scripted_app(tmp_path, launcher, 1) as app:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            assert app.changes.sockets is not None
+            app.changes.sockets._own_port_of = lambda index: port
             with pytest.raises(NotChanged, match=rf"echo-1 cannot be started: 127\.0\.0\.1:{port} is taken by"):
                 await app.changes.reach(scaled(2))
             assert (len(app.shards), app.beside) == (1, [])

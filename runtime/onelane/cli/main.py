@@ -173,8 +173,10 @@ def reload(target: str | None, address: str | None, as_json: bool) -> None:
 @JSON
 @reporting_errors
 def restart(app: str | None, address: str | None, as_json: bool) -> None:
-    """Restart the shards of APP, or of all apps, one after another, each after its calls have finished.
+    """Restart the shards of APP, or of all apps, one after another; keys keep their state.
 
+    The next process of a shard is started first and takes its keys over; then the one before finishes its calls and
+    ends. With the listener grpcio, or a static membership, it ends first, and its state in memory is lost.
     They run with the settings that `up` has read; where the file differs from those by now, it is said how.
     """
     from urllib.parse import quote

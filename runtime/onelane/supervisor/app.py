@@ -94,7 +94,7 @@ class AppSupervisor:
         self.beside: list[SupervisedShard] = []
         """See `changes.ChangingApp`."""
         self.changes = Changes(self)
-        self.lane_watch = LaneWatch(self.shards, self.beside, settings)
+        self.lane_watch = LaneWatch(self.shards, self.beside, settings, is_placed=self.changes.is_placed)
         self.generation = self._proposals = 1
         """Of the services' settings: the one in use, and the newest that was proposed."""
         self._stop = anyio.Event()
@@ -282,6 +282,8 @@ class AppSupervisor:
         await shard.send_deferred()
         if self.changes.running is not None:
             self.changes.running.became_ready()
+        if self.changes.is_left_out(shard):
+            self.start_soon(self.restarts.bring_back, shard)
         await self.lane_watch.inform(shard)
         if shard.settings.generation != self.generation:
             # New settings were committed while it was starting.

@@ -50,6 +50,9 @@ class ChangingApp(Protocol):
     def begin_beside(self, shard: SupervisedShard) -> None:
         """Start a shard that joins the placement; appends it to `beside`."""
 
+    async def tell_away(self) -> None:
+        """Tell the shards which of them serve no calls."""
+
     async def retire(self, shard: SupervisedShard) -> None:
         """Have a shard that has left the placement finish its calls, and end it."""
 
@@ -156,6 +159,14 @@ class Changes:
         """Whether the change that is under way, and cannot be given up any more, leaves this shard out."""
         return self.running is not None and self._plan is not None and shard in self._plan.leaving
 
+    def is_left_out(self, shard: SupervisedShard) -> bool:
+        """Whether a shard of the app takes calls, and owns no keys: it was drained, and its process has ended since."""
+        return shard.state is ShardState.READY and shard in self._app.shards and not self.is_placed(shard)
+
+    def is_placed(self, shard: SupervisedShard) -> bool:
+        """Whether the placement has this shard."""
+        return shard.member.socket in {member.socket for member in self._app.placement.members}
+
     # Carrying out
 
     async def _work(self) -> None:
@@ -207,6 +218,8 @@ class Changes:
             self._commit(plan, self._app.placement)
         else:
             self._commit(plan, await self._move(plan))
+            # First: a life that has replaced a drained one has its name.
+            await self._app.tell_away()
             await self._tell_placement()
         self._retire(plan.leaving)
         return plan.leaving

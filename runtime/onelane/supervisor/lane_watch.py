@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -24,11 +24,19 @@ NOBODY_AWAY = control_pb2.ToShard(away=control_pb2.Away())
 class LaneWatch:
     """See the module. Owned by the app's supervisor."""
 
-    def __init__(self, shards: Sequence[SupervisedShard], beside: Sequence[SupervisedShard], settings: App) -> None:
+    def __init__(
+        self,
+        shards: Sequence[SupervisedShard],
+        beside: Sequence[SupervisedShard],
+        settings: App,
+        *,
+        is_placed: Callable[[SupervisedShard], bool],
+    ) -> None:
         """shards: those of the app, as they change. beside: those that join it or leave it; siblings send nothing to
-        them by the names of the others."""
+        them by the names of the others. is_placed: whether the placement has a shard."""
         self._shards = shards
         self._beside = beside
+        self._is_placed = is_placed
         self._looks = looks_of(settings.unresponsive_s, settings.replace_stalled_s if settings.stall_s else None)
         self._unresponsive_s = settings.unresponsive_s
         self._lost_at: dict[str, float] = {}
@@ -92,7 +100,9 @@ class LaneWatch:
 
     def _away(self) -> control_pb2.ToShard:
         """The message that tells a shard which of its siblings serve no calls."""
-        drained = [shard.member.name for shard in self._shards if shard.state is ShardState.DRAINED]
+        drained = [
+            shard.member.name for shard in self._shards if shard.state is ShardState.DRAINED and self._is_placed(shard)
+        ]
         return control_pb2.ToShard(away=control_pb2.Away(unresponsive=self._lost_at, drained=drained))
 
 

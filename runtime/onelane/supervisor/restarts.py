@@ -1,6 +1,8 @@
 """Restarts and drains of the shards of one app.
 
-A shard drains, ends, and is started again: its state is lost.
+Where two lives of a shard can share its sockets, the next life is started first and takes over the keys of the one
+before, with their state: see `changes`. Else, and where a lane does not tick, so that it could hand nothing over, the
+shard drains, ends, and is started again: its state is lost.
 """
 
 import logging
@@ -13,8 +15,10 @@ import anyio
 from onelane.config import App
 from onelane.errors import OnelaneError
 from onelane.supervisor import turn_away
+from onelane.supervisor.changes import Changes
 from onelane.supervisor.shard_state import RESTARTING, ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
+from onelane.supervisor.target import NotChanged, drained, replaced, returned
 
 log = logging.getLogger("onelane.supervisor")
 
@@ -29,6 +33,7 @@ class RestartableApp(Protocol):
     name: str
     settings: App
     shards: list[SupervisedShard]
+    changes: Changes
 
     @property
     def is_stopping(self) -> bool: ...
@@ -52,11 +57,13 @@ class Restarts:
         self._app = app
         self._lock = anyio.Lock()
         """Held while a shard restarts: the others serve."""
+        self._begun: set[int] = set()
+        """Indices of shards whose restart by a change of placement has been asked for, and is not over."""
 
     @property
     def is_restarting(self) -> bool:
         """A shard restarts, or a restart of all is under way."""
-        return self._lock.locked() or any(s.state in RESTARTING for s in self._app.shards)
+        return self._lock.locked() or bool(self._begun) or any(s.state in RESTARTING for s in self._app.shards)
 
     def objection(self, event: ShardEvent, shard: SupervisedShard) -> str:
         """Why a shard cannot be drained or restarted now, or ""."""
@@ -70,11 +77,18 @@ class Restarts:
         """Begin to drain or restart one shard; why that is not possible now, or ""."""
         if fault := "it stops" if self._app.is_stopping else self.objection(event, shard):
             return fault
+        if event is ShardEvent.RESTART_ASKED and self._hands_over(shard):
+            self._begun.add(shard.index)
+            self._app.start_soon(self._replace_in_turn, shard)
+            return ""
         # Now, and not in the task: the next command must see the new state.
         shard.follow(event)
         drains = event is ShardEvent.DRAIN_ASKED
         self._app.start_soon(self.carry_out_drain if drains else self.carry_out_restart, shard)
         return ""
+
+    def _hands_over(self, shard: SupervisedShard) -> bool:
+        return not self._app.changes.objection() and not shard.is_unresponsive
 
     # Restarts
 
@@ -101,6 +115,8 @@ class Restarts:
             return f"{name} was not restarted: the app stops"
         if not is_possible(shard.state, ShardEvent.RESTART_ASKED):
             return f"{name} was not restarted: it is {shard.label}"
+        if self._hands_over(shard):
+            return await self._replace(shard)
         shard.follow(ShardEvent.RESTART_ASKED)
         await self._restart(shard)
         if shard.state is ShardState.READY:
@@ -108,6 +124,22 @@ class Restarts:
         return f"{name} " + (
             "was stopped with its app" if self._app.is_stopping else "does not start again, as its log says"
         )
+
+    async def _replace(self, shard: SupervisedShard) -> str:
+        """Have the next life of a shard take over its keys; why it has not, or ""."""
+        try:
+            await self._app.changes.reach(replaced(shard.index))
+        except NotChanged as error:
+            return f"{shard.member.name} was not restarted: {error}"
+        return ""
+
+    async def _replace_in_turn(self, shard: SupervisedShard) -> None:
+        try:
+            async with self._lock:
+                if fault := await self._replace(shard):
+                    log.warning("shard.not_restarted reason=%s", fault)
+        finally:
+            self._begun.discard(shard.index)
 
     async def restart_in_turn(self, shard: SupervisedShard, incarnation: Incarnation) -> None:
         """Restart a shard once no other one restarts, unless it has been restarted by then."""
@@ -140,8 +172,13 @@ class Restarts:
     # Drains
 
     async def carry_out_drain(self, shard: SupervisedShard) -> None:
-        """After DRAIN_ASKED: let the shard's calls finish; it takes no new call until it is restarted, and its clients
-        go elsewhere."""
+        """After DRAIN_ASKED: have the others take over the shard's keys, where they can, and let its calls finish. It
+        takes no new call until it is restarted, and its clients go elsewhere."""
+        if not self._app.changes.objection():
+            try:
+                await self._app.changes.reach(drained(shard.index))
+            except NotChanged as error:
+                log.warning("shard.keys_not_moved shard=%s reason=%s", shard.member.name, error)
         await self.let_calls_finish(shard)
         await turn_away.while_drained(shard, self._app.shards, is_stopping=lambda: self._app.is_stopping)
 
@@ -155,3 +192,10 @@ class Restarts:
         if shard.incarnation is incarnation and is_possible(shard.state, ShardEvent.DRAIN_DONE):
             shard.follow(ShardEvent.DRAIN_DONE)
             await self._app.tell_away()
+
+    async def bring_back(self, shard: SupervisedShard) -> None:
+        """The process of a drained shard has ended by itself, and the next one takes calls: it owns its keys again."""
+        try:
+            await self._app.changes.reach(returned(shard.index))
+        except NotChanged as error:
+            log.warning("shard.not_back shard=%s reason=%s", shard.member.name, error)

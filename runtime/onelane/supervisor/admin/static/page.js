@@ -149,8 +149,8 @@ const Command = ({ what, shard, from, ask }) => html`
 const WORDS = { drain: "Drain", restart: "Restart" };
 
 const EFFECTS = {
-  drain: "It finishes its calls and takes no new ones. Calls to its keys are refused (UNAVAILABLE) until it is restarted; the other shards are not affected.",
-  restart: "It finishes its calls, ends, and is started again. Its state in memory is lost.",
+  drain: "The other shards take over its keys, with their state; it finishes its calls and takes no new ones until it is restarted. The keys of the last shard that is not drained are refused (UNAVAILABLE).",
+  restart: "Its next process is started and takes over its keys, with their state; then this one finishes its calls and ends. Where the listener is grpcio, or its lane does not tick, it ends first, and its state in memory is lost.",
 };
 
 function Confirm({ app, what, shard, close }) {

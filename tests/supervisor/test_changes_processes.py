@@ -1,0 +1,164 @@
+"""Changes of placement of a real app, as an operator makes them: status, health, clients and sums follow."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from onelane.v1 import topology_pb2, topology_pb2_grpc
+
+from tests.conftest import Where
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.gate import Gate
+from tests.running_app import RunningApp, echo, eventually, http_request, is_running, running
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    """Each test leaves it with two shards."""
+    with running(tmp_path_factory.mktemp("changes"), echo(2)) as app:
+        yield app
+
+
+async def order(app: RunningApp, *arguments: str) -> str:
+    """A command of `onelane` for this app; what it prints."""
+    command = [sys.executable, "-m", "onelane", *arguments, "--admin", app.admin]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@asynccontextmanager
+async def dialled(app: RunningApp) -> AsyncIterator[Where]:
+    where = Where(app)
+    yield where
+    await where.close()
+
+
+async def shards_of(where: Where, keys: range) -> dict[str, str]:
+    """Key → the shard that serves it, asked at the shared address."""
+    return {key: (await where.shared.Unary(EchoRequest(key=key), timeout=20)).shard for key in map(str, keys)}
+
+
+async def test_an_app_that_is_scaled_up_and_down_serves_each_key_where_the_new_placement_has_it(
+    app: RunningApp,
+) -> None:
+    epoch, away = app.status()["apps"]["echo"]["epoch"], ""
+    for before, shards in ((2, 4), (4, 3), (3, 2)):
+        assert await order(app, "scale", "echo", str(shards)) == f"echo: {before} → {shards} shards\n"
+        epoch += 1
+        row = app.status()["apps"]["echo"]
+        assert (row["epoch"], len(row["shards"]), row["leaving"]) == (epoch, shards, [])
+        ring = row["service_config"]["loadBalancingConfig"][0]["ring_hash_experimental"]
+        assert ring["minRingSize"] == 512 * shards
+        assert http_request(f"http://{app.admin}/healthz") == (200, f"{shards}/{shards} shards ready\n")
+        async with dialled(app) as where:
+            assert await shards_of(where, range(24)) == {key: where.owner_of(key) for key in map(str, range(24))}
+        away = away or row["shards"][3]["address"]
+    async with grpc.aio.insecure_channel(away) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="refused"):
+            await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k"), timeout=10)
+
+
+async def test_a_client_that_watches_the_placement_sees_each_new_one(app: RunningApp) -> None:
+    async with grpc.aio.insecure_channel(app.shards()[0]["address"]) as channel:
+        watch = topology_pb2_grpc.TopologyStub(channel).Watch(topology_pb2.WatchRequest())
+        seen = []
+        async for placement in watch:
+            seen.append((len(placement.members), placement.epoch))
+            if len(seen) == 3:
+                break
+            await order(app, "scale", "echo", str(4 - len(seen)))
+        assert seen == [(2, seen[0][1]), (3, seen[0][1] + 1), (2, seen[0][1] + 2)]
+
+
+async def test_the_series_of_a_shard_that_is_gone_go_and_the_sum_of_the_app_has_its_counts(app: RunningApp) -> None:
+    await order(app, "scale", "echo", "3")
+    async with dialled(app) as where:
+        await where.home(where.key_of("echo-2")).Unary(EchoRequest(key=where.key_of("echo-2")))
+    calls = "onelane_calls_total"
+    assert app.metric(calls, onelane_shard="echo-2") >= 1
+    before = sum_of(app, calls)
+    await order(app, "scale", "echo", "2")
+    assert app.metric(calls, onelane_shard="echo-2") == 0
+    assert sum_of(app, calls) >= before
+
+
+def sum_of(app: RunningApp, name: str) -> float:
+    """Of one series for the whole app."""
+    lines = [line for line in app.get("/metrics?by=app").splitlines() if line.startswith(f"{name}{{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+async def test_a_pin_moves_its_key_and_is_kept_until_it_is_taken_out(app: RunningApp) -> None:
+    async with dialled(app) as where:
+        key = where.key_of("echo-0")
+        assert await order(app, "pin", key, "echo-1") == f"{key} is on echo-1\n"
+        assert (await where.shared.Unary(EchoRequest(key=key))).shard == "echo-1"
+        await order(app, "restart", "echo")
+        assert (await where.shared.Unary(EchoRequest(key=key), wait_for_ready=True)).shard == "echo-1"
+        assert await order(app, "unpin", key) == f"{key} is where the ring puts it\n"
+        assert (await where.shared.Unary(EchoRequest(key=key))).shard == "echo-0"
+
+
+async def test_a_rolling_restart_counts_every_call_once_and_no_crash(app: RunningApp) -> None:
+    before, pids = sum_of(app, "onelane_restarts_total"), {shard["pid"] for shard in app.shards()}
+    calls = sum_of(app, "onelane_calls_total")
+    async with dialled(app) as where:
+        await shards_of(where, range(10))
+        await order(app, "restart", "echo")
+        await shards_of(where, range(10))
+    assert not pids & {shard["pid"] for shard in app.shards()}
+    assert [(shard["state"], shard["restarts"]) for shard in app.shards()] == [("ready", 0)] * 2
+    assert sum_of(app, "onelane_restarts_total") == before
+    assert sum_of(app, "onelane_calls_total") == calls + 20
+
+
+async def test_sighup_with_another_number_of_shards_scales(app: RunningApp) -> None:
+    file = app.log.parent / "onelane.toml"
+    text = await asyncio.to_thread(file.read_text)
+    for shards in (3, 2):
+        await asyncio.to_thread(file.write_text, text.replace("shards = 2", f"shards = {shards}"))
+        app.process.send_signal(signal.SIGHUP)
+        await eventually(lambda: len(app.shards()) == shards and not app.is_changing())  # noqa: B023
+    assert "reload.changed echo.shards: 2 → 3" in await asyncio.to_thread(app.log.read_text)
+
+
+async def test_inline_an_app_is_scaled_and_restarted_as_in_processes(tmp_path: Path) -> None:
+    with running(tmp_path, echo(1), "--inline") as app:
+        await order(app, "scale", "echo", "2")
+        await order(app, "restart")
+        async with dialled(app) as where:
+            assert await shards_of(where, range(8)) == {key: where.owner_of(key) for key in map(str, range(8))}
+        await order(app, "scale", "echo", "1")
+        assert [shard["life"] for shard in app.shards()] == [3]
+
+
+async def test_where_the_supervisor_is_killed_in_a_change_no_life_outlives_it(tmp_path: Path) -> None:
+    with running(tmp_path, echo(1, "stop_s = 0.1", "drain_s = 1")) as app:
+        async with dialled(app) as where:
+            gate, key = Gate(tmp_path), where.key_of("echo-0")
+            held = where.home(key).Misbehave(EchoRequest(key=key, order=f"hold_at {gate}"))
+            async with gate.occupied():
+                pids = {app.shards()[0]["pid"]}
+                app.process.send_signal(signal.SIGUSR2)
+                await eventually(app.is_changing)
+                pids |= children_of(app.process.pid)
+                os.kill(app.process.pid, signal.SIGKILL)
+                await eventually(lambda: not any(map(is_running, pids)))
+            held.cancel()
+
+
+def children_of(pid: int) -> set[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as children:
+        return set(map(int, children.read().split()))
