@@ -119,6 +119,21 @@ async def test_all_keys_that_leave_are_handed_over_and_forgotten_and_the_supervi
     await close(bench)
 
 
+async def test_a_change_that_comes_before_the_last_ones_placement_sends_with_its_own_epoch(
+    bench: Bench, sibling: Sibling
+) -> None:
+    """The placement that ends a change goes by way of the membership; the next change does not."""
+    bench.totals.update(dict.fromkeys(KEYS, 3))
+    both = (bench.me, bench.sibling)
+    bench.prepare((bench.me,), both)
+    await eventually(lambda: sibling.requests and sibling.requests[-1].done)
+    bench.parts.handoff.prepare(Placement(2, both), Placement(3, (bench.sibling,)), ())
+    await eventually(lambda: len(sibling.keys) == len(KEYS))
+    await eventually(lambda: sibling.requests[-1].done)
+    assert [request.epoch for request in sibling.requests if request.done] == [2, 3]
+    await close(bench)
+
+
 async def test_a_batch_that_fails_is_sent_again_and_nothing_is_forgotten_before(
     bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,8 @@ class HandoffCarrier:
     # What leaves
 
     def _begin(self, change: Handoff) -> None:
+        # The end of the last change comes by way of the membership, and may come later than the next change.
+        self._end()
         self._handoff, self._bytes = change, 0
         self._lane.change(change)
         ends = [*self._end_calls(change), *self._wait_turns(change)]
