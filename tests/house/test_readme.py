@@ -1,14 +1,16 @@
 """A newcomer who does what the README says gets what it says."""
 
+import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.running_app import ROOT, running
+from tests.running_app import ROOT, RunningApp, eventually, running
 
 pytestmark = pytest.mark.slow
 README = (ROOT / "README.md").read_text()
@@ -53,6 +55,38 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
         assert cluster.metric("onelane_forwards_total") == 0
         assert cluster.metric("counter_adds_total") == 4
     assert "1 passed" in run(f"{test} -p no:cacheprovider")
+
+
+def test_with_one_word_more_the_first_service_survives_a_kill(tmp_path: Path) -> None:
+    [durable] = re.findall(r"^ +(self\.totals = shard\.keyed\(.*durable=True\))$", README, re.MULTILINE)
+    sources = files()
+    sources["service.py"] = re.sub(r"self\.totals = shard\.keyed\(.*", durable, sources["service.py"])
+    for name, text in sources.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    subprocess.run([sys.executable, "-m", "onelane", "proto"], cwd=tmp_path, check=True, capture_output=True)
+    toml = sources["onelane.toml"].replace("127.0.0.1:50051", "127.0.0.1:0")
+    table = f'[apps.counter.state]\nfolder = "{tmp_path}/state"\n'
+    with running(tmp_path, toml + table, "--app-dir", str(tmp_path)) as app:
+        client = sources["client.py"].replace("127.0.0.1:50051", app.listen["counter"])
+        for total in (6, 12):
+            done = subprocess.run([sys.executable, "-c", client], cwd=tmp_path, capture_output=True, text=True)
+            assert done.stdout == f"apples: {total}\n", done.stderr
+            kill_each_shard(app)
+    assert sorted(path.suffix for path in (tmp_path / "state" / "counter").glob("*.sqlite")) == [".sqlite"] * 2
+
+
+def kill_each_shard(app: RunningApp) -> None:
+    """By SIGKILL; returns once the next process of each is ready."""
+    killed = [shard["pid"] for shard in app.shards("counter")]
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+
+    def are_replaced() -> bool:
+        return all(shard["state"] == "ready" and shard["pid"] not in killed for shard in app.shards("counter"))
+
+    asyncio.run(eventually(are_replaced))
 
 
 def test_its_java_is_what_the_ring_s_test_compiles() -> None:
