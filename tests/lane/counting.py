@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -60,12 +61,17 @@ class Counting(echo_pb2_grpc.EchoServicer):
             request = EchoRequest(key=key, text="inner", order=inner)
             inner_reply: Any = await self.shard.call(key, f"echo.v1.Echo/{READ}", request)
             return EchoReply(text=inner_reply.text, seen=inner_reply.seen)
+        elif kind == "later":
+            self.shard.later(request.key, 0.5, partial(self.add, request.key))
         elif kind == "stub":
             reply: EchoReply = await self.others.Misbehave(EchoRequest(key=rest, text="inner"))
             return reply
         elif kind == "bad":
             self.counts[request.key] = object()  # type: ignore[assignment]
         return EchoReply(text=request.text, seen=self.counts.get(request.key, 0))
+
+    def add(self, key: str) -> None:
+        self.counts[key] += 1
 
     async def Download(self, request: EchoRequest, context: Any) -> AsyncIterator[EchoReply]:
         """Adds one in a turn taken by hand."""
@@ -116,6 +122,18 @@ class Counted:
             while len(self.store.commits) < count:  # noqa: ASYNC110 - they begin on a thread
                 await asyncio.sleep(0.001)
 
+    async def commits_of(self, count: int) -> None:
+        """Wait until so many commits have ended, well or not."""
+        await self.committing(count)
+        assert self.lane.kept is not None
+        await asyncio.wait_for(self.lane.kept.journal.wait_idle(), 20)
+
+    async def counts(self, name: str) -> None:
+        """Wait until a counter has counted something."""
+        async with asyncio.timeout(20):
+            while not await self.cluster.stats(name):  # noqa: ASYNC110 - it is in another task
+                await asyncio.sleep(0.001)
+
     async def fresh(self, *keys: str) -> None:
         """Count each key once, and begin to watch."""
         for key in keys:
@@ -132,7 +150,7 @@ async def counted_cluster(**state: Any) -> AsyncIterator["Counted"]:
     with pytest.MonkeyPatch.context() as patch:
         # As if the proto said of `Misbehave` that it has no side effects.
         patch.setattr("onelane.lane.method_entry._has_no_side_effects", lambda path: path.endswith(READ))
-        async with Cluster(Counting, shards=1, store=store, settings=settings) as cluster:
+        async with Cluster(Counting, shards=1, store=store, settings=settings, trace=True) as cluster:
             yield Counted(cluster, store)
 
 

@@ -241,3 +241,53 @@ async def test_a_key_that_is_lost_between_two_turns_is_loaded_before_the_second(
     assert lane.kept is not None
     lane.kept.journal.lose("k")
     assert (await waiting).seen == 2
+
+
+async def test_a_timers_turn_is_kept(counted: Counted) -> None:
+    await counted.write("k", "later")
+    await counted.cluster.advance(1)
+    await counted.commits_of(2)
+    await counted.cluster.crash(0)
+    assert await counted.write("k") == 3
+
+
+async def test_a_timers_turn_that_is_not_kept_counts_as_one_that_failed(counted: Counted) -> None:
+    await counted.write("k", "later")
+    with counted.store.fails("commit"):
+        await counted.cluster.advance(1)
+        await counted.commits_of(2)
+        await counted.counts("onelane.timer.errors")
+    assert await counted.write("k") == 2
+
+
+async def test_a_timer_whose_key_cannot_be_loaded_runs_later(counted: Counted) -> None:
+    await counted.write("k", "later")
+    assert counted.lane.kept is not None
+    counted.lane.kept.journal.drop("k")
+    with counted.store.fails("load"):
+        await counted.cluster.advance(1)
+        await counted.counts("onelane.state.failures")
+    for _ in range(30):
+        await counted.cluster.advance(1)
+    assert await counted.write("k") == 3
+
+
+async def test_a_drain_waits_for_answers_that_wait(counted: Counted) -> None:
+    await counted.fresh("k")
+    with counted.store.held():
+        call = counted.call(WRITE, "k")
+        await counted.committing()
+        drain = asyncio.ensure_future(counted.lane.drain())
+        await asyncio.sleep(0)
+        assert not drain.done()
+    await asyncio.wait_for(drain, 20)
+    assert (await call).seen == 2
+
+
+async def test_the_waits_for_the_store_are_spans_of_their_call(counted: Counted) -> None:
+    await counted.write("k")
+    await counted.cluster.stats("onelane.calls")
+    spans = {span.name: span for span in counted.cluster.spans}
+    assert {"load", "commit"} <= spans.keys()
+    served = next(span for span in counted.cluster.spans if span.kind == "SERVER")
+    assert spans["commit"].parent_id == served.span_id
