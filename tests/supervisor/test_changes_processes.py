@@ -1,6 +1,7 @@
 """Changes of placement of a real app, as an operator makes them: status, health, clients and sums follow."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,13 @@ from tests.gate import Gate
 from tests.running_app import RunningApp, echo, eventually, http_request, is_running, running
 
 pytestmark = pytest.mark.slow
+RETRY_POLICY = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.01s",
+    "maxBackoff": "0.1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +76,27 @@ async def test_an_app_that_is_scaled_up_and_down_serves_each_key_where_the_new_p
     async with grpc.aio.insecure_channel(away) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="refused"):
             await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k"), timeout=10)
+
+
+async def test_under_load_no_call_fails_and_no_update_is_lost_or_doubled(app: RunningApp) -> None:
+    """The echo service counts the calls of each key in a plain dict."""
+    counts = dict.fromkeys((f"load-{number}" for number in range(6)), 0)
+    is_over = asyncio.Event()
+
+    async def call_regularly(stub: "echo_pb2_grpc.EchoAsyncStub", key: str) -> None:
+        while not is_over.is_set():
+            counts[key] += 1
+            assert (await stub.Unary(EchoRequest(key=key), timeout=20)).seen == counts[key]
+
+    retried = {"name": [{}], "retryPolicy": RETRY_POLICY}
+    options = [("grpc.service_config", json.dumps({"methodConfig": [retried]}))]
+    async with grpc.aio.insecure_channel(app.listen["echo"], options) as channel, asyncio.TaskGroup() as tasks:
+        for key in counts:
+            tasks.create_task(call_regularly(echo_pb2_grpc.EchoStub(channel), key))
+        for arguments in (("scale", "echo", "3"), ("scale", "echo", "2"), ("restart", "echo")):
+            await order(app, *arguments)
+        is_over.set()
+    assert min(counts.values()) > 10
 
 
 async def test_a_client_that_watches_the_placement_sees_each_new_one(app: RunningApp) -> None:
