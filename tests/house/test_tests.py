@@ -51,6 +51,7 @@ TESTED_BY = {
     "state/memory_store": "state/test_store_contract",
     "state/postgres_connection": "state/test_postgres_store",
     "state/sqlite_file": "state/test_sqlite_store",
+    "state/sqlite_read": "state/test_sqlite_store",
     "supervisor/admin/server": "supervisor/admin/test_page",
     "supervisor/admin/view": "supervisor/admin/test_page",
     "server/sibling_connection": "lane/test_forwarder_transparent",

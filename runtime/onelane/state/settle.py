@@ -16,9 +16,11 @@ from pathlib import Path
 
 from onelane.core.placement import Placement
 from onelane.errors import StoreRefused
-from onelane.state.sqlite_store import SqliteStore, shards_in
+from onelane.state.sqlite_siblings import SiblingFiles
+from onelane.state.sqlite_store import SqliteStore, path_of, shards_in
 from onelane.state.store import PAGE, Stamp, StoreOptions
 
+PATIENCE_S = 5.0
 Progress = Callable[[int, int], None]
 """Called with the number of keys that were looked at, and of all."""
 
@@ -63,17 +65,32 @@ def settle(
         StoreUnavailable: the disk is full, or another process has a file. Call it again.
     """
     members = {member.name for member in placement.members}
+    check_complete(folder, app, accepts_missing=accepts_missing)
     with ExitStack() as stack:
         stores: dict[str, SqliteStore] = {}
         for shard in sorted(shards_in(folder, app) | members):
             stores[shard] = stack.enter_context(closing(SqliteStore(StoreOptions(app, shard, 0, folder))))
             stores[shard].open()
-        if not accepts_missing:
-            _check_all_there(folder / app, stores)
         keys, moved = _move_all(stores, placement, at, progress or _ignore, limit)
         newest = max(store.newest() for store in stores.values())
         _write_members(stores, members)
     return Settled(keys, moved, newest)
+
+
+def check_complete(folder: Path, app: str, *, accepts_missing: bool = False) -> None:
+    """Check that no file is missing that the shards of an app have had: its keys would seem to have no state.
+
+    accepts_missing: have the others forget it.
+
+    Raises:
+        StoreRefused: one is missing, or not this app's.
+    """
+    with closing(SiblingFiles(path_of(folder, app, ""), app, patience_s=PATIENCE_S)) as files:
+        lost = files.lost()
+        if lost and not accepts_missing:
+            names = ", ".join(sorted(lost))
+            raise StoreRefused(str(folder / app), seen=f"no state of {names}", expected="all files of the last start")
+        files.accept(lost)
 
 
 def _write_members(stores: Mapping[str, SqliteStore], members: set[str]) -> None:
@@ -84,16 +101,6 @@ def _write_members(stores: Mapping[str, SqliteStore], members: set[str]) -> None
         stores[member].set_members(members)
     for shard in stores.keys() - members:
         stores[shard].remove()
-
-
-def _check_all_there(folder: Path, stores: Mapping[str, SqliteStore]) -> None:
-    """Raises StoreRefused if a file is missing that the last start had: its keys would seem to have no state."""
-    members = {shard: store.members() for shard, store in stores.items()}
-    expected = set[str]().union(*members.values())
-    # A file that was only created just now does not know of an earlier start.
-    if missing := sorted(shard for shard in expected if not members.get(shard)):
-        names = ", ".join(missing)
-        raise StoreRefused(str(folder), seen=f"no state of {names}", expected="all files of the last start")
 
 
 def _move_all(

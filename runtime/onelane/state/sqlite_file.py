@@ -11,6 +11,7 @@ from onelane.errors import StoreRefused, StoreUnavailable
 
 APPLICATION_ID = 0x6F6E_6C6E
 """In the header of each of our files: "onln"."""
+FILE_SUFFIX = ".sqlite"
 SCHEMA_VERSION = 1
 _RETRY_S = 0.01
 
@@ -63,6 +64,28 @@ def connect(path: Path, app: str, *, patience_s: float) -> sqlite3.Connection:
             database.close()
             raise
         return database
+
+
+def connect_existing(path: Path, app: str, *, patience_s: float) -> sqlite3.Connection | None:
+    """Open a file that another process has created; None where it has no schema yet."""
+    database = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=patience_s,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        database.execute("PRAGMA synchronous=FULL")
+        with snapshot(database):
+            is_ours = _has_schema(database, path, app)
+    except BaseException:
+        database.close()
+        raise
+    if is_ours:
+        return database
+    database.close()
+    return None
 
 
 def error_code(error: sqlite3.Error) -> int:
@@ -122,20 +145,30 @@ def _use_write_ahead_log(database: sqlite3.Connection, patience_s: float) -> Non
 
 def _check_or_create_schema(database: sqlite3.Connection, path: Path, app: str) -> None:
     with transaction(database):
-        (count,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        (application,) = database.execute("PRAGMA application_id").fetchone()
-        if count == 0 and application == 0:
+        if not _has_schema(database, path, app):
             _create_schema(database, app)
-            return
-        if application != APPLICATION_ID:
-            raise StoreRefused(str(path), seen="a SQLite file of another program", expected="one of onelane's")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version != SCHEMA_VERSION:
-            seen = f"schema version {version}" + (" of a newer release" if version > SCHEMA_VERSION else "")
-            raise StoreRefused(str(path), seen=seen, expected=f"version {SCHEMA_VERSION}")
-        owner = database.execute("SELECT value FROM meta WHERE name = 'app'").fetchone()
-        if owner != (app,):
-            raise StoreRefused(str(path), seen=f"the state of the app {owner and owner[0]!r}", expected=f"{app!r}")
+
+
+def _has_schema(database: sqlite3.Connection, path: Path, app: str) -> bool:
+    """Whether it is a file of this app; False where it is an empty one.
+
+    Raises:
+        StoreRefused: it is anything else.
+    """
+    (count,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (application,) = database.execute("PRAGMA application_id").fetchone()
+    if count == 0 and application == 0:
+        return False
+    if application != APPLICATION_ID:
+        raise StoreRefused(str(path), seen="a SQLite file of another program", expected="one of onelane's")
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        seen = f"schema version {version}" + (" of a newer release" if version > SCHEMA_VERSION else "")
+        raise StoreRefused(str(path), seen=seen, expected=f"version {SCHEMA_VERSION}")
+    owner = database.execute("SELECT value FROM meta WHERE name = 'app'").fetchone()
+    if owner != (app,):
+        raise StoreRefused(str(path), seen=f"the state of the app {owner and owner[0]!r}", expected=f"{app!r}")
+    return True
 
 
 def _create_schema(database: sqlite3.Connection, app: str) -> None:
@@ -159,3 +192,14 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
+
+
+@contextlib.contextmanager
+def snapshot(database: sqlite3.Connection) -> Iterator[None]:
+    """Several reads of the same moment."""
+    database.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if database.in_transaction:
+            database.execute("ROLLBACK")

@@ -1,43 +1,38 @@
 """A store of SQLite files: one for each shard of an app, as a lane owns its connection.
 
 The file belongs to the member, not to its life: in a rolling restart the next life opens it beside the old one, and
-the claims in it say which of both may write a key. A key that moves to another shard moves to another file: its new
-owner writes all of it there (`KeyWrite.whole`), then the old one drops it here. Where a process died between both, the
-key is in two files, and the copy with the higher stamp counts: `settle`.
+the claims in it say which of both may write a key. A key that moves to another shard moves to another file as it is
+loaded there: its new owner looks into the files of the others (`sqlite_siblings`), and takes the copy that was written
+with the highest stamp into its own file, with its own claim. The older copies stay until `settle` or `forget`.
 
 Write-ahead log with synchronous=FULL: a commit returns after its fsync. A claim is not flushed: a power cut would end
 its owner as well, since all that use the file are on this machine.
 """
 
 import contextlib
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from onelane.errors import Fenced, StoreRefused, StoreUnavailable
 from onelane.state import sqlite_file
-from onelane.state.sqlite_file import as_store_errors, transaction
+from onelane.state.sqlite_file import FILE_SUFFIX, as_store_errors, snapshot, transaction
+from onelane.state.sqlite_read import read_stamps, read_states
+from onelane.state.sqlite_siblings import SiblingFiles
 from onelane.state.store import (
     NEVER_WRITTEN,
     PAGE,
     DueReminder,
     KeyState,
     KeyWrite,
-    RememberedAnswer,
-    Row,
     Stamp,
     StoreCounts,
     StoredReminder,
     StoreOptions,
     check_distinct,
 )
-
-_SUFFIX = ".sqlite"
 
 _CLAIM = """
 INSERT INTO keys VALUES (?, ?, ?, 0, 0, ?) ON CONFLICT (key) DO UPDATE
@@ -58,31 +53,28 @@ SET written_epoch = excluded.written_epoch, written_life = excluded.written_life
         WHEN epoch < excluded.epoch THEN excluded.life ELSE life END)
 WHERE (excluded.written_epoch, excluded.written_life) > (keys.written_epoch, keys.written_life)
 """
-_AMONG = "key IN (SELECT value FROM json_each(?))"
 _PUT_ROW = "INSERT OR REPLACE INTO rows (key, dict, spelled, value, codec, version) VALUES (?, ?, ?, ?, ?, ?)"
 _PUT_ANSWER = "INSERT OR REPLACE INTO answers (key, id, digest, answer, at) VALUES (?, ?, ?, ?, ?)"
 _PUT_REMINDER = "INSERT OR REPLACE INTO reminders (key, id, due, data) VALUES (?, ?, ?, ?)"
 _FORGET_ANSWERS = """
 DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE at < ? ORDER BY at LIMIT ?)
 """
-_FORGET_CLAIMS = """
-DELETE FROM keys WHERE key IN (
-    SELECT key FROM keys WHERE touched < ?
-    AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.key = keys.key)
-    AND NOT EXISTS (SELECT 1 FROM answers WHERE answers.key = keys.key)
-    AND NOT EXISTS (SELECT 1 FROM reminders WHERE reminders.key = keys.key) LIMIT ?
-)
+_EMPTY_KEYS = """
+SELECT key, epoch, life FROM keys WHERE touched < ?
+AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.key = keys.key)
+AND NOT EXISTS (SELECT 1 FROM answers WHERE answers.key = keys.key)
+AND NOT EXISTS (SELECT 1 FROM reminders WHERE reminders.key = keys.key) LIMIT ?
 """
 
 
 def path_of(folder: Path, app: str, shard: str) -> Path:
     """The file of a member. Several apps may share the folder of the settings."""
-    return folder / app / f"{shard}{_SUFFIX}"
+    return folder / app / f"{shard}{FILE_SUFFIX}"
 
 
 def shards_in(folder: Path, app: str) -> set[str]:
     """The members of an app that have a file in a folder."""
-    return {path.name.removesuffix(_SUFFIX) for path in (folder / app).glob(f"*{_SUFFIX}")}
+    return {path.name.removesuffix(FILE_SUFFIX) for path in (folder / app).glob(f"*{FILE_SUFFIX}")}
 
 
 class SqliteStore:
@@ -93,23 +85,46 @@ class SqliteStore:
     def __init__(self, options: StoreOptions) -> None:
         self._options = options
         self.path = path_of(options.folder, options.app, options.shard)
+        self._siblings = SiblingFiles(self.path, options.app, patience_s=options.patience_s)
         self._database: sqlite3.Connection | None = None
         self._inode = 0
 
     def open(self) -> None:
+        if not self.path.exists():
+            self._siblings.check_new()
         self._connect()
+        with self._connection() as database:
+            self._siblings.introduce(database)
 
     def load(self, keys: Sequence[str], *, epoch: int, at: float) -> dict[str, KeyState]:
         check_distinct(keys)
+        loader = Stamp(epoch, self._options.life)
+        moved = self._moved_here(keys, loader)
         with self._connection() as database, _without_flush(database), transaction(database):
-            claims = [(key, epoch, self._options.life, at) for key in keys]
+            _adopt(database, moved, at)
+            claims = [(key, *loader, at) for key in keys]
             if database.executemany(_CLAIM, claims).rowcount < len(keys):
-                raise Fenced(_later_claims(database, {key: Stamp(epoch, self._options.life) for key in keys}))
-            return _read(database, keys)
+                raise Fenced(_later_claims(database, dict.fromkeys(keys, loader)))
+            return read_states(database, keys)
+
+    def _moved_here(self, keys: Sequence[str], loader: Stamp) -> list[KeyState]:
+        """The states of keys that another shard has written last. A key that was claimed here in this epoch has had no
+        other owner since.
+
+        Raises:
+            Fenced: another shard has claimed some of the keys with a higher stamp.
+        """
+        with self._connection() as database:
+            here = read_stamps(database, keys)
+        written = {key: here[key].written if key in here else NEVER_WRITTEN for key in keys}
+        return self._siblings.newer(
+            {key: stamp for key, stamp in written.items() if key not in here or here[key].claim.epoch != loader.epoch},
+            loader,
+        )
 
     def read(self, keys: Sequence[str]) -> dict[str, KeyState]:
-        with self._connection() as database, _snapshot(database):
-            return _read(database, keys)
+        with self._connection() as database, snapshot(database):
+            return read_states(database, keys)
 
     def commit(self, writes: Sequence[KeyWrite], *, at: float) -> None:
         check_distinct(write.key for write in writes)
@@ -146,12 +161,19 @@ class SqliteStore:
             return [DueReminder(due, key, StoredReminder(id, due, data)) for key, id, due, data in selected]
 
     def forget(self, *, answers_before: float, claims_before: float, limit: int = PAGE) -> int:
-        with self._connection() as database, transaction(database):
+        with self._connection() as database:
             answers = database.execute(_FORGET_ANSWERS, (answers_before, limit)).rowcount
-            return answers + database.execute(_FORGET_CLAIMS, (claims_before, limit)).rowcount
+            empty = database.execute(_EMPTY_KEYS, (claims_before, limit)).fetchall()
+        claims = {key: Stamp(*stamp) for key, *stamp in empty}
+        if claims:
+            # An older copy in another file would come back.
+            self._siblings.drop_older(claims)
+        with self._connection() as database, transaction(database):
+            database.executemany("DELETE FROM keys WHERE key = ? AND touched < ?", [(k, claims_before) for k in claims])
+        return answers + len(claims)
 
     def counts(self) -> StoreCounts:
-        with self._connection() as database, _snapshot(database):
+        with self._connection() as database, snapshot(database):
             rows = dict(database.execute("SELECT dict, count(*) FROM rows GROUP BY dict").fetchall())
             keys, answers, reminders, value_bytes = database.execute(
                 "SELECT (SELECT count(*) FROM keys), (SELECT count(*) FROM answers), (SELECT count(*) FROM reminders),"
@@ -170,10 +192,7 @@ class SqliteStore:
     def adopt(self, states: Sequence[KeyState], *, at: float) -> None:
         """Take over keys from another file as they were written there; not where this file has a later write."""
         with self._connection() as database, transaction(database):
-            stamped = ((state, (state.key, *state.written, *state.written, at)) for state in states)
-            newer = [state for state, values in stamped if database.execute(_ADOPT, values).rowcount]
-            _drop_whole(database, [state.key for state in newer])
-            _put(database, newer)
+            _adopt(database, states, at)
 
     def drop(self, states: Sequence[KeyState]) -> None:
         """Remove keys that another file has adopted, if they are still as they were read."""
@@ -198,6 +217,10 @@ class SqliteStore:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def close(self) -> None:
+        self._siblings.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -220,7 +243,7 @@ class SqliteStore:
         except (StoreUnavailable, StoreRefused) as error:
             cause = error.__cause__
             if isinstance(cause, sqlite3.Error) and not sqlite_file.leaves_connection_whole(cause):
-                self.close()
+                self._disconnect()
             raise
 
     def _check_file(self) -> None:
@@ -230,7 +253,7 @@ class SqliteStore:
         except OSError as error:
             raise StoreUnavailable(str(self.path), f"cannot be read any more: {error.strerror}") from error
         if inode != self._inode:
-            self.close()
+            self._disconnect()
 
     def _column(self, query: str, *values: Any) -> list[str]:
         with self._connection() as database:
@@ -246,44 +269,16 @@ def _without_flush(database: sqlite3.Connection) -> Iterator[None]:
         database.execute("PRAGMA synchronous=FULL")
 
 
-@contextlib.contextmanager
-def _snapshot(database: sqlite3.Connection) -> Iterator[None]:
-    """Several reads of the same moment."""
-    database.execute("BEGIN")
-    try:
-        yield
-    finally:
-        if database.in_transaction:
-            database.execute("ROLLBACK")
-
-
 def _later_claims(database: sqlite3.Connection, stamps: dict[str, Stamp]) -> list[str]:
-    claims = database.execute(f"SELECT key, epoch, life FROM keys WHERE {_AMONG}", (json.dumps(list(stamps)),))
-    return [key for key, epoch, life in claims if (epoch, life) > stamps[key]]
+    return [key for key, (claim, _) in read_stamps(database, stamps).items() if claim > stamps[key]]
 
 
-def _read(database: sqlite3.Connection, keys: Sequence[str]) -> dict[str, KeyState]:
-    among = (json.dumps(list(keys)),)
-
-    def by_key(columns: str, table: str, order: str) -> dict[str, list[Any]]:
-        query = f"SELECT key, {columns} FROM {table} WHERE {_AMONG} ORDER BY key, {order}"
-        groups = groupby(database.execute(query, among), itemgetter(0))
-        return {key: [values[1:] for values in group] for key, group in groups}
-
-    rows = by_key("dict, value, spelled, codec, version", "rows", "dict")
-    answers = by_key("id, digest, answer, at", "answers", "at, id")
-    reminders = by_key("id, due, data", "reminders", "due, id")
-    written = database.execute(f"SELECT key, written_epoch, written_life FROM keys WHERE {_AMONG}", among)
-    return {
-        key: KeyState(
-            key,
-            Stamp(epoch, life),
-            tuple(Row(*values) for values in rows.get(key, ())),
-            tuple(RememberedAnswer(*values) for values in answers.get(key, ())),
-            tuple(StoredReminder(*values) for values in reminders.get(key, ())),
-        )
-        for key, epoch, life in written
-    }
+def _adopt(database: sqlite3.Connection, states: Iterable[KeyState], at: float) -> None:
+    """Take over keys from other files, where they were written later than here."""
+    stamped = ((state, (state.key, *state.written, *state.written, at)) for state in states)
+    newer = [state for state, values in stamped if database.execute(_ADOPT, values).rowcount]
+    _drop_whole(database, [state.key for state in newer])
+    _put(database, newer)
 
 
 def _drop(database: sqlite3.Connection, writes: Sequence[KeyWrite]) -> None:

@@ -8,8 +8,9 @@ the same transaction, also of a key of which nothing is stored yet. From then on
 changes nothing and raises `Fenced`. Lives are unique in an app and grow, so the next life after a crash has the higher
 stamp in the same epoch.
 
-A key whose rows were all deleted stays known by its stamp, so that an older copy of it in another shard's file does not
-come back (`sqlite_store.settle`); `forget` removes it when it has been untouched for long.
+A key that moves to another shard is loaded there, whichever shard has stored it: `load` finds what was written with
+the highest stamp, wherever it is. A key whose rows were all deleted stays known by its stamp, so that an older copy of
+it in another shard's file does not come back; `forget` removes it, and such copies, when it was untouched for long.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -159,15 +160,18 @@ class Store(Protocol):
 
     @property
     def holds_all(self) -> bool:
-        """Whether the new owner of a key, another shard of the app, sees what this one has stored of it."""
+        """Whether all methods are of the whole app. If not, `load` and `forget` alone are; the others are of what this
+        shard has stored, also of keys that have moved to other shards since."""
 
     def open(self) -> None:
         """Connect; create what does not exist yet; check that it is this app's, and of a schema that we can read."""
 
     def load(self, keys: Sequence[str], *, epoch: int, at: float) -> dict[str, KeyState]:
-        """Read all that is stored of these keys, and claim them. A key of which nothing is stored has an empty state.
+        """Read all that is stored of these keys, by whichever shard of the app, and claim them. A key of which nothing
+        is stored has an empty state.
 
-        epoch: of the placement by which this life owns the keys. at: Unix time.
+        The last owner of the key must have ended its commits of it, or be dead. epoch: of the placement by which this
+        life owns the keys. at: Unix time.
 
         Raises:
             Fenced: another life has claimed some of these keys with a higher stamp. No key is claimed.
