@@ -19,6 +19,7 @@ BEYOND_MODULES |= {
 """Of a whole app, or of a seam and all that stands behind it."""
 TESTED_BY = {
     "cli/arguments": "cli/test_main",
+    "cli/declared_dicts": "cli/test_state",
     "cli/placement": "supervisor/admin/test_placement_commands",
     "cli/admin_client": "cli/test_main",
     "cli/viewport": "cli/test_top",
@@ -28,6 +29,9 @@ TESTED_BY = {
     "cli/status": "cli/test_main",
     "client/answered_call": "client/test_intercepted_call_like_grpcio",
     "client/options": "client/test_subchannel",
+    "state/json_values": "cli/test_state",
+    "state/stored": "cli/test_state",
+    "state/stored_check": "cli/test_state",
     "cluster/membership/static": "cluster/test_membership",
     "cluster/membership/supervised": "cluster/test_membership",
     "server/chosen_handler": "server/test_interceptors",

@@ -15,7 +15,7 @@ import anyio
 import click
 
 from onelane import config
-from onelane.cli import init_process, placement, standard_streams
+from onelane.cli import init_process, placement, standard_streams, state
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import (
     ADDRESS,
@@ -58,7 +58,7 @@ def main() -> None:
     standard_streams.open_closed_ones()
 
 
-for command in (placement.scale, placement.pin, placement.unpin):
+for command in (placement.scale, placement.pin, placement.unpin, state.state):
     main.add_command(command)
 
 

@@ -38,7 +38,7 @@ class DurableEntries:
         # All are read before the first is put.
         values = [
             (row.dict_name, entry.key, self._dicts.durable[row.dict_name].read(entry))
-            for row, entry in zip(rows, map(_entry, rows), strict=True)
+            for row, entry in zip(rows, map(entry_of, rows), strict=True)
         ]
         for name, spelling, value in values:
             self._dicts.entries(name)[spelling] = value
@@ -67,10 +67,16 @@ def _row(entry: KeyedEntry, before: Row | None) -> Row:
         and before.spelled == _spelled(entry.key)
     ):
         return before
+    return row_of(entry)
+
+
+def row_of(entry: KeyedEntry) -> Row:
+    """An entry as a store has it."""
     return Row(entry.dict, entry.value, _spelled(entry.key), entry.codec, entry.version)
 
 
-def _entry(row: Row) -> KeyedEntry:
+def entry_of(row: Row) -> KeyedEntry:
+    """The entry that `row_of` has written."""
     return KeyedEntry(row.dict_name, _spelling(row.spelled), row.value, row.codec, row.version)
 
 

@@ -13,7 +13,7 @@ from onelane.config import Config
 from onelane.core import addresses
 from onelane.core.placement import Member, Placement
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
-from onelane.supervisor.launcher import ProcessLauncher
+from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 
@@ -25,18 +25,8 @@ async def faults_at_start(
     config: Config, *, app_dir: str, telemetry: TelemetryOptions, answer_s: float = TRIAL_S
 ) -> list[str]:
     """The faults of every app's services, keys, settings, plugins and files, in the order of the file."""
-    listen = {name: addresses.reachable(app.listen) for name, app in config.apps.items()}
-    shared = SharedResources(
-        launcher=ProcessLauncher("onelane.shard.trial", stdout=sys.stderr.fileno()),
-        app_dir=app_dir,
-        telemetry=telemetry,
-        collector=Collector(config, []),
-        peers=dict(config.peers) | listen,
-        accepting=config.accepting,
-        answer_status=lambda *_: None,
-        start_soon=lambda *_: None,
-        start_shard=lambda *_: None,
-    )
+    launcher = ProcessLauncher("onelane.shard.trial", stdout=sys.stderr.fileno())
+    shared = _resources(config, launcher, app_dir, telemetry)
     reasons: dict[str, str] = {}
 
     async def try_out(name: str) -> None:
@@ -46,6 +36,28 @@ async def faults_at_start(
         for name in config.apps:
             tasks.start_soon(try_out, name)
     return [reasons[name] for name in config.apps if reasons[name]]
+
+
+def setup_of_first(name: str, config: Config, *, app_dir: str) -> control_pb2.Setup:
+    """The setup of the first shard of an app, as `onelane up` would send it."""
+    shared = _resources(config, ProcessLauncher(), app_dir, TelemetryOptions(traces=False))
+    app = AppSupervisor(name, config.apps[name], _placement(name, config), shared)
+    return app.setup_of(app.shards[0])
+
+
+def _resources(config: Config, launcher: Launcher, app_dir: str, telemetry: TelemetryOptions) -> SharedResources:
+    listen = {name: addresses.reachable(app.listen) for name, app in config.apps.items()}
+    return SharedResources(
+        launcher=launcher,
+        app_dir=app_dir,
+        telemetry=telemetry,
+        collector=Collector(config, []),
+        peers=dict(config.peers) | listen,
+        accepting=config.accepting,
+        answer_status=lambda *_: None,
+        start_soon=lambda *_: None,
+        start_shard=lambda *_: None,
+    )
 
 
 async def _reason_against(name: str, config: Config, shared: SharedResources, answer_s: float) -> str:
