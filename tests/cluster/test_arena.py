@@ -104,8 +104,10 @@ async def test_one_finish_is_one_trace_with_the_whole_tree_in_jaeger(tmp_path: P
         trace = traces.trace(TRACE)
     assert hop == "forwarded"
     assert trace is not None
-    rated = [["lobby", "client", "arena.v1.Profile/AddResult", [below("profile", "Profile/AddResult", offload())]]] * 2
-    reported = [["lobby", "client", "arena.v1.Leaderboard/Report", [below("leaderboard", "Leaderboard/Report", [])]]]
+    rated = [["lobby", "client", "arena.v1.Profile/AddResult", [below("profile", "Profile/AddResult", commit())]]] * 2
+    reported = [
+        ["lobby", "client", "arena.v1.Leaderboard/Report", [below("leaderboard", "Leaderboard/Report", offload())]]
+    ]
     served = ["lobby", "server", "arena.v1.Lobby/Finish", sorted([*rated, *reported])]
     assert without_forwards(trace.tree(CALLER)) == [served]
     check_attributes(trace)
@@ -130,8 +132,12 @@ def below(app: str, method: str, children: list[Any]) -> list[Any]:
     return [app, "server", f"arena.v1.{method}", children]
 
 
+def commit() -> list[Any]:
+    return [["profile", "internal", "commit", []]]
+
+
 def offload() -> list[Any]:
-    return [["profile", "internal", "offload profiles", []]]
+    return [["leaderboard", "internal", "offload boards", []]]
 
 
 def without_forwards(tree: list[Any]) -> list[Any]:
@@ -229,7 +235,7 @@ async def test_make_up_that_cannot_start_says_why_in_the_shards_own_words(tmp_pa
     assert process.returncode == 1
     log = (tmp_path / "log").read_text()
     reason = "sqlite3.DatabaseError: file is not a database"
-    assert re.search(rf"^onelane: shard profile-\d failed to start: {reason}$", log, re.MULTILINE)
+    assert re.search(rf"^onelane: shard leaderboard-\d failed to start: {reason}$", log, re.MULTILINE)
     # Nothing of the driver's own stands behind it, but that this was the end.
     assert log.endswith(f"\n{reason}\nError: the arena did not start, and says why above (exit code 1)\n")
     await eventually(lambda: not processes_of(tmp_path))

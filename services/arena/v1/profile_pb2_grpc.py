@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ProfileStub:
-    """Ratings of players, in SQLite. Calls with one player run in one lane.
+    """Ratings of players, kept on disk. Calls with one player run in one lane.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class ProfileStub:
 
 
 class ProfileServicer:
-    """Ratings of players, in SQLite. Calls with one player run in one lane.
+    """Ratings of players, kept on disk. Calls with one player run in one lane.
     """
 
     def Get(self, request, context):
@@ -86,7 +86,7 @@ def add_ProfileServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Profile:
-    """Ratings of players, in SQLite. Calls with one player run in one lane.
+    """Ratings of players, kept on disk. Calls with one player run in one lane.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ProfileStub:
-    """Ratings of players, in SQLite. Calls with one player run in one lane."""
+    """Ratings of players, kept on disk. Calls with one player run in one lane."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,7 +39,7 @@ class ProfileStub:
 
 @_typing.type_check_only
 class ProfileAsyncStub(ProfileStub):
-    """Ratings of players, in SQLite. Calls with one player run in one lane."""
+    """Ratings of players, kept on disk. Calls with one player run in one lane."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_profile_pb2.GetRequest, _profile_pb2.GetReply]  # type: ignore[assignment]
@@ -47,7 +47,7 @@ class ProfileAsyncStub(ProfileStub):
     """Rates one game by Elo."""
 
 class ProfileServicer(metaclass=_abc_1.ABCMeta):
-    """Ratings of players, in SQLite. Calls with one player run in one lane."""
+    """Ratings of players, kept on disk. Calls with one player run in one lane."""
 
     @_abc_1.abstractmethod
     def Get(

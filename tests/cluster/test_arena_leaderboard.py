@@ -1,4 +1,4 @@
-"""The arena's database, the example for services whose shards share one SQLite file."""
+"""The arena's leaderboard, the example for services whose shards share one SQLite file."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.arena import profile
+from services.arena import leaderboard
 
 pytestmark = pytest.mark.slow
 FILES = 200
@@ -20,10 +20,10 @@ def open_each_together(folder: Path, together: Barrier) -> None:
     """Open one new file after the other, each at the same moment as the other process does."""
     try:
         for number in range(FILES):
-            os.environ[profile.DATABASE] = str(folder / f"{number}.db")
+            os.environ[leaderboard.DATABASE] = str(folder / f"{number}.db")
             together.wait(PATIENCE_S)
-            connection = profile.open_database()
-            profile.add_result(connection, f"player-{os.getpid()}", 1200, 1.0)
+            connection = leaderboard.open_database()
+            leaderboard.report(connection, "b", f"player-{os.getpid()}", 1200)
             connection.close()
     except BaseException:
         together.abort()
@@ -41,24 +41,24 @@ def test_two_processes_open_a_new_file_at_once(tmp_path: Path) -> None:
     assert [opener.exitcode for opener in openers] == [0, 0]
     for file in tmp_path.glob("*.db"):
         connection = sqlite3.connect(file)
-        assert connection.execute("SELECT count(*) FROM profile").fetchone() == (2,)
+        assert connection.execute("SELECT count(*) FROM line").fetchone() == (2,)
         connection.close()
 
 
 def test_a_file_that_is_no_database_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(profile.DATABASE, str(tmp_path / "text"))
+    monkeypatch.setenv(leaderboard.DATABASE, str(tmp_path / "text"))
     (tmp_path / "text").write_text("this is no database, and never will be one" * 100)
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
-        profile.open_database()
+        leaderboard.open_database()
 
 
 def test_a_database_that_stays_locked_fails_after_the_busy_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(profile.DATABASE, str(tmp_path / "held"))
-    monkeypatch.setattr(profile, "BUSY_S", 0.1)
+    monkeypatch.setenv(leaderboard.DATABASE, str(tmp_path / "held"))
+    monkeypatch.setattr(leaderboard, "BUSY_S", 0.1)
     holder = sqlite3.connect(tmp_path / "held")
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(sqlite3.OperationalError, match="database is locked"):
-        profile.open_database()
+        leaderboard.open_database()
     holder.close()
