@@ -13,6 +13,7 @@ from onelane.supervisor.launcher import RunningShard
 from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 
+BOUND_S = 10.0
 LOOP_TURNS = 20
 """Iterations of the loop after which all effects of an event have happened."""
 
@@ -132,6 +133,13 @@ def app_supervisor(
         start_shard=start,
     )
     return AppSupervisor("echo", app, placement or Placement(1, members), resources)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until `condition()` holds, within `BOUND_S`."""
+    async with asyncio.timeout(BOUND_S):
+        while not condition():
+            await settle()
 
 
 async def settle() -> None:

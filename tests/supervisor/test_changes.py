@@ -12,10 +12,8 @@ from onelane.supervisor import changes as changes_module
 from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.target import Alteration, NotChanged, drained, pinned, replaced, scaled
 
-from tests.supervisor.fake_launcher import settle
+from tests.supervisor.fake_launcher import BOUND_S, settle, until
 from tests.supervisor.scripted_shards import ScriptedLauncher, scripted_app
-
-BOUND_S = 10.0
 
 
 @pytest.fixture
@@ -152,8 +150,8 @@ async def test_a_life_that_dies_in_a_change_is_followed_and_the_change_ends(
         launcher.deadly.add((doomed, step))
         launcher.ignored.add(("echo-1.2" if doomed != "echo-1.2" else "echo-0.1", "prepare"))
         changing = asyncio.create_task(app.changes.reach(scaled(3)))
-        while f"{doomed} gets {step}" not in launcher.trace and step == "prepare":
-            await settle()
+        if step == "prepare":
+            await until(lambda: f"{doomed} gets {step}" in launcher.trace)
         await settle()
         waiting = launcher.shard("echo-1.2" if doomed != "echo-1.2" else "echo-0.1")
         assert not changing.done()
@@ -189,9 +187,10 @@ async def test_a_shard_that_is_between_two_lives_is_left_out_without_another(
 ) -> None:
     async with scripted_app(tmp_path, launcher, 2) as app:
         away = app.shards[1]
-        while away.state is not ShardState.RECOVERING or away.is_alive:
-            launcher.launched[-1].end("exit code 1")
-            await settle()
+        async with asyncio.timeout(BOUND_S):
+            while away.state is not ShardState.RECOVERING or away.is_alive:
+                launcher.launched[-1].end("exit code 1")
+                await settle()
         lives = len(launcher.launched)
         await asyncio.wait_for(app.changes.reach(scaled(1)), BOUND_S)
         assert (away.state, len(launcher.launched)) == (ShardState.STOPPED, lives)

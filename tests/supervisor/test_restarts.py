@@ -8,10 +8,9 @@ from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.shard_state import ShardEvent, ShardState
 from onelane.supervisor.target import scaled
 
-from tests.supervisor.fake_launcher import settle
+from tests.supervisor.fake_launcher import BOUND_S, settle, until
 from tests.supervisor.scripted_shards import ScriptedLauncher, scripted_app
 
-BOUND_S = 10.0
 ANOTHER = "another restart is under way, and shards restart one after another"
 
 
@@ -98,8 +97,7 @@ async def test_the_keys_of_a_drained_shard_are_with_the_others_until_it_is_resta
         drained = app.shards[1]
         assert app.restarts.begin(ShardEvent.DRAIN_ASKED, drained) == ""
         assert drained.label == "draining"
-        while drained.state is not ShardState.DRAINED:
-            await settle()
+        await until(lambda: drained.state is ShardState.DRAINED)
         assert [member.name for member in app.placement.members] == ["echo-0"]
         assert of(launcher, "prepare", "placement", "drain") == [
             "echo-0.1 gets prepare",
@@ -120,11 +118,9 @@ async def test_a_drained_shard_whose_process_dies_owns_its_keys_again_once_it_is
     async with scripted_app(tmp_path, launcher, 2) as app:
         drained = app.shards[1]
         app.restarts.begin(ShardEvent.DRAIN_ASKED, drained)
-        while drained.state is not ShardState.DRAINED:
-            await settle()
+        await until(lambda: drained.state is ShardState.DRAINED)
         launcher.shard("echo-1.2").end("signal SIGKILL")
-        while len(app.placement.members) == 1:
-            await settle()
+        await until(lambda: len(app.placement.members) == 2)
         assert [(member.name, member.life) for member in app.placement.members] == [("echo-0", 1), ("echo-1", 3)]
 
 
@@ -134,10 +130,25 @@ async def test_the_last_shard_is_drained_without_another_that_could_take_its_key
     async with scripted_app(tmp_path, launcher, 1) as app:
         (only,) = app.shards
         app.restarts.begin(ShardEvent.DRAIN_ASKED, only)
-        while only.state is not ShardState.DRAINED:
-            await settle()
+        await until(lambda: only.state is ShardState.DRAINED)
         assert len(app.placement.members) == 1
         assert "no other shard of echo could take over the keys of echo-0" in caplog.text
+
+
+async def test_where_the_last_drained_shard_is_restarted_calls_are_sent_to_it_at_once(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        for shard in app.shards:
+            app.restarts.begin(ShardEvent.DRAIN_ASKED, shard)
+            await until(lambda: shard.state is ShardState.DRAINED)  # noqa: B023 - awaited here
+        last = app.shards[1]
+        launcher.trace.clear()
+        app.restarts.begin(ShardEvent.RESTART_ASKED, last)
+        await asyncio.wait_for(last.ended.wait(), BOUND_S)
+        assert of(launcher, "away", "placement")[0].endswith("gets away")
+        away = [message.away for message in launcher.shard("echo-1.3").line.sent if message.HasField("away")]
+        assert [list(message.drained) for message in away] == [["echo-1"], []]
 
 
 async def test_a_shard_whose_lane_does_not_tick_is_restarted_without_a_change(
@@ -148,7 +159,6 @@ async def test_a_shard_whose_lane_does_not_tick_is_restarted_without_a_change(
         shard = app.shards[0]
         shard.liveness.is_responsive = False
         assert app.restarts.begin(ShardEvent.RESTART_ASKED, shard) == ""
-        while shard.member.life == 1 or shard.state is not ShardState.READY:
-            await settle()
+        await until(lambda: shard.member.life != 1 and shard.state is ShardState.READY)
         assert not of(launcher, "prepare")
         assert app.shards[0] is shard
