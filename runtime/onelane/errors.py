@@ -301,6 +301,13 @@ class StoreRefused(Invalid):
         self.place = place
 
 
+class StillRunning(Transient):
+    """What is stored cannot be changed while the app runs: its shards have it in memory."""
+
+    def __init__(self, app: str, seen: str) -> None:
+        super().__init__(f"{app} runs: {seen}. Stop it first: its shards have their state in memory")
+
+
 class Fenced(Transient):
     """Another life has claimed these keys since, so this one may neither load nor write them."""
 

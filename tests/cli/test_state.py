@@ -5,24 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
-from onelane.cli.main import main
-from onelane.state.sqlite_store import SqliteStore
-from onelane.state.store import KeyWrite, Row, StoreOptions
+from onelane.state.store import KeyWrite
 
+from tests.cli.stored import SERVICE, lines, row, run, with_code, write
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ROOT, echo
 
-SERVICE = "tests.cli.stored_service:Stored"
 CART = msgspec.msgpack.encode({"items": {"apple": 2}, "note": "ä"})
-
-
-def row(dict_name: str, value: bytes, *, spelled: bytes = b"sa", codec: str = "msgpack", version: int = 1) -> Row:
-    return Row(dict_name, value, spelled, codec, version)
 
 
 @pytest.fixture(autouse=True)
@@ -33,26 +25,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "onelane.toml").write_text(echo(2).replace("tests.echo.service:Echo", SERVICE))
     return tmp_path
-
-
-def write(*writes: KeyWrite, shard: str = "echo-0", life: int = 1) -> None:
-    store = SqliteStore(StoreOptions("echo", shard, life, Path("state")))
-    store.open()
-    store.commit(writes, at=1.0)
-    store.close()
-
-
-def run(*arguments: str, text: str = "") -> Result:
-    return CliRunner().invoke(main, ["state", *arguments], input=text)
-
-
-def lines(result: Result) -> list[dict[str, Any]]:
-    assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def with_code(command: str, *arguments: str) -> Result:
-    return run(command, *arguments, "--app-dir", str(ROOT))
 
 
 def test_ls_counts_the_entries_of_each_dict_and_lists_those_of_one() -> None:

@@ -31,6 +31,7 @@ TESTED_BY = {
     "client/options": "client/test_subchannel",
     "state/json_values": "cli/test_state",
     "state/stored": "cli/test_state",
+    "state/stored_changes": "cli/test_state_changes",
     "state/stored_check": "cli/test_state",
     "cluster/membership/static": "cluster/test_membership",
     "cluster/membership/supervised": "cluster/test_membership",

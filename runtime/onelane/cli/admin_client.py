@@ -62,6 +62,11 @@ def _configured() -> str:
     except BadConfig:
         # A file that is being edited must not hide the state of what runs.
         return _written()
+    return address_in(settings)
+
+
+def address_in(settings: config.Config) -> str:
+    """The admin address of a file; its token and certificate, as `address_of`."""
     if settings.admin_token is not None:
         os.environ.setdefault(secret_files.ADMIN_TOKEN, settings.admin_token)
     if settings.admin_tls is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -15,12 +15,14 @@ from onelane import config
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import APP_DIR, FILE_ARGUMENT, JSON, reporting_errors
 from onelane.config import Config
-from onelane.errors import NotThere
+from onelane.errors import BadConfig, BadState, NotThere, StillRunning, StoreRefused
 from onelane.secret_files import kept_from_children
 
 if TYPE_CHECKING:
     from onelane.state.declaration import ValueCodec
+    from onelane.state.store import Row
     from onelane.state.stored import StoredState
+    from onelane.state.stored_changes import StoredChanges
 
 FILE_OPTION = click.option(
     "--file",
@@ -31,6 +33,8 @@ FILE_OPTION = click.option(
 )
 RAW = click.option("--raw", is_flag=True, help="Run no code of the services: show values as their bytes, in base64.")
 CHECK_FAULTS = 3
+MAX_FAULTS = 20
+"""Faults of an import that are shown."""
 
 
 @click.group()
@@ -66,6 +70,13 @@ class AppOfFile:
 
         with stored_state(self.settings.state, self.name) as stored:
             yield stored
+
+    @contextmanager
+    def changing(self, *, creates: bool = False) -> "Iterator[StoredChanges]":
+        from onelane.state.stored_changes import changing
+
+        with changing(self.settings.state, self.name, creates=creates) as changes:
+            yield changes
 
 
 @contextmanager
@@ -199,6 +210,127 @@ def _check_app(app: AppOfFile, *, as_json: bool) -> int:
                 f"{app.name}: keyed {name!r}: no service declares it: {entries} entries are left alone", err=True
             )
     return CHECK_FAULTS if check.failed else 0
+
+
+@state.command("import")
+@click.argument("app")
+@click.argument("lines", metavar="[PATH]", type=click.File("r", encoding="utf-8"), default="-")
+@FILE_OPTION
+@APP_DIR
+@RAW
+@reporting_errors
+def import_entries(app: str, lines: TextIO, file: Path, app_dir: Path | None, raw: bool) -> None:
+    """Write entries that `export` has written, maybe edited since, into the store of APP, which does not run. PATH, or
+    standard input, has one in each line. Other entries stay.
+
+    A `value` is written by the code of the services; `data` as it is. All lines are checked before the first is
+    written.
+    """
+    with app_of(file, app, app_dir) as wanted:
+        _check_stopped(wanted)
+        rows = _rows_in(lines, dict(wanted.dicts(raw=raw)))
+        with wanted.changing(creates=True) as changes:
+            changes.put(rows)
+    click.echo(f"wrote {sum(map(len, rows.values()))} entries of {len(rows)} keys")
+
+
+def _rows_in(lines: TextIO, codecs: "dict[str, ValueCodec]") -> "dict[str, list[Row]]":
+    """The entries of all lines, by their keys. Raises BadConfig with the faults of all lines."""
+    from onelane.state.json_values import entry_from_json
+
+    rows: dict[str, dict[str, Row]] = {}
+    faults = []
+    for number, line in enumerate(lines, 1):
+        try:
+            key, row = entry_from_json(json.loads(line), codecs)
+        except (ValueError, BadState) as error:
+            faults.append(f"line {number}: {error}")
+            continue
+        if row.dict_name in rows.setdefault(key, {}):
+            faults.append(f"line {number}: a second entry of {row.dict_name!r} for the key {key!r}")
+        rows[key][row.dict_name] = row
+    if faults:
+        more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+        raise BadConfig(lines.name, faults[:MAX_FAULTS] + more)
+    return {key: list(entries.values()) for key, entries in rows.items()}
+
+
+@state.command("rm")
+@click.argument("app")
+@click.argument("dict_name", metavar="DICT")
+@click.argument("key", required=False)
+@click.option("--all", "drops_all", is_flag=True, help="Every entry of DICT, instead of the one of KEY.")
+@FILE_OPTION
+@reporting_errors
+def remove_entries(app: str, dict_name: str, key: str | None, drops_all: bool, file: Path) -> None:
+    """Remove the entry of KEY in DICT from the store of APP, which does not run."""
+    if (key is None) != drops_all:
+        raise click.UsageError("give either a KEY, or --all")
+    with app_of(file, app, None) as wanted:
+        _check_stopped(wanted)
+        with wanted.changing() as changes:
+            keys = [text for text, _ in changes.stored.rows(dict_name, _known(changes.stored, key))]
+            if key is not None and not keys:
+                raise NotThere(f"{dict_name!r} of {app} has no entry of the key {key!r}")
+            changes.drop(dict_name, keys)
+    click.echo(f"removed {len(keys)} entries of {dict_name!r}")
+
+
+@state.command("backup")
+@click.argument("app")
+@click.argument("path", type=click.Path(path_type=Path))
+@FILE_OPTION
+@reporting_errors
+def back_up(app: str, path: Path, file: Path) -> None:
+    """Copy all that is stored of APP into a new folder PATH, also while it runs: the state of one moment, with
+    remembered answers and reminders. Of the store "sqlite"; PostgreSQL has pg_dump."""
+    from onelane.state import sqlite_backup
+
+    with app_of(file, app, None) as wanted:
+        settings = wanted.settings.state
+        _check_has_files(wanted)
+        shards = sqlite_backup.back_up(settings.folder, app, path, patience_s=settings.patience_s)
+    click.echo(f"{path} has the state of {', '.join(shards)}")
+
+
+@state.command("restore")
+@click.argument("app")
+@click.argument("path", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@FILE_OPTION
+@reporting_errors
+def restore(app: str, path: Path, file: Path) -> None:
+    """Put what `backup` has written to PATH in the place of all that is stored of APP, which does not run. The former
+    files are renamed, not removed."""
+    from onelane.state import sqlite_backup
+
+    with app_of(file, app, None) as wanted:
+        settings = wanted.settings.state
+        _check_has_files(wanted)
+        _check_stopped(wanted)
+        former = sqlite_backup.restore(settings.folder, app, path, patience_s=settings.patience_s)
+    click.echo(f"restored {app} from {path}" + (f"; the former files are in {former}" if former else ""))
+
+
+def _check_has_files(app: AppOfFile) -> None:
+    store = app.settings.state.store
+    if store != "sqlite":
+        tools = "pg_dump and pg_restore" if store == "postgresql" else "its own tools"
+        raise StoreRefused(f"apps.{app.name}.state", seen=f"the store {store!r}", expected=f"sqlite: use {tools}")
+
+
+def _check_stopped(app: AppOfFile) -> None:
+    """Raises StillRunning where a process has the files of the app, or the admin address of the file answers for it."""
+    from onelane.cli import admin_client
+    from onelane.state.stored_changes import check_stopped
+
+    check_stopped(app.settings.state, app.name)
+    configuration = app.configuration.only(app.name)
+    try:
+        apps = admin_client.fetch(admin_client.address_in(configuration), "/status")["apps"]
+    except (admin_client.Unreachable, admin_client.ForeignServer, NotThere):
+        return
+    if app.name in apps:
+        raise StillRunning(app.name, f"the supervisor at {configuration.admin} has it")
 
 
 def _print(line: dict[str, Any]) -> None:

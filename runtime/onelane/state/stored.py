@@ -46,8 +46,10 @@ class StoredState:
 
 
 @contextmanager
-def stored_state(settings: StateSettings, app: str, *, life: int = 0) -> Iterator[StoredState]:
-    """What is stored of an app, open until the end of the block. life: for what is written meanwhile.
+def stored_state(settings: StateSettings, app: str, *, life: int = 0, creates: bool = False) -> Iterator[StoredState]:
+    """What is stored of an app, open until the end of the block.
+
+    life: for what is written meanwhile. creates: a file where there is none.
 
     Raises:
         NotThere: nothing is stored.
@@ -55,7 +57,7 @@ def stored_state(settings: StateSettings, app: str, *, life: int = 0) -> Iterato
     """
     with ExitStack() as stack:
         stores: dict[str, Store] = {}
-        for shard in _shards(settings, app):
+        for shard in _shards(settings, app, creates=creates):
             options = StoreOptions(
                 app, shard, life, settings.folder, settings.dsn.get_secret_value(), settings.patience_s
             )
@@ -64,7 +66,7 @@ def stored_state(settings: StateSettings, app: str, *, life: int = 0) -> Iterato
         yield StoredState(stores)
 
 
-def _shards(settings: StateSettings, app: str) -> list[str]:
+def _shards(settings: StateSettings, app: str, *, creates: bool) -> list[str]:
     """The shards that have a store of their own; where all share one, any name."""
     if settings.store == MEMORY:
         raise NotThere(f"apps.{app}.state: the store {MEMORY!r} ends with its process: nothing of it is stored")
@@ -72,4 +74,6 @@ def _shards(settings: StateSettings, app: str) -> list[str]:
         return [app]
     if shards := shards_in(settings.folder, app):
         return sorted(shards)
+    if creates:
+        return [f"{app}-0"]
     raise NotThere(f"no state of {app} is stored in {settings.folder / app}")
