@@ -39,6 +39,19 @@ async def test_a_rolling_restart_replaces_one_life_after_another_and_each_old_on
         assert [(shard.state, shard.restarts) for shard in app.shards] == [(ShardState.READY, 0)] * 2
 
 
+async def test_the_next_shard_of_a_rolling_restart_waits_for_the_calls_of_the_life_that_was_replaced(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        launcher.ignored.add(("echo-0.1", "drain"))
+        recycling = asyncio.create_task(app.restarts.recycle())
+        await until(lambda: "echo-0.1 gets drain" in launcher.trace)
+        await settle()
+        assert of(launcher, "setup") == ["echo-0.3 gets setup"]
+        launcher.shard("echo-0.1").line.deliver(drained={})
+        await asyncio.wait_for(recycling, BOUND_S)
+
+
 async def test_a_rolling_restart_with_broken_code_leaves_every_shard_as_it_is(
     tmp_path: Path, launcher: ScriptedLauncher
 ) -> None:
