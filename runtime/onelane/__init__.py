@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onelane.client.ring_channel import Channel, connect
     from onelane.client.tls import client_context
     from onelane.core.identity import Identity, identity_of
+    from onelane.core.moved import Moved
     from onelane.shard.offload.offload import Offload
     from onelane.shard.pubsub import Subscription
     from onelane.shard.shard import Shard
@@ -33,6 +34,7 @@ __all__ = [
     "Identity",
     "Invalid",
     "Lost",
+    "Moved",
     "Offload",
     "OnelaneError",
     "Overloaded",
@@ -52,6 +54,7 @@ _HOMES = {
     "Dialling": "client.options",
     "Identity": "core.identity",
     "Lost": "shard.topics",
+    "Moved": "core.moved",
     "Offload": "shard.offload.offload",
     "Shard": "shard.shard",
     "Subscription": "shard.pubsub",

@@ -47,7 +47,7 @@ def test_every_instrument_that_the_code_makes_is_in_the_table_and_no_other() -> 
         text = file.read_text()
         names |= set(re.findall(r'(?:\.(?:counter|gauge|histogram)|Instrument)\(\s*"([a-z_.]+)"', text))
         names |= {f"onelane.client.{what}" for what in re.findall(r'^    "(\w+)": "[A-Z].*$', text, re.MULTILINE)} & {
-            f"onelane.client.{what}" for what in ("retries", "hedges", "ejections", "refusals")
+            f"onelane.client.{what}" for what in ("retries", "hedges", "reopenings", "ejections", "refusals")
         }
         names |= set(re.findall(r'^(?:CLIENT_)?DURATION = "([a-z.]+)"', text, re.MULTILINE))
     assert names == set(table())
@@ -134,7 +134,7 @@ async def test_every_span_and_its_attributes_and_events_are_on_the_page(
     await play(apps)
     await eventually(lambda: any(span.name == "turn" for span in collector.spans()))
     known = words("Spans")
-    events = {f"onelane.client.{what}" for what in ("retries", "hedges", "ejections", "refusals")} | known
+    events = {f"onelane.client.{what}" for what in ("retries", "hedges", "reopenings", "ejections", "refusals")} | known
     for span in collector.spans():
         shape = re.sub(r"^offload .*", "offload NAME", re.sub(r"^[\w.]+/\w+$", "pkg.Service/Method", span.name))
         assert shape in known

@@ -49,6 +49,7 @@ TESTED_BY = {
     "shard/trial": "cli/test_check",
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
+    "core/moved": "client/test_reopening",
     "core/state_settings": "test_config",
     "state/batch": "state/test_journal",
     "state/store_work": "state/test_journal",

@@ -7,7 +7,9 @@ import grpc
 
 from onelane.client.ring_method import RingMethod
 from onelane.core.identity import ASSERTION, AUTHORIZATION
-from onelane.wire.framing import pairs_of
+from onelane.wire.framing import Headers, pairs_of
+
+_ASSERTION = ASSERTION.encode()
 
 
 class AssertingMethod(RingMethod):
@@ -30,3 +32,7 @@ class AssertingMethod(RingMethod):
             # With a token of its own, a call is made for whom that says.
             pairs = (*pairs, (ASSERTION, self.assert_identity()))
         return super().__call__(request, timeout, pairs, credentials, wait_for_ready, compression)
+
+    def renewed(self, headers: Headers) -> Headers:
+        # The old one may have expired.
+        return [(n, self.assert_identity().encode() if n == _ASSERTION else value) for n, value in headers]

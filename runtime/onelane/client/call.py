@@ -198,8 +198,12 @@ class ClientCall(grpc.aio.Call):
         if self.stream is not None:
             self.stream.call = ENDED
         self.stream = self.connection = None
-        self.messages.clear()
         self._initial = None
+
+    def moves_to(self, subchannel: Subchannel) -> None:
+        """It is sent anew, by another subchannel, and not as another attempt of what has failed."""
+        self._attempt_subchannel = subchannel
+        self.transmissions = 0
 
     def start_attempt(self, subchannel: Subchannel, previous_attempts: bytes) -> None:
         """Make another attempt, on any subchannel. previous_attempts: the header that counts those before."""
@@ -307,6 +311,11 @@ class ClientCall(grpc.aio.Call):
     def trailers(self) -> Any:
         """The trailing metadata of a call that has ended, as pairs."""
         return self._trailers
+
+    @property
+    def has_answered(self) -> bool:
+        """The headers of the answer have come."""
+        return self._initial is not None
 
     @property
     def initial(self) -> Any:

@@ -39,6 +39,10 @@ class _UnaryResponse(ClientCall):
         self._raise_failure()
         return None
 
+    def reset_attempt(self) -> None:
+        super().reset_attempt()
+        self.messages.clear()
+
     def _read_response(self) -> Any:
         if not self._is_parsed:
             self._response = self._parse(self.messages[0])
@@ -58,6 +62,13 @@ class _StreamResponse(HeldWeakly):
     _has_iterator = False
     _is_exhausted = False
     """The iterator has come to its end, or has raised."""
+    when_drained: Callable[[], None] | None = None
+    """Called, once, when all messages have been read of a call that has no stream now."""
+
+    def put(self, message: Any) -> None:
+        """Let the caller read something that no server has sent."""
+        self.messages.append(message)
+        self._wake()
 
     async def read(self) -> Any:
         if self._has_iterator and (self.messages or self.status is None):
@@ -70,7 +81,9 @@ class _StreamResponse(HeldWeakly):
             if self.status is not None:
                 self._raise_failure()
                 return EOF
-            if self.stream is not None and self.stream.unread:
+            if self.stream is None:
+                self._drained()
+            elif self.stream.unread:
                 assert self.connection is not None
                 self.connection.wire.consumed(self.stream)
                 self.connection.flush_soon()
@@ -80,6 +93,11 @@ class _StreamResponse(HeldWeakly):
                 self.cancel()
                 raise
         return self._parse(self.messages.popleft())
+
+    def _drained(self) -> None:
+        if self.when_drained is not None:
+            when_drained, self.when_drained = self.when_drained, None
+            when_drained()
 
     # Itself, and not a generator: that would refer to the call, and the call to it.
 

@@ -199,6 +199,19 @@ class MultiCallable:
             self._subchannel.start_later(call.outgoing, headers_later)
         return call  # type: ignore[no-any-return]
 
+    def send_again(self, call: ClientCall, credentials: grpc.CallCredentials | None) -> None:
+        """Send a call of this method anew, with the headers that it has now, and with fresh ones of its credentials.
+
+        Raises:
+            UsageError: see `Subchannel.start`.
+        """
+        call.moves_to(self._subchannel)
+        if credentials is None:
+            self._subchannel.restart(call.outgoing)
+        else:
+            headers_later = partial(headers_from, self._plugins_of(credentials), self._subchannel.authority, self._path)
+            self._subchannel.start_later(call.outgoing, headers_later)
+
     def hold_back(self, before_sending: Callable[[], Callable[[], Awaitable[None]] | None]) -> None:
         """Send each call once what `before_sending` returns for it is done; at once where that is None. A call fails
         with what that raises."""

@@ -61,6 +61,9 @@ class HeldWeakly(ClientCall):
 
     def finish(self, code: Any, details: str, trailers: Any = ()) -> None:
         super().finish(code, details, trailers)
+        if self.status is None:
+            # It is opened again.
+            return
         self._held.release()
         if self._deadline_at is not None:
             self._subchannel.deadlines.remove(self._deadline_slot, self._held)

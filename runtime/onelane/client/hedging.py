@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from onelane.client.call import OK, ClientCall, run_callback
+from onelane.client.dropped_call import WeakCall
 from onelane.client.retry import CallPolicy, RetryBudget, pushback_s
 
 
@@ -26,7 +27,7 @@ class HedgedCall(grpc.aio.UnaryUnaryCall[Any, Any]):
         policy: CallPolicy,
         budget: RetryBudget,
         deadline_at: float | None,
-        between_attempts: "set[ClientCall | HedgedCall]",
+        between_attempts: "set[ClientCall | HedgedCall | WeakCall]",
     ) -> None:
         """attempt: sends the n-th attempt, from 0. unsent: makes a call that is not sent. deadline_at: monotonic.
         between_attempts: has this call while no attempt is under way."""

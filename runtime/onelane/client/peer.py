@@ -16,6 +16,7 @@ BeforeSending = Callable[[], Callable[[], Awaitable[None]] | None]
 DECISIONS = {
     "retries": "Attempts after one that failed",
     "hedges": "Attempts beside one that was late",
+    "reopenings": "Server streams opened again, because their key had moved",
     "ejections": "Endpoints left alone for a while, because they failed on and on",
     "refusals": "Calls not sent, because too many were under way",
 }
@@ -53,7 +54,7 @@ class Peer:
         self._stats = stats
 
     def count(self, decision: str, reason: str) -> None:
-        """Count a decision about a call: retries, hedges, ejections, refusals."""
+        """Count a decision about a call: retries, hedges, reopenings, ejections, refusals."""
         if self._stats is not None:
             counter = self._stats.counter(f"onelane.client.{decision}", unit="{call}", description=DECISIONS[decision])
             counter.add(1, {"onelane.peer": self.name, "onelane.reason": reason})

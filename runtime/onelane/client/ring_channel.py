@@ -8,6 +8,7 @@ default.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from onelane.client.asserting_method import AssertingMethod
 from onelane.client.interceptors import ClientInterceptors
 from onelane.client.options import APP_DIALLING, Dialling
 from onelane.client.peer import DEFAULT_SERVICE_CONFIG, Peer
+from onelane.client.reopening import FOLLOW, Streams
 from onelane.client.ring_method import RingMethod
 from onelane.client.ring_router import RingRouter
 from onelane.core.service_config import ServiceConfig
@@ -37,11 +39,14 @@ def connect(
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     service_config: Mapping[str, Any] | None = None,
     compression: grpc.Compression | None = None,
+    reopen: bool | None = None,
+    marks: bool = False,
 ) -> "Channel":
     """A channel to the app at `target` ("host:port" of its shared port), for any generated stub.
 
     deadline_s: of a unary call that has no other; None for none. name: of the peer, in error texts.
     service_config: gRPC's, for how calls are made: see `onelane.core.service_config`.
+    reopen, marks: of server streams whose key moves to another shard, see `Channel.with_streams`.
     Use it as `async with`, which waits until the owners' connections stand, or close it by `await channel.close()`.
 
     Raises:
@@ -57,6 +62,7 @@ def connect(
         interceptors=interceptors,
         service_config=config,
         compression=compression,
+        streams=Streams(reopen, marks),
     )
 
 
@@ -76,13 +82,26 @@ class Channel(grpc.aio.Channel):
         stats: Stats | None = None,
         compression: grpc.Compression | None = None,
         assert_identity: Callable[[], str] | None = None,
+        streams: Streams = FOLLOW,
     ) -> None:
         """assert_identity: writes what calls assert of their client; None where they assert nothing."""
         self._assert_identity = assert_identity
+        self._streams = streams
         self._compression = None if compression is None else grpc.Compression(compression)
         self._interceptors = ClientInterceptors(interceptors)
         self.peer = Peer(name, target, deadline_s=deadline_s, service_config=service_config, tracer=tracer, stats=stats)
         self.router = RingRouter(target, dialling)
+
+    def with_streams(self, *, reopen: bool | None = None, marks: bool = False) -> "Channel":
+        """This very channel, for stubs whose server streams follow their keys in another way. It closes with this one.
+
+        reopen: True: every server stream whose key moves to another shard is opened again there, with the same
+        request; False: none is; None: those of methods whose `idempotency_level` is NO_SIDE_EFFECTS.
+        marks: its reader gets an `onelane.Moved` in between, in place of a message.
+        """
+        channel = copy(self)
+        channel._streams = Streams(reopen, marks)
+        return channel
 
     def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
         return self._method("unary_unary", method, *serializers, **more)
@@ -100,7 +119,8 @@ class Channel(grpc.aio.Channel):
         def multi_of(method: str) -> RingMethod:
             assert_identity = self._assert_identity
             kind = RingMethod if assert_identity is None else AssertingMethod
-            multi = kind(self.peer, self.router, shape, method, *serializers, compression=self._compression, **more)
+            options = {"compression": self._compression, "streams": self._streams, **more}
+            multi = kind(self.peer, self.router, shape, method, *serializers, **options)
             if assert_identity is not None and isinstance(multi, AssertingMethod):
                 multi.assert_identity = assert_identity
             return multi

@@ -15,17 +15,19 @@ from onelane.client.channel import NativeChannel
 from onelane.client.hedging import HedgedCall
 from onelane.client.peer import Peer
 from onelane.client.propagation import PREVIOUS_ATTEMPTS, outgoing, repeated
+from onelane.client.reopening import FOLLOW, Reopening, Streams, passing_marks
 from onelane.client.retry import policy_of, pushback_s, retry_after_s
 from onelane.client.ring_router import RingRouter
 from onelane.core import keys
 from onelane.core.context import current_baggage, current_call, current_trace, earlier
 from onelane.core.keys import AnyShard, FieldKey, MetadataKey
+from onelane.core.moved import moved_epoch
 from onelane.core.placement import Placement
 from onelane.errors import BadKey
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import HistogramSeries
 from onelane.telemetry.tracer import CLIENT_SUCCESSES, ERROR, METHOD, STATUS, SYSTEM, Span, context_of
-from onelane.wire.framing import pairs_of
+from onelane.wire.framing import Headers, pairs_of
 
 IDEMPOTENCY_LEVELS = {0: "", 1: "NO_SIDE_EFFECTS", 2: "IDEMPOTENT"}
 """google.protobuf.MethodOptions.IdempotencyLevel."""
@@ -45,9 +47,12 @@ class RingMethod:
         _registered_method: bool = False,
         *,
         compression: grpc.Compression | None = None,
+        streams: Streams = FOLLOW,
     ) -> None:
         """shape: `unary_unary`, `unary_stream`, `stream_unary`, `stream_stream`. method: `/pkg.Service/Method`.
         compression: of calls that say nothing else."""
+        if streams.marks and shape == "unary_stream":
+            response_deserializer = passing_marks(response_deserializer)
         self._peer = peer
         self._router = router
         self._shape = shape
@@ -68,6 +73,9 @@ class RingMethod:
         if shape != "unary_unary":
             # gRFC A6 would repeat a stream before its first response; here only its caller repeats a stream.
             self._policy = replace(self._policy, attempts=1, hedge_after_s=None)
+        self._marks = streams.marks
+        self._reopens = shape == "unary_stream" and streams.reopens(level)
+        self._is_plain = self._policy.hedge_after_s is None and not self._reopens
 
     def __call__(
         self,
@@ -104,9 +112,11 @@ class RingMethod:
             "wait_for_ready": policy.wait_for_ready if wait_for_ready is None else wait_for_ready,
             "compression": self._compression if compression is None else compression,
         }
-        if policy.hedge_after_s is not None:
-            return self._hedge(request, arguments, key, span, began)
-        return self._attempt(request, arguments, key, span, began, 0)
+        if self._is_plain:
+            return self._attempt(request, arguments, key, span, began, 0)
+        if self._reopens:
+            return self._follow(request, arguments, key, span, began)
+        return self._hedge(request, arguments, key, span, began)
 
     # Attempts
 
@@ -141,6 +151,40 @@ class RingMethod:
             if self._peer.before_sending is not None:
                 sender.hold_back(self._peer.before_sending)
         return sender
+
+    def _follow(self, request: Any, arguments: dict[str, Any], key: str | None, span: Span, began: float) -> ClientCall:
+        """Send a call whose stream is opened again where its key moves."""
+        call = self._attempt(request, arguments, key, span, began, 0)
+        if call.status is None:
+            call.retry = Reopening(
+                self, self._router, self._peer, call,
+                key=key, span=span, credentials=arguments["credentials"], marks=self._marks,
+            )  # fmt: skip
+            call.when_ended(partial(self._stopped_following, span, began))
+        return call
+
+    def _stopped_following(self, span: Span, began: float, call: ClientCall) -> None:
+        self._router.between_attempts.discard(call.outgoing)
+        self._ended(span, began, call)
+
+    # For its streams that are opened again, see `reopening.FollowedMethod`
+
+    def sender_for(self, call: ClientCall, key: str | None) -> Any:
+        channel, call.endpoint_health = self._router.pick(key)
+        return self._sender(channel)
+
+    def renewed(self, headers: Headers) -> Headers:
+        return headers
+
+    def stream_ended(self, call: ClientCall, code: str, span: Span, *, has_moved: bool) -> None:
+        if not has_moved:
+            self._record_attempt_end(call, code, span)
+        elif call.endpoint_health is not None:
+            call.endpoint_health.abandoned()
+            call.endpoint_health = None
+
+    def reopens(self, span: Span, epoch: int, after_s: float) -> None:
+        self._record_decision("reopenings", "moved", span, {"epoch": epoch, "after_s": round(after_s, 4)})
 
     def _hedge(self, request: Any, arguments: dict[str, Any], key: str | None, span: Span, began: float) -> HedgedCall:
         timeout = arguments["timeout"]
@@ -254,7 +298,7 @@ class RingMethod:
         health, call.endpoint_health = call.endpoint_health, None
         if health is None:
             return
-        if code != "OK" and not call.tells_of_endpoint:
+        if code != "OK" and (not call.tells_of_endpoint or moved_epoch(call.trailers) is not None):
             health.abandoned()
         elif health.ended(code, monotonic()):
             self._record_decision("ejections", code, span, {})

@@ -5,6 +5,7 @@ them: routing here only saves the hop. Where the target serves no topology, all 
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
@@ -15,6 +16,7 @@ import grpc.aio
 
 from onelane.client.call import ClientCall
 from onelane.client.channel import NativeChannel
+from onelane.client.dropped_call import WeakCall
 from onelane.client.hedging import HedgedCall
 from onelane.client.options import Dialling
 from onelane.client.outlier import EndpointHealth
@@ -38,6 +40,12 @@ class ShardEndpoint:
     health: EndpointHealth
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Awaiting:
+    epoch: int
+    then: Callable[[], None]
+
+
 class RingRouter:
     """See the module. Owned by the event loop in which it is first used; it may be made before one runs."""
 
@@ -51,8 +59,9 @@ class RingRouter:
         """Address → shard, of the newest placement."""
         self._leaving: dict[asyncio.Task[None], NativeChannel] = {}
         """Those to shards that have left, whose calls go on."""
-        self.between_attempts: set[ClientCall | HedgedCall] = set()
-        """Calls that wait for their next attempt: no channel knows of them."""
+        self.between_attempts: set[ClientCall | HedgedCall | WeakCall] = set()
+        """Calls that wait for their next attempt, and streams that are to be opened again: no channel knows of them."""
+        self._awaiting: dict[_Awaiting, None] = {}
         self._dialling = dialling
         self._is_placed = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
@@ -87,6 +96,21 @@ class RingRouter:
         if endpoint.channel.get_state(try_to_connect=True) is READY and endpoint.health.allows(monotonic()):
             return endpoint.channel, endpoint.health
         return self.shared, None
+
+    def when_placed(self, epoch: int, then: Callable[[], None], within_s: float) -> None:
+        """Call `then` once the placement of an epoch is known, or a later one; at the latest after `within_s`, and now
+        where the app has no topology."""
+        if self.placement is None or self.placement.epoch >= epoch:
+            then()
+            return
+        awaiting = _Awaiting(epoch, then)
+        self._awaiting[awaiting] = None
+        asyncio.get_running_loop().call_later(within_s, self._stop_awaiting, awaiting)
+
+    def _stop_awaiting(self, awaiting: "_Awaiting") -> None:
+        if awaiting in self._awaiting:
+            del self._awaiting[awaiting]
+            awaiting.then()
 
     async def wait_ready(self) -> None:
         """Wait until the topology is known, or refused, and every owner's connection stands."""
@@ -158,6 +182,8 @@ class RingRouter:
         self._is_placed.set()
         for address in set(self.endpoints) - {member.address for member in members}:
             self._leave(self.endpoints.pop(address).channel)
+        for awaiting in [awaiting for awaiting in self._awaiting if awaiting.epoch <= placement.epoch]:
+            self._stop_awaiting(awaiting)
 
     def _leave(self, channel: NativeChannel) -> None:
         """Close the channel to a shard that has left the app, once its calls have ended: their callers have cancelled

@@ -131,11 +131,6 @@ class _Forward(ClientCall):
         return grpc.StatusCode.UNAVAILABLE, "the shard has shut down before the answer was ready"
 
     @property
-    def has_answered(self) -> bool:
-        """The headers of the answer have come."""
-        return self._initial is not None
-
-    @property
     def encoding(self) -> bytes:
         """Of the compressed messages in the answer; b"" for none."""
         return self.stream.encoding if self.stream is not None else b""

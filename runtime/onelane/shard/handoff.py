@@ -20,6 +20,7 @@ import grpc.aio
 from onelane.cluster.control import Control
 from onelane.core import handoff
 from onelane.core.handoff import Action, Handoff, Refuse
+from onelane.core.moved import MOVED
 from onelane.core.placement import Member, Placement
 from onelane.errors import HandOverRefused
 from onelane.lane.lane import Lane
@@ -31,8 +32,6 @@ from onelane.state.keyed import KeyedDicts
 from onelane.v1 import control_pb2, siblings_pb2
 
 log = logging.getLogger("onelane.handoff")
-MOVED = "onelane-moved"
-"""Trailer of a stream whose key has moved, with the epoch by which it has."""
 BATCH_KEYS, BATCH_BYTES = 256, 256 * 1024
 """Of one message, at most; but never less than one key."""
 SCAN_KEYS = 256

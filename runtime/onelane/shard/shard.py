@@ -176,11 +176,20 @@ class Shard:
         It must not wait. An exception is logged, and the key leaves."""
         self.keyed_dicts.on_leave(fn)
 
-    def stub(self, stub: Callable[[grpc.aio.Channel], S], *, to: str, on_own_account: bool = False) -> S:
+    def stub(
+        self,
+        stub: Callable[[grpc.aio.Channel], S],
+        *,
+        to: str,
+        on_own_account: bool = False,
+        reopen: bool | None = None,
+        marks: bool = False,
+    ) -> S:
         """A generated stub of the app `to`, over one channel per lane.
 
         Its calls carry the trace, what is left of the deadline and, where the `auth.apps` of that app names this one,
         the identity of the client of the call in progress. on_own_account: not that, but this app's own.
+        reopen, marks: of server streams whose key moves to another shard, see `Channel.with_streams`.
 
         Raises:
             BadService: no app or peer has that name.
@@ -202,7 +211,7 @@ class Shard:
             )
             if self.durable_state is not None:
                 channel.peer.before_sending = self.durable_state.kept.before_sending
-        return stub(self._channels[to, on_own_account])
+        return stub(self._channels[to, on_own_account].with_streams(reopen=reopen, marks=marks))
 
     def turn(self, key: Key) -> AbstractAsyncContextManager[None]:
         """Hold the turn of a key inside `async with`: meanwhile no call of that key runs, but those made in there.

@@ -140,21 +140,27 @@ class Cluster:
         app: str | None = None,
         shard: int | None = None,
         identity: Identity | None = None,
+        reopen: bool | None = None,
+        marks: bool = False,
     ) -> S:
         """A generated stub whose calls go to the owners of their keys, or to one shard.
 
         app: by default the first. identity: of the client, for an app with `auth`; by default it shows no credentials.
 
+        reopen, marks: of server streams whose key moves, see `Channel.with_streams`. One to a shard follows no key.
+
         Raises:
-            ValueError: both shard and identity are given.
+            ValueError: shard is given, and identity, reopen or marks as well.
         """
         name, shards = self._app(app).name, self._shards(app)
         if identity is not None:
             if shard is not None:
                 raise ValueError("stub: expected shard or identity, not both")
-            return stub(self._channel_of(name, identity))
+            return stub(self._channel_of(name, identity).with_streams(reopen=reopen, marks=marks))
         if shard is None:
-            return stub(self._channels[name])
+            return stub(self._channels[name].with_streams(reopen=reopen, marks=marks))
+        if reopen or marks:
+            raise ValueError("stub: a stub of one shard follows no key, so expected neither reopen nor marks")
         channel = dial(shards[shard].member.address, dialling=self._dialling)
         self._stack.push_async_callback(channel.close)
         return stub(channel)
