@@ -37,6 +37,8 @@ class Forwarding:
         self._router = router
         self._tracer = tracer
         self._end = end
+        self.streams: set[Call] = set()
+        """Calls with a stream of answers that are sent on now."""
         self._forwards = stats.counter("onelane.forwards", unit="{call}", description="Calls sent on to the owner").at()
 
     def give_up(self, owner: Member) -> None:
@@ -62,6 +64,8 @@ class Forwarding:
         method = entry.method
         self._forwards.add()
         span = self._tracer.start(method.name, "CLIENT", call.parent, remote=True)
+        if method.response_streaming:
+            self.streams.add(call)
         try:
             return await self._forwarder.stream(
                 owner,
@@ -72,6 +76,7 @@ class Forwarding:
                 epoch=self._router.placement.epoch,
             )
         finally:
+            self.streams.discard(call)
             self._end_hop(call, span)
 
     def _answered(self, entry: Entry, call: Call, span: Span, reply: bytes) -> None:

@@ -140,6 +140,11 @@ class Lane:
     def placement(self) -> Placement:
         return self._router.placement
 
+    @property
+    def forwarded_streams(self) -> Collection[Call]:
+        """Calls with a stream of answers that siblings serve."""
+        return self._forwarding.streams
+
     def place(self, placement: Placement) -> None:
         """Follow a newer placement; an older one is ignored. It ends a change of placement."""
         if self._router.place(placement):
@@ -501,6 +506,9 @@ class Lane:
         try:
             if work is not None:
                 reply = await work
+                if call.early_status is not None:
+                    # Its handler has caught the cancellation, and returned.
+                    call.fail(*call.early_status)
             else:
                 method = entry.method
                 if call.span is None:

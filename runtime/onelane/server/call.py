@@ -273,6 +273,11 @@ class Call:
         if self.early_status is None and not self.is_cancelled:
             self._early_status = code, details
 
+    def cut_off(self, code: grpc.StatusCode, details: str, trailers: Metadata) -> None:
+        """Tell its client a status and trailers now, whatever its handler does, and cancel that. A listener that can
+        only end a call with its handler does no more than note the status."""
+        self.end_early(code, details)
+
     @property
     def early_status(self) -> tuple[grpc.StatusCode, str] | None:
         # Not set by `__init__`: few calls end early.

@@ -28,7 +28,7 @@ from onelane.server.unpacking import SMALL, Unpacker, Unpacking
 from onelane.wire import framing
 from onelane.wire.deframer import Packed
 from onelane.wire.driver import WireProtocol
-from onelane.wire.framing import BadWire, Headers
+from onelane.wire.framing import BadWire, Headers, Metadata
 from onelane.wire.held_bytes import CONNECTION_BYTES, SHARD_BYTES, HeldBytes
 from onelane.wire.server import (
     Broken,
@@ -421,11 +421,11 @@ class CallsConnection(WireProtocol[ServerConnection]):
             details = call.details_now
         self.cut_off(call, framing.DEADLINE_EXCEEDED, details)
 
-    def cut_off(self, call: NativeCall, code: int, details: str) -> None:
+    def cut_off(self, call: NativeCall, code: int, details: str, trailers: Metadata = ()) -> None:
         """End a call with a status of our own, whatever its handler or its owner does."""
         call.end_early(STATUS_OF_NUMBER[code], details)
         if call.stream.id in self.wire.streams:
-            self.wire.finish(call.stream, code, details)
+            self.wire.finish(call.stream, code, details, trailers)
         self._cancel(call.stream)
         self.flush_soon()
 

@@ -52,7 +52,7 @@ class CallConnection(Protocol):
     def proceed(self, call: "NativeCall") -> None:
         """The turn of the call has come."""
 
-    def cut_off(self, call: "NativeCall", code: int, details: str) -> None:
+    def cut_off(self, call: "NativeCall", code: int, details: str, trailers: Metadata = ()) -> None:
         """End the call with a status of our own, whatever its handler does."""
 
     def expired(self, call: "NativeCall") -> None:
@@ -206,6 +206,9 @@ class NativeCall(Call):
             self._messages.clear()
         self._pushed_back = None
         self.stream.discard_partial()
+
+    def cut_off(self, code: grpc.StatusCode, details: str, trailers: Metadata) -> None:
+        self._connection.cut_off(self, code.value[0], details, trailers)
 
     def set_deadline(self, at: float, slot: int) -> None:
         self._deadline_at, self.slot = at, slot

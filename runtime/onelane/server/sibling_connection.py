@@ -84,8 +84,8 @@ class SiblingConnection(NativeConnection):
             stream.call.end_early(STATUS_OF_NUMBER[code], "ended by the shard that has forwarded it")
         super().reset(stream, error)
 
-    def cut_off(self, call: NativeCall, code: int, details: str) -> None:
+    def cut_off(self, call: NativeCall, code: int, details: str, trailers: Metadata = ()) -> None:
         if call.state is not ARRIVED and call.stream.id in self.wire.streams:
             # The lane counts it.
-            self.wire.finish(call.stream, code, details, ((SERVED, ""),))
-        super().cut_off(call, code, details)
+            self.wire.finish(call.stream, code, details, (*trailers, (SERVED, "")))
+        super().cut_off(call, code, details, trailers)

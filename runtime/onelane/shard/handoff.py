@@ -107,6 +107,14 @@ class HandoffCarrier:
         if self._handoff is not None and placement.epoch >= self._handoff.after.epoch:
             self._end()
 
+    def end_hops(self) -> None:
+        """This process ends. Where it leaves the app, streams that it only sends on end as those of a key that moves:
+        their clients open them again by another way, or directly."""
+        placement = self._lane.placement
+        if all(member.life != self.life for member in placement.members):
+            for call in list(self._lane.forwarded_streams):
+                _end_stream(call, placement.epoch)
+
     def _end(self) -> None:
         self._handoff = None
         self._left.clear()
@@ -380,9 +388,8 @@ class _Line:
 
 def _end_stream(call: Call, epoch: int) -> None:
     """End a stream whose key leaves: its client opens it again where the key is now."""
-    call.end_early(grpc.StatusCode.UNAVAILABLE, f"its key has moved to another shard, in epoch {epoch}")
-    call.trailers = (*call.trailers, (MOVED, str(epoch)))
-    _cancel(call)
+    details = f"its key has moved to another shard, in epoch {epoch}"
+    call.cut_off(grpc.StatusCode.UNAVAILABLE, details, ((MOVED, str(epoch)),))
 
 
 def _cancel(call: Call) -> None:

@@ -204,6 +204,7 @@ class ShardLifecycle:
         parts = self.parts
         await parts.services.set_health(serving=False)
         await parts.listener.drain()
+        parts.handoff.end_hops()
         await self._wait_quiet()
         under_way = self._calls_under_way()
         drain_log = DrainLog(
