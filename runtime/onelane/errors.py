@@ -318,6 +318,25 @@ class Fenced(Transient):
         super().__init__(f"another life has claimed the keys {names}{more}")
 
 
+class UnreadableReminder(Invalid):
+    """A reminder in the store is damaged, or of a newer release. It is left as it is."""
+
+    status = "INTERNAL"
+
+    def __init__(self, key: str, name: str) -> None:
+        """name: its id."""
+        super().__init__(f"the reminder {name!r} of the key {key!r} cannot be read")
+
+
+class TooManyReminders(Invalid):
+    """The key has as many reminders as it may."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, key: str, *, limit: int) -> None:
+        super().__init__(f"the key {key!r} has {limit} reminders already: max_reminders_per_key")
+
+
 class BadIdempotencyKey(Invalid):
     """The metadata `idempotency-key` of a call cannot be one, or belongs to another request."""
 

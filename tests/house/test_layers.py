@@ -31,6 +31,7 @@ PURE = ["core/*", "wire/*", "telemetry/spans", "telemetry/stats", "telemetry/his
 PURE += ["telemetry/values", "telemetry/stalls", "telemetry/hot_keys", "telemetry/codec"]
 PURE += ["telemetry/collector/totals", "telemetry/collector/sequence", "telemetry/collector/tail_sampling"]
 PURE += ["telemetry/collector/history", "client/retry", "client/outlier", "client/propagation", "lane/admission"]
+PURE += ["state/agenda", "state/reminder", "state/store"]
 PURE += ["shard/topics", "supervisor/shard_state", "supervisor/liveness", "supervisor/target"]
 DOORS = {"core/clock", "wire/driver", "wire/unix_peers"}
 """What stands among the pure files to open them to the world: the clock, the driver of the wire,
