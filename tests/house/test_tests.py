@@ -45,6 +45,7 @@ TESTED_BY = {
     "testing/changes": "testing/test_cluster_changes",
     "testing/cluster_app": "testing/test_cluster_changes",
     "shard/lane_stack": "shard/test_watchdog_contract",
+    "shard/reminder_metrics": "shard/test_reminder_runs",
     "shard/process": "supervisor/test_supervisor",
     "shard/trial": "cli/test_check",
     "supervisor/trial": "cli/test_check",

@@ -17,7 +17,14 @@ from onelane.shard import handoff
 from onelane.shard.moved_keys import moved_key
 from onelane.shard.wiring import ShardParts
 from onelane.state.entries import KeyedEntry
-from onelane.v1.siblings_pb2 import HandOverReply, HandOverRequest, PublishReply, PublishRequest
+from onelane.v1.siblings_pb2 import (
+    HandOverReply,
+    HandOverRequest,
+    PublishReply,
+    PublishRequest,
+    RemindReply,
+    RemindRequest,
+)
 from onelane.v1.siblings_pb2_grpc import SiblingsServicer, add_SiblingsServicer_to_server
 
 from tests.running_app import eventually
@@ -42,6 +49,9 @@ class Sibling(SiblingsServicer):
         return HandOverReply()
 
     async def Publish(self, request: PublishRequest, context: Any) -> PublishReply:
+        raise NotImplementedError
+
+    async def Remind(self, request: RemindRequest, context: Any) -> RemindReply:
         raise NotImplementedError
 
     @property

@@ -24,3 +24,9 @@ class StateSettings(BaseModel):
     """Seconds for which the answer of a call with an `idempotency-key` is remembered."""
     max_answers_per_key: Annotated[int, Field(ge=1)] = 1000
     """Answers remembered for one key; with more, the oldest are forgotten first."""
+    reminders: bool = False
+    """Open the store for `shard.remind` in an app without a durable dict, too."""
+    max_reminders_per_key: Annotated[int, Field(ge=1)] = 100
+    """Reminders that one key may have."""
+    max_reminder_runs: Annotated[int, Field(ge=1)] = 20
+    """Runs of one reminder until it is given up, where each has failed."""

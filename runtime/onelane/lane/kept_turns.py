@@ -9,7 +9,7 @@ Leaves out: what is written and when, see `state/journal`. An app without durabl
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from time import time
@@ -27,7 +27,7 @@ from onelane.server.call import Call
 from onelane.server.call_state import WAITING
 from onelane.state.batch import Leave
 from onelane.state.journal import Journal
-from onelane.state.store import RememberedAnswer
+from onelane.state.store import RememberedAnswer, StoredReminder
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.tracer import Span, Tracer, context_of
 
@@ -246,6 +246,16 @@ class KeptTurns:
     def defer(self, send: Callable[[], None]) -> None:
         """Call `send` once the innermost turn in which this code runs is on disk, and not at all where it fails."""
         self._published.setdefault(next(self._turns_of_caller()), []).append(send)
+
+    def turn_of(self, key: str) -> Turn | None:
+        """The turn of `key` in which this code runs."""
+        return next((turn for turn in self._turns_of_caller() if turn.key == key), None)
+
+    def set_reminders(self, turn: Turn, reminders: Mapping[str, StoredReminder]) -> None:
+        """Replace the reminders of the key of a turn, by their ids. It takes effect as the other changes of the turn
+        do, also where its method has no side effects."""
+        self.journal.residents[turn.key].reminders = reminders
+        self._changed.add(turn)
 
     def before_sending(self) -> Callable[[], Awaitable[None]] | None:
         """What a call that is made now must wait for: the earlier turns of the keys in whose turns this code runs. None

@@ -68,6 +68,11 @@ class DurableState:
         if max_resident is not None:
             self.journal.max_resident = min(max_resident, self.journal.max_resident)
 
+    @property
+    def store(self) -> StoreThread:
+        """Its store, on its thread."""
+        return self._thread
+
     async def start(self) -> None:
         """Open the store; raises what that raises."""
         await self._thread.start()

@@ -68,6 +68,7 @@ class ShardLifecycle:
         if self._setup.HasField("change"):
             self._prepare(self._setup.change, has_just_started=True)
         await self.parts.listener.start(self._binds(), self.parts.serving, self.parts.settings)
+        self.parts.reminders.start()
 
     def load(self, *, whole_process: bool) -> None:
         """Make every servicer, and check the files that the listener will need.
@@ -144,6 +145,7 @@ class ShardLifecycle:
         async for placement in self.parts.membership.watch():
             self.parts.handoff.placed(placement)
             self.parts.lane.place(placement)
+            self.parts.reminders.placed()
 
     async def _follow_orders(self) -> None:
         """Carry out what the supervisor orders, until it orders to stop or is gone."""

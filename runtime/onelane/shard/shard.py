@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,12 +22,14 @@ from onelane.shard.assertions import Assertions
 from onelane.shard.durable_state import DurableState, MakeStore
 from onelane.shard.offload.offload import Offload
 from onelane.shard.pubsub import PubSub, Subscription
+from onelane.shard.reminders import Reminders
 from onelane.shard.settings import build_settings
 from onelane.shard.siblings import Answer, MethodRef, SiblingCalls
 from onelane.shard.timers import Alarms, Key, Timer, TimerFunction, Timers
 from onelane.shard.topics import Lost
 from onelane.state.codecs import Migration, ServiceCodec
 from onelane.state.keyed import KeyedDicts, KeyHook
+from onelane.state.reminder import Reminder
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 
@@ -75,6 +78,7 @@ class Shard:
         self._lane: Lane
         self._sibling_calls: SiblingCalls
         self._pubsub: PubSub
+        self._reminders: Reminders
         self.keyed_dicts = KeyedDicts(name, stats)
         """For the hand-over of keys; a service uses `keyed`."""
         self.durable_state: DurableState | None = None
@@ -162,6 +166,7 @@ class Shard:
         )
         for channel in self._channels.values():
             channel.peer.before_sending = state.kept.before_sending
+        self._reminders.keep(state)
         return state
 
     def on_arrive(self, fn: KeyHook) -> None:
@@ -224,9 +229,9 @@ class Shard:
         """
         return HeldTurn(self._lane.queue, key)
 
-    def join(self, lane: Lane, sibling_calls: SiblingCalls, pubsub: PubSub) -> None:
+    def join(self, lane: Lane, sibling_calls: SiblingCalls, pubsub: PubSub, reminders: Reminders) -> None:
         """Set what is made after the shard: its lane, and the way to its siblings. Called once, before any service."""
-        self._lane, self._sibling_calls, self._pubsub = lane, sibling_calls, pubsub
+        self._lane, self._sibling_calls, self._pubsub, self._reminders = lane, sibling_calls, pubsub, reminders
 
     def every(self, seconds: float, fn: TimerFunction) -> Timer:
         """Call `fn`, plain or async, every so many seconds from now on, until `cancel()` or the shard's end.
@@ -256,6 +261,49 @@ class Shard:
     def timers(self, key: Key) -> tuple[Timer, ...]:
         """The timers of `key` that have not begun, in the order in which they were set."""
         return self._timers.of(key)
+
+    async def remind(
+        self,
+        key: Key,
+        method: MethodRef[Req, Rep],
+        request: Req,
+        *,
+        at: float | datetime | None = None,
+        after_s: float | None = None,
+        every_s: float | None = None,
+        id: str = "",
+    ) -> Reminder:
+        """Call a unary method of this app with `request` at a later time, as a turn of `key`: a timer that is data. It
+        is kept with its key, and so survives crashes and deploys and follows the key to another shard.
+
+        Inside a turn of the key it takes effect with that turn; elsewhere it is on disk when this returns. It runs at
+        its time or a little later; what became due while nothing ran does so at the next start, in order. A run that
+        fails is repeated after a back-off, at most `max_reminder_runs` times. It runs at least once, and its changes of
+        durable state happen once; all runs of one due time have the same `idempotency-key`.
+
+        at: Unix time, or a datetime with a time zone. after_s: seconds from now, in its place. every_s: again and
+        again, from `at` or in so many seconds on; periods that have passed are one run. id: takes the place of an
+        earlier reminder of the key with this id; by default the method's name.
+
+        Raises:
+            Misuse: a time in the past, or none; `every_s` below 1; or as of `call`.
+            BadService: the method is unknown, has no key, or streams; or the app keeps no state.
+            TooManyReminders: the key has `max_reminders_per_key`.
+            NotKept, AioRpcError, DeadlinePassed: the owner of the key could not be reached, or not keep it.
+        """
+        return await self._reminders.set(key, method, request, at=at, after_s=after_s, every_s=every_s, name=id)
+
+    async def forget_reminder(self, key: Key, id: str) -> bool:
+        """Forget a reminder; whether there was one. A run that has begun goes on to its end.
+
+        Raises: as `remind`."""
+        return await self._reminders.forget(key, id)
+
+    async def reminders(self, key: Key) -> tuple[Reminder, ...]:
+        """The reminders of `key`, the first to run first.
+
+        Raises: as `remind`."""
+        return await self._reminders.list(key)
 
     async def call(
         self,
@@ -365,6 +413,8 @@ class Shard:
     async def wait_ready(self) -> None:
         """Open the store of durable state, and wait until every worker thread has made its resource; raises what these
         raised."""
+        if self.durable_state is None and self._settings.state.reminders:
+            self.durable_state = self._keep_state()
         if self.durable_state is not None:
             await self.durable_state.start()
             self.every(self.durable_state.idle_keys.check_s, self.durable_state.idle_keys.check)
@@ -375,7 +425,13 @@ class Shard:
         """End timers, channels and resources, each whatever becomes of the others."""
         channels = [channel.close for channel in self._channels.values()]
         state = [] if self.durable_state is None else [self.durable_state.aclose]
-        for close in (self._timers.aclose, *state, *channels, *(offload.aclose for offload in self._offloads)):
+        for close in (
+            self._timers.aclose,
+            self._reminders.aclose,
+            *state,
+            *channels,
+            *(offload.aclose for offload in self._offloads),
+        ):
             try:
                 await close()
             except Exception:

@@ -143,6 +143,37 @@ class SiblingCalls:
 
         return list(await asyncio.gather(*(ask(member) for member in self._lane.placement.members)))
 
+    async def call_member(self, member: Member, name: str, request: Message, metadata: Metadata = ()) -> Any:
+        """Call a method in one shard, which may be this one. name: `pkg.Service/Method`.
+
+        Raises:
+            AioRpcError: as of any call.
+            BadService: no service of this app has the method, or it streams.
+        """
+        return await self._send(member, self._unary(name), request, metadata, self._deadline_at(None))
+
+    def described(self, key: str | bytes | int, method_ref: MethodRef[Req, Rep], request: Req) -> tuple[str, Method]:
+        """The key, in canonical text, and the method of a call that is to be made later.
+
+        Raises:
+            BadService, Misuse: see `call`.
+        """
+        method = self._unary(method_ref)
+        if method.rule is ANY:
+            raise BadService(f"{method.name} has no key; expected a method whose calls belong to a key")
+        return _checked_key(self._lane.router.named_key(key, f"the key for {method.name}"), method, request), method
+
+    def request_of(self, name: str, request: bytes) -> Message:
+        """A message for a method, parsed. name: `pkg.Service/Method`.
+
+        Raises:
+            BadService: no service of this app has the method, or it streams.
+            DecodeError: it is none.
+        """
+        descriptor = _described(self._unary(name)).input_type
+        message: Message = message_factory.GetMessageClass(descriptor).FromString(request)
+        return message
+
     def _unary(self, method_ref: Any) -> Method:
         method = self._find(method_ref)
         if method.request_streaming or method.response_streaming:

@@ -31,6 +31,7 @@ from onelane.shard.assertions import Assertions
 from onelane.shard.durable_state import MakeStore
 from onelane.shard.handoff import HandoffCarrier
 from onelane.shard.pubsub import PubSub
+from onelane.shard.reminders import Reminders
 from onelane.shard.reporter import TICK_S, Reporter
 from onelane.shard.services import Services
 from onelane.shard.serving import LaneServing
@@ -87,6 +88,7 @@ class ShardParts:
     forwarder: Forwarder
     sibling_channels: SiblingChannels
     pubsub: PubSub
+    reminders: Reminders
     handoff: HandoffCarrier
     load: LoadMonitor
     logs: LogBuffer | None
@@ -148,7 +150,17 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         max_lag=settings.max_lag,
         max_published=settings.max_published,
     )
-    shard.join(lane, sibling_calls, pubsub)
+    reminders = Reminders(
+        lane,
+        sibling_calls,
+        stats=stats,
+        tracer=tracer,
+        clock=clock,
+        alarms=environment.alarms,
+        settings=settings.state,
+        deadline_s=settings.deadline_s,
+    )
+    shard.join(lane, sibling_calls, pubsub, reminders)
     handoff = HandoffCarrier(
         lane,
         shard.keyed_dicts,
@@ -157,6 +169,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         under_way=lambda: [*_under_way(listener), *sibling_calls.to_self],
         drain_s=settings.drain_s,
     )
+    sibling_service = SiblingService(pubsub.receive, handoff.hand_over, reminders.serve)
     logs = LogBuffer(setup.name) if setup.logs else None
     status_query = StatusQuery(control)
     topology = Topology(
@@ -172,7 +185,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         settings=settings,
         binding=ShardBinding(setup.name, tracer, Bridge(stats, clock.now)),
         shard=shard,
-        services=Services(lane, shard, settings, builtin=[topology, SiblingService(pubsub.receive, handoff.hand_over)]),
+        services=Services(lane, shard, settings, builtin=[topology, sibling_service]),
         lane=lane,
         access=access,
         serving=LaneServing(lane, stats, access.gate),
@@ -181,6 +194,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         forwarder=forwarder,
         sibling_channels=sibling_channels,
         pubsub=pubsub,
+        reminders=reminders,
         handoff=handoff,
         load=load,
         logs=logs,

@@ -1,9 +1,9 @@
 """What one commit writes, and what leaves once it has ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from onelane.errors import OnelaneError
-from onelane.state.store import KeyWrite, RememberedAnswer, Row
+from onelane.state.store import KeyWrite, RememberedAnswer, Row, StoredReminder
 
 Leave = Callable[[OnelaneError | None], None]
 """Sends what has waited for a commit; with an error, what is sent in its place."""
@@ -12,7 +12,7 @@ Leave = Callable[[OnelaneError | None], None]
 class Change:
     """What a batch changes of one key."""
 
-    __slots__ = ("answers", "dropped", "dropped_answers", "rows", "whole")
+    __slots__ = ("answers", "dropped", "dropped_answers", "dropped_reminders", "reminders", "rows", "whole")
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
@@ -21,6 +21,9 @@ class Change:
         self.answers: dict[str, RememberedAnswer] = {}
         """By their ids."""
         self.dropped_answers: list[str] = []
+        self.reminders: dict[str, StoredReminder] = {}
+        """By their ids."""
+        self.dropped_reminders: set[str] = set()
         self.whole = False
         """What the store has of the key is an older copy: it is dropped first."""
 
@@ -31,6 +34,16 @@ class Change:
     def drop(self, dict_name: str) -> None:
         self.rows.pop(dict_name, None)
         self.dropped.add(dict_name)
+
+    def replace_reminders(self, before: Mapping[str, StoredReminder], after: Mapping[str, StoredReminder]) -> None:
+        """Write the reminders of the key that are not as they were before. Both by their ids."""
+        for name, reminder in after.items():
+            if before.get(name) != reminder:
+                self.reminders[name] = reminder
+                self.dropped_reminders.discard(name)
+        for name in before.keys() - after.keys():
+            self.reminders.pop(name, None)
+            self.dropped_reminders.add(name)
 
 
 class Batch:
@@ -59,6 +72,8 @@ class Batch:
                 answers=tuple(change.answers.values()),
                 dropped_rows=tuple(change.dropped),
                 dropped_answers=tuple(change.dropped_answers),
+                reminders=tuple(change.reminders.values()),
+                dropped_reminders=tuple(change.dropped_reminders),
                 whole=change.whole,
             )
             for key, change in self.changes.items()

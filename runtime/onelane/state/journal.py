@@ -21,7 +21,7 @@ from onelane.errors import Fenced, NotKept, OnelaneError
 from onelane.state import store_work
 from onelane.state.batch import Batch, Change, Leave
 from onelane.state.journal_metrics import JournalMetrics
-from onelane.state.store import KeyState, RememberedAnswer, Row, Store
+from onelane.state.store import KeyState, RememberedAnswer, Row, Store, StoredReminder
 from onelane.state.store_thread import WorkDone
 
 log = logging.getLogger("onelane.state")
@@ -64,13 +64,17 @@ class StoreQueue(Protocol):
 class Resident:
     """One key whose state is in memory."""
 
-    __slots__ = ("answers", "batch", "is_lost", "rows", "used_at")
+    __slots__ = ("answers", "batch", "is_lost", "reminders", "rows", "used_at", "written_reminders")
 
     def __init__(self, rows: Sequence[Row], state: KeyState) -> None:
         self.rows: dict[str, Row] = {row.dict_name: row for row in rows}
         """As they were loaded, or put in a batch last."""
         self.answers: dict[str, RememberedAnswer] = {answer.id: answer for answer in state.answers}
         """The oldest first."""
+        self.reminders: Mapping[str, StoredReminder] = {reminder.id: reminder for reminder in state.reminders}
+        """By their ids; replaced whole, in a turn of the key."""
+        self.written_reminders: Mapping[str, StoredReminder] = self.reminders
+        """As they were loaded, or put in a batch last."""
         self.batch: Batch | None = None
         """The newest one with changes of this key, until it is on disk."""
         self.used_at = 0.0
@@ -106,6 +110,8 @@ class Journal:
         self.max_resident: float = inf
         """Keys that stay in memory, but for those that are in use."""
         self._max_answers = max_answers
+        self.on_reminders: Callable[[str, Change], None] = _ignore
+        """Called with each key whose reminders a commit has changed."""
         self._gathering = Batch()
         self._writing: Batch | None = None
         self._loading: dict[str, list[Loaded]] = {}
@@ -181,7 +187,7 @@ class Journal:
         except BaseException:
             self.lose(key)
             raise
-        if rows != resident.rows or answers:
+        if rows != resident.rows or answers or resident.reminders is not resident.written_reminders:
             self._change(key, resident, rows, answers)
         return self.rest_on(key, leave)
 
@@ -226,6 +232,9 @@ class Journal:
             change.answers[answer.id] = resident.answers[answer.id] = answer
         if answers:
             self._forget_answers(resident, change)
+        if resident.reminders is not resident.written_reminders:
+            change.replace_reminders(resident.written_reminders, resident.reminders)
+            resident.written_reminders = resident.reminders
         resident.rows, resident.batch = rows, self._gathering
         self._step_soon()
 
@@ -263,7 +272,12 @@ class Journal:
                 self.drop(key)
                 continue
             resident = self.residents[key]
-            return KeyState(key, rows=tuple(resident.rows.values()), answers=tuple(resident.answers.values()))
+            return KeyState(
+                key,
+                rows=tuple(resident.rows.values()),
+                answers=tuple(resident.answers.values()),
+                reminders=tuple(resident.reminders.values()),
+            )
 
     def adopt(self, state: KeyState, leave: Leave) -> None:
         """Take the whole of a key that has arrived from another life: into memory now, and in place of what the store
@@ -280,6 +294,7 @@ class Journal:
         for row in state.rows:
             change.write(row)
         change.answers = {answer.id: answer for answer in state.answers}
+        change.reminders = {reminder.id: reminder for reminder in state.reminders}
         resident = self.residents[key] = Resident(state.rows, state)
         resident.batch = self._gathering
         self._gathering.leaving.append((key, leave))
@@ -339,6 +354,9 @@ class Journal:
             resident = self.residents.get(key)
             if resident is not None and resident.batch is batch:
                 resident.batch = None
+            change = batch.changes[key]
+            if change.reminders or change.dropped_reminders:
+                self.on_reminders(key, change)
         # What rests on the lost keys and gathers in the next batch must not be written by it.
         failed = [*_take(batch, lost), *_take(self._gathering, lost)]
         for key in lost:
@@ -405,6 +423,10 @@ class Journal:
         while self._loading or self._writing or self._gathering.changes:
             self._idle = asyncio.Event()
             await self._idle.wait()
+
+
+def _ignore(key: str, change: Change) -> None:
+    """For an app without reminders."""
 
 
 def _take(batch: Batch, keys: set[str]) -> list[tuple[str, Leave]]:

@@ -20,6 +20,93 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class RemindRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    FORGET_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Canonical text."""
+    forget: _builtins.str
+    """The id of one to forget."""
+    @_builtins.property
+    def set(self) -> Global___Reminder:
+        """To set it, in place of an earlier one with the same id."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        set: Global___Reminder | None = ...,
+        forget: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["set", b"set"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "key", b"key", "set", b"set"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemindRequest: _TypeAlias = RemindRequest  # noqa: Y015
+
+@_typing.final
+class RemindReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_FOREIGN_FIELD_NUMBER: _builtins.int
+    IS_FULL_FIELD_NUMBER: _builtins.int
+    REMINDERS_FIELD_NUMBER: _builtins.int
+    is_foreign: _builtins.bool
+    """The receiver does not own the key, and has done nothing."""
+    is_full: _builtins.bool
+    """Nothing was set: the key has as many as it may."""
+    @_builtins.property
+    def reminders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reminder]:
+        """Of the key, before the change."""
+
+    def __init__(
+        self,
+        *,
+        is_foreign: _builtins.bool = ...,
+        is_full: _builtins.bool = ...,
+        reminders: _abc.Iterable[Global___Reminder] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_foreign", b"is_foreign", "is_full", b"is_full", "reminders", b"reminders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemindReply: _TypeAlias = RemindReply  # noqa: Y015
+
+@_typing.final
+class Reminder(_message.Message):
+    """As a store has it: see `onelane.state.store.StoredReminder`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DUE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    due: _builtins.float
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        due: _builtins.float = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "due", b"due", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reminder: _TypeAlias = Reminder  # noqa: Y015
+
+@_typing.final
 class HandOverRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -44,6 +44,11 @@ class SiblingsStub:
                 request_serializer=onelane_dot_v1_dot_siblings__pb2.HandOverRequest.SerializeToString,
                 response_deserializer=onelane_dot_v1_dot_siblings__pb2.HandOverReply.FromString,
                 _registered_method=True)
+        self.Remind = channel.unary_unary(
+                '/onelane.v1.Siblings/Remind',
+                request_serializer=onelane_dot_v1_dot_siblings__pb2.RemindRequest.SerializeToString,
+                response_deserializer=onelane_dot_v1_dot_siblings__pb2.RemindReply.FromString,
+                _registered_method=True)
 
 
 class SiblingsServicer:
@@ -65,6 +70,14 @@ class SiblingsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Remind(self, request, context):
+        """Sets, forgets or lists the reminders of a key at its owner, which replies once the change is on disk.
+        PERMISSION_DENIED for any peer but a sibling.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SiblingsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_SiblingsServicer_to_server(servicer, server):
                     servicer.HandOver,
                     request_deserializer=onelane_dot_v1_dot_siblings__pb2.HandOverRequest.FromString,
                     response_serializer=onelane_dot_v1_dot_siblings__pb2.HandOverReply.SerializeToString,
+            ),
+            'Remind': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remind,
+                    request_deserializer=onelane_dot_v1_dot_siblings__pb2.RemindRequest.FromString,
+                    response_serializer=onelane_dot_v1_dot_siblings__pb2.RemindReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +151,33 @@ class Siblings:
             '/onelane.v1.Siblings/HandOver',
             onelane_dot_v1_dot_siblings__pb2.HandOverRequest.SerializeToString,
             onelane_dot_v1_dot_siblings__pb2.HandOverReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remind(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onelane.v1.Siblings/Remind',
+            onelane_dot_v1_dot_siblings__pb2.RemindRequest.SerializeToString,
+            onelane_dot_v1_dot_siblings__pb2.RemindReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,10 @@ class SiblingsStub:
     Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
     receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
     """
+    Remind: _grpc.UnaryUnaryMultiCallable[_siblings_pb2.RemindRequest, _siblings_pb2.RemindReply]
+    """Sets, forgets or lists the reminders of a key at its owner, which replies once the change is on disk.
+    PERMISSION_DENIED for any peer but a sibling.
+    """
 
 @_typing.type_check_only
 class SiblingsAsyncStub(SiblingsStub):
@@ -48,6 +52,10 @@ class SiblingsAsyncStub(SiblingsStub):
     """Hands over the state of keys in a change of placement. The reply is the acknowledgement: the new owner has them.
     Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
     receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
+    """
+    Remind: _aio.UnaryUnaryMultiCallable[_siblings_pb2.RemindRequest, _siblings_pb2.RemindReply]  # type: ignore[assignment]
+    """Sets, forgets or lists the reminders of a key at its owner, which replies once the change is on disk.
+    PERMISSION_DENIED for any peer but a sibling.
     """
 
 class SiblingsServicer(metaclass=_abc_1.ABCMeta):
@@ -68,6 +76,16 @@ class SiblingsServicer(metaclass=_abc_1.ABCMeta):
         """Hands over the state of keys in a change of placement. The reply is the acknowledgement: the new owner has them.
         Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
         receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
+        """
+
+    @_abc_1.abstractmethod
+    def Remind(
+        self,
+        request: _siblings_pb2.RemindRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_siblings_pb2.RemindReply, _abc.Awaitable[_siblings_pb2.RemindReply]]:
+        """Sets, forgets or lists the reminders of a key at its owner, which replies once the change is on disk.
+        PERMISSION_DENIED for any peer but a sibling.
         """
 
 def add_SiblingsServicer_to_server(servicer: SiblingsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

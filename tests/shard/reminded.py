@@ -1,0 +1,112 @@
+"""A service that sets reminders, and remembers in a durable dict which have run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import onelane
+from onelane.testing import Cluster
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
+from tests.state.held_store import StoreControl
+
+RUN, DO = "echo.v1.Echo/Unary", "Misbehave"
+SETTINGS = {"turns": {"echo.v1.Echo/*": "KEYED"}, "max_late_s": 60}
+
+
+class Reminded(echo_pb2_grpc.EchoServicer):
+    """`Unary` is what reminders call; `Misbehave` does as `order` says."""
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.shard = shard
+        self.counts = shard.keyed("counts", int, durable=True)
+        self.began: list[str] = []
+        """Keys and texts of the runs, as they began."""
+        self.ids: list[str] = []
+        """Their idempotency keys."""
+        self.failing = False
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
+        self.began.append(f"{request.key}{request.text}")
+        self.ids += [value for name, value in context.invocation_metadata() if name == "idempotency-key"]
+        await self.may_end.wait()
+        self.counts[request.key] = self.counts.get(request.key, 0) + 1
+        if self.failing:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "as ordered")
+        if request.order:
+            await self.carry_out(request)
+        return EchoReply(seen=self.counts[request.key])
+
+    async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
+        text = await self.carry_out(request)
+        if request.text == "abort":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "as ordered")
+        return EchoReply(text=text or "", seen=self.counts.get(request.key, 0))
+
+    async def carry_out(self, request: EchoRequest) -> str:
+        """`set KEY SECONDS EVERY_S ID`, `forget KEY ID`, `list KEY`."""
+        order, key, *rest = request.order.split()
+        if order == "set":
+            after_s, every_s = (float(text) if text != "-" else None for text in rest[:2])
+            await self.shard.remind(
+                key, RUN, EchoRequest(key=key, text=rest[2]), after_s=after_s, every_s=every_s, id=rest[2]
+            )
+        elif order == "forget":
+            return str(await self.shard.forget_reminder(key, rest[0]))
+        return " ".join(reminder.id for reminder in await self.shard.reminders(key))
+
+
+class RemindedCluster:
+    """`Reminded` in a cluster with a store that is in the test's hands."""
+
+    def __init__(self, cluster: Cluster, store: StoreControl) -> None:
+        self.cluster, self.store = cluster, store
+        self.stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
+
+    async def do(self, key: str, order: str, text: str = "") -> Any:
+        """Carry out an order in a turn of `key`."""
+        return await self.stub.Misbehave(EchoRequest(key=key, order=order, text=text), timeout=20)
+
+    def service(self, shard: int = 0) -> Reminded:
+        kind: Any = Reminded
+        service: Reminded = self.cluster.service(kind, shard=shard)
+        return service
+
+    @property
+    def services(self) -> list[Reminded]:
+        return [self.service(shard.index) for shard in self.cluster._shards(None) if shard.is_up]
+
+    @property
+    def began(self) -> list[str]:
+        return [text for service in self.services for text in service.began]
+
+    async def ran(self, count: int, *, steps: int = 400) -> list[str]:
+        """Wait until so many runs have begun, while the clock moves on by a little."""
+        for _ in range(steps):
+            if len(self.began) >= count:
+                break
+            await self.cluster.advance(0.01)
+            await asyncio.sleep(0.001)
+        return self.began
+
+    async def settle(self) -> None:
+        """Let all that has been started end, and what has begun on the threads of the stores."""
+        for _ in range(20):
+            await self.cluster.advance(0.01)
+            await asyncio.sleep(0.001)
+
+    async def count_of(self, key: str) -> int:
+        return int((await self.do(key, f"list {key}")).seen)
+
+
+@asynccontextmanager
+async def reminded_cluster(shards: int = 1, **state: Any) -> AsyncIterator[RemindedCluster]:
+    """state: settings of the durable state."""
+    store = StoreControl()
+    async with Cluster(Reminded, shards=shards, store=store, settings=SETTINGS | {"state": state}) as cluster:
+        yield RemindedCluster(cluster, store)
