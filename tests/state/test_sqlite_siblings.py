@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from onelane.errors import Fenced, StoreRefused, StoreUnavailable
 from onelane.state.settle import settle
-from onelane.state.store import NEVER_WRITTEN, KeyState, KeyWrite, Stamp, Store
+from onelane.state.store import NEVER_WRITTEN, KeyState, KeyWrite, Stamp, Store, StoredReminder
 
 from tests.running_app import ROOT
 from tests.state.places import AT, STORES, StorePlace, at_place, cart, full, write
@@ -100,6 +101,7 @@ def test_what_a_killed_owner_had_reported_is_loaded_by_the_next_one(files: Store
     heir = files.open(shard="lobby-1", life=2)
     script = f"""
 from pathlib import Path
+from typing import Any
 from tests.state.places import StorePlace, write
 store = StorePlace("sqlite", Path({str(files.folder)!r})).open(shard="lobby-0")
 for number in range(10**6):
@@ -158,3 +160,40 @@ def test_a_file_that_was_lost_is_not_made_anew_in_silence(files: StorePlace, *, 
         settle(files.folder, "lobby", placement(2), at=AT)
     settle(files.folder, "lobby", placement(2), at=AT, accepts_missing=True)
     files.open(shard="lobby-1")
+
+
+def remind(key: str, epoch: int, due: float, *, dropped: tuple[str, ...] = ()) -> KeyWrite:
+    return KeyWrite(key, epoch, reminders=(StoredReminder("r", due, b""),), dropped_reminders=dropped)
+
+
+def places(store: Store, **more: Any) -> list[tuple[float, str]]:
+    return [(reminder.due, reminder.key) for reminder in store.reminders(before=100.0, **more)]
+
+
+def test_the_new_owner_sees_the_reminders_of_a_key_before_it_has_loaded_it(place: StorePlace) -> None:
+    place.open(shard="lobby-0").commit([remind("k", 1, 10.0), remind("stays", 1, 30.0)], at=AT)
+    new = place.open(shard="lobby-1", life=2)
+    new.commit([remind("own", 2, 20.0)], at=AT)
+    assert places(new) == [(10.0, "k"), (20.0, "own"), (30.0, "stays")]
+
+
+def test_reminders_in_an_older_copy_of_a_key_are_left_out_wherever_it_is(place: StorePlace) -> None:
+    first, second = place.open(shard="lobby-0", life=5), place.open(shard="lobby-1", life=2)
+    first.commit([remind("k", 1, 10.0), remind("dropped", 1, 15.0)], at=AT)
+    second.load(["k", "dropped"], epoch=2, at=AT)
+    second.commit([remind("k", 2, 20.0), KeyWrite("dropped", 2, dropped_reminders=("r",))], at=AT)
+    assert places(first) == places(second) == [(20.0, "k")]
+    load(first, 3)
+    first.commit([remind("k", 3, 30.0)], at=AT)
+    assert places(first) == places(second) == [(30.0, "k")]
+
+
+def test_a_page_of_reminders_is_full_although_older_copies_are_left_out(place: StorePlace) -> None:
+    first, second = place.open(shard="lobby-0", life=5), place.open(shard="lobby-1", life=2)
+    keys = [f"k{number}" for number in range(6)]
+    first.commit([remind(key, 1, 10.0 + number) for number, key in enumerate(keys)], at=AT)
+    second.load(keys[:4], epoch=2, at=AT)
+    second.commit([KeyWrite(key, 2, dropped_reminders=("r",)) for key in keys[:4]], at=AT)
+    assert places(second, limit=2) == [(14.0, "k4"), (15.0, "k5")]
+    last = second.reminders(before=100.0, limit=1)[-1].place
+    assert places(second, after=last, limit=2) == [(15.0, "k5")]

@@ -7,7 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from onelane.state.store import KeyState, RememberedAnswer, Row, Stamp, StoredReminder
+from onelane.state.store import DueReminder, KeyState, RememberedAnswer, Row, Stamp, StoredReminder
 
 AMONG = "key IN (SELECT value FROM json_each(?))"
 
@@ -30,6 +30,20 @@ def read_stamps(database: sqlite3.Connection, keys: Iterable[str]) -> dict[str, 
         f"SELECT key, epoch, life, written_epoch, written_life FROM keys WHERE {AMONG}", among(keys)
     )
     return {key: Stamps(Stamp(epoch, life), Stamp(*written)) for key, epoch, life, *written in selected}
+
+
+def read_reminders(
+    database: sqlite3.Connection, *, before: float, after: tuple[float, str, str], limit: int
+) -> list[tuple[DueReminder, Stamp]]:
+    """A page of the reminders in the file, as `Store.reminders` lists them, each with the last write of its key."""
+    query = (
+        "SELECT due, key, id, data, written_epoch, written_life FROM reminders JOIN keys USING (key) "
+        "WHERE due < ? AND (due, key, id) > (?, ?, ?) ORDER BY due, key, id LIMIT ?"
+    )
+    return [
+        (DueReminder(due, key, StoredReminder(id, due, data)), Stamp(*written))
+        for due, key, id, data, *written in database.execute(query, (before, *after, limit))
+    ]
 
 
 def read_states(database: sqlite3.Connection, keys: Sequence[str]) -> dict[str, KeyState]:

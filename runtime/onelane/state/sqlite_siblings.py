@@ -10,15 +10,15 @@ is an error, since its keys would seem to have no state.
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from onelane.errors import Fenced, StoreRefused, StoreUnavailable
 from onelane.state import sqlite_file
 from onelane.state.sqlite_file import FILE_SUFFIX, as_store_errors, transaction
-from onelane.state.sqlite_read import AMONG, among, read_stamps, read_states
-from onelane.state.store import KeyState, Stamp
+from onelane.state.sqlite_read import AMONG, among, read_reminders, read_stamps, read_states
+from onelane.state.store import DueReminder, KeyState, Stamp
 
 _DROP_OLDER = "DELETE FROM keys WHERE key = ? AND (epoch, life) < (?, ?)"
 
@@ -103,6 +103,23 @@ class SiblingFiles:
         if fenced:
             raise Fenced(key for key in written if key in fenced)
         return [state for file in self._files.values() for state in _states_in(file, newest)]
+
+    def reminders(self, *, before: float, after: tuple[float, str, str], limit: int) -> list[tuple[DueReminder, Stamp]]:
+        """The reminders in these files, at most `limit` of each, with the last write of their key there."""
+        pages: list[tuple[DueReminder, Stamp]] = []
+        for file in self._each():
+            with as_store_errors(file.path):
+                pages += read_reminders(file.database, before=before, after=after, limit=limit)
+        return pages
+
+    def written(self, keys: Collection[str]) -> dict[str, Stamp]:
+        """The last write of each key that these files know."""
+        newest: dict[str, Stamp] = {}
+        for file in self._each():
+            with as_store_errors(file.path):
+                for key, stamps in read_stamps(file.database, keys).items():
+                    newest[key] = max(stamps.written, newest.get(key, stamps.written))
+        return newest
 
     def drop_older(self, claims: Mapping[str, Stamp]) -> None:
         """Remove copies of keys that are claimed with a lower stamp than here."""

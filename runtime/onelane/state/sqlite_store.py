@@ -19,7 +19,7 @@ from typing import Any
 from onelane.errors import Fenced, StoreRefused, StoreUnavailable
 from onelane.state import sqlite_file
 from onelane.state.sqlite_file import FILE_SUFFIX, as_store_errors, snapshot, transaction
-from onelane.state.sqlite_read import read_stamps, read_states
+from onelane.state.sqlite_read import read_reminders, read_stamps, read_states
 from onelane.state.sqlite_siblings import SiblingFiles
 from onelane.state.store import (
     NEVER_WRITTEN,
@@ -29,7 +29,6 @@ from onelane.state.store import (
     KeyWrite,
     Stamp,
     StoreCounts,
-    StoredReminder,
     StoreOptions,
     check_distinct,
 )
@@ -152,13 +151,34 @@ class SqliteStore:
     def reminders(
         self, *, before: float, after: tuple[float, str, str] | None = None, limit: int = PAGE
     ) -> list[DueReminder]:
-        query = (
-            "SELECT key, id, due, data FROM reminders WHERE due < ? AND (due, key, id) > (?, ?, ?) "
-            "ORDER BY due, key, id LIMIT ?"
-        )
+        """See `Store`; those in the files of other shards, too: a key may have come from one, and not be loaded yet.
+        Older copies of a key are left out."""
+        reminders: list[DueReminder] = []
+        place = after or (float("-inf"), "", "")
+        while True:
+            page = self._page_of_files(before, place, limit)
+            reminders += self._newest_copies(page)
+            if len(page) < limit or len(reminders) >= limit:
+                return reminders[:limit]
+            place = page[-1][0].place
+
+    def _page_of_files(
+        self, before: float, after: tuple[float, str, str], limit: int
+    ) -> list[tuple[DueReminder, Stamp]]:
         with self._connection() as database:
-            selected = database.execute(query, (before, *(after or (float("-inf"), "", "")), limit))
-            return [DueReminder(due, key, StoredReminder(id, due, data)) for key, id, due, data in selected]
+            own = read_reminders(database, before=before, after=after, limit=limit)
+        pages = own + self._siblings.reminders(before=before, after=after, limit=limit)
+        return sorted(pages, key=lambda pair: pair[0].place)[:limit]
+
+    def _newest_copies(self, page: list[tuple[DueReminder, Stamp]]) -> list[DueReminder]:
+        """Without those that another file has a later write of the key of, and each once."""
+        keys = {reminder.key for reminder, _ in page}
+        newest = self._siblings.written(keys)
+        with self._connection() as database:
+            for key, stamps in read_stamps(database, keys).items():
+                newest[key] = max(stamps.written, newest.get(key, stamps.written))
+        live = {reminder.place: reminder for reminder, written in page if written >= newest.get(reminder.key, written)}
+        return list(live.values())
 
     def forget(self, *, answers_before: float, claims_before: float, limit: int = PAGE) -> int:
         with self._connection() as database:
