@@ -1,23 +1,23 @@
 """Drives the arena with simulated players through the public client, and shows a live table until it is stopped.
 
-    python -m services.arena.drive [--for 10s]
+    python -m services.arena.drive [--for 10s] [--shake]
 
-Starts `onelane up` on the arena's file, plays, prints a summary that it checks against /metrics, and leaves no
-process behind. Exit code 0 only if every total agrees.
+Starts `onelane up` on the arena's file, plays, compares what the players were told with what the services say at the
+end, prints a summary, and leaves no process behind. Exit code 0 only if nothing is lost and every total agrees with
+/metrics. With --shake, shards come, go and are killed meanwhile; the counts of a process since its last report end with
+it, so then no total is compared.
 """
 
 import asyncio
 import contextlib
-import json
 import random
 import re
 import signal
 import sys
 import time
-import urllib.request
-from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,65 +30,20 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from services.arena.v1 import leaderboard_pb2, leaderboard_pb2_grpc, lobby_pb2, lobby_pb2_grpc
+from services.arena.admin import Admin
+from services.arena.ledger import Ledger
+from services.arena.players import Players
+from services.arena.shake import NotReady, Shaker
+from services.arena.tally import Tally
 
 FILE = Path(__file__).with_name("onelane.toml")
 ROOT = FILE.parent.parent.parent
-ROOMS = 8
-PLAYERS = 4
-
-
-@dataclass
-class Tally:
-    """The calls of all players, counted at the client."""
-
-    answered: Counter[str] = field(default_factory=Counter)
-    """Method → calls answered OK."""
-    errors: Counter[str] = field(default_factory=Counter)
-    """Method, status and details → calls that failed."""
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5000))
-    """Durations of the latest calls answered OK."""
-
-    async def call(self, method: str, call: Any) -> Any:
-        """The response of `call`, counted.
-
-        Raises:
-            grpc.aio.AioRpcError: the call failed.
-        """
-        began = time.perf_counter()
-        try:
-            response = await call
-        except grpc.aio.AioRpcError as error:
-            self.errors[f"{method}: {error.code().name}: {error.details()}"] += 1
-            raise
-        self.seconds.append(time.perf_counter() - began)
-        self.answered[method] += 1
-        return response
-
-    def percentile_ms(self, share: float) -> float:
-        ordered = sorted(self.seconds)
-        return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
-
-
-async def play(lobby: Any, boards: Any, tally: Tally, room: str, rng: random.Random, until: anyio.Event) -> None:
-    """Play games in one room, one after the other, until `until` is set."""
-    game = 0
-    while not until.is_set():
-        game += 1
-        room_id = f"{room}-{game}"
-        players = [f"{room}-player-{n}" for n in range(PLAYERS)]
-        try:
-            for player in players:
-                await tally.call("Lobby/Join", lobby.Join(lobby_pb2.JoinRequest(room_id=room_id, player=player)))
-            for player in rng.choices(players, k=6):
-                say = lobby_pb2.SayRequest(room_id=room_id, player=player, text="well played")
-                await tally.call("Lobby/Say", lobby.Say(say))
-            finish = lobby_pb2.FinishRequest(room_id=room_id, winner=rng.choice(players), board="world")
-            await tally.call("Lobby/Finish", lobby.Finish(finish))
-            await tally.call("Leaderboard/Top", boards.Top(leaderboard_pb2.TopRequest(board="world", limit=3)))
-        except grpc.aio.AioRpcError:
-            # The tally has counted the error. The game is abandoned, and the next one begins.
-            await asyncio.sleep(0.05)
+TABLES = 8
+LOUNGES = 16
+LOUNGE_PAUSE_S = 0.1
+"""Between two guests of a lounge."""
+MAX_LINES = 20
+"""Losses that are listed."""
 
 
 @contextlib.asynccontextmanager
@@ -132,15 +87,6 @@ async def read_addresses(output: asyncio.StreamReader) -> tuple[dict[str, str], 
     return None
 
 
-async def get(admin: str, path: str) -> str:
-    def read() -> str:
-        with urllib.request.urlopen(f"http://{admin}{path}", timeout=5) as answer:
-            text: str = answer.read().decode()
-            return text
-
-    return await asyncio.to_thread(read)
-
-
 def exported(metrics: str, method: str) -> int:
     """Calls of `method` answered OK by the arena, as /metrics says."""
     rows = [line for line in metrics.splitlines() if line.startswith("onelane_calls_total")]
@@ -163,7 +109,7 @@ def table(status: dict[str, Any], tally: Tally, rate: float, before: dict[str, i
     return table
 
 
-async def show(admin: str, tally: Tally, until: anyio.Event, console: Console) -> None:
+async def show(admin: Admin, tally: Tally, until: anyio.Event, console: Console) -> None:
     """Redraw the live table once a second; without a terminal there is none."""
     if not console.is_terminal:
         await until.wait()
@@ -174,7 +120,7 @@ async def show(admin: str, tally: Tally, until: anyio.Event, console: Console) -
         while not until.is_set():
             with anyio.move_on_after(1.0):
                 await until.wait()
-            status = json.loads(await get(admin, "/status"))
+            status = await admin.status()
             now, total = time.perf_counter(), sum(tally.answered.values())
             live.update(table(status, tally, (total - answered) / (now - then), before, now - then), refresh=True)
             before = {s["name"]: s["calls"] for app in status["apps"].values() for s in app["shards"]}
@@ -188,38 +134,98 @@ async def end_on_signal(until: anyio.Event, starting: anyio.CancelScope) -> None
             starting.cancel()
 
 
-async def drive(file: Path, seconds: float | None, seed: int, console: Console) -> bool:
-    """Play until a signal or for `seconds`. True if the players' totals and /metrics agree."""
-    tally, until, starting = Tally(), anyio.Event(), anyio.CancelScope()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(end_on_signal, until, starting)
-        async with arena(file, starting) as (apps, admin):
+@dataclass
+class Game:
+    """A run of the arena, and what its players were told."""
+
+    seconds: float | None
+    """None until a signal."""
+    seed: int
+    shakes: bool
+    console: Console
+    tally: Tally = field(default_factory=Tally)
+    ledger: Ledger = field(default_factory=Ledger)
+    until: anyio.Event = field(default_factory=anyio.Event)
+    """Set when it ends."""
+    spent_s: float = 0.0
+    metrics: str = ""
+    """At the end."""
+    fault: str = ""
+    """Why it could not be played to its end."""
+
+    async def run(self, file: Path) -> bool:
+        """Play until a signal or for some seconds. True if nothing is lost, and totals agree."""
+        starting = anyio.CancelScope()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end_on_signal, self.until, starting)
+            async with arena(file, starting) as (apps, address):
+                admin = Admin(address)
+                await self._play(apps, admin)
+                self.metrics = await admin.read("/metrics")
+            tasks.cancel_scope.cancel()
+        return self._summarize()
+
+    async def _play(self, apps: dict[str, str], admin: Admin) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            channels = {app: await stack.enter_async_context(onelane.connect(address)) for app, address in apps.items()}
+            players = Players(channels, self.tally, self.ledger)
             began = time.perf_counter()
-            await _play(apps, admin, tally, until, seconds, seed, console)
-            spent = time.perf_counter() - began
-            metrics = await get(admin, "/metrics")
-        tasks.cancel_scope.cancel()
-    return summarize(tally, metrics, spent, console)
+            await self._play_until_the_end(players, admin)
+            self.spent_s = time.perf_counter() - began
+            try:
+                await players.audit()
+            except grpc.aio.AioRpcError as error:
+                self.fault = f"the arena does not answer any more: {error.code().name}: {error.details()}"
 
+    async def _play_until_the_end(self, players: Players, admin: Admin) -> None:
+        async with anyio.create_task_group() as tasks:
+            for n in range(TABLES):
+                tasks.start_soon(players.play, f"room-{n}", random.Random(self.seed + n), self.until)
+            tasks.start_soon(show, admin, self.tally, self.until, self.console)
+            if self.shakes:
+                for n in range(LOUNGES):
+                    tasks.start_soon(players.lounge, f"lounge-{n}", LOUNGE_PAUSE_S, self.until)
+                tasks.start_soon(self._shake, admin)
+            with anyio.move_on_after(self.seconds):
+                await self.until.wait()
+            self.until.set()
 
-async def _play(
-    apps: dict[str, str],
-    admin: str,
-    tally: Tally,
-    until: anyio.Event,
-    seconds: float | None,
-    seed: int,
-    console: Console,
-) -> None:
-    async with onelane.connect(apps["lobby"]) as lobbies, onelane.connect(apps["leaderboard"]) as leaderboards:
-        lobby, boards = lobby_pb2_grpc.LobbyStub(lobbies), leaderboard_pb2_grpc.LeaderboardStub(leaderboards)
-        async with anyio.create_task_group() as players:
-            for n in range(ROOMS):
-                players.start_soon(play, lobby, boards, tally, f"room-{n}", random.Random(seed + n), until)
-            players.start_soon(show, admin, tally, until, console)
-            with anyio.move_on_after(seconds):
-                await until.wait()
-            until.set()
+    async def _shake(self, admin: Admin) -> None:
+        say = partial(self.console.print, highlight=False, soft_wrap=True)
+        say(f"shaking with seed {self.seed}")
+        shaker = Shaker(admin, self.ledger, random.Random(self.seed), say)
+        try:
+            await shaker.shake(self.until)
+        except NotReady as error:
+            self.fault = str(error)
+            self.until.set()
+        changes = ", ".join(f"{count} x {kind}" for kind, count in sorted(shaker.done.items()))
+        say(f"shaken with seed {self.seed}: {changes or 'not at all'}")
+
+    def _summarize(self) -> bool:
+        agree = summarize(self.tally, self.metrics, self.spent_s, self.console)
+        if self.shakes:
+            watched = ", ".join(f"{why} x {count}" for why, count in self.tally.reopened.items()) or "never"
+            self.console.print(f"watchers saw {self.tally.events:,} events; reopened: {watched}", highlight=False)
+        else:
+            self.console.print("totals agree" if agree else "totals DISAGREE", highlight=False)
+        return self._tell_losses() and (agree or self.shakes)
+
+    def _tell_losses(self) -> bool:
+        """Print what is lost. True if it is nothing."""
+        ledger, lost = self.ledger, list(self.ledger.lost())
+        compared = f"{len(ledger.players)} players and {len(ledger.rooms)} open rooms compared"
+        ended = f"{ledger.excused} rooms ended with shards that were killed"
+        self.console.print(f"{compared}; {ended}", highlight=False, soft_wrap=True)
+        for line in lost[:MAX_LINES]:
+            self.console.print(f"LOST: {line}", highlight=False, soft_wrap=True)
+        if len(lost) > MAX_LINES:
+            self.console.print(f"LOST: and {len(lost) - MAX_LINES} more", highlight=False)
+        if self.fault:
+            self.console.print(f"FAILED: {self.fault}", highlight=False, soft_wrap=True)
+        if not lost and not self.fault:
+            self.console.print("nothing lost", highlight=False)
+        return not lost and not self.fault
 
 
 def summarize(tally: Tally, metrics: str, spent: float, console: Console) -> bool:
@@ -230,15 +236,15 @@ def summarize(tally: Tally, metrics: str, spent: float, console: Console) -> boo
     agree = True
     for method, answered in sorted(tally.answered.items()):
         exported_calls = exported(metrics, method)
-        agree &= exported_calls == answered
+        # The lobby reads records too.
+        agree &= exported_calls == answered or method == "Profile/Get"
         table.add_row(method, f"{answered:,}", f"{exported_calls:,}")
     console.print(table)
     total = sum(tally.answered.values())
     p50, p99 = tally.percentile_ms(0.5), tally.percentile_ms(0.99)
     console.print(f"{total:,} calls, {total / spent:,.0f} calls/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms", highlight=False)
     for error, count in tally.errors.items():
-        console.print(f"error: {error} x {count}", highlight=False)
-    console.print("totals agree" if agree else "totals DISAGREE", highlight=False)
+        console.print(f"error: {error} x {count}, first: {tally.details[error]}", highlight=False, soft_wrap=True)
     return agree
 
 
@@ -253,15 +259,16 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
 
 @click.command()
 @click.option("--for", "seconds", callback=_seconds, help="End by itself after a time such as 10s or 2m.")
-@click.option("--seed", default=1, show_default=True, help="Seed of the players' random choices.")
+@click.option("--seed", default=1, show_default=True, help="Seed of all random choices.")
+@click.option("--shake", is_flag=True, help="Scale apps, restart them and kill shards at random meanwhile.")
 @click.option("--file", type=click.Path(path_type=Path, exists=True), default=FILE, help="The arena's file.")
-def main(seconds: float | None, seed: int, file: Path) -> None:
+def main(seconds: float | None, seed: int, shake: bool, file: Path) -> None:
     """Run the arena and play in it."""
     try:
-        agree = asyncio.run(drive(file, seconds, seed, Console()))
+        is_good = asyncio.run(Game(seconds, seed, shake, Console()).run(file))
     except BaseExceptionGroup as group:
         raise first_of(group) from None
-    sys.exit(0 if agree else 1)
+    sys.exit(0 if is_good else 1)
 
 
 if __name__ == "__main__":

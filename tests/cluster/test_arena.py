@@ -202,6 +202,16 @@ def processes_of(folder: Path) -> set[str]:
     return pids
 
 
+async def until_line(process: "subprocess.Popen[str]", text: str) -> list[str]:
+    """The lines that it writes, to the first with this text in it."""
+    assert process.stdout is not None
+    lines = [""]
+    while text not in lines[-1]:
+        assert process.poll() is None, lines
+        lines.append(await asyncio.to_thread(process.stdout.readline))
+    return lines[1:]
+
+
 async def output_of(process: "subprocess.Popen[str]") -> str:
     """What it writes to its end."""
     return (await asyncio.to_thread(process.communicate, timeout=50))[0]
@@ -217,11 +227,38 @@ async def test_make_up_for_a_while_ends_by_itself_and_its_totals_agree(tmp_path:
     await eventually(lambda: not processes_of(tmp_path))
 
 
+async def test_make_up_that_is_shaken_loses_nothing(tmp_path: Path) -> None:
+    # Of this seed the first changes are a kill of the profile, and a restart of the lobby.
+    with playing(tmp_path, "--shake", "--seed", "49") as process:
+        changes = await until_line(process, "restart lobby\n")
+        process.send_signal(signal.SIGINT)
+        output = await output_of(process)
+    assert changes[4] == "shaking with seed 49\n"
+    assert re.fullmatch(r"kill profile-\d\n", changes[5])
+    assert process.returncode == 0, output
+    assert "\nnothing lost\n" in output
+    await eventually(lambda: not processes_of(tmp_path))
+
+
+async def test_make_up_that_is_shaken_says_what_was_lost(tmp_path: Path) -> None:
+    forgetful = ARENA.replace("services.arena.lobby:Lobby", "tests.cluster.forgetful:ForgetfulLobby")
+    # Of this seed the first change is a restart of the lobby, without a kill.
+    with playing(tmp_path, "--shake", "--seed", "169", toml=forgetful) as process:
+        await until_line(process, "restart lobby\n")
+        process.send_signal(signal.SIGINT)
+        output = await output_of(process)
+    assert process.returncode == 1, output
+    assert re.search(
+        r"^LOST: lounge-\d+-1: \d+ who joined are not in it, .* for example; killed meanwhile: no shard$",
+        output,
+        re.MULTILINE,
+    ), output
+    assert "nothing lost" not in output
+
+
 async def test_ctrl_c_ends_make_up_with_its_summary(tmp_path: Path) -> None:
     with playing(tmp_path) as process:
-        assert process.stdout is not None
-        while "admin on" not in await asyncio.to_thread(process.stdout.readline):
-            assert process.poll() is None
+        await until_line(process, "admin on")
         process.send_signal(signal.SIGINT)
         output = await output_of(process)
     assert (process.returncode, "summary of" in output) == (0, True)

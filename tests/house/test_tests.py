@@ -9,7 +9,12 @@ from tests.running_app import ROOT
 
 TESTS = ROOT / "tests"
 ROOM_TESTS = sorted(file for room in ROOMS for file in (TESTS / room).rglob("test_*.py"))
-BEYOND_MODULES = {"cluster/test_arena", "cluster/test_arena_like_a_user", "cluster/test_arena_leaderboard"}
+BEYOND_MODULES = {
+    "cluster/test_arena",
+    "cluster/test_arena_like_a_user",
+    "cluster/test_arena_leaderboard",
+    "cluster/test_arena_ledger",
+}
 BEYOND_MODULES |= {
     "cluster/test_outage",
     "cluster/test_scenarios",

@@ -1,0 +1,41 @@
+"""The admin address of the arena: its documents and commands, read without blocking the players."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+READ_S, COMMAND_S = 5.0, 60.0
+"""How long a document, and a command, may take."""
+
+
+class AdminError(Exception):
+    """A command was refused or given up; the supervisor's words."""
+
+
+class Admin:
+    """See the module. address: `ip:port`."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def read(self, path: str) -> str:
+        return await asyncio.to_thread(self._send, urllib.request.Request(f"http://{self._address}{path}"), READ_S)
+
+    async def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(await self.read("/status"))
+        return status
+
+    async def command(self, path: str) -> None:
+        """Raises AdminError."""
+        request = urllib.request.Request(f"http://{self._address}{path}", method="POST", headers={"X-Onelane": "1"})
+        try:
+            await asyncio.to_thread(self._send, request, COMMAND_S)
+        except urllib.error.HTTPError as error:
+            raise AdminError(error.read().decode()) from error
+
+    def _send(self, request: urllib.request.Request, timeout_s: float) -> str:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            text: str = response.read().decode()
+            return text
