@@ -70,6 +70,8 @@ class NativeListener:
         self._steering: Steering | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._is_draining = False
+        self._is_aborted = False
+        """A connection that was accepted before, and is told of now, is refused."""
         self._is_paused = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -165,6 +167,8 @@ class NativeListener:
 
     def opened(self, connection: NativeConnection) -> bool:
         """A client has connected; whether there is room."""
+        if self._is_aborted:
+            return False
         if not connection.trusted and connection.network is None:
             connection.network = self.admit(connection.transport.get_extra_info("peername"), connection.peer)
             if connection.network is None:
@@ -341,6 +345,12 @@ class NativeListener:
 
     async def abort(self) -> None:
         """Close every socket at once, as a process that dies does."""
+        self._is_aborted = True
+        for _, server in self._servers:
+            for sock in getattr(server, "sockets", ()):
+                self.loop.remove_reader(sock.fileno())
+        # What asyncio has accepted already it never closes, where its server is closed first.
+        await asyncio.sleep(0)
         for connection in list(self._connections):
             connection.abort()
         await self.stop(0.0)

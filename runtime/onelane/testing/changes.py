@@ -32,21 +32,30 @@ class ClusterChanges:
         self._change: PlacementChange | None = None
         self._shards: dict[int, ChangingShard] = {}
         """Life → its shard."""
+        self._starting: dict[int, list[Prepare | Gone | Reborn]] = {}
+        """Life that follows a crash, and starts → what it is told once it has started."""
         self._is_over = asyncio.Event()
         self._lock = asyncio.Lock()
 
     def add(self, shard: ChangingShard) -> None:
         """A shard has started."""
         self._shards[shard.member.life] = shard
+        if (messages := self._starting.pop(shard.member.life, None)) is not None:
+            shard.place(self.placement)
+            for message in messages:
+                _tell(shard.carrier, message)
 
     async def run(self, after: Placement) -> None:
         """Change to a placement, all of whose lives have started; returns when every key is where it belongs."""
         async with self._lock:
             self._is_over.clear()
             change = self._change = PlacementChange(self.placement, after)
-            self._carry_out(change.begin())
+            for member in (*self.placement.members, *after.members):
+                if member.life not in self._shards and member.life not in self._starting:
+                    self._carry_out(change.died(member.life))
             for member in after.members:
                 self._carry_out(change.joined(member.life))
+            self._carry_out(change.begin())
             await self._is_over.wait()
 
     def departed(self, life: int) -> None:
@@ -59,12 +68,14 @@ class ClusterChanges:
 
     def died(self, life: int) -> None:
         self._shards.pop(life, None)
+        self._starting.pop(life, None)
         if self._change is not None:
             self._carry_out(self._change.died(life))
 
     def reborn(self, dead_life: int, shard: ChangingShard) -> Prepare | None:
-        """The next life of a shard that has died. Returns the change that it starts in the middle of."""
-        self.add(shard)
+        """The next life of a shard that has died starts; `add` follows. Returns the change that it starts in the middle
+        of."""
+        self._starting[shard.member.life] = []
         if self._change is None:
             members = tuple(shard.member if m.life == dead_life else m for m in self.placement.members)
             self.placement = Placement(self.placement.epoch, members, self.placement.points, self.placement.pins)
@@ -77,6 +88,8 @@ class ClusterChanges:
         for order in orders:
             if isinstance(order, Over):
                 self._end(order.placement)
+            elif order.life in self._starting:
+                self._starting[order.life].append(order.message)
             elif (shard := self._shards.get(order.life)) is not None:
                 _tell(shard.carrier, order.message)
 

@@ -129,7 +129,7 @@ class Cluster:
         )
 
     def _make_store_in_folder(self, options: StoreOptions) -> Store:
-        return self._make_store(replace(options, folder=self._folder))
+        return self._make_store(replace(options, folder=self._folder / "state"))
 
     # For tests
 

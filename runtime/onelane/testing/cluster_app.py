@@ -112,6 +112,7 @@ class ClusterApp:
         shard.member = replace(shard.member, life=next(self._lives))
         change = self.changes.reborn(dead_life, shard)
         await shard.start(self.placement, change)
+        self.changes.add(shard)
 
     async def _retire(self, shard: "ClusterShard") -> None:
         await shard.drain()
@@ -184,7 +185,7 @@ class ClusterShard:
                 settings=self.app.settings.model_dump_json(),
                 address=self.member.address,
                 socket=self.member.socket,
-                placement=placement_to_proto(placement if change is None else change.after),
+                placement=placement_to_proto(placement),
                 life=self.member.life,
             )
         )
