@@ -80,7 +80,7 @@ class SteppedJournal:
             self.dict,
             self.queue,
             JournalMetrics("a-0", self.stats),
-            epoch=lambda: epoch,
+            epoch=lambda _: epoch,
             in_turn=self.in_turn.__contains__,
         )
 

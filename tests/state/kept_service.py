@@ -21,3 +21,22 @@ class Kept(echo_pb2_grpc.EchoServicer):
     async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
         """The count."""
         return EchoReply(seen=self.counts.get(request.key, 0))
+
+
+class KeptBeside(Kept):
+    """Counts in a dict that moves as well, and is told of keys that come and go."""
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        super().__init__(shard)
+        self.visits = shard.keyed("visits", int)
+        self.told: list[tuple[str, object, int | None, int | None]] = []
+        """What happened to a key, with its count and its visits at that time."""
+        shard.on_arrive(lambda key: self._hear("arrives", key))
+        shard.on_leave(lambda key: self._hear("leaves", key))
+
+    def _hear(self, event: str, key: Any) -> None:
+        self.told.append((event, key, self.counts.get(key), self.visits.get(key)))
+
+    async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
+        self.visits[request.key] = self.visits.get(request.key, 0) + 1
+        return await super().Unary(request, context)

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from onelane.errors import Fenced, NotKept, StoreUnavailable, UnwritableValue
 from onelane.state import journal
-from onelane.state.memory_store import MemoryStore
-from onelane.state.store import KeyState, RememberedAnswer, Row
+from onelane.state.store import RememberedAnswer, Row
 
 from tests.state.journals import SteppedJournal
 
@@ -322,69 +321,3 @@ async def until_done(stepped: SteppedJournal, waiting: "asyncio.Future[Any]") ->
             if stepped.queue.asked:
                 stepped.queue.step()
     return waiting.result()
-
-
-async def test_a_key_that_leaves_is_given_whole_once_it_is_on_disk(stepped: SteppedJournal) -> None:
-    await load(stepped, "k")
-    answer = RememberedAnswer("one", b"", b"", at=time())
-    stepped.dict.texts["k"] = "new"
-    stepped.journal.end_turn("k", stepped.leave("write"), [answer])
-    whole = asyncio.ensure_future(stepped.journal.whole("k"))
-    await asyncio.sleep(0)
-    assert not whole.done()
-    state = await until_done(stepped, whole)
-    assert ([row.value for row in state.rows], state.answers, stepped.stored("k")) == ([b"new"], (answer,), "new")
-
-
-async def test_a_key_that_leaves_is_given_as_it_is_on_disk_where_its_last_change_has_failed(
-    stepped: SteppedJournal,
-) -> None:
-    await load(stepped, "k")
-    turn(stepped, "k", "kept", "kept")
-    await asyncio.sleep(0)
-    stepped.queue.step()
-    turn(stepped, "k", "lost", "lost")
-    stepped.queue.errors = [DOWN]
-    state = await until_done(stepped, asyncio.ensure_future(stepped.journal.whole("k")))
-    assert [row.value for row in state.rows] == [b"kept"]
-
-
-async def test_a_key_that_arrives_takes_the_place_of_an_older_copy(stepped: SteppedJournal) -> None:
-    await load(stepped, "k")
-    stepped.dict.texts["k"] = "old"
-    stepped.journal.end_turn("k", stepped.leave("write"), [RememberedAnswer("old", b"", b"", at=time())])
-    await asyncio.sleep(0)
-    stepped.queue.step()
-    stepped.left.clear()
-    new = KeyState("k", rows=(Row("texts", b"new"),), answers=(RememberedAnswer("new", b"", b"", at=time()),))
-    stepped.journal.adopt(new, stepped.leave("acknowledge"))
-    assert (stepped.dict.texts, stepped.left) == ({"k": "new"}, [])
-    await asyncio.sleep(0)
-    stepped.queue.step()
-    assert stepped.left == [("acknowledge", "")]
-    stored = stepped.queue.store.read(["k"])["k"]
-    assert (stored.rows, stored.answers) == (new.rows, new.answers)
-
-
-async def test_a_key_that_arrives_and_cannot_be_kept_is_not_acknowledged(stepped: SteppedJournal) -> None:
-    stepped.journal.adopt(KeyState("k", rows=(Row("texts", b"new"),)), stepped.leave("acknowledge"))
-    stepped.queue.errors = [DOWN]
-    await asyncio.sleep(0)
-    stepped.queue.step()
-    assert stepped.left == [("acknowledge", "UNAVAILABLE")]
-    assert (stepped.dict.texts, stepped.journal.residents) == ({}, {})
-
-
-@pytest.mark.parametrize("holds_all", [True, False])
-async def test_a_key_that_has_left_is_forgotten_where_its_new_owner_does_not_see_it(
-    stepped: SteppedJournal, monkeypatch: pytest.MonkeyPatch, holds_all: bool
-) -> None:
-    monkeypatch.setattr(MemoryStore, "holds_all", holds_all)
-    await load(stepped, "k")
-    turn(stepped, "k", "1", "write")
-    await asyncio.sleep(0)
-    stepped.queue.step()
-    stepped.journal.discard("k")
-    stepped.queue.step()
-    assert stepped.stored("k") == ("1" if holds_all else "")
-    assert (stepped.dict.texts, stepped.journal.residents) == ({}, {})

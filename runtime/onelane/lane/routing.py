@@ -70,6 +70,15 @@ class Router:
         self.placement, self.handoff = handoff.after, handoff
         self.homes.clear()
 
+    def epoch_of(self, key: str) -> int:
+        """The epoch of the placement by which this very process owns `key`, also until it has handed the key over; 0
+        where another one does."""
+        if self.is_own(self.placement.owner_of(key)):
+            return self.placement.epoch
+        if self.handoff is not None and self.is_own(self.handoff.before.owner_of(key)):
+            return self.handoff.before.epoch
+        return 0
+
     def siblings(self) -> list[Member]:
         """The other shards; in a change of placement those of before, too, whose streams go on for a while."""
         members = (

@@ -53,7 +53,7 @@ class DurableState:
             entries,
             self._thread,
             JournalMetrics(lane.name, stats),
-            epoch=lambda: lane.placement.epoch,
+            epoch=lane.router.epoch_of,
             in_turn=lane.queue.turns.held.__contains__,
             answers_s=settings.answers_s,
             max_answers=settings.max_answers_per_key,

@@ -2,16 +2,17 @@
 to their new owners, that of keys that arrive is put in place, and calls in between end here, go on, or are held.
 
 Promises: the state of a key is encoded after the last call of the key has ended here, and dropped once its new owner
-has acknowledged it; a batch that fails is sent again as long as its receiver lives; streams of a key that leaves end
+has acknowledged it. Durable state does not travel: it is on disk, and out of memory, before its key leaves, and its
+new owner loads it. A batch that fails is sent again as long as its receiver lives; streams of a key that leaves end
 with UNAVAILABLE and the trailer `onelane-moved`. Whatever a service's hooks or values do, the change goes on.
 """
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import grpc
@@ -22,12 +23,13 @@ from onelane.core import handoff
 from onelane.core.handoff import Action, Handoff, Refuse
 from onelane.core.moved import MOVED
 from onelane.core.placement import Member, Placement
-from onelane.errors import HandOverRefused
+from onelane.errors import HandOverRefused, NotKept, OnelaneError, UnwritableValue
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
 from onelane.server.call_state import RUNNING
 from onelane.shard.moved_keys import entries_from, moved_key
 from onelane.shard.siblings import SiblingChannels
+from onelane.state.journal import Journal
 from onelane.state.keyed import KeyedDicts
 from onelane.v1 import control_pb2, siblings_pb2
 
@@ -198,7 +200,8 @@ class HandoffCarrier:
             self._apply(change.quiet(key))
 
     async def _scan(self, change: Handoff) -> None:
-        keys = self._keyed.keys()
+        durable = () if self._lane.kept is None else self._lane.kept.journal.keys()
+        keys = chain(self._keyed.keys(), durable)
         while piece := list(islice(keys, SCAN_KEYS)):
             if change is not self._handoff:
                 return
@@ -255,7 +258,10 @@ class HandoffCarrier:
 
     def _install(self, key: str, moved: siblings_pb2.MovedKey) -> None:
         self._keyed.install(key, entries_from(moved))
-        self._keyed.arrived(key)
+        if self._lane.kept is None:
+            self._keyed.arrived(key)
+        elif moved.entries and self._keyed.owe_arrival(key):
+            self._lane.kept.journal.load(key, _ignore)
 
     # What to do
 
@@ -296,18 +302,38 @@ class HandoffCarrier:
 
     # For its lines
 
-    def batch(self, keys: "dict[str, None]") -> tuple[list[str], list[siblings_pb2.MovedKey]]:
-        """The first keys, with their state, as many as fit in one message; they are removed. A key has its last turn
-        behind it."""
+    async def release(self, keys: Sequence[str]) -> None:
+        """The last turns of these keys are over: tell the service, and have their durable state on disk alone."""
+        gate = self._lane.kept
+        for key in keys:
+            if key in self._left:
+                continue
+            self._left.add(key)
+            self._keyed.leaves(key)
+            if gate is not None and key in gate.journal.residents:
+                self._keep_changes(gate.journal, key)
+        if gate is not None:
+            await gate.journal.release(keys)
+
+    def _keep_changes(self, journal: Journal, key: str) -> None:
+        """Write what the service has changed of a key as it was told that it leaves."""
+        try:
+            journal.end_turn(key, _ignore)
+        except UnwritableValue as error:
+            self._keyed.lose("unwritable", error)
+        except NotKept:
+            # What is on disk counts.
+            pass
+
+    def batch(self, keys: "dict[str, None]", ready: int) -> tuple[list[str], list[siblings_pb2.MovedKey]]:
+        """The first keys, with their state, as many as fit in one message; they are removed. ready: of them, so many
+        have been released."""
         taken: list[str] = []
         packed: list[siblings_pb2.MovedKey] = []
         size = 0
-        while keys and len(taken) < BATCH_KEYS and size < BATCH_BYTES:
+        while len(taken) < ready and size < BATCH_BYTES:
             key = next(iter(keys))
             del keys[key]
-            if key not in self._left:
-                self._left.add(key)
-                self._keyed.leaves(key)
             message = moved_key(key, self._keyed.entries_of(key))
             taken.append(key)
             packed.append(message)
@@ -357,7 +383,9 @@ class _Line:
     async def _run(self) -> None:
         try:
             while self._keys or self._is_done:
-                keys, packed = self._carrier.batch(self._keys)
+                ready = list(islice(self._keys, BATCH_KEYS))
+                await self._carrier.release(ready)
+                keys, packed = self._carrier.batch(self._keys, len(ready))
                 # It comes only once everything before it has been acknowledged.
                 done, self._is_done = self._is_done, False
                 request = siblings_pb2.HandOverRequest(
@@ -384,6 +412,9 @@ class _Line:
                 await asyncio.sleep(RESEND_S)
             else:
                 return
+
+
+def _ignore(_: OnelaneError | None) -> None: ...
 
 
 def _end_stream(call: Call, epoch: int) -> None:

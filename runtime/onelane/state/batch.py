@@ -12,9 +12,11 @@ Leave = Callable[[OnelaneError | None], None]
 class Change:
     """What a batch changes of one key."""
 
-    __slots__ = ("answers", "dropped", "dropped_answers", "dropped_reminders", "reminders", "rows", "whole")
+    __slots__ = ("answers", "dropped", "dropped_answers", "dropped_reminders", "epoch", "reminders", "rows")
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: int) -> None:
+        """epoch: by which this life has claimed the key."""
+        self.epoch = epoch
         self.rows: dict[str, Row] = {}
         self.dropped: set[str] = set()
         """Names of dicts."""
@@ -24,8 +26,6 @@ class Change:
         self.reminders: dict[str, StoredReminder] = {}
         """By their ids."""
         self.dropped_reminders: set[str] = set()
-        self.whole = False
-        """What the store has of the key is an older copy: it is dropped first."""
 
     def write(self, row: Row) -> None:
         self.rows[row.dict_name] = row
@@ -57,24 +57,23 @@ class Batch:
         """The key that it rests on, and what leaves."""
         self.began_at = 0.0
 
-    def change_of(self, key: str) -> Change:
+    def change_of(self, key: str, epoch: int) -> Change:
         change = self.changes.get(key)
         if change is None:
-            change = self.changes[key] = Change()
+            change = self.changes[key] = Change(epoch)
         return change
 
-    def writes(self, epoch: int) -> list[KeyWrite]:
+    def writes(self) -> list[KeyWrite]:
         return [
             KeyWrite(
                 key,
-                epoch,
+                change.epoch,
                 rows=tuple(change.rows.values()),
                 answers=tuple(change.answers.values()),
                 dropped_rows=tuple(change.dropped),
                 dropped_answers=tuple(change.dropped_answers),
                 reminders=tuple(change.reminders.values()),
                 dropped_reminders=tuple(change.dropped_reminders),
-                whole=change.whole,
             )
             for key, change in self.changes.items()
         ]

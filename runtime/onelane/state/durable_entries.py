@@ -42,7 +42,7 @@ class DurableEntries:
         ]
         for name, spelling, value in values:
             self._dicts.entries(name)[spelling] = value
-        if values:
+        if values or self._dicts.is_owed_arrival(key):
             self._dicts.arrived(key)
         return rows
 

@@ -10,6 +10,7 @@ Leaves out: calls and turns, see `lane/kept_turns`. Owned by one lane; the store
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from itertools import islice
@@ -64,9 +65,9 @@ class StoreQueue(Protocol):
 class Resident:
     """One key whose state is in memory."""
 
-    __slots__ = ("answers", "batch", "is_lost", "reminders", "rows", "used_at", "written_reminders")
+    __slots__ = ("answers", "batch", "epoch", "is_lost", "reminders", "rows", "used_at", "written_reminders")
 
-    def __init__(self, rows: Sequence[Row], state: KeyState) -> None:
+    def __init__(self, rows: Sequence[Row], state: KeyState, epoch: int) -> None:
         self.rows: dict[str, Row] = {row.dict_name: row for row in rows}
         """As they were loaded, or put in a batch last."""
         self.answers: dict[str, RememberedAnswer] = {answer.id: answer for answer in state.answers}
@@ -75,6 +76,8 @@ class Resident:
         """By their ids; replaced whole, in a turn of the key."""
         self.written_reminders: Mapping[str, StoredReminder] = self.reminders
         """As they were loaded, or put in a batch last."""
+        self.epoch = epoch
+        """By which it was loaded, and claimed. A later one may be that of its next owner already."""
         self.batch: Batch | None = None
         """The newest one with changes of this key, until it is on disk."""
         self.used_at = 0.0
@@ -92,12 +95,12 @@ class Journal:
         store: StoreQueue,
         metrics: JournalMetrics,
         *,
-        epoch: Callable[[], int],
+        epoch: Callable[[str], int],
         in_turn: Callable[[str], bool],
         answers_s: float = 86_400.0,
         max_answers: int = 1000,
     ) -> None:
-        """epoch: of the placement by which this life owns its keys. in_turn: whether a turn of a key is held.
+        """epoch: of the placement by which this life owns a key. in_turn: whether a turn of a key is held.
         answers_s, max_answers: for how long, and how many of each key, answers are remembered."""
         self.residents: dict[str, Resident] = {}
         """Canonical text → a key whose state is in memory. The lane looks here at the beginning of each turn."""
@@ -135,14 +138,17 @@ class Journal:
 
     def _read(self) -> None:
         # Not what is about to be written: it would be read as it was before.
-        keys = [key for key in self._to_load if key not in self._gathering.changes]
-        if not keys:
+        ready = [key for key in self._to_load if key not in self._gathering.changes]
+        if not ready:
             return
-        self._to_load = [key for key in self._to_load if key in self._gathering.changes]
+        epoch = self._epoch(ready[0])
+        keys = [key for key in ready if self._epoch(key) == epoch]
+        loading = set(keys)
+        self._to_load = [key for key in self._to_load if key not in loading]
         self._is_reading = True
-        self._store.submit(partial(store_work.load, keys, self._epoch(), time()), partial(self._was_read, keys))
+        self._store.submit(partial(store_work.load, keys, epoch, time()), partial(self._was_read, keys, epoch))
 
-    def _was_read(self, keys: list[str], result: object, error: BaseException | None) -> None:
+    def _was_read(self, keys: list[str], epoch: int, result: object, error: BaseException | None) -> None:
         self._is_reading = False
         states: dict[str, KeyState] = result if isinstance(result, dict) else {}
         if error is not None:
@@ -150,13 +156,15 @@ class Journal:
         else:
             self.metrics.loaded(len(states))
         for key in keys:
-            failure = self._install(key, states.get(key), error)
+            failure = self._install(key, epoch, states.get(key), error)
             for loaded in self._loading.pop(key):
                 loaded(failure)
         self._evict()
         self._step_soon()
 
-    def _install(self, key: str, state: KeyState | None, error: BaseException | None) -> OnelaneError | None:
+    def _install(
+        self, key: str, epoch: int, state: KeyState | None, error: BaseException | None
+    ) -> OnelaneError | None:
         if state is None:
             return _not_kept(error or Fenced([key]))
         try:
@@ -164,7 +172,7 @@ class Journal:
         except OnelaneError as unreadable:
             log.error("state.unreadable key=%r error=%s", key, unreadable)
             return unreadable
-        self.residents[key] = Resident(rows, state)
+        self.residents[key] = Resident(rows, state, epoch)
         return None
 
     # Turns
@@ -222,7 +230,7 @@ class Journal:
         await on_disk
 
     def _change(self, key: str, resident: Resident, rows: dict[str, Row], answers: Sequence[RememberedAnswer]) -> None:
-        change = self._gathering.change_of(key)
+        change = self._gathering.change_of(key, resident.epoch)
         for name, row in rows.items():
             if resident.rows.get(name) != row:
                 change.write(row)
@@ -254,61 +262,21 @@ class Journal:
             change.answers.pop(name, None)
             change.dropped_answers.append(name)
 
-    # A key that moves to another life
+    # Keys that leave this life
 
-    async def whole(self, key: str) -> KeyState:
-        """All that is kept of a key that leaves and has its last turn here behind it, once all of it is on disk.
+    def keys(self) -> tuple[str, ...]:
+        """The keys whose state is in memory, or is being loaded."""
+        return (*self.residents, *self._loading)
 
-        Raises:
-            OnelaneError: it cannot be loaded.
-        """
-        while True:
-            if key not in self.residents:
-                await self._load_now(key)
-            try:
+    async def release(self, keys: Sequence[str]) -> None:
+        """Drop the state of keys that leave, and have had their last turns here, once all of it is on disk. Where a
+        commit fails, what is on disk counts. After it nothing of these keys is written or claimed here any more."""
+        for key in keys:
+            with suppress(OnelaneError):
+                if key in self._loading:
+                    await self._load_now(key)
                 await self.kept(key)
-            except NotKept:
-                # What is on disk counts.
-                self.drop(key)
-                continue
-            resident = self.residents[key]
-            return KeyState(
-                key,
-                rows=tuple(resident.rows.values()),
-                answers=tuple(resident.answers.values()),
-                reminders=tuple(resident.reminders.values()),
-            )
-
-    def adopt(self, state: KeyState, leave: Leave) -> None:
-        """Take the whole of a key that has arrived from another life: into memory now, and in place of what the store
-        has of it. leave: called once that is on disk, or has failed; until then the other life keeps the key.
-
-        Raises:
-            OnelaneError: an entry cannot be read; then nothing was taken.
-        """
-        key = state.key
-        self.drop(key)
-        self._dicts.install(key, state.rows)
-        change = self._gathering.changes[key] = Change()
-        change.whole = True
-        for row in state.rows:
-            change.write(row)
-        change.answers = {answer.id: answer for answer in state.answers}
-        change.reminders = {reminder.id: reminder for reminder in state.reminders}
-        resident = self.residents[key] = Resident(state.rows, state)
-        resident.batch = self._gathering
-        self._gathering.leaving.append((key, leave))
-        self._step_soon()
-
-    def discard(self, key: str) -> None:
-        """A key has its new owner, who has it on disk: forget it, on disk too where the new owner has another store."""
-        self.drop(key)
-        self._store.submit(partial(store_work.discard, key, self._epoch(), time()), partial(self._was_discarded, key))
-
-    def _was_discarded(self, key: str, _: object, error: BaseException | None) -> None:
-        if error is not None:
-            # A cold start finds the newer copy: see `Store`.
-            log.warning("state.not_discarded key=%r error=%s", key, error)
+            self.drop(key)
 
     async def _load_now(self, key: str) -> None:
         loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -337,7 +305,7 @@ class Journal:
         batch, self._gathering = self._gathering, Batch()
         self._writing = batch
         batch.began_at = perf_counter()
-        self._store.submit(partial(store_work.commit, batch.writes(self._epoch()), time()), self._was_written)
+        self._store.submit(partial(store_work.commit, batch.writes(), time()), self._was_written)
 
     def _was_written(self, fenced: object, error: BaseException | None) -> None:
         batch, self._writing = self._writing, None

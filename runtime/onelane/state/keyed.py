@@ -39,6 +39,8 @@ class KeyedDicts:
         """Of these, those that are kept in a store."""
         self._unread: dict[str, list[KeyedEntry]] = {}
         """Key → its entries that this release cannot read."""
+        self._owed: set[str] = set()
+        """Keys that have arrived, and whose durable state is to be loaded before the hooks are called."""
         self._arrive_hooks: list[KeyHook] = []
         self._leave_hooks: list[KeyHook] = []
         self._lost = stats.counter(
@@ -101,9 +103,10 @@ class KeyedDicts:
         )
 
     def entries_of(self, key: str) -> list[KeyedEntry]:
-        """The entries of a key, as they leave. A value that cannot be encoded is left out, logged and counted."""
+        """The entries of a key, as they leave; those of durable dicts do not: its new owner loads them. A value that
+        cannot be encoded is left out, logged and counted."""
         entries = []
-        for name, spelling in self._places(self._moving, key):
+        for name, spelling in self._places(self._moving.keys() - self.durable.keys(), key):
             try:
                 entries.append(self._moving[name].write(spelling, self._dicts[name][spelling]))
             except UnwritableValue as error:
@@ -136,6 +139,7 @@ class KeyedDicts:
     def forget(self, key: str) -> None:
         """Remove a key from every dict that moves, since its new owner has it."""
         self._unread.pop(key, None)
+        self._owed.discard(key)
         for name, spelling in self._places(self._moving, key):
             del self._dicts[name][spelling]
 
@@ -162,7 +166,19 @@ class KeyedDicts:
 
     def arrived(self, key: str) -> None:
         """Call the hooks for a key that has been installed, before its first turn here."""
+        self._owed.discard(key)
         self._call("on_arrive", self._arrive_hooks, key)
+
+    def owe_arrival(self, key: str) -> bool:
+        """Have the hooks called for a key as its durable state is loaded, even if there is none. Whether it is to be
+        loaded for that now."""
+        if self._arrive_hooks:
+            self._owed.add(key)
+        return bool(self._arrive_hooks)
+
+    def is_owed_arrival(self, key: str) -> bool:
+        """Whether the hooks are to be called once the durable state of a key is loaded."""
+        return key in self._owed
 
     def leaves(self, key: str) -> None:
         """Call the hooks for a key after its last turn here, before `entries_of` it: a hook may still change them."""

@@ -30,12 +30,6 @@ def commit(writes: Sequence[KeyWrite], at: float, store: Store) -> tuple[str, ..
     return lost
 
 
-def discard(key: str, epoch: int, at: float, store: Store) -> None:
-    """Drop all that is stored of a key, unless its new owner sees the same store."""
-    if not store.holds_all:
-        store.commit([KeyWrite(key, epoch, whole=True)], at=at)
-
-
 def _without(keys: Sequence[str], fenced: Fenced) -> list[str]:
     left = [key for key in keys if key not in set(fenced.keys)]
     if len(left) == len(keys):
