@@ -1,7 +1,10 @@
 """Streams of a key that moves: ended with a status that says so, counted once, and followed by our stubs."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +17,7 @@ from onelane.testing import Cluster
 from tests.follow.service import Follow
 from tests.follow.v1.follow_pb2 import FollowReply, FollowRequest
 from tests.follow.v1.follow_pb2_grpc import FollowStub
+from tests.running_app import RunningApp, running
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 KEYS = [f"k{number}" for number in range(12)]
@@ -34,16 +38,25 @@ class Readers:
     """A stream of each key, read all the time."""
 
     def __init__(self, stub: Any, keys: list[str]) -> None:
-        self.received: dict[str, list[Any]] = {key: [] for key in keys}
+        self.received: dict[str, list[Any]] = {}
         self._stub = stub
         self._changed = asyncio.Condition()
-        self.tasks = [asyncio.ensure_future(self._read(key)) for key in keys]
+        self.tasks: list[asyncio.Future[None]] = []
+        for key in keys:
+            self.add(key, self._read(key))
+
+    def add(self, key: str, reading: Coroutine[Any, Any, None]) -> None:
+        self.received[key] = []
+        self.tasks.append(asyncio.ensure_future(reading))
 
     async def _read(self, key: str) -> None:
         async for reply in self._stub.Watch(FollowRequest(key=key)):
-            async with self._changed:
-                self.received[key].append(reply)
-                self._changed.notify_all()
+            await self.take(key, reply)
+
+    async def take(self, key: str, reply: Any) -> None:
+        async with self._changed:
+            self.received[key].append(reply)
+            self._changed.notify_all()
 
     async def hear(self, stub: Any, text: str) -> None:
         """Say a text to every key; wait until every reader has it."""
@@ -176,3 +189,51 @@ async def test_a_stream_of_a_shard_that_dies_ends_for_its_reader(cluster: Cluste
     await call.read()
     await cluster.crash(0)
     assert await outcome(call) == (UNAVAILABLE, {})
+
+
+async def order(app: RunningApp, *arguments: str) -> None:
+    command = [sys.executable, "-m", "onelane", *arguments, "--admin", app.admin]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+async def watch_by_hand(channel: grpc.aio.Channel, key: str, readers: Readers, moves: list[str]) -> None:
+    """As a client does that knows nothing of keys."""
+    while True:
+        try:
+            async for reply in FollowStub(channel).Watch(FollowRequest(key=key), wait_for_ready=True):
+                await readers.take(key, reply)
+        except grpc.aio.AioRpcError as error:
+            trailers = dict(error.trailing_metadata() or ())
+            if MOVED not in trailers:
+                raise
+            moves.append(str(trailers[MOVED]))
+
+
+@pytest.mark.slow
+async def test_streams_of_grpcio_are_opened_again_by_hand_and_ours_by_themselves_while_an_app_is_scaled(
+    tmp_path: Path,
+) -> None:
+    toml = '[apps.follow]\nservices = ["tests.follow.service:Follow"]\nlisten = "127.0.0.1:0"\nshards = 1\n'
+    with running(tmp_path, toml) as app:
+        moves: list[str] = []
+        async with (
+            grpc.aio.insecure_channel(app.listen["follow"]) as stock,
+            onelane.connect(app.listen["follow"], marks=True) as channel,
+        ):
+            ours, by_hand = Readers(FollowStub(channel), KEYS), Readers(None, [])
+            for key in KEYS:
+                by_hand.add(key, watch_by_hand(stock, key, by_hand, moves))
+            for text, arguments in (
+                ("one", ()),
+                ("three", ("scale", "follow", "3")),
+                ("two", ("scale", "follow", "2")),
+            ):
+                if arguments:
+                    await order(app, *arguments)
+                await ours.hear(FollowStub(channel), text)
+                await by_hand.hear(FollowStub(channel), text)
+            await ours.end()
+            await by_hand.end()
+    assert moves
+    assert any(isinstance(item, onelane.Moved) for received in ours.received.values() for item in received)
