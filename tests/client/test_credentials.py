@@ -13,6 +13,9 @@ import onelane
 import pytest
 from onelane.client.options import Dialling
 
+from tests.follow.scripted import HOLD, Ends, scripted_streams
+from tests.follow.v1.follow_pb2 import FollowRequest
+from tests.follow.v1.follow_pb2_grpc import FollowStub
 from tests.servers import Files, Handlers, stock_secure
 
 Answered = Callable[[Any, Any], None]
@@ -155,3 +158,16 @@ async def test_credentials_without_a_plugin_are_refused(files: Files) -> None:
     async with onelane.dial("127.0.0.1:1", dialling=Dialling(tls=files.client())) as channel:
         with pytest.raises(TypeError, match="only those with a metadata plugin"):
             channel.unary_unary("/t.T/Sent")(b"", credentials=grpc.CallCredentials(object()))
+
+
+async def test_a_stream_that_is_opened_again_asks_its_credentials_again(files: Files) -> None:
+    """A token may have expired by then."""
+    tokens = iter("abc")
+    credentials = plugin(lambda answered: answered((("x-token", next(tokens)),), None))
+    async with scripted_streams(tls=grpc.ssl_server_credentials([files.pair("server")])) as (scripted, address):
+        scripted.scripts = [["first", Ends(7)], ["second", HOLD]]
+        channel = onelane.connect(address, dialling=Dialling(tls=files.client()))
+        call: Any = FollowStub(channel).Watch(FollowRequest(key="k"), credentials=credentials, timeout=10)
+        assert [(await call.read()).text for _ in range(2)] == ["first", "second"]
+        assert [seen["x-token"] for seen in scripted.seen] == ["a", "b"]
+        await channel.close()

@@ -87,13 +87,17 @@ class ChangingTopology(topology_pb2_grpc.TopologyServicer):
 
 
 @asynccontextmanager
-async def scripted_streams(topology: ChangingTopology | None = None) -> AsyncIterator[tuple[ScriptedStreams, str]]:
+async def scripted_streams(
+    topology: ChangingTopology | None = None, tls: grpc.ServerCredentials | None = None
+) -> AsyncIterator[tuple[ScriptedStreams, str]]:
     """Such a server; its address."""
     scripted = ScriptedStreams()
     server = grpc.aio.server(handlers=[scripted])
     if topology is not None:
         topology_pb2_grpc.add_TopologyServicer_to_server(topology, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    own = "127.0.0.1:0"
+    port = server.add_insecure_port(own) if tls is None else server.add_secure_port(own, tls)
+    address = f"127.0.0.1:{port}"
     if topology is not None:
         topology.address = address
     await server.start()

@@ -113,6 +113,11 @@ async def test_a_stalled_shard_lets_its_calls_wait_and_the_others_go_on(echoes: 
     assert (await waiting).seen == 2
 
 
+async def test_a_stub_of_one_shard_follows_no_key(echoes: Cluster) -> None:
+    with pytest.raises(ValueError, match="a stub of one shard follows no key"):
+        echoes.stub(echo_pb2_grpc.EchoStub, shard=0, marks=True)
+
+
 async def test_what_is_published_comes_with_the_tick(echoes: Cluster) -> None:
     stub: Any = echoes.stub(echo_pb2_grpc.EchoStub)
     for index in range(3):
