@@ -129,6 +129,33 @@ async def test_what_waits_for_the_turn_of_a_key_that_leaves_goes_on_to_its_next_
     bench.lane.queue.leave(turn)
 
 
+async def test_a_task_that_waits_for_the_turn_of_its_call_has_the_answer_of_the_next_owner() -> None:
+    """Of a call from the shard to itself, or of grpcio's listener."""
+    bench = Bench(OF_A, SaysWhatItWasTold([(grpc.StatusCode.OK, ())]))
+    turn = await bench.lane.queue.hold("k", "holder")
+    serving = asyncio.ensure_future(bench.call())
+    await turns_of_the_loop()
+    leaving(bench)
+    assert (await asyncio.wait_for(serving, 10)).code_now is grpc.StatusCode.OK
+    assert (bench.forwarder.sent, bench.lane.in_flight) == (["b"], 0)
+    bench.lane.queue.leave(turn)
+
+
+async def test_a_task_whose_call_has_been_sent_on_from_its_queue_cancels_that_where_it_is_cancelled() -> None:
+    bench = Bench(OF_A, SaysWhatItWasTold())
+    cancelled = asyncio.Event()
+    bench.forwarder.begin = lambda owner, call, *_, **__: setattr(call, "cancel_forward", cancelled.set)  # type: ignore[method-assign]
+    turn = await bench.lane.queue.hold("k", "holder")
+    serving = asyncio.ensure_future(bench.call())
+    await turns_of_the_loop()
+    leaving(bench)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert cancelled.is_set()
+    bench.lane.queue.leave(turn)
+
+
 async def test_code_that_waits_for_the_turn_of_a_key_that_leaves_is_told_so() -> None:
     bench = Bench(OF_A, SaysWhatItWasTold())
     turn = await bench.lane.queue.hold("k", "holder")

@@ -308,9 +308,12 @@ class Lane:
         try:
             await call.turned()
         except asyncio.CancelledError:
-            if call.state is FORWARDED and call.cancel_forward is not None:
-                call.cancel_forward()
+            self._cancel_forward(call)
             raise
+
+    def _cancel_forward(self, call: Call) -> None:
+        if call.state is FORWARDED and call.cancel_forward is not None:
+            call.cancel_forward()
 
     def _end_hidden(self) -> None:
         self._hidden_in_flight -= 1
@@ -373,12 +376,15 @@ class Lane:
             async with asyncio.timeout(None if remaining is None else patience_s(remaining)):
                 await call.turned()
         except TimeoutError:
-            self.withdraw(call, late=True)
-            return None
+            if call.state is WAITING:
+                self.withdraw(call, late=True)
         except asyncio.CancelledError:
-            self.withdraw(call, late=False)
+            if call.state is WAITING:
+                self.withdraw(call, late=False)
+            self._cancel_forward(call)
             raise
-        return self.resume(call)
+        # Its key may have left meanwhile, and the call with it.
+        return self.resume(call) if call.state is WAITING else None
 
     def resume(self, call: Call) -> Work:
         """Go on with a call whose turn has come (`call.proceed`), or that is held no longer."""
