@@ -151,7 +151,7 @@ def test_of_postgresql_its_own_tools_are_named(folder: Path) -> None:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[RunningApp]:
+def counting(tmp_path: Path) -> Iterator[RunningApp]:
     """Two shards that count in a durable dict."""
     toml = echo(2).replace("tests.echo.service:Echo", "tests.state.kept_service:Kept")
     with running(tmp_path, toml) as cluster:
@@ -168,12 +168,12 @@ async def add(cluster: RunningApp, *keys: str) -> list[int]:
 
 @pytest.mark.slow
 async def test_while_the_app_runs_its_state_can_be_read_and_copied_and_not_be_changed(
-    kept: RunningApp, monkeypatch: pytest.MonkeyPatch
+    counting: RunningApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = kept.log.parent
+    folder = counting.log.parent
     monkeypatch.chdir(folder)
     keys = [f"key-{number}" for number in range(20)]
-    await add(kept, *keys)
+    await add(counting, *keys)
     (line,) = lines(await asyncio.to_thread(with_code, "get", "echo", "counts", "key-3"))
     assert (line["key"], line["value"]) == ("key-3", 1)
     assert lines(await asyncio.to_thread(run, "ls", "echo")) == [{"dict": "counts", "entries": 20}]
@@ -182,8 +182,8 @@ async def test_while_the_app_runs_its_state_can_be_read_and_copied_and_not_be_ch
         refused = run(*command)
         assert refused.exit_code == 1
         assert "onelane: echo runs: a process has state/echo/echo-0.sqlite open. Stop it first" in refused.stderr
-    assert await add(kept, *keys) == [2] * 20
-    kept.stop()
+    assert await add(counting, *keys) == [2] * 20
+    counting.stop()
     assert run("rm", "echo", "counts", "key-3").exit_code == 0
     assert lines(run("ls", "echo")) == [{"dict": "counts", "entries": 19}]
     assert run("restore", "echo", "copy").exit_code == 0

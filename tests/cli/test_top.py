@@ -15,7 +15,7 @@ import grpc.aio
 import pytest
 from onelane.cli import admin_client
 from onelane.cli import top as watching
-from onelane.cli.main import console
+from onelane.cli.standard_streams import console
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest

@@ -25,6 +25,9 @@ BEYOND_MODULES |= {
 TESTED_BY = {
     "cli/arguments": "cli/test_main",
     "cli/declared_dicts": "cli/test_state",
+    "cli/turns": "supervisor/admin/test_turn_commands",
+    "shard/held_turns": "supervisor/admin/test_turn_commands",
+    "supervisor/turn_questions": "supervisor/admin/test_turn_commands",
     "cli/placement": "supervisor/admin/test_placement_commands",
     "cli/admin_client": "cli/test_main",
     "cli/viewport": "cli/test_top",

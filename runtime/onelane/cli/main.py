@@ -15,7 +15,7 @@ import anyio
 import click
 
 from onelane import config
-from onelane.cli import init_process, placement, standard_streams, state
+from onelane.cli import init_process, placement, standard_streams, state, turns
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import (
     ADDRESS,
@@ -28,6 +28,7 @@ from onelane.cli.arguments import (
     address_of,
     reporting_errors,
 )
+from onelane.cli.standard_streams import console
 from onelane.errors import BadConfig
 from onelane.secret_files import kept_from_children
 from onelane.supervisor import descriptors
@@ -36,8 +37,6 @@ from onelane.supervisor.orphan_guard import OrphanGuard
 from onelane.telemetry import logs
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from onelane.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("onelane.cli")
@@ -58,7 +57,7 @@ def main() -> None:
     standard_streams.open_closed_ones()
 
 
-for command in (placement.scale, placement.pin, placement.unpin, state.state):
+for command in (placement.scale, placement.pin, placement.unpin, state.state, turns.turns):
     main.add_command(command)
 
 
@@ -266,14 +265,6 @@ def _with_admin(configuration: config.Config, admin: str | None) -> config.Confi
     if admin is None:
         return configuration
     return config.parse(configuration.model_dump() | {"admin": admin}, name="--admin")
-
-
-def console() -> "Console":
-    """A console that prints text as it is, without markup."""
-    from rich.console import Console
-
-    # Rich takes a pipe for a terminal where FORCE_COLOR is set, as in many a CI.
-    return Console(markup=False, emoji=False, highlight=False, force_terminal=sys.stdout.isatty())
 
 
 def _run(read: ConfigReader, app_dir: Path, *, inline: bool, as_json: bool) -> None:

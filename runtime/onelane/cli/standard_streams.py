@@ -7,8 +7,12 @@ log into a connection.
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
@@ -40,3 +44,11 @@ def _discard(descriptor: int) -> None:
         os.dup2(null, descriptor)
         os.close(null)
     os.set_inheritable(descriptor, True)
+
+
+def console() -> "Console":
+    """A console that prints text as it is, without markup."""
+    from rich.console import Console
+
+    # Rich takes a pipe for a terminal where FORCE_COLOR is set, as in many a CI.
+    return Console(markup=False, emoji=False, highlight=False, force_terminal=sys.stdout.isatty())

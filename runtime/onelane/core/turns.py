@@ -27,7 +27,11 @@ Waiters = OrderedDict[Any, str]
 class Turn:
     """The time in which one chain of calls holds one key."""
 
-    __slots__ = ("_turns", "inside", "key", "method", "number", "waiting")
+    __slots__ = ("_turns", "inside", "key", "method", "number", "since", "waiting")
+
+    since: float
+    """When it began, by `perf_counter`, where its holder has waited for it, or has taken it by hand; else not set: then
+    it began when its call came."""
 
     def __init__(self, turns: "Turns", key: str, method: str, waiting: Waiters | None = None) -> None:
         self._turns = turns

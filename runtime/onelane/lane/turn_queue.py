@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Token
+from time import perf_counter
 from typing import Any, Protocol
 
 from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
@@ -62,12 +63,15 @@ class HeldTurn(AbstractAsyncContextManager[None]):
             except BaseException:
                 self._queue.leave(turn)
                 raise
+        turn.since = perf_counter()
+        self._queue.by_hand[turn] = asyncio.current_task()
         self._turn, self._token = turn, current_call_var.set(TurnContext(outer, turn))
 
     async def __aexit__(self, *error: object) -> None:
         turn, self._turn = self._turn, None
         if turn is None:
             return
+        self._queue.by_hand.pop(turn, None)
         keeper = self._queue.keeper
         on_disk = None if keeper is None else keeper.end_by_hand(turn, is_nested=self._is_nested)
         self._queue.leave(turn)
@@ -88,6 +92,8 @@ class TurnQueue:
         self._due: deque[tuple[Any, Turn | None]] = deque()
         """Waiters that are to be started: they have been given a turn, or (None) are held no longer."""
         self._is_starting = False
+        self.by_hand: dict[Turn, asyncio.Task[Any] | None] = {}
+        """The turns that `HeldTurn` holds, and the tasks in which it was entered."""
         self.keeper: TurnKeeper | None = None
         """None in an app without durable state."""
 
@@ -164,6 +170,8 @@ class TurnQueue:
                 asyncio.get_running_loop().call_soon(self._start_due)
 
     def _start(self, waiter: Any, turn: Turn | None) -> None:
+        if turn is not None:
+            turn.since = perf_counter()
         if isinstance(waiter, Call):
             if waiter.state is not WAITING:
                 return

@@ -20,7 +20,7 @@ the function that the greenlet was given.
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -66,15 +66,15 @@ def read(frame: FrameType | None, packages: frozenset[str], *, except_threads: s
     except_threads: idents of threads that are not listed among the busy ones.
     """
     work = work_in_progress(frame)
-    user_frame = _user_frame(frame, packages)
+    innermost = _user_frame(frame, packages)
     span = work.call.span if work.call is not None else None
     trace = context_of(span)
     stall = Stall(
         UNMEASURED,
         seconds=0.0,
         at_ns=0,
-        where=_place(user_frame),
-        function=user_frame.f_code.co_qualname if user_frame is not None else "",
+        where=place(innermost),
+        function=innermost.f_code.co_qualname if innermost is not None else "",
         innermost=_line(frame),
         method=_name(work),
         trace_id=trace.trace_id if trace is not None else "",
@@ -110,9 +110,13 @@ def _name(work: WorkInProgress) -> str:
 
 
 def _user_frame(frame: FrameType | None, packages: frozenset[str]) -> FrameType | None:
-    """The innermost frame of the services' own code; else of an installed library; else of all."""
+    return user_frame(_outward(frame), packages) or frame
+
+
+def user_frame(frames: Iterable[FrameType], packages: frozenset[str]) -> FrameType | None:
+    """The first frame of the services' own code; else of an installed library; else none. frames: innermost first."""
     library_frame = None
-    for outer in _outward(frame):
+    for outer in frames:
         file, root = outer.f_code.co_filename, str(outer.f_globals.get("__name__", "")).partition(".")[0]
         if file.startswith((PACKAGE, "<")):
             continue
@@ -120,7 +124,7 @@ def _user_frame(frame: FrameType | None, packages: frozenset[str]) -> FrameType 
             return outer
         if library_frame is None and "-packages" in file:
             library_frame = outer
-    return library_frame or frame
+    return library_frame
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:
@@ -130,12 +134,12 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _place(frame: FrameType | None) -> str:
+def place(frame: FrameType | None) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
 
 
 def _line(frame: FrameType | None) -> str:
-    return f"{_place(frame)} {frame.f_code.co_qualname}" if frame is not None else ""
+    return f"{place(frame)} {frame.f_code.co_qualname}" if frame is not None else ""
 
 
 def _busy_threads(except_threads: set[int], packages: frozenset[str]) -> tuple[str, ...]:
@@ -144,7 +148,7 @@ def _busy_threads(except_threads: set[int], packages: frozenset[str]) -> tuple[s
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     lines = []
     for ident, frame in sys._current_frames().items():
-        user_frame = None if ident in except_threads else _user_frame(frame, packages)
-        if user_frame is not None and not user_frame.f_code.co_filename.startswith((PACKAGE, *LIBRARIES)):
-            lines.append(f"{names.get(ident, ident)} at {_line(user_frame)}")
+        innermost = None if ident in except_threads else _user_frame(frame, packages)
+        if innermost is not None and not innermost.f_code.co_filename.startswith((PACKAGE, *LIBRARIES)):
+            lines.append(f"{names.get(ident, ident)} at {_line(innermost)}")
     return tuple(lines[:MAX_THREADS])

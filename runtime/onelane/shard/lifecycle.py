@@ -168,6 +168,8 @@ class ShardLifecycle:
                         parts.settings_vote.commit(order.commit)
                     case "away":
                         self._avoid(order.away)
+                    case "ask_turns":
+                        tasks.create_task(parts.held_turns.answer(order.ask_turns))
                     case "prepare":
                         self._prepare(order.prepare)
                     case "gone":

@@ -30,6 +30,7 @@ from onelane.shard.access import Access, build_access
 from onelane.shard.assertions import Assertions
 from onelane.shard.durable_state import MakeStore
 from onelane.shard.handoff import HandoffCarrier
+from onelane.shard.held_turns import HeldTurns
 from onelane.shard.pubsub import PubSub
 from onelane.shard.reminders import Reminders
 from onelane.shard.reporter import TICK_S, Reporter
@@ -91,6 +92,7 @@ class ShardParts:
     reminders: Reminders
     handoff: HandoffCarrier
     load: LoadMonitor
+    held_turns: HeldTurns
     logs: LogBuffer | None
     """None where no sink asks for log records."""
     reporter: Reporter
@@ -197,6 +199,13 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         reminders=reminders,
         handoff=handoff,
         load=load,
+        held_turns=HeldTurns(
+            lane.queue,
+            control,
+            under_way=lambda: [*_under_way(listener), *sibling_calls.to_self],
+            packages=frozenset(name.partition(":")[0].partition(".")[0] for name in settings.services),
+            shown=load.shown,
+        ),
         logs=logs,
         reporter=Reporter(control, stats=stats, tracer=tracer, load=load, logs=logs, keyed_counts=shard.keyed_counts),
         settings_vote=SettingsVote(control, shard, settings),

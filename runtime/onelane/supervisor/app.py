@@ -24,6 +24,7 @@ from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.restarts import Restarts
 from onelane.supervisor.shard_state import NOT_YET_READY, REPORTING, ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
+from onelane.supervisor.turn_questions import TurnQuestions
 from onelane.telemetry.codec import stall_from_proto
 from onelane.telemetry.collector.collector import RESTARTS, Collector
 from onelane.telemetry.stats import Attributes
@@ -94,6 +95,7 @@ class AppSupervisor:
         self.beside: list[SupervisedShard] = []
         """See `changes.ChangingApp`."""
         self.changes = Changes(self)
+        self.turns = TurnQuestions(self)
         self.lane_watch = LaneWatch(self.shards, self.beside, settings, is_placed=self.changes.is_placed)
         self.generation = self._proposals = 1
         """Of the services' settings: the one in use, and the newest that was proposed."""
@@ -260,6 +262,8 @@ class AppSupervisor:
                     self.start_soon(self.restarts.restart_in_turn, shard, incarnation)
                 case "departed" | "arrived" | "progress":
                     self._note_handoff(shard, message)
+                case "turns":
+                    self.turns.answered(message.turns)
         control.close()
 
     def _note_handoff(self, shard: SupervisedShard, message: control_pb2.ToSupervisor) -> None:

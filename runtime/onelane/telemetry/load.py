@@ -79,9 +79,10 @@ class LoadMonitor:
         if self._ticks % MEASURE_TICKS or not self._has_new_keys:
             return []
         self._has_new_keys = False
-        return [HotKey(self._display(hot.key), hot.calls, hot.error) for hot in self._keys.top(REPORTED_KEYS)]
+        return [HotKey(self.shown(hot.key), hot.calls, hot.error) for hot in self._keys.top(REPORTED_KEYS)]
 
-    def _display(self, key: str) -> str:
+    def shown(self, key: str) -> str:
+        """A key as it is shown to people: cut, or hashed."""
         return _truncated(key) if self._salt is None else _hashed(key, self._salt)
 
 

@@ -36,6 +36,7 @@ class ToShard(_message.Message):
     PREPARE_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
     REBORN_FIELD_NUMBER: _builtins.int
+    ASK_TURNS_FIELD_NUMBER: _builtins.int
     collect: _builtins.int
     """Report now, not at the next tick. The report carries this number."""
     @_builtins.property
@@ -74,6 +75,10 @@ class ToShard(_message.Message):
     def reborn(self) -> Global___ShardMember:
         """The next life of a shard that has died: it has the same address and socket."""
 
+    @_builtins.property
+    def ask_turns(self) -> Global___AskTurns:
+        """List the turns that are held, or end one; answer `turns`."""
+
     def __init__(
         self,
         *,
@@ -89,12 +94,13 @@ class ToShard(_message.Message):
         prepare: Global___Prepare | None = ...,
         gone: Global___ShardMember | None = ...,
         reborn: Global___ShardMember | None = ...,
+        ask_turns: Global___AskTurns | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_turns", b"ask_turns", "away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_turns", b"ask_turns", "away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit", "away", "prepare", "gone", "reborn"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit", "away", "prepare", "gone", "reborn", "ask_turns"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -115,6 +121,7 @@ class ToSupervisor(_message.Message):
     DEPARTED_FIELD_NUMBER: _builtins.int
     ARRIVED_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
     ask_status: _builtins.int
     """A client asked this shard for the status of all shards. The supervisor's answer carries this number."""
     committed: _builtins.int
@@ -143,6 +150,8 @@ class ToSupervisor(_message.Message):
     def proposed(self) -> Global___Proposed: ...
     @_builtins.property
     def progress(self) -> Global___HandoffProgress: ...
+    @_builtins.property
+    def turns(self) -> Global___TurnsAnswer: ...
     def __init__(
         self,
         *,
@@ -157,16 +166,64 @@ class ToSupervisor(_message.Message):
         departed: _builtins.int = ...,
         arrived: _builtins.int = ...,
         progress: Global___HandoffProgress | None = ...,
+        turns: Global___TurnsAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "departed", b"departed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "progress", b"progress", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "departed", b"departed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "progress", b"progress", "proposed", b"proposed", "ready", b"ready", "report", b"report", "turns", b"turns"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "departed", b"departed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "progress", b"progress", "proposed", b"proposed", "ready", b"ready", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "ask_restart", b"ask_restart", "ask_status", b"ask_status", "committed", b"committed", "departed", b"departed", "drained", b"drained", "failed", b"failed", "kind", b"kind", "progress", b"progress", "proposed", b"proposed", "ready", b"ready", "report", b"report", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained", "ask_restart", "proposed", "committed", "departed", "arrived", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["ready", "failed", "report", "ask_status", "drained", "ask_restart", "proposed", "committed", "departed", "arrived", "progress", "turns"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___ToSupervisor: _TypeAlias = ToSupervisor  # noqa: Y015
+
+@_typing.final
+class AskTurns(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The answer carries this number."""
+    cancel: _builtins.str
+    """The key whose turn is to be ended, as the list shows it; none where they are listed."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        cancel: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskTurns: _TypeAlias = AskTurns  # noqa: Y015
+
+@_typing.final
+class TurnsAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    json: _builtins.str
+    """As the admin address gives it."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json", b"json", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnsAnswer: _TypeAlias = TurnsAnswer  # noqa: Y015
 
 @_typing.final
 class Setup(_message.Message):

@@ -29,13 +29,13 @@ class PlacementCommands:
 
     def routes(self) -> list[web.AbstractRouteDef]:
         return [
-            web.post("/scale", _answering(self.scale)),
-            web.post("/pin", _answering(self.pin)),
-            web.post("/unpin", _answering(self.unpin)),
+            web.post("/scale", answering(self.scale)),
+            web.post("/pin", answering(self.pin)),
+            web.post("/unpin", answering(self.unpin)),
         ]
 
     async def scale(self, request: web.Request) -> dict[str, Any]:
-        app, number = self._supervisor.app(_parameter(request, "app")), _parameter(request, "shards")
+        app, number = self._supervisor.app(parameter(request, "app")), parameter(request, "shards")
         if not re.fullmatch(r"[+-]?[0-9]{1,9}", number):
             raise Invalid(f"{number!r} is no number of shards")
         before = len(app.shards)
@@ -44,7 +44,7 @@ class PlacementCommands:
         return {"app": app.name, "before": before, "shards": len(app.shards), "waiting_pins": waiting}
 
     async def pin(self, request: web.Request) -> dict[str, Any]:
-        name = _parameter(request, "shard")
+        name = parameter(request, "shard")
         app_name, _, index = name.rpartition("-")
         if not app_name or not re.fullmatch(r"[0-9]{1,9}", index):
             raise Invalid(f"{name!r} is no name of a shard: expected APP-NUMBER, as `onelane status` shows it")
@@ -54,7 +54,7 @@ class PlacementCommands:
         return {"app": app.name, "key": key, "shard": name}
 
     async def unpin(self, request: web.Request) -> dict[str, Any]:
-        app = self._pinning(_parameter(request, "key"), request.query.get("app"))
+        app = self._pinning(parameter(request, "key"), request.query.get("app"))
         key = _key(request, app.settings.max_key_bytes)
         await app.changes.reach(unpinned(key))
         return {"app": app.name, "key": key}
@@ -75,7 +75,7 @@ class PlacementCommands:
         return apps[0]
 
 
-def _answering(command: Command) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def answering(command: Command) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.Response:
         try:
             return web.json_response(await command(request))
@@ -89,7 +89,7 @@ def _answering(command: Command) -> Callable[[web.Request], Awaitable[web.Stream
     return answer
 
 
-def _parameter(request: web.Request, name: str) -> str:
+def parameter(request: web.Request, name: str) -> str:
     value = request.query.get(name, "")
     if not value:
         raise Invalid(f"the parameter {name!r} is missing")
@@ -98,7 +98,7 @@ def _parameter(request: web.Request, name: str) -> str:
 
 def _key(request: web.Request, limit: int) -> str:
     """The key of a request, as its canonical text."""
-    text = _parameter(request, "key")
+    text = parameter(request, "key")
     if PRINTABLE.fullmatch(text) is None:
         raise Invalid(f"the key {text!r} is not in its canonical text, {keys.canonical(text)!r}")
     if len(text) > limit:

@@ -16,6 +16,7 @@ from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnectio
 from onelane.supervisor.admin.listening import ADMIN_BACKLOG, listening
 from onelane.supervisor.admin.page import Page
 from onelane.supervisor.admin.placement_commands import PlacementCommands
+from onelane.supervisor.admin.turn_commands import TurnCommands
 from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.supervisor import Supervisor
 
@@ -70,6 +71,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
     app.add_routes(PlacementCommands(supervisor).routes())
+    app.add_routes(TurnCommands(supervisor).routes())
     app.add_routes(Page(supervisor).routes())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
