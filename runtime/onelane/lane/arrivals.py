@@ -7,11 +7,12 @@ order in which they came. They count as calls in progress, which bounds them.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any, TypeVar
 
 Thing = TypeVar("Thing", str, int)
-HeldCalls = OrderedDict[Any, None]
-"""Those that wait for one thing, in the order of their coming."""
+HeldCalls = OrderedDict[Any, float]
+"""Those that wait for one thing, in the order of their coming, and when they came, by `perf_counter`."""
 
 
 class Arrivals:
@@ -20,6 +21,8 @@ class Arrivals:
     def __init__(self, release: Callable[[Any], None]) -> None:
         """release: has one of those that are held go on, soon."""
         self._release = release
+        self.paused: Callable[[float], object] | None = None
+        """Called with the seconds for which the first one was held that has waited for a key."""
         self._of_key: dict[str, HeldCalls] = {}
         self._of_epoch: dict[int, HeldCalls] = {}
         """Epoch of a placement that is on its way → those that a sibling has sent on by it."""
@@ -30,10 +33,10 @@ class Arrivals:
         return sum(map(len, self._of_key.values())) + sum(map(len, self._of_epoch.values()))
 
     def hold_for_key(self, key: str, waiter: Any) -> None:
-        self._of_key.setdefault(key, OrderedDict())[waiter] = None
+        self._of_key.setdefault(key, OrderedDict())[waiter] = perf_counter()
 
     def hold_for_epoch(self, epoch: int, waiter: Any) -> None:
-        self._of_epoch.setdefault(epoch, OrderedDict())[waiter] = None
+        self._of_epoch.setdefault(epoch, OrderedDict())[waiter] = perf_counter()
 
     def withdraw(self, waiter: Any, *, key: str, epoch: int) -> None:
         """Hold it no more. epoch: that it was held for; 0 where it was held for its key."""
@@ -45,7 +48,11 @@ class Arrivals:
     def arrived(self, keys: Iterable[str]) -> None:
         """The state of these keys is here."""
         for key in keys:
-            self._release_all(self._of_key.pop(key, OrderedDict()))
+            waiters = self._of_key.pop(key, None)
+            if waiters:
+                if self.paused is not None:
+                    self.paused(perf_counter() - next(iter(waiters.values())))
+                self._release_all(waiters)
 
     def placed(self, epoch: int) -> None:
         """The placement of this epoch is here, and with it all earlier ones."""

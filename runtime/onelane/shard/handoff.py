@@ -27,10 +27,12 @@ from onelane.errors import HandOverRefused, NotKept, OnelaneError, UnwritableVal
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
 from onelane.server.call_state import RUNNING
+from onelane.shard.handoff_metrics import HandoffMetrics
 from onelane.shard.moved_keys import entries_from, moved_key
 from onelane.shard.siblings import SiblingChannels
 from onelane.state.journal import Journal
 from onelane.state.keyed import KeyedDicts
+from onelane.telemetry.stats import Stats
 from onelane.v1 import control_pb2, siblings_pb2
 
 log = logging.getLogger("onelane.handoff")
@@ -55,6 +57,7 @@ class HandoffCarrier:
         *,
         under_way: Callable[[], Iterable[Call]],
         drain_s: float,
+        stats: Stats,
     ) -> None:
         """under_way: the calls that the listener has, and those of this shard to itself. drain_s: how long calls of a
         key that leaves may go on."""
@@ -71,6 +74,9 @@ class HandoffCarrier:
         """Life → what goes to it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
+        arrivals = lane.queue.arrivals
+        self._metrics = HandoffMetrics(stats, held=lambda: arrivals.count)
+        arrivals.paused = self._metrics.paused
         self._left: set[str] = set()
         """Keys whose last turn here is over, and told to the service."""
 
@@ -339,9 +345,11 @@ class HandoffCarrier:
             packed.append(message)
             size += message.ByteSize()
         self._bytes += size
+        self._metrics.sent(size)
         return taken, packed
 
     def acknowledged(self, change: Handoff, life: int, keys: list[str]) -> None:
+        self._metrics.acknowledged(len(keys))
         if change is self._handoff:
             self._apply(change.sent_acknowledged(life, keys))
 

@@ -170,6 +170,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         control,
         under_way=lambda: [*_under_way(listener), *sibling_calls.to_self],
         drain_s=settings.drain_s,
+        stats=stats,
     )
     sibling_service = SiblingService(pubsub.receive, handoff.hand_over, reminders.serve)
     logs = LogBuffer(setup.name) if setup.logs else None

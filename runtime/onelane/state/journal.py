@@ -107,6 +107,7 @@ class Journal:
         self._dicts = dicts
         self._store = store
         self.metrics = metrics
+        metrics.residents = lambda: len(self.residents)
         self._epoch = epoch
         self._in_turn = in_turn
         self._answers_s = answers_s

@@ -1,6 +1,7 @@
 """What is counted and logged of a journal, and whether its store works."""
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 
 from onelane.errors import Fenced
@@ -10,11 +11,17 @@ log = logging.getLogger("onelane.state")
 LOGGED_EVERY_S = 1.0
 
 
+def _none() -> int:
+    return 0
+
+
 class JournalMetrics:
     """Owned by one lane."""
 
     def __init__(self, shard: str, stats: Stats) -> None:
         self._shard = shard
+        self.residents: Callable[[], int] = _none
+        """The number of keys whose state is in memory."""
         self.is_failing = False
         """The last operation of the store has failed."""
         self._logged_at = -LOGGED_EVERY_S
@@ -32,6 +39,8 @@ class JournalMetrics:
         )
         failing = stats.gauge("onelane.state.failing", unit="1", description="Whether the store fails now")
         failing.observe(lambda: float(self.is_failing))
+        residents = stats.gauge("onelane.state.residents", unit="{key}", description="Keys whose state is in memory")
+        residents.observe(lambda: float(self.residents()))
 
     def committed(self, seconds: float, *, keys: int, turns: int) -> None:
         self._commits.add()

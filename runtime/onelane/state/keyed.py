@@ -46,6 +46,7 @@ class KeyedDicts:
         self._lost = stats.counter(
             "onelane.state.lost", unit="{entry}", description="Entries of keyed dicts that did not follow their key"
         )
+        self._entries = stats.gauge("onelane.keyed.entries", unit="{entry}", description="Entries of keyed dicts")
         self._logged = 0
 
     def declare(
@@ -79,8 +80,9 @@ class KeyedDicts:
         if durable:
             self.durable[name] = self._moving[name]
         self._declarations[name] = declaration
-        self._dicts[name] = StrictDict(name) if strict else {}
-        return self._dicts[name]
+        entries = self._dicts[name] = StrictDict(name) if strict else {}
+        self._entries.observe(lambda: float(len(entries)), {"onelane.dict": name})
+        return entries
 
     def entries(self, name: str) -> dict[Any, Any]:
         """The dict of that name."""
