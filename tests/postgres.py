@@ -63,23 +63,37 @@ class PostgresServer:
         self._process.send_signal(how)
         self._process.wait(BOUND_S)
 
+    @property
+    def pids(self) -> list[int]:
+        """Its process, and those of its connections and of its own work."""
+        assert self._process is not None
+        pid = self._process.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
     def _user(self) -> dict[str, Any]:
         """PostgreSQL refuses to run as root."""
         return {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
 
 
+def installed() -> Path | None:
+    """The path of `initdb`, beside the other programs."""
+    if path := shutil.which("initdb"):
+        return Path(path)
+    paths = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return paths[-1] if paths else None
+
+
 @contextmanager
 def server() -> Iterator[PostgresServer]:
     """A new server, running."""
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = shutil.which("initdb") or (installed and installed[-1])
-    if not initdb:
+    initdb = installed()
+    if initdb is None:
         tools.absent("PostgreSQL is not installed (Debian's package postgresql)")
     # Not in pytest's folder, which only its own user may enter.
     with tempfile.TemporaryDirectory(prefix="onelane-pg-", ignore_cleanup_errors=True) as name:
         if os.geteuid() == 0:
             shutil.chown(name, "postgres", "postgres")
-        running = PostgresServer(Path(name), Path(initdb).parent)
+        running = PostgresServer(Path(name), initdb.parent)
         running.create()
         running.start()
         try:

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench import state, state_goals
 from tests.bench.goals import Goal, goals
 from tests.bench.rows import Row, Setting, measure
 
@@ -18,12 +19,15 @@ from tests.bench.rows import Row, Setting, measure
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with rows and goals.")
 @click.option("--rounds", default=7, show_default=True, help="Runs of each row, after one that warms it.")
 @click.option("--scale", default=1.0, show_default=True, help="How many calls, beside the usual number.")
-def main(as_json: bool, rounds: int, scale: float) -> None:
+@click.option("--only", type=click.Choice(["calls", "state"]), help="One part of it.")
+def main(as_json: bool, rounds: int, scale: float, only: str | None) -> None:
     """Measure and print. Fails where a guard does."""
     if shutil.which("h2load") is None:
         raise click.ClickException("h2load is missing: install Debian's nghttp2-client")
-    rows = list(measure(Setting(rounds, scale, lambda text: click.echo(text, err=True))))
-    asked = goals(rows)
+    setting = Setting(rounds, scale, lambda text: click.echo(text, err=True))
+    sections = {"calls": measure, "state": state.measure}
+    rows = [row for name, section in sections.items() if only in (None, name) for row in section(setting)]
+    asked = [*(goals(rows) if only != "state" else ()), *(state_goals.goals(rows) if only != "calls" else ())]
     if as_json:
         reached = [asdict(goal) | {"reached": goal.reached} for goal in asked]
         click.echo(json.dumps({"rows": [asdict(row) for row in rows], "goals": reached}))
@@ -36,11 +40,11 @@ def _print(rows: Sequence[Row], asked: Sequence[Goal], rounds: int) -> None:
     table = Table(
         "server", "shape", title=f"median of {rounds} alternating runs; `call` is a message where it is streamed"
     )
-    for column in ("CPU µs per call", "calls per core s", "calls/s", "p99 ms", "KiB"):
+    for column in ("CPU µs per call", "calls per core s", "calls/s", "p99 ms", "KiB", "count"):
         table.add_column(column, justify="right")
     for row in rows:
         per_core = None if row.cpu_us_per_call is None else round(1e6 / row.cpu_us_per_call)
-        figures = (row.cpu_us_per_call, per_core, row.calls_per_s, row.p99_ms, row.kib)
+        figures = (row.cpu_us_per_call, per_core, row.calls_per_s, row.p99_ms, row.kib, row.count)
         table.add_row(row.name, row.shape, *("" if figure is None else f"{figure:,}" for figure in figures))
     verdicts = Table("goal", "asked", title="goals")
     verdicts.add_column("measured", justify="right")

@@ -2,7 +2,7 @@
 
 raw: bare grpc.aio on uvloop. pygrpc-native: its asyncio server, on uvloop. grpclib: on uvloop. probe: see probe.py.
 opentelemetry: raw, with OpenTelemetry's SDK. threads: the threaded `grpc.server`, see diamond.py. All have the same
-handler's body.
+handler's body. aiosqlite, asyncpg: counters with a commit for each call, see durable_peers.py.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from tests.bench import diamond, raw
+from tests.bench import diamond, durable_peers, raw
 from tests.bench.probe import Probe
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -99,6 +99,8 @@ KINDS: dict[str, Callable[[], Awaitable[tuple[int, Any]]]] = {
     "grpclib": grpclib,
     "probe": probe,
     "threads": threads,
+    "aiosqlite": durable_peers.over_sqlite,
+    "asyncpg": durable_peers.over_postgres,
 }
 
 

@@ -35,6 +35,7 @@ class _Generic:
         """Left out."""
 
 
-def register(server: grpc.aio.Server) -> None:
-    """Serve it there."""
-    echo_pb2_grpc.add_EchoServicer_to_server(Echo(), _Generic(server))  # type: ignore[arg-type,abstract]
+def register(server: grpc.aio.Server, servicer: echo_pb2_grpc.EchoServicer | None = None) -> None:
+    """Serve it there, or another one."""
+    servicer = servicer or Echo()  # type: ignore[abstract]
+    echo_pb2_grpc.add_EchoServicer_to_server(servicer, _Generic(server))  # type: ignore[arg-type]

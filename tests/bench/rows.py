@@ -57,6 +57,8 @@ class Row:
     calls_per_s: int | None = None
     p99_ms: float | None = None
     kib: float | None = None
+    count: float | None = None
+    """Of what the name says."""
     cpu_us_runs: tuple[float, ...] = ()
     """Of each run, in the order of those that it alternated with."""
 

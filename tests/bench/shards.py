@@ -22,6 +22,7 @@ class Shards:
         self.placement = Placement(1, self.members)
         self.listen = cluster.listen["echo"]
         self.shard_pids = [s["pid"] for s in shards]
+        self.cluster = cluster
         self._supervisor = cluster.process.pid
 
     @property
