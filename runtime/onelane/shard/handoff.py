@@ -337,8 +337,10 @@ class HandoffCarrier:
         taken: list[str] = []
         packed: list[siblings_pb2.MovedKey] = []
         size = 0
-        while len(taken) < ready and size < BATCH_BYTES:
-            key = next(iter(keys))
+        # Not `next(iter(keys))` for each, which passes by all that were removed before: 5 s for 100,000 keys.
+        for key in tuple(islice(keys, ready)):
+            if size >= BATCH_BYTES:
+                break
             del keys[key]
             message = moved_key(key, self._keyed.entries_of(key))
             taken.append(key)
