@@ -56,16 +56,19 @@ class HandoffCarrier:
         control: Control,
         *,
         under_way: Callable[[], Iterable[Call]],
+        drop_foreign: Callable[[Callable[[str], bool]], None],
         drain_s: float,
         stats: Stats,
     ) -> None:
-        """under_way: the calls that the listener has, and those of this shard to itself. drain_s: how long calls of a
-        key that leaves may go on."""
+        """under_way: the calls that the listener has, and those of this shard to itself. drop_foreign: drops what stays
+        behind of keys that this life does not own; its argument tells of a key whether it does. drain_s: how long calls
+        of a key that leaves may go on."""
         self._lane = lane
         self._keyed = keyed
         self._channels = channels
         self._control = control
         self._under_way = under_way
+        self._drop_foreign = drop_foreign
         self._drain_s = drain_s
         self._handoff: Handoff | None = None
         self._busy: Counter[str] = Counter()
@@ -286,7 +289,7 @@ class HandoffCarrier:
                 case handoff.ReleaseAll():
                     self._lane.queue.arrivals.all_arrived()
                 case handoff.Departed():
-                    self._keyed.drop_foreign(lambda key: not self._leaves(key))
+                    self._drop_foreign(lambda key: not self._leaves(key))
                     self._report(control_pb2.ToSupervisor(departed=self._lane.placement.epoch))
                 case handoff.Arrived():
                     self._report(control_pb2.ToSupervisor(arrived=self._lane.placement.epoch))

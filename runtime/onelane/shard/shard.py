@@ -437,6 +437,12 @@ class Shard:
             except Exception:
                 log.exception("shard.part_not_ended shard=%s", self.name)
 
+    def drop_foreign(self, owns: Callable[[str], bool]) -> None:
+        """Drop what keys that have left leave behind: timers, and entries in dicts that do not move. owns: of a key
+        (canonical text), whether this process owns it."""
+        self.keyed_dicts.drop_foreign(owns)
+        self._timers.drop_foreign(owns)
+
     def keyed_counts(self) -> dict[str, int]:
         return self.keyed_dicts.counts()
 

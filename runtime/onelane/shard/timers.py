@@ -155,12 +155,11 @@ class Timers:
         """The timers of `key` that have not begun to run, in the order in which they were set."""
         return tuple(self._of_key.get(keys.canonical(key), ()))
 
-    def forget(self, key: str) -> int:
-        """Drop all timers of `key` (canonical text), since another shard owns it now; returns their number."""
-        timers = tuple(self._of_key.get(key, ()))
-        for timer in timers:
-            self.drop(timer)
-        return len(timers)
+    def drop_foreign(self, owns: Callable[[str], bool]) -> None:
+        """Drop all timers of keys that this shard does not own: they would run when their key is back."""
+        for key in [key for key in self._of_key if not owns(key)]:
+            for timer in tuple(self._of_key[key]):
+                self.drop(timer)
 
     def drop(self, timer: Timer) -> bool:
         """See `Timer.cancel`."""

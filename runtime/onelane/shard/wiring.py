@@ -169,6 +169,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         sibling_channels,
         control,
         under_way=lambda: [*_under_way(listener), *sibling_calls.to_self],
+        drop_foreign=shard.drop_foreign,
         drain_s=settings.drain_s,
         stats=stats,
     )
