@@ -1,13 +1,14 @@
 # make up: set up and run the arena · make test: set up and pass the tests
 # make conformance: connectconformance's suite, a minute · make check: format, lint, types, layers
-# make bench: what a call costs · ARGS="…" goes to the program
+# make bench: what a call costs · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
+# ARGS="…" goes to the program
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: up test conformance check bench setup proto clients clean
+.PHONY: up test conformance chaos check bench setup proto clients clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,10 @@ test: setup
 
 conformance: setup
 	$(BIN)/pytest -q -m conformance $(ARGS)
+
+chaos: setup
+	ONELANE_CHAOS=1 $(BIN)/pytest -q -s tests/core/test_handoff_explored.py
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 up: setup
 	$(BIN)/python -m services.arena.drive $(ARGS)

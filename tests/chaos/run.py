@@ -1,0 +1,99 @@
+"""One run: the clients of an app, a schedule, and what the history of it shows."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.clients import Clients, History
+from tests.chaos.outcome import Outcome
+from tests.chaos.schedule import Disturber, Schedule
+from tests.history.linearizability import check
+from tests.running_app import RunningApp, running
+
+KEYS = 24
+APP = """
+[apps.{name}]
+services = ["tests.chaos.service:{service}"]
+listen = "127.0.0.1:0"
+shards = 2
+max_late_s = 10
+"""
+STATE = """
+[apps.kept.state]
+folder = "{folder}"
+patience_s = 0.3
+"""
+
+
+@dataclass(frozen=True)
+class Arena:
+    """A running `onelane up` with two apps: `plain`, with state in memory, and `kept`, with durable state."""
+
+    app: RunningApp
+    folder: Path
+    """Of the durable state."""
+
+
+@contextmanager
+def arena(folder: Path) -> Iterator[Arena]:
+    state = folder / "state"
+    apps = [APP.format(name="plain", service="Plain"), APP.format(name="kept", service="Kept")]
+    with running(folder, "".join(apps) + STATE.format(folder=state)) as app:
+        yield Arena(app, state)
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much the clients call."""
+
+    clients: int = 8
+    pause_s: float = 0.0
+    """Of a client, after each call."""
+
+
+async def run(
+    arena: Arena, name: str, seed: int, schedule: Schedule, *, with_crashes: bool = False, load: Load | None = None
+) -> Outcome:
+    """Clients call an app all the while that a schedule goes on. with_crashes: calls may fail.
+
+    Raises:
+        AssertionError: the history is not linearizable; with all that is known of the run.
+    """
+    load = load or Load()
+    keys = [f"{seed}-{number}" for number in range(KEYS)]
+    history = History()
+    is_durable = name == "kept"
+    disturber = Disturber(arena.app, name, keys, seed, durable=arena.folder if is_durable else None)
+    clients = Clients(keys, seed, history, pause_s=load.pause_s)
+    shards = await asyncio.to_thread(arena.app.shards, name)
+    own = [shard["address"] for shard in shards[:2]]
+    # With a crash a repeat without an id may be a second change.
+    _dial(clients, load.clients, arena.app.listen[name], own, retrying=not with_crashes, with_id=is_durable)
+    clients.start()
+    try:
+        await schedule(disturber)
+    finally:
+        await clients.stop()
+    outcome = Outcome(name, seed, history, disturber.record)
+    try:
+        await asyncio.to_thread(check, [*history.operations, *disturber.record.losses])
+    except AssertionError as error:
+        log = (await asyncio.to_thread(arena.app.log.read_text)).splitlines()[-60:]
+        raise AssertionError("\n".join([str(error), *outcome.lines(), *log])) from error
+    return outcome
+
+
+def _dial(clients: Clients, count: int, shared: str, own: list[str], *, retrying: bool, with_id: bool) -> None:
+    """Four kinds of clients: of grpcio at the shared port, at a shard's own, and with ids; and ours."""
+    for number in range(count):
+        match number % 4:
+            case 0:
+                clients.add_stock("stock", shared, retrying=retrying)
+            case 1:
+                clients.add_stock("stock at its own", own[number // 4 % 2], retrying=retrying)
+            case 2:
+                clients.add_ours(shared)
+            case 3:
+                clients.add_stock("stock with ids", shared, retrying=retrying and not with_id, with_id=with_id)

@@ -1,0 +1,43 @@
+"""Short runs of chaos, with fixed seeds: what the history of each key must show, whatever is done to its app.
+
+`make chaos` has the long ones, with seeds of its own.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.run import Arena, Load, arena, run
+from tests.chaos.schedule import Disturber, changes
+
+pytestmark = pytest.mark.slow
+LOAD = Load(clients=8, pause_s=0.005)
+"""New processes have to start beside it."""
+
+
+@pytest.fixture(scope="module")
+def running_apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    with arena(tmp_path_factory.mktemp("chaos")) as apps:
+        yield apps
+
+
+async def scales_and_a_restart(app: Disturber) -> None:
+    """Two changes with nothing between them, which once hung; and new processes for both shards."""
+    for shards in (4, 3, 2):
+        await app.scale(shards)
+    await app.restart()
+
+
+async def test_no_call_fails_and_no_update_is_lost_or_doubled_in_changes(running_apps: Arena) -> None:
+    outcome = await run(running_apps, "plain", 1, scales_and_a_restart, load=LOAD)
+    assert (outcome.history.failures, outcome.faults) == ([], [])
+
+
+async def test_no_call_to_durable_state_fails_and_no_update_is_lost_or_doubled_in_changes(running_apps: Arena) -> None:
+    outcome = await run(running_apps, "kept", 2, changes(2), load=LOAD)
+    assert (outcome.history.failures, outcome.faults) == ([], [])
+
+
+async def test_kills_in_changes_lose_and_double_no_durable_update(running_apps: Arena) -> None:
+    outcome = await run(running_apps, "kept", 3, changes(2, harm=["kill"]), with_crashes=True, load=LOAD)
+    assert outcome.record.harm["kill"] > 0
