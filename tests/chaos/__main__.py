@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [MINUTES] [--seed N]`: runs of chaos for so many minutes, and a report as text.
+"""`python -m tests.chaos [MINUTES] [--seed N] [--app plain|kept]`: runs of chaos, and a report of them as text.
 
 Each run has a seed, from N on, and says what was done and seen. It ends at the first history that is not linearizable,
 or call that failed where none may, with all that is known of it.
@@ -84,10 +84,10 @@ def say(*lines: str) -> None:
     sys.stdout.flush()
 
 
-async def run_for(apps: Arena, seconds: float, seed: int, report: Report) -> None:
+async def run_for(apps: Arena, kinds: Sequence[Kind], seconds: float, seed: int, report: Report) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        kind, load = KINDS[seed % len(KINDS)], LOADS[seed // len(KINDS) % len(LOADS)]
+        kind, load = kinds[seed % len(kinds)], LOADS[seed // len(kinds) % len(LOADS)]
         outcome = await run(apps, kind.app, seed, kind.schedule, with_crashes=kind.with_crashes, load=load)
         report.add(outcome)
         say(*outcome.lines())
@@ -100,11 +100,15 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", default=5.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--app", choices=("plain", "kept"), help="only with state in memory, or only with durable state"
+    )
     options = parser.parse_args(arguments)
+    kinds = [kind for kind in KINDS if options.app in (None, kind.app)]
     report = Report()
     with tempfile.TemporaryDirectory() as folder, arena(Path(folder)) as apps:
         try:
-            asyncio.run(run_for(apps, options.minutes * 60, options.seed, report))
+            asyncio.run(run_for(apps, kinds, options.minutes * 60, options.seed, report))
         except AssertionError as error:
             say(str(error))
             sys.exit(1)
