@@ -27,6 +27,7 @@ TESTED_BY = {
     "cli/declared_dicts": "cli/test_state",
     "cli/turns": "supervisor/admin/test_turn_commands",
     "shard/held_turns": "supervisor/admin/test_turn_commands",
+    "supervisor/store_status": "supervisor/admin/test_page_durable",
     "supervisor/turn_questions": "supervisor/admin/test_turn_commands",
     "cli/placement": "supervisor/admin/test_placement_commands",
     "cli/admin_client": "cli/test_main",

@@ -103,7 +103,10 @@ def _shards(name: str, app: dict[str, Any]) -> Listing:
 
 
 def _show_rest(app: dict[str, Any], console: Console) -> None:
-    """The last stalls, and what stock clients need to know."""
+    """Durable state, the last stalls, and what stock clients need to know."""
+    for shard in app["shards"]:
+        if shard.get("durable") is not None:
+            console.print(durable_text(shard["name"], shard["durable"]), soft_wrap=True)
     for shard in app["shards"]:
         for stall in shard["last_stalls"]:
             console.print(_stall(shard["name"], stall), soft_wrap=True)
@@ -112,6 +115,19 @@ def _show_rest(app: dict[str, Any], console: Console) -> None:
     size = app["service_config"]["loadBalancingConfig"][0]["ring_hash_experimental"]["minRingSize"]
     if size > STOCK_RING_CAP:
         console.print(f"and the channel argument grpc.lb.ring_hash.ring_size_cap = {size}", soft_wrap=True)
+
+
+def durable_text(shard: str, durable: dict[str, Any]) -> str:
+    """The durable state of a shard, in one line."""
+    parts = [f"{durable['residents']} keys in memory", f"{durable['commits']} commits"]
+    if durable["commits"]:
+        milliseconds = (1000 * durable["commit_p50_s"], 1000 * durable["commit_p99_s"])
+        parts.append(
+            f"of {durable['keys_per_commit']:.1f} keys in {milliseconds[0]:.1f} ms (p99 {milliseconds[1]:.1f})"
+        )
+    parts += [f"{count} failed to {operation}" for operation, count in durable["failures"].items()]
+    fails = ", FAILS NOW" if durable["failing"] else ""
+    return f"{shard} keeps state in {durable['store']}: {', '.join(parts)}{fails}"
 
 
 def change_text(change: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from rich.tree import Tree
 from onelane.cli.admin_client import fetch
 from onelane.cli.keyboard import Keyboard
 from onelane.cli.listing import Column, Listing, show_plain
-from onelane.cli.status import change_text
+from onelane.cli.status import change_text, durable_text
 from onelane.cli.viewport import Viewport
 from onelane.errors import Transient
 
@@ -162,6 +162,10 @@ def screen(
         parts.append(_heading(app, rate, past))
         if app.get("change") is not None:
             parts.append(Text(change_text(app["change"]), style="yellow", overflow="fold"))
+        for shard in app["shards"]:
+            if shard["durable"] is not None:
+                style = "red" if shard["durable"]["failing"] else "dim"
+                parts.append(Text(durable_text(shard["name"], shard["durable"]), style=style, overflow="fold"))
         for listing in _listings(app):
             table, left_out = listing.fitted(width)
             parts += [table] if listing.rows else []

@@ -34,6 +34,7 @@ from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.shard_state import REPORTING, ShardEvent
 from onelane.supervisor.socket_folder import socket_folder
+from onelane.supervisor.store_status import is_failing, store_status
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.telemetry.collector.collector import ADMIN_REFUSALS, Collector
 from onelane.telemetry.open_files import DESCRIPTORS
@@ -296,13 +297,21 @@ class Supervisor:
         return (self._sums if sums else self.prometheus).render(accept)
 
     def health(self) -> tuple[bool, str]:
-        """Whether every configured shard is ready; and in words how many are, and what the others are."""
+        """Whether every configured shard is ready, and its store works; and in words how many are, and what the others
+        are."""
         shards = [shard for app in self.apps for shard in app.shards]
         # Before the sockets are laid out there are none.
         total = len(shards) or sum(app.shard_count for app in self.config.apps.values())
         ready = sum(shard.is_ready for shard in shards)
         others = [f"; {shard.member.name} is {shard.label}" for shard in shards if not shard.is_ready]
-        return ready == total, f"{ready}/{total} shards ready{''.join(others)}"
+        failing = self._failing_stores()
+        others += [f"; the store of {name} fails" for name in failing]
+        return ready == total and not failing, f"{ready}/{total} shards ready{''.join(others)}"
+
+    def _failing_stores(self) -> list[str]:
+        """The shards that cannot load or keep durable state now."""
+        totals = self.collector.totals
+        return [shard.member.name for app in self.apps for shard in app.shards if is_failing(app.source(shard), totals)]
 
     def status(self, *, details: bool = False) -> dict[str, Any]:
         """Every app with its shards, for JSON. details: also how many keys each keyed dict holds, and the
@@ -355,6 +364,7 @@ class Supervisor:
                 "tls_failures": totals.counts_by("onelane.tls.handshakes", "error.type", source),
             },
             "descriptors_left": self._descriptors_left(source),
+            "durable": store_status(app.settings.state.store, source, totals),
             "last_stalls": [asdict(stall) for stall in shard.stalls],
         }
         return row | {"keyed": shard.keyed} if details else row

@@ -8,6 +8,7 @@ from typing import Any
 
 from onelane.core.placement import Placement
 from onelane.supervisor.app import AppSupervisor
+from onelane.supervisor.store_status import store_status
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.telemetry.collector.collector import ADMIN_REFUSALS, GAPS, LOST, Collector, hottest_keys
 from onelane.telemetry.collector.history import MethodHistory, Step
@@ -56,7 +57,11 @@ class View:
             "listen": app.settings.listen,
             "epoch": app.placement.epoch,
             "show_keys": app.settings.show_keys,
-            "shards": [_shard(app, shard, sums) for shard in app.shards],
+            "shards": [
+                _shard(app, shard, sums)
+                | {"durable": store_status(app.settings.state.store, app.source(shard), self._collector.totals)}
+                for shard in app.shards
+            ],
             "change": app.changes.status(),
             "methods": [_method(name, method, steps) for name, method in sorted(methods.items()) if _is_shown(name)],
             "ring": self._ring(app),

@@ -73,6 +73,7 @@ function App({ app, history }) {
         </div>
         ${app.change && html`<p class="card change" role="status">${changing(app.change)}</p>`}
         <${Shards} app=${app} />
+        <${Durable} shards=${app.shards} />
         <${Methods} methods=${app.methods} shown=${shown} show=${setMethod} />
         ${shown && html`<${Charts} method=${shown} steps=${history[shown] ?? []} />`}
         <${Ring} ring=${app.ring} shards=${app.shards} />
@@ -266,6 +267,45 @@ function HotKeys({ keys, shows }) {
     </div>
   `;
 }
+
+// Commits a second are those since the snapshot before.
+function Durable({ shards }) {
+  const before = useRef({});
+  const rows = shards.filter((shard) => shard.durable);
+  const at = performance.now() / 1e3;
+  const rates = Object.fromEntries(rows.map(({ name, durable }) => [name, rate(before.current[name], durable.commits, at)]));
+  useEffect(() => {
+    for (const { name, durable } of rows) before.current[name] = { at, commits: durable.commits };
+  });
+  if (!rows.length) return null;
+  return html`
+    <div class="card scroll">
+      <h3>Durable state</h3>
+      <table>
+        <thead>
+          <tr>
+            <th>shard</th><th>store</th><th>health</th><th class="n">keys in memory</th><th class="n">commits/s</th>
+            <th class="n">keys in each</th><th class="n">p50</th><th class="n">p99</th><th class="n">errors</th>
+          </tr>
+        </thead>
+        <tbody>
+          ${rows.map(
+            ({ name, durable }) => html`<tr key=${name}>
+              <td>${name}</td><td>${durable.store}</td>
+              <td class=${durable.failing ? "bad" : ""}>${durable.failing ? "fails" : "works"}</td>
+              <td class="n">${count(durable.residents)}</td><td class="n">${count(rates[name])}</td>
+              <td class="n">${durable.keys_per_commit.toFixed(1)}</td>
+              <td class="n">${seconds(durable.commit_p50_s)}</td><td class="n">${seconds(durable.commit_p99_s)}</td>
+              <td class="n">${count(Object.values(durable.failures).reduce((sum, one) => sum + one, 0))}</td>
+            </tr>`,
+          )}
+        </tbody>
+      </table>
+    </div>
+  `;
+}
+
+const rate = (before, commits, at) => (before ? Math.max(0, commits - before.commits) / Math.max(0.1, at - before.at) : 0);
 
 function Helpers({ helpers }) {
   return html`
