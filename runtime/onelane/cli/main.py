@@ -15,7 +15,7 @@ import anyio
 import click
 
 from onelane import config
-from onelane.cli import init_process, placement, standard_streams, state, turns
+from onelane.cli import init_process, placement, plan, standard_streams, state, turns
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import (
     ADDRESS,
@@ -57,7 +57,7 @@ def main() -> None:
     standard_streams.open_closed_ones()
 
 
-for command in (placement.scale, placement.pin, placement.unpin, state.state, turns.turns):
+for command in (placement.scale, placement.pin, placement.unpin, plan.plan, state.state, turns.turns):
     main.add_command(command)
 
 
