@@ -25,6 +25,8 @@ from onelane.supervisor.target import Alteration, AppTarget, NotChanged
 from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.supervisor")
+PROGRESS = ("leaving", "departed", "bytes", "held")
+"""Of a `HandoffProgress`, for people."""
 CHANGE_MARGIN_S = 2.5
 """How long beyond `drain_s`, which is for the turns under way, a life may take for its part in a change."""
 
@@ -147,13 +149,16 @@ class Changes:
         }
         if self.running is None:
             return row
-        progress = self.running.progress.values()
-        sums = {
-            name: sum(getattr(part, name) for part in progress) for name in ("leaving", "departed", "bytes", "held")
-        }
         names = {shard.member.life: shard.member.name for shard in (*self._app.shards, *self._app.beside)}
         waits_for = sorted(names[life] for life in self.running.waits_for if life in names)
-        return row | {"since_s": time.monotonic() - self.running.began_at, "waits_for": waits_for} | sums
+        lives = [
+            {"name": names[life], "life": life} | {name: getattr(part, name) for name in PROGRESS}
+            for life, part in sorted(self.running.progress.items())
+            if life in names
+        ]
+        sums = {name: sum(getattr(part, name) for part in self.running.progress.values()) for name in PROGRESS}
+        since_s = time.monotonic() - self.running.began_at
+        return row | {"since_s": since_s, "waits_for": waits_for, "lives": lives} | sums
 
     def will_leave(self, shard: SupervisedShard) -> bool:
         """Whether the change that is under way, and cannot be given up any more, leaves this shard out."""

@@ -64,6 +64,31 @@ def printed(cluster: RunningApp, *command: str) -> str:
     return CliRunner().invoke(main, [*command, "--admin", cluster.admin]).stdout
 
 
+async def test_a_move_in_progress_is_shown_with_what_each_shard_has_moved_and_has_to_move(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Keys whose turns do not end hold the change up, for as long as a drain."""
+    toml = echo(1).replace("tests.echo.service:Echo", "tests.supervisor.admin.stuck_service:Stuck")
+    with running(tmp_path, toml) as cluster:
+        async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
+            unary = channel.unary_unary("/echo.v1.Echo/Unary", EchoRequest.SerializeToString, EchoReply.FromString)
+            stuck = [unary(EchoRequest(key=f"{key}", order="stay"), timeout=50) for key in range(20)]
+            await eventually(lambda: json.loads(cluster.get("/turns?app=echo"))["held"] == 20)
+            async with opened(browser, cluster) as (page, console, _):
+                scaling = asyncio.ensure_future(asyncio.to_thread(printed, cluster, "scale", "echo", "2"))
+                row = page.locator(".change").get_by_role("row").filter(has_text="echo-0")
+                await expect(row).to_be_visible()
+                (life,) = [row for row in cluster.status()["apps"]["echo"]["change"]["lives"] if row["leaving"]]
+                cells = await row.get_by_role("cell").all_inner_texts()
+                assert cells == ["echo-0", "1", "0", "0", str(life["leaving"]), "0"]
+                assert 0 < life["leaving"] < 20
+                for call in stuck:
+                    call.cancel()
+                assert await scaling == "echo: 1 → 2 shards\n"
+                await expect(page.locator(".change")).to_have_count(0)
+                assert console == []
+
+
 async def test_a_store_that_fails_is_seen_everywhere_and_so_is_its_return(
     browser: Browser, cluster: RunningApp
 ) -> None:

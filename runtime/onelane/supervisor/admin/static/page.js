@@ -71,7 +71,7 @@ function App({ app, history }) {
           <${Tile} value=${seconds(slowest)} text="slowest p99" />
           <${Tile} value=${`${ready}/${app.shards.length}`} text="shards ready" bad=${ready < app.shards.length} />
         </div>
-        ${app.change && html`<p class="card change" role="status">${changing(app.change)}</p>`}
+        ${app.change && html`<${Change} change=${app.change} />`}
         <${Shards} app=${app} />
         <${Durable} shards=${app.shards} />
         <${Methods} methods=${app.methods} shown=${shown} show=${setMethod} />
@@ -84,6 +84,29 @@ function App({ app, history }) {
     </section>
   `;
 }
+
+const Change = ({ change }) => html`
+  <div class="card change" role="status">
+    <p>${changing(change)}</p>
+    ${change.lives?.length > 0 &&
+    html`<table>
+      <thead>
+        <tr>
+          <th>shard</th><th class="n">life</th><th class="n">keys moved</th><th class="n">bytes</th><th class="n">keys to go</th>
+          <th class="n">calls held</th>
+        </tr>
+      </thead>
+      <tbody>
+        ${change.lives.map(
+          (one) => html`<tr key=${one.life}>
+            <td>${one.name}</td><td class="n">${one.life}</td><td class="n">${count(one.departed)}</td>
+            <td class="n">${count(one.bytes)}</td><td class="n">${count(one.leaving)}</td><td class="n">${count(one.held)}</td>
+          </tr>`,
+        )}
+      </tbody>
+    </table>`}
+  </div>
+`;
 
 function changing(change) {
   const begun = `epoch ${change.from} → ${change.to}: ${change.what}`;
