@@ -34,8 +34,8 @@ class Reminded(echo_pb2_grpc.EchoServicer):
     async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
         self.began.append(f"{request.key}{request.text}")
         self.ids += [value for name, value in context.invocation_metadata() if name == "idempotency-key"]
-        await self.may_end.wait()
         self.counts[request.key] = self.counts.get(request.key, 0) + 1
+        await self.may_end.wait()
         if self.failing:
             await context.abort(grpc.StatusCode.NOT_FOUND, "as ordered")
         if request.order:

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 from onelane.shard import reminder_runs
+from onelane.state.memory_store import MemoryStore
 from onelane.state.reminder import FIRST_RETRY_S
+from onelane.state.store import KeyWrite, StoredReminder, StoreOptions
 
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.shard.reminded import RUN, RemindedCluster, reminded_cluster
@@ -138,6 +140,40 @@ async def test_a_crash_between_run_and_commit_leaves_the_run_to_the_next_life(re
     await reminded.settle()
     assert await reminded.count_of("k") == 1
     assert (await reminded.do("k", "list k")).text == ""
+
+
+async def test_a_run_that_is_cut_off_by_a_stop_is_undone_and_made_again(reminded: RemindedCluster) -> None:
+    await reminded.do("k", "set k 1 - a")
+    reminded.service().may_end.clear()
+    await reminded.cluster.advance(1)
+    await reminded.ran(1)
+    await reminded.cluster._shards(None)[0].end()
+    await reminded.cluster.restart(0)
+    assert await reminded.ran(1) == ["ka"]
+    await reminded.settle()
+    assert await reminded.count_of("k") == 1
+
+
+async def test_a_shard_that_drains_begins_no_run(reminded: RemindedCluster) -> None:
+    await reminded.do("k", "set k 1 - a")
+    service = reminded.service()
+    reminded.cluster._shards(None)[0].lifecycle.parts.lane.begin_drain()
+    await reminded.cluster.advance(5)
+    await reminded.settle()
+    assert service.began == []
+
+
+async def test_a_reminder_that_cannot_be_read_is_logged_and_left_alone(
+    reminded: RemindedCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore(StoreOptions("app", "app-0", 1, reminded.cluster._folder))
+    store.commit([KeyWrite("k", 1, reminders=(StoredReminder("odd", 1.0, b"newer"),))], at=0)
+    await reminded.cluster.crash(0)
+    await reminded.do("other", "set other 1 - a")
+    await reminded.cluster.advance(2)
+    assert await reminded.ran(1) == ["othera"]
+    assert "reminder.unreadable shard=app-0 error=the reminder 'odd' of the key 'k' cannot be read" in caplog.text
+    assert [reminder.id for reminder in store.read(["k"])["k"].reminders] == ["odd"]
 
 
 async def test_a_method_may_set_its_own_reminder_anew(reminded: RemindedCluster) -> None:

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from onelane.core import keys
 from onelane.core.context import TaskContext, current_call_var
 from onelane.core.placement import Member
-from onelane.errors import ForeignKey, OnelaneError, UnreadableReminder
+from onelane.errors import BadService, ForeignKey, OnelaneError, UnreadableReminder
 from onelane.lane.kept_turns import KeptTurns
 from onelane.lane.lane import Lane
 from onelane.lane.remembered import IDEMPOTENCY_KEY
@@ -215,7 +215,12 @@ class ReminderRuns:
         reminder = read_reminder(due.key, due.reminder)
         if not reminder.failures:
             self._metrics.began(self._wall() - reminder.due_at)
-        status = await self._call(reminder)
+        try:
+            status = await self._call(reminder)
+        except BaseException:
+            # It was cut off in the middle: undo what it has changed, it runs again as a whole.
+            self._gate.journal.lose(due.key)
+            raise
         self._metrics.ran(reminder.method, status)
         if self._stored(due) is stored:
             # Else its own method has set it anew.
@@ -240,13 +245,14 @@ class ReminderRuns:
     async def _call(self, reminder: Reminder) -> str:
         """Call its method, in the turn of its key; returns the name of the status."""
         router = self._lane.router
+        here = Member(router.shard, "", "", router.life)
         metadata = ((keys.HEADER, reminder.key), (IDEMPOTENCY_KEY, reminder.idempotency_key))
         try:
             request = self._calls.request_of(reminder.method, reminder.request)
-            await self._calls.call_member(Member(router.shard, "", "", router.life), reminder.method, request, metadata)
+            await self._calls.call_member(here, reminder.method, request, metadata)
         except grpc.aio.AioRpcError as error:
             return error.code().name
-        except OnelaneError:
+        except BadService:
             # The release that has set it had this method.
             return grpc.StatusCode.UNIMPLEMENTED.name
         except DecodeError:
