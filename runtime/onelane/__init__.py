@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onelane.shard.shard import Shard
     from onelane.shard.siblings import Answer
     from onelane.shard.topics import Lost
+    from onelane.state.reminder import Reminder
 
 __version__: str
 """Of the installed package. Read from its metadata at each use."""
@@ -39,6 +40,7 @@ __all__ = [
     "OnelaneError",
     "Overloaded",
     "PortTaken",
+    "Reminder",
     "Shard",
     "Subscription",
     "Transient",
@@ -56,6 +58,7 @@ _HOMES = {
     "Lost": "shard.topics",
     "Moved": "core.moved",
     "Offload": "shard.offload.offload",
+    "Reminder": "state.reminder",
     "Shard": "shard.shard",
     "Subscription": "shard.pubsub",
     "client_context": "client.tls",
