@@ -45,13 +45,14 @@ class Forwarding:
         """Its lane does not tick any more: end the calls that were forwarded to it, with UNAVAILABLE."""
         self._forwarder.give_up(owner)
 
-    def send(self, owner: Member, entry: Entry, call: Call, request: bytes) -> None:
-        """Forward a call of one message and one answer, without a task; `_answered` goes on."""
+    def send(self, owner: Member, entry: Entry, call: Call, request: bytes, *, by_last_placement: bool = False) -> None:
+        """Forward a call of one message and one answer, without a task; `_answered` goes on. by_last_placement: its
+        owner may send it on again, by the placement of now."""
         self._forwards.add()
         span = self._tracer.start(entry.method.name, "CLIENT", call.parent, remote=True)
         call.state = call.state.forward
         done = partial(self._answered, entry, call, span)
-        epoch = self._router.placement.epoch
+        epoch = self._router.placement.epoch - by_last_placement
         try:
             self._forwarder.begin(owner, call, request, context_of(span), done, epoch=epoch)
         except BaseException:

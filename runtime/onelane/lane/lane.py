@@ -440,6 +440,9 @@ class Lane:
         epoch = call.epoch if self._router.is_ahead(call) else 0
         if request is None or entry.method.response_streaming:
             return self._start(entry, call, self._hold_stream(entry, call, key, epoch, request))
+        if not epoch and (holder := self._router.holder_of(key, call)) is not None:
+            self._forwarding.send(holder, entry, call, request, by_last_placement=True)
+            return None
         call.state = call.state.wait
         span = self._tracer.start("arrival", "INTERNAL", call.parent)
         call.waiting = Arriving(entry, key, epoch, request, span)

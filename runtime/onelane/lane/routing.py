@@ -11,7 +11,7 @@ from onelane.core.handoff import HOLD, Handoff
 from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import MAX_BAGGAGE, TraceContext, trace_of_metadata
-from onelane.core.turns import CHAIN
+from onelane.core.turns import CHAIN, holders
 from onelane.errors import ForeignKey, NotHome, OnelaneError, OwnerAway
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
@@ -213,6 +213,15 @@ class Router:
         call.hop = AWAY
         call.trailers = ((NOT_HOME, str(epoch)), ("onelane-epoch", str(epoch)))
         raise NotHome(epoch=epoch)
+
+    def holder_of(self, key: str, call: Call) -> Member | None:
+        """The old owner of a key that arrives, where the chain of a call holds a turn on that shard: if it is the turn
+        of this very key, the key arrives only once the call has ended, so it is to be sent there. None where it has
+        been."""
+        if self.handoff is None or not call.chain or call.epoch >= self.placement.epoch:
+            return None
+        owner = self.handoff.before.owner_of(key)
+        return owner if any(holder.startswith(f"{owner.name}/") for holder in holders(call.chain)) else None
 
     def _read_metadata(self, call: Call, metadata: Any) -> None:
         """Take the metadata that are meant for the runtime."""
