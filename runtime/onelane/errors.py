@@ -89,6 +89,13 @@ class ForeignKey(Misuse):
         self.owner = owner
 
 
+class KeyMoves(ForeignKey):
+    """The code of a service wants the turn, or a timer, of a key that moves to another shard at this moment. No bug of
+    the service: the same call may succeed there."""
+
+    status = "UNAVAILABLE"
+
+
 class BadService(Misuse):
     """A service, plugin or method cannot be run as configured: not found, without a key, or of an unsupported kind."""
 

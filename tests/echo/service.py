@@ -293,6 +293,11 @@ class Echo(echo_pb2_grpc.EchoServicer):
         """`_later KEY`: hold the key's turn very soon, by a timer, until somebody calls Release with `key`."""
         self.shard.later(key, 0.001, functools.partial(self._wait, key, context))
 
+    async def _nest(self, key: str, context: Context) -> None:
+        """`_nest KEY`, in a turn of the key: enter it again, and set a timer."""
+        async with self.shard.turn(key):
+            self.shard.later(key, 60.0, context.time_remaining)
+
     async def _die(self, _: str, context: Context) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+import grpc.aio
 import pytest
 from onelane.testing import Cluster
 
@@ -61,3 +62,24 @@ async def moves() -> AsyncIterator[Moves]:
 @pytest.mark.parametrize("shard", [0, 1])
 async def test_a_circle_by_way_of_a_key_that_stays_ends_before_its_own_key_leaves(moves: Moves, shard: int) -> None:
     await moves.order(f"sibling {moves.staying(shard)} then middle sibling {moves.leaving} identity")
+
+
+async def test_the_turn_is_entered_again_and_a_timer_is_set_as_before(moves: Moves) -> None:
+    await moves.order(f"then middle nest {moves.leaving}")
+    timers = [moves.cluster.service(Echo, shard=index).shard.timers(moves.leaving) for index in range(3)]
+    assert timers == [(), (), ()]
+
+
+async def test_code_that_waits_for_a_turn_of_a_key_that_leaves_has_a_call_that_may_be_tried_again(moves: Moves) -> None:
+    async def wait_too() -> EchoReply:
+        service = moves.cluster.service(Echo, shard=0)
+        await until(lambda: "middle" in service.began)
+        request = EchoRequest(key=moves.staying(0), order=f"turn {moves.leaving}")
+        reply: EchoReply = await moves.cluster.stub(EchoStub).Across(request, timeout=30)
+        return reply
+
+    waiting = asyncio.ensure_future(wait_too())
+    await moves.order("wait middle")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await waiting
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -182,6 +182,11 @@ class Handoff:
             return False
         return key in self._installing or self.before.owner_of(key).life in self._awaited
 
+    def is_busy(self, key: str) -> bool:
+        """Whether a key leaves, and calls of it have not ended here."""
+        receiver = self._receiver_of(key)
+        return receiver is not None and key in receiver.busy
+
     @property
     def has_leaving(self) -> bool:
         """Whether keys may leave this life; if not, there is nothing to scan."""

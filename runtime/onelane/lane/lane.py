@@ -23,7 +23,7 @@ from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import Turn, patience_s
-from onelane.errors import AccessRefused, BadKey, ForeignKey, LongKey, OnelaneError, OwnerAway, Refused
+from onelane.errors import AccessRefused, BadKey, KeyMoves, LongKey, OnelaneError, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
@@ -165,7 +165,7 @@ class Lane:
         """Send on what waits for the turn of a key that leaves."""
         if isinstance(waiter, asyncio.Future):
             if not waiter.done():
-                waiter.set_exception(ForeignKey(key, shard=self.name, owner=owner.name))
+                waiter.set_exception(KeyMoves(key, shard=self.name, owner=owner.name))
             return
         call: Call = waiter
         waiting = call.waiting

@@ -12,7 +12,7 @@ from onelane.core.keys import ANY, FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import MAX_BAGGAGE, TraceContext, trace_of_metadata
 from onelane.core.turns import CHAIN, holders
-from onelane.errors import ForeignKey, NotHome, OnelaneError, OwnerAway
+from onelane.errors import ForeignKey, KeyMoves, NotHome, OnelaneError, OwnerAway
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
 from onelane.server.call import AWAY, DIRECT_HOP, Call, Metadata
@@ -106,16 +106,20 @@ class Router:
             raise OwnerAway(owner.name, self.away[owner.name])
 
     def own_key(self, key: str | bytes | int, source: str) -> str:
-        """The canonical text of a key that the code of a service names; this shard must own it. source: the argument
-        that names it, for the error.
+        """The canonical text of a key that the code of a service names; this shard must own it, or end calls of it that
+        have begun before it leaves. source: the argument that names it, for the error.
 
         Raises:
-            LongKey, ForeignKey: see `onelane.errors`.
+            LongKey, ForeignKey, KeyMoves: see `onelane.errors`.
         """
         text = self.named_key(key, source)
         owner = self._home(text)
-        if owner is not None and owner is not ARRIVING:
+        if owner is None or owner is ARRIVING:
+            return text
+        if self.handoff is None or not self.is_own(self.handoff.before.owner_of(text)):
             raise ForeignKey(text, shard=self.shard, owner=owner.name)
+        if not self.handoff.is_busy(text):
+            raise KeyMoves(text, shard=self.shard, owner=owner.name)
         return text
 
     def named_key(self, key: str | bytes | int, source: str) -> str:

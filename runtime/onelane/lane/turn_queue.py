@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
 from onelane.core.turns import Turn, Turns, holders
+from onelane.errors import KeyMoves
 from onelane.lane.arrivals import Arrivals
 from onelane.lane.routing import ARRIVING, Router
 from onelane.server.call import Call
@@ -102,14 +103,22 @@ class TurnQueue:
 
         Raises:
             LongKey: the key is longer than the app allows.
-            ForeignKey: another shard owns the key.
+            ForeignKey: another shard owns the key. KeyMoves: it moves to another shard at this moment.
             Overloaded: too many wait for it.
         """
         key = self._router.own_key(named_key, "the key of the turn")
         while self._router.find_home(key) is ARRIVING:
             await self.arrivals.wait(key=key)
             key = self._router.own_key(named_key, "the key of the turn")
+        if (owner := self._router.find_home(key)) is not None and not self._is_inside(key):
+            # No new turn of a key that leaves.
+            raise KeyMoves(key, shard=self._router.shard, owner=owner.name)
         return await self.take(key, name)
+
+    def _is_inside(self, key: str) -> bool:
+        """Whether this code runs inside the turn of a key, which it enters again at once."""
+        context = current_call()
+        return context is not None and self.turns.is_inside(key, context.outgoing_chain)
 
     async def take(self, key: str, name: str) -> Turn:
         """As `hold`, whoever owns the key. key: canonical text."""

@@ -43,7 +43,7 @@ def _give_status(call: Call, error: BaseException, method: Method, shard: str) -
             return
         case OnelaneError() | grpc.aio.AioRpcError() | asyncio.CancelledError() if call.is_aborted:
             _raised_after_status(call, error, method, shard)
-        case Misuse():
+        case Misuse() if error.status == Misuse.status:
             _unexpected(call, error, method, shard)
         case OnelaneError():
             code = grpc.StatusCode[error.status]

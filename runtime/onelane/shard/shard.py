@@ -224,7 +224,7 @@ class Shard:
         For streams and tasks; a unary call holds the turn of its own key already, and may enter it again.
 
         Raises, when it is entered:
-            ForeignKey: another shard owns the key.
+            ForeignKey: another shard owns the key. KeyMoves: it moves there now; a call that it ends is UNAVAILABLE.
             Overloaded: too many calls wait for it.
         """
         return HeldTurn(self._lane.queue, key)
