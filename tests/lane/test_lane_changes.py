@@ -8,6 +8,7 @@ import pytest
 from onelane.core.handoff import Handoff
 from onelane.core.placement import Member, Placement
 from onelane.errors import ForeignKey
+from onelane.lane.admission import Rates
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
 from onelane.server.call_state import DONE, FORWARDED, WAITING
@@ -89,6 +90,18 @@ async def test_a_held_call_that_is_released_too_early_is_held_again() -> None:
     assert bench.lane.arrivals.count == 1
     bench.lane.place(after(A))
     assert (await asyncio.wait_for(serving, 10)).code_now is grpc.StatusCode.OK
+
+
+async def test_a_held_call_counts_for_its_key_as_any_other_call_and_once() -> None:
+    bench = Bench(OF_B, SaysWhatItWasTold())
+    bench.lane._admission.rates, bench.lane._has_rates = Rates(per_s=0.01, burst=1), True
+    arriving(bench)
+    calls = [asyncio.ensure_future(bench.call()) for _ in range(2)]
+    await turns_of_the_loop()
+    bench.lane.place(after(A))
+    codes = {(await asyncio.wait_for(call, 10)).code_now for call in calls}
+    assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert bench.lane.hot_keys.seen == ["k", "k"]
 
 
 async def test_a_held_call_whose_deadline_passes_is_told_why_and_held_no_longer() -> None:

@@ -460,6 +460,9 @@ class Lane:
             assert key is not None
             if owner is not None:
                 return self._send_on(owner, entry, call, key, held.request)
+            self._saw_key(key)
+            if self._has_rates:
+                self._admission.check_rate(key, perf_counter())
             if entry.takes_turns:
                 call.turn = self._enter_turn(key, entry.method.name, call.chain, call)
                 if call.turn is None:
