@@ -167,6 +167,15 @@ async def test_a_stream_that_is_ended_again_and_again_waits_longer_each_time_and
     assert monotonic() - began >= 0.5 * (0.05 + 0.1 + 0.2 + 0.4)
 
 
+async def test_a_move_of_many_streams_costs_nothing_of_the_budget(server: tuple[ScriptedStreams, str]) -> None:
+    scripted, address = server
+    scripted.scripts, scripted.then = [[Ends(7)]] * 30, ["a", HOLD]
+    async with onelane.connect(address, service_config={"retryThrottling": {"maxTokens": 2}}) as channel:
+        calls = [watch(channel) for _ in range(30)]
+        assert await asyncio.gather(*(texts(call, 1) for call in calls)) == [["a"]] * 30
+        assert channel.peer.budget.tokens == 2
+
+
 async def test_a_server_that_names_ever_newer_epochs_makes_no_client_spin(server: tuple[ScriptedStreams, str]) -> None:
     scripted, address = server
     scripted.scripts = [[Ends(epoch)] for epoch in range(1, 1000)]

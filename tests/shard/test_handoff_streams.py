@@ -221,7 +221,7 @@ async def test_streams_of_grpcio_are_opened_again_by_hand_and_ours_by_themselves
             grpc.aio.insecure_channel(app.listen["follow"]) as stock,
             onelane.connect(app.listen["follow"], marks=True) as channel,
         ):
-            ours, by_hand = Readers(FollowStub(channel), KEYS), Readers(None, [])
+            by_stub, by_hand = Readers(FollowStub(channel), KEYS), Readers(None, [])
             for key in KEYS:
                 by_hand.add(key, watch_by_hand(stock, key, by_hand, moves))
             for text, arguments in (
@@ -231,9 +231,9 @@ async def test_streams_of_grpcio_are_opened_again_by_hand_and_ours_by_themselves
             ):
                 if arguments:
                     await order(app, *arguments)
-                await ours.hear(FollowStub(channel), text)
+                await by_stub.hear(FollowStub(channel), text)
                 await by_hand.hear(FollowStub(channel), text)
-            await ours.end()
+            await by_stub.end()
             await by_hand.end()
     assert moves
-    assert any(isinstance(item, onelane.Moved) for received in ours.received.values() for item in received)
+    assert any(isinstance(item, onelane.Moved) for received in by_stub.received.values() for item in received)
