@@ -92,6 +92,8 @@ class Shard:
         self._dialling = dialling
         self._opens_resources = opens_resources
         self._timers = Timers(name, limit=settings.max_timers, stats=stats, turn=self.turn, alarms=alarms)
+        self._ends = [self._timers.aclose]
+        """End what acts by itself, at the end of the shard."""
 
     def on_config(self, follower: Callable[[Any, Any], object]) -> None:
         """Call `follower(old, new)` each time `config` has been replaced."""
@@ -232,6 +234,7 @@ class Shard:
     def join(self, lane: Lane, sibling_calls: SiblingCalls, pubsub: PubSub, reminders: Reminders) -> None:
         """Set what is made after the shard: its lane, and the way to its siblings. Called once, before any service."""
         self._lane, self._sibling_calls, self._pubsub, self._reminders = lane, sibling_calls, pubsub, reminders
+        self._ends.append(reminders.aclose)
 
     def every(self, seconds: float, fn: TimerFunction) -> Timer:
         """Call `fn`, plain or async, every so many seconds from now on, until `cancel()` or the shard's end.
@@ -426,8 +429,7 @@ class Shard:
         channels = [channel.close for channel in self._channels.values()]
         state = [] if self.durable_state is None else [self.durable_state.aclose]
         for close in (
-            self._timers.aclose,
-            self._reminders.aclose,
+            *self._ends,
             *state,
             *channels,
             *(offload.aclose for offload in self._offloads),
