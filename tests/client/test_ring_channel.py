@@ -180,10 +180,10 @@ def test_status_prints_the_fixed_shape(cluster: RunningApp, ask: str) -> None:
         [sys.executable, "-m", "onelane", "status", "--json", target], capture_output=True, text=True, check=True
     )
     app = json.loads(shown.stdout)["apps"]["echo"]
-    assert set(app) == {"listen", "epoch", "service_config", "shards"}
+    assert set(app) == {"listen", "epoch", "service_config", "shards", "change", "leaving"}
     assert app["listen"] == cluster.listen["echo"]
     fields = {"name", "index", "pid", "address", "state", "restarts", "config", "calls", "forwarded"}
-    fields |= {"stalls", "last_stalls", "connections", "descriptors_left"}
+    fields |= {"stalls", "last_stalls", "connections", "descriptors_left", "life", "durable"}
     assert [set(shard) for shard in app["shards"]] == [fields, fields]
     assert {name for shard in app["shards"] for name in shard["connections"]} == {
         "open",

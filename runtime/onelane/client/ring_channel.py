@@ -99,8 +99,11 @@ class Channel(grpc.aio.Channel):
         request; False: none is; None: those of methods whose `idempotency_level` is NO_SIDE_EFFECTS.
         marks: its reader gets an `onelane.Moved` in between, in place of a message.
         """
+        streams = Streams(reopen, marks)
+        if streams == self._streams:
+            return self
         channel = copy(self)
-        channel._streams = Streams(reopen, marks)
+        channel._streams = streams
         return channel
 
     def unary_unary(self, method: str, *serializers: Any, **more: Any) -> Any:
