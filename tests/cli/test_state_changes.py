@@ -184,7 +184,9 @@ async def test_while_the_app_runs_its_state_can_be_read_and_copied_and_not_be_ch
         assert "onelane: echo runs: a process has state/echo/echo-0.sqlite open. Stop it first" in refused.stderr
     assert await add(counting, *keys) == [2] * 20
     counting.stop()
+    assert run("restore", "echo", "copy").exit_code == 0
     assert run("rm", "echo", "counts", "key-3").exit_code == 0
     assert lines(run("ls", "echo")) == [{"dict": "counts", "entries": 19}]
-    assert run("restore", "echo", "copy").exit_code == 0
-    assert lines(run("get", "echo", "counts", "key-3", "--raw"))[0]["data"] == "AQ=="
+    # The next start has other ports, so keys have other owners; and its lives may write what the commands have written.
+    with running(folder, (folder / "onelane.toml").read_text().partition("\n")[2]) as cluster:
+        assert await add(cluster, "key-3", "key-4") == [1, 2]
