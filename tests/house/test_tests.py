@@ -39,7 +39,6 @@ TESTED_BY = {
     "client/answered_call": "client/test_intercepted_call_like_grpcio",
     "client/options": "client/test_subchannel",
     "state/json_values": "cli/test_state",
-    "state/stored": "cli/test_state",
     "state/stored_changes": "cli/test_state_changes",
     "state/stored_check": "cli/test_state",
     "cluster/membership/static": "cluster/test_membership",
