@@ -167,7 +167,10 @@ class Game:
 
     async def _play(self, apps: dict[str, str], admin: Admin) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            channels = {app: await stack.enter_async_context(onelane.connect(address)) for app, address in apps.items()}
+            channels = {
+                app: await stack.enter_async_context(onelane.connect(address, reopen=True, marks=True))
+                for app, address in apps.items()
+            }
             players = Players(channels, self.tally, self.ledger)
             began = time.perf_counter()
             await self._play_until_the_end(players, admin)

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import grpc
 import grpc.aio
+import onelane
 
 from services.arena.ledger import Ledger
 from services.arena.tally import Tally
@@ -32,7 +33,7 @@ AUDIT_S = 20.0
 BOARD = "world"
 ALL_LINES = 1_000_000
 Channels = Mapping[str, grpc.aio.Channel]
-"""Name of an app → a channel to it."""
+"""Name of an app → a channel to it, which opens streams again whose key has moved, and marks where it has."""
 
 
 class Players:
@@ -133,16 +134,18 @@ class Players:
                 await until.wait()
 
     async def _watch(self, room_id: str) -> None:
-        """Watch a room, and watch it again where it is served by another process now."""
+        """Watch a room wherever it moves to; and watch it again where its process was killed, which no stub does."""
         while True:
             watch = self._lobby.Watch(lobby_pb2.WatchRequest(room_id=room_id))
             try:
-                async for _ in watch:
-                    self._tally.events += 1
+                async for event in watch:
+                    if isinstance(event, onelane.Moved):
+                        self._tally.reopened["moved"] += 1
+                    else:
+                        self._tally.events += 1
             except grpc.aio.AioRpcError as error:
-                has_moved = "onelane-moved" in dict(error.trailing_metadata() or ())
-                self._tally.reopened["moved" if has_moved else error.code().name] += 1
-                await asyncio.sleep(0 if has_moved else AFTER_ERROR_S)
+                self._tally.reopened[error.code().name] += 1
+                await asyncio.sleep(AFTER_ERROR_S)
 
     # The audit
 

@@ -237,6 +237,7 @@ async def test_make_up_that_is_shaken_loses_nothing(tmp_path: Path) -> None:
     assert re.fullmatch(r"kill profile-\d\n", changes[5])
     assert process.returncode == 0, output
     assert "\nnothing lost\n" in output
+    assert re.search(r"^watchers saw [\d,]+ events; reopened: .*moved x \d+", output, re.MULTILINE), output
     await eventually(lambda: not processes_of(tmp_path))
 
 
