@@ -1,7 +1,7 @@
 """A service that sets reminders, and remembers in a durable dict which have run."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.state.held_store import StoreControl
 
 RUN, DO = "echo.v1.Echo/Unary", "Misbehave"
+ROUNDS = 8
+"""A run asks the store to load its key and to write, one after the other; the next one follows it."""
 SETTINGS = {"turns": {"echo.v1.Echo/*": "KEYED"}, "max_late_s": 60}
 
 
@@ -85,23 +87,36 @@ class RemindedCluster:
     def began(self) -> list[str]:
         return [text for service in self.services for text in service.began]
 
-    async def ran(self, count: int, *, steps: int = 400) -> list[str]:
-        """Wait until so many runs have begun, while the clock moves on by a little."""
-        for _ in range(steps):
-            if len(self.began) >= count:
-                break
-            await self.cluster.advance(0.01)
-            await asyncio.sleep(0.001)
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait, while the clock moves on by next to nothing."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await self.cluster.advance(0.0001)
+                await asyncio.sleep(0.001)
+
+    async def ran(self, count: int) -> list[str]:
+        """Wait until so many runs have begun."""
+        await self.until(lambda: len(self.began) >= count)
         return self.began
 
     async def settle(self) -> None:
-        """Let all that has been started end, and what has begun on the threads of the stores."""
-        for _ in range(20):
-            await self.cluster.advance(0.01)
-            await asyncio.sleep(0.001)
+        """Let all end that has begun: what it asks of the threads of the stores, and what follows from that."""
+        for _ in range(ROUNDS):
+            await self.cluster.advance(0.0001)
+            for shard in self.cluster._shards(None):
+                if shard.is_up:
+                    await _barrier(shard.lifecycle.parts.shard)
 
     async def count_of(self, key: str) -> int:
         return int((await self.do(key, f"list {key}")).seen)
+
+
+async def _barrier(shard: onelane.Shard) -> None:
+    """Wait until the thread of its store has done all that it was asked for."""
+    assert shard.durable_state is not None
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    shard.durable_state.store.submit(lambda _: None, lambda _, __: done.set_result(None))
+    await asyncio.wait_for(done, 20)
 
 
 @asynccontextmanager

@@ -166,13 +166,14 @@ async def test_a_shard_that_drains_begins_no_run(reminded: RemindedCluster) -> N
 async def test_a_reminder_that_cannot_be_read_is_logged_and_left_alone(
     reminded: RemindedCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = MemoryStore(StoreOptions("app", "app-0", 1, reminded.cluster._folder))
+    store = MemoryStore(StoreOptions("app", "app-0", 1, reminded.cluster._folder / "state"))
     store.commit([KeyWrite("k", 1, reminders=(StoredReminder("odd", 1.0, b"newer"),))], at=0)
     await reminded.cluster.crash(0)
     await reminded.do("other", "set other 1 - a")
     await reminded.cluster.advance(2)
     assert await reminded.ran(1) == ["othera"]
-    assert "reminder.unreadable shard=app-0 error=the reminder 'odd' of the key 'k' cannot be read" in caplog.text
+    text = "reminder.unreadable shard=app-0 error=the reminder 'odd' of the key 'k' cannot be read"
+    await reminded.until(lambda: text in caplog.text)
     assert [reminder.id for reminder in store.read(["k"])["k"].reminders] == ["odd"]
 
 
@@ -203,7 +204,8 @@ async def test_a_bounded_number_runs_at_once(reminded: RemindedCluster, monkeypa
         await reminded.do(key, f"set {key} 1 - x")
     reminded.service().may_end.clear()
     await reminded.cluster.advance(1)
-    await reminded.ran(3, steps=20)
+    await reminded.ran(2)
+    await reminded.settle()
     assert len(reminded.began) == 2
     reminded.service().may_end.set()
     await reminded.ran(len(KEYS))
@@ -231,8 +233,8 @@ async def test_a_method_that_the_release_has_no_more_fails_and_is_named(
     lane = reminded.cluster._shards(None)[0].lifecycle.parts.lane
     del lane.entries[f"/{RUN}"]
     await reminded.cluster.advance(2)
-    await reminded.settle()
-    assert "reminder.failed shard=app-0 method=echo.v1.Echo/Unary id=a status=UNIMPLEMENTED" in caplog.text
+    text = "reminder.failed shard=app-0 method=echo.v1.Echo/Unary id=a status=UNIMPLEMENTED"
+    await reminded.until(lambda: text in caplog.text)
 
 
 async def test_reminders_run_once_while_shards_come_and_go() -> None:

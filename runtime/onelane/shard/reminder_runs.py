@@ -188,14 +188,12 @@ class ReminderRuns:
             self._tracer.end(span, error="" if status == "OK" else status)
 
     async def _run_here(self, due: DueReminder) -> str:
-        """Run a reminder where its key is still here; returns the name of the status."""
-        if not self._is_here(due.key):
-            return "OK"
+        """Run a reminder if its key is still here; returns the name of the status."""
         try:
             async with HeldTurn(self._lane.queue, unquote_to_bytes(due.key)):
                 return await self._run_in_turn(due)
         except ForeignKey:
-            # It has left meanwhile, and its reminders with it.
+            # It has left, and its reminders with it.
             return "OK"
         except UnreadableReminder as error:
             self._metrics.failed("unreadable")
@@ -279,4 +277,4 @@ class ReminderRuns:
 
 def _page(before: float, after: Place, store: Store) -> list[DueReminder]:
     """On the thread."""
-    return store.reminders(before=before, after=after)
+    return store.reminders(before=before, after=after, limit=PAGE)
