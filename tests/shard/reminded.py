@@ -29,6 +29,8 @@ class Reminded(echo_pb2_grpc.EchoServicer):
         """Keys and texts of the runs, as they began."""
         self.ids: list[str] = []
         """Their idempotency keys."""
+        self.ordered: list[str] = []
+        """Orders that were carried out."""
         self.failing = False
         self.may_end = asyncio.Event()
         self.may_end.set()
@@ -46,6 +48,7 @@ class Reminded(echo_pb2_grpc.EchoServicer):
 
     async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
         text = await self.carry_out(request)
+        self.ordered.append(request.order)
         if request.text == "abort":
             await context.abort(grpc.StatusCode.NOT_FOUND, "as ordered")
         return EchoReply(text=text or "", seen=self.counts.get(request.key, 0))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from onelane.shard import reminder_runs
 from onelane.state.memory_store import MemoryStore
-from onelane.state.reminder import FIRST_RETRY_S
+from onelane.state.reminder import FIRST_RETRY_S, Reminder
 from onelane.state.store import KeyWrite, StoredReminder, StoreOptions
 
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -224,6 +224,29 @@ async def test_more_than_a_page_is_due_and_all_run_in_order(
     await reminded.cluster.advance(200)
     await reminded.cluster.restart(0)
     assert await reminded.ran(len(KEYS)) == [f"{key}x" for key in reversed(KEYS)]
+
+
+async def test_what_was_read_before_keys_have_arrived_does_not_hide_theirs(
+    reminded: RemindedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reminder_runs, "PAGE", 2)
+    for number, key in enumerate(KEYS[:4]):
+        await reminded.do(key, f"set {key} {10 + number} - x")
+    await reminded.cluster.kill(0)
+    await reminded.cluster.advance(20)
+    await reminded.cluster.restart(0)
+    await reminded.ran(2)
+    reminded.store.may_list.clear()
+    lists = reminded.store.lists
+    reminders = reminded.cluster._shards(None)[0].lifecycle.parts.reminders
+    reminders.placed()
+    await reminded.until(lambda: reminded.store.lists > lists)
+    arrived = Reminder("z", "a", RUN, EchoRequest(key="z").SerializeToString(), 1.0).stored()
+    store = MemoryStore(StoreOptions("app", "app-0", 1, reminded.cluster._folder / "state"))
+    store.commit([KeyWrite("z", 1, reminders=(arrived,))], at=0)
+    reminders.placed()
+    reminded.store.may_list.set()
+    await reminded.until(lambda: "z" in reminded.began)
 
 
 async def test_a_method_that_the_release_has_no_more_fails_and_is_named(

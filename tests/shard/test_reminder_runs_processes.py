@@ -59,9 +59,9 @@ async def wait_counts(app: RunningApp, count: int) -> None:
 async def test_each_runs_once_while_shards_are_scaled_and_killed_and_after_a_restart_of_all(tmp_path: Path) -> None:
     with running(tmp_path, toml(tmp_path)) as app:
         await do(app, *((key, f"set {key} {0.3 + number / 20} - a") for number, key in enumerate(KEYS)))
-        await asyncio.to_thread(admin_client.command, app.admin, "/scale?app=echo&shards=3")
         for shard in await asyncio.to_thread(app.shards):
             os.kill(shard["pid"], signal.SIGKILL)
+        await asyncio.to_thread(admin_client.command, app.admin, "/scale?app=echo&shards=3")
         await wait_counts(app, 1)
         await do(app, *((key, f"set {key} 1.5 - b") for key in KEYS))
         app.stop()

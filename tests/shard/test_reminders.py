@@ -1,5 +1,6 @@
 """Reminders as a service sets, forgets and lists them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,6 +10,8 @@ import onelane
 import pytest
 from onelane.errors import BadService, Misuse, TooManyReminders
 from onelane.testing import Cluster
+from onelane.v1.siblings_pb2 import RemindReply, RemindRequest
+from onelane.v1.siblings_pb2_grpc import SiblingsStub
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -41,6 +44,28 @@ async def test_what_a_turn_sets_takes_effect_with_the_turn(reminded: RemindedClu
     await reminded.cluster.advance(5)
     await reminded.settle()
     assert reminded.began == []
+
+
+async def test_a_turn_of_the_key_waits_for_no_commit_to_set_one(reminded: RemindedCluster) -> None:
+    with reminded.store.held():
+        calls = [asyncio.ensure_future(reminded.do("k", order)) for order in ("set k 50 - a", "set k 60 - b")]
+        await reminded.until(lambda: len(reminded.service().ordered) == 2)
+        assert not any(call.done() for call in calls)
+    assert (await asyncio.gather(*calls))[1].text == "a b"
+
+
+async def test_a_key_that_moves_meanwhile_is_asked_for_at_its_next_owner(
+    reminded: RemindedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reminders = reminded.cluster._shards(None)[0].lifecycle.parts.reminders
+    serve, answers = reminders.serve, [RemindReply(is_foreign=True)]
+
+    async def has_left(request: RemindRequest) -> RemindReply:
+        return answers.pop() if answers else await serve(request)
+
+    monkeypatch.setattr(reminders, "serve", has_left)
+    await reminded.service().shard.remind("k", RUN, EchoRequest(key="k"), after_s=5, id="a")
+    assert (await reminded.do("k", "list k")).text == "a"
 
 
 async def test_a_status_that_is_not_ok_keeps_the_reminder_as_it_keeps_other_changes(reminded: RemindedCluster) -> None:
@@ -134,9 +159,6 @@ class TestBadInput:
             assert [reminder.id for reminder in await shard.reminders("k")] == ["a", "b"]
 
     async def test_only_siblings_may_change_reminders(self, reminded: RemindedCluster) -> None:
-        from onelane.v1.siblings_pb2 import RemindRequest
-        from onelane.v1.siblings_pb2_grpc import SiblingsStub
-
         with pytest.raises(grpc.aio.AioRpcError, match="only the shards of this app"):
             await reminded.cluster.stub(SiblingsStub, shard=0).Remind(RemindRequest(key="k"), timeout=20)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from onelane.errors import StoreUnavailable
 from onelane.state.memory_store import MemoryStore
-from onelane.state.store import KeyState, KeyWrite, StoreOptions
+from onelane.state.store import DueReminder, KeyState, KeyWrite, StoreOptions
 
 
 class StoreControl:
@@ -16,6 +16,11 @@ class StoreControl:
     def __init__(self) -> None:
         self.may_go = threading.Event()
         self.may_go.set()
+        self.may_list = threading.Event()
+        """Reminders."""
+        self.may_list.set()
+        self.lists = 0
+        """How often reminders were asked for."""
         self.commits: list[int] = []
         """The number of keys of each commit that has begun."""
         self.failing: set[str] = set()
@@ -56,6 +61,12 @@ class HeldStore(MemoryStore):
         assert self._control.may_go.wait(20)
         self._check_works("commit")
         super().commit(writes, **more)
+
+    def reminders(self, **more: Any) -> list[DueReminder]:
+        self._control.lists += 1
+        due = super().reminders(**more)
+        assert self._control.may_list.wait(20)
+        return due
 
     def _check_works(self, operation: str) -> None:
         if operation in self._control.failing:
