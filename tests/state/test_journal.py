@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from onelane.errors import Fenced, NotKept, StoreUnavailable, UnwritableValue
 from onelane.state import journal
-from onelane.state.store import RememberedAnswer, Row
+from onelane.state.store import RememberedAnswer, Row, StoredReminder
 
 from tests.state.journals import SteppedJournal
 
@@ -321,3 +321,16 @@ async def until_done(stepped: SteppedJournal, waiting: "asyncio.Future[Any]") ->
             if stepped.queue.asked:
                 stepped.queue.step()
     return waiting.result()
+
+
+async def test_a_reminder_that_is_set_and_dropped_before_a_commit_begins_is_not_written(
+    stepped: SteppedJournal,
+) -> None:
+    await load(stepped, "k")
+    resident = stepped.journal.residents["k"]
+    for reminders in ({"a": StoredReminder("a", 1.0, b"")}, dict[str, StoredReminder]()):
+        resident.reminders = reminders
+        assert stepped.journal.end_turn("k", stepped.leave("turn"))
+    await asyncio.sleep(0)
+    stepped.queue.step()
+    assert stepped.queue.store.read(["k"])["k"].reminders == ()
