@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from onelane.config import App
 from onelane.core import addresses
 from onelane.supervisor import app as app_module
 from onelane.supervisor import changes as changes_module
@@ -263,6 +264,17 @@ async def test_pins_are_kept_over_changes(tmp_path: Path, launcher: ScriptedLaun
         assert app.placement.owner_of("apples") == app.shards[0].member
         await app.changes.reach(scaled(2))
         assert app.placement.owner_of("apples") == app.shards[1].member
+
+
+async def test_a_shard_starts_again_also_where_a_pin_waits_for_another_that_the_app_has_no_more(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        await app.changes.reach(pinned("apples", 1))
+        await app.changes.reach(scaled(1))
+        assert App.model_validate_json(app.setup_of(app.shards[0]).settings).shard_count == 1
+        await app.changes.reach(scaled(2))
+        assert App.model_validate_json(app.setup_of(app.shards[0]).settings).pins == {"apples": 1}
 
 
 async def test_a_change_that_changes_no_owner_tells_nobody(tmp_path: Path, launcher: ScriptedLauncher) -> None:

@@ -292,7 +292,8 @@ class Changes:
     def _commit(self, plan: _Plan, placement: Placement) -> None:
         app, self.target = self._app, replace(plan.target, replaced=frozenset())
         app.placement = placement
-        app.settings = app.settings.model_copy(update={"shards": plan.target.shards, "pins": plan.target.pins})
+        settings = {"shards": plan.target.shards, "pins": plan.target.placed_pins}
+        app.settings = app.settings.model_copy(update=settings)
         rows = {shard.index: shard for shard in app.shards if shard not in plan.leaving}
         for shard in plan.joining:
             shard.take_over_from(next((old for old in plan.leaving if old.index == shard.index), None))
