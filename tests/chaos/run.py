@@ -13,6 +13,7 @@ from tests.history.linearizability import check
 from tests.running_app import RunningApp, running
 
 KEYS = 24
+LOG_LINES = 80
 APP = """
 [apps.{name}]
 services = ["tests.chaos.service:{service}"]
@@ -59,7 +60,7 @@ async def run(
     """Clients call an app all the while that a schedule goes on. with_crashes: calls may fail.
 
     Raises:
-        AssertionError: the history is not linearizable; with all that is known of the run.
+        AssertionError: the history is not linearizable, or something hangs; with all that is known of the run.
     """
     load = load or Load()
     keys = [f"{seed}-{number}" for number in range(KEYS)]
@@ -74,15 +75,23 @@ async def run(
     clients.start()
     try:
         await schedule(disturber)
+    except TimeoutError as error:
+        raise AssertionError("\n".join(["it hangs", *await _circumstances(arena, name)])) from error
     finally:
         await clients.stop()
     outcome = Outcome(name, seed, history, disturber.record)
     try:
         await asyncio.to_thread(check, [*history.operations, *disturber.record.losses])
     except AssertionError as error:
-        log = (await asyncio.to_thread(arena.app.log.read_text)).splitlines()[-60:]
-        raise AssertionError("\n".join([str(error), *outcome.lines(), *log])) from error
+        raise AssertionError("\n".join([str(error), *outcome.lines(), *await _circumstances(arena, name)])) from error
     return outcome
+
+
+async def _circumstances(arena: Arena, name: str) -> list[str]:
+    """For the search of a fault."""
+    status = (await asyncio.to_thread(arena.app.status))["apps"][name]
+    log = await asyncio.to_thread(arena.app.log.read_text)
+    return [f"change: {status['change']}", *map(str, status["shards"]), *log.splitlines()[-LOG_LINES:]]
 
 
 def _dial(clients: Clients, count: int, shared: str, own: list[str], *, retrying: bool, with_id: bool) -> None:
