@@ -3,6 +3,7 @@
 `make chaos` has the long ones, with seeds of its own.
 """
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -38,6 +39,13 @@ async def test_no_call_to_durable_state_fails_and_no_update_is_lost_or_doubled_i
     assert (outcome.history.failures, outcome.faults) == ([], [])
 
 
-async def test_kills_in_changes_lose_and_double_no_durable_update(running_apps: Arena) -> None:
-    outcome = await run(running_apps, "kept", 3, changes(2, harm=["kill"]), with_crashes=True, load=LOAD)
-    assert outcome.record.harm["kill"] > 0
+async def kills_and_a_locked_store_in_changes(app: Disturber) -> None:
+    changing = asyncio.create_task(changes(2)(app))
+    await app.kill()
+    await app.lock()
+    await changing
+
+
+async def test_kills_and_failed_commits_lose_and_double_no_acknowledged_durable_update(running_apps: Arena) -> None:
+    outcome = await run(running_apps, "kept", 3, kills_and_a_locked_store_in_changes, with_crashes=True, load=LOAD)
+    assert (outcome.record.harm["kill"], outcome.record.harm["lock"]) == (1, 1)
