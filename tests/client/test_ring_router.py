@@ -76,6 +76,25 @@ async def test_a_newer_topology_connects_to_new_shards_keeps_the_others_and_clos
         assert router.configured_keys == {"shop.v1.Shop/*": "name"}
 
 
+async def test_a_call_that_no_server_has_looked_at_as_its_shard_left_goes_to_the_shared_address() -> None:
+    """Its owner's connection stood as it was picked; a new one to a shard that ends is refused, or reset."""
+    async with stock() as (shared, _):
+        router = RingRouter(shared, APP_DIALLING)
+        async with stock() as (leaving, _):
+            await router._place(topology(leaving))
+            channel, _ = await _ready(router, leaving)
+        while channel.get_state() is grpc.ChannelConnectivity.READY:
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=20) == b"x"
+        await router.close(None)
+
+
+async def _ready(router: RingRouter, address: str) -> tuple[Any, Any]:
+    endpoint = router.endpoints[address]
+    await endpoint.channel.channel_ready()
+    return endpoint.channel, endpoint.health
+
+
 @pytest.mark.parametrize("ends", ["by itself", "with its channel"])
 async def test_a_call_on_a_shard_that_leaves_the_app_goes_on(router: RingRouter, ends: str) -> None:
     has_begun, hold = asyncio.Event(), asyncio.Event()

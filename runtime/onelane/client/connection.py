@@ -49,6 +49,9 @@ class Outgoing(Protocol):
     def reset_attempt(self) -> None:
         """Drop its stream, which has ended: it is to be sent again."""
 
+    def moves_to(self, subchannel: Any) -> None:
+        """It is sent by another subchannel."""
+
     def begin(self, connection: "Connection") -> None:
         """Send it on a connection."""
 
@@ -75,6 +78,9 @@ class EndedCall:
         self.headers: Headers = []
 
     def reset_attempt(self) -> None:
+        """See `Outgoing`."""
+
+    def moves_to(self, subchannel: Any) -> None:
         """See `Outgoing`."""
 
     def begin(self, connection: "Connection") -> None:

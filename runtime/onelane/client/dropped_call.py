@@ -54,6 +54,10 @@ class HeldWeakly(ClientCall):
     def outgoing(self) -> Outgoing:
         return self._held
 
+    def moves_to(self, subchannel: Any) -> None:
+        if (call := self._call()) is not None:
+            call.moves_to(subchannel)
+
     def begin(self, connection: Connection) -> None:
         super().begin(connection)
         if self.stream is not None:
@@ -115,6 +119,10 @@ class WeakCall:
     def reset_attempt(self) -> None:
         if (call := self._call()) is not None:
             call.reset_attempt()
+
+    def moves_to(self, subchannel: Any) -> None:
+        if (call := self._call()) is not None:
+            call.moves_to(subchannel)
 
     def begin(self, connection: Connection) -> None:
         if (call := self._call()) is not None:

@@ -175,6 +175,7 @@ class RingRouter:
         for member in members:
             if member.address not in self.endpoints:
                 channel = NativeChannel(member.address, self._dialling)
+                channel.subchannel.fallback = self.shared.subchannel
                 self.endpoints[member.address] = ShardEndpoint(channel, EndpointHealth())
                 channel.get_state(try_to_connect=True)
         self.configured_keys = dict(update.keys)

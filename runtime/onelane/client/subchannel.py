@@ -58,6 +58,8 @@ class Subchannel:
         self._changed: list[asyncio.Future[None]] = []
         self._last_error = ""
         self._rng = Random()
+        self.fallback: Subchannel | None = None
+        """Where calls go that find no connection here; without one they wait for it."""
 
     def start(self, call: Outgoing) -> None:
         """Send a call now, or when a connection stands.
@@ -112,7 +114,9 @@ class Subchannel:
         return next((connection for connection in self._connections if connection.can_call), None)
 
     def _wait_for_connection(self, call: Outgoing) -> None:
-        if self.state is State.TRANSIENT_FAILURE and not call.wait_for_ready:
+        if self.fallback is not None and not self._connections:
+            self._give_away(call, self.fallback)
+        elif self.state is State.TRANSIENT_FAILURE and not call.wait_for_ready:
             call.finish(UNAVAILABLE, self._failure())
         elif len(self._waiting) >= self.dialling.max_waiting:
             call.finish(
@@ -125,6 +129,10 @@ class Subchannel:
                 self.leave(connection)
             if len(self._connections) < self.dialling.max_connections:
                 self.connect()
+
+    def _give_away(self, call: Outgoing, fallback: "Subchannel") -> None:
+        call.moves_to(fallback)
+        fallback.restart(call)
 
     def forget(self, call: Outgoing) -> None:
         """Remove a call that waits for a connection, or for its headers."""
@@ -305,7 +313,9 @@ class Subchannel:
         self._become(State.TRANSIENT_FAILURE)
         waiting, self._waiting = self._waiting, deque()
         for call in waiting:
-            if call.wait_for_ready:
+            if self.fallback is not None:
+                self._give_away(call, self.fallback)
+            elif call.wait_for_ready:
                 self._waiting.append(call)
             else:
                 call.finish(UNAVAILABLE, self._failure())
