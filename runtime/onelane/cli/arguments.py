@@ -35,6 +35,11 @@ ADDRESS = click.option(
 TARGET = click.argument("target", required=False, metavar="[IP:PORT]")
 """The same as ADDRESS, in fewer letters."""
 INLINE = click.option("--inline", is_flag=True, help="Run all shards in this one process, for debuggers.")
+ACCEPT_MISSING_STATE = click.option(
+    "--accept-missing-state",
+    is_flag=True,
+    help="Start though files of durable state are missing: what was in them is lost.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, with the documented fields.")
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from onelane import config
 from onelane.cli import init_process, placement, plan, standard_streams, state, turns
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import (
+    ACCEPT_MISSING_STATE,
     ADDRESS,
     ADMIN,
     APP_DIR,
@@ -66,15 +68,18 @@ for command in (placement.scale, placement.pin, placement.unpin, plan.plan, stat
 @APP_DIR
 @ADMIN
 @INLINE
+@ACCEPT_MISSING_STATE
 @JSON
 @reporting_errors
-def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool, as_json: bool) -> None:
+def up(
+    file: Path, app_dir: Path | None, admin: str | None, inline: bool, accept_missing_state: bool, as_json: bool
+) -> None:
     """Run every app of FILE. With --json each event is one line: ready, stopping, stopped."""
 
     def read(environment: Mapping[str, str]) -> config.Config:
         return _with_admin(config.load(file, environment), admin)
 
-    _run(read, app_dir or file.parent, inline=inline, as_json=as_json)
+    _run(read, app_dir or file.parent, inline=inline, accepts_missing_state=accept_missing_state, as_json=as_json)
 
 
 @main.command()
@@ -83,15 +88,24 @@ def up(file: Path, app_dir: Path | None, admin: str | None, inline: bool, as_jso
 @APP_DIR
 @ADMIN
 @INLINE
+@ACCEPT_MISSING_STATE
 @JSON
 @reporting_errors
-def serve(file: Path, app: str, app_dir: Path | None, admin: str | None, inline: bool, as_json: bool) -> None:
+def serve(
+    file: Path,
+    app: str,
+    app_dir: Path | None,
+    admin: str | None,
+    inline: bool,
+    accept_missing_state: bool,
+    as_json: bool,
+) -> None:
     """Run one app of FILE."""
 
     def read(environment: Mapping[str, str]) -> config.Config:
         return _with_admin(config.load(file, environment).only(app), admin)
 
-    _run(read, app_dir or file.parent, inline=inline, as_json=as_json)
+    _run(read, app_dir or file.parent, inline=inline, accepts_missing_state=accept_missing_state, as_json=as_json)
 
 
 @main.command()
@@ -267,15 +281,30 @@ def _with_admin(configuration: config.Config, admin: str | None) -> config.Confi
     return config.parse(configuration.model_dump() | {"admin": admin}, name="--admin")
 
 
-def _run(read: ConfigReader, app_dir: Path, *, inline: bool, as_json: bool) -> None:
+def _run(
+    read: ConfigReader, app_dir: Path, *, inline: bool, accepts_missing_state: bool = False, as_json: bool
+) -> None:
     """read: reads the file, now and at each reload."""
     init_process.hand_over_to_child()
     with kept_from_children() as environment:
-        _run_in(environment, lambda: read(environment), app_dir, inline=inline, as_json=as_json)
+        _run_in(
+            environment,
+            lambda: read(environment),
+            app_dir,
+            inline=inline,
+            accepts_missing_state=accepts_missing_state,
+            as_json=as_json,
+        )
 
 
 def _run_in(
-    environment: Mapping[str, str], read: Callable[[], config.Config], app_dir: Path, *, inline: bool, as_json: bool
+    environment: Mapping[str, str],
+    read: Callable[[], config.Config],
+    app_dir: Path,
+    *,
+    inline: bool,
+    accepts_missing_state: bool,
+    as_json: bool,
 ) -> None:
     from onelane.cli.check import warnings_of
 
@@ -297,7 +326,8 @@ def _run_in(
 
         launcher = InlineLauncher()
     announce = Announcer(as_json=as_json)
-    anyio.run(_serve, first, read, environment, folder, launcher, announce, backend_options={"use_uvloop": True})
+    serve = partial(_serve, first, read, environment, folder, launcher, announce, accepts_missing_state)
+    anyio.run(serve, backend_options={"use_uvloop": True})
     announce("stopped", "stopped")
 
 
@@ -319,6 +349,7 @@ async def _serve(
     app_dir: str,
     launcher: Launcher,
     announce: Announcer,
+    accepts_missing_state: bool,
 ) -> None:
     from onelane.cli import exports
     from onelane.supervisor.admin import server
@@ -332,6 +363,7 @@ async def _serve(
         sinks=exports.sinks(first, environment),
         telemetry=exports.telemetry_options(environment),
         read=read,
+        accepts_missing_state=accepts_missing_state,
     )
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         tasks.start_soon(_handle_signals, supervisor)

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+
+SQLITE, MEMORY = "sqlite", "memory"
 
 
 class StateSettings(BaseModel):
@@ -30,3 +32,8 @@ class StateSettings(BaseModel):
     """Reminders that one key may have."""
     max_reminder_runs: Annotated[int, Field(ge=1)] = 20
     """Runs of one reminder until it is given up, where each has failed."""
+
+    @field_serializer("dsn", when_used="json")
+    def _dsn_for_shards(self, dsn: SecretStr) -> str:
+        """Settings become JSON on the control line alone, for the shards, which need the address itself."""
+        return dsn.get_secret_value()

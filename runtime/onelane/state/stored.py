@@ -10,13 +10,11 @@ from contextlib import ExitStack, closing, contextmanager
 from itertools import groupby
 from operator import attrgetter
 
-from onelane.core.state_settings import StateSettings
+from onelane.core.state_settings import MEMORY, SQLITE, StateSettings
 from onelane.errors import NotThere
 from onelane.plugins import make_plugin
 from onelane.state.sqlite_store import shards_in
 from onelane.state.store import KeyState, Row, Stamp, Store, StoreOptions, scan
-
-SQLITE, MEMORY = "sqlite", "memory"
 
 
 class StoredState:

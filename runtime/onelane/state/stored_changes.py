@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
-from onelane.core.state_settings import StateSettings
+from onelane.core.state_settings import SQLITE, StateSettings
 from onelane.errors import StillRunning
 from onelane.state.sqlite_file import as_store_errors, error_code
 from onelane.state.sqlite_store import path_of, shards_in
 from onelane.state.store import NEVER_WRITTEN, KeyWrite, Row, Stamp
-from onelane.state.stored import SQLITE, StoredState, stored_state
+from onelane.state.stored import StoredState, stored_state
 
 
 class StoredChanges:

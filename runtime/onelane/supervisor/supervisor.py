@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from onelane.errors import NotThere, OnelaneError, first_of
 from onelane.supervisor import descriptors
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.app_sockets import AppSockets, longest_socket_name
+from onelane.supervisor.cold_start import ColdStart
 from onelane.supervisor.collection import Collections
 from onelane.supervisor.guard import guarded, guarded_for_ever
 from onelane.supervisor.launcher import Launcher, RunningShard
@@ -71,8 +72,10 @@ class Supervisor:
         sinks: Sequence[Sink],
         telemetry: TelemetryOptions,
         read: Callable[[], Config] | None = None,
+        accepts_missing_state: bool = False,
     ) -> None:
-        """config: its addresses have been checked. read: reads the file again, for `reload`."""
+        """config: its addresses have been checked. read: reads the file again, for `reload`. accepts_missing_state: see
+        `ColdStart`."""
         self.config = config
         self.prometheus = PrometheusSink(os.environ)
         self.collector = Collector(config, [self.prometheus, *sinks], logs_too=telemetry.logs)
@@ -82,6 +85,8 @@ class Supervisor:
         self._exported = {False: 0, True: 0}
         """With sums or without → the number of the collection that was exported last for a scrape."""
         self.apps: list[AppSupervisor] = []
+        self._cold_starts: list[ColdStart] = []
+        self._accepts_missing_state = accepts_missing_state
         self._shared = SharedResources(
             launcher=launcher,
             app_dir=app_dir,
@@ -106,7 +111,8 @@ class Supervisor:
         """Start every shard, call `on_ready`, serve until `stop_asked`, drain, end.
 
         Raises:
-            PortTaken, BadConfig, NoSocketFolder, NotStarted: before anything was started.
+            PortTaken, BadConfig, NoSocketFolder, NotStarted, StoreRefused, StoreUnavailable: before anything was
+                started.
             ShardFailed: a shard could not start; the others have been ended.
         """
         self._tell_shortages()
@@ -116,6 +122,8 @@ class Supervisor:
                 reserved = self._lay_out(folder, stack)
             except OSError as error:
                 raise NotStarted(error) from error
+            for app in self.apps:
+                await self._look_at_stored(app, stack)
             try:
                 await self._serve(reserved, on_ready)
             except BaseExceptionGroup as group:
@@ -165,6 +173,14 @@ class Supervisor:
         self._shared.peers.update({app.name: addresses.reachable(app.settings.listen) for app in self.apps})
         return reserved
 
+    async def _look_at_stored(self, app: AppSupervisor, stack: AsyncExitStack) -> None:
+        """Have the placement above all that the app has stored: what a later epoch wrote would refuse its shards."""
+        cold_start = ColdStart(app.name, app.settings, app.placement, accepts_missing=self._accepts_missing_state)
+        stack.callback(cold_start.close)
+        self._cold_starts.append(cold_start)
+        newest = await anyio.to_thread.run_sync(cold_start.newest_epoch)
+        app.placement = replace(app.placement, epoch=max(app.placement.epoch, newest + 1))
+
     async def _serve(self, reserved: Sequence[AppSockets], on_ready: Callable[[], Any]) -> None:
         for app_sockets in reserved:
             app_sockets.release_own()
@@ -179,6 +195,9 @@ class Supervisor:
                         self.shard_tasks.start_soon(app.supervise, shard)
                     for shard in app.shards:
                         await shard.ready.wait()
+                # A first start has made the files.
+                for cold_start in self._cold_starts:
+                    cold_start.lock()
                 self.tasks.start_soon(guarded_for_ever, self._feed_sinks)
                 if not self.stop_asked.is_set():
                     on_ready()

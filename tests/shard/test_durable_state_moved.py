@@ -1,0 +1,113 @@
+"""Durable state of a real app that is scaled, killed, and started again with other shards."""
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from tests import postgres
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.running_app import RunningApp, running
+from tests.shard.test_durable_state import CLIENTS, KEYS, Counting
+from tests.supervisor.test_changes_processes import order
+
+pytestmark = pytest.mark.slow
+
+
+class Books:
+    """What was sent and acknowledged, over all starts of the app."""
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()
+        self.acknowledged: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def counting(self, app: RunningApp) -> AsyncIterator[Counting]:
+        """Clients count until the end of the block; then every key has what was acknowledged."""
+        async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
+            stub: Any = echo_pb2_grpc.EchoStub(channel)
+            counting = Counting(stub)
+            counting.sent, counting.acknowledged = self.sent, self.acknowledged
+            await self.check(stub)
+            clients = [asyncio.ensure_future(counting.count(number)) for number in range(CLIENTS)]
+            yield counting
+            counting.is_over = True
+            await asyncio.gather(*clients)
+            await self.check(stub)
+
+    async def check(self, stub: Any) -> None:
+        for number in range(KEYS):
+            key = f"k{number}"
+            stored = (await stub.Misbehave(EchoRequest(key=key), timeout=10, wait_for_ready=True)).seen
+            assert self.acknowledged[key] <= stored <= self.sent[key], key
+
+
+def toml(folder: Path, shards: int, dsn: str) -> str:
+    store = f'store = "postgresql"\ndsn = "{dsn}"' if dsn else f'folder = "{folder / "state"}"'
+    return f"""
+[apps.echo]
+services = ["tests.state.kept_service:Kept"]
+listen = "127.0.0.1:0"
+shards = {shards}
+drain_s = 2.0
+[apps.echo.state]
+{store}
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield ""
+        return
+    with postgres.server() as server:
+        yield server.dsn
+
+
+async def kill_some_shard(app: RunningApp, seed: random.Random) -> None:
+    pids = [shard["pid"] for shard in await asyncio.to_thread(app.shards) if shard["pid"]]
+    # One of them may have ended since.
+    with suppress(ProcessLookupError):
+        os.kill(seed.choice(pids), signal.SIGKILL)
+
+
+def set_epoch(folder: Path, epoch: int) -> None:
+    """As if the clock had been far ahead."""
+    with closing(sqlite3.connect(folder / "state" / "echo" / "echo-0.sqlite", isolation_level=None)) as database:
+        database.execute("UPDATE keys SET epoch = ?", (epoch,))
+
+
+async def test_nothing_is_lost_as_shards_come_go_and_are_killed_and_the_app_starts_with_fewer(
+    tmp_path: Path, dsn: str
+) -> None:
+    books, seed = Books(), random.Random(14)
+    with running(tmp_path, toml(tmp_path, 2, dsn)) as app:
+        async with books.counting(app) as counting:
+            for shards in (3,) if dsn else (4, 3):
+                scaling = asyncio.ensure_future(order(app, "scale", "echo", str(shards)))
+                await counting.count_on(50)
+                await kill_some_shard(app, seed)
+                await scaling
+            await counting.count_on(50)
+        epoch = app.status()["apps"]["echo"]["epoch"]
+        assert app.stop() == 0
+    if not dsn:
+        epoch = 5_000_000_000
+        set_epoch(tmp_path, epoch)
+    with running(tmp_path, toml(tmp_path, 2, dsn)) as app:
+        async with books.counting(app) as counting:
+            await counting.count_on(50)
+        assert app.status()["apps"]["echo"]["epoch"] > epoch
+        assert app.stop() == 0
+    files = {path.stem for path in (tmp_path / "state").rglob("*.sqlite")}
+    assert files == (set() if dsn else {"echo-0", "echo-1"})
