@@ -351,6 +351,13 @@ class BadIdempotencyKey(Invalid):
         super().__init__(f"idempotency-key {problem}")
 
 
+class RepeatedTooSoon(Transient):
+    """A call inside a turn repeats one that runs there still, and cannot wait for the turn."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the first call with the idempotency-key {name!r} runs still, inside the same turn")
+
+
 class NotKept(Transient):
     """A turn, or one that it rests on, could not be written to the store: its changes are dropped."""
 

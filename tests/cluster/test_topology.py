@@ -31,7 +31,7 @@ PLACEMENT = Placement(1, (Member("echo-0", "127.0.0.1:1", ""),))
 
 def topology_of(membership: SupervisedMembership, **callbacks: Any) -> Topology:
     arguments: dict[str, Any] = {"status": None, "refused": None} | callbacks
-    return Topology(membership, app="echo", listen="", keys={}, is_status_open=False, **arguments)
+    return Topology(membership, app="echo", listen="", keys={}, once_methods=list, is_status_open=False, **arguments)
 
 
 async def ask(channel: grpc.aio.Channel) -> Any:

@@ -87,7 +87,8 @@ class Counted:
 
     def __init__(self, cluster: Cluster, store: StoreControl) -> None:
         self.cluster, self.store = cluster, store
-        self.stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
+        self.stub: Any = cluster.stub(echo_pb2_grpc.EchoStub, shard=0)
+        """Sends no ids of its own, and repeats nothing."""
         kind: Any = Counting
         self.service: Counting = cluster.service(kind, shard=0)
 

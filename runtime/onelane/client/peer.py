@@ -13,6 +13,8 @@ DEFAULT_SERVICE_CONFIG = ServiceConfig()
 CLIENT_DURATION = "rpc.client.call.duration"
 BeforeSending = Callable[[], Callable[[], Awaitable[None]] | None]
 """Returns what a call that is made now must wait for; None where it need not wait."""
+NestedId = Callable[[str, str], str | None]
+"""(peer, `pkg.Service/Method`) → the id of a call that is made now, inside a call that has one; None outside of any."""
 DECISIONS = {
     "retries": "Attempts after one that failed",
     "hedges": "Attempts beside one that was late",
@@ -51,6 +53,8 @@ class Peer:
         )
         self.before_sending: BeforeSending | None = None
         """Where calls may have to wait until the state that they rest on is on disk."""
+        self.nested_id: NestedId | None = None
+        """Where calls may be made inside a call that runs once for its id."""
         self._stats = stats
 
     def count(self, decision: str, reason: str) -> None:

@@ -13,8 +13,8 @@ from onelane.core.backoff import PUSHBACK, backoff_s
 from onelane.core.service_config import MAX_ATTEMPTS, RetryThrottling, ServiceConfig
 from onelane.errors import BadService
 
-NO_SIDE_EFFECTS = "NO_SIDE_EFFECTS"
-SAFE_LEVELS = frozenset({NO_SIDE_EFFECTS, "IDEMPOTENT"})
+NO_SIDE_EFFECTS, IDEMPOTENT = "NO_SIDE_EFFECTS", "IDEMPOTENT"
+SAFE_LEVELS = frozenset({NO_SIDE_EFFECTS, IDEMPOTENT})
 """The idempotency levels of methods that may be repeated whatever became of the first attempt."""
 
 

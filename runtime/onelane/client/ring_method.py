@@ -1,6 +1,7 @@
 """One method of a stub on a ring channel: the key, span, deadline and policy of each of its calls, and its attempts."""
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,9 +17,10 @@ from onelane.client.hedging import HedgedCall
 from onelane.client.peer import Peer
 from onelane.client.propagation import PREVIOUS_ATTEMPTS, outgoing, repeated
 from onelane.client.reopening import FOLLOW, Reopening, Streams, passing_marks
-from onelane.client.retry import policy_of, pushback_s, retry_after_s
+from onelane.client.retry import IDEMPOTENT, NO_SIDE_EFFECTS, policy_of, pushback_s, retry_after_s
 from onelane.client.ring_router import RingRouter
 from onelane.core import keys
+from onelane.core.call_ids import IDEMPOTENCY_KEY, has_id
 from onelane.core.context import current_baggage, current_call, current_trace, earlier
 from onelane.core.keys import AnyShard, FieldKey, MetadataKey
 from onelane.core.moved import moved_epoch
@@ -27,10 +29,12 @@ from onelane.errors import BadKey
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import HistogramSeries
 from onelane.telemetry.tracer import CLIENT_SUCCESSES, ERROR, METHOD, STATUS, SYSTEM, Span, context_of
-from onelane.wire.framing import Headers, pairs_of
+from onelane.wire.framing import Headers, Metadata, pairs_of
 
-IDEMPOTENCY_LEVELS = {0: "", 1: "NO_SIDE_EFFECTS", 2: "IDEMPOTENT"}
+IDEMPOTENCY_LEVELS = {0: "", 1: NO_SIDE_EFFECTS, 2: IDEMPOTENT}
 """google.protobuf.MethodOptions.IdempotencyLevel."""
+ID_BYTES = 16
+"""Of the random id of a call."""
 
 
 class RingMethod:
@@ -64,11 +68,15 @@ class RingMethod:
         self._durations: dict[str, HistogramSeries] = {}
         """Status → the durations of calls that ended with it."""
         self._rule: FieldKey | MetadataKey | None = None
-        self._rule_placement: Placement | None = None
-        """The placement with which `_rule` was looked up: its keys may be configured anew with the next."""
+        self._placement: Placement | None = None
+        """The one that the method follows: with the next its key may be configured anew."""
         self._has_default_deadline = shape.endswith("_unary")
         descriptor = keys.describe(method)
         level = IDEMPOTENCY_LEVELS[descriptor.GetOptions().idempotency_level] if descriptor is not None else ""
+        self._level = level
+        self._sends_ids = shape == "unary_unary" and level != NO_SIDE_EFFECTS
+        """Its calls carry an id, by which they run once; while the topology is not known, those inside a call that has
+        one."""
         self._policy = policy_of(method[1:], level, peer.service_config)
         if shape != "unary_unary":
             # gRFC A6 would repeat a stream before its first response; here only its caller repeats a stream.
@@ -86,6 +94,8 @@ class RingMethod:
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
+        if self._placement is not self._router.placement:
+            self._follow_topology()
         peer, policy = self._peer, self._policy
         if peer.in_flight >= peer.service_config.max_in_flight:
             return self._refuse()
@@ -93,6 +103,8 @@ class RingMethod:
         key = keys.header_of(metadata)
         if key is None and (key := self._read_key(request, metadata)) is not None:
             metadata = (*metadata, (keys.HEADER, key))
+        if self._sends_ids and not has_id(metadata):
+            metadata = self._with_id(metadata)
         span = self._start_span()
         began = perf_counter()
         metadata, timeout = outgoing(
@@ -249,21 +261,37 @@ class RingMethod:
         call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{most} calls to {peer.name} are under way already")
         return call
 
+    def _follow_topology(self) -> None:
+        """Take what the newest topology says of the method: its key, and whether its calls run once for each id."""
+        self._placement = self._router.placement
+        rule = keys.rule_for(self._method, keys.describe(self._method), self._router.configured_keys)
+        is_hidden = isinstance(rule, FieldKey) and self._shape.startswith("stream_")
+        self._rule = None if is_hidden or isinstance(rule, AnyShard) else rule
+        if self._shape == "unary_unary" and self._level != NO_SIDE_EFFECTS:
+            self._sends_ids = self._method[1:] in self._router.once_methods
+            level = IDEMPOTENT if self._sends_ids else self._level
+            self._policy = policy_of(self._method[1:], level, self._peer.service_config)
+
+    def _with_id(self, metadata: Metadata) -> Metadata:
+        """The metadata of a call, with its id. It is that of all attempts."""
+        peer = self._peer
+        name = peer.nested_id(peer.name, self._method[1:]) if peer.nested_id is not None else None
+        if self._placement is None:
+            if self._router.serves_no_topology:
+                self._sends_ids = False
+                return metadata
+            if name is None:
+                return metadata
+        return (*metadata, (IDEMPOTENCY_KEY, name or secrets.token_urlsafe(ID_BYTES)))
+
     def _read_key(self, request: Any, metadata: Any) -> str | None:
         """The key of a call; None where the topology is not known yet, or gives the method no key, or where the key is
         in a stream's first message."""
-        placement = self._router.placement
-        if placement is None:
+        rule = self._rule
+        if rule is None:
             return None
-        if self._rule_placement is not placement:
-            self._rule_placement = placement
-            rule = keys.rule_for(self._method, keys.describe(self._method), self._router.configured_keys)
-            is_hidden = isinstance(rule, FieldKey) and self._shape.startswith("stream_")
-            self._rule = None if is_hidden or isinstance(rule, AnyShard) else rule
         try:
-            if isinstance(self._rule, FieldKey):
-                return self._rule.read(request)
-            return keys.key_in(self._rule, None, metadata) if self._rule else None
+            return rule.read(request) if isinstance(rule, FieldKey) else keys.key_in(rule, None, metadata)
         except BadKey:
             # The server refuses the call with the same text; or it allows longer keys than are usual, and forwards it.
             return None

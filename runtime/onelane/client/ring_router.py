@@ -55,6 +55,10 @@ class RingRouter:
         self.placement: Placement | None = None
         """None until the topology is known."""
         self.configured_keys: dict[str, str] = {}
+        self.once_methods: frozenset[str] = frozenset()
+        """`pkg.Service/Method` → its calls run once for each id."""
+        self.serves_no_topology = False
+        """The target has refused to tell: it is no app of ours."""
         self.endpoints: dict[str, ShardEndpoint] = {}
         """Address → shard, of the newest placement."""
         self._leaving: dict[asyncio.Task[None], NativeChannel] = {}
@@ -161,6 +165,7 @@ class RingRouter:
                     await self._place(update)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    self.serves_no_topology = True
                     self._is_placed.set()
                     return
                 if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -179,6 +184,7 @@ class RingRouter:
                 self.endpoints[member.address] = ShardEndpoint(channel, EndpointHealth())
                 channel.get_state(try_to_connect=True)
         self.configured_keys = dict(update.keys)
+        self.once_methods = frozenset(update.once_methods)
         self.placement = placement
         self._is_placed.set()
         for address in set(self.endpoints) - {member.address for member in members}:

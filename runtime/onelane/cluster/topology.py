@@ -5,7 +5,7 @@ apps, so it is for proven peers: siblings, clients whose certificate mutual TLS 
 configured so, anyone.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -30,13 +30,16 @@ class Topology(topology_pb2_grpc.TopologyServicer):
         app: str,
         listen: str,
         keys: Mapping[str, str],
+        once_methods: Callable[[], Iterable[str]],
         status: Callable[[], Awaitable[str]],
         is_status_open: bool,
         refused: Callable[[Any, str], None],
     ) -> None:
-        """status: asks the supervisor. refused: counts a call that is refused, and logs it."""
+        """once_methods: see the proto; asked when the first client comes, and so once there are services. status: asks
+        the supervisor. refused: counts a call that is refused, and logs it."""
         self._membership = membership
         self._fixed = topology_pb2.Placement(app=app, listen=listen, keys=dict(keys))
+        self._once_methods = once_methods
         self._placement: Placement | None = None
         self._message: topology_pb2.Placement | None = None
         """The message of `_placement`."""
@@ -50,6 +53,8 @@ class Topology(topology_pb2_grpc.TopologyServicer):
 
     def _message_of(self, placement: Placement) -> topology_pb2.Placement:
         """Made once for each placement: thousands of watches get it in one turn of the loop."""
+        if self._message is None:
+            self._fixed.once_methods.extend(self._once_methods())
         if self._message is None or self._placement is not placement:
             self._placement, self._message = placement, to_proto(placement, self._fixed)
         return self._message

@@ -17,11 +17,13 @@ from typing import Any
 
 import grpc
 
-from onelane.core.context import current_call
+from onelane.client.peer import Peer
+from onelane.core.call_ids import NestedIds
+from onelane.core.context import TurnContext, current_call
 from onelane.core.turns import Turn
-from onelane.errors import NotKept, OnelaneError
+from onelane.errors import NotKept, OnelaneError, RepeatedTooSoon
 from onelane.lane.method_entry import Entry
-from onelane.lane.remembered import CallId, check_repeats, digest_of, id_of, remember, repeat
+from onelane.lane.remembered import CallId, check_same, digest_of, id_of, remember, repeat
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server.call import Call
 from onelane.server.call_state import WAITING
@@ -39,8 +41,9 @@ Fail = Callable[[Entry, Call, BaseException], None]
 class KeptTurns:
     """See the module. Owned by one lane."""
 
-    def __init__(self, journal: Journal, queue: TurnQueue, *, tracer: Tracer, end: End, fail: Fail) -> None:
+    def __init__(self, journal: Journal, queue: TurnQueue, *, app: str, tracer: Tracer, end: End, fail: Fail) -> None:
         """end, fail: of the lane, for calls that it has given to `holds` and `begin`."""
+        self._app = app
         self.journal = journal
         self._queue = queue
         self.tracer = tracer
@@ -57,6 +60,10 @@ class KeptTurns:
         """Calls in progress whose answers will be remembered."""
         self._answers: dict[Turn, list[RememberedAnswer]] = {}
         """Turn → the answers that are to be kept with its changes."""
+        self._nested_ids: dict[Call, NestedIds] = {}
+        """Call in progress that has an id → those of the calls that it makes."""
+        self.failed_runs: dict[Turn, int] = {}
+        """Turn of a reminder → how often its run has failed. It runs again under the same id."""
 
     # A turn begins
 
@@ -64,12 +71,12 @@ class KeptTurns:
         """As `Turns.enter`, for a call; None also where the state of the key is to be loaded first."""
         has_id = bool(call.metadata) and id_of(call.metadata) is not None
         turn = self._queue.turns.enter(key, method, chain, call)
-        if turn is None or turn.inside > 1:
-            return turn
-        if key not in self.journal.residents:
+        if turn is None:
+            return None
+        if turn.inside == 1 and key not in self.journal.residents:
             self._load(call, turn, is_first=True)
             return None
-        if has_id:
+        if has_id and turn not in self.failed_runs:
             # The lane has to put it aside first, with its message.
             asyncio.get_running_loop().call_soon(self._begin, call, turn, True, context=Context())
             return None
@@ -134,11 +141,26 @@ class KeptTurns:
             return None
         call_id = CallId(name, digest_of(waiting.entry.method.name, waiting.message, call.identity))
         answer = self.journal.answer_of(turn.key, name)
+        if answer is None and turn.inside > 1:
+            answer = self._answer_in(turn, call_id)
         if answer is None:
             self._call_ids[call] = call_id
         else:
-            check_repeats(answer, call_id)
+            check_same(answer.digest, call_id)
         return answer
+
+    def _answer_in(self, turn: Turn, call_id: CallId) -> RememberedAnswer | None:
+        """The answer to a call inside a turn that goes on, where it repeats another one inside.
+
+        Raises:
+            RepeatedTooSoon: that one runs still.
+            BadIdempotencyKey: its id belongs to another request.
+        """
+        for call, running in self._call_ids.items():
+            if call.turn is turn and running.id == call_id.id:
+                check_same(running.digest, call_id)
+                raise RepeatedTooSoon(call_id.id)
+        return next((answer for answer in self._answers.get(turn, ()) if answer.id == call_id.id), None)
 
     async def prepare(self, turn: Turn) -> None:
         """Load the state of a turn that was taken by hand, and wait until all before it is on disk: what is sent inside
@@ -172,6 +194,8 @@ class KeptTurns:
         assert turn is not None
         held = HeldAnswer(self, entry, call, reply)
         try:
+            if self._nested_ids:
+                self._nested_ids.pop(call, None)
             if self._call_ids and (call_id := self._call_ids.pop(call, None)) is not None:
                 self._remember(turn, call_id, call, reply)
             waits = self._ended(turn, held, changes=entry.changes_state, is_nested=turn.is_held_by(call.chain))
@@ -238,6 +262,10 @@ class KeptTurns:
 
     # What is sent inside a turn
 
+    def attend(self, peer: Peer) -> None:
+        """From now on calls to a peer wait for what they rest on, and have the ids of the turns that make them."""
+        peer.before_sending, peer.nested_id = self.before_sending, self.nested_id
+
     @property
     def in_turn(self) -> bool:
         """Whether this code runs in a turn of a key with durable state."""
@@ -266,6 +294,25 @@ class KeptTurns:
     async def _kept(self, keys: list[str]) -> None:
         for key in keys:
             await self.journal.kept(key)
+
+    def nested_id(self, peer: str, method: str) -> str | None:
+        """The id of a call that is made now, inside a turn whose own call has an id; None where it has none. peer: the
+        app that is called, "" for this one. method: `pkg.Service/Method`."""
+        context = current_call()
+        while isinstance(context, TurnContext):
+            context = context.outer
+        if not isinstance(context, Call) or context.turn is None or not context.metadata:
+            return None
+        ids = self._nested_ids.get(context)
+        if ids is None:
+            name = id_of(context.metadata)
+            if name is None:
+                return None
+            client = context.identity.subject if context.identity is not None else ""
+            failed_runs = str(self.failed_runs.get(context.turn, 0))
+            outer = (self._app, context.method, context.turn.key, client, name, failed_runs)
+            ids = self._nested_ids[context] = NestedIds(*outer)
+        return ids.next(peer, method)
 
     def _turns_of_caller(self) -> Iterator[Turn]:
         """The turns of this lane in which this code runs, innermost first."""

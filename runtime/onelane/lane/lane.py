@@ -124,10 +124,10 @@ class Lane:
         self.kept: KeptTurns | None = None
         """Of an app with durable state; see `keep_turns`."""
 
-    def keep_turns(self, journal: Journal) -> KeptTurns:
+    def keep_turns(self, journal: Journal, *, app: str) -> KeptTurns:
         """From now on the state of a key is loaded before its turn, and its answers wait until it is on disk. Called
         before the first call arrives."""
-        self.kept = KeptTurns(journal, self.queue, tracer=self._tracer, end=self._end, fail=self._fail)
+        self.kept = KeptTurns(journal, self.queue, app=app, tracer=self._tracer, end=self._end, fail=self._fail)
         self.queue.keeper = self.kept
         self._enter_turn = self.kept.enter
         return self.kept

@@ -36,6 +36,7 @@ class Entry:
         "may_be_endless",
         "method",
         "reads",
+        "takes_ids",
         "takes_turns",
         "watches",
     )
@@ -60,6 +61,8 @@ class Entry:
         self.takes_turns = not (streams or self.any or method.is_free)
         self.changes_state = not _has_no_side_effects(method.path)
         """Its calls may change the state of their key."""
+        self.takes_ids = self.takes_turns and self.changes_state
+        """Its calls run once for each `idempotency-key`, where the app has durable state."""
         self.is_simple = method.is_async and not streams and method.choose is None
         self._stats = stats
         self._cells: dict[str, tuple[CounterSeries, HistogramSeries]] = {}

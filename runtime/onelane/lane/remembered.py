@@ -4,7 +4,7 @@ A call with the metadata `idempotency-key` runs once for its key. Its answer is 
 and a repeat gets that answer. The id belongs to one request: of this client, to this method, with this message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from onelane.core.call_ids import IDEMPOTENCY_KEY
 from onelane.core.identity import Identity
 from onelane.errors import BadIdempotencyKey
+from onelane.lane.method_entry import Entry
 from onelane.server.call import Call, Metadata
 from onelane.server.chosen_handler import Received
 from onelane.state.store import RememberedAnswer
 
-IDEMPOTENCY_KEY, REPEATED = "idempotency-key", "onelane-repeated"
+REPEATED = "onelane-repeated"
 MAX_ID_BYTES = 255
 _DIGEST_BYTES = 16
 
@@ -46,6 +48,11 @@ def id_of(metadata: Metadata) -> str | None:
     return None
 
 
+def once_methods(entries: Iterable[Entry]) -> list[str]:
+    """The methods, `pkg.Service/Method`, of an app with durable state whose calls run once for each id."""
+    return [entry.method.name for entry in entries if entry.takes_ids]
+
+
 def digest_of(method: str, message: Any, identity: Identity | None) -> bytes:
     """A digest of a request and of who makes it. method: `pkg.Service/Method`. message: as its handler gets it; one
     that is neither bytes nor of protobuf counts as equal to any other."""
@@ -60,9 +67,9 @@ def digest_of(method: str, message: Any, identity: Identity | None) -> bytes:
     return digest.digest()
 
 
-def check_repeats(answer: RememberedAnswer, call_id: CallId) -> None:
-    """Raises BadIdempotencyKey where the remembered answer is of another request."""
-    if answer.digest != call_id.digest:
+def check_same(digest: bytes, call_id: CallId) -> None:
+    """Raises BadIdempotencyKey where the first call of this id was another request. digest: of that one."""
+    if digest != call_id.digest:
         raise BadIdempotencyKey(f"{call_id.id!r} was used for another request already")
 
 

@@ -58,7 +58,7 @@ class DurableState:
             answers_s=settings.answers_s,
             max_answers=settings.max_answers_per_key,
         )
-        self.kept = lane.keep_turns(self.journal)
+        self.kept = lane.keep_turns(self.journal, app=app)
         self.idle_keys = IdleKeys(entries, self._thread, self.kept, lane.queue, answers_s=settings.answers_s)
 
     def bound(self, name: str, *, idle_s: float | None, max_resident: int | None) -> None:

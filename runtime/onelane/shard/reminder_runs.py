@@ -18,12 +18,12 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from onelane.core import keys
+from onelane.core.call_ids import IDEMPOTENCY_KEY
 from onelane.core.context import TaskContext, current_call_var
 from onelane.core.placement import Member
 from onelane.errors import BadService, ForeignKey, OnelaneError, UnreadableReminder
 from onelane.lane.kept_turns import KeptTurns
 from onelane.lane.lane import Lane
-from onelane.lane.remembered import IDEMPOTENCY_KEY
 from onelane.lane.turn_queue import HeldTurn
 from onelane.shard.reminder_metrics import ReminderMetrics
 from onelane.shard.siblings import SiblingCalls
@@ -213,12 +213,17 @@ class ReminderRuns:
         reminder = read_reminder(due.key, due.reminder)
         if not reminder.failures:
             self._metrics.began(self._wall() - reminder.due_at)
+        turn = self._gate.turn_of(due.key)
+        assert turn is not None
+        self._gate.failed_runs[turn] = reminder.failures
         try:
             status = await self._call(reminder)
         except BaseException:
             # It was cut off in the middle: undo what it has changed, it runs again as a whole.
             self._gate.journal.lose(due.key)
             raise
+        finally:
+            del self._gate.failed_runs[turn]
         self._metrics.ran(reminder.method, status)
         if self._stored(due) is stored:
             # Else its own method has set it anew.

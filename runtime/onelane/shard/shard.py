@@ -167,7 +167,7 @@ class Shard:
             make_store=self._make_store,
         )
         for channel in self._channels.values():
-            channel.peer.before_sending = state.kept.before_sending
+            state.kept.attend(channel.peer)
         self._reminders.keep(state)
         return state
 
@@ -217,7 +217,7 @@ class Shard:
                 assert_identity=self._assertions.writer(to, on_own_account=on_own_account),
             )
             if self.durable_state is not None:
-                channel.peer.before_sending = self.durable_state.kept.before_sending
+                self.durable_state.kept.attend(channel.peer)
         return stub(self._channels[to, on_own_account].with_streams(reopen=reopen, marks=marks))
 
     def turn(self, key: Key) -> AbstractAsyncContextManager[None]:

@@ -21,6 +21,7 @@ from onelane.client.call import DEADLINE_DETAILS
 from onelane.client.channel import NativeChannel
 from onelane.client.propagation import outgoing
 from onelane.core import keys
+from onelane.core.call_ids import IDEMPOTENCY_KEY
 from onelane.core.context import current_baggage, current_call, current_trace
 from onelane.core.hop import SERVED
 from onelane.core.identity import ASSERTION
@@ -199,6 +200,11 @@ class SiblingCalls:
     async def _send(
         self, member: Member, method: Method, request: Message, metadata: Metadata, deadline_at: float
     ) -> Any:
+        gate = self._lane.kept
+        if gate is not None and self._lane.entries[method.path].takes_ids:
+            # Before the first await: ids are given in the order in which calls are made.
+            call_id = gate.nested_id("", method.name)
+            metadata = metadata if call_id is None else (*metadata, (IDEMPOTENCY_KEY, call_id))
         span = self._tracer.start(method.name, "CLIENT", current_trace())
         metadata, timeout_s = outgoing(
             metadata,
@@ -208,7 +214,7 @@ class SiblingCalls:
             baggage=current_baggage(),
             now=monotonic,
         )
-        if self._lane.kept is not None and (wait := self._lane.kept.before_sending()) is not None:
+        if gate is not None and (wait := gate.before_sending()) is not None:
             await wait()
         send = self._send_to_self if self._lane.router.is_own(member) else self._send_to_sibling
         status = "CANCELLED"

@@ -21,6 +21,7 @@ from onelane.errors import located
 from onelane.lane.admission import Admission, Rates
 from onelane.lane.forwarder import Forwarder, NativeForwarder
 from onelane.lane.lane import Lane
+from onelane.lane.remembered import once_methods
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.plugins import make_plugin
@@ -181,6 +182,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         app=setup.app,
         listen=settings.listen,
         keys=settings.keys,
+        once_methods=lambda: once_methods(lane.entries.values()) if lane.kept is not None else (),
         status=status_query.ask,
         is_status_open=settings.open_status,
         refused=lane.refusals.add,

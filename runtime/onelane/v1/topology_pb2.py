@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from onelane.v1 import options_pb2 as onelane_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onelane/v1/topology.proto\x12\nonelane.v1\x1a\x18onelane/v1/options.proto\"\x0e\n\x0cWatchRequest\"\xbc\x02\n\tPlacement\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12#\n\x07members\x18\x03 \x03(\x0b\x32\x12.onelane.v1.Member\x12\x0e\n\x06points\x18\x04 \x01(\r\x12-\n\x04pins\x18\x05 \x03(\x0b\x32\x1f.onelane.v1.Placement.PinsEntry\x12\x16\n\x0eservice_config\x18\x06 \x01(\t\x12\x0e\n\x06listen\x18\x07 \x01(\t\x12-\n\x04keys\x18\x08 \x03(\x0b\x32\x1f.onelane.v1.Placement.KeysEntry\x1a+\n\tPinsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a+\n\tKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x0f\n\rStatusRequest\"\x1b\n\x0bStatusReply\x12\x0c\n\x04json\x18\x01 \x01(\t2\x90\x01\n\x08Topology\x12@\n\x05Watch\x12\x18.onelane.v1.WatchRequest\x1a\x15.onelane.v1.Placement\"\x04\xc0\x84\x19\x01\x30\x01\x12\x42\n\x06Status\x12\x19.onelane.v1.StatusRequest\x1a\x17.onelane.v1.StatusReply\"\x04\xc0\x84\x19\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onelane/v1/topology.proto\x12\nonelane.v1\x1a\x18onelane/v1/options.proto\"\x0e\n\x0cWatchRequest\"\xd2\x02\n\tPlacement\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12#\n\x07members\x18\x03 \x03(\x0b\x32\x12.onelane.v1.Member\x12\x0e\n\x06points\x18\x04 \x01(\r\x12-\n\x04pins\x18\x05 \x03(\x0b\x32\x1f.onelane.v1.Placement.PinsEntry\x12\x16\n\x0eservice_config\x18\x06 \x01(\t\x12\x0e\n\x06listen\x18\x07 \x01(\t\x12-\n\x04keys\x18\x08 \x03(\x0b\x32\x1f.onelane.v1.Placement.KeysEntry\x12\x14\n\x0conce_methods\x18\t \x03(\t\x1a+\n\tPinsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a+\n\tKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x0f\n\rStatusRequest\"\x1b\n\x0bStatusReply\x12\x0c\n\x04json\x18\x01 \x01(\t2\x90\x01\n\x08Topology\x12@\n\x05Watch\x12\x18.onelane.v1.WatchRequest\x1a\x15.onelane.v1.Placement\"\x04\xc0\x84\x19\x01\x30\x01\x12\x42\n\x06Status\x12\x19.onelane.v1.StatusRequest\x1a\x17.onelane.v1.StatusReply\"\x04\xc0\x84\x19\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,17 +43,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHREQUEST']._serialized_start=67
   _globals['_WATCHREQUEST']._serialized_end=81
   _globals['_PLACEMENT']._serialized_start=84
-  _globals['_PLACEMENT']._serialized_end=400
-  _globals['_PLACEMENT_PINSENTRY']._serialized_start=312
-  _globals['_PLACEMENT_PINSENTRY']._serialized_end=355
-  _globals['_PLACEMENT_KEYSENTRY']._serialized_start=357
-  _globals['_PLACEMENT_KEYSENTRY']._serialized_end=400
-  _globals['_MEMBER']._serialized_start=402
-  _globals['_MEMBER']._serialized_end=441
-  _globals['_STATUSREQUEST']._serialized_start=443
-  _globals['_STATUSREQUEST']._serialized_end=458
-  _globals['_STATUSREPLY']._serialized_start=460
-  _globals['_STATUSREPLY']._serialized_end=487
-  _globals['_TOPOLOGY']._serialized_start=490
-  _globals['_TOPOLOGY']._serialized_end=634
+  _globals['_PLACEMENT']._serialized_end=422
+  _globals['_PLACEMENT_PINSENTRY']._serialized_start=334
+  _globals['_PLACEMENT_PINSENTRY']._serialized_end=377
+  _globals['_PLACEMENT_KEYSENTRY']._serialized_start=379
+  _globals['_PLACEMENT_KEYSENTRY']._serialized_end=422
+  _globals['_MEMBER']._serialized_start=424
+  _globals['_MEMBER']._serialized_end=463
+  _globals['_STATUSREQUEST']._serialized_start=465
+  _globals['_STATUSREQUEST']._serialized_end=480
+  _globals['_STATUSREPLY']._serialized_start=482
+  _globals['_STATUSREPLY']._serialized_end=509
+  _globals['_TOPOLOGY']._serialized_start=512
+  _globals['_TOPOLOGY']._serialized_end=656
 # @@protoc_insertion_point(module_scope)

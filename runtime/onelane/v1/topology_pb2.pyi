@@ -89,6 +89,7 @@ class Placement(_message.Message):
     SERVICE_CONFIG_FIELD_NUMBER: _builtins.int
     LISTEN_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    ONCE_METHODS_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     epoch: _builtins.int
     """Grows with each change."""
@@ -110,6 +111,12 @@ class Placement(_message.Message):
         "pkg.Service/Method" → "field.path", "metadata:name" or "ANY".
         """
 
+    @_builtins.property
+    def once_methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Methods, "pkg.Service/Method", whose calls run once for each `idempotency-key`: they take turns, may have side
+        effects, and the app has durable state.
+        """
+
     def __init__(
         self,
         *,
@@ -121,10 +128,11 @@ class Placement(_message.Message):
         service_config: _builtins.str = ...,
         listen: _builtins.str = ...,
         keys: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        once_methods: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "epoch", b"epoch", "keys", b"keys", "listen", b"listen", "members", b"members", "pins", b"pins", "points", b"points", "service_config", b"service_config"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "epoch", b"epoch", "keys", b"keys", "listen", b"listen", "members", b"members", "once_methods", b"once_methods", "pins", b"pins", "points", b"points", "service_config", b"service_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
