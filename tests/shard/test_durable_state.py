@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import onelane
 import pytest
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, eventually, running
 
-KILLS, CLIENTS, KEYS = 3, 16, 5
+KILLS, OWN_KILLS, CLIENTS, KEYS = 2, 2, 16, 5
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +43,20 @@ patience_s = 0.1
 class Counting:
     """Clients that count, and what they were told."""
 
-    def __init__(self, stub: Any) -> None:
+    def __init__(self, stub: Any, prefix: str) -> None:
+        """prefix: of the keys."""
         self._stub = stub
+        self._prefix = prefix
         self.sent: Counter[str] = Counter()
         self.acknowledged: Counter[str] = Counter()
         self.is_over = False
 
     async def count(self, number: int) -> None:
         while not self.is_over:
-            key = f"k{number % KEYS}"
+            key = f"{self._prefix}{number % KEYS}"
             self.sent[key] += 1
             try:
-                await self._stub.Unary(EchoRequest(key=key), timeout=10)
+                await self._stub.Unary(EchoRequest(key=key), timeout=30)
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.01)
             else:
@@ -67,21 +70,35 @@ class Counting:
                 await asyncio.sleep(0.01)
 
 
+async def count_while_killed(app: RunningApp, stub: Any, prefix: str, *, kills: int) -> tuple[Counting, Counter[str]]:
+    """Count while the shard is killed now and then; also returns what is stored in the end."""
+    counting = Counting(stub, prefix)
+    clients = [asyncio.ensure_future(counting.count(number)) for number in range(CLIENTS)]
+    for _ in range(kills):
+        await counting.count_on(200)
+        (shard,) = await asyncio.to_thread(app.shards)
+        os.kill(shard["pid"], signal.SIGKILL)
+    await counting.count_on(200)
+    counting.is_over = True
+    await asyncio.gather(*clients)
+    stored = {key: (await stub.Misbehave(EchoRequest(key=key), timeout=10)).seen for key in counting.sent}
+    return counting, Counter(stored)
+
+
 async def test_nothing_that_was_acknowledged_is_lost_when_the_process_is_killed(durable_app: RunningApp) -> None:
     async with grpc.aio.insecure_channel(durable_app.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        counting = Counting(stub)
-        clients = [asyncio.ensure_future(counting.count(number)) for number in range(CLIENTS)]
-        for _ in range(KILLS):
-            await counting.count_on(200)
-            (shard,) = await asyncio.to_thread(durable_app.shards)
-            os.kill(shard["pid"], signal.SIGKILL)
-        await counting.count_on(200)
-        counting.is_over = True
-        await asyncio.gather(*clients)
-        for key, acknowledged in counting.acknowledged.items():
-            stored = (await stub.Misbehave(EchoRequest(key=key), timeout=10)).seen
-            assert acknowledged <= stored <= counting.sent[key]
+        counting, stored = await count_while_killed(durable_app, stub, "stock", kills=KILLS)
+    assert counting.acknowledged <= stored <= counting.sent
+
+
+async def test_no_call_of_our_own_stub_fails_and_each_counts_once_when_the_process_is_killed(
+    durable_app: RunningApp,
+) -> None:
+    async with onelane.connect(durable_app.listen["echo"]) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        counting, stored = await count_while_killed(durable_app, stub, "own", kills=OWN_KILLS)
+    assert counting.acknowledged == stored == counting.sent
 
 
 async def test_a_file_that_is_locked_for_a_while_refuses_and_is_back_by_itself(
