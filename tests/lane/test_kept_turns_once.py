@@ -31,6 +31,8 @@ class Account(echo_pb2_grpc.EchoServicer):
         self.totals = shard.keyed("totals", int, durable=shard.app != "plain")
         self.ids: list[Any] = []
         """Of the calls that have run."""
+        self.may_end = asyncio.Event()
+        """Of `Misbehave`."""
         self.codes: list[grpc.StatusCode] = []
         """Of the last two calls with one id."""
 
@@ -45,7 +47,8 @@ class Account(echo_pb2_grpc.EchoServicer):
         app, method, key = order.split()
         request = EchoRequest(key=key, order=" > ".join(orders))
         if app == ".":
-            await self.shard.call(key, f"echo.v1.Echo/{method}", request)
+            timeout = 0.05 if method == "Misbehave" else None
+            await self.shard.call(key, f"echo.v1.Echo/{method}", request, timeout=timeout)
         elif method in ("Twice", "Clash"):
             second = EchoRequest(key=key, text="another" if method == "Clash" else "")
             calls = [self.stubs[app].Plain(message, metadata=((ID, "mine"),)) for message in (request, second)]
@@ -58,6 +61,12 @@ class Account(echo_pb2_grpc.EchoServicer):
         self.change(request, context, 1)
         await asyncio.sleep(0)
         return EchoReply(seen=self.totals[request.key])
+
+    async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
+        """Gives one, and waits."""
+        self.change(request, context, 1)
+        await self.may_end.wait()
+        return EchoReply()
 
     def change(self, request: EchoRequest, context: Any, amount: int) -> None:
         self.ids.append(dict(context.invocation_metadata()).get(ID))
@@ -101,7 +110,7 @@ async def bank() -> AsyncIterator[Bank]:
     app = {
         "services": ["tests.lane.test_kept_turns_once:Account"],
         "turns": {"echo.v1.Echo/*": "KEYED"},
-        "pins": {"a": 0, "b": 1},
+        "pins": {"a": 0, "b": 1, "c": 0},
     }
     apps = {name: app | {"listen": f"127.0.0.1:{50051 + number}"} for number, name in enumerate(names)}
     stores = {f"{name}-{index}": StoreControl() for name in names for index in range(2)}
@@ -184,6 +193,14 @@ async def test_a_turn_that_is_repeated_after_a_crash_repeats_its_calls_and_they_
     assert bank.account(app, "b").totals["b"] == (1 if "Plain b" in order else -1)
     if "Plain c" in order:
         assert bank.account(app, "c").totals["c"] == 1
+
+
+@pytest.mark.parametrize("key", ["b", "c"], ids=["sibling", "self"])
+async def test_a_call_inside_that_is_cut_off_is_undone(bank: Bank, key: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await bank.outer.Unary(EchoRequest(key="a", order=f". Misbehave {key}"), timeout=20)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (await bank.outer.Plain(EchoRequest(key=key), timeout=20)).seen == 1
 
 
 async def test_calls_inside_a_turn_without_an_id_have_random_ones_and_count_each(bank: Bank) -> None:

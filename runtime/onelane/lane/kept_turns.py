@@ -211,7 +211,7 @@ class KeptTurns:
     def _remember(self, turn: Turn, call_id: CallId, call: Call, reply: bytes) -> None:
         """Keep an answer with the changes of its turn. Where the call was cut off, its turn is undone, so that a repeat
         may run it."""
-        if call.is_cancelled:
+        if call.is_cancelled or call.early_status is not None:
             self.journal.lose(turn.key)
         else:
             self._answers.setdefault(turn, []).append(remember(call_id, call, reply, time()))

@@ -115,6 +115,8 @@ def cancelled(call: Call, *, shard: str, draining: bool) -> None:
         call.fail(*cut_off(shard))
     else:
         call.fail(grpc.StatusCode.CANCELLED, "cancelled by the client")
+    # Its handler has chosen no status: it was ended in the middle of its work.
+    call.end_early(call.code_now, call.details_now)
 
 
 def _unexpected(call: Call, error: BaseException, method: Method, shard: str, *, line: str = "") -> None:
