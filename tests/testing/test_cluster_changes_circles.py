@@ -20,18 +20,21 @@ class Moves:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.homes = {key: cluster.owner_of(key) for key in KEYS}
+        self.leave: set[str] = set()
+        """Those that a third shard owns."""
         self.leaving = ""
 
     def staying(self, shard: int) -> str:
-        return next(key for key in KEYS if self.homes[key] == self.cluster.owner_of(key) == shard)
+        return next(key for key in KEYS if key not in self.leave and self.homes[key] == shard)
 
-    async def order(self, order: str) -> EchoReply:
-        """Carry out an order that waits for `middle` in a turn of the key `leaving`; a change begins meanwhile."""
-        services = [self.cluster.service(Echo, shard=index) for index in range(2)]
+    async def order(self, order: str, *, shards: int = 3) -> EchoReply:
+        """Carry out an order that waits for `middle` in a turn of the key `leaving`; a change to so many shards begins
+        meanwhile."""
+        services = [self.cluster.service(Echo, shard=index) for index in range(5 - shards)]
         request = EchoRequest(key=self.leaving, order=order)
         call = asyncio.ensure_future(self.cluster.stub(EchoStub).Misbehave(request, timeout=30))
         await until(lambda: any("middle" in service.began for service in services))
-        change = asyncio.ensure_future(self.cluster.scale(3))
+        change = asyncio.ensure_future(self.cluster.scale(shards))
         await until(lambda: all(service.shard._lane.router.handoff for service in services))
         for service in services:
             if "middle" in service.held:
@@ -54,7 +57,8 @@ async def moves() -> AsyncIterator[Moves]:
     async with Cluster(Echo, shards=2, settings={"max_late_s": 60}) as cluster:
         moves = Moves(cluster)
         await cluster.scale(3)
-        moves.leaving = next(key for key in KEYS if moves.homes[key] == 0 and cluster.owner_of(key) == 2)
+        moves.leave = {key for key in KEYS if cluster.owner_of(key) == 2}
+        moves.leaving = min(key for key in moves.leave if moves.homes[key] == 0)
         await cluster.scale(2)
         yield moves
 
@@ -83,3 +87,32 @@ async def test_code_that_waits_for_a_turn_of_a_key_that_leaves_has_a_call_that_m
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await waiting
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_circle_by_way_of_the_next_owner_itself_ends_too(moves: Moves) -> None:
+    await moves.cluster.scale(3)
+    await moves.order(f"sibling {moves.staying(0)} then middle sibling {moves.leaving} identity", shards=2)
+
+
+@pytest.mark.parametrize("order", ["rich", "metadata"])
+async def test_a_call_that_goes_on_twice_has_the_metadata_and_the_status_of_its_owner(moves: Moves, order: str) -> None:
+    """From a shard that is not its owner to one that is no longer, and on to the one that is."""
+
+    async def call_too() -> tuple[object, object, object, set[str]]:
+        service = moves.cluster.service(Echo, shard=0)
+        await until(lambda: "middle" in service.began)
+        request, metadata = EchoRequest(key=moves.leaving, order=order), (("x-there", "back"), ("onelane-debug", "1"))
+        call = moves.cluster.stub(EchoStub, shard=1).Misbehave(request, metadata=metadata, timeout=30)
+        code, trailers = await call.code(), dict(await call.trailing_metadata())
+        return code, dict(await call.initial_metadata()), trailers["onelane-shard"], set(trailers)
+
+    debug = {"onelane-shard", "onelane-epoch", "onelane-hop"}
+    waiting = asyncio.ensure_future(call_too())
+    await moves.order("wait middle")
+    assert (
+        await waiting
+        == {
+            "rich": (grpc.StatusCode.FAILED_PRECONDITION, {}, "app-2", {"grpc-status-details-bin", *debug}),
+            "metadata": (grpc.StatusCode.OK, {"x-initial": "first"}, "app-2", {"x-back", "x-back-bin", *debug}),
+        }[order]
+    )
