@@ -52,9 +52,14 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-async def moves() -> AsyncIterator[Moves]:
+def settings() -> dict[str, float]:
+    return {}
+
+
+@pytest.fixture
+async def moves(settings: dict[str, float]) -> AsyncIterator[Moves]:
     # All lanes share one loop, on a machine that may be busy: none is late.
-    async with Cluster(Echo, shards=2, settings={"max_late_s": 60}) as cluster:
+    async with Cluster(Echo, shards=2, settings={"max_late_s": 60, **settings}) as cluster:
         moves = Moves(cluster)
         await cluster.scale(3)
         moves.leave = {key for key in KEYS if cluster.owner_of(key) == 2}
@@ -87,6 +92,17 @@ async def test_code_that_waits_for_a_turn_of_a_key_that_leaves_has_a_call_that_m
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await waiting
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("settings", [{"drain_s": 0.1}])
+async def test_a_timer_that_holds_the_turn_for_longer_than_a_drain_is_cancelled(moves: Moves) -> None:
+    """Else the supervisor would kill its process in the end, with the state of all other keys."""
+    await moves.cluster.stub(EchoStub).Misbehave(EchoRequest(key=moves.leaving, order=f"later {moves.leaving}"))
+    service = moves.cluster.service(Echo, shard=0)
+    await moves.cluster.advance(0.1)
+    await until(lambda: moves.leaving in service.began)
+    await asyncio.wait_for(moves.cluster.scale(3), 10)
+    assert moves.cluster.service(Echo, shard=0) is service
 
 
 async def test_a_circle_by_way_of_the_next_owner_itself_ends_too(moves: Moves) -> None:

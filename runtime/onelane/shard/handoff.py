@@ -173,16 +173,23 @@ class HandoffCarrier:
                 yield partial(_end_stream, call, change.after.epoch)
 
     async def _cut_off_late(self, change: Handoff) -> None:
-        """End the calls of keys that leave which have not ended by themselves in the time of a drain."""
+        """End the calls, timers and tasks which hold keys that leave, and have not ended by themselves in the time of a
+        drain."""
         await asyncio.sleep(self._drain_s)
         if change is not self._handoff:
             return
+        by_hand = self._lane.queue.by_hand.items()
+        tasks = {task for turn, task in by_hand if task is not None and turn.key in self._busy}
         details = f"its key moves to another shard, and it has not ended within drain_s, {self._drain_s:g} s"
         for call in list(self._under_way()):
             key = getattr(call, "key", "") if call.turn is None else call.turn.key
-            if call.state is RUNNING and key in self._busy:
+            task = getattr(call, "task", None)
+            if call.state is RUNNING and (key in self._busy or task in tasks):
                 call.end_early(grpc.StatusCode.UNAVAILABLE, details)
                 _cancel(call)
+                tasks.discard(task)
+        for task in tasks:
+            task.cancel()
 
     def _call_ended(self, change: Handoff, key: str, _: object) -> None:
         self._quiet(change, key)
