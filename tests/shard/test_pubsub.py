@@ -121,14 +121,16 @@ async def test_a_queue_of_batches_that_is_full_takes_no_more_and_does_not_wait()
     await close(parts)
 
 
-async def test_a_sibling_that_has_left_the_placement_is_sent_nothing_more() -> None:
+async def test_a_sibling_that_has_left_the_placement_and_has_ended_is_sent_nothing_more() -> None:
     parts, _ = wired()
     parts.lane.place(Placement(2, (SELF, GONE)))
     publish(parts, "1", at_once=True)
     assert set(parts.pubsub._senders) == {GONE.socket}
     parts.lane.place(Placement(3, (SELF,)))
     publish(parts, "2", at_once=True)
-    assert parts.pubsub._senders == {}
+    await parts.pubsub._senders[GONE.socket].flush()
+    publish(parts, "3", at_once=True)
+    assert (parts.pubsub._senders, parts.sibling_channels._channels, lost(parts)) == ({}, {}, {})
     await close(parts)
 
 

@@ -1,5 +1,7 @@
 """What a key leaves behind in a shard does not come back with it."""
 
+import asyncio
+
 import grpc
 import onelane
 from onelane.testing import Cluster
@@ -7,6 +9,9 @@ from onelane.testing import Cluster
 from services.examples.counter.service import Counter
 from services.examples.counter.v1.counter_pb2 import AddReply, AddRequest
 from services.examples.counter.v1.counter_pb2_grpc import CounterStub
+from tests.echo.service import Echo
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.echo.v1.echo_pb2_grpc import EchoStub
 
 KEYS = [f"k{number}" for number in range(20)]
 
@@ -36,3 +41,30 @@ async def test_a_timer_of_a_key_that_has_left_does_not_run_when_the_key_is_back(
         await cluster.scale(1)
         await cluster.advance(31)
         assert set(service.reminded) == set(KEYS) - moved != set()
+
+
+async def test_a_life_that_was_replaced_hears_what_is_published_until_its_calls_have_ended() -> None:
+    """Of streams without a key, which end with it and not before."""
+    async with Cluster(Echo, shards=2, settings={"max_late_s": 60}) as cluster:
+        stub = cluster.stub(EchoStub)
+        key_of = {cluster.owner_of(key): key for key in KEYS}
+        await stub.Across(EchoRequest(key=key_of[0], order="subscribe news"))
+        await stub.Across(EchoRequest(key=key_of[1], order="publish news 1 at_once"))
+        replaced = cluster.service(Echo, shard=0)
+        call = asyncio.ensure_future(cluster.stub(EchoStub, shard=0).Who(EchoRequest(order="sleep 0")))
+        async with asyncio.timeout(10):
+            while not replaced.shard._lane.own_in_flight:  # noqa: ASYNC110 - it is of the same loop
+                await asyncio.sleep(0)
+            restarting = asyncio.ensure_future(cluster.restart(0))
+            while cluster.service(Echo, shard=0) is replaced:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0)
+            for number in (2, 3):
+                await stub.Across(EchoRequest(key=key_of[1], order="publish news 1 at_once"))
+                while len(replaced.heard["news"]) < number:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0)
+            call.cancel()
+            await restarting
+        for _ in range(2):
+            await stub.Across(EchoRequest(key=key_of[1], order="publish news 1 at_once"))
+            await asyncio.sleep(0)
+        assert await cluster.stats("onelane.messages.lost") == 0

@@ -125,6 +125,10 @@ class BatchSender:
     """Sends batches to one sibling, in order, one at a time."""
 
     def __init__(self, lane: str, member: Member, channels: SiblingChannels, lost: Counter) -> None:
+        self.has_left = False
+        """The placement has the sibling no more: it is sent batches until it ends, for the calls that it finishes."""
+        self.is_over = False
+        """The sibling has left, and has ended."""
         self._lane = lane
         self._member = member
         self._channels = channels
@@ -154,11 +158,22 @@ class BatchSender:
                 stub: Any = siblings_pb2_grpc.SiblingsStub(self._channels.to(self._member))
                 await stub.Publish(batch, timeout=DELIVER_S)
             except grpc.aio.AioRpcError as error:
+                if self.has_left:
+                    self._end()
+                    continue
                 code = error.code().name
                 log.warning("publish.undelivered shard=%s to=%s code=%s", self._lane, self._member.name, code)
                 self._count_lost(batch)
             finally:
                 self._batches.task_done()
+
+    def _end(self) -> None:
+        """Nobody is there any more who could miss a batch."""
+        self.is_over = True
+        self._channels.give_up(self._member)
+        while not self._batches.empty():
+            self._batches.get_nowait()
+            self._batches.task_done()
 
     def _count_lost(self, batch: siblings_pb2.PublishRequest) -> None:
         self._lost.add(len(batch.messages), {"onelane.reason": "undelivered"})
@@ -240,7 +255,8 @@ class PubSub:
             subscription.close()
 
     def _send_batch(self) -> None:
-        """Move all published messages to every shard of the placement, this one among them."""
+        """Move all published messages to every shard of the placement, this one among them, and to those that have left
+        it and finish their calls."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -248,12 +264,13 @@ class PubSub:
             return
         batch = self._outbox.take()
         siblings = {member.socket: member for member in self._lane.router.siblings()}
-        for socket in set(self._senders) - set(siblings):
+        for socket in [socket for socket, sender in self._senders.items() if sender.is_over]:
             self._senders.pop(socket).cancel()
-        for socket, member in siblings.items():
-            if socket not in self._senders:
-                self._senders[socket] = BatchSender(self._lane.name, member, self._channels, self._lost)
-            self._senders[socket].send(batch)
+        for socket in siblings.keys() - self._senders.keys():
+            self._senders[socket] = BatchSender(self._lane.name, siblings[socket], self._channels, self._lost)
+        for socket, sender in self._senders.items():
+            sender.has_left = socket not in siblings
+            sender.send(batch)
         self._inbox.receive(batch)
 
     def _count_slow(self, count: int) -> None:
