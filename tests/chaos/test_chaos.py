@@ -40,7 +40,7 @@ async def test_no_call_to_durable_state_fails_and_no_update_is_lost_or_doubled_i
 
 
 async def kills_and_a_locked_store_in_changes(app: Disturber) -> None:
-    changing = asyncio.create_task(changes(2)(app))
+    changing = asyncio.ensure_future(changes(2)(app))
     await app.kill()
     await app.lock()
     await changing
