@@ -54,10 +54,6 @@ class HeldWeakly(ClientCall):
     def outgoing(self) -> Outgoing:
         return self._held
 
-    def moves_to(self, subchannel: Any) -> None:
-        if (call := self._call()) is not None:
-            call.moves_to(subchannel)
-
     def begin(self, connection: Connection) -> None:
         super().begin(connection)
         if self.stream is not None:
