@@ -36,7 +36,7 @@ class Books:
         """Clients count until the end of the block; then every key has what was acknowledged."""
         async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
             stub: Any = echo_pb2_grpc.EchoStub(channel)
-            counting = Counting(stub)
+            counting = Counting(stub, "k")
             counting.sent, counting.acknowledged = self.sent, self.acknowledged
             await self.check(stub)
             clients = [asyncio.ensure_future(counting.count(number)) for number in range(CLIENTS)]
