@@ -83,8 +83,9 @@ async def kill_some_shard(app: RunningApp, seed: random.Random) -> None:
 
 def set_epoch(folder: Path, epoch: int) -> None:
     """As if the clock had been far ahead."""
-    with closing(sqlite3.connect(folder / "state" / "echo" / "echo-0.sqlite", isolation_level=None)) as database:
-        database.execute("UPDATE keys SET epoch = ?", (epoch,))
+    for path in (folder / "state" / "echo").glob("*.sqlite"):
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute("UPDATE keys SET epoch = ?", (epoch,))
 
 
 async def test_nothing_is_lost_as_shards_come_go_and_are_killed_and_the_app_starts_with_fewer(
