@@ -120,7 +120,7 @@ class Clients:
                 # Unique, as far as chance goes: so the checker knows which of them it sees.
                 amount = rng.randrange(10**9)
                 await self._call(client, client.stub.Put, Put(amount), Change(key=key, amount=amount))
-            elif dice < 0.4 and not client.with_id:
+            elif dice < 0.4:
                 # By keys of their own: no two turns wait for each other.
                 through = Change(key=f"through-{rng.randrange(8)}", other=key, amount=amount)
                 await self._call(client, client.stub.AddThrough, Add(amount), through)
