@@ -203,6 +203,25 @@ async def test_a_value_that_cannot_leave_holds_up_no_change(bench: Bench, siblin
     await close(bench)
 
 
+async def test_the_supervisor_hears_of_the_progress_also_where_the_first_keys_that_are_looked_at_stay(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handoff, "SCAN_KEYS", 1)
+    monkeypatch.setattr(handoff, "PROGRESS_S", 0.01)
+    after = Placement(2, (bench.me, bench.sibling))
+    staying = [key for key in KEYS if after.owner_of(key) == bench.me]
+    leaving = [key for key in KEYS if key not in staying]
+    bench.totals.update(dict.fromkeys([*staying, *leaving], 7))
+    bench.prepare((bench.me,), after.members)
+    async with asyncio.timeout(10):
+        departed = 0
+        while departed < len(leaving):
+            message = await bench.supervisor.receive()
+            assert message is not None
+            departed = message.progress.departed
+    await close(bench)
+
+
 # What arrives
 
 

@@ -12,6 +12,7 @@ from onelane.supervisor import app as app_module
 from onelane.supervisor import changes as changes_module
 from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.target import Alteration, NotChanged, drained, pinned, replaced, scaled
+from onelane.v1 import control_pb2
 
 from tests.supervisor.fake_launcher import BOUND_S, settle, until
 from tests.supervisor.scripted_shards import ScriptedLauncher, scripted_app
@@ -210,6 +211,27 @@ async def test_a_life_that_hangs_is_killed_in_time_and_the_change_ends(
         assert (len(app.shards), app.beside) == (1, [])
         if step == "prepare" or (step == "stop" and hung != "echo-0.1"):
             assert f"{hung} is killed" in launcher.trace
+
+
+async def test_a_life_that_hands_over_many_keys_has_time_for_as_long_as_it_goes_on(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    """It would be killed with the state of those that have not moved yet."""
+    async with scripted_app(tmp_path, launcher, 1) as app:
+        launcher.ignored.add(("echo-0.1", "prepare"))
+        changing = await begun(app.changes, scaled(2))
+        await until(lambda: app.changes.running is not None)
+        line, ends = launcher.shard("echo-0.1").line, []
+        for departed in (0, 1, 1, 2):
+            await settle()
+            ends.append(app.changes.running._until if app.changes.running is not None else 0.0)
+            line.deliver(progress=control_pb2.HandoffProgress(epoch=2, leaving=9, departed=departed))
+        await settle()
+        first, second, third, fourth = ends
+        assert first == second < third == fourth < app.changes.running._until  # type: ignore[union-attr]
+        line.deliver(departed=2)
+        line.deliver(arrived=2)
+        await asyncio.wait_for(changing, BOUND_S)
 
 
 @pytest.mark.usefixtures("impatient")

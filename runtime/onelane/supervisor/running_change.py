@@ -29,7 +29,7 @@ class RunningChange:
         self, before: Placement, after: Placement, shards: Sequence[SupervisedShard], *, limit_s: float
     ) -> None:
         """shards: all that have a life in `before` or `after`; each that is only in `after` has been ready.
-        limit_s: how long a life may take."""
+        limit_s: how long a life may take, from the last key that has moved."""
         self.progress: dict[int, control_pb2.HandoffProgress] = {}
         """Life → how far it is."""
         self.began_at = time.monotonic()
@@ -83,8 +83,13 @@ class RunningChange:
             self._take(self._change.arrived(life))
 
     def progressed(self, life: int, progress: control_pb2.HandoffProgress) -> None:
-        if progress.epoch == self.after.epoch:
-            self.progress[life] = progress
+        if progress.epoch != self.after.epoch:
+            return
+        last = self.progress.get(life)
+        self.progress[life] = progress
+        if progress.departed > (last.departed if last is not None else 0):
+            # It does not hang, however many keys it has.
+            self._restart_clock()
 
     # Carrying it out
 
