@@ -1,4 +1,4 @@
-"""What a key leaves behind in a shard does not come back with it."""
+"""What a key takes along, whatever its size, and what stays behind and does not come back with it."""
 
 import asyncio
 
@@ -23,6 +23,7 @@ class Remembering(Counter):
         super().__init__(shard)
         self.shard = shard
         self.reminded: list[str] = []
+        self.texts = shard.keyed("texts", str)
 
     async def Add(self, request: AddRequest, context: grpc.aio.ServicerContext[AddRequest, object]) -> AddReply:
         self.shard.later(request.name, 30, lambda: self.reminded.append(request.name))
@@ -41,6 +42,18 @@ async def test_a_timer_of_a_key_that_has_left_does_not_run_when_the_key_is_back(
         await cluster.scale(1)
         await cluster.advance(31)
         assert set(service.reminded) == set(KEYS) - moved != set()
+
+
+async def test_a_key_with_more_state_than_a_client_may_send_in_a_message_moves_as_any_other() -> None:
+    async with Cluster(Remembering, shards=1, settings={"max_late_s": 60, "max_message_bytes": 65536}) as cluster:
+        stub = cluster.stub(CounterStub)
+        for key in KEYS:
+            await stub.Add(AddRequest(name=key, amount=1))
+        texts = cluster.service(Remembering, shard=0).texts
+        texts.update(dict.fromkeys(KEYS, "x" * 70_000))
+        await asyncio.wait_for(cluster.scale(2), 10)
+        moved = cluster.service(Remembering, shard=1).texts
+        assert (len(moved) + len(texts), set(moved.values())) == (len(KEYS), {"x" * 70_000})
 
 
 async def test_a_life_that_was_replaced_hears_what_is_published_until_its_calls_have_ended() -> None:

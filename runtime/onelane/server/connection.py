@@ -74,12 +74,14 @@ class NativeConnection(CallsConnection):
         owner: ConnectionOwner,
         *,
         limits: Limits | None = None,
+        max_message: int | None = None,
         steers: bool = False,
         replay: FirstBytes | None = None,
     ) -> None:
-        """limits: by default the owner's. steers: a sibling may own it. replay: bytes that a sibling read before it
-        handed the connection over."""
-        wire = ServerConnection(limits or owner.limits, max_message=owner.max_message, joins=True, unpacks=False)
+        """limits, max_message: by default the owner's. steers: a sibling may own it. replay: bytes that a sibling read
+        before it handed the connection over."""
+        longest = owner.max_message if max_message is None else max_message
+        wire = ServerConnection(limits or owner.limits, max_message=longest, joins=True, unpacks=False)
         super().__init__(owner, wire)
         # For `time_limits`.
         self.opened_at = self.heard_at = self.framed_at = monotonic()

@@ -23,6 +23,9 @@ SIBLING_GOODBYE_S = 5.0
 """As `GOAWAY_S`: a sibling may get no CPU for a while, and what it sends meanwhile is served until it has read the
 GOAWAY."""
 
+MAX_MESSAGE = 2**31 - 1
+"""Bytes. The state of one key is one message, and may be larger than any that a client may send."""
+
 
 class ForwardedCall(NativeCall):
     """A call that a sibling has sent on: to its handler, the call of the client itself."""
@@ -59,7 +62,8 @@ class SiblingConnection(NativeConnection):
 
     def __init__(self, owner: ConnectionOwner) -> None:
         # What a client would not get of an answer's metadata, its shard does not get either.
-        super().__init__(owner, limits=replace(SIBLING_LIMITS, sent_metadata=owner.limits.max_sent_metadata))
+        limits = replace(SIBLING_LIMITS, sent_metadata=owner.limits.max_sent_metadata)
+        super().__init__(owner, limits=limits, max_message=MAX_MESSAGE)
 
     def _accept(self, stream: Stream, method: Method) -> bool:
         if hop.HOP_MARK not in stream.fields:
