@@ -103,12 +103,14 @@ def _lines_of(text: str) -> str:
 
 def test_what_the_readme_says_of_the_file_is_so() -> None:
     from onelane.config import App
+    from onelane.core.state_settings import StateSettings
 
+    fields = {**App.model_fields, **StateSettings.model_fields}
     units = {"": 1, "s": 1, "h": 3600, "KiB": 2**10, "MiB": 2**20}
     settings = re.findall(r"`(\w+)`, ([\d.,]+)(?: (s|h|KiB|MiB)\b)?[ ,]", README)
     assert settings
     for name, value, unit in settings:
-        assert (name, float(value.replace(",", "")) * units[unit]) == (name, App.model_fields[name].default)
+        assert (name, float(value.replace(",", "")) * units[unit]) == (name, fields[name].default)
 
 
 def test_the_map_of_the_folders_is_whole() -> None:
