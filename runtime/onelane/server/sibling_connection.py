@@ -23,7 +23,7 @@ SIBLING_GOODBYE_S = 5.0
 """As `GOAWAY_S`: a sibling may get no CPU for a while, and what it sends meanwhile is served until it has read the
 GOAWAY."""
 
-MAX_MESSAGE = 2**31 - 1
+MAX_SIBLING_MESSAGE = 2**31 - 1
 """Bytes. The state of one key is one message, and may be larger than any that a client may send."""
 
 
@@ -63,7 +63,7 @@ class SiblingConnection(NativeConnection):
     def __init__(self, owner: ConnectionOwner) -> None:
         # What a client would not get of an answer's metadata, its shard does not get either.
         limits = replace(SIBLING_LIMITS, sent_metadata=owner.limits.max_sent_metadata)
-        super().__init__(owner, limits=limits, max_message=MAX_MESSAGE)
+        super().__init__(owner, limits=limits, max_message=MAX_SIBLING_MESSAGE)
 
     def _accept(self, stream: Stream, method: Method) -> bool:
         if hop.HOP_MARK not in stream.fields:
