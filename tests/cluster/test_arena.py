@@ -104,7 +104,14 @@ async def test_one_finish_is_one_trace_with_the_whole_tree_in_jaeger(tmp_path: P
         trace = traces.trace(TRACE)
     assert hop == "forwarded"
     assert trace is not None
-    rated = [["lobby", "client", "arena.v1.Profile/AddResult", [below("profile", "Profile/AddResult", commit())]]] * 2
+    rated = [
+        [
+            "lobby",
+            "client",
+            "arena.v1.Profile/AddResult",
+            [below("profile", "Profile/AddResult", [*commit(), *waited()])],
+        ]
+    ] * 2
     reported = [
         ["lobby", "client", "arena.v1.Leaderboard/Report", [below("leaderboard", "Leaderboard/Report", offload())]]
     ]
@@ -134,6 +141,11 @@ def below(app: str, method: str, children: list[Any]) -> list[Any]:
 
 def commit() -> list[Any]:
     return [["profile", "internal", "commit", []]]
+
+
+def waited() -> list[Any]:
+    """The turn that a call with an id is given once it is known to be no repeat."""
+    return [["profile", "internal", "turn", []]]
 
 
 def offload() -> list[Any]:

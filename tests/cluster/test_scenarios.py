@@ -15,8 +15,8 @@ its calls a client with a connection of its own. A shard is named by its number.
     start S again             start it once more, on the same sockets
 
 What follows from a command is printed below it: calls that have ended, then those that begin to run, then what became
-of shards. Of a call that does not run at once it is printed where it is: forwarded, queued for the turn of its key, or
-not accepted by any shard.
+of shards. Of a call that does not run at once it is printed where it is: forwarded, queued for the turn of its key,
+held for a placement that is on its way, or not accepted by any shard.
 """
 
 import asyncio
@@ -119,7 +119,7 @@ class ClusterScenario:
         self._shards.append(f"{number} has died")
 
     async def _place(self, epoch: str, key: str, _to: str, owner: str, _at: str = "", *shards: str) -> None:
-        first = self._shard(0).placement
+        first = self._shard(0).app.placement
         pins = {self._keys[key]: first.members[int(owner)].name}
         newer = placement_to_proto(Placement(int(epoch), first.members, first.points, pins))
         for index in map(int, shards or self._orders):
@@ -147,9 +147,9 @@ class ClusterScenario:
         if not grown and name in self._calls:
             self._shards.append(f"{name} is not accepted")
         for index in grown:
-            queued = after[index][1] > before[index][1]
-            if queued or name not in self._service(index).began:
-                self._shards.append(f"{index} {'queues' if queued else 'forwards'} {name}")
+            _, queued, held = (now > then for now, then in zip(after[index], before[index], strict=True))
+            if queued or held or name not in self._service(index).began:
+                self._shards.append(f"{index} {'queues' if queued else 'holds' if held else 'forwards'} {name}")
 
     async def _arrived(self) -> None:
         """Wait until every call that has begun runs or is queued: a sibling connects again after a pause."""
@@ -158,12 +158,13 @@ class ClusterScenario:
 
     def _running_or_queued(self) -> int:
         begun = {name for index in self._orders for name in self._service(index).began}
-        return len(begun & self._calls.keys()) + sum(self._load(index)[1] for index in self._orders)
+        return len(begun & self._calls.keys()) + sum(sum(self._load(index)[1:]) for index in self._orders)
 
-    def _load(self, index: int) -> tuple[int, int]:
-        """Calls under way in a shard, and those of them that wait for the turn of their key."""
+    def _load(self, index: int) -> tuple[int, int, int]:
+        """Calls under way in a shard; those of them that wait for the turn of their key, and for a placement or a key
+        that is on its way."""
         lane = self._lane(index)
-        return lane.in_flight, lane.queue.turns.waiting
+        return lane.in_flight, lane.queue.turns.waiting, lane.queue.arrivals.count
 
     async def _finish(self, name: str) -> None:
         for index in self._orders:
