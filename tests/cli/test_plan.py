@@ -1,5 +1,6 @@
 """`onelane plan` says what `onelane scale` then does."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,7 +15,7 @@ from onelane.cli.main import main
 
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
-from tests.running_app import echo, running
+from tests.running_app import echo, eventually, running
 
 KEYS = [f"key {number}" for number in range(60)]
 
@@ -51,9 +52,9 @@ def test_the_owners_that_a_plan_names_are_those_that_scaling_makes(tmp_path: Pat
         counts = [(shard["keys_before"], shard["keys_after"]) for shard in from_file["shards"]]
         owners = [f"echo-{index}" for index in range(3)]
         assert counts == [(list(before.values()).count(name), list(after.values()).count(name)) for name in owners]
-        text = planned("2", *ask).stdout
-        assert "of hot keys: " in text
-        assert "% of the ring moves; skew " in text
+        # The shards tell them once a second.
+        asyncio.run(eventually(lambda: "of hot keys: " in planned("2", *ask).stdout))
+        assert "% of the ring moves; skew " in planned("2", *ask).stdout
 
 
 def test_without_a_supervisor_a_file_of_keys_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
