@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Token
 from time import perf_counter
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
 from onelane.core.turns import Turn, Turns, holders
@@ -65,7 +66,8 @@ class HeldTurn(AbstractAsyncContextManager[None]):
                 self._queue.leave(turn)
                 raise
         turn.since = perf_counter()
-        self._queue.by_hand[turn] = asyncio.current_task()
+        if (task := asyncio.current_task()) is not None:
+            self._queue.by_hand[turn] = task
         self._turn, self._token = turn, current_call_var.set(TurnContext(outer, turn))
 
     async def __aexit__(self, *error: object) -> None:
@@ -93,8 +95,9 @@ class TurnQueue:
         self._due: deque[tuple[Any, Turn | None]] = deque()
         """Waiters that are to be started: they have been given a turn, or (None) are held no longer."""
         self._is_starting = False
-        self.by_hand: dict[Turn, asyncio.Task[Any] | None] = {}
-        """The turns that `HeldTurn` holds, and the tasks in which it was entered."""
+        self.by_hand: WeakValueDictionary[Turn, asyncio.Task[Any]] = WeakValueDictionary()
+        """The turns that `HeldTurn` holds, and the tasks in which it was entered. Weakly: a task that has ended by an
+        exception refers to its frames, and with them to a generator whose end is what frees the turn."""
         self.keeper: TurnKeeper | None = None
         """None in an app without durable state."""
 

@@ -178,8 +178,7 @@ class HandoffCarrier:
         await asyncio.sleep(self._drain_s)
         if change is not self._handoff:
             return
-        by_hand = self._lane.queue.by_hand.items()
-        tasks = {task for turn, task in by_hand if task is not None and turn.key in self._busy}
+        tasks = {task for turn, task in self._lane.queue.by_hand.items() if turn.key in self._busy}
         details = f"its key moves to another shard, and it has not ended within drain_s, {self._drain_s:g} s"
         for call in list(self._under_way()):
             key = getattr(call, "key", "") if call.turn is None else call.turn.key
