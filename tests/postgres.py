@@ -76,9 +76,9 @@ class PostgresServer:
 
 
 def installed() -> Path | None:
-    """The path of `initdb`, beside the other programs."""
+    """The path of `initdb`, beside the other programs: no link to it, in a folder that the server's user may not enter."""
     if path := shutil.which("initdb"):
-        return Path(path)
+        return Path(path).resolve()
     paths = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return paths[-1] if paths else None
 
