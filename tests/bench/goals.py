@@ -18,6 +18,7 @@ OVERLOAD_P99_MS = 700
 """Of what is answered: the half second that a burst may take, then rounds of `max_late_s`."""
 OVERLOAD_KIB = 32 * 1024
 
+_SHAPES = [f"{connections}x{streams}" for connections, streams in r.SHAPES]
 FIRST = "4x16"
 """The shape of what is measured in one alone."""
 
@@ -46,6 +47,9 @@ class _Rows:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = {(row.name, row.shape): row for row in rows} | {(row.name, ""): row for row in rows}
+
+    def has(self, name: str) -> bool:
+        return (name, "") in self._rows
 
     def ratio(self, name: str, other: str, shape: str = "") -> float:
         """How many times dearer `name` is."""
@@ -83,24 +87,45 @@ def _known(figure: float | None) -> float:
 def goals(measured: Sequence[Row]) -> list[Goal]:
     """All of them."""
     rows = _Rows(measured)
-    return [*_native(rows), *_telemetry(rows), *_shards(rows), *_grpcio(rows), *_offload(rows), *_lane(rows)]
+    return [
+        *_native(rows),
+        *_others(rows),
+        *_telemetry(rows),
+        *_shards(rows),
+        *_grpcio(rows),
+        *_offload(rows),
+        *_lane(rows),
+    ]
 
 
 def _native(rows: _Rows) -> list[Goal]:
-    shapes = [f"{connections}x{streams}" for connections, streams in r.SHAPES]
+    shapes = _SHAPES
     stream, raw_stream = r.NATIVE + r.STREAM, r.RAW + r.STREAM
     return [
         *(
             Goal(f"{peer} / native, {shape}", rows.ratio(peer, r.NATIVE, shape), limit, at_least=True)
-            for peer, limits in ((r.RAW, (10, 8, 4)), (r.PYGRPC, (1.2, 1, 1.8)))
+            for peer, limits in ((r.RAW, (15, 10, 7)), (r.PYGRPC, (1.2, 1, 1.8)))
             for shape, limit in zip(shapes, limits, strict=True)
         ),
         Goal("native / probe (guard)", rows.ratio(r.NATIVE, r.PROBE, shapes[0]), HOT_PATH_LIMIT, guard=True),
-        Goal("streamed messages: raw / native, CPU", rows.ratio(raw_stream, stream), 8, at_least=True),
+        *(Goal(f"plain def / async, {shape}", rows.ratio(r.PLAIN, r.NATIVE, shape), 0.85) for shape in shapes),
+        Goal("streamed messages: raw / native, CPU", rows.ratio(raw_stream, stream), 12, at_least=True),
         Goal("streamed messages: native / raw, per s", rows.faster(stream, raw_stream), 8, at_least=True),
-        Goal("1 MiB: raw / native", rows.ratio(r.RAW + r.BIG, r.NATIVE + r.BIG), 1.3, at_least=True),
-        Goal("client: grpc.aio / dial", rows.ratio(r.CLIENTS["grpc.aio"], r.CLIENTS["dial"]), 4, at_least=True),
-        Goal("KiB of an idle connection", rows.kib(r.IDLE), 16),
+        Goal("1 MiB: raw / native", rows.ratio(r.RAW + r.BIG, r.NATIVE + r.BIG), 2, at_least=True),
+        Goal("TLS: raw / native", rows.ratio(r.RAW + r.SECURE, r.NATIVE + r.SECURE), 6, at_least=True),
+        Goal("client: grpc.aio / dial", rows.ratio(r.CLIENTS["grpc.aio"], r.CLIENTS["dial"]), 8, at_least=True),
+        Goal("KiB of an idle connection", rows.kib(r.IDLE), 12),
+    ]
+
+
+def _others(rows: _Rows) -> list[Goal]:
+    """Beside servers that are no Python, where they could be built."""
+    limits = {r.GO: (0.55, 0.65, 0.45), r.GO_ONE: (0.8, 0.9, 0.75), r.TONIC: (1.7, 1.6, 1.3)}
+    return [
+        Goal(f"native / {peer}, {shape}", rows.ratio(r.NATIVE, peer, shape), limit)
+        for peer in limits
+        if rows.has(peer)
+        for shape, limit in zip(_SHAPES, limits[peer], strict=True)
     ]
 
 
@@ -125,10 +150,13 @@ def _telemetry(rows: _Rows) -> list[Goal]:
 
 
 def _shards(rows: _Rows) -> list[Goal]:
-    forwarded, growth = rows.ratio(r.NATIVE + r.AWAY, r.NATIVE, FIRST), rows.growth(r.NATIVE)
+    growth = rows.growth(r.NATIVE)
     beside = [onelane / probe for onelane, probe in zip(growth, rows.growth(r.PROBE), strict=True)]
     return [
-        Goal("native, forwarded / at home", forwarded, 2.8),
+        *(
+            Goal(f"native, forwarded / at home, {shape}", rows.ratio(r.NATIVE + r.AWAY, r.NATIVE, shape), limit)
+            for shape, limit in zip(_SHAPES, (1.9, 1.6, 2.8), strict=True)
+        ),
         Goal("native, 2 to 8 shards / 1, dearest", max(growth), 1.1),
         Goal("native, 2 to 8 shards / 1, cheapest", min(growth), 0.9, at_least=True),
         Goal("the same beside as many probes, dearest", max(beside), 1.1),

@@ -19,6 +19,7 @@ class Target:
 
     address: str
     key: str
+    scheme: str = "http"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def start(target: Target, body: Path, load: Load) -> "subprocess.Popen[str]":
             *("h2load", "-n", str(load.calls), "-c", str(load.connections), "-m", str(load.streams), "-t", "1"),
             *("-d", str(body), "-H", "te: trailers", "-H", "content-type: application/grpc", "-H", "grpc-timeout: 30S"),
             f"--log-file={body.with_suffix('.log')}",
-            f"http://{target.address}/echo.v1.Echo/{load.method}",
+            f"{target.scheme}://{target.address}/echo.v1.Echo/{load.method}",
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

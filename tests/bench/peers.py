@@ -2,15 +2,18 @@
 
 raw: bare grpc.aio on uvloop. pygrpc-native: its asyncio server, on uvloop. grpclib: on uvloop. probe: see probe.py.
 opentelemetry: raw, with OpenTelemetry's SDK. threads: the threaded `grpc.server`, see diamond.py. All have the same
-handler's body. aiosqlite, asyncpg: counters with a commit for each call, see durable_peers.py.
+handler's body. aiosqlite, asyncpg: counters with a commit for each call, see durable_peers.py. grpc-go and tonic are
+programs of their own, built where Go and Rust are: `built`.
 """
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
@@ -22,6 +25,8 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import ROOT
 
+CERTIFICATE, PRIVATE_KEY = "BENCH_CERTIFICATE", "BENCH_PRIVATE_KEY"
+"""Variables with the files by which `raw` serves TLS."""
 # The bench extra is installed for `make bench` alone, so nothing but a started peer imports it.
 
 
@@ -30,9 +35,19 @@ async def grpc_aio() -> tuple[int, Any]:
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
     raw.register(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if CERTIFICATE in os.environ:
+        port = server.add_secure_port("127.0.0.1:0", _credentials())
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     return port, server
+
+
+def _credentials() -> Any:
+    from grpc import ssl_server_credentials
+
+    key, certificate = (Path(os.environ[name]).read_bytes() for name in (PRIVATE_KEY, CERTIFICATE))
+    return ssl_server_credentials([(key, certificate)])
 
 
 async def opentelemetry() -> tuple[int, Any]:
@@ -112,10 +127,21 @@ async def main(kind: str) -> None:
     await asyncio.Event().wait()
 
 
+BUILT = {"grpc-go": "grpc_go", "tonic": "tonic"}
+"""Peers that are no Python, and their folders."""
+
+
+def built(kind: str) -> str | None:
+    """The path of a peer's program, which is built at first; None where that cannot be, the reason is on stderr."""
+    build = ROOT / "tests" / "bench" / BUILT[kind] / "build.sh"
+    outcome = subprocess.run([build], stdout=PIPE, text=True)
+    return outcome.stdout.strip() if outcome.returncode == 0 else None
+
+
 @contextmanager
 def peer(kind: str, **environment: str) -> Iterator[tuple[str, int]]:
-    """A peer that runs; its address and its pid."""
-    command = [sys.executable, "-m", "tests.bench.peers", kind]
+    """A peer that runs; its address and its pid. kind: of `KINDS`, or the path of a program."""
+    command = [sys.executable, "-m", "tests.bench.peers", kind] if kind in KINDS else [kind]
     process = Popen(command, stdout=PIPE, text=True, cwd=ROOT, env=os.environ | environment)
     assert process.stdout is not None
     try:

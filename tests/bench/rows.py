@@ -19,18 +19,20 @@ from onelane.core.turns import Turns
 from tests.bench import overload, records
 from tests.bench.idle import kib_per_connection
 from tests.bench.load import Load, Run, Target, middle, run
-from tests.bench.peers import peer
+from tests.bench.peers import CERTIFICATE, PRIVATE_KEY, built, peer
 from tests.bench.shards import Shards, shards, telemetry
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.otlp_receiver import HttpReceiver
 from tests.running_app import ROOT
+from tests.servers import Files
 
 SHAPES = ((4, 16), (64, 1), (1, 1))
 """Connections, and streams on each."""
 RAW, PYGRPC, GRPCLIB, PROBE = "raw grpc.aio + uvloop", "pygrpc-native", "grpclib + uvloop", "probe: ngh2 + uvloop"
+GO, GO_ONE, TONIC = "grpc-go", "grpc-go, GOMAXPROCS=1", "tonic, one thread"
 NATIVE, PLAIN, GRPCIO = "onelane native", "onelane native, plain def", "onelane grpcio"
 AWAY, TWO = ", forwarded", ", 2 shards"
-STREAM, BIG = ", a streamed message", ", 1 MiB up and down"
+STREAM, BIG, SECURE = ", a streamed message", ", 1 MiB up and down", ", TLS"
 LANES, THREADS = "rooms: 2 lanes", "rooms: grpc.server, 10 threads and locks"
 CLIENTS = {"grpc.aio": "client: grpc.aio", "dial": "client: onelane dial", "connect": "client: onelane connect"}
 IDLE, KEY, TURN = "an idle connection", "reading a key", "a turn that nobody contends"
@@ -105,14 +107,26 @@ class Bench:
             requests = self.collector.requests
             time.sleep(QUIET_S)
 
-    def peer(self, kind: str, **environment: str) -> tuple[list[Target], list[int]]:
+    def peer(self, kind: str, scheme: str = "http", **environment: str) -> tuple[list[Target], list[int]]:
         address, pid = self.stack.enter_context(peer(kind, **environment))
-        return [Target(address, "k")], [pid]
+        return [Target(address, "k", scheme)], [pid]
+
+    def built(self, kinds: dict[str, tuple[str, dict[str, str]]]) -> dict[str, tuple[list[Target], list[int]]]:
+        """Those peers whose programs can be built here, by name. kinds: what each is built from, and its variables."""
+        programs = {name: built(kind) for name, (kind, _) in kinds.items()}
+        for name in (name for name, program in programs.items() if program is None):
+            self.setting.tell(f"{name} is LEFT OUT, with its goals: it cannot be built here, see above")
+        return {name: self.peer(program, **kinds[name][1]) for name, program in programs.items() if program}
 
     def shards(
-        self, count: int, listener: str = "native", service: str = "tests.echo.service:Echo", ratio: float = 0.01
+        self,
+        count: int,
+        listener: str = "native",
+        service: str = "tests.echo.service:Echo",
+        ratio: float = 0.01,
+        tls: Files | None = None,
     ) -> Shards:
-        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service, ratio))
+        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service, ratio, tls))
 
     def load(self, calls: int, shape: tuple[int, int] = SHAPES[0], **more: Any) -> Load:
         # One call after the other takes longer and costs more.
@@ -138,7 +152,7 @@ def _row(name: str, shape: str, runs: Sequence[Run]) -> Row:
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Every row."""
-    for section in (_echo, _traced, _many_shards, _diamond, _overload, _blocking, _alone):
+    for section in (_echo, _secure, _traced, _many_shards, _diamond, _overload, _blocking, _alone):
         with ExitStack() as stack:
             yield from section(Bench(setting, stack))
 
@@ -148,20 +162,22 @@ def _echo(bench: Bench) -> Iterator[Row]:
     raw, pygrpc, grpclib, probe = (bench.peer(kind) for kind in ("raw", "pygrpc-native", "grpclib", "probe"))
     one_shard, two_shards, stock, stock_two = (bench.shards(n, kind) for kind in ("native", "grpcio") for n in (1, 2))
     native = (one_shard.at_home(), one_shard.pids)
+    others = bench.built({GO: ("grpc-go", {}), GO_ONE: ("grpc-go", {"GOMAXPROCS": "1"}), TONIC: ("tonic", {})})
     for shape in SHAPES:
         slow, fast = bench.load(2_000, shape), bench.load(8_000, shape)
         cases = [
+            *(Case(name, *server, fast) for name, server in others.items()),
             Case(RAW, *raw, slow),
             Case(PYGRPC, *pygrpc, fast),
             Case(GRPCLIB, *grpclib, slow),
             Case(PROBE, *probe, fast),
             Case(NATIVE, *native, fast),
             Case(PLAIN, *native, bench.load(8_000, shape, method="Plain")),
+            Case(NATIVE + AWAY, two_shards.away(), two_shards.pids, fast),
             Case(GRPCIO, stock.at_home(), stock.pids, slow),
         ]
         if shape == SHAPES[0]:
             cases += [
-                Case(NATIVE + AWAY, two_shards.away(), two_shards.pids, fast),
                 Case(GRPCIO + AWAY, stock_two.away(), stock_two.pids, slow),
                 Case(GRPCIO + TWO, stock_two.at_home(), stock_two.pids, bench.load(1_000)),
             ]
@@ -172,6 +188,18 @@ def _echo(bench: Bench) -> Iterator[Row]:
     yield from bench.rows("streams", [Case(name + STREAM, *server, many) for name, server in servers.items()])
     yield from bench.rows("1 MiB", [Case(name + BIG, *server, large) for name, server in servers.items()])
     yield from _clients(bench, one_shard.at_home()[0])
+
+
+def _secure(bench: Bench) -> Iterator[Row]:
+    """The same calls over TLS."""
+    files = Files(bench.folder)
+    names = {CERTIFICATE: files.path("server.pem"), PRIVATE_KEY: files.path("server.key")}
+    shard = bench.shards(1, tls=files)
+    cases = [
+        Case(RAW + SECURE, *bench.peer("raw", "https", **names), bench.load(2_000)),
+        Case(NATIVE + SECURE, shard.at_home("https"), shard.pids, bench.load(8_000)),
+    ]
+    yield from bench.rows("TLS", cases)
 
 
 def _traced(bench: Bench) -> Iterator[Row]:

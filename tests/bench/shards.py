@@ -9,6 +9,7 @@ from onelane.core.placement import Member, Placement
 
 from tests.bench.load import Target
 from tests.running_app import RunningApp, running
+from tests.servers import Files
 
 BIG_MESSAGES = 8 * 1024 * 1024
 
@@ -35,8 +36,8 @@ class Shards:
     def key_of(self, member: Member) -> str:
         return next(k for k in map(str, range(10_000)) if self.placement.owner_of(k) == member)
 
-    def at_home(self) -> list[Target]:
-        return [Target(member.address, self.key_of(member)) for member in self.members]
+    def at_home(self, scheme: str = "http") -> list[Target]:
+        return [Target(member.address, self.key_of(member), scheme) for member in self.members]
 
     def away(self) -> list[Target]:
         here, other = self.members
@@ -62,12 +63,16 @@ def shards(
     otlp: str,
     service: str = "tests.echo.service:Echo",
     ratio: float = 0.01,
+    tls: Files | None = None,
 ) -> Iterator[Shards]:
-    """`count` shards of `service`. otlp: where the traces and metrics go. ratio: of calls that are sampled."""
+    """`count` shards of `service`. otlp: where the traces and metrics go. ratio: of calls that are sampled. tls: the
+    certificate that they serve."""
     folder = Path(mkdtemp(dir=folder))
     toml = [
         *("[apps.echo]", f'services = ["{service}"]', 'listen = "127.0.0.1:0"', f"shards = {count}"),
         *(f'listener = "{listener}"', f"max_message_bytes = {BIG_MESSAGES}"),
     ]
+    if tls is not None:
+        toml.append(f'tls = {{ cert = "{tls.path("server.pem")}", key = "{tls.path("server.key")}" }}')
     with running(folder, "\n".join(toml), **telemetry(otlp, ratio)) as cluster:
         yield Shards(cluster)
