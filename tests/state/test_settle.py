@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from onelane.core.placement import Member, Placement
-from onelane.errors import StoreRefused, StoreUnavailable
+from onelane.errors import Fenced, StoreRefused, StoreUnavailable
 from onelane.state.settle import moves_from, settle
 from onelane.state.sqlite_store import SqliteStore
 from onelane.state.store import KeyState, KeyWrite, Stamp, scan
@@ -157,6 +157,24 @@ def test_a_claim_alone_does_not_outdo_a_copy_that_was_written(tmp_path: Path) ->
     settled = settle(tmp_path, "lobby", placement(1), at=AT)
     assert contents(tmp_path)["lobby-0"] == [KeyState("k", Stamp(1, 1), (cart(b"1"),))]
     assert settled.newest == Stamp(5, 7)
+
+
+@pytest.mark.parametrize("has_later_write", [False, True])
+def test_a_key_keeps_its_highest_claim_when_it_moves(tmp_path: Path, has_later_write: bool) -> None:
+    """Else a start after the clock was set back could own the key in an epoch below that of a life that still runs."""
+    place = StorePlace("sqlite", tmp_path)
+    if has_later_write:
+        place.open(shard="lobby-0").commit([write("k", b"later", 2)], at=AT)
+    place.open(shard="lobby-1").commit([write("k", b"first", 1)], at=AT)
+    place.open(shard="lobby-1", life=7).load(["k"], epoch=5, at=AT)
+    place.close()
+    settled = settle(tmp_path, "lobby", placement(1), at=AT)
+    assert settled.newest == Stamp(5, 7)
+    written, value = (Stamp(2, 1), b"later") if has_later_write else (Stamp(1, 1), b"first")
+    assert contents(tmp_path)["lobby-0"] == [KeyState("k", written, (cart(value),))]
+    with pytest.raises(Fenced):
+        place.open(shard="lobby-0").load(["k"], epoch=4, at=AT)
+    place.close()
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -26,7 +26,7 @@ def move(key: str, source: SqliteStore, target: SqliteStore) -> None:
     """First into the new file, then out of the old one, as far as these may be written."""
     with suppress(StoreUnavailable):
         states = list(source.read([key]).values())
-        target.adopt(states, at=AT)
+        target.adopt(states, source.claims([key]), at=AT)
         source.drop(states)
 
 

@@ -126,6 +126,6 @@ def _ignore(looked_at: int, total: int) -> None:
 
 def _move(source: SqliteStore, target: SqliteStore, keys: list[str], at: float) -> int:
     states = list(source.read(keys).values())
-    target.adopt(states, at=at)
+    target.adopt(states, source.claims(keys), at=at)
     source.drop(states)
     return len(states)

@@ -12,7 +12,7 @@ its owner as well, since all that use the file are on this machine.
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +209,19 @@ class SqliteStore:
             with contextlib.closing(sqlite3.connect(path)) as copy:
                 database.backup(copy)
 
-    def adopt(self, states: Sequence[KeyState], *, at: float) -> None:
-        """Take over keys from another file as they were written there; not where this file has a later write."""
+    def claims(self, keys: Sequence[str]) -> dict[str, Stamp]:
+        """The claim of each of those keys that the file knows."""
+        with self._connection() as database:
+            return {key: stamps.claim for key, stamps in read_stamps(database, keys).items()}
+
+    def adopt(self, states: Sequence[KeyState], claims: Mapping[str, Stamp], *, at: float) -> None:
+        """Take over keys from another file as they were written there; not where this file has a later write.
+
+        claims: of the keys there; the higher one counts, whichever file has the later write.
+        """
         with self._connection() as database, transaction(database):
             _adopt(database, states, at)
+            database.executemany(_CLAIM, [(key, *claim, at) for key, claim in claims.items()])
 
     def drop(self, states: Sequence[KeyState]) -> None:
         """Remove keys that another file has adopted, if they are still as they were read."""
