@@ -1,7 +1,8 @@
-"""`python -m tests.chaos [MINUTES] [--seed N] [--app plain|kept]`: runs of chaos, and a report of them as text.
+"""`python -m tests.chaos [MINUTES] [--kills N] [--seed N] [--app plain|kept]`: runs of chaos, and a report of them.
 
-Each run has a seed, from N on, and says what was done and seen. It ends at the first history that is not linearizable,
-or call that failed where none may, with all that is known of it.
+First shards of an app with durable state are killed, a hundred times unless told otherwise; then come runs of all
+kinds for some minutes. Each run has a seed, from N on, and says what was done and seen. It ends at the first history
+that is not linearizable, or call that failed where none may, with all that is known of it.
 """
 
 import argparse
@@ -10,13 +11,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.outcome import Outcome, quantiles, words
 from tests.chaos.run import Arena, Load, arena, run
-from tests.chaos.schedule import Schedule, changes, restarts_and_scales
+from tests.chaos.schedule import Schedule, changes, kills, restarts_and_scales
 
 LOADS = (Load(clients=8, pause_s=0.005), Load(clients=16, pause_s=0.0))
 """One that leaves room for new processes to start, and one that does not."""
@@ -43,6 +44,11 @@ KINDS = (
     Kind("kept", changes(8, harm=["kill", "kill", "freeze"]), with_crashes=True, may_fail=True),
     Kind("kept", changes(8, harm=["kill", "lock"]), with_crashes=True, may_fail=True),
 )
+KILLS = (
+    Kind("kept", kills(5), with_crashes=True, may_fail=True),
+    Kind("kept", changes(5, harm=["kill"]), with_crashes=True, may_fail=True),
+)
+"""Between changes of placement, and in them."""
 
 
 @dataclass
@@ -84,9 +90,9 @@ def say(*lines: str) -> None:
     sys.stdout.flush()
 
 
-async def run_for(apps: Arena, kinds: Sequence[Kind], seconds: float, seed: int, report: Report) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+async def run_until(is_over: Callable[[], bool], apps: Arena, kinds: Sequence[Kind], seed: int, report: Report) -> int:
+    """Runs of these kinds, in turn; the next seed."""
+    while not is_over():
         kind, load = kinds[seed % len(kinds)], LOADS[seed // len(kinds) % len(LOADS)]
         outcome = await run(apps, kind.app, seed, kind.schedule, with_crashes=kind.with_crashes, load=load)
         report.add(outcome)
@@ -94,21 +100,29 @@ async def run_for(apps: Arena, kinds: Sequence[Kind], seconds: float, seed: int,
         if outcome.history.failures and not kind.may_fail:
             raise AssertionError(f"seed {seed}: calls have failed, and nothing was killed or locked")
         seed += 1
+    return seed
+
+
+async def run_all(apps: Arena, options: argparse.Namespace, report: Report) -> None:
+    kinds = [kind for kind in KINDS if options.app in (None, kind.app)]
+    seed = await run_until(lambda: report.harm["kill"] >= options.kills, apps, KILLS, options.seed, report)
+    until = time.monotonic() + options.minutes * 60
+    await run_until(lambda: time.monotonic() > until, apps, kinds, seed, report)
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", default=5.0)
+    parser.add_argument("--kills", type=int, default=100, help="of shards with durable state, before all else")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--app", choices=("plain", "kept"), help="only with state in memory, or only with durable state"
     )
     options = parser.parse_args(arguments)
-    kinds = [kind for kind in KINDS if options.app in (None, kind.app)]
     report = Report()
     with tempfile.TemporaryDirectory() as folder, arena(Path(folder)) as apps:
         try:
-            asyncio.run(run_for(apps, kinds, options.minutes * 60, options.seed, report))
+            asyncio.run(run_all(apps, options, report))
         except AssertionError as error:
             say(str(error))
             sys.exit(1)

@@ -112,6 +112,10 @@ class Disturber:
             with suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), self._harm_rng.random() * 2 * every_s)
 
+    async def pause(self, seconds: float) -> None:
+        """Let the clients go on for a random time, `seconds` on average."""
+        await asyncio.sleep(self._harm_rng.random() * 2 * seconds)
+
     async def kill(self) -> None:
         """End the process of a shard at once, as a lack of memory does."""
         status = await asyncio.to_thread(self._running.status)
@@ -189,6 +193,17 @@ def changes(count: int, *, harm: Sequence[str] = (), every_s: float = 1.0) -> Sc
         finally:
             over.set()
             await harming
+
+    return carry_out
+
+
+def kills(count: int, *, every_s: float = 0.5) -> Schedule:
+    """So many deaths of shards, each at a random moment after all were ready."""
+
+    async def carry_out(app: Disturber) -> None:
+        for _ in range(count):
+            await app.pause(every_s)
+            await app.kill()
 
     return carry_out
 
