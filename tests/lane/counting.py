@@ -51,7 +51,7 @@ class Counting(echo_pb2_grpc.EchoServicer):
     async def carry_out(self, request: EchoRequest, context: Any) -> EchoReply:
         kind, _, rest = request.order.partition(" ")
         if kind == "abort":
-            await context.abort(grpc.StatusCode.NOT_FOUND, "as ordered", (("x-kept", "no"),))
+            await context.abort(grpc.StatusCode[rest or "NOT_FOUND"], "as ordered", (("x-kept", "no"),))
         elif kind == "wait":
             await self.may_go.setdefault(request.key, asyncio.Event()).wait()
         elif kind == "publish":

@@ -127,6 +127,31 @@ async def test_a_call_that_is_cut_off_is_undone_and_its_repeat_runs(counted: Cou
     assert (await send(counted, "one", order="wait", text="first")).seen == 2
 
 
+async def test_a_call_that_ends_unavailable_is_undone_and_its_repeat_runs(counted: Counted) -> None:
+    """Its status says so. Else one that has met a shard which was down would fail for as long as it is remembered."""
+    await counted.fresh("k")
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await send(counted, "one", order="abort UNAVAILABLE", text="ran")
+        assert (failed.value.details(), *failed.value.trailing_metadata()) == ("as ordered", ("x-kept", "no"))
+    assert counted.service.began == ["ran", "ran"]
+    assert await counted.write("k") == 2
+
+
+async def test_a_call_that_ends_unavailable_waits_for_the_turns_before_which_it_has_seen(counted: Counted) -> None:
+    await counted.fresh("k", "other")
+    with counted.store.held():
+        first = counted.call(WRITE, "k")
+        await counted.committing()
+        second = asyncio.ensure_future(_reply(send(counted, "one", order="abort UNAVAILABLE", text="second")))
+        await counted.began("", "second")
+        await counted.call(READ, "other", text="beside")
+        assert not second.done()
+    assert (await first).seen == 2
+    assert await status_of(second) == "UNAVAILABLE"
+    assert await counted.write("k") == 3
+
+
 async def test_the_oldest_answers_of_a_key_are_forgotten_first() -> None:
     async with counted_cluster(max_answers_per_key=2) as counted:
         for name in ("one", "two", "three"):

@@ -31,7 +31,7 @@ class Reminded(echo_pb2_grpc.EchoServicer):
         """Their idempotency keys."""
         self.ordered: list[str] = []
         """Orders that were carried out."""
-        self.failing = False
+        self.failing: grpc.StatusCode | None = None
         self.may_end = asyncio.Event()
         self.may_end.set()
 
@@ -40,8 +40,8 @@ class Reminded(echo_pb2_grpc.EchoServicer):
         self.ids += [value for name, value in context.invocation_metadata() if name == "idempotency-key"]
         self.counts[request.key] = self.counts.get(request.key, 0) + 1
         await self.may_end.wait()
-        if self.failing:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "as ordered")
+        if self.failing is not None:
+            await context.abort(self.failing, "as ordered")
         if request.order:
             await self.carry_out(request)
         return EchoReply(seen=self.counts[request.key])

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 from onelane.shard import reminder_runs
 from onelane.state.memory_store import MemoryStore
@@ -12,6 +13,7 @@ from onelane.state.store import KeyWrite, StoredReminder, StoreOptions
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.shard.reminded import RUN, RemindedCluster, reminded_cluster
 
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
 KEYS = [f"k{number}" for number in range(12)]
 
 
@@ -61,24 +63,26 @@ async def test_periods_that_have_passed_are_one_run(reminded: RemindedCluster) -
     assert await reminded.cluster.stats("onelane.reminder.skips") == 99
 
 
-async def test_a_failed_run_is_repeated_after_a_back_off_with_the_same_id(reminded: RemindedCluster) -> None:
-    reminded.service().failing = True
+async def test_a_failed_run_is_undone_and_repeated_after_a_back_off_with_the_same_id(reminded: RemindedCluster) -> None:
+    reminded.service().failing = NOT_FOUND
     await reminded.do("k", "set k 1 - a")
     await reminded.cluster.advance(1)
     await reminded.ran(1)
     await reminded.settle()
     assert len(reminded.began) == 1
-    reminded.service().failing = False
+    reminded.service().failing = None
     await reminded.cluster.advance(FIRST_RETRY_S)
     await reminded.ran(2)
     await reminded.settle()
     assert len(set(reminded.service().ids)) == 1
     assert (await reminded.do("k", "list k")).text == ""
+    assert await reminded.count_of("k") == 1
+    assert await reminded.cluster.stats("onelane.reminder.failures") == 1
     assert await reminded.cluster.stats("onelane.reminder.failures", {"onelane.reason": "status"}) == 1
 
 
 async def test_the_back_off_outlives_the_process(reminded: RemindedCluster) -> None:
-    reminded.service().failing = True
+    reminded.service().failing = NOT_FOUND
     await reminded.do("k", "set k 1 - a")
     await reminded.cluster.advance(1)
     await reminded.ran(1)
@@ -90,7 +94,7 @@ async def test_the_back_off_outlives_the_process(reminded: RemindedCluster) -> N
 
 async def test_a_run_that_always_fails_is_given_up_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with reminded_cluster(max_reminder_runs=3) as reminded:
-        reminded.service().failing = True
+        reminded.service().failing = NOT_FOUND
         await reminded.do("k", "set k 1 - a")
         for count in (1, 2, 3):
             await reminded.cluster.advance(4)
@@ -104,7 +108,7 @@ async def test_a_run_that_always_fails_is_given_up_and_logged(caplog: pytest.Log
 
 
 async def test_a_periodic_run_that_fails_is_repeated_until_the_next_period(reminded: RemindedCluster) -> None:
-    reminded.service().failing = True
+    reminded.service().failing = NOT_FOUND
     first = await reminded.service().shard.remind("k", RUN, EchoRequest(key="k"), every_s=2)
     for count in (1, 2):
         await reminded.cluster.advance(2 if count == 1 else FIRST_RETRY_S)

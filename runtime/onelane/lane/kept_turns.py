@@ -10,6 +10,7 @@ Leaves out: what is written and when, see `state/journal`. An app without durabl
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from time import time
@@ -196,9 +197,12 @@ class KeptTurns:
         try:
             if self._nested_ids:
                 self._nested_ids.pop(call, None)
+            is_nested = turn.is_held_by(call.chain)
             if self._call_ids and (call_id := self._call_ids.pop(call, None)) is not None:
-                self._remember(turn, call_id, call, reply)
-            waits = self._ended(turn, held, changes=entry.changes_state, is_nested=turn.is_held_by(call.chain))
+                if _may_run_again(call):
+                    return self._undo(turn, held, is_nested=is_nested)
+                self._answers.setdefault(turn, []).append(remember(call_id, call, reply, time()))
+            waits = self._ended(turn, held, changes=entry.changes_state, is_nested=is_nested)
             if waits:
                 held.start_span()
             return waits
@@ -208,13 +212,16 @@ class KeptTurns:
         finally:
             self._queue.leave(turn)
 
-    def _remember(self, turn: Turn, call_id: CallId, call: Call, reply: bytes) -> None:
-        """Keep an answer with the changes of its turn. Where the call was cut off, its turn is undone, so that a repeat
-        may run it."""
-        if call.is_cancelled or call.early_status is not None:
-            self.journal.lose(turn.key)
-        else:
-            self._answers.setdefault(turn, []).append(remember(call_id, call, reply, time()))
+    def _undo(self, turn: Turn, held: "HeldAnswer", *, is_nested: bool) -> bool:
+        """Drop what the turn has changed, so that a repeat of its call may run. Whether the answer, which has the
+        status that its handler chose, must wait for the turns before."""
+        waits = self.journal.is_pending(turn.key) and self.journal.rest_on(turn.key, held)
+        if waits:
+            held.start_span()
+        self.journal.lose(turn.key)
+        with suppress(NotKept):
+            self._ended(turn, lambda _: None, changes=True, is_nested=is_nested)
+        return waits
 
     def end_by_hand(self, turn: Turn, *, is_nested: bool) -> "asyncio.Future[None] | None":
         """A turn that was taken by hand ends; its caller must leave it. Done once its changes are on disk; None where
@@ -346,6 +353,12 @@ class HeldAnswer:
         if error is not None:
             refuse(self._call, error)
         self._end(self._entry, self._call, self._reply)
+
+
+def _may_run_again(call: Call) -> bool:
+    """Of a call with an id that has ended: whether it was cut off, or its status says that the client should try again.
+    As an answer that is remembered it would fail each repeat, also of a call that only met a shard which had died."""
+    return call.is_cancelled or call.early_status is not None or call.code_now is grpc.StatusCode.UNAVAILABLE
 
 
 def refuse(call: Call, error: OnelaneError) -> None:

@@ -21,7 +21,7 @@ from onelane.core import keys
 from onelane.core.call_ids import IDEMPOTENCY_KEY
 from onelane.core.context import TaskContext, current_call_var
 from onelane.core.placement import Member
-from onelane.errors import BadService, ForeignKey, OnelaneError, UnreadableReminder
+from onelane.errors import BadService, ForeignKey, NotKept, OnelaneError, UnreadableReminder
 from onelane.lane.kept_turns import KeptTurns
 from onelane.lane.lane import Lane
 from onelane.lane.turn_queue import HeldTurn
@@ -190,8 +190,7 @@ class ReminderRuns:
     async def _run_here(self, due: DueReminder) -> str:
         """Run a reminder if its key is still here; returns the name of the status."""
         try:
-            async with HeldTurn(self._lane.queue, unquote_to_bytes(due.key)):
-                return await self._run_in_turn(due)
+            return await self._run_in_turns(due)
         except ForeignKey:
             # It has left, and its reminders with it.
             return "OK"
@@ -204,6 +203,24 @@ class ReminderRuns:
             log.warning("reminder.not_kept shard=%s error=%s", self._lane.name, error)
             self._pause()
             return error.status
+
+    async def _run_in_turns(self, due: DueReminder) -> str:
+        """In one turn; of a run that has failed nothing is left, and the failure is noted in a second turn."""
+        status = "OK"
+        try:
+            async with self._turn_of(due.key):
+                status = await self._run_in_turn(due)
+        except NotKept:
+            if status == "OK":
+                raise
+            async with self._turn_of(due.key):
+                if self._stored(due) == due.reminder:
+                    reminder = read_reminder(due.key, due.reminder)
+                    self._set(reminder, self._following(reminder, status))
+        return status
+
+    def _turn_of(self, key: str) -> HeldTurn:
+        return HeldTurn(self._lane.queue, unquote_to_bytes(key))
 
     async def _run_in_turn(self, due: DueReminder) -> str:
         stored = self._stored(due)
@@ -225,7 +242,10 @@ class ReminderRuns:
         finally:
             del self._gate.failed_runs[turn]
         self._metrics.ran(reminder.method, status)
-        if self._stored(due) is stored:
+        if status != "OK":
+            # It will be repeated: what it has changed would be changed twice.
+            self._gate.journal.lose(due.key)
+        elif self._stored(due) is stored:
             # Else its own method has set it anew.
             self._set(reminder, self._following(reminder, status))
         return status
