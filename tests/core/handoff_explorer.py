@@ -28,6 +28,8 @@ def own_moves(world: World) -> Iterator[Move]:
     for life in world.lives:
         for key, _ in life.running:
             yield Step.end_turn, (life.member.life, key)
+        for key in life.stuck:
+            yield Step.end_stuck, (life.member.life, key)
         if life.unscanned:
             yield Step.scan, (life.member.life,)
         if life.installing:
@@ -45,9 +47,18 @@ def outside_moves(world: World, scenario: Scenario) -> Iterator[Move]:
             yield Step.enter, (life.member.life,)
         if world.crashes:
             yield Step.crash, (life.member.life,)
+        for key in busy_keys(life) if world.give_ups else ():
+            yield Step.give_up, (life.member.life, key)
     for ends, messages in world.channels if world.repeats else ():
         if ends[0] == "moves" and is_deliverable(world, ends, messages[0]):
             yield Step.repeat, (ends,)
+
+
+def busy_keys(life: Life) -> list[str]:
+    if life.handoff is None:
+        return []
+    held = sorted({*life.stuck, *(key for key, _ in life.running)})
+    return [key for key in held if life.handoff.value.is_busy(key)]
 
 
 def is_deliverable(world: World, ends: tuple[Any, ...], message: Any) -> bool:
@@ -104,7 +115,7 @@ def check_quiet(world: World, scenario: Scenario) -> None:
     waiting = [call for call in range(world.entered) if call not in world.answered | world.failed]
     if waiting:
         raise Violated("every call is answered", f"calls {waiting} are not")
-    if not scenario.crashes and world.failed:
+    if not scenario.crashes and not scenario.give_ups and world.failed:
         raise Violated("every call is answered", f"calls {set(world.failed)} failed without a crash")
     for life in world.lives:
         if life.placement.value.epoch != world.epoch or life.handoff:
@@ -132,6 +143,7 @@ def first_world(scenario: Scenario, machines: Machines) -> World:
         lives=tuple(Life(member, placement) for member in members),
         crashes=scenario.crashes,
         repeats=scenario.repeats,
+        give_ups=scenario.give_ups,
     )
 
 

@@ -39,6 +39,23 @@ class ForgetsBeforeTheAcknowledgement(Handoff):
         return [*super()._send(receiver, keys), Forget(tuple(keys))]
 
 
+class GivesUpTheState(Handoff):
+    def give_up(self, key: str) -> list[Action]:
+        return self.quiet(key, has_state=False)
+
+
+class ForgetsWhomItGivesUp(Handoff):
+    def give_up(self, key: str) -> list[Action]:
+        for receiver in self._receivers.values():
+            receiver.busy.discard(key)
+        return []
+
+
+class HandsOverWhatIsNotItsOwn(Handoff):
+    def _receiver_of(self, key: str) -> Any:
+        return self._receivers.get(self.after.owner_of(key).name)
+
+
 class NeverForgets(Handoff):
     def sent_acknowledged(self, to_life: int, keys: Iterable[str]) -> list[Action]:
         return [action for action in super().sent_acknowledged(to_life, keys) if not isinstance(action, Forget)]

@@ -104,7 +104,7 @@ class Step:
             if hops >= len(self.scenario.owners):
                 raise Violated("hops", f"call {call} has been sent on {hops} times")
             self.calls.append((call, place.socket, life.placement.value.epoch, hops + 1))
-        elif place is HOLD or any(key == busy for busy, _ in life.running):
+        elif place is HOLD or key in life.stuck or any(key == busy for busy, _ in life.running):
             self.change_life(number, waiting=tuple(sorted((*life.waiting, waiter))))
         else:
             self.begin_turn(life, key, call)
@@ -124,6 +124,23 @@ class Step:
         running = tuple(turn for turn in life.running if turn[0] != key)
         self.change_life(number, memory=tuple(sorted(memory.items())), running=running)
         self.world = self.world._replace(answered=self.world.answered | {call})
+        if life.handoff:
+            self.event(number, "quiet", key)
+        self.look_again(number, (key,))
+
+    def give_up(self, number: int, key: str) -> None:
+        """What a turn does from now on is dropped, its call is answered with an error, and it holds its key still."""
+        life = self.lives[number]
+        running = dict(life.running)
+        if key in running:
+            self.fail(running.pop(key))
+        self.change_life(number, running=tuple(running.items()), stuck=tuple(sorted({*life.stuck, key})))
+        self.world = self.world._replace(give_ups=self.world.give_ups - 1)
+        self.event(number, "give_up", key)
+
+    def end_stuck(self, number: int, key: str) -> None:
+        life = self.lives[number]
+        self.change_life(number, stuck=tuple(other for other in life.stuck if other != key))
         if life.handoff:
             self.event(number, "quiet", key)
         self.look_again(number, (key,))
@@ -184,7 +201,7 @@ class Step:
             handoff=self.machines.share(handoff),
             unscanned=unscanned,
         )
-        self.event(number, "begin", tuple(key for key, _ in life.running))
+        self.event(number, "begin", (*(key for key, _ in life.running), *life.stuck))
         if handoff.has_leaving and not unscanned:
             self.event(number, "scan_done")
         self.look_again(number, self.scenario.keys)

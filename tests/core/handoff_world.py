@@ -32,6 +32,8 @@ class Scenario:
     crashes: int = 0
     repeats: int = 0
     """Messages between lives that are delivered twice."""
+    give_ups: int = 0
+    """Turns of keys that leave which may be given up, and may end later, or not."""
     slow_install: bool = False
     """Other events may come while a key is being installed."""
 
@@ -50,6 +52,8 @@ class Life(NamedTuple):
     """Key → the calls that have changed its state."""
     running: tuple[tuple[str, int], ...] = ()
     """Key → the call whose turn it is."""
+    stuck: tuple[str, ...] = ()
+    """Keys whose turn was given up, and has not ended."""
     waiting: tuple[tuple[int, int, int], ...] = ()
     """Calls that are held or wait for a turn: (call, epoch, hops)."""
     unscanned: tuple[str, ...] = ()
@@ -67,6 +71,7 @@ class World(NamedTuple):
     lives: tuple[Life, ...]
     crashes: int
     repeats: int
+    give_ups: int = 0
     epoch: int = 1
     change: Shared | None = None
     dead: tuple[Member, ...] = ()

@@ -227,3 +227,22 @@ def test_the_keys_that_leave_are_counted() -> None:
     assert (handoff.keys_to_leave, handoff.keys_left) == (2, 0)
     handoff.sent_acknowledged(C.life, ["l"])
     assert (handoff.keys_to_leave, handoff.keys_left) == (1, 1)
+
+
+def test_a_key_whose_call_is_given_up_leaves_as_one_whose_call_has_ended() -> None:
+    handoff = leaving("k")
+    handoff.scan_done()
+    assert handoff.give_up("k") == [Send(B, ("k",))]
+    assert handoff.quiet("k") == []
+    assert not handoff.is_busy("k")
+    assert handoff.sent_acknowledged(B.life, ["k"]) == [Forget(("k",)), SendDone(B), Departed()]
+
+
+def test_what_a_life_has_of_a_key_that_is_not_its_own_is_not_handed_over() -> None:
+    """The new owner would refuse it for ever. It was left behind by code that wrote outside of a turn."""
+    before = Placement(1, (A, B, C), points=1, pins=BEFORE.pins)
+    after = Placement(2, (A, B, C), points=1, pins={**AFTER.pins, "to-a": "c"})
+    handoff = Handoff(A, before, after)
+    assert handoff.begin(["to-a"]) == []
+    assert handoff.scanned(["to-a", "k"]) == [Send(B, ("k",))]
+    assert handoff.give_up("to-a") == []

@@ -27,7 +27,11 @@ SCALE = Scenario(
 )
 """A third shard joins, and the first one leaves."""
 SCENARIOS = {"moves": MOVES, "restart": RESTART, "scale": SCALE}
-HARSH = {name: replace(scenario, calls="klkl", crashes=2, repeats=1) for name, scenario in SCENARIOS.items()}
+STUCK = replace(MOVES, calls="ll", give_ups=2)
+"""Turns of a key that moves on twice are given up."""
+HARSH = {
+    name: replace(scenario, calls="klkl", crashes=2, repeats=1, give_ups=2) for name, scenario in SCENARIOS.items()
+}
 SLOW = {name: replace(scenario, slow_install=True) for name, scenario in HARSH.items()}
 
 
@@ -43,6 +47,7 @@ USUAL = {
     "scale, two changes": SCALE,
     "restart, one change, a crash": one_change(RESTART, "k", crashes=1),
     "scale, one change, a crash": one_change(SCALE, "", crashes=1),
+    "moves, two changes, a turn is given up": replace(MOVES, calls="k", give_ups=1),
 }
 LONG = {
     "moves, two changes, three calls": replace(MOVES, calls="klk"),
@@ -50,6 +55,8 @@ LONG = {
     "scale, one change, a call, a crash": one_change(SCALE, "k", crashes=1),
     "restart, two changes, a call, a crash": replace(RESTART, calls="k", crashes=1),
     "restart, one change, a call, two crashes": one_change(RESTART, "k", crashes=2),
+    "moves, two changes, two turns are given up": replace(MOVES, calls="kk", give_ups=2),
+    "scale, one change, a crash, a turn is given up": replace(one_change(SCALE, "k", crashes=1), give_ups=1),
     "restart, one change, a call, a crash, a repeated message": replace(
         one_change(RESTART, "k", crashes=1, repeats=1), slow_install=True
     ),
@@ -86,6 +93,9 @@ FAULTS: list[tuple[type[Handoff | PlacementChange], str, Scenario]] = [
     (faults.IsDoneBeforeTheLastTurn, "one life serves a key", MOVES),
     (faults.DepartsBeforeTheAcknowledgement, "no change is lost", HARSH["moves"]),
     (faults.ForgetsBeforeTheAcknowledgement, "no change is lost", HARSH["moves"]),
+    (faults.GivesUpTheState, "no change is lost", HARSH["moves"]),
+    (faults.ForgetsWhomItGivesUp, "there is a way on", STUCK),
+    (faults.HandsOverWhatIsNotItsOwn, "there is a way on", STUCK),
     (faults.NeverForgets, "no change is lost", MOVES),
     (faults.DoesNotSendAgain, "no change is lost", HARSH["moves"]),
     (faults.SendsAgainToTheDead, "there is a way on", HARSH["moves"]),

@@ -10,7 +10,8 @@ The leaving part, one line per new owner of keys that leave this life:
                                  └─────────────reborn(owner)─────────┘  `SendDone` goes to its next life too
 
 A key that leaves is BUSY (its calls end here), then SENT (here still, and not yet acknowledged), then LEFT. From the
-start of the change its calls, also those that wait for its turn, are sent on: no new turn begins here.
+start of the change its calls, also those that wait for its turn, are sent on: no new turn begins here. A call that does
+not end is given up, and the key is SENT as it is: a stuck handler costs its own call, and not its life.
 
 The arriving part, one line per old owner of keys that arrive, and per such key:
 
@@ -223,10 +224,18 @@ class Handoff:
         receiver.busy.discard(key)
         return (self._send(receiver, [key]) if has_state else []) + self._finish([receiver])
 
+    def give_up(self, key: str) -> list[Action]:
+        """The last call of a busy key does not end: its state leaves as it is now.
+
+        From now on nothing counts that this call does: it is answered with an error, and what it changes is dropped.
+        `quiet` may still follow, and changes nothing.
+        """
+        return self.quiet(key)
+
     def scanned(self, keys: Iterable[str]) -> list[Action]:
         """These keys have state here: a piece of all such keys, as large as is convenient.
 
-        Keys that stay, are busy, or have been sent, are ignored.
+        Keys that stay, are busy, have been sent, or are no keys of this life, are ignored.
         """
         leaving: dict[str, list[str]] = {}
         for key in keys:
@@ -316,7 +325,10 @@ class Handoff:
     # Steps.
 
     def _receiver_of(self, key: str) -> _Receiver | None:
-        return self._receivers.get(self.after.owner_of(key).name) if self._receivers else None
+        """None also for a key that this life does not own by `before`: what it has of such a key is nobody's state."""
+        if not self._receivers or self.before.owner_of(key).life != self.me.life:
+            return None
+        return self._receivers.get(self.after.owner_of(key).name)
 
     def _send(self, receiver: _Receiver, keys: list[str]) -> list[Action]:
         receiver.sent.update(keys)
