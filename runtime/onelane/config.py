@@ -255,6 +255,9 @@ class App(BaseModel):
     """Serve clients over TLS. Shards of one app talk to each other over Unix sockets."""
     state: StateSettings = StateSettings()
     """Where durable state is kept."""
+    strict: bool = False
+    """For tests and development: code that touches an entry of `shard.keyed` outside of the turn of its key gets
+    `NotItsKey`, and changes nothing. The dicts that move are slower then; without it they are plain dicts."""
     auth: AuthSettings | None = None
     """Who may call: the credentials that are accepted, and the roles for each method. By default everybody may call
     everything."""

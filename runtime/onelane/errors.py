@@ -131,11 +131,16 @@ class NoRoutingKey(BadState):
 
 
 class NotItsKey(Misuse):
-    """In the turn of a key, code touches the entry of another: that may be in use elsewhere, or not be loaded."""
+    """In strict mode, code touches the entry of a key outside of the key's turn: a turn may be changing the entry, or
+    it is not loaded, or is another shard's."""
 
-    def __init__(self, dict_name: str, key: str, *, held: str) -> None:
-        """key, held: canonical text. held: the key whose turn it is."""
-        super().__init__(f"keyed {dict_name!r}: the entry of {key!r} was touched in the turn of {held!r}")
+    def __init__(self, app: str, dict_name: str, key: str, *, held: str | None, code: str = "") -> None:
+        """key, held: canonical text. held: the key whose turn it is; None outside of any. code: what runs then."""
+        where = f"in the turn of {held!r}" if held is not None else f"outside of any turn{code and f', by {code}'}"
+        super().__init__(
+            f"app {app!r}, keyed {dict_name!r}: the entry of {key!r} was touched {where}: take its turn "
+            f"(`async with shard.turn({key!r})`), or have its owner do it (`shard.call({key!r}, …)`)"
+        )
         self.dict_name = dict_name
         self.key = key
         self.held = held

@@ -1,11 +1,12 @@
-"""In the turn of a key a strict dict gives the entries of that key alone."""
+"""A strict dict gives the entries of a key in the turn of that key alone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any
 
 import pytest
-from onelane.core.context import TurnContext, current_call_var
+from onelane.core.context import ShardBinding, TurnContext, bind_shard, current_call_var
 from onelane.core.turns import Turns
 from onelane.errors import BadService, NoRoutingKey, NotItsKey
 from onelane.state.keyed import KeyedDicts
@@ -31,7 +32,7 @@ def turn_of(key: str) -> Iterator[None]:
 
 
 def strict(**entries: Any) -> StrictDict:
-    strict_dict = StrictDict("rooms")
+    strict_dict = StrictDict("rooms", app="lobby")
     strict_dict.update(entries)
     return strict_dict
 
@@ -116,3 +117,38 @@ def test_a_keyed_dict_may_be_strict_and_moves_like_any_other() -> None:
 def test_one_name_is_strict_or_not() -> None:
     with pytest.raises(BadService, match="keyed 'totals' is declared twice, with another strict"):
         Owner().dicts.declare("totals", int, strict=True)
+
+
+def _as_code_of_a_shard(touch: Callable[[], Any]) -> Any:
+    """Run outside of any turn, as a task of a shard's own does."""
+    context = Context()
+    context.run(bind_shard, ShardBinding("lobby-0", None, None), whole_process=False)
+    return context.run(touch)
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+def test_outside_of_any_turn_there_is_nothing_but_the_list_of_the_keys(touch: Callable[[StrictDict], Any]) -> None:
+    rooms = strict(ada=1, bob=2)
+    if touch in (TOUCHES["for"], TOUCHES["reversed"], TOUCHES["keys"]):
+        assert set(_as_code_of_a_shard(lambda: touch(rooms))) == {"ada", "bob"}
+    else:
+        with pytest.raises(
+            NotItsKey, match=r"'lobby', keyed 'rooms': the entry of '\w+' was touched outside of any turn:"
+        ):
+            _as_code_of_a_shard(lambda: touch(rooms))
+    assert rooms == {"ada": 1, "bob": 2}
+
+
+def test_a_hook_has_the_entries_of_its_key_and_no_others() -> None:
+    dicts = KeyedDicts("lobby-0", Stats(), app="lobby")
+    carts = dicts.declare("carts", int, strict=True)
+    seen: list[Any] = []
+
+    def look(key: Any) -> None:
+        seen.append(carts.setdefault(key, 7))
+        with pytest.raises(NotItsKey, match="'bob' was touched in the turn of 'ada'"):
+            carts.get("bob")
+
+    dicts.on_leave(look)
+    _as_code_of_a_shard(lambda: dicts.leaves("ada"))
+    assert seen == [7]

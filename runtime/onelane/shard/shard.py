@@ -79,7 +79,7 @@ class Shard:
         self._sibling_calls: SiblingCalls
         self._pubsub: PubSub
         self._reminders: Reminders
-        self.keyed_dicts = KeyedDicts(name, stats)
+        self.keyed_dicts = KeyedDicts(name, stats, app=app)
         """For the hand-over of keys; a service uses `keyed`."""
         self.durable_state: DurableState | None = None
         """None where no dict is durable."""
@@ -133,7 +133,7 @@ class Shard:
         idle_s: forget a durable entry, on disk too, that was not used for so many seconds; a little later.
         max_resident: keys whose durable entries stay in memory, about; of several dicts the smallest number counts. The
         least recently used are loaded again when they are used.
-        moves: False for what cannot leave the process (queues, connections): dropped when its key leaves.
+        moves: False for what cannot leave the process (queues, connections): dropped when its key leaves. Never strict.
         version, migrate: for other changes. `migrate={1: fn}` lifts values of version 1 to version 2: `fn` is given
         builtins (a dict for an object with fields) and returns them; of protobuf and of a `codec`, bytes.
 
@@ -150,6 +150,7 @@ class Shard:
             codec=codec,
             version=version,
             migrate=migrate,
+            strict=moves and self._settings.strict,
         )
         if durable:
             self.durable_state = self.durable_state or self._keep_state()

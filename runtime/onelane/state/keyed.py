@@ -8,7 +8,7 @@ Leaves out: whose key it is, and when a key may leave: `core/handoff`. Values th
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from itertools import chain
 from typing import Any
 
@@ -16,7 +16,7 @@ from onelane.errors import BadService, NoRoutingKey, UnreadableValue, Unwritable
 from onelane.state.codecs import Migration, ServiceCodec
 from onelane.state.declaration import Declaration, ValueCodec
 from onelane.state.entries import DictKey, KeyedEntry, canonical_key, spellings
-from onelane.state.strict_dict import StrictDict
+from onelane.state.strict_dict import StrictDict, Unchecked, in_hook_of
 from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.state")
@@ -29,9 +29,13 @@ KeyHook = Callable[[DictKey], object]
 class KeyedDicts:
     """See the module. Owned by one lane. In every method `key` is canonical text, and a hook's is a dict's."""
 
-    def __init__(self, shard: str, stats: Stats) -> None:
+    def __init__(self, shard: str, stats: Stats, *, app: str = "") -> None:
+        """app: for the errors of strict dicts."""
         self._shard = shard
-        self._dicts: dict[str, dict[Any, Any]] = {}
+        self._app = app
+        self._dicts: dict[str, MutableMapping[Any, Any]] = {}
+        self._of_service: dict[str, dict[Any, Any]] = {}
+        """The same dicts, as the service has them: strict ones check each touch."""
         self._declarations: dict[str, Declaration] = {}
         self._moving: dict[str, ValueCodec] = {}
         """Name of a dict that moves → the codec of its values."""
@@ -74,18 +78,20 @@ class KeyedDicts:
         if name in self._dicts:
             if differences := declaration.differences(self._declarations[name]):
                 raise BadService(f"keyed {name!r} is declared twice, with another {' and '.join(differences)}")
-            return self._dicts[name]
+            return self._of_service[name]
         if moves:
             self._moving[name] = ValueCodec(declaration)
         if durable:
             self.durable[name] = self._moving[name]
         self._declarations[name] = declaration
-        entries = self._dicts[name] = StrictDict(name) if strict else {}
+        entries: dict[Any, Any] = StrictDict(name, app=self._app) if strict else {}
+        self._of_service[name] = entries
+        self._dicts[name] = Unchecked(entries) if isinstance(entries, StrictDict) else entries
         self._entries.observe(lambda: float(len(entries)), {"onelane.dict": name})
         return entries
 
-    def entries(self, name: str) -> dict[Any, Any]:
-        """The dict of that name."""
+    def entries(self, name: str) -> MutableMapping[Any, Any]:
+        """The entries of the dict of that name, for the runtime."""
         return self._dicts[name]
 
     def counts(self) -> dict[str, int]:
@@ -209,7 +215,8 @@ class KeyedDicts:
         named = next(iter((*spelled, *spellings(key))), key)
         for hook in hooks:
             try:
-                hook(named)
+                with in_hook_of(key):
+                    hook(named)
             except BaseException:
                 log.exception("keyed.hook_failed shard=%s hook=%s", self._shard, event)
 

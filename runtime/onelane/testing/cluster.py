@@ -65,11 +65,14 @@ class Cluster:
         settings: Mapping[str, Any] | None = None,
         trace: bool = False,
         store: Callable[[StoreOptions], Store] = MemoryStore,
+        strict: bool = False,
     ) -> None:
         """app: a servicer class or its name "package.module:Class"; or a configuration, or the path of its file.
 
         shards: of each app. settings: of `[apps.NAME]`, for a servicer class. trace: record the spans of every call.
         store: makes the store of durable state of each shard; by default in memory, kept over `kill` and `restart`.
+        strict: a service that touches a keyed entry outside of the turn of its key gets `NotItsKey`, as by the app's
+        setting `strict`; the code of the test may look at every entry.
 
         Raises:
             BadConfig: the file, or a setting, is not valid.
@@ -81,6 +84,7 @@ class Cluster:
         self._count = shards
         self._trace = trace
         self._make_store = store
+        self._is_strict = strict
         self._folder = Path()
         self._identity_key = secrets.token_bytes(32)
         self._totals = Totals()
@@ -114,7 +118,8 @@ class Cluster:
 
     def _lay_out(self, folder: Path) -> None:
         for name, app in self._config.apps.items():
-            settings = app.model_copy(update={"shards": self._count, "auth": _testable(app.auth)})
+            is_strict = self._is_strict or app.strict
+            settings = app.model_copy(update={"shards": self._count, "auth": _testable(app.auth), "strict": is_strict})
             shared = f"unix:{folder / name}"
             self._resolver_overrides[app.listen] = shared
             cluster_app = ClusterApp(self, name, settings, folder, sockets.listening(shared))

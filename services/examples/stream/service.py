@@ -15,15 +15,17 @@ BACKLOG = 100
 
 class Ticker(stream_pb2_grpc.TickerServicer):
     def __init__(self, shard: onelane.Shard) -> None:
+        self.shard = shard
         self.last = shard.keyed("last", stream_pb2.Price)
         self.watchers = shard.keyed("watchers", set[asyncio.Queue[stream_pb2.Price]], moves=False)
 
     async def Watch(self, request: stream_pb2.WatchRequest, context: Any) -> AsyncIterator[stream_pb2.Price]:
         queue: asyncio.Queue[stream_pb2.Price] = asyncio.Queue(BACKLOG)
-        if request.symbol in self.last:
-            queue.put_nowait(self.last[request.symbol])
-        watchers = self.watchers.setdefault(request.symbol, set())
-        watchers.add(queue)
+        async with self.shard.turn(request.symbol):  # A stream has no turn of its own, for it may last for ever.
+            if request.symbol in self.last:
+                queue.put_nowait(self.last[request.symbol])
+            watchers = self.watchers.setdefault(request.symbol, set())
+            watchers.add(queue)
         try:
             await context.send_initial_metadata(())  # Tells the client that it misses no price from now on.
             while queue in watchers or not queue.empty():
