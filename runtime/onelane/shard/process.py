@@ -15,6 +15,12 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # Read by OpenTelemetry's API when it is first imported: onelane.telemetry.otel.context.LaneContext.
 os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 
+if __name__ == "__main__":
+    # Before the first import of grpc.
+    from onelane.server import deferred_core
+
+    deferred_core.install()
+
 import uvloop
 
 from onelane.cluster.control import WireControl

@@ -174,11 +174,10 @@ class Services:
         self._add_all(methods.methods_of(self._health, configured={}, add=add))
 
     def _add_reflection(self) -> None:
-        from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+        # Not by way of its module `reflection`: that loads grpcio's core.
+        from grpc_reflection.v1alpha import _async, reflection_pb2_grpc
 
-        servicer = reflection.aio.ReflectionServicer(
-            sorted({*self._names(), "grpc.reflection.v1alpha.ServerReflection"})
-        )
+        servicer = _async.ReflectionServicer(sorted({*self._names(), "grpc.reflection.v1alpha.ServerReflection"}))
         add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
         for method in methods.methods_of(servicer, configured={}, add=add):
             self._lane.add(method)
