@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos.outcome import Outcome, quantiles, words
+from tests.chaos.outcome import Outcome
 from tests.chaos.run import Arena, Load, arena, run
 from tests.chaos.schedule import Schedule, changes, kills, restarts_and_scales
+from tests.chaos.text import quantiles, words
 
 LOADS = (Load(clients=8, pause_s=0.005), Load(clients=16, pause_s=0.0))
 """One that leaves room for new processes to start, and one that does not."""
@@ -97,7 +98,7 @@ async def run_until(is_over: Callable[[], bool], apps: Arena, kinds: Sequence[Ki
         outcome = await run(apps, kind.app, seed, kind.schedule, with_crashes=kind.with_crashes, load=load)
         report.add(outcome)
         say(*outcome.lines())
-        if outcome.history.failures and not kind.may_fail:
+        if (outcome.history.failures or outcome.watchers.failures) and not kind.may_fail:
             raise AssertionError(f"seed {seed}: calls have failed, and nothing was killed or locked")
         seed += 1
     return seed

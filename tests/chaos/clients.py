@@ -110,6 +110,9 @@ class Clients:
         for channel in self._channels:
             await channel.close()
 
+    async def check(self) -> None:
+        """Nothing: what they were answered is in the history."""
+
     async def _run(self, client: Client, rng: Random) -> None:
         while not self._stop.is_set():
             await asyncio.sleep(self._pause_s)
@@ -148,18 +151,26 @@ class Clients:
         if not client.with_id or isinstance(request, Read):
             value: Value = await method(message, timeout=CALL_S)
             return value
-        metadata = (("idempotency-key", uuid.uuid4().hex),)
-        until = time.monotonic() + 2 * CALL_S
-        while True:
-            try:
-                repeated: Value = await method(message, timeout=CALL_S, metadata=metadata)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
-                    raise
-                self._history.repeated[f"{error.details()}"[:60]] += 1
-                await asyncio.sleep(0.02)
-            else:
-                return repeated
+        repeated: Value = await once(method, message, self._history.repeated)
+        return repeated
+
+
+async def once(method: Any, message: Any, repeated: Counter[str]) -> Any:
+    """Call with an id until it is answered. repeated: counts why that took more than one call.
+
+    Raises:
+        AioRpcError: it is not repeated for this status, or it was in vain.
+    """
+    metadata = (("idempotency-key", uuid.uuid4().hex),)
+    until = time.monotonic() + 2 * CALL_S
+    while True:
+        try:
+            return await method(message, timeout=CALL_S, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                raise
+            repeated[f"{error.details()}"[:60]] += 1
+            await asyncio.sleep(0.02)
 
 
 def _was_not_sent(client: Client, error: grpc.aio.AioRpcError) -> bool:

@@ -1,22 +1,28 @@
 """What a run has shown, as text."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tests.chaos.clients import History
+from tests.chaos.planners import Planners
 from tests.chaos.schedule import Record
+from tests.chaos.text import quantiles, words
+from tests.chaos.watchers import Watchers
 from tests.history.operations import Operation
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a run whose history is linearizable."""
+    """Of a run, whose history is linearizable and whose reminders and streams are as they must be."""
 
     app: str
     seed: int
     history: History
     record: Record
+    watchers: Watchers
+    planners: Planners | None
+    """Of an app with durable state."""
 
     @property
     def calls(self) -> int:
@@ -58,6 +64,8 @@ class Outcome:
             f"{self.history.repeated.total()} repeated by id; {words(changes)}; {words(self.record.harm)}",
             f"  a call, in ms: {quantiles(self.usual())} without a change; the longest of each key in each change: "
             f"{quantiles(self.longest())}",
+            *self.watchers.lines(),
+            *(self.planners.lines() if self.planners else ()),
             *(f"  {count} times {failure}" for failure, count in failures.most_common(6)),
             *(f"  {count} times repeated: {why}" for why, count in self.history.repeated.most_common(3)),
             *(f"  not carried out: {fault}" for fault in self.faults[:4]),
@@ -66,15 +74,3 @@ class Outcome:
 
 def _seconds(operation: Operation) -> float:
     return operation.answered_at - operation.called_at
-
-
-def words(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "-"
-
-
-def quantiles(seconds: Sequence[float]) -> str:
-    """seconds: sorted."""
-    if not seconds:
-        return "-"
-    p50, p99 = (seconds[int(len(seconds) * share)] for share in (0.5, 0.99))
-    return f"p50 {p50 * 1e3:.1f}, p99 {p99 * 1e3:.1f}, max {seconds[-1] * 1e3:.1f}"

@@ -1,14 +1,18 @@
 """One run: the clients of an app, a schedule, and what the history of it shows."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tests.chaos.clients import Clients, History
 from tests.chaos.outcome import Outcome
+from tests.chaos.planners import Planners
 from tests.chaos.schedule import Disturber, Schedule
+from tests.chaos.service import RUNS_FILE
+from tests.chaos.watchers import Watchers
 from tests.history.linearizability import check
 from tests.running_app import RunningApp, running
 
@@ -16,7 +20,7 @@ KEYS = 24
 LOG_LINES = 80
 APP = """
 [apps.{name}]
-services = ["tests.chaos.service:{service}"]
+services = [{services}]
 listen = "127.0.0.1:0"
 shards = 2
 max_late_s = 10
@@ -35,14 +39,33 @@ class Arena:
     app: RunningApp
     folder: Path
     """Of the durable state."""
+    runs: Path
+    """The file of the runs of reminders."""
 
 
 @contextmanager
 def arena(folder: Path) -> Iterator[Arena]:
     state = folder / "state"
-    apps = [APP.format(name="plain", service="Plain"), APP.format(name="kept", service="Kept")]
-    with running(folder, "".join(apps) + STATE.format(folder=state)) as app:
-        yield Arena(app, state)
+    apps = [_app("plain", "Plain", "Feed"), _app("kept", "Kept", "KeptFeed", "Agenda")]
+    runs = folder / "runs"
+    with running(folder, "".join(apps) + STATE.format(folder=state), **{RUNS_FILE: str(runs)}) as app:
+        yield Arena(app, state, runs)
+
+
+def _app(name: str, *services: str) -> str:
+    return APP.format(name=name, services=", ".join(f'"tests.chaos.service:{service}"' for service in services))
+
+
+class Party(Protocol):
+    """Clients of one kind, and what they must have seen in the end."""
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Wait for what is under way."""
+
+    async def check(self) -> None:
+        """Raise AssertionError where that is not so."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +87,39 @@ async def run(
     """
     load = load or Load()
     keys = [f"{seed}-{number}" for number in range(KEYS)]
-    history = History()
-    is_durable = name == "kept"
+    is_durable, target = name == "kept", arena.app.listen[name]
     disturber = Disturber(arena.app, name, keys, seed, durable=arena.folder if is_durable else None)
+    history = History()
     clients = Clients(keys, seed, history, pause_s=load.pause_s)
-    shards = await asyncio.to_thread(arena.app.shards, name)
-    own = [shard["address"] for shard in shards[:2]]
     # With a crash a repeat without an id may be a second change.
-    _dial(clients, load.clients, arena.app.listen[name], own, retrying=not with_crashes, with_id=is_durable)
-    clients.start()
+    own = [shard["address"] for shard in (await asyncio.to_thread(arena.app.shards, name))[:2]]
+    _dial(clients, load.clients, target, own, retrying=not with_crashes, with_id=is_durable)
+    watchers = Watchers(keys, target, keeps_counts=is_durable or not with_crashes)
+    planners = Planners(keys, seed, target, arena.runs) if is_durable else None
+    parties: list[Party] = [clients, watchers, *([planners] if planners else [])]
+    for party in parties:
+        party.start()
+    outcome = Outcome(name, seed, history, disturber.record, watchers, planners)
+    try:
+        await _carry_out(schedule, disturber, parties)
+        await asyncio.to_thread(check, [*history.operations, *disturber.record.losses])
+        for party in parties:
+            await party.check()
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *outcome.lines(), *await _circumstances(arena, name)])) from error
+    finally:
+        await watchers.close()
+    return outcome
+
+
+async def _carry_out(schedule: Schedule, disturber: Disturber, parties: Sequence[Party]) -> None:
     try:
         await schedule(disturber)
     except TimeoutError as error:
-        raise AssertionError("\n".join(["it hangs", *await _circumstances(arena, name)])) from error
+        raise AssertionError("it hangs") from error
     finally:
-        await clients.stop()
-    outcome = Outcome(name, seed, history, disturber.record)
-    try:
-        await asyncio.to_thread(check, [*history.operations, *disturber.record.losses])
-    except AssertionError as error:
-        raise AssertionError("\n".join([str(error), *outcome.lines(), *await _circumstances(arena, name)])) from error
-    return outcome
+        for party in parties:
+            await party.stop()
 
 
 async def _circumstances(arena: Arena, name: str) -> list[str]:

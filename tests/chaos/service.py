@@ -1,11 +1,20 @@
-"""A number for each key: in memory that moves with its key, or kept on disk."""
+"""What the clients of chaos call: numbers in memory that moves with its key, or kept on disk; reminders; streams."""
 
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import onelane
 
-from tests.chaos.v1 import ledger_pb2_grpc
+from tests.chaos.v1 import agenda_pb2_grpc, feed_pb2_grpc, ledger_pb2_grpc
+from tests.chaos.v1.agenda_pb2 import Plan, Planned
+from tests.chaos.v1.feed_pb2 import Count, Subject
 from tests.chaos.v1.ledger_pb2 import Change, Value
+
+RUNS_FILE = "CHAOS_RUNS"
+"""The variable with the file in which each run of a reminder writes a line: what it does outside of its state."""
 
 
 class Plain(ledger_pb2_grpc.LedgerServicer):
@@ -34,3 +43,63 @@ class Plain(ledger_pb2_grpc.LedgerServicer):
 class Kept(Plain):
     def __init__(self, shard: onelane.Shard) -> None:
         super().__init__(shard, durable=True)
+
+
+class Agenda(agenda_pb2_grpc.AgendaServicer):
+    """Counts the runs of each reminder."""
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.shard = shard
+        self.runs = shard.keyed("runs", dict[str, int], durable=True)
+        self.file = Path(os.environ[RUNS_FILE])
+
+    async def Remind(self, request: Plan, context: Any) -> Planned:
+        run = agenda_pb2_grpc.AgendaServicer.Run
+        await self.shard.remind(request.key, run, request, after_s=request.after_s, id=request.name)
+        return Planned()
+
+    async def Forget(self, request: Plan, context: Any) -> Planned:
+        return Planned(was_set=await self.shard.forget_reminder(request.key, request.name))
+
+    async def Run(self, request: Plan, context: Any) -> Planned:
+        runs = self.runs.setdefault(request.key, {})
+        runs[request.name] = runs.get(request.name, 0) + 1
+        with self.file.open("a") as file:
+            file.write(f"{request.name} {time.time()}\n")
+        return Planned()
+
+    async def Runs(self, request: Plan, context: Any) -> Planned:
+        reminders = await self.shard.reminders(request.key)
+        return Planned(names=[reminder.id for reminder in reminders], runs=self.runs.get(request.key, {}))
+
+
+class Feed(feed_pb2_grpc.FeedServicer):
+    """Counts, and publishes each count."""
+
+    durable = False
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.shard = shard
+        self.counts = shard.keyed("counts", int, durable=self.durable)
+
+    async def Tick(self, request: Subject, context: Any) -> Count:
+        count = Count(number=self.counts.get(request.key, 0) + 1)
+        self.counts[request.key] = count.number
+        self.shard.publish(f"feed/{request.key}", count)
+        return count
+
+    async def Watch(self, request: Subject, context: Any) -> AsyncIterator[Count]:
+        with self.shard.subscribe(f"feed/{request.key}", Count) as published:
+            async with self.shard.turn(request.key):
+                last = self.counts.get(request.key, 0)
+            yield Count(number=last)
+            async for count in published:
+                assert isinstance(count, Count), f"the stream lags behind: {count}"
+                # What another shard has published before the key came here may come later.
+                if count.number > last:
+                    last = count.number
+                    yield count
+
+
+class KeptFeed(Feed):
+    durable = True

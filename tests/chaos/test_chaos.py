@@ -1,4 +1,5 @@
-"""Short runs of chaos, with fixed seeds: what the history of each key must show, whatever is done to its app.
+"""Short runs of chaos, with fixed seeds: what the history of each key must show, whatever is done to its app; that
+each reminder runs once, and that streams miss nothing beyond what is between two of them.
 
 `make chaos` has the long ones, with seeds of its own.
 """
@@ -31,12 +32,12 @@ async def scales_and_a_restart(app: Disturber) -> None:
 
 async def test_no_call_fails_and_no_update_is_lost_or_doubled_in_changes(running_apps: Arena) -> None:
     outcome = await run(running_apps, "plain", 1, scales_and_a_restart, load=LOAD)
-    assert (outcome.history.failures, outcome.faults) == ([], [])
+    assert (outcome.history.failures, outcome.watchers.failures, outcome.faults) == ([], [], [])
 
 
 async def test_no_call_to_durable_state_fails_and_no_update_is_lost_or_doubled_in_changes(running_apps: Arena) -> None:
     outcome = await run(running_apps, "kept", 2, changes(2), load=LOAD)
-    assert (outcome.history.failures, outcome.faults) == ([], [])
+    assert (outcome.history.failures, outcome.watchers.failures, outcome.faults) == ([], [], [])
 
 
 async def kills_and_a_locked_store_in_changes(app: Disturber) -> None:
