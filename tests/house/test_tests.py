@@ -58,6 +58,7 @@ TESTED_BY = {
     "shard/trial": "cli/test_check",
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
+    "shard/handoff_line": "shard/test_handoff",
     "core/moved": "client/test_reopening",
     "core/state_settings": "test_config",
     "state/batch": "state/test_journal",

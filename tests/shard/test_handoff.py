@@ -13,7 +13,7 @@ from onelane.cluster.control import QueueControl, placement_to_proto
 from onelane.core.placement import Member, Placement
 from onelane.errors import HandOverRefused
 from onelane.server import sockets
-from onelane.shard import handoff
+from onelane.shard import handoff, handoff_line
 from onelane.shard.moved_keys import moved_key
 from onelane.shard.wiring import ShardParts
 from onelane.state.entries import KeyedEntry
@@ -147,7 +147,7 @@ async def test_a_change_that_comes_before_the_last_ones_placement_sends_with_its
 async def test_a_batch_that_fails_is_sent_again_and_nothing_is_forgotten_before(
     bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handoff, "RESEND_S", 0.001)
+    monkeypatch.setattr(handoff_line, "RESEND_S", 0.001)
     bench.totals["k"] = 7
     sibling.failures = 3
     bench.prepare((bench.me,), (bench.sibling,))

@@ -173,6 +173,22 @@ async def test_inline_an_app_is_scaled_and_restarted_as_in_processes(tmp_path: P
         assert [shard["life"] for shard in app.shards()] == [3]
 
 
+async def test_a_handler_that_catches_its_cancellation_does_not_cost_the_life_of_its_shard(tmp_path: Path) -> None:
+    stuck = 'services = ["tests.supervisor.admin.stuck_service:Stuck"]'
+    settings = f'[apps.echo]\n{stuck}\nlisten = "127.0.0.1:0"\nshards = 1\ndrain_s = 0.1\n'
+    with running(tmp_path, settings) as app:
+        async with dialled(app) as where:
+            staying = where.home("k").Unary(EchoRequest(key="k", order="stay whatever comes"))
+            await eventually(lambda: sum_of(app, "onelane_calls_in_flight") == 1)
+            await order(app, "restart")
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await staying
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        log = await asyncio.to_thread(app.log.read_text)
+        assert "handoff.turn_given_up shard=echo-0 key='k'" in log
+        assert "change.life_killed" not in log
+
+
 async def test_where_the_supervisor_is_killed_in_a_change_no_life_outlives_it(tmp_path: Path) -> None:
     with running(tmp_path, echo(1, "stop_s = 0.1", "drain_s = 1")) as app:
         async with dialled(app) as where:

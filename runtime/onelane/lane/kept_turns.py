@@ -228,6 +228,9 @@ class KeptTurns:
         there are none to wait for."""
         on_disk: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
+            if turn.key not in self.journal.residents:
+                self._drop(turn)
+                raise NotKept("its key has moved to another shard")
             if not self._ended(turn, partial(_settle, on_disk), changes=True, is_nested=is_nested):
                 return None
         except OnelaneError as error:
@@ -239,7 +242,8 @@ class KeptTurns:
         """Whether `leave` is called later."""
         key, journal = turn.key, self.journal
         if key not in journal.residents:
-            # It never began: its state could not be loaded.
+            # It never began, as its state could not be loaded; or its key has left before it ended.
+            self._drop(turn)
             return False
         if turn.inside > 1:
             if changes:
@@ -260,6 +264,16 @@ class KeptTurns:
         except OnelaneError as error:
             leave(error)
         return True
+
+    def _drop(self, turn: Turn) -> None:
+        """Nothing of a turn is kept: what waits for it fails."""
+        if turn.inside > 1:
+            return
+        self._changed.discard(turn)
+        self._answers.pop(turn, None)
+        self._published.pop(turn, None)
+        for leave in self._early.pop(turn, ()):
+            leave(NotKept("its key has moved to another shard"))
 
     def _end_turn(self, key: str, leave: Leave, answers: Sequence[RememberedAnswer], *, changes: bool) -> bool:
         try:

@@ -157,7 +157,9 @@ class Lane:
         self._router.change(handoff)
         self.arrivals.placed(handoff.after.epoch)
         for key in self.queue.turns.held:
-            if isinstance(owner := self._router.find_home(key), Member):
+            owner = self._router.find_home(key)
+            # A key that arrives has a turn here where that was given up as the key left: see `shard/given_up_keys`.
+            if owner is not None and owner is not ARRIVING:
                 for waiter in self.queue.turns.evict(key):
                     self._send_away(key, owner, waiter)
 

@@ -16,33 +16,38 @@ from itertools import chain, islice
 from typing import Any
 
 import grpc
-import grpc.aio
 
 from onelane.cluster.control import Control
 from onelane.core import handoff
 from onelane.core.handoff import Action, Handoff, Refuse
 from onelane.core.moved import MOVED
 from onelane.core.placement import Member, Placement
-from onelane.errors import HandOverRefused, NotKept, OnelaneError, UnwritableValue
+from onelane.errors import HandOverRefused, KeyMoves, NotKept, OnelaneError, UnwritableValue
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
 from onelane.server.call_state import RUNNING
+from onelane.shard.given_up_keys import GivenUpKeys
+from onelane.shard.handoff_line import HandoffLine
 from onelane.shard.handoff_metrics import HandoffMetrics
 from onelane.shard.moved_keys import entries_from, moved_key
 from onelane.shard.siblings import SiblingChannels
+from onelane.state.entries import KeyedEntry
 from onelane.state.journal import Journal
 from onelane.state.keyed import KeyedDicts
 from onelane.telemetry.stats import Stats
 from onelane.v1 import control_pb2, siblings_pb2
 
 log = logging.getLogger("onelane.handoff")
-BATCH_KEYS, BATCH_BYTES = 256, 256 * 1024
+BATCH_BYTES = 256 * 1024
 """Of one message, at most; but never less than one key."""
 SCAN_KEYS = 256
 """Keys that are looked at before the loop looks at its sockets again."""
-RESEND_S = 0.05
-"""Before a batch that has failed is sent again."""
 PROGRESS_S = 0.2
+GIVE_UP_S = 1.0
+"""How long what holds a key that leaves may take to end once it is cancelled; well below what the supervisor grants a
+life beyond `drain_s` (`CHANGE_MARGIN_S`)."""
+LOGGED_KEYS = 10
+"""Keys that one change gives up and logs, at most."""
 
 
 class HandoffCarrier:
@@ -73,8 +78,9 @@ class HandoffCarrier:
         self._handoff: Handoff | None = None
         self._busy: Counter[str] = Counter()
         """Key that leaves → calls and turns of it that have not ended."""
-        self._lines: dict[int, _Line] = {}
+        self._lines: dict[int, HandoffLine] = {}
         """Life → what goes to it."""
+        self._given_up = GivenUpKeys(keyed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
         arrivals = lane.queue.arrivals
@@ -174,21 +180,52 @@ class HandoffCarrier:
 
     async def _cut_off_late(self, change: Handoff) -> None:
         """End the calls, timers and tasks which hold keys that leave, and have not ended by themselves in the time of a
-        drain."""
+        drain; give up those that do not end then."""
         await asyncio.sleep(self._drain_s)
-        if change is not self._handoff:
-            return
+        if change is self._handoff:
+            self._cancel_late()
+            await asyncio.sleep(GIVE_UP_S)
+        if change is self._handoff:
+            self._give_up_late(change)
+
+    def _cancel_late(self) -> None:
         tasks = {task for turn, task in self._lane.queue.by_hand.items() if turn.key in self._busy}
         details = f"its key moves to another shard, and it has not ended within drain_s, {self._drain_s:g} s"
         for call in list(self._under_way()):
-            key = getattr(call, "key", "") if call.turn is None else call.turn.key
             task = getattr(call, "task", None)
-            if call.state is RUNNING and (key in self._busy or task in tasks):
+            if call.state is RUNNING and (_key_of(call) in self._busy or task in tasks):
                 call.end_early(grpc.StatusCode.UNAVAILABLE, details)
                 _cancel(call)
                 tasks.discard(task)
         for task in tasks:
             task.cancel()
+
+    def _give_up_late(self, change: Handoff) -> None:
+        """Have keys leave whose last turn has caught its cancellation, and goes on: else this process would be killed
+        for it, with the state of all keys that stay."""
+        for call in list(self._under_way()):
+            if call.state is RUNNING and _key_of(call) in self._busy:
+                call.cut_off(grpc.StatusCode.UNAVAILABLE, "its key has moved to another shard", ())
+        keys = [key for key in self._busy if change.is_busy(key)]
+        for number, key in enumerate(keys):
+            if number < LOGGED_KEYS:
+                self._log_given_up(key, keys)
+            if key in self._lane.queue.turns.held:
+                self._tell_leaves(key)
+                self._given_up.add(key)
+            del self._busy[key]
+            self._apply(change.give_up(key))
+
+    def _log_given_up(self, key: str, keys: Sequence[str]) -> None:
+        log.error(
+            "handoff.turn_given_up shard=%s key=%r keys=%d held_by=%s it has caught its cancellation and has not ended "
+            "in %g s: its call is UNAVAILABLE, and what it changes of the key from now on is dropped",
+            self._lane.name,
+            key,
+            len(keys),
+            self._lane.queue.turns.holder(key) or "a stream",
+            GIVE_UP_S,
+        )
 
     def _call_ended(self, change: Handoff, key: str, _: object) -> None:
         self._quiet(change, key)
@@ -201,13 +238,25 @@ class HandoffCarrier:
 
     async def _wait_turn(self, change: Handoff, key: str) -> None:
         """Take the turn of a key that leaves: nobody waits for it any more, so it is the last one here."""
-        turn = await self._lane.queue.take(key, "onelane.handoff")
+        try:
+            turn = await self._lane.queue.take(key, "onelane.handoff")
+        except KeyMoves:
+            # The turn that was given up goes on in the next change, which waits for it as well.
+            return
+        if self._given_up.has(key):
+            self._end_given_up(key)
         self._lane.queue.leave(turn)
         self._quiet(change, key)
 
+    def _end_given_up(self, key: str) -> None:
+        """The turn has ended with which a key had left. Where the key is back, its state is what has come with it."""
+        entries = self._given_up.end(key)
+        if entries is not None:
+            self._install(key, entries)
+
     def _quiet(self, change: Handoff, key: str) -> None:
         """A call or turn of a key that leaves has ended."""
-        if change is not self._handoff:
+        if change is not self._handoff or key not in self._busy:
             return
         self._busy[key] -= 1
         if not self._busy[key]:
@@ -260,7 +309,7 @@ class HandoffCarrier:
             for action in actions:
                 assert isinstance(action, handoff.Install)
                 for key in action.keys:
-                    self._install(key, moved[key])
+                    self._install(key, list(entries_from(moved[key])))
                 self._apply(change.installed(action.keys))
         if request.done:
             actions = change.done(request.from_life, request.to_life)
@@ -272,11 +321,13 @@ class HandoffCarrier:
             if isinstance(action, Refuse):
                 raise HandOverRefused(action.reason)
 
-    def _install(self, key: str, moved: siblings_pb2.MovedKey) -> None:
-        self._keyed.install(key, entries_from(moved))
-        if self._lane.kept is None:
+    def _install(self, key: str, entries: list[KeyedEntry]) -> None:
+        self._keyed.install(key, entries)
+        if self._given_up.has(key):
+            self._given_up.arrived(key, entries)
+        elif self._lane.kept is None:
             self._keyed.arrived(key)
-        elif moved.entries and self._keyed.owe_arrival(key):
+        elif entries and self._keyed.owe_arrival(key):
             self._lane.kept.journal.load(key, _ignore)
 
     # What to do
@@ -304,11 +355,11 @@ class HandoffCarrier:
     def _report(self, message: control_pb2.ToSupervisor) -> None:
         self._start(self._control.send(message))
 
-    def _line(self, to: Member) -> "_Line":
+    def _line(self, to: Member) -> HandoffLine:
         line = self._lines.get(to.life)
         if line is None:
             assert self._handoff is not None
-            line = self._lines[to.life] = _Line(self, self._handoff, to)
+            line = self._lines[to.life] = HandoffLine(self, self._handoff, to)
         return line
 
     def _start(self, work: Any) -> None:
@@ -322,14 +373,20 @@ class HandoffCarrier:
         """The last turns of these keys are over: tell the service, and have their durable state on disk alone."""
         gate = self._lane.kept
         for key in keys:
-            if key in self._left:
+            if not self._tell_leaves(key):
                 continue
-            self._left.add(key)
-            self._keyed.leaves(key)
             if gate is not None and key in gate.journal.residents:
                 self._keep_changes(gate.journal, key)
         if gate is not None:
             await gate.journal.release(keys)
+
+    def _tell_leaves(self, key: str) -> bool:
+        """Tell the service that a key leaves, unless it has been told in this change."""
+        if key in self._left:
+            return False
+        self._left.add(key)
+        self._keyed.leaves(key)
+        return True
 
     def _keep_changes(self, journal: Journal, key: str) -> None:
         """Write what the service has changed of a key as it was told that it leaves."""
@@ -373,67 +430,6 @@ class HandoffCarrier:
         return self._lane.router.life
 
 
-class _Line:
-    """What goes to one life, in order, one batch after another is acknowledged."""
-
-    def __init__(self, carrier: HandoffCarrier, change: Handoff, to: Member) -> None:
-        self._carrier = carrier
-        self._change = change
-        self._to = to
-        self._keys: dict[str, None] = {}
-        self._is_done = False
-        self._task: asyncio.Task[None] | None = None
-
-    def send(self, keys: Iterable[str]) -> None:
-        self._keys.update(dict.fromkeys(keys))
-        self._go_on()
-
-    def send_done(self) -> None:
-        self._is_done = True
-        self._go_on()
-
-    def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    def _go_on(self) -> None:
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def _run(self) -> None:
-        try:
-            while self._keys or self._is_done:
-                ready = list(islice(self._keys, BATCH_KEYS))
-                await self._carrier.release(ready)
-                keys, packed = self._carrier.batch(self._keys, len(ready))
-                # It comes only once everything before it has been acknowledged.
-                done, self._is_done = self._is_done, False
-                request = siblings_pb2.HandOverRequest(
-                    epoch=self._change.after.epoch,
-                    from_life=self._carrier.life,
-                    to_life=self._to.life,
-                    keys=packed,
-                    done=done,
-                )
-                await self._send(request)
-                self._carrier.acknowledged(self._change, self._to.life, keys)
-        finally:
-            self._task = None
-
-    async def _send(self, request: siblings_pb2.HandOverRequest) -> None:
-        """Send a batch until it is acknowledged. Cancelled where its receiver is dead, or the change is over."""
-        send = self._carrier.channel(self._to).unary_unary("/onelane.v1.Siblings/HandOver")
-        packed = request.SerializeToString()
-        while True:
-            try:
-                await send(packed)
-            except grpc.aio.AioRpcError as error:
-                log.info("handoff.sent_again to=%s life=%d error=%s", self._to.name, self._to.life, error.details())
-                await asyncio.sleep(RESEND_S)
-            else:
-                return
-
-
 def _ignore(_: OnelaneError | None) -> None: ...
 
 
@@ -441,6 +437,11 @@ def _end_stream(call: Call, epoch: int) -> None:
     """End a stream whose key leaves: its client opens it again where the key is now."""
     details = f"its key has moved to another shard, in epoch {epoch}"
     call.cut_off(grpc.StatusCode.UNAVAILABLE, details, ((MOVED, str(epoch)),))
+
+
+def _key_of(call: Call) -> str:
+    """The key that a call keeps from leaving; "" without one."""
+    return getattr(call, "key", "") if call.turn is None else call.turn.key
 
 
 def _cancel(call: Call) -> None:

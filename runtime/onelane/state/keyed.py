@@ -43,6 +43,8 @@ class KeyedDicts:
         """Of these, those that are kept in a store."""
         self._unread: dict[str, list[KeyedEntry]] = {}
         """Key → its entries that this release cannot read."""
+        self._aside: dict[str, list[KeyedEntry]] = {}
+        """Key → its entries as they leave, whatever is in the dicts."""
         self._owed: set[str] = set()
         """Keys that have arrived, and whose durable state is to be loaded before the hooks are called."""
         self._arrive_hooks: list[KeyHook] = []
@@ -113,6 +115,8 @@ class KeyedDicts:
     def entries_of(self, key: str) -> list[KeyedEntry]:
         """The entries of a key, as they leave; those of durable dicts do not: its new owner loads them. A value that
         cannot be encoded is left out, logged and counted."""
+        if key in self._aside:
+            return self._aside[key]
         entries = []
         for name, spelling in self._places(self._moving.keys() - self.durable.keys(), key):
             try:
@@ -144,12 +148,25 @@ class KeyedDicts:
         for target, spelling, value in values:
             target[spelling] = value
 
+    def set_aside(self, key: str, entries: list[KeyedEntry] | None = None) -> None:
+        """Remove the entries of a key from the dicts until `forget`: they leave as they are now, and not with what a
+        handler that does not end makes of them. entries: these leave instead."""
+        self._aside[key] = self.entries_of(key) if entries is None else entries
+        self.clear(key)
+
     def forget(self, key: str) -> None:
         """Remove a key from every dict that moves, since its new owner has it."""
+        self._aside.pop(key, None)
         self._unread.pop(key, None)
         self._owed.discard(key)
-        for name, spelling in self._places(self._moving, key):
+        self.clear(key)
+
+    def clear(self, key: str) -> list[str]:
+        """Remove what the dicts that move have of a key now; returns their names."""
+        places = self._places(self._moving, key)
+        for name, spelling in places:
             del self._dicts[name][spelling]
+        return [name for name, _ in places]
 
     def drop_foreign(self, owns: Callable[[str], bool]) -> int:
         """Remove the entries of keys that this life does not own from the dicts that stay; returns their number.

@@ -1,0 +1,35 @@
+"""Keys that have left this life in the middle of a turn, which holds them here until it ends.
+
+Promises: a key leaves with its entries as they are when its turn is given up. What the turn changes of them later
+counts nowhere: neither at the new owner, nor here, where the key has come back before the turn has ended.
+"""
+
+from onelane.state.entries import KeyedEntry
+from onelane.state.keyed import KeyedDicts
+
+
+class GivenUpKeys:
+    """See the module. Owned by one lane. In every method `key` is canonical text."""
+
+    def __init__(self, keyed: KeyedDicts) -> None:
+        self._keyed = keyed
+        self._came_back: dict[str, list[KeyedEntry] | None] = {}
+        """Key whose turn goes on → the entries with which it has come back; None where it has not, or had none."""
+
+    def has(self, key: str) -> bool:
+        """Whether the turn of a key was given up, and goes on."""
+        return key in self._came_back
+
+    def add(self, key: str) -> None:
+        """Give up the turn of a key that leaves, also where it was given up before, and the key has come back since."""
+        self._keyed.set_aside(key, self._came_back.get(key))
+        self._came_back[key] = None
+
+    def arrived(self, key: str, entries: list[KeyedEntry]) -> None:
+        """The key has come back with these entries, which are in the dicts now."""
+        self._came_back[key] = entries
+
+    def end(self, key: str) -> list[KeyedEntry] | None:
+        """The turn has ended: drop what it has left in the dicts. Returns the entries to put in their place."""
+        self._keyed.clear(key)
+        return self._came_back.pop(key)
