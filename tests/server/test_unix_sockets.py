@@ -60,3 +60,12 @@ def test_a_link_to_another_folder_is_refused(path: Path, tmp_path: Path) -> None
     path.parent.symlink_to(tmp_path / "else")
     with pytest.raises(PermissionError, match="open to other users"):
         unix_sockets.listening(str(path))
+
+
+def test_a_path_is_listened_at_as_long_as_a_socket_is_open_there(path: Path) -> None:
+    assert not unix_sockets.is_listening(str(path))
+    with unix_sockets.listening(str(path)) as listening:
+        listening.listen(0)
+        # The third one finds the backlog full.
+        assert [unix_sockets.is_listening(str(path)) for _ in range(3)] == [True] * 3
+    assert not unix_sockets.is_listening(str(path))

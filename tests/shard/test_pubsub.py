@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 from onelane.core.placement import Member, Placement
 from onelane.errors import Overloaded
+from onelane.shard import pubsub
 from onelane.shard.pubsub import MAX_BATCHES
 from onelane.shard.topics import Lost
 from onelane.shard.wiring import ShardParts
@@ -132,6 +133,49 @@ async def test_a_sibling_that_has_left_the_placement_and_has_ended_is_sent_nothi
     publish(parts, "3", at_once=True)
     assert (parts.pubsub._senders, parts.sibling_channels._channels, lost(parts)) == ({}, {}, {})
     await close(parts)
+
+
+class BusySibling(siblings_pb2_grpc.SiblingsServicer):
+    """Does not take the first batches."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.messages = 0
+
+    async def Publish(self, request: siblings_pb2.PublishRequest, context: Any) -> siblings_pb2.PublishReply:
+        if self.failures:
+            self.failures -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        self.messages += len(request.messages)
+        return siblings_pb2.PublishReply()
+
+    async def HandOver(self, request: siblings_pb2.HandOverRequest, context: Any) -> siblings_pb2.HandOverReply:
+        raise NotImplementedError
+
+    async def Remind(self, request: siblings_pb2.RemindRequest, context: Any) -> siblings_pb2.RemindReply:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("deliver_s", "taken"), [(5.0, 2), (0.0, 0)], ids=["in time", "too late"])
+async def test_a_sibling_that_has_left_and_finishes_its_calls_is_sent_a_batch_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deliver_s: float, taken: int
+) -> None:
+    monkeypatch.setattr(pubsub, "DELIVER_S", deliver_s)
+    parts, _ = wired()
+    left = Member("echo-1", "127.0.0.1:50062", f"{tmp_path}/echo-1")
+    server, sibling = grpc.aio.server(), BusySibling(failures=2)
+    siblings_pb2_grpc.add_SiblingsServicer_to_server(sibling, server)
+    server.add_insecure_port(f"unix:{left.socket}")
+    await server.start()
+    parts.lane.place(Placement(2, (SELF, left)))
+    publish(parts, "1", at_once=True)
+    parts.lane.place(Placement(3, (SELF,)))
+    publish(parts, "2", at_once=True)
+    await parts.pubsub._senders[left.socket].flush()
+    assert sibling.messages == taken
+    assert lost(parts) == ({} if taken else {"undelivered": 2})
+    await close(parts)
+    await server.stop(0)
 
 
 # Real shards

@@ -46,6 +46,20 @@ def make_way(path: str) -> None:
         os.unlink(path)
 
 
+def is_listening(path: str) -> bool:
+    """Whether a process has a socket that listens at `path`, also one that accepts nothing now."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            # Its backlog is full.
+            return True
+        except OSError:
+            return False
+    return True
+
+
 class ListeningPath:
     """The path of a listening socket, to see whether it still leads there: a socket outlives its path."""
 

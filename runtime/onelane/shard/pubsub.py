@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from contextvars import Context
+from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,7 @@ from onelane.core.context import TaskContext, current_call_var, current_trace
 from onelane.core.placement import Member
 from onelane.core.trace_context import parse_traceparent
 from onelane.lane.lane import Lane
+from onelane.server import unix_sockets
 from onelane.shard.siblings import SiblingChannels
 from onelane.shard.topics import Inbox, Lost, Outbox, Subscriber
 from onelane.telemetry.spans import SpanRecord
@@ -31,6 +33,8 @@ BATCH_S = 0.1
 """How long a published message may wait for more: a tick."""
 DELIVER_S = 2.0
 """How long a sibling may take to accept a batch; then its messages are lost to that sibling, and counted."""
+RESEND_AFTER_S = 0.05
+"""Before a batch is sent again that a sibling which has left has not taken."""
 FLUSH_S = 0.5
 """How long the last batches may take when a shard ends."""
 MAX_BATCHES = 16
@@ -154,18 +158,29 @@ class BatchSender:
         while True:
             batch = await self._batches.get()
             try:
-                # Of each batch: where the sibling was unresponsive, it has another channel now.
-                stub: Any = siblings_pb2_grpc.SiblingsStub(self._channels.to(self._member))
-                await stub.Publish(batch, timeout=DELIVER_S)
-            except grpc.aio.AioRpcError as error:
-                if self.has_left:
-                    self._end()
-                    continue
-                code = error.code().name
-                log.warning("publish.undelivered shard=%s to=%s code=%s", self._lane, self._member.name, code)
-                self._count_lost(batch)
+                await self._deliver(batch)
             finally:
                 self._batches.task_done()
+
+    async def _deliver(self, batch: siblings_pb2.PublishRequest) -> None:
+        """Send a batch; one that a sibling which has left does not take is sent again: it may only be busy."""
+        until = monotonic() + DELIVER_S
+        while not self.is_over:
+            try:
+                # Of each attempt: where the sibling was unresponsive, it has another channel now.
+                stub: Any = siblings_pb2_grpc.SiblingsStub(self._channels.to(self._member))
+                await stub.Publish(batch, timeout=max(0.0, until - monotonic()))
+                return
+            except grpc.aio.AioRpcError as error:
+                code = error.code().name
+            if self.has_left and not unix_sockets.is_listening(self._member.socket):
+                self._end()
+                return
+            if not self.has_left or monotonic() + RESEND_AFTER_S >= until:
+                log.warning("publish.undelivered shard=%s to=%s code=%s", self._lane, self._member.name, code)
+                self._count_lost(batch)
+                return
+            await asyncio.sleep(RESEND_AFTER_S)
 
     def _end(self) -> None:
         """Nobody is there any more who could miss a batch."""
