@@ -21,6 +21,7 @@ from onelane.state import sqlite_file
 from onelane.state.sqlite_file import FILE_SUFFIX, as_store_errors, snapshot, transaction
 from onelane.state.sqlite_read import read_reminders, read_stamps, read_states
 from onelane.state.sqlite_siblings import SiblingFiles
+from onelane.state.sqlite_write import ADOPT, CLAIM, STAMP, drop, drop_whole, put, write_rows
 from onelane.state.store import (
     NEVER_WRITTEN,
     PAGE,
@@ -33,28 +34,6 @@ from onelane.state.store import (
     check_distinct,
 )
 
-_CLAIM = """
-INSERT INTO keys VALUES (?, ?, ?, 0, 0, ?) ON CONFLICT (key) DO UPDATE
-SET epoch = excluded.epoch, life = excluded.life, touched = excluded.touched
-WHERE (excluded.epoch, excluded.life) >= (keys.epoch, keys.life)
-"""
-_STAMP = """
-INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
-SET epoch = excluded.epoch, life = excluded.life, written_epoch = excluded.written_epoch,
-    written_life = excluded.written_life, touched = excluded.touched
-WHERE (excluded.epoch, excluded.life) >= (keys.epoch, keys.life)
-"""
-_ADOPT = """
-INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
-SET written_epoch = excluded.written_epoch, written_life = excluded.written_life, touched = excluded.touched,
-    (epoch, life) = (SELECT max(epoch, excluded.epoch), CASE
-        WHEN epoch = excluded.epoch THEN max(life, excluded.life)
-        WHEN epoch < excluded.epoch THEN excluded.life ELSE life END)
-WHERE (excluded.written_epoch, excluded.written_life) > (keys.written_epoch, keys.written_life)
-"""
-_PUT_ROW = "INSERT OR REPLACE INTO rows (key, dict, spelled, value, codec, version) VALUES (?, ?, ?, ?, ?, ?)"
-_PUT_ANSWER = "INSERT OR REPLACE INTO answers (key, id, digest, answer, at) VALUES (?, ?, ?, ?, ?)"
-_PUT_REMINDER = "INSERT OR REPLACE INTO reminders (key, id, due, data) VALUES (?, ?, ?, ?)"
 _FORGET_ANSWERS = """
 DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE at < ? ORDER BY at LIMIT ?)
 """
@@ -102,7 +81,7 @@ class SqliteStore:
         with self._connection() as database, _without_flush(database), transaction(database):
             _adopt(database, moved, at)
             claims = [(key, *loader, at) for key in keys]
-            if database.executemany(_CLAIM, claims).rowcount < len(keys):
+            if write_rows(database, CLAIM, claims) < len(keys):
                 raise Fenced(_later_claims(database, dict.fromkeys(keys, loader)))
             return read_states(database, keys)
 
@@ -130,10 +109,10 @@ class SqliteStore:
         life = self._options.life
         with self._connection() as database, transaction(database):
             stamps = [(write.key, *2 * (write.epoch, life), at) for write in writes]
-            if database.executemany(_STAMP, stamps).rowcount < len(writes):
+            if write_rows(database, STAMP, stamps) < len(writes):
                 raise Fenced(_later_claims(database, {write.key: Stamp(write.epoch, life) for write in writes}))
-            _drop(database, writes)
-            _put(database, writes)
+            drop(database, writes)
+            put(database, writes)
 
     def newest(self) -> Stamp:
         query = "SELECT epoch, life FROM keys ORDER BY epoch DESC, life DESC LIMIT 1"
@@ -228,7 +207,7 @@ class SqliteStore:
         query = "DELETE FROM keys WHERE (key, written_epoch, written_life) = (?, ?, ?)"
         with self._connection() as database, transaction(database):
             values = [(state.key, *state.written) for state in states]
-            _drop_whole(database, [key for key, *stamp in values if database.execute(query, (key, *stamp)).rowcount])
+            drop_whole(database, [key for key, *stamp in values if database.execute(query, (key, *stamp)).rowcount])
 
     def members(self) -> set[str]:
         """The shards of the last start of the app; empty in a new file."""
@@ -305,30 +284,6 @@ def _later_claims(database: sqlite3.Connection, stamps: dict[str, Stamp]) -> lis
 def _adopt(database: sqlite3.Connection, states: Iterable[KeyState], at: float) -> None:
     """Take over keys from other files, where they were written later than here."""
     stamped = ((state, (state.key, *state.written, *state.written, at)) for state in states)
-    newer = [state for state, values in stamped if database.execute(_ADOPT, values).rowcount]
-    _drop_whole(database, [state.key for state in newer])
-    _put(database, newer)
-
-
-def _drop(database: sqlite3.Connection, writes: Sequence[KeyWrite]) -> None:
-    rows = [(write.key, name) for write in writes for name in write.dropped_rows]
-    answers = [(write.key, id) for write in writes for id in write.dropped_answers]
-    reminders = [(write.key, id) for write in writes for id in write.dropped_reminders]
-    _drop_whole(database, [write.key for write in writes if write.whole])
-    database.executemany("DELETE FROM rows WHERE key = ? AND dict = ?", rows)
-    database.executemany("DELETE FROM answers WHERE key = ? AND id = ?", answers)
-    database.executemany("DELETE FROM reminders WHERE key = ? AND id = ?", reminders)
-
-
-def _drop_whole(database: sqlite3.Connection, keys: Sequence[str]) -> None:
-    for table in ("rows", "answers", "reminders"):
-        database.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])
-
-
-def _put(database: sqlite3.Connection, states: Sequence[KeyWrite | KeyState]) -> None:
-    rows = [(s.key, r.dict_name, r.spelled, r.value, r.codec, r.version) for s in states for r in s.rows]
-    answers = [(s.key, a.id, a.digest, a.answer, a.at) for s in states for a in s.answers]
-    reminders = [(s.key, r.id, r.due, r.data) for s in states for r in s.reminders]
-    database.executemany(_PUT_ROW, rows)
-    database.executemany(_PUT_ANSWER, answers)
-    database.executemany(_PUT_REMINDER, reminders)
+    newer = [state for state, values in stamped if database.execute(ADOPT, values).rowcount]
+    drop_whole(database, [state.key for state in newer])
+    put(database, newer)
