@@ -86,6 +86,14 @@ def test_every_property_holds_on_random_ways_with_crashes_and_repeated_messages(
     report(f"{name}: {states} states on {WALKS} ways")
 
 
+def test_the_way_to_a_state_that_must_not_be_is_told() -> None:
+    with pytest.raises(Violated) as violated:
+        explore(USUAL["scale, two changes"], Machines(handoff=faults.ServesWhatLeaves))
+    assert violated.value.name == "one life serves a key"
+    (way,) = violated.value.__notes__
+    assert way.splitlines()[0].startswith(("enter", "start_change"))
+
+
 FAULTS: list[tuple[type[Handoff | PlacementChange], str, Scenario]] = [
     (faults.ServesWhatLeaves, "one life serves a key", MOVES),
     (faults.ServesBeforeArrival, "one life serves a key", MOVES),
