@@ -1,7 +1,7 @@
 """The lane decides where a call runs and what becomes of it; here with a forwarder that only says what it was told."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from random import Random
 from time import perf_counter
 from typing import Any
@@ -61,6 +61,9 @@ class SaysWhatItWasTold:
 
     def give_up(self, owner: Member) -> None:
         self.given_up.append(owner.name)
+
+    def keep(self, sockets: Collection[str]) -> None:
+        """It has no connections."""
 
     async def aclose(self) -> None:
         """Nothing to close."""

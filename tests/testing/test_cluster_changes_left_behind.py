@@ -1,6 +1,7 @@
 """What a key takes along, whatever its size, and what stays behind and does not come back with it."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import onelane
@@ -12,6 +13,7 @@ from services.examples.counter.v1.counter_pb2_grpc import CounterStub
 from tests.echo.service import Echo
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
+from tests.running_app import eventually
 
 KEYS = [f"k{number}" for number in range(20)]
 
@@ -81,3 +83,24 @@ async def test_a_life_that_was_replaced_hears_what_is_published_until_its_calls_
             await stub.Across(EchoRequest(key=key_of[1], order="publish news 1 at_once"))
             await asyncio.sleep(0)
         assert await cluster.stats("onelane.messages.lost") == 0
+
+
+async def test_no_connection_to_a_life_that_has_ended_stays_behind() -> None:
+    """Nor one that dials its socket for ever."""
+    async with Cluster(Echo, shards=2, settings={"max_late_s": 60}) as cluster:
+        for _ in range(2):
+            await cluster.scale(3)
+            for index in range(3):
+                # Each forwards, and calls the others.
+                stub = cluster.stub(EchoStub, shard=index)
+                for key in KEYS:
+                    await stub.Unary(EchoRequest(key=key), timeout=20)
+                    await stub.Across(EchoRequest(key=KEYS[0], order=f"by_name {key}"), timeout=20)
+            await cluster.scale(2)
+        shards = cluster._shards(None)
+        sockets = {shard.member.socket for shard in shards}
+        for shard in shards:
+            parts: Any = shard.lifecycle.parts
+            assert parts.forwarder._siblings.keys() | parts.sibling_channels._channels.keys() <= sockets
+            for retired in (parts.forwarder._retired, parts.sibling_channels._retired):
+                await eventually(lambda: not len(retired))  # noqa: B023

@@ -6,7 +6,7 @@ that siblings exchange (`onelane-served`, `onelane-not-home`) never reach a clie
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,6 +20,7 @@ from onelane.client.call_types import StreamStreamCall, UnaryStreamCall, UnaryUn
 from onelane.client.connection import Connection
 from onelane.client.options import Dialling
 from onelane.client.propagation import forwarded
+from onelane.client.retired_channels import RetiredChannels
 from onelane.client.subchannel import Subchannel
 from onelane.core.hop import SERVED
 from onelane.core.placement import Member
@@ -75,6 +76,9 @@ class Forwarder(Protocol):
 
     def give_up(self, owner: Member) -> None:
         """End the calls that were sent to a shard, with UNAVAILABLE, and its connections: its lane does not tick."""
+
+    def keep(self, sockets: Collection[str]) -> None:
+        """The siblings of now are at these sockets: have the connections to others end with their calls."""
 
     async def aclose(self) -> None:
         """End every connection. A call that is forwarded from now on ends with UNAVAILABLE."""
@@ -167,6 +171,7 @@ class NativeForwarder:
         """max_waiting: calls that wait until they can connect to one sibling; a further one is RESOURCE_EXHAUSTED."""
         self._dialling = replace(SIBLING_DIALLING, max_waiting=max_waiting)
         self._siblings: dict[str, Subchannel] = {}
+        self._retired = RetiredChannels()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
@@ -243,6 +248,10 @@ class NativeForwarder:
         if (sibling := self._siblings.pop(owner.socket, None)) is not None:
             sibling.give_up("its lane does not tick")
 
+    def keep(self, sockets: Collection[str]) -> None:
+        for socket in self._siblings.keys() - sockets:
+            self._retired.add(self._siblings.pop(socket))
+
     async def aclose(self) -> None:
         self._is_closed = True
         siblings = list(self._siblings.values())
@@ -250,6 +259,7 @@ class NativeForwarder:
             sibling.begin_close(None)
         for sibling in siblings:
             await sibling.close(None)
+        await self._retired.aclose()
 
     def _open(self, owner: Member, call: Call, request: bytes | None, headers: Headers) -> Any:
         sibling = self._sibling(owner)

@@ -146,6 +146,9 @@ class ShardLifecycle:
             self.parts.handoff.placed(placement)
             self.parts.lane.place(placement)
             self.parts.reminders.placed()
+            sockets = {member.socket for member in self.parts.lane.router.siblings()}
+            self.parts.forwarder.keep(sockets)
+            self.parts.sibling_channels.keep(sockets)
 
     async def _follow_orders(self) -> None:
         """Carry out what the supervisor orders, until it orders to stop or is gone."""

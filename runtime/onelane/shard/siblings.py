@@ -5,7 +5,7 @@ left of the deadline, the trace, the baggage and the chain, as calls to other ap
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from onelane.client.call import DEADLINE_DETAILS
 from onelane.client.channel import NativeChannel
 from onelane.client.propagation import outgoing
+from onelane.client.retired_channels import RetiredChannels
 from onelane.core import keys
 from onelane.core.call_ids import IDEMPOTENCY_KEY
 from onelane.core.context import current_baggage, current_call, current_trace
@@ -83,6 +84,7 @@ class SiblingChannels:
 
     def __init__(self) -> None:
         self._channels: dict[str, NativeChannel] = {}
+        self._retired = RetiredChannels()
 
     def to(self, member: Member) -> NativeChannel:
         channel = self._channels.get(member.socket)
@@ -95,9 +97,15 @@ class SiblingChannels:
         if (channel := self._channels.pop(member.socket, None)) is not None:
             channel.subchannel.give_up(f"shard {member.name} does not answer: its lane does not tick")
 
+    def keep(self, sockets: Collection[str]) -> None:
+        """The siblings of now are at these sockets: have the channels to others end with their calls."""
+        for socket in self._channels.keys() - sockets:
+            self._retired.add(self._channels.pop(socket))
+
     async def aclose(self) -> None:
         for channel in self._channels.values():
             await channel.close()
+        await self._retired.aclose()
 
 
 class SiblingCalls:
