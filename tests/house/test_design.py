@@ -1,6 +1,7 @@
 """The pages that lead a newcomer name files, classes and functions that are there."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,17 +34,25 @@ def definitions(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 def members_of(node: ast.AST) -> set[str]:
     """The methods, fields and attributes of a class, and whatever else it mentions."""
-    names = {inner.name for inner in ast.walk(node) if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)}
-    names |= {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
-    return names | {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+    names: set[str] = set()
+    for inner in ast.walk(node):
+        match inner:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.Attribute(attr=name) | ast.Name(id=name):
+                names.add(name)
+    return names
 
 
-CLASSES = {
-    name: members_of(node)
-    for file in FILES.values()
-    for name, node in definitions(ast.parse(file.read_text()))
-    if isinstance(node, ast.ClassDef)
-}
+@functools.cache
+def classes() -> dict[str, set[str]]:
+    """Members, by class. Not read as the module is imported, which every worker of a parallel run does."""
+    return {
+        name: members_of(node)
+        for file in FILES.values()
+        for name, node in definitions(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 def is_cut_short(name: str) -> bool:
@@ -62,7 +71,7 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_member_of_a_class_that_a_page_names_is_there(page: str) -> None:
     members = {pair for pair in MEMBER.findall((ROOT / page).read_text()) if pair[0] not in NOT_OURS}
-    assert {f"{cls}.{name}" for cls, name in members if name not in CLASSES.get(cls, set())} == set()
+    assert {f"{cls}.{name}" for cls, name in members if name not in classes().get(cls, set())} == set()
 
 
 def test_the_tour_names_every_room_and_its_main_types() -> None:

@@ -1,6 +1,7 @@
 """The house: rooms in order. A file imports only rooms before its own, or its own room, and never in a circle."""
 
 import ast
+import functools
 import re
 from fnmatch import fnmatch
 from graphlib import TopologicalSorter
@@ -55,6 +56,7 @@ FILES = {
 }
 
 
+@functools.cache
 def imports(name: str) -> set[str]:
     """The dotted names that a file imports, at its top level or anywhere, under TYPE_CHECKING too."""
     nodes = list(ast.walk(ast.parse(FILES[name].read_text())))
@@ -65,6 +67,7 @@ def imports(name: str) -> set[str]:
     return names
 
 
+@functools.cache
 def files_of(name: str) -> set[str]:
     """The files of ours that a file imports."""
     paths = ["/".join(dotted.split(".")[1:]) for dotted in imports(name) if dotted.startswith("onelane.")]
