@@ -59,6 +59,7 @@ TESTED_BY = {
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
     "shard/handoff_line": "shard/test_handoff",
+    "shard/late_calls": "shard/test_given_up_keys",
     "core/moved": "client/test_reopening",
     "core/state_settings": "test_config",
     "state/batch": "state/test_journal",

@@ -2,7 +2,7 @@
 with a sibling and a supervisor that the test plays."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,15 @@ class Sibling(SiblingsServicer):
     def __init__(self) -> None:
         self.requests: list[HandOverRequest] = []
         self.failures = 0
+        self.on_batch: Callable[[], object] = lambda: None
+        """Called before it acknowledges a batch."""
 
     async def HandOver(self, request: HandOverRequest, context: Any) -> HandOverReply:
         if self.failures:
             self.failures -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         self.requests.append(request)
+        self.on_batch()
         return HandOverReply()
 
     async def Publish(self, request: PublishRequest, context: Any) -> PublishReply:

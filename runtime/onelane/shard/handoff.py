@@ -29,8 +29,10 @@ from onelane.server.call_state import RUNNING
 from onelane.shard.given_up_keys import GivenUpKeys
 from onelane.shard.handoff_line import HandoffLine
 from onelane.shard.handoff_metrics import HandoffMetrics
+from onelane.shard.late_calls import LateCalls
 from onelane.shard.moved_keys import entries_from, moved_key
 from onelane.shard.siblings import SiblingChannels
+from onelane.shard.stray_entries import StrayEntries
 from onelane.state.entries import KeyedEntry
 from onelane.state.journal import Journal
 from onelane.state.keyed import KeyedDicts
@@ -46,8 +48,8 @@ PROGRESS_S = 0.2
 GIVE_UP_S = 1.0
 """How long what holds a key that leaves may take to end once it is cancelled; well below what the supervisor grants a
 life beyond `drain_s` (`CHANGE_MARGIN_S`)."""
-LOGGED_KEYS = 10
-"""Keys that one change gives up and logs, at most."""
+COMPARED_KEYS = 1000
+"""Keys of one change that are encoded once more as they are forgotten, to find what was written outside of turns."""
 
 
 class HandoffCarrier:
@@ -80,7 +82,9 @@ class HandoffCarrier:
         """Key that leaves → calls and turns of it that have not ended."""
         self._lines: dict[int, HandoffLine] = {}
         """Life → what goes to it."""
+        self._late = LateCalls(lane, under_way, drain_s=drain_s)
         self._given_up = GivenUpKeys(keyed)
+        self._stray_entries = StrayEntries(keyed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
         arrivals = lane.queue.arrivals
@@ -123,6 +127,7 @@ class HandoffCarrier:
         """A placement is followed: the change that leads to it is over."""
         if self._handoff is not None and placement.epoch >= self._handoff.after.epoch:
             self._end()
+            self._start(self._sweep(placement))
 
     def end_hops(self) -> None:
         """This process ends. Where it leaves the app, streams that it only sends on end as those of a key that moves:
@@ -183,49 +188,23 @@ class HandoffCarrier:
         drain; give up those that do not end then."""
         await asyncio.sleep(self._drain_s)
         if change is self._handoff:
-            self._cancel_late()
+            self._late.cancel(self._busy)
             await asyncio.sleep(GIVE_UP_S)
         if change is self._handoff:
             self._give_up_late(change)
 
-    def _cancel_late(self) -> None:
-        tasks = {task for turn, task in self._lane.queue.by_hand.items() if turn.key in self._busy}
-        details = f"its key moves to another shard, and it has not ended within drain_s, {self._drain_s:g} s"
-        for call in list(self._under_way()):
-            task = getattr(call, "task", None)
-            if call.state is RUNNING and (_key_of(call) in self._busy or task in tasks):
-                call.end_early(grpc.StatusCode.UNAVAILABLE, details)
-                _cancel(call)
-                tasks.discard(task)
-        for task in tasks:
-            task.cancel()
-
     def _give_up_late(self, change: Handoff) -> None:
         """Have keys leave whose last turn has caught its cancellation, and goes on: else this process would be killed
         for it, with the state of all keys that stay."""
-        for call in list(self._under_way()):
-            if call.state is RUNNING and _key_of(call) in self._busy:
-                call.cut_off(grpc.StatusCode.UNAVAILABLE, "its key has moved to another shard", ())
+        self._late.cut_off(self._busy)
         keys = [key for key in self._busy if change.is_busy(key)]
-        for number, key in enumerate(keys):
-            if number < LOGGED_KEYS:
-                self._log_given_up(key, keys)
+        self._late.log_given_up(keys, after_s=GIVE_UP_S)
+        for key in keys:
             if key in self._lane.queue.turns.held:
                 self._tell_leaves(key)
                 self._given_up.add(key)
             del self._busy[key]
             self._apply(change.give_up(key))
-
-    def _log_given_up(self, key: str, keys: Sequence[str]) -> None:
-        log.error(
-            "handoff.turn_given_up shard=%s key=%r keys=%d held_by=%s it has caught its cancellation and has not ended "
-            "in %g s: its call is UNAVAILABLE, and what it changes of the key from now on is dropped",
-            self._lane.name,
-            key,
-            len(keys),
-            self._lane.queue.turns.holder(key) or "a stream",
-            GIVE_UP_S,
-        )
 
     def _call_ended(self, change: Handoff, key: str, _: object) -> None:
         self._quiet(change, key)
@@ -269,10 +248,24 @@ class HandoffCarrier:
         while piece := list(islice(keys, SCAN_KEYS)):
             if change is not self._handoff:
                 return
+            self._stray_entries.drop(key for key in piece if not self._is_own(change, key))
             self._apply(change.scanned(piece))
             await asyncio.sleep(0)
         if change is self._handoff:
             self._apply(change.scan_done())
+
+    def _is_own(self, change: Handoff, key: str) -> bool:
+        """Whether this life has had the state of a key, or gets it."""
+        is_own = self._lane.router.is_own
+        return is_own(change.before.owner_of(key)) or is_own(change.after.owner_of(key))
+
+    async def _sweep(self, placement: Placement) -> None:
+        """Drop what was written of keys that have left, or it would be here when they are back."""
+        keys = self._keyed.keys()
+        while self._handoff is None and (piece := list(islice(keys, SCAN_KEYS))):
+            is_own = self._lane.router.is_own
+            self._stray_entries.drop(key for key in piece if not is_own(placement.owner_of(key)))
+            await asyncio.sleep(0)
 
     async def _tell_progress(self, change: Handoff) -> None:
         """Tell the supervisor again and again: a life that goes on is not killed, however many keys leave it."""
@@ -322,6 +315,7 @@ class HandoffCarrier:
                 raise HandOverRefused(action.reason)
 
     def _install(self, key: str, entries: list[KeyedEntry]) -> None:
+        self._stray_entries.drop([key])
         self._keyed.install(key, entries)
         if self._given_up.has(key):
             self._given_up.arrived(key, entries)
@@ -398,10 +392,9 @@ class HandoffCarrier:
             # What is on disk counts.
             pass
 
-    def batch(self, keys: "dict[str, None]", ready: int) -> tuple[list[str], list[siblings_pb2.MovedKey]]:
+    def batch(self, keys: "dict[str, None]", ready: int) -> list[siblings_pb2.MovedKey]:
         """The first keys, with their state, as many as fit in one message; they are removed. ready: of them, so many
         have been released."""
-        taken: list[str] = []
         packed: list[siblings_pb2.MovedKey] = []
         size = 0
         # Not `next(iter(keys))` for each, which passes by all that were removed before: 5 s for 100,000 keys.
@@ -410,17 +403,18 @@ class HandoffCarrier:
                 break
             del keys[key]
             message = moved_key(key, self._keyed.entries_of(key))
-            taken.append(key)
             packed.append(message)
             size += message.ByteSize()
         self._bytes += size
         self._metrics.sent(size)
-        return taken, packed
+        return packed
 
-    def acknowledged(self, change: Handoff, life: int, keys: list[str]) -> None:
-        self._metrics.acknowledged(len(keys))
+    def acknowledged(self, change: Handoff, life: int, moved: Sequence[siblings_pb2.MovedKey]) -> None:
+        self._metrics.acknowledged(len(moved))
         if change is self._handoff:
-            self._apply(change.sent_acknowledged(life, keys))
+            for key in moved[: max(0, COMPARED_KEYS - change.keys_left)]:
+                self._stray_entries.compare(key)
+            self._apply(change.sent_acknowledged(life, [key.key for key in moved]))
 
     def channel(self, to: Member) -> Any:
         return self._channels.to(to)
@@ -437,14 +431,3 @@ def _end_stream(call: Call, epoch: int) -> None:
     """End a stream whose key leaves: its client opens it again where the key is now."""
     details = f"its key has moved to another shard, in epoch {epoch}"
     call.cut_off(grpc.StatusCode.UNAVAILABLE, details, ((MOVED, str(epoch)),))
-
-
-def _key_of(call: Call) -> str:
-    """The key that a call keeps from leaving; "" without one."""
-    return getattr(call, "key", "") if call.turn is None else call.turn.key
-
-
-def _cancel(call: Call) -> None:
-    task: asyncio.Task[None] | None = getattr(call, "task", None)
-    if task is not None:
-        task.cancel()

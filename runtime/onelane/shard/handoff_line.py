@@ -29,12 +29,12 @@ class SendingLife(Protocol):
     async def release(self, keys: Sequence[str]) -> None:
         """The last turns of these keys are over: tell the service, and have their durable state on disk alone."""
 
-    def batch(self, keys: dict[str, None], ready: int) -> tuple[list[str], list[siblings_pb2.MovedKey]]:
+    def batch(self, keys: dict[str, None], ready: int) -> list[siblings_pb2.MovedKey]:
         """The first keys, with their state, as many as fit in one message; they are removed. ready: of them, so many
         have been released."""
 
-    def acknowledged(self, change: Handoff, life: int, keys: list[str]) -> None:
-        """The receiver has these keys."""
+    def acknowledged(self, change: Handoff, life: int, moved: Sequence[siblings_pb2.MovedKey]) -> None:
+        """The receiver has these keys, with this state."""
 
     def channel(self, to: Member) -> Any:
         """To the receiver."""
@@ -72,18 +72,18 @@ class HandoffLine:
             while self._keys or self._is_done:
                 ready = list(islice(self._keys, BATCH_KEYS))
                 await self._carrier.release(ready)
-                keys, packed = self._carrier.batch(self._keys, len(ready))
+                moved = self._carrier.batch(self._keys, len(ready))
                 # It comes only once everything before it has been acknowledged.
                 done, self._is_done = self._is_done, False
                 request = siblings_pb2.HandOverRequest(
                     epoch=self._change.after.epoch,
                     from_life=self._carrier.life,
                     to_life=self._to.life,
-                    keys=packed,
+                    keys=moved,
                     done=done,
                 )
                 await self._send(request)
-                self._carrier.acknowledged(self._change, self._to.life, keys)
+                self._carrier.acknowledged(self._change, self._to.life, moved)
         finally:
             self._task = None
 
