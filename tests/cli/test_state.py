@@ -59,7 +59,7 @@ def test_get_shows_a_value_as_the_code_of_the_services_reads_it() -> None:
 
 def test_of_a_key_in_two_files_the_copy_that_was_written_last_counts() -> None:
     write(KeyWrite("a", 2, (row("carts", CART, version=2),)), KeyWrite("b", 1, (row("carts", b"old"),)))
-    write(KeyWrite("a", 1, (row("carts", b"old"),)), KeyWrite("b", 2, whole=True), shard="echo-1")
+    write(KeyWrite("a", 1, (row("carts", b"old"),)), KeyWrite("b", 2), shard="echo-1")
     assert [line["key"] for line in lines(run("ls", "echo", "carts"))] == ["a"]
     assert lines(run("get", "echo", "carts", "a", "--raw"))[0]["version"] == 2
 

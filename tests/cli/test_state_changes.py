@@ -110,7 +110,7 @@ def test_rm_removes_an_entry_and_no_other(folder: Path) -> None:
 def test_a_restored_backup_has_all_that_was_stored_and_the_former_files_stay(folder: Path) -> None:
     assert run("backup", "echo", "copy").stdout == "copy has the state of echo-0\n"
     assert "something of this name" in run("backup", "echo", "copy").stderr
-    write(KeyWrite("a", 2, whole=True), KeyWrite("b", 2, (row("carts", CART),)), shard="echo-1")
+    write(KeyWrite("a", 2), KeyWrite("b", 2, (row("carts", CART),)), shard="echo-1")
     restored = run("restore", "echo", "copy").stdout
     assert restored == "restored echo from copy; the former files are in state/echo.before-restore-1\n"
     with stored_state(StateSettings(), "echo") as stored:

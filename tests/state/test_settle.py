@@ -126,8 +126,7 @@ def test_of_two_copies_of_a_key_that_with_the_higher_stamp_counts(tmp_path: Path
     for index in range(3):
         shard = f"lobby-{index}"
         epoch = 9 if shard == newer else 2 + index
-        place.open(shard=shard).commit([full("k", 1)], at=AT)
-        place.open(shard=shard).commit([KeyWrite("k", epoch, (cart(shard.encode()),), whole=True)], at=AT)
+        place.open(shard=shard).commit([KeyWrite("k", epoch, (cart(shard.encode()),))], at=AT)
     place.close()
     settled = settle(tmp_path, "lobby", placement(3), at=AT)
     owner = placement(3).owner_of("k").name

@@ -81,15 +81,6 @@ def test_what_a_write_both_drops_and_writes_is_written(place: StorePlace) -> Non
     assert values(place, "k") == [b"new"]
 
 
-def test_a_whole_write_leaves_nothing_of_what_was_stored_before(place: StorePlace) -> None:
-    store = place.open()
-    store.commit([full("k"), full("l")], at=AT)
-    store.commit([KeyWrite("k", 2, (cart(b"arrived"),), whole=True), KeyWrite("l", 2, whole=True)], at=AT)
-    states = store.read(["k", "l"])
-    assert states["k"] == KeyState("k", Stamp(2, 1), (cart(b"arrived"),))
-    assert states["l"] == KeyState("l", Stamp(2, 1))
-
-
 @pytest.mark.parametrize("key", ["%00%FF", "a/b", "ä".encode().hex(), "'; DROP TABLE rows; --", "k" * 1024])
 def test_keys_of_any_text_do_not_touch_each_other(place: StorePlace, key: str) -> None:
     store = place.open()
@@ -214,7 +205,8 @@ def test_reminders_are_listed_in_the_order_in_which_they_are_due(place: StorePla
     ]
     later = store.reminders(before=float("inf"), after=due[0].place, limit=2)
     assert [reminder.place for reminder in later] == [(20.0, "b", "r-1"), (30.25, "a", "r-2")]
-    store.commit([KeyWrite("a", 1, dropped_reminders=("r-1",)), KeyWrite("b", 1, whole=True)], at=AT)
+    dropped = {"a": ("r-1",), "b": ("r-1", "r-2")}
+    store.commit([KeyWrite(key, 1, dropped_reminders=names) for key, names in dropped.items()], at=AT)
     assert [reminder.place for reminder in store.reminders(before=float("inf"))] == [(30.25, "a", "r-2")]
 
 

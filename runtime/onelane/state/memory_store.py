@@ -138,9 +138,6 @@ class MemoryStore:
 
 
 def _changed(state: KeyState, write: KeyWrite, stamp: Stamp) -> KeyState:
-    if write.whole:
-        state = KeyState(write.key)
-
     def merged(before: tuple[Any, ...], dropped: tuple[str, ...], added: tuple[Any, ...], name: str) -> list[Any]:
         values = {getattr(value, name): value for value in before}
         for dropped_name in dropped:

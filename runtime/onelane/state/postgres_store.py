@@ -269,15 +269,12 @@ def _by_key(selected: list[tuple[Any, ...]]) -> defaultdict[str, list[tuple[Any,
 
 
 def _drop(connection: PatientConnection, app: str, writes: Sequence[KeyWrite]) -> None:
-    whole = [write.key for write in writes if write.whole]
     dropped: list[tuple[LiteralString, LiteralString, list[tuple[str, str]]]] = [
         ("onelane_rows", "dict", [(write.key, name) for write in writes for name in write.dropped_rows]),
         ("onelane_answers", "id", [(write.key, id) for write in writes for id in write.dropped_answers]),
         ("onelane_reminders", "id", [(write.key, id) for write in writes for id in write.dropped_reminders]),
     ]
     for table, column, pairs in dropped:
-        if whole:
-            connection.execute(f"DELETE FROM {table} WHERE app = %s AND key = ANY(%s)", (app, whole))
         _for_all(
             connection,
             f"DELETE FROM {table} WHERE app = %s AND (key, {column}) IN (SELECT * FROM unnest(%b::text[], %b::text[]))",

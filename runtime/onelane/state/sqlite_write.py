@@ -62,8 +62,6 @@ def _with_rows(statement: str, number: int) -> str:
 
 def drop(database: sqlite3.Connection, writes: Sequence[KeyWrite]) -> None:
     """Remove what these writes drop."""
-    if whole := [write.key for write in writes if write.whole]:
-        drop_whole(database, whole)
     if rows := [(write.key, name) for write in writes for name in write.dropped_rows]:
         database.executemany("DELETE FROM rows WHERE key = ? AND dict = ?", rows)
     if answers := [(write.key, id) for write in writes for id in write.dropped_answers]:

@@ -98,8 +98,6 @@ class KeyWrite:
     """Names of dicts."""
     dropped_answers: tuple[str, ...] = ()
     dropped_reminders: tuple[str, ...] = ()
-    whole: bool = False
-    """Drop everything that is stored of the key: for a key that has arrived from another life."""
 
 
 @dataclass(frozen=True, slots=True)
