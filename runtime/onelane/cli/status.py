@@ -90,7 +90,16 @@ def show(status: dict[str, Any], console: Console) -> None:
             console.print(change_text(app["change"]), soft_wrap=True)
         for leaving in app.get("leaving", ()):
             console.print(f"{leaving['name']} (life {leaving['life']}) finishes its calls", soft_wrap=True)
+        for pin in app.get("pins", ()):
+            console.print(pin_text(pin), soft_wrap=True, markup=False)
         _show_rest(app, console)
+
+
+def pin_text(pin: dict[str, Any]) -> str:
+    """A pin, in one line."""
+    until = "of the file" if pin["from_file"] else "until `onelane unpin` or the end of `onelane up`"
+    waits = "; waits until the shard is back" if pin["waiting"] else ""
+    return f"pin {pin['key']} → {pin['shard']}, {until}{waits}"
 
 
 def _shards(name: str, app: dict[str, Any]) -> Listing:

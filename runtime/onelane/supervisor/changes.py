@@ -94,6 +94,7 @@ class Changes:
         """None where the listener opens its sockets itself: a new life could not share them."""
         self.target = AppTarget(app.name, len(app.shards), dict(app.settings.pins))
         """The one that has been reached."""
+        self._file_pins = dict(app.settings.pins)
         self.running: RunningChange | None = None
         self._plan: _Plan | None = None
         """The one that is being carried out."""
@@ -159,6 +160,19 @@ class Changes:
         sums = {name: sum(getattr(part, name) for part in self.running.progress.values()) for name in PROGRESS}
         since_s = time.monotonic() - self.running.began_at
         return row | {"since_s": since_s, "waits_for": waits_for, "lives": lives} | sums
+
+    def pins(self) -> list[dict[str, Any]]:
+        """The pins of the file and those made since, for people."""
+        target = self.target
+        return [
+            {
+                "key": key,
+                "shard": f"{target.app}-{index}",
+                "from_file": self._file_pins.get(key) == index,
+                "waiting": key not in target.placed_pins,
+            }
+            for key, index in sorted(target.pins.items())
+        ]
 
     def will_leave(self, shard: SupervisedShard) -> bool:
         """Whether the change that is under way, and cannot be given up any more, leaves this shard out."""

@@ -353,7 +353,7 @@ class Supervisor:
         return None if left is None else int(left)
 
     def _status_of(self, app: AppSupervisor, *, details: bool) -> dict[str, Any]:
-        return {
+        row = {
             "listen": app.settings.listen,
             "epoch": app.placement.epoch,
             "service_config": app.placement.service_config(),
@@ -361,6 +361,8 @@ class Supervisor:
             "leaving": [_leaving_status(shard) for shard in app.beside if shard.is_leaving],
             "change": app.changes.status(),
         }
+        # Keys are for the admin address alone.
+        return row | {"pins": app.changes.pins()} if details else row
 
     def _shard_status(self, app: AppSupervisor, shard: SupervisedShard, *, details: bool) -> dict[str, Any]:
         source, totals = app.source(shard), self.collector.totals

@@ -1,5 +1,6 @@
 """`onelane scale`, `pin` and `unpin`: what cannot be has one clear sentence, and changes nothing."""
 
+import json
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -68,3 +69,21 @@ def test_a_request_of_another_page_in_a_browser_changes_nothing(app: RunningApp)
 def test_the_status_has_the_number_of_each_life_and_no_change_where_none_is_under_way(app: RunningApp) -> None:
     row = app.status()["apps"]["echo"]
     assert (row["shards"][0]["life"], row["change"], row["leaving"]) == (1, None, [])
+
+
+def test_the_status_lists_the_pins_of_the_file_and_those_that_end_with_the_supervisor(app: RunningApp) -> None:
+    def run(*arguments: str) -> str:
+        return CliRunner().invoke(main, [*arguments, "--admin", app.admin]).stdout
+
+    run("pin", "pears", "echo-0")
+    rows = json.loads(run("status", "--json"))["apps"]
+    text = run("status")
+    run("unpin", "pears")
+    assert rows["core"]["pins"] == []
+    assert rows["echo"]["pins"] == [
+        {"key": "apples", "shard": "echo-0", "from_file": True, "waiting": False},
+        {"key": "pears", "shard": "echo-0", "from_file": False, "waiting": False},
+    ]
+    assert "pin apples → echo-0, of the file\n" in text
+    assert "pin pears → echo-0, until `onelane unpin` or the end of `onelane up`\n" in text
+    assert "pears" not in run("status")
