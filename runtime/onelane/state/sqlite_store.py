@@ -200,7 +200,7 @@ class SqliteStore:
         """
         with self._connection() as database, transaction(database):
             _adopt(database, states, at)
-            database.executemany(CLAIM, [(key, *claim, at) for key, claim in claims.items()])
+            write_rows(database, CLAIM, [(key, *claim, at) for key, claim in claims.items()])
 
     def drop(self, states: Sequence[KeyState]) -> None:
         """Remove keys that another file has adopted, if they are still as they were read."""
