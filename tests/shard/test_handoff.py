@@ -42,6 +42,8 @@ class Sibling(SiblingsServicer):
         self.failures = 0
         self.on_batch: Callable[[], object] = lambda: None
         """Called before it acknowledges a batch."""
+        self.acknowledges = asyncio.Event()
+        self.acknowledges.set()
 
     async def HandOver(self, request: HandOverRequest, context: Any) -> HandOverReply:
         if self.failures:
@@ -49,6 +51,7 @@ class Sibling(SiblingsServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         self.requests.append(request)
         self.on_batch()
+        await self.acknowledges.wait()
         return HandOverReply()
 
     async def Publish(self, request: PublishRequest, context: Any) -> PublishReply:
@@ -144,6 +147,34 @@ async def test_a_change_that_comes_before_the_last_ones_placement_sends_with_its
     await eventually(lambda: len(sibling.keys) == len(KEYS))
     await eventually(lambda: sibling.requests[-1].done)
     assert [request.epoch for request in sibling.requests if request.done] == [2, 3]
+    await close(bench)
+
+
+async def test_batches_are_under_way_together_and_the_last_message_follows_their_acknowledgements(
+    bench: Bench, sibling: Sibling
+) -> None:
+    sibling.acknowledges.clear()
+    bench.totals.update((f"key-{number}", 7) for number in range(3 * handoff_line.BATCH_KEYS))
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: len(sibling.keys) == len(bench.totals))
+    assert len(sibling.requests) >= 3
+    assert not any(request.done for request in sibling.requests)
+    sibling.acknowledges.set()
+    await eventually(lambda: sibling.requests[-1].done and bench.totals == {})
+    await close(bench)
+
+
+async def test_so_many_batches_are_under_way_and_no_more(bench: Bench, sibling: Sibling) -> None:
+    sibling.acknowledges.clear()
+    per_batch, most = handoff_line.BATCH_KEYS, handoff_line.UNDER_WAY
+    bench.totals.update((f"key-{number}", 7) for number in range(per_batch * (most + 2)))
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: len(sibling.requests) == most)
+    await asyncio.sleep(0)
+    assert len(sibling.keys) <= per_batch * most
+    sibling.acknowledges.set()
+    await eventually(lambda: sibling.requests[-1].done)
+    assert len(sibling.keys) == per_batch * (most + 2)
     await close(bench)
 
 

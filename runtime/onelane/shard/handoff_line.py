@@ -1,4 +1,9 @@
-"""What one life hands over to another one in a change of placement: batches in order, each until it is acknowledged."""
+"""What goes from one life to another in a change of placement: the state of its keys, batch by batch.
+
+Promises: each batch is sent until it is acknowledged, or its receiver is dead; the last message, which says that no key
+is left, follows once all of them are. Several batches are under way: where shards are busy an acknowledgement takes
+longer than all the work for its batch. Between two batches the loop looks at its sockets.
+"""
 
 import asyncio
 import logging
@@ -13,8 +18,10 @@ from onelane.core.placement import Member
 from onelane.v1 import siblings_pb2
 
 log = logging.getLogger("onelane.handoff")
-BATCH_KEYS = 256
-"""Of one message, at most."""
+BATCH_KEYS = 64
+"""Of one message, at most: its work holds the lane for less than a millisecond."""
+UNDER_WAY = 16
+"""Batches of one line that are sent, and not acknowledged yet."""
 RESEND_S = 0.05
 """Before a batch that has failed is sent again."""
 
@@ -41,7 +48,7 @@ class SendingLife(Protocol):
 
 
 class HandoffLine:
-    """What goes to one life, in order, one batch after another is acknowledged."""
+    """See the module."""
 
     def __init__(self, carrier: SendingLife, change: Handoff, to: Member) -> None:
         self._carrier = carrier
@@ -49,51 +56,63 @@ class HandoffLine:
         self._to = to
         self._keys: dict[str, None] = {}
         self._is_done = False
-        self._task: asyncio.Task[None] | None = None
+        self._packing: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(UNDER_WAY)
 
     def send(self, keys: Iterable[str]) -> None:
         self._keys.update(dict.fromkeys(keys))
         self._go_on()
 
     def send_done(self) -> None:
+        """Say that no key is left. Called once all of them have been acknowledged."""
         self._is_done = True
         self._go_on()
 
     def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._packing, *self._sending):
+            if task is not None:
+                task.cancel()
 
     def _go_on(self) -> None:
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        if self._packing is None:
+            self._packing = asyncio.get_running_loop().create_task(self._pack())
 
-    async def _run(self) -> None:
+    async def _pack(self) -> None:
         try:
             while self._keys or self._is_done:
+                await self._room.acquire()
                 ready = list(islice(self._keys, BATCH_KEYS))
                 await self._carrier.release(ready)
                 moved = self._carrier.batch(self._keys, len(ready))
-                # It comes only once everything before it has been acknowledged.
                 done, self._is_done = self._is_done, False
-                request = siblings_pb2.HandOverRequest(
-                    epoch=self._change.after.epoch,
-                    from_life=self._carrier.life,
-                    to_life=self._to.life,
-                    keys=moved,
-                    done=done,
-                )
-                await self._send(request)
-                self._carrier.acknowledged(self._change, self._to.life, moved)
+                task = asyncio.get_running_loop().create_task(self._deliver(self._request(moved, done=done), moved))
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
+                await asyncio.sleep(0)
         finally:
-            self._task = None
+            self._packing = None
 
-    async def _send(self, request: siblings_pb2.HandOverRequest) -> None:
+    def _request(self, moved: Sequence[siblings_pb2.MovedKey], *, done: bool) -> bytes:
+        return siblings_pb2.HandOverRequest(
+            epoch=self._change.after.epoch,
+            from_life=self._carrier.life,
+            to_life=self._to.life,
+            keys=moved,
+            done=done,
+        ).SerializeToString()
+
+    async def _deliver(self, request: bytes, moved: Sequence[siblings_pb2.MovedKey]) -> None:
+        await self._send(request)
+        self._room.release()
+        self._carrier.acknowledged(self._change, self._to.life, moved)
+
+    async def _send(self, request: bytes) -> None:
         """Send a batch until it is acknowledged. Cancelled where its receiver is dead, or the change is over."""
         send = self._carrier.channel(self._to).unary_unary("/onelane.v1.Siblings/HandOver")
-        packed = request.SerializeToString()
         while True:
             try:
-                await send(packed)
+                await send(request)
             except grpc.aio.AioRpcError as error:
                 log.info("handoff.sent_again to=%s life=%d error=%s", self._to.name, self._to.life, error.details())
                 await asyncio.sleep(RESEND_S)

@@ -1,6 +1,7 @@
 """The state of a key as `Siblings.HandOver` carries it."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from onelane.state.entries import DictKey, KeyedEntry
 from onelane.v1 import siblings_pb2
@@ -8,7 +9,10 @@ from onelane.v1 import siblings_pb2
 
 def moved_key(key: str, entries: Iterable[KeyedEntry]) -> siblings_pb2.MovedKey:
     """key: canonical text."""
-    return siblings_pb2.MovedKey(key=key, entries=map(_write, entries))
+    moved = siblings_pb2.MovedKey(key=key)
+    for name, spelled, value, codec, version in entries:
+        moved.entries.add(dict=name, value=value, codec=codec, version=version, **_spelling(spelled))
+    return moved
 
 
 def entries_from(moved: siblings_pb2.MovedKey) -> Iterator[KeyedEntry]:
@@ -16,15 +20,11 @@ def entries_from(moved: siblings_pb2.MovedKey) -> Iterator[KeyedEntry]:
     return map(_read, moved.entries)
 
 
-def _write(entry: KeyedEntry) -> siblings_pb2.Entry:
-    message = siblings_pb2.Entry(dict=entry.dict, value=entry.value, codec=entry.codec, version=entry.version)
-    if isinstance(entry.key, str):
-        message.text = entry.key
-    elif isinstance(entry.key, bytes):
-        message.raw = entry.key
-    else:
-        message.integer = str(int(entry.key))
-    return message
+def _spelling(key: DictKey) -> dict[str, Any]:
+    """A field of the message, and its value."""
+    if isinstance(key, str):
+        return {"text": key}
+    return {"raw": key} if isinstance(key, bytes) else {"integer": str(int(key))}
 
 
 def _read(entry: siblings_pb2.Entry) -> KeyedEntry:

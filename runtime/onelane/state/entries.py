@@ -6,7 +6,7 @@ key, and move with it.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from onelane.core.keys import canonical
@@ -15,8 +15,7 @@ DictKey = str | bytes | int
 """A routing key as a service writes it. A bool is the integer that it equals, as in any dict."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedEntry:
+class KeyedEntry(NamedTuple):
     """What one keyed dict holds for a key; `Entry` of siblings.proto."""
 
     dict: str
@@ -44,10 +43,20 @@ def canonical_key(key: object) -> str | None:
 
 def spellings(text: str) -> tuple[DictKey, ...]:
     """The dict keys whose canonical text is `text`, the commonest first."""
-    raw = text.encode() if "%" not in text else unquote_to_bytes(text)
-    candidates: list[DictKey] = [raw.decode(errors="replace"), raw]
-    if text.removeprefix("-").isdecimal():
+    if canonical_key(text) == text:
+        # Nearly every key: it is spelled as it is.
+        spelled: tuple[DictKey, ...] = (text, text.encode())
+        return spelled if (integer := _integer(text)) is None else (*spelled, integer)
+    raw = unquote_to_bytes(text)
+    candidates: tuple[DictKey, ...] = (raw.decode(errors="replace"), raw)
+    return tuple(key for key in candidates if canonical_key(key) == text)
+
+
+def _integer(text: str) -> int | None:
+    """The integer whose canonical text it is."""
+    if text[-1:].isdecimal():
         # Python makes no integer of thousands of digits.
         with suppress(ValueError):
-            candidates.append(int(text))
-    return tuple(key for key in candidates if canonical_key(key) == text)
+            integer = int(text)
+            return integer if str(integer) == text else None
+    return None

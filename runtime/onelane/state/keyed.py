@@ -41,6 +41,8 @@ class KeyedDicts:
         """Name of a dict that moves → the codec of its values."""
         self.durable: dict[str, ValueCodec] = {}
         """Of these, those that are kept in a store."""
+        self._travelling: dict[str, ValueCodec] = {}
+        """The others of these: their entries leave with their key."""
         self._unread: dict[str, list[KeyedEntry]] = {}
         """Key → its entries that this release cannot read."""
         self._aside: dict[str, list[KeyedEntry]] = {}
@@ -83,8 +85,7 @@ class KeyedDicts:
             return self._of_service[name]
         if moves:
             self._moving[name] = ValueCodec(declaration)
-        if durable:
-            self.durable[name] = self._moving[name]
+            (self.durable if durable else self._travelling)[name] = self._moving[name]
         self._declarations[name] = declaration
         entries: dict[Any, Any] = StrictDict(name, app=self._app) if strict else {}
         self._of_service[name] = entries
@@ -118,13 +119,15 @@ class KeyedDicts:
         if key in self._aside:
             return self._aside[key]
         entries = []
-        for name, spelling in self._places(self._moving.keys() - self.durable.keys(), key):
+        for name, spelling in self._places(self._travelling, key):
             try:
-                entries.append(self._moving[name].write(spelling, self._dicts[name][spelling]))
+                entries.append(self._travelling[name].write(spelling, self._dicts[name][spelling]))
             except UnwritableValue as error:
                 self.lose("unwritable", error)
-        written = {(entry.dict, entry.key) for entry in entries}
-        return entries + [entry for entry in self._unread.get(key, ()) if (entry.dict, entry.key) not in written]
+        if key in self._unread:
+            written = {(entry.dict, entry.key) for entry in entries}
+            entries += [entry for entry in self._unread[key] if (entry.dict, entry.key) not in written]
+        return entries
 
     def install(self, key: str, entries: Iterable[KeyedEntry]) -> None:
         """Put the entries of a key that has arrived; all of them, or none.
