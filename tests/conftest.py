@@ -5,7 +5,10 @@ import compileall
 import functools
 import inspect
 import itertools
+import os
 import re
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -19,6 +22,16 @@ from tests.running_app import ROOT, RunningApp, echo, running
 
 BOUND_S = 50.0
 """Of a coroutine test. Below the `timeout` of pyproject.toml, whose signal breaks the loop that all tests share."""
+LONGEST = (
+    "cluster/test_arena.py",
+    "shard/test_watchdog_stalled_shard.py",
+    "supervisor/test_changes_processes.py",
+    "supervisor/admin/test_page_durable.py",
+    "house/test_readme.py",
+    "shard/test_durable_state_moved.py",
+    "chaos/test_chaos.py",
+)
+"""Files of few tests that take long. A parallel run begins with them: the last one to begin would run alone."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,9 +39,32 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would compile the whole package again.
     """
+    # pytest writes what it makes of test files with their assertions: the next run need not do it again.
+    sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
+        # The order is ours, below: pytest-xdist's would be by number of tests.
+        config.option.loadscopereorder = False
         for folder in ("runtime", "services", "tests"):
             compileall.compile_dir(ROOT / folder, quiet=2, rx=re.compile("node_modules"))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """More than processors: the tests wait for processes and connections about as long as they compute."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a parallel run, whose unit is a file: the longest files first, then slow ones, then those with most tests."""
+    if hasattr(config, "workerinput"):
+        files = Counter(item.path for item in items)
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        rank = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+
+        def place(item: pytest.Item) -> tuple[int, bool, int]:
+            return rank.get(item.path, len(rank)), item.path not in slow, -files[item.path]
+
+        items.sort(key=place)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
