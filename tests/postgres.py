@@ -76,7 +76,7 @@ class PostgresServer:
 
 
 def installed() -> Path | None:
-    """The path of `initdb`, beside the other programs: no link to it, in a folder that the server's user may not enter."""
+    """The path of `initdb`, beside the other programs; not of a link to it, in a folder closed to the server's user."""
     if path := shutil.which("initdb"):
         return Path(path).resolve()
     paths = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))

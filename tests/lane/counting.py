@@ -119,9 +119,7 @@ class Counted:
 
     async def committing(self, count: int = 1) -> None:
         """Wait until so many commits have begun."""
-        async with asyncio.timeout(20):
-            while len(self.store.commits) < count:  # noqa: ASYNC110 - they begin on a thread
-                await asyncio.sleep(0.001)
+        await self.store.committing(count)
 
     async def commits_of(self, count: int) -> None:
         """Wait until so many commits have ended, well or not."""

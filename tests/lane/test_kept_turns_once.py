@@ -93,9 +93,7 @@ class Bank:
         request = EchoRequest(key="a", order=order)
         call = asyncio.ensure_future(_reply(self.outer.Unary(request, timeout=20, wait_for_ready=True)))
         with store.held():
-            async with asyncio.timeout(20):
-                while not store.commits:  # noqa: ASYNC110 - they begin on a thread
-                    await asyncio.sleep(0.001)
+            await store.committing()
             with store.fails("commit"):
                 crash = asyncio.ensure_future(self.cluster.crash(owner, app="outer"))
                 await asyncio.sleep(0)

@@ -50,6 +50,7 @@ class Counting:
         self.sent: Counter[str] = Counter()
         self.acknowledged: Counter[str] = Counter()
         self.is_over = False
+        self._counted = asyncio.Event()
 
     async def count(self, number: int) -> None:
         while not self.is_over:
@@ -61,13 +62,15 @@ class Counting:
                 await asyncio.sleep(0.01)
             else:
                 self.acknowledged[key] += 1
+                self._counted.set()
 
     async def count_on(self, more: int) -> None:
         """Wait until so many more are acknowledged."""
         goal = self.acknowledged.total() + more
         async with asyncio.timeout(30):
-            while self.acknowledged.total() < goal:  # noqa: ASYNC110 - of many tasks
-                await asyncio.sleep(0.01)
+            while self.acknowledged.total() < goal:
+                self._counted.clear()
+                await self._counted.wait()
 
 
 async def count_while_killed(app: RunningApp, stub: Any, prefix: str, *, kills: int) -> tuple[Counting, Counter[str]]:

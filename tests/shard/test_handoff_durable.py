@@ -11,7 +11,6 @@ from onelane.testing import Cluster
 
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
-from tests.running_app import eventually
 from tests.state.held_store import StoreControl
 from tests.state.kept_service import Kept
 
@@ -46,7 +45,7 @@ class Bench:
         before = len(self.control.commits)
         with self.control.held():
             counting = asyncio.ensure_future(self.count())
-            await eventually(lambda: len(self.control.commits) > before)
+            await self.control.committing(before + 1)
             yield counting
 
 
@@ -93,7 +92,7 @@ async def test_a_key_that_was_deleted_last_leaves_once_that_is_on_disk(bench: Be
 
     with bench.control.held():
         deleting = asyncio.ensure_future(delete())
-        await eventually(lambda: len(bench.control.commits) > before)
+        await bench.control.committing(before + 1)
         scaling = asyncio.ensure_future(bench.cluster.scale(1))
         looking = asyncio.ensure_future(bench.look())
         for _ in range(200):

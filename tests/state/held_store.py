@@ -1,5 +1,6 @@
 """A store in memory whose operations a test holds up, or makes fail."""
 
+import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,21 @@ class StoreControl:
         """How often reminders were asked for."""
         self.commits: list[int] = []
         """The number of keys of each commit that has begun."""
+        self.has_begun = threading.Condition()
+        """Notified of a commit."""
         self.failing: set[str] = set()
         """Of `load` and `commit`."""
 
     def __call__(self, options: StoreOptions) -> "HeldStore":
         return HeldStore(options, self)
+
+    async def committing(self, count: int = 1) -> None:
+        """Wait until so many commits have begun, which they do on a thread."""
+        await asyncio.to_thread(self._wait_commits, count)
+
+    def _wait_commits(self, count: int) -> None:
+        with self.has_begun:
+            assert self.has_begun.wait_for(lambda: len(self.commits) >= count, 20)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -57,7 +68,9 @@ class HeldStore(MemoryStore):
         return super().load(keys, **more)
 
     def commit(self, writes: Sequence[KeyWrite], **more: Any) -> None:
-        self._control.commits.append(len(writes))
+        with self._control.has_begun:
+            self._control.commits.append(len(writes))
+            self._control.has_begun.notify_all()
         assert self._control.may_go.wait(20)
         self._check_works("commit")
         super().commit(writes, **more)

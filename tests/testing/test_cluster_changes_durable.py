@@ -36,6 +36,7 @@ class Load:
         self._may_fail = may_fail
         self._stub = cluster.stub(EchoStub)
         self._stop = asyncio.Event()
+        self._counted = asyncio.Event()
         self._clients = [asyncio.ensure_future(self._count(KEYS[start::CLIENTS])) for start in range(CLIENTS)]
 
     async def _count(self, keys: list[str]) -> None:
@@ -51,13 +52,15 @@ class Load:
                     await asyncio.sleep(0.005)
                 else:
                     self.acknowledged[key] += 1
+                    self._counted.set()
                     assert self.acknowledged[key] <= seen <= self.sent[key], key
 
     async def go_on(self, calls: int) -> None:
         goal = self.acknowledged.total() + calls
         async with asyncio.timeout(30):
-            while self.acknowledged.total() < goal:  # noqa: ASYNC110 - of many tasks
-                await asyncio.sleep(0.005)
+            while self.acknowledged.total() < goal:
+                self._counted.clear()
+                await self._counted.wait()
 
     async def end(self) -> None:
         """Every key has what was acknowledged, and nothing that was not sent."""
