@@ -17,7 +17,8 @@ import pytest
 from tests import postgres
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import RunningApp, running
+from tests.postgres import PostgresServer
+from tests.running_app import RunningApp, eventually, running
 from tests.shard.test_durable_state import CLIENTS, KEYS, Counting
 from tests.supervisor.test_changes_processes import order
 
@@ -66,12 +67,12 @@ drain_s = 2.0
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer | None]:
     if request.param == "sqlite":
-        yield ""
+        yield None
         return
     with postgres.server() as server:
-        yield server.dsn
+        yield server
 
 
 async def kill_some_shard(app: RunningApp, seed: random.Random) -> None:
@@ -89,15 +90,21 @@ def set_epoch(folder: Path, epoch: int) -> None:
 
 
 async def test_nothing_is_lost_as_shards_come_go_and_are_killed_and_the_app_starts_with_fewer(
-    tmp_path: Path, dsn: str
+    tmp_path: Path, server: PostgresServer | None
 ) -> None:
+    """And their database crashes, and is down, while keys move."""
     books, seed = Books(), random.Random(14)
+    dsn = server.dsn if server else ""
     with running(tmp_path, toml(tmp_path, 2, dsn)) as app:
         async with books.counting(app) as counting:
             for shards in (3,) if dsn else (4, 3):
                 scaling = asyncio.ensure_future(order(app, "scale", "echo", str(shards)))
                 await counting.count_on(50)
                 await kill_some_shard(app, seed)
+                if server:
+                    await asyncio.to_thread(server.stop, signal.SIGQUIT)
+                    await eventually(lambda: app.metric("onelane_state_failing_ratio"))
+                    await asyncio.to_thread(server.start)
                 await scaling
             await counting.count_on(50)
         epoch = app.status()["apps"]["echo"]["epoch"]
