@@ -4,6 +4,7 @@ One cluster and one Jaeger for all; over OTLP by gRPC, the arena's test has HTTP
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
+from onelane.cli import admin_client
 from onelane.core.placement import Member, Placement
 
 from tests.echo.v1 import echo_pb2_grpc
@@ -56,8 +58,10 @@ class Back(echo_pb2_grpc.EchoServicer):
 
     def __init__(self, shard: onelane.Shard) -> None:
         self.failed: set[str] = set()
+        self.calls = shard.keyed("calls", int)
 
     async def Unary(self, request: EchoRequest, context: Context) -> EchoReply:
+        self.calls[request.key] = self.calls.get(request.key, 0) + 1
         if request.order == "fail":
             raise ValueError("odd")
         if request.order == "flaky" and request.key not in self.failed:
@@ -244,3 +248,28 @@ async def test_what_failed_or_was_slow_is_kept_though_it_was_not_sampled(
     assert sorted(trace.service(span) for span in trace.spans) == ["back", "front", "front"]
     # Which came first to the same Jaeger, and by the same way.
     assert seen.trace(ordinary.trace_id) is None
+
+
+async def test_a_change_of_placement_is_a_trace_with_what_its_shards_hand_over(seen: Jaeger, apps: RunningApp) -> None:
+    async with onelane.connect(apps.listen["back"]) as channel:
+        stub: Any = echo_pb2_grpc.EchoStub(channel)
+        await asyncio.gather(*(stub.Unary(EchoRequest(key=f"moves-{number}"), timeout=20) for number in range(100)))
+    await asyncio.to_thread(admin_client.command, apps.admin, "/scale?app=back&shards=3")
+    [trace_id] = [row["trace_id"] for row in json.loads(apps.get("/traces"))["traces"] if row["name"] == "move"]
+    traces: list[Trace] = []
+
+    def has_come() -> bool:
+        traces[:] = [trace for trace in [seen.trace(trace_id)] if trace is not None and len(trace.spans) >= 3]
+        return bool(traces)
+
+    await eventually(has_come)
+    [trace] = traces
+    assert trace.tree_of_roots() == [["back", "internal", "move", [["back", "internal", "handoff", []]] * 2]]
+    root = next(span for span in trace.spans if span["operationName"] == "move")
+    assert trace.tags(root)["onelane.change"] == "3 shards"
+    assert "onelane.shard" not in trace.tags(root)
+    hand_overs = [trace.tags(span) for span in trace.children(root["spanID"])]
+    assert {tags["onelane.shard"] for tags in hand_overs} == {"back-0", "back-1"}
+    assert {tags["onelane.handoff.to"] for tags in hand_overs} == {"back-2"}
+    assert 0 < sum(tags["onelane.handoff.keys"] for tags in hand_overs) <= 101
+    assert "moves-" not in str(trace.spans)

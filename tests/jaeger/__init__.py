@@ -60,6 +60,11 @@ class Trace:
     def children(self, parent_id: str) -> list[dict[str, Any]]:
         return [s for s in self.spans if [r["spanID"] for r in s["references"]] == [parent_id]]
 
+    def tree_of_roots(self) -> list[Any]:
+        """As `tree`, of the spans without a parent."""
+        roots = [span for span in self.spans if not span["references"]]
+        return [[self.service(s), self.tags(s)["span.kind"], s["operationName"], self.tree(s["spanID"])] for s in roots]
+
     def tree(self, parent_id: str) -> list[Any]:
         """[service, kind, name, [children]] of every span below `parent_id`, sorted."""
         spans = [

@@ -22,6 +22,7 @@ from onelane.core import handoff
 from onelane.core.handoff import Action, Handoff, Refuse
 from onelane.core.moved import MOVED
 from onelane.core.placement import Member, Placement
+from onelane.core.trace_context import TraceContext
 from onelane.errors import HandOverRefused, KeyMoves, NotKept, OnelaneError, UnwritableValue
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
@@ -29,6 +30,7 @@ from onelane.server.call_state import RUNNING
 from onelane.shard.given_up_keys import GivenUpKeys
 from onelane.shard.handoff_line import HandoffLine
 from onelane.shard.handoff_metrics import HandoffMetrics
+from onelane.shard.handoff_span import HandoffSpan
 from onelane.shard.late_calls import LateCalls
 from onelane.shard.moved_keys import entries_from, moved_key
 from onelane.shard.siblings import SiblingChannels
@@ -37,6 +39,7 @@ from onelane.state.entries import KeyedEntry
 from onelane.state.journal import Journal
 from onelane.state.keyed import KeyedDicts
 from onelane.telemetry.stats import Stats
+from onelane.telemetry.tracer import Tracer
 from onelane.v1 import control_pb2, siblings_pb2
 
 log = logging.getLogger("onelane.handoff")
@@ -66,6 +69,7 @@ class HandoffCarrier:
         drop_foreign: Callable[[Callable[[str], bool]], None],
         drain_s: float,
         stats: Stats,
+        tracer: Tracer,
     ) -> None:
         """under_way: the calls that the listener has, and those of this shard to itself. drop_foreign: drops what stays
         behind of keys that this life does not own; its argument tells of a key whether it does. drain_s: how long calls
@@ -78,6 +82,9 @@ class HandoffCarrier:
         self._drop_foreign = drop_foreign
         self._drain_s = drain_s
         self._handoff: Handoff | None = None
+        self._tracer = tracer
+        self._trace: TraceContext | None = None
+        """Of the change, where it is recorded."""
         self._busy: Counter[str] = Counter()
         """Key that leaves → calls and turns of it that have not ended."""
         self._lines: dict[int, HandoffLine] = {}
@@ -101,7 +108,13 @@ class HandoffCarrier:
     # What the supervisor tells
 
     def prepare(
-        self, before: Placement, after: Placement, dead: Iterable[int], *, has_just_started: bool = False
+        self,
+        before: Placement,
+        after: Placement,
+        dead: Iterable[int],
+        trace: TraceContext | None = None,
+        *,
+        has_just_started: bool = False,
     ) -> None:
         """A change begins; or a coordinator asks again how far it is. has_just_started: this process starts in the
         middle of it."""
@@ -109,13 +122,13 @@ class HandoffCarrier:
         if current is not None and current.after.epoch == after.epoch:
             self._apply(current.standing())
         elif after.epoch > self._lane.placement.epoch or has_just_started:
-            self._begin(Handoff(self._me, before, after, tuple(dead)))
+            self._begin(Handoff(self._me, before, after, tuple(dead)), trace)
 
     def gone(self, life: int) -> None:
         """A life has died."""
         if self._handoff is not None:
             if (line := self._lines.pop(life, None)) is not None:
-                line.cancel()
+                line.cancel("life_died")
             self._apply(self._handoff.gone(life))
 
     def reborn(self, member: Member) -> None:
@@ -153,10 +166,10 @@ class HandoffCarrier:
 
     # What leaves
 
-    def _begin(self, change: Handoff) -> None:
+    def _begin(self, change: Handoff, trace: TraceContext | None) -> None:
         # The end of the last change comes by way of the membership, and may come later than the next change.
         self._end()
-        self._handoff, self._bytes = change, 0
+        self._handoff, self._trace, self._bytes = change, trace, 0
         self._lane.change(change)
         ends = [*self._end_calls(change), *self._wait_turns(change)]
         self._apply(change.begin(set(self._busy)))
@@ -353,7 +366,8 @@ class HandoffCarrier:
         line = self._lines.get(to.life)
         if line is None:
             assert self._handoff is not None
-            line = self._lines[to.life] = HandoffLine(self, self._handoff, to)
+            span = HandoffSpan(self._tracer, self._trace, to)
+            line = self._lines[to.life] = HandoffLine(self, self._handoff, to, span)
         return line
 
     def _start(self, work: Any) -> None:

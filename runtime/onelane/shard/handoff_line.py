@@ -15,6 +15,7 @@ import grpc.aio
 
 from onelane.core.handoff import Handoff
 from onelane.core.placement import Member
+from onelane.shard.handoff_span import HandoffSpan
 from onelane.v1 import siblings_pb2
 
 log = logging.getLogger("onelane.handoff")
@@ -50,8 +51,9 @@ class SendingLife(Protocol):
 class HandoffLine:
     """See the module."""
 
-    def __init__(self, carrier: SendingLife, change: Handoff, to: Member) -> None:
+    def __init__(self, carrier: SendingLife, change: Handoff, to: Member, span: HandoffSpan) -> None:
         self._carrier = carrier
+        self._span = span
         self._change = change
         self._to = to
         self._keys: dict[str, None] = {}
@@ -61,6 +63,7 @@ class HandoffLine:
         self._room = asyncio.Semaphore(UNDER_WAY)
 
     def send(self, keys: Iterable[str]) -> None:
+        self._span.begin()
         self._keys.update(dict.fromkeys(keys))
         self._go_on()
 
@@ -69,7 +72,9 @@ class HandoffLine:
         self._is_done = True
         self._go_on()
 
-    def cancel(self) -> None:
+    def cancel(self, error: str = "") -> None:
+        """error: the receiver will not get what is left; else the change is over."""
+        self._span.end(error)
         for task in (self._packing, *self._sending):
             if task is not None:
                 task.cancel()
@@ -105,6 +110,7 @@ class HandoffLine:
     async def _deliver(self, request: bytes, moved: Sequence[siblings_pb2.MovedKey]) -> None:
         await self._send(request)
         self._room.release()
+        self._span.acknowledged(len(moved), len(request))
         self._carrier.acknowledged(self._change, self._to.life, moved)
 
     async def _send(self, request: bytes) -> None:
@@ -114,6 +120,7 @@ class HandoffLine:
             try:
                 await send(request)
             except grpc.aio.AioRpcError as error:
+                self._span.repeated(error.code().name)
                 log.info("handoff.sent_again to=%s life=%d error=%s", self._to.name, self._to.life, error.details())
                 await asyncio.sleep(RESEND_S)
             else:

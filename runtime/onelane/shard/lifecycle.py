@@ -15,6 +15,7 @@ from onelane import plugins
 from onelane.cluster.control import Control, member_from_proto, placement_from_proto
 from onelane.core import addresses
 from onelane.core.context import bind_shard
+from onelane.core.trace_context import parse_traceparent
 from onelane.errors import BadConfig, OnelaneError, ServiceRaised, located
 from onelane.lane.routing import DRAINED, UNRESPONSIVE
 from onelane.server import tls, unix_sockets
@@ -190,7 +191,8 @@ class ShardLifecycle:
     def _prepare(self, message: control_pb2.Prepare, *, has_just_started: bool = False) -> None:
         """A change of placement begins."""
         before, after = placement_from_proto(message.before), placement_from_proto(message.after)
-        self.parts.handoff.prepare(before, after, message.gone, has_just_started=has_just_started)
+        trace = parse_traceparent(message.traceparent)
+        self.parts.handoff.prepare(before, after, message.gone, trace, has_just_started=has_just_started)
 
     def _avoid(self, message: control_pb2.Away) -> None:
         """Send nothing to siblings that serve no calls now, and wait for nothing from those whose lanes do not tick."""

@@ -46,7 +46,7 @@ from onelane.shard.timers import Alarms, LoopAlarms
 from onelane.telemetry.load import LoadMonitor
 from onelane.telemetry.logs import LogBuffer
 from onelane.telemetry.otel.metrics import Bridge
-from onelane.telemetry.sampling import NEVER, sampler_of
+from onelane.telemetry.sampling import NEVER, named_sampler
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.v1 import control_pb2
@@ -173,6 +173,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         drop_foreign=shard.drop_foreign,
         drain_s=settings.drain_s,
         stats=stats,
+        tracer=tracer,
     )
     sibling_service = SiblingService(pubsub.receive, handoff.hand_over, reminders.serve)
     logs = LogBuffer(setup.name) if setup.logs else None
@@ -218,10 +219,9 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
 
 
 def _tracer(setup: control_pb2.Setup, settings: App, clock: Clock) -> Tracer:
-    variables = {"OTEL_TRACES_SAMPLER": setup.sampler, "OTEL_TRACES_SAMPLER_ARG": setup.sampler_arg}
     return Tracer(
         shard=setup.name,
-        sampler=sampler_of({name: value for name, value in variables.items() if value}) if setup.tracing else NEVER,
+        sampler=named_sampler(setup.sampler, setup.sampler_arg) if setup.tracing else NEVER,
         clock=clock,
         rng=Random(),
         records_all=setup.tracing and settings.tail is not None,

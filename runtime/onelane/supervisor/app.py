@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from onelane.core.backoff import backoff_s
 from onelane.core.placement import Placement
 from onelane.errors import OnelaneError
 from onelane.supervisor.app_sockets import remove_paths
+from onelane.supervisor.change_trace import ChangeTraces
 from onelane.supervisor.changes import Changes
 from onelane.supervisor.lane_watch import LaneWatch
 from onelane.supervisor.launcher import Launcher, RunningShard
@@ -27,6 +29,7 @@ from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
 from onelane.supervisor.turn_questions import TurnQuestions
 from onelane.telemetry.codec import stall_from_proto
 from onelane.telemetry.collector.collector import RESTARTS, Collector
+from onelane.telemetry.sampling import NEVER, Sampler, named_sampler
 from onelane.telemetry.stats import Attributes
 from onelane.v1 import control_pb2
 
@@ -52,6 +55,11 @@ class TelemetryOptions:
     """As `OTEL_TRACES_SAMPLER` names it; "" for the standard's default."""
     sampler_arg: str = ""
     logs: bool = False
+
+    @property
+    def span_sampler(self) -> Sampler:
+        """The sampler of a shard."""
+        return named_sampler(self.sampler, self.sampler_arg) if self.traces else NEVER
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,6 +120,12 @@ class AppSupervisor:
     @property
     def is_stopping(self) -> bool:
         return self._stop.is_set()
+
+    @cached_property
+    def change_traces(self) -> ChangeTraces:
+        telemetry = self._shared.telemetry
+        records_all = telemetry.traces and self.settings.tail is not None
+        return ChangeTraces(self.name, self._shared.collector, sampler=telemetry.span_sampler, records_all=records_all)
 
     # One shard's incarnations
 

@@ -18,6 +18,7 @@ from onelane.config import App
 from onelane.core.placement import Placement
 from onelane.errors import OnelaneError
 from onelane.supervisor.app_sockets import AppSockets
+from onelane.supervisor.change_trace import ChangeTrace, ChangeTraces
 from onelane.supervisor.running_change import RunningChange
 from onelane.supervisor.shard_state import ShardEvent, ShardState
 from onelane.supervisor.supervised_shard import SupervisedShard
@@ -45,6 +46,10 @@ class ChangingApp(Protocol):
     @property
     def is_stopping(self) -> bool:
         """It starts and changes nothing any more."""
+
+    @property
+    def change_traces(self) -> ChangeTraces:
+        """Begins the trace of a change."""
 
     def next_life(self) -> int:
         """The number of a new life."""
@@ -228,6 +233,18 @@ class Changes:
     async def _change_to(self, target: AppTarget) -> Sequence[SupervisedShard]:
         """Returns the shards that the new placement leaves out."""
         plan = self._plan = self._planned(target)
+        trace = self._app.change_traces.begin(epoch=plan.after.epoch, what=plan.what)
+        try:
+            await self._place(plan, trace)
+        except BaseException as error:
+            trace.end(type(error).__name__)
+            raise
+        trace.end()
+        self._retire(plan.leaving)
+        return plan.leaving
+
+    async def _place(self, plan: _Plan, trace: ChangeTrace) -> None:
+        """Have the placement of a plan, once its new lives have started."""
         try:
             await self._start(plan.joining)
         except BaseException:
@@ -236,12 +253,10 @@ class Changes:
         if _owners(plan.after) == _owners(self._app.placement):
             self._commit(plan, self._app.placement)
         else:
-            self._commit(plan, await self._move(plan))
+            self._commit(plan, await self._move(plan, trace))
             # First: a life that has replaced a drained one has its name.
             await self._app.tell_away()
             await self._tell_placement()
-        self._retire(plan.leaving)
-        return plan.leaving
 
     def _planned(self, target: AppTarget) -> _Plan:
         """Raises:
@@ -288,7 +303,7 @@ class Changes:
         if faults := [shard.fault for shard in joining if shard.fault]:
             raise NotChanged(f"{self._app.name} has not changed: {faults[0]}")
 
-    async def _move(self, plan: _Plan) -> Placement:
+    async def _move(self, plan: _Plan, trace: ChangeTrace) -> Placement:
         """Have the keys moved; returns the new placement, with the lives of now."""
         members = {shard.index: shard.member for shard in self._app.shards}
         members |= {shard.index: shard.member for shard in plan.joining}
@@ -296,7 +311,7 @@ class Changes:
         after = replace(plan.after, members=tuple(members[index] for index in plan.target.placed))
         shards = [*self._app.shards, *plan.joining]
         limit_s = self._app.settings.drain_s + CHANGE_MARGIN_S
-        self.running = RunningChange(self._app.placement, after, shards, limit_s=limit_s)
+        self.running = RunningChange(self._app.placement, after, shards, trace, limit_s=limit_s)
         log.info("change.begun app=%s epoch=%d what=%s", self._app.name, after.epoch, plan.what)
         placement = await self.running.run()
         seconds = time.monotonic() - self.running.began_at

@@ -16,6 +16,7 @@ import anyio
 from onelane.cluster.control import member_to_proto, placement_to_proto
 from onelane.core.placement import Member, Placement
 from onelane.core.placement_change import Gone, Order, Over, PlacementChange, Prepare, Reborn, Tell
+from onelane.supervisor.change_trace import ChangeTrace
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.v1 import control_pb2
 
@@ -26,7 +27,13 @@ class RunningChange:
     """See the module. All methods but `run` are events, which its app reports."""
 
     def __init__(
-        self, before: Placement, after: Placement, shards: Sequence[SupervisedShard], *, limit_s: float
+        self,
+        before: Placement,
+        after: Placement,
+        shards: Sequence[SupervisedShard],
+        trace: ChangeTrace,
+        *,
+        limit_s: float,
     ) -> None:
         """shards: all that have a life in `before` or `after`; each that is only in `after` has been ready.
         limit_s: how long a life may take, from the last key that has moved."""
@@ -35,6 +42,7 @@ class RunningChange:
         self.began_at = time.monotonic()
         self._change = PlacementChange(before, after)
         self._shards = shards
+        self._trace = trace
         self._limit_s = limit_s
         self._outbox: deque[Tell] = deque()
         self._over: Over | None = None
@@ -62,7 +70,7 @@ class RunningChange:
         self._take(order for order in orders if not _is_for(member, order))
         self._restart_clock()
         prepares = [order.message for order in orders if isinstance(order, Tell) and _is_for(member, order)]
-        return next((_prepare_to_proto(prepare) for prepare in prepares if isinstance(prepare, Prepare)), None)
+        return next((self._prepare_to_proto(prepare) for prepare in prepares if isinstance(prepare, Prepare)), None)
 
     def became_ready(self) -> None:
         """A life that was launched meanwhile is ready: from now on each may take its time again."""
@@ -70,16 +78,20 @@ class RunningChange:
 
     def died(self, life: int) -> None:
         """The process of a life has ended."""
+        if life in self.waits_for:
+            self._trace.add_event("life_died", self._name(life), error="life_died")
         self.progress.pop(life, None)
         self._take(self._change.died(life))
         self._restart_clock()
 
     def departed(self, life: int, epoch: int) -> None:
         if epoch == self.after.epoch:
+            self._trace.add_event("departed", self._name(life))
             self._take(self._change.departed(life))
 
     def arrived(self, life: int, epoch: int) -> None:
         if epoch == self.after.epoch:
+            self._trace.add_event("arrived", self._name(life))
             self._take(self._change.arrived(life))
 
     def progressed(self, life: int, progress: control_pb2.HandoffProgress) -> None:
@@ -95,6 +107,7 @@ class RunningChange:
 
     async def run(self) -> Placement:
         """Tell every life, until the change is over; returns the new placement, with the lives of now."""
+        self._trace.add_event("begun")
         for shard in self._shards:
             if not shard.is_alive:
                 self._take(self._change.died(shard.member.life))
@@ -140,7 +153,7 @@ class RunningChange:
     def _message(self, message: Prepare | Gone | Reborn) -> control_pb2.ToShard:
         match message:
             case Prepare():
-                return control_pb2.ToShard(prepare=_prepare_to_proto(message))
+                return control_pb2.ToShard(prepare=self._prepare_to_proto(message))
             case Gone(life):
                 return control_pb2.ToShard(gone=control_pb2.ShardMember(life=life))
             case Reborn(member):
@@ -152,19 +165,24 @@ class RunningChange:
         late = [shard for shard in self._shards if shard.is_alive and shard.member.life in self.waits_for]
         for shard in [shard for shard in late if shard.is_unresponsive] or late:
             name, life = shard.member.name, shard.member.life
+            self._trace.add_event("life_killed", name, error="life_killed")
             log.error("change.life_killed shard=%s life=%d it hung for %g s", name, life, self._limit_s)
             if shard.incarnation is not None:
                 shard.incarnation.running.kill()
         self._until = time.monotonic() + self._limit_s
 
+    def _prepare_to_proto(self, prepare: Prepare) -> control_pb2.Prepare:
+        return control_pb2.Prepare(
+            before=placement_to_proto(prepare.before),
+            after=placement_to_proto(prepare.after),
+            gone=sorted(prepare.dead),
+            traceparent=self._trace.traceparent,
+        )
+
+    def _name(self, life: int) -> str:
+        members = [shard.member for shard in self._shards]
+        return next((member.name for member in (*members, *self.before.members) if member.life == life), "")
+
 
 def _is_for(member: Member, order: Order) -> bool:
     return isinstance(order, Tell) and order.life == member.life
-
-
-def _prepare_to_proto(prepare: Prepare) -> control_pb2.Prepare:
-    return control_pb2.Prepare(
-        before=placement_to_proto(prepare.before),
-        after=placement_to_proto(prepare.after),
-        gone=sorted(prepare.dead),
-    )

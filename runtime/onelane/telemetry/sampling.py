@@ -73,6 +73,12 @@ def _is_ratio(text: str) -> bool:
         return False
 
 
+def named_sampler(name: str, argument: str) -> Sampler:
+    """As `sampler_of` of the two variables; "" for one that is not set."""
+    variables = {"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": argument}
+    return sampler_of({variable: value for variable, value in variables.items() if value})
+
+
 def sampler_of(environment: Mapping[str, str]) -> Sampler:
     """The sampler that `OTEL_TRACES_SAMPLER` names; unknown names and bad ratios fall back to the default, as
     OpenTelemetry requires."""

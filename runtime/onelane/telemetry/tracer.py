@@ -150,6 +150,11 @@ class Tracer:
         else:
             self.dropped += 1
 
+    def add_event(self, span: Span, name: str, attributes: Mapping[str, Any]) -> None:
+        """Add an event of now to `span` if it is a record."""
+        if isinstance(span, SpanRecord):
+            span.add_event(name, attributes, self._now_ns())
+
     def end_call(self, span: Span, *, status: str, hop: str = "", server: bool) -> None:
         """End the span of a call with its status."""
         if not isinstance(span, SpanRecord):
@@ -180,7 +185,7 @@ class Tracer:
 
 def all_attributes(span: SpanRecord, shard: str) -> dict[str, Any]:
     """All attributes of a span: its own, and those that every span of a shard or of a call has."""
-    attributes: dict[str, Any] = {SHARD: shard}
+    attributes: dict[str, Any] = {SHARD: shard} if shard else {}
     if span.status:
         attributes |= {SYSTEM: "grpc", METHOD: span.name, STATUS: span.status}
         if span.hop:

@@ -73,7 +73,7 @@ class Collector:
         self.totals.add(map(point_from_proto, report.points), extra=source, life=sequence.life)
         app, shard = (value for _, value in source)
         if report.spans:
-            self._add_spans(app, shard, PackedSpans(report.spans))
+            self.add_spans(app, shard, PackedSpans(report.spans))
         if report.logs:
             records = logs.unpack_logs(report.logs)
             for sink in self.sinks:
@@ -102,7 +102,8 @@ class Collector:
         """Add `amount` to a counter of the supervisor's own."""
         self.totals.add([Point(instrument, "counter", attributes, amount)], extra=source)
 
-    def _add_spans(self, app: str, shard: str, spans: PackedSpans) -> None:
+    def add_spans(self, app: str, shard: str, spans: Sequence[SpanRecord]) -> None:
+        """Export spans, or hold them until their trace is decided on. shard: "" for the supervisor's own."""
         now = time.monotonic()
         if app not in self._tail_sampler.rules:
             # Without tail sampling a shard reports sampled spans alone, so the batch stays packed.

@@ -97,7 +97,7 @@ def _summary(trace_id: str, trace: _RecentTrace) -> dict[str, Any]:
         "spans": len(trace.spans) + trace.left_out,
         "status": first.status or ("error" if first.error else "OK"),
         "errors": sum(bool(shard_span.span.error) for shard_span in trace.spans),
-        "shards": sorted({shard_span.shard for shard_span in trace.spans}),
+        "shards": sorted({shard_span.shard for shard_span in trace.spans if shard_span.shard}),
     }
 
 
