@@ -13,13 +13,14 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from onelane.cli import admin_client
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.gate import Gate
-from tests.running_app import RunningApp, echo, eventually, http_request, is_running, running
+from tests.running_app import RunningApp, Scrape, echo, eventually, http_request, is_running, running
 
 pytestmark = pytest.mark.slow
 RETRY_POLICY = {
@@ -123,10 +124,38 @@ async def test_the_series_of_a_shard_that_is_gone_go_and_the_sum_of_the_app_has_
     assert sum_of(app, calls) >= before
 
 
-def sum_of(app: RunningApp, name: str) -> float:
+def sum_of(app: RunningApp, name: str, **labels: str) -> float:
     """Of one series for the whole app."""
-    lines = [line for line in app.get("/metrics?by=app").splitlines() if line.startswith(f"{name}{{")]
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
+    return Scrape(app.get("/metrics?by=app")).metric(name, **labels)
+
+
+async def test_new_connections_go_to_the_owners_of_their_keys_in_a_change_and_every_call_counts_once(
+    app: RunningApp,
+) -> None:
+    """By clients that repeat nothing, each call on a connection of its own: it is handed over while keys move."""
+    calls, steered = "onelane_calls_total", "onelane_connections_total"
+    unary, handed = {"rpc_method": "echo.v1.Echo/Unary"}, {"onelane_connection_steered": "true"}
+    before, steered_before = sum_of(app, calls, **unary), sum_of(app, steered, **handed)
+    made = 0
+
+    async def call_on() -> None:
+        nonlocal made
+        while not changing.done():
+            made += 1
+            async with grpc.aio.insecure_channel(
+                app.listen["echo"], [("grpc.use_local_subchannel_pool", 1)]
+            ) as channel:
+                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=str(made)), timeout=20)
+
+    async def change() -> None:
+        for command in ("scale?app=echo&shards=3", "scale?app=echo&shards=2"):
+            await asyncio.to_thread(admin_client.command, app.admin, f"/{command}")
+
+    changing = asyncio.ensure_future(change())
+    await asyncio.gather(*(call_on() for _ in range(2)))
+    await changing
+    await eventually(lambda: sum_of(app, calls, **unary) == before + made)
+    assert sum_of(app, steered, **handed) > steered_before
 
 
 async def test_a_pin_moves_its_key_and_is_kept_until_it_is_taken_out(app: RunningApp) -> None:
