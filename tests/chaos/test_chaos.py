@@ -36,7 +36,7 @@ async def test_no_call_fails_and_no_update_is_lost_or_doubled_in_changes(running
 
 
 async def test_no_call_to_durable_state_fails_and_no_update_is_lost_or_doubled_in_changes(running_apps: Arena) -> None:
-    outcome = await run(running_apps, "kept", 2, changes(2), load=LOAD)
+    outcome = await run(running_apps, "kept", 2, scales_and_a_restart, load=LOAD)
     assert (outcome.history.failures, outcome.watchers.failures, outcome.faults) == ([], [], [])
 
 

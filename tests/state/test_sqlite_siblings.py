@@ -72,6 +72,18 @@ def test_a_third_owner_loads_what_was_written_last_whoever_loaded_it_since(place
     assert load(stores[2], 4).rows == (cart(b"2"),)
 
 
+@pytest.mark.parametrize("owners", [(0, 1), (1, 0)])
+def test_of_two_that_have_stored_a_key_the_next_owner_loads_what_was_written_later(
+    place: StorePlace, owners: tuple[int, int]
+) -> None:
+    """In whichever order their files are looked at, and although the earlier one is open."""
+    stores = [place.open(shard=f"lobby-{index}", life=index + 1) for index in range(3)]
+    for epoch, owner in enumerate(owners, 1):
+        load(stores[owner], epoch)
+        stores[owner].commit([write("k", str(epoch).encode(), epoch)], at=AT)
+    assert load(stores[2], 3).rows == (cart(b"2"),)
+
+
 def test_a_key_that_its_last_owner_has_deleted_does_not_come_back_by_an_older_copy(place: StorePlace) -> None:
     first, second = place.open(shard="lobby-0", life=1), place.open(shard="lobby-1", life=2)
     first.commit([write("k", b"1", 1)], at=AT)
