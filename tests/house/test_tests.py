@@ -25,6 +25,8 @@ BEYOND_MODULES |= {
 TESTED_BY = {
     "cli/arguments": "cli/test_main",
     "cli/declared_dicts": "cli/test_state",
+    "cli/progress": "supervisor/test_changes_processes",
+    "supervisor/admin/progress": "supervisor/test_changes_processes",
     "cli/turns": "supervisor/admin/test_turn_commands",
     "shard/held_turns": "supervisor/admin/test_turn_commands",
     "supervisor/store_status": "supervisor/admin/test_page_durable",

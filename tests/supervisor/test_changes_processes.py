@@ -47,6 +47,12 @@ async def order(app: RunningApp, *arguments: str) -> str:
     return done.stdout
 
 
+async def told(app: RunningApp, *arguments: str) -> list[str]:
+    """As `order`, in lines, without those on a change that takes long, as on a busy machine."""
+    lines = (await order(app, *arguments)).splitlines()
+    return [line for line in lines if not line.startswith("echo: epoch")]
+
+
 @asynccontextmanager
 async def dialled(app: RunningApp) -> AsyncIterator[Where]:
     where = Where(app)
@@ -63,8 +69,14 @@ async def test_an_app_that_is_scaled_up_and_down_serves_each_key_where_the_new_p
     app: RunningApp,
 ) -> None:
     epoch, away = app.status()["apps"]["echo"]["epoch"], ""
-    for before, shards in ((2, 4), (4, 3), (3, 2)):
-        assert await order(app, "scale", "echo", str(shards)) == f"echo: {before} → {shards} shards\n"
+    for before, shards, steps in (
+        (2, 4, ["echo-2 has joined", "echo-3 has joined"]),
+        (4, 3, ["echo-3 has left"]),
+        (3, 2, ["echo-2 has left"]),
+    ):
+        *lines, outcome = await told(app, "scale", "echo", str(shards))
+        assert [line.partition(" (life")[0] for line in lines] == steps
+        assert outcome == f"echo: {before} → {shards} shards"
         epoch += 1
         row = app.status()["apps"]["echo"]
         assert (row["epoch"], len(row["shards"]), row["leaving"]) == (epoch, shards, [])
@@ -163,7 +175,10 @@ async def test_a_pin_moves_its_key_and_is_kept_until_it_is_taken_out(app: Runnin
         key = where.key_of("echo-0")
         assert await order(app, "pin", key, "echo-1") == f"{key} is on echo-1\n"
         assert (await where.shared.Unary(EchoRequest(key=key))).shard == "echo-1"
-        await order(app, "restart", "echo")
+        lines = await told(app, "restart", "echo")
+        lives = [shard["life"] for shard in app.shards()]
+        replaced = [f"echo-{index} is replaced by life {life}" for index, life in enumerate(lives)]
+        assert lines == [*replaced, "restarted echo"]
         assert (await where.shared.Unary(EchoRequest(key=key), wait_for_ready=True)).shard == "echo-1"
         assert await order(app, "unpin", key) == f"{key} is where the ring puts it\n"
         assert (await where.shared.Unary(EchoRequest(key=key))).shard == "echo-0"
@@ -174,12 +189,29 @@ async def test_a_rolling_restart_counts_every_call_once_and_no_crash(app: Runnin
     calls = sum_of(app, "onelane_calls_total")
     async with dialled(app) as where:
         await shards_of(where, range(10))
-        await order(app, "restart", "echo")
+        assert json.loads(await order(app, "restart", "echo", "--json"))["restarted"] == "echo"
         await shards_of(where, range(10))
     assert not pids & {shard["pid"] for shard in app.shards()}
     assert [(shard["state"], shard["restarts"]) for shard in app.shards()] == [("ready", 0)] * 2
     assert sum_of(app, "onelane_restarts_total") == before
     assert sum_of(app, "onelane_calls_total") == calls + 20
+
+
+async def test_ctrl_c_in_a_restart_ends_the_command_alone(app: RunningApp, tmp_path: Path) -> None:
+    lives = {shard["life"] for shard in app.shards()}
+    async with dialled(app) as where:
+        gate, key = Gate(tmp_path), where.key_of("echo-0")
+        held = where.home(key).Misbehave(EchoRequest(key=key, order=f"hold_at {gate}"))
+        async with gate.occupied():
+            command = [sys.executable, "-m", "onelane", "restart", "echo", "--admin", app.admin]
+            asking = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+            await eventually(app.is_changing)
+            asking.send_signal(signal.SIGINT)
+            _, errors = await asyncio.wait_for(asking.communicate(), 20)
+            assert (asking.returncode, app.is_changing()) == (130, True)
+            assert "the restart goes on; `onelane status` shows how far it is" in errors.decode()
+        await held
+    await eventually(lambda: not app.is_changing() and not lives & {shard["life"] for shard in app.shards()})
 
 
 async def test_sighup_with_another_number_of_shards_scales(app: RunningApp) -> None:

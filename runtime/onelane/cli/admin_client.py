@@ -8,6 +8,8 @@ import ssl
 import tomllib
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ COMMAND_S = 3600.0
 """A restart waits for the calls of one shard after another."""
 DEFAULT_FILE = Path("onelane.toml")
 HTTPS = "https://"
+NDJSON = "application/x-ndjson"
+"""What a response with lines on the progress of a command is."""
 CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE = "ONELANE_ADMIN_CA", "ONELANE_ADMIN_CERT", "ONELANE_ADMIN_KEY"
 """Variables that name PEM files for an admin address with TLS."""
 HINT = "another address is given by --admin or ONELANE_ADMIN"
@@ -102,6 +106,23 @@ def command(address: str, path: str) -> dict[str, Any]:
     return _answer(address, request, COMMAND_S)
 
 
+def follow(address: str, path: str, tell: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """As `command`, of one that takes a while: `tell` is called with each line on its progress."""
+    headers = {"X-Onelane": "1", "Accept": f"{NDJSON}, application/json", **_headers()}
+    request = urllib.request.Request(f"{_url(address)}{path}", method="POST", headers=headers)
+    with _reading(address, request, COMMAND_S) as response:
+        if response.headers.get_content_type() != NDJSON:
+            return _document(address, json.load(response))
+        for line in map(json.loads, response):
+            if "outcome" not in line:
+                tell(printable(line))
+            elif line["status"] == 200:
+                return _document(address, line["outcome"])
+            else:
+                raise Transient(f"{address} refuses: {printable(str(line['outcome'].get('fault')))}")
+    raise Unreachable(f"{address} has ended before the command was over, and with it `onelane up`")
+
+
 def _headers() -> dict[str, str]:
     """The headers that authorize a request: the token of `ONELANE_ADMIN_TOKEN` or of its file, where one is set."""
     token, path = os.environ.get(secret_files.ADMIN_TOKEN), os.environ.get(secret_files.ADMIN_TOKEN_FILE)
@@ -166,13 +187,24 @@ def _trusting() -> ssl.SSLContext:
 
 
 def _answer(address: str, request: urllib.request.Request, timeout_s: float) -> dict[str, Any]:
+    with _reading(address, request, timeout_s) as response:
+        return _document(address, json.load(response))
+
+
+@contextmanager
+def _reading(address: str, request: urllib.request.Request, timeout_s: float) -> Iterator[Any]:
+    """The response to a request; whatever goes wrong while it is read is an error that says what to do."""
     try:
         with _opener(address).open(request, timeout=timeout_s) as response:
-            document = printable(json.load(response))
+            yield response
     except urllib.error.HTTPError as error:
         raise _refusal(address, error) from error
     except (OSError, HTTPException, ValueError) as error:
         raise _failure(address, error, timeout_s) from error
+
+
+def _document(address: str, body: Any) -> dict[str, Any]:
+    document = printable(body)
     if not isinstance(document, dict):
         raise ForeignServer(f"{address} answers, but not as the admin address of `onelane up` does; {HINT}")
     return document

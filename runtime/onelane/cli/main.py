@@ -194,9 +194,10 @@ def restart(app: str | None, address: str | None, as_json: bool) -> None:
     """
     from urllib.parse import quote
 
-    from onelane.cli import admin_client
+    from onelane.cli import progress
 
-    outcome = admin_client.command(address_of(address), "/restart" + (f"?app={quote(app)}" if app else ""))
+    path = "/restart" + (f"?app={quote(app)}" if app else "")
+    outcome = progress.follow(address_of(address), path, quiet=as_json, what="restart")
     if as_json:
         click.echo(json.dumps(outcome, indent=2))
         return

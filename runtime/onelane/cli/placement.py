@@ -20,7 +20,10 @@ def scale(app: str, shards: int, address: str | None, as_json: bool) -> None:
     The file is not changed: the next start of `onelane up` has the number that it names. A second `scale` waits for the
     one that is under way.
     """
-    outcome = _ask_for_change(address_of(address), "/scale", app=app, shards=shards)
+    from onelane.cli import progress
+
+    path = _path("/scale", app=app, shards=shards)
+    outcome = progress.follow(address_of(address), path, quiet=as_json, what="change")
     if as_json:
         click.echo(json.dumps(outcome, indent=2))
         return
@@ -59,8 +62,12 @@ def unpin(key: str, app: str | None, address: str | None, as_json: bool) -> None
 
 
 def _ask_for_change(address: str, path: str, **parameters: str | int) -> dict[str, Any]:
-    from urllib.parse import urlencode
-
     from onelane.cli import admin_client
 
-    return admin_client.command(address, f"{path}?{urlencode(parameters)}")
+    return admin_client.command(address, _path(path, **parameters))
+
+
+def _path(path: str, **parameters: str | int) -> str:
+    from urllib.parse import urlencode
+
+    return f"{path}?{urlencode(parameters)}"

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from onelane.core import keys
 from onelane.errors import Invalid, NotThere
+from onelane.supervisor.admin import progress
 from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.supervisor import Supervisor
 from onelane.supervisor.target import NotChanged, pinned, scaled, unpinned
@@ -29,10 +30,14 @@ class PlacementCommands:
 
     def routes(self) -> list[web.AbstractRouteDef]:
         return [
-            web.post("/scale", answering(self.scale)),
+            web.post("/scale", self.scale_with_progress),
             web.post("/pin", answering(self.pin)),
             web.post("/unpin", answering(self.unpin)),
         ]
+
+    async def scale_with_progress(self, request: web.Request) -> web.StreamResponse:
+        apps = [app for app in self._supervisor.apps if app.name == request.query.get("app")]
+        return await progress.answer(request, apps, answering(self.scale))
 
     async def scale(self, request: web.Request) -> dict[str, Any]:
         app, number = self._supervisor.app(parameter(request, "app")), parameter(request, "shards")
@@ -75,7 +80,7 @@ class PlacementCommands:
         return apps[0]
 
 
-def answering(command: Command) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def answering(command: Command) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
         try:
             return web.json_response(await command(request))

@@ -11,6 +11,7 @@ from typing import cast
 from aiohttp import web
 
 from onelane.supervisor import descriptors
+from onelane.supervisor.admin import progress
 from onelane.supervisor.admin.auth import Unauthorized, auth_middleware
 from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection, AdminConnections
 from onelane.supervisor.admin.listening import ADMIN_BACKLOG, listening
@@ -50,10 +51,15 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     async def reload(_: web.Request) -> web.Response:
         return web.json_response(asdict(await supervisor.reload()))
 
-    async def restart(request: web.Request) -> web.Response:
+    async def restart(request: web.Request) -> web.StreamResponse:
         name = request.query.get("app")
-        if name is not None and name not in {app.name for app in supervisor.apps}:
+        apps = [app for app in supervisor.apps if name in (None, app.name)]
+        if not apps:
             return web.json_response({"fault": f"no app is called {name!r}"}, status=404)
+        return await progress.answer(request, apps, recycle)
+
+    async def recycle(request: web.Request) -> web.Response:
+        name = request.query.get("app")
         try:
             await supervisor.recycle(name)
         except NotRestarted as error:
