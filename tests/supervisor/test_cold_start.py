@@ -1,24 +1,30 @@
 """A supervisor starts above all that its apps have stored, with other shards than wrote it, and alone on its files."""
 
+import asyncio
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from onelane.config import App
+from onelane.config import App, parse
 from onelane.core.placement import Member, Placement
 from onelane.core.state_settings import StateSettings
 from onelane.errors import StoreRefused
 from onelane.state.sqlite_store import shards_in
+from onelane.supervisor.app import TelemetryOptions
 from onelane.supervisor.cold_start import ColdStart
+from onelane.supervisor.supervisor import Supervisor
 
 from tests.state.places import AT, StorePlace, write
+from tests.supervisor.fake_launcher import FakeLauncher
 
 
-def cold_start(folder: Path, shards: int = 2, *, accepts_missing: bool = False) -> ColdStart:
+def cold_start(folder: Path, shards: int = 2, **options: Any) -> ColdStart:
     members = tuple(Member(f"lobby-{index}", f"127.0.0.1:{7000 + index}", "") for index in range(shards))
     settings = App(services=("a:B",), listen="127.0.0.1:7000", state=StateSettings(folder=folder))
-    return ColdStart("lobby", settings, Placement(1, members), accepts_missing=accepts_missing)
+    return ColdStart("lobby", settings, Placement(1, members), **options)
 
 
 @pytest.fixture
@@ -79,3 +85,25 @@ def test_two_supervisors_do_not_share_the_files(files: StorePlace) -> None:
     first.close()
     second.newest_epoch()
     second.close()
+
+
+async def test_a_supervisor_that_is_to_end_while_it_settles_ends_and_the_next_start_goes_on(files: StorePlace) -> None:
+    """SIGTERM was waited out before, for as long as there are keys."""
+    files.close()
+    settings = f"""
+        [apps.lobby]
+        services = ["a:B"]
+        listen = "127.0.0.1:0"
+        shards = 1
+        state = {{ folder = "{files.folder}" }}
+    """
+    config, launcher = parse(tomllib.loads(settings)), FakeLauncher([])
+    supervisor = Supervisor(config, launcher, app_dir="", sinks=[], telemetry=TelemetryOptions())
+    supervisor.stop_asked.set()
+    await asyncio.wait_for(supervisor.run(), 10)
+    assert launcher.launched == []
+    assert shards_in(files.folder, "lobby") == {"lobby-0", "lobby-1"}
+    start = cold_start(files.folder, shards=1)
+    assert start.newest_epoch() == 70
+    start.close()
+    assert sorted(files.open(shard="lobby-0").keys()) == ["k0", "k1"]

@@ -9,27 +9,42 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from onelane.config import App
 from onelane.core.placement import Placement
 from onelane.core.state_settings import MEMORY, SQLITE
-from onelane.errors import NotThere, StoreRefused
+from onelane.errors import NotThere, OnelaneError, StoreRefused
 
 log = logging.getLogger("onelane.supervisor")
 SETTLE_TOLD_S = 5.0
 """Between two lines of the log on the progress of a long start."""
 
 
+class StartStopped(OnelaneError):
+    """The supervisor is to end while it settles what an app has stored: the next start goes on with that."""
+
+
 class ColdStart:
     """See the module. Its methods block."""
 
-    def __init__(self, app: str, settings: App, placement: Placement, *, accepts_missing: bool = False) -> None:
-        """accepts_missing: go on without files that other files know of; their keys have no state then."""
+    def __init__(
+        self,
+        app: str,
+        settings: App,
+        placement: Placement,
+        *,
+        accepts_missing: bool = False,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """accepts_missing: go on without files that other files know of; their keys have no state then. is_stopping:
+        the supervisor is to end; asked between two pages of keys, from the thread of the call."""
         self._app = app
         self._settings = settings
         self._state = settings.state
         self._placement = placement
         self._accepts_missing = accepts_missing
+        self._is_stopping = is_stopping
         self._lock: int | None = None
         self._told_at = time.monotonic()
 
@@ -39,6 +54,7 @@ class ColdStart:
         Raises:
             StoreRefused: a file is missing, or not this app's; or another supervisor has the files.
             StoreUnavailable: the disk is full, or the server does not answer.
+            StartStopped: the supervisor is to end.
         """
         if self._state.store == MEMORY:
             return 0
@@ -100,6 +116,8 @@ class ColdStart:
         log.info("state.settled app=%s keys=%d moved=%d seconds=%.1f", self._app, settled.keys, settled.moved, seconds)
 
     def _tell(self, looked_at: int, of: int) -> None:
+        if self._is_stopping():
+            raise StartStopped(f"{looked_at} of {of} keys of {self._app} are settled; the next start goes on")
         if sys.stderr.isatty():
             sys.stderr.write(f"\ronelane: {self._app} has other shards now: {looked_at} of {of} keys settled")
             sys.stderr.flush()

@@ -27,7 +27,7 @@ from onelane.errors import NotThere, OnelaneError, first_of
 from onelane.supervisor import descriptors
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.app_sockets import AppSockets, longest_socket_name
-from onelane.supervisor.cold_start import ColdStart
+from onelane.supervisor.cold_start import ColdStart, StartStopped
 from onelane.supervisor.collection import Collections
 from onelane.supervisor.guard import guarded, guarded_for_ever
 from onelane.supervisor.launcher import Launcher, RunningShard
@@ -122,8 +122,12 @@ class Supervisor:
                 reserved = self._lay_out(folder, stack)
             except OSError as error:
                 raise NotStarted(error) from error
-            for app in self.apps:
-                await self._look_at_stored(app, stack)
+            try:
+                for app in self.apps:
+                    await self._look_at_stored(app, stack)
+            except StartStopped as stopped:
+                log.info("supervisor.start_stopped %s", stopped)
+                return
             try:
                 await self._serve(reserved, on_ready)
             except BaseExceptionGroup as group:
@@ -175,7 +179,13 @@ class Supervisor:
 
     async def _look_at_stored(self, app: AppSupervisor, stack: AsyncExitStack) -> None:
         """Have the placement above all that the app has stored: what a later epoch wrote would refuse its shards."""
-        cold_start = ColdStart(app.name, app.settings, app.placement, accepts_missing=self._accepts_missing_state)
+        cold_start = ColdStart(
+            app.name,
+            app.settings,
+            app.placement,
+            accepts_missing=self._accepts_missing_state,
+            is_stopping=self.stop_asked.is_set,
+        )
         stack.callback(cold_start.close)
         self._cold_starts.append(cold_start)
         newest = await anyio.to_thread.run_sync(cold_start.newest_epoch)
