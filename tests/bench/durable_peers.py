@@ -1,7 +1,8 @@
-"""What people write today to keep a counter: grpc.aio, and one commit for each call."""
+"""What people write today to keep a counter: grpc.aio, and one commit for each call; and the service behind Restate."""
 
 import asyncio
 import os
+import socket
 from importlib import import_module
 from typing import Any
 
@@ -54,6 +55,22 @@ async def over_postgres() -> tuple[int, Any]:
     pool = await import_module("asyncpg").create_pool(os.environ[DATABASE], min_size=POOL, max_size=POOL)
     await pool.execute(TABLE)
     return await _serve(OverPostgres(pool))  # type: ignore[abstract]
+
+
+async def behind_restate() -> tuple[int, Any]:
+    """A virtual object for each key, whose state and calls Restate keeps."""
+    restate, uvicorn = import_module("restate"), import_module("uvicorn")
+    counter = restate.VirtualObject("Counter")
+
+    @counter.handler()  # type: ignore[untyped-decorator]
+    async def add(ctx: Any) -> int:
+        count: int = (await ctx.get("count") or 0) + 1
+        ctx.set("count", count)
+        return count
+
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(restate.app([counter]), log_level="error"))
+    return sock.getsockname()[1], asyncio.create_task(server.serve(sockets=[sock]))
 
 
 async def _serve(servicer: echo_pb2_grpc.EchoServicer) -> tuple[int, Any]:

@@ -20,6 +20,8 @@ class Target:
     address: str
     key: str
     scheme: str = "http"
+    url: str = ""
+    """Of the POST over HTTP/1.1 that stands for the call, of a server without gRPC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +93,26 @@ def body_of(target: Target, load: Load, path: Path) -> Path:
 def start(target: Target, body: Path, load: Load) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [
-            *("h2load", "-n", str(load.calls), "-c", str(load.connections), "-m", str(load.streams), "-t", "1"),
-            *("-d", str(body), "-H", "te: trailers", "-H", "content-type: application/grpc", "-H", "grpc-timeout: 30S"),
-            f"--log-file={body.with_suffix('.log')}",
-            f"{target.scheme}://{target.address}/echo.v1.Echo/{load.method}",
+            *("h2load", "-n", str(load.calls), "-t", "1", f"--log-file={body.with_suffix('.log')}"),
+            *(_http_1(target, load) if target.url else _grpc(target, body, load)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def _grpc(target: Target, body: Path, load: Load) -> list[str]:
+    return [
+        *("-c", str(load.connections), "-m", str(load.streams), "-d", str(body)),
+        *("-H", "te: trailers", "-H", "content-type: application/grpc", "-H", "grpc-timeout: 30S"),
+        f"{target.scheme}://{target.address}/echo.v1.Echo/{load.method}",
+    ]
+
+
+def _http_1(target: Target, load: Load) -> list[str]:
+    """As many requests at once, each on a connection of its own."""
+    return ["--h1", "-c", str(load.connections * load.streams), "-m", "1", "-H", ":method: POST", target.url]
 
 
 def middle(runs: Sequence[Run]) -> Run:

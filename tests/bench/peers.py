@@ -2,8 +2,8 @@
 
 raw: bare grpc.aio on uvloop. pygrpc-native: its asyncio server, on uvloop. grpclib: on uvloop. probe: see probe.py.
 opentelemetry: raw, with OpenTelemetry's SDK. threads: the threaded `grpc.server`, see diamond.py. All have the same
-handler's body. aiosqlite, asyncpg: counters with a commit for each call, see durable_peers.py. grpc-go and tonic are
-programs of their own, built where Go and Rust are: `built`.
+handler's body. aiosqlite, asyncpg: counters with a commit for each call, see durable_peers.py; restate: the service
+behind Restate's server. grpc-go and tonic are programs of their own, built where Go and Rust are: `built`.
 """
 
 import asyncio
@@ -116,6 +116,7 @@ KINDS: dict[str, Callable[[], Awaitable[tuple[int, Any]]]] = {
     "threads": threads,
     "aiosqlite": durable_peers.over_sqlite,
     "asyncpg": durable_peers.over_postgres,
+    "restate": durable_peers.behind_restate,
 }
 
 
@@ -127,8 +128,8 @@ async def main(kind: str) -> None:
     await asyncio.Event().wait()
 
 
-BUILT = {"grpc-go": "grpc_go", "tonic": "tonic"}
-"""Peers that are no Python, and their folders."""
+BUILT = {"grpc-go": "grpc_go", "tonic": "tonic", "npm": "npm"}
+"""Peers that are no Python, and their folders. npm: see http_peers.py."""
 
 
 def built(kind: str) -> str | None:

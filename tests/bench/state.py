@@ -15,7 +15,7 @@ from statistics import median
 import grpc
 
 from tests import postgres
-from tests.bench import durable_peers, moving, once
+from tests.bench import durable_peers, http_peers, moving, once, peers
 from tests.bench.load import Target, run
 from tests.bench.rows import Bench, Case, Row, Setting
 from tests.bench.shards import Shards
@@ -41,7 +41,6 @@ AT_ONCE = {"64 in flight": (1, 8), "256 in flight": (4, 8)}
 KEYS = 8
 """A client for each."""
 SERVICE = "tests.bench.counters:"
-LEFT_OUT = "left out: Restate and workerd (no rows for them yet)"
 
 
 def measure(setting: Setting) -> Iterator[Row]:
@@ -50,7 +49,6 @@ def measure(setting: Setting) -> Iterator[Row]:
     for section in (_moving, _durable, _scaled, _filled):
         with ExitStack() as stack:
             yield from section(Bench(setting, stack))
-    setting.tell(LEFT_OUT)
 
 
 def _moving(bench: Bench) -> Iterator[Row]:
@@ -64,11 +62,11 @@ def _durable(bench: Bench) -> Iterator[Row]:
     """A call that is answered once it is on disk, beside one that is not, and beside others that do it."""
     memory, durable = (bench.shards(1, service=f"{SERVICE}{kind}") for kind in ("Moving", "Durable"))
     apps = {MEMORY: (_keys(memory), memory.pids), SQLITE: (_keys(durable), durable.pids)}
-    peers = _peers(bench)
+    others = _peers(bench)
     for name, shape in AT_ONCE.items():
         fast, slow = (bench.load(calls, shape, method="Plain") for calls in (4_000, 400))
         cases = [Case(app, *where, fast) for app, where in apps.items()]
-        cases += [Case(peer, *where, slow) for peer, where in peers.items()]
+        cases += [Case(peer, *where, slow) for peer, where in others.items()]
         yield from bench.rows(f"durable, {name}", cases)
     yield from _flushes(bench, durable)
     yield from _once(bench, durable)
@@ -81,14 +79,26 @@ def _keys(app: Shards) -> list[Target]:
 
 def _peers(bench: Bench) -> dict[str, tuple[list[Target], list[int]]]:
     """Those that are installed. PostgreSQL's own processes count."""
-    peers = {}
+    others = {}
     if _is_installed(bench, "aiosqlite"):
-        peers[AIOSQLITE] = _peer(bench, "aiosqlite", str(bench.folder / "count.db"))
+        others[AIOSQLITE] = _peer(bench, "aiosqlite", str(bench.folder / "count.db"))
     if _is_installed(bench, "asyncpg") and _has_postgres(bench):
         server = bench.stack.enter_context(postgres.server())
         targets, pids = _peer(bench, "asyncpg", server.dsn)
-        peers[ASYNCPG] = (targets, pids + server.pids)
-    return peers
+        others[ASYNCPG] = (targets, pids + server.pids)
+    return others | _http_peers(bench)
+
+
+def _http_peers(bench: Bench) -> dict[str, http_peers.Peer]:
+    """Restate where its Python SDK is installed, too."""
+    if (path := peers.built("npm")) is None:
+        bench.setting.tell("left out: Restate and workerd, which Node installs")
+        return {}
+    modules, keys, enter = Path(path), [f"key-{number}" for number in range(KEYS)], bench.stack.enter_context
+    others = {http_peers.WORKERD: enter(http_peers.workerd(modules, bench.folder / "workerd", keys))}
+    if _is_installed(bench, "restate") and _is_installed(bench, "uvicorn"):
+        others[http_peers.RESTATE] = enter(http_peers.restate(modules, bench.folder / "restate", keys))
+    return others
 
 
 def _peer(bench: Bench, kind: str, database: str) -> tuple[list[Target], list[int]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from tests.bench import once
+from tests.bench import http_peers, once
 from tests.bench import state as s
 from tests.bench.goals import Goal
 from tests.bench.rows import Row
@@ -44,7 +44,7 @@ def _durable(rows: Rows) -> list[Goal]:
     asked.append(Goal("a repeat / the first call, CPU", _cheaper(rows, s.ONCE, s.REPEATED, once.SHAPE), 0.7))
     if (s.FLUSHES, few) in rows:
         asked.append(Goal("flushes per durable call, 64 in flight", _figure(rows[s.FLUSHES, few].count), 0.05))
-    for peer in (s.AIOSQLITE, s.ASYNCPG):
+    for peer in (s.AIOSQLITE, s.ASYNCPG, http_peers.RESTATE, http_peers.WORKERD):
         if (peer, few) in rows:
             asked.append(Goal(f"durable / {peer}, per s", _faster(rows, s.SQLITE, peer, few), 8, at_least=True))
             asked.append(Goal(f"{peer} / durable, CPU", _cheaper(rows, s.SQLITE, peer, few), 5, at_least=True))
