@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 ARENA = re.sub(
     r'listen = "127.0.0.1:\d+"', 'listen = "127.0.0.1:0"', (ROOT / "services/arena/onelane.toml").read_text()
 )
+ONE_SHARD_EACH = ARENA.replace("shards = 2", "shards = 1")
+"""Half the processes, where a test is not about the way of a call."""
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
 
@@ -83,7 +85,7 @@ async def test_the_leaderboard_orders_players(arena: RunningApp) -> None:
 
 async def test_ratings_survive_a_restart(tmp_path: Path) -> None:
     for rating in (1200, 1216):
-        with running(tmp_path, ARENA) as cluster:
+        with running(tmp_path, ONE_SHARD_EACH) as cluster:
             async with grpc.aio.insecure_channel(cluster.listen["lobby"]) as channel:
                 lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
                 joined = await lobby.Join(JoinRequest(room_id="r", player="ann"), timeout=10)
@@ -270,7 +272,7 @@ async def test_make_up_that_is_shaken_says_what_was_lost(tmp_path: Path) -> None
 
 
 async def test_ctrl_c_ends_make_up_with_its_summary(tmp_path: Path) -> None:
-    with playing(tmp_path) as process:
+    with playing(tmp_path, toml=ONE_SHARD_EACH) as process:
         await until_line(process, "admin on")
         process.send_signal(signal.SIGINT)
         output = await output_of(process)
@@ -280,7 +282,7 @@ async def test_ctrl_c_ends_make_up_with_its_summary(tmp_path: Path) -> None:
 
 async def test_make_up_that_cannot_start_says_why_in_the_shards_own_words(tmp_path: Path) -> None:
     (tmp_path / "arena.db").write_text("this is no database" * 100)
-    with playing(tmp_path) as process:
+    with playing(tmp_path, toml=ONE_SHARD_EACH) as process:
         await output_of(process)
     assert process.returncode == 1
     log = (tmp_path / "log").read_text()
