@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any
 
 import grpc.aio
+import hypothesis
 import pytest
 from onelane.core.placement import Member, Placement
 
@@ -22,6 +23,13 @@ from tests.running_app import ROOT, RunningApp, echo, running
 
 BOUND_S = 50.0
 """Of a coroutine test. Below the `timeout` of pyproject.toml, whose signal breaks the loop that all tests share."""
+
+# Where the variable CI is not set, an example that takes 200 ms would fail its test, however busy the machine is.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
 LONGEST = (
     "cluster/test_arena.py",
     "shard/test_watchdog_stalled_shard.py",

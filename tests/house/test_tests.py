@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.house.test_layers import FILES, ROOMS, SEAMS, is_text
@@ -109,3 +110,9 @@ def test_a_module_has_tests_or_is_tested_through_another(name: str) -> None:
     own = [*(TESTS / folder).glob(f"test_{module}.py"), *(TESTS / folder).glob(f"test_{module}_*.py")]
     assert bool(own) != (name in TESTED_BY)
     assert name not in TESTED_BY or (TESTS / f"{TESTED_BY[name]}.py").exists()
+
+
+def test_no_property_fails_by_the_speed_of_the_machine() -> None:
+    profile = hypothesis.settings.get_profile(hypothesis.settings.get_current_profile_name())
+    assert profile.deadline is None
+    assert hypothesis.HealthCheck.too_slow in profile.suppress_health_check

@@ -1,6 +1,6 @@
 """Encoded OTLP requests, decoded again: every field arrives, and an odd item spoils no other."""
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onelane.telemetry.logs import pack_logs
 from onelane.telemetry.sinks.otlp.encode import Encoder
@@ -42,8 +42,6 @@ def spans_(draw: st.DrawFn) -> SpanRecord:
     return record
 
 
-# The check measures the speed of the machine, and fails on a busy one.
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(spans_(), max_size=5))
 def test_a_span_encoded_in_parts_is_decoded_whole(records: list[SpanRecord]) -> None:
     encoded, left_out = Encoder("i", 0).traces([Chunk(("lobby", "lobby-0"), pack_spans(records * 2), 2 * len(records))])
