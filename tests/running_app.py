@@ -158,6 +158,16 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those that they have. Linux only."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = {int(child) for thread in threads for child in (thread / "children").read_text().split()}
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    return children.union(*map(descendants, children))
+
+
 def http_request(url: str, *, method: str = "GET", **headers: str) -> tuple[int, str]:
     """Status and body of the response. headers: their names with underscores for hyphens."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}

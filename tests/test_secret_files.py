@@ -50,7 +50,7 @@ def test_only_the_exporter_inherits_headers_and_no_process_the_token(app: Runnin
     environments = environments_of_children(app.process.pid)
     (exporter,) = [command for command in environments if "otlp.exporter" in command]
     exporters = environments.pop(exporter)
-    assert len(environments) == 2, "a shard and the guard"
+    assert len(environments) == 2, "the fork server, with whose environment the shard has begun, and the guard"
     names = ["swordfish", "HEADERS", "ADMIN_TOKEN"]
     assert [name for text in environments.values() for name in names if name in text] == []
     assert exporters.count("api-key=swordfish") == 2

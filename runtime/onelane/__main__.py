@@ -1,5 +1,5 @@
 """`python -m onelane` is `onelane`."""
 
-from onelane.cli.main import main
+from onelane.cli.entry import main
 
 main()

@@ -63,6 +63,15 @@ def for_exporter(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not _OF_THE_FILE.fullmatch(name)}
 
 
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a shard inherits."""
+    return {name: value for name, value in environment.items() if not _is_secret(name)}
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_OF_THE_FILE.fullmatch(name) or _OTLP_HEADERS.fullmatch(name))
+
+
 @contextmanager
 def kept_from_children() -> Iterator[dict[str, str]]:
     """Meanwhile this process's environment, and so that of the processes that it starts, has no secrets.
@@ -70,7 +79,7 @@ def kept_from_children() -> Iterator[dict[str, str]]:
     Yields the whole environment.
     """
     whole = dict(os.environ)
-    secrets = [name for name in whole if _OF_THE_FILE.fullmatch(name) or _OTLP_HEADERS.fullmatch(name)]
+    secrets = [name for name in whole if _is_secret(name)]
     for name in secrets:
         del os.environ[name]
     try:

@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 from onelane.core.placement import Member, Placement
 
 from tests.bench.load import Target
-from tests.running_app import RunningApp, running
+from tests.running_app import RunningApp, descendants, running
 from tests.servers import Files
 
 BIG_MESSAGES = 8 * 1024 * 1024
@@ -28,10 +28,8 @@ class Shards:
 
     @property
     def pids(self) -> list[int]:
-        """The supervisor, and all that it has started: shards, and what exports."""
-        threads = Path(f"/proc/{self._supervisor}/task").iterdir()
-        children = [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
-        return [self._supervisor, *children]
+        """The supervisor, and all that it has started: shards, what forks them, and what exports."""
+        return [self._supervisor, *sorted(descendants(self._supervisor))]
 
     def key_of(self, member: Member) -> str:
         return next(k for k in map(str, range(10_000)) if self.placement.owner_of(k) == member)

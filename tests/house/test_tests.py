@@ -81,6 +81,7 @@ TESTED_BY = {
     "supervisor/turn_away": "supervisor/test_app_drained",
     "supervisor/lane_watch": "supervisor/test_liveness",
     "supervisor/inline": "supervisor/test_supervisor",
+    "supervisor/server_process": "cli/test_entry",
     "supervisor/launcher": "supervisor/test_supervisor",
     "supervisor/supervised_shard": "supervisor/test_app",
     "supervisor/systemd": "house/test_deploy",

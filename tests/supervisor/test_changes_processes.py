@@ -20,7 +20,7 @@ from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.gate import Gate
-from tests.running_app import RunningApp, Scrape, echo, eventually, http_request, is_running, running
+from tests.running_app import RunningApp, Scrape, descendants, echo, eventually, http_request, is_running, running
 
 pytestmark = pytest.mark.slow
 RETRY_POLICY = {
@@ -259,12 +259,7 @@ async def test_where_the_supervisor_is_killed_in_a_change_no_life_outlives_it(tm
                 pids = {app.shards()[0]["pid"]}
                 app.process.send_signal(signal.SIGUSR2)
                 await eventually(app.is_changing)
-                pids |= children_of(app.process.pid)
+                pids |= descendants(app.process.pid)
                 os.kill(app.process.pid, signal.SIGKILL)
                 await eventually(lambda: not any(map(is_running, pids)))
             held.cancel()
-
-
-def children_of(pid: int) -> set[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as children:
-        return set(map(int, children.read().split()))

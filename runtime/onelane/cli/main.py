@@ -34,6 +34,7 @@ from onelane.cli.standard_streams import console
 from onelane.errors import BadConfig
 from onelane.secret_files import kept_from_children
 from onelane.supervisor import descriptors
+from onelane.supervisor.forks import ForkServer
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.supervisor.orphan_guard import OrphanGuard
 from onelane.telemetry import logs
@@ -317,8 +318,9 @@ def _run_in(
     folder = str(app_dir.resolve())
     descriptors.raise_limit()
     stop_s = max(app.stop_s for app in first.apps.values())
-    launcher: Launcher = ProcessLauncher(orphan_guard=OrphanGuard(ORPHAN_S + stop_s))
-    if inline:
+    if not inline:
+        launcher: Launcher = _process_launcher(ORPHAN_S + stop_s)
+    else:
         # As `python -m` does for a shard in a process of its own.
         sys.path.append(os.getcwd())
         # OpenTelemetry's API reads this when it is first imported. For shards in processes, shard/process.py sets it.
@@ -330,6 +332,15 @@ def _run_in(
     serve = partial(_serve, first, read, environment, folder, launcher, announce, accepts_missing_state)
     anyio.run(serve, backend_options={"use_uvloop": True})
     announce("stopped", "stopped")
+
+
+def _process_launcher(orphan_s: float) -> ProcessLauncher:
+    """It starts the fork server at once, which imports while this process does."""
+    fork_server = ForkServer()
+    with suppress(OSError):
+        # The first launch tells.
+        fork_server.begin()
+    return ProcessLauncher(orphan_guard=OrphanGuard(orphan_s), fork_server=fork_server)
 
 
 class Announcer:

@@ -9,8 +9,6 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-import click
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -30,6 +28,8 @@ def open_closed_ones() -> None:
 
 def announce(line: str) -> None:
     """Print a line to standard output. Where nobody takes it any more, it is dropped, and so are all that follow."""
+    import click
+
     try:
         click.echo(line)
     except OSError:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 # Read by grpc when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -71,6 +71,11 @@ def run(work: Coroutine[Any, Any, bool]) -> bool:
                 log.error("shard.exit_ignored at=%s error=%s", user_code.line_of(error), user_code.summary(error))
 
 
-if __name__ == "__main__":
+def become(*descriptors: int) -> NoReturn:
+    """Be a shard's process, to its end. descriptors: of the control line, and of the listening sockets."""
     logs.install(os.environ)
-    sys.exit(0 if run(main(*map(int, sys.argv[1:]))) else 1)
+    sys.exit(0 if run(main(*descriptors)) else 1)
+
+
+if __name__ == "__main__":
+    become(*map(int, sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Starts shards: each as a process of its own, or (inline.py) as a task of this one.
 
-A process is a fresh interpreter, not a fork: it inherits one end of a socket pair and its listening sockets, and no
-grpc object.
+A process inherits one end of a socket pair and its listening sockets, and no grpc object. It is a fork of a server that
+has nothing but its imports (`forks`), or a fresh interpreter.
 """
 
 import contextlib
@@ -11,15 +11,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import anyio
-import anyio.abc
 
 from onelane.cluster.control import Control, WireControl
 from onelane.supervisor.descriptors import DescriptorReserve
+from onelane.supervisor.forks import ForkServer, NotForked
 from onelane.supervisor.orphan_guard import OrphanGuard
 from onelane.telemetry.stalls import END_HUNG, EXIT_STALLED, MAIN_CAUSE
 from onelane.v1 import control_pb2
@@ -67,11 +67,13 @@ class ProcessLauncher:
         *,
         stdout: int | None = None,
         orphan_guard: OrphanGuard | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         """module: what a process runs. stdout: its standard output, by default that of this process.
-        orphan_guard: ends processes that outlive this one."""
+        orphan_guard: ends processes that outlive this one. fork_server: starts processes instead of this one."""
         self._module = module
         self._orphan_guard = orphan_guard
+        self._fork_server = fork_server
         self._stdout = stdout
         self._lock = anyio.Lock()
         self._reserve = DescriptorReserve()
@@ -79,14 +81,17 @@ class ProcessLauncher:
     async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
         async with self._lock:
             with self._reserve.released():
-                return await self._launch(sockets)
+                if self._fork_server is not None:
+                    with contextlib.suppress(NotForked):
+                        return await self._launch(self._fork_server.start, sockets)
+                return await self._launch(self._start_interpreter, sockets)
 
-    async def _launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
+    async def _launch(self, start: "_Start", sockets: Sequence[socket.socket]) -> RunningShard:
         own_end, shard_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(own_end.close)
             with shard_end:
-                process = await self._start_process(shard_end, sockets)
+                process = await start([shard_end.fileno(), *(sock.fileno() for sock in sockets)])
             on_failure.callback(_kill, process)
             self._guard(process.pid)
             control = await WireControl.over(own_end, control_pb2.ToSupervisor, serves=True)
@@ -100,8 +105,7 @@ class ProcessLauncher:
             except OSError as error:
                 log.warning("supervisor.no_orphan_guard pid=%d error=%s", pid, error)
 
-    async def _start_process(self, shard_end: socket.socket, sockets: Sequence[socket.socket]) -> anyio.abc.Process:
-        fds = [shard_end.fileno(), *(sock.fileno() for sock in sockets)]
+    async def _start_interpreter(self, fds: Sequence[int]) -> "_Process":
         try:
             return await anyio.open_process(
                 [sys.executable, "-m", self._module, *map(str, fds)],
@@ -117,8 +121,28 @@ class ProcessLauncher:
             raise OSError(error.errno, error.strerror, sys.executable) from error
 
 
+class _Process(Protocol):
+    """A process that has been started: `anyio.abc.Process`, or one that was forked."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+    def send_signal(self, number: signal.Signals, /) -> None: ...
+
+
+_Start = Callable[[Sequence[int]], Awaitable[_Process]]
+"""Starts a process that has these descriptors."""
+
+
 class _ShardProcess:
-    def __init__(self, control: Control, process: anyio.abc.Process) -> None:
+    def __init__(self, control: Control, process: _Process) -> None:
         self.control = control
         self._process = process
         self._is_hung = False
@@ -127,6 +151,8 @@ class _ShardProcess:
 
     async def wait(self) -> str:
         code = await self._process.wait()
+        if code is None:
+            return "its exit code is not known: the process that had started it ended first"
         if code == -END_HUNG and self._is_hung:
             return f"its lane kept the interpreter for twice replace_stalled_s (signal {END_HUNG.name})"
         if code == EXIT_STALLED:
@@ -156,7 +182,7 @@ class _ShardProcess:
             self._process.send_signal(END_HUNG)
 
 
-def _kill(process: anyio.abc.Process) -> None:
+def _kill(process: _Process) -> None:
     # It may have ended although its exit code has not been read yet.
     with contextlib.suppress(ProcessLookupError):
         if process.returncode is None:

@@ -17,7 +17,7 @@ from aiohttp import web
 from onelane.supervisor.admin import connections as connections_module
 from onelane.supervisor.admin.connections import AdminConnection, AdminConnections
 
-from tests.running_app import RunningApp, echo, eventually, http_request, running
+from tests.running_app import RunningApp, descendants, echo, eventually, http_request, running
 
 PEERS_AT_ONCE = 16
 """Less than the backlog: Linux lets a client of a full one wait for a second."""
@@ -154,9 +154,10 @@ async def test_silent_peers_keep_nobody_from_the_admin_server_and_no_shard_from_
         (shard,), pid = cluster.shards(), cluster.process.pid
         in_use = len(os.listdir(f"/proc/{pid}/fd"))
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (in_use + 40, 200))
+        before = descendants(pid)
         with silent_peers(cluster.admin):
             os.kill(shard["pid"], signal.SIGKILL)
-            await eventually(lambda: children(pid) not in ([], [shard["pid"]]))
+            await eventually(lambda: descendants(pid) - before)
         # Until it has closed theirs, it resets further connections.
         await eventually(lambda: is_ready(cluster))
         # A launch that had failed would count.
@@ -168,8 +169,3 @@ def is_ready(cluster: RunningApp) -> bool:
     with suppress(OSError):
         return bool(cluster.shards()[0]["state"] == "ready")
     return False
-
-
-def children(pid: int) -> list[int]:
-    """Of a process with one thread that starts processes."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
