@@ -87,6 +87,8 @@ TESTED_BY = {
     "supervisor/systemd": "house/test_deploy",
     "testing/listener": "server/test_listener",
     "wire/http2": "wire/test_server_machine",
+    "wire/limits": "server/test_connection_limits",
+    "wire/ngh2_session": "wire/test_server_machine",
 }
 """Modules that are tested through others."""
 MODULES = [name for name in FILES if "/" in name and name not in SEAMS and not is_text(FILES[name])]

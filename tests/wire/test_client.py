@@ -261,8 +261,7 @@ def unread_streams(end: Any) -> int:
         pair.pass_bytes()
         end(pair, stream)
         pair.pass_bytes()
-    both = (pair.server.http2._connection.remote_window_size, pair.client.http2._connection.remote_window_size)
-    return min(both)
+    return min(pair.server.http2.connection_room(), pair.client.http2.connection_room())
 
 
 def test_what_nobody_read_of_a_stream_that_ended_does_not_stay_in_the_window() -> None:

@@ -205,9 +205,7 @@ class ClientConnection:
 
     def call(self, headers: Headers, message: bytes, call: Any, *, limit: int) -> ClientStream:
         """Send a unary request. message: framed. limit: bytes of the largest response message."""
-        http2 = self.http2
-        number = http2.send_request(headers)
-        http2.send_data(number, message, end_stream=True)
+        number = self.http2.request(headers, message)
         stream = ClientStream(number, call, limit)
         stream.ended = True
         self.streams[number] = stream

@@ -17,6 +17,8 @@ from onelane.errors import OnelaneError
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Headers = list[tuple[bytes, bytes]]
+HeaderTuple = tuple[tuple[bytes, bytes], ...]
+"""Headers that have come."""
 
 OK = 0
 CANCELLED = 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from onelane.wire import framing, header_size
 from onelane.wire.deframer import Deframer
-from onelane.wire.framing import BadWire, Discarder, Headers, Metadata
+from onelane.wire.framing import BadWire, Discarder, Headers, HeaderTuple, Metadata
 from onelane.wire.header_size import TooMuchMetadata
 from onelane.wire.http2 import (
     Closed,
@@ -21,7 +21,6 @@ from onelane.wire.http2 import (
     Http2,
     Limits,
     PingAcknowledged,
-    RequestReceived,
     SettingsReceived,
     StreamClosed,
     StreamEnded,
@@ -31,9 +30,9 @@ from onelane.wire.http2 import (
 
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 _RESPONSE_SIZE = header_size.size_of(_RESPONSE)
-_OK: Headers = [(b"grpc-status", b"0")]
 SMALL_CHANGE = 4096
 """Bytes by which what a connection holds may change untold; calls that hold less are not worth ending."""
+METHOD_NOT_ALLOWED = 405
 EVERY_PEER_TAKES = 1024
 """Bytes of headers, whatever it announces."""
 
@@ -43,30 +42,55 @@ class Stream:
 
     unpacks = True
     __slots__ = (
+        "_application",
         "_deframer",
+        "_fields",
+        "_timeout",
         "call",
         "encoding",
         "ended",
-        "fields",
         "headers",
         "held",
         "id",
-        "limit",
+        "message",
         "path",
+        "refusal",
         "sent_headers",
+        "size",
         "unread",
         "waits_left",
         "waits_since",
     )
 
-    def __init__(self, number: int, headers: tuple[tuple[bytes, bytes], ...], limit: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        ended: bool,
+        headers: HeaderTuple,
+        fields: dict[bytes, bytes] | None,
+        path: bytes,
+        application: HeaderTuple,
+        timeout: float | None,
+        size: int,
+        refusal: int,
+    ) -> None:
+        """Called by the session of HTTP/2, which has looked at each header once."""
         self.id = number
         self.headers = headers
-        self.fields = dict(headers)
-        self.limit = limit
-        self.path = self.fields.get(b":path", b"")
-        self.ended = False
+        self.path = path
+        self.size = size
+        """Bytes of its headers, as `header_size` counts them."""
+        self.refusal = refusal
+        """The HTTP status of a request that is none of gRPC's; 0 otherwise."""
+        self.ended = ended
         """The client has half-closed the stream: no message will follow."""
+        self.message: bytes | None = None
+        """The only message, if it came with its headers and the end of the stream, until its call is reported."""
+        self._fields = fields
+        self._application = application
+        """Headers that are the application's metadata."""
+        self._timeout = timeout
+        """Seconds; None without one, below zero where it is malformed."""
         self.sent_headers = False
         self.encoding = b""
         """The `grpc-encoding` of the answer, set before its headers; b"" for none."""
@@ -83,15 +107,22 @@ class Stream:
         """The listener's own object for the call; opaque here."""
         self._deframer: Deframer | Discarder | None = None
 
+    @property
+    def fields(self) -> dict[bytes, bytes]:
+        """The headers by their names."""
+        if self._fields is None:
+            self._fields = dict(self.headers)
+        return self._fields
+
     def value(self, name: bytes) -> bytes:
         """The value of one header, or b""."""
         return self.fields.get(name, b"")
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes, limit: int) -> list[bytes]:
         if self._deframer is None:
-            if framing.is_one_message(data, self.limit):
+            if framing.is_one_message(data, limit):
                 return [data[framing.PREFIX :]]
-            self._deframer = Deframer(limit=self.limit, encoding=self.value(b"grpc-encoding"), unpacks=self.unpacks)
+            self._deframer = Deframer(limit=limit, encoding=self.value(b"grpc-encoding"), unpacks=self.unpacks)
         messages = self._deframer.feed(data)
         if messages:
             self.waits_since = 0.0
@@ -126,9 +157,11 @@ class Stream:
         Raises:
             BadWire: the metadata or the timeout is malformed.
         """
-        timeout = self.fields.get(b"grpc-timeout")
-        metadata = () if self.fields.keys() <= framing.RESERVED else framing.read_metadata(self.headers)
-        return metadata, None if timeout is None else framing.read_timeout(timeout)
+        metadata = framing.read_metadata(self._application) if self._application else ()
+        if self._timeout is not None and self._timeout < 0:
+            # Raises: it is malformed.
+            framing.read_timeout(self.value(b"grpc-timeout"))
+        return metadata, self._timeout
 
 
 class PackingStream(Stream):
@@ -214,8 +247,7 @@ class ServerConnection:
         """joins: report a call whose only message arrives together with its headers by one event, `Opened`.
         unpacks: compressed messages; else they are reported as `Packed`."""
         self._stream_type = Stream if unpacks else PackingStream
-        self._joins = joins
-        self.http2 = Http2(server=True, limits=limits)
+        self.http2 = Http2(server=True, limits=limits, opens=self._stream_type, max_joined=max_message if joins else -1)
         self.streams: dict[int, Stream] = {}
         self.late: list[Event] = []
         """Events that came up while bytes were taken to be sent: calls that libnghttp2 has ended."""
@@ -239,28 +271,14 @@ class ServerConnection:
         """Take bytes from the client; returns the events in them, in order."""
         events: list[Event] = []
         resets = False
-        fresh: dict[int, Opened] = {}
-        """Calls of whose streams only the headers have arrived, and in these bytes."""
         arrived: dict[int, Messages] = {}
         """The event of each stream whose messages are in these bytes."""
+        stream_type = self._stream_type
         for event in self.http2.receive(data):
             kind = type(event)
-            if kind is RequestReceived:
-                opened = self._open(event.stream_id, event.headers, event.end_stream, events)
-                if self._joins and opened is not None:
-                    fresh[event.stream_id] = opened
+            if kind is stream_type:
+                self._open(event, events)
             elif kind is DataReceived:
-                if event.end_stream and fresh:
-                    # Inlined: this is the path of nearly every unary call.
-                    opened, data = fresh.get(event.stream_id), event.data
-                    if opened is not None and framing.is_one_message(data, self._max_message):
-                        stream = opened.stream
-                        stream.ended = True
-                        stream.unread = len(data)
-                        opened.message = data[framing.PREFIX :]
-                        continue
-                elif fresh:
-                    fresh.pop(event.stream_id, None)
                 self._data(event.stream_id, event.data, event.end_stream, events, arrived)
             elif kind is TrailersReceived:
                 # gRPC does not use trailers of a client, but they end the stream.
@@ -365,16 +383,9 @@ class ServerConnection:
 
     def answer(self, stream: Stream, message: bytes) -> None:
         """Answer a unary call with a message and the status OK."""
-        http2 = self.http2
         number = stream.id
-        # First: it raises where `message` is no message, and then nothing has been sent.
-        framed = b"\0" + len(message).to_bytes(4, "big") + message
-        try:
-            http2.send_response(number, _RESPONSE)
-            http2.send_data(number, framed)
-            http2.send_trailers(number, _OK)
-        except StreamEnded:
-            pass
+        self.http2.answer(number, message, stream.unread)
+        stream.unread = 0
         self._forget(stream)
 
     def send_headers(self, stream: Stream, metadata: Metadata = ()) -> None:
@@ -457,28 +468,22 @@ class ServerConnection:
 
     # Received events
 
-    def _open(
-        self, number: int, headers: tuple[tuple[bytes, bytes], ...], ended: bool, events: list[Event]
-    ) -> Opened | None:
-        stream = self._stream_type(number, headers, self._max_message)
-        stream.ended = ended
-        fields = stream.fields
-        if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
-            self._not_grpc(stream, [(b":status", b"415")])
-            return None
-        if fields.get(b":method") != b"POST":
-            self._not_grpc(stream, [(b":status", b"405"), (b"allow", b"POST")])
-            return None
-        size = header_size.size_of(headers)
-        if size > self._max_metadata:
-            self.finish(stream, framing.RESOURCE_EXHAUSTED, f"metadata of {size} bytes, at most {self._max_metadata}")
-            return None
-        self.streams[number] = stream
-        opened = Opened(stream)
-        events.append(opened)
-        if ended:
-            events.append(Messages(stream, [], last=True))
-        return opened
+    def _open(self, stream: Stream, events: list[Event]) -> None:
+        if stream.refusal:
+            more = [(b"allow", b"POST")] if stream.refusal == METHOD_NOT_ALLOWED else []
+            self._not_grpc(stream, [(b":status", b"%d" % stream.refusal), *more])
+        elif stream.size > self._max_metadata:
+            text = f"metadata of {stream.size} bytes, at most {self._max_metadata}"
+            self.finish(stream, framing.RESOURCE_EXHAUSTED, text)
+        else:
+            self.streams[stream.id] = stream
+            message, stream.message = stream.message, None
+            events.append(Opened(stream, message))
+            if message is not None:
+                stream.ended = True
+                stream.unread = framing.PREFIX + len(message)
+            elif stream.ended:
+                events.append(Messages(stream, [], last=True))
 
     def _not_grpc(self, stream: Stream, headers: Headers) -> None:
         with suppress(StreamEnded):
@@ -496,7 +501,7 @@ class ServerConnection:
         self.held += len(data)
         broken: Broken | None = None
         try:
-            messages = stream.feed(data)
+            messages = stream.feed(data, self._max_message)
             if ended and not stream.is_whole:
                 broken = Broken(stream, framing.INTERNAL, "the stream ended in the middle of a message")
         except BadWire as error:

@@ -1,0 +1,1329 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""HTTP/2 on libnghttp2's own callbacks, with the interface of `ngh2_session`: see `http2`.
+
+How the two meet. libnghttp2 calls back only within `receive` and `take`, with the GIL held, and everything here belongs
+to one `Session`. A callback that fails leaves its Python exception set and returns FAILED; libnghttp2 then returns
+FAILED at once, from which the exception goes on. What Python code a callback may run (an allocation may collect garbage,
+and so call anything) can submit frames, as libnghttp2 allows; `receive` and `take` themselves do nothing meanwhile.
+libnghttp2 knows a `_Stream` by a borrowed pointer: `_streams` owns it until `_on_stream_close`, the last callback of a
+stream. Bytes to send are held by the `_Stream` until they have been copied into a frame.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.list cimport PyList_AsTuple, PyList_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from collections import deque
+
+from onelane.wire.framing import RESERVED
+from onelane.wire.limits import UNLIMITED
+
+
+cdef enum:
+    # Frames, and their flags.
+    DATA = 0x0
+    HEADERS = 0x1
+    RST_STREAM = 0x3
+    SETTINGS = 0x4
+    PING = 0x6
+    GOAWAY = 0x7
+    PRIORITY_UPDATE = 0x10
+    END_STREAM = 0x1
+    ACK = 0x1
+    # Settings.
+    ENABLE_PUSH = 0x2
+    MAX_CONCURRENT_STREAMS = 0x3
+    INITIAL_WINDOW_SIZE = 0x4
+    MAX_FRAME_SIZE = 0x5
+    MAX_HEADER_LIST_SIZE = 0x6
+    NO_RFC7540_PRIORITIES = 0x9
+    # libnghttp2's.
+    FAILED = -902
+    DEFERRED = -508
+    STREAM_CLOSED = -510
+    STREAM_CLOSING = -511
+    STREAM_SHUT_WR = -512
+    REFUSE_STREAM = -521
+    FRAME_SIZE_ERROR = -522
+    SESSION_CLOSING = -530
+    OF_A_REQUEST = 0
+    DATA_EOF = 1
+    DATA_NO_END_STREAM = 2
+    DATA_NO_COPY = 4
+    NO_INDEX = 1
+    STATIC_FIELD = 2 | 4
+    # HTTP/2's errors.
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    # Ours.
+    PREFIX = 5
+    FRAME_HEAD = 9
+    FIELD_OVERHEAD = 32
+    LARGEST_FRAME = 65536
+    JOINED_COPY = 4096
+    FIRST_ROOM = 2048
+    KNOWN_FIELDS = 32
+    MAX_KNOWN = 256
+    UNSUPPORTED_MEDIA_TYPE = 415
+    METHOD_NOT_ALLOWED = 405
+
+
+cdef extern from "Python.h":
+    char *bytes_of "PyBytes_AS_STRING" (PyObject *)
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
+
+
+# The functions with ssize_t: every release has them.
+cdef extern from "nghttp2/nghttp2.h":
+    ctypedef struct nghttp2_session
+    ctypedef struct nghttp2_session_callbacks
+    ctypedef struct nghttp2_option
+    ctypedef struct nghttp2_rcbuf
+    ctypedef struct nghttp2_vec:
+        uint8_t *base
+        size_t len
+    ctypedef struct nghttp2_nv:
+        uint8_t *name
+        uint8_t *value
+        size_t namelen
+        size_t valuelen
+        uint8_t flags
+    ctypedef struct nghttp2_settings_entry:
+        int32_t settings_id
+        uint32_t value
+    ctypedef struct nghttp2_extpri:
+        uint32_t urgency
+        int inc
+    ctypedef union nghttp2_data_source:
+        void *ptr
+    ctypedef struct nghttp2_data_provider:
+        nghttp2_data_source source
+        void *read_callback
+    ctypedef struct nghttp2_frame_hd:
+        size_t length
+        int32_t stream_id
+        uint8_t type
+        uint8_t flags
+    ctypedef struct nghttp2_headers:
+        int cat
+    ctypedef struct nghttp2_rst_stream:
+        uint32_t error_code
+    ctypedef struct nghttp2_goaway:
+        int32_t last_stream_id
+        uint32_t error_code
+        uint8_t *opaque_data
+        size_t opaque_data_len
+    ctypedef union nghttp2_frame:
+        nghttp2_frame_hd hd
+        nghttp2_headers headers
+        nghttp2_rst_stream rst_stream
+        nghttp2_goaway goaway
+
+    const char *nghttp2_strerror(int)
+    nghttp2_vec nghttp2_rcbuf_get_buf(nghttp2_rcbuf *)
+    void nghttp2_rcbuf_incref(nghttp2_rcbuf *)
+    void nghttp2_rcbuf_decref(nghttp2_rcbuf *)
+
+    int nghttp2_session_callbacks_new(nghttp2_session_callbacks **)
+    void nghttp2_session_callbacks_del(nghttp2_session_callbacks *)
+    void nghttp2_session_callbacks_set_send_callback(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_send_data_callback(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_begin_headers_callback(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_header_callback2(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_invalid_header_callback2(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_frame_recv_callback(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_frame_send_callback(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_frame_not_send_callback(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_stream_close_callback(nghttp2_session_callbacks *, void *)
+
+    int nghttp2_option_new(nghttp2_option **)
+    void nghttp2_option_del(nghttp2_option *)
+    void nghttp2_option_set_no_auto_window_update(nghttp2_option *, int)
+    void nghttp2_option_set_no_closed_streams(nghttp2_option *, int)
+    void nghttp2_option_set_peer_max_concurrent_streams(nghttp2_option *, uint32_t)
+    void nghttp2_option_set_max_send_header_block_length(nghttp2_option *, size_t)
+    void nghttp2_option_set_builtin_recv_extension_type(nghttp2_option *, uint8_t)
+    void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t)
+    void nghttp2_option_set_max_continuations(nghttp2_option *, size_t)
+
+    int nghttp2_session_client_new2(nghttp2_session **, nghttp2_session_callbacks *, void *, nghttp2_option *)
+    int nghttp2_session_server_new2(nghttp2_session **, nghttp2_session_callbacks *, void *, nghttp2_option *)
+    void nghttp2_session_del(nghttp2_session *)
+    ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t) except? FAILED
+    int nghttp2_session_send(nghttp2_session *) except? FAILED
+    uint32_t nghttp2_session_get_next_stream_id(nghttp2_session *)
+    int nghttp2_session_want_read(nghttp2_session *)
+    int nghttp2_session_want_write(nghttp2_session *)
+    int nghttp2_session_check_request_allowed(nghttp2_session *)
+    uint32_t nghttp2_session_get_remote_settings(nghttp2_session *, int)
+    int32_t nghttp2_session_get_last_proc_stream_id(nghttp2_session *)
+    int32_t nghttp2_session_get_remote_window_size(nghttp2_session *)
+    int nghttp2_session_set_stream_user_data(nghttp2_session *, int32_t, void *)
+    void *nghttp2_session_get_stream_user_data(nghttp2_session *, int32_t)
+    int nghttp2_session_set_local_window_size(nghttp2_session *, uint8_t, int32_t, int32_t)
+    int nghttp2_session_consume(nghttp2_session *, int32_t, size_t)
+    int nghttp2_session_resume_data(nghttp2_session *, int32_t)
+    int nghttp2_session_change_extpri_stream_priority(nghttp2_session *, int32_t, const nghttp2_extpri *, int)
+    int nghttp2_session_terminate_session(nghttp2_session *, uint32_t)
+
+    int nghttp2_submit_settings(nghttp2_session *, uint8_t, nghttp2_settings_entry *, size_t)
+    int32_t nghttp2_submit_request(
+        nghttp2_session *, void *, const nghttp2_nv *, size_t, const nghttp2_data_provider *, void *)
+    int nghttp2_submit_response(
+        nghttp2_session *, int32_t, const nghttp2_nv *, size_t, const nghttp2_data_provider *)
+    int nghttp2_submit_trailer(nghttp2_session *, int32_t, const nghttp2_nv *, size_t)
+    int nghttp2_submit_rst_stream(nghttp2_session *, uint8_t, int32_t, uint32_t)
+    int nghttp2_submit_ping(nghttp2_session *, uint8_t, const uint8_t *)
+    int nghttp2_submit_goaway(nghttp2_session *, uint8_t, int32_t, uint32_t, const uint8_t *, size_t)
+    int nghttp2_submit_shutdown_notice(nghttp2_session *)
+
+
+cdef enum Kind:
+    """What a header field is to us."""
+    APPLICATION
+    OTHER
+    PATH
+    POST
+    OTHER_METHOD
+    GRPC
+    OTHER_CONTENT
+    TIMEOUT
+    STATUS
+    ENCODING
+
+
+class WireError(Exception):
+    """The connection does not allow this now."""
+
+
+class StreamEnded(WireError):
+    """The stream has ended, or its last bytes have been queued."""
+
+
+class _TooMuch(Exception):
+    """The peer has sent more than the limits allow: the connection ends."""
+
+
+class NeverIndexed(tuple):
+    """A header field that is secret to its sender: it is sent on as it came. RFC 7541, section 6.2.3."""
+
+
+# Events. `WindowUpdated` is never made: nobody needs it.
+
+cdef class _Event:
+    def __repr__(self):
+        fields = [f"{name}={getattr(self, name)!r}" for name in dir(self) if not name.startswith("_")]
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+@cython.final
+cdef class RequestReceived(_Event):
+    cdef readonly int32_t stream_id
+    cdef readonly tuple headers
+    cdef readonly bint end_stream
+
+
+@cython.final
+cdef class ResponseReceived(_Event):
+    cdef readonly int32_t stream_id
+    cdef readonly tuple headers
+    cdef readonly bint end_stream
+
+
+@cython.final
+cdef class TrailersReceived(_Event):
+    cdef readonly int32_t stream_id
+    cdef readonly tuple headers
+
+
+@cython.final
+cdef class DataReceived(_Event):
+    cdef readonly int32_t stream_id
+    cdef readonly bytes data
+    cdef readonly bint end_stream
+
+
+@cython.final
+cdef class StreamReset(_Event):
+    cdef readonly int32_t stream_id
+    cdef readonly uint32_t error_code
+
+
+@cython.final
+cdef class StreamClosed(_Event):
+    cdef readonly int32_t stream_id
+    cdef readonly uint32_t error_code
+    cdef readonly object local_error
+    """Why this end could not send its headers; None otherwise."""
+
+
+@cython.final
+cdef class SettingsReceived(_Event):
+    pass
+
+
+@cython.final
+cdef class PingAcknowledged(_Event):
+    pass
+
+
+@cython.final
+cdef class WindowUpdated(_Event):
+    pass
+
+
+@cython.final
+cdef class GoAwayReceived(_Event):
+    cdef readonly int32_t last_stream_id
+    cdef readonly uint32_t error_code
+    cdef readonly bytes debug_data
+
+
+@cython.final
+cdef class ConnectionClosed(_Event):
+    cdef readonly uint32_t error_code
+    cdef readonly bytes debug_data
+
+
+# Header fields
+
+cdef struct _Known:
+    # A header field that has come before. libnghttp2 hands out the same buffers for what is in HPACK's tables.
+    nghttp2_rcbuf *name
+    nghttp2_rcbuf *value
+    PyObject *pair
+    Kind kind
+
+
+cdef object _pair_of(nghttp2_vec name, nghttp2_vec value, uint8_t flags):
+    pair = (
+        PyBytes_FromStringAndSize(<const char *>name.base, name.len),
+        PyBytes_FromStringAndSize(<const char *>value.base, value.len),
+    )
+    return NeverIndexed(pair) if flags & NO_INDEX else pair
+
+
+cdef Kind _kind_of(object pair) except *:
+    cdef bytes name = <bytes>(<tuple>pair)[0]
+    cdef bytes value = _value_of(pair)
+    if name not in RESERVED:
+        return APPLICATION
+    if name == b":path":
+        return PATH
+    if name == b":method":
+        return POST if value == b"POST" else OTHER_METHOD
+    if name == b"content-type":
+        return GRPC if value.startswith(b"application/grpc") else OTHER_CONTENT
+    if name == b"grpc-timeout":
+        return TIMEOUT
+    if name == b":status":
+        return STATUS
+    if name == b"grpc-encoding":
+        return ENCODING
+    return OTHER
+
+
+cdef double _seconds(bytes text):
+    """The `grpc-timeout`, as `framing.read_timeout` reads it; below zero where it is malformed."""
+    cdef const char *digits = PyBytes_AS_STRING(text)
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(text) - 1
+    cdef double count = 0
+    cdef Py_ssize_t at
+    if not 1 <= length <= 8:
+        return -1
+    for at in range(length):
+        if not c"0" <= digits[at] <= c"9":
+            return -1
+        count = count * 10 + (digits[at] - c"0")
+    cdef char unit = digits[length]
+    if unit == c"n": return count / 1e9
+    if unit == c"u": return count / 1e6
+    if unit == c"m": return count / 1e3
+    if unit == c"S": return count
+    if unit == c"M": return count / (1.0 / 60)
+    if unit == c"H": return count / (1.0 / 3600)
+    return -1
+
+
+cdef nghttp2_nv *_fields_of(object headers, size_t *count) except NULL:
+    """Header fields as libnghttp2 takes them, which copies them: to be freed, and valid as long as `headers`."""
+    cdef list pairs = list(headers)
+    cdef bytes name, value
+    cdef size_t at = 0
+    count[0] = PyList_GET_SIZE(pairs)
+    cdef nghttp2_nv *fields = <nghttp2_nv *>malloc((count[0] + 1) * sizeof(nghttp2_nv))
+    if fields == NULL:
+        raise MemoryError
+    try:
+        for pair in pairs:
+            name, value = pair
+            _set_field(&fields[at], name, value, NO_INDEX if type(pair) is NeverIndexed else 0)
+            at += 1
+    except:
+        free(fields)
+        raise
+    return fields
+
+
+cdef int _set_field(nghttp2_nv *field, bytes name, bytes value, uint8_t flags) except -1:
+    if name is None or value is None:
+        raise TypeError("a header field is a pair of bytes")
+    field.name, field.namelen = <uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)
+    field.value, field.valuelen = <uint8_t *>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
+    field.flags = flags
+    return 0
+
+
+# What nearly every answer is sent with; the module holds the literals.
+cdef nghttp2_nv _RESPONSE[2]
+cdef nghttp2_nv _OK[1]
+_set_field(&_RESPONSE[0], b":status", b"200", STATIC_FIELD)
+_set_field(&_RESPONSE[1], b"content-type", b"application/grpc", STATIC_FIELD)
+_set_field(&_OK[0], b"grpc-status", b"0", STATIC_FIELD)
+
+
+@cython.final
+@cython.no_gc_clear
+@cython.freelist(64)
+cdef class _Stream:
+    """What a stream sends, and what of it may still be put into the event that began it."""
+    cdef int32_t id
+    # To send.
+    cdef bytes chunk
+    """The first that has not been copied into frames in full; None for none."""
+    cdef Py_ssize_t offset
+    """Bytes of it that have been."""
+    cdef object further
+    """The chunks after it: a deque, or None."""
+    cdef size_t queued
+    """Bytes of all of them."""
+    cdef bint has_begun
+    """Its headers have been submitted."""
+    cdef bint takes_data
+    cdef bint waits
+    """libnghttp2 is to be told when there is something to send."""
+    cdef list trailers
+    cdef bint ends_ok
+    """It ends with the trailers of the status OK."""
+    cdef object send_error
+    """Why its headers could not be sent, until it closes."""
+    # Received.
+    cdef uint64_t fresh_in
+    """The `receive` which its first headers came in, as long as they, and what followed, are those of an ordinary
+    unary call; 0 otherwise."""
+    cdef object request
+    """On a server, the object of its request, whose message may follow; on a client, the `AnswerReceived`."""
+
+    cdef int push(self, bytes chunk) except -1:
+        if not PyBytes_GET_SIZE(chunk):
+            return 0
+        if self.chunk is None:
+            self.chunk = chunk
+        else:
+            if self.further is None:
+                self.further = deque()
+            self.further.append(chunk)
+        self.queued += PyBytes_GET_SIZE(chunk)
+        return 0
+
+    cdef int copy_to(self, char *target, size_t length) except -1:
+        """Move bytes into a frame: at most `queued`."""
+        cdef size_t size
+        while length:
+            size = min(length, <size_t>(PyBytes_GET_SIZE(self.chunk) - self.offset))
+            memcpy(target, PyBytes_AS_STRING(self.chunk) + self.offset, size)
+            target += size
+            length -= size
+            self.queued -= size
+            self.offset += size
+            if self.offset == PyBytes_GET_SIZE(self.chunk):
+                self.chunk = self.further.popleft() if self.further else None
+                self.offset = 0
+        return 0
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Session:
+    """One end of one connection: bytes in, events out, bytes to send."""
+
+    cdef nghttp2_session *_session
+    cdef readonly bint is_over
+    """Nothing more is read or written. Set by the `take` that returns the last bytes."""
+    cdef public uint32_t sent_error
+    """The error of the GOAWAY with which libnghttp2 has ended the connection: its peer has broken HTTP/2."""
+    cdef bint _is_server
+    cdef bint _is_busy
+    """libnghttp2 is in the middle of a call."""
+    cdef bint _is_ending
+    """A GOAWAY was sent or has come."""
+    cdef uint32_t _sent_goaway
+    """The error of a GOAWAY in the bytes that are taken; 0 without one."""
+    cdef uint32_t _goaway_error
+    """Of the last GOAWAY, and its text."""
+    cdef bytes _goaway_text
+    cdef dict _streams
+    cdef list _events
+    cdef size_t _queued
+    cdef uint64_t _round
+    """Counts the calls of `receive`."""
+    # Limits.
+    cdef object _opens
+    cdef Py_ssize_t _max_joined
+    cdef size_t _max_metadata
+    cdef size_t _max_fields
+    cdef int32_t _window
+    cdef int32_t _wide_window
+    cdef Py_ssize_t _wide_streams
+    cdef set _wide
+    """Streams with a wide window; of those that have ended, some."""
+    # The header block that comes in.
+    cdef _Known _known[KNOWN_FIELDS]
+    cdef list _headers
+    cdef size_t _headers_size
+    cdef bytes _path
+    cdef bytes _status
+    cdef list _application
+    cdef object _timeout
+    cdef bint _is_post
+    cdef bint _is_grpc
+    cdef bint _is_encoded
+    # The message that comes in.
+    cdef _Stream _joining
+    """The stream whose only message has come, before it is known that its frame ends with it."""
+    cdef bytes _message
+    # Bytes to send, while they are gathered: `bytes` of `_room`, of which `_size` are written.
+    cdef PyObject *_out
+    cdef Py_ssize_t _size
+    cdef Py_ssize_t _room
+
+    def __cinit__(self, *, bint server, limits, opens=None, Py_ssize_t max_joined=-1):
+        """See `ngh2_session.Session`."""
+        self._is_server = server
+        self._goaway_text = b""
+        self._streams = {}
+        self._events = []
+        self._opens = opens
+        self._max_joined = max_joined
+        self._max_metadata, self._max_fields = limits.max_metadata, limits.max_headers
+        self._window, self._wide_window, self._wide_streams = limits.window, limits.wide_window, limits.wide_streams
+        self._wide = set()
+        self._start(limits)
+        self._submit_settings(limits)
+        _check(nghttp2_session_set_local_window_size(self._session, 0, 0, limits.connection_window))
+
+    cdef int _start(self, limits) except -1:
+        cdef nghttp2_session_callbacks *callbacks = NULL
+        cdef nghttp2_option *option = NULL
+        try:
+            _check(nghttp2_session_callbacks_new(&callbacks))
+            _set_callbacks(callbacks)
+            _check(nghttp2_option_new(&option))
+            _set_options(option, limits)
+            if self._is_server:
+                _check(nghttp2_session_server_new2(&self._session, callbacks, <void *>self, option))
+            else:
+                _check(nghttp2_session_client_new2(&self._session, callbacks, <void *>self, option))
+        finally:
+            nghttp2_option_del(option)
+            nghttp2_session_callbacks_del(callbacks)
+        return 0
+
+    cdef int _submit_settings(self, limits) except -1:
+        cdef nghttp2_settings_entry entries[5]
+        cdef size_t count = 4
+        entries[0].settings_id, entries[0].value = INITIAL_WINDOW_SIZE, limits.window
+        entries[1].settings_id, entries[1].value = MAX_HEADER_LIST_SIZE, limits.max_metadata
+        entries[2].settings_id, entries[2].value = MAX_FRAME_SIZE, LARGEST_FRAME
+        if self._is_server:
+            entries[3].settings_id, entries[3].value = MAX_CONCURRENT_STREAMS, limits.max_streams
+            # `share_window` needs the priorities of RFC 9218.
+            entries[4].settings_id, entries[4].value = NO_RFC7540_PRIORITIES, 1
+            count = 5
+        else:
+            entries[3].settings_id, entries[3].value = ENABLE_PUSH, 0
+        _check(nghttp2_submit_settings(self._session, 0, entries, count))
+        return 0
+
+    def __dealloc__(self):
+        cdef int at
+        nghttp2_session_del(self._session)
+        for at in range(KNOWN_FIELDS):
+            _forget(&self._known[at])
+        Py_XDECREF(self._out)
+
+    # Bytes
+
+    def receive(self, data):
+        """Take bytes from the peer; returns the events in them."""
+        cdef Py_buffer view
+        cdef ssize_t result
+        if self.is_over or self._is_busy:
+            return []
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        self._round += 1
+        self._is_busy = True
+        try:
+            result = nghttp2_session_mem_recv(self._session, <const uint8_t *>view.buf, view.len)
+            self._part_message()
+        except _TooMuch as error:
+            return self._broken(str(error))
+        except:
+            self._end()
+            raise
+        finally:
+            self._is_busy = False
+            PyBuffer_Release(&view)
+        if result < 0:
+            return self._broken(_text(<int>result))
+        if self._is_ending:
+            self._close_if_done()
+        return self.events()
+
+    def events(self):
+        """Takes the events that have come up since the last `receive`: what libnghttp2 itself refuses to send or to
+        accept, it says while it writes."""
+        cdef list events = self._events
+        if events:
+            self._events = []
+            return events
+        return []
+
+    def take(self):
+        """The bytes to send now."""
+        if self.is_over or self._is_busy:
+            return b""
+        cdef int result
+        self._sent_goaway = 0
+        self._is_busy = True
+        try:
+            result = nghttp2_session_send(self._session)
+        except:
+            self._end()
+            raise
+        finally:
+            self._is_busy = False
+        if result < 0:
+            self._end()
+            return b""
+        if self._is_ending:
+            self._close_if_done()
+        if not nghttp2_session_want_read(self._session):
+            # The last bytes: a GOAWAY for a protocol error of the peer, or the end after an orderly shutdown.
+            self.sent_error = self._sent_goaway
+            self._end()
+        return self._gathered()
+
+    cdef bytes _gathered(self):
+        """The bytes that libnghttp2 has written."""
+        if self._out == NULL:
+            return b""
+        if self._size < self._room:
+            _PyBytes_Resize(&self._out, self._size)
+        data = <bytes>self._out
+        Py_DECREF(data)
+        self._out = NULL
+        return data
+
+    cdef char *_room_for(self, Py_ssize_t amount) except NULL:
+        """Where the next bytes to send are to be written."""
+        if self._out == NULL:
+            self._size, self._room = 0, max(amount, <Py_ssize_t>FIRST_ROOM)
+            room = PyBytes_FromStringAndSize(NULL, self._room)
+            Py_INCREF(room)
+            self._out = <PyObject *>room
+        elif self._size + amount > self._room:
+            self._room = 2 * (self._size + amount)
+            _PyBytes_Resize(&self._out, self._room)
+        cdef char *target = bytes_of(self._out) + self._size
+        self._size += amount
+        return target
+
+    cdef list _broken(self, str text):
+        """The connection ends here: libnghttp2 cannot go on."""
+        self._end()
+        events = self.events()
+        events.append(_connection_closed(PROTOCOL_ERROR, text.encode()))
+        return events
+
+    cdef int _close_if_done(self) except -1:
+        """After a GOAWAY: tell when nothing is to be read or written any more."""
+        if not nghttp2_session_want_read(self._session) and not nghttp2_session_want_write(self._session):
+            self._is_ending = False
+            self._events.append(_connection_closed(self._goaway_error, self._goaway_text))
+        return 0
+
+    cdef void _end(self):
+        """Let every later call do nothing: a call may be answered after its connection is lost."""
+        self.is_over = True
+        nghttp2_session_del(self._session)
+        self._session = NULL
+        self._streams.clear()
+        self._queued = 0
+
+    # Requests and answers
+
+    def send_request(self, headers, *, bint end_stream=False):
+        """Open a stream; returns its number."""
+        return self._request(headers, None, end_stream)
+
+    def request(self, headers, bytes message not None):
+        """Send a whole unary request, and return the number of its stream. message: framed."""
+        return self._request(headers, message, True)
+
+    cdef int32_t _request(self, headers, bytes message, bint ends) except -1:
+        cdef nghttp2_data_provider provider
+        cdef size_t count
+        cdef nghttp2_nv *fields
+        cdef _Stream stream = _Stream.__new__(_Stream)
+        if self.is_over or not nghttp2_session_check_request_allowed(self._session):
+            raise WireError("the connection cannot create another request stream")
+        provider.source.ptr = NULL
+        provider.read_callback = <void *>_read_body
+        stream.has_begun, stream.takes_data = True, not ends
+        if message is not None:
+            stream.push(message)
+        fields = _fields_of(headers, &count)
+        try:
+            stream.id = nghttp2_session_get_next_stream_id(self._session)
+            self._streams[stream.id] = stream
+            _check(nghttp2_submit_request(
+                self._session, NULL, fields, count, NULL if ends and message is None else &provider, <void *>stream
+            ))
+        except:
+            self._streams.pop(stream.id, None)
+            raise
+        finally:
+            free(fields)
+        self._queued += stream.queued
+        return stream.id
+
+    def send_response(self, int32_t number, headers, *, bint end_stream=False):
+        """Send the headers of an answer, or with `end_stream` all of it."""
+        cdef _Stream stream
+        cdef size_t count
+        cdef nghttp2_nv *fields
+        if self.is_over:
+            return
+        stream = self._beginning(number)
+        fields = _fields_of(headers, &count)
+        try:
+            self._respond(stream, fields, count, end_stream)
+        finally:
+            free(fields)
+
+    cdef int _respond(self, _Stream stream, const nghttp2_nv *fields, size_t count, bint ends) except -1:
+        cdef nghttp2_data_provider provider
+        provider.source.ptr = NULL
+        provider.read_callback = <void *>_read_body
+        _check(nghttp2_submit_response(self._session, stream.id, fields, count, NULL if ends else &provider))
+        stream.has_begun = True
+        stream.takes_data = not ends
+        return 0
+
+    def send_data(self, int32_t number, data, *, bint end_stream=False):
+        """Send bytes after what has been queued, and with `end_stream` end this side of the stream."""
+        cdef _Stream stream
+        cdef bytes chunk = data if type(data) is bytes else bytes(memoryview(data))
+        if self.is_over:
+            return
+        stream = self._writable(number)
+        self._push(stream, chunk)
+        stream.takes_data = not end_stream
+        self._wake(stream)
+
+    def send_trailers(self, int32_t number, headers):
+        """End this side of the stream, after what has been queued."""
+        cdef _Stream stream
+        if self.is_over:
+            return
+        stream = self._writable(number)
+        stream.trailers = list(headers)
+        stream.takes_data = False
+        self._wake(stream)
+
+    def end_stream(self, int32_t number):
+        """End this side of the stream, after what has been queued."""
+        self.send_data(number, b"", end_stream=True)
+
+    def answer(self, int32_t number, message, size_t unread):
+        """Answer a unary call with a message and the status OK, unless its stream has ended, and acknowledge the
+        `unread` bytes of its request. Whatever is no message raises, and then nothing has been sent."""
+        cdef bytes body = message if type(message) is bytes else b"" + message
+        cdef _Stream stream
+        cdef bytes framed = _framed(body)
+        if self.is_over:
+            return
+        stream = self._streams.get(number)
+        if stream is not None and not stream.has_begun:
+            self._respond(stream, _RESPONSE, 2, False)
+            self._push(stream, framed)
+            if PyBytes_GET_SIZE(framed) == PREFIX:
+                self._push(stream, body)
+            stream.takes_data = False
+            stream.ends_ok = True
+        if unread:
+            nghttp2_session_consume(self._session, number, unread)
+
+    cdef _Stream _beginning(self, int32_t number):
+        """The stream, which has not been answered."""
+        cdef _Stream stream = self._streams.get(number)
+        if stream is None or stream.has_begun:
+            raise StreamEnded("the stream has been answered, or has ended")
+        return stream
+
+    cdef _Stream _writable(self, int32_t number):
+        """The stream, which takes more."""
+        cdef _Stream stream = self._streams.get(number)
+        if stream is None or not stream.takes_data:
+            raise StreamEnded("this side of the stream has ended")
+        return stream
+
+    cdef int _push(self, _Stream stream, bytes chunk) except -1:
+        stream.push(chunk)
+        self._queued += PyBytes_GET_SIZE(chunk)
+        return 0
+
+    cdef int _wake(self, _Stream stream) except -1:
+        if stream.waits:
+            stream.waits = False
+            _check(nghttp2_session_resume_data(self._session, stream.id))
+        return 0
+
+    # Flow control
+
+    def acknowledge(self, size_t amount, int32_t number):
+        """Let the peer send `amount` more bytes, on one stream and on the connection."""
+        if not self.is_over:
+            nghttp2_session_consume(self._session, number, amount)
+
+    def widen(self, int32_t number, open_streams):
+        """Let the peer send more at once on a stream that its window holds up, if not too many streams have more.
+
+        open_streams: the streams that have not ended.
+        """
+        if self.is_over or self._wide_window <= self._window or number in self._wide:
+            return
+        if len(self._wide) >= self._wide_streams:
+            self._wide = {wide for wide in self._wide if wide in open_streams}
+            if len(self._wide) >= self._wide_streams:
+                return
+        if number in self._streams:
+            nghttp2_session_set_local_window_size(self._session, 0, number, self._wide_window)
+            self._wide.add(number)
+
+    def is_filled(self, Py_ssize_t amount):
+        """Whether `amount` bytes, of one stream and not acknowledged, leave the peer little of its window."""
+        return amount * 2 >= self._window
+
+    def queued(self, int32_t number):
+        """Bytes of one stream that wait for the peer's flow-control windows."""
+        cdef _Stream stream = self._streams.get(number)
+        return 0 if stream is None else stream.queued
+
+    def queued_in_all(self):
+        """Bytes of all streams that wait for the peer's flow-control windows."""
+        return self._queued
+
+    def share_window(self, int32_t number):
+        """Let a stream of this server take turns with others in what the peer's connection window lets through. By
+        default libnghttp2 sends all that the oldest stream has before the next one's: an endless stream would starve
+        the others. RFC 9218, section 4.2. Does nothing on a client, where HTTP/2 has no such choice."""
+        cdef nghttp2_extpri in_turns
+        in_turns.urgency, in_turns.inc = 3, 1
+        if self._is_server and number in self._streams:
+            nghttp2_session_change_extpri_stream_priority(self._session, number, &in_turns, 0)
+
+    def connection_room(self):
+        """Bytes of all streams that the peer lets this end send now."""
+        return 0 if self.is_over else nghttp2_session_get_remote_window_size(self._session)
+
+    def has_stream(self, int32_t number):
+        """Whether a stream has not closed: its end is still to be told."""
+        return number in self._streams
+
+    # The connection. Nothing is sent where it is over, or has begun to end.
+
+    def reset(self, int32_t number, uint32_t error):
+        if not self.is_over:
+            nghttp2_submit_rst_stream(self._session, 0, number, error)
+
+    def ping(self, bytes payload not None):
+        """payload: 8 bytes."""
+        if PyBytes_GET_SIZE(payload) != 8:
+            raise ValueError("a PING has 8 bytes")
+        if not self.is_over:
+            nghttp2_submit_ping(self._session, 0, <const uint8_t *>PyBytes_AS_STRING(payload))
+
+    def shutdown_notice(self):
+        """Announce a GOAWAY; streams that the peer opens until it has read this are still accepted."""
+        if not self.is_over:
+            nghttp2_submit_shutdown_notice(self._session)
+
+    def go_away(self, uint32_t error=0):
+        """Send GOAWAY: accept no further stream; open streams go on."""
+        if not self.is_over:
+            last = nghttp2_session_get_last_proc_stream_id(self._session)
+            nghttp2_submit_goaway(self._session, 0, last, error, NULL, 0)
+
+    def terminate(self, uint32_t error=0):
+        """End the connection as soon as the queued frames have been sent."""
+        if not self.is_over:
+            nghttp2_session_terminate_session(self._session, error)
+
+    @property
+    def can_open(self):
+        """Whether the peer's limits allow one more stream now."""
+        return not self.is_over and bool(nghttp2_session_check_request_allowed(self._session))
+
+    def max_streams(self):
+        """The peer's SETTINGS_MAX_CONCURRENT_STREAMS."""
+        return self._remote(MAX_CONCURRENT_STREAMS)
+
+    def max_header_list(self):
+        """The peer's SETTINGS_MAX_HEADER_LIST_SIZE."""
+        return self._remote(MAX_HEADER_LIST_SIZE)
+
+    cdef uint32_t _remote(self, int setting) except? 0:
+        return UNLIMITED if self.is_over else nghttp2_session_get_remote_settings(self._session, setting)
+
+    # Callbacks: headers
+
+    cdef int _add_header(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags) except FAILED:
+        cdef _Known *known = &self._known[((<size_t>name >> 4) ^ (<size_t>value >> 3)) % KNOWN_FIELDS]
+        cdef object pair
+        cdef Kind kind
+        if known.pair != NULL and known.name == name and known.value == value:
+            pair, kind = <object>known.pair, known.kind
+        else:
+            pair = _pair_of(nghttp2_rcbuf_get_buf(name), nghttp2_rcbuf_get_buf(value), flags)
+            kind = _kind_of(pair)
+            if type(pair) is tuple and _size_of(pair) <= MAX_KNOWN:
+                _remember(known, name, value, pair, kind)
+        self._headers_size += _size_of(pair)
+        if self._headers_size > self._max_metadata * 4:
+            raise _TooMuch("received header list exceeds configured size")
+        if <size_t>PyList_GET_SIZE(self._headers) >= self._max_fields:
+            raise _TooMuch("received header list exceeds configured count")
+        self._headers.append(pair)
+        if kind != OTHER:
+            self._note(kind, pair)
+        return 0
+
+    cdef int _note(self, Kind kind, object pair) except FAILED:
+        """Where a name comes twice, its last value counts."""
+        if kind == APPLICATION:
+            if self._application is None:
+                self._application = []
+            self._application.append(pair)
+        elif kind == PATH:
+            self._path = _value_of(pair)
+        elif kind == POST or kind == OTHER_METHOD:
+            self._is_post = kind == POST
+        elif kind == GRPC or kind == OTHER_CONTENT:
+            self._is_grpc = kind == GRPC
+        elif kind == TIMEOUT:
+            self._timeout = _seconds(_value_of(pair))
+        elif kind == STATUS:
+            self._status = _value_of(pair)
+        else:
+            self._is_encoded = True
+        return 0
+
+    cdef int _begin_headers(self, const nghttp2_frame *frame) except FAILED:
+        cdef _Stream stream
+        self._headers, self._headers_size, self._application = [], 0, None
+        self._path, self._status, self._timeout = b"", None, None
+        self._is_post = self._is_grpc = self._is_encoded = False
+        if self._is_server and frame.headers.cat == OF_A_REQUEST:
+            stream = _Stream.__new__(_Stream)
+            stream.id = frame.hd.stream_id
+            self._streams[stream.id] = stream
+            nghttp2_session_set_stream_user_data(self._session, stream.id, <void *>stream)
+        return 0
+
+    cdef int _end_headers(self, const nghttp2_frame *frame) except FAILED:
+        cdef tuple headers = PyList_AsTuple(self._headers)
+        cdef bint ended = frame.hd.flags & END_STREAM
+        cdef _Stream stream = self._streams.get(frame.hd.stream_id)
+        if stream is None:
+            return 0
+        if self._is_server and frame.headers.cat == OF_A_REQUEST:
+            self._open(stream, headers, ended)
+        elif self._status is None:
+            self._trailers(stream, headers)
+        elif not self._status.startswith(b"1"):
+            self._answered(stream, headers, ended)
+        return 0
+
+    cdef int _open(self, _Stream stream, tuple headers, bint ended) except FAILED:
+        """A request has begun. See `wire.server.Stream`."""
+        cdef int refusal = 0
+        if self._opens is None:
+            self._events.append(_request_received(stream.id, headers, ended))
+            return 0
+        if not self._is_grpc:
+            refusal = UNSUPPORTED_MEDIA_TYPE
+        elif not self._is_post:
+            refusal = METHOD_NOT_ALLOWED
+        application = () if self._application is None else tuple(self._application)
+        request = self._opens(
+            stream.id, ended, headers, None, self._path, application, self._timeout, self._headers_size, refusal
+        )
+        self._events.append(request)
+        if not (ended or refusal) and self._headers_size <= self._max_metadata:
+            stream.fresh_in, stream.request = self._round, request
+        return 0
+
+    cdef int _answered(self, _Stream stream, tuple headers, bint ended) except FAILED:
+        self._events.append(_response_received(stream.id, headers, ended))
+        return 0
+
+    cdef int _trailers(self, _Stream stream, tuple headers) except FAILED:
+        self._events.append(_trailers_received(stream.id, headers))
+        return 0
+
+    # Callbacks: data
+
+    cdef int _data(self, _Stream stream, uint8_t flags, const uint8_t *data, size_t length) except FAILED:
+        if self._joining is not None:
+            self._part_message()
+        if (
+            stream.request is not None
+            and stream.fresh_in == self._round
+            and flags & END_STREAM
+            and self._is_one_message(data, length)
+        ):
+            self._joining = stream
+            self._message = PyBytes_FromStringAndSize(<const char *>data + PREFIX, length - PREFIX)
+        else:
+            stream.request = None
+            self._events.append(
+                _data_received(stream.id, PyBytes_FromStringAndSize(<const char *>data, length), False)
+            )
+        return 0
+
+    cdef bint _is_one_message(self, const uint8_t *data, size_t length) noexcept:
+        """See `framing.is_one_message`."""
+        return (
+            length >= PREFIX
+            and data[0] == 0
+            and length - PREFIX == _number(data + 1)
+            and <Py_ssize_t>(length - PREFIX) <= self._max_joined
+        )
+
+    cdef int _part_message(self) except FAILED:
+        """A message is not the only one, or its frame has not ended: tell of it as of any other bytes."""
+        cdef _Stream stream = self._joining
+        if stream is not None:
+            stream.request = self._joining = None
+            self._events.append(_data_received(stream.id, _framed_whole(self._message), False))
+        return 0
+
+    cdef int _end_data(self, const nghttp2_frame *frame) except FAILED:
+        """A DATA frame has come in full."""
+        if not frame.hd.flags & END_STREAM:
+            return 0
+        if self._joining is not None:
+            request, self._joining.request, self._joining = self._joining.request, None, None
+            request.message, self._message = self._message, None
+            return 0
+        last = self._events[len(self._events) - 1] if self._events else None
+        if type(last) is DataReceived and (<DataReceived>last).stream_id == frame.hd.stream_id:
+            (<DataReceived>last).end_stream = True
+        else:
+            self._events.append(_data_received(frame.hd.stream_id, b"", True))
+        return 0
+
+    # Callbacks: the rest
+
+    cdef int _frame_received(self, const nghttp2_frame *frame) except FAILED:
+        if frame.hd.type == DATA:
+            self._end_data(frame)
+        elif frame.hd.type == HEADERS:
+            self._end_headers(frame)
+        elif frame.hd.type == RST_STREAM:
+            self._events.append(_stream_reset(frame.hd.stream_id, frame.rst_stream.error_code))
+        elif frame.hd.type == SETTINGS:
+            if not frame.hd.flags & ACK:
+                self._events.append(SettingsReceived.__new__(SettingsReceived))
+        elif frame.hd.type == PING:
+            if frame.hd.flags & ACK:
+                self._events.append(PingAcknowledged.__new__(PingAcknowledged))
+        elif frame.hd.type == GOAWAY:
+            self._note_goaway(&frame.goaway)
+            self._events.append(_goaway_received(frame.goaway.last_stream_id, self._goaway_error, self._goaway_text))
+        return 0
+
+    cdef int _note_goaway(self, const nghttp2_goaway *frame) except FAILED:
+        self._is_ending = True
+        self._goaway_error = frame.error_code
+        self._goaway_text = PyBytes_FromStringAndSize(<const char *>frame.opaque_data, frame.opaque_data_len)
+        return 0
+
+    cdef int _stream_closed(self, int32_t number, uint32_t error) except FAILED:
+        cdef _Stream stream = self._streams.pop(number, None)
+        if stream is None:
+            return 0
+        self._queued -= stream.queued
+        self._events.append(_stream_closed(number, error, stream.send_error))
+        return 0
+
+    cdef int _not_sent(self, const nghttp2_frame *frame, int error) except FAILED:
+        """libnghttp2 refuses to send headers: the stream ends."""
+        if error in (STREAM_CLOSED, STREAM_CLOSING, STREAM_SHUT_WR, SESSION_CLOSING):
+            return 0
+        cdef _Stream stream = self._streams.get(frame.hd.stream_id)
+        if stream is not None:
+            is_large = error == FRAME_SIZE_ERROR
+            stream.send_error = WireError("the header block is larger than this end sends" if is_large else _text(error))
+        if frame.headers.cat != OF_A_REQUEST:
+            # A stream that could not be opened is closed by libnghttp2.
+            nghttp2_submit_rst_stream(self._session, 0, frame.hd.stream_id, INTERNAL_ERROR)
+        return 0
+
+    cdef int _submit_trailers(self, _Stream stream) except FAILED:
+        cdef size_t count
+        cdef nghttp2_nv *fields = _fields_of(stream.trailers, &count)
+        cdef int result = nghttp2_submit_trailer(self._session, stream.id, fields, count)
+        free(fields)
+        stream.trailers = None
+        _check(result)
+        return 0
+
+
+# Events, made.
+
+cdef RequestReceived _request_received(int32_t number, tuple headers, bint ended):
+    cdef RequestReceived event = RequestReceived.__new__(RequestReceived)
+    event.stream_id, event.headers, event.end_stream = number, headers, ended
+    return event
+
+
+cdef ResponseReceived _response_received(int32_t number, tuple headers, bint ended):
+    cdef ResponseReceived event = ResponseReceived.__new__(ResponseReceived)
+    event.stream_id, event.headers, event.end_stream = number, headers, ended
+    return event
+
+
+cdef TrailersReceived _trailers_received(int32_t number, tuple headers):
+    cdef TrailersReceived event = TrailersReceived.__new__(TrailersReceived)
+    event.stream_id, event.headers = number, headers
+    return event
+
+
+cdef DataReceived _data_received(int32_t number, bytes data, bint ended):
+    cdef DataReceived event = DataReceived.__new__(DataReceived)
+    event.stream_id, event.data, event.end_stream = number, data, ended
+    return event
+
+
+cdef StreamReset _stream_reset(int32_t number, uint32_t error):
+    cdef StreamReset event = StreamReset.__new__(StreamReset)
+    event.stream_id, event.error_code = number, error
+    return event
+
+
+cdef StreamClosed _stream_closed(int32_t number, uint32_t error, local_error):
+    cdef StreamClosed event = StreamClosed.__new__(StreamClosed)
+    event.stream_id, event.error_code, event.local_error = number, error, local_error
+    return event
+
+
+cdef GoAwayReceived _goaway_received(int32_t last, uint32_t error, bytes text):
+    cdef GoAwayReceived event = GoAwayReceived.__new__(GoAwayReceived)
+    event.last_stream_id, event.error_code, event.debug_data = last, error, text
+    return event
+
+
+cdef ConnectionClosed _connection_closed(uint32_t error, bytes text):
+    cdef ConnectionClosed event = ConnectionClosed.__new__(ConnectionClosed)
+    event.error_code, event.debug_data = error, text
+    return event
+
+
+# Small things.
+
+cdef int _check(int result) except -1:
+    """Raise for an error of libnghttp2."""
+    if result < 0:
+        raise WireError(_text(result))
+    return 0
+
+
+cdef str _text(int error):
+    return f"HTTP/2 engine error: {nghttp2_strerror(error).decode()}"
+
+
+cdef inline uint32_t _number(const uint8_t *data) noexcept:
+    return (<uint32_t>data[0] << 24) | (<uint32_t>data[1] << 16) | (<uint32_t>data[2] << 8) | data[3]
+
+
+cdef inline bytes _value_of(object pair):
+    return <bytes>(<tuple>pair)[1]
+
+
+cdef inline Py_ssize_t _size_of(object pair) noexcept:
+    return PyBytes_GET_SIZE(<bytes>(<tuple>pair)[0]) + PyBytes_GET_SIZE(_value_of(pair)) + FIELD_OVERHEAD
+
+
+cdef bytes _framed(bytes message):
+    """A message with its prefix; of a large one, the prefix alone, so that it is not copied."""
+    return _framed_whole(message) if PyBytes_GET_SIZE(message) <= JOINED_COPY else _prefix_and(message, 0)
+
+
+cdef bytes _framed_whole(bytes message):
+    return _prefix_and(message, PyBytes_GET_SIZE(message))
+
+
+cdef bytes _prefix_and(bytes message, Py_ssize_t size):
+    """The prefix of a message, and its first `size` bytes."""
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(message)
+    if length > 0xFFFFFFFF:
+        raise OverflowError("a message has 4 GiB at most")
+    cdef bytes framed = PyBytes_FromStringAndSize(NULL, PREFIX + size)
+    cdef uint8_t *target = <uint8_t *>PyBytes_AS_STRING(framed)
+    target[0] = 0
+    target[1], target[2] = <uint8_t>(length >> 24), <uint8_t>(length >> 16)
+    target[3], target[4] = <uint8_t>(length >> 8), <uint8_t>length
+    memcpy(target + PREFIX, PyBytes_AS_STRING(message), size)
+    return framed
+
+
+cdef int _remember(_Known *known, nghttp2_rcbuf *name, nghttp2_rcbuf *value, object pair, Kind kind) except -1:
+    _forget(known)
+    nghttp2_rcbuf_incref(name)
+    nghttp2_rcbuf_incref(value)
+    Py_INCREF(pair)
+    known.name, known.value, known.pair, known.kind = name, value, <PyObject *>pair, kind
+    return 0
+
+
+cdef void _forget(_Known *known) noexcept:
+    if known.pair != NULL:
+        nghttp2_rcbuf_decref(known.name)
+        nghttp2_rcbuf_decref(known.value)
+        Py_XDECREF(known.pair)
+        known.pair = NULL
+
+
+cdef void _set_options(nghttp2_option *option, limits):
+    nghttp2_option_set_no_auto_window_update(option, 1)
+    nghttp2_option_set_no_closed_streams(option, 1)
+    nghttp2_option_set_peer_max_concurrent_streams(option, 100)
+    nghttp2_option_set_max_send_header_block_length(option, limits.max_sent_metadata)
+    nghttp2_option_set_max_continuations(option, limits.continuations)
+    nghttp2_option_set_stream_reset_rate_limit(option, limits.resets[0], limits.resets[1])
+    nghttp2_option_set_builtin_recv_extension_type(option, PRIORITY_UPDATE)
+
+
+cdef void _set_callbacks(nghttp2_session_callbacks *callbacks) noexcept:
+    nghttp2_session_callbacks_set_send_callback(callbacks, <void *>_on_send)
+    nghttp2_session_callbacks_set_send_data_callback(callbacks, <void *>_on_send_data)
+    nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, <void *>_on_begin_headers)
+    nghttp2_session_callbacks_set_on_header_callback2(callbacks, <void *>_on_header)
+    nghttp2_session_callbacks_set_on_invalid_header_callback2(callbacks, <void *>_on_invalid_header)
+    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, <void *>_on_data)
+    nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, <void *>_on_frame)
+    nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, <void *>_on_frame_sent)
+    nghttp2_session_callbacks_set_on_frame_not_send_callback(callbacks, <void *>_on_frame_not_sent)
+    nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, <void *>_on_stream_close)
+
+
+# The callbacks themselves. FAILED means that an exception is set.
+
+cdef ssize_t _on_send(
+    nghttp2_session *session, const uint8_t *data, size_t length, int flags, void *user_data
+) except FAILED:
+    memcpy((<Session>user_data)._room_for(length), data, length)
+    return length
+
+
+cdef int _on_send_data(
+    nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length, nghttp2_data_source *source,
+    void *user_data,
+) except FAILED:
+    """Write a whole DATA frame; no padding is asked for."""
+    cdef Session self = <Session>user_data
+    cdef _Stream stream = <_Stream>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+    cdef char *target = self._room_for(FRAME_HEAD + length)
+    memcpy(target, head, FRAME_HEAD)
+    stream.copy_to(target + FRAME_HEAD, length)
+    self._queued -= length
+    return 0
+
+
+cdef ssize_t _read_body(
+    nghttp2_session *session, int32_t number, uint8_t *buffer, size_t length, uint32_t *flags,
+    nghttp2_data_source *source, void *user_data,
+) except FAILED:
+    """How much of a stream's bytes the next DATA frame takes, and whether it is the last."""
+    cdef _Stream stream = <_Stream>nghttp2_session_get_stream_user_data(session, number)
+    cdef size_t size = min(length, stream.queued)
+    flags[0] |= DATA_NO_COPY
+    if size < stream.queued or stream.takes_data:
+        if size:
+            return size
+        stream.waits = True
+        return DEFERRED
+    flags[0] |= DATA_EOF
+    if stream.ends_ok:
+        flags[0] |= DATA_NO_END_STREAM
+        _check(nghttp2_submit_trailer(session, number, _OK, 1))
+    elif stream.trailers is not None:
+        flags[0] |= DATA_NO_END_STREAM
+        (<Session>user_data)._submit_trailers(stream)
+    return size
+
+
+cdef int _on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) except FAILED:
+    return (<Session>user_data)._begin_headers(frame)
+
+
+cdef int _on_header(
+    nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags,
+    void *user_data,
+) except FAILED:
+    return (<Session>user_data)._add_header(name, value, flags)
+
+
+cdef int _on_invalid_header(
+    nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags,
+    void *user_data,
+) noexcept:
+    """A field that is no valid one resets its stream; libnghttp2 would leave it out."""
+    return REFUSE_STREAM
+
+
+cdef int _on_data(
+    nghttp2_session *session, uint8_t flags, int32_t number, const uint8_t *data, size_t length, void *user_data
+) except FAILED:
+    cdef void *stream = nghttp2_session_get_stream_user_data(session, number)
+    return 0 if stream == NULL else (<Session>user_data)._data(<_Stream>stream, flags, data, length)
+
+
+cdef int _on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) except FAILED:
+    return (<Session>user_data)._frame_received(frame)
+
+
+cdef int _on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) except FAILED:
+    if frame.hd.type == GOAWAY:
+        (<Session>user_data)._sent_goaway = frame.goaway.error_code
+        return (<Session>user_data)._note_goaway(&frame.goaway)
+    return 0
+
+
+cdef int _on_frame_not_sent(
+    nghttp2_session *session, const nghttp2_frame *frame, int error, void *user_data
+) except FAILED:
+    return (<Session>user_data)._not_sent(frame, error) if frame.hd.type == HEADERS else 0
+
+
+cdef int _on_stream_close(nghttp2_session *session, int32_t number, uint32_t error, void *user_data) except FAILED:
+    return (<Session>user_data)._stream_closed(number, error)
