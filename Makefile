@@ -1,6 +1,7 @@
 # make up: set up and run the arena · make test: set up and pass the tests
 # make conformance: connectconformance's suite, a minute · make check: format, lint, types, layers
 # make bench: what a call costs · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
+# make fuzz: the wire's extension under sanitizers, a minute, ARGS="--seconds N"
 # ARGS="…" goes to the program
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: up test conformance chaos check bench setup proto clients clean
+.PHONY: up test conformance chaos fuzz check bench setup proto clients clean
 
 setup: $(STAMP)
 
@@ -32,6 +33,9 @@ conformance: setup
 chaos: setup
 	ONELANE_CHAOS=1 $(BIN)/pytest -q -s tests/core/test_handoff_explored.py
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.sanitized $(ARGS)
 
 up: setup
 	$(BIN)/python -m services.arena.drive $(ARGS)

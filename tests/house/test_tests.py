@@ -86,7 +86,6 @@ TESTED_BY = {
     "supervisor/supervised_shard": "supervisor/test_app",
     "supervisor/systemd": "house/test_deploy",
     "testing/listener": "server/test_listener",
-    "wire/http2": "wire/test_server_machine",
     "wire/limits": "server/test_connection_limits",
     "wire/ngh2_session": "wire/test_server_machine",
 }

@@ -14,7 +14,9 @@ MIRRORED = {"ConnectionLost", "Event", "Messages", "Pong"}
 """Events of both ends of the wire: `wire/server` and `wire/client`."""
 STATUSES = {"OK", "UNAVAILABLE", "UNKNOWN"}
 """gRPC's, once as its enum and once as numbers on the wire."""
-ALLOWED = MIRRORED | STATUSES | {"__all__", "log"}
+OF_A_SESSION = {"AnswerReceived"}
+"""An event of `wire/ngh2_session`, which `wire/http2` hands on."""
+ALLOWED = MIRRORED | STATUSES | OF_A_SESSION | {"__all__", "log"}
 SOURCES = sorted(
     file
     for folder in ("runtime", "services", "tests")

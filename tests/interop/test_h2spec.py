@@ -34,6 +34,8 @@ EXCEPTIONS = {
     ): "RFC 9113, 5.4: a stream error MAY be a connection error, and libnghttp2 makes it one (nghttp2 issue 2845)",
 }
 """Cases, by section and words, that libnghttp2 means not to pass, and why. None of them is ours to decide."""
+OF_NEWER_RELEASES = {key for key in EXCEPTIONS if key[0] == "http2/6.9.1"}
+"""Passed with those older than that issue: the extension of the wire may be built on them."""
 PARTS = (
     ("http2/5.1",),
     ("generic", "hpack", "http2/3", "http2/4", "http2/5.3", "http2/5.4", "http2/5.5", "http2/6", "http2/7", "http2/8"),
@@ -49,7 +51,7 @@ async def test_every_case_passes_but_those_that_libnghttp2_decides_otherwise(tmp
     assert [case for case in report if case.skipped] == []
     failures = {(case.section, case.description): case.failure for case in report if case.failure}
     assert {key: why for key, why in failures.items() if key not in EXCEPTIONS} == {}
-    assert EXCEPTIONS.keys() - failures.keys() == set()
+    assert EXCEPTIONS.keys() - failures.keys() <= OF_NEWER_RELEASES
 
 
 async def test_a_client_that_goes_on_after_its_goodbye_is_not_reset() -> None:

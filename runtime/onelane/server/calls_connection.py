@@ -82,8 +82,8 @@ class CallsConnection(WireProtocol[ServerConnection]):
         super().__init__(wire, owner.loop)
         self.peer = ""
         self.auth: Mapping[str, Iterable[bytes]] = auth_context.INSECURE
-        self.tasks: set[asyncio.Task[None]] = set()
-        """The calls under way."""
+        self.tasks: dict[asyncio.Task[None], None] = {}
+        """The calls under way. A dict: as a set, an idle connection would be larger by 150 bytes."""
         self._owner = owner
 
     def held_back(self) -> None:
@@ -317,7 +317,7 @@ class CallsConnection(WireProtocol[ServerConnection]):
             task = self._owner.eager.start(work)
             if task is not None and call.state is not DONE:
                 call.task = task
-                self.tasks.add(task)
+                self.tasks[task] = None
         elif call.state is WAITING:
             self._wait(call)
 
@@ -389,7 +389,7 @@ class CallsConnection(WireProtocol[ServerConnection]):
 
     def _release(self, call: NativeCall) -> None:
         if call.task is not None:
-            self.tasks.discard(call.task)
+            self.tasks.pop(call.task, None)
             call.task = None
         # A call, its stream and its task refer to each other: cut here, the cycle needs no garbage collector.
         call.stream.call = None

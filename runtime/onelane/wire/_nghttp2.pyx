@@ -15,8 +15,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.list cimport PyList_AsTuple, PyList_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
 
 from collections import deque
 
@@ -60,6 +60,7 @@ cdef enum:
     # HTTP/2's errors.
     PROTOCOL_ERROR = 0x1
     INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
     # Ours.
     PREFIX = 5
     FRAME_HEAD = 9
@@ -68,6 +69,8 @@ cdef enum:
     JOINED_COPY = 4096
     FIRST_ROOM = 2048
     KNOWN_FIELDS = 32
+    PROBES = 4
+    SERVER_TABLE = 1024
     MAX_KNOWN = 256
     UNSUPPORTED_MEDIA_TYPE = 415
     METHOD_NOT_ALLOWED = 405
@@ -148,6 +151,7 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_option_set_no_closed_streams(nghttp2_option *, int)
     void nghttp2_option_set_peer_max_concurrent_streams(nghttp2_option *, uint32_t)
     void nghttp2_option_set_max_send_header_block_length(nghttp2_option *, size_t)
+    void nghttp2_option_set_max_deflate_dynamic_table_size(nghttp2_option *, size_t)
     void nghttp2_option_set_builtin_recv_extension_type(nghttp2_option *, uint8_t)
     void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t)
     void nghttp2_option_set_max_continuations(nghttp2_option *, size_t)
@@ -237,6 +241,16 @@ cdef class ResponseReceived(_Event):
 
 
 @cython.final
+cdef class AnswerReceived(_Event):
+    """The beginning of an ordinary answer to a unary call, without metadata, and what came with it."""
+    cdef readonly int32_t stream_id
+    cdef readonly bytes data
+    """One whole message with its prefix; None where it has not come with the headers."""
+    cdef readonly bint is_ok
+    """The trailers of the status OK have come as well."""
+
+
+@cython.final
 cdef class TrailersReceived(_Event):
     cdef readonly int32_t stream_id
     cdef readonly tuple headers
@@ -294,9 +308,9 @@ cdef class ConnectionClosed(_Event):
 # Header fields
 
 cdef struct _Known:
-    # A header field that has come before. libnghttp2 hands out the same buffers for what is in HPACK's tables.
+    # A header field that has come before. libnghttp2 hands out the same buffer for every name in HPACK's tables.
     nghttp2_rcbuf *name
-    nghttp2_rcbuf *value
+    PyObject *value
     PyObject *pair
     Kind kind
 
@@ -386,6 +400,7 @@ cdef nghttp2_nv _OK[1]
 _set_field(&_RESPONSE[0], b":status", b"200", STATIC_FIELD)
 _set_field(&_RESPONSE[1], b"content-type", b"application/grpc", STATIC_FIELD)
 _set_field(&_OK[0], b"grpc-status", b"0", STATIC_FIELD)
+cdef tuple _OK_TRAILERS = ((b"grpc-status", b"0"),)
 
 
 @cython.final
@@ -411,6 +426,10 @@ cdef class _Stream:
     cdef list trailers
     cdef bint ends_ok
     """It ends with the trailers of the status OK."""
+    cdef bint is_unary
+    """On a client: its answer may be an `AnswerReceived`."""
+    cdef bint is_told
+    """Its end needs no event of its own."""
     cdef object send_error
     """Why its headers could not be sent, until it closes."""
     # Received.
@@ -418,7 +437,8 @@ cdef class _Stream:
     """The `receive` which its first headers came in, as long as they, and what followed, are those of an ordinary
     unary call; 0 otherwise."""
     cdef object request
-    """On a server, the object of its request, whose message may follow; on a client, the `AnswerReceived`."""
+    """On a server, the object of its request, whose message may follow; on a client, the `AnswerReceived`, whose
+    message and end may follow."""
 
     cdef int push(self, bytes chunk) except -1:
         if not PyBytes_GET_SIZE(chunk):
@@ -482,9 +502,10 @@ cdef class Session:
     cdef int32_t _wide_window
     cdef Py_ssize_t _wide_streams
     cdef set _wide
-    """Streams with a wide window; of those that have ended, some."""
+    """Streams with a wide window; of those that have ended, some. None before the first."""
     # The header block that comes in.
-    cdef _Known _known[KNOWN_FIELDS]
+    cdef _Known *_known
+    """KNOWN_FIELDS of them, once any header has come."""
     cdef list _headers
     cdef size_t _headers_size
     cdef bytes _path
@@ -513,7 +534,6 @@ cdef class Session:
         self._max_joined = max_joined
         self._max_metadata, self._max_fields = limits.max_metadata, limits.max_headers
         self._window, self._wide_window, self._wide_streams = limits.window, limits.wide_window, limits.wide_streams
-        self._wide = set()
         self._start(limits)
         self._submit_settings(limits)
         _check(nghttp2_session_set_local_window_size(self._session, 0, 0, limits.connection_window))
@@ -525,7 +545,7 @@ cdef class Session:
             _check(nghttp2_session_callbacks_new(&callbacks))
             _set_callbacks(callbacks)
             _check(nghttp2_option_new(&option))
-            _set_options(option, limits)
+            _set_options(option, limits, self._is_server)
             if self._is_server:
                 _check(nghttp2_session_server_new2(&self._session, callbacks, <void *>self, option))
             else:
@@ -554,8 +574,10 @@ cdef class Session:
     def __dealloc__(self):
         cdef int at
         nghttp2_session_del(self._session)
-        for at in range(KNOWN_FIELDS):
-            _forget(&self._known[at])
+        if self._known != NULL:
+            for at in range(KNOWN_FIELDS):
+                _forget(&self._known[at])
+            free(self._known)
         Py_XDECREF(self._out)
 
     # Bytes
@@ -688,6 +710,7 @@ cdef class Session:
         provider.read_callback = <void *>_read_body
         stream.has_begun, stream.takes_data = True, not ends
         if message is not None:
+            stream.is_unary = True
             stream.push(message)
         fields = _fields_of(headers, &count)
         try:
@@ -808,6 +831,8 @@ cdef class Session:
 
         open_streams: the streams that have not ended.
         """
+        if self._wide is None:
+            self._wide = set()
         if self.is_over or self._wide_window <= self._window or number in self._wide:
             return
         if len(self._wide) >= self._wide_streams:
@@ -896,16 +921,17 @@ cdef class Session:
     # Callbacks: headers
 
     cdef int _add_header(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags) except FAILED:
-        cdef _Known *known = &self._known[((<size_t>name >> 4) ^ (<size_t>value >> 3)) % KNOWN_FIELDS]
+        cdef nghttp2_vec text = nghttp2_rcbuf_get_buf(value)
+        cdef _Known *known = _place_of(self._known, name, text)
         cdef object pair
         cdef Kind kind
-        if known.pair != NULL and known.name == name and known.value == value:
+        if known.pair != NULL and not flags & NO_INDEX and _is_known(known, name, text):
             pair, kind = <object>known.pair, known.kind
         else:
-            pair = _pair_of(nghttp2_rcbuf_get_buf(name), nghttp2_rcbuf_get_buf(value), flags)
+            pair = _pair_of(nghttp2_rcbuf_get_buf(name), text, flags)
             kind = _kind_of(pair)
             if type(pair) is tuple and _size_of(pair) <= MAX_KNOWN:
-                _remember(known, name, value, pair, kind)
+                _remember(known, name, pair, kind)
         self._headers_size += _size_of(pair)
         if self._headers_size > self._max_metadata * 4:
             raise _TooMuch("received header list exceeds configured size")
@@ -938,6 +964,10 @@ cdef class Session:
 
     cdef int _begin_headers(self, const nghttp2_frame *frame) except FAILED:
         cdef _Stream stream
+        if self._known == NULL:
+            self._known = <_Known *>calloc(KNOWN_FIELDS, sizeof(_Known))
+            if self._known == NULL:
+                raise MemoryError
         self._headers, self._headers_size, self._application = [], 0, None
         self._path, self._status, self._timeout = b"", None, None
         self._is_post = self._is_grpc = self._is_encoded = False
@@ -982,31 +1012,43 @@ cdef class Session:
         return 0
 
     cdef int _answered(self, _Stream stream, tuple headers, bint ended) except FAILED:
-        self._events.append(_response_received(stream.id, headers, ended))
+        cdef AnswerReceived answer
+        is_plain = self._is_grpc and self._application is None and not self._is_encoded and self._status == b"200"
+        if is_plain and stream.is_unary and not ended:
+            answer = AnswerReceived.__new__(AnswerReceived)
+            answer.stream_id = stream.id
+            stream.fresh_in, stream.request = self._round, answer
+            self._events.append(answer)
+        else:
+            self._events.append(_response_received(stream.id, headers, ended))
         return 0
 
     cdef int _trailers(self, _Stream stream, tuple headers) except FAILED:
-        self._events.append(_trailers_received(stream.id, headers))
+        if stream.fresh_in == self._round and type(stream.request) is AnswerReceived and headers == _OK_TRAILERS:
+            (<AnswerReceived>stream.request).is_ok = stream.is_told = True
+            stream.request = None
+        else:
+            self._events.append(_trailers_received(stream.id, headers))
         return 0
 
     # Callbacks: data
 
     cdef int _data(self, _Stream stream, uint8_t flags, const uint8_t *data, size_t length) except FAILED:
+        cdef AnswerReceived answer
         if self._joining is not None:
             self._part_message()
-        if (
-            stream.request is not None
-            and stream.fresh_in == self._round
-            and flags & END_STREAM
-            and self._is_one_message(data, length)
-        ):
-            self._joining = stream
-            self._message = PyBytes_FromStringAndSize(<const char *>data + PREFIX, length - PREFIX)
-        else:
-            stream.request = None
-            self._events.append(
-                _data_received(stream.id, PyBytes_FromStringAndSize(<const char *>data, length), False)
-            )
+        if stream.request is not None and stream.fresh_in == self._round and self._is_one_message(data, length):
+            if not self._is_server:
+                answer = <AnswerReceived>stream.request
+                if answer.data is None:
+                    answer.data = PyBytes_FromStringAndSize(<const char *>data, length)
+                    return 0
+            elif flags & END_STREAM:
+                self._joining = stream
+                self._message = PyBytes_FromStringAndSize(<const char *>data + PREFIX, length - PREFIX)
+                return 0
+        stream.request = None
+        self._events.append(_data_received(stream.id, PyBytes_FromStringAndSize(<const char *>data, length), False))
         return 0
 
     cdef bint _is_one_message(self, const uint8_t *data, size_t length) noexcept:
@@ -1072,7 +1114,8 @@ cdef class Session:
         if stream is None:
             return 0
         self._queued -= stream.queued
-        self._events.append(_stream_closed(number, error, stream.send_error))
+        if not stream.is_told:
+            self._events.append(_stream_closed(number, error, stream.send_error))
         return 0
 
     cdef int _not_sent(self, const nghttp2_frame *frame, int error) except FAILED:
@@ -1196,31 +1239,57 @@ cdef bytes _prefix_and(bytes message, Py_ssize_t size):
     return framed
 
 
-cdef int _remember(_Known *known, nghttp2_rcbuf *name, nghttp2_rcbuf *value, object pair, Kind kind) except -1:
+cdef _Known *_place_of(_Known *known, nghttp2_rcbuf *name, nghttp2_vec value) noexcept:
+    """Where a header field is, or where it is to be put: in place of another that begins at the same place, if need
+    be."""
+    cdef size_t first = ((<size_t>name >> 4) ^ value.len * 5) % KNOWN_FIELDS
+    cdef size_t step
+    cdef _Known *place
+    for step in range(PROBES):
+        place = &known[(first + step) % KNOWN_FIELDS]
+        if place.pair == NULL or _is_known(place, name, value):
+            return place
+    return &known[first]
+
+
+cdef inline bint _is_known(_Known *known, nghttp2_rcbuf *name, nghttp2_vec value) noexcept:
+    cdef PyObject *text = known.value
+    return (
+        known.name == name
+        and <size_t>PyBytes_GET_SIZE(<object>text) == value.len
+        and memcmp(bytes_of(text), value.base, value.len) == 0
+    )
+
+
+cdef int _remember(_Known *known, nghttp2_rcbuf *name, object pair, Kind kind) except -1:
+    cdef bytes value = _value_of(pair)
     _forget(known)
     nghttp2_rcbuf_incref(name)
-    nghttp2_rcbuf_incref(value)
     Py_INCREF(pair)
-    known.name, known.value, known.pair, known.kind = name, value, <PyObject *>pair, kind
+    known.name, known.value, known.pair, known.kind = name, <PyObject *>value, <PyObject *>pair, kind
     return 0
 
 
 cdef void _forget(_Known *known) noexcept:
     if known.pair != NULL:
         nghttp2_rcbuf_decref(known.name)
-        nghttp2_rcbuf_decref(known.value)
         Py_XDECREF(known.pair)
         known.pair = NULL
 
 
-cdef void _set_options(nghttp2_option *option, limits):
+cdef int _set_options(nghttp2_option *option, limits, bint is_server) except -1:
     nghttp2_option_set_no_auto_window_update(option, 1)
     nghttp2_option_set_no_closed_streams(option, 1)
     nghttp2_option_set_peer_max_concurrent_streams(option, 100)
     nghttp2_option_set_max_send_header_block_length(option, limits.max_sent_metadata)
-    nghttp2_option_set_max_continuations(option, limits.continuations)
+    # Older releases count the reads in which the head of a frame comes, as many as it has bytes.
+    nghttp2_option_set_max_continuations(option, limits.continuations * FRAME_HEAD)
     nghttp2_option_set_stream_reset_rate_limit(option, limits.resets[0], limits.resets[1])
     nghttp2_option_set_builtin_recv_extension_type(option, PRIORITY_UPDATE)
+    if is_server:
+        # Answers have few fields that recur, and every connection holds the table.
+        nghttp2_option_set_max_deflate_dynamic_table_size(option, SERVER_TABLE)
+    return 0
 
 
 cdef void _set_callbacks(nghttp2_session_callbacks *callbacks) noexcept:
@@ -1316,6 +1385,9 @@ cdef int _on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, vo
     if frame.hd.type == GOAWAY:
         (<Session>user_data)._sent_goaway = frame.goaway.error_code
         return (<Session>user_data)._note_goaway(&frame.goaway)
+    if frame.hd.type == RST_STREAM and frame.rst_stream.error_code == FLOW_CONTROL_ERROR:
+        # Older releases read on for ever from a peer that sends more than its window; newer ones do this themselves.
+        nghttp2_session_terminate_session(session, FLOW_CONTROL_ERROR)
     return 0
 
 

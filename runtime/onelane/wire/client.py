@@ -14,6 +14,8 @@ from onelane.wire import framing
 from onelane.wire.deframer import Deframer
 from onelane.wire.framing import BadWire, FrameCutter, Headers, Metadata
 from onelane.wire.http2 import (
+    UNLIMITED,
+    AnswerReceived,
     Closed,
     DataReceived,
     ErrorCode,
@@ -31,6 +33,7 @@ from onelane.wire.http2 import (
 
 EXPECTED_ONE = "expected one message, the server sent"
 """Followed by `none` or `more`; how many had arrived depends on where their frames were cut."""
+OK_TRAILERS = ((b"grpc-status", b"0"),)
 MAX_PLAIN_HEADERS = 8
 """Different header blocks without metadata that one connection remembers."""
 
@@ -152,7 +155,7 @@ class ClientConnection:
     """See the module. `receive` and `take` move bytes; the rest makes calls."""
 
     def __init__(self, limits: Limits) -> None:
-        self.http2 = Http2(server=False, limits=limits)
+        self.http2 = Http2(server=False, limits=limits, max_joined=UNLIMITED)
         self.streams: dict[int, ClientStream] = {}
         self.going_away = False
         self._max_block = limits.max_sent_metadata
@@ -172,10 +175,12 @@ class ClientConnection:
         events: list[Event] = []
         for event in self.http2.receive(data):
             kind = type(event)
-            if kind is ResponseReceived:
+            if kind is AnswerReceived:
+                self._answer(event, events)
+            elif kind is ResponseReceived:
                 self._answered(event, events)
             elif kind is DataReceived:
-                self._data(event, events)
+                self._data(event.stream_id, event.data, event.end_stream, events)
             elif kind is TrailersReceived:
                 self._finished(event.stream_id, event.headers, events)
             elif kind is StreamClosed or kind is StreamReset:
@@ -260,6 +265,18 @@ class ClientConnection:
 
     # Received events
 
+    def _answer(self, event: Any, events: list[Event]) -> None:
+        """An ordinary answer, as far as it has come at once."""
+        stream = self.streams.get(event.stream_id)
+        if stream is not None:
+            stream.answered = True
+            if not stream.single_response:
+                events.append(Answered(stream, ()))
+        if event.data is not None:
+            self._data(event.stream_id, event.data, False, events)
+        if event.is_ok:
+            self._finished(event.stream_id, OK_TRAILERS, events)
+
     def _answered(self, event: Any, events: list[Event]) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is None:
@@ -301,11 +318,10 @@ class ClientConnection:
         if not metadata and not stream.encoding and len(self._plain_headers) < MAX_PLAIN_HEADERS:
             self._plain_headers.add(headers)
 
-    def _data(self, event: Any, events: list[Event]) -> None:
-        data = event.data
-        stream = self.streams.get(event.stream_id)
+    def _data(self, number: int, data: bytes, ended: bool, events: list[Event]) -> None:
+        stream = self.streams.get(number)
         if stream is None:
-            self.http2.acknowledge(len(data), event.stream_id)
+            self.http2.acknowledge(len(data), number)
             return
         try:
             messages = stream.feed(data)
@@ -330,7 +346,7 @@ class ClientConnection:
                 self.http2.widen(stream.id, self.streams)
         if messages:
             events.append(Messages(stream, messages))
-        if event.end_stream:
+        if ended:
             self._drop(stream, framing.UNKNOWN, "the server ended the stream without a status", events)
 
     def _finished(self, number: int, headers: tuple[tuple[bytes, bytes], ...], events: list[Event]) -> None:
@@ -341,7 +357,7 @@ class ClientConnection:
         if has_message:
             self.http2.acknowledge(has_message, number)
             stream.unread = 0
-        if len(headers) == 1 and headers[0] == (b"grpc-status", b"0") and stream.is_whole:
+        if headers == OK_TRAILERS and stream.is_whole:
             if has_message or not stream.single_response:
                 events.append(Finished(stream, framing.OK, ""))
             else:

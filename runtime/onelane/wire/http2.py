@@ -23,6 +23,7 @@ else:
 __all__ = [
     "SIBLING_LIMITS",
     "UNLIMITED",
+    "AnswerReceived",
     "Closed",
     "DataReceived",
     "ErrorCode",
@@ -43,6 +44,7 @@ __all__ = [
 Http2 = _session.Session
 StreamEnded = _session.StreamEnded
 """Raised by every `send_` method, and by `end_stream`, if the stream has ended meanwhile."""
+AnswerReceived = _session.AnswerReceived
 Closed = _session.ConnectionClosed
 DataReceived = _session.DataReceived
 GoAwayReceived = _session.GoAwayReceived

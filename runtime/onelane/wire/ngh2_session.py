@@ -28,6 +28,7 @@ from onelane.wire.framing import RESERVED, BadWire, Headers, HeaderTuple
 from onelane.wire.limits import UNLIMITED, Limits
 
 __all__ = [
+    "AnswerReceived",
     "ConnectionClosed",
     "DataReceived",
     "GoAwayReceived",
@@ -47,6 +48,15 @@ GOAWAY_FRAME = 7
 _IN_TURNS = Priority(incremental=True)
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 _OK: Headers = [(b"grpc-status", b"0")]
+
+
+class AnswerReceived:
+    """The beginning of an ordinary answer to a unary call, without metadata, and what came with it. Never made here:
+    it would cost more than it saves."""
+
+    stream_id: int
+    data: bytes | None
+    is_ok: bool
 
 
 class Session:

@@ -261,7 +261,8 @@ class ServerConnection:
         """Of these, how many were left after the last `take`."""
         self.has_settings = False
         """The client's preface and first SETTINGS have come."""
-        self._answered_early: list[int] = []
+        self._answered_early: tuple[int, ...] = ()
+        """Streams to be reset once their answers have left."""
         self._unsent = b""
         self._max_message = max_message
         self._max_metadata = limits.max_metadata
@@ -564,11 +565,13 @@ class ServerConnection:
     def _stop_reading(self, stream: Stream) -> None:
         """Ask the client to stop sending a request that has been answered. RFC 9113, section 8.1."""
         if not stream.ended:
-            self._answered_early.append(stream.id)
+            self._answered_early += (stream.id,)
 
     def _reset_answered(self) -> bytes:
         # Only once the answer has been sent: libnghttp2 drops queued frames of a stream that is reset.
-        for number in (sent := [number for number in self._answered_early if not self.http2.queued(number)]):
-            self._answered_early.remove(number)
+        early = self._answered_early
+        self._answered_early = tuple(number for number in early if self.http2.queued(number))
+        sent = set(early).difference(self._answered_early)
+        for number in sent:
             self.http2.reset(number, ErrorCode.NO_ERROR)
         return self.http2.take() if sent else b""

@@ -1,0 +1,234 @@
+"""The extension of the wire, where it was built: what C can do wrong, and Python cannot."""
+
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from onelane.wire import http2
+from onelane.wire.framing import frame
+from onelane.wire.http2 import Http2, Limits, StreamEnded
+from onelane.wire.server import Stream
+
+from tests import frames
+from tests.wire.test_client import HEADERS, Pair
+
+pytestmark = pytest.mark.skipif(Http2.__module__ != "onelane.wire._nghttp2", reason="the extension was not built")
+
+MANY = 10_000
+LARGE = bytes(300_000)
+"""More than a client lets through at once."""
+
+
+def linked(opens: Callable[..., Any] | None = Stream) -> tuple[Http2, Http2]:
+    """A client and a server that have greeted each other."""
+    client = Http2(server=False, limits=Limits(), max_joined=http2.UNLIMITED)
+    server = Http2(server=True, limits=Limits(), opens=opens, max_joined=1_000)
+    server.receive(client.take())
+    client.receive(server.take())
+    return client, server
+
+
+def request(client: Http2, message: bytes = b"hi") -> bytes:
+    """The bytes of a whole unary request."""
+    client.request(HEADERS, frame(message))
+    return client.take()
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage() -> Iterator[None]:
+    gc.collect()
+    yield
+    gc.collect()
+
+
+def test_calls_leave_nothing_behind() -> None:
+    pair = Pair()
+
+    def call() -> None:
+        pair.client.call([*HEADERS, (b"x-n", b"%d" % next(numbers))], frame(b"ask"), None, limit=100)
+        pair.pass_bytes()
+        pair.server.answer(pair.asked_stream, b"reply")
+        pair.pass_bytes()
+        pair.asked.clear()
+        pair.seen.clear()
+
+    numbers = iter(range(2 * MANY))
+    for _ in range(100):
+        call()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(MANY):
+        call()
+    gc.collect()
+    growth = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert growth < 16_000, f"{growth} bytes after {MANY} calls"
+
+
+def test_a_message_is_let_go_once_it_is_sent() -> None:
+    client, server = linked()
+    message = bytes(100_000)
+    (stream,) = server.receive(request(client))
+    before = sys.getrefcount(message)
+    server.answer(stream.id, message, 0)
+    assert sys.getrefcount(message) > before
+    while server.queued_in_all():
+        client.receive(server.take())
+        client.acknowledge(1_000, stream.id)
+        server.receive(client.take())
+    assert sys.getrefcount(message) == before
+
+
+@pytest.mark.parametrize("end", ["reset by the client", "reset here", "connection broken", "dropped"])
+def test_a_message_that_waits_is_let_go_with_its_stream(end: str) -> None:
+    client, server = linked()
+    (stream,) = server.receive(request(client))
+    message = bytes(LARGE)
+    before = sys.getrefcount(message)
+    server.answer(stream.id, message, 0)
+    server.take()
+    assert server.queued(stream.id) == server.queued_in_all() > 0
+    if end == "reset by the client":
+        client.reset(stream.id, 8)
+        server.receive(client.take())
+    elif end == "reset here":
+        server.reset(stream.id, 8)
+        server.take()
+    elif end == "connection broken":
+        server.receive(frames.frame(frames.SETTINGS, b"odd"))
+        server.take()
+        assert server.is_over
+    else:
+        del server
+        gc.collect()
+    assert sys.getrefcount(message) == before
+
+
+def test_what_makes_the_object_of_a_stream_may_raise() -> None:
+    class Odd(Exception):
+        pass
+
+    def opens(*_: Any) -> Any:
+        raise Odd
+
+    client, server = linked(opens)
+    with pytest.raises(Odd):
+        server.receive(request(client))
+    assert server.is_over
+    assert (server.receive(b"more"), server.take(), server.events()) == ([], b"", [])
+
+
+def test_what_is_called_in_the_middle_of_receiving_may_send_and_moves_no_bytes() -> None:
+    moved: list[Any] = []
+
+    def opens(number: int, *_: Any) -> Any:
+        moved.append((server.receive(b"more"), server.take()))
+        server.send_response(number, [(b":status", b"200")], end_stream=True)
+        gc.collect()
+        return Stream(number, *_)
+
+    client, server = linked(opens)
+    (stream,) = server.receive(request(client))
+    assert (moved, stream.message) == ([([], b"")], b"hi")
+    (answer, *_) = client.receive(server.take())
+    assert answer.headers == ((b":status", b"200"),)
+
+
+def test_after_the_end_every_call_does_nothing() -> None:
+    client, server = linked()
+    (stream,) = server.receive(request(client))
+    server.receive(frames.frame(frames.SETTINGS, b"odd"))
+    assert server.take()
+    assert server.is_over
+    server.answer(stream.id, b"late", 7)
+    server.send_response(stream.id, [(b":status", b"200")])
+    server.send_data(stream.id, b"late", end_stream=True)
+    server.send_trailers(stream.id, [])
+    server.acknowledge(5, stream.id)
+    server.widen(stream.id, {})
+    server.share_window(stream.id)
+    server.reset(stream.id, 2)
+    server.ping(b"pingping")
+    server.go_away()
+    server.shutdown_notice()
+    server.terminate()
+    assert (server.queued(stream.id), server.queued_in_all(), server.can_open) == (0, 0, False)
+    assert server.max_streams() == server.max_header_list() == http2.UNLIMITED
+    assert (server.receive(b"more"), server.take()) == ([], b"")
+
+
+@pytest.mark.parametrize("number", [0, 2, 3, 2**31 - 1, -1])
+def test_a_stream_that_is_not_there_can_be_given_nothing(number: int) -> None:
+    client, server = linked()
+    server.receive(request(client))
+    for send in (server.send_response, server.send_trailers):
+        with pytest.raises(StreamEnded):
+            send(number, [(b":status", b"200")])
+    with pytest.raises(StreamEnded):
+        server.send_data(number, b"x")
+    server.answer(number, b"x", 0)
+    server.acknowledge(3, number)
+    server.reset(number, 8)
+    server.widen(number, {})
+    server.share_window(number)
+    server.take()
+    assert server.queued(number) == 0
+
+
+def test_a_stream_is_answered_once() -> None:
+    client, server = linked()
+    (stream,) = server.receive(request(client))
+    server.answer(stream.id, b"first", 0)
+    server.answer(stream.id, b"second", 0)
+    with pytest.raises(StreamEnded):
+        server.send_response(stream.id, [(b":status", b"200")])
+    with pytest.raises(StreamEnded):
+        server.send_data(stream.id, b"x")
+    (answer,) = client.receive(server.take())
+    assert (answer.data[5:], answer.is_ok) == (b"first", True)
+
+
+@pytest.mark.parametrize("message", [None, "text", 7, [b"x"]])
+def test_what_is_no_message_raises_and_sends_nothing(message: Any) -> None:
+    client, server = linked()
+    (stream,) = server.receive(request(client))
+    with pytest.raises(TypeError):
+        server.answer(stream.id, message, 0)
+    assert server.take() == b""
+    server.answer(stream.id, b"a message after all", 0)
+    assert client.receive(server.take())
+
+
+@pytest.mark.parametrize("headers", [None, 7, [b"x"], [("a", "b")], [(b"a", None)], [(b"a",)], [(b"a", b"b", b"c")]])
+def test_what_are_no_headers_raises_and_sends_nothing(headers: Any) -> None:
+    client, server = linked()
+    (stream,) = server.receive(request(client))
+    for send in (lambda: server.send_response(stream.id, headers), lambda: client.send_request(headers)):
+        with pytest.raises((TypeError, ValueError)):
+            send()
+    assert (server.take(), client.take()) == (b"", b"")
+    server.answer(stream.id, b"x", 0)
+    assert client.receive(server.take())
+
+
+def test_a_field_that_comes_again_is_the_same_object() -> None:
+    """Most calls of a connection have the same headers: HPACK's tables hold them, and so do we."""
+    client, server = linked()
+    (first,), (second,) = (server.receive(request(client)) for _ in range(2))
+    assert first.path is second.path
+    assert all(one_pair is other for one_pair, other in zip(first.headers, second.headers, strict=True))
+
+
+def test_a_secret_field_is_sent_on_as_a_secret_field() -> None:
+    """RFC 7541, section 6.2.3: never indexed, also by those in between."""
+    _, server = linked()
+    secret = b"\x10" + b"\x06x-pass" + b"\x04word"
+    (stream,) = server.receive(frames.headers(1, frames.request(b"/t.T/M", secret)))
+    assert (b"x-pass", b"word") in stream.headers
+    other, _ = linked()
+    other.send_request(stream.headers)
+    other.send_request(stream.headers)
+    assert other.take().count(b"\x10") >= 2
