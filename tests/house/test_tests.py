@@ -62,7 +62,6 @@ TESTED_BY = {
     "shard/trial": "cli/test_check",
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
-    "shard/handoff_line": "shard/test_handoff",
     "shard/late_calls": "shard/test_given_up_keys",
     "core/moved": "client/test_reopening",
     "core/state_settings": "test_config",
