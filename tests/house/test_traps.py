@@ -80,7 +80,7 @@ async def test_a_burst_is_answered_or_refused_never_bare_cancelled(cluster: Runn
 @pytest.mark.parametrize("arguments", [(), ("--inline",)], ids=["processes", "inline"])
 async def test_a_burst_is_answered_whole_where_lateness_is_allowed(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """Also where one shard has all the connections, and half of the calls wait until it has one to their owner."""
-    with running(tmp_path, echo(2, "max_late_s = 60"), *arguments) as cluster:
+    with running(tmp_path, echo(2), *arguments) as cluster:
         assert await burst(cluster.shards()[0]["address"]) == {grpc.StatusCode.OK: BURST}
 
 

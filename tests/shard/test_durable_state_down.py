@@ -64,11 +64,11 @@ async def test_calls_whose_commit_is_under_way_when_their_process_is_killed_coun
 ) -> None:
     """Once with an id, which our stub sends; else they fail, and may have happened or not."""
     target = app.listen["echo"]
-    async with grpc.aio.insecure_channel(target) as channel, onelane.connect(target) as ours:
+    async with grpc.aio.insecure_channel(target) as channel, onelane.connect(target) as onelane_channel:
         stock: Any = echo_pb2_grpc.EchoStub(channel)
         keys = await keys_of(stock, "echo-0")
         with_ids, without = keys[::2], keys[1::2]
-        stub: Any = echo_pb2_grpc.EchoStub(ours)
+        stub: Any = echo_pb2_grpc.EchoStub(onelane_channel)
         await stub.Misbehave(EchoRequest(key=keys[0]))
         with locked(folder, "echo-0"):
             calls = [stub.Unary(EchoRequest(key=key), timeout=40) for key in with_ids]

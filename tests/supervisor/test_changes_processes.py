@@ -148,16 +148,16 @@ async def test_new_connections_go_to_the_owners_of_their_keys_in_a_change_and_ev
     calls, steered = "onelane_calls_total", "onelane_connections_total"
     unary, handed = {"rpc_method": "echo.v1.Echo/Unary"}, {"onelane_connection_steered": "true"}
     before, steered_before = sum_of(app, calls, **unary), sum_of(app, steered, **handed)
-    made = 0
+    calls_begun = 0
 
     async def call_on() -> None:
-        nonlocal made
+        nonlocal calls_begun
         while not changing.done():
-            made += 1
+            calls_begun += 1
             async with grpc.aio.insecure_channel(
                 app.listen["echo"], [("grpc.use_local_subchannel_pool", 1)]
             ) as channel:
-                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=str(made)), timeout=20)
+                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=str(calls_begun)), timeout=20)
 
     async def change() -> None:
         for command in ("scale?app=echo&shards=3", "scale?app=echo&shards=2"):
@@ -166,7 +166,7 @@ async def test_new_connections_go_to_the_owners_of_their_keys_in_a_change_and_ev
     changing = asyncio.ensure_future(change())
     await asyncio.gather(*(call_on() for _ in range(2)))
     await changing
-    await eventually(lambda: sum_of(app, calls, **unary) == before + made)
+    await eventually(lambda: sum_of(app, calls, **unary) == before + calls_begun)
     assert sum_of(app, steered, **handed) > steered_before
 
 
