@@ -4,11 +4,9 @@ All faults of a file are reported at once, each with its key and, where it is kn
 such as `ONELANE_APPS__LOBBY__SHARDS=4` overrides the file, and the file overrides the defaults.
 """
 
-import difflib
 import ipaddress
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -442,6 +440,8 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     Raises:
         BadConfig: the file cannot be read, is not TOML, or is not valid; with all faults.
     """
+    import tomllib
+
     try:
         text = path.read_text()
         data = tomllib.loads(text)
@@ -522,6 +522,8 @@ def _read_token(data: dict[str, Any]) -> list[str]:
 
 
 def _value(text: str) -> Any:
+    import tomllib
+
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
@@ -554,7 +556,9 @@ def _fault(error: Any) -> tuple[list[str], str]:
     problem = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         known = App.model_fields if place[0] == "apps" else Config.model_fields
-        near = difflib.get_close_matches(place[-1], known, n=1)
+        from difflib import get_close_matches
+
+        near = get_close_matches(place[-1], known, n=1)
         problem = "is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
     elif error["type"] == "missing":
         problem = "is missing"

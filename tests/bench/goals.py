@@ -73,6 +73,9 @@ class _Rows:
     def kib(self, name: str) -> float:
         return _known(self._rows[name, ""].kib)
 
+    def count(self, name: str) -> float:
+        return _known(self._rows[name, ""].count)
+
     def growth(self, name: str) -> list[float]:
         """The cost over each number of shards beside that over one."""
         first, *more = (f"{name}, {count} of {r.MANY[-1]}" for count in r.MANY)
@@ -95,6 +98,7 @@ def goals(measured: Sequence[Row]) -> list[Goal]:
         *_grpcio(rows),
         *_offload(rows),
         *_lane(rows),
+        *_starting(rows),
     ]
 
 
@@ -160,6 +164,14 @@ def _shards(rows: _Rows) -> list[Goal]:
         Goal("native, 2 to 8 shards / 1, dearest", max(growth), 1.1),
         Goal("native, 2 to 8 shards / 1, cheapest", min(growth), 0.9, at_least=True),
         Goal("the same beside as many probes, dearest", max(beside), 1.1),
+    ]
+
+
+def _starting(rows: _Rows) -> list[Goal]:
+    limits_s = {2: 0.6, 32: 3.5}
+    return [
+        *(Goal(f"{name}, s", rows.count(name), limits_s[shards]) for shards, name in r.STARTS.items()),
+        Goal("KiB of an idle shard", rows.kib(r.RESIDENT), 38 * 1024),
     ]
 
 

@@ -21,6 +21,7 @@ from tests.bench.idle import kib_per_connection
 from tests.bench.load import Load, Run, Target, middle, run
 from tests.bench.peers import CERTIFICATE, PRIVATE_KEY, built, peer
 from tests.bench.shards import Shards, shards, telemetry
+from tests.bench.starting import start
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.otlp_receiver import HttpReceiver
 from tests.running_app import ROOT
@@ -36,6 +37,8 @@ STREAM, BIG, SECURE = ", a streamed message", ", 1 MiB up and down", ", TLS"
 LANES, THREADS = "rooms: 2 lanes", "rooms: grpc.server, 10 threads and locks"
 CLIENTS = {"grpc.aio": "client: grpc.aio", "dial": "client: onelane dial", "connect": "client: onelane connect"}
 IDLE, KEY, TURN = "an idle connection", "reading a key", "a turn that nobody contends"
+STARTS = {2: "from `onelane up` to ready, 2 shards", 32: "from `onelane up` to ready, 32 shards"}
+RESIDENT, PROPORTIONAL = "an idle shard, all its memory", "an idle shard, with its part of what is shared"
 PEAK, FLOODED = "overload: what it can do", f"overload: asked {overload.TIMES} times as often"
 OFFLOAD, EXECUTOR, WAKING = "a job: offload", "a job: run_in_executor, 1 worker", "a job: two bare threads, 2 pipes"
 ONE, THOUSAND, ONE_CORE = "1 at once", "1000 at once", "1 at once, 1 core"
@@ -152,7 +155,7 @@ def _row(name: str, shape: str, runs: Sequence[Run]) -> Row:
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Every row."""
-    for section in (_echo, _secure, _traced, _many_shards, _diamond, _overload, _blocking, _alone):
+    for section in (_echo, _secure, _traced, _many_shards, _diamond, _overload, _blocking, _starting, _alone):
         with ExitStack() as stack:
             yield from section(Bench(setting, stack))
 
@@ -294,6 +297,20 @@ def _program(*arguments: str) -> Run:
     program = [sys.executable, "-m", *arguments]
     out = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
     return Run(**json.loads(out))
+
+
+def _starting(bench: Bench) -> Iterator[Row]:
+    """Apps of few and of many shards, each started anew in every round."""
+    for number_of_shards, name in STARTS.items():
+        rounds = bench.setting.rounds if number_of_shards == min(STARTS) else 3
+        starts = []
+        for number in range(rounds):
+            bench.setting.tell(f"{name}: round {number + 1} of {rounds}")
+            starts.append(start(bench.folder, number_of_shards))
+        yield Row(name, "seconds", count=round(median(app.ready_s for app in starts), 2))
+        if number_of_shards == min(STARTS):
+            yield Row(RESIDENT, "idle", kib=round(median(app.resident_kib for app in starts)))
+            yield Row(PROPORTIONAL, "idle", kib=round(median(app.proportional_kib for app in starts)))
 
 
 def _alone(bench: Bench) -> Iterator[Row]:

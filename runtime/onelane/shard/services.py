@@ -6,7 +6,6 @@ listens; its `async def stop(self)` begins once no call is in progress, and runs
 """
 
 import asyncio
-import difflib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -192,8 +191,10 @@ class Services:
         methods_served = {entry.method.name for entry in self._lane.entries.values()}
         known = methods_served | {f"{name}/*" for name in self._names()}
         if unknown := sorted(set(configured) - known):
+            from difflib import get_close_matches
+
             names = sorted(known)
-            near = [close for name in unknown for close in difflib.get_close_matches(name, names, n=1)]
+            near = [close for name in unknown for close in get_close_matches(name, names, n=1)]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise BadService(f"no service has {unknown}{hint}")
 
