@@ -280,7 +280,7 @@ async def test_window_updates_of_one_byte_with_many_unread_streams(cluster: Runn
             writer.write(h2.frame(h2.WINDOW_UPDATE, h2.number(1)) * 5_000)
             await writer.drain()
         await shard.wait_answered()
-        assert shard.cpu_s() - before < 3.0
+        assert shard.cpu_s() - before < 1.0
     writer.transport.abort()
 
 
@@ -306,7 +306,7 @@ async def test_watches_of_the_topology_that_nobody_reads(cluster: RunningApp) ->
                 writer.write(h2.frame(h2.WINDOW_UPDATE, h2.number(1)) * 5_000)
                 await writer.drain()
         await shard.wait_answered()
-        assert shard.cpu_s() - before < 3.0
+        assert shard.cpu_s() - before < 1.0
         for writer in writers:
             writer.transport.abort()
         await eventually(lambda: cluster.metric("onelane_connections_open") <= 2)
