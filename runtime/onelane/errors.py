@@ -127,7 +127,12 @@ class NoRoutingKey(BadState):
     """A key of a keyed dict is no routing key, so its entry belongs to no shard."""
 
     def __init__(self, dict_name: str, key: object) -> None:
-        super().__init__(dict_name, key, f"this {type(key).__name__} is no routing key: a str, bytes or int is")
+        super().__init__(
+            dict_name,
+            key,
+            f"this {type(key).__name__} is no routing key: a str, bytes or int is, "
+            "and for a key of several fields a tuple of two to five of these",
+        )
 
 
 class NotItsKey(Misuse):

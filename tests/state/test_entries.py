@@ -1,17 +1,38 @@
 """Each spelling of a routing key leads to its canonical text, and back."""
 
+from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.core.keys import canonical
-from onelane.state.entries import canonical_key, spellings
+from onelane.shard.moved_keys import entries_from, moved_key
+from onelane.state.durable_entries import entry_of, row_of
+from onelane.state.entries import MAX_FIELDS, KeyedEntry, canonical_key, composite_of, composite_text, spellings
+
+PARTS = st.text() | st.binary() | st.integers()
 
 
-@given(st.text() | st.binary() | st.integers())
+@given(PARTS)
 def test_a_key_is_among_the_spellings_of_its_canonical_text(key: Any) -> None:
     assert (type(key), key) in [(type(spelling), spelling) for spelling in spellings(canonical(key))]
+
+
+@given(st.lists(PARTS, min_size=2, max_size=MAX_FIELDS).map(tuple))
+def test_so_is_a_key_of_several_fields_and_it_comes_back_from_a_store_and_from_a_sibling(key: Any) -> None:
+    text = canonical_key(key)
+    assert text == "/".join(map(canonical, key))
+    assert repr(key) in map(repr, spellings(text))
+    assert repr(composite_of(composite_text(key))) == repr(key)
+    (entry,) = entries_from(moved_key(text, [KeyedEntry("d", key, b"", "msgpack", 1)]))
+    assert repr(entry.key) == repr(entry_of(row_of(entry)).key) == repr(key)
+
+
+@pytest.mark.parametrize("text", ["x7", "", "sa/", "i/b"])
+def test_what_is_stored_as_a_key_of_several_fields_and_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - its text is that of int() or ours
+        composite_of(text)
 
 
 @given(st.text() | st.text(st.characters(codec="ascii")))
@@ -21,7 +42,16 @@ def test_spellings_have_that_canonical_text_and_no_other(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "keys"),
-    [("ada", ("ada", b"ada")), ("7", ("7", b"7", 7)), ("07", ("07", b"07")), ("-1", ("-1", b"-1", -1)), ("a/b", ())],
+    [
+        ("ada", ("ada", b"ada")),
+        ("7", ("7", b"7", 7)),
+        ("07", ("07", b"07")),
+        ("-1", ("-1", b"-1", -1)),
+        ("a/b", tuple(product(("a", b"a"), ("b", b"b")))),
+        ("1/2", tuple(product(("1", b"1", 1), ("2", b"2", 2)))),
+        ("/".join("abcdef"), ()),
+        ("/" * 100_000, ()),
+    ],
 )
 def test_the_commonest_spelling_is_first(text: str, keys: tuple[Any, ...]) -> None:
     assert spellings(text) == keys
@@ -31,6 +61,9 @@ def test_a_long_number_is_a_text() -> None:
     assert spellings("1" * 5000) == ("1" * 5000, b"1" * 5000)
 
 
-@pytest.mark.parametrize("key", [("a", 1), 1.0, None, "\ud800", 10**5000], ids=lambda key: type(key).__name__)
+NO_KEYS = [("a",), ("a", 1.0), ("a", ("b", "c")), tuple("abcdef"), 1.0, None, "\ud800", ("a", "\ud800"), 10**5000]
+
+
+@pytest.mark.parametrize("key", NO_KEYS, ids=range(len(NO_KEYS)))
 def test_other_keys_are_no_routing_keys(key: Any) -> None:
     assert canonical_key(key) is None

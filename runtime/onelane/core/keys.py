@@ -19,7 +19,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from onelane.errors import BadKey, BadService, LongKey
+from onelane.errors import BadKey, BadService, LongKey, Misuse
 from onelane.v1 import options_pb2
 
 HEADER = "onelane-key"
@@ -27,6 +27,10 @@ HEADER = "onelane-key"
 
 MAX_KEY_BYTES = 1024
 """The default limit on the canonical text of a key."""
+
+KeyPart = str | bytes | int
+RoutingKey = KeyPart | tuple[KeyPart, ...]
+"""A key as the code of a service names it; one of several fields is a tuple, in the order of the rule."""
 
 _SAFE = bytes(set(range(0x21, 0x7F)) - set(b"%/"))
 _SAFE_CHARACTERS = r"[\x21-\x24\x26-\x2e\x30-\x7e]"
@@ -41,27 +45,52 @@ _INTEGERS = {
 }
 
 
-def canonical(value: str | bytes | int) -> str:
-    """The canonical text of one part of a key."""
+def canonical(value: RoutingKey) -> str:
+    """The canonical text of a key, or of one part of it."""
     if isinstance(value, str):
         return value if _UNSAFE(value) is None else quote_from_bytes(value.encode(), safe=_SAFE)
     if isinstance(value, bytes):
         return quote_from_bytes(value, safe=_SAFE)
+    if isinstance(value, tuple):
+        return "/".join(map(canonical, value))
     return str(int(value))
 
 
-def bounded(value: str | bytes | int, source: str, limit: int) -> str:
+def composite(parts: tuple[Any, ...]) -> str | None:
+    """The canonical text of a key of several fields; None where it is none.
+
+    Raises:
+        ValueError: a text is no Unicode, or an integer has thousands of digits.
+    """
+    is_key = len(parts) > 1 and all(isinstance(part, str | bytes | int) for part in parts)
+    return canonical(parts) if is_key else None
+
+
+def bounded(value: RoutingKey, source: str, limit: int) -> str:
     """The canonical text of a key of at most `limit` bytes. source: where it is, for the error.
 
     Raises:
-        LongKey: it is longer.
+        LongKey: it is longer. Misuse: it is a tuple, and no key of several fields.
     """
+    if isinstance(value, tuple):
+        return _bounded_composite(value, source, limit)
     # Before it is made canonical too: that would cost a long one its length threefold.
     if isinstance(value, int) or len(value) <= limit:
         text = canonical(value)
         if len(text) <= limit:
             return text
     raise LongKey(source, limit=limit)
+
+
+def _bounded_composite(parts: tuple[KeyPart, ...], source: str, limit: int) -> str:
+    if sum(len(part) for part in parts if isinstance(part, str | bytes)) > limit:
+        raise LongKey(source, limit=limit)
+    text = composite(parts)
+    if text is None:
+        raise Misuse(f"{source} is {parts!r}: one of several fields is a tuple of two or more str, bytes or int")
+    if len(text) > limit:
+        raise LongKey(source, limit=limit)
+    return text
 
 
 @lru_cache(64)

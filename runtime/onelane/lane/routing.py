@@ -8,7 +8,7 @@ from typing import Any
 
 from onelane.core import keys
 from onelane.core.handoff import HOLD, Handoff
-from onelane.core.keys import ANY, FieldKey
+from onelane.core.keys import ANY, FieldKey, RoutingKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import MAX_BAGGAGE, TraceContext, trace_of_metadata
 from onelane.core.turns import CHAIN, holders
@@ -105,7 +105,7 @@ class Router:
         if owner.name in self.away:
             raise OwnerAway(owner.name, self.away[owner.name])
 
-    def own_key(self, key: str | bytes | int, source: str) -> str:
+    def own_key(self, key: RoutingKey, source: str) -> str:
         """The canonical text of a key that the code of a service names; this shard must own it, or end calls of it that
         have begun before it leaves. source: the argument that names it, for the error.
 
@@ -122,7 +122,7 @@ class Router:
             raise KeyMoves(text, shard=self.shard, owner=owner.name)
         return text
 
-    def named_key(self, key: str | bytes | int, source: str) -> str:
+    def named_key(self, key: RoutingKey, source: str) -> str:
         """As `own_key`, of a key that any shard may own."""
         return keys.bounded(key, source, self._max_key_bytes)
 

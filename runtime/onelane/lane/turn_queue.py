@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from onelane.core.context import CallContext, TurnContext, current_call, current_call_var
+from onelane.core.keys import RoutingKey
 from onelane.core.turns import Turn, Turns, holders
 from onelane.errors import KeyMoves
 from onelane.lane.arrivals import Arrivals
@@ -45,7 +46,7 @@ class HeldTurn(AbstractAsyncContextManager[None]):
     `asynccontextmanager`, whose generator would be one more that the garbage collector may have to close.
     """
 
-    def __init__(self, queue: "TurnQueue", key: str | bytes | int) -> None:
+    def __init__(self, queue: "TurnQueue", key: RoutingKey) -> None:
         self._queue = queue
         self._key = key
         self._turn: Turn | None = None
@@ -101,7 +102,7 @@ class TurnQueue:
         self.keeper: TurnKeeper | None = None
         """None in an app without durable state."""
 
-    async def hold(self, named_key: str | bytes | int, name: str) -> Turn:
+    async def hold(self, named_key: RoutingKey, name: str) -> Turn:
         """Wait for the turn of a key that this shard owns; the caller must `leave` it. name: of the code in it.
 
         Raises:

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from onelane.core.clock import Clock
 from onelane.core.context import current_call, earlier
+from onelane.core.keys import RoutingKey
 from onelane.core.placement import Member
 from onelane.core.state_settings import StateSettings
 from onelane.errors import BadService, DeadlinePassed, ForeignKey, Misuse, TooManyReminders
@@ -102,7 +103,7 @@ class Reminders:
 
     async def set(
         self,
-        key: str | bytes | int,
+        key: RoutingKey,
         method: Any,
         request: Any,
         *,
@@ -127,14 +128,14 @@ class Reminders:
             raise TooManyReminders(text, limit=self._max_per_key)
         return reminder
 
-    async def forget(self, key: str | bytes | int, name: str) -> bool:
+    async def forget(self, key: RoutingKey, name: str) -> bool:
         """See `Shard.forget_reminder`."""
         self._check_has_store("forget_reminder")
         text = self._lane.router.named_key(key, "the key of the reminder")
         reply = await self._change(siblings_pb2.RemindRequest(key=text, forget=_checked_id(name)))
         return any(reminder.id == name for reminder in reply.reminders)
 
-    async def list(self, key: str | bytes | int) -> tuple[Reminder, ...]:
+    async def list(self, key: RoutingKey) -> tuple[Reminder, ...]:
         """See `Shard.reminders`."""
         self._check_has_store("reminders")
         text = self._lane.router.named_key(key, "the key of the reminders")

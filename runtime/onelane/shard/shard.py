@@ -311,7 +311,7 @@ class Shard:
 
     async def call(
         self,
-        key: str | bytes | int,
+        key: Key,
         method: MethodRef[Req, Rep],
         request: Req,
         *,

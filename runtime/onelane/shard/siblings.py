@@ -26,7 +26,7 @@ from onelane.core.call_ids import IDEMPOTENCY_KEY
 from onelane.core.context import current_baggage, current_call, current_trace
 from onelane.core.hop import SERVED
 from onelane.core.identity import ASSERTION
-from onelane.core.keys import ANY, FieldKey
+from onelane.core.keys import ANY, FieldKey, RoutingKey
 from onelane.core.placement import Member
 from onelane.errors import BadKey, BadService, Misuse
 from onelane.lane.forwarder import SIBLING_DIALLING
@@ -125,7 +125,7 @@ class SiblingCalls:
         """Calls to this very shard that are under way."""
 
     async def call(
-        self, key: str | bytes | int, method_ref: MethodRef[Req, Rep], request: Req, timeout_s: float | None
+        self, key: RoutingKey, method_ref: MethodRef[Req, Rep], request: Req, timeout_s: float | None
     ) -> Rep:
         """See `Shard.call`."""
         method = self._unary(method_ref)
@@ -161,7 +161,7 @@ class SiblingCalls:
         """
         return await self._send(member, self._unary(name), request, metadata, self._deadline_at(None))
 
-    def described(self, key: str | bytes | int, method_ref: MethodRef[Req, Rep], request: Req) -> tuple[str, Method]:
+    def described(self, key: RoutingKey, method_ref: MethodRef[Req, Rep], request: Req) -> tuple[str, Method]:
         """The key, in canonical text, and the method of a call that is to be made later.
 
         Raises:

@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 from onelane.core import keys
 from onelane.core.context import TaskContext, current_call_var
+from onelane.core.keys import RoutingKey
 from onelane.errors import ForeignKey, NotKept, Overloaded
 from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.timers")
-Key = str | bytes | int
+Key = RoutingKey
 TimerFunction = Callable[[], Awaitable[object] | object]
 RETRY_TURN_S = 1.0
 """Seconds after which a timer asks for its turn again if the queue of its key was full."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from onelane.errors import UnwritableValue
-from onelane.state.entries import DictKey, KeyedEntry, spellings
+from onelane.state.entries import DictKey, KeyedEntry, composite_of, composite_text, spellings
 from onelane.state.keyed import KeyedDicts
 from onelane.state.store import Row
 
@@ -81,6 +81,8 @@ def entry_of(row: Row) -> KeyedEntry:
 
 
 def _spelled(key: DictKey) -> bytes:
+    if isinstance(key, tuple):
+        return b"t" + composite_text(key).encode()
     if isinstance(key, bytes):
         return b"b" + key
     return b"s" + key.encode() if isinstance(key, str) else b"i%d" % key
@@ -88,4 +90,6 @@ def _spelled(key: DictKey) -> bytes:
 
 def _spelling(spelled: bytes) -> DictKey:
     kind, text = spelled[:1], spelled[1:]
+    if kind == b"t":
+        return composite_of(text.decode())
     return int(text) if kind == b"i" else text if kind == b"b" else text.decode()

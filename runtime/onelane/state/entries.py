@@ -2,17 +2,27 @@
 
 A routing key is known by its canonical text (`core/keys`); a dict has it as the service wrote it. Several spellings
 have one canonical text: 1, "1" and b"1". In a dict each is an entry of its own; all of them belong to that one routing
-key, and move with it.
+key, and move with it. A key of several fields is a tuple of them, in the order of their rule.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from onelane.core.keys import canonical
+from onelane.core.keys import KeyPart, RoutingKey, canonical, composite
 
-DictKey = str | bytes | int
+DictKey = RoutingKey
 """A routing key as a service writes it. A bool is the integer that it equals, as in any dict."""
+MAX_FIELDS = 5
+"""Of a key of a dict: each field may have three spellings, and all of them together are looked up as a key moves."""
+_KINDS: dict[str, Callable[[str], KeyPart]] = {
+    "s": lambda text: unquote_to_bytes(text).decode(),
+    "b": unquote_to_bytes,
+    "i": int,
+}
+"""Letter → the part of that kind with a canonical text."""
 
 
 class KeyedEntry(NamedTuple):
@@ -32,10 +42,10 @@ class KeyedEntry(NamedTuple):
 
 def canonical_key(key: object) -> str | None:
     """The canonical text of a dict's key; None where it is no routing key."""
-    if not isinstance(key, str | bytes | int):
-        return None
     try:
-        return canonical(key)
+        if isinstance(key, str | bytes | int):
+            return canonical(key)
+        return composite(key) if isinstance(key, tuple) and len(key) <= MAX_FIELDS else None
     except ValueError:
         # A text that is no Unicode, or an integer of thousands of digits.
         return None
@@ -43,12 +53,20 @@ def canonical_key(key: object) -> str | None:
 
 def spellings(text: str) -> tuple[DictKey, ...]:
     """The dict keys whose canonical text is `text`, the commonest first."""
+    if "/" not in text:
+        return _spellings_of_part(text)
+    parts = text.split("/", MAX_FIELDS)
+    # A client may send any text with any number of slashes.
+    return tuple(product(*map(_spellings_of_part, parts))) if len(parts) <= MAX_FIELDS else ()
+
+
+def _spellings_of_part(text: str) -> tuple[KeyPart, ...]:
     if canonical_key(text) == text:
         # Nearly every key: it is spelled as it is.
-        spelled: tuple[DictKey, ...] = (text, text.encode())
+        spelled: tuple[KeyPart, ...] = (text, text.encode())
         return spelled if (integer := _integer(text)) is None else (*spelled, integer)
     raw = unquote_to_bytes(text)
-    candidates: tuple[DictKey, ...] = (raw.decode(errors="replace"), raw)
+    candidates: tuple[KeyPart, ...] = (raw.decode(errors="replace"), raw)
     return tuple(key for key in candidates if canonical_key(key) == text)
 
 
@@ -60,3 +78,24 @@ def _integer(text: str) -> int | None:
             integer = int(text)
             return integer if str(integer) == text else None
     return None
+
+
+def composite_text(key: tuple[KeyPart, ...]) -> str:
+    """A key of several fields as a store and a sibling have it: of each its kind and its canonical text."""
+    return "/".join(_kind_of(part) + canonical(part) for part in key)
+
+
+def composite_of(text: str) -> tuple[KeyPart, ...]:
+    """The key that `composite_text` has written.
+
+    Raises:
+        ValueError: it has written none of this kind.
+    """
+    try:
+        return tuple(_KINDS[part[:1]](part[1:]) for part in text.split("/"))
+    except KeyError as error:
+        raise ValueError(f"{text!r} names no key of several fields") from error
+
+
+def _kind_of(part: KeyPart) -> str:
+    return "s" if isinstance(part, str) else "b" if isinstance(part, bytes) else "i"

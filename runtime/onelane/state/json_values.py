@@ -10,6 +10,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from onelane.core.keys import KeyPart
 from onelane.errors import BadState
 from onelane.state.codecs import MsgpackCodec, ProtobufCodec
 from onelane.state.declaration import ValueCodec
@@ -49,7 +50,7 @@ def head_of(key: str, row: Row) -> dict[str, Any]:
         spelling: DictKey | None = entry_of(row).key
     except ValueError:
         spelling = None
-    spelled = {"base64": _base64(spelling)} if isinstance(spelling, bytes) else spelling
+    spelled = _spelled(spelling)
     return {"dict": row.dict_name, "key": key, "spelled": spelled, "codec": row.codec, "version": row.version}
 
 
@@ -125,12 +126,22 @@ def _value(codec: ValueCodec, document: Any) -> Any:
     raise ValueError("it is written by a codec of the service: only data can be stored in it")
 
 
+def _spelled(spelling: DictKey | None) -> Any:
+    if isinstance(spelling, tuple):
+        return [_spelled(part) for part in spelling]
+    return {"base64": _base64(spelling)} if isinstance(spelling, bytes) else spelling
+
+
 def _spelling(spelled: Any) -> DictKey:
+    return tuple(map(_part, spelled)) if isinstance(spelled, list) else _part(spelled)
+
+
+def _part(spelled: Any) -> KeyPart:
     if isinstance(spelled, dict):
         return base64.b64decode(spelled.get("base64", "?"), validate=True)
     if isinstance(spelled, str | int) and not isinstance(spelled, bool):
         return spelled
-    raise ValueError(f"spelled {spelled!r}: expected a text, an integer, or base64 in an object")
+    raise ValueError(f"spelled {spelled!r}: expected a text, an integer, base64 in an object, or a list of these")
 
 
 def _base64(data: bytes) -> str:

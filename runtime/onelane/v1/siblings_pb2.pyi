@@ -192,6 +192,7 @@ class Entry(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
     INTEGER_FIELD_NUMBER: _builtins.int
+    COMPOSITE_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -201,6 +202,8 @@ class Entry(_message.Message):
     raw: _builtins.bytes
     integer: _builtins.str
     """An integer, in decimal."""
+    composite: _builtins.str
+    """Several fields: of each its kind (s: a text, b: bytes, i: an integer) and its canonical text, joined by "/"."""
     value: _builtins.bytes
     """The value, as its codec writes it."""
     codec: _builtins.str
@@ -213,15 +216,16 @@ class Entry(_message.Message):
         text: _builtins.str = ...,
         raw: _builtins.bytes = ...,
         integer: _builtins.str = ...,
+        composite: _builtins.str = ...,
         value: _builtins.bytes = ...,
         codec: _builtins.str = ...,
         version: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["integer", b"integer", "key", b"key", "raw", b"raw", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composite", b"composite", "integer", b"integer", "key", b"key", "raw", b"raw", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "dict", b"dict", "integer", b"integer", "key", b"key", "raw", b"raw", "text", b"text", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "composite", b"composite", "dict", b"dict", "integer", b"integer", "key", b"key", "raw", b"raw", "text", b"text", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_key: _TypeAlias = _typing.Literal["text", "raw", "integer"]  # noqa: Y015
+    _WhichOneofReturnType_key: _TypeAlias = _typing.Literal["text", "raw", "integer", "composite"]  # noqa: Y015
     _WhichOneofArgType_key: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_key) -> _WhichOneofReturnType_key | None: ...
 
