@@ -125,6 +125,7 @@ def test_what_is_called_in_the_middle_of_receiving_may_send_and_moves_no_bytes()
     moved: list[Any] = []
 
     def opens(number: int, *_: Any) -> Any:
+        server.ping(b"pingping")
         moved.append((server.receive(b"more"), server.take()))
         server.send_response(number, [(b":status", b"200")], end_stream=True)
         gc.collect()
@@ -134,6 +135,7 @@ def test_what_is_called_in_the_middle_of_receiving_may_send_and_moves_no_bytes()
     (stream,) = server.receive(request(client))
     assert (moved, stream.message) == ([([], b"")], b"hi")
     (answer, *_) = client.receive(server.take())
+    assert answer.end_stream
     assert answer.headers == ((b":status", b"200"),)
 
 
