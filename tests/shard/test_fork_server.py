@@ -93,6 +93,7 @@ def test_a_file_that_was_replaced_since_it_was_imported_has_changed(
     [
         ("import grpc", "grpcio's core is loaded"),
         ("import threading; threading.Timer(3600, print).start()", "it has 2 threads"),
+        ("import os; del os.pidfd_open", "AttributeError: module 'os' has no attribute 'pidfd_open'"),
     ],
 )
 async def test_a_process_that_must_not_be_forked_says_so(code: str, reason: str) -> None:

@@ -104,6 +104,20 @@ async def test_a_server_that_does_not_answer_is_killed(
         assert "supervisor.fork_server_killed" in caplog.text
 
 
+async def test_a_request_that_is_given_up_is_not_answered_to_the_next_one(server: ForkServer) -> None:
+    async with fork(server) as first:
+        near, far = socket.socketpair()
+        with near, far:
+            given_up = asyncio.create_task(server.start([far.fileno()]))
+            await asyncio.sleep(0)
+            given_up.cancel()
+            # It is forked all the same; what it has inherited is closed with its line.
+            assert await asyncio.to_thread(near.recv, 100)
+        async with fork(server) as second:
+            assert await second.exit(4) == 4
+        assert await first.exit(3) == 3
+
+
 async def test_nothing_is_forked_that_has_imported_a_file_as_it_is_no_more(
     server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -173,7 +173,13 @@ def _unfit() -> str:
 
     if deferred_core.is_loaded():
         return "grpcio's core is loaded"
-    if (threads := len(os.listdir("/proc/self/task"))) > 1:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        threads = len(os.listdir("/proc/self/task"))
+    except (OSError, AttributeError) as error:
+        # Older than Linux 5.3, not Linux, or not allowed to.
+        return f"{type(error).__name__}: {error}"
+    if threads > 1:
         return f"it has {threads} threads"
     return ""
 

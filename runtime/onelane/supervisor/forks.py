@@ -17,6 +17,8 @@ import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
+import anyio
+
 from onelane.shard.fork_server import MAX_PACKET, ForkAnswer
 from onelane.supervisor import server_process
 from onelane.supervisor.server_process import ServerProcess
@@ -131,14 +133,18 @@ class ForkServer:
 
     async def _ask(self, answer: Coroutine[Any, Any, _T]) -> _T:
         try:
-            async with asyncio.timeout(FORK_ANSWER_S):
+            with anyio.fail_after(FORK_ANSWER_S):
                 return await answer
         except TimeoutError:
             if self._server is not None:
                 self._server.process.kill()
-            self._give_up()
             log.warning("supervisor.fork_server_killed it has not answered in %g s", FORK_ANSWER_S)
+            self._give_up()
             raise NotForked from None
+        except asyncio.CancelledError:
+            # Its answer to this request would be taken for that to the next one.
+            self._give_up()
+            raise
 
     def _give_up(self) -> None:
         """Have this server fork no more; it stays until its shards have ended."""
