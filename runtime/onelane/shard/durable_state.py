@@ -10,6 +10,7 @@ from onelane.core.state_settings import StateSettings
 from onelane.lane.lane import Lane
 from onelane.plugins import make_plugin
 from onelane.shard.idle_keys import IdleKeys
+from onelane.shard.store_health import StoreHealth
 from onelane.state.durable_entries import DurableEntries
 from onelane.state.journal import Journal
 from onelane.state.journal_metrics import JournalMetrics
@@ -58,6 +59,7 @@ class DurableState:
             answers_s=settings.answers_s,
             max_answers=settings.max_answers_per_key,
         )
+        self.health = StoreHealth(self.journal, self._thread, epoch=lane.router.epoch_of)
         self.kept = lane.keep_turns(self.journal, app=app)
         self.idle_keys = IdleKeys(entries, self._thread, self.kept, lane.queue, answers_s=settings.answers_s)
 
@@ -79,6 +81,7 @@ class DurableState:
 
     async def aclose(self) -> None:
         """Write what is to be written, and close the store."""
+        self.health.cancel()
         if not self._thread.is_running:
             return
         with suppress(TimeoutError):

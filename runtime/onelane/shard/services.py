@@ -23,6 +23,8 @@ from onelane.server.methods import Method
 from onelane.shard.shard import Shard
 
 log = logging.getLogger("onelane.shard")
+STORE_HEALTH = "onelane.state"
+"""The name under which health checks ask for the store of durable state."""
 
 
 class Services:
@@ -38,6 +40,7 @@ class Services:
         self._builtin = builtin
         self._started: list[object] = []
         """Those whose `start` has succeeded, in order."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._health: Any = None
         """grpcio's health servicer, where the app has one."""
 
@@ -130,6 +133,21 @@ class Services:
 
         for name in {"", *self._names()}:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if self._shard.durable_state is not None:
+            store = self._shard.durable_state.health
+            store.on_change = self._tell_store
+            await self._set_store_health(works=store.works)
+
+    def _tell_store(self, works: bool) -> None:
+        task = asyncio.get_running_loop().create_task(self._set_store_health(works=works))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _set_store_health(self, *, works: bool) -> None:
+        """Of the store alone: that clients leave a shard whose store fails moves none of its keys (decision 0024)."""
+        from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+        await self._health.set(STORE_HEALTH, HealthCheckResponse.SERVING if works else HealthCheckResponse.NOT_SERVING)
 
     def _load_servicers(
         self, place: str, configured_keys: Mapping[str, str], configured_turns: Mapping[str, str]

@@ -104,6 +104,8 @@ class Journal:
         answers_s, max_answers: for how long, and how many of each key, answers are remembered."""
         self.residents: dict[str, Resident] = {}
         """Canonical text → a key whose state is in memory. The lane looks here at the beginning of each turn."""
+        self.failed_key = ""
+        """The last one that could not be loaded or written."""
         self._dicts = dicts
         self._store = store
         self.metrics = metrics
@@ -153,6 +155,7 @@ class Journal:
         self._is_reading = False
         states: dict[str, KeyState] = result if isinstance(result, dict) else {}
         if error is not None:
+            self.failed_key = keys[0]
             self.metrics.failed("load", error)
         else:
             self.metrics.loaded(len(states))
@@ -312,6 +315,7 @@ class Journal:
         batch, self._writing = self._writing, None
         assert batch is not None
         if error is not None:
+            self.failed_key = next(iter(batch.changes))
             self.metrics.failed("commit", error)
             lost = set(batch.changes)
         else:

@@ -24,6 +24,8 @@ class JournalMetrics:
         """The number of keys whose state is in memory."""
         self.is_failing = False
         """The last operation of the store has failed."""
+        self.on_change: Callable[[bool], object] = lambda works: None
+        """Called with whether the store works, each time that changes."""
         self._logged_at = -LOGGED_EVERY_S
         self._failing_since = 0.0
         self._commit_s = stats.histogram("onelane.state.commit.duration", unit="s", description="Duration of a commit")
@@ -47,11 +49,11 @@ class JournalMetrics:
         self._commit_s.record(seconds)
         self._keys.add(keys)
         self._turns.add(turns)
-        self._works()
+        self.works()
 
     def loaded(self, keys: int) -> None:
         self._loads.add(keys)
-        self._works()
+        self.works()
 
     def failed(self, operation: str, error: BaseException) -> None:
         """operation: `load` or `commit`."""
@@ -60,11 +62,14 @@ class JournalMetrics:
         now = monotonic()
         if reason == "store" and not self.is_failing:
             self.is_failing, self._failing_since = True, now
+            self.on_change(False)
         if now - self._logged_at >= LOGGED_EVERY_S:
             self._logged_at = now
             log.error("state.%s_failed shard=%s error=%s", operation, self._shard, error)
 
-    def _works(self) -> None:
+    def works(self) -> None:
+        """An operation of the store has succeeded."""
         if self.is_failing:
             self.is_failing = False
+            self.on_change(True)
             log.warning("state.store_back shard=%s after_s=%.1f", self._shard, monotonic() - self._failing_since)
