@@ -16,6 +16,7 @@ from onelane.v1.siblings_pb2_grpc import SiblingsStub
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.shard.reminded import RUN, RemindedCluster, reminded_cluster
+from tests.state.held_store import HeldStore
 
 
 @pytest.fixture
@@ -85,6 +86,26 @@ async def test_a_status_that_is_not_ok_keeps_the_reminder_as_it_keeps_other_chan
 async def test_a_reminder_of_another_key_is_on_disk_when_it_is_set(reminded: RemindedCluster) -> None:
     await reminded.do("k", "set other 30 - a")
     assert (await reminded.do("other", "list other")).text == "a"
+
+
+async def test_a_turn_sets_no_reminder_of_another_key_before_what_it_has_seen_is_on_disk(
+    reminded: RemindedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn before it fails to be kept, and what is set for the other key would be kept."""
+    reminded.stub = reminded.cluster.stub(echo_pb2_grpc.EchoStub, shard=0)  # Without ids: it repeats nothing.
+    for key in ("k", "other"):
+        await reminded.do(key, f"list {key}")
+    check = HeldStore._check_works
+    monkeypatch.setattr(HeldStore, "_check_works", lambda store, _: check(store, str(len(reminded.store.commits))))
+    with reminded.store.fails("1"), reminded.store.held():
+        earlier = asyncio.ensure_future(reminded.do("k", "set k 50 - b"))
+        await reminded.until(lambda: reminded.store.commits)
+        later = asyncio.ensure_future(reminded.do("k", "set other 30 - a"))
+        await reminded.do("other", "list other")
+        reminded.store.may_go.set()
+        outcomes = await asyncio.gather(earlier, later, return_exceptions=True)
+    assert [isinstance(outcome, grpc.aio.AioRpcError) for outcome in outcomes] == [True, True]
+    assert (await reminded.do("other", "list other")).text == ""
 
 
 async def test_a_reminder_of_a_key_of_another_shard_is_set_and_forgotten_there() -> None:
