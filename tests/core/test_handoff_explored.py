@@ -51,10 +51,12 @@ USUAL = {
 }
 LONG = {
     "moves, two changes, three calls": replace(MOVES, calls="klk"),
-    "moves, one change, a crash": one_change(MOVES, "", crashes=1),
+    "moves, two changes, a crash": replace(MOVES, calls="", crashes=1),
+    "moves, one change, a call, a crash": one_change(MOVES, "k", crashes=1),
+    "moves, one change, two calls, a crash": one_change(MOVES, "kl", crashes=1),
     "scale, one change, a call, a crash": one_change(SCALE, "k", crashes=1),
     "restart, two changes, a call, a crash": replace(RESTART, calls="k", crashes=1),
-    "restart, one change, a call, two crashes": one_change(RESTART, "k", crashes=2),
+    "restart, one change, two calls, two crashes": one_change(RESTART, "kl", crashes=2),
     "moves, two changes, two turns are given up": replace(MOVES, calls="kk", give_ups=2),
     "scale, one change, a crash, a turn is given up": replace(one_change(SCALE, "k", crashes=1), give_ups=1),
     "restart, one change, a call, a crash, a repeated message": replace(
