@@ -10,7 +10,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.core import keys
-from onelane.errors import BadKey, BadService, LongKey
+from onelane.errors import BadKey, BadService, LongKey, Misuse
 from onelane.v1 import options_pb2
 
 Field = descriptor_pb2.FieldDescriptorProto
@@ -172,3 +172,24 @@ def test_several_values_are_joined_as_grpc_hashes_them() -> None:
 def test_a_metadata_name_that_grpc_would_never_match_is_refused(name: str) -> None:
     with pytest.raises(BadService, match="expected a lower-case name"):
         keys.configured_rule(f"metadata:{name}", None)
+
+
+PARTS = st.text() | st.binary() | st.integers()
+
+
+@given(PARTS | st.lists(PARTS, min_size=2).map(tuple))
+def test_a_key_that_is_named_by_its_canonical_text_is_the_same_key(key: Any) -> None:
+    text = keys.canonical(key)
+    assert keys.canonical(keys.named(text)) == keys.bounded(key, "the key", 10**6) == text
+
+
+@pytest.mark.parametrize("key", [(), ("a",), ("a", None), ("a", ("b",)), ("a", 1.5)])
+def test_a_tuple_that_is_no_key_is_refused_with_what_is_one(key: Any) -> None:
+    with pytest.raises(Misuse, match=r"the key of the turn is .*: one of several fields is a tuple of two or more"):
+        keys.bounded(key, "the key of the turn", 100)
+
+
+@pytest.mark.parametrize("key", [("a" * 99, b"b"), ("%" * 40, 1), (10**60, 10**60)])
+def test_of_several_fields_the_sum_is_limited(key: Any) -> None:
+    with pytest.raises(LongKey):
+        keys.bounded(key, "the key", 100)

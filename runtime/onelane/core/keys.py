@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -54,6 +54,12 @@ def canonical(value: RoutingKey) -> str:
     if isinstance(value, tuple):
         return "/".join(map(canonical, value))
     return str(int(value))
+
+
+def named(text: str) -> RoutingKey:
+    """A key with this canonical text."""
+    parts = tuple(map(unquote_to_bytes, text.split("/")))
+    return parts if len(parts) > 1 else parts[0]
 
 
 def composite(parts: tuple[Any, ...]) -> str | None:

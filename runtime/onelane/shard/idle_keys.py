@@ -6,8 +6,8 @@ An entry is forgotten in a turn of its key, so nothing uses it meanwhile. Keys t
 import logging
 from functools import partial
 from time import time
-from urllib.parse import unquote_to_bytes
 
+from onelane.core.keys import named
 from onelane.errors import ForeignKey, LongKey, OnelaneError
 from onelane.lane.kept_turns import KeptTurns
 from onelane.lane.turn_queue import TurnQueue
@@ -63,7 +63,7 @@ class IdleKeys:
 
     async def _forget_entry(self, name: str, key: str, before: float, after: str) -> None:
         try:
-            turn = await self._queue.hold(unquote_to_bytes(key), "shard.idle")
+            turn = await self._queue.hold(named(key), "shard.idle")
         except (ForeignKey, LongKey):
             return
         on_disk = None

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
-from urllib.parse import unquote_to_bytes
 
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -220,7 +219,7 @@ class ReminderRuns:
         return status
 
     def _turn_of(self, key: str) -> HeldTurn:
-        return HeldTurn(self._lane.queue, unquote_to_bytes(key))
+        return HeldTurn(self._lane.queue, keys.named(key))
 
     async def _run_in_turn(self, due: DueReminder) -> str:
         stored = self._stored(due)

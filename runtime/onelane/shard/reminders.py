@@ -11,11 +11,10 @@ import math
 import secrets
 from datetime import datetime
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from onelane.core.clock import Clock
 from onelane.core.context import current_call, earlier
-from onelane.core.keys import RoutingKey
+from onelane.core.keys import RoutingKey, named
 from onelane.core.placement import Member
 from onelane.core.state_settings import StateSettings
 from onelane.errors import BadService, DeadlinePassed, ForeignKey, Misuse, TooManyReminders
@@ -193,7 +192,7 @@ class Reminders:
     # At the owner
 
     async def _change_here(self, gate: KeptTurns, request: siblings_pb2.RemindRequest) -> siblings_pb2.RemindReply:
-        async with HeldTurn(self._lane.queue, unquote_to_bytes(request.key)):
+        async with HeldTurn(self._lane.queue, named(request.key)):
             return self._apply(gate, request)
 
     def _apply(self, gate: KeptTurns, request: siblings_pb2.RemindRequest) -> siblings_pb2.RemindReply:
