@@ -63,6 +63,7 @@ TESTED_BY = {
     "supervisor/trial": "cli/test_check",
     "shard/serving": "server/test_steering",
     "shard/late_calls": "shard/test_given_up_keys",
+    "shard/last_turns": "shard/test_handoff_durable",
     "core/moved": "client/test_reopening",
     "core/state_settings": "test_config",
     "state/batch": "state/test_journal",

@@ -23,7 +23,7 @@ from onelane.core.handoff import Action, Handoff, Refuse
 from onelane.core.moved import MOVED
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
-from onelane.errors import HandOverRefused, KeyMoves, NotKept, OnelaneError, UnwritableValue
+from onelane.errors import HandOverRefused, KeyMoves, OnelaneError
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
 from onelane.server.call_state import RUNNING
@@ -31,12 +31,12 @@ from onelane.shard.given_up_keys import GivenUpKeys
 from onelane.shard.handoff_line import HandoffLine
 from onelane.shard.handoff_metrics import HandoffMetrics
 from onelane.shard.handoff_span import HandoffSpan
+from onelane.shard.last_turns import LastTurns
 from onelane.shard.late_calls import LateCalls
 from onelane.shard.moved_keys import entries_from, moved_key
 from onelane.shard.siblings import SiblingChannels
 from onelane.shard.stray_entries import StrayEntries
 from onelane.state.entries import KeyedEntry
-from onelane.state.journal import Journal
 from onelane.state.keyed import KeyedDicts
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
@@ -90,6 +90,7 @@ class HandoffCarrier:
         self._lines: dict[int, HandoffLine] = {}
         """Life → what goes to it."""
         self._late = LateCalls(lane, under_way, drain_s=drain_s)
+        self._last_turns = LastTurns(lane, keyed)
         self._given_up = GivenUpKeys(keyed)
         self._stray_entries = StrayEntries(keyed)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,8 +98,6 @@ class HandoffCarrier:
         arrivals = lane.queue.arrivals
         self._metrics = HandoffMetrics(stats, held=lambda: arrivals.count)
         arrivals.paused = self._metrics.paused
-        self._left: set[str] = set()
-        """Keys whose last turn here is over, and told to the service."""
 
     @property
     def _me(self) -> Member:
@@ -140,7 +139,11 @@ class HandoffCarrier:
         """A placement is followed: the change that leads to it is over."""
         if self._handoff is not None and placement.epoch >= self._handoff.after.epoch:
             self._end()
-            self._start(self._sweep(placement))
+            is_own = self._lane.router.is_own
+            sweep = self._stray_entries.sweep(
+                lambda key: is_own(placement.owner_of(key)), is_over=lambda: self._handoff is not None
+            )
+            self._start(sweep)
 
     def end_hops(self) -> None:
         """This process ends. Where it leaves the app, streams that it only sends on end as those of a key that moves:
@@ -152,7 +155,7 @@ class HandoffCarrier:
 
     def _end(self) -> None:
         self._handoff = None
-        self._left.clear()
+        self._last_turns.clear()
         self._busy.clear()
         for line in self._lines.values():
             line.cancel()
@@ -214,7 +217,7 @@ class HandoffCarrier:
         self._late.log_given_up(keys, after_s=GIVE_UP_S)
         for key in keys:
             if key in self._lane.queue.turns.held:
-                self._tell_leaves(key)
+                self._last_turns.tell(key)
                 self._given_up.add(key)
             del self._busy[key]
             self._apply(change.give_up(key))
@@ -271,14 +274,6 @@ class HandoffCarrier:
         """Whether this life has had the state of a key, or gets it."""
         is_own = self._lane.router.is_own
         return is_own(change.before.owner_of(key)) or is_own(change.after.owner_of(key))
-
-    async def _sweep(self, placement: Placement) -> None:
-        """Drop what was written of keys that have left, or it would be here when they are back."""
-        keys = self._keyed.keys()
-        while self._handoff is None and (piece := list(islice(keys, SCAN_KEYS))):
-            is_own = self._lane.router.is_own
-            self._stray_entries.drop(key for key in piece if not is_own(placement.owner_of(key)))
-            await asyncio.sleep(0)
 
     async def _tell_progress(self, change: Handoff) -> None:
         """Tell the supervisor again and again: a life that goes on is not killed, however many keys leave it."""
@@ -378,33 +373,7 @@ class HandoffCarrier:
     # For its lines
 
     async def release(self, keys: Sequence[str]) -> None:
-        """The last turns of these keys are over: tell the service, and have their durable state on disk alone."""
-        gate = self._lane.kept
-        for key in keys:
-            if not self._tell_leaves(key):
-                continue
-            if gate is not None and key in gate.journal.residents:
-                self._keep_changes(gate.journal, key)
-        if gate is not None:
-            await gate.journal.release(keys)
-
-    def _tell_leaves(self, key: str) -> bool:
-        """Tell the service that a key leaves, unless it has been told in this change."""
-        if key in self._left:
-            return False
-        self._left.add(key)
-        self._keyed.leaves(key)
-        return True
-
-    def _keep_changes(self, journal: Journal, key: str) -> None:
-        """Write what the service has changed of a key as it was told that it leaves."""
-        try:
-            journal.end_turn(key, _ignore)
-        except UnwritableValue as error:
-            self._keyed.lose("unwritable", error)
-        except NotKept:
-            # What is on disk counts.
-            pass
+        await self._last_turns.release(keys)
 
     def batch(self, keys: "dict[str, None]", ready: int) -> list[siblings_pb2.MovedKey]:
         """The first keys, with their state, as many as fit in one message; they are removed. ready: of them, so many

@@ -4,11 +4,16 @@ A periodic callback or a task of the service's own may write at any time, also b
 acknowledgement of its new owner. Such a write is lost; here it is found, logged and counted, where that is cheap.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 from onelane.shard.moved_keys import moved_key
 from onelane.state.keyed import KeyedDicts
 from onelane.v1 import siblings_pb2
+
+SWEPT_KEYS = 256
+"""Keys that are looked at before the loop looks at its sockets again."""
 
 
 class StrayEntries:
@@ -22,6 +27,14 @@ class StrayEntries:
         for key in keys:
             for name in self._keyed.clear(key):
                 self._lose(name, key)
+
+    async def sweep(self, is_own: Callable[[str], bool], *, is_over: Callable[[], bool]) -> None:
+        """Drop what was written of keys that have left, or it would be here when they are back. is_over: another change
+        begins, which looks at them too."""
+        keys = self._keyed.keys()
+        while not is_over() and (piece := list(islice(keys, SWEPT_KEYS))):
+            self.drop(key for key in piece if not is_own(key))
+            await asyncio.sleep(0)
 
     def compare(self, moved: siblings_pb2.MovedKey) -> None:
         """Find what has changed of a key, which is to be forgotten now, since it was encoded."""
