@@ -75,6 +75,8 @@ TESTED_BY = {
     "state/sqlite_read": "state/test_sqlite_store",
     "supervisor/admin/server": "supervisor/admin/test_page",
     "supervisor/admin/view": "supervisor/admin/test_page",
+    "lane/running": "shard/test_watchdog_contract",
+    "server/payloads": "server/test_user_code",
     "server/sibling_connection": "lane/test_forwarder_transparent",
     "supervisor/app_sockets": "supervisor/test_changes",
     "supervisor/running_change": "supervisor/test_changes",
@@ -88,6 +90,8 @@ TESTED_BY = {
     "testing/listener": "server/test_listener",
     "wire/limits": "server/test_connection_limits",
     "wire/ngh2_session": "wire/test_server_machine",
+    "wire/http2": "wire/test_server_machine",
+    "wire/packed": "server/test_unpacking",
 }
 """Modules that are tested through others."""
 MODULES = [name for name in FILES if "/" in name and name not in SEAMS and not is_text(FILES[name])]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from onelane.core.keys import ANY
-from onelane.server import handler, user_code
+from onelane.server import payloads, user_code
 from onelane.server.arguments import BadHandler
 from onelane.server.methods import Method
 from onelane.testing.listener import MemoryCall
@@ -64,7 +64,7 @@ def test_a_handler_of_any_kind_has_a_definition(handler_: Any) -> None:
 
 def test_an_answer_is_blamed_on_the_handler_that_gave_it() -> None:
     method = Method("/t.T/M", Servicer().method, False, False, False, None, None, ANY)
-    error = raised(lambda: handler.bytes_of(method, MemoryCall("/t.T/M", (), trusted=False, deadline_s=None), None))
+    error = raised(lambda: payloads.bytes_of(method, MemoryCall("/t.T/M", (), trusted=False, deadline_s=None), None))
     assert isinstance(error, BadHandler)
     assert error.line == line(Servicer.method)
 

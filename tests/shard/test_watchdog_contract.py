@@ -152,8 +152,8 @@ METHODS = ["Unary", "Download", "Upload", "Chat"]
 @pytest.mark.parametrize("method", [*METHODS, "Misbehave"])
 async def test_the_frames_of_an_async_handler_hold_call_and_lane(method: str) -> None:
     probe = await probed(AsyncProbe, method)
-    check(probe, f"async {method} handler", "Lane._run", Call)
-    check(probe, f"async {method} handler", "Lane._run", Lane)
+    check(probe, f"async {method} handler", "run", Call)
+    check(probe, f"async {method} handler", "run", Lane)
     assert probe.work.call is not None
     assert (probe.work.call.method, probe.work.shard) == (f"/echo.v1.Echo/{method}", "app-1")
 
@@ -161,15 +161,15 @@ async def test_the_frames_of_an_async_handler_hold_call_and_lane(method: str) ->
 @pytest.mark.parametrize("method", METHODS)
 async def test_so_do_those_behind_interceptors(method: str) -> None:
     probe = await probed(AsyncProbe, method, interceptors=[f"{__name__}:Interceptor"])
-    check(probe, f"{method} handler behind an interceptor", "Lane._run", Call)
-    check(probe, f"{method} handler behind an interceptor", "Lane._run", Lane)
+    check(probe, f"{method} handler behind an interceptor", "run", Call)
+    check(probe, f"{method} handler behind an interceptor", "run", Lane)
     assert (probe.work.call is not None, probe.work.shard) == (True, "app-1")
 
 
 async def test_the_frames_of_a_plain_handler_hold_call_and_lane() -> None:
     probe = await probed(PlainProbe, "Unary")
-    check(probe, "plain unary handler", "Lane._run_now", Call)
-    check(probe, "plain unary handler", "Lane._run_now", Lane)
+    check(probe, "plain unary handler", "run_now", Call)
+    check(probe, "plain unary handler", "run_now", Lane)
     assert probe.work.call is not None
     assert (probe.work.call.method, probe.work.shard) == ("/echo.v1.Echo/Unary", "app-1")
 

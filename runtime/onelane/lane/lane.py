@@ -16,13 +16,12 @@ from typing import Any
 import grpc
 
 from onelane.core import keys
-from onelane.core.context import current_call_var
 from onelane.core.handoff import Handoff
 from onelane.core.hop import SERVED
 from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
-from onelane.core.turns import Turn, patience_s
+from onelane.core.turns import Turn
 from onelane.errors import AccessRefused, BadKey, KeyMoves, LongKey, OnelaneError, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
@@ -31,13 +30,14 @@ from onelane.lane.kept_turns import KeptTurns
 from onelane.lane.method_entry import Entry, HiddenEntry, is_ours
 from onelane.lane.refusals import Refusals
 from onelane.lane.routing import ARRIVING, Router
+from onelane.lane.running import handle, run, run_now, serve
 from onelane.lane.turn_queue import TurnQueue
-from onelane.server import handler, status
+from onelane.server import status
 from onelane.server.call import AWAY, DIRECT_HOP, OK, Call, Metadata
-from onelane.server.call_state import FORWARDED, RUNNING, WAITING
-from onelane.server.handler import parse
+from onelane.server.call_state import FORWARDED
 from onelane.server.listener import Work
 from onelane.server.methods import Method
+from onelane.server.payloads import parse
 from onelane.state.journal import Journal
 from onelane.telemetry.hot_keys import HotKeys
 from onelane.telemetry.spans import SpanRecord
@@ -103,13 +103,13 @@ class Lane:
         self.hot_keys = HotKeys()
         self._router = router
         self._admission = admission
-        self._forwarding = Forwarding(forwarder, router, stats=stats, tracer=tracer, end=self._end)
+        self._forwarding = Forwarding(forwarder, router, stats=stats, tracer=tracer, end=self.end)
         self.arrivals = queue.arrivals
         self._stats = stats
-        self._tracer = tracer
+        self.tracer = tracer
         self._shows_runtime_calls = shows_runtime_calls
         self._idle = asyncio.Event()
-        self._endless: dict[asyncio.Task[Any], Call] = {}
+        self.endless: dict[asyncio.Task[Any], Call] = {}
         self.refusals = Refusals(router.shard, stats)
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
         in_flight.observe(lambda: self.in_flight + self._watches - self._hidden_in_flight)
@@ -127,7 +127,7 @@ class Lane:
     def keep_turns(self, journal: Journal, *, app: str) -> KeptTurns:
         """From now on the state of a key is loaded before its turn, and its answers wait until it is on disk. Called
         before the first call arrives."""
-        self.kept = KeptTurns(journal, self.queue, app=app, tracer=self._tracer, end=self._end, fail=self._fail)
+        self.kept = KeptTurns(journal, self.queue, app=app, tracer=self.tracer, end=self.end, fail=self._fail)
         self.queue.keeper = self.kept
         self._enter_turn = self.kept.enter
         return self.kept
@@ -171,9 +171,9 @@ class Lane:
             return
         call: Call = waiter
         waiting = call.waiting
-        del call.waiting
-        self._tracer.end(waiting.span, error="MOVED")
-        self._tracer.end(call.span)
+        call.waiting = None
+        self.tracer.end(waiting.span, error="MOVED")
+        self.tracer.end(call.span)
         call.span = None
         self._forwarding.send(owner, waiting.entry, call, waiting.request)
 
@@ -214,7 +214,7 @@ class Lane:
 
     def end_watches(self) -> None:
         """Cancel the streams that end with the shard alone, such as health's and the topology's `Watch`."""
-        for task, call in self._endless.items():
+        for task, call in self.endless.items():
             call.end_early(*status.cut_off(self.name))
             task.cancel()
 
@@ -271,26 +271,16 @@ class Lane:
                     call.key = key
             elif entry.is_watch:
                 self._admission.check_watch(entry.watches)
-                self._count_watch(entry, 1)
+                self.count_watch(entry, 1)
             call.state = call.state.begin
-            return self._run(entry, call, message, None) if entry.is_simple else self._begin(entry, call, message)
+            return run(self, entry, call, message, None) if entry.is_simple else self._begin(entry, call, message)
         except BaseException as error:
             self._fail(entry, call, error)
             return None
 
-    async def serve(self, method: Method, call: Call, request: bytes | None) -> bytes:
+    def serve(self, method: Method, call: Call, request: bytes | None) -> Coroutine[Any, Any, bytes]:
         """`arrive`, and all that follows, for listeners that have a task for each call."""
-        work = self.arrive(method, call, request)
-        while call.state is WAITING:
-            work = await self._wait_turn(call)
-        if work is not None:
-            await work
-        elif call.state is FORWARDED:
-            await self._wait_forward(call)
-        if call.state is RUNNING:
-            # Its answer waits until it is on disk.
-            await call.turned()
-        return call.reply
+        return serve(self, method, call, request)
 
     def refuse(self, method: Method, call: Call, error: BaseException) -> None:
         """End a call that the gate refuses, with the status of `error`. It is counted as any call."""
@@ -306,14 +296,7 @@ class Lane:
             call.span = UNSAMPLED
         self._fail(entry, call, error)
 
-    async def _wait_forward(self, call: Call) -> None:
-        try:
-            await call.turned()
-        except asyncio.CancelledError:
-            self._cancel_forward(call)
-            raise
-
-    def _cancel_forward(self, call: Call) -> None:
+    def cancel_forward(self, call: Call) -> None:
         if call.state is FORWARDED and call.cancel_forward is not None:
             call.cancel_forward()
 
@@ -368,31 +351,15 @@ class Lane:
         """Its span begins now, and has the wait as a child."""
         call.state = call.state.wait
         if call.span is None:
-            call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
-        span = self._tracer.start("turn", "INTERNAL", context_of(call.span))
+            call.span = self.tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+        span = self.tracer.start("turn", "INTERNAL", context_of(call.span))
         call.waiting = Waiting(entry, key, message, request, span)
-
-    async def _wait_turn(self, call: Call) -> Work:
-        remaining = call.time_remaining()
-        try:
-            async with asyncio.timeout(None if remaining is None else patience_s(remaining)):
-                await call.turned()
-        except TimeoutError:
-            if call.state is WAITING:
-                self.withdraw(call, late=True)
-        except asyncio.CancelledError:
-            if call.state is WAITING:
-                self.withdraw(call, late=False)
-            self._cancel_forward(call)
-            raise
-        # Its key may have left meanwhile, and the call with it.
-        return self.resume(call) if call.state is WAITING else None
 
     def resume(self, call: Call) -> Work:
         """Go on with a call whose turn has come (`call.proceed`), or that is held no longer."""
         waiting = call.waiting
-        del call.waiting
-        self._tracer.end(waiting.span)
+        call.waiting = None
+        self.tracer.end(waiting.span)
         if isinstance(waiting, Arriving):
             return self._look_again(waiting, call)
         call.state = call.state.begin
@@ -402,8 +369,8 @@ class Lane:
         """End a call that waits for its turn: its client has cancelled it, or the shard cuts it off, or (late) its
         deadline is about to pass."""
         waiting = call.waiting
-        del call.waiting
-        self._tracer.end(waiting.span, error="DEADLINE_EXCEEDED" if late else "CANCELLED")
+        call.waiting = None
+        self.tracer.end(waiting.span, error="DEADLINE_EXCEEDED" if late else "CANCELLED")
         if late:
             call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, self._why_late(waiting, call))
         else:
@@ -412,7 +379,7 @@ class Lane:
             self.arrivals.withdraw(call, key=waiting.key, epoch=waiting.epoch)
         else:
             self.queue.turns.withdraw(waiting.key, call)
-        self._end(waiting.entry, call, b"")
+        self.end(waiting.entry, call, b"")
 
     def _why_late(self, waiting: Waiting | Arriving, call: Call) -> str:
         if isinstance(waiting, Arriving):
@@ -446,7 +413,7 @@ class Lane:
             self._forwarding.send(holder, entry, call, request, by_last_placement=True)
             return None
         call.state = call.state.wait
-        span = self._tracer.start("arrival", "INTERNAL", call.parent)
+        span = self.tracer.start("arrival", "INTERNAL", call.parent)
         call.waiting = Arriving(entry, key, epoch, request, span)
         if epoch:
             self.arrivals.hold_for_epoch(epoch, call)
@@ -489,7 +456,7 @@ class Lane:
             if owner is None:
                 if key is not None:
                     call.key = key
-                return await self._handle(entry, call, message)
+                return await handle(self, entry, call, message)
             is_ahead = self._router.is_ahead(call)
             if owner is not ARRIVING and not is_ahead:
                 self._router.check_hop(call)
@@ -501,77 +468,18 @@ class Lane:
 
     def _start(self, entry: Entry, call: Call, work: Coroutine[Any, Any, bytes]) -> Work:
         call.state = call.state.begin
-        return self._run(entry, call, None, work)
+        return run(self, entry, call, None, work)
 
     def _begin(self, entry: Entry, call: Call, message: Any) -> Work:
         """Run a call that this shard owns, and that has its turn where it needs one."""
         if entry.is_simple:
-            return self._run(entry, call, message, None)
+            return run(self, entry, call, message, None)
         if entry.method.is_immediate:
-            self._run_now(entry, call, message)
+            run_now(self, entry, call, message)
             return None
-        return self._run(entry, call, message, self._handle(entry, call, message))
+        return run(self, entry, call, message, handle(self, entry, call, message))
 
-    async def _run(self, entry: Entry, call: Call, message: Any, work: Coroutine[Any, Any, bytes] | None) -> None:
-        """Run a call to its end. work: None for the `async def` handler of one message and one answer, which nearly
-        every call is."""
-        # The watchdog finds `self` and `call` in this frame (shard/lane_stack).
-        reply = b""
-        try:
-            if work is not None:
-                reply = await work
-                if call.early_status is not None:
-                    # Its handler has caught the cancellation, and returned.
-                    call.fail(*call.early_status)
-            else:
-                method = entry.method
-                if call.span is None:
-                    call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
-                current_call_var.set(call)
-                reply = handler.bytes_of(method, call, await method.handler(message, call))
-        except BaseException as error:
-            if status.settle(call, error, method=entry.method, shard=self.name, draining=self.draining):
-                raise
-        finally:
-            self._end(entry, call, reply)
-
-    def _run_now(self, entry: Entry, call: Call, message: Any) -> None:
-        """Run a plain `def` handler in one go."""
-        # The watchdog finds `self` and `call` in this frame (shard/lane_stack).
-        reply = b""
-        if call.span is None:
-            call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
-        token = current_call_var.set(call)
-        try:
-            reply = handler.run_now(entry.method, call, message)
-        except BaseException as error:
-            status.failed(call, error, method=entry.method, shard=self.name)
-        finally:
-            current_call_var.reset(token)
-            self._end(entry, call, reply)
-
-    async def _handle(self, entry: Entry, call: Call, message: Any) -> bytes:
-        """Run the handler of a stream, or one that interceptors choose."""
-        method = entry.method
-        if call.span is None:
-            call.span = self._tracer.start(method.name, "SERVER", call.parent, remote=True)
-        current_call_var.set(call)
-        task = asyncio.current_task() if entry.may_be_endless else None
-        if task is not None:
-            self._endless[task] = call
-        try:
-            if method.choose is not None:
-                method = await method.choose(call)
-            return await handler.run(method, call, message)
-        finally:
-            # Also where an interceptor refuses the call.
-            if entry.is_watch:
-                # Back, because `_end` counts down the calls in flight.
-                self._count_watch(entry, -1)
-            if task is not None:
-                self._endless.pop(task, None)
-
-    def _count_watch(self, entry: Entry, number: int) -> None:
+    def count_watch(self, entry: Entry, number: int) -> None:
         """Count a call among the watches instead of among the calls in flight, or (-1) the other way round."""
         entry.watches += number
         self._watches += number
@@ -601,11 +509,11 @@ class Lane:
             # The audit log has a line of its own.
             self.refusals.count(error.reason)
         if call.span is None:
-            call.span = self._tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+            call.span = self.tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
         # It would keep the error's traceback alive, and that the call.
         call.cancel_forward = None
         status.failed(call, error, method=entry.method, shard=self.name)
-        self._end(entry, call, b"")
+        self.end(entry, call, b"")
 
     def untaken(self, change: int, *, trusted: bool) -> None:
         """See `onelane.server.listener.Serving`."""
@@ -615,7 +523,7 @@ class Lane:
         if self.draining and not self.own_in_flight:
             self._idle.set()
 
-    def _end(self, entry: Entry, call: Call, reply: bytes) -> None:
+    def end(self, entry: Entry, call: Call, reply: bytes) -> None:
         """Count a call that has ended, end its turn, and answer it."""
         if self.kept is not None and call.turn is not None and self.kept.holds(entry, call, reply):
             # Called again once the answer may leave.
@@ -635,7 +543,7 @@ class Lane:
                 duration = entry.count(call.code_now, seconds)
                 span = call.span
                 if isinstance(span, SpanRecord):
-                    self._tracer.end_call(span, status=call.code_now.name, hop=call.hop, server=True)
+                    self.tracer.end_call(span, status=call.code_now.name, hop=call.hop, server=True)
                     if span.sampled:
                         duration.add_exemplar(seconds, span)
                 if call.debug:

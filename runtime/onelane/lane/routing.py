@@ -16,8 +16,8 @@ from onelane.errors import ForeignKey, KeyMoves, NotHome, OnelaneError, OwnerAwa
 from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
 from onelane.server.call import AWAY, DIRECT_HOP, Call, Metadata
-from onelane.server.handler import parse
 from onelane.server.methods import Method
+from onelane.server.payloads import parse
 
 UNRESPONSIVE, DRAINED = "unresponsive", "drained"
 """Why a shard serves no calls; values of `onelane.reason` of the metric `onelane.refusals`."""

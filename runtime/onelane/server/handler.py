@@ -1,25 +1,22 @@
 """Running a handler: async or plain, unary or streaming, from a parsed message to the answer's bytes.
 
-Promises: an answer that is not the method's message raises BadHandler, with the line of the handler; an async generator
-that is left before its end is closed at once, in its own task and context.
+Promises: an async generator that is left before its end is closed at once, in its own task and context. Not compiled,
+as `lane/running` is not: the frames here show what the handler of a stream does.
 """
 
-import inspect
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from types import AsyncGeneratorType
 from typing import Any
 
-from google.protobuf.message import Message
-
 from onelane.core import keys
 from onelane.core.keys import FieldKey
-from onelane.errors import Malformed
 from onelane.server import sync_handler, user_code
 from onelane.server.arguments import BadHandler
 from onelane.server.call import OK, Call
 from onelane.server.methods import Method
+from onelane.server.payloads import bad_answer, bytes_of, parse, serialize
 
 MAX_CLOSE_ATTEMPTS = 8
 """How often a generator is closed that yields in its cleanup."""
@@ -45,20 +42,6 @@ def run_now(method: Method, call: Call, message: Any) -> bytes:
     return bytes_of(method, call, method.handler(message, sync_handler.PlainContext(call)))
 
 
-def parse(method: Method, request: bytes) -> Any:
-    """The message of `request`.
-
-    Raises:
-        Malformed: it is none.
-    """
-    if method.deserialize is None:
-        return request
-    try:
-        return method.deserialize(request)
-    except Exception as error:
-        raise Malformed(f"the request of {method.name} is not the message it should be") from error
-
-
 async def _stream(method: Method, call: Call, message: Any) -> bytes:
     answer = method.handler(call.messages() if method.request_streaming else message, call)
     if not method.response_streaming:
@@ -68,7 +51,7 @@ async def _stream(method: Method, call: Call, message: Any) -> bytes:
         return b""
     returned = await answer
     if returned is not None and call.code_now is OK:
-        raise _bad_answer(method, returned, "None from a coroutine, which writes its answers, or an async generator")
+        raise bad_answer(method, returned, "None from a coroutine, which writes its answers, or an async generator")
     return b""
 
 
@@ -119,7 +102,7 @@ def _answers(method: Method, call: Call, answers: Any) -> Iterable[Any]:
         return answers
     if answers is None and call.code_now is not OK:
         return ()
-    raise _bad_answer(method, answers, "an iterable of messages")
+    raise bad_answer(method, answers, "an iterable of messages")
 
 
 def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
@@ -142,55 +125,4 @@ def _checked(method: Method, call: Call) -> Callable[[bytes], Any] | None:
 
 def _serializer(method: Method) -> Callable[[Any], bytes] | None:
     """What makes bytes of each response of a stream."""
-    return partial(_serialize, method) if method.response_streaming else None
-
-
-def bytes_of(method: Method, call: Call, answer: Any) -> bytes:
-    """The answer as bytes; none where the handler has chosen another status than OK.
-
-    Raises:
-        BadHandler: it is not the method's message.
-    """
-    if call.code_now is not OK:
-        return b""
-    if type(answer) is method.reply_type:
-        return method.serialize(answer)  # type: ignore[misc]
-    return _serialize_other(method, answer)
-
-
-def _serialize(method: Method, answer: Any) -> bytes:
-    """One answer of a stream as bytes."""
-    if type(answer) is method.reply_type:
-        return method.serialize(answer)  # type: ignore[misc]
-    return _serialize_other(method, answer)
-
-
-def _serialize_other(method: Method, answer: Any) -> bytes:
-    """Serialize what is not of the method's own class: for a serializer of the service's own, or to be refused."""
-    expected = method.reply_type
-    if expected is not None and not _is_message(answer, expected.DESCRIPTOR.full_name):  # type: ignore[attr-defined]
-        raise _bad_answer(method, answer, expected.DESCRIPTOR.full_name)  # type: ignore[attr-defined]
-    try:
-        raw = answer if method.serialize is None else method.serialize(answer)
-    except Exception as error:
-        bad = _bad_answer(method, answer, f"what its serializer takes: {user_code.summary(error)}")
-        bad.line = user_code.line_of(error) or bad.line
-        raise bad from error
-    if isinstance(raw, bytes):
-        return raw
-    if isinstance(raw, bytearray | memoryview):
-        return bytes(raw)
-    raise _bad_answer(method, answer, "bytes, or what its serializer makes bytes of")
-
-
-def _is_message(answer: Any, full_name: str) -> bool:
-    """Whether it is a message of that name; its class may be another, of another descriptor pool."""
-    return isinstance(answer, Message) and answer.DESCRIPTOR.full_name == full_name
-
-
-def _bad_answer(method: Method, answer: Any, expected: str) -> BadHandler:
-    if inspect.iscoroutine(answer):
-        answer.close()
-    kind = "None" if answer is None else f"an object of class {type(answer).__qualname__}"
-    text = f"{method.name} has answered {kind}, expected {expected}"
-    return BadHandler(text, line=user_code.definition_of(method.handler))
+    return partial(serialize, method) if method.response_streaming else None

@@ -25,7 +25,7 @@ MAX_TEXT = 500
 def line_of(error: BaseException) -> str:
     """The innermost line of the services' own code in the traceback of an exception; else of an installed library; else
     the same of its cause."""
-    lines = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+    lines = [(_file_of(frame), number) for frame, number in traceback.walk_tb(error.__traceback__)]
     line = _innermost(reversed(lines))
     return line if line or error.__cause__ is None else line_of(error.__cause__)
 
@@ -58,6 +58,13 @@ def summary(error: BaseException) -> str:
     """An exception's class and text in one line, whatever its `__str__` does."""
     text = " ".join("".join(traceback.format_exception_only(error)).split())
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+
+
+def _file_of(frame: FrameType) -> str:
+    """The file of a frame's code. A function of ours that is compiled has its file's name without our folder."""
+    name = str(frame.f_globals.get("__name__", ""))
+    file = frame.f_code.co_filename
+    return PACKAGE + file if name.startswith("onelane.") and not file.startswith(PACKAGE) else file
 
 
 def _outward(frame: FrameType | None) -> Iterator[tuple[str, int]]:

@@ -2,13 +2,13 @@
 
 **The contract with the lane.** A call does not register that it is in progress, because that would cost every call; its
 stack is the only trace. So while user code runs, the frames of this package below it must hold, in a local variable
-(of any name; a variable of a closure counts):
+(of any name; a variable of a closure counts). None of these functions is compiled: compiled code has no frames.
 
 | object                                | below                             | today in the frames of                  |
 |---------------------------------------|-----------------------------------|-----------------------------------------|
-| the `Call`, or its `PlainContext`     | a handler                         | `Lane._run`, `Lane._run_now`            |
+| the `Call`, or its `PlainContext`     | a handler                         | `running.run`, `running.run_now`        |
 |                                       | a plain `def` handler of a stream | `sync_handler.stream`, `handler`        |
-| the `Lane`, whose name is the shard's | a handler                         | `Lane._run`, `Lane._run_now`            |
+| the `Lane`, whose name is the shard's | a handler                         | `running.run`, `running.run_now`        |
 | the `Timer`                           | a function given to a timer       | `Timers._run_every`, `._run_in_turn`    |
 
 tests/shard/test_watchdog_contract.py runs every kind of handler and timer, and names the function and the object where
