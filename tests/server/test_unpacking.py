@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from onelane.server.unpacking import UNPACKED_PIECE, Unpacker, Unpacking
-from onelane.wire import deframer
-from onelane.wire.deframer import Packed
 from onelane.wire.framing import BadWire, frame
+from onelane.wire.packed import Packed
 
 from tests.server.test_connection_held_bytes import CONNECTION, MIB, REQUEST, Peer, Shard, started, until
 
@@ -132,13 +131,13 @@ async def test_a_drain_waits_for_a_call_whose_message_is_being_unpacked() -> Non
 def watch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How much each unpacking was asked to advance, from now on."""
     sizes: list[int] = []
-    advance = deframer.Packed.advance
+    advance = Packed.advance
 
     def watched(packed: Packed, amount: int) -> bool:
         sizes.append(amount)
         return advance(packed, amount)
 
-    monkeypatch.setattr(deframer.Packed, "advance", watched)
+    monkeypatch.setattr(Packed, "advance", watched)
     return sizes
 
 

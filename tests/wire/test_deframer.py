@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.wire import framing
-from onelane.wire.deframer import Deframer, Packed
+from onelane.wire.deframer import Deframer
 from onelane.wire.framing import BadWire, frame
+from onelane.wire.packed import Packed
 
 messages = st.lists(st.binary(max_size=50), max_size=6)
 cuts = st.lists(st.integers(0, 400), max_size=8)

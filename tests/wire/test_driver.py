@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from onelane.wire.client import ClientConnection, ClientStream, Finished, Ready
-from onelane.wire.driver import MAX_QUEUED, WireProtocol
+from onelane.wire.driver import MAX_QUEUED, Read, WireProtocol
 from onelane.wire.framing import frame
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Messages, Opened, ServerConnection
@@ -34,7 +34,7 @@ class Server(WireProtocol[ServerConnection]):
         """Pieces in which the client's bytes came."""
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Read) -> None:
         self.reads += 1
         super().data_received(data)
 

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import grpc
 
@@ -24,7 +24,7 @@ from onelane.wire.client import (
     Ready,
     SettingsChanged,
 )
-from onelane.wire.driver import TURN_EVENTS, WireProtocol
+from onelane.wire.driver import TURN_EVENTS, Read, WireProtocol
 from onelane.wire.framing import Headers, Metadata
 
 log = logging.getLogger("onelane.client")
@@ -71,7 +71,8 @@ class Outgoing(Protocol):
 class EndedCall:
     """Takes the place of a call that has ended: what its connection has read for it already leads nowhere."""
 
-    wait_for_ready = can_repeat = False
+    wait_for_ready = False
+    can_repeat = False
     is_over = True
 
     def __init__(self) -> None:
@@ -125,7 +126,7 @@ class ConnectionPool(Protocol):
 class Connection(WireProtocol[ClientConnection]):
     """One connection. Owned by its subchannel."""
 
-    max_events = 2 * TURN_EVENTS
+    max_events: ClassVar[int] = 2 * TURN_EVENTS
     """An answer causes two: its message, and its status."""
 
     def __init__(self, owner: ConnectionPool) -> None:
@@ -151,7 +152,7 @@ class Connection(WireProtocol[ClientConnection]):
             return
         self.flush()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Read) -> None:
         if len(data) > self.max_read:
             self.receive_in_turns(data)
             return

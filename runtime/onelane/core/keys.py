@@ -176,7 +176,7 @@ def _walk(message: Descriptor, prefix: str, above: tuple[Descriptor, ...]) -> It
         nested = field.message_type
         if field.GetOptions().Extensions[options_pb2.key] and nested is None:
             yield path
-        elif nested is not None and not field.is_repeated and nested not in (*above, message):
+        elif nested is not None and not field.is_repeated and nested not in above and nested is not message:
             yield from _walk(nested, f"{path}.", (*above, message))
 
 

@@ -127,7 +127,7 @@ class KeptTurns:
 
     def _end_wait(self, call: Call, error: str = "") -> None:
         self.tracer.end(call.waiting.span, error=error)
-        del call.waiting
+        call.waiting = None
 
     def _remembered(self, call: Call, turn: Turn) -> RememberedAnswer | None:
         """The answer to a call that repeats another; None of one that is to run, whose answer will be remembered where

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import grpc
 import grpc.aio
+from mypy_extensions import mypyc_attr
 
 from onelane.core.hop import write_client, write_proven
 from onelane.core.identity import Identity
@@ -34,10 +35,12 @@ DIRECT_HOP, FORWARDED_HOP, AWAY = "direct", "forwarded", "away"
 """Values of `Call.hop`: from a client; sent on by a sibling; counted by a sibling."""
 
 
+@mypyc_attr(native_class=False)
 class Aborted(grpc.aio.AbortError):
     """A handler ended its call by `context.abort`; the status is in the call."""
 
 
+@mypyc_attr(native_class=False)
 class InitialMetadataSent(grpc.aio.UsageError, ValueError):
     """Initial metadata are sent once, before the first message. For async handlers grpcio raises a UsageError, for
     plain ones a ValueError."""
@@ -53,16 +56,15 @@ class Metadatum(NamedTuple):
     value: str | bytes
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Call:
     """One call. Methods that raise NotImplementedError are the listener's to implement."""
 
     waiting: Any
-    """While it is WAITING, the lane's `Waiting` or `Arriving`; else not set."""
+    """While it is WAITING, the lane's `Waiting` or `Arriving`; else None, or not set."""
     key: str
     """Of a call that runs without taking turns, for a change of placement; else not set."""
-    epoch = 0
-    """Of the placement by which a sibling has sent it on; 0 for a call that comes from its client."""
-    tells_cancellation = False
+    tells_cancellation: ClassVar[bool] = False
     """Its listener sets `is_cancelled` wherever anything but a drain cancels its task."""
 
     __slots__ = (
@@ -227,6 +229,11 @@ class Call:
     def deadline_at(self) -> float | None:
         remaining = self.time_remaining()
         return None if remaining is None else monotonic() + remaining
+
+    @property
+    def epoch(self) -> int:
+        """Of the placement by which a sibling has sent it on; 0 for a call that comes from its client."""
+        return 0
 
     @property
     def trace(self) -> TraceContext | None:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
@@ -26,10 +26,10 @@ from onelane.server.methods import Method
 from onelane.server.native_call import NativeCall
 from onelane.server.unpacking import SMALL, Unpacker, Unpacking
 from onelane.wire import framing
-from onelane.wire.deframer import Packed
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import BadWire, Headers, Metadata
 from onelane.wire.held_bytes import CONNECTION_BYTES, SHARD_BYTES, HeldBytes
+from onelane.wire.packed import Packed
 from onelane.wire.server import (
     Broken,
     ConnectionLost,
@@ -71,14 +71,17 @@ class CallsOwner(Protocol):
     unpacker: Unpacker
 
 
-class CallsConnection(WireProtocol[ServerConnection]):
+OwnerT = TypeVar("OwnerT", bound=CallsOwner)
+
+
+class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
     """See the module. A subclass says how the connection begins and ends."""
 
     trusted = False
     """A sibling's, see `SiblingConnection`."""
     _identity: Headers | None = None
 
-    def __init__(self, owner: CallsOwner, wire: ServerConnection) -> None:
+    def __init__(self, owner: OwnerT, wire: ServerConnection) -> None:
         super().__init__(wire, owner.loop)
         self.peer = ""
         self.auth: Mapping[str, Iterable[bytes]] = auth_context.INSECURE

@@ -7,7 +7,7 @@ import asyncio
 import fcntl
 import termios
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from onelane.core import addresses
 from onelane.server import auth_context
@@ -18,7 +18,7 @@ from onelane.server.lingering import Lingering
 from onelane.server.methods import Method
 from onelane.server.steering import FirstBytes
 from onelane.wire import framing
-from onelane.wire.driver import TURN_EVENTS
+from onelane.wire.driver import TURN_EVENTS, Read
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Opened, ServerConnection, Stream
 
@@ -56,11 +56,10 @@ class ConnectionOwner(CallsOwner, Protocol):
         """It is known where the connection belongs."""
 
 
-class NativeConnection(CallsConnection):
+class NativeConnection(CallsConnection[ConnectionOwner]):
     """See the module. Owned by its listener."""
 
-    _owner: ConnectionOwner
-    goodbye_s = GOAWAY_S
+    goodbye_s: ClassVar[float] = GOAWAY_S
     # What few connections set stands here: CPython looks up attributes of an instance fast where it has 30 at most.
     network: str | None = None
     """The peer whose slot it has taken, see `peer_slots`; None before."""
@@ -113,7 +112,7 @@ class NativeConnection(CallsConnection):
         else:
             self.flush()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Read) -> None:
         if len(data) > self.max_read:
             self.receive_in_turns(data)
             return
@@ -124,7 +123,7 @@ class NativeConnection(CallsConnection):
         else:
             self.handle(events if len(events) <= TURN_EVENTS else self.postpone(events))
 
-    def _handle_watched(self, data: bytes, events: list[Any]) -> None:
+    def _handle_watched(self, data: Read, events: list[Any]) -> None:
         if events:
             self.framed_at = self.heard_at
             self.asked_at = 0.0

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import grpc
 
@@ -12,8 +12,8 @@ from onelane.core.hop import write_proven
 from onelane.server.call import Call, Metadata, Metadatum
 from onelane.server.methods import Method
 from onelane.wire import framing
-from onelane.wire.deframer import Packed
 from onelane.wire.framing import Headers
+from onelane.wire.packed import Packed
 from onelane.wire.server import ServerConnection, Stream
 
 
@@ -62,7 +62,7 @@ class CallConnection(Protocol):
 class NativeCall(Call):
     """A call whose bytes come through our own wire."""
 
-    tells_cancellation = True
+    tells_cancellation: ClassVar[bool] = True
     packed_reply: bytes
     """The one message of its answer, compressed by the owner of its key, with its prefix; else not set."""
 

@@ -33,10 +33,10 @@ from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.server.time_limits import TimeLimits
 from onelane.server.unix_sockets import ListeningPath
 from onelane.server.unpacking import SMALL, Unpacker
-from onelane.wire.deframer import Packed
 from onelane.wire.framing import BadWire
 from onelane.wire.held_bytes import HeldBytes
 from onelane.wire.http2 import Limits
+from onelane.wire.packed import Packed
 from onelane.wire.server import Broken, Ended, Messages, Opened
 
 UNDECIDED_S = 0.5

@@ -5,6 +5,7 @@ Only here do the headers of `core/hop` count: a shard of this app alone can conn
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from onelane.core import hop
 from onelane.core.hop import SERVED, Hop
@@ -43,7 +44,7 @@ class ForwardedCall(NativeCall):
             self.prove(hop.identity)
 
     @property
-    def epoch(self) -> int:  # type: ignore[override]
+    def epoch(self) -> int:
         return self._hop.epoch
 
     def peer(self) -> str:
@@ -58,7 +59,7 @@ class SiblingConnection(NativeConnection):
     """See the module. Owned by its listener."""
 
     trusted = True
-    goodbye_s = SIBLING_GOODBYE_S
+    goodbye_s: ClassVar[float] = SIBLING_GOODBYE_S
 
     def __init__(self, owner: ConnectionOwner) -> None:
         # What a client would not get of an answer's metadata, its shard does not get either.

@@ -9,8 +9,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
-from onelane.wire.deframer import Packed
 from onelane.wire.framing import BadWire
+from onelane.wire.packed import Packed
 
 UNPACKED_PIECE = 64 * 1024
 """Bytes that are unpacked in one turn of the loop, in some 0.2 ms."""

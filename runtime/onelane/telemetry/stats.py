@@ -20,6 +20,8 @@ AttributeValue = Any
 """A text, a boolean, a 64-bit integer or a finite float. The runtime's own are text."""
 Attributes = tuple[tuple[str, AttributeValue], ...]
 """Sorted by name."""
+Number = int | float
+"""A count stays an integer, and is exported as one."""
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 MAX_SERIES = 2000
@@ -103,17 +105,18 @@ class CounterSeries:
 
     def __init__(self, attributes: Attributes, changed: list[Any]) -> None:
         self.attributes = attributes
-        self.value: float = 0
+        self.value: Number = 0
         self._changed = changed
 
-    def add(self, amount: float = 1) -> None:
+    def add(self, amount: Number = 1) -> None:
         """Add `amount`. Costs some 0.1 µs."""
         if not self.value:
             self._changed.append(self)
         self.value += amount
 
     def take(self) -> float | None:
-        value, self.value = self.value, 0
+        value = self.value
+        self.value = 0
         # NaN or infinity would make the cumulative sum useless from then on.
         return finite_float(value) or None
 
@@ -206,7 +209,6 @@ SeriesT = TypeVar("SeriesT", CounterSeries, GaugeSeries, HistogramSeries)
 
 class _SeriesByAttributes(Generic[SeriesT]):
     kind = ""
-    _series_type: Callable[[Attributes, list[Any]], SeriesT]
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
@@ -224,10 +226,11 @@ class _SeriesByAttributes(Generic[SeriesT]):
         if series is None:
             if len(self._series) >= MAX_SERIES:
                 key = OVERFLOW
-            series = self._series.get(key) or self._series.setdefault(
-                key, type(self)._series_type(_exportable(key), self._changed)
-            )
+            series = self._series.get(key) or self._series.setdefault(key, self._new_series(_exportable(key)))
         return series
+
+    def _new_series(self, attributes: Attributes) -> SeriesT:
+        raise NotImplementedError
 
     def take(self) -> list[Point]:
         if not self._changed:
@@ -243,9 +246,11 @@ class Counter(_SeriesByAttributes[CounterSeries]):
     """A sum that only grows."""
 
     kind = "counter"
-    _series_type = CounterSeries
 
-    def add(self, amount: float = 1, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+    def _new_series(self, attributes: Attributes) -> CounterSeries:
+        return CounterSeries(attributes, self._changed)
+
+    def add(self, amount: Number = 1, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """Add `amount` to the series of `attributes`.
 
         Raises:
@@ -260,9 +265,11 @@ class UpDownCounter(_SeriesByAttributes[CounterSeries]):
     """A sum that grows and shrinks, such as a number of open connections."""
 
     kind = "up_down_counter"
-    _series_type = CounterSeries
 
-    def add(self, amount: float, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+    def _new_series(self, attributes: Attributes) -> CounterSeries:
+        return CounterSeries(attributes, self._changed)
+
+    def add(self, amount: Number, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         self.at(attributes).add(amount)
 
 
@@ -270,7 +277,9 @@ class Gauge(_SeriesByAttributes[GaugeSeries]):
     """A present value, which is set, or read by a callback at each `take`."""
 
     kind = "gauge"
-    _series_type = GaugeSeries
+
+    def _new_series(self, attributes: Attributes) -> GaugeSeries:
+        return GaugeSeries(attributes, self._changed)
 
     def __init__(self, instrument: Instrument) -> None:
         super().__init__(instrument)
@@ -307,7 +316,9 @@ class Histogram(_SeriesByAttributes[HistogramSeries]):
     """The distribution of values of 0 or more."""
 
     kind = "histogram"
-    _series_type = HistogramSeries
+
+    def _new_series(self, attributes: Attributes) -> HistogramSeries:
+        return HistogramSeries(attributes, self._changed)
 
     def record(self, value: float, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         self.at(attributes).record(value)

@@ -170,7 +170,7 @@ class ClientConnection:
         self._plain_headers: set[Any] = set()
         """Response headers without metadata, seen before: most servers send the same block with every response."""
 
-    def receive(self, data: bytes) -> list[Event]:
+    def receive(self, data: bytes | memoryview) -> list[Event]:
         """Take bytes from the server; returns the events in them, in order."""
         events: list[Event] = []
         for event in self.http2.receive(data):

@@ -12,7 +12,9 @@ Leaves out: TLS, reconnecting, keepalive timers.
 
 import asyncio
 from time import monotonic
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+
+from mypy_extensions import mypyc_attr
 
 from onelane.wire.http2 import Http2
 
@@ -29,6 +31,10 @@ MAX_QUEUED = 64 * 1024
 """Bytes of one stream that may wait for the peer to read; whoever writes more waits."""
 
 
+Read = bytes | memoryview
+"""Bytes that were read, or a view of a piece of them."""
+
+
 class Wire(Protocol):
     """One end of a connection: `ServerConnection` or `ClientConnection`."""
 
@@ -37,7 +43,7 @@ class Wire(Protocol):
     late: list[Any]
     """Events that came up in `take`."""
 
-    def receive(self, data: bytes) -> list[Any]:
+    def receive(self, data: Read) -> list[Any]:
         """Take bytes from the peer; the events in them."""
 
     def take(self) -> bytes:
@@ -50,6 +56,7 @@ class Wire(Protocol):
 W = TypeVar("W", bound=Wire)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WireProtocol(asyncio.Protocol, Generic[W]):
     """See the module. Owned by one event loop.
 
@@ -57,9 +64,9 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
     transport is closed after the last bytes.
     """
 
-    max_queued = MAX_QUEUED
-    max_piece = PIECE
-    max_events = TURN_EVENTS
+    max_queued: ClassVar[int] = MAX_QUEUED
+    max_piece: ClassVar[int] = PIECE
+    max_events: ClassVar[int] = TURN_EVENTS
     # Here, not set for each connection: see `server/connection`.
     _is_lost = False
     _is_shut = False
@@ -96,7 +103,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         self.transport = cast(asyncio.Transport, transport)
         self.connected()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Read) -> None:
         if len(data) > self.max_read:
             self.receive_in_turns(data)
             return
@@ -147,7 +154,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
 
     # Reading in turns
 
-    def receive_in_turns(self, data: bytes) -> None:
+    def receive_in_turns(self, data: Read) -> None:
         """Handle a large read piece by piece, in as many turns of the loop as that takes; each goes through
         `data_received`. In between, every other connection has its turn. The order is kept."""
         is_behind = self.is_behind
@@ -227,7 +234,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
                 self.flush_soon()
             else:
                 # A view: what is cut out would be copied, and large messages come in large reads.
-                piece: Any = memoryview(self._unhandled)[self._handled : self._handled + self.max_piece]
+                piece = memoryview(self._unhandled)[self._handled : self._handled + self.max_piece]
                 self._handled += len(piece)
                 self.max_read = self.max_piece
                 self.data_received(piece)

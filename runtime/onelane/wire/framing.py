@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from mypy_extensions import mypyc_attr
+
 from onelane.core.hop import HOP_HEADERS
 from onelane.errors import OnelaneError
 
@@ -68,6 +70,7 @@ _STATUS_NAMES = {
 }
 
 
+@mypyc_attr(native_class=False)
 class BadWire(OnelaneError):
     """The peer broke gRPC's protocol on one stream; `code` is the gRPC status to answer with."""
 
@@ -81,10 +84,12 @@ class BadWire(OnelaneError):
         """Complete messages that came before it in the same bytes."""
 
 
+@mypyc_attr(native_class=False)
 class BadMetadata(BadWire, ValueError):
     """Metadata that HTTP/2 cannot carry."""
 
 
+@mypyc_attr(native_class=False)
 class BadMetadataType(BadWire, TypeError):
     """Metadata of another type than pairs of a str, and a str or bytes."""
 
@@ -161,7 +166,8 @@ class Discarder:
 
     __slots__ = ()
     is_between = True
-    missing = buffered = 0
+    missing = 0
+    buffered = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         return []

@@ -8,7 +8,7 @@ dropped.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from onelane.wire import framing, header_size
 from onelane.wire.deframer import Deframer
@@ -40,7 +40,7 @@ EVERY_PEER_TAKES = 1024
 class Stream:
     """One call, as a stream of the connection."""
 
-    unpacks = True
+    unpacks: ClassVar[bool] = True
     __slots__ = (
         "_application",
         "_deframer",
@@ -167,7 +167,7 @@ class Stream:
 class PackingStream(Stream):
     """A stream whose compressed messages are reported as `Packed`."""
 
-    unpacks = False
+    unpacks: ClassVar[bool] = False
     __slots__ = ()
 
 
@@ -268,7 +268,7 @@ class ServerConnection:
         self._max_metadata = limits.max_metadata
         self._max_block = limits.max_sent_metadata
 
-    def receive(self, data: bytes) -> list[Event]:
+    def receive(self, data: bytes | memoryview) -> list[Event]:
         """Take bytes from the client; returns the events in them, in order."""
         events: list[Event] = []
         resets = False
