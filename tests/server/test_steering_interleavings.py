@@ -16,6 +16,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from onelane.server.connection import NativeConnection
+from onelane.server.native_listener import NativeListener
 from onelane.server.steering import FirstBytes, Steering
 from onelane.testing import Cluster
 from onelane.wire import unix_peers
@@ -213,14 +214,22 @@ def test_no_connection_is_handed_to_another_user_who_has_taken_the_path(
 
 async def test_a_sender_that_drains_does_not_serve_what_it_has_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     drains: list[asyncio.Task[None]] = []
-    decide = NativeConnection._decide
+    hand_over, decided = NativeListener.hand_over, NativeListener.decided
+    handed_over: list[str] = []
 
-    def decide_and_drain(connection: NativeConnection) -> None:
-        decide(connection)
-        if connection.is_closing:
+    def note_hand_over(listener: NativeListener, owner: str, fd: int, first: FirstBytes) -> bool:
+        is_handed_over = hand_over(listener, owner, fd, first)
+        handed_over.extend([owner] * is_handed_over)
+        return is_handed_over
+
+    def drain_if_handed_over(listener: NativeListener, connection: NativeConnection) -> None:
+        decided(listener, connection)
+        if handed_over:
+            handed_over.clear()
             drains.append(asyncio.ensure_future(connection.close_gracefully()))
 
-    monkeypatch.setattr(NativeConnection, "_decide", decide_and_drain)
+    monkeypatch.setattr(NativeListener, "hand_over", note_hand_over)
+    monkeypatch.setattr(NativeListener, "decided", drain_if_handed_over)
     async with Cluster(Echo, shards=2) as cluster:
         shared = cluster._shards(None)[0].sockets[0].getsockname()
         for key in map(str, range(20)):

@@ -6,7 +6,7 @@ A listener subclasses `Call` with its own bytes; a lane never sees a socket. Out
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -20,7 +20,7 @@ from onelane.core.hop import write_client, write_proven
 from onelane.core.identity import Identity
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turn
-from onelane.server import arguments, auth_context, user_code
+from onelane.server import arguments, auth_context, context_methods, user_code
 from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
 from onelane.wire import deframer, framing
@@ -307,13 +307,18 @@ class Call:
         # Not set by `__init__`: most apps have none.
         return getattr(self, "_identity", None)
 
-    async def read(self) -> Any:
-        message = await self.next_bytes()
-        if message is None:
-            return grpc.aio.EOF
+    def read(self) -> Coroutine[Any, Any, Any]:
+        return context_methods.read(self)
+
+    def write(self, message: Any) -> Coroutine[Any, Any, None]:
+        return context_methods.write(self, message)
+
+    def parsed(self, message: bytes) -> Any:
+        """A message of the client as its handler gets it."""
         return self._deserialize(message) if self._deserialize else message
 
-    async def write(self, message: Any) -> None:
+    def serialized(self, message: Any) -> bytes:
+        """A message of the handler as bytes, which are sent now."""
         if self._serialize is None:
             # grpc.aio sends it, and then the returned response: two, for which clients wait until their deadline.
             raise grpc.aio.UsageError("write() in a handler of one response, which it is to return")
@@ -321,10 +326,10 @@ class Call:
             raise grpc.aio.UsageError(FINISHED)
         raw = self._serialize(message)
         self.initial_sent = True
-        await self.send(raw)
+        return raw
 
-    async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
-        await self.send_initial(self.accept_initial_metadata(initial_metadata))
+    def send_initial_metadata(self, initial_metadata: Metadata) -> Coroutine[Any, Any, None]:
+        return context_methods.send_initial_metadata(self, initial_metadata)
 
     def accept_initial_metadata(self, initial_metadata: Metadata) -> Metadata:
         """Initial metadata of a handler, checked; from now on they count as sent."""
@@ -338,11 +343,13 @@ class Call:
         self.initial_sent = True
         return pairs
 
-    async def abort(self, code: grpc.StatusCode | int, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        self.abort_now(code, details, trailing_metadata)
+    def abort(
+        self, code: grpc.StatusCode | int, details: str = "", trailing_metadata: Metadata = ()
+    ) -> Coroutine[Any, Any, NoReturn]:
+        return context_methods.abort(self, code, details, trailing_metadata)
 
-    async def abort_with_status(self, status: Any) -> NoReturn:
-        self.abort_now(status.code, status.details, status.trailing_metadata)
+    def abort_with_status(self, status: Any) -> Coroutine[Any, Any, NoReturn]:
+        return context_methods.abort_with_status(self, status)
 
     def abort_now(self, code: grpc.StatusCode | int, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """`abort` of a plain handler. The first one is what the client sees, whatever the handler does then."""
@@ -439,7 +446,7 @@ class RequestIterator(AsyncIterator[Any]):
         message = await call.next_bytes()
         if message is None:
             raise StopAsyncIteration
-        return call._deserialize(message) if call._deserialize else message
+        return call.parsed(message)
 
 
 def _raise_abort(details: str, _: Any) -> NoReturn:

@@ -70,7 +70,7 @@ _STATUS_NAMES = {
 }
 
 
-@mypyc_attr(native_class=False)
+@mypyc_attr(native_class=False, allow_interpreted_subclasses=True)
 class BadWire(OnelaneError):
     """The peer broke gRPC's protocol on one stream; `code` is the gRPC status to answer with."""
 
