@@ -93,6 +93,7 @@ TESTED_BY = {
     "wire/ngh2_session": "wire/test_server_machine",
     "wire/http2": "wire/test_server_machine",
     "wire/packed": "server/test_unpacking",
+    "wire/statuses": "wire/test_framing",
 }
 """Modules that are tested through others."""
 MODULES = [name for name in FILES if "/" in name and name not in SEAMS and not is_text(FILES[name])]

@@ -18,11 +18,10 @@ import grpc
 from onelane.core import keys
 from onelane.core.handoff import Handoff
 from onelane.core.hop import SERVED
-from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import UNSAMPLED
 from onelane.core.turns import Turn
-from onelane.errors import AccessRefused, BadKey, KeyMoves, LongKey, OnelaneError, OwnerAway, Refused
+from onelane.errors import AccessRefused, KeyMoves, LongKey, OnelaneError, OwnerAway, Refused
 from onelane.lane.admission import Admission
 from onelane.lane.forwarder import Forwarder
 from onelane.lane.forwarding import Forwarding
@@ -30,7 +29,7 @@ from onelane.lane.kept_turns import KeptTurns
 from onelane.lane.method_entry import Entry, HiddenEntry, is_ours
 from onelane.lane.refusals import Refusals
 from onelane.lane.routing import ARRIVING, Router
-from onelane.lane.running import handle, run, run_now, serve
+from onelane.lane.running import handle, hold_stream, peek, run, run_now, serve
 from onelane.lane.turn_queue import TurnQueue
 from onelane.server import status
 from onelane.server.call import AWAY, DIRECT_HOP, OK, Call, Metadata
@@ -103,7 +102,7 @@ class Lane:
         self.hot_keys = HotKeys()
         self._router = router
         self._admission = admission
-        self._forwarding = Forwarding(forwarder, router, stats=stats, tracer=tracer, end=self.end)
+        self.forwarding = Forwarding(forwarder, router, stats=stats, tracer=tracer, end=self.end)
         self.arrivals = queue.arrivals
         self._stats = stats
         self.tracer = tracer
@@ -143,7 +142,7 @@ class Lane:
     @property
     def forwarded_streams(self) -> Collection[Call]:
         """Calls with a stream of answers that siblings serve."""
-        return self._forwarding.streams
+        return self.forwarding.streams
 
     def place(self, placement: Placement) -> None:
         """Follow a newer placement; an older one is ignored. It ends a change of placement."""
@@ -175,14 +174,14 @@ class Lane:
         self.tracer.end(waiting.span, error="MOVED")
         self.tracer.end(call.span)
         call.span = None
-        self._forwarding.send(owner, waiting.entry, call, waiting.request)
+        self.forwarding.send(owner, waiting.entry, call, waiting.request)
 
     def avoid(self, away: Mapping[str, str]) -> list[Member]:
         """Refuse calls to the keys of these shards, in place of those before: see `Router.away`. Returns those that are
         unresponsive only now, and ends the calls that were forwarded to these."""
         members = self._router.avoid(away)
         for member in members:
-            self._forwarding.give_up(member)
+            self.forwarding.give_up(member)
         return members
 
     def add(self, method: Method) -> None:
@@ -242,7 +241,7 @@ class Lane:
             if self.draining or self.in_flight > self._max_in_flight or call.began > lateness.refuse_from:
                 self._admit(entry, call)
             if request is None and entry.asks_message and not keys.header_of(call.metadata):
-                return self._start(entry, call, self._peek(entry, call))
+                return self._start(entry, call, peek(self, entry, call))
             if call.metadata or request is None or entry.reads is None:
                 owner, key, message = self._router.route(entry, call, request)
             else:
@@ -313,7 +312,7 @@ class Lane:
     def _end_round(self) -> None:
         self._lateness.end(perf_counter())
 
-    def _check_serves(self, owner: Member, call: Call) -> None:
+    def check_serves(self, owner: Member, call: Call) -> None:
         try:
             self._router.check_serves(owner)
         except OwnerAway as error:
@@ -398,19 +397,19 @@ class Lane:
             return self._hold(entry, call, key, request)
         self._router.check_hop(call)
         if self._router.away:
-            self._check_serves(owner, call)
+            self.check_serves(owner, call)
         if request is None or entry.method.response_streaming:
-            return self._start(entry, call, self._forwarding.stream(owner, entry, call, request))
-        self._forwarding.send(owner, entry, call, request)
+            return self._start(entry, call, self.forwarding.stream(owner, entry, call, request))
+        self.forwarding.send(owner, entry, call, request)
         return None
 
     def _hold(self, entry: Entry, call: Call, key: str, request: bytes | None) -> Work:
         """Hold a call until the state of its key is here, or the placement by which a sibling has sent it."""
         epoch = call.epoch if self._router.is_ahead(call) else 0
         if request is None or entry.method.response_streaming:
-            return self._start(entry, call, self._hold_stream(entry, call, key, epoch, request))
+            return self._start(entry, call, hold_stream(self, entry, call, key, epoch, request))
         if not epoch and (holder := self._router.holder_of(key, call)) is not None:
-            self._forwarding.send(holder, entry, call, request, by_last_placement=True)
+            self.forwarding.send(holder, entry, call, request, by_last_placement=True)
             return None
         call.state = call.state.wait
         span = self.tracer.start("arrival", "INTERNAL", call.parent)
@@ -445,25 +444,6 @@ class Lane:
             self._fail(entry, call, error)
             return None
 
-    async def _hold_stream(self, entry: Entry, call: Call, key: str, epoch: int, request: bytes | None) -> bytes:
-        await self.arrivals.wait(key=key, epoch=epoch)
-        return await self._route_stream(entry, call, request)
-
-    async def _route_stream(self, entry: Entry, call: Call, request: bytes | None) -> bytes:
-        """Serve a stream whose first message is known where that has the key, or have its owner serve it."""
-        while True:
-            owner, key, message = self._router.route(entry, call, request)
-            if owner is None:
-                if key is not None:
-                    call.key = key
-                return await handle(self, entry, call, message)
-            is_ahead = self._router.is_ahead(call)
-            if owner is not ARRIVING and not is_ahead:
-                self._router.check_hop(call)
-                self._check_serves(owner, call)
-                return await self._forwarding.stream(owner, entry, call, request)
-            await self.arrivals.wait(key=key or "", epoch=call.epoch if is_ahead else 0)
-
     # It runs
 
     def _start(self, entry: Entry, call: Call, work: Coroutine[Any, Any, bytes]) -> Work:
@@ -484,20 +464,6 @@ class Lane:
         entry.watches += number
         self._watches += number
         self.in_flight -= number
-
-    async def _peek(self, entry: Entry, call: Call) -> bytes:
-        """Read the first message of a stream, which has the key, and go on from there."""
-        rule = entry.method.rule
-        assert isinstance(rule, FieldKey)
-        first = await call.next_bytes()
-        if first is None:
-            raise BadKey(f"the stream ended before its first message, which carries the key {rule.paths[0]}")
-        call.push_back(first)
-        try:
-            return await self._route_stream(entry, call, None)
-        except LongKey as error:
-            self.refusals.add(call, error.reason)
-            raise
 
     # It ends
 

@@ -9,8 +9,15 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from onelane.core.context import current_call_var
+from onelane.core.keys import FieldKey
+from onelane.core.placement import Member
 from onelane.core.turns import patience_s
+from onelane.errors import BadKey, LongKey
+from onelane.lane.arrivals import Arrivals
+from onelane.lane.forwarding import Forwarding
 from onelane.lane.method_entry import Entry
+from onelane.lane.refusals import Refusals
+from onelane.lane.routing import ARRIVING, Router
 from onelane.server import handler, status
 from onelane.server.call import Call
 from onelane.server.call_state import FORWARDED, RUNNING, WAITING
@@ -27,6 +34,13 @@ class RunningLane(Protocol):
     tracer: Tracer
     draining: bool
     endless: dict[asyncio.Task[Any], Call]
+    arrivals: Arrivals
+    forwarding: Forwarding
+    refusals: Refusals
+
+    @property
+    def router(self) -> Router:
+        """Which shard owns a key."""
 
     def arrive(self, method: Method, call: Call, request: bytes | None) -> Work:
         """Take one call; see `Lane.arrive`."""
@@ -39,6 +53,9 @@ class RunningLane(Protocol):
 
     def cancel_forward(self, call: Call) -> None:
         """Cancel a call that is forwarded."""
+
+    def check_serves(self, owner: Member, call: Call) -> None:
+        """Refuse a call whose owner does not serve now."""
 
     def count_watch(self, entry: Entry, number: int) -> None:
         """Count a call among the watches instead of among the calls in flight, or the other way round."""
@@ -149,3 +166,41 @@ async def handle(lane: RunningLane, entry: Entry, call: Call, message: Any) -> b
             lane.count_watch(entry, -1)
         if task is not None:
             lane.endless.pop(task, None)
+
+
+async def hold_stream(
+    lane: RunningLane, entry: Entry, call: Call, key: str, epoch: int, request: bytes | None
+) -> bytes:
+    await lane.arrivals.wait(key=key, epoch=epoch)
+    return await route_stream(lane, entry, call, request)
+
+
+async def route_stream(lane: RunningLane, entry: Entry, call: Call, request: bytes | None) -> bytes:
+    """Serve a stream whose first message is known where that has the key, or have its owner serve it."""
+    while True:
+        owner, key, message = lane.router.route(entry, call, request)
+        if owner is None:
+            if key is not None:
+                call.key = key
+            return await handle(lane, entry, call, message)
+        is_ahead = lane.router.is_ahead(call)
+        if owner is not ARRIVING and not is_ahead:
+            lane.router.check_hop(call)
+            lane.check_serves(owner, call)
+            return await lane.forwarding.stream(owner, entry, call, request)
+        await lane.arrivals.wait(key=key or "", epoch=call.epoch if is_ahead else 0)
+
+
+async def peek(lane: RunningLane, entry: Entry, call: Call) -> bytes:
+    """Read the first message of a stream, which has the key, and go on from there."""
+    rule = entry.method.rule
+    assert isinstance(rule, FieldKey)
+    first = await call.next_bytes()
+    if first is None:
+        raise BadKey(f"the stream ended before its first message, which carries the key {rule.paths[0]}")
+    call.push_back(first)
+    try:
+        return await route_stream(lane, entry, call, None)
+    except LongKey as error:
+        lane.refusals.add(call, error.reason)
+        raise

@@ -12,26 +12,25 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from mypy_extensions import mypyc_attr
-
 from onelane.core.hop import HOP_HEADERS
-from onelane.errors import OnelaneError
+from onelane.wire.statuses import CANCELLED as CANCELLED
+from onelane.wire.statuses import DEADLINE_EXCEEDED as DEADLINE_EXCEEDED
+from onelane.wire.statuses import INTERNAL as INTERNAL
+from onelane.wire.statuses import OK as OK
+from onelane.wire.statuses import PERMISSION_DENIED as PERMISSION_DENIED
+from onelane.wire.statuses import RESOURCE_EXHAUSTED as RESOURCE_EXHAUSTED
+from onelane.wire.statuses import UNAUTHENTICATED as UNAUTHENTICATED
+from onelane.wire.statuses import UNAVAILABLE as UNAVAILABLE
+from onelane.wire.statuses import UNIMPLEMENTED as UNIMPLEMENTED
+from onelane.wire.statuses import UNKNOWN as UNKNOWN
+from onelane.wire.statuses import BadMetadata as BadMetadata
+from onelane.wire.statuses import BadMetadataType as BadMetadataType
+from onelane.wire.statuses import BadWire as BadWire
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Headers = list[tuple[bytes, bytes]]
 HeaderTuple = tuple[tuple[bytes, bytes], ...]
 """Headers that have come."""
-
-OK = 0
-CANCELLED = 1
-UNKNOWN = 2
-DEADLINE_EXCEEDED = 4
-PERMISSION_DENIED = 7
-RESOURCE_EXHAUSTED = 8
-UNIMPLEMENTED = 12
-INTERNAL = 13
-UNAVAILABLE = 14
-UNAUTHENTICATED = 16
 
 PREFIX = 5
 """Bytes of the prefix of each message: a compressed flag (1) and the length (4)."""
@@ -58,40 +57,6 @@ RESERVED = frozenset(
     }
 )
 """Header names of HTTP, of gRPC and of a forward between shards: no application sends or receives them as metadata."""
-
-
-_STATUS_NAMES = {
-    RESOURCE_EXHAUSTED: "RESOURCE_EXHAUSTED",
-    UNIMPLEMENTED: "UNIMPLEMENTED",
-    INTERNAL: "INTERNAL",
-    UNAUTHENTICATED: "UNAUTHENTICATED",
-    UNKNOWN: "UNKNOWN",
-    UNAVAILABLE: "UNAVAILABLE",
-}
-
-
-@mypyc_attr(native_class=False, allow_interpreted_subclasses=True)
-class BadWire(OnelaneError):
-    """The peer broke gRPC's protocol on one stream; `code` is the gRPC status to answer with."""
-
-    status = "INTERNAL"
-
-    def __init__(self, text: str, *, code: int = INTERNAL) -> None:
-        super().__init__(text)
-        self.code = code
-        self.status = _STATUS_NAMES[code]  # type: ignore[misc]
-        self.messages: list[bytes] = []
-        """Complete messages that came before it in the same bytes."""
-
-
-@mypyc_attr(native_class=False)
-class BadMetadata(BadWire, ValueError):
-    """Metadata that HTTP/2 cannot carry."""
-
-
-@mypyc_attr(native_class=False)
-class BadMetadataType(BadWire, TypeError):
-    """Metadata of another type than pairs of a str, and a str or bytes."""
 
 
 def is_one_message(data: bytes, limit: int) -> bool:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from itertools import chain
 from urllib.parse import unquote_to_bytes
 
-from mypy_extensions import mypyc_attr
-
 from onelane.wire.framing import RESERVED, RESOURCE_EXHAUSTED, BadWire, Headers, write_message
 
 FIELD_OVERHEAD = 32
@@ -21,7 +19,6 @@ MARK_BYTES = 256
 """Kept free for that trailer."""
 
 
-@mypyc_attr(native_class=False)
 class TooMuchMetadata(BadWire, ValueError):
     """Metadata that the peer does not take, or this end does not send."""
 
