@@ -1,15 +1,20 @@
 # make up: set up and run the arena · make test: set up and pass the tests
 # make conformance: connectconformance's suite, a minute · make check: format, lint, types, layers
-# make bench: what a call costs · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
+# make wheel: builds the wheels, compiled and pure, and the sdist, and proves the compiled one in a fresh environment
+# make test-wheel: the tests of make test on the compiled wheel
+# make bench: what a call costs, of the compiled wheel · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
 # make fuzz: the wire's extension under sanitizers, a minute, ARGS="--seconds N"
 # ARGS="…" goes to the program
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# What has a wheel installed, and no sources: the tests run from here.
+BUILT := $(VENV)-wheel
+SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find runtime/onelane -name '*.py' -o -name '*.pyx')
 ARGS ?=
 
-.PHONY: up test conformance chaos fuzz check bench setup proto clients clean
+.PHONY: up test wheel test-wheel conformance chaos fuzz check bench setup proto clients clean
 
 setup: $(STAMP)
 
@@ -26,6 +31,22 @@ check: setup
 
 test: setup
 	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance" $(ARGS)
+
+wheel: $(BUILT)/.ready
+	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q tests/wire/test_build.py tests/cli/test_entry.py
+
+test-wheel: $(BUILT)/.ready
+	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance" $(ARGS)
+
+# A wheel from the sdist, so that both are whole; with ONELANE_PURE=0 what cannot be compiled is an error. For other
+# platforms there is the pure one.
+$(BUILT)/.ready: $(STAMP) $(SOURCES)
+	rm -rf build dist
+	ONELANE_PURE=0 $(BIN)/python -m build --outdir dist .
+	ONELANE_PURE=1 $(BIN)/python -m build --wheel --outdir dist .
+	$(PYTHON) -m venv --clear $(BUILT)
+	$(BUILT)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/onelane-*-cp*.whl)[dev]"
+	touch $@
 
 conformance: setup
 	$(BIN)/pytest -q -m conformance $(ARGS)
@@ -46,12 +67,13 @@ proto: setup
 	$(BIN)/onelane proto --root proto --out . proto/services
 	$(BIN)/onelane proto --root tests/protos --out .
 
-bench: $(VENV)/.bench-ready
-	$(BIN)/python -m tests.bench $(ARGS)
+# Of the compiled wheel; the pure rows are the editable installation's.
+bench: $(BUILT)/.bench-ready
+	ONELANE_EXPECT=compiled BENCH_PURE=$(BIN)/python $(BUILT)/bin/python -m tests.bench $(ARGS)
 
 # What it is measured against.
-$(VENV)/.bench-ready: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+$(BUILT)/.bench-ready: $(BUILT)/.ready
+	$(BUILT)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/onelane-*-cp*.whl)[dev,bench]"
 	touch $@
 
 # The tests' stock clients, h2spec, connectconformance and Jaeger: Node.js, Go, Rust, a JDK and Maven are needed; Jaeger
@@ -69,4 +91,4 @@ tests/node/node_modules: tests/node/package-lock.json
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(BUILT) build dist

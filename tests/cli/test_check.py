@@ -15,6 +15,7 @@ from onelane import config
 from onelane.cli.main import main
 from onelane.supervisor import trial
 from onelane.supervisor.app import TelemetryOptions
+from onelane.wire.build import running_build
 
 from tests.running_app import ROOT, echo, run_to_end
 
@@ -136,7 +137,7 @@ def test_what_starts_but_surprises_is_a_warning(tmp_path: Path) -> None:
     environment = {"OTEL_TRACES_SAMPLER": "sometimes"}
     run = CliRunner().invoke(main, ["check", "--no-import", str(file)], env=environment)
     assert run.exit_code == 0
-    assert run.stdout == "echo: 2 shards on 127.0.0.1:0, tests.echo.service:Echo\n"
+    assert run.stdout == f"echo: 2 shards on 127.0.0.1:0, tests.echo.service:Echo\nwith {running_build()}\n"
     warnings = run.stderr.splitlines()
     assert f"onelane: warning: apps.echo.tls.cert: {tmp_path}/cert.pem: certificate has expired" in warnings
     assert any("OTEL_TRACES_SAMPLER is 'sometimes', expected one of" in warning for warning in warnings)

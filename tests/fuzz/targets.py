@@ -111,7 +111,7 @@ class Pair:
         self.up += self.client.take()
         size = 1 + number * 37
         piece, self.up = self.up[:size], self.up[size:]
-        events = self.server.receive(memoryview(piece) if number % 2 else piece)  # type: ignore[arg-type]
+        events = self.server.receive(memoryview(piece) if number % 2 else piece)
         self.asked += [event.stream for event in events if isinstance(event, Opened)]
 
     def pass_down(self, number: int) -> None:

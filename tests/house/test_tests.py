@@ -91,7 +91,6 @@ TESTED_BY = {
     "testing/listener": "server/test_listener",
     "wire/limits": "server/test_connection_limits",
     "wire/ngh2_session": "wire/test_server_machine",
-    "wire/http2": "wire/test_server_machine",
     "wire/packed": "server/test_unpacking",
     "wire/statuses": "wire/test_framing",
 }

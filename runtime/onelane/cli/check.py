@@ -21,6 +21,7 @@ from onelane.supervisor import trial
 from onelane.supervisor.admin.listening import admin_context
 from onelane.supervisor.app import TelemetryOptions
 from onelane.telemetry import logs, sampling
+from onelane.wire.build import Build, running_build
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class CheckReport:
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     apps: list[AppLine] = field(default_factory=list)
+    build: Build = field(default_factory=running_build)
+    """What of onelane would run."""
 
 
 def check(file: object, read: Callable[[Mapping[str, str]], Config], *, app_dir: str, imports: bool) -> CheckReport:

@@ -140,6 +140,7 @@ def check(file: Path, app: str | None, app_dir: Path | None, admin: str | None, 
         raise BadConfig(str(file), report.faults)
     for line in report.apps:
         click.echo(f"{line.name}: {line.shards} shards on {line.listen}, {', '.join(line.services)}")
+    click.echo(f"with {report.build}")
 
 
 @main.command()

@@ -12,6 +12,7 @@ from onelane.cli.admin_client import HTTPS, TIMEOUT_S, ForeignServer, printable
 from onelane.cli.listing import Column, Listing, show_plain
 from onelane.core.placement import STOCK_RING_CAP
 from onelane.errors import NotThere, Transient
+from onelane.wire.build import Build
 
 COLUMNS = (
     Column("app", is_number=False, rank=9),
@@ -83,7 +84,8 @@ def show(status: dict[str, Any], console: Console) -> None:
         show_plain([_shards(name, app) for name, app in status["apps"].items()], console)
     for name, app in status["apps"].items():
         console.print()
-        console.print(f"{name}  {app['listen']}  epoch {app['epoch']}", soft_wrap=True)
+        build = f"  {Build(**app['build'])}" if "build" in app else ""
+        console.print(f"{name}  {app['listen']}  epoch {app['epoch']}{build}", soft_wrap=True)
         if console.is_terminal:
             _shards(name, app).show(console)
         if app.get("change") is not None:

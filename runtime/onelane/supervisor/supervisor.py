@@ -43,6 +43,7 @@ from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.prometheus import PrometheusSink
 from onelane.telemetry.stats import Attributes
 from onelane.v1 import control_pb2
+from onelane.wire.build import running_build
 
 log = logging.getLogger("onelane.supervisor")
 COLLECT_S = 0.5
@@ -366,6 +367,7 @@ class Supervisor:
         row = {
             "listen": app.settings.listen,
             "epoch": app.placement.epoch,
+            "build": asdict(running_build()),
             "service_config": app.placement.service_config(),
             "shards": [self._shard_status(app, shard, details=details) for shard in app.shards],
             "leaving": [_leaving_status(shard) for shard in app.beside if shard.is_leaving],

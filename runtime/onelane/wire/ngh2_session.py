@@ -135,7 +135,7 @@ class Session:
         """Bytes of all streams that wait for the peer's flow-control windows."""
         self._acknowledge: Callable[..., None] = self._connection.acknowledge_received_data
 
-    def receive(self, data: bytes) -> list[Any]:
+    def receive(self, data: bytes | memoryview) -> list[Any]:
         """Take bytes from the peer; returns the events in them."""
         if self.is_over:
             return []

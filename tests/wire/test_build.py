@@ -1,0 +1,33 @@
+"""An installation runs what it was built to run: with ONELANE_EXPECT=compiled or =pure in the environment, as CI and
+the Makefile set it, any other is a failure.
+"""
+
+import os
+import tomllib
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from onelane.wire.build import COMPILED, PURE, Build, running_build
+
+ROOT = Path(__file__).parents[2]
+EXPECTED = os.environ.get("ONELANE_EXPECT", "")
+MODULES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["onelane"]["compiled"]["modules"]
+BUILDS = {COMPILED: Build(COMPILED, "libnghttp2"), PURE: Build(PURE, "ngh2")}
+
+
+def test_what_runs_is_what_is_expected(record_property: Callable[[str, object], None]) -> None:
+    record_property("build", str(running_build()))
+    assert running_build() == (BUILDS[EXPECTED] if EXPECTED else running_build())
+
+
+def test_all_modules_of_the_list_are_compiled_or_none() -> None:
+    interpreted = [module for module in MODULES if (import_module(module).__file__ or "").endswith(".py")]
+    assert interpreted == (MODULES if running_build().code == PURE else [])
+
+
+def test_a_build_says_what_it_is() -> None:
+    assert [str(build) for build in BUILDS.values()] == [
+        "compiled code, wire on libnghttp2",
+        "pure Python, wire on ngh2",
+    ]
