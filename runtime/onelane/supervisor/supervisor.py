@@ -343,10 +343,10 @@ class Supervisor:
         totals = self.collector.totals
         return [shard.member.name for app in self.apps for shard in app.shards if is_failing(app.source(shard), totals)]
 
-    def status(self, *, details: bool = False) -> dict[str, Any]:
+    def status(self, *, details: bool = False, pins: bool = False) -> dict[str, Any]:
         """Every app with its shards, for JSON. details: also how many keys each keyed dict holds, and the
-        supervisor's own state."""
-        apps = {"apps": {app.name: self._status_of(app, details=details) for app in self.apps}}
+        supervisor's own state. pins: they are keys, and for the admin address alone."""
+        apps = {"apps": {app.name: self._status_of(app, details=details, pins=pins) for app in self.apps}}
         return apps | {"supervisor": self._own_status()} if details else apps
 
     def _own_status(self) -> dict[str, Any]:
@@ -363,7 +363,7 @@ class Supervisor:
         left = self.collector.totals.value_of(DESCRIPTORS.name, source)
         return None if left is None else int(left)
 
-    def _status_of(self, app: AppSupervisor, *, details: bool) -> dict[str, Any]:
+    def _status_of(self, app: AppSupervisor, *, details: bool, pins: bool) -> dict[str, Any]:
         row = {
             "listen": app.settings.listen,
             "epoch": app.placement.epoch,
@@ -373,8 +373,7 @@ class Supervisor:
             "leaving": [_leaving_status(shard) for shard in app.beside if shard.is_leaving],
             "change": app.changes.status(),
         }
-        # Keys are for the admin address alone.
-        return row | {"pins": app.changes.pins()} if details else row
+        return row | {"pins": app.changes.pins()} if pins else row
 
     def _shard_status(self, app: AppSupervisor, shard: SupervisedShard, *, details: bool) -> dict[str, Any]:
         source, totals = app.source(shard), self.collector.totals

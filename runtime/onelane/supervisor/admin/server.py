@@ -42,7 +42,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
 
     async def status(_: web.Request) -> web.Response:
         await supervisor.collections.wait_fresh()
-        return web.json_response(supervisor.status(details=True))
+        return web.json_response(supervisor.status(details=True, pins=True))
 
     async def healthz(_: web.Request) -> web.Response:
         is_ready, text = supervisor.health()
