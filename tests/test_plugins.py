@@ -12,6 +12,12 @@ def test_a_plugin_is_the_class_that_its_entry_point_names() -> None:
     assert load_plugin("onelane.memberships", "static") is StaticMembership
 
 
+def test_a_plugin_of_onelane_is_found_whatever_is_installed_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = EntryPoint("static", "tests.broken:Broken", "onelane.memberships")
+    monkeypatch.setattr("onelane.plugins.entry_points", lambda group: [other])
+    assert load_plugin("onelane.memberships", "static") is StaticMembership
+
+
 def test_a_plugin_that_is_not_installed_is_reported_with_the_installed_ones() -> None:
     with pytest.raises(BadService, match=r"'nope' is not installed; installed are \['grpcio', 'memory', 'native'\]"):
         load_plugin("onelane.listeners", "nope")

@@ -4,7 +4,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from types import ModuleType
 from typing import Any
 
@@ -20,14 +20,29 @@ def load_plugin(group: str, name: str) -> Callable[..., Any]:
         BadService: no plugin of that name is installed.
         ServiceRaised: its module has raised.
     """
-    points = {point.name: point for point in entry_points(group=group)}
-    if name not in points:
-        raise BadService(f"{group}: {name!r} is not installed; installed are {sorted(points)}")
+    point = _own_point(group, name) or _installed_point(group, name)
     try:
-        plugin: Callable[..., Any] = points[name].load()
+        plugin: Callable[..., Any] = point.load()
     except (Exception, SystemExit) as error:
         raise raised(f"{group}: {name!r}", error) from error
     return plugin
+
+
+def _own_point(group: str, name: str) -> EntryPoint | None:
+    """Of this package, which nearly every shard asks for: to read those of all packages takes 10 ms."""
+    try:
+        own = distribution("onelane").entry_points
+    except PackageNotFoundError:
+        return None
+    return next(iter(own.select(group=group, name=name)), None)
+
+
+def _installed_point(group: str, name: str) -> EntryPoint:
+    """Of any package. Raises BadService: there is none."""
+    points = {point.name: point for point in entry_points(group=group)}
+    if name not in points:
+        raise BadService(f"{group}: {name!r} is not installed; installed are {sorted(points)}")
+    return points[name]
 
 
 def make_plugin(group: str, name: str, *arguments: Any) -> Any:
