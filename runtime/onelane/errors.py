@@ -139,12 +139,15 @@ class NotItsKey(Misuse):
     """In strict mode, code touches the entry of a key outside of the key's turn: a turn may be changing the entry, or
     it is not loaded, or is another shard's."""
 
-    def __init__(self, app: str, dict_name: str, key: str, *, held: str | None, code: str = "") -> None:
-        """key, held: canonical text. held: the key whose turn it is; None outside of any. code: what runs then."""
+    def __init__(
+        self, app: str, dict_name: str, key: str, *, spelled: object, held: str | None, code: str = ""
+    ) -> None:
+        """key, held: canonical text. spelled: the key, as the code has it. held: the key whose turn it is; None outside
+        of any. code: what runs then."""
         where = f"in the turn of {held!r}" if held is not None else f"outside of any turn{code and f', by {code}'}"
         super().__init__(
-            f"app {app!r}, keyed {dict_name!r}: the entry of {key!r} was touched {where}: take its turn "
-            f"(`async with shard.turn({key!r})`), or have its owner do it (`shard.call({key!r}, …)`)"
+            f"app {app!r}, keyed {dict_name!r}: the entry of {spelled!r} was touched {where}: take its turn "
+            f"(`async with shard.turn({spelled!r})`), or have its owner do it (`shard.call({spelled!r}, …)`)"
         )
         self.dict_name = dict_name
         self.key = key

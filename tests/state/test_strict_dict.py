@@ -87,6 +87,16 @@ def test_the_entries_of_the_turns_own_key_are_there_under_each_spelling() -> Non
         assert rooms.pop(7) == 1
 
 
+def test_a_key_of_several_fields_is_named_as_the_code_has_it() -> None:
+    rooms = strict(ada=1)
+    with (
+        turn_of("ada"),
+        pytest.raises(NotItsKey, match=r"entry of \('ada', 1\) .*`async with shard.turn\(\('ada', 1\)\)"),
+    ):
+        rooms["ada", 1] = 2
+    assert rooms == {"ada": 1}
+
+
 def test_a_turn_inside_of_a_turn_has_the_entries_of_both() -> None:
     rooms = strict(ada=1, bob=2, eve=3)
     with turn_of("ada"), turn_of("bob"):
@@ -95,7 +105,7 @@ def test_a_turn_inside_of_a_turn_has_the_entries_of_both() -> None:
             rooms["eve"]
 
 
-@pytest.mark.parametrize("key", [("ada", 1), 1.0, None])
+@pytest.mark.parametrize("key", [("ada", 1.0), 1.0, None])
 def test_a_key_that_is_no_routing_key_is_refused_at_once(key: Any) -> None:
     rooms = strict()
     with pytest.raises(NoRoutingKey, match="keyed 'rooms', key"):

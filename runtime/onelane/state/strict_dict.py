@@ -68,7 +68,8 @@ class StrictDict(dict[Any, Any]):
             if text is None:
                 raise NoRoutingKey(self._name, key)
             if text not in held and is_of_shard:
-                raise NotItsKey(self._app, self._name, text, held=held[0] if held else None, code=self._code())
+                innermost = held[0] if held else None
+                raise NotItsKey(self._app, self._name, text, spelled=key, held=innermost, code=self._code())
 
     def _code(self) -> str:
         """What runs now, for the errors."""
