@@ -1,5 +1,6 @@
 """A journal over a store of the test's, whose operations end when the test lets them."""
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -90,3 +91,9 @@ class SteppedJournal:
     def stored(self, key: str) -> str:
         state = self.queue.store.read([key]).get(key)
         return state.rows[0].value.decode() if state is not None and state.rows else ""
+
+
+async def next_step() -> None:
+    """Wait until the journal has begun to write and to load what it was asked for."""
+    for _ in range(2):
+        await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from onelane.errors import Fenced, NotKept, StoreUnavailable, UnwritableValue
 from onelane.state import journal
 from onelane.state.store import RememberedAnswer, Row, StoredReminder
 
-from tests.state.journals import SteppedJournal
+from tests.state.journals import SteppedJournal, next_step
 
 DOWN = StoreUnavailable("a.sqlite", "disk full")
 
@@ -23,7 +23,7 @@ def stepped(tmp_path: Path) -> SteppedJournal:
 async def load(stepped: SteppedJournal, *keys: str) -> None:
     for key in keys:
         stepped.journal.load(key, stepped.leave(f"load {key}"))
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert [status for _, status in stepped.left] == [""] * len(keys)
     stepped.left.clear()
@@ -38,7 +38,7 @@ def turn(stepped: SteppedJournal, key: str, text: str, name: str) -> bool:
 async def test_an_answer_leaves_once_the_change_is_in_the_store(stepped: SteppedJournal) -> None:
     await load(stepped, "k")
     assert turn(stepped, "k", "one", "first")
-    await asyncio.sleep(0)
+    await next_step()
     assert (stepped.left, stepped.stored("k")) == ([], "")
     stepped.queue.step()
     assert (stepped.left, stepped.stored("k")) == ([("first", "")], "one")
@@ -54,16 +54,27 @@ async def test_a_read_waits_for_the_change_that_it_has_seen(stepped: SteppedJour
     turn(stepped, "k", "one", "write")
     assert stepped.journal.rest_on("k", stepped.leave("read"))
     assert not stepped.journal.rest_on("other", stepped.leave("read of another key"))
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert stepped.left == [("write", ""), ("read", "")]
+
+
+async def test_turns_whose_calls_came_while_the_batch_was_due_are_in_it(stepped: SteppedJournal) -> None:
+    """As those of other connections, which the loop reads in its next iteration."""
+    await load(stepped, "a", "b")
+    turn(stepped, "a", "one", "first")
+    await asyncio.sleep(0)
+    turn(stepped, "b", "two", "second")
+    await next_step()
+    stepped.queue.step()
+    assert [name for name, _ in stepped.left] == ["first", "second"]
 
 
 async def test_all_turns_of_one_iteration_are_one_commit(stepped: SteppedJournal) -> None:
     await load(stepped, "a", "b")
     for key in ("a", "b", "a"):
         turn(stepped, key, f"{key}{len(stepped.journal._gathering.leaving)}", key)
-    await asyncio.sleep(0)
+    await next_step()
     assert len(stepped.queue.asked) == 1
     stepped.queue.step()
     assert (stepped.stored("a"), stepped.stored("b")) == ("a2", "b1")
@@ -73,16 +84,16 @@ async def test_all_turns_of_one_iteration_are_one_commit(stepped: SteppedJournal
 async def test_the_next_batch_gathers_while_one_is_written(stepped: SteppedJournal) -> None:
     await load(stepped, "a", "b")
     turn(stepped, "a", "1", "first")
-    await asyncio.sleep(0)
+    await next_step()
     turn(stepped, "a", "2", "second")
     turn(stepped, "b", "3", "third")
-    await asyncio.sleep(0)
+    await next_step()
     assert len(stepped.queue.asked) == 1
     stepped.queue.step()
     assert stepped.left == [("first", "")]
     # It rests on the second.
     assert stepped.journal.rest_on("a", stepped.leave("read"))
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert [name for name, _ in stepped.left] == ["first", "second", "third", "read"]
 
@@ -90,13 +101,13 @@ async def test_the_next_batch_gathers_while_one_is_written(stepped: SteppedJourn
 async def test_a_failed_commit_fails_what_rests_on_it_and_nothing_else(stepped: SteppedJournal) -> None:
     await load(stepped, "a", "b")
     turn(stepped, "a", "1", "first")
-    await asyncio.sleep(0)
+    await next_step()
     turn(stepped, "a", "2", "resting")
     turn(stepped, "b", "3", "other key")
     stepped.queue.errors = [DOWN]
     stepped.queue.step()
     assert stepped.left == [("first", "UNAVAILABLE"), ("resting", "UNAVAILABLE")]
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert stepped.left[2:] == [("other key", "")]
     assert (stepped.stored("a"), stepped.stored("b")) == ("", "3")
@@ -105,10 +116,10 @@ async def test_a_failed_commit_fails_what_rests_on_it_and_nothing_else(stepped: 
 async def test_what_has_failed_is_not_seen_by_the_next_turn(stepped: SteppedJournal) -> None:
     await load(stepped, "k")
     turn(stepped, "k", "kept", "kept")
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     turn(stepped, "k", "lost", "lost")
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.errors = [DOWN]
     stepped.queue.step()
     assert "k" not in stepped.journal.residents
@@ -120,7 +131,7 @@ async def test_what_has_failed_is_not_seen_by_the_next_turn(stepped: SteppedJour
 async def test_a_turn_that_runs_while_its_key_is_lost_fails_and_is_then_dropped(stepped: SteppedJournal) -> None:
     await load(stepped, "k")
     turn(stepped, "k", "1", "first")
-    await asyncio.sleep(0)
+    await next_step()
     stepped.in_turn.add("k")
     stepped.queue.errors = [DOWN]
     stepped.queue.step()
@@ -137,7 +148,7 @@ async def test_a_fenced_key_fails_and_the_others_of_its_batch_are_written(steppe
     stepped.others.load(["a"], epoch=1, at=0.0)
     turn(stepped, "a", "1", "fenced")
     turn(stepped, "b", "2", "kept")
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert sorted(stepped.left) == [("fenced", "UNAVAILABLE"), ("kept", "")]
     assert (stepped.stored("a"), stepped.stored("b")) == ("", "2")
@@ -147,7 +158,7 @@ async def test_a_key_that_another_life_has_claimed_is_not_loaded(stepped: Steppe
     stepped.others.load(["k"], epoch=1, at=0.0)
     for key in ("k", "free"):
         stepped.journal.load(key, stepped.leave(key))
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert stepped.left == [("k", "UNAVAILABLE"), ("free", "")]
     assert [*stepped.journal.residents] == ["free"]
@@ -161,7 +172,7 @@ async def test_a_fenced_error_that_names_no_key_of_the_batch_ends_it(stepped: St
     await load(stepped, "k")
     stepped.queue.store = Lying()  # type: ignore[assignment]
     turn(stepped, "k", "1", "first")
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert stepped.left == [("first", "UNAVAILABLE")]
 
@@ -169,7 +180,7 @@ async def test_a_fenced_error_that_names_no_key_of_the_batch_ends_it(stepped: St
 async def test_keys_that_are_asked_for_together_are_loaded_together(stepped: SteppedJournal) -> None:
     for key in ("a", "b", "a"):
         stepped.journal.load(key, stepped.leave(key))
-    await asyncio.sleep(0)
+    await next_step()
     assert len(stepped.queue.asked) == 1
     stepped.queue.step()
     assert [name for name, _ in stepped.left] == ["a", "a", "b"]
@@ -179,12 +190,12 @@ async def test_a_key_is_not_loaded_before_its_changes_are_written(stepped: Stepp
     """It would come back as it was before them, and its next turn would undo them."""
     await load(stepped, "a", "b")
     turn(stepped, "b", "1", "other")
-    await asyncio.sleep(0)
+    await next_step()
     turn(stepped, "a", "new", "first")
     stepped.journal.drop("a")
     stepped.journal.load("a", stepped.leave("load a"))
     while len(stepped.left) < 3:
-        await asyncio.sleep(0)
+        await next_step()
         stepped.queue.step()
     assert stepped.dict.texts["a"] == "new"
 
@@ -192,7 +203,7 @@ async def test_a_key_is_not_loaded_before_its_changes_are_written(stepped: Stepp
 async def test_a_load_that_fails_is_tried_again_by_the_next_turn(stepped: SteppedJournal) -> None:
     stepped.queue.errors = [DOWN]
     stepped.journal.load("k", stepped.leave("first"))
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert (stepped.left, stepped.journal.residents) == ([("first", "UNAVAILABLE")], {})
     stepped.left.clear()
@@ -202,12 +213,12 @@ async def test_a_load_that_fails_is_tried_again_by_the_next_turn(stepped: Steppe
 async def test_a_row_that_cannot_be_read_fails_its_key_and_stays(stepped: SteppedJournal) -> None:
     await load(stepped, "k")
     turn(stepped, "k", "unreadable", "write")
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     stepped.journal.drop("k")
     stepped.left.clear()
     stepped.journal.load("k", stepped.leave("load"))
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert (stepped.left, stepped.stored("k")) == ([("load", "INTERNAL")], "unreadable")
     assert stepped.journal.residents == {}
@@ -224,11 +235,11 @@ async def test_an_entry_that_cannot_be_encoded_fails_its_turn_and_is_dropped(ste
 async def test_an_entry_that_is_removed_is_removed_from_the_store(stepped: SteppedJournal) -> None:
     await load(stepped, "k")
     turn(stepped, "k", "1", "write")
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     del stepped.dict.texts["k"]
     assert stepped.journal.end_turn("k", stepped.leave("remove"))
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert stepped.stored("k") == ""
 
@@ -241,7 +252,7 @@ async def test_who_waits_for_earlier_turns_goes_on_when_they_are_on_disk_or_fail
     for error, expected in ((None, None), (DOWN, NotKept)):
         turn(stepped, "k", str(expected), "write")
         waiting = asyncio.ensure_future(stepped.journal.kept("k"))
-        await asyncio.sleep(0)
+        await next_step()
         assert not waiting.done()
         stepped.queue.errors = [error]
         stepped.queue.step()
@@ -257,7 +268,7 @@ async def test_a_failure_of_the_store_is_counted_until_it_works_again(stepped: S
             stepped.left.clear()
             await load(stepped, "k")
         turn(stepped, "k", str(error), "write")
-        await asyncio.sleep(0)
+        await next_step()
         stepped.queue.errors = [error]
         stepped.queue.step()
         assert metrics.is_failing is expected
@@ -267,7 +278,7 @@ async def test_a_journal_is_idle_once_everything_is_written(stepped: SteppedJour
     await load(stepped, "k")
     turn(stepped, "k", "1", "write")
     idle = asyncio.ensure_future(stepped.journal.wait_idle())
-    await asyncio.sleep(0)
+    await next_step()
     assert not idle.done()
     stepped.queue.step()
     await asyncio.wait_for(idle, 5)
@@ -289,7 +300,7 @@ async def test_the_keys_that_were_used_least_recently_leave_memory(stepped: Step
     for key in ("b", "a"):
         turn(stepped, key, key, key)
         stepped.journal.turn_over(key)
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     stepped.left.clear()
     await load(stepped, "c")
@@ -317,7 +328,7 @@ def load_in_turn(stepped: SteppedJournal, key: str) -> None:
 async def until_done(stepped: SteppedJournal, waiting: "asyncio.Future[Any]") -> Any:
     async with asyncio.timeout(5):
         while not waiting.done():
-            await asyncio.sleep(0)
+            await next_step()
             if stepped.queue.asked:
                 stepped.queue.step()
     return waiting.result()
@@ -331,6 +342,6 @@ async def test_a_reminder_that_is_set_and_dropped_before_a_commit_begins_is_not_
     for reminders in ({"a": StoredReminder("a", 1.0, b"")}, dict[str, StoredReminder]()):
         resident.reminders = reminders
         assert stepped.journal.end_turn("k", stepped.leave("turn"))
-    await asyncio.sleep(0)
+    await next_step()
     stepped.queue.step()
     assert stepped.queue.store.read(["k"])["k"].reminders == ()

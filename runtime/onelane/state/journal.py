@@ -124,7 +124,7 @@ class Journal:
         self._to_load: list[str] = []
         self._is_reading = False
         self._is_due = False
-        """A step is scheduled for the end of this iteration of the loop."""
+        """A step is scheduled for the end of the next iteration of the loop."""
         self._idle: asyncio.Event | None = None
 
     # Loading
@@ -290,11 +290,12 @@ class Journal:
     # Writing
 
     def _step_soon(self) -> None:
-        """Begin to write and to load at the end of this iteration: a burst of calls is one batch, a lone call does not
-        wait."""
+        """Begin to write and to load once the loop has looked at its sockets again: a burst of calls, also over several
+        connections, is one batch; a lone call does not wait."""
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._step, context=Context())
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._step, context=Context())
 
     def _step(self) -> None:
         self._is_due = False
