@@ -6,6 +6,7 @@ Frames written in one turn of the loop leave in one piece. What happens to the c
 import asyncio
 import fcntl
 import termios
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, ClassVar, Protocol
 
@@ -43,7 +44,7 @@ class ConnectionOwner(CallsOwner, Protocol):
     def lost(self, connection: "NativeConnection") -> None:
         """The connection has closed."""
 
-    def owner_of(self, events: list[Any]) -> str | None:
+    def owner_of(self, events: Sequence[Any]) -> str | None:
         """The socket of the shard to which a connection that begins so belongs; "" for this one, None: not known."""
 
     def hand_over(self, owner: str, fd: int, first: FirstBytes) -> bool:
@@ -90,7 +91,7 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         """Until its first request, and while it is asked whether a frame is incomplete: what comes is looked at."""
         self._first_bytes: bytes | None = b"" if steers else None
         """Every byte read while the owner of the connection is not known; None from then on."""
-        self._first_events: list[Any] = []
+        self._first_events: Sequence[Any] = ()
         """The events in these bytes."""
         self._replay = replay
 
@@ -130,7 +131,7 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         self.has_request = self.has_request or any(type(event) is Opened for event in events)
         if self._first_bytes is not None:
             self._first_bytes += data
-            self._first_events += events
+            self._first_events = [*self._first_events, *events]
             self._decide()
         else:
             self.handle_in_turns(events)
@@ -166,7 +167,7 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         if owner and self._owner.hand_over(owner, fd, FirstBytes(self._first_bytes + self.unhandled(), self._answered)):
             self._owner.decided(self)
             # The owner has them now: a drain of this shard, before the transport has closed, must not serve them too.
-            self._first_bytes, self._first_events = None, []
+            self._first_bytes, self._first_events = None, ()
             self.drop_unhandled()
             self.is_closing = True
             self.transport.abort()
@@ -187,8 +188,8 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         if self._first_bytes is None:
             return
         self._owner.decided(self)
-        events, self._first_events, self._first_bytes = self._first_events, [], None
-        self.handle_in_turns(events)
+        events, self._first_events, self._first_bytes = self._first_events, (), None
+        self.handle_in_turns([*events])
 
     def acknowledged(self) -> None:
         self.pinged_at = self.asked_at = 0.0

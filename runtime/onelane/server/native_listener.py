@@ -203,7 +203,7 @@ class NativeListener:
 
     # Which shard owns them
 
-    def owner_of(self, events: list[Any]) -> str | None:
+    def owner_of(self, events: Sequence[Any]) -> str | None:
         """The socket of the sibling that owns a connection which begins with these events; "" for this shard, None
         where the key may still arrive."""
         opened = next((event for event in events if type(event) is Opened), None)

@@ -24,170 +24,6 @@ from onelane.wire.framing import RESERVED
 from onelane.wire.limits import UNLIMITED
 
 
-cdef enum:
-    # Frames, and their flags.
-    DATA = 0x0
-    HEADERS = 0x1
-    RST_STREAM = 0x3
-    SETTINGS = 0x4
-    PING = 0x6
-    GOAWAY = 0x7
-    PRIORITY_UPDATE = 0x10
-    END_STREAM = 0x1
-    ACK = 0x1
-    # Settings.
-    ENABLE_PUSH = 0x2
-    MAX_CONCURRENT_STREAMS = 0x3
-    INITIAL_WINDOW_SIZE = 0x4
-    MAX_FRAME_SIZE = 0x5
-    MAX_HEADER_LIST_SIZE = 0x6
-    NO_RFC7540_PRIORITIES = 0x9
-    # libnghttp2's.
-    FAILED = -902
-    DEFERRED = -508
-    STREAM_CLOSED = -510
-    STREAM_CLOSING = -511
-    STREAM_SHUT_WR = -512
-    REFUSE_STREAM = -521
-    FRAME_SIZE_ERROR = -522
-    SESSION_CLOSING = -530
-    OF_A_REQUEST = 0
-    DATA_EOF = 1
-    DATA_NO_END_STREAM = 2
-    DATA_NO_COPY = 4
-    NO_INDEX = 1
-    STATIC_FIELD = 2 | 4
-    # HTTP/2's errors.
-    PROTOCOL_ERROR = 0x1
-    INTERNAL_ERROR = 0x2
-    FLOW_CONTROL_ERROR = 0x3
-    # Ours.
-    PREFIX = 5
-    FRAME_HEAD = 9
-    FIELD_OVERHEAD = 32
-    LARGEST_FRAME = 65536
-    JOINED_COPY = 4096
-    FIRST_ROOM = 2048
-    KNOWN_FIELDS = 32
-    PROBES = 4
-    SERVER_TABLE = 1024
-    MAX_KNOWN = 256
-    UNSUPPORTED_MEDIA_TYPE = 415
-    METHOD_NOT_ALLOWED = 405
-
-
-cdef extern from "Python.h":
-    char *bytes_of "PyBytes_AS_STRING" (PyObject *)
-    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
-
-
-# The functions with ssize_t: every release has them.
-cdef extern from "nghttp2/nghttp2.h":
-    ctypedef struct nghttp2_session
-    ctypedef struct nghttp2_session_callbacks
-    ctypedef struct nghttp2_option
-    ctypedef struct nghttp2_rcbuf
-    ctypedef struct nghttp2_vec:
-        uint8_t *base
-        size_t len
-    ctypedef struct nghttp2_nv:
-        uint8_t *name
-        uint8_t *value
-        size_t namelen
-        size_t valuelen
-        uint8_t flags
-    ctypedef struct nghttp2_settings_entry:
-        int32_t settings_id
-        uint32_t value
-    ctypedef struct nghttp2_extpri:
-        uint32_t urgency
-        int inc
-    ctypedef union nghttp2_data_source:
-        void *ptr
-    ctypedef struct nghttp2_data_provider:
-        nghttp2_data_source source
-        void *read_callback
-    ctypedef struct nghttp2_frame_hd:
-        size_t length
-        int32_t stream_id
-        uint8_t type
-        uint8_t flags
-    ctypedef struct nghttp2_headers:
-        int cat
-    ctypedef struct nghttp2_rst_stream:
-        uint32_t error_code
-    ctypedef struct nghttp2_goaway:
-        int32_t last_stream_id
-        uint32_t error_code
-        uint8_t *opaque_data
-        size_t opaque_data_len
-    ctypedef union nghttp2_frame:
-        nghttp2_frame_hd hd
-        nghttp2_headers headers
-        nghttp2_rst_stream rst_stream
-        nghttp2_goaway goaway
-
-    const char *nghttp2_strerror(int)
-    nghttp2_vec nghttp2_rcbuf_get_buf(nghttp2_rcbuf *)
-    void nghttp2_rcbuf_incref(nghttp2_rcbuf *)
-    void nghttp2_rcbuf_decref(nghttp2_rcbuf *)
-
-    int nghttp2_session_callbacks_new(nghttp2_session_callbacks **)
-    void nghttp2_session_callbacks_del(nghttp2_session_callbacks *)
-    void nghttp2_session_callbacks_set_send_callback(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_send_data_callback(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_on_begin_headers_callback(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_on_header_callback2(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_on_invalid_header_callback2(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_on_frame_recv_callback(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_on_frame_send_callback(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_on_frame_not_send_callback(nghttp2_session_callbacks *, void *)
-    void nghttp2_session_callbacks_set_on_stream_close_callback(nghttp2_session_callbacks *, void *)
-
-    int nghttp2_option_new(nghttp2_option **)
-    void nghttp2_option_del(nghttp2_option *)
-    void nghttp2_option_set_no_auto_window_update(nghttp2_option *, int)
-    void nghttp2_option_set_no_closed_streams(nghttp2_option *, int)
-    void nghttp2_option_set_peer_max_concurrent_streams(nghttp2_option *, uint32_t)
-    void nghttp2_option_set_max_send_header_block_length(nghttp2_option *, size_t)
-    void nghttp2_option_set_max_deflate_dynamic_table_size(nghttp2_option *, size_t)
-    void nghttp2_option_set_builtin_recv_extension_type(nghttp2_option *, uint8_t)
-    void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t)
-    void nghttp2_option_set_max_continuations(nghttp2_option *, size_t)
-
-    int nghttp2_session_client_new2(nghttp2_session **, nghttp2_session_callbacks *, void *, nghttp2_option *)
-    int nghttp2_session_server_new2(nghttp2_session **, nghttp2_session_callbacks *, void *, nghttp2_option *)
-    void nghttp2_session_del(nghttp2_session *)
-    ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t) except? FAILED
-    int nghttp2_session_send(nghttp2_session *) except? FAILED
-    uint32_t nghttp2_session_get_next_stream_id(nghttp2_session *)
-    int nghttp2_session_want_read(nghttp2_session *)
-    int nghttp2_session_want_write(nghttp2_session *)
-    int nghttp2_session_check_request_allowed(nghttp2_session *)
-    uint32_t nghttp2_session_get_remote_settings(nghttp2_session *, int)
-    int32_t nghttp2_session_get_last_proc_stream_id(nghttp2_session *)
-    int32_t nghttp2_session_get_remote_window_size(nghttp2_session *)
-    int nghttp2_session_set_stream_user_data(nghttp2_session *, int32_t, void *)
-    void *nghttp2_session_get_stream_user_data(nghttp2_session *, int32_t)
-    int nghttp2_session_set_local_window_size(nghttp2_session *, uint8_t, int32_t, int32_t)
-    int nghttp2_session_consume(nghttp2_session *, int32_t, size_t)
-    int nghttp2_session_resume_data(nghttp2_session *, int32_t)
-    int nghttp2_session_change_extpri_stream_priority(nghttp2_session *, int32_t, const nghttp2_extpri *, int)
-    int nghttp2_session_terminate_session(nghttp2_session *, uint32_t)
-
-    int nghttp2_submit_settings(nghttp2_session *, uint8_t, nghttp2_settings_entry *, size_t)
-    int32_t nghttp2_submit_request(
-        nghttp2_session *, void *, const nghttp2_nv *, size_t, const nghttp2_data_provider *, void *)
-    int nghttp2_submit_response(
-        nghttp2_session *, int32_t, const nghttp2_nv *, size_t, const nghttp2_data_provider *)
-    int nghttp2_submit_trailer(nghttp2_session *, int32_t, const nghttp2_nv *, size_t)
-    int nghttp2_submit_rst_stream(nghttp2_session *, uint8_t, int32_t, uint32_t)
-    int nghttp2_submit_ping(nghttp2_session *, uint8_t, const uint8_t *)
-    int nghttp2_submit_goaway(nghttp2_session *, uint8_t, int32_t, uint32_t, const uint8_t *, size_t)
-    int nghttp2_submit_shutdown_notice(nghttp2_session *)
-
-
 cdef enum Kind:
     """What a header field is to us."""
     APPLICATION
@@ -200,6 +36,9 @@ cdef enum Kind:
     TIMEOUT
     STATUS
     ENCODING
+
+
+ENGINE = f"onelane.wire._nghttp2 on libnghttp2 {nghttp2_version(0).version_str.decode()}"
 
 
 class WireError(Exception):
@@ -403,6 +242,83 @@ _set_field(&_OK[0], b"grpc-status", b"0", STATIC_FIELD)
 cdef tuple _OK_TRAILERS = ((b"grpc-status", b"0"),)
 
 
+cdef struct _Buffer:
+    # Bytes that are being written: an object of `bytes` with room for more than has been.
+    PyObject *bytes
+    Py_ssize_t size
+    Py_ssize_t room
+
+
+cdef char *_room_for(_Buffer *buffer, Py_ssize_t amount, Py_ssize_t further) except NULL:
+    """Where the next bytes are to be written, which as many as `further` will probably follow."""
+    cdef bytes fresh
+    if buffer.bytes == NULL:
+        buffer.size, buffer.room = 0, amount + further
+        fresh = PyBytes_FromStringAndSize(NULL, buffer.room)
+        Py_INCREF(fresh)
+        buffer.bytes = <PyObject *>fresh
+    elif buffer.size + amount > buffer.room:
+        # Of large messages not twice as much: fresh pages cost more than the copy.
+        buffer.room = buffer.size + amount + max(further, min(buffer.size, <Py_ssize_t>MOST_SPARE))
+        _PyBytes_Resize(&buffer.bytes, buffer.room)
+    cdef char *target = bytes_of(buffer.bytes) + buffer.size
+    buffer.size += amount
+    return target
+
+
+cdef bytes _taken(_Buffer *buffer):
+    """What has been written, once."""
+    if buffer.bytes == NULL:
+        return b""
+    if buffer.room - buffer.size > MOST_SPARE or buffer.size < MOST_SPARE:
+        if buffer.size < buffer.room:
+            _PyBytes_Resize(&buffer.bytes, buffer.size)
+    else:
+        # To give back a page of a large block, the C library would map the next one anew, page by page.
+        Py_SET_SIZE(buffer.bytes, buffer.size)
+        bytes_of(buffer.bytes)[buffer.size] = 0
+    cdef bytes data = <bytes>buffer.bytes
+    Py_DECREF(data)
+    buffer.bytes = NULL
+    return data
+
+
+@cython.final
+cdef class Body:
+    """The bytes so far of a message that is not complete, where they stay."""
+    cdef _Buffer _buffer
+    cdef Py_ssize_t _full
+
+    def __cinit__(self, Py_ssize_t full):
+        """full: its bytes in the end."""
+        self._full = full
+
+    def __dealloc__(self):
+        Py_XDECREF(self._buffer.bytes)
+
+    def __len__(self):
+        return self._buffer.size if self._buffer.bytes != NULL else 0
+
+    def add(self, data):
+        """Room is made for no more than a few times what has come: a peer may promise much, and send little."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        cdef Py_ssize_t size = (0 if self._buffer.bytes == NULL else self._buffer.size) + view.len
+        try:
+            if view.len:
+                memcpy(
+                    _room_for(&self._buffer, view.len, min(max(self._full - size, 0), PROMISED * size)),
+                    view.buf,
+                    view.len,
+                )
+        finally:
+            PyBuffer_Release(&view)
+
+    def take(self):
+        """The message."""
+        return _taken(&self._buffer)
+
+
 @cython.final
 @cython.no_gc_clear
 @cython.freelist(64)
@@ -490,6 +406,7 @@ cdef class Session:
     cdef bytes _goaway_text
     cdef dict _streams
     cdef list _events
+    """None where nothing has come up, as on an idle connection."""
     cdef size_t _queued
     cdef uint64_t _round
     """Counts the calls of `receive`."""
@@ -519,17 +436,18 @@ cdef class Session:
     cdef _Stream _joining
     """The stream whose only message has come, before it is known that its frame ends with it."""
     cdef bytes _message
-    # Bytes to send, while they are gathered: `bytes` of `_room`, of which `_size` are written.
-    cdef PyObject *_out
-    cdef Py_ssize_t _size
-    cdef Py_ssize_t _room
+    # Other data that comes in: pieces of one stream, which are told together.
+    cdef _Stream _run
+    cdef _Buffer _data
+    cdef const uint8_t *_input_end
+    # Bytes to send, while they are gathered.
+    cdef _Buffer _out
 
     def __cinit__(self, *, bint server, limits, opens=None, Py_ssize_t max_joined=-1):
         """See `ngh2_session.Session`."""
         self._is_server = server
         self._goaway_text = b""
         self._streams = {}
-        self._events = []
         self._opens = opens
         self._max_joined = max_joined
         self._max_metadata, self._max_fields = limits.max_metadata, limits.max_headers
@@ -578,7 +496,8 @@ cdef class Session:
             for at in range(KNOWN_FIELDS):
                 _forget(&self._known[at])
             free(self._known)
-        Py_XDECREF(self._out)
+        Py_XDECREF(self._out.bytes)
+        Py_XDECREF(self._data.bytes)
 
     # Bytes
 
@@ -589,21 +508,25 @@ cdef class Session:
         if self.is_over or self._is_busy:
             return []
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        self._begin_events()
         self._round += 1
+        self._input_end = <const uint8_t *>view.buf + view.len
         self._is_busy = True
         try:
             result = nghttp2_session_mem_recv(self._session, <const uint8_t *>view.buf, view.len)
             self._part_message()
+            self._end_run(False)
+            failure = _text(<int>result) if result < 0 else None
         except _TooMuch as error:
-            return self._broken(str(error))
+            failure = str(error)
         except:
             self._end()
             raise
         finally:
             self._is_busy = False
             PyBuffer_Release(&view)
-        if result < 0:
-            return self._broken(_text(<int>result))
+        if failure is not None:
+            return self._broken(failure)
         if self._is_ending:
             self._close_if_done()
         return self.events()
@@ -611,17 +534,22 @@ cdef class Session:
     def events(self):
         """Takes the events that have come up since the last `receive`: what libnghttp2 itself refuses to send or to
         accept, it says while it writes."""
-        cdef list events = self._events
-        if events:
+        if self._is_busy or self._events is None:
+            return []
+        events, self._events = self._events, None
+        return events
+
+    cdef int _begin_events(self) except -1:
+        if self._events is None:
             self._events = []
-            return events
-        return []
+        return 0
 
     def take(self):
         """The bytes to send now."""
         if self.is_over or self._is_busy:
             return b""
         cdef int result
+        self._begin_events()
         self._sent_goaway = 0
         self._is_busy = True
         try:
@@ -640,32 +568,7 @@ cdef class Session:
             # The last bytes: a GOAWAY for a protocol error of the peer, or the end after an orderly shutdown.
             self.sent_error = self._sent_goaway
             self._end()
-        return self._gathered()
-
-    cdef bytes _gathered(self):
-        """The bytes that libnghttp2 has written."""
-        if self._out == NULL:
-            return b""
-        if self._size < self._room:
-            _PyBytes_Resize(&self._out, self._size)
-        data = <bytes>self._out
-        Py_DECREF(data)
-        self._out = NULL
-        return data
-
-    cdef char *_room_for(self, Py_ssize_t amount) except NULL:
-        """Where the next bytes to send are to be written."""
-        if self._out == NULL:
-            self._size, self._room = 0, max(amount, <Py_ssize_t>FIRST_ROOM)
-            room = PyBytes_FromStringAndSize(NULL, self._room)
-            Py_INCREF(room)
-            self._out = <PyObject *>room
-        elif self._size + amount > self._room:
-            self._room = 2 * (self._size + amount)
-            _PyBytes_Resize(&self._out, self._room)
-        cdef char *target = bytes_of(self._out) + self._size
-        self._size += amount
-        return target
+        return _taken(&self._out)
 
     cdef list _broken(self, str text):
         """The connection ends here: libnghttp2 cannot go on."""
@@ -1033,7 +936,7 @@ cdef class Session:
 
     # Callbacks: data
 
-    cdef int _data(self, _Stream stream, uint8_t flags, const uint8_t *data, size_t length) except FAILED:
+    cdef int _add_data(self, _Stream stream, uint8_t flags, const uint8_t *data, size_t length) except FAILED:
         cdef AnswerReceived answer
         if self._joining is not None:
             self._part_message()
@@ -1048,7 +951,19 @@ cdef class Session:
                 self._message = PyBytes_FromStringAndSize(<const char *>data + PREFIX, length - PREFIX)
                 return 0
         stream.request = None
-        self._events.append(_data_received(stream.id, PyBytes_FromStringAndSize(<const char *>data, length), False))
+        if self._run is not stream:
+            self._end_run(False)
+            self._run = stream
+        further = 0 if self._data.bytes == NULL else self._input_end - data - length
+        memcpy(_room_for(&self._data, length, further), data, length)
+        return 0
+
+    cdef int _end_run(self, bint ended) except FAILED:
+        """Tell of the data that has come."""
+        cdef _Stream stream = self._run
+        if stream is not None:
+            self._run = None
+            self._events.append(_data_received(stream.id, _taken(&self._data), ended))
         return 0
 
     cdef bint _is_one_message(self, const uint8_t *data, size_t length) noexcept:
@@ -1076,9 +991,8 @@ cdef class Session:
             request, self._joining.request, self._joining = self._joining.request, None, None
             request.message, self._message = self._message, None
             return 0
-        last = self._events[len(self._events) - 1] if self._events else None
-        if type(last) is DataReceived and (<DataReceived>last).stream_id == frame.hd.stream_id:
-            (<DataReceived>last).end_stream = True
+        if self._run is not None and self._run.id == frame.hd.stream_id:
+            self._end_run(True)
         else:
             self._events.append(_data_received(frame.hd.stream_id, b"", True))
         return 0
@@ -1087,8 +1001,9 @@ cdef class Session:
 
     cdef int _frame_received(self, const nghttp2_frame *frame) except FAILED:
         if frame.hd.type == DATA:
-            self._end_data(frame)
-        elif frame.hd.type == HEADERS:
+            return self._end_data(frame)
+        self._end_run(False)
+        if frame.hd.type == HEADERS:
             self._end_headers(frame)
         elif frame.hd.type == RST_STREAM:
             self._events.append(_stream_reset(frame.hd.stream_id, frame.rst_stream.error_code))
@@ -1110,6 +1025,7 @@ cdef class Session:
         return 0
 
     cdef int _stream_closed(self, int32_t number, uint32_t error) except FAILED:
+        self._end_run(False)
         cdef _Stream stream = self._streams.pop(number, None)
         if stream is None:
             return 0
@@ -1310,7 +1226,7 @@ cdef void _set_callbacks(nghttp2_session_callbacks *callbacks) noexcept:
 cdef ssize_t _on_send(
     nghttp2_session *session, const uint8_t *data, size_t length, int flags, void *user_data
 ) except FAILED:
-    memcpy((<Session>user_data)._room_for(length), data, length)
+    memcpy(_room_for(&(<Session>user_data)._out, length, FIRST_ROOM), data, length)
     return length
 
 
@@ -1321,7 +1237,9 @@ cdef int _on_send_data(
     """Write a whole DATA frame; no padding is asked for."""
     cdef Session self = <Session>user_data
     cdef _Stream stream = <_Stream>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
-    cdef char *target = self._room_for(FRAME_HEAD + length)
+    cdef size_t window = max(0, nghttp2_session_get_stream_remote_window_size(session, stream.id))
+    cdef size_t further = min(stream.queued - length, window)
+    cdef char *target = _room_for(&self._out, FRAME_HEAD + length, further + further // 1024 + FIRST_ROOM)
     memcpy(target, head, FRAME_HEAD)
     stream.copy_to(target + FRAME_HEAD, length)
     self._queued -= length
@@ -1374,7 +1292,7 @@ cdef int _on_data(
     nghttp2_session *session, uint8_t flags, int32_t number, const uint8_t *data, size_t length, void *user_data
 ) except FAILED:
     cdef void *stream = nghttp2_session_get_stream_user_data(session, number)
-    return 0 if stream == NULL else (<Session>user_data)._data(<_Stream>stream, flags, data, length)
+    return 0 if stream == NULL else (<Session>user_data)._add_data(<_Stream>stream, flags, data, length)
 
 
 cdef int _on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) except FAILED:

@@ -5,6 +5,7 @@ kilobytes, gzip makes megabytes. So there a compressed message is `Packed`, and 
 """
 
 from onelane.wire.framing import PREFIX, UNIMPLEMENTED, WINDOW_BITS, BadWire
+from onelane.wire.http2 import Body
 from onelane.wire.packed import SLICE, Packed, too_large
 
 
@@ -22,8 +23,8 @@ class Deframer:
         self._prefix = b""
         """The first bytes of a prefix that is not complete."""
         self._flag = 0
-        self._body = bytearray()
-        """The bytes so far of a message that is not complete. No list of chunks: a peer may send them byte by byte."""
+        self._body: Body | None = None
+        """The bytes so far of a message that is not complete."""
         self._missing = 0
         """Bytes that `_body` still lacks."""
 
@@ -44,14 +45,14 @@ class Deframer:
 
     def _cut(self, data: bytes, messages: list[bytes]) -> None:
         """Append the messages that `data` completes."""
-        if self._missing:
-            chunk, data = data[: self._missing], data[self._missing :]
-            self._body += chunk
+        if self._body is not None:
+            chunk, data = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
+            self._body.add(chunk)
             self._missing -= len(chunk)
             if self._missing:
                 return
-            body, self._body = self._body, bytearray()
-            messages.append(self._message(self._flag, bytes(body)))
+            body, self._body = self._body, None
+            messages.append(self._message(self._flag, body.take()))
         if self._prefix:
             data = self._prefix + data
         at = 0
@@ -61,7 +62,8 @@ class Deframer:
                 raise too_large(size, self._limit)
             begin, end = at + PREFIX, at + PREFIX + size
             if end > len(data):
-                self._flag, self._body, self._missing = data[at], bytearray(data[begin:]), end - len(data)
+                self._flag, self._body, self._missing = data[at], Body(size), end - len(data)
+                self._body.add(memoryview(data)[begin:])
                 self._prefix = b""
                 return
             messages.append(self._message(data[at], data[begin:end]))
@@ -81,7 +83,7 @@ class Deframer:
     @property
     def buffered(self) -> int:
         """Bytes of the message that is not complete."""
-        return len(self._prefix) + len(self._body)
+        return len(self._prefix) + (0 if self._body is None else len(self._body))
 
     def _message(self, flag: int, message: bytes) -> bytes:
         if len(message) > self._limit:

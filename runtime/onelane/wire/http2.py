@@ -21,9 +21,11 @@ else:
         from onelane.wire import ngh2_session as _session
 
 __all__ = [
+    "ENGINE",
     "SIBLING_LIMITS",
     "UNLIMITED",
     "AnswerReceived",
+    "Body",
     "Closed",
     "DataReceived",
     "ErrorCode",
@@ -42,8 +44,11 @@ __all__ = [
 ]
 
 Http2 = _session.Session
+ENGINE = _session.ENGINE
+"""Which of the two it is, and its release."""
 StreamEnded = _session.StreamEnded
 """Raised by every `send_` method, and by `end_stream`, if the stream has ended meanwhile."""
+Body = _session.Body
 AnswerReceived = _session.AnswerReceived
 Closed = _session.ConnectionClosed
 DataReceived = _session.DataReceived

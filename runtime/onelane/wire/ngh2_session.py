@@ -4,6 +4,7 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from typing import Any
 
+import ngh2
 from ngh2 import Connection, Priority
 from ngh2.config import Configuration, Role
 from ngh2.enums import ErrorCode, Setting
@@ -29,6 +30,7 @@ from onelane.wire.limits import UNLIMITED, Limits
 
 __all__ = [
     "AnswerReceived",
+    "Body",
     "ConnectionClosed",
     "DataReceived",
     "GoAwayReceived",
@@ -44,10 +46,31 @@ __all__ = [
     "WindowUpdated",
 ]
 
+ENGINE = f"ngh2 {ngh2.__version__}"
 GOAWAY_FRAME = 7
 _IN_TURNS = Priority(incremental=True)
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 _OK: Headers = [(b"grpc-status", b"0")]
+
+
+class Body:
+    """The bytes so far of a message that is not complete. No list of chunks: a peer may send them byte by byte."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, full: int) -> None:
+        """full: its bytes in the end."""
+        self._data = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def add(self, data: bytes | memoryview) -> None:
+        self._data += data
+
+    def take(self) -> bytes:
+        """The message."""
+        return bytes(self._data)
 
 
 class AnswerReceived:
