@@ -295,8 +295,8 @@ async def test_make_up_that_cannot_start_says_why_in_the_shards_own_words(tmp_pa
 
 async def test_ctrl_c_ends_make_up_while_a_shard_hangs_in_its_start(tmp_path: Path) -> None:
     with playing(tmp_path, toml=echo(2).replace("tests.echo.service:Echo", "tests.broken:Hanging")) as process:
-        # The driver, the supervisor, its guard and two shards.
-        await eventually(lambda: len(processes_of(tmp_path)) == 5)
+        # The driver, the supervisor, its guard, the fork server and two shards.
+        await eventually(lambda: len(processes_of(tmp_path)) == 6)
         process.send_signal(signal.SIGINT)
         await output_of(process)
     assert process.returncode == 1
