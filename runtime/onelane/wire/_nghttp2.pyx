@@ -13,6 +13,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.list cimport PyList_AsTuple, PyList_GET_SIZE
+from cpython.tuple cimport PyTuple_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -204,42 +205,57 @@ cdef double _seconds(bytes text):
     return -1
 
 
-cdef nghttp2_nv *_fields_of(object headers, size_t *count) except NULL:
-    """Header fields as libnghttp2 takes them, which copies them: to be freed, and valid as long as `headers`."""
-    cdef list pairs = list(headers)
-    cdef bytes name, value
-    cdef size_t at = 0
-    count[0] = PyList_GET_SIZE(pairs)
-    cdef nghttp2_nv *fields = <nghttp2_nv *>malloc((count[0] + 1) * sizeof(nghttp2_nv))
+cdef list _pairs_of(headers):
+    """Header fields as pairs that hold their bytes. This may run code of whoever made `headers`."""
+    cdef list pairs = [pair if isinstance(pair, tuple) else tuple(pair) for pair in headers]
+    for pair in pairs:
+        if PyTuple_GET_SIZE(pair) != 2:
+            raise ValueError("a header field is a pair of bytes")
+    return pairs
+
+
+cdef nghttp2_nv *_fields_of(list pairs) except NULL:
+    """Header fields for libnghttp2, which copies them: to be freed, and valid as long as `pairs`."""
+    cdef Py_ssize_t count = PyList_GET_SIZE(pairs)
+    cdef Py_ssize_t at
+    cdef nghttp2_nv *fields = <nghttp2_nv *>malloc((count + 1) * sizeof(nghttp2_nv))
     if fields == NULL:
         raise MemoryError
     try:
-        for pair in pairs:
-            name, value = pair
-            _set_field(&fields[at], name, value, NO_INDEX if type(pair) is NeverIndexed else 0)
-            at += 1
+        for at in range(count):
+            _set_field(&fields[at], pairs[at])
     except:
         free(fields)
         raise
     return fields
 
 
-cdef int _set_field(nghttp2_nv *field, bytes name, bytes value, uint8_t flags) except -1:
+cdef int _set_field(nghttp2_nv *field, object pair) except -1:
+    cdef bytes name = (<tuple>pair)[0]
+    cdef bytes value = (<tuple>pair)[1]
     if name is None or value is None:
         raise TypeError("a header field is a pair of bytes")
     field.name, field.namelen = <uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)
     field.value, field.valuelen = <uint8_t *>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
-    field.flags = flags
+    field.flags = NO_INDEX if type(pair) is NeverIndexed else 0
     return 0
 
 
-# What nearly every answer is sent with; the module holds the literals.
+cdef int _set_static_field(nghttp2_nv *field, object pair) except -1:
+    """One whose bytes this module holds: libnghttp2 need not copy them."""
+    _set_field(field, pair)
+    field.flags = STATIC_FIELD
+    return 0
+
+
+# What nearly every answer is sent with.
+cdef tuple _FIELDS = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"0"))
+cdef tuple _OK_TRAILERS = (_FIELDS[2],)
 cdef nghttp2_nv _RESPONSE[2]
 cdef nghttp2_nv _OK[1]
-_set_field(&_RESPONSE[0], b":status", b"200", STATIC_FIELD)
-_set_field(&_RESPONSE[1], b"content-type", b"application/grpc", STATIC_FIELD)
-_set_field(&_OK[0], b"grpc-status", b"0", STATIC_FIELD)
-cdef tuple _OK_TRAILERS = ((b"grpc-status", b"0"),)
+_set_static_field(&_RESPONSE[0], _FIELDS[0])
+_set_static_field(&_RESPONSE[1], _FIELDS[1])
+_set_static_field(&_OK[0], _FIELDS[2])
 
 
 cdef struct _Buffer:
@@ -604,9 +620,9 @@ cdef class Session:
 
     cdef int32_t _request(self, headers, bytes message, bint ends) except -1:
         cdef nghttp2_data_provider provider
-        cdef size_t count
         cdef nghttp2_nv *fields
         cdef _Stream stream = _Stream.__new__(_Stream)
+        cdef list pairs = _pairs_of(headers)
         if self.is_over or not nghttp2_session_check_request_allowed(self._session):
             raise WireError("the connection cannot create another request stream")
         provider.source.ptr = NULL
@@ -615,12 +631,13 @@ cdef class Session:
         if message is not None:
             stream.is_unary = True
             stream.push(message)
-        fields = _fields_of(headers, &count)
+        fields = _fields_of(pairs)
         try:
             stream.id = nghttp2_session_get_next_stream_id(self._session)
             self._streams[stream.id] = stream
             _check(nghttp2_submit_request(
-                self._session, NULL, fields, count, NULL if ends and message is None else &provider, <void *>stream
+                self._session, NULL, fields, PyList_GET_SIZE(pairs), NULL if ends and message is None else &provider,
+                <void *>stream,
             ))
         except:
             self._streams.pop(stream.id, None)
@@ -633,14 +650,13 @@ cdef class Session:
     def send_response(self, int32_t number, headers, *, bint end_stream=False):
         """Send the headers of an answer, or with `end_stream` all of it."""
         cdef _Stream stream
-        cdef size_t count
-        cdef nghttp2_nv *fields
+        cdef list pairs = _pairs_of(headers)
         if self.is_over:
             return
         stream = self._beginning(number)
-        fields = _fields_of(headers, &count)
+        cdef nghttp2_nv *fields = _fields_of(pairs)
         try:
-            self._respond(stream, fields, count, end_stream)
+            self._respond(stream, fields, PyList_GET_SIZE(pairs), end_stream)
         finally:
             free(fields)
 
@@ -667,10 +683,11 @@ cdef class Session:
     def send_trailers(self, int32_t number, headers):
         """End this side of the stream, after what has been queued."""
         cdef _Stream stream
+        cdef list pairs = _pairs_of(headers)
         if self.is_over:
             return
         stream = self._writable(number)
-        stream.trailers = list(headers)
+        stream.trailers = pairs
         stream.takes_data = False
         self._wake(stream)
 
@@ -1048,9 +1065,8 @@ cdef class Session:
         return 0
 
     cdef int _submit_trailers(self, _Stream stream) except FAILED:
-        cdef size_t count
-        cdef nghttp2_nv *fields = _fields_of(stream.trailers, &count)
-        cdef int result = nghttp2_submit_trailer(self._session, stream.id, fields, count)
+        cdef nghttp2_nv *fields = _fields_of(stream.trailers)
+        cdef int result = nghttp2_submit_trailer(self._session, stream.id, fields, PyList_GET_SIZE(stream.trailers))
         free(fields)
         stream.trailers = None
         _check(result)
