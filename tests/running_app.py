@@ -185,4 +185,5 @@ NEVER_LATE = "max_late_s = 60"
 
 def echo(shards: int = 2, *more: str) -> str:
     """The TOML of one app `echo` on a free port."""
-    return "\n".join(["[apps.echo]", ECHO, 'listen = "127.0.0.1:0"', f"shards = {shards}", NEVER_LATE, *more])
+    late = [] if any(line.startswith("max_late_s") for line in more) else [NEVER_LATE]
+    return "\n".join(["[apps.echo]", ECHO, 'listen = "127.0.0.1:0"', f"shards = {shards}", *late, *more])

@@ -182,7 +182,7 @@ def test_status_prints_the_fixed_shape(cluster: RunningApp, ask: str) -> None:
     app = json.loads(shown.stdout)["apps"]["echo"]
     # Pins are keys, which the admin address alone tells.
     pins = {"pins"} if ask == "admin" else set()
-    assert set(app) == {"listen", "epoch", "service_config", "shards", "change", "leaving"} | pins
+    assert set(app) == {"listen", "epoch", "service_config", "shards", "change", "leaving", "build"} | pins
     assert app["listen"] == cluster.listen["echo"]
     fields = {"name", "index", "pid", "address", "state", "restarts", "config", "calls", "forwarded"}
     fields |= {"stalls", "last_stalls", "connections", "descriptors_left", "life", "durable"}

@@ -22,6 +22,7 @@ from tests.running_app import echo, running
 from tests.shard.parts import setup, wired
 
 TARGET = 0.05
+LATE = f"max_late_s = {TARGET}"
 
 
 def rounds(lateness: Lateness, *lengths: float, start: float = 1.0, gap: float = 0.0) -> float:
@@ -99,7 +100,7 @@ def test_the_keys_that_are_known_are_bounded() -> None:
 
 @pytest.mark.slow
 async def test_a_lane_that_runs_late_refuses_with_a_pushback_and_still_serves_health(tmp_path: Path) -> None:
-    with running(tmp_path, echo(1)) as cluster:
+    with running(tmp_path, echo(1, LATE)) as cluster:
         async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
             stub = echo_pb2_grpc.EchoStub(channel)
             health: Any = health_pb2_grpc.HealthStub(channel)
@@ -121,7 +122,7 @@ async def test_a_lane_that_runs_late_refuses_with_a_pushback_and_still_serves_he
 
 @pytest.mark.slow
 async def test_a_flood_of_forwarded_calls_is_refused_and_the_clients_of_their_owner_are_served(tmp_path: Path) -> None:
-    with running(tmp_path, echo(2)) as cluster:
+    with running(tmp_path, echo(2, LATE)) as cluster:
         owner, sender = cluster.shards()
         async with (
             grpc.aio.insecure_channel(sender["address"]) as flooding,
