@@ -1,6 +1,7 @@
 """The extension of the wire, where it was built: what C can do wrong, and Python cannot."""
 
 import gc
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -35,6 +36,36 @@ def request(client: Http2, message: bytes = b"hi") -> bytes:
     """The bytes of a whole unary request."""
     client.request(HEADERS, frame(message))
     return client.take()
+
+
+FAULTS = """
+import resource
+from onelane.wire.http2 import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def use():
+    for _ in range(50):
+        blocks = [b'x' * (1 << 20), b'y' * (1 << 20), b'z' * (2 << 20)]
+        del blocks
+
+use()
+before = faults()
+use()
+by_default = faults() - before
+keep_freed_memory()
+use()
+before = faults()
+use()
+print(by_default, faults() - before)
+"""
+
+
+def test_memory_of_large_messages_is_kept_for_the_next_ones() -> None:
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    by_default, afterwards = map(int, run.stdout.split())
+    assert afterwards < by_default / 10, f"{by_default} pages by default, {afterwards} afterwards"
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from onelane.shard.watchdog import Watchdog, WatchedShard
 from onelane.shard.wiring import MACHINE, Environment, build_parts
 from onelane.telemetry.otel import metrics, tracing
 from onelane.v1 import control_pb2
+from onelane.wire.http2 import keep_freed_memory
 
 log = logging.getLogger("onelane.shard")
 QUIET_S = 0.05
@@ -292,12 +293,13 @@ class ShardLifecycle:
             log.exception("shard.part_not_ended shard=%s", self._setup.name)
 
 
-def _tune_garbage_collector() -> None:
-    """Exempt the objects of the start, which live as long as the shard, and collect less often: calls make few
-    reference cycles."""
+def _tune_memory() -> None:
+    """Exempt the objects of the start, which live as long as the shard, from garbage collection, and collect less
+    often: calls make few reference cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    keep_freed_memory()
 
 
 def _reason(error: Exception) -> str:
@@ -362,7 +364,7 @@ async def run(
         await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=_reason(error))))
         return False
     await lifecycle.parts.services.set_health(serving=True)
-    _tune_garbage_collector()
+    _tune_memory()
     on_ready()
     await lifecycle.serve(watchdog)
     await lifecycle.stop()

@@ -51,12 +51,29 @@ cdef enum:
     FIRST_ROOM = 2048
     MOST_SPARE = 65536
     PROMISED = 16
+    MIB = 1048576
     KNOWN_FIELDS = 32
     PROBES = 4
     SERVER_TABLE = 1024
     MAX_KNOWN = 256
     UNSUPPORTED_MEDIA_TYPE = 415
     METHOD_NOT_ALLOWED = 405
+
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static void keep_freed(int bytes, int largest) {
+        mallopt(M_TRIM_THRESHOLD, bytes);
+        mallopt(M_MMAP_THRESHOLD, largest);
+    }
+    #else
+    static void keep_freed(int bytes, int largest) {}
+    #endif
+    """
+    void keep_freed(int bytes, int largest)
 
 
 cdef extern from "Python.h":

@@ -42,6 +42,12 @@ cdef enum Kind:
 ENGINE = f"onelane.wire._nghttp2 on libnghttp2 {nghttp2_version(0).version_str.decode()}"
 
 
+def keep_freed_memory():
+    """Have this process keep what large messages have left, at most 16 MiB, for the next ones. By default glibc gives
+    it back to the system, which maps it anew page by page: half of what a call of 1 MiB cost."""
+    keep_freed(16 * MIB, 4 * MIB)
+
+
 class WireError(Exception):
     """The connection does not allow this now."""
 

@@ -41,6 +41,7 @@ __all__ = [
     "StreamReset",
     "TrailersReceived",
     "WindowUpdated",
+    "keep_freed_memory",
 ]
 
 Http2 = _session.Session
@@ -49,6 +50,7 @@ ENGINE = _session.ENGINE
 StreamEnded = _session.StreamEnded
 """Raised by every `send_` method, and by `end_stream`, if the stream has ended meanwhile."""
 Body = _session.Body
+keep_freed_memory = _session.keep_freed_memory
 AnswerReceived = _session.AnswerReceived
 Closed = _session.ConnectionClosed
 DataReceived = _session.DataReceived

@@ -44,6 +44,7 @@ __all__ = [
     "StreamReset",
     "TrailersReceived",
     "WindowUpdated",
+    "keep_freed_memory",
 ]
 
 ENGINE = f"ngh2 {ngh2.__version__}"
@@ -51,6 +52,10 @@ GOAWAY_FRAME = 7
 _IN_TURNS = Priority(incremental=True)
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 _OK: Headers = [(b"grpc-status", b"0")]
+
+
+def keep_freed_memory() -> None:
+    """Python has no word with the C library: see the extension."""
 
 
 class Body:
