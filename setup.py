@@ -49,12 +49,11 @@ def compiled_modules() -> list[Extension]:
 
 
 def wire() -> list[Extension]:
-    """The extension of the wire; with libnghttp2 in it where there is a static one."""
+    """The extension of the wire, on the libnghttp2 that pkg-config knows."""
     from Cython.Build import cythonize
 
     asked = [f"--atleast-version={OLDEST_NGHTTP2}", "--print-errors", "libnghttp2"]
     subprocess.run(["pkg-config", *asked], check=True)
-    static = Path(pkg_config("--variable=libdir"), "libnghttp2.a")
     flags = pkg_config("--cflags").split()
     # A function that this libnghttp2 lacks ends the build, and not the first import.
     flags += ["-O2", "-fno-strict-aliasing", "-Werror=implicit-function-declaration"]
@@ -62,8 +61,7 @@ def wire() -> list[Extension]:
         "onelane.wire._nghttp2",
         ["runtime/onelane/wire/_nghttp2.pyx"],
         extra_compile_args=flags,
-        extra_objects=[str(static)] if static.exists() else [],
-        extra_link_args=[] if static.exists() else pkg_config("--libs").split(),
+        extra_link_args=pkg_config("--libs").split(),
     )
     return list(cythonize([extension], language_level=3))
 

@@ -105,21 +105,25 @@ class RunningApp:
 
 
 @contextmanager
-def running(folder: Path, toml: str, *arguments: str, command: str = "up", **environment: str) -> Iterator[RunningApp]:
-    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens."""
+def running(
+    folder: Path, toml: str, *arguments: str, command: str = "up", python: str = sys.executable, **environment: str
+) -> Iterator[RunningApp]:
+    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: which has onelane."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
-    with running_command(*command_line, cwd=folder, log=folder / "log", **environment) as cluster:
+    with running_command(*command_line, cwd=folder, log=folder / "log", python=python, **environment) as cluster:
         yield cluster
 
 
 @contextmanager
-def running_command(*arguments: str, cwd: Path, log: Path, **environment: str) -> Iterator[RunningApp]:
+def running_command(
+    *arguments: str, cwd: Path, log: Path, python: str = sys.executable, **environment: str
+) -> Iterator[RunningApp]:
     """`onelane` with these arguments, once it is ready; ended at the end. log: the file that takes its stderr."""
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "onelane", *arguments],
+            [python, "-m", "onelane", *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

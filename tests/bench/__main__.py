@@ -1,12 +1,14 @@
 """`make bench`: what a call costs, beside others in the same run. `ARGS=--json` prints one JSON object."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
+from onelane.wire.build import running_build
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +26,7 @@ def main(as_json: bool, rounds: int, scale: float, only: str | None) -> None:
     """Measure and print. Fails where a guard does."""
     if shutil.which("h2load") is None:
         raise click.ClickException("h2load is missing: install Debian's nghttp2-client")
+    click.echo(f"onelane here: {running_build()}; its pure rows: {os.environ.get('BENCH_PURE', 'none')}", err=True)
     setting = Setting(rounds, scale, lambda text: click.echo(text, err=True))
     sections = {"calls": measure, "state": state.measure}
     rows = [row for name, section in sections.items() if only in (None, name) for row in section(setting)]

@@ -1,6 +1,7 @@
 """What is measured: cases under load, each row the median of runs that alternate with those it is compared with."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ SHAPES = ((4, 16), (64, 1), (1, 1))
 RAW, PYGRPC, GRPCLIB, PROBE = "raw grpc.aio + uvloop", "pygrpc-native", "grpclib + uvloop", "probe: ngh2 + uvloop"
 GO, GO_ONE, TONIC = "grpc-go", "grpc-go, GOMAXPROCS=1", "tonic, one thread"
 NATIVE, PLAIN, GRPCIO = "onelane native", "onelane native, plain def", "onelane grpcio"
+PURE = "onelane native, not compiled"
 AWAY, TWO = ", forwarded", ", 2 shards"
 STREAM, BIG, SECURE = ", a streamed message", ", 1 MiB up and down", ", TLS"
 LANES, THREADS = "rooms: 2 lanes", "rooms: grpc.server, 10 threads and locks"
@@ -128,8 +130,9 @@ class Bench:
         service: str = "tests.echo.service:Echo",
         ratio: float = 0.01,
         tls: Files | None = None,
+        python: str = sys.executable,
     ) -> Shards:
-        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service, ratio, tls))
+        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service, ratio, tls, python))
 
     def load(self, calls: int, shape: tuple[int, int] = SHAPES[0], **more: Any) -> Load:
         # One call after the other takes longer and costs more.
@@ -166,6 +169,7 @@ def _echo(bench: Bench) -> Iterator[Row]:
     one_shard, two_shards, stock, stock_two = (bench.shards(n, kind) for kind in ("native", "grpcio") for n in (1, 2))
     native = (one_shard.at_home(), one_shard.pids)
     others = bench.built({GO: ("grpc-go", {}), GO_ONE: ("grpc-go", {"GOMAXPROCS": "1"}), TONIC: ("tonic", {})})
+    interpreted = bench.shards(1, python=os.environ["BENCH_PURE"]) if "BENCH_PURE" in os.environ else None
     for shape in SHAPES:
         slow, fast = bench.load(2_000, shape), bench.load(8_000, shape)
         cases = [
@@ -179,6 +183,8 @@ def _echo(bench: Bench) -> Iterator[Row]:
             Case(NATIVE + AWAY, two_shards.away(), two_shards.pids, fast),
             Case(GRPCIO, stock.at_home(), stock.pids, slow),
         ]
+        if interpreted is not None:
+            cases.append(Case(PURE, interpreted.at_home(), interpreted.pids, fast))
         if shape == SHAPES[0]:
             cases += [
                 Case(GRPCIO + AWAY, stock_two.away(), stock_two.pids, slow),

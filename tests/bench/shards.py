@@ -1,5 +1,6 @@
 """Onelane under measurement: a running app with all that a user gets, traces exported and 1 % of them sampled."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,9 +63,10 @@ def shards(
     service: str = "tests.echo.service:Echo",
     ratio: float = 0.01,
     tls: Files | None = None,
+    python: str = sys.executable,
 ) -> Iterator[Shards]:
     """`count` shards of `service`. otlp: where the traces and metrics go. ratio: of calls that are sampled. tls: the
-    certificate that they serve."""
+    certificate that they serve. python: which has onelane."""
     folder = Path(mkdtemp(dir=folder))
     toml = [
         *("[apps.echo]", f'services = ["{service}"]', 'listen = "127.0.0.1:0"', f"shards = {count}"),
@@ -72,5 +74,5 @@ def shards(
     ]
     if tls is not None:
         toml.append(f'tls = {{ cert = "{tls.path("server.pem")}", key = "{tls.path("server.key")}" }}')
-    with running(folder, "\n".join(toml), **telemetry(otlp, ratio)) as cluster:
+    with running(folder, "\n".join(toml), python=python, **telemetry(otlp, ratio)) as cluster:
         yield Shards(cluster)
