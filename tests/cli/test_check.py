@@ -30,7 +30,7 @@ FAULTS = {
     "unknown setting": (
         echo(1, "shardz = 2"),
         {},
-        "line 5: apps.echo.shardz: is not a setting; did you mean 'shards'?",
+        "line 6: apps.echo.shardz: is not a setting; did you mean 'shards'?",
     ),
     "number of shards": (
         echo(1).replace("shards = 1", 'shards = "many"'),
