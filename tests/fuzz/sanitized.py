@@ -17,7 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
-SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = [
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-DCYTHON_USE_FREELISTS=0",
+]
+"""Without the free lists of Cython, which would hand out at once what is freed too early."""
 LONGEST = 4096
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests import tools
+from tests.fuzz.sanitized import changed
+from tests.fuzz.targets import TARGETS
 from tests.running_app import ROOT
 
 pytestmark = pytest.mark.slow
 
 RUNS = 20_000
+CHANGED = 1_000
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -37,3 +40,14 @@ def test_no_bytes_of_a_client_make_the_wire_raise(tmp_path: Path) -> None:
     print(f"seed {seed}\n{run.stderr[-2000:]}")  # noqa: T201
     failing = [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()]
     assert (run.returncode, failing) == (0, []), run.stdout[-2000:]
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_what_once_failed_and_what_chance_makes_of_it_goes_well_at_either_end(name: str) -> None:
+    """The same functions as `make fuzz` gives to the extension under sanitizers."""
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")  # noqa: T201
+    chance = random.Random(seed)
+    corpus = [path.read_bytes() for path in sorted(CORPUS.iterdir())]
+    for data in [*corpus, *(changed(chance.choice(corpus), chance) for _ in range(CHANGED))]:
+        TARGETS[name](data)

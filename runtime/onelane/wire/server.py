@@ -407,9 +407,12 @@ class ServerConnection:
 
     def send_message(self, stream: Stream, message: bytes) -> None:
         """Send one framed message, after the headers."""
-        self.send_headers(stream)
-        with suppress(StreamEnded):
+        if not stream.sent_headers:
+            self.send_headers(stream)
+        try:
             self.http2.send_data(stream.id, message)
+        except StreamEnded:
+            return
 
     def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> Sequence[str]:
         """End the call with a status: in trailers, or as a trailers-only response if nothing was sent before.
