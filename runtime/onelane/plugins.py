@@ -78,4 +78,7 @@ def raised(place: str, error: BaseException) -> ServiceRaised:
     """
     cause = first_of(error) if isinstance(error, BaseExceptionGroup) else error
     name = next(line for line in traceback.format_exception_only(cause) if not line.startswith(" ")).rstrip()
-    return ServiceRaised(f"{place}: {name}" if place else name)
+    failure = ServiceRaised(f"{place}: {name}" if place else name)
+    # Here, beside `from` where it is raised: compiled code does not set the cause.
+    failure.__cause__ = error
+    return failure
