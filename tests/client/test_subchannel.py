@@ -17,10 +17,11 @@ from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
 from onelane.server.sockets import claim
 from onelane.wire import unix_peers
-from onelane.wire.framing import PREFIX
+from onelane.wire.framing import PREFIX, frame
 from onelane.wire.http2 import Http2
 
-from tests.client.scripted import going_away_once
+from tests import frames
+from tests.client.scripted import going_away_once, scripted_frames
 from tests.servers import FAILURE, READY, SOON, Answering, native, stock
 
 
@@ -216,25 +217,21 @@ async def test_closing_ends_calls_also_where_their_server_is_going_away() -> Non
 
 async def test_a_refused_stream_is_sent_again_unseen() -> None:
     """REFUSED_STREAM says that nothing was looked at."""
-    refused = 0
+    refused = frames.number(0x7)
+    answered: list[int] = []
 
-    async with native() as (address, _listener):
-        from onelane.server.connection import NativeConnection
+    def refuse_first(stream: int) -> bytes:
+        answered.append(stream)
+        if len(answered) == 1:
+            return frames.frame(frames.RST_STREAM, refused, stream=stream)
+        begin = frames.response(stream, (b":status", b"200"), (b"content-type", b"application/grpc"))
+        ok = begin + frames.frame(frames.DATA, frame(b"again"), stream=stream)
+        return ok + frames.response(stream, (b"grpc-status", b"0"), last=True)
 
-        def refuse_first(self: NativeConnection, stream: Any, message: bytes | None) -> None:
-            nonlocal refused
-            if refused == 0:
-                refused += 1
-                self.wire.refuse(stream)
-                return
-            real(self, stream, message)
-
-        real = NativeConnection._opened
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(NativeConnection, "_opened", refuse_first)
-            async with dial(address) as channel:
-                assert await channel.unary_unary("/t.T/Echo")(b"again", timeout=5) == b"again"
-    assert refused == 1
+    async with scripted_frames() as (address, server), dial(address) as channel:
+        server.answer = refuse_first
+        assert await channel.unary_unary("/t.T/Echo")(b"", timeout=5) == b"again"
+    assert len(answered) == 2
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_to_be_sent_again_is_not_sent() -> None:

@@ -76,6 +76,7 @@ TESTED_BY = {
     "supervisor/admin/server": "supervisor/admin/test_page",
     "supervisor/admin/view": "supervisor/admin/test_page",
     "lane/running": "shard/test_watchdog_contract",
+    "core/side_effects": "lane/test_kept_turns",
     "server/context_methods": "server/test_handler_misdeeds",
     "server/payloads": "server/test_user_code",
     "server/sibling_connection": "lane/test_forwarder_transparent",

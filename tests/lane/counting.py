@@ -148,7 +148,7 @@ async def counted_cluster(**state: Any) -> AsyncIterator["Counted"]:
     settings = {"turns": {"echo.v1.Echo/*": "KEYED"}, "state": state}
     with pytest.MonkeyPatch.context() as patch:
         # As if the proto said of `Misbehave` that it has no side effects.
-        patch.setattr("onelane.lane.method_entry._has_no_side_effects", lambda path: path.endswith(READ))
+        patch.setattr("onelane.lane.method_entry.has_no_side_effects", lambda path: path.endswith(READ))
         async with Cluster(Counting, shards=1, store=store, settings=settings, trace=True) as cluster:
             yield Counted(cluster, store)
 

@@ -56,7 +56,7 @@ async def test_a_turn_of_the_key_waits_for_no_commit_to_set_one(reminded: Remind
 
 
 async def test_a_method_without_side_effects_may_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onelane.lane.method_entry._has_no_side_effects", lambda path: path.endswith("Misbehave"))
+    monkeypatch.setattr("onelane.lane.method_entry.has_no_side_effects", lambda path: path.endswith("Misbehave"))
     async with reminded_cluster() as reminded:
         await reminded.do("k", "set k 50 - a")
         await reminded.cluster.crash(0)

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import grpc
-from google.protobuf.descriptor_pb2 import MethodOptions
 
-from onelane.core import keys
 from onelane.core.keys import ANY, FieldKey
+from onelane.core.side_effects import has_no_side_effects
 from onelane.server.call import OK
 from onelane.server.methods import Method
 from onelane.telemetry.stats import CounterSeries, HistogramSeries, Stats
@@ -59,7 +58,7 @@ class Entry:
         """The key of a call is in its first message, unless its metadata say it."""
         streams = method.request_streaming or method.response_streaming
         self.takes_turns = not (streams or self.any or method.is_free)
-        self.changes_state = not _has_no_side_effects(method.path)
+        self.changes_state = not has_no_side_effects(method.path)
         """Its calls may change the state of their key."""
         self.takes_ids = self.takes_turns and self.changes_state
         """Its calls run once for each `idempotency-key`, where the app has durable state."""
@@ -88,11 +87,6 @@ class Entry:
         duration = self._stats.histogram("rpc.server.call.duration", unit="s", description="Duration of calls")
         error = {ERROR: code} if code in SERVER_ERRORS else {}
         return calls.at(attributes), duration.at(attributes | {SYSTEM: "grpc"} | error)
-
-
-def _has_no_side_effects(path: str) -> bool:
-    descriptor = keys.describe(path)
-    return descriptor is not None and descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
 
 
 class HiddenEntry(Entry):

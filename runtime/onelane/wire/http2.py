@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Http2 = _session.Session
-ENGINE = _session.ENGINE
+ENGINE: str = _session.ENGINE
 """Which of the two it is, and its release."""
 StreamEnded = _session.StreamEnded
 """Raised by every `send_` method, and by `end_stream`, if the stream has ended meanwhile."""

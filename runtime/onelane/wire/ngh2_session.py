@@ -47,7 +47,7 @@ __all__ = [
     "keep_freed_memory",
 ]
 
-ENGINE = f"ngh2 {ngh2.__version__}"
+ENGINE: str = f"ngh2 {ngh2.__version__}"
 GOAWAY_FRAME = 7
 _IN_TURNS = Priority(incremental=True)
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
