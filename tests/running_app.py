@@ -106,9 +106,9 @@ class RunningApp:
 
 @contextmanager
 def running(
-    folder: Path, toml: str, *arguments: str, command: str = "up", python: str = sys.executable, **environment: str
+    folder: Path, toml: str, *arguments: str, command: str = "up", python: str = "", **environment: str
 ) -> Iterator[RunningApp]:
-    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: which has onelane."""
+    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: which has onelane, by default this one."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
@@ -118,12 +118,12 @@ def running(
 
 @contextmanager
 def running_command(
-    *arguments: str, cwd: Path, log: Path, python: str = sys.executable, **environment: str
+    *arguments: str, cwd: Path, log: Path, python: str = "", **environment: str
 ) -> Iterator[RunningApp]:
     """`onelane` with these arguments, once it is ready; ended at the end. log: the file that takes its stderr."""
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [python, "-m", "onelane", *arguments],
+            [python or sys.executable, "-m", "onelane", *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
