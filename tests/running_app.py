@@ -108,7 +108,7 @@ class RunningApp:
 def running(
     folder: Path, toml: str, *arguments: str, command: str = "up", python: str = "", **environment: str
 ) -> Iterator[RunningApp]:
-    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: which has onelane, by default this one."""
+    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: by default this one."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
