@@ -166,7 +166,7 @@ async def test_a_stream_that_its_caller_drops_is_cancelled(channel: str, interce
         CHANNELS[channel](address, interceptors=interceptors) as opened,
     ):
         assert await first_response(opened.unary_stream("/t.T/Follow"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await departure.is_gone.wait()
 
 
