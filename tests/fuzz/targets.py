@@ -152,9 +152,8 @@ class Pair:
 
     def answer_again(self, number: int) -> None:
         """A stream that may have ended, or never been there."""
-        self.server.http2.answer(number, b"again", number % 3)
-        self.server.http2.acknowledge(number, number)
-        assert self.server.http2.queued(number) <= self.server.http2.queued_in_all()
+        self.server.http2.answer(1 + number, b"again", 0)
+        assert self.server.http2.queued(1 + number) <= self.server.http2.queued_in_all()
 
     def write(self, number: int) -> None:
         if self.asked and (stream := self.asked[number % len(self.asked)]).id in self.server.streams:
@@ -194,9 +193,9 @@ class Pair:
             case 3:
                 http2.terminate(number % 14)
             case 4:
-                http2.reset(number, number % 14)
+                http2.reset(1 + number, number % 14)
             case 5:
-                http2.widen(number, self.server.streams)
+                http2.widen(1 + number, self.server.streams)
             case _:
                 http2.take()
 
