@@ -191,10 +191,8 @@ class Pair:
             case 2:
                 self.server.http2.shutdown_notice()
             case 3:
-                http2.terminate(number % 14)
-            case 4:
                 http2.reset(1 + number, number % 14)
-            case 5:
+            case 4:
                 http2.widen(1 + number, self.server.streams)
             case _:
                 http2.take()

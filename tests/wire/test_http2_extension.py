@@ -187,7 +187,6 @@ def test_after_the_end_every_call_does_nothing() -> None:
     server.ping(b"pingping")
     server.go_away()
     server.shutdown_notice()
-    server.terminate()
     assert (server.queued(stream.id), server.queued_in_all(), server.can_open) == (0, 0, False)
     assert server.max_streams() == server.max_header_list() == http2.UNLIMITED
     assert (server.receive(b"more"), server.take()) == ([], b"")

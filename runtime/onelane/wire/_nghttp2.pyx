@@ -823,11 +823,6 @@ cdef class Session:
             last = nghttp2_session_get_last_proc_stream_id(self._session)
             nghttp2_submit_goaway(self._session, 0, last, error, NULL, 0)
 
-    def terminate(self, uint32_t error=0):
-        """End the connection as soon as the queued frames have been sent."""
-        if not self.is_over:
-            nghttp2_session_terminate_session(self._session, error)
-
     @property
     def can_open(self):
         """Whether the peer's limits allow one more stream now."""

@@ -256,10 +256,6 @@ class Session:
         """Send GOAWAY: accept no further stream; open streams go on."""
         self._send_control(self._connection.send_goaway, error)
 
-    def terminate(self, error: int = 0) -> None:
-        """End the connection as soon as the queued frames have been sent."""
-        self._send_control(self._connection.terminate_connection, error)
-
     def queued(self, stream: int) -> int:
         """Bytes of one stream that wait for the peer's flow-control windows."""
         return 0 if self.is_over else self._connection.queued_body_size(stream)
