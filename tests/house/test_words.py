@@ -14,7 +14,7 @@ MIRRORED = {"ConnectionLost", "Event", "Messages", "Pong"}
 """Events of both ends of the wire: `wire/server` and `wire/client`."""
 STATUSES = {"OK", "UNAVAILABLE", "UNKNOWN"}
 """gRPC's, once as its enum and once as numbers on the wire."""
-OF_A_SESSION = {"ENGINE", "AnswerReceived", "Body"}
+OF_A_SESSION = {"ENGINE", "AnswerReceived", "Body", "StreamEnded"}
 """Parts of `wire/ngh2_session`, which `wire/http2` hands on."""
 ALLOWED = MIRRORED | STATUSES | OF_A_SESSION | {"__all__", "log"}
 SOURCES = sorted(

@@ -21,8 +21,7 @@ from ngh2.events import (
     TrailersReceived,
     WindowUpdated,
 )
-from ngh2.exceptions import ConnectionStateError, NGH2Error
-from ngh2.exceptions import StreamProtocolError as StreamEnded
+from ngh2.exceptions import ConnectionStateError, NGH2Error, StreamProtocolError
 
 from onelane.wire import framing, header_size
 from onelane.wire.framing import RESERVED, BadWire, Headers, HeaderTuple
@@ -48,6 +47,8 @@ __all__ = [
 ]
 
 ENGINE: str = f"ngh2 {ngh2.__version__}"
+StreamEnded = (StreamProtocolError, ConnectionStateError)
+"""The latter where the connection has ended, and its last bytes have not been taken."""
 GOAWAY_FRAME = 7
 _IN_TURNS = Priority(incremental=True)
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
@@ -285,11 +286,18 @@ class Session:
 
     def max_streams(self) -> int:
         """The peer's SETTINGS_MAX_CONCURRENT_STREAMS."""
-        return self._connection.remote_settings.get(Setting.MAX_CONCURRENT_STREAMS, UNLIMITED)
+        return self._remote(Setting.MAX_CONCURRENT_STREAMS)
 
     def max_header_list(self) -> int:
         """The peer's SETTINGS_MAX_HEADER_LIST_SIZE."""
-        return self._connection.remote_settings.get(Setting.MAX_HEADER_LIST_SIZE, UNLIMITED)
+        return self._remote(Setting.MAX_HEADER_LIST_SIZE)
+
+    def _remote(self, setting: Setting) -> int:
+        try:
+            return self._connection.remote_settings.get(setting, UNLIMITED)
+        except ConnectionStateError:
+            # It has ended.
+            return UNLIMITED
 
     def _composed(self, events: list[Any]) -> list[Any]:
         """Put the request of each new stream, and its only message where that and the end of the stream are among the
