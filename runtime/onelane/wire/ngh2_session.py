@@ -21,7 +21,7 @@ from ngh2.events import (
     TrailersReceived,
     WindowUpdated,
 )
-from ngh2.exceptions import ConnectionStateError, NGH2Error, StreamProtocolError
+from ngh2.exceptions import ConnectionStateError, NGH2Error
 
 from onelane.wire import framing, header_size
 from onelane.wire.framing import RESERVED, BadWire, Headers, HeaderTuple
@@ -47,8 +47,9 @@ __all__ = [
 ]
 
 ENGINE: str = f"ngh2 {ngh2.__version__}"
-StreamEnded = (StreamProtocolError, ConnectionStateError)
-"""The latter where the connection has ended, and its last bytes have not been taken."""
+StreamEnded = NGH2Error
+"""By its base class: StreamProtocolError, or ConnectionStateError where the connection has ended, too, and its last bytes
+have not been taken."""
 GOAWAY_FRAME = 7
 _IN_TURNS = Priority(incremental=True)
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
