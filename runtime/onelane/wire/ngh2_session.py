@@ -48,8 +48,8 @@ __all__ = [
 
 ENGINE: str = f"ngh2 {ngh2.__version__}"
 StreamEnded = NGH2Error
-"""By its base class: StreamProtocolError, or ConnectionStateError where the connection has ended, too, and its last bytes
-have not been taken."""
+"""By its base class: StreamProtocolError, or ConnectionStateError where the connection has ended, too, and its last
+bytes have not been taken."""
 GOAWAY_FRAME = 7
 _IN_TURNS = Priority(incremental=True)
 _RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
