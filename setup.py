@@ -37,8 +37,10 @@ def compiled_modules() -> list[Extension]:
 
     with (HERE / "pyproject.toml").open("rb") as file:
         modules = tomllib.load(file)["tool"]["onelane"]["compiled"]["modules"]
-    # Not our own settings of mypy: packages without types, or that are not installed now, are no error here.
-    options = ["--config-file=", f"--cache-dir={HERE / 'build'}", "--ignore-missing-imports"]
+    # Not our own settings of mypy: packages without types, or that are not installed now, are no error here; nor is
+    # what modules that stay interpreted do with these.
+    settings = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
+    options = [*settings, f"--cache-dir={HERE / 'build'}"]
     # From the folder of the package: tracebacks have the names of files as they are given here.
     os.chdir(HERE / "runtime")
     try:
