@@ -116,6 +116,6 @@ def test_what_the_readme_says_of_the_file_is_so() -> None:
 def test_the_map_of_the_folders_is_whole() -> None:
     rooms = set(re.findall(r"^\| `([\w/]+)/` \|", README, re.MULTILINE))
     folders = {path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
-    # What an installation and an app that runs here leave behind is in no map.
-    names = {path.name for path in folders if path.suffix not in {".egg-info", ".state"}}
+    # What a build, an installation and an app that runs here leave behind is in no map.
+    names = {path.name for path in folders if path.suffix not in {".egg-info", ".state"}} - {"build", "dist"}
     assert {name.split("/")[0] for name in rooms} == names
