@@ -160,6 +160,17 @@ async def test_a_server_that_is_unfit_is_not_asked_again(
     assert caplog.text.count("supervisor.no_fork_server reason=it has 2 threads") == 1
 
 
+async def test_after_a_server_that_ended_while_it_imported_the_next_one_is_tried(
+    server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as halfway:
+        halfway.setattr(server_process, "SERVER", (sys.executable, "-c", "raise SystemExit(1)"))
+        with pytest.raises(NotForked):
+            await server.start([])
+    async with fork(server) as forked:
+        assert await forked.exit(0) == 0
+
+
 async def test_a_process_that_the_system_does_not_start_is_an_error_of_the_system(server: ForkServer) -> None:
     async with fork(server) as first:
         pid = await first.ask("parent")

@@ -125,7 +125,8 @@ class ForkServer:
             answer = await self._ask(server.greeting())
             self._is_ready = "ready" in answer
             if not self._is_ready:
-                self._is_unfit = True
+                # One that has only ended, as where an upgrade had replaced half of the files, says nothing of the next.
+                self._is_unfit = "unfit" in answer
                 self._give_up()
                 log.warning("supervisor.no_fork_server reason=%s", answer.get("unfit", "it has ended"))
                 raise NotForked
