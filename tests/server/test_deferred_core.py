@@ -104,3 +104,20 @@ def test_a_core_whose_constants_differ_is_refused_by_name() -> None:
 
 def test_a_process_that_has_the_core_already_keeps_it() -> None:
     assert run("print(core.is_loaded())", first="import grpc\n") == "True\n"
+
+
+def test_a_class_of_the_core_that_was_named_before_can_be_a_base_and_is_asked_about_subclasses() -> None:
+    assert (
+        run(
+            "import grpc\n"
+            "from grpc._cython.cygrpc import ChannelCredentials as early\n"
+            "class Own(early):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.mark = 'own'\n"
+            "from grpc._cython.cygrpc import ChannelCredentials as late\n"
+            "print(Own().mark, isinstance(Own(), Own), issubclass(Own, early), issubclass(late, early))\n"
+            "print(issubclass(int, early), issubclass(early, early))\n"
+        )
+        == "own True True True\nFalse True\n"
+    )

@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import threading
+import types
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -139,6 +140,13 @@ class _Named(type):
 
     load: Any
 
+    def __new__(mcs, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
+        if not bases:
+            return super().__new__(mcs, name, bases, attributes)
+        # A subclass, whose objects are to be those of the core.
+        own = tuple(getattr(base.load(), base.__name__) if isinstance(base, _Named) else base for base in bases)
+        return types.new_class(name, own, exec_body=lambda namespace: namespace.update(attributes))
+
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
         return getattr(cls.load(), cls.__name__)(*arguments, **named)
 
@@ -150,6 +158,9 @@ class _Named(type):
     def __instancecheck__(cls, instance: object) -> bool:
         # Before, there is none of its kind.
         return is_loaded() and isinstance(instance, getattr(cls.load(), cls.__name__))
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return subclass is cls or (is_loaded() and issubclass(subclass, getattr(cls.load(), cls.__name__)))
 
 
 def _shared_objects() -> dict[str, Any]:
