@@ -171,6 +171,20 @@ async def test_after_a_server_that_ended_while_it_imported_the_next_one_is_tried
         assert await forked.exit(0) == 0
 
 
+async def test_exit_codes_are_known_where_whoever_started_the_server_ignored_ends_of_children() -> None:
+    server, (near, far) = ForkServer(), socket.socketpair()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        server.begin()
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    with near, far:
+        process = await server.start([far.fileno()])
+        process.kill()
+        assert await asyncio.wait_for(process.wait(), 20) == -signal.SIGKILL
+    server.close()
+
+
 async def test_a_process_that_the_system_does_not_start_is_an_error_of_the_system(server: ForkServer) -> None:
     async with fork(server) as first:
         pid = await first.ask("parent")

@@ -212,6 +212,8 @@ def _become_shard(descriptors: list[int], handlers: Mapping[signal.Signals, Any]
 def main(descriptor: int) -> None:
     """See the module. descriptor: the server's end of the line."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in QUIET_SIGNALS}
+    # Ignored, as some programs leave it to those they start, the system would keep no exit codes.
+    handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     line = socket.socket(fileno=descriptor)
     _prepare()
     files = Files()
