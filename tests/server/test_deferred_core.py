@@ -70,10 +70,11 @@ def test_what_grpcio_exports_of_the_core_is_the_same_object_before_and_after() -
         "        try:\n"
         "            await channel.unary_unary('/Echo/Unary')(b'')\n"
         "        except grpc.aio.AioRpcError as error:\n"
-        "            print(error.code() is status, caught)\n"
-        "    await server.stop(0)\n"
+        "            print(error.code() is status)\n"
+        "    await server.stop(20)\n"
+        "    print(caught)\n"
         "asyncio.run(main())\n"
-    ).splitlines() == ["False", "True", "b'one' True False <grpc.aio.EOF>", "True ['AbortError']"]
+    ).splitlines() == ["False", "True", "b'one' True False <grpc.aio.EOF>", "True", "['AbortError']"]
 
 
 def test_the_core_itself_agrees_with_what_was_said_for_it() -> None:
