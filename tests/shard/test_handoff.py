@@ -191,6 +191,22 @@ async def test_a_batch_that_fails_is_sent_again_and_nothing_is_forgotten_before(
     await close(bench)
 
 
+async def test_a_batch_is_sent_again_to_a_receiver_that_was_given_up_and_lives(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lane did not tick for a while: the channel to it was closed under the batch."""
+    monkeypatch.setattr(handoff_line, "RESEND_S", 0.001)
+    bench.totals["k"] = 7
+    sibling.acknowledges.clear()
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: sibling.keys == ["k"])
+    bench.parts.sibling_channels.give_up(bench.sibling)
+    await eventually(lambda: sibling.keys == ["k", "k"])
+    sibling.acknowledges.set()
+    await eventually(lambda: bench.totals == {})
+    await close(bench)
+
+
 async def test_a_key_leaves_after_its_last_turn_and_with_what_that_has_changed(bench: Bench, sibling: Sibling) -> None:
     async with bench.parts.shard.turn("k"):
         bench.prepare((bench.me,), (bench.sibling,))

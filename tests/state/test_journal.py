@@ -260,6 +260,22 @@ async def test_who_waits_for_earlier_turns_goes_on_when_they_are_on_disk_or_fail
         assert type(waiting.exception()) is (expected or type(None))
 
 
+async def test_a_key_leaves_once_its_changes_are_on_disk_also_where_a_turn_after_them_was_undone(
+    stepped: SteppedJournal,
+) -> None:
+    await load(stepped, "k")
+    turn(stepped, "k", "one", "first")
+    await next_step()
+    stepped.journal.lose("k")
+    assert stepped.journal.keys() == ("k",)
+    released = asyncio.ensure_future(stepped.journal.release(["k"]))
+    await next_step()
+    assert not released.done()
+    stepped.queue.step()
+    await released
+    assert (stepped.left, stepped.stored("k"), stepped.journal.keys()) == ([("first", "")], "one", ())
+
+
 async def test_a_failure_of_the_store_is_counted_until_it_works_again(stepped: SteppedJournal) -> None:
     await load(stepped, "k")
     metrics = stepped.journal.metrics

@@ -67,9 +67,13 @@ class Deadlines:
         self._timer_slot = slot
         self._timer = self._call_later(max(0.0, slot * GRAIN_S - self._now()), self._fire)
 
+    def _forget_timer(self) -> None:
+        # Not written out in `_fire`, where a type checker, and so compiled code, would take it to stay None.
+        self._timer = None
+
     def _fire(self) -> None:
         now = self._now()
-        self._timer = None
+        self._forget_timer()
         try:
             while self._order and (self._order[0] * GRAIN_S <= now or not self._due[self._order[0]]):
                 due = self._due[self._order[0]]

@@ -88,7 +88,7 @@ def bounded(value: RoutingKey, source: str, limit: int) -> str:
     raise LongKey(source, limit=limit)
 
 
-def _bounded_composite(parts: tuple[KeyPart, ...], source: str, limit: int) -> str:
+def _bounded_composite(parts: tuple[Any, ...], source: str, limit: int) -> str:
     if sum(len(part) for part in parts if isinstance(part, str | bytes)) > limit:
         raise LongKey(source, limit=limit)
     text = composite(parts)

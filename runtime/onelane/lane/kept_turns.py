@@ -199,7 +199,7 @@ class KeptTurns:
                 self._nested_ids.pop(call, None)
             is_nested = turn.is_held_by(call.chain)
             if self._call_ids and (call_id := self._call_ids.pop(call, None)) is not None:
-                if _may_run_again(call):
+                if _may_run_again(call, is_nested=is_nested):
                     return self._undo(turn, held, is_nested=is_nested)
                 self._answers.setdefault(turn, []).append(remember(call_id, call, reply, time()))
             waits = self._ended(turn, held, changes=entry.changes_state, is_nested=is_nested)
@@ -215,13 +215,16 @@ class KeptTurns:
     def _undo(self, turn: Turn, held: "HeldAnswer", *, is_nested: bool) -> bool:
         """Drop what the turn has changed, so that a repeat of its call may run. Whether the answer, which has the
         status that its handler chose, must wait for the turns before."""
-        waits = self.journal.is_pending(turn.key) and self.journal.rest_on(turn.key, held)
-        if waits:
-            held.start_span()
-        self.journal.lose(turn.key)
-        with suppress(NotKept):
-            self._ended(turn, lambda _: None, changes=True, is_nested=is_nested)
-        return waits
+        try:
+            waits = self.journal.is_pending(turn.key) and self.journal.rest_on(turn.key, held)
+            if waits:
+                held.start_span()
+            return waits
+        finally:
+            # Also where what it rests on has failed: the turn is over, and whoever waits for it is to be told.
+            self.journal.lose(turn.key)
+            with suppress(NotKept):
+                self._ended(turn, lambda _: None, changes=True, is_nested=is_nested)
 
     def end_by_hand(self, turn: Turn, *, is_nested: bool) -> "asyncio.Future[None] | None":
         """A turn that was taken by hand ends; its caller must leave it. Done once its changes are on disk; None where
@@ -369,10 +372,15 @@ class HeldAnswer:
         self._end(self._entry, self._call, self._reply)
 
 
-def _may_run_again(call: Call) -> bool:
+def _may_run_again(call: Call, *, is_nested: bool) -> bool:
     """Of a call with an id that has ended: whether it was cut off, or its status says that the client should try again.
-    As an answer that is remembered it would fail each repeat, also of a call that only met a shard which had died."""
-    return call.is_cancelled or call.early_status is not None or call.code_now is grpc.StatusCode.UNAVAILABLE
+    As an answer that is remembered it would fail each repeat, also of a call that only met a shard which had died.
+
+    is_nested: inside a turn of its caller, who may take that status and go on: the turn is not undone for it.
+    """
+    if call.is_cancelled or call.early_status is not None:
+        return True
+    return call.code_now is grpc.StatusCode.UNAVAILABLE and not is_nested
 
 
 def refuse(call: Call, error: OnelaneError) -> None:

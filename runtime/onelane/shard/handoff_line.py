@@ -115,8 +115,9 @@ class HandoffLine:
 
     async def _send(self, request: bytes) -> None:
         """Send a batch until it is acknowledged. Cancelled where its receiver is dead, or the change is over."""
-        send = self._carrier.channel(self._to).unary_unary("/onelane.v1.Siblings/HandOver")
         while True:
+            # Of each attempt: a receiver that did not tick for a while has another channel now.
+            send = self._carrier.channel(self._to).unary_unary("/onelane.v1.Siblings/HandOver")
             try:
                 await send(request)
             except grpc.aio.AioRpcError as error:

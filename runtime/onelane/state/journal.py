@@ -269,8 +269,9 @@ class Journal:
     # Keys that leave this life
 
     def keys(self) -> tuple[str, ...]:
-        """The keys whose state is in memory, or is being loaded."""
-        return (*self.residents, *self._loading)
+        """The keys whose state is in memory, is being loaded, or is being written though it has left memory."""
+        writing = self._writing.changes if self._writing is not None else ()
+        return tuple(dict.fromkeys((*self.residents, *self._loading, *self._gathering.changes, *writing)))
 
     async def release(self, keys: Sequence[str]) -> None:
         """Drop the state of keys that leave, and have had their last turns here, once all of it is on disk. Where a
@@ -280,7 +281,25 @@ class Journal:
                 if key in self._loading:
                     await self._load_now(key)
                 await self.kept(key)
+            with suppress(OnelaneError):
+                await self._written(key)
             self.drop(key)
+
+    async def _written(self, key: str) -> None:
+        """Wait until no batch has changes of `key`, also where its memory was dropped since: by a turn that was undone.
+
+        Raises:
+            NotKept: a commit has failed.
+        """
+        while (batch := self._batch_of(key)) is not None:
+            on_disk: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            batch.leaving.append((key, partial(_settle, on_disk)))
+            await on_disk
+
+    def _batch_of(self, key: str) -> Batch | None:
+        """The newest batch with changes of `key` that is not on disk."""
+        batches = (self._gathering, self._writing)
+        return next((batch for batch in batches if batch is not None and key in batch.changes), None)
 
     async def _load_now(self, key: str) -> None:
         loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()

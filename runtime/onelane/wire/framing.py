@@ -159,7 +159,7 @@ def read_timeout(text: bytes) -> float:
     return int(digits) / _PER_SECOND[unit]
 
 
-def write_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
+def write_metadata(metadata: Iterable[Any]) -> Headers:
     """Custom metadata as headers; `-bin` values in base64.
 
     Reserved names are left out, as grpcio does, so that no metadata can change a status.
