@@ -53,13 +53,18 @@ class Account(echo_pb2_grpc.EchoServicer):
             second = EchoRequest(key=key, text="another" if method == "Clash" else "")
             calls = [self.stubs[app].Plain(message, metadata=((ID, "mine"),)) for message in (request, second)]
             self.codes = [await call.code() for call in calls]
+        elif method == "Refused":
+            call = self.stubs[app].Plain(EchoRequest(key=key, text="refuse"), metadata=((ID, "mine"),))
+            self.codes = [await call.code()]
         else:
             await getattr(self.stubs[app], method)(request)
 
     async def Plain(self, request: EchoRequest, context: Any) -> EchoReply:
-        """Gives one."""
+        """Gives one, and may refuse it all the same."""
         self.change(request, context, 1)
         await asyncio.sleep(0)
+        if request.text == "refuse":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         return EchoReply(seen=self.totals[request.key])
 
     async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
@@ -235,6 +240,15 @@ async def test_another_request_with_the_id_of_one_that_runs_in_the_same_turn_is_
     await bank.outer.Unary(EchoRequest(key="a", order="inner Unary b > outer Clash a"), timeout=20)
     assert bank.account("inner", "b").codes == [grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT]
     assert bank.account("outer", "a").totals["a"] == 0
+
+
+async def test_a_call_inside_the_turn_of_its_own_key_that_ends_unavailable_leaves_the_turn_to_its_caller(
+    bank: Bank,
+) -> None:
+    await bank.outer.Unary(EchoRequest(key="a", order="inner Unary b > outer Refused a"), timeout=20)
+    outer = bank.account("outer", "a")
+    assert bank.account("inner", "b").codes == [grpc.StatusCode.UNAVAILABLE]
+    assert (outer.totals["a"], outer.ids[1:]) == (0, ["mine"])
 
 
 async def _reply(call: Any) -> EchoReply:
