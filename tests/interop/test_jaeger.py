@@ -255,7 +255,13 @@ async def test_a_change_of_placement_is_a_trace_with_what_its_shards_hand_over(s
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         await asyncio.gather(*(stub.Unary(EchoRequest(key=f"moves-{number}"), timeout=20) for number in range(100)))
     await asyncio.to_thread(admin_client.command, apps.admin, "/scale?app=back&shards=3")
-    [trace_id] = [row["trace_id"] for row in json.loads(apps.get("/traces"))["traces"] if row["name"] == "move"]
+
+    def moves() -> list[str]:
+        return [row["trace_id"] for row in json.loads(apps.get("/traces"))["traces"] if row["name"] == "move"]
+
+    # Spans are moved once per tick.
+    await eventually(lambda: moves())
+    [trace_id] = moves()
     traces: list[Trace] = []
 
     def has_come() -> bool:

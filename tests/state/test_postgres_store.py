@@ -118,6 +118,33 @@ def test_the_outcome_of_a_commit_whose_connection_is_lost_is_asked_for(
         assert store.read(["k"]) == {}
 
 
+def test_a_commit_that_a_crash_has_lost_is_not_taken_for_the_next_transaction_with_its_number(
+    place: StorePlace, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a transaction that has not reached its disk a server that crashed knows nothing: its number is given again."""
+    store = place.open(patience_s=5.0)
+    assert isinstance(store, PostgresStore)
+    assert store._connection is not None
+
+    def crash(connection: PatientConnection, query: Any, *arguments: Any, **options: Any) -> Any:
+        if query != "COMMIT":
+            return PatientConnection.execute(connection, query, *arguments, **options)
+        ((number,),) = PatientConnection.execute(connection, "SELECT pg_current_xact_id()::text::int8").fetchall()
+        postgres_server.stop(signal.SIGQUIT)
+        postgres_server.start()
+        with psycopg.connect(place.dsn, autocommit=True) as other:
+            while other.execute("SELECT pg_current_xact_id()::text::int8").fetchall() < [(number,)]:
+                pass
+        connection.close()
+        raise psycopg.OperationalError("lost")
+
+    monkeypatch.setattr(LosesItsConnection, "execute", crash)
+    store._connection.__class__ = LosesItsConnection
+    with pytest.raises(StoreUnavailable, match="lost"):
+        store.commit([write("k", b"1")], at=AT)
+    assert store.read(["k"]) == {}
+
+
 def test_a_fenced_commit_keeps_its_connection(place: StorePlace) -> None:
     store = place.open()
     place.open(life=2).load(["k"], epoch=2, at=AT)

@@ -79,6 +79,12 @@ DELETE FROM onelane_keys WHERE app = %s AND key IN (
     LIMIT %s FOR UPDATE SKIP LOCKED
 )
 """
+# A server that has crashed gives the numbers of transactions of which its log has nothing to others.
+_OUTCOME: LiteralString = """
+SELECT pg_xact_status(%s::xid8), EXISTS (
+    SELECT FROM onelane_keys WHERE (app, key, written_life, touched) = (%s, %s, %s, %s::float8)
+)
+"""
 _COUNTS: LiteralString = """
 SELECT (SELECT count(*) FROM onelane_keys WHERE app = %(app)s),
     (SELECT count(*) FROM onelane_answers WHERE app = %(app)s),
@@ -146,7 +152,7 @@ class PostgresStore:
                 connection.execute("COMMIT")
         except StoreUnavailable:
             # Where the connection is still usable, the server has refused the commit itself.
-            if transaction is None or self._connection is not None or not self._has_committed(transaction):
+            if transaction is None or self._connection is not None or not self._has_committed(transaction, keys[0], at):
                 raise
 
     def newest(self) -> Stamp:
@@ -223,15 +229,16 @@ class PostgresStore:
         except psycopg.Error:
             self.close()
 
-    def _has_committed(self, transaction: str) -> bool:
-        """Ask for the outcome of a transaction whose connection was lost. False where it failed, or nobody answers."""
+    def _has_committed(self, transaction: str, key: str, at: float) -> bool:
+        """Ask for the outcome of a transaction whose connection was lost, and which wrote `key`. False where it failed,
+        nobody answers, or another life has claimed the key since."""
         deadline = time.monotonic() + self._patience_s
         while time.monotonic() < deadline:
             with contextlib.suppress(StoreUnavailable):
-                ((status,),) = self._rows("SELECT pg_xact_status(%s::xid8)", transaction)
+                ((status, is_ours),) = self._rows(_OUTCOME, transaction, self._app, key, self._life, at)
                 # "in progress": the server has not noticed yet that we are gone.
                 if status != "in progress":
-                    return bool(status == "committed")
+                    return bool(status == "committed" and is_ours)
             time.sleep(_RETRY_S)
         return False
 
