@@ -41,14 +41,16 @@ def test_numbers_that_json_does_not_know_are_shown_as_text() -> None:
     assert (row["attributes"]["share"], row["events"][0]["attributes"]) == (["nan", 0.5], {"most": "inf"})
 
 
-def test_new_traces_per_second_are_limited_but_not_those_with_errors() -> None:
+def test_new_traces_per_second_are_limited_but_not_those_with_errors_and_the_supervisors_own() -> None:
     recent = RecentTraces()
     recent.add("x", "x-0", PackedSpans(pack_spans([span(f"t{n}") for n in range(NEW_PER_S + 10)])), 0.0)
     assert len(recent.summaries()) == NEW_PER_S
     recent.add("x", "x-0", PackedSpans(pack_spans([span("odd", error="INTERNAL")])), 0.5)
     assert len(recent.summaries()) == NEW_PER_S + 1
-    recent.add("x", "x-0", [span("next")], 1.0)
+    recent.add("x", "", [span("move")], 0.5)
     assert len(recent.summaries()) == NEW_PER_S + 2
+    recent.add("x", "x-0", [span("next")], 1.0)
+    assert len(recent.summaries()) == NEW_PER_S + 3
 
 
 def test_the_oldest_go_first_and_errors_stay() -> None:
