@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
 
 from tests import tools
 
 BOUND_S = 20.0
+_AS_ITS_USER = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups") if os.geteuid() == 0 else ()
+"""PostgreSQL refuses to run as root. Not by `user=` of subprocess, which then forks: beside threads of gRPC, whose
+handlers run in the child, that has crashed before it was PostgreSQL."""
 
 
 class PostgresServer:
@@ -31,7 +33,7 @@ class PostgresServer:
         # --no-sync: of the creation alone; the server flushes what it commits.
         options = ["--no-sync", "-A", "trust", "-U", "postgres", "-D", f"{self.folder}/data"]
         done = subprocess.run(
-            [self._programs / "initdb", *options], capture_output=True, text=True, timeout=BOUND_S, **self._user()
+            [*_AS_ITS_USER, self._programs / "initdb", *options], capture_output=True, text=True, timeout=BOUND_S
         )
         assert done.returncode == 0, done.stderr
 
@@ -41,10 +43,9 @@ class PostgresServer:
         options = [word for setting in settings for word in ("-c", setting)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", self.folder / "data", *options],
+                [*_AS_ITS_USER, self._programs / "postgres", "-D", self.folder / "data", *options],
                 stderr=log,
                 stdout=log,
-                **self._user(),
             )
         deadline = time.monotonic() + BOUND_S
         while True:
@@ -69,10 +70,6 @@ class PostgresServer:
         assert self._process is not None
         pid = self._process.pid
         return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-
-    def _user(self) -> dict[str, Any]:
-        """PostgreSQL refuses to run as root."""
-        return {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
 
 
 def installed() -> Path | None:
