@@ -33,7 +33,7 @@ test: setup
 	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance" $(ARGS)
 
 wheel: $(BUILT)/.ready
-	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q tests/wire/test_build.py tests/cli/test_entry.py
+	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q tests/wire/test_build.py tests/wire/test_http2_extension.py tests/cli/test_entry.py
 
 test-wheel: $(BUILT)/.ready
 	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance" $(ARGS)
