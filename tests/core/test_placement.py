@@ -21,6 +21,13 @@ def test_a_call_is_forwarded_at_most_once() -> None:
     assert caught.value.epoch == 7
 
 
+def test_its_ring_is_built_once() -> None:
+    """Compiled, `cached_property` remembers nothing: a shard with many keys then built a ring for each of them."""
+    placement = Placement(1, (A, B))
+    placement.owner_of("k")
+    assert placement.ring is placement.ring
+
+
 def test_a_pin_overrules_the_ring() -> None:
     placement = Placement(1, (A, B))
     other = {A: B, B: A}[placement.owner_of("hot")]

@@ -26,6 +26,12 @@ def test_all_modules_of_the_list_are_compiled_or_none() -> None:
     assert interpreted == (MODULES if running_build().code == PURE else [])
 
 
+def test_no_module_of_the_list_has_a_cached_property() -> None:
+    """Compiled it is a property that remembers nothing, and nobody says so."""
+    files = [ROOT / "runtime" / f"{module.replace('.', '/')}.py" for module in MODULES]
+    assert [file.name for file in files if "cached_property" in file.read_text()] == []
+
+
 def test_a_build_says_what_it_is() -> None:
     assert [str(build) for build in BUILDS.values()] == [
         "compiled code, wire on libnghttp2",
