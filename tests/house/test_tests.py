@@ -90,7 +90,6 @@ TESTED_BY = {
     "supervisor/supervised_shard": "supervisor/test_app",
     "supervisor/systemd": "house/test_deploy",
     "testing/listener": "server/test_listener",
-    "wire/limits": "server/test_connection_limits",
     "wire/ngh2_session": "wire/test_server_machine",
     "wire/packed": "server/test_unpacking",
     "wire/statuses": "wire/test_framing",

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 UNLIMITED = 2**31 - 1
 HEADERS_FRAME = 16 * 1024
 """Bytes of headers that every peer sends in one frame, RFC 9113, section 4.2."""
+FIRST_CONNECTION_WINDOW = 65_535
+"""The window with which every connection begins. Its receiver can only enlarge it, RFC 9113, section 6.9.2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,8 @@ class Limits:
     wide_streams: int = 32
     """Streams that may have a `wide_window` at once; further ones keep their `window`."""
     connection_window: int = UNLIMITED
-    """Flow-control window of the connection. By default it holds nobody back: a stream that nobody reads would use it
-    up, and so stop every other call of its connection."""
+    """Flow-control window of the connection: FIRST_CONNECTION_WINDOW or more. By default it holds nobody back: a stream
+    that nobody reads would use it up, and so stop every other call of its connection."""
     max_metadata: int = 16 * 1024
     """Bytes of one header block, decoded. Four times as much ends the connection."""
     resets: tuple[int, int] = (1000, 33)
@@ -33,6 +35,11 @@ class Limits:
     """Frames in which one header block goes on, at least: see `continuations`."""
     sent_metadata: int = 0
     """See `max_sent_metadata`; 0 for four times `max_metadata`."""
+
+    def __post_init__(self) -> None:
+        if self.connection_window < FIRST_CONNECTION_WINDOW:
+            # libnghttp2 takes a smaller one, and then gives back bytes of it that nobody has acknowledged.
+            raise ValueError(f"connection_window: at least {FIRST_CONNECTION_WINDOW}, not {self.connection_window}")
 
     @property
     def continuations(self) -> int:
