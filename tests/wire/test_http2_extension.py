@@ -170,6 +170,32 @@ def test_what_is_called_in_the_middle_of_receiving_may_send_and_moves_no_bytes()
     assert answer.headers == ((b":status", b"200"),)
 
 
+@pytest.mark.parametrize("end", ["receive", "close"])
+def test_what_a_collection_of_garbage_runs_may_end_the_connection(end: str) -> None:
+    """The queue of a stream is an object that is collected: to make one may run any finalizer."""
+
+    class Finalized:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            server.receive(frames.frame(frames.SETTINGS, b"odd")) if end == "receive" else server.go_away(1)
+            server.take()
+
+    client, server = linked()
+    (stream,) = server.receive(request(client))
+    Finalized()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        server.answer(stream.id, LARGE, 7)
+        gc.collect()
+    finally:
+        gc.set_threshold(*thresholds)
+    assert server.is_over == (end == "receive")
+    server.answer(stream.id, LARGE, 7)
+
+
 def test_after_the_end_every_call_does_nothing() -> None:
     client, server = linked()
     (stream,) = server.receive(request(client))
@@ -289,3 +315,30 @@ def test_a_secret_field_is_sent_on_as_a_secret_field() -> None:
     other.send_request(stream.headers)
     other.send_request(stream.headers)
     assert other.take().count(b"\x10") >= 2
+
+
+def test_a_request_that_breaks_its_content_length_hides_no_end_of_another_stream() -> None:
+    """libnghttp2 does not tell the end of such a frame. An upload beside it was never over, and the request ran."""
+    _, server = linked()
+    server.receive(frames.headers(3, frames.request(b"/t.T/Upload")))
+    wrong = frames.request(b"/t.T/M", frames.field(b"content-length", b"100"))
+    stream, *events = server.receive(
+        frames.headers(5, wrong)
+        + frames.frame(frames.DATA, frame(b"hi"), stream=5, flags=frames.END_STREAM)
+        + frames.frame(frames.DATA, b"", stream=3, flags=frames.END_STREAM)
+    )
+    assert stream.message is None
+    assert [(event.stream_id, event.data, event.end_stream) for event in events] == [
+        (5, frame(b"hi"), False),
+        (3, b"", True),
+    ]
+
+
+def test_data_that_came_before_a_header_block_that_is_too_large_is_told_first() -> None:
+    server = Http2(server=True, limits=Limits(max_metadata=200))
+    server.receive(frames.HELLO + frames.headers(1, frames.request(b"/t.T/Upload")))
+    data, end = server.receive(
+        frames.frame(frames.DATA, frame(b"hi"), stream=1)
+        + frames.headers(3, frames.request(b"/t.T/M", frames.field(b"x-large", b"v" * 1_000)))
+    )
+    assert (data.data, type(end)) == (frame(b"hi"), http2.Closed)

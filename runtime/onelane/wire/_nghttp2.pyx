@@ -529,17 +529,17 @@ cdef class Session:
         cdef ssize_t result
         if self.is_over or self._is_busy:
             return []
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         self._begin_events()
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         self._round += 1
         self._input_end = <const uint8_t *>view.buf + view.len
         self._is_busy = True
         try:
             result = nghttp2_session_mem_recv(self._session, <const uint8_t *>view.buf, view.len)
-            self._part_message()
-            self._end_run(False)
+            self._tell_data()
             failure = _text(<int>result) if result < 0 else None
         except _TooMuch as error:
+            self._tell_data()
             failure = str(error)
         except:
             self._end()
@@ -711,10 +711,13 @@ cdef class Session:
             return
         stream = self._streams.get(number)
         if stream is not None and not stream.has_begun:
-            self._respond(stream, _RESPONSE, 2, False)
+            # First what may collect garbage, whose finalizers may end the connection.
             self._push(stream, framed)
             if PyBytes_GET_SIZE(framed) == PREFIX:
                 self._push(stream, body)
+            if self.is_over:
+                return
+            self._respond(stream, _RESPONSE, 2, False)
             stream.takes_data = False
             stream.ends_ok = True
         if unread:
@@ -740,7 +743,7 @@ cdef class Session:
         return 0
 
     cdef int _wake(self, _Stream stream) except -1:
-        if stream.waits:
+        if stream.waits and not self.is_over:
             stream.waits = False
             _check(nghttp2_session_resume_data(self._session, stream.id))
         return 0
@@ -976,8 +979,12 @@ cdef class Session:
         memcpy(_room_for(&self._data, length, further), data, length)
         return 0
 
+    cdef int _tell_data(self) except FAILED:
+        """Tell of the data that has come, whose frame has not ended, or ends no stream."""
+        self._part_message()
+        return self._end_run(False)
+
     cdef int _end_run(self, bint ended) except FAILED:
-        """Tell of the data that has come."""
         cdef _Stream stream = self._run
         if stream is not None:
             self._run = None
@@ -1005,6 +1012,9 @@ cdef class Session:
         """A DATA frame has come in full."""
         if not frame.hd.flags & END_STREAM:
             return 0
+        if self._joining is not None and self._joining.id != frame.hd.stream_id:
+            # libnghttp2 does not tell the end of a frame where its stream breaks a rule of HTTP, as content-length.
+            self._part_message()
         if self._joining is not None:
             request, self._joining.request, self._joining = self._joining.request, None, None
             request.message, self._message = self._message, None
@@ -1020,7 +1030,7 @@ cdef class Session:
     cdef int _frame_received(self, const nghttp2_frame *frame) except FAILED:
         if frame.hd.type == DATA:
             return self._end_data(frame)
-        self._end_run(False)
+        self._tell_data()
         if frame.hd.type == HEADERS:
             self._end_headers(frame)
         elif frame.hd.type == RST_STREAM:
@@ -1043,7 +1053,7 @@ cdef class Session:
         return 0
 
     cdef int _stream_closed(self, int32_t number, uint32_t error) except FAILED:
-        self._end_run(False)
+        self._tell_data()
         cdef _Stream stream = self._streams.pop(number, None)
         if stream is None:
             return 0
