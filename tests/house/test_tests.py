@@ -37,6 +37,7 @@ TESTED_BY = {
     "cli/viewport": "cli/test_top",
     "cli/exports": "cli/test_check",
     "cli/keyboard": "cli/test_top",
+    "cli/project": "cli/test_new",
     "cli/protoc": "house/test_generated",
     "cli/status": "cli/test_main",
     "client/answered_call": "client/test_intercepted_call_like_grpcio",

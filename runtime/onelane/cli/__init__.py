@@ -1,1 +1,1 @@
-"""The command `onelane`: up, serve, status, top, reload, proto. Imports: all. Main function: `main.main`."""
+"""The command `onelane`: up, serve, status, top, reload, proto, new. Imports: all. Main function: `main.main`."""

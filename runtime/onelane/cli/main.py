@@ -16,7 +16,7 @@ import anyio
 import click
 
 from onelane import config
-from onelane.cli import init_process, placement, plan, standard_streams, state, turns
+from onelane.cli import init_process, new, placement, plan, standard_streams, state, turns
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import (
     ACCEPT_MISSING_STATE,
@@ -60,7 +60,7 @@ def main() -> None:
     standard_streams.open_closed_ones()
 
 
-for command in (placement.scale, placement.pin, placement.unpin, plan.plan, state.state, turns.turns):
+for command in (new.new, placement.scale, placement.pin, placement.unpin, plan.plan, state.state, turns.turns):
     main.add_command(command)
 
 
