@@ -32,8 +32,8 @@ async def keys_by_owner(stub: Any) -> dict[str, str]:
     return owners
 
 
-def calls_of(stub: Any, key: str, until: asyncio.Event) -> dict[str, Any]:
-    """Calls of one key that end with the shard alone; two of them wait for its turn."""
+def calls_of(stub: Any, key: str) -> dict[str, Any]:
+    """Calls of one key that end with the shard alone, with one request each; two of them wait for its turn."""
     forever = EchoRequest(key=key, order="forever", times=1)
     return {
         "unary": stub.Misbehave(EchoRequest(key=key, order=f"wait {key}")),
@@ -42,6 +42,12 @@ def calls_of(stub: Any, key: str, until: asyncio.Event) -> dict[str, Any]:
         "without turns": stub.Hold(EchoRequest(key=key)),
         "any": stub.Who(EchoRequest(order="sleep")),
         "download": stub.Download(forever),
+    }
+
+
+def uploads_of(stub: Any, key: str, until: asyncio.Event) -> dict[str, Any]:
+    """Calls of one key that end with the shard alone, whose client streams."""
+    return {
         "upload": stub.Upload(requests(key, until)),
         "chat": stub.Chat(requests(key, until)),
         "plain upload": stub.PlainUpload(requests(key, until)),
@@ -61,7 +67,7 @@ async def test_a_call_that_a_drain_cuts_off_is_unavailable(listener: str, tmp_pa
                 f"{client} {shard} {kind}": call
                 for client, stub in stubs.items()
                 for shard, key in keys.items()
-                for kind, call in calls_of(stub, key, ended).items()
+                for kind, call in (calls_of(stub, key) | uploads_of(stub, key, ended)).items()
             }
             for name, call in calls.items():
                 if name.endswith(("download", "chat")):

@@ -17,7 +17,7 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ECHO, RunningApp, eventually, http_request, running
 from tests.shard.shards import Shards
-from tests.shard.test_lifecycle_cut_off import calls_of
+from tests.shard.test_lifecycle_cut_off import calls_of, uploads_of
 
 APP = f'[apps.echo]\n{ECHO}\nlisten = "127.0.0.1:0"\nshards = 2\ndrain_s = 1\n'
 ENTRY = 0
@@ -50,10 +50,9 @@ async def begin(
     """Calls of all kinds, with their methods, once each is where it stays until its shard ends it."""
     before, in_flight, calls = app.in_flight(), 0, []
     for where, key in keys.items():
-        for kind, call in calls_of(stub, key, until).items():
-            if kind in UPLOADS and not uploads:
-                call.cancel()
-                continue
+        # Not begun and cancelled where they are not wanted: such a call is in flight for a while, or never.
+        streams = uploads_of(stub, key, until) if uploads else {}
+        for kind, call in (calls_of(stub, key) | streams).items():
             if kind.endswith(("download", "chat")):
                 await call.read()
             calls.append((METHODS[kind], call))
