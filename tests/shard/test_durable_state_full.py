@@ -93,7 +93,14 @@ class Clients:
     async def go_on(self) -> None:
         """Wait until every key is counted again."""
         before = self.acknowledged.copy()
-        await eventually(lambda: all(self.acknowledged[key] > before[key] for key in KEYS))
+        await eventually(lambda: self._all_go_on() and all(self.acknowledged[key] > before[key] for key in KEYS))
+
+    def _all_go_on(self) -> bool:
+        """Raises what one of them has ended with."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+        return True
 
 
 def health(app: RunningApp) -> str:
