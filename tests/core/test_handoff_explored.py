@@ -72,7 +72,7 @@ def report(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-@pytest.mark.timeout(1200 if CHAOS else 60)
+@pytest.mark.timeout(1200 if CHAOS else 180)
 @pytest.mark.parametrize("name", EXPLORED)
 def test_every_property_holds_in_every_state(name: str) -> None:
     states = explore(EXPLORED[name], Machines())
@@ -80,7 +80,7 @@ def test_every_property_holds_in_every_state(name: str) -> None:
     assert states > 600
 
 
-@pytest.mark.timeout(1200 if CHAOS else 60)
+@pytest.mark.timeout(1200 if CHAOS else 180)
 @pytest.mark.parametrize("name", SLOW)
 def test_every_property_holds_on_random_ways_with_crashes_and_repeated_messages(name: str) -> None:
     machines = Machines()
