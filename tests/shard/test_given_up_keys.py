@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
+from onelane.errors import NotKept
 from onelane.shard import handoff
 from onelane.supervisor import changes
 from onelane.testing import Cluster
@@ -16,6 +17,7 @@ from onelane.testing import Cluster
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoServicer, EchoStub
 from tests.running_app import eventually
+from tests.state.held_store import StoreControl
 
 KEYS = [f"k{number}" for number in range(40)]
 LATE = 100
@@ -33,8 +35,14 @@ class Stubborn(EchoServicer):
         self.began = asyncio.Event()
         self.has_ended = asyncio.Event()
         self.heard: list[tuple[str, object, int | None]] = []
+        self.published: list[str] = []
+        self.refused: list[str] = []
+        """What the turn that does not end could not send in the end."""
+        self.sends = False
+        self.others = shard.stub(EchoStub, to=shard.app)
         shard.on_arrive(lambda key: self.heard.append(("arrives", key, self.counts.get(str(key)))))
         shard.on_leave(lambda key: self.heard.append(("leaves", key, self.counts.get(str(key)))))
+        shard.subscribe("topic", EchoReply, lambda message: self.published.append(getattr(message, "text", "lost")))
 
     async def Unary(self, request: EchoRequest, context: Any) -> EchoReply:
         """Adds one; answers both counts."""
@@ -43,7 +51,7 @@ class Stubborn(EchoServicer):
         return EchoReply(seen=self.counts[request.key], text=str(self.kept[request.key]), shard=self.shard.name)
 
     async def Misbehave(self, request: EchoRequest, context: Any) -> EchoReply:
-        """Adds ten, stays, whatever comes, and writes once more."""
+        """Adds ten, stays, whatever comes, and writes and sends once more."""
         self.counts[request.key] += 10
         self.kept[request.key] += 10
         self.began.set()
@@ -53,16 +61,42 @@ class Stubborn(EchoServicer):
             except asyncio.CancelledError:
                 continue
         self.counts[request.key] = self.kept[request.key] = LATE
+        if self.sends:
+            await self.send(request.key)
         self.has_ended.set()
         return EchoReply()
+
+    async def send(self, key: str) -> None:
+        self.shard.publish("topic", EchoReply(text="late"), at_once=True)
+        method, other = "echo.v1.Echo/Plain", f"{key}-other"
+        sent: dict[str, Awaitable[object]] = {
+            "call": self.others.Plain(EchoRequest(key=other)),
+            "reminder": self.shard.remind(key, method, EchoRequest(key=key), after_s=3600),
+            "reminder of another key": self.shard.remind(other, method, EchoRequest(key=other), after_s=3600),
+        }
+        for name, sending in sent.items():
+            try:
+                await sending
+            except (NotKept, grpc.aio.AioRpcError) as error:
+                self.refused.append(f"{name}: {error}")
+
+    async def Plain(self, request: EchoRequest, context: Any) -> EchoReply:
+        """Answers."""
+        return EchoReply()
+
+
+async def _code(call: Any) -> grpc.StatusCode:
+    code: grpc.StatusCode = await call.code()
+    return code
 
 
 class Bench:
     """Two shards, and a key that goes to a third one and back."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, store: StoreControl) -> None:
         self.cluster = cluster
-        self.key = self.staying = ""
+        self.store = store
+        self.key = self.unused = self.staying = ""
 
     def service(self, shard: int) -> Stubborn:
         kind: Any = Stubborn
@@ -72,7 +106,7 @@ class Bench:
     async def choose(self) -> None:
         before = {key: self.cluster.owner_of(key) for key in KEYS}
         await self.cluster.scale(3)
-        self.key = next(key for key in KEYS if before[key] == 0 and self.cluster.owner_of(key) == 2)
+        self.key, self.unused, *_ = (key for key in KEYS if before[key] == 0 and self.cluster.owner_of(key) == 2)
         self.staying = next(key for key in KEYS if self.cluster.owner_of(key) == 0)
         await self.scale(2)
 
@@ -103,8 +137,9 @@ class Bench:
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(handoff, "GIVE_UP_S", 0.05)
-    async with Cluster(Stubborn, shards=2, settings={"max_late_s": 60, "drain_s": 0.05}) as cluster:
-        bench = Bench(cluster)
+    store = StoreControl()
+    async with Cluster(Stubborn, shards=2, settings={"max_late_s": 60, "drain_s": 0.05}, store=store) as cluster:
+        bench = Bench(cluster, store)
         await bench.choose()
         assert (await bench.count(), await bench.count(bench.staying)) == ((1, 1), (1, 1))
         yield bench
@@ -160,3 +195,46 @@ async def test_a_key_that_leaves_once_more_with_its_turn_held_takes_along_the_st
         await bench.scale(3)
         assert await bench.count() == (12, 2)
     assert await bench.count() == (13, 3)
+
+
+async def test_what_the_turn_has_changed_when_it_ends_is_not_written_while_the_key_waits_for_an_earlier_commit(
+    bench: Bench,
+) -> None:
+    service, begun = bench.service(0), len(bench.store.commits)
+    with bench.store.held():
+        counting = asyncio.ensure_future(bench.count())
+        await bench.store.committing(begun + 1)
+        async with bench.stuck():
+            scaling = asyncio.ensure_future(bench.scale(3))
+            await eventually(lambda: bench.key not in service.counts)
+    assert await counting == (2, 2)
+    await scaling
+    assert await bench.count() == (13, 3)
+
+
+async def test_what_the_turn_sends_after_it_was_given_up_does_not_leave(bench: Bench) -> None:
+    """It would tell of changes that are not kept, and a reminder of it would be kept at the new owner."""
+    service = bench.service(0)
+    service.sends = True
+    async with bench.stuck():
+        await bench.scale(3)
+    assert [text.partition(":")[0] for text in service.refused] == ["call", "reminder", "reminder of another key"]
+    assert all("its key has moved to another shard" in text for text in service.refused)
+    assert await bench.service(2).shard.reminders(bench.key) == ()
+    for index in range(3):
+        assert bench.service(index).published == []
+
+
+async def test_a_call_that_waits_for_the_state_of_a_key_that_leaves_without_it_does_not_run(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its answer would tell of a change that nobody has."""
+    stub: Any = bench.cluster.stub(EchoStub, shard=0)
+    bench.store.may_load.clear()
+    counting = asyncio.ensure_future(_code(stub.Unary(EchoRequest(key=bench.unused), timeout=20)))
+    scaling = asyncio.ensure_future(bench.scale(3))
+    await eventually(lambda: "turn_given_up" in caplog.text)
+    bench.store.may_load.set()
+    await scaling
+    code = await counting
+    assert (code, await bench.count(bench.unused)) == (grpc.StatusCode.UNAVAILABLE, (1, 1))

@@ -17,6 +17,8 @@ class StoreControl:
     def __init__(self) -> None:
         self.may_go = threading.Event()
         self.may_go.set()
+        self.may_load = threading.Event()
+        self.may_load.set()
         self.may_list = threading.Event()
         """Reminders."""
         self.may_list.set()
@@ -64,6 +66,7 @@ class HeldStore(MemoryStore):
         self._control = control
 
     def load(self, keys: Sequence[str], **more: Any) -> dict[str, KeyState]:
+        assert self._control.may_load.wait(20)
         self._check_works("load")
         return super().load(keys, **more)
 

@@ -179,6 +179,10 @@ class ClientCall(grpc.aio.Call):
         for callback in self._callbacks:
             run_callback(callback, self)
 
+    def abandon(self, details: str) -> None:
+        self.retry = None
+        self.finish(grpc.StatusCode.UNAVAILABLE, details)
+
     def expire(self) -> None:
         self._stop(grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS)
 

@@ -67,6 +67,9 @@ class Outgoing(Protocol):
     def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
         """End it with a status."""
 
+    def abandon(self, details: str) -> None:
+        """End it with UNAVAILABLE before it is sent, and make no other attempt."""
+
 
 class EndedCall:
     """Takes the place of a call that has ended: what its connection has read for it already leads nowhere."""
@@ -97,6 +100,9 @@ class EndedCall:
         """See `Outgoing`."""
 
     def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
+        """See `Outgoing`."""
+
+    def abandon(self, details: str) -> None:
         """See `Outgoing`."""
 
 

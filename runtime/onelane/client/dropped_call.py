@@ -140,6 +140,10 @@ class WeakCall:
         if (call := self._call()) is not None:
             call.finish(code, details, trailers)
 
+    def abandon(self, details: str) -> None:
+        if (call := self._call()) is not None:
+            call.abandon(details)
+
     def expire(self) -> None:
         if (call := self._call()) is not None:
             call.expire()

@@ -20,6 +20,7 @@ from onelane.client.options import Dialling
 from onelane.core import addresses
 from onelane.core.backoff import backoff_s
 from onelane.core.deadlines import Deadlines
+from onelane.errors import NotKept
 from onelane.wire import unix_peers
 from onelane.wire.framing import Headers
 
@@ -94,6 +95,9 @@ class Subchannel:
     async def _start_with(self, call: Outgoing, headers: Callable[[], Awaitable[Headers]]) -> None:
         try:
             call.headers = [*call.headers, *await headers()]
+        except NotKept as error:
+            # Another attempt would be sent: what the call rests on has never happened.
+            call.abandon(str(error))
         except Exception as error:
             # Of whatever kind: the call fails with it.
             call.finish(UNAVAILABLE, str(error))

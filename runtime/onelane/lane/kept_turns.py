@@ -65,6 +65,8 @@ class KeptTurns:
         """Call in progress that has an id → those of the calls that it makes."""
         self.failed_runs: dict[Turn, int] = {}
         """Turn of a reminder → how often its run has failed. It runs again under the same id."""
+        self._given_up: set[str] = set()
+        """Keys that have left this life in the middle of a turn, which goes on."""
 
     # A turn begins
 
@@ -110,6 +112,8 @@ class KeptTurns:
             return
         call.turn = turn
         entry = call.waiting.entry
+        if error is None and turn.key in self._given_up:
+            error = _has_left()
         try:
             if error is not None:
                 raise error
@@ -233,7 +237,7 @@ class KeptTurns:
         try:
             if turn.key not in self.journal.residents:
                 self._drop(turn)
-                raise NotKept("its key has moved to another shard")
+                raise _has_left()
             if not self._ended(turn, partial(_settle, on_disk), changes=True, is_nested=is_nested):
                 return None
         except OnelaneError as error:
@@ -247,6 +251,8 @@ class KeptTurns:
         if key not in journal.residents:
             # It never began, as its state could not be loaded; or its key has left before it ended.
             self._drop(turn)
+            if key in self._given_up:
+                raise _has_left()
             return False
         if turn.inside > 1:
             if changes:
@@ -276,13 +282,25 @@ class KeptTurns:
         self._answers.pop(turn, None)
         self._published.pop(turn, None)
         for leave in self._early.pop(turn, ()):
-            leave(NotKept("its key has moved to another shard"))
+            leave(_has_left())
 
     def _end_turn(self, key: str, leave: Leave, answers: Sequence[RememberedAnswer], *, changes: bool) -> bool:
         try:
             return self.journal.end_turn(key, leave, answers) if changes else self.journal.rest_on(key, leave)
         finally:
             self.journal.turn_over(key)
+
+    # A turn that does not end
+
+    def give_up(self, key: str) -> None:
+        """The key leaves in the middle of its turn: nothing of the turn is kept, nor what it sends from now on."""
+        self._given_up.add(key)
+        # At once: where the turn ends while the key still waits to leave, its end must find nothing to write.
+        self.journal.drop(key)
+
+    def given_up_ended(self, key: str) -> None:
+        """The turn with which the key had left has ended."""
+        self._given_up.discard(key)
 
     # What is sent inside a turn
 
@@ -300,8 +318,15 @@ class KeptTurns:
         self._published.setdefault(next(self._turns_of_caller()), []).append(send)
 
     def turn_of(self, key: str) -> Turn | None:
-        """The turn of `key` in which this code runs."""
-        return next((turn for turn in self._turns_of_caller() if turn.key == key), None)
+        """The turn of `key` in which this code runs.
+
+        Raises:
+            NotKept: it was given up.
+        """
+        turn = next((turn for turn in self._turns_of_caller() if turn.key == key), None)
+        if turn is not None and key in self._given_up:
+            raise _has_left()
+        return turn
 
     def set_reminders(self, turn: Turn, reminders: Mapping[str, StoredReminder]) -> None:
         """Replace the reminders of the key of a turn, by their ids. It takes effect as the other changes of the turn
@@ -311,12 +336,15 @@ class KeptTurns:
 
     def before_sending(self) -> Callable[[], Awaitable[None]] | None:
         """What a call that is made now must wait for: the earlier turns of the keys in whose turns this code runs. None
-        where all of them are on disk."""
-        keys = [turn.key for turn in self._turns_of_caller() if self.journal.is_pending(turn.key)]
+        where all of them are on disk. The wait fails in a turn that was given up."""
+        pending, given_up = self.journal.is_pending, self._given_up
+        keys = [turn.key for turn in self._turns_of_caller() if pending(turn.key) or turn.key in given_up]
         return partial(self._kept, keys) if keys else None
 
     async def _kept(self, keys: list[str]) -> None:
         for key in keys:
+            if key in self._given_up:
+                raise _has_left()
             await self.journal.kept(key)
 
     def nested_id(self, peer: str, method: str) -> str | None:
@@ -341,11 +369,15 @@ class KeptTurns:
     def _turns_of_caller(self) -> Iterator[Turn]:
         """The turns of this lane in which this code runs, innermost first."""
         context: Any = current_call()
-        held = self._queue.turns.held
+        held, residents = self._queue.turns.held, self.journal.residents
         while context is not None:
             turn: Turn | None = getattr(context, "turn", None)
             # A task that has outlived the turn still has its context.
-            if turn is not None and held.get(turn.key) is turn and turn.key in self.journal.residents:
+            if (
+                turn is not None
+                and held.get(turn.key) is turn
+                and (turn.key in residents or turn.key in self._given_up)
+            ):
                 yield turn
             context = getattr(context, "outer", None)
 
@@ -381,6 +413,10 @@ def _may_run_again(call: Call, *, is_nested: bool) -> bool:
     if call.is_cancelled or call.early_status is not None:
         return True
     return call.code_now is grpc.StatusCode.UNAVAILABLE and not is_nested
+
+
+def _has_left() -> NotKept:
+    return NotKept("its key has moved to another shard")
 
 
 def refuse(call: Call, error: OnelaneError) -> None:

@@ -2,8 +2,10 @@
 
 Promises: a key leaves with its entries as they are when its turn is given up. What the turn changes of them later
 counts nowhere: neither at the new owner, nor here, where the key has come back before the turn has ended.
+Of durable state nothing of the turn is kept, and what it publishes, or sends to other services, does not leave.
 """
 
+from onelane.lane.lane import Lane
 from onelane.state.entries import KeyedEntry
 from onelane.state.keyed import KeyedDicts
 
@@ -11,7 +13,8 @@ from onelane.state.keyed import KeyedDicts
 class GivenUpKeys:
     """See the module. Owned by one lane. In every method `key` is canonical text."""
 
-    def __init__(self, keyed: KeyedDicts) -> None:
+    def __init__(self, lane: Lane, keyed: KeyedDicts) -> None:
+        self._lane = lane
         self._keyed = keyed
         self._came_back: dict[str, list[KeyedEntry] | None] = {}
         """Key whose turn goes on → the entries with which it has come back; None where it has not, or had none."""
@@ -24,6 +27,8 @@ class GivenUpKeys:
         """Give up the turn of a key that leaves, also where it was given up before, and the key has come back since."""
         self._keyed.set_aside(key, self._came_back.get(key))
         self._came_back[key] = None
+        if self._lane.kept is not None:
+            self._lane.kept.give_up(key)
 
     def arrived(self, key: str, entries: list[KeyedEntry]) -> None:
         """The key has come back with these entries, which are in the dicts now."""
@@ -32,4 +37,6 @@ class GivenUpKeys:
     def end(self, key: str) -> list[KeyedEntry] | None:
         """The turn has ended: drop what it has left in the dicts. Returns the entries to put in their place."""
         self._keyed.clear(key)
+        if self._lane.kept is not None:
+            self._lane.kept.given_up_ended(key)
         return self._came_back.pop(key)

@@ -91,7 +91,7 @@ class HandoffCarrier:
         """Life → what goes to it."""
         self._late = LateCalls(lane, under_way, drain_s=drain_s)
         self._last_turns = LastTurns(lane, keyed)
-        self._given_up = GivenUpKeys(keyed)
+        self._given_up = GivenUpKeys(lane, keyed)
         self._stray_entries = StrayEntries(keyed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
