@@ -81,6 +81,7 @@ TESTED_BY = {
     "server/context_methods": "server/test_handler_misdeeds",
     "server/payloads": "server/test_user_code",
     "server/sibling_connection": "lane/test_forwarder_transparent",
+    "lane/unary_forward": "lane/test_forwarder_transparent",
     "supervisor/app_sockets": "supervisor/test_changes",
     "supervisor/running_change": "supervisor/test_changes",
     "supervisor/turn_away": "supervisor/test_app_drained",

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from onelane.core.hop import SERVED
 from onelane.core.placement import Placement
-from onelane.lane.forwarder import NOT_HOME
+from onelane.lane.unary_forward import NOT_HOME
 from onelane.telemetry.sampling import Sampler
 
 from tests.lane.test_lane import B, Bench, SaysWhatItWasTold

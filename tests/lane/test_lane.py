@@ -15,10 +15,10 @@ from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turns
 from onelane.lane.admission import MANY, RESERVE, Admission
-from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
+from onelane.lane.unary_forward import NOT_HOME
 from onelane.server import sync_handler
 from onelane.server.call import DIRECT_HOP, FORWARDED_HOP, Call
 from onelane.server.methods import Method

@@ -6,32 +6,28 @@ that siblings exchange (`onelane-served`, `onelane-not-home`) never reach a clie
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
-from onelane.client.call import DEADLINE_DETAILS, ClientCall
-from onelane.client.call_types import StreamStreamCall, UnaryStreamCall, UnaryUnaryCall
+from onelane.client.call import ClientCall
+from onelane.client.call_types import StreamStreamCall, UnaryStreamCall
 from onelane.client.connection import Connection
 from onelane.client.options import Dialling
 from onelane.client.propagation import forwarded
 from onelane.client.retired_channels import RetiredChannels
 from onelane.client.subchannel import Subchannel
-from onelane.core.hop import SERVED
 from onelane.core.placement import Member
 from onelane.core.trace_context import TraceContext
+from onelane.lane.unary_forward import Done, UnaryForward, fail, status_if_cancelled, status_of
 from onelane.server.call import Call
 from onelane.wire import framing
 from onelane.wire.framing import Headers
 from onelane.wire.http2 import SIBLING_LIMITS
-
-NOT_HOME = "onelane-not-home"
-"""Trailer by which a shard says that it does not own the key, with its epoch."""
 
 SIBLING_DIALLING = Dialling(
     initial_backoff_s=0.1,
@@ -45,9 +41,6 @@ SIBLING_DIALLING = Dialling(
     reads_to_end=True,
     limits=SIBLING_LIMITS,
 )
-
-
-Done = Callable[[bytes], None]
 
 
 class Forwarder(Protocol):
@@ -85,7 +78,8 @@ class Forwarder(Protocol):
 
 
 class _Forward(ClientCall):
-    """A call to the owner, in place of the client's. It has no deadline of its own: the client's call ends it."""
+    """A call with a stream in it to the owner, in place of the client's. It has no deadline of its own: the client's
+    call ends it."""
 
     of_client: Call
     """The call that it forwards."""
@@ -115,43 +109,18 @@ class _Forward(ClientCall):
     @property
     def reset_error(self) -> int:  # type: ignore[override]
         """The owner counts the call with the status that its client is told."""
-        code, _ = self.status_if_cancelled()
+        code, _ = status_if_cancelled(self.of_client)
         return framing.reset_of_status(code.value[0])
 
     def refuse(self, error: Exception) -> None:
         """End it: what the owner has answered cannot be passed on."""
-        self.of_client.end_early(_status_of(error), str(error))
+        self.of_client.end_early(status_of(error), str(error))
         self.cancel()
-
-    def status_if_cancelled(self) -> tuple[grpc.StatusCode, str]:
-        """The status of the client's call where this shard ends it before the owner does."""
-        call = self.of_client
-        if call.early_status is not None:
-            return call.early_status
-        if call.time_remaining() == 0:
-            return grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS
-        if call.is_cancelled_by_client:
-            return grpc.StatusCode.CANCELLED, "cancelled by the client"
-        return grpc.StatusCode.UNAVAILABLE, "the shard has shut down before the answer was ready"
 
     @property
     def encoding(self) -> bytes:
         """Of the compressed messages in the answer; b"" for none."""
         return self.stream.encoding if self.stream is not None else b""
-
-
-class _UnaryForward(_Forward, UnaryUnaryCall):
-    """Of one message and one answer."""
-
-    on_answered: Callable[["_UnaryForward"], None]
-    """Called after its headers."""
-    passing: "asyncio.Task[Exception | None] | None" = None
-    """Passes the initial metadata on, where they came before the answer. Its result: why the client takes none."""
-
-    def answered(self, metadata: Any) -> None:
-        super().answered(metadata)
-        # Later: the answer itself nearly always comes in the same bytes.
-        asyncio.get_running_loop().call_soon(self.on_answered, self)
 
 
 class _DownloadForward(_Forward, UnaryStreamCall):
@@ -179,37 +148,22 @@ class NativeForwarder:
         self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done, *, epoch: int = 0
     ) -> None:
         sibling = self._sibling(owner)
-        sent = _UnaryForward(sibling, forwarded(call, trace, epoch=epoch), None, None, False)
-        sent.request = framing.frame(request)
-        sent.of_client = call
-        sent.on_answered = self._answering
+        headers = forwarded(call, trace, epoch=epoch)
+        sent = UnaryForward(sibling, owner, call, headers, framing.frame(request), self._answering, done)
         call.cancel_forward = sent.cancel
-        sent.when_ended(partial(self._answered, owner, call, done))
-        # Closed: the call has ended with UNAVAILABLE.
-        with suppress(grpc.aio.UsageError):
-            sibling.start(sent.outgoing)
+        try:
+            sibling.start(sent)
+        except grpc.aio.UsageError:
+            # Closed: the call has ended with UNAVAILABLE.
+            return
 
-    def _answering(self, sent: _UnaryForward) -> None:
+    def _answering(self, sent: UnaryForward) -> None:
         """The headers of the answer have come: pass them on, if the answer itself is still to come."""
         call = sent.of_client
         if sent.status is None and not call.initial_sent:
             sent.passing = asyncio.get_running_loop().create_task(_pass_early_headers(call, sent))
             self._tasks.add(sent.passing)
             sent.passing.add_done_callback(self._tasks.discard)
-
-    def _answered(self, owner: Member, call: Call, done: Done, sent: _UnaryForward) -> None:
-        frame = b""
-        if sent.status is grpc.StatusCode.OK and len(sent.messages) == 1:
-            frame = sent.messages[0]
-            call.trailers = sent.trailers
-        elif sent.status is grpc.StatusCode.OK:
-            call.fail(grpc.StatusCode.UNIMPLEMENTED, f"expected one message, {owner.name} sent {len(sent.messages)}")
-        else:
-            _fail(call, owner, sent)
-        if sent.passing is None or sent.passing.done():
-            done(_reply_of(call, sent, frame))
-        else:
-            sent.passing.add_done_callback(lambda _: done(_reply_of(call, sent, frame)))
 
     async def stream(
         self,
@@ -234,10 +188,10 @@ class NativeForwarder:
                 reply = await _only_reply(owner, call, sent)
             call.trailers = sent.trailers
         except grpc.aio.AioRpcError:
-            _fail(call, owner, sent)
+            fail(call, owner, sent)
         except asyncio.CancelledError:
             sent.cancel()
-            _fail(call, owner, sent)
+            fail(call, owner, sent)
             raise
         except Exception as error:
             sent.refuse(error)
@@ -304,27 +258,7 @@ async def _only_reply(owner: Member, call: Call, sent: Any) -> bytes:
     return b""
 
 
-def _reply_of(call: Call, sent: _UnaryForward, frame: bytes) -> bytes:
-    """The reply of a call that has ended. Before it go the headers of the owner's answer, if they have not yet."""
-    try:
-        if sent.passing is not None and (refusal := sent.passing.result()) is not None:
-            raise refusal
-        if not call.initial_sent:
-            call.answer_in(sent.encoding)
-            if sent.initial:
-                call.send_initial_now(call.accept_initial_metadata(sent.initial))
-        return call.reply_of(frame, sent.encoding) if frame else b""
-    except Exception as error:
-        # The client takes less metadata than the shards do; and whatever it is, the call must end.
-        call.fail(_status_of(error), str(error))
-        return b""
-
-
-def _status_of(error: Exception) -> grpc.StatusCode:
-    return grpc.StatusCode[getattr(error, "status", "INTERNAL")]
-
-
-async def _pass_early_headers(call: Call, sent: _UnaryForward) -> Exception | None:
+async def _pass_early_headers(call: Call, sent: UnaryForward) -> Exception | None:
     try:
         await _pass_headers(call, sent)
     except Exception as error:
@@ -333,28 +267,11 @@ async def _pass_early_headers(call: Call, sent: _UnaryForward) -> Exception | No
     return None
 
 
-async def _pass_headers(call: Call, sent: _Forward) -> None:
+async def _pass_headers(call: Call, sent: _Forward | UnaryForward) -> None:
     """Let the client's answer begin as the owner's has: with its encoding and its initial metadata."""
     if not call.initial_sent:
         call.answer_in(sent.encoding)
         await call.send_initial_metadata(sent.initial)
-
-
-def _fail(call: Call, owner: Member, sent: _Forward) -> None:
-    assert sent.status is not None
-    call.trailers = sent.trailers
-    if sent.has_reached_owner or sent.status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        # Cut off; the owner's end of the connection, which did so or was told, may know nothing of its counts.
-        call.trailers = (*call.trailers, (SERVED, owner.name))
-    details = sent.status_details
-    if sent.status is grpc.StatusCode.CANCELLED and (sent.is_cancelled_here or call.time_remaining() == 0):
-        # Not by its owner: the deadline of the client's call has passed, or it was cancelled, or cut off. So it is
-        # counted here, where the owner has not seen it.
-        call.fail(*sent.status_if_cancelled())
-        return
-    if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name in (SERVED, NOT_HOME) for name, _ in call.trailers):
-        details = f"shard {owner.name} does not answer: {details}"
-    call.fail(sent.status, details)
 
 
 def take_marker(call: Call, name: str) -> str | None:

@@ -13,8 +13,8 @@ from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import MAX_BAGGAGE, TraceContext, trace_of_metadata
 from onelane.core.turns import CHAIN, holders
 from onelane.errors import ForeignKey, KeyMoves, NotHome, OnelaneError, OwnerAway
-from onelane.lane.forwarder import NOT_HOME
 from onelane.lane.method_entry import Entry
+from onelane.lane.unary_forward import NOT_HOME
 from onelane.server.call import AWAY, DIRECT_HOP, Call, Metadata
 from onelane.server.methods import Method
 from onelane.server.payloads import parse

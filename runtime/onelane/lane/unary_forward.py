@@ -1,0 +1,256 @@
+"""One call of one message and one answer, sent on to the owner of its key; and what all forwards share.
+
+Not a `ClientCall`: nobody awaits it, it parses nothing, and its deadline is the client's. So it has a third of the
+fields, and is compiled.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from onelane.client.call import DEADLINE_DETAILS, MAX_TRANSPARENT_RETRIES, STATUS_BY_NUMBER
+from onelane.client.connection import ENDED, Connection
+from onelane.client.subchannel import Subchannel
+from onelane.core.hop import SERVED
+from onelane.core.placement import Member
+from onelane.server.call import Call
+from onelane.wire import framing
+from onelane.wire.client import ClientStream
+from onelane.wire.framing import Headers, Metadata, write_timeout
+
+NOT_HOME = "onelane-not-home"
+"""Trailer by which a shard says that it does not own the key, with its epoch."""
+
+Done = Callable[[bytes], None]
+
+
+class UnaryForward:
+    """See the module. Owned by the loop of its subchannel."""
+
+    __slots__ = (
+        "_done",
+        "_end",
+        "_initial",
+        "_on_answered",
+        "_request",
+        "_subchannel",
+        "connection",
+        "has_reached_owner",
+        "headers",
+        "is_cancelled_here",
+        "messages",
+        "of_client",
+        "owner",
+        "passing",
+        "status",
+        "status_details",
+        "stream",
+        "trailers",
+        "transmissions",
+        "wait_for_ready",
+    )
+
+    def __init__(
+        self,
+        subchannel: Subchannel,
+        owner: Member,
+        call: Call,
+        headers: Headers,
+        request: bytes,
+        on_answered: Callable[["UnaryForward"], object],
+        done: Done,
+    ) -> None:
+        """request: framed. on_answered: called after the headers of the answer. done: called once, with the reply."""
+        self.of_client = call
+        self.owner = owner
+        self.headers = headers
+        self.wait_for_ready = False
+        self.status: grpc.StatusCode | None = None
+        """None while the call is under way."""
+        self.status_details = ""
+        self.trailers: Metadata = ()
+        self.messages: list[bytes] = []
+        """With their prefix, as the owner has sent them."""
+        self.stream: ClientStream | None = None
+        self.connection: Connection | None = None
+        self.transmissions = 0
+        self.passing: asyncio.Task[Exception | None] | None = None
+        """Passes the initial metadata on, where they came before the answer. Its result: why the client takes none."""
+        self.is_cancelled_here = False
+        self.has_reached_owner = False
+        """It was cancelled once the owner had it, which therefore counts it."""
+        self._subchannel = subchannel
+        self._request = request
+        self._on_answered = on_answered
+        self._done = done
+        self._initial: Metadata | None = None
+        self._end: asyncio.Future[None] | None = None
+
+    # Called by its subchannel and its connection, see `onelane.client.connection.Outgoing`
+
+    @property
+    def can_repeat(self) -> bool:
+        return self.transmissions <= MAX_TRANSPARENT_RETRIES and self._initial is None
+
+    @property
+    def is_over(self) -> bool:
+        return self.status is not None
+
+    def begin(self, connection: Connection) -> None:
+        self.transmissions += 1
+        self.connection = connection
+        stream = connection.wire.call(
+            self.headers, self._request, self, limit=self._subchannel.dialling.max_message_bytes
+        )
+        stream.keep_frames()
+        self.stream = stream
+        connection.flush_soon()
+
+    def begin_late(self, connection: Connection) -> None:
+        headers = [pair for pair in self.headers if pair[0] != b"grpc-timeout"]
+        remaining_s = self.of_client.time_remaining()
+        if remaining_s is not None:
+            headers.append((b"grpc-timeout", write_timeout(remaining_s)))
+        self.headers = headers
+        self.begin(connection)
+
+    def reset_attempt(self) -> None:
+        if self.stream is not None:
+            self.stream.call = ENDED
+        self.stream = self.connection = None
+        self._initial = None
+        self.messages.clear()
+
+    def moves_to(self, subchannel: Subchannel) -> None:
+        self._subchannel = subchannel
+        self.transmissions = 0
+
+    def answered(self, metadata: Metadata) -> None:
+        self._initial = metadata
+        # Later: the answer itself nearly always comes in the same bytes.
+        asyncio.get_running_loop().call_soon(self._on_answered, self)
+
+    def arrived(self, messages: list[bytes]) -> None:
+        self.messages += messages
+
+    def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
+        if self.status is not None:
+            return
+        self.status = code if isinstance(code, grpc.StatusCode) else STATUS_BY_NUMBER[code]
+        self.status_details = details
+        self.trailers = trailers
+        if self.stream is not None:
+            # They refer to each other: parted here, they need no garbage collector.
+            self.stream.call = ENDED
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
+        self._answer()
+
+    def wait_ended(self) -> Awaitable[None]:
+        """Wait until it has ended."""
+        if self._end is None:
+            self._end = asyncio.get_running_loop().create_future()
+            if self.status is not None:
+                self._end.set_result(None)
+        return self._end
+
+    # What its client's call sees
+
+    def cancel(self) -> bool:
+        """End it here, and tell its owner."""
+        if self.status is not None:
+            return False
+        self.is_cancelled_here = True
+        stream, connection = self.stream, self.connection
+        if stream is None or connection is None:
+            self._subchannel.forget(self)
+        else:
+            # Everything was sent that the owner needs to begin the call.
+            self.has_reached_owner = not (connection.wire.is_unsent(stream) or connection.wire.http2.queued(stream.id))
+            # The owner counts the call with the status that its client is told.
+            code, _ = status_if_cancelled(self.of_client)
+            connection.cancel(stream, framing.reset_of_status(code.value[0]))
+        self.finish(grpc.StatusCode.CANCELLED, "")
+        return True
+
+    def refuse(self, error: Exception) -> None:
+        """End it: what the owner has answered cannot be passed on."""
+        self.of_client.end_early(status_of(error), str(error))
+        self.cancel()
+
+    @property
+    def initial(self) -> Metadata:
+        """The initial metadata received by now."""
+        return self._initial or ()
+
+    @property
+    def encoding(self) -> bytes:
+        """Of the compressed messages in the answer; b"" for none."""
+        return self.stream.encoding if self.stream is not None else b""
+
+    def _answer(self) -> None:
+        """Its outcome is that of its client's call."""
+        frame, call = b"", self.of_client
+        if self.status is not grpc.StatusCode.OK:
+            fail(call, self.owner, self)
+        elif len(self.messages) == 1:
+            frame = self.messages[0]
+            call.trailers = self.trailers
+        else:
+            details = f"expected one message, {self.owner.name} sent {len(self.messages)}"
+            call.fail(grpc.StatusCode.UNIMPLEMENTED, details)
+        if self.passing is None or self.passing.done():
+            self._done(self._reply(frame))
+        else:
+            self.passing.add_done_callback(lambda _: self._done(self._reply(frame)))
+
+    def _reply(self, frame: bytes) -> bytes:
+        """The reply of a call that has ended. Before it go the headers of the owner's answer, if they have not yet."""
+        call = self.of_client
+        try:
+            if self.passing is not None and (refusal := self.passing.result()) is not None:
+                raise refusal
+            if not call.initial_sent:
+                call.answer_in(self.encoding)
+                if self._initial:
+                    call.send_initial_now(call.accept_initial_metadata(self._initial))
+            return call.reply_of(frame, self.encoding) if frame else b""
+        except Exception as error:
+            # The client takes less metadata than the shards do; and whatever it is, the call must end.
+            call.fail(status_of(error), str(error))
+            return b""
+
+
+def status_of(error: Exception) -> grpc.StatusCode:
+    return grpc.StatusCode[getattr(error, "status", "INTERNAL")]
+
+
+def status_if_cancelled(call: Call) -> tuple[grpc.StatusCode, str]:
+    """The status of a client's call where this shard ends it before its owner does."""
+    if call.early_status is not None:
+        return call.early_status
+    if call.time_remaining() == 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED, DEADLINE_DETAILS
+    if call.is_cancelled_by_client:
+        return grpc.StatusCode.CANCELLED, "cancelled by the client"
+    return grpc.StatusCode.UNAVAILABLE, "the shard has shut down before the answer was ready"
+
+
+def fail(call: Call, owner: Member, sent: Any) -> None:
+    """End a client's call as its forward `sent` has failed."""
+    assert sent.status is not None
+    call.trailers = sent.trailers
+    if sent.has_reached_owner or sent.status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        # Cut off; the owner's end of the connection, which did so or was told, may know nothing of its counts.
+        call.trailers = (*call.trailers, (SERVED, owner.name))
+    details = sent.status_details
+    if sent.status is grpc.StatusCode.CANCELLED and (sent.is_cancelled_here or call.time_remaining() == 0):
+        # Not by its owner: the deadline of the client's call has passed, or it was cancelled, or cut off. So it is
+        # counted here, where the owner has not seen it.
+        call.fail(*status_if_cancelled(call))
+        return
+    if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name in (SERVED, NOT_HOME) for name, _ in call.trailers):
+        details = f"shard {owner.name} does not answer: {details}"
+    call.fail(sent.status, details)
