@@ -52,7 +52,7 @@ conformance: setup
 	$(BIN)/pytest -q -m conformance $(ARGS)
 
 chaos: setup
-	ONELANE_CHAOS=1 $(BIN)/pytest -q -s tests/core/test_handoff_explored.py
+	ONELANE_CHAOS=1 $(BIN)/pytest -q -s tests/core/test_handoff_explored.py tests/core/test_lease_explored.py
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 fuzz: setup

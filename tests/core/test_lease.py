@@ -1,0 +1,54 @@
+"""The lease of a machine, step by step; test_lease_explored.py has every order of steps."""
+
+import pytest
+from onelane.core.lease import Fence, LeaseTerms, MachineLease, gone_at
+
+TERMS = LeaseTerms(5.0)
+LEASE = MachineLease.granted(TERMS, 7, sent_at=100.0, ttl_s=5.0)
+
+
+def test_a_life_may_serve_from_before_the_request_was_sent_and_less_by_the_margin() -> None:
+    assert LEASE.serve_until == 104.0
+    assert LEASE.renewed(101.5, 5.0).serve_until == 105.5
+
+
+@pytest.mark.parametrize(("ttl_s", "until"), [(60.0, 104.0), (4.0, 103.0), (1.0, 100.0)])
+def test_a_store_that_grants_more_gives_no_more_and_one_that_grants_less_is_believed(
+    ttl_s: float, until: float
+) -> None:
+    assert MachineLease.granted(TERMS, 7, sent_at=100.0, ttl_s=ttl_s).serve_until == until
+
+
+def test_a_lease_is_renewed_three_times_in_its_time_and_sooner_while_that_fails() -> None:
+    assert LEASE.renew_at == pytest.approx(100 + 5 / 3)
+    sent = LEASE.renewal_sent(102.0)
+    assert sent.renew_at == pytest.approx(102 + 5 / 12)
+    assert sent.renewed(102.0, 5.0).renew_at == pytest.approx(102 + 5 / 3)
+
+
+def test_a_renewal_that_is_answered_late_takes_nothing_back() -> None:
+    newer = LEASE.renewed(103.0, 5.0)
+    assert newer.renewed(101.0, 5.0) == newer
+
+
+def test_a_lease_that_the_store_does_not_know_is_lost_for_good() -> None:
+    lost = LEASE.renewed(101.0, 0.0)
+    assert lost.is_lost
+    assert lost.renewed(102.0, 5.0) == lost
+
+
+def test_a_life_is_fenced_at_its_time_and_goes_on_when_its_lease_is_renewed() -> None:
+    fence = Fence(7, until=104.0)
+    assert fence.may_serve(103.99)
+    assert not fence.may_serve(104.0)
+    assert fence.extended(7, 105.0).may_serve(104.5)
+    assert fence.extended(7, 103.0) == fence
+
+
+def test_a_life_is_not_extended_by_the_next_lease_of_its_machine() -> None:
+    assert not Fence(7, until=104.0).extended(8, 200.0).may_serve(150.0)
+
+
+def test_a_machine_whose_lease_ran_out_is_gone_at_once_and_a_forgotten_one_after_its_lease() -> None:
+    assert gone_at(50.0, lease_s=5.0, was_forgotten=False) == 50.0
+    assert gone_at(50.0, lease_s=5.0, was_forgotten=True) == 55.0
