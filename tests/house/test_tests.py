@@ -53,7 +53,6 @@ TESTED_BY = {
     "server/native_listener": "server/test_listener",
     "server/tls": "client/test_tls",
     "shard/moved_keys": "shard/test_handoff",
-    "shard/handoff_line": "shard/test_handoff",
     "shard/sibling_service": "shard/test_handoff",
     "testing/changes": "testing/test_cluster_changes",
     "testing/cluster_app": "testing/test_cluster_changes",

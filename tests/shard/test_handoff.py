@@ -2,7 +2,7 @@
 with a sibling and a supervisor that the test plays."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from onelane.state.entries import KeyedEntry
 from onelane.v1.siblings_pb2 import (
     HandOverReply,
     HandOverRequest,
+    MovedKey,
     PublishReply,
     PublishRequest,
     RemindReply,
@@ -250,6 +251,68 @@ async def test_a_value_that_cannot_leave_holds_up_no_change(bench: Bench, siblin
     await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
     moved = {moved.key: len(moved.entries) for request in sibling.requests for moved in request.keys}
     assert moved == {"good": 1, "bad": 0}
+    await close(bench)
+
+
+class Panic(BaseException):
+    """What a codec in Rust raises where it fails: no `Exception`, and this one has no text either."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class FailingCodec:
+    """Fails for the value "bad", whichever way it goes."""
+
+    @staticmethod
+    def encode(value: Any) -> bytes:
+        if value == "bad":
+            raise Panic
+        return str(value).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> str:
+        if data == b"bad":
+            raise Panic
+        return data.decode()
+
+
+async def test_a_codec_that_fails_in_whatever_way_holds_up_no_change(bench: Bench, sibling: Sibling) -> None:
+    texts = bench.parts.shard.keyed("texts", str, codec=FailingCodec)
+    texts.update({"k": "good", "l": "bad"})
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
+    moved = {moved.key: len(moved.entries) for request in sibling.requests for moved in request.keys}
+    assert moved == {"k": 1, "l": 0}
+    await close(bench)
+
+
+async def test_a_value_that_cannot_be_sent_at_all_costs_its_key_alone(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of two gigabytes."""
+
+    def moved(key: str, entries: Iterable[KeyedEntry]) -> MovedKey:
+        if key == "l":
+            raise ValueError("too large")
+        return moved_key(key, entries)
+
+    monkeypatch.setattr(handoff, "moved_key", moved)
+    bench.totals.update(k=7, l=7)
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
+    assert {moved.key: len(moved.entries) for request in sibling.requests for moved in request.keys} == {"k": 1, "l": 0}
+    await close(bench)
+
+
+async def test_a_value_that_its_codec_fails_to_read_is_kept_as_it_came_and_its_batch_acknowledged(bench: Bench) -> None:
+    bench.parts.shard.keyed("texts", str, codec=FailingCodec)
+    bench.prepare((bench.sibling,), (bench.me,))
+    await asyncio.sleep(0)
+    entry = KeyedEntry("texts", "k", b"bad", "FailingCodec", 1)
+    batch = HandOverRequest(keys=[moved_key("k", [entry])], epoch=2, from_life=SIBLING_LIFE, to_life=LIFE)
+    await bench.parts.handoff.hand_over(batch)
+    assert bench.parts.shard.keyed_dicts.entries_of("k") == [entry]
     await close(bench)
 
 

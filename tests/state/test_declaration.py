@@ -136,6 +136,7 @@ async def step(value: Any) -> Any: ...
     ("changes", "message"),
     [
         ({"version": 0}, "version=0: expected an integer from 1"),
+        ({"version": 2**32}, "version=4294967296: expected an integer from 1 to 4294967295"),
         ({"version": "2"}, "version='2': expected"),
         ({"version": 2}, "migrate has 2, but versions before are 1 to 1"),
         ({"migrate": {1: step}}, r"migrate\[1\] is no plain function"),
@@ -147,6 +148,24 @@ async def step(value: Any) -> Any: ...
 def test_a_declaration_that_cannot_work_is_refused_at_start(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BadService, match=message):
         prices(**changes)
+
+
+class NamelessCodec:
+    name = "\ud800"
+
+    def encode(self, value: Any) -> bytes:
+        return b""
+
+    def decode(self, data: bytes) -> Any:
+        return None
+
+
+def test_a_name_that_cannot_be_written_is_refused_at_start() -> None:
+    """Else each entry would fail as its key leaves."""
+    with pytest.raises(BadService, match="expected a text as its name"):
+        Declaration("\ud800", int)
+    with pytest.raises(BadService, match="the name of its codec"):
+        prices(codec=NamelessCodec(), migrate={})
 
 
 def test_a_refused_kind_is_told_the_three_ways_out() -> None:

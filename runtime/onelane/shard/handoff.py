@@ -384,13 +384,21 @@ class HandoffCarrier:
         for key in tuple(islice(keys, ready)):
             if size >= BATCH_BYTES:
                 break
+            message = self._packed(key)
             del keys[key]
-            message = moved_key(key, self._keyed.entries_of(key))
             packed.append(message)
             size += message.ByteSize()
         self._bytes += size
         self._metrics.sent(size)
         return packed
+
+    def _packed(self, key: str) -> siblings_pb2.MovedKey:
+        try:
+            return moved_key(key, self._keyed.entries_of(key))
+        except Exception as error:
+            # Whatever it is: the other keys of this life leave.
+            self._keyed.lose("unwritable", f"key {key!r}: {type(error).__name__}: {error}")
+            return siblings_pb2.MovedKey(key=key)
 
     def acknowledged(self, change: Handoff, life: int, moved: Sequence[siblings_pb2.MovedKey]) -> None:
         self._metrics.acknowledged(len(moved))

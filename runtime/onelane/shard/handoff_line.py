@@ -87,9 +87,14 @@ class HandoffLine:
         try:
             while self._keys or self._is_done:
                 await self._room.acquire()
-                ready = list(islice(self._keys, BATCH_KEYS))
-                await self._carrier.release(ready)
-                moved = self._carrier.batch(self._keys, len(ready))
+                try:
+                    moved = await self._next_batch()
+                except Exception:
+                    # A defect of ours or of a store. No key was removed: they are packed anew.
+                    log.exception("handoff.not_packed to=%s life=%d", self._to.name, self._to.life)
+                    self._room.release()
+                    await asyncio.sleep(RESEND_S)
+                    continue
                 done, self._is_done = self._is_done, False
                 task = asyncio.get_running_loop().create_task(self._deliver(self._request(moved, done=done), moved))
                 self._sending.add(task)
@@ -97,6 +102,11 @@ class HandoffLine:
                 await asyncio.sleep(0)
         finally:
             self._packing = None
+
+    async def _next_batch(self) -> Sequence[siblings_pb2.MovedKey]:
+        ready = list(islice(self._keys, BATCH_KEYS))
+        await self._carrier.release(ready)
+        return self._carrier.batch(self._keys, len(ready))
 
     def _request(self, moved: Sequence[siblings_pb2.MovedKey], *, done: bool) -> bytes:
         return siblings_pb2.HandOverRequest(
@@ -116,13 +126,18 @@ class HandoffLine:
     async def _send(self, request: bytes) -> None:
         """Send a batch until it is acknowledged. Cancelled where its receiver is dead, or the change is over."""
         while True:
-            # Of each attempt: a receiver that did not tick for a while has another channel now.
-            send = self._carrier.channel(self._to).unary_unary("/onelane.v1.Siblings/HandOver")
             try:
-                await send(request)
+                # Of each attempt: a receiver that did not tick for a while has another channel now.
+                await self._carrier.channel(self._to).unary_unary("/onelane.v1.Siblings/HandOver")(request)
             except grpc.aio.AioRpcError as error:
-                self._span.repeated(error.code().name)
-                log.info("handoff.sent_again to=%s life=%d error=%s", self._to.name, self._to.life, error.details())
-                await asyncio.sleep(RESEND_S)
+                self._sent_again(error.code().name, error.details())
+            except Exception as error:
+                # Such as a channel that is closed meanwhile: without another attempt the change would wait for ever.
+                self._sent_again(type(error).__name__, error)
             else:
                 return
+            await asyncio.sleep(RESEND_S)
+
+    def _sent_again(self, status: str, error: object) -> None:
+        self._span.repeated(status)
+        log.info("handoff.sent_again to=%s life=%d error=%s", self._to.name, self._to.life, error)

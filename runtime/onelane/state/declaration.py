@@ -14,6 +14,9 @@ from onelane.errors import BadService, UnreadableValue, UnwritableValue
 from onelane.state.codecs import Codec, Migration, ServiceCodec, codec_for
 from onelane.state.entries import DictKey, KeyedEntry
 
+MAX_VERSION = 2**32 - 1
+"""Of the kind of a dict's values: `version` of siblings.proto has 32 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
@@ -34,8 +37,12 @@ class Declaration:
     """Whether it is a `StrictDict`."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.version, int) or self.version < 1:
-            raise BadService(f"keyed {self.name!r}: version={self.version!r}: expected an integer from 1")
+        if not _is_unicode(self.name):
+            raise BadService(f"keyed {self.name!r}: expected a text as its name")
+        if not isinstance(self.version, int) or not 1 <= self.version <= MAX_VERSION:
+            raise BadService(
+                f"keyed {self.name!r}: version={self.version!r}: expected an integer from 1 to {MAX_VERSION}"
+            )
         if self.durable and not self.moves:
             raise BadService(f"keyed {self.name!r}: a durable dict moves; expected moves=True")
         if not self.durable and (self.idle_s is not None or self.max_resident is not None):
@@ -68,6 +75,8 @@ class ValueCodec:
             self.codec: Codec = codec_for(declaration.kind, declaration.codec)
         except BadService as error:
             raise BadService(f"keyed {declaration.name!r}: {error}") from error
+        if not _is_unicode(self.codec.name):
+            raise BadService(f"keyed {declaration.name!r}: the name of its codec, {self.codec.name!r}, is no text")
 
     def write(self, key: DictKey, value: Any) -> KeyedEntry:
         """The entry of a value, which reads back as it was.
@@ -79,7 +88,7 @@ class ValueCodec:
         try:
             data = self.codec.encode(value)
             self.codec.check(value, data)
-        except Exception as error:
+        except BaseException as error:  # Also the panic of an extension, which is no Exception.
             raise UnwritableValue(declaration.name, key, _described(error)) from error
         return KeyedEntry(declaration.name, key, data, self.codec.name, declaration.version)
 
@@ -96,7 +105,7 @@ class ValueCodec:
             return self.codec.decode(self._lifted(entry))
         except UnreadableValue:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise self._unreadable(entry, _described(error)) from error
 
     def _lifted(self, entry: KeyedEntry) -> bytes:
@@ -116,5 +125,13 @@ class ValueCodec:
         return UnreadableValue(entry.dict, entry.key, reason)
 
 
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        # Its own text cannot be had.
+        return type(error).__name__
+
+
+def _is_unicode(text: object) -> bool:
+    return isinstance(text, str) and text == text.encode(errors="replace").decode()
