@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -111,6 +112,7 @@ def running(
     """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: by default this one."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
+    environment = never_late(toml) | environment
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
     with running_command(*command_line, cwd=folder, log=folder / "log", python=python, **environment) as cluster:
         yield cluster
@@ -185,6 +187,12 @@ def http_request(url: str, *, method: str = "GET", **headers: str) -> tuple[int,
 
 NEVER_LATE = "max_late_s = 60"
 """On a busy machine a shard runs late, and refuses calls by default: that is what other tests are about."""
+
+
+def never_late(toml: str) -> dict[str, str]:
+    """Variables with that setting, for the apps of a file that say nothing of it."""
+    apps = tomllib.loads(toml).get("apps", {})
+    return {f"ONELANE_APPS__{name.upper()}__MAX_LATE_S": "60" for name in apps if "max_late_s" not in apps[name]}
 
 
 def echo(shards: int = 2, *more: str) -> str:

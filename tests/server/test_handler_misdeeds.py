@@ -38,7 +38,7 @@ Kind = tuple[str, str, bool]
 
 @pytest.fixture(scope="module", params=["native", "grpcio"])
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    settings = 'services = ["tests.faulty.service:Faulty"]\nlisten = "127.0.0.1:0"\nshards = 2\nmax_late_s = 60'
+    settings = 'services = ["tests.faulty.service:Faulty"]\nlisten = "127.0.0.1:0"\nshards = 2'
     settings += f'\nlistener = "{request.param}"'
     behind = settings.replace("shards = 2", 'shards = 1\ninterceptors = ["tests.faulty.interceptors:Faulty"]')
     toml = f"[apps.echo]\n{settings}\n[apps.behind]\n{behind}"
