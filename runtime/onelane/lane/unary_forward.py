@@ -148,6 +148,9 @@ class UnaryForward:
             self._end.set_result(None)
         self._answer()
 
+    def abandon(self, details: str) -> None:
+        self.finish(grpc.StatusCode.UNAVAILABLE, details)
+
     def wait_ended(self) -> Awaitable[None]:
         """Wait until it has ended."""
         if self._end is None:
