@@ -16,7 +16,7 @@ from tests.state.held_store import StoreControl
 RUN, DO = "echo.v1.Echo/Unary", "Misbehave"
 ROUNDS = 8
 """A run asks the store to load its key and to write, one after the other; the next one follows it."""
-SETTINGS = {"turns": {"echo.v1.Echo/*": "KEYED"}, "max_late_s": 60}
+SETTINGS = {"turns": {"echo.v1.Echo/*": "KEYED"}}
 
 
 class Reminded(echo_pb2_grpc.EchoServicer):

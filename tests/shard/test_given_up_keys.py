@@ -138,7 +138,7 @@ class Bench:
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(handoff, "GIVE_UP_S", 0.05)
     store = StoreControl()
-    async with Cluster(Stubborn, shards=2, settings={"max_late_s": 60, "drain_s": 0.05}, store=store) as cluster:
+    async with Cluster(Stubborn, shards=2, settings={"drain_s": 0.05}, store=store) as cluster:
         bench = Bench(cluster, store)
         await bench.choose()
         assert (await bench.count(), await bench.count(bench.staying)) == ((1, 1), (1, 1))

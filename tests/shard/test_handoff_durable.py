@@ -15,7 +15,7 @@ from tests.state.held_store import StoreControl
 from tests.state.kept_service import Kept
 
 KEYS = [f"k{number}" for number in range(20)]
-SETTINGS = {"max_late_s": 60, "state": {"patience_s": 0.1}}
+SETTINGS = {"state": {"patience_s": 0.1}}
 
 
 class Bench:

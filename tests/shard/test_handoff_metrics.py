@@ -38,7 +38,7 @@ SERVICE: Any = Remembering
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
     # All lanes share one loop, on a machine that may be busy: none is late.
-    async with Cluster(Remembering, shards=1, settings={"max_late_s": 60}) as running:
+    async with Cluster(Remembering, shards=1) as running:
         yield running
 
 

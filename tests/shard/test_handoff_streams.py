@@ -26,7 +26,7 @@ KEYS = [f"k{number}" for number in range(12)]
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
     # All lanes share one loop, on a machine that may be busy: none is late. What waits for a drain waits for too long.
-    async with Cluster(Follow, shards=2, settings={"max_late_s": 60, "drain_s": 60}, trace=True) as running:
+    async with Cluster(Follow, shards=2, settings={"drain_s": 60}, trace=True) as running:
         yield running
 
 

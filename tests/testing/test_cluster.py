@@ -54,6 +54,18 @@ def key_of(cluster: Cluster, shard: int) -> str:
     return next(key for key in map(str, range(200)) if cluster.owner_of(key) == shard)
 
 
+@pytest.mark.parametrize(("settings", "refused"), [({}, False), ({"max_late_s": 0.05}, True)])
+async def test_a_busy_machine_refuses_no_calls_unless_the_settings_say_when(
+    settings: dict[str, float], refused: bool
+) -> None:
+    async with Cluster(Echo, shards=1, settings=settings) as cluster:
+        stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
+        # Nine of them are more than the half second that a burst may take.
+        calls = [stub.Misbehave(EchoRequest(key=str(number), order="block 0.06")) for number in range(10)]
+        codes = [await call.code() for call in calls]
+        assert (grpc.StatusCode.RESOURCE_EXHAUSTED in codes) is refused
+
+
 async def test_calls_reach_the_owner_and_each_shard_by_itself(echoes: Cluster) -> None:
     stub: Any = echoes.stub(echo_pb2_grpc.EchoStub)
     for number in range(20):

@@ -17,7 +17,7 @@ KEYS = [f"k{number}" for number in range(60)]
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
     # All lanes share one loop, on a machine that may be busy: none is late.
-    async with Cluster(Counter, shards=2, settings={"max_late_s": 60}) as running:
+    async with Cluster(Counter, shards=2) as running:
         yield running
 
 

@@ -59,7 +59,7 @@ def settings() -> dict[str, float]:
 @pytest.fixture
 async def moves(settings: dict[str, float]) -> AsyncIterator[Moves]:
     # All lanes share one loop, on a machine that may be busy: none is late.
-    async with Cluster(Echo, shards=2, settings={"max_late_s": 60, **settings}) as cluster:
+    async with Cluster(Echo, shards=2, settings={**settings}) as cluster:
         moves = Moves(cluster)
         await cluster.scale(3)
         moves.leave = {key for key in KEYS if cluster.owner_of(key) == 2}

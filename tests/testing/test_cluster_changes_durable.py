@@ -23,7 +23,7 @@ CLIENTS = 6
 @pytest.fixture(params=[MemoryStore, SqliteStore])
 async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     # All lanes share one loop, on a machine that may be busy: none is late.
-    async with Cluster(KeptBeside, shards=2, settings={"max_late_s": 60}, store=request.param) as running:
+    async with Cluster(KeptBeside, shards=2, store=request.param) as running:
         yield running
 
 

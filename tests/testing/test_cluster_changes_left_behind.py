@@ -33,7 +33,7 @@ class Remembering(Counter):
 
 
 async def test_a_timer_of_a_key_that_has_left_does_not_run_when_the_key_is_back() -> None:
-    async with Cluster(Remembering, shards=1, settings={"max_late_s": 60}) as cluster:
+    async with Cluster(Remembering, shards=1) as cluster:
         stub = cluster.stub(CounterStub)
         for key in KEYS:
             await stub.Add(AddRequest(name=key, amount=1))
@@ -47,7 +47,7 @@ async def test_a_timer_of_a_key_that_has_left_does_not_run_when_the_key_is_back(
 
 
 async def test_a_key_with_more_state_than_a_client_may_send_in_a_message_moves_as_any_other() -> None:
-    async with Cluster(Remembering, shards=1, settings={"max_late_s": 60, "max_message_bytes": 65536}) as cluster:
+    async with Cluster(Remembering, shards=1, settings={"max_message_bytes": 65536}) as cluster:
         stub = cluster.stub(CounterStub)
         for key in KEYS:
             await stub.Add(AddRequest(name=key, amount=1))
@@ -60,7 +60,7 @@ async def test_a_key_with_more_state_than_a_client_may_send_in_a_message_moves_a
 
 async def test_a_life_that_was_replaced_hears_what_is_published_until_its_calls_have_ended() -> None:
     """Of streams without a key, which end with it and not before."""
-    async with Cluster(Echo, shards=2, settings={"max_late_s": 60}) as cluster:
+    async with Cluster(Echo, shards=2) as cluster:
         stub = cluster.stub(EchoStub)
         key_of = {cluster.owner_of(key): key for key in KEYS}
         await stub.Across(EchoRequest(key=key_of[0], order="subscribe news"))
@@ -87,7 +87,7 @@ async def test_a_life_that_was_replaced_hears_what_is_published_until_its_calls_
 
 async def test_no_connection_to_a_life_that_has_ended_stays_behind() -> None:
     """Nor one that dials its socket for ever."""
-    async with Cluster(Echo, shards=2, settings={"max_late_s": 60}) as cluster:
+    async with Cluster(Echo, shards=2) as cluster:
         for _ in range(2):
             await cluster.scale(3)
             for index in range(3):

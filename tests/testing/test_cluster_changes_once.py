@@ -13,7 +13,7 @@ from tests.lane.counting import Counting
 from tests.state.held_store import StoreControl
 
 KEYS = [f"k{number}" for number in range(24)]
-KEYED = {"turns": {"echo.v1.Echo/*": "KEYED"}, "max_late_s": 60}
+KEYED = {"turns": {"echo.v1.Echo/*": "KEYED"}}
 
 
 async def test_calls_that_are_repeated_by_their_id_while_their_keys_move_happen_once() -> None:

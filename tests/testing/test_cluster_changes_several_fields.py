@@ -47,7 +47,7 @@ def service(cluster: Cluster, shard: int) -> Seats:
 
 
 async def test_it_moves_is_kept_and_has_turns_and_reminders() -> None:
-    settings = {"keys": RULE, "max_late_s": 60}
+    settings = {"keys": RULE}
     async with Cluster(Seats, shards=1, settings=settings, strict=True) as cluster:
         stub = cluster.stub(EchoStub)
 
@@ -69,7 +69,7 @@ async def test_it_moves_is_kept_and_has_turns_and_reminders() -> None:
 
 
 async def test_what_is_no_key_has_an_error_that_says_what_is_one() -> None:
-    async with Cluster(Seats, shards=1, settings={"keys": RULE, "max_late_s": 60}, strict=True) as cluster:
+    async with Cluster(Seats, shards=1, settings={"keys": RULE}, strict=True) as cluster:
         seats = service(cluster, 0)
         with pytest.raises(Misuse, match=r"is \('eu',\): one of several fields is a tuple of two or more"):
             seats.shard.later(("eu",), 1, lambda: None)

@@ -50,6 +50,8 @@ from onelane.v1 import control_pb2
 S = TypeVar("S")
 TESTS = "onelane-testing"
 """The app whose assertions of identity are those of tests."""
+NEVER_LATE_S = 60.0
+"""`max_late_s` where the settings say nothing of it."""
 ITERATIONS = 20
 """Iterations of the event loop after each step of `advance`, for the tasks that the step has started."""
 
@@ -73,6 +75,9 @@ class Cluster:
         store: makes the store of durable state of each shard; by default in memory, kept over `kill` and `restart`.
         strict: a service that touches a keyed entry outside of the turn of its key gets `NotItsKey`, as by the app's
         setting `strict`; the code of the test may look at every entry.
+
+        No shard refuses calls because it runs late, unless the settings say when: all shards wait for one loop here,
+        and the test's machine may be busy.
 
         Raises:
             BadConfig: the file, or a setting, is not valid.
@@ -118,8 +123,14 @@ class Cluster:
 
     def _lay_out(self, folder: Path) -> None:
         for name, app in self._config.apps.items():
-            is_strict = self._is_strict or app.strict
-            settings = app.model_copy(update={"shards": self._count, "auth": _testable(app.auth), "strict": is_strict})
+            settings = app.model_copy(
+                update={
+                    "shards": self._count,
+                    "auth": _testable(app.auth),
+                    "strict": self._is_strict or app.strict,
+                    "max_late_s": app.max_late_s if "max_late_s" in app.model_fields_set else NEVER_LATE_S,
+                }
+            )
             shared = f"unix:{folder / name}"
             self._resolver_overrides[app.listen] = shared
             cluster_app = ClusterApp(self, name, settings, folder, sockets.listening(shared))
