@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import onelane
 import pytest
 from onelane.cluster.control import QueueControl, placement_to_proto
 from onelane.core.placement import Member, Placement
@@ -18,6 +19,7 @@ from onelane.shard.moved_keys import moved_key
 from onelane.shard.wiring import ShardParts
 from onelane.state.entries import KeyedEntry
 from onelane.v1.siblings_pb2 import (
+    Entry,
     HandOverReply,
     HandOverRequest,
     MovedKey,
@@ -350,6 +352,46 @@ async def test_what_arrives_is_there_before_the_hooks_and_they_before_its_first_
     assert heard == [("k", 7)]
     await bench.parts.handoff.hand_over(bench.take(done=True))
     await asyncio.sleep(0)
+    assert "arrived" in await bench.reported()
+    await close(bench)
+
+
+NEWER = bytes([9 << 3 | 2, 3]) + b"new"
+"""Of an `Entry`: a key in a field that this release does not have."""
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        (
+            Entry(dict="totals", value=b"\x07", codec="msgpack", version=1).SerializeToString() + NEWER,
+            "field 9 of Entry",
+        ),
+        (Entry(dict="totals", value=b"\x07", composite="xnew/i7").SerializeToString(), "the composite 'xnew/i7'"),
+        (Entry(dict="totals", value=b"\x07", integer="0x7").SerializeToString(), "the integer '0x7'"),
+    ],
+    ids=["field", "part", "integer"],
+)
+async def test_an_entry_whose_key_only_a_newer_release_can_read_goes_back_to_it_as_it_came(
+    bench: Bench, sibling: Sibling, caplog: pytest.LogCaptureFixture, written: bytes, kind: str
+) -> None:
+    """In the middle of an upgrade: the change ends, and the log says which kind of key, and whose."""
+    bench.prepare((bench.sibling,), (bench.me,))
+    await asyncio.sleep(0)
+    batch = bench.take(done=True, release="2.5.0")
+    batch.keys.add(key="k").entries.add().MergeFromString(written)
+    await bench.parts.handoff.hand_over(batch)
+    assert f"keyed 'totals', key <{kind}>: the routing key 'k' is spelled in a way" in caplog.text
+    assert "onelane 2.5.0 has sent its entries" in caplog.text
+    assert bench.totals == {}
+    after = Placement(2, (bench.me,))
+    bench.parts.lane.place(after)
+    bench.parts.handoff.placed(after)
+    bench.parts.handoff.prepare(after, Placement(3, (bench.sibling,)), ())
+    await eventually(lambda: sibling.keys == ["k"])
+    (back,) = sibling.requests[0].keys[0].entries
+    assert back.SerializeToString() == written
+    assert sibling.requests[0].release == onelane.__version__
     assert "arrived" in await bench.reported()
     await close(bench)
 

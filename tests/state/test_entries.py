@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.core.keys import canonical
+from onelane.errors import UnreadableValue
 from onelane.shard.moved_keys import entries_from, moved_key
-from onelane.state.durable_entries import entry_of, row_of
+from onelane.state.durable_entries import DurableEntries, entry_of, row_of
 from onelane.state.entries import MAX_FIELDS, KeyedEntry, canonical_key, composite_of, composite_text, spellings
+from onelane.state.keyed import KeyedDicts
+from onelane.state.store import Row
+from onelane.telemetry.stats import Stats
 
 PARTS = st.text() | st.binary() | st.integers()
 
@@ -67,3 +71,14 @@ NO_KEYS = [("a",), ("a", 1.0), ("a", ("b", "c")), tuple("abcdef"), 1.0, None, "\
 @pytest.mark.parametrize("key", NO_KEYS, ids=range(len(NO_KEYS)))
 def test_other_keys_are_no_routing_keys(key: Any) -> None:
     assert canonical_key(key) is None
+
+
+@pytest.mark.parametrize("spelled", [b"x7", b"", b"txnew/i7", b"inew"])
+def test_a_row_whose_key_only_a_newer_release_can_read_is_unreadable_by_name(spelled: bytes) -> None:
+    """Else its key is loaded for ever, and with it the change of placement in which the key is to leave."""
+    dicts = KeyedDicts("app-0", Stats())
+    counts = dicts.declare("counts", int, durable=True)
+    entries = DurableEntries(dicts)
+    with pytest.raises(UnreadableValue, match="its key is spelled in a way that this release does not"):
+        entries.install("7", [Row("counts", b"\x07", spelled, "msgpack", 1)])
+    assert counts == {}

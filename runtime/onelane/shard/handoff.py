@@ -310,7 +310,7 @@ class HandoffCarrier:
             for action in actions:
                 assert isinstance(action, handoff.Install)
                 for key in action.keys:
-                    self._install(key, list(entries_from(moved[key])))
+                    self._install(key, list(entries_from(moved[key], release=request.release)))
                 self._apply(change.installed(action.keys))
         if request.done:
             actions = change.done(request.from_life, request.to_life)

@@ -8,6 +8,8 @@ longer than all the work for its batch. Between two batches the loop looks at it
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any, Protocol
 
@@ -115,6 +117,7 @@ class HandoffLine:
             to_life=self._to.life,
             keys=moved,
             done=done,
+            release=_release(),
         ).SerializeToString()
 
     async def _deliver(self, request: bytes, moved: Sequence[siblings_pb2.MovedKey]) -> None:
@@ -141,3 +144,11 @@ class HandoffLine:
     def _sent_again(self, status: str, error: object) -> None:
         self._span.repeated(status)
         log.info("handoff.sent_again to=%s life=%d error=%s", self._to.name, self._to.life, error)
+
+
+@cache
+def _release() -> str:
+    try:
+        return version("onelane")
+    except PackageNotFoundError:
+        return ""

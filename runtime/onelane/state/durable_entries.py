@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from onelane.errors import UnwritableValue
-from onelane.state.entries import DictKey, KeyedEntry, composite_of, composite_text, spellings
+from onelane.errors import UnreadableValue, UnwritableValue
+from onelane.state.entries import DictKey, KeyedEntry, UnknownKey, composite_of, composite_text, spellings
 from onelane.state.keyed import KeyedDicts
 from onelane.state.store import Row
 
@@ -38,7 +38,7 @@ class DurableEntries:
         # All are read before the first is put.
         values = [
             (row.dict_name, entry.key, self._dicts.durable[row.dict_name].read(entry))
-            for row, entry in zip(rows, map(entry_of, rows), strict=True)
+            for row, entry in zip(rows, map(_readable_entry, rows), strict=True)
         ]
         for name, spelling, value in values:
             self._dicts.entries(name)[spelling] = value
@@ -76,11 +76,24 @@ def row_of(entry: KeyedEntry) -> Row:
 
 
 def entry_of(row: Row) -> KeyedEntry:
-    """The entry that `row_of` has written."""
-    return KeyedEntry(row.dict_name, _spelling(row.spelled), row.value, row.codec, row.version)
+    """The entry that `row_of` has written.
+
+    Raises:
+        ValueError: a newer release has written it, or it is damaged.
+    """
+    return KeyedEntry(row.dict_name, key_of(row), row.value, row.codec, row.version)
 
 
-def _spelled(key: DictKey) -> bytes:
+def _readable_entry(row: Row) -> KeyedEntry:
+    try:
+        return entry_of(row)
+    except ValueError as error:
+        reason = f"its key is spelled in a way that this release does not know: {error}"
+        raise UnreadableValue(row.dict_name, row.spelled, reason) from error
+
+
+def _spelled(key: DictKey | UnknownKey) -> bytes:
+    assert not isinstance(key, UnknownKey)
     if isinstance(key, tuple):
         return b"t" + composite_text(key).encode()
     if isinstance(key, bytes):
@@ -88,8 +101,11 @@ def _spelled(key: DictKey) -> bytes:
     return b"s" + key.encode() if isinstance(key, str) else b"i%d" % key
 
 
-def _spelling(spelled: bytes) -> DictKey:
-    kind, text = spelled[:1], spelled[1:]
+def key_of(row: Row) -> DictKey:
+    """The key of an entry, as its dict has it. Raises what `entry_of` raises."""
+    kind, text = row.spelled[:1], row.spelled[1:]
     if kind == b"t":
         return composite_of(text.decode())
+    if kind not in (b"i", b"b", b"s"):
+        raise ValueError(f"it begins with {kind!r}")
     return int(text) if kind == b"i" else text if kind == b"b" else text.decode()

@@ -7,6 +7,7 @@ key, and move with it. A key of several fields is a tuple of them, in the order 
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -25,12 +26,27 @@ _KINDS: dict[str, Callable[[str], KeyPart]] = {
 """Letter → the part of that kind with a canonical text."""
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class UnknownKey:
+    """The key of an entry in a dict, spelled by a newer release in a way that this one does not know."""
+
+    kind: str
+    """In words."""
+    release: str
+    """Of the sender; "" where it has not named it."""
+    entry: bytes
+    """The whole entry as it came: an `Entry` of siblings.proto."""
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}>"
+
+
 class KeyedEntry(NamedTuple):
     """What one keyed dict holds for a key; `Entry` of siblings.proto."""
 
     dict: str
     """The dict's name."""
-    key: DictKey
+    key: DictKey | UnknownKey
     """As the dict has it."""
     value: bytes
     """As its codec writes it."""

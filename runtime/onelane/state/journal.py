@@ -176,6 +176,10 @@ class Journal:
         except OnelaneError as unreadable:
             log.error("state.unreadable key=%r error=%s", key, unreadable)
             return unreadable
+        except Exception as defect:
+            # Of ours: the calls that wait for the key, and its move to another shard, must not wait for ever.
+            log.exception("state.unreadable key=%r", key)
+            return NotKept(f"the state of the key cannot be read: {type(defect).__name__}")
         self.residents[key] = Resident(rows, state, epoch)
         return None
 

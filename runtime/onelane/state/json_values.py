@@ -14,7 +14,7 @@ from onelane.core.keys import KeyPart
 from onelane.errors import BadState
 from onelane.state.codecs import MsgpackCodec, ProtobufCodec
 from onelane.state.declaration import ValueCodec
-from onelane.state.durable_entries import entry_of, row_of
+from onelane.state.durable_entries import entry_of, key_of, row_of
 from onelane.state.entries import DictKey, KeyedEntry, canonical_key
 from onelane.state.store import Row
 
@@ -25,9 +25,8 @@ def entry_as_json(key: str, row: Row, codec: ValueCodec | None) -> dict[str, Any
     if codec is None:
         return head_of(key, row) | {"data": _base64(row.value)}
     try:
-        entry = entry_of(row)
-        value = codec.read(entry)
-        lifted = row_of(codec.write(entry.key, value))
+        value = codec.read(entry_of(row))
+        lifted = row_of(codec.write(key_of(row), value))
     except (BadState, ValueError) as error:
         return head_of(key, row) | {"data": _base64(row.value), "note": f"cannot be read: {error}"}
     reason = "another value would come back"
@@ -47,7 +46,7 @@ def entry_as_json(key: str, row: Row, codec: ValueCodec | None) -> dict[str, Any
 def head_of(key: str, row: Row) -> dict[str, Any]:
     """What is known of an entry without its value."""
     try:
-        spelling: DictKey | None = entry_of(row).key
+        spelling: DictKey | None = key_of(row)
     except ValueError:
         spelling = None
     spelled = _spelled(spelling)

@@ -15,7 +15,7 @@ from typing import Any
 from onelane.errors import BadService, NoRoutingKey, UnreadableValue, UnwritableValue
 from onelane.state.codecs import Migration, ServiceCodec
 from onelane.state.declaration import Declaration, ValueCodec
-from onelane.state.entries import DictKey, KeyedEntry, canonical_key, spellings
+from onelane.state.entries import DictKey, KeyedEntry, UnknownKey, canonical_key, spellings
 from onelane.state.strict_dict import StrictDict, Unchecked, in_hook_of
 from onelane.telemetry.stats import Stats
 
@@ -139,6 +139,8 @@ class KeyedDicts:
         values = []
         try:
             for entry in entries:
+                if isinstance(entry.key, UnknownKey):
+                    raise UnreadableValue(entry.dict, entry.key, _of_newer_release(key, entry.key))
                 if entry.dict in self._moving:
                     values.append((self._dicts[entry.dict], entry.key, self._moving[entry.dict].read(entry)))
                 else:
@@ -246,6 +248,14 @@ class KeyedDicts:
         self._logged += 1
         if self._logged <= LOGGED:
             log.error("keyed.entry_lost shard=%s reason=%s %s", self._shard, reason, error)
+
+
+def _of_newer_release(key: str, spelled: UnknownKey) -> str:
+    sender = f"onelane {spelled.release}" if spelled.release else "a newer release"
+    return (
+        f"the routing key {key!r} is spelled in a way that this release does not know. {sender} has sent its entries;"
+        " they are kept as they came, and leave with the key again, for that release"
+    )
 
 
 def _checked(hook: KeyHook, name: str) -> KeyHook:

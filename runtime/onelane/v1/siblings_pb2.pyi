@@ -115,6 +115,7 @@ class HandOverRequest(_message.Message):
     TO_LIFE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Of the placement that begins."""
     from_life: _builtins.int
@@ -122,6 +123,8 @@ class HandOverRequest(_message.Message):
     to_life: _builtins.int
     done: _builtins.bool
     """These were the last: every other key of the sender's that arrives at the receiver has no state."""
+    release: _builtins.str
+    """The release of onelane that sends it, for errors: a newer one may know kinds of keys that the receiver does not."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___MovedKey]: ...
     def __init__(
@@ -132,10 +135,11 @@ class HandOverRequest(_message.Message):
         to_life: _builtins.int = ...,
         keys: _abc.Iterable[Global___MovedKey] | None = ...,
         done: _builtins.bool = ...,
+        release: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "epoch", b"epoch", "from_life", b"from_life", "keys", b"keys", "to_life", b"to_life"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "epoch", b"epoch", "from_life", b"from_life", "keys", b"keys", "release", b"release", "to_life", b"to_life"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
