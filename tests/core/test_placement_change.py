@@ -74,6 +74,16 @@ def test_the_next_life_begins_in_the_middle_of_the_change() -> None:
     assert change.waits_for() == {A.life, C.life, NEXT_B.life}
 
 
+def test_the_others_are_told_of_a_death_that_was_not_reported_before_the_next_life() -> None:
+    """Else the change would wait for the dead life for ever."""
+    change = moving()
+    assert [order for order in change.reborn(B.life, NEXT_B) if isinstance(order, Tell) and order.life == A.life] == [
+        Tell(A.life, Gone(B.life)),
+        Tell(A.life, Reborn(NEXT_B)),
+    ]
+    assert change.waits_for() == {A.life, C.life, NEXT_B.life}
+
+
 def test_a_change_waits_for_the_next_life_as_long_as_keys_are_owed_to_it() -> None:
     change = moving()
     change.died(C.life)

@@ -238,3 +238,15 @@ async def test_a_call_that_waits_for_the_state_of_a_key_that_leaves_without_it_d
     await scaling
     code = await counting
     assert (code, await bench.count(bench.unused)) == (grpc.StatusCode.UNAVAILABLE, (1, 1))
+
+
+async def test_what_the_turn_writes_after_it_was_given_up_is_lost_by_that_name(bench: Bench) -> None:
+    """It is found as the key comes back, and as the turn ends."""
+    async with bench.stuck():
+        await bench.scale(3)
+        bench.service(0).counts[bench.key] = LATE
+        await bench.scale(2)
+    # The turn that waits for it begins after its end.
+    await bench.count()
+    lost = [await bench.cluster.stats("onelane.state.lost", which) for which in ({}, {"onelane.reason": "given_up"})]
+    assert lost == [3, 3]

@@ -3,7 +3,7 @@ with a sibling and a supervisor that the test plays."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Sibling(SiblingsServicer):
     def __init__(self) -> None:
         self.requests: list[HandOverRequest] = []
         self.failures = 0
+        self.life: int | None = None
+        """It refuses what is for another life."""
         self.on_batch: Callable[[], object] = lambda: None
         """Called before it acknowledges a batch."""
         self.acknowledges = asyncio.Event()
@@ -52,6 +54,8 @@ class Sibling(SiblingsServicer):
         if self.failures:
             self.failures -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        if self.life not in (None, request.to_life):
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"this is life {self.life}")
         self.requests.append(request)
         self.on_batch()
         await self.acknowledges.wait()
@@ -245,6 +249,28 @@ async def test_hooks_are_told_once_of_a_key_that_leaves_also_where_its_receiver_
     await close(bench)
     await server.stop(0)
     held.close()
+
+
+async def test_what_was_for_a_life_that_has_a_next_one_is_sent_to_that_alone_though_nobody_has_told_its_death(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next life has its socket, and refuses what is for the dead one."""
+    monkeypatch.setattr(handoff_line, "RESEND_S", 0.001)
+    sibling.life = SIBLING_LIFE + 1
+    bench.totals["k"] = 7
+    bench.prepare((bench.me,), (bench.sibling,))
+    async with asyncio.timeout(20):
+        while not (deliveries := tasks_of("HandoffLine._deliver")):  # noqa: ASYNC110 - a line tells nobody
+            await asyncio.sleep(0)
+        bench.parts.handoff.reborn(replace(bench.sibling, life=sibling.life))
+        await asyncio.wait(deliveries)
+    await eventually(lambda: sibling.keys == ["k"] and sibling.requests[-1].done)
+    await close(bench)
+
+
+def tasks_of(name: str) -> set[asyncio.Task[Any]]:
+    """Those that run the coroutine function of this qualified name."""
+    return {task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == name}
 
 
 async def test_a_value_that_cannot_leave_holds_up_no_change(bench: Bench, sibling: Sibling) -> None:

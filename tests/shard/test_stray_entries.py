@@ -8,7 +8,7 @@ import pytest
 from onelane.core.placement import Member, Placement
 
 from tests.running_app import eventually
-from tests.shard.test_handoff import KEYS, Bench, Sibling, bench, close, sibling
+from tests.shard.test_handoff import KEYS, Bench, Sibling, bench, close, sibling, tasks_of
 
 __all__ = ["bench", "sibling"]
 
@@ -66,5 +66,30 @@ async def test_a_key_that_arrives_has_the_state_that_came_and_nothing_beside_it(
     await asyncio.sleep(0)
     await bench.parts.handoff.hand_over(bench.take("k"))
     assert (bench.totals, counts) == ({"k": 7}, {})
+    assert lost(bench) == {"outside_turn": 2}
+    await close(bench)
+
+
+async def test_an_entry_that_cannot_leave_is_counted_once(bench: Bench, sibling: Sibling) -> None:
+    """Its key is looked at when it is packed, when it is acknowledged, and when the change is over."""
+    entries: Any = bench.totals
+    entries.update({"bad": "no number", "good": 7, 1.5: 1})
+    after = Placement(2, (bench.sibling,))
+    bench.prepare((bench.me,), after.members)
+    await eventually(lambda: entries == {1.5: 1})
+    bench.parts.lane.place(after)
+    bench.parts.handoff.placed(after)
+    await asyncio.wait(tasks_of("StrayEntries.sweep"), timeout=20)
+    assert lost(bench) == {"unwritable": 1, "no_key": 1}
+    await close(bench)
+
+
+async def test_each_entry_that_was_written_meanwhile_is_counted(bench: Bench, sibling: Sibling) -> None:
+    """A dict has an entry for each spelling of a key."""
+    entries: Any = bench.totals
+    entries.update({"7": 1, 7: 1, b"7": 1})
+    sibling.on_batch = lambda: entries.update({"7": 2, 7: 2}) if entries else None
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: entries == {})
     assert lost(bench) == {"outside_turn": 2}
     await close(bench)

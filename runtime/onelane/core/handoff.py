@@ -267,7 +267,8 @@ class Handoff:
     def moved(self, from_life: int, to_life: int, keys: Iterable[str]) -> list[Action]:
         """The state of these keys has come. `Refuse`, or one `Install` (of no key, where all were installed before).
 
-        Batches of one sender come one after the other: the next one after `installed` of the last one.
+        Several batches of a sender are under way at once, and come in any order, also twice: each key is in one of
+        them. One batch is installed, up to its `installed`, before `moved` is called for the next one.
         """
         refusal = self._refusal(from_life, to_life)
         if refusal:

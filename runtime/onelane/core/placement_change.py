@@ -105,11 +105,11 @@ class PlacementChange:
         """The process of this life has ended, by proof. Its next life is `reborn`, once it is started."""
         if life in self._dead or life not in _lives(self.before) | _lives(self.after):
             return []
-        self._dead.add(life)
-        return [*self._tell_others(life, Gone(life)), *self._end()]
+        return [*self._buried(life), *self._end()]
 
     def reborn(self, dead_life: int, member: Member) -> list[Order]:
-        """`member`, with the same name, address and socket, follows a life that has died.
+        """`member`, with the same name, address and socket, follows a life that has died; which the others are told
+        first, where that was not reported.
 
         A life that is only in `before` needs no next life once the change moves.
         """
@@ -117,8 +117,9 @@ class PlacementChange:
             return self._replace_unseen(dead_life, member)
         if self.phase is Phase.OVER or dead_life not in _lives(self.after):
             return []
+        gone = self._buried(dead_life) if dead_life != member.life else []
         self.after = _with_next_life(self.after, dead_life, member)
-        return [Tell(member.life, self._prepare()), *self._tell_others(member.life, Reborn(member))]
+        return [*gone, Tell(member.life, self._prepare()), *self._tell_others(member.life, Reborn(member))]
 
     def waits_for(self) -> frozenset[int]:
         """The lives whose word the change waits for."""
@@ -127,6 +128,12 @@ class PlacementChange:
         departing = _lives(self.before) - self._departed
         arriving = _lives(self.after) - self._arrived
         return frozenset((departing | arriving) - self._dead)
+
+    def _buried(self, life: int) -> list[Order]:
+        if life in self._dead:
+            return []
+        self._dead.add(life)
+        return self._tell_others(life, Gone(life))
 
     def _replace_unseen(self, dead_life: int, member: Member) -> list[Order]:
         if dead_life in self._joined and dead_life in _lives(self.before):

@@ -30,13 +30,19 @@ class GivenUpKeys:
         if self._lane.kept is not None:
             self._lane.kept.give_up(key)
 
+    def lose(self, name: str, key: str) -> None:
+        """Count and log an entry of a keyed dict that the turn has written since."""
+        text = f"keyed {name!r}, key {key!r}: written by a turn that had been given up as the key left"
+        self._keyed.lose("given_up", text)
+
     def arrived(self, key: str, entries: list[KeyedEntry]) -> None:
         """The key has come back with these entries, which are in the dicts now."""
         self._came_back[key] = entries
 
     def end(self, key: str) -> list[KeyedEntry] | None:
         """The turn has ended: drop what it has left in the dicts. Returns the entries to put in their place."""
-        self._keyed.clear(key)
+        for name in self._keyed.clear(key):
+            self.lose(name, key)
         if self._lane.kept is not None:
             self._lane.kept.given_up_ended(key)
         return self._came_back.pop(key)

@@ -92,7 +92,7 @@ class HandoffCarrier:
         self._late = LateCalls(lane, under_way, drain_s=drain_s)
         self._last_turns = LastTurns(lane, keyed)
         self._given_up = GivenUpKeys(lane, keyed)
-        self._stray_entries = StrayEntries(keyed)
+        self._stray_entries = StrayEntries(keyed, self._given_up)
         self._tasks: set[asyncio.Task[None]] = set()
         self._bytes = 0
         arrivals = lane.queue.arrivals
@@ -126,14 +126,22 @@ class HandoffCarrier:
     def gone(self, life: int) -> None:
         """A life has died."""
         if self._handoff is not None:
-            if (line := self._lines.pop(life, None)) is not None:
-                line.cancel("life_died")
+            self._end_line(life)
             self._apply(self._handoff.gone(life))
 
     def reborn(self, member: Member) -> None:
-        """The next life of a shard that has died."""
+        """The next life of a shard that has died, also where nobody has told that."""
         if self._handoff is not None:
+            for line in list(self._lines.values()):
+                if line.to.name == member.name and line.to.life < member.life:
+                    # It has the socket of the dead life, and would refuse its batches for ever.
+                    self._end_line(line.to.life)
             self._apply(self._handoff.reborn(member))
+
+    def _end_line(self, life: int) -> None:
+        """Send nothing any more to a life that has died."""
+        if (line := self._lines.pop(life, None)) is not None:
+            line.cancel("life_died")
 
     def placed(self, placement: Placement) -> None:
         """A placement is followed: the change that leads to it is over."""

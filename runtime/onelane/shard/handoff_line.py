@@ -57,7 +57,7 @@ class HandoffLine:
         self._carrier = carrier
         self._span = span
         self._change = change
-        self._to = to
+        self.to = to
         self._keys: dict[str, None] = {}
         self._is_done = False
         self._packing: asyncio.Task[None] | None = None
@@ -93,7 +93,7 @@ class HandoffLine:
                     moved = await self._next_batch()
                 except Exception:
                     # A defect of ours or of a store. No key was removed: they are packed anew.
-                    log.exception("handoff.not_packed to=%s life=%d", self._to.name, self._to.life)
+                    log.exception("handoff.not_packed to=%s life=%d", self.to.name, self.to.life)
                     self._room.release()
                     await asyncio.sleep(RESEND_S)
                     continue
@@ -114,7 +114,7 @@ class HandoffLine:
         return siblings_pb2.HandOverRequest(
             epoch=self._change.after.epoch,
             from_life=self._carrier.life,
-            to_life=self._to.life,
+            to_life=self.to.life,
             keys=moved,
             done=done,
             release=_release(),
@@ -124,14 +124,14 @@ class HandoffLine:
         await self._send(request)
         self._room.release()
         self._span.acknowledged(len(moved), len(request))
-        self._carrier.acknowledged(self._change, self._to.life, moved)
+        self._carrier.acknowledged(self._change, self.to.life, moved)
 
     async def _send(self, request: bytes) -> None:
         """Send a batch until it is acknowledged. Cancelled where its receiver is dead, or the change is over."""
         while True:
             try:
                 # Of each attempt: a receiver that did not tick for a while has another channel now.
-                await self._carrier.channel(self._to).unary_unary("/onelane.v1.Siblings/HandOver")(request)
+                await self._carrier.channel(self.to).unary_unary("/onelane.v1.Siblings/HandOver")(request)
             except grpc.aio.AioRpcError as error:
                 self._sent_again(error.code().name, error.details())
             except Exception as error:
@@ -143,7 +143,7 @@ class HandoffLine:
 
     def _sent_again(self, status: str, error: object) -> None:
         self._span.repeated(status)
-        log.info("handoff.sent_again to=%s life=%d error=%s", self._to.name, self._to.life, error)
+        log.info("handoff.sent_again to=%s life=%d error=%s", self.to.name, self.to.life, error)
 
 
 @cache

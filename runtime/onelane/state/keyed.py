@@ -101,8 +101,8 @@ class KeyedDicts:
         """Name of each dict → its number of entries."""
         return {name: len(entries) for name, entries in self._dicts.items()}
 
-    def keys(self) -> Iterator[str]:
-        """Every key with an entry in a dict that moves, once.
+    def keys(self, *, counts: bool = True) -> Iterator[str]:
+        """Every key with an entry in a dict that moves, once. counts: the entries under no routing key, as lost.
 
         Of the moment of the call, and safe against changes while it is iterated in pieces: a key that was dropped
         meanwhile may still come, and has no entries then. An entry under no routing key is lost to its owner; see
@@ -110,12 +110,12 @@ class KeyedDicts:
         """
         unread = tuple(self._unread)
         return chain(
-            unread, self._canonical([(name, tuple(self._dicts[name])) for name in self._moving], seen=set(unread))
+            unread, self._canonical([(name, tuple(self._dicts[name])) for name in self._moving], set(unread), counts)
         )
 
-    def entries_of(self, key: str) -> list[KeyedEntry]:
+    def entries_of(self, key: str, *, counts: bool = True) -> list[KeyedEntry]:
         """The entries of a key, as they leave; those of durable dicts do not: its new owner loads them. A value that
-        cannot be encoded is left out, logged and counted."""
+        cannot be encoded is left out. counts: as lost, and logs it."""
         if key in self._aside:
             return self._aside[key]
         entries = []
@@ -123,7 +123,8 @@ class KeyedDicts:
             try:
                 entries.append(self._travelling[name].write(spelling, self._dicts[name][spelling]))
             except UnwritableValue as error:
-                self.lose("unwritable", error)
+                if counts:
+                    self.lose("unwritable", error)
         if key in self._unread:
             written = {(entry.dict, entry.key) for entry in entries}
             entries += [entry for entry in self._unread[key] if (entry.dict, entry.key) not in written]
@@ -219,13 +220,14 @@ class KeyedDicts:
         spelled = spellings(key)
         return [(name, spelling) for name in names for spelling in spelled if spelling in self._dicts[name]]
 
-    def _canonical(self, dict_keys: list[tuple[str, tuple[Any, ...]]], seen: set[str]) -> Iterator[str]:
+    def _canonical(self, dict_keys: list[tuple[str, tuple[Any, ...]]], seen: set[str], counts: bool) -> Iterator[str]:
         """Each key once, but for those that are `seen` already."""
         for name, spelled in dict_keys:
             for spelling in spelled:
                 key = canonical_key(spelling)
                 if key is None:
-                    self.lose("no_key", NoRoutingKey(name, spelling))
+                    if counts:
+                        self.lose("no_key", NoRoutingKey(name, spelling))
                 elif key not in seen:
                     seen.add(key)
                     yield key
