@@ -117,9 +117,9 @@ class PlacementChange:
             return self._replace_unseen(dead_life, member)
         if self.phase is Phase.OVER or dead_life not in _lives(self.after):
             return []
-        gone = self._buried(dead_life) if dead_life != member.life else []
+        death = self._buried(dead_life) if dead_life != member.life else []
         self.after = _with_next_life(self.after, dead_life, member)
-        return [*gone, Tell(member.life, self._prepare()), *self._tell_others(member.life, Reborn(member))]
+        return [*death, Tell(member.life, self._prepare()), *self._tell_others(member.life, Reborn(member))]
 
     def waits_for(self) -> frozenset[int]:
         """The lives whose word the change waits for."""
