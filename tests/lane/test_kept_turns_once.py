@@ -15,7 +15,7 @@ from onelane.testing import Cluster
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
-from tests.lane.counting import Counted, counted_cluster
+from tests.lane.counting import WRITE, Counted, counted_cluster, status_of
 from tests.state.held_store import StoreControl
 
 ID = "idempotency-key"
@@ -157,6 +157,25 @@ async def test_a_call_whose_connection_is_cut_while_it_runs_is_undone_and_counts
         await counted.began("first")
         counted.service.may_go["k"].set()
         assert (await call).seen == 2
+
+
+async def test_a_call_that_is_undone_after_an_earlier_turn_has_failed_leaves_its_key_to_be_loaded() -> None:
+    """What it rests on has failed, so its own end fails as well; the next call is not to begin with its memory."""
+    async with counted_cluster() as counted:
+        await counted.fresh("k")
+        with counted.store.fails("commit"):
+            with counted.store.held():
+                first = counted.call(WRITE, "k", text="first")
+                await counted.committing()
+                request = EchoRequest(key="k", order="wait", text="undone")
+                undone = counted.stub.Unary(request, metadata=((ID, "mine"),), timeout=20)
+                await counted.began("first", "undone")
+            assert await status_of(first) == "UNAVAILABLE"
+        undone.cancel()
+        async with asyncio.timeout(20):
+            while counted.lane.queue.turns.held:  # noqa: ASYNC110 - a turn tells nobody that it ends
+                await asyncio.sleep(0)
+        assert await counted.write("k") == 2
 
 
 async def test_a_call_whose_process_ends_between_its_commit_and_its_answer_counts_once_and_succeeds() -> None:
