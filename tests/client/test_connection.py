@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from onelane.client import subchannel
 from onelane.client.channel import dial
 from onelane.client.connection import Connection
 from onelane.client.options import Dialling
@@ -61,18 +62,19 @@ async def test_a_server_that_breaks_http2_ends_a_call_whose_requests_never_pause
 
 
 @pytest.mark.parametrize(
-    ("begins", "breaks"),
-    [("receive_in_turns", b""), ("postpone", b""), ("postpone", h2.frame(h2.DATA, b"of no stream"))],
+    ("limit", "breaks"),
+    [(("max_piece", 1024), b""), (("max_events", 8), b""), (("max_events", 8), h2.frame(h2.DATA, b"of no stream"))],
     ids=["bytes wait", "events wait", "events wait, and HTTP/2 is broken"],
 )
 async def test_calls_that_were_answered_before_their_connection_was_lost_have_their_answers(
-    begins: str, breaks: bytes, monkeypatch: pytest.MonkeyPatch
+    limit: tuple[str, int], breaks: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answers came in one read, of which one piece, or some events, are handled in a turn; then a write meets a
     closed socket, or HTTP/2 has ended."""
-    calls, reads = 100, 0
+    calls = 100
+    connections: list[Connection] = []
     clock: Iterator[float] = count(1.0, driver.TURN_S)
-    begin = getattr(Connection, begins)
+    """Seconds at which the turn of a connection begins, or is looked at: each look is late."""
 
     async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(h2.settings())
@@ -91,25 +93,29 @@ async def test_calls_that_were_answered_before_their_connection_was_lost_have_th
         await reader.read()
         writer.close()
 
-    def lose(connection: Connection, read: Any) -> Any:
-        nonlocal reads
-        reads += 1
-        first = begin(connection, read)
-        assert connection.is_behind
-        if breaks:
-            connection.flush()
-            assert connection.is_over
-        connection.transport.abort()
-        return first
+    def connect(*arguments: Any) -> Connection:
+        connections.append(Connection(*arguments))
+        return connections[-1]
 
-    monkeypatch.setattr(driver, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(Connection, begins, lose)
-    monkeypatch.setattr(Connection, *(("max_piece", 1024) if begins == "receive_in_turns" else ("max_events", 8)))
+    def lose_once_the_first_are_handled() -> float:
+        now = next(clock)
+        if now == 1.0 + driver.TURN_S:
+            (connection,) = connections
+            assert connection.is_behind
+            if breaks:
+                connection.flush()
+                assert connection.is_over
+            connection.transport.abort()
+        return now
+
+    monkeypatch.setattr(driver, "monotonic", lose_once_the_first_are_handled)
+    monkeypatch.setattr(subchannel, "Connection", connect)
+    monkeypatch.setattr(Connection, *limit)
     server = await asyncio.start_server(answer_all, "127.0.0.1", 0)
     async with server, dial("{}:{}".format(*server.sockets[0].getsockname())) as channel:
         send = channel.unary_unary("/t.T/Echo")
         answers = await asyncio.gather(*(send(b"x", timeout=10) for _ in range(calls)), return_exceptions=True)
-    assert reads == 1
+    assert next(clock) > 1.0 + driver.TURN_S, "nothing was lost"
     assert answers == [b"%d" % n for n in range(1, 2 * calls, 2)]
 
 
