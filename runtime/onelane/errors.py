@@ -5,7 +5,7 @@ Each class names the gRPC status that a client sees; `server/status.py` alone tu
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 
 class OnelaneError(Exception):
@@ -382,6 +382,15 @@ class DeadlinePassed(Transient):
     """The deadline passed before there was an answer."""
 
     status = "DEADLINE_EXCEEDED"
+
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
+
+
+def caused(error: ErrorT, cause: BaseException) -> ErrorT:
+    """An error that another has caused. In compiled code `raise … from` sets no cause: it is written beside this."""
+    error.__cause__ = cause
+    return error
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, e
 from types import ModuleType
 from typing import Any
 
-from onelane.errors import BadService, OnelaneError, ServiceRaised, first_of
+from onelane.errors import BadService, OnelaneError, ServiceRaised, caused, first_of
 
 
 def load_plugin(group: str, name: str) -> Callable[..., Any]:
@@ -78,7 +78,4 @@ def raised(place: str, error: BaseException) -> ServiceRaised:
     """
     cause = first_of(error) if isinstance(error, BaseExceptionGroup) else error
     name = next(line for line in traceback.format_exception_only(cause) if not line.startswith(" ")).rstrip()
-    failure = ServiceRaised(f"{place}: {name}" if place else name)
-    # Here, beside `from` where it is raised: compiled code does not set the cause.
-    failure.__cause__ = error
-    return failure
+    return caused(ServiceRaised(f"{place}: {name}" if place else name), error)

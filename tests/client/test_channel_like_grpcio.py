@@ -288,6 +288,7 @@ MALFORMED = {
     "a pair": ("a", "b"),
     "a triple": (("a", "b", "c"),),
     "a number": (("a", 1),),
+    "a key that is a number": (("onelane-key", 1),),
     "text for bytes": (("a-bin", "text"),),
     "an upper-case name": (("A", "b"),),
     "a name with a space": (("a b", "c"),),

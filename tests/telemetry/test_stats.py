@@ -1,5 +1,7 @@
 """A counted value is in exactly one place: a series of the shard, or one point."""
 
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -108,6 +110,19 @@ def test_values_that_are_not_finite_numbers_spoil_no_tick() -> None:
         stats.gauge("depth").set("x")  # type: ignore[arg-type]
     taken = {point.instrument.name: point.value for point in stats.take()}
     assert taken == {"calls": 3, "took": Buckets.of([0.5, 0.0])}
+
+
+def test_numbers_of_other_classes_than_int_and_float_are_counted() -> None:
+    """Such as numpy's: what is compiled is as open as what is interpreted."""
+    stats = Stats()
+    stats.counter("calls").add(Fraction(3))
+    stats.counter("calls").at().add(Fraction(1, 2))
+    stats.up_down_counter("open").add(Decimal(2))
+    stats.gauge("depth").set(Decimal("0.5"))
+    stats.gauge("heat").observe(lambda: Fraction(1, 4))
+    stats.histogram("took").record(Decimal("0.5"))
+    taken = {point.instrument.name: point.value for point in stats.take()}
+    assert taken == {"calls": 3.5, "open": 2, "depth": 0.5, "heat": 0.25, "took": Buckets.of([0.5])}
 
 
 def test_a_failing_callback_is_logged_once_and_the_other_points_are_reported(caplog: pytest.LogCaptureFixture) -> None:

@@ -265,12 +265,15 @@ def _read_integer(name: str, full_name: str, *, optional: bool) -> Callable[[Any
     return read_optional if optional else read
 
 
-def header_of(metadata: Iterable[tuple[str, str | bytes]], name: str = HEADER) -> str | None:
-    """The value of one name in the metadata; several values are joined by commas, as gRPC hashes them."""
-    values = [value for key, value in metadata if key == name]
+def header_of(metadata: Iterable[Any], name: str = HEADER) -> str | None:
+    """The value of one name in the metadata; several values are joined by commas, as gRPC hashes them.
+
+    metadata: pairs. What else than text and bytes is in them is refused where the call is sent.
+    """
+    values = [pair[1] for pair in metadata if pair[0] == name]
     if not values:
         return None
-    return ",".join(v if isinstance(v, str) else v.decode("latin-1") for v in values)
+    return ",".join([v.decode("latin-1") if isinstance(v, bytes) else str(v) for v in values])
 
 
 def key_in(rule: KeyRule, message: Message | None, metadata: Iterable[tuple[str, str | bytes]]) -> str:

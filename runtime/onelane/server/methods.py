@@ -17,7 +17,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from onelane import plugins
 from onelane.core.keys import MAX_KEY_BYTES, KeyRule, configured_for, describe, rule_for
-from onelane.errors import BadService
+from onelane.errors import BadService, caused
 from onelane.v1 import options_pb2
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -127,7 +127,8 @@ def make(cls: type, shard: object) -> object:
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise BadService(f"its constructor takes {signature}, expected (shard) or no argument: {error}") from error
+        bad = BadService(f"its constructor takes {signature}, expected (shard) or no argument: {error}")
+        raise caused(bad, error) from error
     try:
         return cls(*arguments)
     except BadService:

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from onelane.errors import Malformed
+from onelane.errors import Malformed, caused
 from onelane.server import user_code
 from onelane.server.arguments import BadHandler
 from onelane.server.call import OK, Call
@@ -26,7 +26,7 @@ def parse(method: Method, request: bytes) -> Any:
     try:
         return method.deserialize(request)
     except Exception as error:
-        raise Malformed(f"the request of {method.name} is not the message it should be") from error
+        raise caused(Malformed(f"the request of {method.name} is not the message it should be"), error) from error
 
 
 def bytes_of(method: Method, call: Call, answer: Any) -> bytes:
@@ -59,7 +59,7 @@ def _serialize_other(method: Method, answer: Any) -> bytes:
     except Exception as error:
         bad = bad_answer(method, answer, f"what its serializer takes: {user_code.summary(error)}")
         bad.line = user_code.line_of(error) or bad.line
-        raise bad from error
+        raise caused(bad, error) from error
     if isinstance(raw, bytes):
         return raw
     if isinstance(raw, bytearray | memoryview):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite, isnan, nan
 from operator import itemgetter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, SupportsFloat, TypeVar
 
 from onelane.telemetry.histogram import Buckets, Exemplar
 
@@ -20,8 +20,6 @@ AttributeValue = Any
 """A text, a boolean, a 64-bit integer or a finite float. The runtime's own are text."""
 Attributes = tuple[tuple[str, AttributeValue], ...]
 """Sorted by name."""
-Number = int | float
-"""A count stays an integer, and is exported as one."""
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 MAX_SERIES = 2000
@@ -105,11 +103,12 @@ class CounterSeries:
 
     def __init__(self, attributes: Attributes, changed: list[Any]) -> None:
         self.attributes = attributes
-        self.value: Number = 0
+        self.value: Any = 0
+        """A count stays an integer, and is exported as one."""
         self._changed = changed
 
-    def add(self, amount: Number = 1) -> None:
-        """Add `amount`. Costs some 0.1 µs."""
+    def add(self, amount: SupportsFloat = 1) -> None:
+        """Add `amount`: an int, a float, or a number of another library. Costs some 0.1 µs."""
         if not self.value:
             self._changed.append(self)
         self.value += amount
@@ -133,7 +132,7 @@ class GaugeSeries:
         self._is_changed = False
         self._changed = changed
 
-    def set(self, value: float) -> None:
+    def set(self, value: SupportsFloat) -> None:
         """Set the present value; NaN ends the series.
 
         Raises:
@@ -169,12 +168,12 @@ class HistogramSeries:
     def __init__(self, attributes: Attributes, changed: list[Any]) -> None:
         self.attributes = attributes
         self._changed = changed
-        self._values: list[float] = []
+        self._values: list[Any] = []
         self._folded: Buckets | None = None
         self._exemplar: tuple[float, EndedSpan] | None = None
 
-    def record(self, value: float) -> None:
-        """Record a value of 0 or more; other values are ignored. Costs some 0.1 µs, and as much again at `take`."""
+    def record(self, value: SupportsFloat) -> None:
+        """Record a value of 0 or more; anything else is ignored. Costs some 0.1 µs, and as much again at `take`."""
         values = self._values
         if not values:
             self._changed.append(self)
@@ -250,13 +249,14 @@ class Counter(_SeriesByAttributes[CounterSeries]):
     def _new_series(self, attributes: Attributes) -> CounterSeries:
         return CounterSeries(attributes, self._changed)
 
-    def add(self, amount: Number = 1, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+    def add(self, amount: SupportsFloat = 1, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """Add `amount` to the series of `attributes`.
 
         Raises:
             ValueError: `amount` is below zero.
         """
-        if amount < 0:
+        number: Any = amount
+        if number < 0:
             raise ValueError(f"{self.instrument.name} only grows, so it cannot add {amount}; up_down_counter can")
         self.at(attributes).add(amount)
 
@@ -269,7 +269,7 @@ class UpDownCounter(_SeriesByAttributes[CounterSeries]):
     def _new_series(self, attributes: Attributes) -> CounterSeries:
         return CounterSeries(attributes, self._changed)
 
-    def add(self, amount: Number, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+    def add(self, amount: SupportsFloat, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         self.at(attributes).add(amount)
 
 
@@ -283,13 +283,15 @@ class Gauge(_SeriesByAttributes[GaugeSeries]):
 
     def __init__(self, instrument: Instrument) -> None:
         super().__init__(instrument)
-        self._callbacks: dict[Attributes, Callable[[], float]] = {}
+        self._callbacks: dict[Attributes, Callable[[], SupportsFloat]] = {}
         self._failing: set[Attributes] = set()
 
-    def set(self, value: float, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+    def set(self, value: SupportsFloat, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         self.at(attributes).set(value)
 
-    def observe(self, callback: Callable[[], float], attributes: Mapping[str, AttributeValue] | None = None) -> None:
+    def observe(
+        self, callback: Callable[[], SupportsFloat], attributes: Mapping[str, AttributeValue] | None = None
+    ) -> None:
         """Call `callback` at each `take` for the value of one attribute set."""
         self._callbacks[attributes_of(attributes)] = callback
 
@@ -320,7 +322,7 @@ class Histogram(_SeriesByAttributes[HistogramSeries]):
     def _new_series(self, attributes: Attributes) -> HistogramSeries:
         return HistogramSeries(attributes, self._changed)
 
-    def record(self, value: float, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+    def record(self, value: SupportsFloat, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         self.at(attributes).record(value)
 
 

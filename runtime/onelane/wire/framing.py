@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from onelane.core.hop import HOP_HEADERS
+from onelane.errors import caused
 from onelane.wire.statuses import CANCELLED as CANCELLED
 from onelane.wire.statuses import DEADLINE_EXCEEDED as DEADLINE_EXCEEDED
 from onelane.wire.statuses import INTERNAL as INTERNAL
@@ -251,7 +252,7 @@ def _unbase64(value: bytes) -> bytes:
     try:
         return b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except BadBase64 as error:
-        raise BadWire(f"metadata in -bin is not base64: {error}") from error
+        raise caused(BadWire(f"metadata in -bin is not base64: {error}"), error) from error
 
 
 def write_message(details: str) -> bytes:
