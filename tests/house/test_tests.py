@@ -41,6 +41,8 @@ TESTED_BY = {
     "cli/protoc": "house/test_generated",
     "cli/status": "cli/test_main",
     "client/answered_call": "client/test_intercepted_call_like_grpcio",
+    "client/call_methods": "client/test_call",
+    "client/multi_callable": "client/test_channel",
     "client/options": "client/test_subchannel",
     "state/json_values": "cli/test_state",
     "state/stored_changes": "cli/test_state_changes",

@@ -2,21 +2,23 @@
 attempts.
 
 Made and sent at once, without a task. What a caller sees (await, cancel, code, details, metadata, callbacks, errors)
-is grpc.aio's.
+is grpc.aio's. What of that is awaited: `call_methods`.
 """
 
 import asyncio
 import logging
 from asyncio import get_running_loop
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import grpc.aio
 from grpc.aio import Metadata
+from mypy_extensions import mypyc_attr
 
+from onelane.client import call_methods
 from onelane.client.connection import ENDED, Connection, Outgoing
 from onelane.client.subchannel import Subchannel
 from onelane.wire.client import ClientStream
@@ -46,12 +48,11 @@ def run_callback(callback: Callable[[Any], None], call: Any) -> None:
         log.exception("client.callback_failed callback=%r", callback)
 
 
-class ClientCall(grpc.aio.Call):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ClientCall:
     """One call, with all of its attempts. Owned by the loop of its channel."""
 
-    single_response: bool
-    reset_error: int = ErrorCode.CANCEL
-    """The HTTP/2 error code that a server is sent where the call is cancelled here."""
+    single_response: ClassVar[bool] = False
     headers_size = 0
     """Bytes of its headers, where its metadata is large."""
     _is_cancelled_here = False
@@ -97,6 +98,9 @@ class ClientCall(grpc.aio.Call):
         """Done when the call is; made for the first that waits for it."""
         self._changed: asyncio.Future[None] | None = None
         self._callbacks: list[Callable[[Any], None]] = []
+        self._response: Any = None
+        """The one response, once it is parsed."""
+        self._is_parsed = False
         self._deadline_at: float | None = None
         self._deadline_slot = 0
         if timeout is not None:
@@ -203,6 +207,8 @@ class ClientCall(grpc.aio.Call):
             self.stream.call = ENDED
         self.stream = self.connection = None
         self._initial = None
+        if self.single_response:
+            self.messages.clear()
 
     def moves_to(self, subchannel: Subchannel) -> None:
         """It is sent anew, by another subchannel, and not as another attempt of what has failed."""
@@ -247,61 +253,50 @@ class ClientCall(grpc.aio.Call):
         else:
             self._callbacks.append(callback)
 
-    async def initial_metadata(self) -> Metadata:
-        while self._initial is None and self.status is None:
-            await self._change()
-        return Metadata(*(self._initial or ()))
+    def initial_metadata(self) -> Coroutine[Any, Any, Metadata]:
+        return call_methods.initial_metadata(self)
 
-    async def trailing_metadata(self) -> Metadata:
-        await self.wait_ended()
-        return Metadata(*self._trailers)
+    def trailing_metadata(self) -> Coroutine[Any, Any, Metadata]:
+        return call_methods.trailing_metadata(self)
 
-    async def code(self) -> grpc.StatusCode:
-        await self.wait_ended()
-        assert self.status is not None
-        return self.status
+    def code(self) -> Coroutine[Any, Any, grpc.StatusCode]:
+        return call_methods.code(self)
 
-    async def details(self) -> str:
-        await self.wait_ended()
-        return self._named_details()
+    def details(self) -> Coroutine[Any, Any, str]:
+        return call_methods.details(self)
 
-    async def debug_error_string(self) -> Any:
+    def debug_error_string(self) -> Coroutine[Any, Any, Any]:
         """As in grpc.aio, "" of a call that has ended well, and None of one that was cancelled here."""
-        await self.wait_ended()
-        if self.status is OK or self._is_cancelled_here:
-            return None if self._is_cancelled_here else ""
-        return f"{self._attempt_subchannel.address}: {self._named_details()}"
+        return call_methods.debug_error_string(self)
 
-    async def wait_for_connection(self) -> None:
+    def wait_for_connection(self) -> Coroutine[Any, Any, None]:
         """Wait until the call has been sent.
 
         Raises:
             AioRpcError: it failed before.
             CancelledError: it was cancelled here.
         """
-        while self.connection is None and self.status is None:
-            await self._change()
-        if self.status is not None:
-            self._raise_failure()
+        return call_methods.wait_for_connection(self)
 
-    async def wait_ended(self) -> None:
-        # Not `_end`: whoever awaits the call itself and is cancelled cancels that future for all.
-        while self.status is None:
-            await self._change()
+    def wait_ended(self) -> Coroutine[Any, Any, None]:
+        return call_methods.wait_ended(self)
 
     def error(self) -> grpc.aio.AioRpcError:
         """The failure as an exception."""
         assert self.status is not None
-        details = self._named_details()
         return grpc.aio.AioRpcError(
             self.status,
             Metadata(*(self._initial or ())),
             Metadata(*self._trailers),
-            details=details,
-            debug_error_string=f"{self._attempt_subchannel.address}: {details}",
+            details=self.named_details(),
+            debug_error_string=self.addressed_details(),
         )
 
-    def _named_details(self) -> str:
+    def addressed_details(self) -> str:
+        """The details, with the address that it was sent to."""
+        return f"{self._attempt_subchannel.address}: {self.named_details()}"
+
+    def named_details(self) -> str:
         """The details, with the name of the peer that cannot be reached."""
         names_peer = self.peer_name and self._names_peer
         return f"{self.peer_name}: {self.status_details}" if names_peer else self.status_details
@@ -328,21 +323,26 @@ class ClientCall(grpc.aio.Call):
 
     # Inside
 
+    def reset_error(self) -> int:
+        """The HTTP/2 error code that a server is sent where the call is cancelled here."""
+        return ErrorCode.CANCEL
+
     def _stop(self, code: grpc.StatusCode, details: str) -> None:
         if self.stream is not None:
             assert self.connection is not None
-            self.connection.cancel(self.stream, self.reset_error)
+            self.connection.cancel(self.stream, self.reset_error())
         else:
             self._attempt_subchannel.forget(self.outgoing)
         self.retry = None
         self.finish(code, details)
 
-    def _end_future(self) -> asyncio.Future[None]:
+    def end_future(self) -> "asyncio.Future[None]":
+        """Done when the call is; cancelled where one who awaits the call is."""
         if self._end is None:
             self._end = get_running_loop().create_future()
         return self._end
 
-    def _change(self) -> asyncio.Future[None]:
+    def change(self) -> "asyncio.Future[None]":
         """Done once something arrives, or the call ends; who cancels it cancels nothing else."""
         if self._changed is None or self._changed.done():
             self._changed = get_running_loop().create_future()
@@ -352,14 +352,25 @@ class ClientCall(grpc.aio.Call):
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
-    def _parse(self, message: bytes) -> Any:
+    def read_response(self) -> Any:
+        """The one response of a call that has ended well."""
+        if not self._is_parsed:
+            self._response = self._parse(self.messages[0])
+            self._is_parsed = True
+        return self._response
+
+    def _parse(self, message: Any) -> Any:
+        """message: bytes of its server, or what stands between them, such as a `Moved`."""
         if self._deserialize is None:
             return message
         try:
             return self._deserialize(message)
         except Exception as error:
             self._fail(grpc.StatusCode.INTERNAL, "Exception deserializing response!")
-            raise self.error() from error
+            failure = self.error()
+            # Here, beside `from`: compiled code does not set the cause.
+            failure.__cause__ = error
+            raise failure from error
 
     def _refuse_metadata(self, limit: int) -> None:
         """The server of a connection takes no such metadata: it would refuse it, or close the connection."""
@@ -373,9 +384,46 @@ class ClientCall(grpc.aio.Call):
         self.status, self.status_details = code, details
         self.messages.clear()
 
-    def _raise_failure(self) -> None:
+    def raise_failure(self) -> None:
         """Raise what ended the call, unless its status is OK."""
         if self._is_cancelled_here:
             raise asyncio.CancelledError
         if self.status is not OK:
             raise self.error()
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class UnaryRequestCall(ClientCall):
+    """Sends its one request message with its headers."""
+
+    request = b""
+    """Framed."""
+
+    def _holds_requests(self) -> bool:
+        return True
+
+    def begin(self, connection: Connection) -> None:
+        wire = connection.wire
+        if self.headers_size > wire.max_headers:
+            self._refuse_metadata(wire.max_headers)
+            return
+        self.transmissions += 1
+        self.connection = connection
+        limit = self._subchannel.dialling.max_message_bytes
+        self.stream = wire.call(self.headers, self.request, self, limit=limit)
+        self.stream.single_response = self.single_response
+        connection.flush_soon()
+        self._wake()
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class UnaryUnaryCall(UnaryRequestCall):
+    """One request, one response."""
+
+    single_response: ClassVar[bool] = True
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return call_methods.response_of(self)
+
+
+grpc.aio.UnaryUnaryCall.register(UnaryUnaryCall)

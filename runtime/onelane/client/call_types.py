@@ -1,4 +1,5 @@
-"""The four types of calls that `grpc.aio` has: a request side and a response side, each of one message or a stream.
+"""The types of calls with a stream in them, as `grpc.aio` has them: a request side and a response side, each of one
+message or a stream.
 
 Only a request iterator needs a task. What a caller sees (await, async for, read, write, done_writing) is grpc.aio's.
 """
@@ -12,7 +13,8 @@ import grpc
 import grpc.aio
 from grpc.aio import EOF
 
-from onelane.client.call import OK, ClientCall
+from onelane.client import call_methods
+from onelane.client.call import ClientCall, UnaryRequestCall
 from onelane.client.connection import Connection
 from onelane.client.dropped_call import HeldWeakly, WeakCall
 
@@ -23,31 +25,9 @@ class _UnaryResponse(ClientCall):
     """Awaited for its one response message."""
 
     single_response = True
-    _response: Any = None
-    _is_parsed = False
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        if self.status is None:
-            try:
-                yield from self._end_future()
-            except asyncio.CancelledError:
-                if not self.cancel():
-                    self._raise_failure()
-                raise
-        if self.status is OK:
-            return self._read_response()
-        self._raise_failure()
-        return None
-
-    def reset_attempt(self) -> None:
-        super().reset_attempt()
-        self.messages.clear()
-
-    def _read_response(self) -> Any:
-        if not self._is_parsed:
-            self._response = self._parse(self.messages[0])
-            self._is_parsed = True
-        return self._response
+        return call_methods.response_of(self)
 
 
 MIXED = "The iterator and read/write APIs may not be mixed on a single RPC."
@@ -79,7 +59,7 @@ class _StreamResponse(HeldWeakly):
     async def _next(self) -> Any:
         while not self.messages:
             if self.status is not None:
-                self._raise_failure()
+                self.raise_failure()
                 return EOF
             if self.stream is None:
                 self._drained()
@@ -88,7 +68,7 @@ class _StreamResponse(HeldWeakly):
                 self.connection.wire.consumed(self.stream)
                 self.connection.flush_soon()
             try:
-                await self._change()
+                await self.change()
             except asyncio.CancelledError:
                 self.cancel()
                 raise
@@ -119,29 +99,6 @@ class _StreamResponse(HeldWeakly):
             self._is_exhausted = True
             raise StopAsyncIteration
         return message
-
-
-class _UnaryRequest(ClientCall):
-    """Sends its one request message with its headers."""
-
-    request = b""
-    """Framed."""
-
-    def _holds_requests(self) -> bool:
-        return True
-
-    def begin(self, connection: Connection) -> None:
-        wire = connection.wire
-        if self.headers_size > wire.max_headers:
-            self._refuse_metadata(wire.max_headers)
-            return
-        self.transmissions += 1
-        self.connection = connection
-        limit = self._subchannel.dialling.max_message_bytes
-        self.stream = wire.call(self.headers, self.request, self, limit=limit)
-        self.stream.single_response = self.single_response
-        connection.flush_soon()
-        self._wake()
 
 
 class _StreamRequest(HeldWeakly):
@@ -194,7 +151,7 @@ class _StreamRequest(HeldWeakly):
             raise grpc.aio.UsageError(MIXED)
         message = self._message(request)
         while self._must_wait:
-            await self._change()
+            await self.change()
         try:
             await self._send(message)
         except asyncio.CancelledError:
@@ -222,7 +179,7 @@ class _StreamRequest(HeldWeakly):
     def _send(self, message: bytes) -> Coroutine[Any, Any, None]:
         """Send a message; what to await before the next is sent."""
         if self.status is not None:
-            self._raise_failure()
+            self.raise_failure()
             raise asyncio.InvalidStateError("RPC already finished.")
         assert self.connection is not None
         assert self.stream is not None
@@ -273,7 +230,7 @@ def _feeding_failed(held: WeakCall, error: BaseException) -> None:
 async def _write(held: WeakCall, request: Any) -> None:
     message = _call_of(held)._message(request)
     while _call_of(held)._must_wait:
-        await _call_of(held)._change()
+        await _call_of(held).change()
     await _call_of(held)._send(message)
 
 
@@ -296,11 +253,7 @@ def _stop_feeder(call: Any) -> None:
         feeder.cancel()
 
 
-class UnaryUnaryCall(_UnaryResponse, _UnaryRequest, grpc.aio.UnaryUnaryCall[Any, Any]):
-    """One request, one response."""
-
-
-class UnaryStreamCall(_StreamResponse, _UnaryRequest, grpc.aio.UnaryStreamCall[Any, Any]):
+class UnaryStreamCall(_StreamResponse, UnaryRequestCall, grpc.aio.UnaryStreamCall[Any, Any]):
     """One request, a stream of responses."""
 
 

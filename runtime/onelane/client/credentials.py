@@ -5,7 +5,7 @@ default executor, as grpcio runs it on a thread of its own, and the call is sent
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -80,3 +80,14 @@ def _settle(answer: "asyncio.Future[Any]", metadata: Any, code: Any, details: An
     else:
         text = details.decode("utf-8", "replace") if isinstance(details, bytes) else details
         answer.set_exception(CredentialsFailed(f"Getting metadata from plugin failed with error: {text}"))
+
+
+async def headers_after(wait: Callable[[], Awaitable[None]], headers: Callable[[], Awaitable[Headers]]) -> Headers:
+    """What `headers` returns, once `wait` is done."""
+    await wait()
+    return await headers()
+
+
+async def no_headers() -> Headers:
+    """Of a call that only waits."""
+    return []

@@ -106,8 +106,7 @@ class _Forward(ClientCall):
             self.has_reached_owner = not wire.is_unsent(self.stream) and not is_queued
         return super().cancel()
 
-    @property
-    def reset_error(self) -> int:  # type: ignore[override]
+    def reset_error(self) -> int:
         """The owner counts the call with the status that its client is told."""
         code, _ = status_if_cancelled(self.of_client)
         return framing.reset_of_status(code.value[0])
