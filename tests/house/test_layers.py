@@ -32,6 +32,7 @@ PURE = ["core/*", "wire/*", "telemetry/spans", "telemetry/stats", "telemetry/his
 PURE += ["telemetry/values", "telemetry/stalls", "telemetry/hot_keys", "telemetry/codec"]
 PURE += ["telemetry/collector/totals", "telemetry/collector/sequence", "telemetry/collector/tail_sampling"]
 PURE += ["telemetry/collector/history", "client/retry", "client/outlier", "client/propagation", "lane/admission"]
+PURE += ["cluster/coordination", "cluster/coordination/etcd_json"]
 PURE += ["state/agenda", "state/reminder", "state/store"]
 PURE += ["shard/topics", "supervisor/shard_state", "supervisor/liveness", "supervisor/target"]
 DOORS = {"core/clock", "wire/driver", "wire/unix_peers"}
@@ -41,7 +42,7 @@ OUTSIDE = {"asyncio", "anyio", "grpc", "opentelemetry", "os", "socket", "subproc
 EXTENSIONS = {file.relative_to(PACKAGE).with_suffix("").as_posix() for file in PACKAGE.rglob("*.pyx")}
 GROUND = {"errors", "secret_files", "config", "plugins"}
 """Files below all rooms."""
-SEAMS = {"cluster/membership", "telemetry/sinks"}
+SEAMS = {"cluster/membership", "cluster/coordination", "telemetry/sinks"}
 """Folders whose `__init__` holds their protocol; every other one is a docstring and nothing else."""
 
 

@@ -20,6 +20,7 @@ BEYOND_MODULES |= {
     "cluster/test_outage",
     "cluster/test_scenarios",
     "telemetry/sinks/test_seam",
+    "cluster/coordination/test_seam",
     "client/test_call_types",
 }
 """Of a whole app, or of a seam and all that stands behind it."""
@@ -47,6 +48,7 @@ TESTED_BY = {
     "state/json_values": "cli/test_state",
     "state/stored_changes": "cli/test_state_changes",
     "state/stored_check": "cli/test_state",
+    "cluster/coordination/etcd_json": "cluster/coordination/test_etcd",
     "cluster/membership/static": "cluster/test_membership",
     "cluster/membership/supervised": "cluster/test_membership",
     "server/chosen_handler": "server/test_interceptors",

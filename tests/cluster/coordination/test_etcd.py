@@ -1,0 +1,314 @@
+"""etcd's failures, and what people do wrong with it. What it promises besides: test_seam.py."""
+
+import asyncio
+import shutil
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trustme
+from onelane.cluster.coordination import (
+    CoordinationRefused,
+    CoordinationUnavailable,
+    Created,
+    HistoryLost,
+    Put,
+)
+from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
+from onelane.cluster.coordination.etcd_json import error_of
+
+from tests import ports
+from tests.etcd import EtcdServer, etcd
+
+QUIET_S = 0.2
+
+
+@pytest.fixture
+def server() -> Iterator[EtcdServer]:
+    with etcd() as server:
+        yield server
+
+
+@asynccontextmanager
+async def opened(*urls: str, **details: object) -> AsyncIterator[EtcdStore]:
+    store = EtcdStore(EtcdAddress(urls, **details))  # type: ignore[arg-type]
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class Wire:
+    """A TCP connection in between, which can be cut, or go silent without an end."""
+
+    def __init__(self, url: str) -> None:
+        self._port = int(url.rpartition(":")[2])
+        self._writers: list[asyncio.StreamWriter] = []
+        self._silenced: set[asyncio.StreamWriter] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            server.close()
+            self.cut()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def silence(self) -> None:
+        """Nothing passes on the connections of now any more, and nobody learns of it."""
+        self._silenced = set(self._writers)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, requests = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += [writer, requests]
+        await asyncio.gather(self._pass(reader, requests), self._pass(answers, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if writer not in self._silenced:
+                    writer.write(data)
+        writer.close()
+
+
+async def seen(store: EtcdStore, after: int, count: int, prefix: str = "/a/") -> list[bytes]:
+    """The values of the next changes."""
+    values: list[bytes] = []
+    async with aclosing(store.watch(prefix, after)) as news:
+        while len(values) < count:
+            values += [entry.value for _, entry in (await anext(news)).entries if entry]
+    return values
+
+
+async def until_answered(store: EtcdStore, prefix: str = "/a/") -> None:
+    """A connection that etcd has closed fails one request more, which might have been carried out."""
+    while True:
+        with suppress(CoordinationUnavailable):
+            await store.read(prefix)
+            return
+
+
+# Nobody answers
+
+
+async def test_no_etcd_is_told_with_its_address() -> None:
+    with ports.reserved() as port:
+        async with opened(f"http://127.0.0.1:{port}") as store:
+            with pytest.raises(CoordinationUnavailable, match=rf"etcd at http://127.0.0.1:{port} does not answer"):
+                await store.read("/a/")
+
+
+async def test_a_member_that_is_down_is_passed_over(server: EtcdServer) -> None:
+    with ports.reserved() as port:
+        async with opened(f"http://127.0.0.1:{port}", server.url) as store:
+            assert (await store.read("/a/")).entries == {}
+
+
+async def test_a_request_that_is_not_answered_ends_and_the_next_one_goes_on(server: EtcdServer) -> None:
+    async with opened(server.url, timeout_s=0.3) as store:
+        await store.read("/a/")
+        with server.frozen(), pytest.raises(CoordinationUnavailable):
+            await store.commit([Created("/a/1", 0)], [Put("/a/1", b"")])
+        await until_answered(store)
+
+
+# etcd comes back
+
+
+async def test_a_lease_and_a_watch_outlive_a_restart_of_etcd(server: EtcdServer) -> None:
+    async with opened(server.url) as store, opened(server.url) as other:
+        lease = (await store.grant(30)).lease_id
+        start = await store.commit([], [Put("/a/1", b"1", lease)])
+        watching = asyncio.ensure_future(seen(store, start, 2))
+        await other.commit([], [Put("/a/1", b"2", lease)])
+        server.stop()
+        server.start()
+        await until_answered(other)
+        await other.commit([], [Put("/a/1", b"3", lease)])
+        assert await watching == [b"2", b"3"]
+        await until_answered(store)
+        assert await store.renew(lease) >= 30
+
+
+async def test_an_etcd_that_has_lost_its_data_is_no_history(server: EtcdServer) -> None:
+    async with opened(server.url) as store:
+        for _ in range(3):
+            start = await store.commit([], [Put("/a/1", b"1")])
+        server.stop()
+        shutil.rmtree(server.folder / "data")
+        server.start()
+        with pytest.raises(HistoryLost):
+            await seen(store, start, 1)
+        assert (await store.read("/a/")).entries == {}
+
+
+async def test_another_etcd_at_the_same_address_is_refused() -> None:
+    with etcd("--initial-cluster-token=first") as server:
+        async with opened(server.url) as store:
+            await store.read("/a/")
+            server.stop()
+            shutil.rmtree(server.folder / "data")
+            server.options = ["--initial-cluster-token=second"]
+            server.start()
+            with pytest.raises(CoordinationRefused, match="another etcd answers"):
+                await until_answered(store)
+
+
+# The network
+
+
+async def test_a_watch_goes_on_after_its_connection_was_cut(server: EtcdServer) -> None:
+    wire = Wire(server.url)
+    async with wire.running() as url, opened(url) as store, opened(server.url) as direct:
+        start = await direct.commit([], [Put("/a/1", b"1")])
+        async with aclosing(store.watch("/a/", start)) as news:
+            following = asyncio.ensure_future(anext(news))
+            await direct.commit([], [Put("/a/1", b"2")])
+            await following
+            wire.cut()
+            await direct.commit([], [Put("/a/1", b"3")])
+            assert [entry.value for _, entry in (await anext(news)).entries if entry] == [b"3"]
+
+
+async def test_a_watch_whose_connection_died_without_a_word_is_opened_anew(server: EtcdServer) -> None:
+    wire = Wire(server.url)
+    async with wire.running() as url, opened(url, quiet_s=QUIET_S) as store, opened(server.url) as direct:
+        start = await direct.commit([], [Put("/a/1", b"1")])
+        async with aclosing(store.watch("/a/", start)) as news:
+            following = asyncio.ensure_future(anext(news))
+            await direct.commit([], [Put("/a/1", b"2")])
+            await following
+            wire.silence()
+            await direct.commit([], [Put("/a/1", b"3")])
+            assert [entry.value for _, entry in (await anext(news)).entries if entry] == [b"3"]
+
+
+async def test_a_silent_watch_that_is_opened_anew_misses_nothing_and_repeats_nothing(server: EtcdServer) -> None:
+    async with opened(server.url, quiet_s=QUIET_S / 4) as store, opened(server.url) as direct:
+        start = (await direct.read("/a/")).revision
+        watching = asyncio.ensure_future(seen(store, start, 12))
+        for number in range(12):
+            await direct.commit([], [Put("/a/1", b"%d" % number)])
+            await asyncio.sleep(QUIET_S / 12)
+        assert await watching == [b"%d" % number for number in range(12)]
+
+
+# Who we are
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[EtcdServer]:
+    """With a password: the user `onelane` may use what is below /onelane/."""
+    with etcd() as server:
+        server.ask("auth/user/add", '{"name": "root", "password": "r"}')
+        server.ask("auth/user/grant", '{"user": "root", "role": "root"}')
+        server.ask("auth/user/add", '{"name": "onelane", "password": "right"}')
+        server.ask("auth/role/add", '{"name": "cluster"}')
+        # /onelane/ up to /onelane0
+        permission = '{"permType": 2, "key": "L29uZWxhbmUv", "range_end": "L29uZWxhbmUw"}'
+        server.ask("auth/role/grant", f'{{"name": "cluster", "perm": {permission}}}')
+        server.ask("auth/user/grant", '{"user": "onelane", "role": "cluster"}')
+        server.ask("auth/enable", "{}")
+        yield server
+
+
+@pytest.mark.parametrize(("user", "password"), [("onelane", "wrong"), ("nobody", "right"), ("", "")])
+async def test_a_wrong_password_is_refused_at_once(guarded: EtcdServer, user: str, password: str) -> None:
+    async with opened(guarded.url, user=user, password=password) as store:
+        with pytest.raises(CoordinationRefused, match=r"authentication failed|user name is empty"):
+            await store.read("/onelane/")
+
+
+async def test_a_user_works_below_its_own_keys_and_nowhere_else(guarded: EtcdServer) -> None:
+    async with opened(guarded.url, user="onelane", password="right") as store:
+        start = await store.commit([], [Put("/onelane/a", b"1", (await store.grant(30)).lease_id)])
+        async with aclosing(store.watch("/onelane/", start - 1)) as news:
+            assert (await anext(news)).revision == start
+        with pytest.raises(CoordinationRefused, match="permission denied"):
+            await store.read("/other/")
+
+
+async def test_a_user_for_an_etcd_without_passwords_is_told_so(server: EtcdServer) -> None:
+    async with opened(server.url, user="onelane", password="right") as store:
+        with pytest.raises(CoordinationRefused, match="authentication is not enabled"):
+            await store.read("/a/")
+
+
+async def test_a_store_whose_token_etcd_has_forgotten_says_again_who_it_is(guarded: EtcdServer) -> None:
+    async with opened(guarded.url, user="onelane", password="right") as store:
+        start = await store.commit([], [Put("/onelane/a", b"1")])
+        watching = asyncio.ensure_future(seen(store, start, 1, "/onelane/"))
+        guarded.stop()
+        guarded.start()
+        await until_answered(store, "/onelane/")
+        await store.commit([], [Put("/onelane/a", b"2")])
+        assert await watching == [b"2"]
+
+
+async def test_certificates_are_checked_on_both_sides(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_and_cert_chain_pem.write_to_path(tmp_path / "own.pem")
+    files = ["--client-cert-auth", f"--trusted-ca-file={tmp_path}/ca.pem"]
+    files += [f"--cert-file={tmp_path}/own.pem", f"--key-file={tmp_path}/own.pem"]
+    known = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    with etcd(*files, scheme="https") as server:
+        async with opened(server.url, tls=known) as store:
+            with pytest.raises((CoordinationUnavailable, CoordinationRefused)):
+                await store.read("/a/")
+        async with opened(server.url) as store:
+            with pytest.raises(CoordinationRefused, match="certificate verify failed"):
+                await store.read("/a/")
+        known.load_cert_chain(tmp_path / "own.pem")
+        async with opened(server.url, tls=known) as store:
+            await store.commit([], [Put("/a/1", b"1")])
+
+
+# No etcd at all
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnope",
+        b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+        b"",
+    ],
+)
+async def test_what_is_no_etcd_is_an_error_of_the_store_and_no_other(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, opened(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as store:
+        with pytest.raises((CoordinationRefused, CoordinationUnavailable)):
+            await store.read("/a/")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"error":"gone","message":"gone","code":5}', (5, "gone")),
+        (b'{"code":16,"message":"who","details":[]}', (16, "who")),
+        (b'{"error":{"grpc_code":14,"message":"closing"}}', (14, "closing")),
+        (b"null", (2, "null")),
+        (b"<html>", (2, "<html>")),
+    ],
+)
+def test_an_error_of_every_release_of_the_gateway_is_understood(body: bytes, expected: tuple[int, str]) -> None:
+    assert error_of(body) == expected
