@@ -1,16 +1,17 @@
 """An etcd of the tests' own: one member, in a temporary folder, on ports of its own."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests import ports, tools
 
@@ -62,10 +63,12 @@ class EtcdServer:
             self._process.kill()
             self._process.wait(BOUND_S)
 
-    def ask(self, path: str, body: str) -> None:
-        """One request of an operator, without a password."""
-        request = urllib.request.Request(f"{self.url}/v3/{path}", data=body.encode())
-        urllib.request.urlopen(request, timeout=BOUND_S).close()
+    def ask(self, path: str, body: str, token: str = "") -> Any:
+        """One request of an operator."""
+        headers = {"Authorization": token} if token else {}
+        request = urllib.request.Request(f"{self.url}/v3/{path}", data=body.encode(), headers=headers)
+        with urllib.request.urlopen(request, timeout=BOUND_S) as answer:
+            return json.load(answer)
 
 
 @contextmanager

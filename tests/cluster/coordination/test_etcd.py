@@ -13,11 +13,13 @@ from onelane.cluster.coordination import (
     CoordinationRefused,
     CoordinationUnavailable,
     Created,
+    EntryChanges,
     HistoryLost,
     Put,
+    StoredEntry,
 )
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
-from onelane.cluster.coordination.etcd_json import error_of
+from onelane.cluster.coordination.etcd_json import changes_of, error_of
 
 from tests import ports
 from tests.etcd import EtcdServer, etcd
@@ -243,14 +245,17 @@ async def test_a_user_for_an_etcd_without_passwords_is_told_so(server: EtcdServe
 
 
 async def test_a_store_whose_token_etcd_has_forgotten_says_again_who_it_is(guarded: EtcdServer) -> None:
-    async with opened(guarded.url, user="onelane", password="right") as store:
+    wire = Wire(guarded.url)
+    async with wire.running() as url, opened(url, user="onelane", password="right") as store:
         start = await store.commit([], [Put("/onelane/a", b"1")])
-        watching = asyncio.ensure_future(seen(store, start, 1, "/onelane/"))
-        guarded.stop()
-        guarded.start()
-        await until_answered(store, "/onelane/")
+        watching = asyncio.ensure_future(seen(store, start, 2, "/onelane/"))
         await store.commit([], [Put("/onelane/a", b"2")])
-        assert await watching == [b"2"]
+        root = guarded.ask("auth/authenticate", '{"name": "root", "password": "r"}')["token"]
+        guarded.ask("auth/disable", "{}", root)
+        guarded.ask("auth/enable", "{}")
+        await store.commit([], [Put("/onelane/a", b"3")])
+        wire.cut()
+        assert await watching == [b"2", b"3"]
 
 
 async def test_certificates_are_checked_on_both_sides(tmp_path: Path) -> None:
@@ -312,3 +317,12 @@ async def test_what_is_no_etcd_is_an_error_of_the_store_and_no_other(answer: byt
 )
 def test_an_error_of_every_release_of_the_gateway_is_understood(body: bytes, expected: tuple[int, str]) -> None:
     assert error_of(body) == expected
+
+
+def test_what_a_watch_has_shown_ends_with_its_last_event_and_not_with_the_revision_of_the_store() -> None:
+    events = [
+        {"kv": {"key": "L2E=", "mod_revision": "5"}},
+        {"type": "DELETE", "kv": {"key": "L2E=", "mod_revision": "6"}},
+    ]
+    changes = changes_of({"header": {"revision": "9"}, "events": events})
+    assert changes == EntryChanges(6, (("/a", StoredEntry("/a", b"", 0, 5)), ("/a", None)))

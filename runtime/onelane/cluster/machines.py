@@ -1,0 +1,161 @@
+"""The machines of a cluster as the store has them: their keys, their records, who coordinates. Values; pure.
+
+    /onelane/CLUSTER/machines/NAME       the record of a machine, under its lease
+    /onelane/CLUSTER/coordinator/LEASE   a candidate, under the same lease: the oldest one coordinates
+
+A record says which readers understand it. Who meets one that it does not understand does not join, and changes nothing:
+of two releases the one that came first goes on.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from onelane.cluster.coordination import EntryChanges, Snapshot, StoredEntry
+from onelane.core.placement import Member
+from onelane.errors import Invalid
+
+RECORD_VERSION = 1
+"""Of the records that this release writes, and the newest that it reads."""
+OLDEST_READER = 1
+"""The oldest release, by its `RECORD_VERSION`, that understands the records of this one."""
+
+
+class JoinRefused(Invalid):
+    """This machine cannot be part of the cluster as it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """What the other machines know of one."""
+
+    name: str
+    advertise: str
+    """The host or address by which the others reach it."""
+    release: str
+    """The version of onelane, for people."""
+    lease_s: float
+    start: str
+    """A random name of this start of its supervisor: two of the same name are two machines, or two starts of one."""
+    trust: str = ""
+    """The fingerprint of the authority by which links are checked; the same on all machines."""
+    apps: Mapping[str, tuple[Member, ...]] = field(default_factory=dict)
+    """App → its lives on this machine."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """App → a digest of the settings that decide who owns a key, and where it is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableRecord:
+    """The record of a machine whose release is newer, or of something that is no machine."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterKeys:
+    """The keys of one cluster in the store; nothing of another one begins with `prefix`."""
+
+    cluster: str
+    """Without a slash."""
+
+    @property
+    def prefix(self) -> str:
+        return f"/onelane/{self.cluster}/"
+
+    @property
+    def machines(self) -> str:
+        return f"{self.prefix}machines/"
+
+    @property
+    def candidates(self) -> str:
+        return f"{self.prefix}coordinator/"
+
+    def machine(self, name: str) -> str:
+        return self.machines + name
+
+    def candidate(self, lease_id: int) -> str:
+        return f"{self.candidates}{lease_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """All that the store has of one cluster, as of one revision."""
+
+    keys: ClusterKeys
+    snapshot: Snapshot
+
+    def after(self, changes: EntryChanges) -> "ClusterView":
+        entries = dict(self.snapshot.entries)
+        for key, entry in changes.entries:
+            if entry is None:
+                entries.pop(key, None)
+            else:
+                entries[key] = entry
+        return replace(self, snapshot=Snapshot(changes.revision, entries))
+
+    def entry(self, name: str) -> StoredEntry | None:
+        """Of a machine."""
+        return self.snapshot.entries.get(self.keys.machine(name))
+
+    def machines(self) -> list[MachineRecord | UnreadableRecord]:
+        """By name."""
+        rows = [entry for key, entry in self.snapshot.entries.items() if key.startswith(self.keys.machines)]
+        return [record_of(e.value, e.key.removeprefix(self.keys.machines)) for e in sorted(rows, key=lambda e: e.key)]
+
+    def coordinator(self) -> StoredEntry | None:
+        """The oldest candidate: whatever it writes, it writes on condition that this entry is still there."""
+        rows = [entry for key, entry in self.snapshot.entries.items() if key.startswith(self.keys.candidates)]
+        return min(rows, key=lambda entry: (entry.created, entry.key), default=None)
+
+
+def record_bytes(record: MachineRecord) -> bytes:
+    return msgspec.json.encode({"version": RECORD_VERSION, "oldest_reader": OLDEST_READER, "machine": record})
+
+
+def record_of(value: bytes, name: str) -> MachineRecord | UnreadableRecord:
+    """name: of the machine, by its key."""
+    try:
+        row: dict[str, Any] = msgspec.json.decode(value, type=dict[str, Any])
+        version, oldest_reader = int(row["version"]), int(row["oldest_reader"])
+        if oldest_reader > RECORD_VERSION:
+            release = row.get("machine", {}).get("release", "unknown")
+            return UnreadableRecord(name, f"it runs onelane {release}, whose records (version {version}) are newer")
+        record = msgspec.convert(row["machine"], MachineRecord)
+    except (msgspec.DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return UnreadableRecord(name, f"its record is none of a machine ({error})")
+    if record.name != name:
+        return UnreadableRecord(name, f"its record is that of {record.name}")
+    return record
+
+
+def objections(mine: MachineRecord, others: Iterable[MachineRecord | UnreadableRecord]) -> list[str]:
+    """Why this machine cannot join those that are there: each with the name of a machine, and what to do."""
+    faults = []
+    for other in others:
+        if isinstance(other, UnreadableRecord):
+            faults.append(
+                f"machine {other.name!r} cannot be understood: {other.reason}; this is onelane {mine.release}, "
+                f"which reads records up to version {RECORD_VERSION}: upgrade this machine"
+            )
+        elif other.start != mine.start:
+            faults += _differences(mine, other)
+    return faults
+
+
+def _differences(mine: MachineRecord, other: MachineRecord) -> list[str]:
+    faults = []
+    if other.name == mine.name:
+        faults.append(f"a machine {mine.name!r} is there already, at {other.advertise}: set `machine` to another name")
+    if other.trust != mine.trust:
+        faults.append(
+            f"machine {other.name!r} trusts another authority (cluster.tls.ca): if it is of another cluster, "
+            "set `name` of one of the two to another name"
+        )
+    unlike = sorted(app for app in mine.settings if other.settings.get(app, mine.settings[app]) != mine.settings[app])
+    return faults + [
+        f"app {app!r} is set up otherwise on machine {other.name!r}: use the same file on both" for app in unlike
+    ]
