@@ -1,1 +1,2 @@
-"""The command `onelane`: up, serve, status, top, reload, proto, new. Imports: all. Main function: `main.main`."""
+"""The command `onelane`: up, serve, status, top, reload, proto, new, ls, describe, call. Imports: all. Main function:
+`main.main`."""

@@ -16,7 +16,7 @@ import anyio
 import click
 
 from onelane import config
-from onelane.cli import init_process, new, placement, plan, standard_streams, state, turns
+from onelane.cli import init_process, new, placement, plan, remote, standard_streams, state, turns
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import (
     ACCEPT_MISSING_STATE,
@@ -47,7 +47,8 @@ ConfigReader = Callable[[Mapping[str, str]], config.Config]
 """Reads a file, overridden by the variables of an environment."""
 EXIT_CODES = (
     "Exit codes: 0 success; 1 failure, such as a service that cannot be made or no supervisor at the address; 2 wrong "
-    "usage; 3 the file has faults; 4 a port is taken; 130 a second signal has ended it at once."
+    "usage; 3 the file has faults; 4 a port is taken; 130 a second signal has ended it at once; 64 + n the "
+    "status n of `onelane call`."
 )
 ORPHAN_S = 5.0
 """How long a shard may live on without its supervisor, beside what its services may take to stop."""
@@ -60,7 +61,9 @@ def main() -> None:
     standard_streams.open_closed_ones()
 
 
-for command in (new.new, placement.scale, placement.pin, placement.unpin, plan.plan, state.state, turns.turns):
+for command in (new.new, remote.ls, remote.describe, remote.call):
+    main.add_command(command)
+for command in (placement.scale, placement.pin, placement.unpin, plan.plan, state.state, turns.turns):
     main.add_command(command)
 
 

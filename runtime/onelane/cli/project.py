@@ -119,6 +119,7 @@ _PAGE = """\
 In another terminal:
 
     python client.py
+    onelane call 127.0.0.1:50051 $Service/Add '{"name": "apples", "amount": 1}'
     onelane status
 """
 
