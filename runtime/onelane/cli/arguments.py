@@ -35,6 +35,19 @@ ADDRESS = click.option(
 TARGET = click.argument("target", required=False, metavar="[IP:PORT]")
 """The same as ADDRESS, in fewer letters."""
 INLINE = click.option("--inline", is_flag=True, help="Run all shards in this one process, for debuggers.")
+RELOAD = click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help="Restart the shards, which keep the state of their keys, when code changes; generate protos; use settings.",
+)
+RELOAD_DIRS = click.option(
+    "--reload-dir",
+    "reload_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder to watch, beside that of services and that of FILE.",
+)
 ACCEPT_MISSING_STATE = click.option(
     "--accept-missing-state",
     is_flag=True,

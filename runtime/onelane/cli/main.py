@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ from onelane.cli.arguments import (
     FILE_ARGUMENT,
     INLINE,
     JSON,
+    RELOAD,
+    RELOAD_DIRS,
     TARGET,
     address_of,
     reporting_errors,
@@ -72,18 +74,34 @@ for command in (placement.scale, placement.pin, placement.unpin, plan.plan, stat
 @APP_DIR
 @ADMIN
 @INLINE
+@RELOAD
+@RELOAD_DIRS
 @ACCEPT_MISSING_STATE
 @JSON
 @reporting_errors
 def up(
-    file: Path, app_dir: Path | None, admin: str | None, inline: bool, accept_missing_state: bool, as_json: bool
+    file: Path,
+    app_dir: Path | None,
+    admin: str | None,
+    inline: bool,
+    reloads: bool,
+    reload_dirs: tuple[Path, ...],
+    accept_missing_state: bool,
+    as_json: bool,
 ) -> None:
     """Run every app of FILE. With --json each event is one line: ready, stopping, stopped."""
 
     def read(environment: Mapping[str, str]) -> config.Config:
         return _with_admin(config.load(file, environment), admin)
 
-    _run(read, app_dir or file.parent, inline=inline, accepts_missing_state=accept_missing_state, as_json=as_json)
+    if reloads or reload_dirs:
+        from onelane.cli.reloading import check_possible
+
+        check_possible(inline=inline)
+    folder = app_dir or file.parent
+    watched = (folder, *reload_dirs) if reloads or reload_dirs else ()
+    options = RunOptions(file, inline=inline, watched=watched, accepts_missing_state=accept_missing_state)
+    _run(read, folder, options, as_json=as_json)
 
 
 @main.command()
@@ -109,7 +127,8 @@ def serve(
     def read(environment: Mapping[str, str]) -> config.Config:
         return _with_admin(config.load(file, environment).only(app), admin)
 
-    _run(read, app_dir or file.parent, inline=inline, accepts_missing_state=accept_missing_state, as_json=as_json)
+    options = RunOptions(file, inline=inline, accepts_missing_state=accept_missing_state)
+    _run(read, app_dir or file.parent, options, as_json=as_json)
 
 
 @main.command()
@@ -287,30 +306,30 @@ def _with_admin(configuration: config.Config, admin: str | None) -> config.Confi
     return config.parse(configuration.model_dump() | {"admin": admin}, name="--admin")
 
 
-def _run(
-    read: ConfigReader, app_dir: Path, *, inline: bool, accepts_missing_state: bool = False, as_json: bool
-) -> None:
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How `up` and `serve` run a file."""
+
+    file: Path
+    inline: bool
+    accepts_missing_state: bool
+    watched: tuple[Path, ...] = ()
+    """Folders whose changes are followed; empty for none."""
+
+
+def _run(read: ConfigReader, app_dir: Path, options: RunOptions, *, as_json: bool) -> None:
     """read: reads the file, now and at each reload."""
     init_process.hand_over_to_child()
     with kept_from_children() as environment:
-        _run_in(
-            environment,
-            lambda: read(environment),
-            app_dir,
-            inline=inline,
-            accepts_missing_state=accepts_missing_state,
-            as_json=as_json,
-        )
+        _run_in(environment, lambda: read(environment), app_dir, options, Announcer(as_json=as_json))
 
 
 def _run_in(
     environment: Mapping[str, str],
     read: Callable[[], config.Config],
     app_dir: Path,
-    *,
-    inline: bool,
-    accepts_missing_state: bool,
-    as_json: bool,
+    options: RunOptions,
+    announce: "Announcer",
 ) -> None:
     from onelane.cli.check import warnings_of
 
@@ -322,7 +341,7 @@ def _run_in(
     folder = str(app_dir.resolve())
     descriptors.raise_limit()
     stop_s = max(app.stop_s for app in first.apps.values())
-    if not inline:
+    if not options.inline:
         launcher: Launcher = _process_launcher(ORPHAN_S + stop_s)
     else:
         # As `python -m` does for a shard in a process of its own.
@@ -332,8 +351,7 @@ def _run_in(
         from onelane.supervisor.inline import InlineLauncher
 
         launcher = InlineLauncher()
-    announce = Announcer(as_json=as_json)
-    serve = partial(_serve, first, read, environment, folder, launcher, announce, accepts_missing_state)
+    serve = partial(_serve, first, read, environment, folder, launcher, announce, options)
     anyio.run(serve, backend_options={"use_uvloop": True})
     announce("stopped", "stopped")
 
@@ -365,7 +383,7 @@ async def _serve(
     app_dir: str,
     launcher: Launcher,
     announce: Announcer,
-    accepts_missing_state: bool,
+    options: RunOptions,
 ) -> None:
     from onelane.cli import exports
     from onelane.supervisor.admin import server
@@ -379,11 +397,16 @@ async def _serve(
         sinks=exports.sinks(first, environment),
         telemetry=exports.telemetry_options(environment),
         read=read,
-        accepts_missing_state=accepts_missing_state,
+        accepts_missing_state=options.accepts_missing_state,
     )
+    ready = anyio.Event()
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         tasks.start_soon(_handle_signals, supervisor)
         tasks.start_soon(_announce_stop, supervisor, announce)
+        if options.watched:
+            from onelane.cli.reloading import CodeFollower
+
+            tasks.start_soon(CodeFollower(supervisor, options.file, options.watched, announce).run, ready)
         address = await stack.enter_async_context(server.serving(supervisor))
 
         def announce_ready() -> None:
@@ -393,6 +416,7 @@ async def _serve(
                 announce("app ready", sentence, app=app.name, listen=listen, shards=count)
             announce("ready", f"ready, admin on {address}", admin=address.removeprefix("http://"))
             notify("READY=1")
+            ready.set()
 
         await supervisor.run(on_ready=announce_ready)
         notify("STOPPING=1")

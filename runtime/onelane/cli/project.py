@@ -111,10 +111,10 @@ asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50051"))
 _PAGE = """\
 # $name
 
-    pip install 'onelane[proto]' pytest
+    pip install 'onelane[proto,reload]' pytest
     onelane proto                # generates the modules of $name/v1 from proto/
     pytest                       # the service in the test's own process
-    onelane up                   # serves on 127.0.0.1:50051
+    onelane up --reload          # serves on 127.0.0.1:50051, and follows changes of these files
 
 In another terminal:
 
