@@ -21,6 +21,7 @@ from mypy_extensions import mypyc_attr
 from onelane.client import call_methods
 from onelane.client.connection import ENDED, Connection, Outgoing
 from onelane.client.subchannel import Subchannel
+from onelane.errors import caused
 from onelane.wire.client import ClientStream
 from onelane.wire.framing import Headers, write_timeout
 from onelane.wire.header_size import TooMuchMetadata
@@ -367,10 +368,8 @@ class ClientCall:
             return self._deserialize(message)
         except Exception as error:
             self._fail(grpc.StatusCode.INTERNAL, "Exception deserializing response!")
-            failure = self.error()
-            # Here, beside `from`: compiled code does not set the cause.
-            failure.__cause__ = error
-            raise failure from error
+            # Without a local: it would be a circle with its traceback.
+            raise caused(self.error(), error) from error
 
     def _refuse_metadata(self, limit: int) -> None:
         """The server of a connection takes no such metadata: it would refuse it, or close the connection."""
