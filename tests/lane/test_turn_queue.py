@@ -1,12 +1,14 @@
 """Code of the shard that takes a turn by hand, and calls that wait for one, in one queue."""
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
 from onelane.core.placement import Member, Placement
 from onelane.core.turns import Turn, Turns
 from onelane.errors import ForeignKey, Overloaded
+from onelane.lane.lane import Waiting
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import AT_ONCE, HeldTurn, TurnQueue
 from onelane.testing.listener import MemoryCall
@@ -162,3 +164,29 @@ async def test_a_call_that_cannot_be_started_does_not_stop_the_queue() -> None:
     queue.leave(await waiting)
     loop.set_exception_handler(before)
     assert [str(error) for error in errors] == ["cannot be started"]
+
+
+async def test_a_call_takes_few_steps_through_the_queue() -> None:
+    """Counted in calls of functions, Python's and C's: each call of a busy key pays for them, on any machine."""
+
+    class InLine(MemoryCall):
+        def proceed(self) -> None:
+            assert self.turn is not None
+            queue.leave(self.turn)
+
+    queue = a_queue()
+    turn = await queue.hold("k", "holder")
+    calls = [InLine("/t.T/M", (), trusted=False, deadline_s=None) for _ in range(AT_ONCE)]
+    for call in calls:
+        call.state = call.state.wait
+    steps: list[str] = []
+    nothing: Any = None
+    sys.setprofile(lambda _, event, __: steps.append(event))
+    for call in calls:
+        assert queue.turns.enter("k", "t.T/M", "", call) is None
+        call.waiting = Waiting(nothing, "k", nothing, b"", None)
+    queue.leave(turn)
+    await asyncio.sleep(0)
+    sys.setprofile(None)
+    assert not queue.turns.held
+    assert (steps.count("call") + steps.count("c_call")) / AT_ONCE <= 18

@@ -82,7 +82,7 @@ class Turns:
         if turn is None:
             turn = self.held[key] = Turn(self, key, method)
             return turn
-        if turn.is_held_by(chain):
+        if turn.number and turn.is_held_by(chain):
             turn.inside += 1
             return turn
         self._wait(turn, method, waiter)

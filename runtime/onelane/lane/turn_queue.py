@@ -148,15 +148,15 @@ class TurnQueue:
         waiter, turn = following
         if isinstance(waiter, Call):
             waiter.turn = turn
-        self._add_due(waiter, turn)
+        # As `start_soon`, written out: this is the path of every call that waits.
+        self._due.append(following)
+        if not self._is_starting and len(self._due) == 1:
+            asyncio.get_running_loop().call_soon(self._start_due)
 
     def start_soon(self, waiter: Any) -> None:
         """Start a waiter that has waited for something else than a turn."""
-        self._add_due(waiter, None)
-
-    def _add_due(self, waiter: Any, turn: Turn | None) -> None:
-        self._due.append((waiter, turn))
-        if len(self._due) == 1 and not self._is_starting:
+        self._due.append((waiter, None))
+        if not self._is_starting and len(self._due) == 1:
             asyncio.get_running_loop().call_soon(self._start_due)
 
     def why_late(self, method: str, key: str, chain: str) -> str:
@@ -175,7 +175,8 @@ class TurnQueue:
             for _ in range(AT_ONCE):
                 if not self._due:
                     break
-                self._start(*self._due.popleft())
+                waiter, turn = self._due.popleft()
+                self._start(waiter, turn)
         finally:
             # Also where a waiter has raised: the others must not wait for ever.
             self._is_starting = False
