@@ -5,12 +5,11 @@ any of them nested. A field that was added has its default, one that was removed
 `protobuf`: a generated message, by its own rules for changes.
 Any other: an object with `encode(value) -> bytes` and `decode(bytes) -> value`, from the service.
 
-msgspec is imported when it is first needed: an app without such a dict does not pay for it.
+msgspec is imported when the first such dict is declared: an app without one does not pay for it.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from google.protobuf.message import Message
@@ -80,19 +79,12 @@ class MsgpackCodec:
     name = "msgpack"
 
     def __init__(self, kind: Any) -> None:
-        self._kind = kind
+        # Here, and not at the first value: that is in the middle of a change, or of a turn, where all calls of the lane
+        # would wait for the import.
+        from msgspec.msgpack import Decoder, Encoder
 
-    @cached_property
-    def _encode(self) -> Callable[[Any], bytes]:
-        from msgspec.msgpack import Encoder
-
-        return Encoder().encode
-
-    @cached_property
-    def _decode(self) -> Callable[[bytes], Any]:
-        from msgspec.msgpack import Decoder
-
-        return Decoder(self._kind).decode
+        self._encode: Callable[[Any], bytes] = Encoder().encode
+        self._decode: Callable[[bytes], Any] = Decoder(kind).decode
 
     def encode(self, value: Any) -> bytes:
         try:

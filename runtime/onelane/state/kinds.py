@@ -8,7 +8,7 @@ from dataclasses import is_dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 PLAIN: tuple[Any, ...] = (bool, int, float, str, bytes, list, dict, set, tuple)
-"""Kinds for which msgspec need not be asked, nor imported."""
+"""Kinds for which msgspec need not be asked."""
 
 
 def encodable_faults(kind: Any) -> list[str]:
