@@ -84,6 +84,14 @@ def test_the_dockerfile_copies_what_is_there() -> None:
     assert '"onelane", "up", "services/arena/onelane.toml"' in text
 
 
+def test_the_image_is_restarted_for_what_a_restart_mends_alone() -> None:
+    """Not for a store that is down, as /healthz would have it."""
+    (check,) = re.findall(
+        r"^HEALTHCHECK .*\n.*http://127\.0\.0\.1:9464(/\w+)'", (DEPLOY / "Dockerfile").read_text(), re.M
+    )
+    assert check == "/livez"
+
+
 def test_the_unit_notifies_reloads_and_keeps_its_sockets_to_itself() -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]

@@ -83,6 +83,8 @@ async def test_a_failing_store_is_not_serving_by_its_own_name_alone_and_comes_ba
         assert await check(channel, "onelane.state") == NOT_SERVING
         assert [await check(channel, name) for name in ("", "echo.v1.Echo")] == [SERVING, SERVING]
         await eventually(lambda: http_request(f"http://{app.admin}/healthz")[0] == 503)
+        # A restart would help nobody, and no other place has another store for these keys.
+        assert [http_request(f"http://{app.admin}/{path}")[0] for path in ("livez", "readyz")] == [200, 200]
         # What is in memory can still be read.
         assert (await stub.Misbehave(EchoRequest(key="k"), timeout=10)).seen == 1
     assert (await watch.read()).status == SERVING

@@ -132,6 +132,13 @@ async def test_status_health_check_and_log_agree_on_a_stopped_shard(app: Running
     with stopped(pid):
         await eventually(lambda: states(app) == ["ready", "unresponsive"])
         assert http_request(f"http://{app.admin}/healthz") == (503, "1/2 shards ready; echo-1 is unresponsive\n")
+        # The other one serves calls, and no restart of all would help.
+        assert http_request(f"http://{app.admin}/readyz") == (200, "ready\n")
+        with stopped(app.shards()[0]["pid"]):
+            await eventually(lambda: states(app) == ["unresponsive", "unresponsive"])
+            assert http_request(f"http://{app.admin}/readyz") == (503, "no shard is ready of echo\n")
+            assert http_request(f"http://{app.admin}/livez") == (200, "alive\n")
+        await eventually(lambda: states(app) == ["ready", "unresponsive"])
         assert f"shard.unresponsive shard=echo-1 pid={pid} silent_s=0.5" in app.log.read_text()
     await eventually(lambda: states(app) == ["ready", "ready"])
     await eventually(lambda: "shard.responsive shard=echo-1" in app.log.read_text())

@@ -338,6 +338,12 @@ class Supervisor:
         others += [f"; the store of {name} fails" for name in failing]
         return ready == total and not failing, f"{ready}/{total} shards ready{''.join(others)}"
 
+    def readiness(self) -> tuple[bool, str]:
+        """Whether each app has a shard that serves calls, and in words which have none. A store that fails is left out:
+        what needs no store is served, and another place has no other store for the same keys."""
+        waiting = [app.name for app in self.apps if not any(shard.is_ready for shard in app.shards)]
+        return bool(self.apps) and not waiting, f"no shard is ready of {', '.join(waiting)}" if waiting else "ready"
+
     def _failing_stores(self) -> list[str]:
         """The shards that cannot load or keep durable state now."""
         totals = self.collector.totals

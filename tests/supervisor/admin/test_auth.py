@@ -57,7 +57,8 @@ def test_with_a_token_only_requests_that_carry_it_are_served(secured: RunningApp
     assert http_request(f"{url}/status", Authorization="Bearer a-long-secret")[0] == 200
     assert http_request(f"{url}/", Cookie="onelane-token=a-long-secret")[0] == 200
     # Probes and scrapes need no token: their responses hold no secrets.
-    assert http_request(f"{url}/healthz")[0] == http_request(f"{url}/metrics")[0] == 200
+    for path in ("/livez", "/readyz", "/healthz", "/metrics"):
+        assert http_request(f"{url}{path}")[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 On loopback without a token: every user of this machine, but no web page of another origin in their browser, which could
 reach us through its own host name (DNS rebinding) or by posting forms. With a token: requests that carry it in a header
 or in the cookie that the page sets. At a Unix socket: the user of the supervisor. By TLS with `client_ca`: clients with
-a certificate. Beyond loopback without a token: only /metrics and /healthz, which hold no secrets.
+a certificate. Beyond loopback without a token: only /metrics and the three health checks, which hold no secrets.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ COMMAND_HEADER = "X-Onelane"
 """A command needs this header. A page of another origin cannot send it: its browser would ask us first (by a CORS
 preflight), and gets no permission."""
 COOKIE = "onelane-token"
-PUBLIC_PATHS = ("/metrics", "/healthz")
+PUBLIC_PATHS = ("/metrics", "/livez", "/readyz", "/healthz")
 AdminHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

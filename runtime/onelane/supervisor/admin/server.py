@@ -1,4 +1,7 @@
-"""The supervisor's own HTTP: the page, /metrics for Prometheus, /status as JSON, /healthz.
+"""The supervisor's own HTTP: the page, /metrics for Prometheus, /status as JSON, and three answers on its health.
+
+/livez: it answers, which tells whether to restart the container. /readyz: each app has a shard that serves calls.
+/healthz: every shard is ready and its store works; for people and alerts, as no restart mends a store or a drain.
 
 On loopback unless configured; `auth.py` decides which requests are served.
 """
@@ -44,9 +47,14 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
         await supervisor.collections.wait_fresh()
         return web.json_response(supervisor.status(details=True, pins=True))
 
+    async def livez(_: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        return _probed(*supervisor.readiness())
+
     async def healthz(_: web.Request) -> web.Response:
-        is_ready, text = supervisor.health()
-        return web.Response(status=200 if is_ready else 503, text=f"{text}\n")
+        return _probed(*supervisor.health())
 
     async def reload(_: web.Request) -> web.Response:
         return web.json_response(asdict(await supervisor.reload()))
@@ -74,7 +82,8 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     authorize = auth_middleware(config, unauthorized)
     app = web.Application(middlewares=[connections.serve, authorize])
     app.on_response_prepare.append(_harden)
-    app.add_routes([web.get("/metrics", metrics), web.get("/status", status), web.get("/healthz", healthz)])
+    app.add_routes([web.get("/metrics", metrics), web.get("/status", status)])
+    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/healthz", healthz)])
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
     app.add_routes(PlacementCommands(supervisor).routes())
     app.add_routes(TurnCommands(supervisor).routes())
@@ -93,6 +102,10 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     finally:
         await runner.cleanup()
         connections.close()
+
+
+def _probed(works: bool, text: str) -> web.Response:
+    return web.Response(status=200 if works else 503, text=f"{text}\n")
 
 
 async def _harden(_: web.Request, response: web.StreamResponse) -> None:
