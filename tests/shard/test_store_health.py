@@ -18,7 +18,7 @@ from onelane.shard.store_health import StoreHealth
 from onelane.state.journal import Journal
 from onelane.state.journal_metrics import JournalMetrics
 from onelane.state.memory_store import MemoryStore
-from onelane.state.store import KeyState, Stamp, StoreOptions
+from onelane.state.store import KeyState, StoreOptions
 from onelane.state.store_thread import StoreThread
 from onelane.telemetry.stats import Stats
 
@@ -105,7 +105,8 @@ class TriedStore(MemoryStore):
     """Counts what is tried, and fails to order."""
 
     loads = 0
-    reads = 0
+    probes = 0
+    is_full = False
     error: Exception | None = None
 
     def load(self, keys: Sequence[str], **more: Any) -> dict[str, KeyState]:
@@ -114,9 +115,10 @@ class TriedStore(MemoryStore):
             raise self.error
         return super().load(keys, **more)
 
-    def newest(self) -> Stamp:
-        self.reads += 1
-        return super().newest()
+    def probe(self) -> None:
+        self.probes += 1
+        if self.is_full:
+            raise StoreUnavailable("file", "full")
 
 
 @pytest.fixture
@@ -129,9 +131,9 @@ async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await thread.aclose(5)
 
 
-@pytest.mark.parametrize(("epoch", "error", "reads"), [(1, None, 0), (1, Fenced(["k"]), 1), (0, None, 1)])
+@pytest.mark.parametrize(("epoch", "error", "probes"), [(1, None, 0), (1, Fenced(["k"]), 1), (0, None, 1)])
 async def test_the_key_that_failed_is_claimed_unless_another_shard_owns_it_now(
-    store: tuple[TriedStore, StoreThread], epoch: int, error: Exception | None, reads: int
+    store: tuple[TriedStore, StoreThread], epoch: int, error: Exception | None, probes: int
 ) -> None:
     tried, thread = store
     metrics = JournalMetrics("a-0", Stats())
@@ -148,5 +150,22 @@ async def test_the_key_that_failed_is_claimed_unless_another_shard_owns_it_now(
     tried.error = error
     async with asyncio.timeout(10):
         assert await changes.get() is True
-    assert (health.works, tried.reads) == (True, reads)
+    assert (health.works, tried.probes) == (True, probes)
+    health.cancel()
+
+
+@pytest.mark.parametrize("epoch", [0, 1], ids=["left", "claimed-by-its-next-owner"])
+async def test_a_store_that_can_only_be_read_fails_also_where_the_key_that_failed_has_left(
+    store: tuple[TriedStore, StoreThread], epoch: int
+) -> None:
+    """As a disk that is full."""
+    tried, thread = store
+    journal = Journal(OneDict(), thread, JournalMetrics("a-0", Stats()), epoch=lambda key: 1, in_turn=lambda key: False)
+    health = StoreHealth(journal, thread, epoch=lambda key: epoch)
+    tried.error, tried.is_full, journal.failed_key = Fenced(["k"]), True, "k"
+    journal.metrics.failed("commit", StoreUnavailable("file", "full"))
+    await eventually(lambda: tried.probes > 2)
+    assert not health.works
+    tried.is_full = False
+    await eventually(lambda: health.works)
     health.cancel()

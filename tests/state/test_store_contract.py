@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,8 +12,8 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from onelane.errors import Fenced
-from onelane.state.store import NEVER_WRITTEN, KeyState, KeyWrite, Stamp, scan
+from onelane.errors import Fenced, StoreUnavailable
+from onelane.state.store import NEVER_WRITTEN, KeyState, KeyWrite, Stamp, Store, scan
 
 from tests.running_app import ROOT
 from tests.state.places import AT, STORES, StorePlace, at_place, cart, full, write
@@ -287,3 +288,35 @@ def test_what_a_commit_of_many_turns_costs(durable_place: StorePlace) -> None:
         timings.append(time.perf_counter() - began)
     print(f"{durable_place.kind}: 256 turns in one commit, {min(timings) * 1000:.1f} ms")  # noqa: T201 - pytest -s shows it
     assert store.counts().keys == 256
+
+
+def test_a_probe_leaves_nothing_behind(place: StorePlace) -> None:
+    store = place.open()
+    store.commit([full("k")], at=AT)
+    counts = store.counts()
+    for _ in range(3):
+        store.probe()
+    assert (store.counts(), store.keys(), store.newest()) == (counts, ["k"], Stamp(1, 1))
+
+
+def test_a_probe_fails_where_a_commit_would_though_all_can_be_read(durable_place: StorePlace) -> None:
+    durable_place.open(patience_s=0.05).commit([full("k")], at=AT)
+    with read_only(durable_place) as store:
+        assert store.newest() == Stamp(1, 1)
+        for write_it in (store.probe, lambda: store.commit([full("k")], at=AT)):
+            with pytest.raises(StoreUnavailable):
+                write_it()
+
+
+@contextlib.contextmanager
+def read_only(place: StorePlace) -> Iterator[Store]:
+    """A store that cannot be written: its file is another writer's, or its server a standby."""
+    if place.kind == "postgresql":
+        place.dsn = place.dsn.replace("options=", "options=-cdefault_transaction_read_only%3Don%20")
+        yield place.open(patience_s=0.5)
+        return
+    store = place.open(patience_s=0.05)
+    (file,) = place.folder.rglob("*.sqlite")
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield store

@@ -50,6 +50,9 @@ class MemoryStore:
     def open(self) -> None:
         pass
 
+    def probe(self) -> None:
+        pass
+
     def load(self, keys: Sequence[str], *, epoch: int, at: float) -> dict[str, KeyState]:
         check_distinct(keys)
         with self._memory.lock:

@@ -51,6 +51,7 @@ ON CONFLICT (app, key) DO UPDATE SET epoch = excluded.epoch, life = excluded.lif
     written_epoch = excluded.epoch, written_life = excluded.life, touched = excluded.touched
 WHERE {_MAY_STAMP} RETURNING key, pg_current_xact_id()::text
 """
+_PROBE: LiteralString = "INSERT INTO onelane_keys VALUES (%s, %s, 0, 0, 0, 0, 0)"
 _PUT_ROWS: LiteralString = """
 INSERT INTO onelane_rows SELECT %s, * FROM unnest(
     %b::text[], %b::text[], %b::bytea[], %b::bytea[], %b::text[], %b::int8[]
@@ -160,6 +161,13 @@ class PostgresStore:
             "SELECT epoch, life FROM onelane_keys WHERE app = %s ORDER BY epoch DESC, life DESC LIMIT 1"
         )
         return max((Stamp(*values) for values in self._rows(query, self._app)), default=NEVER_WRITTEN)
+
+    def probe(self) -> None:
+        with self._ready() as connection, connection.pipeline():
+            connection.execute("BEGIN")
+            # The key is nobody's: a key has no space, and a life is one process.
+            connection.execute(_PROBE, (self._app, f"probe {self._life}"))
+            connection.execute("ROLLBACK")
 
     def keys(self, *, after: str = "", limit: int = PAGE) -> list[str]:
         query: LiteralString = "SELECT key FROM onelane_keys WHERE app = %s AND key > %s ORDER BY key LIMIT %s"

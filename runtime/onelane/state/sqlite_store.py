@@ -12,6 +12,7 @@ its owner as well, since all that use the file are on this machine.
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,11 @@ class SqliteStore:
         query = "SELECT epoch, life FROM keys ORDER BY epoch DESC, life DESC LIMIT 1"
         with self._connection() as database:
             return max((Stamp(*values) for values in database.execute(query)), default=NEVER_WRITTEN)
+
+    def probe(self) -> None:
+        # One row, written again and again: another value each time, or no page would be written.
+        with self._connection() as database, transaction(database):
+            database.execute("INSERT OR REPLACE INTO meta VALUES ('probed', ?)", (str(time.time_ns()),))
 
     def keys(self, *, after: str = "", limit: int = PAGE) -> list[str]:
         return self._column("SELECT key FROM keys WHERE key > ? ORDER BY key LIMIT ?", after, limit)

@@ -189,6 +189,10 @@ class Store(Protocol):
     def newest(self) -> Stamp:
         """The highest stamp of all claims and writes. The epochs and lives of a new start must be above it."""
 
+    def probe(self) -> None:
+        """Write something of no key, which leaves nothing behind that grows: raises what a commit would raise now, on a
+        disk that is full or a server that can only be read. A store of a plugin may lack it; then it is not asked."""
+
     def keys(self, *, after: str = "", limit: int = PAGE) -> list[str]:
         """The known keys that follow `after`, in the order of their bytes; those only claimed, too."""
 
