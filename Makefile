@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # What has a wheel installed, and no sources: the tests run from here.
 BUILT := $(VENV)-wheel
-SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find runtime/onelane -name '*.py' -o -name '*.pyx')
+SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find runtime/onelane -name '*.py' -o -name '*.p[yx][xi]' -o -name '*.pxd')
 ARGS ?=
 
 .PHONY: up test wheel test-wheel conformance chaos fuzz check bench setup proto clients clean

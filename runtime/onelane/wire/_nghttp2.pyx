@@ -24,19 +24,9 @@ from collections import deque
 from onelane.wire.framing import RESERVED
 from onelane.wire.limits import UNLIMITED
 
-
-cdef enum Kind:
-    """What a header field is to us."""
-    APPLICATION
-    OTHER
-    PATH
-    POST
-    OTHER_METHOD
-    GRPC
-    OTHER_CONTENT
-    TIMEOUT
-    STATUS
-    ENCODING
+include "_nghttp2_events.pxi"
+include "_nghttp2_headers.pxi"
+include "_nghttp2_messages.pxi"
 
 
 ENGINE = f"onelane.wire._nghttp2 on libnghttp2 {nghttp2_version(0).version_str.decode()}"
@@ -58,352 +48,6 @@ class StreamEnded(WireError):
 
 class _TooMuch(Exception):
     """The peer has sent more than the limits allow: the connection ends."""
-
-
-class NeverIndexed(tuple):
-    """A header field that is secret to its sender: it is sent on as it came. RFC 7541, section 6.2.3."""
-
-
-# Events. `WindowUpdated` is never made: nobody needs it.
-
-cdef class _Event:
-    def __repr__(self):
-        fields = [f"{name}={getattr(self, name)!r}" for name in dir(self) if not name.startswith("_")]
-        return f"{type(self).__name__}({', '.join(fields)})"
-
-
-@cython.final
-cdef class RequestReceived(_Event):
-    cdef readonly int32_t stream_id
-    cdef readonly tuple headers
-    cdef readonly bint end_stream
-
-
-@cython.final
-cdef class ResponseReceived(_Event):
-    cdef readonly int32_t stream_id
-    cdef readonly tuple headers
-    cdef readonly bint end_stream
-
-
-@cython.final
-cdef class AnswerReceived(_Event):
-    """The beginning of an ordinary answer to a unary call, without metadata, and what came with it."""
-    cdef readonly int32_t stream_id
-    cdef readonly bytes data
-    """One whole message with its prefix; None where it has not come with the headers."""
-    cdef readonly bint is_ok
-    """The trailers of the status OK have come as well."""
-
-
-@cython.final
-cdef class TrailersReceived(_Event):
-    cdef readonly int32_t stream_id
-    cdef readonly tuple headers
-
-
-@cython.final
-cdef class DataReceived(_Event):
-    cdef readonly int32_t stream_id
-    cdef readonly bytes data
-    cdef readonly bint end_stream
-
-
-@cython.final
-cdef class StreamReset(_Event):
-    cdef readonly int32_t stream_id
-    cdef readonly uint32_t error_code
-
-
-@cython.final
-cdef class StreamClosed(_Event):
-    cdef readonly int32_t stream_id
-    cdef readonly uint32_t error_code
-    cdef readonly object local_error
-    """Why this end could not send its headers; None otherwise."""
-
-
-@cython.final
-cdef class SettingsReceived(_Event):
-    pass
-
-
-@cython.final
-cdef class PingAcknowledged(_Event):
-    pass
-
-
-@cython.final
-cdef class WindowUpdated(_Event):
-    pass
-
-
-@cython.final
-cdef class GoAwayReceived(_Event):
-    cdef readonly int32_t last_stream_id
-    cdef readonly uint32_t error_code
-    cdef readonly bytes debug_data
-
-
-@cython.final
-cdef class ConnectionClosed(_Event):
-    cdef readonly uint32_t error_code
-    cdef readonly bytes debug_data
-
-
-# Header fields
-
-cdef struct _Known:
-    # A header field that has come before. libnghttp2 hands out the same buffer for every name in HPACK's tables.
-    nghttp2_rcbuf *name
-    PyObject *value
-    PyObject *pair
-    Kind kind
-
-
-cdef object _pair_of(nghttp2_vec name, nghttp2_vec value, uint8_t flags):
-    pair = (
-        PyBytes_FromStringAndSize(<const char *>name.base, name.len),
-        PyBytes_FromStringAndSize(<const char *>value.base, value.len),
-    )
-    return NeverIndexed(pair) if flags & NO_INDEX else pair
-
-
-cdef Kind _kind_of(object pair) except *:
-    cdef bytes name = <bytes>(<tuple>pair)[0]
-    cdef bytes value = _value_of(pair)
-    if name not in RESERVED:
-        return APPLICATION
-    if name == b":path":
-        return PATH
-    if name == b":method":
-        return POST if value == b"POST" else OTHER_METHOD
-    if name == b"content-type":
-        return GRPC if value.startswith(b"application/grpc") else OTHER_CONTENT
-    if name == b"grpc-timeout":
-        return TIMEOUT
-    if name == b":status":
-        return STATUS
-    if name == b"grpc-encoding":
-        return ENCODING
-    return OTHER
-
-
-cdef double _seconds(bytes text):
-    """The `grpc-timeout`, as `framing.read_timeout` reads it; below zero where it is malformed."""
-    cdef const char *digits = PyBytes_AS_STRING(text)
-    cdef Py_ssize_t length = PyBytes_GET_SIZE(text) - 1
-    cdef double count = 0
-    cdef Py_ssize_t at
-    if not 1 <= length <= 8:
-        return -1
-    for at in range(length):
-        if not c"0" <= digits[at] <= c"9":
-            return -1
-        count = count * 10 + (digits[at] - c"0")
-    cdef char unit = digits[length]
-    if unit == c"n": return count / 1e9
-    if unit == c"u": return count / 1e6
-    if unit == c"m": return count / 1e3
-    if unit == c"S": return count
-    if unit == c"M": return count / (1.0 / 60)
-    if unit == c"H": return count / (1.0 / 3600)
-    return -1
-
-
-cdef list _pairs_of(headers):
-    """Header fields as pairs that hold their bytes. This may run code of whoever made `headers`."""
-    cdef list pairs = [pair if isinstance(pair, tuple) else tuple(pair) for pair in headers]
-    for pair in pairs:
-        if PyTuple_GET_SIZE(pair) != 2:
-            raise ValueError("a header field is a pair of bytes")
-    return pairs
-
-
-cdef nghttp2_nv *_fields_of(list pairs) except NULL:
-    """Header fields for libnghttp2, which copies them: to be freed, and valid as long as `pairs`."""
-    cdef Py_ssize_t count = PyList_GET_SIZE(pairs)
-    cdef Py_ssize_t at
-    cdef nghttp2_nv *fields = <nghttp2_nv *>malloc((count + 1) * sizeof(nghttp2_nv))
-    if fields == NULL:
-        raise MemoryError
-    try:
-        for at in range(count):
-            _set_field(&fields[at], pairs[at])
-    except:
-        free(fields)
-        raise
-    return fields
-
-
-cdef int _set_field(nghttp2_nv *field, object pair) except -1:
-    cdef bytes name = (<tuple>pair)[0]
-    cdef bytes value = (<tuple>pair)[1]
-    if name is None or value is None:
-        raise TypeError("a header field is a pair of bytes")
-    field.name, field.namelen = <uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)
-    field.value, field.valuelen = <uint8_t *>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
-    field.flags = NO_INDEX if type(pair) is NeverIndexed else 0
-    return 0
-
-
-cdef int _set_static_field(nghttp2_nv *field, object pair) except -1:
-    """One whose bytes this module holds: libnghttp2 need not copy them."""
-    _set_field(field, pair)
-    field.flags = STATIC_FIELD
-    return 0
-
-
-# What nearly every answer is sent with.
-cdef tuple _FIELDS = ((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"0"))
-cdef tuple _OK_TRAILERS = (_FIELDS[2],)
-cdef nghttp2_nv _RESPONSE[2]
-cdef nghttp2_nv _OK[1]
-_set_static_field(&_RESPONSE[0], _FIELDS[0])
-_set_static_field(&_RESPONSE[1], _FIELDS[1])
-_set_static_field(&_OK[0], _FIELDS[2])
-
-
-cdef struct _Buffer:
-    # Bytes that are being written: an object of `bytes` with room for more than has been.
-    PyObject *bytes
-    Py_ssize_t size
-    Py_ssize_t room
-
-
-cdef char *_room_for(_Buffer *buffer, Py_ssize_t amount, Py_ssize_t further) except NULL:
-    """Where the next bytes are to be written, which as many as `further` will probably follow."""
-    cdef bytes fresh
-    if buffer.bytes == NULL:
-        buffer.size, buffer.room = 0, amount + further
-        fresh = PyBytes_FromStringAndSize(NULL, buffer.room)
-        Py_INCREF(fresh)
-        buffer.bytes = <PyObject *>fresh
-    elif buffer.size + amount > buffer.room:
-        # Of large messages not twice as much: fresh pages cost more than the copy.
-        buffer.room = buffer.size + amount + max(further, min(buffer.size, <Py_ssize_t>MOST_SPARE))
-        _PyBytes_Resize(&buffer.bytes, buffer.room)
-    cdef char *target = bytes_of(buffer.bytes) + buffer.size
-    buffer.size += amount
-    return target
-
-
-cdef bytes _taken(_Buffer *buffer):
-    """What has been written, once."""
-    if buffer.bytes == NULL:
-        return b""
-    if buffer.room - buffer.size > MOST_SPARE or buffer.size < MOST_SPARE:
-        if buffer.size < buffer.room:
-            _PyBytes_Resize(&buffer.bytes, buffer.size)
-    else:
-        # To give back a page of a large block, the C library would map the next one anew, page by page.
-        Py_SET_SIZE(buffer.bytes, buffer.size)
-        bytes_of(buffer.bytes)[buffer.size] = 0
-    cdef bytes data = <bytes>buffer.bytes
-    Py_DECREF(data)
-    buffer.bytes = NULL
-    return data
-
-
-@cython.final
-cdef class Body:
-    """The bytes so far of a message that is not complete, where they stay."""
-    cdef _Buffer _buffer
-    cdef Py_ssize_t _full
-
-    def __cinit__(self, Py_ssize_t full):
-        """full: its bytes in the end."""
-        self._full = full
-
-    def __dealloc__(self):
-        Py_XDECREF(self._buffer.bytes)
-
-    def __len__(self):
-        return self._buffer.size if self._buffer.bytes != NULL else 0
-
-    def add(self, data):
-        """Room is made for no more than a few times what has come: a peer may promise much, and send little."""
-        cdef Py_buffer view
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        cdef Py_ssize_t size = (0 if self._buffer.bytes == NULL else self._buffer.size) + view.len
-        try:
-            if view.len:
-                memcpy(
-                    _room_for(&self._buffer, view.len, min(max(self._full - size, 0), PROMISED * size)),
-                    view.buf,
-                    view.len,
-                )
-        finally:
-            PyBuffer_Release(&view)
-
-    def take(self):
-        """The message."""
-        return _taken(&self._buffer)
-
-
-@cython.final
-@cython.no_gc_clear
-@cython.freelist(64)
-cdef class _Stream:
-    """What a stream sends, and what of it may still be put into the event that began it."""
-    cdef int32_t id
-    # To send.
-    cdef bytes chunk
-    """The first that has not been copied into frames in full; None for none."""
-    cdef Py_ssize_t offset
-    """Bytes of it that have been."""
-    cdef object further
-    """The chunks after it: a deque, or None."""
-    cdef size_t queued
-    """Bytes of all of them."""
-    cdef bint has_begun
-    """Its headers have been submitted."""
-    cdef bint takes_data
-    cdef bint waits
-    """libnghttp2 is to be told when there is something to send."""
-    cdef list trailers
-    cdef bint ends_ok
-    """It ends with the trailers of the status OK."""
-    cdef bint is_unary
-    """On a client: its answer may be an `AnswerReceived`."""
-    cdef bint is_told
-    """Its end needs no event of its own."""
-    cdef object send_error
-    """Why its headers could not be sent, until it closes."""
-    # Received.
-    cdef uint64_t fresh_in
-    """The `receive` which its first headers came in, as long as they, and what followed, are those of an ordinary
-    unary call; 0 otherwise."""
-    cdef object request
-    """On a server, the object of its request, whose message may follow; on a client, the `AnswerReceived`, whose
-    message and end may follow."""
-
-    cdef int push(self, bytes chunk) except -1:
-        if not PyBytes_GET_SIZE(chunk):
-            return 0
-        if self.chunk is None:
-            self.chunk = chunk
-        else:
-            if self.further is None:
-                self.further = deque()
-            self.further.append(chunk)
-        self.queued += PyBytes_GET_SIZE(chunk)
-        return 0
-
-    cdef int copy_to(self, char *target, size_t length) except -1:
-        """Move bytes into a frame: at most `queued`."""
-        cdef size_t size
-        while length:
-            size = min(length, <size_t>(PyBytes_GET_SIZE(self.chunk) - self.offset))
-            memcpy(target, PyBytes_AS_STRING(self.chunk) + self.offset, size)
-            target += size
-            length -= size
-            self.queued -= size
-            self.offset += size
-            if self.offset == PyBytes_GET_SIZE(self.chunk):
-                self.chunk = self.further.popleft() if self.further else None
-                self.offset = 0
-        return 0
 
 
 @cython.final
@@ -442,18 +86,8 @@ cdef class Session:
     cdef Py_ssize_t _wide_streams
     cdef set _wide
     """Streams with a wide window; of those that have ended, some. None before the first."""
-    # The header block that comes in.
-    cdef _Known *_known
-    """KNOWN_FIELDS of them, once any header has come."""
-    cdef list _headers
-    cdef size_t _headers_size
-    cdef bytes _path
-    cdef bytes _status
-    cdef list _application
-    cdef object _timeout
-    cdef bint _is_post
-    cdef bint _is_grpc
-    cdef bint _is_encoded
+    cdef _HeaderBlock _block
+    """The one that comes in; None before the first."""
     # The message that comes in.
     cdef _Stream _joining
     """The stream whose only message has come, before it is known that its frame ends with it."""
@@ -512,12 +146,7 @@ cdef class Session:
         return 0
 
     def __dealloc__(self):
-        cdef int at
         nghttp2_session_del(self._session)
-        if self._known != NULL:
-            for at in range(KNOWN_FIELDS):
-                _forget(&self._known[at])
-            free(self._known)
         Py_XDECREF(self._out.bytes)
         Py_XDECREF(self._data.bytes)
 
@@ -845,56 +474,19 @@ cdef class Session:
     # Callbacks: headers
 
     cdef int _add_header(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags) except FAILED:
-        cdef nghttp2_vec text = nghttp2_rcbuf_get_buf(value)
-        cdef _Known *known = _place_of(self._known, name, text)
-        cdef object pair
-        cdef Kind kind
-        if known.pair != NULL and not flags & NO_INDEX and _is_known(known, name, text):
-            pair, kind = <object>known.pair, known.kind
-        else:
-            pair = _pair_of(nghttp2_rcbuf_get_buf(name), text, flags)
-            kind = _kind_of(pair)
-            if type(pair) is tuple and _size_of(pair) <= MAX_KNOWN:
-                _remember(known, name, pair, kind)
-        self._headers_size += _size_of(pair)
-        if self._headers_size > self._max_metadata * 4:
+        cdef _HeaderBlock block = self._block
+        block.add(name, value, flags)
+        if block.size > self._max_metadata * 4:
             raise _TooMuch("received header list exceeds configured size")
-        if <size_t>PyList_GET_SIZE(self._headers) >= self._max_fields:
+        if <size_t>PyList_GET_SIZE(block.fields) > self._max_fields:
             raise _TooMuch("received header list exceeds configured count")
-        self._headers.append(pair)
-        if kind != OTHER:
-            self._note(kind, pair)
-        return 0
-
-    cdef int _note(self, Kind kind, object pair) except FAILED:
-        """Where a name comes twice, its last value counts."""
-        if kind == APPLICATION:
-            if self._application is None:
-                self._application = []
-            self._application.append(pair)
-        elif kind == PATH:
-            self._path = _value_of(pair)
-        elif kind == POST or kind == OTHER_METHOD:
-            self._is_post = kind == POST
-        elif kind == GRPC or kind == OTHER_CONTENT:
-            self._is_grpc = kind == GRPC
-        elif kind == TIMEOUT:
-            self._timeout = _seconds(_value_of(pair))
-        elif kind == STATUS:
-            self._status = _value_of(pair)
-        else:
-            self._is_encoded = True
         return 0
 
     cdef int _begin_headers(self, const nghttp2_frame *frame) except FAILED:
         cdef _Stream stream
-        if self._known == NULL:
-            self._known = <_Known *>calloc(KNOWN_FIELDS, sizeof(_Known))
-            if self._known == NULL:
-                raise MemoryError
-        self._headers, self._headers_size, self._application = [], 0, None
-        self._path, self._status, self._timeout = b"", None, None
-        self._is_post = self._is_grpc = self._is_encoded = False
+        if self._block is None:
+            self._block = _HeaderBlock.__new__(_HeaderBlock)
+        self._block.begin()
         if self._is_server and frame.headers.cat == OF_A_REQUEST:
             stream = _Stream.__new__(_Stream)
             stream.id = frame.hd.stream_id
@@ -903,42 +495,42 @@ cdef class Session:
         return 0
 
     cdef int _end_headers(self, const nghttp2_frame *frame) except FAILED:
-        cdef tuple headers = PyList_AsTuple(self._headers)
+        cdef tuple headers = PyList_AsTuple(self._block.fields)
         cdef bint ended = frame.hd.flags & END_STREAM
         cdef _Stream stream = self._streams.get(frame.hd.stream_id)
         if stream is None:
             return 0
         if self._is_server and frame.headers.cat == OF_A_REQUEST:
             self._open(stream, headers, ended)
-        elif self._status is None:
+        elif self._block.status is None:
             self._trailers(stream, headers)
-        elif not self._status.startswith(b"1"):
+        elif not self._block.status.startswith(b"1"):
             self._answered(stream, headers, ended)
         return 0
 
     cdef int _open(self, _Stream stream, tuple headers, bint ended) except FAILED:
         """A request has begun. See `wire.server.Stream`."""
+        cdef _HeaderBlock block = self._block
         cdef int refusal = 0
         if self._opens is None:
             self._events.append(_request_received(stream.id, headers, ended))
             return 0
-        if not self._is_grpc:
+        if not block.is_grpc:
             refusal = UNSUPPORTED_MEDIA_TYPE
-        elif not self._is_post:
+        elif not block.is_post:
             refusal = METHOD_NOT_ALLOWED
-        application = () if self._application is None else tuple(self._application)
+        application = () if block.application is None else tuple(block.application)
         request = self._opens(
-            stream.id, ended, headers, None, self._path, application, self._timeout, self._headers_size, refusal
+            stream.id, ended, headers, None, block.path, application, block.timeout, block.size, refusal
         )
         self._events.append(request)
-        if not (ended or refusal) and self._headers_size <= self._max_metadata:
+        if not (ended or refusal) and block.size <= self._max_metadata:
             stream.fresh_in, stream.request = self._round, request
         return 0
 
     cdef int _answered(self, _Stream stream, tuple headers, bint ended) except FAILED:
         cdef AnswerReceived answer
-        is_plain = self._is_grpc and self._application is None and not self._is_encoded and self._status == b"200"
-        if is_plain and stream.is_unary and not ended:
+        if self._block.is_plain_answer() and stream.is_unary and not ended:
             answer = AnswerReceived.__new__(AnswerReceived)
             answer.stream_id = stream.id
             stream.fresh_in, stream.request = self._round, answer
@@ -1084,58 +676,6 @@ cdef class Session:
         return 0
 
 
-# Events, made.
-
-cdef RequestReceived _request_received(int32_t number, tuple headers, bint ended):
-    cdef RequestReceived event = RequestReceived.__new__(RequestReceived)
-    event.stream_id, event.headers, event.end_stream = number, headers, ended
-    return event
-
-
-cdef ResponseReceived _response_received(int32_t number, tuple headers, bint ended):
-    cdef ResponseReceived event = ResponseReceived.__new__(ResponseReceived)
-    event.stream_id, event.headers, event.end_stream = number, headers, ended
-    return event
-
-
-cdef TrailersReceived _trailers_received(int32_t number, tuple headers):
-    cdef TrailersReceived event = TrailersReceived.__new__(TrailersReceived)
-    event.stream_id, event.headers = number, headers
-    return event
-
-
-cdef DataReceived _data_received(int32_t number, bytes data, bint ended):
-    cdef DataReceived event = DataReceived.__new__(DataReceived)
-    event.stream_id, event.data, event.end_stream = number, data, ended
-    return event
-
-
-cdef StreamReset _stream_reset(int32_t number, uint32_t error):
-    cdef StreamReset event = StreamReset.__new__(StreamReset)
-    event.stream_id, event.error_code = number, error
-    return event
-
-
-cdef StreamClosed _stream_closed(int32_t number, uint32_t error, local_error):
-    cdef StreamClosed event = StreamClosed.__new__(StreamClosed)
-    event.stream_id, event.error_code, event.local_error = number, error, local_error
-    return event
-
-
-cdef GoAwayReceived _goaway_received(int32_t last, uint32_t error, bytes text):
-    cdef GoAwayReceived event = GoAwayReceived.__new__(GoAwayReceived)
-    event.last_stream_id, event.error_code, event.debug_data = last, error, text
-    return event
-
-
-cdef ConnectionClosed _connection_closed(uint32_t error, bytes text):
-    cdef ConnectionClosed event = ConnectionClosed.__new__(ConnectionClosed)
-    event.error_code, event.debug_data = error, text
-    return event
-
-
-# Small things.
-
 cdef int _check(int result) except -1:
     """Raise for an error of libnghttp2."""
     if result < 0:
@@ -1147,200 +687,4 @@ cdef str _text(int error):
     return f"HTTP/2 engine error: {nghttp2_strerror(error).decode()}"
 
 
-cdef inline uint32_t _number(const uint8_t *data) noexcept:
-    return (<uint32_t>data[0] << 24) | (<uint32_t>data[1] << 16) | (<uint32_t>data[2] << 8) | data[3]
-
-
-cdef inline bytes _value_of(object pair):
-    return <bytes>(<tuple>pair)[1]
-
-
-cdef inline Py_ssize_t _size_of(object pair) noexcept:
-    return PyBytes_GET_SIZE(<bytes>(<tuple>pair)[0]) + PyBytes_GET_SIZE(_value_of(pair)) + FIELD_OVERHEAD
-
-
-cdef bytes _framed(bytes message):
-    """A message with its prefix; of a large one, the prefix alone, so that it is not copied."""
-    return _framed_whole(message) if PyBytes_GET_SIZE(message) <= JOINED_COPY else _prefix_and(message, 0)
-
-
-cdef bytes _framed_whole(bytes message):
-    return _prefix_and(message, PyBytes_GET_SIZE(message))
-
-
-cdef bytes _prefix_and(bytes message, Py_ssize_t size):
-    """The prefix of a message, and its first `size` bytes."""
-    cdef Py_ssize_t length = PyBytes_GET_SIZE(message)
-    if length > 0xFFFFFFFF:
-        raise OverflowError("a message has 4 GiB at most")
-    cdef bytes framed = PyBytes_FromStringAndSize(NULL, PREFIX + size)
-    cdef uint8_t *target = <uint8_t *>PyBytes_AS_STRING(framed)
-    target[0] = 0
-    target[1], target[2] = <uint8_t>(length >> 24), <uint8_t>(length >> 16)
-    target[3], target[4] = <uint8_t>(length >> 8), <uint8_t>length
-    memcpy(target + PREFIX, PyBytes_AS_STRING(message), size)
-    return framed
-
-
-cdef _Known *_place_of(_Known *known, nghttp2_rcbuf *name, nghttp2_vec value) noexcept:
-    """Where a header field is, or where it is to be put: in place of another that begins at the same place, if need
-    be."""
-    cdef size_t first = ((<size_t>name >> 4) ^ value.len * 5) % KNOWN_FIELDS
-    cdef size_t step
-    cdef _Known *place
-    for step in range(PROBES):
-        place = &known[(first + step) % KNOWN_FIELDS]
-        if place.pair == NULL or _is_known(place, name, value):
-            return place
-    return &known[first]
-
-
-cdef inline bint _is_known(_Known *known, nghttp2_rcbuf *name, nghttp2_vec value) noexcept:
-    cdef PyObject *text = known.value
-    return (
-        known.name == name
-        and <size_t>PyBytes_GET_SIZE(<object>text) == value.len
-        and memcmp(bytes_of(text), value.base, value.len) == 0
-    )
-
-
-cdef int _remember(_Known *known, nghttp2_rcbuf *name, object pair, Kind kind) except -1:
-    cdef bytes value = _value_of(pair)
-    _forget(known)
-    nghttp2_rcbuf_incref(name)
-    Py_INCREF(pair)
-    known.name, known.value, known.pair, known.kind = name, <PyObject *>value, <PyObject *>pair, kind
-    return 0
-
-
-cdef void _forget(_Known *known) noexcept:
-    if known.pair != NULL:
-        nghttp2_rcbuf_decref(known.name)
-        Py_XDECREF(known.pair)
-        known.pair = NULL
-
-
-cdef int _set_options(nghttp2_option *option, limits, bint is_server) except -1:
-    nghttp2_option_set_no_auto_window_update(option, 1)
-    nghttp2_option_set_no_closed_streams(option, 1)
-    nghttp2_option_set_peer_max_concurrent_streams(option, 100)
-    nghttp2_option_set_max_send_header_block_length(option, limits.max_sent_metadata)
-    # Older releases count the reads in which the head of a frame comes, as many as it has bytes.
-    nghttp2_option_set_max_continuations(option, limits.continuations * FRAME_HEAD)
-    nghttp2_option_set_stream_reset_rate_limit(option, limits.resets[0], limits.resets[1])
-    nghttp2_option_set_builtin_recv_extension_type(option, PRIORITY_UPDATE)
-    if is_server:
-        # Answers have few fields that recur, and every connection holds the table.
-        nghttp2_option_set_max_deflate_dynamic_table_size(option, SERVER_TABLE)
-    return 0
-
-
-cdef void _set_callbacks(nghttp2_session_callbacks *callbacks) noexcept:
-    nghttp2_session_callbacks_set_send_callback(callbacks, <void *>_on_send)
-    nghttp2_session_callbacks_set_send_data_callback(callbacks, <void *>_on_send_data)
-    nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, <void *>_on_begin_headers)
-    nghttp2_session_callbacks_set_on_header_callback2(callbacks, <void *>_on_header)
-    nghttp2_session_callbacks_set_on_invalid_header_callback2(callbacks, <void *>_on_invalid_header)
-    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, <void *>_on_data)
-    nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, <void *>_on_frame)
-    nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, <void *>_on_frame_sent)
-    nghttp2_session_callbacks_set_on_frame_not_send_callback(callbacks, <void *>_on_frame_not_sent)
-    nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, <void *>_on_stream_close)
-
-
-# The callbacks themselves. FAILED means that an exception is set.
-
-cdef ssize_t _on_send(
-    nghttp2_session *session, const uint8_t *data, size_t length, int flags, void *user_data
-) except FAILED:
-    memcpy(_room_for(&(<Session>user_data)._out, length, FIRST_ROOM), data, length)
-    return length
-
-
-cdef int _on_send_data(
-    nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length, nghttp2_data_source *source,
-    void *user_data,
-) except FAILED:
-    """Write a whole DATA frame; no padding is asked for."""
-    cdef Session self = <Session>user_data
-    cdef _Stream stream = <_Stream>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
-    cdef size_t window = max(0, nghttp2_session_get_stream_remote_window_size(session, stream.id))
-    cdef size_t further = min(stream.queued - length, window)
-    cdef char *target = _room_for(&self._out, FRAME_HEAD + length, further + further // 1024 + FIRST_ROOM)
-    memcpy(target, head, FRAME_HEAD)
-    stream.copy_to(target + FRAME_HEAD, length)
-    self._queued -= length
-    return 0
-
-
-cdef ssize_t _read_body(
-    nghttp2_session *session, int32_t number, uint8_t *buffer, size_t length, uint32_t *flags,
-    nghttp2_data_source *source, void *user_data,
-) except FAILED:
-    """How much of a stream's bytes the next DATA frame takes, and whether it is the last."""
-    cdef _Stream stream = <_Stream>nghttp2_session_get_stream_user_data(session, number)
-    cdef size_t size = min(length, stream.queued)
-    flags[0] |= DATA_NO_COPY
-    if size < stream.queued or stream.takes_data:
-        if size:
-            return size
-        stream.waits = True
-        return DEFERRED
-    flags[0] |= DATA_EOF
-    if stream.ends_ok:
-        flags[0] |= DATA_NO_END_STREAM
-        _check(nghttp2_submit_trailer(session, number, _OK, 1))
-    elif stream.trailers is not None:
-        flags[0] |= DATA_NO_END_STREAM
-        (<Session>user_data)._submit_trailers(stream)
-    return size
-
-
-cdef int _on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) except FAILED:
-    return (<Session>user_data)._begin_headers(frame)
-
-
-cdef int _on_header(
-    nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags,
-    void *user_data,
-) except FAILED:
-    return (<Session>user_data)._add_header(name, value, flags)
-
-
-cdef int _on_invalid_header(
-    nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags,
-    void *user_data,
-) noexcept:
-    """A field that is no valid one resets its stream; libnghttp2 would leave it out."""
-    return REFUSE_STREAM
-
-
-cdef int _on_data(
-    nghttp2_session *session, uint8_t flags, int32_t number, const uint8_t *data, size_t length, void *user_data
-) except FAILED:
-    cdef void *stream = nghttp2_session_get_stream_user_data(session, number)
-    return 0 if stream == NULL else (<Session>user_data)._add_data(<_Stream>stream, flags, data, length)
-
-
-cdef int _on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) except FAILED:
-    return (<Session>user_data)._frame_received(frame)
-
-
-cdef int _on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user_data) except FAILED:
-    if frame.hd.type == GOAWAY:
-        (<Session>user_data)._sent_goaway = frame.goaway.error_code
-        return (<Session>user_data)._note_goaway(&frame.goaway)
-    if frame.hd.type == RST_STREAM and frame.rst_stream.error_code == FLOW_CONTROL_ERROR:
-        # Older releases read on for ever from a peer that sends more than its window; newer ones do this themselves.
-        nghttp2_session_terminate_session(session, FLOW_CONTROL_ERROR)
-    return 0
-
-
-cdef int _on_frame_not_sent(
-    nghttp2_session *session, const nghttp2_frame *frame, int error, void *user_data
-) except FAILED:
-    return (<Session>user_data)._not_sent(frame, error) if frame.hd.type == HEADERS else 0
-
-
-cdef int _on_stream_close(nghttp2_session *session, int32_t number, uint32_t error, void *user_data) except FAILED:
-    return (<Session>user_data)._stream_closed(number, error)
+include "_nghttp2_callbacks.pxi"
