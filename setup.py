@@ -22,6 +22,10 @@ BUILDS = {"bdist_wheel", "build", "build_ext", "install"}
 LIBRARY = "onelane._compiled"
 """The library that has the code of all modules; the extension beside each module only points to it."""
 OLDEST_NGHTTP2 = "1.52"
+DEPRECATED_THROW = "PyObject_CallFunctionObjArgs(_m, type, value, traceback, NULL)"
+"""How mypyc's runtime passes an exception on to what a compiled coroutine awaits. Its issue 1214 is open."""
+THROW = "PyObject_CallOneArg(_m, value)"
+"""The same without a DeprecationWarning of CPython 3.12 and later. The value has its type and its traceback."""
 
 
 def left_out(part: str, reason: object) -> None:
@@ -45,9 +49,24 @@ def compiled_modules() -> list[Extension]:
     os.chdir(HERE / "runtime")
     try:
         paths = [module.replace(".", "/") + ".py" for module in modules]
-        return list(mypycify([*options, *paths], group_name=LIBRARY, target_dir=str(HERE / "build")))
+        extensions = list(mypycify([*options, *paths], group_name=LIBRARY, target_dir=str(HERE / "build")))
     finally:
         os.chdir(HERE)
+    for extension in extensions:
+        extension.include_dirs.insert(0, mended_runtime())
+    return extensions
+
+
+def mended_runtime() -> str:
+    """A folder with the file of mypyc's runtime that has DEPRECATED_THROW, which is replaced. Nothing is in a release
+    of mypyc that does not have it."""
+    from mypyc.build import include_dir
+
+    folder = HERE / "build" / "runtime"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Path(include_dir(), "misc_ops.c").read_text()
+    (folder / "misc_ops.c").write_text(source.replace(DEPRECATED_THROW, THROW))
+    return str(folder)
 
 
 def wire() -> list[Extension]:
