@@ -15,6 +15,7 @@ from onelane.client.options import Dialling
 from onelane.client.tls import client_context
 from onelane.config import App, Tls
 from onelane.core.keys import ANY
+from onelane.core.validation import checked
 from onelane.server import interceptors
 from onelane.server.grpcio_listener import GrpcioListener
 from onelane.server.listener import Bind, Listener, Serving
@@ -160,7 +161,9 @@ async def native_at(address: str, serve: Any = None, **settings: Any) -> AsyncIt
 
 @asynccontextmanager
 async def _started(listener: _Kind, address: str, serve: Any, **settings: Any) -> AsyncIterator[_Kind]:
-    await listener.start([Bind(address)], Answering(serve), App(services=("a:B",), listen=address, **settings))
+    await listener.start(
+        [Bind(address)], Answering(serve), checked(App, {"services": ("a:B",), "listen": address} | settings)
+    )
     try:
         yield listener
     finally:

@@ -8,16 +8,18 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from annotated_types import Ge, Gt, Le, MinLen
 
 from onelane.core import addresses, redaction
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.service_config import ServiceConfig
 from onelane.core.state_settings import StateSettings
+from onelane.core.validation import Check, Checked, changed, checked
 from onelane.errors import BadConfig
 from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
 
@@ -81,18 +83,17 @@ def _unresponsive_s(seconds: float) -> float:
     return seconds
 
 
-AdminAddress = Annotated[str, AfterValidator(_admin_address)]
-Address = Annotated[str, AfterValidator(_address)]
-PeerTarget = Annotated[str, AfterValidator(addresses.parse_target)]
+AdminAddress = Annotated[str, Check(_admin_address)]
+Address = Annotated[str, Check(_address)]
+PeerTarget = Annotated[str, Check(addresses.parse_target)]
 """Where an app outside of the file listens."""
-Plug = Annotated[str, AfterValidator(_class_path)]
+Plug = Annotated[str, Check(_class_path)]
 """A class of the user's: `package.module:Class`."""
 
 
-class Tls(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Tls(Checked):
     """PEM files for an app that serves TLS. They are read again when they change, for the handshakes that follow."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cert: str
     """The server's certificate chain."""
@@ -102,37 +103,35 @@ class Tls(BaseModel):
     """Certificate authorities for mutual TLS: a client must present a certificate that one of them has signed."""
 
 
-Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Seconds = Annotated[float, Gt(0), Le(30 * 86400)]
 
 
-class TailKeeping(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class TailKeeping(Checked):
     """Tail sampling: traces that are exported although the sampler left them out. For this every call is recorded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     errors: bool = True
     """Traces with a span that ended in an error."""
     slower_s: Seconds | None = None
     """Traces with a span that lasted this many seconds or longer."""
-    slowest: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    slowest: Annotated[float, Gt(0), Le(0.5)] | None = None
     """Traces of the slowest calls of each method: this share of its calls of the last minute, for example 0.001."""
 
 
-class App(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class App(Checked):
     """One app: services that run together in each of its shard processes. In the file: `[apps.NAME]`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    services: Annotated[tuple[Plug, ...], Field(min_length=1)]
+    services: Annotated[tuple[Plug, ...], MinLen(1)]
     """The servicer classes, each as `package.module:Class`."""
     listen: Address
     """The address that all shards of the app share, `ip:port`; port 0 takes a free port."""
-    shards: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    shards: Literal["auto"] | Annotated[int, Ge(1), Le(1024)] = "auto"
     """Number of shard processes; "auto" is one per CPU core."""
-    own_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    own_port: Annotated[int, Ge(1), Le(65535)] | None = None
     """The first shard's own port; the other shards take the ports that follow. By default shard i takes the port of
     `listen` + 100 · (i + 1)."""
-    advertise: Annotated[str, AfterValidator(_host)] | None = None
+    advertise: Annotated[str, Check(_host)] | None = None
     """The IP address at which clients reach the shards' own ports. Needed where `listen` is 0.0.0.0 or ::."""
     admin: AdminAddress | None = None
     """Address of /metrics and /status where `onelane serve` runs this app alone; by default the `admin` of the file."""
@@ -142,23 +141,23 @@ class App(BaseModel):
     membership: str = "supervisor"
     """How a shard learns of the app's other shards: "supervisor", "static", or another plugin of the entry point group
     `onelane.memberships`."""
-    points: Annotated[int, Field(ge=1, le=65536)] = 512
+    points: Annotated[int, Ge(1), Le(65536)] = 512
     """Points of each shard on the hash ring; the more points, the more even the shards' shares of the keys."""
-    keys: Mapping[str, str] = {}
+    keys: Mapping[str, str] = field(default_factory=dict)
     """Keys that the protos do not state, or state otherwise: "pkg.Service/Method" or "pkg.Service/*" → "field.path",
     "metadata:name", or "ANY" for a method without a key."""
-    turns: Mapping[str, Literal["KEYED", "FREE"]] = {}
+    turns: Mapping[str, Literal["KEYED", "FREE"]] = field(default_factory=dict)
     """Turns that the protos do not state, or state otherwise: "pkg.Service/Method" or "pkg.Service/*" → "KEYED" (one
     call of a key after the other) or "FREE" (concurrent calls)."""
-    max_waiting_per_key: Annotated[int, Field(ge=0)] = 1000
+    max_waiting_per_key: Annotated[int, Ge(0)] = 1000
     """Calls that may wait for the turn of one key; a further call ends with RESOURCE_EXHAUSTED."""
-    max_published: Annotated[int, Field(ge=1)] = 10_000
+    max_published: Annotated[int, Ge(1)] = 10_000
     """Messages that one shard may publish within one tick (0.1 s); to publish another raises Overloaded."""
-    max_lag: Annotated[int, Field(ge=1)] = 1000
+    max_lag: Annotated[int, Ge(1)] = 1000
     """Messages that may wait for one subscriber; then it loses the oldest, and receives a `Lost` with their number."""
-    stubs: Mapping[str, ServiceConfig] = {}
+    stubs: Mapping[str, ServiceConfig] = field(default_factory=dict)
     """App or peer → gRPC's service config (`methodConfig`, `retryThrottling`) and `max_in_flight` of calls to it."""
-    config: Mapping[str, Any] = {}
+    config: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the services themselves, which they read as `shard.config`; `onelane reload` changes them in running
     shards."""
     config_type: Plug | None = None
@@ -171,59 +170,59 @@ class App(BaseModel):
     """Answer `onelane.v1.Topology/Status`, the state of every app of the supervisor, to anyone; by default only to
     siblings and to clients with a certificate that `tls.client_ca` has signed. `onelane status` asks it where it is
     given the address of a shard, not the admin address."""
-    drain_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    drain_s: Annotated[float, Ge(0), Le(3600)] = 10.0
     """Seconds that calls in progress may still take when a shard stops; then they are cancelled."""
-    start_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    start_s: Annotated[float, Gt(0), Le(3600)] = 60.0
     """Seconds in which the `start` of all services of a shard must end, and as many before that for its imports and
     constructors; else the shard does not start."""
-    stop_s: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    stop_s: Annotated[float, Ge(0), Le(3600)] = 5.0
     """Seconds in which the `stop` of all services of a shard must end, after its calls; then they are cancelled."""
-    deadline_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    deadline_s: Annotated[float, Gt(0), Le(3600)] = 10.0
     """Deadline, in seconds, of a unary call between services that sets none itself."""
-    max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
+    max_message_bytes: Annotated[int, Ge(1024), Le(2**31 - 1)] = 4 * 1024 * 1024
     """Largest request message, in bytes; a call with a larger one ends with RESOURCE_EXHAUSTED."""
-    max_held_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = None
+    max_held_bytes: Annotated[int, Ge(1024 * 1024)] | None = None
     """Bytes that the clients of one shard may make it hold: of messages that are not whole or not read yet, and of
     answers that they have not taken. With more, calls of the connections that hold most end with RESOURCE_EXHAUSTED.
     By default 512 MiB, or sixteen times `max_message_bytes` where that is more."""
-    max_held_bytes_per_connection: Annotated[int, Field(ge=64 * 1024)] | None = None
+    max_held_bytes_per_connection: Annotated[int, Ge(64 * 1024)] | None = None
     """The same of one connection; its newest calls end. By default a quarter of the shard's."""
     compression: Literal["none", "deflate", "gzip"] = "none"
     """Compression of responses to clients that accept it, unless a handler chooses another by
     `context.set_compression`."""
-    max_in_flight: Annotated[int, Field(ge=1)] = 8192
+    max_in_flight: Annotated[int, Ge(1)] = 8192
     """Calls in progress in one shard; a further call ends with RESOURCE_EXHAUSTED."""
-    max_watches: Annotated[int, Field(ge=1)] = 4096
+    max_watches: Annotated[int, Ge(1)] = 4096
     """Streams of one watch of the runtime's own (the topology's, health's, reflection) in one shard. They are not among
     the calls of `max_in_flight`. A further one ends with RESOURCE_EXHAUSTED."""
-    max_timers: Annotated[int, Field(ge=0)] = 100_000
+    max_timers: Annotated[int, Ge(0)] = 100_000
     """Timers set in one shard (`shard.every`, `shard.later`); to set another raises Overloaded."""
-    max_late_s: Annotated[float, Field(gt=0, le=60)] = 0.05
+    max_late_s: Annotated[float, Gt(0), Le(60)] = 0.05
     """Seconds of work that may pile up in a shard's event loop. While more has piled up, new calls end with
     RESOURCE_EXHAUSTED."""
-    max_key_bytes: Annotated[int, Field(ge=16, le=4096)] = 1024
+    max_key_bytes: Annotated[int, Ge(16), Le(4096)] = 1024
     """Bytes of a key, as the metadata `onelane-key` carries it; a call with a longer one ends with INVALID_ARGUMENT."""
-    max_rate_per_key: Annotated[float, Field(gt=0)] | None = None
+    max_rate_per_key: Annotated[float, Gt(0)] | None = None
     """Calls per second of one key, and the burst that it may send after a pause; a further call ends with
     RESOURCE_EXHAUSTED. By default there is no limit."""
-    stall_s: Annotated[float, AfterValidator(_stall_s)] = 0.05
+    stall_s: Annotated[float, Check(_stall_s)] = 0.05
     """Seconds that a handler may block its shard's event loop. A longer stall is reported with the line that blocks, a
     shorter one down to half of it perhaps. 0 turns this off."""
-    replace_stalled_s: Annotated[float, Field(ge=1, le=86400)] | None = None
+    replace_stalled_s: Annotated[float, Ge(1), Le(86400)] | None = None
     """A shard process whose event loop is blocked for this many seconds ends itself and is started again; by default
     never. Not in inline mode."""
-    unresponsive_s: Annotated[float, AfterValidator(_unresponsive_s)] = 5.0
+    unresponsive_s: Annotated[float, Check(_unresponsive_s)] = 5.0
     """Seconds without a sign of life of a shard's event loop after which the shard counts as unresponsive, until it
     answers again: `onelane status`, the page and /healthz say so, and its siblings refuse calls to its keys; 0 for
     never."""
-    max_streams: Annotated[int, Field(ge=1)] = 1024
+    max_streams: Annotated[int, Ge(1)] = 1024
     """Concurrent calls of one connection (SETTINGS_MAX_CONCURRENT_STREAMS); the client holds further calls back."""
-    max_metadata_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024
+    max_metadata_bytes: Annotated[int, Ge(1024), Le(1024 * 1024)] = 16 * 1024
     """Largest metadata of a call, in bytes; a call with more ends with RESOURCE_EXHAUSTED, and more than four times as
     much ends the connection. One value is at most 64 KiB long whatever this says: a limit of libnghttp2."""
-    max_connections: Annotated[int, Field(ge=1)] = 20_000
+    max_connections: Annotated[int, Ge(1)] = 20_000
     """Client connections of one shard; a further connection is closed at once."""
-    max_connections_per_peer: Annotated[int, Field(ge=1)] = 5000
+    max_connections_per_peer: Annotated[int, Ge(1)] = 5000
     """Of these, connections of one IPv4 address, or of one /64 of IPv6 addresses; a further one is closed at once.
     Raise it where clients come through few proxies or a NAT."""
     handshake_s: Seconds = 10.0
@@ -251,7 +250,7 @@ class App(BaseModel):
     first. By default never."""
     tls: Tls | None = None
     """Serve clients over TLS. Shards of one app talk to each other over Unix sockets."""
-    state: StateSettings = StateSettings()
+    state: StateSettings = field(default_factory=StateSettings)
     """Where durable state is kept."""
     strict: bool = False
     """For tests and development: code that touches an entry of `shard.keyed` outside of the turn of its key gets
@@ -263,7 +262,7 @@ class App(BaseModel):
     """`grpc.aio.ServerInterceptor` classes, or functions that make one, as `package.module:name`; outermost first."""
     tail: TailKeeping | None = None
     """Tail sampling; by default off."""
-    max_remote_sampled_per_s: Annotated[float, Field(ge=1)] = 1000.0
+    max_remote_sampled_per_s: Annotated[float, Ge(1)] = 1000.0
     """Calls a second in one shard whose client's sampled flag is followed, where `OTEL_TRACES_SAMPLER` is parent-based.
     About a further one the sampler decides as about a trace that begins here."""
     show_keys: bool = False
@@ -272,7 +271,7 @@ class App(BaseModel):
     show_runtime_calls: bool = False
     """Record the calls of the runtime's own services (health, reflection, `onelane.v1`) as those of the app's services:
     in traces, in the counts and durations of methods, and in the calls in flight."""
-    pins: Mapping[str, int] = {}
+    pins: Mapping[str, int] = field(default_factory=dict)
     """Canonical key → index of the shard that owns it, whatever the hash ring says."""
 
     @property
@@ -306,32 +305,30 @@ class App(BaseModel):
         host = self.listen.rpartition(":")[0].strip("[]")
         return ipaddress.ip_address(host).is_loopback if self.reflection is None else self.reflection
 
-    @model_validator(mode="after")
-    def _clients_can_reach_shards(self) -> Self:
+    def __post_init__(self) -> None:
+        self._check_reachable()
+        self._check_certificates()
+        self._check_pins()
+
+    def _check_reachable(self) -> None:
         host = ipaddress.ip_address(self.listen.rpartition(":")[0].strip("[]"))
         if host.is_unspecified and self.advertise is None:
             raise ValueError("listen is all addresses, so advertise must name the IP address that clients connect to")
-        return self
 
-    @model_validator(mode="after")
-    def _certificates_are_asked_for(self) -> Self:
+    def _check_certificates(self) -> None:
         if self.auth is not None and self.auth.mtls and (self.tls is None or self.tls.client_ca is None):
             raise ValueError("auth.mtls needs tls.client_ca: without it no client shows a certificate")
-        return self
 
-    @model_validator(mode="after")
-    def _pins_lead_to_shards(self) -> Self:
+    def _check_pins(self) -> None:
         if wrong := [key for key, index in self.pins.items() if not 0 <= index < self.shard_count]:
             raise ValueError(f"pins {wrong}: expected the index of a shard, 0 to {self.shard_count - 1}")
-        return self
 
 
-class Config(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Config(Checked):
     """One configuration file: its apps, and the settings of their supervisor."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    apps: Annotated[dict[str, App], Field(min_length=1)]
+    apps: Annotated[dict[str, App], MinLen(1)]
     admin: AdminAddress = DEFAULT_ADMIN
     """Address of the admin page, /metrics and /status: `ip:port`, or `unix:/path` for a socket of mode 0600."""
     admin_tls: Tls | None = None
@@ -339,7 +336,7 @@ class Config(BaseModel):
     sinks: tuple[str, ...] = ()
     """Exporters beside Prometheus and OTLP (which `OTEL_*` variables turn on): plugins of the entry point group
     `onelane.sinks`."""
-    admin_token: Annotated[str, Field(min_length=8)] | None = Field(None, repr=False)
+    admin_token: Annotated[str, MinLen(8)] | None = field(default=None, repr=False)
     """Bearer token for requests to the admin address; needed where that is no loopback address. Rather set it by the
     environment variable `ONELANE_ADMIN_TOKEN`, or by `admin_token_file`."""
     admin_token_file: str | None = None
@@ -347,36 +344,34 @@ class Config(BaseModel):
     variable `ONELANE_ADMIN_TOKEN_FILE`."""
     per_shard_series: bool = True
     """Export each metric series once per shard, with the attribute `onelane.shard`; if false, their sum per app."""
-    peers: Mapping[str, PeerTarget] = {}
+    peers: Mapping[str, PeerTarget] = field(default_factory=dict)
     """Name → host:port of apps outside of this file, for `shard.stub(…, to=NAME)`."""
 
-    @model_validator(mode="after")
-    def _tls_has_a_port(self) -> Self:
+    def __post_init__(self) -> None:
+        self._check_tls()
+        self._check_names()
+        self._check_stubs()
+        self._check_callers()
+
+    def _check_tls(self) -> None:
         if self.admin_tls is not None and self.admin.startswith(UNIX):
             raise ValueError("admin_tls: admin is a Unix socket, which has no TLS; expected ip:port")
-        return self
 
-    @model_validator(mode="after")
-    def _names_are_plain(self) -> Self:
+    def _check_names(self) -> None:
         if wrong := [name for name in self.apps if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name)]:
             raise ValueError(f"app names {wrong}: expected lower-case letters, digits and dashes")
-        return self
 
-    @model_validator(mode="after")
-    def _stubs_have_targets(self) -> Self:
+    def _check_stubs(self) -> None:
         targets = {*self.apps, *self.peers}
         wrong = [f"{n}.stubs.{to}" for n, app in self.apps.items() for to in app.stubs if to not in targets]
         if wrong:
             raise ValueError(f"apps.{', apps.'.join(wrong)}: no app or peer is called so; known are {sorted(targets)}")
-        return self
 
-    @model_validator(mode="after")
-    def _callers_are_apps(self) -> Self:
+    def _check_callers(self) -> None:
         for name, app in self.apps.items():
             callers = app.auth.apps if app.auth is not None else {}
             if wrong := sorted(set(callers) - set(self.apps) - set(self.peers)):
                 raise ValueError(f"apps.{name}.auth.apps {wrong}: expected apps of this file, {sorted(self.apps)}")
-        return self
 
     def accepting(self, caller: str) -> list[str]:
         """The apps that accept assertions of identity of the app `caller`; it does itself, where it has `auth`."""
@@ -386,7 +381,7 @@ class Config(BaseModel):
             if app.auth is not None and (name == caller or caller in app.auth.apps)
         ]
 
-    def only(self, app: str) -> Self:
+    def only(self, app: str) -> "Config":
         """The configuration of one app of the file, to which the other apps are peers.
 
         Raises:
@@ -396,7 +391,7 @@ class Config(BaseModel):
             raise BadConfig("--app", [f"{app!r} is not in the file; it has {sorted(self.apps)}"])
         peers = {name: other.listen for name, other in self.apps.items()} | dict(self.peers)
         admin = self.apps[app].admin or self.admin
-        return self.model_copy(update={"apps": {app: self.apps[app]}, "peers": peers, "admin": admin})
+        return changed(self, apps={app: self.apps[app]}, peers=peers, admin=admin)
 
     def check_addresses(self) -> None:
         """Compare the addresses of all apps that run together.
@@ -470,8 +465,10 @@ def parse(
     Raises:
         BadConfig: the configuration is not valid; with all faults.
     """
+    from pydantic import ValidationError
+
     try:
-        configuration = Config.model_validate(data)
+        configuration = checked(Config, data)
     except ValidationError as error:
         # Without its cause, whose text has the values, secrets too.
         raise BadConfig(name, [*faults, *_faults(error.errors(), text, variables)]) from None
@@ -530,7 +527,8 @@ def _value(text: str) -> Any:
         return text
 
 
-_OPEN_SETTINGS = {*App.model_fields, *Config.model_fields} - {"admin_token"}
+_APP_SETTINGS, _FILE_SETTINGS = ({setting.name for setting in fields(kind)} for kind in (App, Config))
+_OPEN_SETTINGS = (_APP_SETTINGS | _FILE_SETTINGS) - {"admin_token"}
 """Settings of the file whose values are no secrets, whatever their names look like: max_key_bytes."""
 
 
@@ -554,14 +552,16 @@ def _fault(error: Any) -> tuple[list[str], str]:
     """Place and text of one error of pydantic's."""
     place = [str(part) for part in error["loc"] if part not in ("literal['auto']", "constrained-int", "int")]
     problem = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        known = App.model_fields if place[0] == "apps" else Config.model_fields
+    if error["type"] == "unexpected_keyword_argument":
+        known = _APP_SETTINGS if place[0] == "apps" else _FILE_SETTINGS
         from difflib import get_close_matches
 
         near = get_close_matches(place[-1], known, n=1)
         problem = "is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
     elif error["type"] == "missing":
         problem = "is missing"
+    elif error["type"] == "dataclass_type":
+        problem = f"Input should be a valid dictionary or instance of {error['ctx']['class_name']}{_seen(place, error)}"
     else:
         problem += _seen(place, error)
     return place, problem

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from onelane.core.service_config import ServiceConfig
+from onelane.core.service_config import ServiceConfig, read_service_config
 
 RETRY = {
     "maxAttempts": 4,
@@ -17,7 +17,7 @@ WHO = [{"service": "echo.v1.Echo", "method": "Who"}]
 
 def service_config(**method_config: Any) -> ServiceConfig:
     """How `Echo.Who` is called."""
-    return ServiceConfig.model_validate({"methodConfig": [{"name": WHO, **method_config}]})
+    return read_service_config({"methodConfig": [{"name": WHO, **method_config}]})
 
 
 def hedging(delay: str = "60s", **more: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import grpc
 import grpc.aio
 import pytest
 from onelane import config
-from onelane.core.service_config import ServiceConfig
+from onelane.core.service_config import read_service_config
+from onelane.core.validation import changed
 from onelane.testing import Cluster
 from onelane.testing.faults import Fault, Faults
 
@@ -30,14 +31,12 @@ async def test_the_lobby_does_not_notice_that_profiles_fail_now_and_then(
 ) -> None:
     monkeypatch.setenv("ARENA_DB", str(tmp_path / "arena"))
     file = config.load(ARENA)
-    flaky = file.apps["profile"].model_copy(
-        update={"interceptors": ("tests.client.test_ring_method_in_apps:FlakyProfiles",)}
-    )
-    patient = ServiceConfig.model_validate(
+    flaky = changed(file.apps["profile"], interceptors=("tests.client.test_ring_method_in_apps:FlakyProfiles",))
+    patient = read_service_config(
         {"methodConfig": [{"name": [{"service": "arena.v1.Profile"}], "retryPolicy": RETRY | {"maxAttempts": 5}}]}
     )
-    lobby_app = file.apps["lobby"].model_copy(update={"stubs": {"profile": patient}})
-    file = file.model_copy(update={"apps": {**file.apps, "profile": flaky, "lobby": lobby_app}})
+    lobby_app = changed(file.apps["lobby"], stubs={"profile": patient})
+    file = changed(file, apps={**file.apps, "profile": flaky, "lobby": lobby_app})
     async with Cluster(file, shards=2, trace=True) as arena:
         lobby: Any = arena.stub(lobby_pb2_grpc.LobbyStub, app="lobby")
         for number in range(40):
@@ -58,10 +57,8 @@ async def test_an_owner_that_fails_on_and_on_is_ejected_and_that_is_counted(
 ) -> None:
     monkeypatch.setenv("ARENA_DB", str(tmp_path / "arena"))
     file = config.load(ARENA)
-    broken = file.apps["profile"].model_copy(
-        update={"interceptors": ("tests.client.test_ring_method_in_apps:BrokenProfiles",)}
-    )
-    file = file.model_copy(update={"apps": {**file.apps, "profile": broken}})
+    broken = changed(file.apps["profile"], interceptors=("tests.client.test_ring_method_in_apps:BrokenProfiles",))
+    file = changed(file, apps={**file.apps, "profile": broken})
     async with Cluster(file, shards=1) as arena:
         lobby: Any = arena.stub(lobby_pb2_grpc.LobbyStub, app="lobby")
         join = lobby_pb2.JoinRequest(room_id="r", player="p")

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.core.service_config import STATUS_NAMES, Name, RetryPolicy, ServiceConfig
+from onelane.core.service_config import STATUS_NAMES, Name, RetryPolicy, ServiceConfig, read_service_config
+from onelane.core.validation import checked, from_json, to_json
 from pydantic import ValidationError
 
 RETRY = {
@@ -19,7 +20,7 @@ WHO = [{"service": "echo.v1.Echo", "method": "Who"}]
 
 
 def configured(**config: Any) -> ServiceConfig:
-    return ServiceConfig.model_validate({"methodConfig": [{"name": WHO, **config}]})
+    return read_service_config({"methodConfig": [{"name": WHO, **config}]})
 
 
 def test_durations_are_seconds_and_statuses_are_names_or_codes() -> None:
@@ -34,7 +35,7 @@ def test_durations_are_seconds_and_statuses_are_names_or_codes() -> None:
 @given(st.integers(1, len(STATUS_NAMES)))
 def test_a_status_is_the_same_by_code_and_by_name(code: int) -> None:
     names, codes = (
-        RetryPolicy.model_validate(RETRY | {"retryableStatusCodes": [status]})
+        checked(RetryPolicy, RETRY | {"retryableStatusCodes": [status]})
         for status in (STATUS_NAMES[code - 1].lower(), code)
     )
     assert names == codes
@@ -44,7 +45,7 @@ def test_a_status_is_the_same_by_code_and_by_name(code: int) -> None:
     ("method", "timeout"), [("echo.v1.Echo/Who", 1.0), ("echo.v1.Echo/Other", 2.0), ("other.Service/Who", 3.0)]
 )
 def test_the_config_of_a_method_is_its_own_else_its_services_else_the_default(method: str, timeout: float) -> None:
-    config = ServiceConfig.model_validate(
+    config = read_service_config(
         {
             "methodConfig": [
                 {"name": [{}], "timeout": "3s"},
@@ -85,4 +86,4 @@ def test_a_config_that_is_not_valid_names_its_fault(config: dict[str, Any], faul
 
 def test_a_config_is_the_same_after_a_trip_through_json() -> None:
     config = configured(retryPolicy=RETRY, timeout="0.25s")
-    assert ServiceConfig.model_validate_json(config.model_dump_json()) == config
+    assert from_json(ServiceConfig, to_json(config)) == config

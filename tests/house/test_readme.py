@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -105,12 +106,12 @@ def test_what_the_readme_says_of_the_file_is_so() -> None:
     from onelane.config import App
     from onelane.core.state_settings import StateSettings
 
-    fields = {**App.model_fields, **StateSettings.model_fields}
+    settings_of_file = {setting.name: setting for kind in (App, StateSettings) for setting in fields(kind)}
     units = {"": 1, "s": 1, "h": 3600, "KiB": 2**10, "MiB": 2**20}
     settings = re.findall(r"`(\w+)`, ([\d.,]+)(?: (s|h|KiB|MiB)\b)?[ ,]", README)
     assert settings
     for name, value, unit in settings:
-        assert (name, float(value.replace(",", "")) * units[unit]) == (name, fields[name].default)
+        assert (name, float(value.replace(",", "")) * units[unit]) == (name, settings_of_file[name].default)
 
 
 def test_the_map_of_the_folders_is_whole() -> None:

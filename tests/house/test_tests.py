@@ -60,6 +60,7 @@ TESTED_BY = {
     "server/native_call": "server/test_calls_connection_end_stream",
     "server/native_listener": "server/test_listener",
     "server/tls": "client/test_tls",
+    "shard/typed_settings": "shard/test_settings",
     "shard/moved_keys": "shard/test_handoff",
     "shard/sibling_service": "shard/test_handoff",
     "testing/changes": "testing/test_cluster_changes",

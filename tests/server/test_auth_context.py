@@ -122,7 +122,7 @@ async def test_a_client_has_the_identity_that_grpcio_gives_it(clients: Clients, 
     settings = clients.tls(**({"client_ca": clients.path("ca.pem")} if mutual else {}))
     async with stock_with(clients, mutual=mutual) as address:
         expected = await identities(address, clients, names)
-    async with lane_behind(listener, (), {"tls": settings.model_dump()}, **HANDLERS) as address:
+    async with lane_behind(listener, (), {"tls": vars(settings)}, **HANDLERS) as address:
         assert await identities(address, clients, names) == expected
 
 

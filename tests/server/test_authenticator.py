@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.identity import ANONYMOUS, ASSERTION, Identity, own_account, write_assertion
+from onelane.core.validation import checked
 from onelane.errors import Unauthenticated
 from onelane.server.authenticator import MAX_TOKEN, Authenticator
 from onelane.testing.listener import MemoryCall
@@ -36,12 +37,13 @@ class Tokens:
 
 
 def authenticator(*, tokens: bool = True, apps: Any = None) -> Authenticator:
-    settings = AuthSettings.model_validate(
+    settings = checked(
+        AuthSettings,
         {
             "methods": {"*": ["admin"]},
             "mtls": {SPIFFE: ["admin"], "CN=orders": ["reader"], "DNS=o.example": ["reader"], "URI=urn:o": ["writer"]},
             "apps": {"lobby": ["reader"]} if apps is None else apps,
-        }
+        },
     )
     return Authenticator(settings, app="shop", key=KEY, tokens=Tokens() if tokens else None, now=lambda: NOW)
 

@@ -11,6 +11,7 @@ import jwt
 import pytest
 from onelane.core.auth_settings import JwtSettings
 from onelane.core.identity import Identity
+from onelane.core.validation import checked
 from onelane.errors import NoTokenKeys, TokensNotChecked, Unauthenticated
 from onelane.server import token_verifier
 from onelane.server.signature_budget import FAILURE_BURST
@@ -40,7 +41,7 @@ class Clock:
 def verifier(*, keys: Issuer | None = OWN, clock: Clock | None = None, **settings: Any) -> JwtVerifier:
     clock = clock or Clock()
     values = {"issuer": ISSUER, "audience": AUDIENCE, "keys_file": "k", "leeway_s": 0} | settings
-    parsed = JwtSettings.model_validate(values)
+    parsed = checked(JwtSettings, values)
     checking = JwtVerifier(parsed, now=clock.epoch, clock=clock.monotonic)
     if keys is not None:
         checking.use(parse_keys(keys.jwks(), parsed.algorithms))

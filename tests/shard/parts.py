@@ -6,6 +6,7 @@ from typing import Any
 from onelane.cluster.control import QueueControl, placement_to_proto
 from onelane.config import App
 from onelane.core.placement import Member, Placement
+from onelane.core.validation import checked, to_json
 from onelane.shard.wiring import ShardParts, build_parts
 from onelane.v1 import control_pb2
 
@@ -17,12 +18,12 @@ def setup(
     folder: Path | str = "/nowhere", *, services: tuple[str, ...] = (ECHO,), **settings: Any
 ) -> control_pb2.Setup:
     """What the supervisor sends first to the only shard of the app `echo`. settings: of the app."""
-    app = App(services=services, **{"listen": LISTEN} | settings)
+    app = checked(App, {"services": services, "listen": LISTEN} | settings)
     member = Member("echo-0", "127.0.0.1:50061", f"{folder}/echo-0")
     return control_pb2.Setup(
         app="echo",
         name=member.name,
-        settings=app.model_dump_json(),
+        settings=to_json(app),
         address=member.address,
         socket=member.socket,
         placement=placement_to_proto(Placement(1, (member,))),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from onelane.core.auth_settings import JwtSettings
+from onelane.core.validation import checked
 from onelane.errors import BadConfig, NoTokenKeys, Unauthenticated
 from onelane.server.token_verifier import JwtVerifier
 from onelane.shard import key_source
@@ -35,7 +36,7 @@ def server() -> Iterator[KeyServer]:
 
 @asynccontextmanager
 async def following(**place: str) -> AsyncIterator[JwtVerifier]:
-    settings = JwtSettings.model_validate({"issuer": ISSUER, "audience": AUDIENCE, **place})
+    settings = checked(JwtSettings, {"issuer": ISSUER, "audience": AUDIENCE, **place})
     verifier = JwtVerifier(settings)
     source = KeySource(settings, verifier)
     source.load()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from onelane.core.state_settings import StateSettings
+from onelane.core.validation import Secret
 from onelane.state.stored import stored_state
 from onelane.state.stored_changes import changing
-from pydantic import SecretStr
 
 from tests.state.places import AT, StorePlace, at_place, cart, full, write
 
@@ -19,7 +19,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorePlace
 
 
 def test_what_is_put_and_dropped_is_seen_and_outlives_the_claims_of_the_last_life(place: StorePlace) -> None:
-    settings = StateSettings(store=place.kind, folder=place.folder, dsn=SecretStr(place.dsn))
+    settings = StateSettings(store=place.kind, folder=place.folder, dsn=Secret(place.dsn))
     store = place.open(life=7)
     store.commit([full("a", epoch=4), write("b", b"old", epoch=4)], at=AT)
     store.load(["c"], epoch=4, at=AT)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from onelane.config import App
 from onelane.core import addresses
+from onelane.core.validation import from_json
 from onelane.supervisor import app as app_module
 from onelane.supervisor import changes as changes_module
 from onelane.supervisor.shard_state import ShardState
@@ -294,9 +295,9 @@ async def test_a_shard_starts_again_also_where_a_pin_waits_for_another_that_the_
     async with scripted_app(tmp_path, launcher, 2) as app:
         await app.changes.reach(pinned("apples", 1))
         await app.changes.reach(scaled(1))
-        assert App.model_validate_json(app.setup_of(app.shards[0]).settings).shard_count == 1
+        assert from_json(App, app.setup_of(app.shards[0]).settings).shard_count == 1
         await app.changes.reach(scaled(2))
-        assert App.model_validate_json(app.setup_of(app.shards[0]).settings).pins == {"apples": 1}
+        assert from_json(App, app.setup_of(app.shards[0]).settings).pins == {"apples": 1}
 
 
 async def test_a_change_that_changes_no_owner_tells_nobody(tmp_path: Path, launcher: ScriptedLauncher) -> None:

@@ -54,7 +54,7 @@ def key_of(cluster: Cluster, shard: int) -> str:
     return next(key for key in map(str, range(200)) if cluster.owner_of(key) == shard)
 
 
-@pytest.mark.parametrize(("settings", "refused"), [({}, False), ({"max_late_s": 0.05}, True)])
+@pytest.mark.parametrize(("settings", "refused"), [({}, False), ({"max_late_s": 0.04}, True)])
 async def test_a_busy_machine_refuses_no_calls_unless_the_settings_say_when(
     settings: dict[str, float], refused: bool
 ) -> None:

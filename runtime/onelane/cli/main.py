@@ -303,7 +303,7 @@ def _show_needs_restart(changes: list[str]) -> None:
 def _with_admin(configuration: config.Config, admin: str | None) -> config.Config:
     if admin is None:
         return configuration
-    return config.parse(configuration.model_dump() | {"admin": admin}, name="--admin")
+    return config.parse(vars(configuration) | {"admin": admin}, name="--admin")
 
 
 @dataclass(frozen=True, slots=True)

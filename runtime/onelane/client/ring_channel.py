@@ -22,7 +22,7 @@ from onelane.client.peer import DEFAULT_SERVICE_CONFIG, Peer
 from onelane.client.reopening import FOLLOW, Streams
 from onelane.client.ring_method import RingMethod
 from onelane.client.ring_router import RingRouter
-from onelane.core.service_config import ServiceConfig
+from onelane.core.service_config import ServiceConfig, read_service_config
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 
@@ -53,7 +53,7 @@ def connect(
         ValueError: `target` is no target, one of `interceptors` is none of grpc.aio's, the service config is not
             valid, or `compression` is none of gRPC's.
     """
-    config = ServiceConfig.model_validate(service_config) if service_config is not None else DEFAULT_SERVICE_CONFIG
+    config = read_service_config(service_config) if service_config is not None else DEFAULT_SERVICE_CONFIG
     return Channel(
         target,
         deadline_s=deadline_s,

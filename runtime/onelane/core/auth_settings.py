@@ -3,12 +3,14 @@
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from annotated_types import Ge, Le, MinLen
 
 from onelane.core.permissions import AUTHENTICATED, PUBLIC
+from onelane.core.validation import Check, Checked
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Signatures by a private key alone. With a shared secret (HS256 and the like) everybody who verifies a token could
@@ -58,62 +60,57 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-Role = Annotated[str, AfterValidator(_role)]
-GrantedRole = Annotated[str, AfterValidator(_granted_role)]
+Role = Annotated[str, Check(_role)]
+GrantedRole = Annotated[str, Check(_granted_role)]
 
 
-class JwtSettings(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class JwtSettings(Checked):
     """Bearer tokens: signed JWTs in the metadata `authorization`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    issuer: Annotated[str, Field(min_length=1)]
+    issuer: Annotated[str, MinLen(1)]
     """The token's `iss` must be exactly this."""
-    audience: Annotated[str, Field(min_length=1)]
+    audience: Annotated[str, MinLen(1)]
     """The token's `aud` must be this, or have it."""
     keys_file: str | None = None
     """The issuer's public keys: a JWK set, or public keys or certificates as PEM. It is read again when it changes."""
-    jwks_url: Annotated[str, AfterValidator(_jwks_url)] | None = None
+    jwks_url: Annotated[str, Check(_jwks_url)] | None = None
     """Where the issuer serves its JWK set, https. Instead of `keys_file`."""
-    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256", "EdDSA")
+    algorithms: Annotated[tuple[Algorithm, ...], MinLen(1)] = ("RS256", "ES256", "EdDSA")
     """The signatures that are accepted."""
-    roles_claim: Annotated[str, Field(min_length=1)] = "roles"
+    roles_claim: Annotated[str, MinLen(1)] = "roles"
     """The claim that has the roles: a list, or a text with spaces between them; `realm_access.roles` is a claim in a
     claim."""
-    leeway_s: Annotated[float, Field(ge=0, le=300)] = 10.0
+    leeway_s: Annotated[float, Ge(0), Le(300)] = 10.0
     """By how many seconds the issuer's clock may differ, for `exp` and `nbf`."""
-    checks_per_s: Annotated[float, Field(ge=1, le=100_000)] = 1000.0
+    checks_per_s: Annotated[float, Ge(1), Le(100_000)] = 1000.0
     """Signatures that one shard checks in a second, at 0.1 to 0.15 ms each; a further call with a token that the shard
     has not seen before ends with RESOURCE_EXHAUSTED."""
-    refresh_s: Annotated[float, Field(ge=10, le=86400)] = 300.0
+    refresh_s: Annotated[float, Ge(10), Le(86400)] = 300.0
     """After how many seconds `jwks_url` is read again."""
 
-    @model_validator(mode="after")
-    def _keys_come_from_one_place(self) -> Self:
+    def __post_init__(self) -> None:
         if (self.keys_file is None) == (self.jwks_url is None):
             raise ValueError("expected keys_file or jwks_url, and not both")
-        return self
 
 
-class AuthSettings(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class AuthSettings(Checked):
     """The credentials that an app accepts, and the roles that may call each method."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    methods: Mapping[Annotated[str, AfterValidator(_method_pattern)], tuple[Role, ...]]
+    methods: Mapping[Annotated[str, Check(_method_pattern)], tuple[Role, ...]]
     """"pkg.Service/Method", "pkg.Service/Prefix*", "pkg.Service/*", "pkg.*" or "*" → the roles that may call it; the
     most specific one decides. "public" is everybody, "authenticated" everybody with credentials. What is not named is
     refused."""
     jwt: JwtSettings | None = None
-    mtls: Mapping[Annotated[str, AfterValidator(_certificate_name)], tuple[GrantedRole, ...]] = {}
+    mtls: Mapping[Annotated[str, Check(_certificate_name)], tuple[GrantedRole, ...]] = field(default_factory=dict)
     """A name in the client's certificate → its roles: "spiffe://domain/path", "URI=…", "DNS=…", "CN=…". Needs
     `tls.client_ca`."""
-    apps: Mapping[str, tuple[GrantedRole, ...]] = {}
+    apps: Mapping[str, tuple[GrantedRole, ...]] = field(default_factory=dict)
     """Apps of the same supervisor whose calls are accepted → the roles of their calls on their own account. A call that
     such an app makes for a client has the client's identity."""
 
-    @model_validator(mode="after")
-    def _roles_can_be_had(self) -> Self:
+    def __post_init__(self) -> None:
         granted = {role for roles in (*self.mtls.values(), *self.apps.values()) for role in roles}
         wanted = {role for roles in self.methods.values() for role in roles} - {PUBLIC, AUTHENTICATED}
         # An app may pass on clients whose roles its own settings give; a token may have any role.
@@ -121,4 +118,3 @@ class AuthSettings(BaseModel):
             raise ValueError(
                 f"methods: nobody can have the role {missing[0]!r}: there is no jwt, and mtls does not give it"
             )
-        return self

@@ -4,9 +4,13 @@ Source: grpc/grpc-proto service_config.proto, gRFC A6. Names and durations ("0.1
 """
 
 import re
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from annotated_types import Ge, Gt, Le, MinLen
+
+from onelane.core.validation import Checked, Convert, checked
 
 STATUS_NAMES = (
     *("CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
@@ -38,69 +42,69 @@ def _status_name(code: Any) -> str:
     return STATUS_NAMES[code - 1] if isinstance(code, int) and 0 < code <= len(STATUS_NAMES) else str(code).upper()
 
 
-Duration = Annotated[float, BeforeValidator(_seconds), PlainSerializer(lambda seconds: f"{seconds:.9f}s")]
-Codes = Annotated[frozenset[str], BeforeValidator(_codes)]
+Duration = Annotated[float, Convert(_seconds)]
+Codes = Annotated[frozenset[str], Convert(_codes)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Name(_Model):
+@dataclass(frozen=True, kw_only=True)
+class Name(Checked):
     """The methods that a config is for: those of a service, one method of it, or, without either, all."""
 
     service: str = ""
     method: str = ""
 
 
-class RetryPolicy(_Model):
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy(Checked):
     """Retry a failed call, one attempt after the other."""
 
-    maxAttempts: Annotated[int, Field(ge=2)]
+    maxAttempts: Annotated[int, Ge(2)]
     initialBackoff: Duration
     maxBackoff: Duration
-    backoffMultiplier: Annotated[float, Field(gt=0)]
-    retryableStatusCodes: Annotated[Codes, Field(min_length=1)]
+    backoffMultiplier: Annotated[float, Gt(0)]
+    retryableStatusCodes: Annotated[Codes, MinLen(1)]
 
 
-class HedgingPolicy(_Model):
+@dataclass(frozen=True, kw_only=True)
+class HedgingPolicy(Checked):
     """Send further attempts of a call before the first has been answered."""
 
-    maxAttempts: Annotated[int, Field(ge=2)]
+    maxAttempts: Annotated[int, Ge(2)]
     hedgingDelay: Duration = 0.0
     nonFatalStatusCodes: Codes = frozenset()
 
 
-class MethodConfig(_Model):
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(Checked):
     """The config of some methods' calls."""
 
-    name: Annotated[tuple[Name, ...], Field(min_length=1)]
+    name: Annotated[tuple[Name, ...], MinLen(1)]
     timeout: Duration | None = None
     waitForReady: bool | None = None
     retryPolicy: RetryPolicy | None = None
     hedgingPolicy: HedgingPolicy | None = None
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def __post_init__(self) -> None:
         if self.retryPolicy is not None and self.hedgingPolicy is not None:
             raise ValueError("has both a retryPolicy and a hedgingPolicy, expected one of them")
-        return self
 
 
-class RetryThrottling(_Model):
+@dataclass(frozen=True, kw_only=True)
+class RetryThrottling(Checked):
     """The retry budget of all methods together: a failure costs one token, a success returns `tokenRatio`; no call is
     retried while half of `maxTokens` or less are left."""
 
-    maxTokens: Annotated[float, Field(gt=0, le=1000)] = 100.0
-    tokenRatio: Annotated[float, Field(gt=0)] = 0.1
+    maxTokens: Annotated[float, Gt(0), Le(1000)] = 100.0
+    tokenRatio: Annotated[float, Gt(0)] = 0.1
 
 
-class ServiceConfig(_Model):
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig(Checked):
     """The config of calls to one peer."""
 
     methodConfig: tuple[MethodConfig, ...] = ()
-    retryThrottling: RetryThrottling = RetryThrottling()
-    max_in_flight: Annotated[int, Field(ge=1)] = 1000
+    retryThrottling: RetryThrottling = field(default_factory=RetryThrottling)
+    max_in_flight: Annotated[int, Ge(1)] = 1000
     """Concurrent calls to the peer; a further call ends with RESOURCE_EXHAUSTED, unsent. No setting of gRPC's own."""
 
     def of(self, method: str) -> MethodConfig | None:
@@ -111,3 +115,12 @@ class ServiceConfig(_Model):
                 if candidate in method_config.name:
                     return method_config
         return None
+
+
+def read_service_config(values: Mapping[str, Any]) -> ServiceConfig:
+    """The service config of gRPC's JSON, as a mapping.
+
+    Raises:
+        ValueError: it is not valid.
+    """
+    return checked(ServiceConfig, values)

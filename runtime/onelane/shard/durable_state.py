@@ -43,7 +43,7 @@ class DurableState:
             shard=lane.name,
             life=life,
             folder=settings.folder,
-            dsn=settings.dsn.get_secret_value(),
+            dsn=settings.dsn.text,
             patience_s=settings.patience_s,
         )
         self._patience_s = settings.patience_s

@@ -17,6 +17,7 @@ from onelane.core.clock import Clock, SystemClock
 from onelane.core.context import ShardBinding
 from onelane.core.placement import Placement
 from onelane.core.turns import Turns
+from onelane.core.validation import from_json
 from onelane.errors import located
 from onelane.lane.admission import Admission, Rates
 from onelane.lane.forwarder import Forwarder, NativeForwarder
@@ -109,7 +110,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
     Raises:
         BadConfig: the settings of the services do not fit, or a plug is unknown.
     """
-    settings = App.model_validate_json(setup.settings)
+    settings = from_json(App, setup.settings)
     clock = environment.clock
     stats = Stats()
     tracer = _tracer(setup, settings, clock)

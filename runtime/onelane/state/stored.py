@@ -56,9 +56,7 @@ def stored_state(settings: StateSettings, app: str, *, life: int = 0, creates: b
     with ExitStack() as stack:
         stores: dict[str, Store] = {}
         for shard in _shards(settings, app, creates=creates):
-            options = StoreOptions(
-                app, shard, life, settings.folder, settings.dsn.get_secret_value(), settings.patience_s
-            )
+            options = StoreOptions(app, shard, life, settings.folder, settings.dsn.text, settings.patience_s)
             stores[shard] = stack.enter_context(closing(make_plugin("onelane.stores", settings.store, options)))
             stores[shard].open()
         yield StoredState(stores)

@@ -17,6 +17,7 @@ from onelane.cluster.control import placement_to_proto
 from onelane.config import App
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Placement
+from onelane.core.validation import changed, to_json
 from onelane.errors import OnelaneError
 from onelane.supervisor.app_sockets import remove_paths
 from onelane.supervisor.change_trace import ChangeTraces
@@ -355,7 +356,7 @@ class AppSupervisor:
     async def commit(self, config: Mapping[str, Any]) -> None:
         """Send these settings to every ready shard; a shard that starts later begins with them."""
         self.generation = self._proposals
-        self.settings = self.settings.model_copy(update={"config": config})
+        self.settings = changed(self.settings, config=config)
         ready = [shard for shard in self.all_shards if shard.state is ShardState.READY]
         for shard in ready:
             await shard.send(control_pb2.ToShard(commit=self._proposal(config)))
@@ -375,7 +376,7 @@ class AppSupervisor:
             app=self.name,
             name=shard.member.name,
             index=shard.index,
-            settings=self.settings.model_dump_json(),
+            settings=to_json(self.settings),
             address=shard.member.address,
             socket=shard.member.socket,
             peers=self._shared.peers,

@@ -15,6 +15,7 @@ from pathlib import Path
 from onelane.config import App
 from onelane.core import addresses
 from onelane.core.placement import Member
+from onelane.core.validation import changed
 from onelane.errors import Invalid
 from onelane.server import sockets, steering
 from onelane.server.unix_sockets import ListeningPath
@@ -47,7 +48,7 @@ class AppSockets:
         self._shared = [first]
         self._own: dict[int, _OwnSocket] = {}
         self._own_port_of = settings.own_port_of
-        self.settings = settings.model_copy(update={"listen": listen})
+        self.settings = changed(settings, listen=listen)
         """With the real port of the shared address."""
 
     def claim_own(self, index: int) -> None:

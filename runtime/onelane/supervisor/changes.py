@@ -16,6 +16,7 @@ import anyio
 from onelane.cluster.control import placement_to_proto
 from onelane.config import App
 from onelane.core.placement import Placement
+from onelane.core.validation import changed
 from onelane.errors import OnelaneError
 from onelane.supervisor.app_sockets import AppSockets
 from onelane.supervisor.change_trace import ChangeTrace, ChangeTraces
@@ -321,8 +322,7 @@ class Changes:
     def _commit(self, plan: _Plan, placement: Placement) -> None:
         app, self.target = self._app, replace(plan.target, replaced=frozenset())
         app.placement = placement
-        settings = {"shards": plan.target.shards, "pins": plan.target.placed_pins}
-        app.settings = app.settings.model_copy(update=settings)
+        app.settings = changed(app.settings, shards=plan.target.shards, pins=plan.target.placed_pins)
         rows = {shard.index: shard for shard in app.shards if shard not in plan.leaving}
         for shard in plan.joining:
             shard.take_over_from(next((old for old in plan.leaving if old.index == shard.index), None))

@@ -8,7 +8,7 @@ reported, and not followed.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import anyio
@@ -164,10 +164,14 @@ def _differences_outside_apps(old: Config, new: Config) -> list[str]:
     """Apps that were added or removed, and every changed setting that is no app's."""
     added = [f"apps.{name}: new" for name in sorted(set(new.apps) - set(old.apps))]
     removed = [f"apps.{name}: removed" for name in sorted(set(old.apps) - set(new.apps))]
-    return added + removed + differences(old.model_dump(exclude={"apps"}), new.model_dump(exclude={"apps"}))
+    return added + removed + differences(_without(old, {"apps"}), _without(new, {"apps"}))
 
 
 def _differences_outside_config(name: str, old: App, new: App) -> list[str]:
     """Every changed setting of an app but those of its services and its number of shards."""
     others = {"config", "shards"}
-    return differences(old.model_dump(exclude=others), new.model_dump(exclude=others), f"{name}.")
+    return differences(_without(old, others), _without(new, others), f"{name}.")
+
+
+def _without(settings: App | Config, others: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name not in others}

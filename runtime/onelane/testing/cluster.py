@@ -32,6 +32,7 @@ from onelane.client.ring_channel import Channel
 from onelane.config import Config
 from onelane.core.auth_settings import AuthSettings
 from onelane.core.identity import Identity, write_assertion
+from onelane.core.validation import changed
 from onelane.errors import BadConfig
 from onelane.server import sockets
 from onelane.server.native_listener import NativeListener
@@ -51,7 +52,7 @@ S = TypeVar("S")
 TESTS = "onelane-testing"
 """The app whose assertions of identity are those of tests."""
 NEVER_LATE_S = 60.0
-"""`max_late_s` where the settings say nothing of it."""
+"""`max_late_s` where the settings have its default."""
 ITERATIONS = 20
 """Iterations of the event loop after each step of `advance`, for the tasks that the step has started."""
 
@@ -76,8 +77,8 @@ class Cluster:
         strict: a service that touches a keyed entry outside of the turn of its key gets `NotItsKey`, as by the app's
         setting `strict`; the code of the test may look at every entry.
 
-        No shard refuses calls because it runs late, unless the settings say when: all shards wait for one loop here,
-        and the test's machine may be busy.
+        No shard refuses calls because it runs late, unless the settings give a `max_late_s` other than the default: all
+        shards wait for one loop here, and the test's machine may be busy.
 
         Raises:
             BadConfig: the file, or a setting, is not valid.
@@ -123,13 +124,12 @@ class Cluster:
 
     def _lay_out(self, folder: Path) -> None:
         for name, app in self._config.apps.items():
-            settings = app.model_copy(
-                update={
-                    "shards": self._count,
-                    "auth": _testable(app.auth),
-                    "strict": self._is_strict or app.strict,
-                    "max_late_s": app.max_late_s if "max_late_s" in app.model_fields_set else NEVER_LATE_S,
-                }
+            settings = changed(
+                app,
+                shards=self._count,
+                auth=_testable(app.auth),
+                strict=self._is_strict or app.strict,
+                max_late_s=NEVER_LATE_S if app.max_late_s == config.App.max_late_s else app.max_late_s,
             )
             shared = f"unix:{folder / name}"
             self._resolver_overrides[app.listen] = shared
@@ -296,7 +296,7 @@ def _testable(auth: AuthSettings | None) -> AuthSettings | None:
     if auth is None:
         return None
     has_keys = auth.jwt is not None and auth.jwt.keys_file is not None and Path(auth.jwt.keys_file).exists()
-    return auth.model_copy(update={"apps": {**auth.apps, TESTS: ()}, "jwt": auth.jwt if has_keys else None})
+    return changed(auth, apps={**auth.apps, TESTS: ()}, jwt=auth.jwt if has_keys else None)
 
 
 def _config_of(app: str | type | Config | Path, settings: Mapping[str, Any]) -> Config:

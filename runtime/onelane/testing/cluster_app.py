@@ -12,6 +12,7 @@ from onelane.config import PORT_STRIDE, App
 from onelane.core import addresses
 from onelane.core.placement import Member, Placement, succeed
 from onelane.core.placement_change import Prepare
+from onelane.core.validation import to_json
 from onelane.server import sockets
 from onelane.server.native_listener import NativeListener
 from onelane.shard.handoff import HandoffCarrier
@@ -182,7 +183,7 @@ class ClusterShard:
             control_pb2.Setup(
                 name=self.member.name,
                 index=self.index,
-                settings=self.app.settings.model_dump_json(),
+                settings=to_json(self.app.settings),
                 address=self.member.address,
                 socket=self.member.socket,
                 placement=placement_to_proto(placement),

@@ -47,7 +47,7 @@ def by_path(folder: Path) -> Iterator[RunningApp]:
 
 @pytest.fixture(scope="module")
 def by_tls(folder: Path, files: Files) -> Iterator[RunningApp]:
-    settings = files.tls(client_ca=files.path("ca.pem")).model_dump()
+    settings = vars(files.tls(client_ca=files.path("ca.pem")))
     table = "\n".join(["[admin_tls]", *(f'{name} = "{path}"' for name, path in settings.items())])
     with running(folder, f"{echo(1)}\n{table}") as app:
         assert app.admin.startswith("https://127.0.0.1:")
@@ -137,6 +137,6 @@ def test_an_admin_address_is_an_ip_and_a_port_or_an_absolute_path(admin: str) ->
 
 
 def test_a_unix_socket_with_tls_is_a_fault() -> None:
-    data = at("unix:/a").model_dump() | {"admin_tls": {"cert": "a", "key": "b"}}
+    data = vars(at("unix:/a")) | {"admin_tls": {"cert": "a", "key": "b"}}
     with pytest.raises(BadConfig, match="admin_tls: admin is a Unix socket, which has no TLS"):
         config.parse(data)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from onelane.config import Config
+from onelane.core.validation import checked
 from onelane.telemetry.codec import point_to_proto
 from onelane.telemetry.collector.collector import GAPS, LOST, Collector, hottest_keys, tail_rule_of
 from onelane.telemetry.collector.sequence import ReportSequence
@@ -47,7 +48,7 @@ class ListSink:
 def config(**settings: Any) -> Config:
     app = {"services": ["tests.echo.service:Echo"], "listen": "127.0.0.1:0"}
     tail = settings.pop("tail", None)
-    return Config.model_validate({"apps": {"lobby": app | ({} if tail is None else {"tail": tail})}} | settings)
+    return checked(Config, {"apps": {"lobby": app | ({} if tail is None else {"tail": tail})}} | settings)
 
 
 def source(shard: str) -> tuple[tuple[str, str], ...]:
