@@ -7,6 +7,7 @@ A record says which readers understand it. Who meets one that it does not unders
 of two releases the one that came first goes on.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -101,9 +102,10 @@ class ClusterView:
         """Of a machine."""
         return self.snapshot.entries.get(self.keys.machine(name))
 
-    def machines(self) -> list[MachineRecord | UnreadableRecord]:
-        """By name."""
-        rows = [entry for key, entry in self.snapshot.entries.items() if key.startswith(self.keys.machines)]
+    def machines(self, joined_by: float = math.inf) -> list[MachineRecord | UnreadableRecord]:
+        """By name. joined_by: a revision; those that have joined later are left out."""
+        entries = self.snapshot.entries.items()
+        rows = [e for key, e in entries if key.startswith(self.keys.machines) and e.created <= joined_by]
         return [record_of(e.value, e.key.removeprefix(self.keys.machines)) for e in sorted(rows, key=lambda e: e.key)]
 
     def coordinator(self) -> StoredEntry | None:

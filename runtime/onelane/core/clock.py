@@ -19,3 +19,9 @@ class SystemClock:
 
     now = staticmethod(time.monotonic)
     wall_ns = staticmethod(time.time_ns)
+
+
+def boottime_s() -> float:
+    """Seconds by CLOCK_BOOTTIME: as monotonic time, the same in all processes of a machine, and it goes on while the
+    machine sleeps. Leases count by it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

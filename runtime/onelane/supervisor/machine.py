@@ -1,0 +1,281 @@
+"""This machine in its cluster: its lease, its record under that, its fences, and the view of all machines.
+
+    JOINING ──record put──▶ HELD ──lease lost──▶ its lives end ──▶ JOINING, with another lease
+                             └──cancelled──▶ its lives end, then the lease is revoked: the others need not wait for it
+
+`core/lease` decides; this carries it out. What the store refuses, or does not answer, ends nothing: the lives go on
+until their fences close, and go on again when it answers in time.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+import anyio
+
+from onelane.cluster.coordination import (
+    Condition,
+    ConditionFailed,
+    CoordinationRefused,
+    CoordinationStore,
+    CoordinationUnavailable,
+    Created,
+    HistoryLost,
+    LeaseEnded,
+    Put,
+    Unchanged,
+)
+from onelane.cluster.machines import (
+    ClusterKeys,
+    ClusterView,
+    JoinRefused,
+    MachineRecord,
+    objections,
+    record_bytes,
+)
+from onelane.core.clock import boottime_s
+from onelane.core.lease import LeaseTerms, MachineLease
+
+log = logging.getLogger("onelane.supervisor")
+NAMESAKE_LEASES = 2
+"""How many times its lease a machine of the same name is waited for: it may be our own last start."""
+LEAVE_S = 2.0
+"""The longest that leaving may take; without it the lease runs out."""
+
+
+class MachineLives(Protocol):
+    """The lives of this machine, whose end and fences its lease decides."""
+
+    async def start(self, lease_id: int, until: float) -> None:
+        """Start lives, which may serve until then; cancelled where the lease is lost meanwhile."""
+
+    def extend(self, lease_id: int, until: float) -> None:
+        """Move the fences of the lives that were started under this lease."""
+
+    async def end(self, lease_id: int) -> None:
+        """End the lives of this lease, also those that are being started."""
+
+
+async def _sleep_until(at: float) -> None:
+    await anyio.sleep(max(0.0, at - boottime_s()))
+
+
+class Machine:
+    """See the module."""
+
+    def __init__(
+        self,
+        store: CoordinationStore,
+        keys: ClusterKeys,
+        record: MachineRecord,
+        lives: MachineLives,
+        *,
+        now: Callable[[], float] = boottime_s,
+        sleep_until: Callable[[float], Awaitable[None]] = _sleep_until,
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._record = record
+        self._lives = lives
+        self._now = now
+        self._sleep_until = sleep_until
+        self._terms = LeaseTerms(record.lease_s)
+        self._has_joined = False
+        self._woken = anyio.Event()
+        """Set where a renewal is due at once."""
+        self.lease: MachineLease | None = None
+        """None while it joins."""
+        self.view: ClusterView | None = None
+
+    async def run(self) -> None:
+        """Join and stay, until cancelled; join again after each loss.
+
+        Raises:
+            JoinRefused: the first time, where another machine stands against it.
+            CoordinationRefused: the first time, by the store.
+        """
+        while True:
+            self.lease, self.view = await self._join_at_last()
+            lease_id, self._has_joined = self.lease.lease_id, True
+            log.info("machine.joined name=%s lease=%d", self._record.name, lease_id)
+            try:
+                await self._hold()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._lives.end(lease_id)
+                    if not self.lease.is_lost:
+                        await self._revoke(lease_id)
+            log.warning("machine.lost name=%s lease=%d", self._record.name, lease_id)
+
+    # Joining
+
+    async def _join_at_last(self) -> tuple[MachineLease, ClusterView]:
+        while True:
+            began_at = self._now()
+            try:
+                return await self._join()
+            except (CoordinationUnavailable, ConditionFailed, LeaseEnded) as error:
+                log.warning("machine.waits name=%s reason=%s", self._record.name, error)
+            except (CoordinationRefused, JoinRefused) as error:
+                if not self._has_joined:
+                    raise
+                log.error("machine.waits name=%s reason=%s", self._record.name, error)
+            await self._sleep_until(began_at + self._terms.renew_every_s)
+
+    async def _join(self) -> tuple[MachineLease, ClusterView]:
+        await self._wait_for_the_namesake()
+        sent_at = self._now()
+        granted = await self._store.grant(self._terms.lease_s)
+        lease = MachineLease.granted(self._terms, granted.lease_id, sent_at, granted.ttl_s)
+        try:
+            await self._store.commit([Created(self._key, 0)], self._entries_of(lease.lease_id))
+            view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
+            self._check(view)
+        except BaseException:
+            # Also where it is not known whether the record was put.
+            with anyio.CancelScope(shield=True):
+                await self._revoke(lease.lease_id)
+            raise
+        return lease, view
+
+    async def _wait_for_the_namesake(self) -> None:
+        """A machine of our name: our own last start, whose lease has not run out yet; or another machine.
+
+        Raises:
+            JoinRefused: it renews its lease; or others stand against us.
+        """
+        began_at = self._now()
+        while True:
+            view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
+            self._check(view, but=self._record.name)
+            if view.entry(self._record.name) is None:
+                return
+            if self._now() >= began_at + NAMESAKE_LEASES * self._terms.lease_s:
+                self._check(view)
+            await self._sleep_until(self._now() + self._terms.renew_every_s)
+
+    def _check(self, view: ClusterView, but: str = "") -> None:
+        """Raises:
+        JoinRefused: a machine that was there before us stands against us. So of two that join at once, one stays.
+        """
+        own = view.entry(self._record.name)
+        before = [
+            machine
+            for machine in view.machines()
+            if machine.name != but
+            and ((entry := view.entry(machine.name)) and (not own or entry.created <= own.created))
+        ]
+        if faults := objections(self._record, before):
+            raise JoinRefused(f"cannot join the cluster {self._keys.cluster!r}: {'; '.join(faults)}")
+
+    @property
+    def _key(self) -> str:
+        return self._keys.machine(self._record.name)
+
+    def _entries_of(self, lease_id: int) -> list[Put]:
+        name = self._record.name.encode()
+        return [
+            Put(self._key, record_bytes(self._record), lease_id),
+            Put(self._keys.candidate(lease_id), name, lease_id),
+        ]
+
+    async def _revoke(self, lease_id: int) -> None:
+        with anyio.move_on_after(LEAVE_S):
+            try:
+                await self._store.revoke(lease_id)
+            except (CoordinationUnavailable, CoordinationRefused) as error:
+                log.info("machine.left_to_its_lease name=%s reason=%s", self._record.name, error)
+
+    # Staying
+
+    async def _hold(self) -> None:
+        """Until the lease is lost."""
+        assert self.lease is not None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._lives.start, self.lease.lease_id, self.lease.serve_until)
+            tasks.start_soon(self._follow)
+            while not self.lease.is_lost:
+                await self._due(self.lease.renew_at)
+                await self._renew(self.lease.renewal_sent(self._now()))
+            tasks.cancel_scope.cancel()
+
+    async def _due(self, at: float) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def sleep() -> None:
+                await self._sleep_until(at)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(sleep)
+            await self._woken.wait()
+            tasks.cancel_scope.cancel()
+        self._woken = anyio.Event()
+
+    async def _renew(self, lease: MachineLease) -> None:
+        self.lease, sent_at = lease, self._now()
+        try:
+            renewed = lease.renewed(sent_at, await self._store.renew(lease.lease_id))
+            if not renewed.is_lost and not self._has_its_entries(lease.lease_id):
+                renewed = await self._put_again(renewed)
+        except (CoordinationUnavailable, CoordinationRefused) as error:
+            log.warning("machine.not_renewed name=%s left_s=%.1f reason=%s", *self._left(), error)
+            return
+        self.lease = renewed
+        if renewed.serve_until > lease.serve_until:
+            self._lives.extend(renewed.lease_id, renewed.serve_until)
+
+    def _left(self) -> tuple[str, float]:
+        assert self.lease is not None
+        return self._record.name, self.lease.serve_until - self._now()
+
+    def _has_its_entries(self, lease_id: int) -> bool:
+        assert self.view is not None
+        entries = self.view.snapshot.entries
+        return all(put.key in entries and entries[put.key].lease_id == lease_id for put in self._entries_of(lease_id))
+
+    async def _put_again(self, lease: MachineLease) -> MachineLease:
+        """Somebody has removed our entries, and not our lease: nobody was given up. Lost where our name is taken."""
+        snapshot = await self._store.read(self._keys.prefix)
+        self.view = ClusterView(self._keys, snapshot)
+        entry = self.view.entry(self._record.name)
+        if self._has_its_entries(lease.lease_id):
+            return lease
+        if entry is not None and entry.lease_id != lease.lease_id:
+            return lease.lost()
+        expected: Condition = Unchanged(self._key, entry.changed) if entry else Created(self._key, 0)
+        try:
+            await self._store.commit([expected], self._entries_of(lease.lease_id))
+        except LeaseEnded:
+            return lease.lost()
+        except ConditionFailed:
+            log.info("machine.changed_meanwhile name=%s", self._record.name)
+        return lease
+
+    async def _follow(self) -> None:
+        """Keep the view; renew at once where our own entries are not there."""
+        while True:
+            assert self.view is not None
+            try:
+                async with aclosing(self._store.watch(self._keys.prefix, self.view.snapshot.revision)) as news:
+                    async for changes in news:
+                        if changes.revision > self.view.snapshot.revision:
+                            self.view = self.view.after(changes)
+                        self._look_at_our_entries()
+            except HistoryLost:
+                await self._read_again()
+            except CoordinationRefused as error:
+                log.warning("machine.not_followed name=%s reason=%s", self._record.name, error)
+                await self._sleep_until(self._now() + self._terms.renew_every_s)
+
+    def _look_at_our_entries(self) -> None:
+        assert self.lease is not None
+        if not self._has_its_entries(self.lease.lease_id):
+            self._woken.set()
+
+    async def _read_again(self) -> None:
+        try:
+            self.view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
+            self._look_at_our_entries()
+        except (CoordinationUnavailable, CoordinationRefused):
+            await self._sleep_until(self._now() + self._terms.retry_s)

@@ -1,0 +1,334 @@
+"""A machine joins, stays, is cut off, is given up, comes back: on a store and a time of the test's own, and on etcd."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from onelane.cluster.coordination import Condition, Put, Remove, Snapshot, Write
+from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
+from onelane.cluster.machines import ClusterKeys, JoinRefused, MachineRecord, record_bytes
+from onelane.core.clock import boottime_s
+from onelane.supervisor.machine import Machine
+
+from tests.cluster.coordination.memory import MemoryCoordination
+from tests.etcd import etcd
+from tests.running_app import ROOT
+from tests.supervisor.scripted_lives import ScriptedLives, ScriptedTime, rest, until
+
+KEYS = ClusterKeys("arena")
+A = MachineRecord(name="a", advertise="10.0.0.11", release="0.1.0", lease_s=5.0, start="a-1", settings={"lobby": "d"})
+B = replace(A, name="b", advertise="10.0.0.12", start="b-1")
+
+
+class Cluster:
+    """Machines on one store."""
+
+    def __init__(self) -> None:
+        self.store = MemoryCoordination()
+        self.time = ScriptedTime(self.store)
+        self.lives: dict[str, ScriptedLives] = {}
+
+    @asynccontextmanager
+    async def running(self, record: MachineRecord) -> AsyncIterator[Machine]:
+        machine = self.machine(record)
+        running = asyncio.ensure_future(machine.run())
+        await rest()
+        try:
+            yield machine
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+    def machine(self, record: MachineRecord) -> Machine:
+        lives = self.lives[record.start] = ScriptedLives()
+        time = self.time
+        return Machine(self.store, KEYS, record, lives, now=time.now, sleep_until=time.sleep_until)
+
+    def serving(self, record: MachineRecord) -> list[int]:
+        return self.lives[record.start].serving(self.time.now())
+
+    async def names(self) -> list[str]:
+        entries = (await self.store.read(KEYS.machines)).entries
+        return sorted(key.removeprefix(KEYS.machines) for key in entries)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+# Joining
+
+
+async def test_machines_join_see_each_other_and_the_first_one_coordinates(cluster: Cluster) -> None:
+    async with cluster.running(A) as a, cluster.running(B) as b:
+        await rest()
+        for machine in (a, b):
+            assert machine.view
+            assert machine.view.machines() == [A, B]
+            coordinator = machine.view.coordinator()
+            assert coordinator
+            assert coordinator.value == b"a"
+
+
+async def test_a_machine_that_leaves_ends_its_lives_and_is_gone_at_once(cluster: Cluster) -> None:
+    async with cluster.running(B) as b:
+        async with cluster.running(A):
+            assert cluster.serving(A) == [2]
+        assert cluster.lives["a-1"].ended == [2]
+        await rest()
+        assert b.view
+        assert b.view.machines() == [B]
+
+
+async def test_a_machine_waits_for_its_own_last_start_whose_lease_has_not_run_out(cluster: Cluster) -> None:
+    last = await cluster.store.grant(5.0)
+    await cluster.store.commit([], [Put(KEYS.machine("a"), record_bytes(replace(A, start="a-0")), last.lease_id)])
+    async with cluster.running(A):
+        await cluster.time.advance(4.5)
+        assert cluster.serving(A) == []
+        await cluster.time.advance(3)
+        assert cluster.serving(A) == [2]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (replace(A, start="other"), "a machine 'a' is there already, at 10.0.0.11: set `machine` to another name"),
+        (replace(B, trust="sha256:2"), "machine 'a' trusts another authority"),
+        (replace(B, settings={"lobby": "e"}), "app 'lobby' is set up otherwise on machine 'a'"),
+    ],
+)
+async def test_a_machine_that_does_not_fit_is_refused_and_disturbs_nobody(
+    cluster: Cluster, record: MachineRecord, reason: str
+) -> None:
+    async with cluster.running(A):
+        refused = asyncio.ensure_future(cluster.machine(record).run())
+        await rest()
+        await cluster.time.advance(12)
+        with pytest.raises(JoinRefused, match=reason):
+            await refused
+        assert cluster.serving(A) == [1]
+        assert await cluster.names() == ["a"]
+
+
+async def test_beside_a_record_of_a_newer_release_a_machine_does_not_join(cluster: Cluster) -> None:
+    newer = b'{"version": 9, "oldest_reader": 9, "machine": {"release": "7.0"}}'
+    await cluster.store.commit([], [Put(KEYS.machine("b"), newer)])
+    with pytest.raises(
+        JoinRefused, match=r"machine 'b' cannot be understood: it runs onelane 7\.0.*upgrade this machine"
+    ):
+        await cluster.machine(A).run()
+    assert await cluster.names() == ["b"]
+
+
+class SlowCoordination(MemoryCoordination):
+    """Others have their turn before each answer."""
+
+    async def read(self, prefix: str) -> Snapshot:
+        await asyncio.sleep(0)
+        return await super().read(prefix)
+
+    async def commit(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> int:
+        await asyncio.sleep(0)
+        return await super().commit(conditions, writes)
+
+
+async def test_of_two_that_do_not_fit_and_join_at_once_one_stays(cluster: Cluster) -> None:
+    """Their first look shows nobody; the second one, after their records are put, shows both."""
+    cluster.store = SlowCoordination()
+    cluster.time = ScriptedTime(cluster.store)
+    machines = [cluster.machine(A), cluster.machine(replace(B, settings={"lobby": "e"}))]
+    joining = [asyncio.ensure_future(machine.run()) for machine in machines]
+    await rest()
+    refused = [task for task in joining if task.done()]
+    assert [type(task.exception()) for task in refused] == [JoinRefused]
+    assert len(await cluster.names()) == 1
+    for task in joining:
+        task.cancel()
+    await asyncio.wait(joining)
+
+
+async def test_a_machine_that_finds_no_store_waits_and_joins_when_it_is_there(cluster: Cluster) -> None:
+    cluster.store.is_down = True
+    async with cluster.running(A):
+        await cluster.time.advance(20)
+        cluster.store.is_down = False
+        await cluster.time.advance(2)
+        assert len(cluster.serving(A)) == 1
+
+
+# Staying
+
+
+async def test_a_machine_renews_its_lease_three_times_in_its_time(cluster: Cluster) -> None:
+    async with cluster.running(A) as machine:
+        await cluster.time.advance(60)
+        assert cluster.serving(A) == [1]
+        assert machine.lease
+        assert machine.lease.serve_until - cluster.time.now() > 2.0
+
+
+async def test_an_outage_of_the_store_that_is_shorter_than_the_fence_is_not_felt(cluster: Cluster) -> None:
+    async with cluster.running(A):
+        cluster.store.is_down = True
+        await cluster.time.advance(2)
+        assert cluster.serving(A) == [1]
+        cluster.store.is_down = False
+        await cluster.time.advance(3)
+        assert cluster.serving(A) == [1]
+
+
+async def test_a_machine_that_is_cut_off_is_fenced_before_it_is_given_up_and_then_joins_with_new_lives(
+    cluster: Cluster,
+) -> None:
+    async with cluster.running(A):
+        cluster.store.is_down = True
+        while cluster.serving(A):
+            await cluster.time.advance(0.25)
+        assert 1 in cluster.lives["a-1"].fences, "its memory is kept"
+        cluster.store.is_down = False
+        assert await cluster.names() == ["a"], "it is not given up yet"
+        cluster.store.is_down = True
+        await cluster.time.advance(2)
+        cluster.store.is_down = False
+        assert await cluster.names() == []
+        await cluster.time.advance(3)
+        assert cluster.lives["a-1"].ended == [1]
+        assert cluster.serving(A) == [2]
+
+
+async def test_a_fenced_machine_that_is_renewed_in_time_goes_on_with_its_lives(cluster: Cluster) -> None:
+    async with cluster.running(A):
+        cluster.store.is_down = True
+        while cluster.serving(A):
+            await cluster.time.advance(0.25)
+        cluster.store.is_down = False
+        await cluster.time.advance(0.5)
+        assert cluster.serving(A) == [1]
+        assert cluster.lives["a-1"].ended == []
+
+
+async def test_a_machine_whose_lease_is_revoked_stops_at_once(cluster: Cluster) -> None:
+    async with cluster.running(A):
+        await cluster.store.revoke(1)
+        await rest()
+        assert cluster.lives["a-1"].ended == [1]
+        assert 1 not in cluster.serving(A)
+
+
+@pytest.mark.parametrize("names", [["machine"], ["candidate"], ["machine", "candidate"]])
+async def test_a_record_that_somebody_has_removed_is_put_again_and_ends_no_life(
+    cluster: Cluster, names: list[str]
+) -> None:
+    entries = {"machine": KEYS.machine("a"), "candidate": KEYS.candidate(1)}
+    async with cluster.running(A):
+        await cluster.store.commit([], [Remove(entries[name]) for name in names])
+        await rest()
+        assert {*(await cluster.store.read(KEYS.prefix)).entries} == {*entries.values()}
+        assert cluster.serving(A) == [1]
+        assert cluster.lives["a-1"].ended == []
+
+
+async def test_a_machine_whose_name_another_one_has_taken_ends_its_lives(cluster: Cluster) -> None:
+    async with cluster.running(A):
+        other = await cluster.store.grant(600.0)
+        taken = Put(KEYS.machine("a"), record_bytes(replace(A, start="other")), other.lease_id)
+        await cluster.store.commit([], [taken])
+        await rest()
+        assert cluster.lives["a-1"].ended == [1]
+        assert cluster.serving(A) == []
+
+
+async def test_a_view_whose_history_was_compacted_is_read_anew(cluster: Cluster) -> None:
+    async with cluster.running(A) as a:
+        cluster.store.is_down = True
+        await cluster.time.advance(1)
+        cluster.store.is_down = False
+        async with cluster.running(B):
+            cluster.store.compact()
+            await rest()
+            assert a.view
+            assert a.view.machines() == [A, B]
+
+
+# With etcd
+
+
+@pytest.mark.slow
+async def test_lives_are_fenced_while_etcd_is_down_and_go_on_with_their_memory_when_it_is_back() -> None:
+    record, lives = replace(A, lease_s=4.0), ScriptedLives()
+    with etcd() as server:
+        store = EtcdStore(EtcdAddress((server.url,), timeout_s=0.3))
+        machine = Machine(store, KEYS, record, lives)
+        running = asyncio.ensure_future(machine.run())
+        await until(lambda: lives.serving(boottime_s()))
+        (lease_id,) = lives.fences
+        server.stop()
+        await until(lambda: not lives.serving(boottime_s()))
+        assert [*lives.fences] == [lease_id]
+        server.start()
+        await until(lambda: lives.serving(boottime_s()))
+        assert [*lives.fences] == [lease_id]
+        running.cancel()
+        await asyncio.wait([running])
+        assert (await store.read(KEYS.prefix)).entries == {}
+        await store.close()
+
+
+STOPPED = """
+import asyncio, json, sys
+from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
+from onelane.cluster.machines import ClusterKeys, MachineRecord
+from onelane.core.clock import boottime_s
+from onelane.supervisor.machine import Machine
+from tests.supervisor.scripted_lives import ScriptedLives
+
+lives = ScriptedLives()
+
+async def look():
+    before = []
+    while True:
+        now = boottime_s()
+        if before != (before := lives.serving(now)):
+            print(json.dumps([now, before]), flush=True)
+        await asyncio.sleep(0.005)
+
+async def main():
+    record = MachineRecord(name="a", advertise="h", release="0", lease_s=1.0, start="s")
+    store = EtcdStore(EtcdAddress((sys.argv[1],), timeout_s=0.3))
+    await asyncio.gather(look(), Machine(store, ClusterKeys("arena"), record, lives).run())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_was_stopped_for_longer_than_its_lease_comes_back_with_another_and_serves_nothing_before() -> (
+    None
+):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT}"}
+    with etcd() as server:
+        command = [sys.executable, "-c", STOPPED, server.url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                assert process.stdout
+                looks = map(json.loads, iter(process.stdout.readline, ""))
+                _, (lease_id,) = next(looks)
+                process.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+                while server.ask("kv/range", '{"key": "AA==", "range_end": "AA=="}').get("kvs"):
+                    pass
+                given_up_at = boottime_s()
+                process.send_signal(signal.SIGCONT)
+                after = next(serving for at, serving in looks if serving and at > given_up_at)
+                assert after != [lease_id]
+            finally:
+                process.kill()
