@@ -3,6 +3,7 @@
 # make wheel: builds the wheels, compiled and pure, and the sdist, and proves the compiled one in a fresh environment
 # make test-wheel: the tests of make test on the compiled wheel
 # make bench: what a call costs, of the compiled wheel · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
+# make simulate: a machine comes, goes and fails among 3 to 100 of ten lanes, simulated: a table, some minutes
 # make fuzz: the wire's extension under sanitizers, a minute, ARGS="--seconds N"
 # ARGS="…" goes to the program
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BUILT := $(VENV)-wheel
 SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find runtime/onelane -name '*.py' -o -name '*.p[yx][xi]' -o -name '*.pxd')
 ARGS ?=
 
-.PHONY: up test wheel test-wheel conformance chaos fuzz check bench setup proto clients clean
+.PHONY: up test wheel test-wheel conformance chaos simulate fuzz check bench setup proto clients clean
 
 setup: $(STAMP)
 
@@ -54,6 +55,9 @@ conformance: setup
 chaos: setup
 	ONELANE_CHAOS=1 $(BIN)/pytest -q -s tests/core/test_handoff_explored.py tests/core/test_lease_explored.py
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+simulate: setup
+	$(BIN)/python -m tests.simulation $(ARGS)
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz.sanitized $(ARGS)
