@@ -1,0 +1,39 @@
+"""How etcd is reached, by `[cluster]`."""
+
+import ssl
+
+from onelane.cluster.coordination.etcd import EtcdAddress
+from onelane.core.cluster_settings import ClusterSettings, EtcdTls
+from onelane.errors import BadConfig
+
+REQUESTS_IN_A_LEASE = 6
+"""A renewal that is not answered, and the next one, are over before lives are fenced: 1/3 + 2/6 of a lease, and 4/5."""
+
+
+def etcd_address(settings: ClusterSettings) -> EtcdAddress:
+    """Raises:
+    BadConfig: a file of TLS cannot be used.
+    """
+    return EtcdAddress(
+        endpoints=settings.etcd,
+        user=settings.etcd_user,
+        password=settings.etcd_password.get_secret_value(),
+        tls=None if settings.etcd_tls is None else _context(settings.etcd_tls),
+        timeout_s=settings.lease_s / REQUESTS_IN_A_LEASE,
+        quiet_s=settings.lease_s,
+    )
+
+
+def _context(settings: EtcdTls) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+    except OSError as error:
+        raise BadConfig("cluster", [f"etcd_tls.ca: {settings.ca} cannot be used: {error}"]) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.cert is not None:
+        try:
+            context.load_cert_chain(settings.cert, settings.key)
+        except OSError as error:
+            names = f"etcd_tls.cert, etcd_tls.key: {settings.cert}, {settings.key}"
+            raise BadConfig("cluster", [f"{names} cannot be used: {error}"]) from None
+    return context

@@ -1,0 +1,141 @@
+"""`[cluster]`: the machines that run the apps of this file together, and the etcd on which they agree. Pure.
+
+Not yet a part of the file: decision 0031 has the order in which the parts come.
+"""
+
+import ipaddress
+import re
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+CLUSTER_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+MACHINE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
+HOST_NAME = r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
+
+
+def _cluster_name(text: str) -> str:
+    if not re.fullmatch(CLUSTER_NAME, text):
+        raise ValueError(f"{text!r}: expected 1 to 63 of a-z, 0-9 and -, not with - first")
+    return text
+
+
+def _machine_name(text: str) -> str:
+    if text and not re.fullmatch(MACHINE_NAME, text):
+        raise ValueError(f"{text!r}: expected at most 253 letters, digits, dots, - and _, a letter or digit first")
+    return text
+
+
+def _reachable_host(text: str) -> str:
+    """An address or a name, without a port: the ports are those of the apps."""
+    try:
+        address = ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        if re.fullmatch(HOST_NAME, text) and not re.fullmatch(r"[\d.]+", text):
+            return text
+        raise ValueError(f"{text!r}: expected an IP address or the name of a host, without a port") from None
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{text!r} is no address at which other machines reach this one")
+    return text
+
+
+def _etcd_url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        url, port = urlsplit(""), None
+    if url.username is not None or url.password is not None:
+        # Not shown: it has a secret.
+        raise ValueError("expected a url without a user name and a password: etcd_user and etcd_password are for these")
+    if url.scheme not in ("http", "https") or not url.hostname or not port or url.path not in ("", "/") or url.query:
+        raise ValueError(f"{text!r}: expected the client address of an etcd member, such as https://10.0.0.5:2379")
+    return text
+
+
+class ClusterTls(BaseModel):
+    """PEM files of one side of mutual TLS."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca: str
+    """The authority that has signed the certificates of the others."""
+    cert: str
+    """This machine's certificate chain."""
+    key: str
+    """The private key of `cert`."""
+
+
+class EtcdTls(BaseModel):
+    """PEM files for https to etcd."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca: str | None = None
+    """The authority that has signed etcd's certificates; without it, the system's."""
+    cert: str | None = None
+    """A client's certificate chain, where etcd asks for one."""
+    key: str | None = None
+    """The private key of `cert`."""
+
+    @model_validator(mode="after")
+    def _has_both(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key: expected both or none")
+        return self
+
+
+class ClusterSettings(BaseModel):
+    """The machines that share the keys of all apps of the file. In the file: `[cluster]`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, AfterValidator(_cluster_name)]
+    """The same on all machines of a cluster, and another one for each cluster of an etcd."""
+    etcd: Annotated[tuple[Annotated[str, AfterValidator(_etcd_url)], ...], Field(min_length=1, max_length=16)]
+    """The client addresses of etcd's members."""
+    etcd_user: str = ""
+    """Where etcd has users; it needs to read and write keys that begin with `/onelane/NAME/`."""
+    etcd_password: SecretStr = SecretStr("")
+    """Of `etcd_user`."""
+    etcd_tls: EtcdTls | None = None
+    """For addresses of https."""
+    machine: Annotated[str, AfterValidator(_machine_name)] = ""
+    """The name of this machine, unique in the cluster; without it, the host's."""
+    advertise: Annotated[str, AfterValidator(_reachable_host)]
+    """The IP address or host name by which the other machines reach this one."""
+    lease_s: Annotated[int, Field(ge=2, le=60)] = 5
+    """Seconds after which a machine that etcd does not hear of is given up, and its keys are served elsewhere. It stops
+    by itself after four fifths of them."""
+    tls: ClusterTls | None = None
+    """Of the links between machines."""
+    insecure: bool = False
+    """Links between machines, and to etcd, without TLS: whoever can reach them can read and change all state."""
+
+    @model_validator(mode="after")
+    def _is_secure(self) -> Self:
+        if self.insecure and self.tls is not None:
+            raise ValueError("insecure = true and [cluster.tls]: expected one of them")
+        if not self.insecure and self.tls is None:
+            raise ValueError("[cluster.tls] is missing: links between machines are mutual TLS (or insecure = true)")
+        plain = [url for url in self.etcd if url.startswith("http:")]
+        if plain and self.etcd_tls is not None:
+            raise ValueError(f"etcd_tls is set, and {plain[0]} is not https")
+        far = [url for url in plain if not _is_loopback(urlsplit(url).hostname or "")]
+        if far and not self.insecure:
+            raise ValueError(f"{far[0]} is not https: who can reach this etcd owns the cluster (or insecure = true)")
+        return self
+
+    @model_validator(mode="after")
+    def _has_user_and_password(self) -> Self:
+        if bool(self.etcd_user) != bool(self.etcd_password.get_secret_value()):
+            raise ValueError("etcd_user and etcd_password: expected both or none")
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
