@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onelane.errors import BadConfig, BadKey, BadService, Invalid, OnelaneError, Overloaded, PortTaken, Transient
 
 if TYPE_CHECKING:
+    from onelane.cli.script import RunningServices, run
     from onelane.client.channel import dial
     from onelane.client.options import Dialling
     from onelane.client.ring_channel import Channel, connect
@@ -41,6 +42,7 @@ __all__ = [
     "Overloaded",
     "PortTaken",
     "Reminder",
+    "RunningServices",
     "Shard",
     "Subscription",
     "Transient",
@@ -48,6 +50,7 @@ __all__ = [
     "connect",
     "dial",
     "identity_of",
+    "run",
 ]
 
 _HOMES = {
@@ -59,12 +62,14 @@ _HOMES = {
     "Moved": "core.moved",
     "Offload": "shard.offload.offload",
     "Reminder": "state.reminder",
+    "RunningServices": "cli.script",
     "Shard": "shard.shard",
     "Subscription": "shard.pubsub",
     "client_context": "client.tls",
     "connect": "client.ring_channel",
     "dial": "client.channel",
     "identity_of": "core.identity",
+    "run": "cli.script",
 }
 
 

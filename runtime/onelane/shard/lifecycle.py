@@ -364,7 +364,9 @@ async def run(
         await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=_reason(error))))
         return False
     await lifecycle.parts.services.set_health(serving=True)
-    _tune_memory()
+    if watchdog.may_exit:
+        # Else the process is not this shard's alone.
+        _tune_memory()
     on_ready()
     await lifecycle.serve(watchdog)
     await lifecycle.stop()

@@ -19,8 +19,17 @@ class InlineLauncher:
 
     async def launch(self, sockets: Sequence[socket.socket]) -> RunningShard:
         control, shard_control = QueueControl.pair()
-        shard = lifecycle.run(shard_control, self._watchdog, [sock.dup() for sock in sockets])
-        return _ShardTask(control, shard_control, asyncio.get_running_loop().create_task(shard))
+        copies = [sock.dup() for sock in sockets]
+        task = asyncio.get_running_loop().create_task(lifecycle.run(shard_control, self._watchdog, copies))
+        task.add_done_callback(lambda task: _close_unused(task, copies))
+        return _ShardTask(control, shard_control, task)
+
+
+def _close_unused(task: "asyncio.Task[bool]", copies: Sequence[socket.socket]) -> None:
+    """Close the sockets of a shard that has not started: in this process they would go on to listen."""
+    if not task.cancelled() and (task.exception() is not None or not task.result()):
+        for copy in copies:
+            copy.close()
 
 
 class _ShardTask:
