@@ -16,7 +16,7 @@ import anyio
 import click
 
 from onelane import config
-from onelane.cli import init_process, new, placement, plan, remote, standard_streams, state, turns
+from onelane.cli import init_process, new, placement, plan, protos, remote, standard_streams, state, turns
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import (
     ACCEPT_MISSING_STATE,
@@ -63,7 +63,7 @@ def main() -> None:
     standard_streams.open_closed_ones()
 
 
-for command in (new.new, remote.ls, remote.describe, remote.call):
+for command in (new.new, protos.proto, remote.ls, remote.describe, remote.call):
     main.add_command(command)
 for command in (placement.scale, placement.pin, placement.unpin, plan.plan, state.state, turns.turns):
     main.add_command(command)
@@ -270,29 +270,6 @@ def trace(trace_id: str | None, address: str | None, as_json: bool) -> None:
         terminal.traces(rows, console())
     else:
         terminal.trace(trace_id, rows, console())
-
-
-@main.command()
-@click.argument("sources", nargs=-1, type=click.Path(path_type=Path, exists=True))
-@click.option("--root", type=click.Path(path_type=Path, exists=True), default=Path("proto"), show_default=True)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path(),
-    help="The folder that modules are written below (default: this one).",
-)
-@JSON
-@reporting_errors
-def proto(sources: tuple[Path, ...], root: Path, out: Path, as_json: bool) -> None:
-    """Generate Python from .proto files (default: all below --root)."""
-    from onelane.cli.protoc import generate
-
-    generated = [str(proto_file) for proto_file in generate(sources or (root,), root=root, out=out)]
-    if as_json:
-        click.echo(json.dumps({"generated": generated}, indent=2))
-        return
-    for name in generated:
-        click.echo(f"generated {name}")
 
 
 def _show_needs_restart(changes: list[str]) -> None:

@@ -5,8 +5,6 @@ are asked for; what a server sends is bounded in number and size, and does not t
 """
 
 from collections.abc import Iterable, Sequence
-from graphlib import CycleError, TopologicalSorter
-from importlib import import_module
 from typing import Any
 
 import grpc
@@ -16,6 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
+from onelane.cli.known_protos import fill, known_file, known_file_of
 from onelane.errors import Invalid, NotThere, Transient
 
 REFLECTION_PATHS = tuple(
@@ -25,16 +24,6 @@ REFLECTION_S = 10.0
 """How long each question may take, with the connection before it."""
 MAX_FILES = 10_000
 """Protos of one server, with those that they import."""
-_KNOWN_HERE = (
-    "onelane.v1.options_pb2",
-    "google.rpc.error_details_pb2",
-    "google.rpc.status_pb2",
-    *(
-        f"google.protobuf.{name}_pb2"
-        for name in ("any", "descriptor", "duration", "empty", "field_mask", "struct", "timestamp", "wrappers")
-    ),
-)
-"""Modules of protos that a server may import or send without describing them."""
 
 
 class NoReflection(Invalid):
@@ -76,7 +65,7 @@ class Reflection:
         try:
             files = await self._files_of(ServerReflectionRequest(file_containing_symbol=symbol))
         except NotThere:
-            if (known := _known_here_of(symbol)) is None:
+            if (known := known_file_of(symbol)) is None:
                 raise
             files = [known]
         await self._add_with_imports(files)
@@ -94,7 +83,7 @@ class Reflection:
         try:
             files = await self._files_of(ServerReflectionRequest(file_by_filename=name))
         except NotThere as error:
-            known = _known_here(name)
+            known = known_file(name)
             if known is None:
                 raise self._unusable(f"it does not know the file {name!r}, which another one imports") from error
             return [known]
@@ -110,17 +99,9 @@ class Reflection:
 
     def _fill_pool(self) -> None:
         try:
-            order = list(
-                TopologicalSorter({file.name: file.dependency for file in self._files.values()}).static_order()
-            )
-            for name in order:
-                if name not in self._added:
-                    self.pool.Add(self._files[name])
-                    # An error of the file shows here, where its C implementation has not looked before.
-                    self.pool.FindFileByName(name)
-                    self._added.add(name)
-        except (CycleError, TypeError, KeyError) as error:
-            raise self._unusable(f"its descriptors do not fit together: {error}") from error
+            fill(self.pool, self._files, self._added)
+        except Invalid as error:
+            raise self._unusable(str(error)) from error
 
     async def _files_of(self, request: ServerReflectionRequest) -> list[FileDescriptorProto]:
         answer = await self._ask(request)
@@ -180,24 +161,3 @@ class Reflection:
 
     def _unusable(self, reason: str) -> NoReflection:
         return NoReflection(f"the reflection of {self._address} cannot be used: {reason}")
-
-
-def _known_here(name: str) -> FileDescriptorProto | None:
-    """The descriptor of a file that this program has itself."""
-    return _of_default_pool(lambda pool: pool.FindFileByName(name))
-
-
-def _known_here_of(symbol: str) -> FileDescriptorProto | None:
-    """The descriptor of the file with this symbol, where this program has it itself."""
-    return _of_default_pool(lambda pool: pool.FindFileContainingSymbol(symbol))
-
-
-def _of_default_pool(find: Any) -> FileDescriptorProto | None:
-    for module in _KNOWN_HERE:
-        import_module(module)
-    file = FileDescriptorProto()
-    try:
-        find(descriptor_pool.Default()).CopyToProto(file)
-    except KeyError:
-        return None
-    return file
