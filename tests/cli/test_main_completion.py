@@ -1,0 +1,48 @@
+"""The words that a shell offers for `onelane`, by the lines that the README has for it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.running_app import ROOT
+
+pytestmark = pytest.mark.slow
+README = (ROOT / "README.md").read_text()
+LINES = {
+    shell: line.strip()
+    for line, shell in re.findall(r"^(.*_ONELANE_COMPLETE=(\w+)_source.*?)(?: {2,}#.*)?$", README, re.M)
+}
+"""Shell → its line."""
+
+
+def run(*command: str, **environment: str) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "runtime")} | environment
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout
+
+
+def test_bash_completes_commands_and_options() -> None:
+    words = (("de", 1), ("up --rel", 2))
+    ask = [
+        f"COMPREPLY=(); COMP_WORDS=(onelane {line}); COMP_CWORD={index}; _onelane_completion onelane; echo ${{COMPREPLY[@]}}"
+        for line, index in words
+    ]
+    assert run("bash", "-c", "\n".join([LINES["bash"], *ask])).splitlines() == ["describe", "--reload --reload-dir"]
+
+
+@pytest.mark.parametrize(("shell", "answer"), [("zsh", "plain\ndescribe\n"), ("fish", "plain,describe")])
+def test_zsh_and_fish_ask_for_words_in_their_way(shell: str, answer: str) -> None:
+    assert f"_ONELANE_COMPLETE={shell}_complete" in run("onelane", _ONELANE_COMPLETE=f"{shell}_source")
+    assert shell in LINES
+    asked = run(
+        "onelane",
+        _ONELANE_COMPLETE=f"{shell}_complete",
+        COMP_WORDS="onelane de",
+        COMP_CWORD="1" if shell == "zsh" else "de",
+    )
+    assert asked.startswith(answer)
