@@ -159,7 +159,7 @@ def silent() -> Iterator[str]:
 async def test_a_server_that_does_not_answer_holds_up_neither_the_lane_nor_the_start_for_long(
     silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(key_source, "FETCH_S", 0.2)
+    monkeypatch.setattr(key_source, "FETCH_S", 0.5)
     turns = 0
 
     async def tick() -> None:
@@ -170,7 +170,8 @@ async def test_a_server_that_does_not_answer_holds_up_neither_the_lane_nor_the_s
 
     ticking = asyncio.create_task(tick())
     async with following(jwks_url=silent) as verifier:
-        assert turns > 20
+        # Held up, the loop would turn once before and once after it; a busy machine gives few more.
+        assert turns > 5
         assert not accepts(verifier, OLD)
         assert "auth.keys_kept" in caplog.text
     ticking.cancel()
