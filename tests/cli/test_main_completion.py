@@ -29,7 +29,8 @@ def run(*command: str, **environment: str) -> str:
 def test_bash_completes_commands_and_options() -> None:
     words = (("de", 1), ("up --rel", 2))
     ask = [
-        f"COMPREPLY=(); COMP_WORDS=(onelane {line}); COMP_CWORD={index}; _onelane_completion onelane; echo ${{COMPREPLY[@]}}"
+        f"COMPREPLY=(); COMP_WORDS=(onelane {line}); COMP_CWORD={index}; "
+        "_onelane_completion onelane; echo ${COMPREPLY[@]}"
         for line, index in words
     ]
     assert run("bash", "-c", "\n".join([LINES["bash"], *ask])).splitlines() == ["describe", "--reload --reload-dir"]

@@ -84,13 +84,17 @@ class ValueCodec:
         Raises:
             UnwritableValue: the value does not fit its kind; names the field.
         """
-        declaration = self.declaration
+        data = self.encoded(key, value)
+        return KeyedEntry(self.declaration.name, key, data, self.codec.name, self.declaration.version)
+
+    def encoded(self, key: DictKey, value: Any) -> bytes:
+        """As `write`, the value alone."""
         try:
             data = self.codec.encode(value)
             self.codec.check(value, data)
         except BaseException as error:  # Also the panic of an extension, which is no Exception.
-            raise UnwritableValue(declaration.name, key, _described(error)) from error
-        return KeyedEntry(declaration.name, key, data, self.codec.name, declaration.version)
+            raise UnwritableValue(self.declaration.name, key, _described(error)) from error
+        return data
 
     def read(self, entry: KeyedEntry) -> Any:
         """The value of an entry, lifted to this version.

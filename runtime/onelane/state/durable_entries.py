@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from onelane.errors import UnreadableValue, UnwritableValue
+from onelane.state.declaration import ValueCodec
 from onelane.state.entries import DictKey, KeyedEntry, UnknownKey, composite_of, composite_text, spellings
 from onelane.state.keyed import KeyedDicts
 from onelane.state.store import Row
@@ -29,7 +30,8 @@ class DurableEntries:
                     continue
                 if name in rows:
                     raise UnwritableValue(name, spelling, "the dict has it under another spelling as well")
-                rows[name] = _row(codec.write(spelling, entries[spelling]), before.get(name))
+                value = codec.encoded(spelling, entries[spelling])
+                rows[name] = _row(name, value, spelling, codec, before.get(name))
         return rows
 
     def install(self, key: str, rows: Sequence[Row]) -> list[Row]:
@@ -58,16 +60,18 @@ class DurableEntries:
             entries.pop(spelling, None)
 
 
-def _row(entry: KeyedEntry, before: Row | None) -> Row:
+def _row(name: str, value: bytes, spelling: DictKey, codec: ValueCodec, before: Row | None) -> Row:
+    """The row of a value; the one before where it has not changed."""
+    spelled, codec_name, version = _spelled(spelling), codec.codec.name, codec.declaration.version
     if (
         before is not None
-        and before.value == entry.value
-        and before.version == entry.version
-        and before.codec == entry.codec
-        and before.spelled == _spelled(entry.key)
+        and before.value == value
+        and before.version == version
+        and before.codec == codec_name
+        and before.spelled == spelled
     ):
         return before
-    return row_of(entry)
+    return Row(name, value, spelled, codec_name, version)
 
 
 def row_of(entry: KeyedEntry) -> Row:

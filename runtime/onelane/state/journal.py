@@ -238,12 +238,14 @@ class Journal:
         await on_disk
 
     def _change(self, key: str, resident: Resident, rows: dict[str, Row], answers: Sequence[RememberedAnswer]) -> None:
-        change = self._gathering.change_of(key, resident.epoch)
+        change, before = self._gathering.change_of(key, resident.epoch), resident.rows
         for name, row in rows.items():
-            if resident.rows.get(name) != row:
+            # Those that have not changed are the same objects.
+            if before.get(name) is not row:
                 change.write(row)
-        for name in resident.rows.keys() - rows.keys():
-            change.drop(name)
+        for name in before:
+            if name not in rows:
+                change.drop(name)
         for answer in answers:
             change.answers[answer.id] = resident.answers[answer.id] = answer
         if answers:

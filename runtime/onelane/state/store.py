@@ -34,9 +34,8 @@ NEVER_WRITTEN = Stamp(0, 0)
 """Of a key that has been claimed, and of which nothing was ever stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The entry of one dict under one key."""
+class Row(NamedTuple):
+    """The entry of one dict under one key. A tuple: each turn that changes its key constructs and compares them."""
 
     dict_name: str
     value: bytes
