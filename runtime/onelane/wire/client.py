@@ -103,24 +103,38 @@ class Answered:
     metadata: Metadata
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Messages:
     """Complete messages have arrived."""
 
     stream: ClientStream
     messages: list[bytes]
 
+    # Of what each call needs it is written out: a dataclass's own is not compiled.
+    def __init__(self, stream: ClientStream, messages: list[bytes]) -> None:
+        self.stream = stream
+        self.messages = messages
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class Finished:
     """A call has ended with this status."""
 
     stream: ClientStream
     code: int
     details: str
-    trailers: Metadata = ()
-    unprocessed: bool = False
+    trailers: Metadata
+    unprocessed: bool
     """The server has certainly not begun the call, so it can be repeated (gRFC A6, transparent retries)."""
+
+    def __init__(
+        self, stream: ClientStream, code: int, details: str, trailers: Metadata = (), unprocessed: bool = False
+    ) -> None:
+        self.stream = stream
+        self.code = code
+        self.details = details
+        self.trailers = trailers
+        self.unprocessed = unprocessed
 
 
 @dataclass(slots=True)

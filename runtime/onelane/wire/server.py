@@ -171,24 +171,34 @@ class PackingStream(Stream):
     __slots__ = ()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Opened:
     """A call has begun: its headers have arrived."""
 
     stream: Stream
-    message: bytes | None = None
+    message: bytes | None
     """The only message, if it and the end of the stream arrived with the headers, as in nearly every unary call; no
     `Messages` follow. None unless the connection `joins`."""
 
+    # Of what each call needs it is written out: a dataclass's own is not compiled.
+    def __init__(self, stream: Stream, message: bytes | None = None) -> None:
+        self.stream = stream
+        self.message = message
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class Messages:
     """Complete messages, or the end of the stream, or both, have arrived. At most one per stream and `receive`."""
 
     stream: Stream
     messages: list[bytes]
-    last: bool = False
+    last: bool
     """The client has half-closed the stream: no message will follow."""
+
+    def __init__(self, stream: Stream, messages: list[bytes], last: bool = False) -> None:
+        self.stream = stream
+        self.messages = messages
+        self.last = last
 
 
 @dataclass(slots=True)
