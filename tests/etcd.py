@@ -1,4 +1,4 @@
-"""An etcd of the tests' own: one member, in a temporary folder, on ports of its own."""
+"""An etcd of the tests' own: one member or three, in temporary folders, on ports of its own."""
 
 import json
 import os
@@ -21,29 +21,53 @@ BOUND_S = 20.0
 class EtcdServer:
     """One member, which can be stopped, killed, frozen and started again."""
 
-    def __init__(self, folder: Path, port: int, peer_port: int, scheme: str, options: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        peer_port: int,
+        *,
+        scheme: str = "http",
+        name: str = "default",
+        options: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.url = f"{scheme}://127.0.0.1:{port}"
-        self._peer_url = f"http://127.0.0.1:{peer_port}"
+        self.peer_url = f"http://127.0.0.1:{peer_port}"
+        self.name = name
+        self.members: Sequence[EtcdServer] = [self]
+        """All of its cluster."""
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
+        self._log = folder / "log"
+        self._log_before = 0
 
     def start(self) -> None:
-        """Start, and wait until it serves: its log says so, as its port may want a certificate."""
-        # A short election, as there is nobody to vote; it is also what the shortest lease is made of: one second.
+        """Start, and wait until it serves."""
+        self.launch()
+        self.wait_until_it_serves()
+
+    def launch(self) -> None:
+        # A short election, as there are few to vote; it is also what the shortest lease is made of: one second.
         options = ["--heartbeat-interval=10", "--election-timeout=50", "--unsafe-no-fsync", "--logger=zap"]
+        if len(self.members) > 1:
+            options[:2] = ["--heartbeat-interval=50", "--election-timeout=500"]
         urls = [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
-        urls += [f"--listen-peer-urls={self._peer_url}", f"--initial-advertise-peer-urls={self._peer_url}"]
-        urls += [f"--initial-cluster=default={self._peer_url}", f"--data-dir={self.folder}/data"]
-        log = self.folder / "log"
-        before = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as file:
-            program = tools.program("etcd", "Debian's package etcd-server")
+        urls += [f"--listen-peer-urls={self.peer_url}", f"--initial-advertise-peer-urls={self.peer_url}"]
+        cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
+        urls += [f"--name={self.name}", f"--initial-cluster={cluster}", f"--data-dir={self.folder}/data"]
+        self._log_before = self._log.stat().st_size if self._log.exists() else 0
+        program = tools.program("etcd", "Debian's package etcd-server")
+        with self._log.open("ab") as file:
             self._process = subprocess.Popen([program, *urls, *options, *self.options], stderr=file, stdout=file)
+
+    def wait_until_it_serves(self) -> None:
+        """Its log says so, as its port may want a certificate."""
+        assert self._process is not None
         deadline = time.monotonic() + BOUND_S
-        while b"serving client traffic" not in log.read_bytes()[before:]:
+        while b"serving client traffic" not in self._log.read_bytes()[self._log_before :]:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(log.read_text())
+                raise AssertionError(self._log.read_text())
             time.sleep(0.01)
 
     @contextmanager
@@ -73,12 +97,30 @@ class EtcdServer:
 
 @contextmanager
 def etcd(*options: str, scheme: str = "http") -> Iterator[EtcdServer]:
-    """A new etcd, running."""
+    """A new etcd of one member, running."""
     with ExitStack() as stack:
-        folder = tempfile.mkdtemp(prefix="onelane-etcd-")
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        port, peer_port = (stack.enter_context(ports.reserved()) for _ in range(2))
-        running = EtcdServer(Path(folder), port, peer_port, scheme, options)
-        stack.callback(running.stop)
-        running.start()
-        yield running
+        server = _created(stack, scheme=scheme, options=options)
+        server.start()
+        yield server
+
+
+@contextmanager
+def etcd_of_three() -> Iterator[Sequence[EtcdServer]]:
+    """A new etcd of three members, running."""
+    with ExitStack() as stack:
+        members = [_created(stack, name=name) for name in ("one", "two", "three")]
+        for member in members:
+            member.members = members
+            member.launch()
+        for member in members:
+            member.wait_until_it_serves()
+        yield members
+
+
+def _created(stack: ExitStack, **details: Any) -> EtcdServer:
+    folder = tempfile.mkdtemp(prefix="onelane-etcd-")
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    port, peer_port = (stack.enter_context(ports.reserved()) for _ in range(2))
+    server = EtcdServer(Path(folder), port, peer_port, **details)
+    stack.callback(server.stop)
+    return server

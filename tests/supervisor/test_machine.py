@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from onelane.cluster.coordination import Condition, Put, Remove, Snapshot, Write
+from onelane.cluster.coordination import Condition, CoordinationUnavailable, Put, Remove, Snapshot, Write
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
 from onelane.cluster.machines import ClusterKeys, JoinRefused, MachineRecord, record_bytes
 from onelane.core.clock import boottime_s
 from onelane.supervisor.machine import Machine
 
 from tests.cluster.coordination.memory import MemoryCoordination
-from tests.etcd import etcd
+from tests.etcd import etcd, etcd_of_three
 from tests.running_app import ROOT
 from tests.supervisor.scripted_lives import ScriptedLives, ScriptedTime, rest, until
 
@@ -281,6 +281,38 @@ async def test_lives_are_fenced_while_etcd_is_down_and_go_on_with_their_memory_w
         await asyncio.wait([running])
         assert (await store.read(KEYS.prefix)).entries == {}
         await store.close()
+
+
+@pytest.mark.slow
+async def test_a_machine_keeps_its_lease_and_its_view_when_the_leader_of_etcd_dies() -> None:
+    record, lives = replace(A, lease_s=4.0), ScriptedLives()
+    with etcd_of_three() as members:
+        urls = tuple(member.url for member in members)
+        store, other = (EtcdStore(EtcdAddress(urls, timeout_s=0.7)) for _ in range(2))
+        machine = Machine(store, KEYS, record, lives)
+        running = asyncio.ensure_future(machine.run())
+        await until(lambda: lives.serving(boottime_s()))
+        (lease_id,) = lives.fences
+        statuses = [(member, member.ask("maintenance/status", "{}")) for member in members]
+        leader = next(member for member, status in statuses if status["header"]["member_id"] == status["leader"])
+        leader.stop()
+        died_at = boottime_s()
+        # A renewal that was sent after its death.
+        await until(lambda: machine.lease and machine.lease.serve_until > died_at + 4.0 * 4 / 5)
+        assert [*lives.fences] == [lease_id]
+        await until_put(other, Put(KEYS.machine("b"), record_bytes(B)))
+        await until(lambda: machine.view and machine.view.machines() == [record, B])
+        running.cancel()
+        await asyncio.wait([running])
+        await store.close()
+        await other.close()
+
+
+async def until_put(store: EtcdStore, put: Put) -> None:
+    while True:
+        with suppress(CoordinationUnavailable):
+            await store.commit([], [put])
+            return
 
 
 STOPPED = """
