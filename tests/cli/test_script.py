@@ -85,6 +85,22 @@ async def test_the_page_is_served_where_it_is_asked_for() -> None:
         assert (await reply_of(running.address)).text == "hi"
 
 
+running_services: list[RunningServices] = []
+
+
+class StopsItself(Echo):
+    async def Unary(self, request: Any, context: Any) -> Any:
+        running_services.pop().stop()
+        return self.reply(request)
+
+
+async def test_a_service_may_stop_itself_and_its_call_is_answered() -> None:
+    running = started(StopsItself)
+    running_services.append(running)
+    assert (await reply_of(running.address)).text == "hi"
+    await asyncio.to_thread(running.stop)
+
+
 class Failing(Echo):
     def __init__(self, shard: onelane.Shard) -> None:
         raise ValueError("no database")

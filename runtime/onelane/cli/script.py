@@ -43,13 +43,15 @@ class RunningServices:
         return self._ready.result()
 
     def stop(self) -> None:
-        """Let calls in progress finish, and end; a second time it does nothing.
+        """Let calls in progress finish, and end; a second time it does nothing. A service that calls it does not wait.
 
         Raises:
             Exception: what has ended the services.
         """
         atexit.unregister(self._end)
         self._stop()
+        if threading.current_thread() is self._thread:
+            return
         self._thread.join()
         self._ended.result()
 
