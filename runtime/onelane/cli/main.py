@@ -89,7 +89,8 @@ def up(
     accept_missing_state: bool,
     as_json: bool,
 ) -> None:
-    """Run every app of FILE. With --json each event is one line: ready, stopping, stopped."""
+    """Run every app of FILE. With --json each event is one line: ready, stopping, stopped; with --reload also
+    reloading, reloaded, not reloaded, generated, settings changed, needs restart."""
 
     def read(environment: Mapping[str, str]) -> config.Config:
         return _with_admin(config.load(file, environment), admin)
