@@ -300,7 +300,7 @@ def test_a_probe_leaves_nothing_behind(place: StorePlace) -> None:
 
 
 def test_a_probe_fails_where_a_commit_would_though_all_can_be_read(durable_place: StorePlace) -> None:
-    durable_place.open(patience_s=0.05).commit([full("k")], at=AT)
+    durable_place.open().commit([full("k")], at=AT)
     with read_only(durable_place) as store:
         assert store.newest() == Stamp(1, 1)
         for write_it in (store.probe, lambda: store.commit([full("k")], at=AT)):
@@ -313,7 +313,7 @@ def read_only(place: StorePlace) -> Iterator[Store]:
     """A store that cannot be written: its file is another writer's, or its server a standby."""
     if place.kind == "postgresql":
         place.dsn = place.dsn.replace("options=", "options=-cdefault_transaction_read_only%3Don%20")
-        yield place.open(patience_s=0.5)
+        yield place.open()
         return
     store = place.open(patience_s=0.05)
     (file,) = place.folder.rglob("*.sqlite")
