@@ -9,6 +9,8 @@ from onelane.state.keyed import KeyedDicts
 from onelane.state.store import Row
 from onelane.telemetry.stats import Stats
 
+from tests.function_calls import function_calls
+
 
 @dataclass
 class Cart:
@@ -42,6 +44,20 @@ def test_a_row_that_has_not_changed_is_the_same_object(dicts: KeyedDicts) -> Non
     assert entries.rows_of("k", before)["carts"] is before["carts"]
     carts["k"].items = 2
     assert entries.rows_of("k", before) != before
+
+
+def test_the_row_of_a_changed_value_takes_few_steps(dicts: KeyedDicts) -> None:
+    """Each turn that changes its key pays for them."""
+    counts = dicts.declare("counts", int, durable=True)
+    entries = DurableEntries(dicts)
+    counts["k"] = 1
+    rows = entries.rows_of("k", {})
+    with function_calls() as steps:
+        for number in range(2, 102):
+            counts["k"] = number
+            before, rows = rows, entries.rows_of("k", rows)
+            assert rows != before
+    assert steps.count / 100 <= 18
 
 
 def test_a_key_under_two_spellings_in_one_dict_is_refused_by_name(dicts: KeyedDicts) -> None:
