@@ -1,17 +1,15 @@
 """Sends a `World` through every order of events, or through a random one, and checks what must hold in each state."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from onelane.core.placement_change import Gone, Over, Phase, Reborn
+from onelane.core.placement_change import Over, Phase
 
 from tests.core.handoff_machines import Machines, Shared
+from tests.core.handoff_reduction import Move, needed_moves, suits, tells_of_a_death
 from tests.core.handoff_step import Step
 from tests.core.handoff_world import Life, Scenario, Violated, World, is_changing, may_serve, member_of, placement_of
-
-Move = tuple[Callable[..., None], tuple[Any, ...]]
-"""A method of `Step`, and its arguments."""
 
 CRASHES = 0.2
 """The part of the moves of a random way that may be a crash: more, and no state lives long enough to be lost."""
@@ -71,8 +69,10 @@ def is_deliverable(world: World, ends: tuple[Any, ...], message: Any) -> bool:
     return is_expected and not any(sender == ends[1] for sender, _, _ in receiver.installing)
 
 
-def moves_of(world: World, scenario: Scenario) -> list[Move]:
-    """The moves to follow: all, or one that may as well come before all others."""
+def moves_of(world: World, scenario: Scenario, machines: Machines) -> list[Move]:
+    """The moves to follow: all, or some that may as well come before all others."""
+    if scenario.reduced and (needed := needed_moves(world, machines)):
+        return needed
     for ends, messages in world.channels:
         if is_independent(world, ends, messages[0]):
             return [(Step.deliver, (ends,))]
@@ -89,13 +89,6 @@ def is_independent(world: World, ends: tuple[Any, ...], message: Any) -> bool:
     if ends[0] == "orders" and isinstance(message, Shared) and isinstance(message.value, Over):
         return all(member.life != ends[1] for member in message.value.leaving)
     return ends[0] in ("answers", "reports")
-
-
-def tells_of_a_death(channel: tuple[tuple[Any, ...], tuple[Any, ...]]) -> bool:
-    ends, messages = channel
-    if ends[0] == "reports":
-        return any(kind == "exit" for kind, _ in messages)
-    return ends[0] == "orders" and any(isinstance(message, Gone | Reborn) for message in messages)
 
 
 def check(world: World, scenario: Scenario, machines: Machines) -> None:
@@ -162,6 +155,7 @@ def explore(scenario: Scenario, machines: Machines) -> int:
     Raises:
         Violated: a property does not hold; with the path to it.
     """
+    assert suits(scenario) or not scenario.reduced
     first = first_world(scenario, machines)
     visited = {hash(first)}
     path: list[Move] = []
@@ -189,7 +183,7 @@ def explore(scenario: Scenario, machines: Machines) -> int:
 
 def _checked_moves(world: World, scenario: Scenario, machines: Machines) -> Iterator[Move]:
     check(world, scenario, machines)
-    return iter(moves_of(world, scenario))
+    return iter(moves_of(world, scenario, machines))
 
 
 def walk(scenario: Scenario, machines: Machines, seed: int) -> int:

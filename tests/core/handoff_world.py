@@ -36,6 +36,8 @@ class Scenario:
     """Turns of keys that leave which may be given up, and may end later, or not."""
     slow_install: bool = False
     """Other events may come while a key is being installed."""
+    reduced: bool = False
+    """Of several orders of events that end in the same states one is explored: see `handoff_reduction`."""
 
     @property
     def keys(self) -> tuple[str, ...]:
