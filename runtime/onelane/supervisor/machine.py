@@ -106,6 +106,7 @@ class Machine:
                     await self._lives.end(lease_id)
                     if not self.lease.is_lost:
                         await self._revoke(lease_id)
+            self.lease = None
             log.warning("machine.lost name=%s lease=%d", self._record.name, lease_id)
 
     # Joining

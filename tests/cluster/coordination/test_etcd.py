@@ -114,6 +114,23 @@ async def test_a_member_that_is_down_is_passed_over(server: EtcdServer) -> None:
             assert (await store.read("/a/")).entries == {}
 
 
+async def test_a_member_that_hangs_up_fails_one_request_and_the_next_one_goes_to_another(server: EtcdServer) -> None:
+    hung_up = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        hung_up.append(writer)
+        writer.close()
+
+    listening = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with listening, opened(f"http://127.0.0.1:{port}", server.url) as store:
+        with pytest.raises(CoordinationUnavailable, match="does not answer"):
+            await store.commit([], [Put("/a/1", b"1")])
+        assert (await store.read("/a/")).entries == {}
+    assert len(hung_up) == 1
+
+
 async def test_a_request_that_is_not_answered_ends_and_the_next_one_goes_on(server: EtcdServer) -> None:
     async with opened(server.url, timeout_s=0.3) as store:
         await store.read("/a/")
@@ -286,6 +303,9 @@ async def test_certificates_are_checked_on_both_sides(tmp_path: Path) -> None:
     [
         b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"kvs":[{}]}',
+        b'HTTP/1.1 200 OK\r\nContent-Length: 34\r\n\r\n{"header":{"revision":"many"}}    ',
+        b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"header":[]}',
         b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnope",
         b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",

@@ -37,6 +37,7 @@ from onelane.cluster.coordination.etcd_json import (
     snapshot_of,
     store_of,
     transaction,
+    understood,
     watch_request,
 )
 from onelane.core.backoff import backoff_s
@@ -83,11 +84,13 @@ class EtcdStore:
 
     async def grant(self, ttl_s: float) -> Granted:
         answer = await self._ask("lease/grant", {"TTL": str(max(1, round(ttl_s)))})
-        return Granted(int(answer["ID"]), float(answer.get("TTL", 0)))
+        with understood():
+            return Granted(int(answer["ID"]), float(answer.get("TTL", 0)))
 
     async def renew(self, lease_id: int) -> float:
         answer = await self._ask("lease/keepalive", {"ID": str(lease_id)})
-        return max(0.0, float(answer.get("TTL", 0)))
+        with understood():
+            return max(0.0, float(answer.get("TTL", 0)))
 
     async def revoke(self, lease_id: int) -> None:
         try:
@@ -96,13 +99,16 @@ class EtcdStore:
             return
 
     async def read(self, prefix: str) -> Snapshot:
-        return snapshot_of(await self._ask("kv/range", range_of(prefix)))
+        answer = await self._ask("kv/range", range_of(prefix))
+        with understood():
+            return snapshot_of(answer)
 
     async def commit(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> int:
         answer = await self._ask("kv/txn", transaction(conditions, writes))
         if not answer.get("succeeded"):
             raise ConditionFailed(f"not as expected: {', '.join(map(str, conditions))}")
-        return revision_of(answer)
+        with understood():
+            return revision_of(answer)
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[EntryChanges]:
         attempt = 0
@@ -160,15 +166,15 @@ class EtcdStore:
         if self._address.user and not self._token and path != "auth/authenticate":
             await self._authenticate()
         headers = {"Grpc-Metadata-hasleader": "true"} | ({"Authorization": self._token} if self._token else {})
-        for _ in range(len(self._members) - 1):
+        for left in reversed(range(len(self._members))):
             try:
                 return await self._post_once(path, request, headers, limits)
-            except aiohttp.ClientConnectorError as error:
-                self._failed(error)
-        try:
-            return await self._post_once(path, request, headers, limits)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._failed(error) from error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = self._failed(error)
+                # Only a request that was not sent may be sent again.
+                if not left or not isinstance(error, aiohttp.ClientConnectorError):
+                    raise failure from error
+        raise AssertionError("unreachable: the last member's failure is raised")
 
     async def _post_once(
         self, path: str, request: Mapping[str, Any], headers: Mapping[str, str], limits: aiohttp.ClientTimeout
@@ -196,7 +202,8 @@ class EtcdStore:
         return CoordinationUnavailable(f"etcd at {member} does not answer: {words}")
 
     def _check_store(self, answer: Mapping[str, Any]) -> None:
-        store = store_of(answer)
+        with understood():
+            store = store_of(answer)
         self._store = self._store or store
         if store and store != self._store:
             raise CoordinationRefused(f"another etcd answers at {self._members[0]}: cluster {store}, not {self._store}")
@@ -215,9 +222,11 @@ class EtcdStore:
             async for line in _lines(response):
                 message = _message(line)
                 self._check_store(message)
-                _check_watch(message, after)
-                if message.get("events"):
-                    yield changes_of(message)
+                with understood():
+                    _check_watch(message, after)
+                    changes = changes_of(message) if message.get("events") else None
+                if changes is not None:
+                    yield changes
         except _OldToken as error:
             self._token = ""
             raise CoordinationUnavailable(str(error)) from None

@@ -5,11 +5,13 @@ Pure: `etcd.EtcdStore` sends and receives.
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from onelane.cluster.coordination import (
     Condition,
+    CoordinationRefused,
     Created,
     EntryChanges,
     Put,
@@ -20,6 +22,17 @@ from onelane.cluster.coordination import (
 )
 
 Json = Mapping[str, Any]
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Raises:
+    CoordinationRefused: an answer that was read meanwhile has not the form of etcd's.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CoordinationRefused(f"this is no etcd: its answer has {type(error).__name__} {error}") from None
 
 
 def range_of(prefix: str) -> dict[str, str]:
