@@ -30,14 +30,13 @@ USUAL = {
     "the machine comes back": replace(PLAIN, joins=1),
 }
 LONG = {
-    "two renewals at once": replace(PLAIN, in_flight=2, unread=2, joins=1),
-    "fine": replace(PLAIN, rates=FINE, pauses=True),
-    "all of it": replace(PLAIN, pauses=True, outages=True, forgets=1),
-    "all of it, fast": replace(PLAIN, rates=FAST, pauses=True, outages=True, forgets=1),
-    "the machine comes back twice": replace(PLAIN, joins=2),
-    "the machine comes back, and processes are stopped": replace(PLAIN, joins=1, pauses=True, unread=2),
+    "two renewals at once": replace(PLAIN, in_flight=2, unread=2),
+    "fine": replace(PLAIN, rates=FINE),
+    "fine, and processes are stopped": replace(PLAIN, rates=FINE, pauses=True),
+    "stopped, down, forgotten": replace(PLAIN, pauses=True, outages=True, forgets=1),
+    "fast; stopped, down, forgotten": replace(PLAIN, rates=FAST, pauses=True, outages=True, forgets=1),
     "the machine comes back, and the store is down at times": replace(PLAIN, joins=1, outages=True),
-    "the machine comes back, and is forgotten": replace(PLAIN, joins=1, forgets=1),
+    "the machine comes back, and processes are stopped": replace(PLAIN, joins=1, pauses=True),
 }
 CHAOS = "ONELANE_CHAOS" in os.environ
 EXPLORED = USUAL | LONG if CHAOS else USUAL

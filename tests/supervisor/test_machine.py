@@ -168,10 +168,14 @@ async def test_a_machine_that_finds_no_store_waits_and_joins_when_it_is_there(cl
 # Staying
 
 
-async def test_a_machine_renews_its_lease_three_times_in_its_time(cluster: Cluster) -> None:
+async def test_a_machine_renews_its_lease_three_times_in_its_time_and_asks_the_store_nothing_else(
+    cluster: Cluster,
+) -> None:
     async with cluster.running(A) as machine:
+        before = cluster.store.requests
         await cluster.time.advance(60)
         assert cluster.serving(A) == [1]
+        assert cluster.store.requests - before == pytest.approx(60 / 5 * 3, abs=3)
         assert machine.lease
         assert machine.lease.serve_until - cluster.time.now() > 2.0
 

@@ -26,6 +26,7 @@ class MemoryCoordination:
     def __init__(self) -> None:
         self.now = 0.0
         self.is_down = False
+        self.requests = 0
         self.revision = 1
         self._entries: dict[str, StoredEntry] = {}
         self._history: list[EntryChanges] = []
@@ -98,6 +99,7 @@ class MemoryCoordination:
         pass
 
     def _check_up(self) -> None:
+        self.requests += 1
         if self.is_down:
             raise CoordinationUnavailable("it is down")
 
