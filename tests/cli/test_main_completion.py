@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.shell_completion import get_completion_class
+from onelane.cli.main import main
 
 from tests.running_app import ROOT
 
@@ -36,14 +38,17 @@ def test_bash_completes_commands_and_options() -> None:
     assert run("bash", "-c", "\n".join([LINES["bash"], *ask])).splitlines() == ["describe", "--reload --reload-dir"]
 
 
-@pytest.mark.parametrize(("shell", "answer"), [("zsh", "plain\ndescribe\n"), ("fish", "plain,describe")])
-def test_zsh_and_fish_ask_for_words_in_their_way(shell: str, answer: str) -> None:
-    assert f"_ONELANE_COMPLETE={shell}_complete" in run("onelane", _ONELANE_COMPLETE=f"{shell}_source")
+@pytest.mark.parametrize(
+    ("shell", "word", "answer"), [("zsh", "1", "plain\ndescribe\n"), ("fish", "de", "plain,describe")]
+)
+def test_zsh_and_fish_ask_for_words_in_their_way(
+    shell: str, word: str, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completion = get_completion_class(shell)
+    assert completion is not None
+    asked = completion(main, {}, "onelane", "_ONELANE_COMPLETE")
     assert shell in LINES
-    asked = run(
-        "onelane",
-        _ONELANE_COMPLETE=f"{shell}_complete",
-        COMP_WORDS="onelane de",
-        COMP_CWORD="1" if shell == "zsh" else "de",
-    )
-    assert asked.startswith(answer)
+    assert f"_ONELANE_COMPLETE={shell}_complete" in asked.source()
+    monkeypatch.setenv("COMP_WORDS", "onelane de")
+    monkeypatch.setenv("COMP_CWORD", word)
+    assert asked.complete().startswith(answer)

@@ -161,18 +161,6 @@ def test_another_folder_is_watched_where_it_is_named(project: Project) -> None:
     project.wait_for("reloaded")
 
 
-def test_ctrl_c_in_the_middle_of_a_restart_ends_all_processes(tmp_path: Path) -> None:
-    with reloaded(tmp_path) as project:
-        processes = descendants(project.app.process.pid)
-        project.edit(PLAIN, "+ 2 * request.amount")
-        project.wait_for("reloading")
-        processes |= descendants(project.app.process.pid)
-        assert project.app.stop(by=signal.SIGINT) == 0
-        assert project.wait_for("stopped", "not reloaded")["event"] == "stopped"
-    # A process that was about to become a shard ends by itself, once the line to its supervisor is closed.
-    asyncio.run(eventually(lambda: not any(map(is_running, processes))))
-
-
 def test_what_cannot_be_watched_or_started_anew_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inline = CliRunner().invoke(main, ["up", "--reload", "--inline", str(tmp_path / "onelane.toml")])
     assert (inline.exit_code, "--inline has none" in inline.stderr) == (1, True)
@@ -223,3 +211,16 @@ def test_bytecode_of_a_file_that_has_changed_is_not_used_again(tmp_path: Path) -
     py_compile.compile(str(file))
     forget_bytecode([file, tmp_path / "missing.py"])
     assert not Path(cache_from_source(str(file))).exists()
+
+
+def test_ctrl_c_in_the_middle_of_a_restart_ends_all_processes(running_project: Project) -> None:
+    """The last test here: it ends what the others use."""
+    app = running_project.app
+    processes = descendants(app.process.pid)
+    running_project.edit(PLAIN, "+ 2 * request.amount")
+    running_project.wait_for("reloading")
+    processes |= descendants(app.process.pid)
+    assert app.stop(by=signal.SIGINT) == 0
+    assert running_project.wait_for("stopped", "not reloaded")["event"] == "stopped"
+    # A process that was about to become a shard ends by itself, once the line to its supervisor is closed.
+    asyncio.run(eventually(lambda: not any(map(is_running, processes))))
