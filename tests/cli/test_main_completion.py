@@ -23,7 +23,7 @@ LINES = {
 
 def run(*command: str, **environment: str) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    variables = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "runtime")} | environment
+    variables = os.environ | {"PATH": path} | environment
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=30, check=True)
     return done.stdout
 

@@ -1,7 +1,6 @@
 """`onelane new`: what it creates runs and passes its test as it is created; what it refuses leaves nothing behind."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +13,14 @@ from onelane.cli.project import fault_of_name
 from onelane.cli.protoc import generate
 from onelane.errors import Invalid
 
-from tests.running_app import ROOT, running_command
+from tests.running_app import running_command
 
 pytestmark = pytest.mark.slow
 
 
 def run_in(folder: Path, *command: str) -> str:
     """What a program prints that must succeed there."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "runtime")}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=50
-    )
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -37,9 +33,7 @@ def test_a_new_project_passes_its_test_runs_and_answers_its_client(tmp_path: Pat
     assert "2 passed" in run_in(project, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     settings = project / "onelane.toml"
     settings.write_text(settings.read_text().replace("127.0.0.1:50051", "127.0.0.1:0"))
-    path = str(ROOT / "runtime")
-    arguments = ("up", "--admin", "127.0.0.1:0")
-    with running_command(*arguments, cwd=project, log=tmp_path / "log", PYTHONPATH=path) as app:
+    with running_command("up", "--admin", "127.0.0.1:0", cwd=project, log=tmp_path / "log") as app:
         assert run_in(project, "client.py", app.listen["my-shop"]) == "apples: 2\n"
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import py_compile
 import queue
 import signal
@@ -19,7 +18,7 @@ from onelane.cli import new, reloading
 from onelane.cli.main import main
 from onelane.cli.reloading import FileChanges, forget_bytecode, is_followed, syntax_fault
 
-from tests.running_app import ROOT, RunningApp, descendants, eventually, is_running, running_command
+from tests.running_app import RunningApp, descendants, eventually, is_running, running_command
 
 pytestmark = pytest.mark.slow
 PLAIN = "+ request.amount"
@@ -70,8 +69,7 @@ def reloaded(folder: Path) -> Iterator[Project]:
     settings.write_text(settings.read_text().replace(":50051", ":0").replace("shards = 2", "shards = 1"))
     (folder / "library").mkdir()
     arguments = ("up", "--reload", "--reload-dir", str(folder / "library"), "--admin", "127.0.0.1:0", "--json")
-    path = os.pathsep.join([str(ROOT / "runtime"), os.environ.get("PYTHONPATH", "")])
-    with running_command(*arguments, cwd=project, log=folder / "log", PYTHONPATH=path) as app:
+    with running_command(*arguments, cwd=project, log=folder / "log") as app:
         app.listen["shop"] = app.status()["apps"]["shop"]["listen"]
         yield Project(project, app)
 

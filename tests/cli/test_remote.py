@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.greeter.service import Greeter
 from tests.greeter.v1 import greeter_pb2_grpc
-from tests.running_app import ROOT, echo, running
+from tests.running_app import echo, running
 from tests.servers import Files
 
 pytestmark = pytest.mark.slow
@@ -246,8 +245,7 @@ def typing(address: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`onelane call` that reads its requests from a pipe."""
     command = [sys.executable, "-m", "onelane", "call", address, *arguments, "-"]
     pipe = subprocess.PIPE
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "runtime")}
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             yield process
         finally:

@@ -135,7 +135,7 @@ def test_what_keeps_services_from_starting_is_raised_where_they_are_run() -> Non
 @contextmanager
 def script(folder: Path, text: str) -> Iterator[subprocess.Popen[str]]:
     (folder / "script.py").write_text(SCRIPT + text)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "runtime")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command, environment = [sys.executable, "script.py"], os.environ | {"PYTHONPATH": path}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
