@@ -9,7 +9,7 @@ other moves has the same end:
 - a message that its receiver refuses or ignores: it will do so later, too;
 - the report of the death, while the coordinator waits for a word of that life: the change cannot be over before it;
 - another report, while the change waits for a life that lives, after it too: only which report is the last one can be
-  seen, and another one may be the last in its place. The two reports of one life have no order, for the same reason;
+  seen, and another one may be the last in its place. Nor can the order in which one life sends its two reports;
 - the word that a life is dead or has a next one, where nothing of the dead one is on its way to the life that hears it,
   and no key is to leave for it. Where something is, that and the word race, but with nothing else;
 - once the death is told: the scan, every report, and the end of the change.
