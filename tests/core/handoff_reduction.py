@@ -4,8 +4,8 @@ A partial-order reduction, for at most one crash, no two calls of a key, and no 
 one in the same change. It begins with the crash: before it each message races with the death of its receiver, and all
 orders count. After it nothing dies any more, and these moves come first, alone, because each order of them and of any
 other moves has the same end:
-- an acknowledgement, or a batch, between two lives that live: what it changes is asked for by its own key alone, and a
-  call that waits for that key begins as one would that comes later;
+- an acknowledgement, or a batch, between two lives that live, while the change waits for its receiver: what it changes
+  is asked for by its own key alone, and a call that waits for that key begins as one would that comes later;
 - a message that its receiver refuses or ignores: it will do so later, too;
 - the report of the death, while the coordinator waits for a word of that life: the change cannot be over before it;
 - another report, while the change waits for a life that lives, after it too: only which report is the last one can be
@@ -97,9 +97,19 @@ class _Reduction:
         if receiver.handoff is None or epoch != receiver.placement.value.epoch:
             return bool(epoch <= receiver.placement.value.epoch)
         if sender in self._lives and to_life == receiver.member.life:
-            return True
+            return self._is_waited_for(receiver.member.life)
         keys = () if kind == "done" else (tuple(key for key, _ in state),)
         return self._is_ignored(receiver.handoff, kind, sender, to_life, *keys)
+
+    def _is_waited_for(self, life: int) -> bool:
+        """Whether the change goes on until a life has said that everything has arrived, also once a death is told."""
+        change = self._world.change
+        if change is None:
+            return False
+        reports = [(ends[1], messages) for ends, messages in self._world.channels if ends[0] == "reports"]
+        dead = [number for number, messages in reports if any(kind == "exit" for kind, _ in messages)]
+        later = [self._machines.step(change, "died", number)[0] for number in dead]
+        return all(life in after.value.waits_for() for after in (change, *later))
 
     def _is_ignored(self, machine: Shared, event: str, *details: Any) -> bool:
         changed, actions = self._machines.step(machine, event, *details)
@@ -119,14 +129,17 @@ class _Reduction:
 
     def _order_comes_first(self, life: Life, message: Any) -> bool:
         if isinstance(message, Gone | Reborn):
-            return not self._leaves_to_the_dead(life, message) and not self._from_the_dead(life)
+            return (
+                life.handoff is not None
+                and not self._leaves_to_the_dead(life, message)
+                and not self._from_the_dead(life)
+            )
         is_over = isinstance(message, Shared) and isinstance(message.value, Over)
         return is_over and self._is_told and all(member.life != life.member.life for member in message.value.leaving)
 
     def _leaves_to_the_dead(self, life: Life, message: Gone | Reborn) -> bool:
         """Whether a key is still to be sent to the shard that a message is about."""
-        if life.handoff is None:
-            return False
+        assert life.handoff
         change = life.handoff.value
         names = {member.life: member.name for member in (*change.before.members, *change.after.members)}
         name = names.get(message.life) if isinstance(message, Gone) else message.member.name
@@ -150,6 +163,8 @@ class _Reduction:
             message = messages[0]
             if ends[0] == "orders" and isinstance(message, Gone):
                 life = self._lives[ends[1]]
+                if life.handoff is None:
+                    continue
                 rivals = self._from_the_dead(life)
                 if not self._leaves_to_the_dead(life, message) and all(rival[1] == message.life for rival in rivals):
                     yield [(Step.deliver, (channel,)) for channel in (ends, *rivals)]

@@ -55,6 +55,7 @@ LONG = {
     "moves, one change, a call, a crash": one_change(MOVES, "k", crashes=1),
     "moves, one change, two calls, a crash": replace(one_change(MOVES, "kl", crashes=1), reduced=True),
     "restart, two changes, two calls, a crash": replace(RESTART, crashes=1, reduced=True),
+    "scale, two changes, two calls, a crash": replace(SCALE, crashes=1, reduced=True),
     "scale, one change, a call, a crash": one_change(SCALE, "k", crashes=1),
     "restart, two changes, a call, a crash": replace(RESTART, calls="k", crashes=1),
     "restart, one change, two calls, two crashes": one_change(RESTART, "kl", crashes=2),

@@ -58,18 +58,21 @@ def outcome(scenario: Scenario, machines: Machines) -> Outcome:
         lives |= {state_of(life, scenario, machines) for life in world.lives}
         try:
             check(world, scenario, machines)
-            if not any(own_moves(world)):
-                quiet.add(left_in(world))
-            reached = [next_world(world, move, scenario, machines) for move in moves_of(world, scenario, machines)]
         except Violated as violation:
             violated.add(violation.name)
             continue
-        except AssertionError:
-            # An event for a machine that has none any more.
-            violated.add("no machine")
-            continue
-        following += [world for world in reached if hash(world) not in visited]
-        visited |= {hash(world) for world in reached}
+        if not any(own_moves(world)):
+            quiet.add(left_in(world))
+        for move in moves_of(world, scenario, machines):
+            try:
+                reached = next_world(world, move, scenario, machines)
+            except Violated as violation:
+                violated.add(violation.name)
+            except AssertionError:
+                violated.add("an event for a machine that is no more")
+            else:
+                following += [reached] if hash(reached) not in visited else []
+                visited.add(hash(reached))
     return Outcome(quiet, lives, violated, len(visited))
 
 
