@@ -473,19 +473,10 @@ cdef class Session:
 
     # Callbacks: headers
 
-    cdef int _add_header(self, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags) except FAILED:
-        cdef _HeaderBlock block = self._block
-        block.add(name, value, flags)
-        if block.size > self._max_metadata * 4:
-            raise _TooMuch("received header list exceeds configured size")
-        if <size_t>PyList_GET_SIZE(block.fields) > self._max_fields:
-            raise _TooMuch("received header list exceeds configured count")
-        return 0
-
     cdef int _begin_headers(self, const nghttp2_frame *frame) except FAILED:
         cdef _Stream stream
         if self._block is None:
-            self._block = _HeaderBlock.__new__(_HeaderBlock)
+            self._block = _HeaderBlock.__new__(_HeaderBlock, self._max_metadata * 4, self._max_fields)
         self._block.begin()
         if self._is_server and frame.headers.cat == OF_A_REQUEST:
             stream = _Stream.__new__(_Stream)

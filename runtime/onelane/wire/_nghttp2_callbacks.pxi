@@ -83,7 +83,7 @@ cdef int _on_header(
     nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name, nghttp2_rcbuf *value, uint8_t flags,
     void *user_data,
 ) except FAILED:
-    return (<Session>user_data)._add_header(name, value, flags)
+    return (<Session>user_data)._block.add(name, value, flags)
 
 
 cdef int _on_invalid_header(

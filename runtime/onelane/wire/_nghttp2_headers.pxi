@@ -182,6 +182,8 @@ cdef class _HeaderBlock:
     """The header block that comes in, what it says, and fields that have come before on the connection."""
     cdef _Known *known
     """KNOWN_FIELDS of them."""
+    cdef size_t max_size
+    cdef size_t max_fields
     cdef list fields
     cdef size_t size
     cdef bytes path
@@ -193,7 +195,8 @@ cdef class _HeaderBlock:
     cdef bint is_grpc
     cdef bint is_encoded
 
-    def __cinit__(self):
+    def __cinit__(self, size_t max_size, size_t max_fields):
+        self.max_size, self.max_fields = max_size, max_fields
         self.known = <_Known *>calloc(KNOWN_FIELDS, sizeof(_Known))
         if self.known == NULL:
             raise MemoryError
@@ -224,6 +227,10 @@ cdef class _HeaderBlock:
             if type(pair) is tuple and _size_of(pair) <= MAX_KNOWN:
                 _remember(known, name, pair, kind)
         self.size += _size_of(pair)
+        if self.size > self.max_size:
+            raise _TooMuch("received header list exceeds configured size")
+        if <size_t>PyList_GET_SIZE(self.fields) >= self.max_fields:
+            raise _TooMuch("received header list exceeds configured count")
         self.fields.append(pair)
         if kind != OTHER:
             self.note(kind, pair)
