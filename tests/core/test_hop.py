@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onelane.core import hop
 from onelane.core.hop import Hop
+from onelane.core.trace_context import UNSAMPLED, TraceContext
 
 identities = st.dictionaries(st.text(), st.lists(st.binary()))
 
@@ -23,6 +24,14 @@ def test_the_owner_reads_what_the_sibling_wrote(
     read = hop.read(dict(headers))
     assert (read.peer, read.auth, read.trace, read.epoch) == (peer, auth, None, epoch)
     assert read.deadline_at == pytest.approx(deadline_at, abs=1e-6)
+
+
+def test_a_trace_that_is_not_recorded_needs_no_id_on_its_way() -> None:
+    headers = dict(hop.write_call(None, UNSAMPLED, epoch=1))
+    assert headers[hop.HOP_TRACE] == hop.WITHOUT_ID
+    assert hop.read(headers).trace is UNSAMPLED
+    sampled = TraceContext("a" * 32, "b" * 16, True)
+    assert hop.read(dict(hop.write_call(None, sampled, epoch=1))).trace == sampled
 
 
 def test_of_an_identity_that_is_too_large_the_largest_properties_are_left_out() -> None:

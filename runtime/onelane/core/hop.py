@@ -7,12 +7,12 @@ send them (`wire/framing.RESERVED`), and no handler sees them. Pure.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from onelane.core.identity import Identity, read_identity, write_identity
-from onelane.core.trace_context import TRACESTATE, TraceContext, parse_traceparent
+from onelane.core.trace_context import TRACESTATE, UNSAMPLED, TraceContext, parse_traceparent
 
 HOP_MARK = b"onelane-forwarded"
 """The mark of a forwarded call. Its value is the deadline, empty without one, a semicolon, and the epoch of the
@@ -21,6 +21,8 @@ HOP_PEER = b"onelane-forwarded-peer"
 HOP_AUTH = b"onelane-forwarded-auth"
 HOP_IDENTITY = b"onelane-forwarded-identity"
 HOP_TRACE = b"onelane-forwarded-trace"
+WITHOUT_ID = b"-"
+"""As HOP_TRACE: a trace that is not recorded and has no id yet. (To an older release it is none: that may sample.)"""
 HOP_HEADERS = frozenset({HOP_MARK, HOP_PEER, HOP_AUTH, HOP_IDENTITY, HOP_TRACE})
 SERVED = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
@@ -35,8 +37,7 @@ MAX_CLIENTS = 1024
 AuthContext = Mapping[str, Iterable[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(NamedTuple):
     """The client of a forwarded call, as the shard that it is connected to sees it."""
 
     peer: str
@@ -95,7 +96,7 @@ def write_call(deadline_at: float | None, trace: TraceContext | None, *, epoch: 
     """The headers of one call. epoch: of the placement by which it is sent on."""
     headers = [(HOP_MARK, b";%d" % epoch if deadline_at is None else b"%.6f;%d" % (deadline_at, epoch))]
     if trace is not None:
-        headers.append((HOP_TRACE, trace.traceparent().encode()))
+        headers.append((HOP_TRACE, trace.traceparent().encode() if trace.trace_id else WITHOUT_ID))
     return headers
 
 
@@ -106,16 +107,28 @@ def read(headers: Mapping[bytes, bytes]) -> Hop:
         ValueError: they are malformed.
     """
     deadline, _, epoch = headers[HOP_MARK].partition(b";")
-    trace = headers.get(HOP_TRACE)
     identity = headers.get(HOP_IDENTITY)
     return Hop(
-        unquote(headers.get(HOP_PEER, b"").decode()),
+        _read_peer(headers.get(HOP_PEER, b"")),
         _read_auth(headers.get(HOP_AUTH, b"")),
         float(deadline) if deadline else None,
-        parse_traceparent(trace.decode(), headers.get(TRACESTATE.encode(), b"").decode("latin-1")) if trace else None,
+        _read_trace(headers.get(HOP_TRACE), headers),
         None if identity is None else read_identity(identity),
         int(epoch),
     )
+
+
+def _read_trace(text: bytes | None, headers: Mapping[bytes, bytes]) -> TraceContext | None:
+    if text == WITHOUT_ID:
+        return UNSAMPLED
+    if not text:
+        return None
+    return parse_traceparent(text.decode(), headers.get(TRACESTATE.encode(), b"").decode("latin-1"))
+
+
+@lru_cache(MAX_CLIENTS)
+def _read_peer(text: bytes) -> str:
+    return unquote(text.decode())
 
 
 @lru_cache(MAX_CLIENTS)

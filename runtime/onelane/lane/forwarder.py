@@ -271,11 +271,3 @@ async def _pass_headers(call: Call, sent: _Forward | UnaryForward) -> None:
     if not call.initial_sent:
         call.answer_in(sent.encoding)
         await call.send_initial_metadata(sent.initial)
-
-
-def take_marker(call: Call, name: str) -> str | None:
-    """Take a sibling's marker out of the trailers, so that no client sees it."""
-    marker = next((value for key, value in call.trailers if key == name), None)
-    if marker is not None:
-        call.trailers = tuple(pair for pair in call.trailers if pair[0] != name)
-    return marker.decode() if isinstance(marker, bytes) else marker

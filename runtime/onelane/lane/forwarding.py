@@ -12,10 +12,10 @@ import grpc
 
 from onelane.core.hop import SERVED
 from onelane.core.placement import Member
-from onelane.lane.forwarder import Forwarder, take_marker
+from onelane.lane.forwarder import Forwarder
 from onelane.lane.method_entry import Entry
 from onelane.lane.routing import Router
-from onelane.lane.unary_forward import NOT_HOME
+from onelane.lane.unary_forward import NOT_HOME, take_marker
 from onelane.server.call import AWAY, Call
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Span, Tracer, context_of

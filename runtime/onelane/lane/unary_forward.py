@@ -257,3 +257,12 @@ def fail(call: Call, owner: Member, sent: Any) -> None:
     if sent.status is grpc.StatusCode.UNAVAILABLE and not any(name in (SERVED, NOT_HOME) for name, _ in call.trailers):
         details = f"shard {owner.name} does not answer: {details}"
     call.fail(sent.status, details)
+
+
+def take_marker(call: Call, name: str) -> str | None:
+    """Take a sibling's marker out of the trailers, so that no client sees it."""
+    for key, marker in call.trailers:
+        if key == name:
+            call.trailers = tuple([pair for pair in call.trailers if pair[0] != name])
+            return marker.decode() if isinstance(marker, bytes) else marker
+    return None
