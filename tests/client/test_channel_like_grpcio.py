@@ -5,6 +5,7 @@ What differs, and why, stands in the README; each difference has its test elsewh
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from fractions import Fraction
 from typing import Any
 
 import grpc
@@ -307,6 +308,18 @@ async def test_malformed_metadata_is_a_type_error_or_a_value_error_that_names_it
         opened = CHANNELS[channel](address)
         with pytest.raises((TypeError, ValueError), match="Invalid metadata"):
             unary(opened)(b"x", metadata=metadata)
+        await opened.close()
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+async def test_a_timeout_is_a_number_of_any_class_and_no_text(channel: str) -> None:
+    async with stock() as (address, _):
+        opened = CHANNELS[channel](address)
+        timeout: Any = Fraction(61, 2)
+        call = unary(opened)(b"x", timeout=timeout)
+        await call
+        with pytest.raises(TypeError):
+            unary(opened)(b"x", timeout="30")
         await opened.close()
 
 

@@ -13,6 +13,7 @@ from onelane.client.call import ClientCall, UnaryUnaryCall
 from onelane.client.call_types import StreamStreamCall, StreamUnaryCall, UnaryStreamCall
 from onelane.client.credentials import Plugin, headers_after, headers_from, no_headers, plugins_of
 from onelane.client.subchannel import Subchannel
+from onelane.core.context import seconds_of
 from onelane.wire import framing, header_size
 from onelane.wire.framing import Headers
 
@@ -67,7 +68,7 @@ class MultiCallable:
     def __call__(
         self,
         request: Any = None,
-        timeout: float | None = None,
+        timeout: Any = None,
         metadata: Any = None,
         credentials: grpc.CallCredentials | None = None,
         wait_for_ready: Any = None,
@@ -76,6 +77,8 @@ class MultiCallable:
         plugins = self._plugins_of(credentials) if credentials is not None else None
         headers = self._headers
         if timeout is not None:
+            if type(timeout) is not float:
+                timeout = seconds_of(timeout)
             if timeout != self._last_timeout:
                 if not 0 < timeout < inf:
                     return self._expired()

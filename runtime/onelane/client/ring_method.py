@@ -21,7 +21,7 @@ from onelane.client.retry import IDEMPOTENT, NO_SIDE_EFFECTS, policy_of, pushbac
 from onelane.client.ring_router import RingRouter
 from onelane.core import keys
 from onelane.core.call_ids import IDEMPOTENCY_KEY, has_id
-from onelane.core.context import current_baggage, current_call, current_trace, earlier
+from onelane.core.context import current_baggage, current_call, current_trace, earlier, seconds_of
 from onelane.core.keys import AnyShard, FieldKey, MetadataKey
 from onelane.core.moved import moved_epoch
 from onelane.core.placement import Placement
@@ -88,7 +88,7 @@ class RingMethod:
     def __call__(
         self,
         request: Any = None,
-        timeout: float | None = None,
+        timeout: Any = None,
         metadata: Any = None,
         credentials: grpc.CallCredentials | None = None,
         wait_for_ready: bool | None = None,
@@ -105,6 +105,8 @@ class RingMethod:
             metadata = (*metadata, (keys.HEADER, key))
         if self._sends_ids and not has_id(metadata):
             metadata = self._with_id(metadata)
+        if timeout is not None and type(timeout) is not float:
+            timeout = seconds_of(timeout)
         span = self._start_span()
         began = perf_counter()
         metadata, timeout = outgoing(

@@ -171,6 +171,16 @@ def bound_shard_name() -> str:
     return binding.name if binding is not None else ""
 
 
+def seconds_of(timeout: Any) -> float:
+    """A timeout of any class of numbers, such as NumPy's, which compiled code does not take for a float.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    # Not `float` alone, which reads text as well.
+    return float(timeout + 0.0)
+
+
 def earlier(a: float | None, b: float | None) -> float | None:
     """The earlier of two moments, or the shorter of two durations, where None means never."""
     if a is None or b is None:
