@@ -22,7 +22,7 @@ from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
 from onelane.cluster.coordination.etcd_json import changes_of, error_of
 
 from tests import ports
-from tests.etcd import EtcdServer, etcd
+from tests.etcd import BOUND_S, EtcdServer, etcd
 
 QUIET_S = 0.2
 
@@ -35,7 +35,7 @@ def server() -> Iterator[EtcdServer]:
 
 @asynccontextmanager
 async def opened(*urls: str, **details: object) -> AsyncIterator[EtcdStore]:
-    store = EtcdStore(EtcdAddress(urls, **details))  # type: ignore[arg-type]
+    store = EtcdStore(EtcdAddress(urls, **({"timeout_s": BOUND_S} | details)))  # type: ignore[arg-type]
     try:
         yield store
     finally:
@@ -133,7 +133,7 @@ async def test_a_member_that_hangs_up_fails_one_request_and_the_next_one_goes_to
 
 async def test_a_request_that_is_not_answered_ends_and_the_next_one_goes_on(server: EtcdServer) -> None:
     async with opened(server.url, timeout_s=0.3) as store:
-        await store.read("/a/")
+        await until_answered(store)
         with server.frozen(), pytest.raises(CoordinationUnavailable):
             await store.commit([Created("/a/1", 0)], [Put("/a/1", b"")])
         await until_answered(store)
@@ -226,7 +226,7 @@ async def test_a_silent_watch_that_is_opened_anew_misses_nothing_and_repeats_not
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[EtcdServer]:
     """With a password: the user `onelane` may use what is below /onelane/."""
-    with etcd() as server:
+    with etcd("--bcrypt-cost=4") as server:
         server.ask("auth/user/add", '{"name": "root", "password": "r"}')
         server.ask("auth/user/grant", '{"user": "root", "role": "root"}')
         server.ask("auth/user/add", '{"name": "onelane", "password": "right"}')
