@@ -42,6 +42,7 @@ TESTED_BY = {
     "cli/known_protos": "cli/test_reflection",
     "cli/protos": "cli/test_proto_check",
     "cli/revisions": "cli/test_proto_check",
+    "cli/run_apps": "cli/test_main",
     "cli/calling": "cli/test_remote",
     "cli/message_json": "cli/test_reflection",
     "cli/methods_of_server": "cli/test_reflection",

@@ -37,7 +37,7 @@ CODE, PROTO = ".py", ".proto"
 IGNORED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "venv", "build", "dist"}
 """Beside all whose names begin with a dot."""
 Announce = Callable[..., None]
-"""See `main.Announcer`."""
+"""See `run_apps.Announcer`."""
 
 
 def check_possible(*, inline: bool) -> None:
