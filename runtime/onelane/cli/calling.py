@@ -1,7 +1,7 @@
 """One call of any shape to a method that is known by its descriptor alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -81,8 +81,19 @@ async def call(
         running = remote.multi_callable()(await _only(requests), timeout=timeout_s, metadata=metadata)
         return await _read(remote, running, as_json, printer)
     running = remote.multi_callable()(timeout=timeout_s, metadata=metadata)
+    return await _exchange(running, requests, _read(remote, running, as_json, printer))
+
+
+async def _exchange(
+    running: Any, requests: AsyncIterator[Message], answers: Coroutine[Any, Any, CallOutcome]
+) -> CallOutcome:
+    """Send the requests of a stream while its answers are read, until the server has ended the call.
+
+    Raises:
+        Invalid: a request is none; the call is cancelled.
+    """
     sending = asyncio.ensure_future(_send(running, requests))
-    reading = asyncio.ensure_future(_read(remote, running, as_json, printer))
+    reading = asyncio.ensure_future(answers)
     try:
         await asyncio.wait([sending, reading], return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
