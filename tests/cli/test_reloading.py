@@ -153,6 +153,17 @@ def test_changes_that_come_together_are_one_restart(project: Project) -> None:
     project.wait_for("reloaded")
 
 
+def test_a_change_in_the_middle_of_a_restart_is_followed_after_it(project: Project) -> None:
+    before = project.add(1)
+    project.edit(PLAIN, "+ 2 * request.amount")
+    project.wait_for("reloading")
+    project.edit("+ 2 *", "+ 7 *")
+    project.wait_for("reloaded")
+    assert project.wait_for("reloading")["files"] == "service.py"
+    project.wait_for("reloaded")
+    assert project.add(1) == before + 7
+
+
 def test_another_folder_is_watched_where_it_is_named(project: Project) -> None:
     (project.folder.parent / "library" / "prices.py").write_text("")
     assert project.wait_for("reloading")["files"] == "prices.py"
