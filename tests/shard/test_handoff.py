@@ -363,6 +363,27 @@ async def test_the_supervisor_hears_of_the_progress_also_where_the_first_keys_th
     await close(bench)
 
 
+async def test_a_change_gives_way_to_calls_between_two_pieces(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here for good after the first piece, since a call has come; the other tests, without calls, give no way."""
+    monkeypatch.setattr(handoff, "GIVE_WAY_S", 3600.0)
+    monkeypatch.setattr(handoff, "SCAN_KEYS", 1)
+    monkeypatch.setattr(handoff, "PROGRESS_S", 0.01)
+    bench.totals.update(dict.fromkeys(KEYS, 7))
+    bench.parts.lane.received += 1
+    bench.prepare((bench.me,), (bench.sibling,))
+    looked_at: list[int] = []
+    async with asyncio.timeout(10):
+        while len(looked_at) < 3:
+            message = await bench.supervisor.receive()
+            assert message is not None
+            if message.HasField("progress"):
+                looked_at.append(message.progress.leaving + message.progress.departed)
+    assert looked_at == [1, 1, 1]
+    await close(bench)
+
+
 # What arrives
 
 

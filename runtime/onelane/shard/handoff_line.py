@@ -2,7 +2,7 @@
 
 Promises: each batch is sent until it is acknowledged, or its receiver is dead; the last message, which says that no key
 is left, follows once all of them are. Several batches are under way: where shards are busy an acknowledgement takes
-longer than all the work for its batch. Between two batches the loop looks at its sockets.
+longer than all the work for its batch. Between two batches the lane serves its calls.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from onelane.shard.handoff_span import HandoffSpan
 from onelane.v1 import siblings_pb2
 
 log = logging.getLogger("onelane.handoff")
-BATCH_KEYS = 64
-"""Of one message, at most: its work holds the lane for less than a millisecond."""
+BATCH_KEYS = 32
+"""Of one message, at most: its work holds the lane for less than half a millisecond."""
 UNDER_WAY = 16
 """Batches of one line that are sent, and not acknowledged yet."""
 RESEND_S = 0.05
@@ -45,6 +45,10 @@ class SendingLife(Protocol):
 
     def acknowledged(self, change: Handoff, life: int, moved: Sequence[siblings_pb2.MovedKey]) -> None:
         """The receiver has these keys, with this state."""
+
+    async def give_way(self, received: int) -> int:
+        """Leave the lane to its calls between two pieces of work; for longer where it has received more than so many.
+        Returns how many it has received."""
 
     def channel(self, to: Member) -> Any:
         """To the receiver."""
@@ -86,6 +90,7 @@ class HandoffLine:
             self._packing = asyncio.get_running_loop().create_task(self._pack())
 
     async def _pack(self) -> None:
+        received = 0
         try:
             while self._keys or self._is_done:
                 await self._room.acquire()
@@ -101,7 +106,7 @@ class HandoffLine:
                 task = asyncio.get_running_loop().create_task(self._deliver(self._request(moved, done=done), moved))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
-                await asyncio.sleep(0)
+                received = await self._carrier.give_way(received)
         finally:
             self._packing = None
 
