@@ -54,6 +54,7 @@ LONG = {
     "moves, two changes, a crash": replace(MOVES, calls="", crashes=1),
     "moves, one change, a call, a crash": one_change(MOVES, "k", crashes=1),
     "moves, one change, two calls, a crash": replace(one_change(MOVES, "kl", crashes=1), reduced=True),
+    "moves, two changes, two calls, a crash": replace(MOVES, crashes=1, reduced=True),
     "restart, two changes, two calls, a crash": replace(RESTART, crashes=1, reduced=True),
     "scale, two changes, two calls, a crash": replace(SCALE, crashes=1, reduced=True),
     "scale, one change, a call, a crash": one_change(SCALE, "k", crashes=1),
