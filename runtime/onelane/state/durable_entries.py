@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from onelane.errors import UnreadableValue, UnwritableValue
+from onelane.errors import UnreadableValue, UnwritableValue, caused
 from onelane.state.declaration import ValueCodec
 from onelane.state.entries import DictKey, KeyedEntry, UnknownKey, composite_of, composite_text, spellings
 from onelane.state.keyed import KeyedDicts
@@ -93,7 +93,7 @@ def _readable_entry(row: Row) -> KeyedEntry:
         return entry_of(row)
     except ValueError as error:
         reason = f"its key is spelled in a way that this release does not know: {error}"
-        raise UnreadableValue(row.dict_name, row.spelled, reason) from error
+        raise caused(UnreadableValue(row.dict_name, row.spelled, reason), error) from error
 
 
 def _spelled(key: DictKey | UnknownKey) -> bytes:
