@@ -50,6 +50,10 @@ class FailingLife:
     def acknowledged(self, change: Handoff, life: int, moved: Sequence[MovedKey]) -> None:
         self.acknowledged_keys += [key.key for key in moved]
 
+    async def give_way(self, received: int) -> int:
+        await asyncio.sleep(0)
+        return received
+
     def channel(self, to: Member) -> Any:
         self._step("channel")
         return self
