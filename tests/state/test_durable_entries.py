@@ -57,7 +57,7 @@ def test_the_row_of_a_changed_value_takes_few_steps(dicts: KeyedDicts) -> None:
             counts["k"] = number
             before, rows = rows, entries.rows_of("k", rows)
             assert rows != before
-    assert steps.count / 100 <= 18
+    assert steps.count // 100 <= 18
 
 
 def test_a_key_under_two_spellings_in_one_dict_is_refused_by_name(dicts: KeyedDicts) -> None:
