@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from mypy_extensions import mypyc_attr
 
 from onelane.client.call import OK, ClientCall
 from onelane.client.channel import NativeChannel
@@ -37,6 +38,7 @@ ID_BYTES = 16
 """Of the random id of a call."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RingMethod:
     """A multi-callable of `grpc.aio` whose calls go to the owner of their key. Owned by its channel."""
 
@@ -91,7 +93,7 @@ class RingMethod:
         timeout: Any = None,
         metadata: Any = None,
         credentials: grpc.CallCredentials | None = None,
-        wait_for_ready: bool | None = None,
+        wait_for_ready: Any = None,
         compression: grpc.Compression | None = None,
     ) -> Any:
         if self._placement is not self._router.placement:
