@@ -60,8 +60,12 @@ class Departure:
         return b""
 
     async def follow(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        yield b"first"
-        await self.hold(request, context)
+        # Around the response, too: a cancellation may arrive before grpc.aio goes on after it.
+        try:
+            yield b"first"
+            await self.hold(request, context)
+        finally:
+            self.is_gone.set()
 
     def handlers(self) -> dict[str, Any]:
         return {
