@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,7 +254,39 @@ async def test_an_address_in_use_is_refused_and_nothing_listens(subject: Subject
         await other.start([Bind(subject.address)], subject.handlers, SETTINGS)
 
 
-@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+
+@LOOPS
+@pytest.mark.parametrize("turns", range(5))
+def test_a_connection_that_comes_as_the_listener_stops_is_closed(
+    tmp_path: Path, turns: int, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """asyncio never closes one that it has accepted, where its server is closed before it has a transport."""
+
+    async def serve() -> None:
+        listener = NativeListener()
+        await listener.start([Bind(f"unix:{tmp_path}/sock")], Handlers(), SETTINGS)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{tmp_path}/sock")
+            client.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await listener.stop(0)
+            async with asyncio.timeout(10):
+                # Its settings may come before its end.
+                with contextlib.suppress(ConnectionResetError):
+                    while await asyncio.get_running_loop().sock_recv(client, 1024):
+                        pass
+
+    with warnings.catch_warnings(record=True) as unclosed, asyncio.Runner(loop_factory=loop) as runner:
+        warnings.simplefilter("always", ResourceWarning)
+        runner.run(serve())
+        gc.collect()
+    assert [str(warning.message) for warning in unclosed] == []
+
+
+@LOOPS
 def test_a_socket_that_its_supervisor_holds_stays_where_it_is_when_the_listener_stops(
     tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:

@@ -70,7 +70,7 @@ class NativeListener:
         self._steering: Steering | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._is_draining = False
-        self._is_aborted = False
+        self._is_over = False
         """A connection that was accepted before, and is told of now, is refused."""
         self._is_paused = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -167,7 +167,7 @@ class NativeListener:
 
     def opened(self, connection: NativeConnection) -> bool:
         """A client has connected; whether there is room."""
-        if self._is_aborted:
+        if self._is_over:
             return False
         if not connection.trusted and connection.network is None:
             connection.network = self.admit(connection.transport.get_extra_info("peername"), connection.peer)
@@ -298,9 +298,7 @@ class NativeListener:
 
     async def drain(self) -> None:
         self._is_draining = True
-        for bind, server in self._servers:
-            if not bind.trusted:
-                server.close()
+        await self._stop_accepting([server for bind, server in self._servers if not bind.trusted])
         if self._steering is not None:
             self._steering.close()
         clients = [connection for connection in self._connections if not connection.trusted]
@@ -309,8 +307,7 @@ class NativeListener:
     async def stop(self, grace_s: float) -> None:
         if self._keeping is not None:
             self._keeping.cancel()
-        for _, server in self._servers:
-            server.close()
+        await self._stop_accepting([server for _, server in self._servers])
         if self._steering is not None:
             self._steering.close()
         with contextlib.suppress(TimeoutError):
@@ -325,6 +322,7 @@ class NativeListener:
             timer.cancel()
         handshakes = [t for _, server in self._servers if isinstance(server, TlsAcceptor) for t in server.end()]
         await end_all([*self._tasks, *handshakes, *self._under_way()])
+        self._is_over = True
         for connection in list(self._connections):
             connection.close()
 
@@ -345,15 +343,21 @@ class NativeListener:
 
     async def abort(self) -> None:
         """Close every socket at once, as a process that dies does."""
-        self._is_aborted = True
-        for _, server in self._servers:
+        self._is_over = True
+        await self._stop_accepting([server for _, server in self._servers])
+        for connection in list(self._connections):
+            connection.abort()
+        await self.stop(0.0)
+
+    async def _stop_accepting(self, servers: Sequence[asyncio.Server | TlsAcceptor]) -> None:
+        """Accept nothing more by these."""
+        for server in servers:
             for sock in getattr(server, "sockets", ()):
                 self.loop.remove_reader(sock.fileno())
         # What asyncio has accepted already it never closes, where its server is closed first.
         await asyncio.sleep(0)
-        for connection in list(self._connections):
-            connection.abort()
-        await self.stop(0.0)
+        for server in servers:
+            server.close()
 
     def _under_way(self) -> list[asyncio.Task[None]]:
         return [task for connection in self._connections for task in connection.tasks]
