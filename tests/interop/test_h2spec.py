@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,8 +50,9 @@ async def test_every_case_passes_but_those_that_libnghttp2_decides_otherwise(tmp
     assert len(report) >= 145
     assert [case for case in report if case.skipped] == []
     failures = {(case.section, case.description): case.failure for case in report if case.failure}
-    assert {key: why for key, why in failures.items() if key not in EXCEPTIONS} == {}
     assert EXCEPTIONS.keys() - failures.keys() <= OF_NEWER_RELEASES
+    sections = {section for section, _ in failures.keys() - EXCEPTIONS.keys()}
+    assert await _failures_with_patience(tmp_path, sections) == {}
 
 
 async def test_a_client_that_goes_on_after_its_goodbye_is_not_reset() -> None:
@@ -68,14 +69,27 @@ async def test_a_client_that_goes_on_after_its_goodbye_is_not_reset() -> None:
                 await loop.sock_sendall(client, h2.frame(h2.PING, bytes(8)))
 
 
+async def _failures_with_patience(folder: Path, sections: Collection[str]) -> dict[tuple[str, str], str]:
+    """What fails in these sections, beside the exceptions, where each answer may take ten seconds: on a busy machine
+    one takes longer than one."""
+    if not sections:
+        return {}
+    async with h2spec.answering() as port:
+        report = await _part(folder / "again.xml", port, sorted(sections), patience_s=10)
+    assert {case.section for case in report} >= set(sections)
+    failures = {(case.section, case.description): case.failure for case in report if case.failure}
+    return {key: why for key, why in failures.items() if key not in EXCEPTIONS}
+
+
 async def _report(folder: Path) -> list[Case]:
     async with h2spec.answering() as port:
         parts = await asyncio.gather(*(_part(folder / f"{n}.xml", port, part) for n, part in enumerate(PARTS)))
     return [case for part in parts for case in part]
 
 
-async def _part(path: Path, port: int, sections: Sequence[str]) -> list[Case]:
-    command = [tools.h2spec(), "-h", "127.0.0.1", "-p", str(port), "-P", h2spec.PATH, "-o", "1", "-j", str(path)]
+async def _part(path: Path, port: int, sections: Sequence[str], *, patience_s: int = 1) -> list[Case]:
+    command = [tools.h2spec(), "-h", "127.0.0.1", "-p", str(port), "-P", h2spec.PATH, "-j", str(path)]
+    command += ["-o", str(patience_s)]
     command += ["--max-header-length", str(LONGEST_HEADER), *sections]
-    await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=50, check=False)
+    await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=100, check=False)
     return h2spec.cases(path)
