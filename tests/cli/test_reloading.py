@@ -5,6 +5,8 @@ import json
 import py_compile
 import queue
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -233,3 +235,45 @@ def test_ctrl_c_in_the_middle_of_a_restart_ends_all_processes(running_project: P
     assert running_project.wait_for("stopped", "not reloaded")["event"] == "stopped"
     # A process that was about to become a shard ends by itself, once the line to its supervisor is closed.
     asyncio.run(eventually(lambda: not any(map(is_running, processes))))
+
+
+@contextmanager
+def failing_project(folder: Path) -> Iterator[Project]:
+    """One whose code cannot be imported as it is started."""
+    new.create("shop", folder, generates=True)
+    project = folder / "shop"
+    settings = project / "onelane.toml"
+    settings.write_text(settings.read_text().replace(":50051", ":0").replace("shards = 2", "shards = 1"))
+    service = project / "service.py"
+    service.write_text(service.read_text() + "1 / 0\n")
+    command = [sys.executable, "-m", "onelane", "up", "--reload", "--admin", "127.0.0.1:0", "--json"]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=project) as process,
+    ):
+        try:
+            yield Project(project, RunningApp(process, folder / "log"))
+        finally:
+            process.terminate()
+
+
+def test_a_first_start_that_fails_is_told_and_tried_again_once_a_file_has_changed(tmp_path: Path) -> None:
+    with failing_project(tmp_path) as project:
+        assert "ZeroDivisionError" in project.wait_for("not started")["reason"]
+        assert not descendants(project.app.process.pid)
+        project.edit("shards = 1", "shardz = 1", "onelane.toml")
+        assert "did you mean 'shards'?" in project.wait_for("not started")["reason"]
+        assert not descendants(project.app.process.pid)
+        project.edit("shardz = 1", "shards = 1", "onelane.toml")
+        assert "ZeroDivisionError" in project.wait_for("not started")["reason"]
+        project.edit("1 / 0\n", "")
+        project.app.listen["shop"] = project.wait_for("app ready")["listen"]
+        assert project.add(1) == 1
+
+
+def test_ctrl_c_ends_what_waits_for_a_change(tmp_path: Path) -> None:
+    with failing_project(tmp_path) as project:
+        project.wait_for("not started")
+        project.app.process.send_signal(signal.SIGINT)
+        project.wait_for("stopped")
+        assert project.app.process.wait(30) == 0

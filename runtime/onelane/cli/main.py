@@ -71,7 +71,7 @@ def up(
     as_json: bool,
 ) -> None:
     """Run every app of FILE. With --json each event is one line: ready, stopping, stopped; with --reload also
-    reloading, reloaded, not reloaded, generated, settings changed, needs restart."""
+    not started, reloading, reloaded, not reloaded, generated, settings changed, needs restart."""
 
     def read(environment: Mapping[str, str]) -> config.Config:
         return _with_admin(config.load(file, environment), admin)

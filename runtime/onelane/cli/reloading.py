@@ -8,6 +8,8 @@ Promises: changes that come together are followed together; those that come mean
 """
 
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -102,6 +104,35 @@ def forget_bytecode(paths: Iterable[Path]) -> None:
                 Path(cache_from_source(str(path), optimization=level)).unlink()
 
 
+def wait_for_change(settings: Path, folders: Sequence[Path], on_watching: Callable[[], None]) -> bool:
+    """Wait until a file that is followed has changed; False if SIGINT or SIGTERM comes first. In the main thread, where
+    no loop runs. on_watching: is called once no change is missed."""
+    from watchfiles import watch
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    watched = watch(
+        *folders,
+        settings.resolve().parent,
+        watch_filter=_filter(settings.resolve(), [folder.resolve() for folder in folders]),
+        step=QUIET_MS,
+        debounce=LONGEST_MS,
+        rust_timeout=QUIET_MS,
+        yield_on_timeout=True,
+        stop_event=stop,
+    )
+    changes = next(watched, None)
+    on_watching()
+    while changes is not None and not changes:
+        changes = next(watched, None)
+    return changes is not None
+
+
+def _filter(settings: Path, folders: Sequence[Path]) -> Callable[[object, str], bool]:
+    return lambda _, path: is_followed(Path(path), settings, folders)
+
+
 class CodeFollower:
     """See the module. Owned by `onelane up`."""
 
@@ -124,7 +155,7 @@ class CodeFollower:
             async for changes in awatch(
                 *self._folders,
                 self._settings.parent,
-                watch_filter=lambda _, path: is_followed(Path(path), self._settings, self._folders),
+                watch_filter=_filter(self._settings, self._folders),
                 step=QUIET_MS,
                 debounce=LONGEST_MS,
                 rust_timeout=LOOK_MS,

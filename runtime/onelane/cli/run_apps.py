@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,10 @@ import anyio
 
 from onelane import config
 from onelane.cli import init_process, standard_streams
+from onelane.cli.admin_client import printable
+from onelane.errors import OnelaneError, PortTaken, first_of
 from onelane.secret_files import kept_from_children
-from onelane.supervisor import descriptors
+from onelane.supervisor import descriptors, server_process
 from onelane.supervisor.forks import ForkServer
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.supervisor.orphan_guard import OrphanGuard
@@ -43,12 +45,43 @@ class RunOptions:
     watched: tuple[Path, ...] = ()
     """Folders whose changes are followed; empty for none."""
 
+    def may_change(self, error: BaseException) -> bool:
+        """Whether a change of what is followed may mend why the apps did not start."""
+        is_of_files = isinstance(error, OnelaneError) and not isinstance(error, PortTaken)
+        return bool(self.watched) and self.file.exists() and is_of_files
+
 
 def run(read: ConfigReader, app_dir: Path, options: RunOptions, *, as_json: bool) -> None:
     """read: reads the file, now and at each reload."""
     init_process.hand_over_to_child()
+    announce = Announcer(as_json=as_json)
     with kept_from_children() as environment:
-        _run_in(environment, lambda: read(environment), app_dir, options, Announcer(as_json=as_json))
+        try:
+            with ExitStack() as on_failure:
+                _run_in(environment, lambda: read(environment), app_dir, options, announce, on_failure)
+                on_failure.pop_all()
+        except (OnelaneError, BaseExceptionGroup) as raised:
+            error = first_of(raised) if isinstance(raised, BaseExceptionGroup) else raised
+            if not options.may_change(error):
+                raise
+            _start_anew_on_change(error, options, environment, announce)
+    announce("stopped", "stopped")
+
+
+def _start_anew_on_change(
+    error: BaseException, options: RunOptions, environment: Mapping[str, str], announce: "Announcer"
+) -> None:
+    """Run the command line anew, in this process, once a file has changed. Returns if a signal comes first."""
+    from onelane.cli.reloading import wait_for_change
+
+    if (unused := server_process.take_early()) is not None:
+        unused.kill()
+
+    def announce_waiting() -> None:
+        announce("not started", f"not started, waiting for a change: {printable(str(error))}", reason=str(error))
+
+    if wait_for_change(options.file, options.watched, announce_waiting):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(environment))
 
 
 def _run_in(
@@ -57,6 +90,7 @@ def _run_in(
     app_dir: Path,
     options: RunOptions,
     announce: "Announcer",
+    on_failure: ExitStack,
 ) -> None:
     from onelane.cli.check import warnings_of
 
@@ -69,7 +103,7 @@ def _run_in(
     descriptors.raise_limit()
     stop_s = max(app.stop_s for app in first.apps.values())
     if not options.inline:
-        launcher: Launcher = _process_launcher(ORPHAN_S + stop_s)
+        launcher: Launcher = _process_launcher(ORPHAN_S + stop_s, on_failure)
     else:
         # As `python -m` does for a shard in a process of its own.
         sys.path.append(os.getcwd())
@@ -80,16 +114,18 @@ def _run_in(
         launcher = InlineLauncher()
     serve = partial(_serve, first, read, environment, folder, launcher, announce, options)
     anyio.run(serve, backend_options={"use_uvloop": True})
-    announce("stopped", "stopped")
 
 
-def _process_launcher(orphan_s: float) -> ProcessLauncher:
+def _process_launcher(orphan_s: float, on_failure: ExitStack) -> ProcessLauncher:
     """It starts the fork server at once, which imports while this process does."""
-    fork_server = ForkServer()
+    fork_server, guard = ForkServer(), OrphanGuard(orphan_s)
+    on_failure.callback(fork_server.close)
+    on_failure.callback(guard.wait)
+    on_failure.callback(guard.close)
     with suppress(OSError):
         # The first launch tells.
         fork_server.begin()
-    return ProcessLauncher(orphan_guard=OrphanGuard(orphan_s), fork_server=fork_server)
+    return ProcessLauncher(orphan_guard=guard, fork_server=fork_server)
 
 
 class Announcer:
