@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from onelane.cli.protoc import INCLUDE, generate
+from onelane.cli.protoc import generate
 from onelane.errors import Invalid
 
 from tests.running_app import ROOT
@@ -16,7 +16,11 @@ UNUSED = {"options_pb2_grpc.py", "options_pb2_grpc.pyi", "control_pb2_grpc.py", 
 
 @pytest.mark.parametrize(
     ("root", "sources", "home"),
-    [("proto", "proto/onelane", "runtime"), ("proto", "proto/services", "."), ("tests/protos", "tests/protos", ".")],
+    [
+        ("runtime/onelane/protos", "runtime/onelane/protos", "runtime"),
+        ("proto", "proto/services", "."),
+        ("tests/protos", "tests/protos", "."),
+    ],
 )
 def test_what_is_committed_is_fresh(tmp_path: Path, root: str, sources: str, home: str) -> None:
     generate([ROOT / sources], root=ROOT / root, out=tmp_path)
@@ -24,10 +28,6 @@ def test_what_is_committed_is_fresh(tmp_path: Path, root: str, sources: str, hom
     generated = {path: text for path, text in generated.items() if path.name not in UNUSED}
     assert generated
     assert {path: (ROOT / home / path).read_text() for path in generated} == generated
-
-
-def test_the_options_ship_with_the_package() -> None:
-    assert (INCLUDE / "onelane/v1/options.proto").read_text() == (ROOT / "proto/onelane/v1/options.proto").read_text()
 
 
 def test_a_users_proto_is_generated_with_our_options_and_packages(tmp_path: Path) -> None:
