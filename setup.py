@@ -4,6 +4,7 @@ the wire on libnghttp2 (`onelane/wire/_nghttp2.pyx`), by Cython.
 The same sources run interpreted, and the wire on the package ngh2, where nothing compiled is there. So each part is
 optional: one that cannot be built is left out, and a line says so. An editable install is never compiled.
 ONELANE_PURE=1 builds a wheel for every platform; with ONELANE_PURE=0 a part that cannot be built is an error.
+ONELANE_REPOSITORY is the address of the repository for the metadata's links, set by the workflow that publishes.
 """
 
 import os
@@ -15,6 +16,15 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+REPOSITORY = os.environ.get("ONELANE_REPOSITORY", "").rstrip("/")
+PAGES = {
+    "Source": "",
+    "Documentation": "/blob/main/README.md",
+    "Changelog": "/blob/main/CHANGELOG.md",
+    "Issues": "/issues",
+    "Security": "/security/policy",
+}
+"""The metadata's links, below the address of the repository."""
 HERE = Path(__file__).parent.resolve()
 PURE = os.environ.get("ONELANE_PURE", "")
 BUILDS = {"bdist_wheel", "build", "build_ext", "install"}
@@ -49,7 +59,9 @@ def compiled_modules() -> list[Extension]:
     os.chdir(HERE / "runtime")
     try:
         paths = [module.replace(".", "/") + ".py" for module in modules]
-        extensions = list(mypycify([*options, *paths], group_name=LIBRARY, target_dir=str(HERE / "build")))
+        extensions = list(
+            mypycify([*options, *paths], group_name=LIBRARY, debug_level="0", target_dir=str(HERE / "build"))
+        )
     finally:
         os.chdir(HERE)
     for extension in extensions:
@@ -77,7 +89,7 @@ def wire() -> list[Extension]:
     subprocess.run(["pkg-config", *asked], check=True)
     flags = pkg_config("--cflags").split()
     # A function that this libnghttp2 lacks ends the build, and not the first import.
-    flags += ["-O2", "-fno-strict-aliasing", "-Werror=implicit-function-declaration"]
+    flags += ["-O2", "-g0", "-fno-strict-aliasing", "-Werror=implicit-function-declaration"]
     extension = Extension(
         "onelane.wire._nghttp2",
         ["runtime/onelane/wire/_nghttp2.pyx"],
@@ -119,6 +131,7 @@ if PURE != "1" and BUILDS.intersection(sys.argv):
             left_out(name, error)
 
 setup(
+    project_urls={page: REPOSITORY + path for page, path in PAGES.items()} if REPOSITORY else {},
     ext_modules=[extension for extensions in PARTS.values() for extension in extensions],
     cmdclass={"build_ext": BuildParts},
 )
