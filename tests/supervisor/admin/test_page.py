@@ -51,7 +51,9 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, cluster: RunningApp, path: str = "/", **settings: Any) -> AsyncIterator[Opened]:
+async def opened(
+    browser: Browser, cluster: RunningApp, path: str = "/#/app/echo", **settings: Any
+) -> AsyncIterator[Opened]:
     """The page, the lines of its console, and the URLs that it has requested."""
     context = await browser.new_context(**settings)
     page = await context.new_page()
@@ -61,7 +63,7 @@ async def opened(browser: Browser, cluster: RunningApp, path: str = "/", **setti
     page.on("pageerror", lambda error: console.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     await page.goto(f"http://{cluster.admin}{path}")
-    await expect(page.get_by_role("heading", name="echo", exact=False).first).to_be_visible()
+    await expect(page.get_by_role("status").first).to_have_text("live")
     yield page, console, asked
     await context.close()
 
@@ -106,11 +108,12 @@ async def test_it_shows_what_was_refused_and_dashes_for_methods_without_calls(
         # As ten seconds later.
         method["now"] = dict.fromkeys(method["now"], 0)
     events = f"event: snapshot\ndata: {json.dumps(snapshot)}\n\n"
-    async with opened(browser, cluster) as (page, console, _):
+    async with opened(browser, cluster, "/") as (page, console, _):
         await page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
         await page.reload()
         card = page.locator(".card").filter(has=page.get_by_role("heading", name="Refused"))
         await expect(card.get_by_role("listitem")).to_have_text(["connection, peer: 3"])
+        await page.get_by_role("heading", name="echo").click()
         row = page.get_by_role("row").filter(has_text="echo.v1.Echo/Unary").first
         await expect(row.locator("td.n")).to_have_text(["\u2013"] * 5)
         assert console == []
@@ -131,7 +134,7 @@ def refuse_connections(cluster: RunningApp, count: int) -> None:
 
 async def test_a_trace_is_drawn_as_a_waterfall_by_keyboard_alone(browser: Browser, cluster: RunningApp) -> None:
     await call(cluster, "traced", 3)
-    async with opened(browser, cluster) as (page, console, _):
+    async with opened(browser, cluster, "/#/traces") as (page, console, _):
         traces = page.get_by_role("region", name="traces")
         first = traces.locator("tbody button").first
         await first.focus()
@@ -144,16 +147,35 @@ async def test_a_trace_is_drawn_as_a_waterfall_by_keyboard_alone(browser: Browse
         assert console == []
 
 
+VIEWS = ["#/", "#/app/echo", "#/traces"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_it_fits_a_phone_and_has_contrast_in_light_and_dark(
+async def test_every_view_fits_a_phone_uncut_and_has_contrast_in_light_and_dark(
     browser: Browser, cluster: RunningApp, scheme: str
 ) -> None:
+    await call(cluster, "a-key-that-is-rather-long-for-the-screen-of-a-phone", 3)
     size = {"width": 390, "height": 844}
     async with opened(browser, cluster, color_scheme=scheme, viewport=size) as (page, _, _):
-        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
-        weakest = await page.evaluate(CONTRASTS)
-        # What WCAG 2 asks of text at level AA.
-        assert weakest["ratio"] >= 4.5, weakest
+        await expect(page.get_by_role("cell", name="a-key-that-is-rather-long", exact=False).first).to_be_visible()
+        for view in VIEWS:
+            await page.evaluate(f"location.hash = {view!r}")
+            await expect(page.locator("main .card").first).to_be_visible()
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+            assert await page.evaluate(CUT_OFF) == []
+            weakest = await page.evaluate(CONTRASTS)
+            # What WCAG 2 asks of text at level AA.
+            assert weakest["ratio"] >= 4.5, (view, weakest)
+
+
+CUT_OFF = """() => {
+  const cut = (node) => node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX !== "visible";
+  const beyond = (node) => node.getBoundingClientRect().right > 391 && !node.closest(".skip");
+  return [...document.querySelectorAll("body *")]
+    .filter((node) => node.getClientRects().length && node.tagName !== "INPUT" && (cut(node) || beyond(node)))
+    .filter((node) => !node.closest("thead, .uplot, svg"))
+    .map((node) => `${node.tagName}.${node.className}: ${node.innerText?.slice(0, 60)}`);
+}"""
 
 
 CONTRASTS = """() => {

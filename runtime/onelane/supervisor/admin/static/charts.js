@@ -52,7 +52,7 @@ function options(place, lines, colours, say) {
     height: 180,
     cursor: { y: false },
     scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.1, 1e-4)] } },
-    axes: [{ ...axis, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(say) }],
+    axes: [{ ...axis, space: 70, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 62, values: (_, ticks) => ticks.map(say) }],
     series: [
       { label: "at", value: (_, at) => (at == null ? "–" : clock(at)) },
       ...lines.map((name, index) => ({

@@ -1,0 +1,66 @@
+// All apps: how each does, who calls whom, and what was lost or refused.
+import { html } from "/static/vendor/htm-preact-3.1.1.js";
+import { appUrl } from "/static/route.js";
+import { count, perSecond, seconds, summary } from "/static/words.js";
+
+export function Overview({ latest }) {
+  return html`
+    <h2>Apps <small>${latest.apps.length}</small></h2>
+    <ul class="apps">
+      ${latest.apps.map((app) => html`<li key=${app.name}><${AppCard} app=${app} /></li>`)}
+    </ul>
+    <div class="grid">
+      <${Losses} losses=${latest.losses} />
+      <${Refusals} refusals=${latest.refusals} />
+    </div>
+  `;
+}
+
+function AppCard({ app }) {
+  const now = summary(app);
+  const troubles = troublesOf(app, now);
+  return html`
+    <a class=${troubles.length ? "card app troubled" : "card app"} href=${appUrl(app.name)}>
+      <h3>${app.name}</h3>
+      <p class="quiet">${app.listen}</p>
+      <p class="figures">
+        <span><b>${perSecond(now.calls)}</b> calls/s</span>
+        <span class=${now.errors > 0 ? "bad" : ""}><b>${perSecond(now.errors)}</b> errors/s</span>
+        <span><b>${seconds(now.slowest)}</b> p99</span>
+        <span class=${now.ready < app.shards.length ? "bad" : ""}><b>${now.ready}/${app.shards.length}</b> ready</span>
+      </p>
+      ${app.change && html`<p class="warn">changes to epoch ${app.change.to}: ${app.change.what}</p>`}
+      ${troubles.map((trouble) => html`<p key=${trouble} class="bad">${trouble}</p>`)}
+    </a>
+  `;
+}
+
+// By state, since of 32 shards a list of names is no overview.
+function troublesOf(app, now) {
+  const states = {};
+  for (const shard of app.shards) if (shard.state !== "ready") (states[shard.state] ??= []).push(shard.name);
+  const of = (names) => (names.length > 3 ? `${names.slice(0, 3).join(", ")} and ${names.length - 3} more` : names.join(", "));
+  const troubles = Object.entries(states).map(([state, names]) => `${state}: ${of(names)}`);
+  if (now.failing) troubles.push(`the store of ${now.failing} ${now.failing > 1 ? "shards fails" : "shard fails"}`);
+  return troubles;
+}
+
+function Losses({ losses }) {
+  if (!losses.length) return null;
+  return html`
+    <div class="card half">
+      <h3>Lost telemetry</h3>
+      <ul class="legend">${losses.map((row) => html`<li class="bad" key=${row.what}>${row.what}: ${count(row.count)}</li>`)}</ul>
+    </div>
+  `;
+}
+
+function Refusals({ refusals }) {
+  if (!refusals.length) return null;
+  return html`
+    <div class="card half">
+      <h3>Refused</h3>
+      <ul class="legend">${refusals.map((row) => html`<li key=${row.what + row.reason}>${row.what}, ${row.reason}: ${count(row.count)}</li>`)}</ul>
+    </div>
+  `;
+}
