@@ -5,6 +5,7 @@
 # make bench: what a call costs, of the compiled wheel · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
 # make simulate: a machine comes, goes and fails among 3 to 100 of ten lanes, simulated: a table, some minutes
 # make fuzz: the wire's extension under sanitizers, a minute, ARGS="--seconds N"
+# make docs: the site of the documentation, in build/docs/site
 # ARGS="…" goes to the program
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ BUILT := $(VENV)-wheel
 SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find runtime/onelane -name '*.py' -o -name '*.p[yx][xi]' -o -name '*.pxd')
 ARGS ?=
 
-.PHONY: up test wheel test-wheel conformance chaos simulate fuzz check bench setup proto clients clean
+.PHONY: up test wheel test-wheel conformance chaos simulate fuzz check bench docs setup proto clients clean
 
 setup: $(STAMP)
 
@@ -64,6 +65,9 @@ fuzz: setup
 
 up: setup
 	$(BIN)/python -m services.arena.drive $(ARGS)
+
+docs: setup
+	$(BIN)/python -m docs.generator
 
 proto: setup
 	$(BIN)/onelane proto --root runtime/onelane/protos --out runtime runtime/onelane/protos

@@ -329,6 +329,7 @@ class Config(Checked):
     """One configuration file: its apps, and the settings of their supervisor."""
 
     apps: Annotated[dict[str, App], MinLen(1)]
+    """Name → app: the tables `[apps.NAME]`. A name has lower-case letters, digits and dashes."""
     admin: AdminAddress = DEFAULT_ADMIN
     """Address of the admin page, /metrics and /status: `ip:port`, or `unix:/path` for a socket of mode 0600."""
     admin_tls: Tls | None = None

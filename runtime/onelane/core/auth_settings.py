@@ -103,6 +103,7 @@ class AuthSettings(Checked):
     most specific one decides. "public" is everybody, "authenticated" everybody with credentials. What is not named is
     refused."""
     jwt: JwtSettings | None = None
+    """Which bearer tokens are accepted; by default none."""
     mtls: Mapping[Annotated[str, Check(_certificate_name)], tuple[GrantedRole, ...]] = field(default_factory=dict)
     """A name in the client's certificate → its roles: "spiffe://domain/path", "URI=…", "DNS=…", "CN=…". Needs
     `tls.client_ca`."""

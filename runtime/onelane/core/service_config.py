@@ -51,7 +51,9 @@ class Name(Checked):
     """The methods that a config is for: those of a service, one method of it, or, without either, all."""
 
     service: str = ""
+    """`pkg.Service`; without it, every service."""
     method: str = ""
+    """The method of that service; without it, all of its methods."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,15 @@ class RetryPolicy(Checked):
     """Retry a failed call, one attempt after the other."""
 
     maxAttempts: Annotated[int, Ge(2)]
+    """Attempts of one call, the first one among them; more than five are five."""
     initialBackoff: Duration
+    """The longest pause before the first retry; the pause is a random part of it."""
     maxBackoff: Duration
+    """The longest pause before any retry."""
     backoffMultiplier: Annotated[float, Gt(0)]
+    """By how much the longest pause grows from one retry to the next."""
     retryableStatusCodes: Annotated[Codes, MinLen(1)]
+    """The statuses after which a call is retried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +77,11 @@ class HedgingPolicy(Checked):
     """Send further attempts of a call before the first has been answered."""
 
     maxAttempts: Annotated[int, Ge(2)]
+    """Attempts of one call, the first one among them; more than five are five."""
     hedgingDelay: Duration = 0.0
+    """Pause before the next attempt is sent."""
     nonFatalStatusCodes: Codes = frozenset()
+    """Statuses after which the next attempt is sent at once; any other status ends the call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +89,15 @@ class MethodConfig(Checked):
     """The config of some methods' calls."""
 
     name: Annotated[tuple[Name, ...], MinLen(1)]
+    """The methods."""
     timeout: Duration | None = None
+    """Deadline of a call that has none, or a later one."""
     waitForReady: bool | None = None
+    """Whether a call waits until there is a connection; by default it fails where connecting has failed."""
     retryPolicy: RetryPolicy | None = None
+    """One attempt after the other."""
     hedgingPolicy: HedgingPolicy | None = None
+    """Several attempts at once; only for methods with `NO_SIDE_EFFECTS`."""
 
     def __post_init__(self) -> None:
         if self.retryPolicy is not None and self.hedgingPolicy is not None:
@@ -95,7 +110,9 @@ class RetryThrottling(Checked):
     retried while half of `maxTokens` or less are left."""
 
     maxTokens: Annotated[float, Gt(0), Le(1000)] = 100.0
+    """The size of the budget."""
     tokenRatio: Annotated[float, Gt(0)] = 0.1
+    """What a success returns to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +120,9 @@ class ServiceConfig(Checked):
     """The config of calls to one peer."""
 
     methodConfig: tuple[MethodConfig, ...] = ()
+    """Timeouts, retries and hedging, by method."""
     retryThrottling: RetryThrottling = field(default_factory=RetryThrottling)
+    """The retry budget."""
     max_in_flight: Annotated[int, Ge(1)] = 1000
     """Concurrent calls to the peer; a further call ends with RESOURCE_EXHAUSTED, unsent. No setting of gRPC's own."""
 

@@ -1,0 +1,96 @@
+"""The site of the documentation, as `make docs` builds it."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from docs.generator import assembly, blocks
+from docs.generator.assembly import BrokenPage
+from tests import tools
+from tests.running_app import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tools.module("zensical", "pip install 'onelane[docs]'")
+    tools.module("mkdocstrings", "pip install 'onelane[docs]'")
+    folder = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, "-m", "docs.generator", str(folder)]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert build.returncode == 0, build.stdout + build.stderr
+    return folder / "site"
+
+
+class Page(HTMLParser):
+    """What a page names: its own anchors, links, and what a browser loads for it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.policy = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "link" and values.get("rel") not in ("canonical", "prev", "next"):
+            self.loaded.append(values.get("href", ""))
+        elif "src" in values:
+            self.loaded.append(values["src"])
+        elif values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values["content"]
+
+
+def pages_of(site: Path) -> Iterator[tuple[Path, Page]]:
+    for file in sorted(site.rglob("*.html")):
+        yield file, Page(file.read_text())
+
+
+def test_no_page_loads_anything_from_another_server(site: Path) -> None:
+    for file, page in pages_of(site):
+        assert [url for url in page.loaded if re.match(r"(https?:)?//", url)] == [], file
+        assert page.policy.startswith("default-src 'self' data: blob:"), file
+    for sheet in site.rglob("*.css"):
+        assert re.findall(r"(?:url\(|@import\s*)[\"']?(?:https?:)?//", sheet.read_text()) == [], sheet
+
+
+def test_every_link_leads_to_a_page_and_a_heading_of_it(site: Path) -> None:
+    pages = dict(pages_of(site))
+    broken = []
+    for file, page in pages.items():
+        # zensical's own page for what does not exist has links from the root.
+        for link in page.links if file.name != "404.html" else ():
+            target, _, anchor = unquote(link).partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            other = (file.parent / target).resolve() if target else file
+            if not other.exists() or (anchor and other in pages and anchor not in pages[other].anchors):
+                broken.append(f"{file.relative_to(site)}: {link}")
+    assert broken == []
+
+
+def test_a_link_to_a_file_that_does_not_exist_ends_the_build() -> None:
+    with pytest.raises(BrokenPage, match=r"docs/index\.md: no_such\.md does not exist"):
+        assembly.with_links("see [it](no_such.md)", "docs/index.md", assembly.sources())
+
+
+def test_a_link_keeps_its_page_where_that_has_another_place_in_the_site() -> None:
+    text = assembly.with_links("[`all`](../runtime/TELEMETRY.md#logs)", "docs/index.md", assembly.sources())
+    assert text == "[`all`](reference/telemetry.md#logs)"
+
+
+def test_code_is_no_prose() -> None:
+    page = "a b\n\n```sh\na\n```\n\n`a` a\n"
+    assert blocks.outside_of_code(page, lambda prose: prose.replace("a", "c")) == "c b\n\n```sh\na\n```\n\n`a` c\n"
