@@ -268,6 +268,17 @@ class NoTokenKeys(Refused):
         super().__init__("tokens cannot be checked at the moment")
 
 
+class NoLease(Refused):
+    """The lease of the machine was not renewed in time: another machine may own its keys by now, so it serves none."""
+
+    status = "UNAVAILABLE"
+    reason = "no_lease"
+    pushback_s = 0.5
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(f"shard {shard} serves no key at the moment: its machine's lease was not renewed in time")
+
+
 class AccessRefused(Invalid):
     """The caller may not make this call. The text that the client sees names no role, no key and no other caller."""
 

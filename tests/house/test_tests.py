@@ -69,6 +69,7 @@ TESTED_BY = {
     "shard/sibling_service": "shard/test_handoff",
     "testing/changes": "testing/test_cluster_changes",
     "testing/cluster_app": "testing/test_cluster_changes",
+    "lane/fence": "lane/test_fenced_lane",
     "shard/lane_stack": "shard/test_watchdog_contract",
     "shard/reminder_metrics": "shard/test_reminder_runs",
     "shard/process": "supervisor/test_supervisor",

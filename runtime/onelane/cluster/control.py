@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
+from onelane.core.lease import Fence
 from onelane.core.placement import Member, Placement
 from onelane.v1 import control_pb2
 from onelane.wire import client, server
@@ -179,3 +180,11 @@ def member_to_proto(member: Member) -> control_pb2.ShardMember:
 
 def member_from_proto(message: control_pb2.ShardMember) -> Member:
     return Member(message.name, message.address, message.socket, message.life)
+
+
+def fence_to_proto(fence: Fence) -> control_pb2.Fence:
+    return control_pb2.Fence(lease_id=fence.lease_id, until=fence.until)
+
+
+def fence_from_proto(message: control_pb2.Fence) -> Fence:
+    return Fence(message.lease_id, message.until)

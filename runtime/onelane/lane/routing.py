@@ -192,7 +192,10 @@ class Router:
             key = rule.read(parse(method, call.first))
         if metadata:
             self._read_metadata(call, metadata)
-        owner = self.homes[key] if key in self.homes else self.find_home(key)
+        try:
+            owner = self.homes[key]
+        except KeyError:
+            owner = self.find_home(key)
         if owner is None and message is None and request is not None:
             message = parse(method, request)
             if isinstance(rule, FieldKey):

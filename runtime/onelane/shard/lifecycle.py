@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from onelane import plugins
-from onelane.cluster.control import Control, member_from_proto, placement_from_proto
+from onelane.cluster.control import Control, fence_from_proto, member_from_proto, placement_from_proto
 from onelane.core import addresses
 from onelane.core.context import bind_shard
 from onelane.core.trace_context import parse_traceparent
 from onelane.errors import BadConfig, OnelaneError, ServiceRaised, located
+from onelane.lane.fenced_lane import FencedLane
 from onelane.lane.routing import DRAINED, UNRESPONSIVE
 from onelane.server import tls, unix_sockets
 from onelane.server.call import Call
@@ -175,6 +176,8 @@ class ShardLifecycle:
                         self._avoid(order.away)
                     case "ask_turns":
                         tasks.create_task(parts.held_turns.answer(order.ask_turns))
+                    case "fence":
+                        self._extend(order.fence)
                     case "prepare":
                         self._prepare(order.prepare)
                     case "gone":
@@ -194,6 +197,11 @@ class ShardLifecycle:
         before, after = placement_from_proto(message.before), placement_from_proto(message.after)
         trace = parse_traceparent(message.traceparent)
         self.parts.handoff.prepare(before, after, message.gone, trace, has_just_started=has_just_started)
+
+    def _extend(self, message: control_pb2.Fence) -> None:
+        """The lease of the machine was renewed."""
+        if isinstance(self.parts.lane, FencedLane):
+            self.parts.lane.fence.extend(fence_from_proto(message))
 
     def _avoid(self, message: control_pb2.Away) -> None:
         """Send nothing to siblings that serve no calls now, and wait for nothing from those whose lanes do not tick."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from onelane.core import keys
 from onelane.core.context import TaskContext, current_call_var
 from onelane.core.keys import RoutingKey
-from onelane.errors import ForeignKey, NotKept, Overloaded
+from onelane.errors import ForeignKey, NoLease, NotKept, Overloaded
 from onelane.telemetry.stats import Stats
 
 log = logging.getLogger("onelane.timers")
@@ -277,8 +277,8 @@ class Timers:
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self._turn(timer._user_key))
-            except (Overloaded, NotKept):
-                # Too many wait for the turn, or the state of the key cannot be loaded.
+            except (Overloaded, NoLease, NotKept):
+                # Too many wait for the turn, or the shard may not serve now, or the state of the key cannot be loaded.
                 timer._task = None
                 self._arm(timer, self._alarms.now() + RETRY_TURN_S)
                 return

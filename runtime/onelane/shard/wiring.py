@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from onelane.client.options import APP_DIALLING, Dialling
-from onelane.cluster.control import Control, placement_from_proto
+from onelane.cluster.control import Control, fence_from_proto, placement_from_proto
 from onelane.cluster.membership import Membership
 from onelane.cluster.topology import Topology
 from onelane.config import App
@@ -20,6 +21,8 @@ from onelane.core.turns import Turns
 from onelane.core.validation import from_json
 from onelane.errors import located
 from onelane.lane.admission import Admission, Rates
+from onelane.lane.fence import LaneFence
+from onelane.lane.fenced_lane import FencedLane
 from onelane.lane.forwarder import Forwarder, NativeForwarder
 from onelane.lane.lane import Lane
 from onelane.lane.remembered import once_methods
@@ -261,12 +264,15 @@ def _lane(
         max_watches=settings.max_watches,
         rates=Rates(rate, max(1.0, rate)) if rate else None,
     )
-    return Lane(
-        router=router,
-        queue=TurnQueue(turns, router),
-        admission=admission,
-        forwarder=forwarder,
-        stats=stats,
-        tracer=tracer,
-        shows_runtime_calls=settings.show_runtime_calls,
-    )
+    parts: dict[str, Any] = {
+        "router": router,
+        "queue": TurnQueue(turns, router),
+        "admission": admission,
+        "forwarder": forwarder,
+        "stats": stats,
+        "tracer": tracer,
+        "shows_runtime_calls": settings.show_runtime_calls,
+    }
+    if not setup.HasField("fence"):
+        return Lane(**parts)
+    return FencedLane(LaneFence(name, fence_from_proto(setup.fence)), **parts)

@@ -37,6 +37,7 @@ class ToShard(_message.Message):
     GONE_FIELD_NUMBER: _builtins.int
     REBORN_FIELD_NUMBER: _builtins.int
     ASK_TURNS_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
     collect: _builtins.int
     """Report now, not at the next tick. The report carries this number."""
     @_builtins.property
@@ -79,6 +80,10 @@ class ToShard(_message.Message):
     def ask_turns(self) -> Global___AskTurns:
         """List the turns that are held, or end one; answer `turns`."""
 
+    @_builtins.property
+    def fence(self) -> Global___Fence:
+        """The lease of the machine was renewed."""
+
     def __init__(
         self,
         *,
@@ -95,12 +100,13 @@ class ToShard(_message.Message):
         gone: Global___ShardMember | None = ...,
         reborn: Global___ShardMember | None = ...,
         ask_turns: Global___AskTurns | None = ...,
+        fence: Global___Fence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_turns", b"ask_turns", "away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_turns", b"ask_turns", "away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "fence", b"fence", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_turns", b"ask_turns", "away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_turns", b"ask_turns", "away", b"away", "collect", b"collect", "commit", b"commit", "drain", b"drain", "fence", b"fence", "gone", b"gone", "kind", b"kind", "placement", b"placement", "prepare", b"prepare", "propose", b"propose", "reborn", b"reborn", "setup", b"setup", "status", b"status", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit", "away", "prepare", "gone", "reborn", "ask_turns"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["setup", "placement", "drain", "collect", "status", "stop", "propose", "commit", "away", "prepare", "gone", "reborn", "ask_turns", "fence"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -269,6 +275,7 @@ class Setup(_message.Message):
     ASSERTS_TO_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     name: _builtins.str
     index: _builtins.int
@@ -307,6 +314,10 @@ class Setup(_message.Message):
     def change(self) -> Global___Prepare:
         """The change that is under way as the process starts."""
 
+    @_builtins.property
+    def fence(self) -> Global___Fence:
+        """Until when the process may serve keys, where its machine is a part of a cluster."""
+
     def __init__(
         self,
         *,
@@ -328,14 +339,41 @@ class Setup(_message.Message):
         asserts_to: _abc.Iterable[_builtins.str] | None = ...,
         life: _builtins.int = ...,
         change: Global___Prepare | None = ...,
+        fence: Global___Fence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "placement", b"placement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "fence", b"fence", "placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "asserts_to", b"asserts_to", "change", b"change", "generation", b"generation", "identity_key", b"identity_key", "index", b"index", "life", b"life", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "asserts_to", b"asserts_to", "change", b"change", "fence", b"fence", "generation", b"generation", "identity_key", b"identity_key", "index", b"index", "life", b"life", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Setup: _TypeAlias = Setup  # noqa: Y015
+
+@_typing.final
+class Fence(_message.Message):
+    """See `Fence` of onelane.core.lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.int
+    """The lease under which the process was started."""
+    until: _builtins.float
+    """Seconds of CLOCK_BOOTTIME."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.int = ...,
+        until: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fence: _TypeAlias = Fence  # noqa: Y015
 
 @_typing.final
 class Prepare(_message.Message):

@@ -1,0 +1,60 @@
+"""The lane of a shard whose machine is a part of a cluster: it asks the clock before a turn begins, and before an
+answer leaves. A lane without a fence pays nothing for that.
+
+Not fenced: what a handler sends by itself in the middle of its work, as decision 0024 has it for calls.
+"""
+
+from typing import Any
+
+from onelane.errors import NoLease
+from onelane.lane.fence import FencedHomes, FencedTurns, LaneFence
+from onelane.lane.kept_turns import KeptTurns, refuse
+from onelane.lane.lane import Lane, Waiting
+from onelane.lane.method_entry import Entry
+from onelane.lane.routing import Router
+from onelane.server.call import AWAY, OK, Call
+from onelane.server.call_state import RUNNING
+from onelane.server.listener import Work
+from onelane.state.journal import Journal
+
+
+class FencedLane(Lane):
+    """See the module."""
+
+    def __init__(self, fence: LaneFence, *, router: Router, **parts: Any) -> None:
+        """parts: of any lane."""
+        # Before the lane takes them as its own.
+        router.homes = FencedHomes(router, fence)
+        super().__init__(router=router, **parts)
+        self.fence = fence
+        self.queue.keeper = FencedTurns(fence, None)
+
+    def keep_turns(self, journal: Journal, *, app: str) -> KeptTurns:
+        kept = super().keep_turns(journal, app=app)
+        self.queue.keeper = FencedTurns(self.fence, kept)
+        return kept
+
+    def resume(self, call: Call) -> Work:
+        waiting = call.waiting
+        if not isinstance(waiting, Waiting) or self.fence.is_open:
+            return super().resume(call)
+        call.waiting = None
+        self.tracer.end(waiting.span, error=NoLease.__qualname__)
+        self._fail(waiting.entry, call, NoLease(self.name))
+        return None
+
+    def end(self, entry: Entry, call: Call, reply: bytes) -> None:
+        if call.state is RUNNING and not entry.any and call.hop is not AWAY and not self.fence.is_open:
+            self._withhold(call)
+        super().end(entry, call, reply)
+
+    def _withhold(self, call: Call) -> None:
+        """Refuse an answer that was decided while the key was ours. One that the client has had, or that says
+        UNAVAILABLE already, stays as it is."""
+        if call.early_status is None and not call.is_cancelled and not _is_unavailable(call):
+            refuse(call, NoLease(self.name))
+            self.refusals.add(call, NoLease.reason)
+
+
+def _is_unavailable(call: Call) -> bool:
+    return call.code_now is not OK and call.code_now.name == NoLease.status
