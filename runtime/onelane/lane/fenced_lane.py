@@ -30,9 +30,9 @@ class FencedLane(Lane):
         self.queue.keeper = FencedTurns(fence, None)
 
     def keep_turns(self, journal: Journal, *, app: str) -> KeptTurns:
-        kept = super().keep_turns(journal, app=app)
-        self.queue.keeper = FencedTurns(self.fence, kept)
-        return kept
+        turns = super().keep_turns(journal, app=app)
+        self.queue.keeper = FencedTurns(self.fence, turns)
+        return turns
 
     def resume(self, call: Call) -> Work:
         waiting = call.waiting
