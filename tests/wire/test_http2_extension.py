@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from onelane.wire import http2
 from onelane.wire.framing import frame
-from onelane.wire.http2 import Http2, Limits, StreamEnded
+from onelane.wire.http2 import DataReceived, Http2, Limits, ResponseReceived, StreamEnded, TrailersReceived
 from onelane.wire.server import Stream
 
 from tests import frames
@@ -66,6 +66,62 @@ def test_memory_of_large_messages_is_kept_for_the_next_ones() -> None:
     run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     by_default, afterwards = map(int, run.stdout.split())
     assert afterwards < by_default / 10, f"{by_default} pages by default, {afterwards} afterwards"
+
+
+WAITING_SESSIONS = """
+import re
+from pathlib import Path
+from onelane.wire.http2 import Http2, Limits
+
+def resident_kib():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def sessions(count):
+    made = [Http2(server=True, limits=Limits()) for _ in range(count)]
+    for session in made:
+        session.take()
+    return made
+
+first = sessions(200)
+before = resident_kib()
+waiting = sessions(2000)
+print((resident_kib() - before) / len(waiting))
+"""
+
+
+def test_a_session_that_waits_holds_no_frame_buffer_of_its_own() -> None:
+    run = subprocess.run([sys.executable, "-c", WAITING_SESSIONS], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 11
+
+
+def test_a_session_that_writes_in_the_middle_of_another_one_changes_none_of_its_frames() -> None:
+    """All servers write their frames into one buffer, one frame after the other."""
+    (client, server), (_, other) = linked(), linked()
+    streams = [server.receive(request(client))[0].id for _ in range(20)]
+
+    def write(phase: str, info: dict[str, int]) -> None:
+        other.ping(b"12345678")
+        assert other.take()
+
+    for stream in streams:
+        server.send_response(stream, [(b":status", b"200"), (b"x-large", b"%d" % stream * 9_000)])
+        server.send_data(stream, b"%d" % stream * 9_000)
+        server.send_trailers(stream, [(b"x-end", b"%d" % stream)])
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(write)
+    gc.set_threshold(1)
+    try:
+        data = server.take()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(write)
+    events = client.receive(data)
+    large = [event.headers[1][1] for event in events if type(event) is ResponseReceived]
+    ends = [event.headers for event in events if type(event) is TrailersReceived]
+    body = b"".join(event.data for event in events if type(event) is DataReceived)
+    assert large == [b"%d" % stream * 9_000 for stream in streams]
+    assert ends == [((b"x-end", b"%d" % stream),) for stream in streams]
+    assert sorted(body) == sorted(b"".join(large))
 
 
 @pytest.fixture(autouse=True)

@@ -128,6 +128,13 @@ cdef extern from "nghttp2/nghttp2.h":
         nghttp2_rst_stream rst_stream
         nghttp2_goaway goaway
 
+    ctypedef struct nghttp2_mem:
+        void *mem_user_data
+        void *malloc
+        void *free
+        void *calloc
+        void *realloc
+
     ctypedef struct nghttp2_info:
         const char *version_str
     nghttp2_info *nghttp2_version(int)
@@ -161,7 +168,8 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_option_set_max_continuations(nghttp2_option *, size_t)
 
     int nghttp2_session_client_new2(nghttp2_session **, nghttp2_session_callbacks *, void *, nghttp2_option *)
-    int nghttp2_session_server_new2(nghttp2_session **, nghttp2_session_callbacks *, void *, nghttp2_option *)
+    int nghttp2_session_server_new3(
+        nghttp2_session **, nghttp2_session_callbacks *, void *, nghttp2_option *, nghttp2_mem *)
     void nghttp2_session_del(nghttp2_session *)
     ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t) except? FAILED
     int nghttp2_session_send(nghttp2_session *) except? FAILED

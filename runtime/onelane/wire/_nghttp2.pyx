@@ -16,7 +16,7 @@ from cpython.list cimport PyList_AsTuple, PyList_GET_SIZE
 from cpython.tuple cimport PyTuple_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
 from collections import deque
@@ -27,6 +27,7 @@ from onelane.wire.limits import UNLIMITED
 include "_nghttp2_events.pxi"
 include "_nghttp2_headers.pxi"
 include "_nghttp2_messages.pxi"
+include "_nghttp2_memory.pxi"
 
 
 ENGINE = f"onelane.wire._nghttp2 on libnghttp2 {nghttp2_version(0).version_str.decode()}"
@@ -115,13 +116,15 @@ cdef class Session:
     cdef int _start(self, limits) except -1:
         cdef nghttp2_session_callbacks *callbacks = NULL
         cdef nghttp2_option *option = NULL
+        cdef nghttp2_mem *memory
         try:
             _check(nghttp2_session_callbacks_new(&callbacks))
             _set_callbacks(callbacks)
             _check(nghttp2_option_new(&option))
             _set_options(option, limits, self._is_server)
             if self._is_server:
-                _check(nghttp2_session_server_new2(&self._session, callbacks, <void *>self, option))
+                memory = _memory_of_new_server()
+                _check(nghttp2_session_server_new3(&self._session, callbacks, <void *>self, option, memory))
             else:
                 _check(nghttp2_session_client_new2(&self._session, callbacks, <void *>self, option))
         finally:
