@@ -4,6 +4,8 @@
 # make test-wheel: the tests of make test on the compiled wheel
 # make bench: what a call costs, of the compiled wheel · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
 # make simulate: a machine comes, goes and fails among 3 to 100 of ten lanes, simulated: a table, some minutes
+# make lock: requirements.lock anew for what pyproject.toml asks, ARGS=--upgrade for the newest of each
+# make audit: whether one of them has a known vulnerability · make sbom: dist/onelane.cdx.json, what an installation brings
 # make fuzz: the wire's extension under sanitizers, a minute, ARGS="--seconds N"
 # make docs: the site of the documentation, in build/docs/site
 # ARGS="…" goes to the program
@@ -13,16 +15,22 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 # What has a wheel installed, and no sources: the tests run from here.
 BUILT := $(VENV)-wheel
+# What looks at the dependencies is no dependency.
+TOOLS := $(VENV)-tools
+# What setup and CI install: each with its hashes, for every Python that we promise.
+LOCK := requirements.lock
+PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find runtime/onelane -name '*.py' -o -name '*.p[yx][xi]' -o -name '*.pxd')
 ARGS ?=
 
-.PHONY: up test wheel test-wheel conformance chaos simulate fuzz check bench docs setup proto clients clean
+.PHONY: up test wheel test-wheel conformance chaos simulate fuzz check bench docs setup proto clients lock audit sbom clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python $(PIP) --require-hashes --requirement $(LOCK)
+	$(BIN)/python $(PIP) --editable '.[dev]'
 	touch $@
 
 check: setup
@@ -47,8 +55,28 @@ $(BUILT)/.ready: $(STAMP) $(SOURCES)
 	ONELANE_PURE=0 $(BIN)/python -m build --outdir dist .
 	ONELANE_PURE=1 $(BIN)/python -m build --wheel --outdir dist .
 	$(PYTHON) -m venv --clear $(BUILT)
-	$(BUILT)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/onelane-*-cp*.whl)[dev]"
+	$(BUILT)/bin/python $(PIP) --require-hashes --requirement $(LOCK)
+	$(BUILT)/bin/python $(PIP) "$$(ls dist/onelane-*-cp*.whl)[dev]"
 	touch $@
+
+$(TOOLS)/.ready: pyproject.toml
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(PIP) 'cyclonedx-bom>=7.5' 'pip-audit>=2.10' 'uv>=0.13'
+	touch $@
+
+lock: $(TOOLS)/.ready
+	$(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
+		--custom-compile-command "make lock" --output-file $(LOCK) pyproject.toml $(ARGS)
+
+# Strict: a package of which nothing is known is no package without vulnerabilities.
+audit: $(TOOLS)/.ready
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(LOCK) $(ARGS)
+
+sbom: $(BUILT)/.ready $(TOOLS)/.ready
+	$(TOOLS)/bin/uv venv --quiet --clear --python $(BIN)/python build/installed
+	$(TOOLS)/bin/uv pip install --quiet --python build/installed --constraint $(LOCK) dist/onelane-*-cp*.whl
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file dist/onelane.cdx.json build/installed
 
 conformance: setup
 	$(BIN)/pytest -q -m conformance $(ARGS)
@@ -81,7 +109,7 @@ bench: $(BUILT)/.bench-ready
 
 # What it is measured against.
 $(BUILT)/.bench-ready: $(BUILT)/.ready
-	$(BUILT)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/onelane-*-cp*.whl)[dev,bench]"
+	$(BUILT)/bin/python $(PIP) "$$(ls dist/onelane-*-cp*.whl)[dev,bench]"
 	touch $@
 
 # The tests' stock clients, h2spec, connectconformance and Jaeger: Node.js, Go, Rust, a JDK and Maven are needed; Jaeger
@@ -99,4 +127,4 @@ tests/node/node_modules: tests/node/package-lock.json
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BUILT) build dist
+	rm -rf $(VENV) $(BUILT) $(TOOLS) build dist
