@@ -103,7 +103,8 @@ def _spellings_of_part(text: str) -> tuple[KeyPart, ...]:
 
 def _integer(text: str) -> int | None:
     """The integer whose canonical text it is."""
-    if text[-1:].isdecimal():
+    # Asked before, since an exception costs more than all else that is done for a key that leaves.
+    if text.removeprefix("-").isdecimal():
         # Python makes no integer of thousands of digits.
         with suppress(ValueError):
             integer = int(text)
