@@ -85,9 +85,9 @@ def test_settings_that_only_a_newer_release_knows_are_no_fault_of_a_shard() -> N
     assert from_json(App, to_json(app).replace('{"services"', '{"newer": 1, "services"', 1)) == app
 
 
-def test_the_process_that_forks_shards_does_without_pydantic() -> None:
+def test_the_process_that_forks_shards_does_without_pydantic_and_the_variables_of_sysconfig() -> None:
     probe = "from onelane.shard import fork_server as s, process; import importlib, sys\n"
     probe += "[importlib.import_module(name) for name in s.PRELOADED]\n"
-    probe += "print(sorted(name for name in sys.modules if name.startswith('pydantic')))"
+    probe += "print(sorted(name for name in sys.modules if name.startswith(('pydantic', '_sysconfigdata'))))"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout == "[]\n"

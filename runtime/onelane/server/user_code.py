@@ -3,8 +3,8 @@ handler. For log lines; a line is `file:number`, and "" where no code of the ser
 
 import inspect
 import os
+import site
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterator
 from functools import partial
@@ -15,9 +15,8 @@ from typing import Any
 import onelane
 
 PACKAGE = str(Path(onelane.__file__).parent) + os.sep
-LIBRARIES = tuple(
-    {str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
+LIBRARIES = tuple({str(Path(folder)) + os.sep for folder in (Path(inspect.__file__).parent, *site.getsitepackages())})
+"""The folders of the standard library and of installed packages. To ask `sysconfig` would cost a process 350 KiB."""
 MAX_TEXT = 500
 """Characters of an exception's text in a log line; its traceback has the rest."""
 
