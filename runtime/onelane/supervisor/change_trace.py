@@ -9,6 +9,7 @@ from random import Random
 
 from onelane.core.clock import SystemClock
 from onelane.telemetry.collector.collector import Collector
+from onelane.telemetry.collector.recent_traces import CHANGE_SPAN
 from onelane.telemetry.sampling import Sampler
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.tracer import SHARD, Span, Tracer
@@ -27,7 +28,7 @@ class ChangeTraces:
 
     def begin(self, *, epoch: int, what: str) -> "ChangeTrace":
         """epoch: the one that the change leads to. what: in words."""
-        span = self._tracer.start("move", "INTERNAL", None)
+        span = self._tracer.start(CHANGE_SPAN, "INTERNAL", None)
         if isinstance(span, SpanRecord):
             span.attributes = {EPOCH: epoch, WHAT: what}
         return ChangeTrace(self, span)

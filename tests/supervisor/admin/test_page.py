@@ -135,15 +135,14 @@ def refuse_connections(cluster: RunningApp, count: int) -> None:
 async def test_a_trace_is_drawn_as_a_waterfall_by_keyboard_alone(browser: Browser, cluster: RunningApp) -> None:
     await call(cluster, "traced", 3)
     async with opened(browser, cluster, "/#/traces") as (page, console, _):
-        traces = page.get_by_role("region", name="traces")
-        first = traces.locator("tbody button").first
-        await first.focus()
+        await page.get_by_role("region", name="traces").locator("tbody a").first.focus()
         await page.keyboard.press("Enter")
-        await expect(traces.locator(".waterfall .bar").first).to_be_visible()
-        span = traces.locator(".waterfall button").first
+        trace = page.get_by_role("region", name="trace", exact=True)
+        await expect(trace.locator(".waterfall .bar").first).to_be_visible()
+        span = trace.locator(".waterfall button").first
         await span.focus()
         await page.keyboard.press("Enter")
-        await expect(traces.locator(".waterfall .details")).to_contain_text("rpc.method")
+        await expect(trace.locator(".waterfall .details")).to_contain_text("rpc.method")
         assert console == []
 
 

@@ -6,12 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from onelane.client.peer import CLIENT_DURATION
+from onelane.core import addresses
 from onelane.core.placement import Placement
 from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.store_status import store_status
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.telemetry.collector.collector import ADMIN_REFUSALS, GAPS, LOST, Collector, hottest_keys
 from onelane.telemetry.collector.history import MethodHistory, Step
+from onelane.telemetry.collector.recent_traces import RUNTIME_SERVICES
 from onelane.telemetry.histogram import Buckets
 from onelane.telemetry.stats import DROPPED, Attributes
 
@@ -32,8 +35,10 @@ RING_SLICES = 360
 class View:
     """Builds snapshots. Owned by the admin server's event loop."""
 
-    def __init__(self, apps: list[AppSupervisor], collector: Collector) -> None:
+    def __init__(self, apps: list[AppSupervisor], collector: Collector, peers: Mapping[str, str]) -> None:
+        """peers: name → target of apps outside of the file."""
         self._apps = apps
+        self._peers = peers
         self._collector = collector
         self._rings: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
         """App → the addresses that its ring was last drawn of, and the drawing, which takes long to compute."""
@@ -44,10 +49,16 @@ class View:
         return {
             "host": socket.gethostname(),
             "apps": [self._app(app, sums, steps) for app in self._apps],
+            "calls": sums.calls(self._names_by_address()),
             "traces": self._collector.recent_traces.summaries()[:LISTED_TRACES],
             "losses": sums.losses(),
             "refusals": sums.refusals(),
         }
+
+    def _names_by_address(self) -> dict[str, str]:
+        """Address by which stubs connect → the app, or the peer outside of the file, that listens there."""
+        peers = {addresses.parse_target(target): name for name, target in self._peers.items()}
+        return peers | {addresses.reachable(app.settings.listen): app.name for app in self._apps}
 
     def _app(self, app: AppSupervisor, sums: "_Sums", steps: int) -> dict[str, Any]:
         history = self._collector.history.methods
@@ -71,18 +82,18 @@ class View:
 
     def _ring(self, app: AppSupervisor) -> dict[str, Any]:
         """The drawing of an app's ring; computed once for each set of addresses."""
-        addresses = tuple(shard.member.address for shard in app.shards)
+        drawn = tuple(shard.member.address for shard in app.shards)
         placed = tuple(member.address for member in app.placement.members)
         drawn_of, drawing = self._rings.get(app.name, ((), {}))
-        if drawn_of != addresses + placed:
-            drawing = ring(app.placement, addresses)
-            self._rings[app.name] = (addresses + placed, drawing)
+        if drawn_of != drawn + placed:
+            drawing = ring(app.placement, drawn)
+            self._rings[app.name] = (drawn + placed, drawing)
         return drawing
 
 
 def _is_shown(method: str) -> bool:
     """Health checks, reflection and onelane's own methods would crowd out the services' methods."""
-    return not method.startswith(("grpc.", "onelane."))
+    return not method.startswith(RUNTIME_SERVICES)
 
 
 class _Sums:
@@ -94,6 +105,8 @@ class _Sums:
         self._losses: dict[str, float] = defaultdict(float)
         self._refusals: dict[tuple[str, str], float] = defaultdict(float)
         """What was refused, and why → how often."""
+        self._client_calls: dict[tuple[str, str], tuple[int, int]] = {}
+        """Calling app and the address of the called one → calls, and those of them that failed."""
         # With the shards that the apps have no more: a sum does not fall.
         for point in collector.totals.points(with_retired=True):
             self._add(point.instrument.name, dict(point.attributes), point.value)
@@ -117,8 +130,19 @@ class _Sums:
             {"what": what, "reason": reason, "count": count} for (what, reason), count in sorted(self._refusals.items())
         ]
 
-    def _add(self, name: str, attributes: Mapping[str, str], value: float | Buckets) -> None:
+    def calls(self, names: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Each app's calls to another, since the supervisor started. names: of the apps, by their addresses."""
+        return [
+            {"from": app, "to": names[address], "calls": calls, "errors": errors}
+            for (app, address), (calls, errors) in sorted(self._client_calls.items())
+            if address in names
+        ]
+
+    def _add(self, name: str, attributes: Mapping[str, Any], value: float | Buckets) -> None:
         app, shard = attributes.get("onelane.app", ""), attributes.get("onelane.shard", "")
+        if name == CLIENT_DURATION and isinstance(value, Buckets):
+            self._add_client_calls(app, attributes, value.count)
+            return
         if (helper := attributes.get("onelane.offload")) is not None:
             self._add_helper(app, shard, helper, name, value)
         elif isinstance(value, Buckets):
@@ -133,6 +157,13 @@ class _Sums:
                 self._refusals[REFUSED_THINGS[name], cause] += value
         elif name != "onelane.connections" or attributes.get("onelane.connection.steered") == "true":
             self._by_shard[name, app, shard] += value
+
+    def _add_client_calls(self, app: str, attributes: Mapping[str, Any], count: int) -> None:
+        host, port = attributes.get("server.address", ""), attributes.get("server.port")
+        address = f"unix:{host}" if port is None else addresses.join(host, int(port))
+        failed = attributes.get("rpc.response.status_code", "OK") not in ("OK", "CANCELLED")
+        calls, errors = self._client_calls.get((app, address), (0, 0))
+        self._client_calls[app, address] = (calls + count, errors + count * failed)
 
     def _add_helper(self, app: str, shard: str, helper: str, name: str, value: float | Buckets) -> None:
         row = self._helpers.setdefault((app, shard, helper), {"depth": 0, "wait_p95": 0.0, "run_p95": 0.0})
@@ -188,14 +219,14 @@ def _quantiles(spread: Buckets) -> dict[str, float]:
     return {"p50": spread.quantile(0.5), "p95": spread.quantile(0.95), "p99": spread.quantile(0.99)}
 
 
-def ring(placement: Placement, addresses: Sequence[str]) -> dict[str, Any]:
+def ring(placement: Placement, shard_addresses: Sequence[str]) -> dict[str, Any]:
     """Each shard's share of the ring, and the owner, by its index, in the middle of each of `RING_SLICES` slices.
 
-    addresses: of all shards by their index, also those that own nothing now.
+    shard_addresses: of all shards by their index, also those that own nothing now.
     """
-    indices = {address: index for index, address in enumerate(addresses)}
+    indices = {address: index for index, address in enumerate(shard_addresses)}
     owned = placement.ring.shares()
-    shares = [owned.get(address, 0.0) for address in addresses]
+    shares = [owned.get(address, 0.0) for address in shard_addresses]
     slices = [indices[placement.ring.owner_at((at * 2 + 1) / (2 * RING_SLICES))] for at in range(RING_SLICES)]
     return {
         "points": placement.points,

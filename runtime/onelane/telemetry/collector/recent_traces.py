@@ -16,6 +16,12 @@ MAX_FAILED_TRACES = 50
 """Traces with an error, of `MAX_RECENT_TRACES`, that traces without one do not displace."""
 MAX_TRACE_SPANS = 300
 """Spans that are kept of one trace."""
+MAX_NAMES = 30
+"""Names of spans in the summary of one trace, by which it is searched."""
+CHANGE_SPAN = "move"
+"""The supervisor's span of a change of placement."""
+RUNTIME_SERVICES = ("grpc.", "onelane.")
+"""Beginnings of the methods of the runtime's own services."""
 NEW_PER_S = 20
 """New traces that are kept per second; beyond that, only traces with an error."""
 
@@ -99,6 +105,9 @@ def _summary(trace_id: str, trace: _RecentTrace) -> dict[str, Any]:
         "status": first.status or ("error" if first.error else "OK"),
         "errors": sum(bool(shard_span.span.error) for shard_span in trace.spans),
         "shards": sorted({shard_span.shard for shard_span in trace.spans if shard_span.shard}),
+        "apps": sorted({shard_span.app for shard_span in trace.spans}),
+        "names": sorted({shard_span.span.name for shard_span in trace.spans})[:MAX_NAMES],
+        "is_runtime": first.name == CHANGE_SPAN or first.name.startswith(RUNTIME_SERVICES),
     }
 
 

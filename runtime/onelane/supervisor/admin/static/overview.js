@@ -1,15 +1,17 @@
 // All apps: how each does, who calls whom, and what was lost or refused.
 import { html } from "/static/vendor/htm-preact-3.1.1.js";
+import { Graph } from "/static/graph.js";
 import { appUrl } from "/static/route.js";
 import { count, perSecond, seconds, summary } from "/static/words.js";
 
-export function Overview({ latest }) {
+export function Overview({ latest, edges }) {
   return html`
     <h2>Apps <small>${latest.apps.length}</small></h2>
     <ul class="apps">
       ${latest.apps.map((app) => html`<li key=${app.name}><${AppCard} app=${app} /></li>`)}
     </ul>
     <div class="grid">
+      <${Graph} apps=${latest.apps} edges=${edges} />
       <${Losses} losses=${latest.losses} />
       <${Refusals} refusals=${latest.refusals} />
     </div>

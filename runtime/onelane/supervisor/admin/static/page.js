@@ -9,7 +9,7 @@ import { Traces } from "/static/traces.js";
 const VIEWS = {
   overview: ({ latest, edges }) => html`<${Overview} latest=${latest} edges=${edges} />`,
   app: ({ route, latest, history }) => html`<${App} name=${route.parts[0]} latest=${latest} history=${history} />`,
-  traces: ({ latest }) => html`<${Traces} traces=${latest.traces} />`,
+  traces: ({ route, latest }) => html`<${Traces} route=${route} latest=${latest} />`,
 };
 
 function useRoute() {

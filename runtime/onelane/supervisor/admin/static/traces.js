@@ -1,91 +1,101 @@
-// The last traces, and one of them as a waterfall.
+// The traces that the supervisor has kept, with a search, and one of them.
 import { html, useEffect, useState } from "/static/vendor/htm-preact-3.1.1.js";
-import { colour, seconds } from "/static/words.js";
+import { useFetched } from "/static/fetched.js";
+import { traceUrl, url } from "/static/route.js";
+import { Table } from "/static/table.js";
+import { Waterfall } from "/static/waterfall.js";
+import { seconds } from "/static/words.js";
 
-export function Traces({ traces }) {
-  const [chosen, choose] = useState(null);
-  const [onlyFailed, setOnlyFailed] = useState(false);
+const AGAIN_MS = 2000;
+const MAX_ROWS = 100;
+const FAILED = "errors";
+let lastSearch = "#/traces"; // Where a trace leads back to.
+
+export function Traces({ route, latest }) {
+  const [id] = route.parts;
+  return id ? html`<${Waterfall} key=${id} id=${id} back=${lastSearch} />` : html`<${Search} query=${route.query} apps=${latest.apps} />`;
+}
+
+function Search({ query, apps }) {
+  const [wanted, setWanted] = useState(query);
+  const { answer, fault } = useFetched("/traces", AGAIN_MS);
   // While the pointer or the keyboard focus is in the list, it does not change.
   const [held, hold] = useState(null);
-  const rows = (held ?? traces).filter((trace) => !onlyFailed || trace.errors);
+  useEffect(() => setWanted(query), [JSON.stringify(query)]);
+  useEffect(() => {
+    lastSearch = url("traces", [], wanted);
+    history.replaceState(null, "", lastSearch);
+  }, [wanted]);
+  const traces = held ?? answer?.traces ?? [];
+  const matches = traces.filter((trace) => matching(trace, wanted));
+  const holding = { onMouseEnter: () => hold(traces), onMouseLeave: () => hold(null), onFocusIn: () => hold(traces), onFocusOut: () => hold(null) };
   return html`
-    <section id="traces" aria-label="traces">
-      <h2>Recent traces <small>${traces.length}</small></h2>
-      <div class="grid">
-        <div class=${chosen ? "card third scroll" : "card scroll"}>
-          <label><input type="checkbox" checked=${onlyFailed} onChange=${(e) => setOnlyFailed(e.target.checked)} /> only with errors</label>
-          ${!rows.length && html`<p class="quiet">None yet.</p>`}
-          <table onMouseEnter=${() => hold(traces)} onMouseLeave=${() => hold(null)} onFocusIn=${() => hold(traces)} onFocusOut=${() => hold(null)}>
-            <tbody>
-              ${rows.slice(0, 25).map(
-                (trace) => html`<tr key=${trace.trace_id} class=${trace.trace_id === chosen ? "on" : ""}>
-                  <td><button class="row" aria-pressed=${trace.trace_id === chosen} onClick=${() => choose(trace.trace_id)}>${trace.name}</button></td>
-                  <td class="n">${seconds(trace.seconds)}</td>
-                  <td class="n quiet">${trace.spans} ${trace.spans === 1 ? "span" : "spans"}</td>
-                  <td class=${trace.errors ? "bad" : "warn"}>${trace.errors ? "error" : trace.status === "OK" ? "" : trace.status}</td>
-                </tr>`,
-              )}
-            </tbody>
-          </table>
-        </div>
-        ${chosen && html`<${Waterfall} key=${chosen} id=${chosen} known=${traces.find((trace) => trace.trace_id === chosen)?.spans} close=${() => choose(null)} />`}
+    <section aria-label="traces">
+      <h2>Recent traces <small>${answer ? `${matches.length} of ${traces.length}` : ""}</small></h2>
+      <${Filters} wanted=${wanted} change=${(name, value) => setWanted({ ...wanted, [name]: value })} apps=${apps} traces=${traces} clear=${() => setWanted({})} />
+      <div class="card" ...${holding}>
+        ${fault && html`<p class="bad" role="alert">${fault}</p>`}
+        ${answer && !matches.length && html`<p class="quiet">${traces.length ? "No trace matches." : "None yet."}</p>`}
+        ${matches.length > 0 && html`<${Table} label="traces" columns=${COLUMNS} rows=${matches.slice(0, MAX_ROWS)} id=${(trace) => trace.trace_id} />`}
+        ${matches.length > MAX_ROWS && html`<p class="quiet">The newest ${MAX_ROWS} are shown; search for fewer.</p>`}
       </div>
     </section>
   `;
 }
 
-// known: how many of its spans the supervisor has; when the number grows, they are fetched again.
-function Waterfall({ id, known, close }) {
-  const [spans, setSpans] = useState(null);
-  useEffect(() => {
-    fetch(`/traces/${id}`).then(async (answer) => setSpans(answer.ok ? (await answer.json()).spans : []));
-  }, [id, known]);
-  if (!spans) return html`<div class="card twothirds quiet">Loading…</div>`;
-  if (!spans.length) return html`<div class="card twothirds quiet">The supervisor no longer has this trace.</div>`;
-  const begin = Math.min(...spans.map((span) => span.start_ns));
-  const whole = Math.max(...spans.map((span) => span.start_ns + span.seconds * 1e9)) - begin || 1;
-  const shards = [...new Set(spans.map((span) => span.shard))];
-  return html`
-    <div class="card twothirds">
-      <h3>Trace <code>${id}</code> <button onClick=${close}>Close</button></h3>
-      <div class="waterfall">
-        ${spans.map((span) => html`<${Row} key=${span.span_id} span=${span} begin=${begin} whole=${whole} colour=${colour(shards.indexOf(span.shard))} />`)}
-      </div>
-      <ul class="legend quiet">${shards.map((shard, index) => html`<li key=${shard}><i style=${`background:${colour(index)}`}></i>${shard}</li>`)}</ul>
-    </div>
-  `;
+const N = { n: true };
+const COLUMNS = [
+  ["method", (trace) => html`<a href=${traceUrl(trace.trace_id)}>${trace.name}</a>`, { wrap: true }],
+  ["time", (trace) => clock(trace.start_ns)],
+  ["duration", (trace) => seconds(trace.seconds), N],
+  ["status", statusOf, { state: (trace) => (trace.errors ? "bad" : statusOf(trace) === "OK" ? "" : "warn") }],
+  ["spans", (trace) => trace.spans, N],
+  ["shards", (trace) => trace.shards.join(", ") || "supervisor", { wrap: true }],
+  ["trace id", (trace) => html`<code>${trace.trace_id.slice(0, 8)}</code>`],
+];
+
+function clock(start_ns) {
+  const at = new Date(start_ns / 1e6);
+  return `${at.toTimeString().slice(0, 8)}.${String(at.getMilliseconds()).padStart(3, "0")}`;
 }
 
-function Row({ span, begin, whole, colour }) {
-  const left = (100 * (span.start_ns - begin)) / whole;
-  const width = (100 * span.seconds * 1e9) / whole;
-  // After the bar where there is room, else before it, else in it.
-  const place =
-    left + width < 70 ? { at: `left:${left + width}%` } : left > 30 ? { at: `right:${100 - left}%` } : { at: `left:${left}%`, in: true };
-  const [open, setOpen] = useState(false);
-  return html`
-    <div class="name" style=${`padding-left:${span.depth * 14}px`}>
-      <button class="row" aria-expanded=${open} onClick=${() => setOpen(!open)} title=${span.name}>${span.name}</button>
-      <span class="quiet"> ${span.kind.toLowerCase()}</span>
-    </div>
-    <div class="track">
-      <div class="bar" style=${`left:${left}%;width:${width}%;background:${span.error ? "var(--bad)" : colour}`}></div>
-      <span class=${`time ${place.in ? "inside" : span.error ? "bad" : ""}`} style=${place.at}>${seconds(span.seconds)}${span.error && ` · ${span.error}`}</span>
-    </div>
-    ${open && html`<${Details} span=${span} />`}
-  `;
+function statusOf(trace) {
+  return trace.status === "OK" && trace.errors ? "OK, error within" : trace.status;
 }
 
-function Details({ span }) {
-  const rows = [["app", span.app], ["span", span.span_id], ...Object.entries(span.attributes)];
+function matching(trace, { app, method, status, slower, shard, id, runtime }) {
+  const has = (text, part) => text.toLowerCase().includes(part.trim().toLowerCase());
+  return (
+    (runtime || !trace.is_runtime) &&
+    (!app || trace.apps.includes(app)) &&
+    (!method || [trace.name, ...trace.names].some((name) => has(name, method))) &&
+    (!status || (status === FAILED ? trace.errors > 0 : trace.status === status)) &&
+    (!(Number(slower) > 0) || trace.seconds * 1e3 >= Number(slower)) &&
+    (!shard || trace.shards.some((name) => name === shard.trim())) &&
+    (!id || trace.trace_id.startsWith(id.trim().toLowerCase()))
+  );
+}
+
+function Filters({ wanted, change, apps, traces, clear }) {
+  const text = (name, label, options) => html`
+    <label>${label}<input type=${options?.type ?? "search"} min="0" step="any" name=${name} value=${wanted[name] ?? ""} placeholder=${options?.hint ?? ""} onInput=${(e) => change(name, e.target.value)} /></label>
+  `;
+  const choice = (name, label, values) => html`
+    <label>${label}<select name=${name} value=${wanted[name] ?? ""} onChange=${(e) => change(name, e.target.value)}>
+      <option value="">any</option>
+      ${values.map((value) => html`<option key=${value} value=${value}>${value}</option>`)}
+    </select></label>
+  `;
+  const present = (values, chosen) => [...new Set([...values, ...(chosen ? [chosen] : [])])].sort();
+  const statuses = present(traces.map((trace) => trace.status), wanted.status === FAILED ? "" : wanted.status);
+  const shards = present(traces.flatMap((trace) => trace.shards), wanted.shard);
   return html`
-    <div class="details">
-      <table>
-        <tbody>
-          ${rows.map(([name, value]) => html`<tr key=${name}><th>${name}</th><td class="wrap">${String(value)}</td></tr>`)}
-          ${span.events.map((event) => html`<tr><th>event ${event.name}</th><td class="wrap">${JSON.stringify(event.attributes)}</td></tr>`)}
-        </tbody>
-      </table>
-    </div>
+    <form class="card filters" role="search" onSubmit=${(e) => e.preventDefault()}>
+      ${text("method", "Method", { hint: "part of a name" })} ${choice("app", "App", present(apps.map((app) => app.name), wanted.app))}
+      ${choice("status", "Status", [FAILED, ...statuses])} ${text("slower", "Slower than, ms", { type: "number" })} ${choice("shard", "Shard", shards)}
+      ${text("id", "Trace id", { hint: "its beginning" })}
+      <label class="check"><input type="checkbox" checked=${Boolean(wanted.runtime)} onChange=${(e) => change("runtime", e.target.checked ? "1" : "")} /> The runtime's own too</label>
+      <button type="button" onClick=${clear}>Clear</button>
+    </form>
   `;
 }
