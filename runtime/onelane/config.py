@@ -343,10 +343,19 @@ class Config(Checked):
     admin_token_file: str | None = None
     """A file that holds the `admin_token`, which none but the user of the supervisor may read; also by the environment
     variable `ONELANE_ADMIN_TOKEN_FILE`."""
+    console: bool | None = None
+    """Let the admin page call methods of the apps that serve reflection; by default only where `admin` is a loopback
+    address or a Unix socket. Beyond, whoever has the token may call what the machine of the supervisor can reach."""
     per_shard_series: bool = True
     """Export each metric series once per shard, with the attribute `onelane.shard`; if false, their sum per app."""
     peers: Mapping[str, PeerTarget] = field(default_factory=dict)
     """Name → host:port of apps outside of this file, for `shard.stub(…, to=NAME)`."""
+
+    @property
+    def has_console(self) -> bool:
+        if self.console is not None:
+            return self.console
+        return self.admin.startswith(UNIX) or ipaddress.ip_address(addresses.split(self.admin)[0]).is_loopback
 
     def __post_init__(self) -> None:
         self._check_tls()

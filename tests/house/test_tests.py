@@ -29,6 +29,7 @@ TESTED_BY = {
     "cli/declared_dicts": "cli/test_state",
     "cli/progress": "supervisor/test_changes_processes",
     "supervisor/admin/progress": "supervisor/test_changes_processes",
+    "cli/page_calls": "supervisor/admin/test_call_console",
     "cli/turns": "supervisor/admin/test_turn_commands",
     "shard/held_turns": "supervisor/admin/test_turn_commands",
     "supervisor/store_status": "supervisor/admin/test_page_durable",

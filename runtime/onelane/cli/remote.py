@@ -5,7 +5,7 @@ import base64
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -78,7 +78,15 @@ def _with_host(address: str) -> str:
 
 
 def _metadata(_: click.Context, __: click.Parameter, headers: tuple[str, ...]) -> "MetadataItems":
-    """`name: value` of each; the value of a name that ends in -bin is base64."""
+    return metadata_items(headers)
+
+
+def metadata_items(headers: Iterable[str]) -> "tuple[tuple[str, str | bytes], ...]":
+    """`name: value` of each; the value of a name that ends in -bin is base64.
+
+    Raises:
+        click.BadParameter: one is none.
+    """
     items: list[tuple[str, str | bytes]] = []
     for header in headers:
         name, colon, value = header.partition(":")
@@ -248,7 +256,7 @@ def call(
             descriptor = await method_named(reflection, method)
             outcome = await calling.call(
                 calling.RemoteMethod(channel, descriptor, reflection.pool),
-                _texts(requests, is_stream=descriptor.client_streaming),
+                request_texts(requests, is_stream=descriptor.client_streaming),
                 key=key,
                 metadata=target.metadata,
                 timeout_s=deadline,
@@ -309,7 +317,7 @@ def _printable(text: str) -> str:
     return replaced(text)
 
 
-async def _texts(requests: str | None, *, is_stream: bool) -> AsyncIterator[str]:
+async def request_texts(requests: str | None, *, is_stream: bool) -> AsyncIterator[str]:
     """The JSON of each request."""
     from onelane.cli.json_stream import JsonValues, standard_input
 

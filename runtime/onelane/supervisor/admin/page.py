@@ -30,7 +30,7 @@ class Page:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._view = View(supervisor.apps, supervisor.collector, supervisor.config.peers)
+        self._view = View(supervisor.apps, supervisor.collector, supervisor.config)
         self._open_streams = 0
         self._events: dict[int, tuple[float, bytes]] = {}
         """Steps of history → when the event was built (monotonic), and its bytes, which all pages share."""

@@ -16,6 +16,7 @@ from aiohttp import web
 from onelane.supervisor import descriptors
 from onelane.supervisor.admin import progress
 from onelane.supervisor.admin.auth import Unauthorized, auth_middleware
+from onelane.supervisor.admin.call_console import CallConsole
 from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection, AdminConnections
 from onelane.supervisor.admin.listening import ADMIN_BACKLOG, listening
 from onelane.supervisor.admin.page import Page
@@ -87,6 +88,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
     app.add_routes(PlacementCommands(supervisor).routes())
     app.add_routes(TurnCommands(supervisor).routes())
+    app.add_routes(CallConsole(supervisor).routes())
     app.add_routes(Page(supervisor).routes())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()

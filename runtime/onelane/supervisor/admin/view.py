@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from onelane.client.peer import CLIENT_DURATION
+from onelane.config import Config
 from onelane.core import addresses
 from onelane.core.placement import Placement
 from onelane.supervisor.app import AppSupervisor
@@ -35,10 +36,9 @@ RING_SLICES = 360
 class View:
     """Builds snapshots. Owned by the admin server's event loop."""
 
-    def __init__(self, apps: list[AppSupervisor], collector: Collector, peers: Mapping[str, str]) -> None:
-        """peers: name → target of apps outside of the file."""
+    def __init__(self, apps: list[AppSupervisor], collector: Collector, config: Config) -> None:
         self._apps = apps
-        self._peers = peers
+        self._config = config
         self._collector = collector
         self._rings: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
         """App → the addresses that its ring was last drawn of, and the drawing, which takes long to compute."""
@@ -48,6 +48,7 @@ class View:
         sums = _Sums(self._collector)
         return {
             "host": socket.gethostname(),
+            "console": self._config.has_console,
             "apps": [self._app(app, sums, steps) for app in self._apps],
             "calls": sums.calls(self._names_by_address()),
             "traces": self._collector.recent_traces.summaries()[:LISTED_TRACES],
@@ -57,7 +58,7 @@ class View:
 
     def _names_by_address(self) -> dict[str, str]:
         """Address by which stubs connect → the app, or the peer outside of the file, that listens there."""
-        peers = {addresses.parse_target(target): name for name, target in self._peers.items()}
+        peers = {addresses.parse_target(target): name for name, target in self._config.peers.items()}
         return peers | {addresses.reachable(app.settings.listen): app.name for app in self._apps}
 
     def _app(self, app: AppSupervisor, sums: "_Sums", steps: int) -> dict[str, Any]:
@@ -68,6 +69,7 @@ class View:
             "listen": app.settings.listen,
             "epoch": app.placement.epoch,
             "show_keys": app.settings.show_keys,
+            "reflection": app.settings.serves_reflection,
             "shards": [
                 _shard(app, shard, sums)
                 | {"durable": store_status(app.settings.state.store, app.source(shard), self._collector.totals)}

@@ -32,6 +32,7 @@ function Present({ app, history }) {
           <${Tile} value=${`${now.ready}/${app.shards.length}`} text="shards ready" bad=${now.ready < app.shards.length} />
           <p class="links">
             <a href=${url("traces", [], { app: app.name })}>Traces of ${app.name}</a>
+            <a href=${url("console", [app.name])}>Call a method</a>
           </p>
         </div>
         ${app.change && html`<${Change} change=${app.change} />`}

@@ -1,8 +1,9 @@
 // The admin page: one view of the newest snapshot, chosen by the URL.
 import { html, render, useEffect, useState } from "/static/vendor/htm-preact-3.1.1.js";
 import { App } from "/static/app.js";
+import { CallConsole } from "/static/console.js";
 import { Overview } from "/static/overview.js";
-import { appUrl, parsed } from "/static/route.js";
+import { appUrl, parsed, url } from "/static/route.js";
 import { useSnapshots } from "/static/snapshots.js";
 import { Traces } from "/static/traces.js";
 
@@ -10,6 +11,7 @@ const VIEWS = {
   overview: ({ latest, edges }) => html`<${Overview} latest=${latest} edges=${edges} />`,
   app: ({ route, latest, history }) => html`<${App} name=${route.parts[0]} latest=${latest} history=${history} />`,
   traces: ({ route, latest }) => html`<${Traces} route=${route} latest=${latest} />`,
+  console: ({ route, latest }) => html`<${CallConsole} route=${route} latest=${latest} />`,
 };
 
 function useRoute() {
@@ -54,7 +56,7 @@ function Header({ latest, isLive, route }) {
       <nav aria-label="views">
         ${link("overview", "#/", "Overview")}
         <${AppChoice} apps=${latest.apps} chosen=${route.view === "app" ? route.parts[0] : ""} />
-        ${link("traces", "#/traces", "Traces")}
+        ${link("traces", "#/traces", "Traces")} ${link("console", url("console", route.view === "app" ? [route.parts[0]] : []), "Console")}
       </nav>
       <span class=${isLive ? "live" : "live lost"} role="status">${isLive ? "live" : "connection lost, trying again"}</span>
     </header>
