@@ -5,11 +5,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from docs.generator import glossary
 from docs.generator.blocks import outside_of_code
 
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
 FROM_ELSEWHERE = {
+    "README.md": "index.md",
     "runtime/TELEMETRY.md": "reference/telemetry.md",
     "runtime/DESIGN.md": "project/architecture.md",
     "services/examples/README.md": "project/examples.md",
@@ -36,8 +38,14 @@ def assembled() -> dict[str, str]:
     pages = generated()
     for place, source in sorted(written.items()):
         text = (ROOT / source).read_text(encoding="utf-8")
-        pages[place] = with_pictures(with_links(text, source, places), source)
+        page = with_pictures(with_links(text, source, places), source)
+        pages[place] = glossary.linked(page, place) if explains(place) else page
     return pages
+
+
+def explains(place: str) -> bool:
+    """Whether words of a page lead to the glossary; pages on the project itself are for those who know them."""
+    return place != glossary.GLOSSARY and not place.startswith("project/")
 
 
 def sources() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The words that a shell offers for `onelane`, by the lines that the README has for it."""
+"""The words that a shell offers for `onelane`, by the lines that its page has for it."""
 
 import os
 import re
@@ -13,10 +13,10 @@ from onelane.cli.main import main
 from tests.running_app import ROOT
 
 pytestmark = pytest.mark.slow
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "development-loop.md").read_text()
 LINES = {
     shell: line.strip()
-    for line, shell in re.findall(r"^(.*_ONELANE_COMPLETE=(\w+)_source.*?)(?: {2,}#.*)?$", README, re.M)
+    for line, shell in re.findall(r"^(.*_ONELANE_COMPLETE=(\w+)_source.*?)(?: {2,}#.*)?$", PAGE, re.M)
 }
 """Shell → its line."""
 

@@ -1,6 +1,6 @@
 """A channel behaves as grpc.aio's own: each case runs on grpc.aio's and on ours, and ends alike.
 
-What differs, and why, stands in the README; each difference has its test elsewhere.
+What differs, and why, stands in docs/how-to/moving-from-grpcio.md; each difference has its test elsewhere.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Calls behind client interceptors end as grpc.aio's: each case runs on grpc.aio's channel and on ours, and ends alike.
 
-What differs, and why, stands in the README; each difference has its test in test_interceptors.
+What differs, and why, stands in docs/how-to/moving-from-grpcio.md; each difference has its test in test_interceptors.
 """
 
 import asyncio

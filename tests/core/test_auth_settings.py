@@ -29,8 +29,8 @@ def test_a_whole_table_is_read() -> None:
     assert auth.mtls["CN=orders"] == ("reader",)
 
 
-def test_the_table_of_the_readme_is_one() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_table_of_the_page_on_securing_is_whole() -> None:
+    text = (ROOT / "docs" / "how-to" / "securing.md").read_text()
     table = tomllib.loads(text[text.index("[apps.shop.auth]\n") :].partition("```")[0])["apps"]["shop"]["auth"]
     lobby = {"services": ["a:B"], "listen": "127.0.0.1:50061"}
     shop = {"services": ["a:B"], "listen": "127.0.0.1:50051", "tls": TLS, "auth": table}

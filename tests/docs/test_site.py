@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from docs.generator import assembly, blocks
+from docs.generator import assembly, blocks, glossary
 from docs.generator.assembly import BrokenPage
 from tests import tools
 from tests.running_app import ROOT
@@ -82,13 +82,25 @@ def test_every_link_leads_to_a_page_and_a_heading_of_it(site: Path) -> None:
 
 
 def test_a_link_to_a_file_that_does_not_exist_ends_the_build() -> None:
-    with pytest.raises(BrokenPage, match=r"docs/index\.md: no_such\.md does not exist"):
-        assembly.with_links("see [it](no_such.md)", "docs/index.md", assembly.sources())
+    with pytest.raises(BrokenPage, match=r"docs/tutorial\.md: no_such\.md does not exist"):
+        assembly.with_links("see [it](no_such.md)", "docs/tutorial.md", assembly.sources())
 
 
 def test_a_link_keeps_its_page_where_that_has_another_place_in_the_site() -> None:
-    text = assembly.with_links("[`all`](../runtime/TELEMETRY.md#logs)", "docs/index.md", assembly.sources())
+    text = assembly.with_links("[`all`](../runtime/TELEMETRY.md#logs)", "docs/tutorial.md", assembly.sources())
     assert text == "[`all`](reference/telemetry.md#logs)"
+
+
+def test_a_word_leads_to_the_glossary_at_its_first_place_alone() -> None:
+    page = "# Lane\n\nThis `lane` is a lane; [a lane](x.md), and lanes. It turns off the turn of a key.\n"
+    expected = page.replace("is a lane;", "is a [lane](concepts/glossary.md#lane);")
+    expected = expected.replace("the turn of", "the [turn](concepts/glossary.md#turn) of")
+    assert glossary.linked(page, "tutorial.md") == expected
+
+
+def test_each_word_of_the_glossary_has_its_heading() -> None:
+    page = (ROOT / "docs" / glossary.GLOSSARY).read_text()
+    assert [word for word in glossary.WORDS if f"{{ #{word} }}" not in page] == []
 
 
 def test_code_is_no_prose() -> None:

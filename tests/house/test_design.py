@@ -14,6 +14,7 @@ from tests.running_app import ROOT
 TOUR = "runtime/DESIGN.md"
 PAGES = [TOUR, "README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md", "runtime/TELEMETRY.md"]
 PAGES += ["services/examples/README.md"]
+PAGES += sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
 PAGES += [f"runtime/decisions/{page.name}" for page in sorted((ROOT / "runtime" / "decisions").glob("*.md"))]
 NAME = re.compile(r"`([a-z_]+(?:/[a-z_]+)+)(?:\.py)?`")
 PATH = re.compile(r"`((?:tests|runtime|services|proto|deploy)/[\w./-]+?)(?:::\w+)?`")

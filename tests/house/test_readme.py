@@ -11,16 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from docs.generator.blocks import blocks_of
+from tests.docs.pages import files_of
 from tests.running_app import ROOT, RunningApp, eventually, running
 
 pytestmark = pytest.mark.slow
 README = (ROOT / "README.md").read_text()
+STATE = "docs/how-to/state.md"
+STOCK_CLIENTS = "docs/how-to/stock-clients.md"
 
 
 def files() -> dict[str, str]:
-    """The blocks that name their file in their first line."""
-    blocks = re.findall(r"^```(?:proto|python|toml)\n((?:#|//) (\S+)\n.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return {name: text for text, name in blocks}
+    """The blocks that name their file in their first line; also the program of the page on stock clients."""
+    return files_of("README.md") | files_of(STOCK_CLIENTS)
 
 
 def commands() -> list[str]:
@@ -34,9 +37,10 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    generate, up, client, status, test, stock = commands()
+    generate, up, client, status, test = commands()
+    stock = "python stock.py"
     assert (generate, up) == ("onelane proto", "onelane up onelane.toml")
-    assert (client, status, test, stock) == ("python client.py", "onelane status", "pytest", "python stock.py")
+    assert (client, status, test) == ("python client.py", "onelane status", "pytest")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "160"}
 
     def run(command: str) -> str:
@@ -59,9 +63,7 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
 
 
 def test_with_one_word_more_the_first_service_survives_a_kill(tmp_path: Path) -> None:
-    [durable] = re.findall(r"^ +(self\.totals = shard\.keyed\(.*durable=True\))$", README, re.MULTILINE)
-    sources = files()
-    sources["service.py"] = re.sub(r"self\.totals = shard\.keyed\(.*", durable, sources["service.py"])
+    sources = files_of("README.md") | {"service.py": files_of(STATE)["service.py"]}
     for name, text in sources.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,7 @@ def kill_each_shard(app: RunningApp) -> None:
 
 def test_its_java_is_what_the_ring_s_test_compiles() -> None:
     sources = "\n".join(_lines_of(file.read_text()) for file in (ROOT / "tests" / "java" / "src").glob("*.java"))
-    blocks = re.findall(r"^```java\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    blocks = [block.text for block in blocks_of((ROOT / STOCK_CLIENTS).read_text()) if block.language == "java"]
     assert blocks
     assert [block for block in blocks if _lines_of(block) not in sources] == []
 
@@ -102,13 +104,14 @@ def _lines_of(text: str) -> str:
     return "\n".join(line.strip() for line in text.splitlines())
 
 
-def test_what_the_readme_says_of_the_file_is_so() -> None:
+def test_the_defaults_in_the_table_of_limits_are_the_code_s() -> None:
     from onelane.config import App
     from onelane.core.state_settings import StateSettings
 
     settings_of_file = {setting.name: setting for kind in (App, StateSettings) for setting in fields(kind)}
     units = {"": 1, "s": 1, "h": 3600, "KiB": 2**10, "MiB": 2**20}
-    settings = re.findall(r"`(\w+)`, ([\d.,]+)(?: (s|h|KiB|MiB)\b)?[ ,]", README)
+    limits = (ROOT / "docs" / "reference" / "limits.md").read_text()
+    settings = re.findall(r"`(\w+)`, ([\d.,]+)(?: (s|h|KiB|MiB)\b)?[ ,]", limits)
     assert settings
     for name, value, unit in settings:
         assert (name, float(value.replace(",", "")) * units[unit]) == (name, settings_of_file[name].default)

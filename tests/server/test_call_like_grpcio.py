@@ -1,7 +1,7 @@
 """A handler's context behaves as grpcio's: each handler runs on grpcio's own server and on a lane behind each listener,
 and handler and stock client see the same.
 
-What differs, and why, stands in the README; each difference has its test elsewhere.
+What differs, and why, stands in docs/how-to/moving-from-grpcio.md; each difference has its test elsewhere.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Server interceptors act as on grpc.aio's server: each case runs there, and on a lane behind both listeners.
 
-What differs, and why, stands in the README; each difference has its test in test_interceptors.
+What differs, and why, stands in docs/how-to/moving-from-grpcio.md; each difference has its test in test_interceptors.
 """
 
 import asyncio
