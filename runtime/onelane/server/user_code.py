@@ -15,7 +15,7 @@ from typing import Any
 import onelane
 
 PACKAGE = str(Path(onelane.__file__).parent) + os.sep
-LIBRARIES = tuple({str(Path(folder)) + os.sep for folder in (Path(inspect.__file__).parent, *site.getsitepackages())})
+LIBRARIES = tuple({folder + os.sep for folder in (str(Path(inspect.__file__).parent), *site.getsitepackages())})
 """The folders of the standard library and of installed packages. To ask `sysconfig` would cost a process 350 KiB."""
 MAX_TEXT = 500
 """Characters of an exception's text in a log line; its traceback has the rest."""
