@@ -17,6 +17,8 @@ from onelane.testing.listener import MemoryCall
 from tests.servers import lane_behind
 
 FIRST = (("x-first", "1"),)
+MANY = 64
+"""MiB: more than any client lets through that reads one message."""
 user = ContextVar("user", default="nobody")
 LISTENERS = pytest.mark.parametrize("listener", ["native", "grpcio"])
 
@@ -139,3 +141,21 @@ async def test_a_plain_streaming_handler_runs_in_the_context_of_its_call(listene
             call = channel.unary_stream("/t.T/Download")(b"x")
             assert [message async for message in call] == [b"ada True", b"changed True"]
         assert await channel.stream_unary("/t.T/Upload")(iter([b"1", b"2"])) == b"ada True,ada True"
+
+
+@LISTENERS
+async def test_a_plain_handler_of_a_stream_waits_where_its_client_does_not_read(listener: str) -> None:
+    """It runs on the lane: without a wait it would send all of them before the first leaves."""
+    sent = 0
+
+    def download(request: bytes, context: Any) -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(MANY):
+            sent += 1
+            yield bytes(1024 * 1024)
+
+    async with channel_to(listener, Download=grpc.unary_stream_rpc_method_handler(download)) as channel:
+        call = channel.unary_stream("/t.T/Download")(b"x")
+        await call.read()
+        assert sent < MANY
+        call.cancel()

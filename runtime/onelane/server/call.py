@@ -150,6 +150,10 @@ class Call:
         """Send one message; waits where the client does not read."""
         raise NotImplementedError
 
+    def begin_send(self, message: bytes) -> Coroutine[Any, Any, None] | None:
+        """`send` without a coroutine where the client reads on: returns what is to be awaited, or None."""
+        return self.send(message)
+
     async def send_initial(self, metadata: Metadata) -> None:
         raise NotImplementedError
 
@@ -312,6 +316,10 @@ class Call:
 
     def write(self, message: Any) -> Coroutine[Any, Any, None]:
         return context_methods.write(self, message)
+
+    def begin_write(self, message: Any) -> Coroutine[Any, Any, None] | None:
+        """`write` without a coroutine where the client reads on: returns what is to be awaited, or None."""
+        return self.begin_send(self.serialized(message))
 
     def parsed(self, message: bytes) -> Any:
         """A message of the client as its handler gets it."""

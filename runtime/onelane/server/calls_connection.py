@@ -6,7 +6,7 @@ the client does not read. Whatever goes wrong with one call ends that call, and 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
@@ -193,11 +193,15 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
     def streams_requests(self, call: NativeCall) -> bool:
         return self._owner.methods[call.stream.path].request_streaming
 
-    def sent(self, size: int) -> None:
-        if size > LARGE and self.wire.http2.queued_in_all() > MAX_UNFLUSHED:
+    def send(self, stream: Stream, frame: bytes) -> Coroutine[Any, Any, None] | None:
+        """Send a message with its prefix at the end of this turn of the loop, a large one now. Returns what its sender
+        awaits where the client does not read."""
+        self.wire.send_message(stream, frame)
+        if len(frame) > LARGE and self.wire.http2.queued_in_all() > MAX_UNFLUSHED:
             self.flush()
         else:
             self.flush_soon()
+        return self.wait_room(stream.id) if self.is_full(stream.id) else None
 
     def consumed(self, stream: Stream) -> None:
         self.wire.consumed(stream)

@@ -2,6 +2,7 @@
 a handler that returns one is told so by its type.
 """
 
+from collections.abc import Coroutine
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -16,17 +17,14 @@ class HandlerCall(Protocol):
     async def next_bytes(self) -> bytes | None:
         """The next message, or None after the last."""
 
-    async def send(self, message: bytes) -> None:
-        """Send one message."""
-
     async def send_initial(self, metadata: Metadata) -> None:
         """Send initial metadata."""
 
     def parsed(self, message: bytes) -> Any:
         """A message that has come, parsed."""
 
-    def serialized(self, message: Any) -> bytes:
-        """A message of the handler as bytes, which are sent now."""
+    def begin_write(self, message: Any) -> Coroutine[Any, Any, None] | None:
+        """Send one message; returns what is to be awaited before the next, if anything."""
 
     def accept_initial_metadata(self, initial_metadata: Metadata) -> Metadata:
         """Initial metadata of a handler, checked."""
@@ -41,7 +39,9 @@ async def read(call: HandlerCall) -> Any:
 
 
 async def write(call: HandlerCall, message: Any) -> None:
-    await call.send(call.serialized(message))
+    sending = call.begin_write(message)
+    if sending is not None:
+        await sending
 
 
 async def send_initial_metadata(call: HandlerCall, initial_metadata: Metadata) -> None:

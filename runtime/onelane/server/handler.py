@@ -59,7 +59,9 @@ async def _send_each(call: Call, answers: Any) -> None:
     try:
         async for answer in answers:
             try:
-                await call.write(answer)
+                sending = call.begin_write(answer)
+                if sending is not None:
+                    await sending
             except BadHandler as error:
                 if isinstance(answers, AsyncGeneratorType):
                     error.line = user_code.standing_line(answers.ag_frame, answers.ag_code) or error.line

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import grpc
 
@@ -28,11 +28,8 @@ class CallConnection(Protocol):
     def flush_soon(self) -> None:
         """Write what is ready at the end of this turn of the loop."""
 
-    def sent(self, size: int) -> None:
-        """A message of so many bytes was sent: write it at the end of this turn of the loop, a large one now."""
-
-    async def wait_room(self, stream_id: int) -> None:
-        """Wait while the client does not read what was sent."""
+    def send(self, stream: Stream, frame: bytes) -> Coroutine[Any, Any, None] | None:
+        """Send a message with its prefix; returns what its sender awaits where the client does not read."""
 
     def streams_requests(self, call: "NativeCall") -> bool:
         """Whether the client sends a stream of messages."""
@@ -120,9 +117,12 @@ class NativeCall(Call):
             raise asyncio.CancelledError
 
     async def send(self, message: bytes) -> None:
-        self._connection.wire.send_message(self.stream, self.framed(message))
-        self._connection.sent(len(message))
-        await self._connection.wait_room(self.stream.id)
+        sending = self.begin_send(message)
+        if sending is not None:
+            await sending
+
+    def begin_send(self, message: bytes) -> Coroutine[Any, Any, None] | None:
+        return self._connection.send(self.stream, self.framed(message))
 
     async def send_initial(self, metadata: Metadata) -> None:
         self.send_initial_now(metadata)
@@ -186,9 +186,9 @@ class NativeCall(Call):
         return frame[framing.PREFIX :]
 
     async def send_frame(self, frame: bytes, encoding: bytes) -> None:
-        self._connection.wire.send_message(self.stream, frame)
-        self._connection.sent(len(frame))
-        await self._connection.wait_room(self.stream.id)
+        sending = self._connection.send(self.stream, frame)
+        if sending is not None:
+            await sending
 
     # Used by the connection
 

@@ -105,7 +105,9 @@ async def stream(call: Call, handler: Callable[[], Any]) -> None:
         try:
             for answer in answers:
                 try:
-                    wait(call.write(answer))
+                    sending = call.begin_write(answer)
+                    if sending is not None:
+                        wait(sending)
                 except BadHandler as error:
                     if isinstance(answers, GeneratorType):
                         error.line = user_code.standing_line(answers.gi_frame, answers.gi_code) or error.line
