@@ -39,13 +39,13 @@ class _ShardTask:
         task.add_done_callback(lambda _: shard_control.close())
 
     async def wait(self) -> str:
-        try:
-            started = await self._task
-        except asyncio.CancelledError:
+        # Not `await`: a caller that is cancelled while it waits would cancel the shard.
+        await asyncio.wait([self._task])
+        if self._task.cancelled():
             return "killed"
-        except Exception:
-            return traceback.format_exc()
-        return "exit code 0" if started else "exit code 1"
+        if (error := self._task.exception()) is not None:
+            return "".join(traceback.format_exception(error))
+        return "exit code 0" if self._task.result() else "exit code 1"
 
     def kill(self) -> None:
         self._task.cancel()
