@@ -107,25 +107,33 @@ class RunningApp:
 
 @contextmanager
 def running(
-    folder: Path, toml: str, *arguments: str, command: str = "up", python: str = "", **environment: str
+    folder: Path,
+    toml: str,
+    *arguments: str,
+    command: str = "up",
+    python: str = "",
+    module: str = "onelane",
+    **environment: str,
 ) -> Iterator[RunningApp]:
-    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: by default this one."""
+    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: by default this one.
+    module: what runs as `python -m` in place of onelane."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
     environment = never_late(toml) | environment
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
-    with running_command(*command_line, cwd=folder, log=folder / "log", python=python, **environment) as cluster:
+    log = folder / "log"
+    with running_command(*command_line, cwd=folder, log=log, python=python, module=module, **environment) as cluster:
         yield cluster
 
 
 @contextmanager
 def running_command(
-    *arguments: str, cwd: Path, log: Path, python: str = "", **environment: str
+    *arguments: str, cwd: Path, log: Path, python: str = "", module: str = "onelane", **environment: str
 ) -> Iterator[RunningApp]:
     """`onelane` with these arguments, once it is ready; ended at the end. log: the file that takes its stderr."""
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [python or sys.executable, "-m", "onelane", *arguments],
+            [python or sys.executable, "-m", module, *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

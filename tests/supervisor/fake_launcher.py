@@ -10,6 +10,7 @@ from onelane.config import App, parse
 from onelane.core.placement import Member, Placement
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.launcher import RunningShard
+from onelane.supervisor.leased_lives import LeasedLives
 from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 
@@ -69,7 +70,8 @@ class FakeShard:
         self._exit: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> str:
-        return await self._exit
+        # As of a process: whoever stops waiting ends nothing.
+        return await asyncio.shield(self._exit)
 
     def kill(self) -> None:
         if not self._exit.done():
@@ -110,7 +112,12 @@ class FakeLauncher:
 
 
 def app_supervisor(
-    shards: int, launcher: FakeLauncher, placement: Placement | None = None, **settings: Any
+    shards: int,
+    launcher: FakeLauncher,
+    placement: Placement | None = None,
+    *,
+    lives: LeasedLives | None = None,
+    **settings: Any,
 ) -> AppSupervisor:
     """Of an app `echo`, with shards named echo-0, echo-1 and so on. placement: by default with made-up addresses."""
     configured = {"services": ["tests.echo.service:Echo"], "listen": "127.0.0.1:1", "shards": shards} | settings
@@ -131,6 +138,7 @@ def app_supervisor(
         answer_status=lambda running, number: None,
         start_soon=start,
         start_shard=start,
+        lives=lives,
     )
     return AppSupervisor("echo", app, placement or Placement(1, members), resources)
 

@@ -24,6 +24,7 @@ from onelane.supervisor.change_trace import ChangeTraces
 from onelane.supervisor.changes import Changes
 from onelane.supervisor.lane_watch import LaneWatch
 from onelane.supervisor.launcher import Launcher, RunningShard
+from onelane.supervisor.leased_lives import LeasedLives
 from onelane.supervisor.restarts import Restarts
 from onelane.supervisor.shard_state import NOT_YET_READY, REPORTING, ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
@@ -81,6 +82,8 @@ class SharedResources:
     """As `start_soon`, for the supervision of one more shard; the supervisor runs until all of these have ended."""
     accepting: Callable[[str], Sequence[str]] = lambda _: ()
     """See `Config.accepting`."""
+    lives: LeasedLives | None = None
+    """Where the machine is a part of a cluster."""
     identity_key: bytes = b""
     """Of assertions of identity between the apps; without one, none is accepted. Never shown."""
 
@@ -143,6 +146,8 @@ class AppSupervisor:
             await self._note_end(shard)
             if self._stop.is_set() or shard.is_leaving:
                 break
+            if _ended_with_its_lease(shard):
+                continue
             shard.follow(ShardEvent.ENDED)
             if shard.state is ShardState.STOPPED:
                 raise ShardFailed(shard.member.name, how)
@@ -219,11 +224,14 @@ class AppSupervisor:
         before = shard.member.life
         incarnation = shard.begin(running, before if shard.incarnation is None and before else self.next_life())
         self._renumber(shard)
-        setup = self.setup_of(shard)
-        if self.changes.running is not None and (change := self.changes.running.launched(before, shard.member)):
-            setup.change.CopyFrom(change)
         limit_s = START_PARTS * self.settings.start_s
         try:
+            if not await self._may_start(incarnation):
+                incarnation.running.kill()
+                return await incarnation.running.wait()
+            setup = self.setup_of(shard)
+            if self.changes.running is not None and (change := self.changes.running.launched(before, shard.member)):
+                setup.change.CopyFrom(change)
             with anyio.move_on_after(limit_s) as incarnation.start:
                 await incarnation.running.control.send(control_pb2.ToShard(setup=setup))
                 await self._read_messages(shard, incarnation)
@@ -236,6 +244,11 @@ class AppSupervisor:
             incarnation.kill()
             self._shared.collector.end_incarnation(self.source(shard), incarnation.received)
         return how
+
+    async def _may_start(self, incarnation: Incarnation) -> bool:
+        """Wait until there is a lease, where one is needed; False where the process or the app ends before."""
+        lives = self._shared.lives
+        return lives is None or await lives.may_start(incarnation.running, self._stop)
 
     def next_life(self) -> int:
         return next(self._lives)
@@ -304,6 +317,8 @@ class AppSupervisor:
         if self.changes.is_left_out(shard):
             self.start_soon(self.restarts.bring_back, shard)
         await self.lane_watch.inform(shard)
+        if self._shared.lives is not None:
+            await self._shared.lives.inform(shard)
         if shard.settings.generation != self.generation:
             # New settings were committed while it was starting.
             await shard.send(control_pb2.ToShard(commit=self._proposal(self.settings.config)))
@@ -372,7 +387,7 @@ class AppSupervisor:
     def setup_of(self, shard: SupervisedShard) -> control_pb2.Setup:
         """The first message to a process of this shard, with all that it needs to start."""
         shard.settings.generation = self.generation
-        return control_pb2.Setup(
+        setup = control_pb2.Setup(
             app=self.name,
             name=shard.member.name,
             index=shard.index,
@@ -391,6 +406,9 @@ class AppSupervisor:
             asserts_to=self._shared.accepting(self.name),
             life=shard.member.life,
         )
+        if self._shared.lives is not None:
+            self._shared.lives.add_fence(setup)
+        return setup
 
     # Drain, restart, end
 
@@ -473,3 +491,12 @@ class AppSupervisor:
         if stopping.cancelled_caught:
             log.error("shard.killed shard=%s it did not end within %.0f s", shard.member.name, limit_s)
             incarnation.running.kill()
+
+
+def _ended_with_its_lease(shard: SupervisedShard) -> bool:
+    """Whether the machine had lost its lease: no crash, so the next process is launched at once."""
+    if shard.incarnation is None or not shard.incarnation.has_lost_its_lease:
+        return False
+    if shard.state is not ShardState.STARTING:
+        shard.follow(ShardEvent.ENDED)
+    return True

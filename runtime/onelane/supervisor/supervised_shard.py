@@ -39,6 +39,8 @@ class Incarnation:
     ended: anyio.Event = field(default_factory=anyio.Event)
     is_ready: bool = False
     """It has been."""
+    has_lost_its_lease: bool = False
+    """It was ended for that: see `leased_lives`."""
     start: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     """Its start, which has a deadline."""
 

@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from onelane.supervisor.cold_start import ColdStart, StartStopped
 from onelane.supervisor.collection import Collections
 from onelane.supervisor.guard import guarded, guarded_for_ever
 from onelane.supervisor.launcher import Launcher, RunningShard
+from onelane.supervisor.leased_lives import LeasedLives
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.shard_state import REPORTING, ShardEvent
@@ -54,6 +55,10 @@ COMMANDS = {"drain": ShardEvent.DRAIN_ASKED, "restart": ShardEvent.RESTART_ASKED
 """Command for one shard → the event that it is in the shard's state machine."""
 
 
+HoldLease = Callable[[LeasedLives], Coroutine[Any, Any, None]]
+"""Holds the lease of this machine until it is cancelled, and starts and ends the lives by that."""
+
+
 class NotStarted(OnelaneError):
     """The system gives no socket: no descriptor or memory is left."""
 
@@ -74,9 +79,10 @@ class Supervisor:
         telemetry: TelemetryOptions,
         read: Callable[[], Config] | None = None,
         accepts_missing_state: bool = False,
+        join: HoldLease | None = None,
     ) -> None:
         """config: its addresses have been checked. read: reads the file again, for `reload`. accepts_missing_state: see
-        `ColdStart`."""
+        `ColdStart`. join: where this machine is a part of a cluster."""
         self.config = config
         self.prometheus = PrometheusSink(os.environ)
         self.collector = Collector(config, [self.prometheus, *sinks], logs_too=telemetry.logs)
@@ -88,6 +94,8 @@ class Supervisor:
         self.apps: list[AppSupervisor] = []
         self._cold_starts: list[ColdStart] = []
         self._accepts_missing_state = accepts_missing_state
+        self._lives = LeasedLives(self.apps, lambda work, *arguments: self.tasks.start_soon(guarded, work, *arguments))
+        self._join = join
         self._shared = SharedResources(
             launcher=launcher,
             app_dir=app_dir,
@@ -95,6 +103,7 @@ class Supervisor:
             collector=self.collector,
             peers=dict(config.peers),
             accepting=config.accepting,
+            lives=None if join is None else self._lives,
             identity_key=secrets.token_bytes(32),
             answer_status=lambda running, number: self.tasks.start_soon(guarded, self._answer_status, running, number),
             start_soon=lambda work, *arguments: self.tasks.start_soon(guarded, work, *arguments),
@@ -198,6 +207,8 @@ class Supervisor:
         async with anyio.create_task_group() as self.tasks:
             async with anyio.create_task_group() as self.shard_tasks:
                 self.tasks.start_soon(self._drain_when_asked)
+                if self._join is not None:
+                    self.tasks.start_soon(self._join, self._lives)
                 for app in self.apps:
                     self.tasks.start_soon(guarded_for_ever, app.lane_watch.run)
                 # Last to first, so that servers listen before their callers start.

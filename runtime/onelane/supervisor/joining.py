@@ -1,0 +1,78 @@
+"""This machine as `[cluster]` describes it: its name, its record, and how it reaches etcd."""
+
+import hashlib
+import json
+import re
+import secrets
+import socket
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+
+import onelane
+from onelane.cluster.coordination.address import etcd_address
+from onelane.cluster.coordination.etcd import EtcdStore
+from onelane.cluster.machines import ClusterKeys, MachineRecord
+from onelane.config import App
+from onelane.core.cluster_settings import ClusterSettings
+from onelane.core.validation import to_json
+from onelane.errors import BadConfig
+from onelane.supervisor.machine import Machine, MachineLives
+
+DECISIVE = ("services", "keys", "turns", "points", "max_key_bytes")
+"""Settings of an app that must be the same on all machines: they decide what a key is, and who owns it."""
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+async def hold_lease(settings: ClusterSettings, apps: Mapping[str, App], lives: MachineLives) -> None:
+    """Join the cluster and stay, until cancelled.
+
+    Raises:
+        BadConfig: a file that the settings name cannot be used; nothing has been sent.
+        JoinRefused, CoordinationRefused: see `Machine.run`.
+    """
+    record = record_of(settings, apps)
+    store = EtcdStore(etcd_address(settings))
+    try:
+        await Machine(store, ClusterKeys(settings.name), record, lives).run()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await store.close()
+
+
+def record_of(settings: ClusterSettings, apps: Mapping[str, App]) -> MachineRecord:
+    """What the other machines are to know of this one.
+
+    Raises:
+        BadConfig: the file of `tls.ca` cannot be used.
+    """
+    return MachineRecord(
+        name=settings.machine or socket.gethostname(),
+        advertise=settings.advertise,
+        release=onelane.__version__,
+        lease_s=settings.lease_s,
+        start=secrets.token_hex(8),
+        trust="" if settings.tls is None else _fingerprint(settings.tls.ca),
+        settings={name: settings_digest(app) for name, app in apps.items()},
+    )
+
+
+def settings_digest(app: App) -> str:
+    """The same for two machines whose settings of an app agree on what a key is, who owns it, and the store."""
+    row = json.loads(to_json(app))
+    decisive = {name: row.get(name) for name in DECISIVE} | {"store": app.state.store}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(path: str) -> str:
+    """Of the authorities in a file, in whatever order it has them."""
+    try:
+        authorities = [ssl.PEM_cert_to_DER_cert(text) for text in CERTIFICATE.findall(Path(path).read_text())]
+    except (OSError, ValueError) as error:
+        raise BadConfig("cluster", [f"tls.ca: {path} cannot be used: {error}"]) from None
+    if not authorities:
+        raise BadConfig("cluster", [f"tls.ca: {path} has no certificate"])
+    digests = sorted({hashlib.sha256(authority).hexdigest() for authority in authorities})
+    return f"sha256:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"

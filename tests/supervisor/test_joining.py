@@ -1,0 +1,156 @@
+"""What a machine tells the others of itself, and whose cluster it does not join."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from onelane.cluster.coordination import CoordinationRefused, Put
+from onelane.cluster.coordination.address import etcd_address
+from onelane.cluster.coordination.etcd import EtcdStore
+from onelane.cluster.machines import ClusterKeys, JoinRefused, MachineRecord, record_bytes
+from onelane.config import App
+from onelane.core.cluster_settings import ClusterSettings, ClusterTls
+from onelane.core.validation import checked
+from onelane.errors import BadConfig
+from onelane.supervisor.joining import hold_lease, record_of, settings_digest
+from pydantic import SecretStr
+
+from tests.etcd import EtcdServer, etcd
+from tests.supervisor.leased import settings_of
+from tests.supervisor.scripted_lives import ScriptedLives
+
+ECHO = {"services": ("tests.echo.service:Echo",), "listen": "127.0.0.1:50051"}
+LOCAL = ClusterSettings(name="arena", etcd=("http://127.0.0.1:1",), advertise="10.0.0.1", insecure=True, machine="b")
+
+
+def app_of(**settings: Any) -> App:
+    app: App = checked(App, ECHO | settings)
+    return app
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EtcdServer]:
+    with etcd() as server:
+        yield server
+
+
+# What it tells
+
+
+def test_the_record_has_the_name_the_release_and_a_start_of_its_own() -> None:
+    first, second = (record_of(LOCAL, {"echo": app_of()}) for _ in range(2))
+    assert (first.name, first.advertise, first.trust, first.lease_s) == ("b", "10.0.0.1", "", 5)
+    assert first.release
+    assert first.start != second.start
+    assert first.settings == second.settings
+
+
+def test_machines_may_differ_in_addresses_and_numbers_of_shards(tmp_path: Path) -> None:
+    other = app_of(listen="10.0.0.2:1", shards=7, max_in_flight=9, state={"folder": str(tmp_path)})
+    assert settings_digest(other) == settings_digest(app_of())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"keys": {"echo.v1.Echo/Unary": "text"}},
+        {"turns": {"echo.v1.Echo/Unary": "FREE"}},
+        {"points": 64},
+        {"services": ("tests.lane.counting:Counting",)},
+        {"state": {"store": "memory"}},
+    ],
+)
+def test_machines_may_not_differ_in_what_decides_about_keys(settings: dict[str, Any]) -> None:
+    assert settings_digest(app_of(**settings)) != settings_digest(app_of())
+
+
+def test_the_authority_of_links_is_known_by_its_certificates_in_any_order(tmp_path: Path) -> None:
+    def trust_of(*authorities: trustme.CA) -> str:
+        file = tmp_path / "ca.pem"
+        file.write_bytes(b"# a comment\n" + b"".join(authority.cert_pem.bytes() for authority in authorities))
+        tls = ClusterTls(ca=str(file), cert="", key="")
+        return record_of(LOCAL.model_copy(update={"tls": tls}), {}).trust
+
+    authority, other = trustme.CA(), trustme.CA()
+    assert trust_of(authority, other) == trust_of(other, authority)
+    assert len({trust_of(authority), trust_of(other), trust_of(authority, other)}) == 3
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_a_file_of_the_authority_that_cannot_be_used_is_told_by_its_setting(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "ca.pem").write_text(text)
+    settings = LOCAL.model_copy(update={"tls": ClusterTls(ca=f"{tmp_path}/ca.pem", cert="", key="")})
+    with pytest.raises(BadConfig, match=r"tls\.ca: .*ca\.pem"):
+        record_of(settings, {})
+
+
+# Whose cluster it does not join
+
+
+async def refusal_of(settings: ClusterSettings, **app_settings: Any) -> str:
+    """Why a machine of these settings cannot join; it has no lives then."""
+    lives = ScriptedLives()
+    with pytest.raises((JoinRefused, CoordinationRefused)) as caught:
+        await hold_lease(settings, {"echo": app_of(**app_settings)}, lives)
+    assert lives.fences == {}
+    return str(caught.value)
+
+
+async def put_record(settings: ClusterSettings, record: MachineRecord, value: bytes = b"") -> None:
+    """As another machine that has joined before."""
+    store = EtcdStore(etcd_address(settings))
+    await store.commit([], [Put(ClusterKeys(settings.name).machine(record.name), value or record_bytes(record))])
+    await store.close()
+
+
+async def test_a_machine_whose_app_has_other_settings_is_refused_by_the_names_of_both(server: EtcdServer) -> None:
+    settings = settings_of(server, machine="b").model_copy(update={"name": "settings"})
+    await put_record(settings, replace(record_of(settings, {"echo": app_of()}), name="a"))
+    reason = await refusal_of(settings, points=64)
+    assert reason == (
+        "cannot join the cluster 'settings': app 'echo' is set up otherwise on machine 'a': use the same file on both"
+    )
+
+
+async def test_a_machine_of_another_cluster_of_this_name_is_refused(server: EtcdServer) -> None:
+    settings = settings_of(server, machine="b").model_copy(update={"name": "authority"})
+    await put_record(settings, replace(record_of(settings, {}), name="a", trust="sha256:1"))
+    reason = await refusal_of(settings)
+    assert "machine 'a' trusts another authority (cluster.tls.ca)" in reason
+    assert "set `name` of one of the two to another name" in reason
+
+
+async def test_a_release_that_cannot_read_the_records_of_another_says_so(server: EtcdServer) -> None:
+    settings = settings_of(server, machine="b").model_copy(update={"name": "releases"})
+    newer = b'{"version": 9, "oldest_reader": 9, "machine": {"name": "a", "release": "9.0.0"}}'
+    await put_record(settings, replace(record_of(settings, {}), name="a"), newer)
+    reason = await refusal_of(settings)
+    assert "machine 'a' cannot be understood" in reason
+    assert "upgrade this machine" in reason
+
+
+async def test_a_wrong_password_of_etcd_is_refused_in_its_words() -> None:
+    with etcd() as server:
+        for request in ("user/add", "user/grant"):
+            server.ask(f"auth/{request}", '{"name": "root", "user": "root", "password": "right", "role": "root"}')
+        server.ask("auth/enable", "{}")
+        user = {"etcd_user": "root", "etcd_password": SecretStr("wrong")}
+        reason = await refusal_of(settings_of(server, machine="b", **user))
+    assert "authentication failed" in reason
+    assert "wrong" not in reason
+
+
+def test_nothing_of_clusters_is_imported_where_an_app_runs_without_one() -> None:
+    probe = (
+        "import sys, onelane.cli.run_apps, onelane.supervisor.supervisor, onelane.shard.process\n"
+        "parts = 'cluster.coordination', 'cluster.machines', 'supervisor.machine', 'supervisor.joining'\n"
+        "print([name for name in sys.modules if name.removeprefix('onelane.').startswith(parts)])"
+    )
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == "[]\n"
