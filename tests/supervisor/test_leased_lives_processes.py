@@ -15,6 +15,10 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from onelane.cluster.coordination.address import etcd_address
+from onelane.cluster.coordination.etcd import EtcdStore
+from onelane.cluster.machines import ClusterKeys, ClusterView, MachineRecord
+from onelane.core.cluster_settings import ClusterSettings
 
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -31,8 +35,8 @@ REFUSED = "its machine's lease was not renewed in time"
 class LeasedApp:
     """An echo app on the only machine of a cluster, and the cluster's etcd."""
 
-    def __init__(self, app: RunningApp, server: EtcdServer) -> None:
-        self.app, self.server = app, server
+    def __init__(self, app: RunningApp, server: EtcdServer, settings: ClusterSettings) -> None:
+        self.app, self.server, self.settings = app, server, settings
         self._address = app.listen["echo"]
 
     def give_up(self) -> None:
@@ -88,7 +92,7 @@ def leased(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedApp]:
     with etcd(SLOW_ELECTIONS) as server:
         settings = settings_of(server, machine="a", lease_s=LEASE_S)
         with running(tmp_path_factory.mktemp("leased"), echo(2), module=MODULE, **environment_of(settings)) as app:
-            yield LeasedApp(app, server)
+            yield LeasedApp(app, server, settings)
 
 
 async def test_without_etcd_keys_are_served_until_the_fence_and_again_with_their_memory_once_it_is_back(
@@ -119,6 +123,28 @@ async def test_shards_whose_supervisor_is_stopped_serve_no_key_and_come_back_as_
         # The other one may still be starting.
         await eventually(lambda: not pids & {shard["pid"] for shard in leased.app.shards()})
         assert [shard["restarts"] for shard in leased.app.shards()] == [0, 0]
+
+
+async def test_the_record_of_the_machine_names_the_lives_that_run(leased: LeasedApp) -> None:
+    store = EtcdStore(etcd_address(leased.settings))
+    keys = ClusterKeys(leased.settings.name)
+
+    async def recorded() -> dict[str, int]:
+        for record in ClusterView(keys, await store.read(keys.prefix)).machines():
+            assert isinstance(record, MachineRecord)
+            return {member.name: member.life for member in record.apps.get("echo", ())}
+        return {}
+
+    async with asyncio.timeout(60):
+        while {*(before := await recorded())} != {"echo-0", "echo-1"}:  # noqa: ASYNC110 - it is in another process
+            await asyncio.sleep(0.01)
+        pid = leased.app.shards()[0]["pid"]
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        while (after := await recorded()).get("echo-0", 0) <= before["echo-0"]:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    assert after["echo-1"] >= before["echo-1"]
+    await store.close()
 
 
 async def test_a_machine_that_does_not_fit_ends_with_one_sentence_and_disturbs_nobody(

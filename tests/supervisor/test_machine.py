@@ -15,6 +15,7 @@ from onelane.cluster.coordination import Condition, CoordinationUnavailable, Put
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
 from onelane.cluster.machines import ClusterKeys, JoinRefused, MachineRecord, record_bytes
 from onelane.core.clock import boottime_s
+from onelane.core.placement import Member
 from onelane.supervisor.machine import Machine
 
 from tests.cluster.coordination.memory import MemoryCoordination
@@ -241,6 +242,53 @@ async def test_a_record_that_somebody_has_removed_is_put_again_and_ends_no_life(
         assert cluster.lives["a-1"].ended == []
 
 
+LIVES = {"lobby": (Member("lobby-0", "10.0.0.11:50151", "s", 3),)}
+
+
+async def test_the_lives_that_run_are_in_the_record_at_once_and_under_the_same_lease(cluster: Cluster) -> None:
+    async with cluster.running(A) as a, cluster.running(B) as b:
+        a.announce(LIVES)
+        await rest()
+        assert b.view
+        assert b.view.machines() == [replace(A, apps=LIVES), B]
+        assert (cluster.serving(A), cluster.lives["a-1"].ended) == ([1], [])
+
+
+async def test_lives_that_are_announced_while_the_store_is_down_are_in_the_record_once_it_is_back(
+    cluster: Cluster,
+) -> None:
+    async with cluster.running(A) as a:
+        cluster.store.is_down = True
+        await cluster.time.advance(1)
+        a.announce(LIVES)
+        await cluster.time.advance(1)
+        cluster.store.is_down = False
+        await cluster.time.advance(1)
+        entry = (await cluster.store.read(KEYS.machine("a"))).entries[KEYS.machine("a")]
+        assert entry.value == record_bytes(replace(A, apps=LIVES))
+
+
+class UnwritableCoordination(MemoryCoordination):
+    """It renews leases; from `is_full` on it writes nothing."""
+
+    is_full = False
+
+    async def commit(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> int:
+        if self.is_full:
+            raise CoordinationUnavailable("the disk is full")
+        return await super().commit(conditions, writes)
+
+
+async def test_a_renewal_that_is_answered_counts_also_where_the_record_cannot_be_written(cluster: Cluster) -> None:
+    store = cluster.store = UnwritableCoordination()
+    cluster.time = ScriptedTime(store)
+    async with cluster.running(A) as a:
+        store.is_full = True
+        a.announce(LIVES)
+        await cluster.time.advance(12)
+        assert cluster.serving(A) == [1]
+
+
 async def test_a_machine_whose_name_another_one_has_taken_ends_its_lives(cluster: Cluster) -> None:
     async with cluster.running(A):
         other = await cluster.store.grant(600.0)
@@ -332,6 +380,7 @@ import asyncio, json, sys
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
 from onelane.cluster.machines import ClusterKeys, MachineRecord
 from onelane.core.clock import boottime_s
+from onelane.core.placement import Member
 from onelane.supervisor.machine import Machine
 from tests.supervisor.scripted_lives import ScriptedLives
 

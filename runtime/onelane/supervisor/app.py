@@ -194,6 +194,8 @@ class AppSupervisor:
         if shard.incarnation is not None:
             with anyio.move_on_after(SHARD_END_S):
                 await shard.incarnation.running.wait()
+        if self._shared.lives is not None:
+            self._shared.lives.changed()
         if self.changes.will_leave(shard) and is_possible(shard.state, ShardEvent.LEAVE_ASKED):
             shard.follow(ShardEvent.LEAVE_ASKED)
         if self.changes.running is not None:
@@ -318,6 +320,7 @@ class AppSupervisor:
             self.start_soon(self.restarts.bring_back, shard)
         await self.lane_watch.inform(shard)
         if self._shared.lives is not None:
+            self._shared.lives.changed()
             await self._shared.lives.inform(shard)
         if shard.settings.generation != self.generation:
             # New settings were committed while it was starting.

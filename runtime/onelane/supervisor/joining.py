@@ -6,8 +6,9 @@ import re
 import secrets
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 
@@ -17,6 +18,7 @@ from onelane.cluster.coordination.etcd import EtcdStore
 from onelane.cluster.machines import ClusterKeys, MachineRecord
 from onelane.config import App
 from onelane.core.cluster_settings import ClusterSettings
+from onelane.core.placement import Member
 from onelane.core.validation import to_json
 from onelane.errors import BadConfig
 from onelane.supervisor.machine import Machine, MachineLives
@@ -26,7 +28,14 @@ DECISIVE = ("services", "keys", "turns", "points", "max_key_bytes")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
-async def hold_lease(settings: ClusterSettings, apps: Mapping[str, App], lives: MachineLives) -> None:
+class AnnouncedLives(MachineLives, Protocol):
+    """Lives that the other machines are told."""
+
+    announce: Callable[[Mapping[str, tuple[Member, ...]]], object]
+    """Set before they are started."""
+
+
+async def hold_lease(settings: ClusterSettings, apps: Mapping[str, App], lives: AnnouncedLives) -> None:
     """Join the cluster and stay, until cancelled.
 
     Raises:
@@ -36,7 +45,9 @@ async def hold_lease(settings: ClusterSettings, apps: Mapping[str, App], lives: 
     record = record_of(settings, apps)
     store = EtcdStore(etcd_address(settings))
     try:
-        await Machine(store, ClusterKeys(settings.name), record, lives).run()
+        machine = Machine(store, ClusterKeys(settings.name), record, lives)
+        lives.announce = machine.announce
+        await machine.run()
     finally:
         with anyio.CancelScope(shield=True):
             await store.close()

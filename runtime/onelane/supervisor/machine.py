@@ -8,8 +8,9 @@ until their fences close, and go on again when it answers in time.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Protocol
 
 import anyio
@@ -36,6 +37,7 @@ from onelane.cluster.machines import (
 )
 from onelane.core.clock import boottime_s
 from onelane.core.lease import LeaseTerms, MachineLease
+from onelane.core.placement import Member
 
 log = logging.getLogger("onelane.supervisor")
 NAMESAKE_LEASES = 2
@@ -108,6 +110,12 @@ class Machine:
                         await self._revoke(lease_id)
             self.lease = None
             log.warning("machine.lost name=%s lease=%d", self._record.name, lease_id)
+
+    def announce(self, apps: Mapping[str, tuple[Member, ...]]) -> None:
+        """Have the record name these lives, by their app. It is written at once, or with the next renewal."""
+        if apps != self._record.apps:
+            self._record = replace(self._record, apps=apps)
+            self._woken.set()
 
     # Joining
 
@@ -216,15 +224,13 @@ class Machine:
     async def _renew(self, lease: MachineLease) -> None:
         self.lease, sent_at = lease, self._now()
         try:
-            renewed = lease.renewed(sent_at, await self._store.renew(lease.lease_id))
+            self.lease = renewed = lease.renewed(sent_at, await self._store.renew(lease.lease_id))
+            if renewed.serve_until > lease.serve_until:
+                self._lives.extend(renewed.lease_id, renewed.serve_until)
             if not renewed.is_lost and not self._has_its_entries(lease.lease_id):
-                renewed = await self._put_again(renewed)
+                self.lease = await self._put_again(renewed)
         except (CoordinationUnavailable, CoordinationRefused) as error:
             log.warning("machine.not_renewed name=%s left_s=%.1f reason=%s", *self._left(), error)
-            return
-        self.lease = renewed
-        if renewed.serve_until > lease.serve_until:
-            self._lives.extend(renewed.lease_id, renewed.serve_until)
 
     def _left(self) -> tuple[str, float]:
         assert self.lease is not None
@@ -233,10 +239,14 @@ class Machine:
     def _has_its_entries(self, lease_id: int) -> bool:
         assert self.view is not None
         entries = self.view.snapshot.entries
-        return all(put.key in entries and entries[put.key].lease_id == lease_id for put in self._entries_of(lease_id))
+        return all(
+            (entry := entries.get(put.key)) is not None and (entry.lease_id, entry.value) == (lease_id, put.value)
+            for put in self._entries_of(lease_id)
+        )
 
     async def _put_again(self, lease: MachineLease) -> MachineLease:
-        """Somebody has removed our entries, and not our lease: nobody was given up. Lost where our name is taken."""
+        """Our entries do not say what they are to say: our lives are others now, or somebody has removed them, and not
+        our lease, so nobody was given up. Lost where our name is taken."""
         snapshot = await self._store.read(self._keys.prefix)
         self.view = ClusterView(self._keys, snapshot)
         entry = self.view.entry(self._record.name)
