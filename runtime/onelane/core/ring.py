@@ -41,9 +41,9 @@ class Ring:
             raise NoShards("a ring needs at least one endpoint")
         self.endpoints = tuple(sorted(endpoints))
         self.points = points
-        points_in_order = sorted(_points(self.endpoints, points * len(self.endpoints)))
-        self._hashes = [position for position, _ in points_in_order]
-        self._owners = [endpoint for _, endpoint in points_in_order]
+        owners = _owners_of_points(self.endpoints, points * len(self.endpoints))
+        self._hashes = sorted(owners)
+        self._owners = [owners[position] for position in self._hashes]
 
     def owner_of(self, key: bytes) -> str:
         """The endpoint that owns `key`, its canonical text as bytes. O(log points)."""
@@ -65,17 +65,30 @@ class Ring:
         return {endpoint: part / SIZE for endpoint, part in owned.items()}
 
 
-def _points(endpoints: tuple[str, ...], size: int) -> list[tuple[int, str]]:
+def _owners_of_points(endpoints: tuple[str, ...], size: int) -> dict[int, str]:
+    """Position of each point → its endpoint; of two points at one position, the first endpoint's.
+
+    A dict, and not pairs: of a large ring, to sort numbers takes half the time of sorting pairs.
+    """
+    counts = _counts(len(endpoints), size)
+    suffixes = [b"_%d" % number for number in range(max(counts))]
+    owners: dict[int, str] = {}
+    for endpoint, count in zip(reversed(endpoints), reversed(counts), strict=True):
+        prefix = endpoint.encode()
+        positions = [xxhash.xxh64_intdigest(prefix + suffix) for suffix in suffixes[:count]]
+        owners.update(dict.fromkeys(positions, endpoint))
+    return owners
+
+
+def _counts(endpoints: int, size: int) -> list[int]:
+    """The points of each endpoint."""
     # gRPC's arithmetic in IEEE doubles, step by step: for some n even equal weights differ by one point.
-    share = 1.0 / len(endpoints)
+    share = 1.0 / endpoints
     scale = min(ceil(share * size) / share, float(size))
-    points: list[tuple[int, str]] = []
-    have = want = 0.0
-    for endpoint in endpoints:
+    counts = []
+    have, want = 0, 0.0
+    for _ in range(endpoints):
         want += scale * share
-        k = 0
-        while have < want:
-            points.append((hash_of(f"{endpoint}_{k}".encode()), endpoint))
-            have += 1
-            k += 1
-    return points
+        counts.append(max(0, ceil(want) - have))
+        have += counts[-1]
+    return counts
