@@ -10,13 +10,14 @@ start, or when its page has gone; none reads more than `MAX_CALL_REQUEST_BYTES` 
 
 import asyncio
 import base64
-import contextlib
 import json
+import logging
 import math
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from aiohttp import web
@@ -29,6 +30,7 @@ from onelane.supervisor.admin.progress import PROGRESS_TYPE
 from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.supervisor import Supervisor
 
+log = logging.getLogger("onelane.supervisor")
 MODULE = "onelane.cli.page_calls"
 MAX_QUESTIONS = 4
 MAX_DEADLINE_S = 60.0
@@ -38,6 +40,9 @@ BODY_S = 20.0
 """Time in which a request must have come whole, and in which a page must take what it is sent."""
 MAX_CALL_REQUEST_BYTES = 8 * 1024 * 1024
 MAX_CALL_ANSWER_BYTES = 16 * 1024 * 1024
+PIECE_BYTES = 65536
+MAX_LOGGED_METHOD = 200
+"""Characters of a method's name in the log."""
 PRESENCE_S = 0.5
 """Between two looks whether the page is still there."""
 
@@ -72,10 +77,11 @@ class CallConsole:
         """The methods of an app, each with its key as the file or its proto has it, and the types of its requests."""
         app = self._app(request)
         question = _common(app.settings, await _body(request))
-        lines = [line async for line in self._lines(request, question, time.monotonic() + START_S)]
-        document: dict[str, Any] = (
-            json.loads(lines[0]) if lines else {"fault": "its process has ended without an answer"}
-        )
+        async with aclosing(self._pieces(request, question, time.monotonic() + START_S)) as pieces:
+            lines = b"".join([piece async for piece in pieces]).split(b"\n")
+        # Where it was cut off, the last line says why.
+        text = next((line for line in reversed(lines) if line), b'{"fault": "its process has ended without an answer"}')
+        document: dict[str, Any] = json.loads(text)
         if "fault" in document:
             raise Invalid(document["fault"])
         for method in document["methods"]:
@@ -93,10 +99,12 @@ class CallConsole:
         response = web.StreamResponse(headers={"Content-Type": PROGRESS_TYPE, "Cache-Control": "no-store"})
         await response.prepare(request)
         ends_at = time.monotonic() + question["call"]["deadline_s"] + START_S
-        with contextlib.suppress(ConnectionResetError, TimeoutError):
-            async for line in self._lines(request, question, ends_at):
-                async with asyncio.timeout(BODY_S):
-                    await response.write(line)
+        log.info("console.call app=%s method=%s", app.name, question["call"]["method"][:MAX_LOGGED_METHOD])
+        with suppress(ConnectionResetError, TimeoutError):
+            async with aclosing(self._pieces(request, question, ends_at)) as pieces:
+                async for piece in pieces:
+                    async with asyncio.timeout(BODY_S):
+                        await response.write(piece)
         return response
 
     def _app(self, request: web.Request) -> AppSupervisor:
@@ -114,71 +122,67 @@ class CallConsole:
             raise Invalid(f"{MAX_QUESTIONS} calls of the console run already; wait for one of them")
         return app
 
-    async def _lines(self, request: web.Request, question: dict[str, Any], ends_at: float) -> AsyncIterator[bytes]:
-        """What the process of a question prints, as far as there is time and room for it; else its last line is why."""
+    async def _pieces(
+        self, request: web.Request, question: dict[str, Any], ends_at: float
+    ) -> AsyncGenerator[bytes, None]:
+        """What the process of a question prints, as far as there is time and room for it; else a last line says why."""
         self._questions += 1
         try:
             async with _started(question) as process:
-                async for piece in _pieces(request, process, ends_at):
-                    yield piece
+                assert process.stdout is not None
+                async with aclosing(_read(request, process.stdout, ends_at)) as pieces:
+                    async for piece in pieces:
+                        yield piece
         finally:
             self._questions -= 1
 
 
-@contextlib.asynccontextmanager
+@asynccontextmanager
 async def _started(question: dict[str, Any]) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", MODULE), stdin=PIPE, stdout=PIPE, limit=MAX_CALL_ANSWER_BYTES, start_new_session=True
+        *(sys.executable, "-m", MODULE), stdin=PIPE, stdout=PIPE, start_new_session=True
     )
     try:
         assert process.stdin is not None
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(json.dumps(question).encode())
-            await process.stdin.drain()
+        # One that does not read its question does not answer either, and is ended for that.
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(START_S):
+                process.stdin.write(json.dumps(question).encode())
+                await process.stdin.drain()
         process.stdin.close()
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             process.kill()
         await asyncio.shield(process.wait())
 
 
-async def _pieces(request: web.Request, process: Process, ends_at: float) -> AsyncIterator[bytes]:
-    assert process.stdout is not None
+async def _read(request: web.Request, stdout: asyncio.StreamReader, ends_at: float) -> AsyncGenerator[bytes, None]:
     size = 0
-    reading = asyncio.ensure_future(process.stdout.readline())
+    reading = asyncio.ensure_future(stdout.read(PIECE_BYTES))
     try:
-        while True:
+        while size <= MAX_CALL_ANSWER_BYTES:
             await asyncio.wait([reading], timeout=PRESENCE_S)
             if request.transport is None or request.transport.is_closing():
                 return
             if reading.done():
-                line = await _line_of(reading)
-                size += len(line)
-                if not line:
+                piece = reading.result()
+                if not piece:
                     return
-                if size > MAX_CALL_ANSWER_BYTES:
-                    yield _fault(f"the answer is longer than {MAX_CALL_ANSWER_BYTES} bytes: the call was ended")
-                    return
-                yield line
-                reading = asyncio.ensure_future(process.stdout.readline())
+                size += len(piece)
+                yield piece
+                reading = asyncio.ensure_future(stdout.read(PIECE_BYTES))
             elif time.monotonic() > ends_at:
                 yield _fault("the call has not ended in time, and was given up")
                 return
+        yield _fault(f"the answer is longer than {MAX_CALL_ANSWER_BYTES} bytes, and the call was ended")
     finally:
         reading.cancel()
 
 
-async def _line_of(reading: "asyncio.Future[bytes]") -> bytes:
-    try:
-        return await reading
-    except ValueError:
-        # Longer than the reader's limit.
-        return b" " * (MAX_CALL_ANSWER_BYTES + 1)
-
-
 def _fault(reason: str) -> bytes:
-    return json.dumps({"fault": reason}).encode() + b"\n"
+    """A line of its own, also after a line that is not whole."""
+    return b"\n" + json.dumps({"fault": reason}).encode() + b"\n"
 
 
 def _common(settings: App, body: dict[str, Any]) -> dict[str, Any]:

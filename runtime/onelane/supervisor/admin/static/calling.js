@@ -1,4 +1,6 @@
-// One call by the console: what it brings, line by line.
+// One call by the console: what it brings, line by line. A line that is not whole, since the answer was too long, is left out.
+import { parsedOr } from "/static/form.js";
+
 const KEPT_RESPONSES = 50;
 
 // Sends a request, and hands the state of the call to `show` whenever it has changed: { responses, count, metadata, seconds, status,
@@ -17,7 +19,7 @@ export function call(app, { method, request, metadata, deadline_s }, show) {
     try {
       const response = await fetch(`/console/${encodeURIComponent(app)}/call`, options);
       if (!response.ok) state.fault = faultIn(await response.text());
-      else for await (const line of linesOf(response.body)) (take(state, JSON.parse(line)), told());
+      else for await (const line of linesOf(response.body)) (take(state, parsedOr(line, {})), told());
       if (!state.status && !state.fault) state.fault = "The process of the call has ended without a status.";
     } catch (error) {
       state.fault = stopped.signal.aborted ? "Given up." : `The supervisor does not answer: ${error.message}`;
@@ -57,12 +59,6 @@ async function* linesOf(stream) {
   if (pieces.join("").trim()) yield pieces.join("");
 }
 
-function faultIn(text) {
-  try {
-    return JSON.parse(text).fault ?? text;
-  } catch {
-    return text.trim();
-  }
-}
+const faultIn = (text) => parsedOr(text)?.fault ?? text.trim();
 
 const randomHex = (bytes) => [...crypto.getRandomValues(new Uint8Array(bytes))].map((byte) => byte.toString(16).padStart(2, "0")).join("");

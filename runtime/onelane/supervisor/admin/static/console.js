@@ -21,7 +21,7 @@ export function CallConsole({ route, latest }) {
       <div class="card filters">
         <label>App<select name="app" value=${name ?? ""} onChange=${(e) => go(e.target.value)}>
           <option value="">choose…</option>
-          ${latest.apps.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}</option>`)}
+          ${latest.apps.map((other) => html`<option key=${other.name} value=${other.name}>${other.name}</option>`)}
         </select></label>
         ${name && !app && html`<p role="alert">There is no app ${name} now.</p>`}
       </div>
@@ -52,7 +52,7 @@ function OfApp({ app, method, choose }) {
       ${answer &&
       html`<label><b>Method</b><select name="method" value=${method} onChange=${(e) => choose(e.target.value)}>
         <option value="">choose…</option>
-        ${answer.methods.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}${one.kind === "unary" ? "" : ` (${one.kind})`}</option>`)}
+        ${answer.methods.map((other) => html`<option key=${other.name} value=${other.name}>${other.name}${other.kind === "unary" ? "" : ` (${other.kind})`}</option>`)}
       </select></label>`}
       ${answer && method && !chosen && html`<p role="alert">${app.name} has no method ${method}.</p>`}
     </div>
@@ -72,14 +72,14 @@ function Request({ app, method, types, enums, headers }) {
   const isObject = value && typeof value === "object" && !Array.isArray(value);
   const isRunning = state && !state.isOver;
   const deadline_s = Math.min(MAX_DEADLINE_S, Number(deadline) || 10);
-  const send = (event) => {
-    event?.preventDefault();
+  const send = () => {
     if (isRunning) return;
     giveUp.current = call(app.name, { method: method.name, request: text, metadata: headers, deadline_s }, setState);
   };
-  const sendByKey = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && send(event);
+  // Enter alone calls nothing: a request is filled in, and a call may change something.
+  const sendByKey = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && send();
   return html`
-    <form class="grid console" onSubmit=${send} onKeyDown=${sendByKey}>
+    <form class="grid console" onSubmit=${(event) => event.preventDefault()} onKeyDown=${sendByKey}>
       <div class="card half">
         <h3>Request <code>${method.request}</code></h3>
         ${isObject && html`<${Form} type=${method.request} types=${types} enums=${enums} value=${value} change=${(object) => setText(JSON.stringify(object, null, 2))} keys=${keyPaths(method)} />`}
@@ -90,7 +90,7 @@ function Request({ app, method, types, enums, headers }) {
         <label><span><b>Deadline</b> <span class="quiet">seconds, at most ${MAX_DEADLINE_S}</span></span><input name="deadline" inputmode="decimal" value=${deadline} onInput=${(e) => setDeadline(e.target.value)} /></label>
         <${KeyOwner} app=${app} method=${method} types=${types} enums=${enums} value=${isObject ? value : null} headers=${headers} />
         <div class="actions">
-          <button type="submit" class="primary" disabled=${isRunning}>Call</button>
+          <button type="button" class="primary" disabled=${isRunning} onClick=${send}>Call</button>
           ${isRunning && html`<button type="button" onClick=${() => giveUp.current()}>Give up</button>`}
           <span class="quiet">Ctrl Enter</span>
         </div>
