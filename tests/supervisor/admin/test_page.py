@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -146,7 +147,32 @@ async def test_a_trace_is_drawn_as_a_waterfall_by_keyboard_alone(browser: Browse
         assert console == []
 
 
-VIEWS = ["#/", "#/app/echo", "#/traces"]
+async def test_shortcuts_open_views_and_their_list_and_leave_a_field_alone(
+    browser: Browser, cluster: RunningApp
+) -> None:
+    async with opened(browser, cluster, "/") as (page, console, _):
+        await page.keyboard.press("j")
+        await expect(page.get_by_role("heading", name="echo", level=2)).to_be_visible()
+        await page.keyboard.press("g")
+        await page.keyboard.press("t")
+        await expect(page.get_by_role("heading", name="Recent traces")).to_be_visible()
+        await page.keyboard.press("/")
+        await page.keyboard.type("g o?")
+        await expect(page.get_by_label("Method")).to_have_value("g o?")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await page.get_by_role("heading", name="Recent traces").click()
+        await page.keyboard.press("?")
+        await expect(page.get_by_role("dialog")).to_contain_text("the overview")
+        await page.get_by_label("Shortcuts of single keys are on").uncheck()
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await page.keyboard.press("?")
+        await page.get_by_role("button", name="keyboard shortcuts").click()
+        await expect(page.get_by_role("dialog")).to_have_count(1)
+        assert console == []
+
+
+VIEWS = ["#/", "#/app/echo", "#/traces", "#/console/echo"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -275,6 +301,12 @@ def test_an_unknown_shard_or_trace_is_not_found(cluster: RunningApp, path: str, 
     method = "POST" if "drain" in path else "GET"
     actual_status, text = http_request(f"http://{cluster.admin}{path}", method=method, **{"X-Onelane": "1"})
     assert (actual_status, reason in text) == (status, True)
+
+
+def test_a_browser_asks_whether_a_script_has_changed(cluster: RunningApp) -> None:
+    with urllib.request.urlopen(f"http://{cluster.admin}/static/page.js", timeout=10) as answer:
+        assert answer.headers["Cache-Control"] == "no-cache"
+        assert answer.headers["ETag"]
 
 
 async def test_a_token_in_the_address_opens_the_page_and_leaves_the_address(

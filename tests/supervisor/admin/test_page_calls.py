@@ -65,8 +65,11 @@ def traces(cluster: RunningApp) -> list[dict[str, Any]]:
     return rows
 
 
-async def served_as(page: Any, snapshot: dict[str, Any], *, new_calls: int = 0) -> None:
-    """Have the page get this snapshot, again and again. new_calls: of each arrow, before each; half of them fail."""
+async def served_as(page: Any, snapshot: dict[str, Any], *, new_calls: int = 0, is_new: bool = True) -> None:
+    """Have the page get this snapshot, again and again. new_calls: of each arrow, before each; half of them fail.
+
+    is_new: the page is loaded for it.
+    """
     rounds = itertools.count(1)
 
     async def answer(route: Any) -> None:
@@ -76,7 +79,8 @@ async def served_as(page: Any, snapshot: dict[str, Any], *, new_calls: int = 0) 
         await route.fulfill(content_type="text/event-stream", body=events)
 
     await page.route("**/events", answer)
-    await page.reload()
+    if is_new:
+        await page.reload()
 
 
 async def test_the_overview_shows_who_calls_whom_with_rates_and_errors(browser: Browser, cluster: RunningApp) -> None:
@@ -132,6 +136,27 @@ async def test_an_app_that_is_gone_leaves_a_message_and_the_way_to_the_others(
         assert console == []
 
 
+async def test_a_page_whose_stream_is_refused_asks_again_and_shows_what_the_next_supervisor_counts(
+    browser: Browser, cluster: RunningApp
+) -> None:
+    snapshot = json.loads(cluster.get("/snapshot"))
+    edge = {"from": "shop", "to": "stock", "errors": 0}
+    async with opened(browser, cluster, "/") as (page, _, _):
+        await served_as(page, snapshot | {"calls": [edge | {"calls": 5000}]})
+        row = page.get_by_role("row").filter(has_text="shop → stock")
+        await expect(row.get_by_role("cell").nth(3)).to_have_text("5000")
+        await page.unroute("**/events")
+        await page.route("**/events", lambda route: route.fulfill(status=503, body="32 pages are open already"))
+        await expect(page.get_by_role("status").first).to_contain_text("connection lost")
+        # An error is no stream, after which a browser would connect again by itself.
+        async with page.expect_response("**/events", timeout=30_000):
+            pass
+        await page.unroute("**/events")
+        await served_as(page, snapshot | {"calls": [edge | {"calls": 7}]}, is_new=False)
+        await expect(row.get_by_role("cell").nth(3)).to_have_text("7")
+        await expect(row.get_by_role("cell").nth(1)).to_have_text("0")
+
+
 async def test_twelve_apps_of_32_shards_and_thirty_arrows_fit_a_phone_uncut(
     browser: Browser, cluster: RunningApp
 ) -> None:
@@ -153,6 +178,11 @@ async def test_twelve_apps_of_32_shards_and_thirty_arrows_fit_a_phone_uncut(
             await page.evaluate(f"location.hash = {view!r}")
             await expect(page.locator("table tbody tr").first).to_be_visible()
             assert await page.evaluate(CUT_OFF) == []
+        rows = page.get_by_role("table", name="shards").locator("tbody tr")
+        await expect(rows).to_have_count(8)
+        await page.get_by_role("button", name="Show all 32 shards").click()
+        await expect(rows).to_have_count(32)
+        assert await page.evaluate(CUT_OFF) == []
         assert console == []
 
 

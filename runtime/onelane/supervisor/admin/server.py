@@ -110,8 +110,11 @@ def _probed(works: bool, text: str) -> web.Response:
     return web.Response(status=200 if works else 503, text=f"{text}\n")
 
 
-async def _harden(_: web.Request, response: web.StreamResponse) -> None:
+async def _harden(request: web.Request, response: web.StreamResponse) -> None:
     """The headers of every response, of errors too: a browser runs nothing of it, and shows it in no other page."""
+    if request.path.startswith("/static/"):
+        # Else a browser would mix the scripts of two releases.
+        response.headers.setdefault("Cache-Control", "no-cache")
     for name, value in HARDENED.items():
         response.headers.setdefault(name, value)
     response.headers["Server"] = "onelane"

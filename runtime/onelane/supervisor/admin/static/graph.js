@@ -30,7 +30,7 @@ const COLUMNS = [
   ["calls", (edge) => html`${edge.from} → ${edge.to}`, { wrap: true }],
   ["calls/s", (edge) => (edge.calls === null ? "…" : perSecond(edge.calls)), N],
   ["errors/s", (edge) => (edge.errors === null ? "…" : perSecond(edge.errors)), { n: true, state: (edge) => (edge.errors > 0 ? "bad" : "") }],
-  ["calls since the start", (edge) => count(edge.total), N],
+  ["in all", (edge) => count(edge.total), N],
 ];
 
 function useWidth() {
@@ -106,6 +106,23 @@ function Node({ name, node, isApp }) {
   return html`<a class="node" style=${style} href=${appUrl(name)}><b>${name}</b></a>`;
 }
 
+// How far aside an arrow goes that would run behind a node which stands between its ends.
+function bulge(from, to, nodes) {
+  const [top, bottom] = [Math.min(from.y, to.y), Math.max(from.y, to.y)];
+  const middle = (node) => node.x + node.width / 2;
+  const line = (middle(from) + middle(to)) / 2;
+  const between = Object.values(nodes).filter((node) => node.y > top && node.y < bottom && Math.abs(middle(node) - line) < node.width / 2 + 12);
+  if (!between.length) return 0;
+  const side = middle(between[0]) > line ? -1 : 1;
+  return (side * (between[0].width / 2 + 22)) / 0.75;
+}
+
+// Of a cubic curve.
+function pointOf([a, b, c, d], t) {
+  const along = (axis) => (1 - t) ** 3 * a[axis] + 3 * (1 - t) ** 2 * t * b[axis] + 3 * (1 - t) * t ** 2 * c[axis] + t ** 3 * d[axis];
+  return { x: along("x"), y: along("y") };
+}
+
 function Arrow({ edge, nodes, labelled }) {
   const [from, to] = [nodes[edge.from], nodes[edge.to]];
   const isDown = to.y > from.y;
@@ -114,13 +131,16 @@ function Arrow({ edge, nodes, labelled }) {
   const begin = { x: from.x + from.width / 2 + aside, y: isDown ? from.y + from.height : from.y };
   const end = { x: to.x + to.width / 2 + aside, y: isDown ? to.y - 2 : to.y + to.height + 2 };
   const bend = from.y === to.y ? -GAP.y / 2 : (end.y - begin.y) / 2;
-  const path = `M${begin.x} ${begin.y} C${begin.x} ${begin.y + bend} ${end.x} ${end.y - bend} ${end.x} ${end.y}`;
+  const out = bulge(from, to, nodes);
+  const at = [begin, { x: begin.x + out, y: begin.y + bend }, { x: end.x + out, y: end.y - bend }, end];
+  const path = `M${at[0].x} ${at[0].y} C${at.slice(1).map(({ x, y }) => `${x} ${y}`).join(" ")}`;
+  const label = pointOf(at, 0.6);
   const state = edge.errors > 0 ? "failing" : edge.calls > 0 ? "busy" : "";
   const text = edge.calls === null ? "" : `${perSecond(edge.calls)}/s${edge.errors > 0 ? `, ${perSecond(edge.errors)} errors/s` : ""}`;
   return html`
     <g class=${`arrow ${state}`}>
       <path d=${path} stroke-width=${1 + Math.min(5, Math.log10(1 + (edge.calls ?? 0)))} marker-end="url(#tip)"><title>${edge.from} → ${edge.to}: ${text}</title></path>
-      ${labelled && text && html`<text x=${begin.x + (end.x - begin.x) * 0.6} y=${begin.y + (end.y - begin.y) * 0.6 + 4} text-anchor="middle">${text}</text>`}
+      ${labelled && text && html`<text x=${label.x} y=${label.y + 4} text-anchor="middle">${text}</text>`}
     </g>
   `;
 }

@@ -4,6 +4,7 @@ import { App } from "/static/app.js";
 import { CallConsole } from "/static/console.js";
 import { Overview } from "/static/overview.js";
 import { appUrl, parsed, url } from "/static/route.js";
+import { ShortcutList, useShortcuts } from "/static/shortcuts.js";
 import { useSnapshots } from "/static/snapshots.js";
 import { Traces } from "/static/traces.js";
 
@@ -36,18 +37,20 @@ function useStartOfView(route) {
 function Page() {
   const { latest, isLive, history, edges } = useSnapshots();
   const route = useRoute();
+  const [isListOpen, setListOpen] = useShortcuts(latest?.apps ?? [], route);
   useStartOfView(route);
   if (!latest) return html`<p class="quiet waiting" role="status">Waiting for the supervisor…</p>`;
   const View = VIEWS[route.view];
   return html`
-    <${Header} latest=${latest} isLive=${isLive} route=${route} />
+    <${Header} latest=${latest} isLive=${isLive} route=${route} openList=${() => setListOpen(true)} />
     <main id="content" tabindex="-1">
       ${View ? html`<${View} ...${{ latest, history, edges, route }} />` : html`<p role="alert">There is no such view. <a href="#/">All apps</a></p>`}
     </main>
+    ${isListOpen && html`<${ShortcutList} close=${() => setListOpen(false)} />`}
   `;
 }
 
-function Header({ latest, isLive, route }) {
+function Header({ latest, isLive, route, openList }) {
   const link = (view, target, text) => html`<a href=${target} aria-current=${route.view === view ? "page" : null}>${text}</a>`;
   return html`
     <header>
@@ -57,6 +60,7 @@ function Header({ latest, isLive, route }) {
         ${link("overview", "#/", "Overview")}
         <${AppChoice} apps=${latest.apps} chosen=${route.view === "app" ? route.parts[0] : ""} />
         ${link("traces", "#/traces", "Traces")} ${link("console", url("console", route.view === "app" ? [route.parts[0]] : []), "Console")}
+        <button type="button" aria-label="keyboard shortcuts" onClick=${openList}>?</button>
       </nav>
       <span class=${isLive ? "live" : "live lost"} role="status">${isLive ? "live" : "connection lost, trying again"}</span>
     </header>

@@ -1,6 +1,6 @@
 // The shards of an app, with the commands to drain and restart one.
 import { html, useEffect, useRef, useState } from "/static/vendor/htm-preact-3.1.1.js";
-import { Table } from "/static/table.js";
+import { LongTable } from "/static/table.js";
 import { colour, count, seconds, share } from "/static/words.js";
 
 const N = { n: true };
@@ -33,7 +33,7 @@ export function Shards({ app }) {
   return html`
     <div class="card scroll">
       <h3>Shards</h3>
-      <${Table} label="shards" columns=${columns} rows=${app.shards} id=${(shard) => shard.name} />
+      <${LongTable} label="shards" what="shards" columns=${columns} rows=${app.shards} id=${(shard) => shard.name} isTroubled=${(shard) => shard.state !== "ready"} />
       ${asked && html`<${Confirm} app=${app.name} ...${asked} close=${() => ask(null)} />`}
     </div>
   `;

@@ -1,6 +1,6 @@
 // What an app holds and does beside its calls: hot keys, durable state, worker threads, stalls.
 import { html, useEffect, useRef } from "/static/vendor/htm-preact-3.1.1.js";
-import { Table } from "/static/table.js";
+import { LongTable, Table } from "/static/table.js";
 import { count, seconds } from "/static/words.js";
 
 const N = { n: true };
@@ -48,7 +48,7 @@ export function Durable({ shards }) {
   return html`
     <div class="card scroll">
       <h3>Durable state</h3>
-      <${Table} label="durable state" columns=${columns} rows=${rows} id=${(row) => row.name} />
+      <${LongTable} label="durable state" what="shards" columns=${columns} rows=${rows} id=${(row) => row.name} isTroubled=${(row) => row.failing} />
     </div>
   `;
 }
@@ -67,7 +67,7 @@ export function Helpers({ helpers }) {
   return html`
     <div class="card half scroll">
       <h3>Worker threads</h3>
-      <${Table} label="worker threads" columns=${columns} rows=${helpers} id=${(row) => `${row.shard} ${row.name}`} />
+      <${LongTable} label="worker threads" what="threads" columns=${columns} rows=${helpers} id=${(row) => `${row.shard} ${row.name}`} isTroubled=${(row) => row.depth > 0} />
     </div>
   `;
 }
