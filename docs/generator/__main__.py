@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from docs.generator import navigation
 from docs.generator.assembly import DOCS, ROOT, assembled
 
 
@@ -20,7 +21,7 @@ def build(folder: Path) -> int:
         page.write_text(text, encoding="utf-8")
     shutil.copytree(DOCS / "assets", folder / "pages" / "assets")
     shutil.copytree(DOCS / "theme", folder / "theme")
-    shutil.copy(DOCS / "zensical.toml", folder)
+    (folder / "zensical.toml").write_text(navigation.completed((DOCS / "zensical.toml").read_text(encoding="utf-8")))
     return subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=folder).returncode
 
 

@@ -6,6 +6,17 @@ import onelane
 import onelane.testing
 from onelane.errors import OnelaneError
 
+OF_THE_RUNTIME = {
+    "onelane.Shard": (
+        *("configure", "join", "wait_ready", "aclose", "drop_foreign"),
+        *("keyed_counts", "keyed_dicts", "durable_state"),
+    ),
+    "onelane.testing.Cluster": ("environment", "setup_of", "dial_instead", "take"),
+}
+"""Members that only the runtime uses, which no page shows."""
+MADE_BY_USERS = {"onelane.testing.Cluster", "onelane.testing.ManualClock", "onelane.Channel"}
+"""Classes whose constructor is part of the API."""
+
 
 def pages() -> dict[str, str]:
     """Path in the site → text."""
@@ -39,4 +50,11 @@ def _is_error(name: str) -> bool:
 
 
 def _page(title: str, sentence: str, names: list[str]) -> str:
-    return "\n\n".join([f"# {title}", sentence, *(f"::: {name}" for name in names)]) + "\n"
+    return "\n\n".join([f"# {title}", sentence, *map(_entry, names)]) + "\n"
+
+
+def _entry(name: str) -> str:
+    """What mkdocstrings replaces by the documentation of a name."""
+    hidden = "".join(f', "!^{member}$"' for member in OF_THE_RUNTIME.get(name, ()))
+    lines = [f"::: {name}", "    options:", f'      filters: ["!^_"{hidden}]']
+    return "\n".join([*lines, f"      merge_init_into_class: {str(name in MADE_BY_USERS).lower()}"])

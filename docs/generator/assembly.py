@@ -38,8 +38,8 @@ def assembled() -> dict[str, str]:
     pages = generated()
     for place, source in sorted(written.items()):
         text = (ROOT / source).read_text(encoding="utf-8")
-        page = with_pictures(with_links(text, source, places), source)
-        pages[place] = glossary.linked(page, place) if explains(place) else page
+        page = with_links(text, source, places)
+        pages[place] = with_pictures(glossary.linked(page, place) if explains(place) else page, source)
     return pages
 
 

@@ -178,7 +178,7 @@ def words_of(hint: Any) -> str:
     if origin is not None and issubclass(origin, Mapping):
         return f"a table: {words_of(arguments[0])} → {words_of(arguments[1])}"
     if hint in TABLES:
-        return f"a table, see [{TABLES[hint][0].strip('[]')}](#{anchor_of(hint)})"
+        return f"a table, see [`{TABLES[hint][0]}`](#{anchor_of(hint)})"
     return TYPES.get(hint, "any value")
 
 

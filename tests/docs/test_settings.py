@@ -50,4 +50,4 @@ def test_a_check_that_has_no_words_ends_the_build() -> None:
 
 
 def test_a_table_that_an_app_may_have_is_on_the_page() -> None:
-    assert "a table, see [apps.NAME.state](#statesettings)" in settings.page()
+    assert "a table, see [`[apps.NAME.state]`](#statesettings)" in settings.page()

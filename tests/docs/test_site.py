@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import onelane
 import pytest
 
-from docs.generator import assembly, blocks, glossary
+from docs.generator import api, assembly, blocks, glossary, navigation
 from docs.generator.assembly import BrokenPage
 from tests import tools
 from tests.running_app import ROOT
@@ -101,6 +102,26 @@ def test_a_word_leads_to_the_glossary_at_its_first_place_alone() -> None:
 def test_each_word_of_the_glossary_has_its_heading() -> None:
     page = (ROOT / "docs" / glossary.GLOSSARY).read_text()
     assert [word for word in glossary.WORDS if f"{{ #{word} }}" not in page] == []
+
+
+def test_every_page_of_docs_is_in_the_navigation() -> None:
+    settings = navigation.completed((ROOT / "docs" / "zensical.toml").read_text())
+    assert [
+        place for place in assembly.assembled() if f'"{place}"' not in settings and "/decisions/0" not in place
+    ] == []
+
+
+def test_a_how_to_that_is_not_listed_comes_last() -> None:
+    listed = (ROOT / "docs" / "zensical.toml").read_text()
+    short = listed.replace('{ "Scale" = "how-to/scaling.md" },', "")
+    assert '{ "Scaling" = "how-to/scaling.md" },\n    ] },\n    { "Concepts"' in navigation.completed(short)
+
+
+def test_what_a_service_may_use_of_its_shard_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "reference" / "service.md").read_text()
+    members = {name for name in vars(onelane.Shard) if not name.startswith("_")}
+    members -= set(api.OF_THE_RUNTIME["onelane.Shard"])
+    assert [name for name in sorted(members) if not re.search(rf"shard\.{name}\b", page)] == []
 
 
 def test_code_is_no_prose() -> None:
