@@ -119,6 +119,22 @@ class TailKeeping(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorsSettings(Checked):
+    """Browser pages of other origins that may call an app. In the file: `[apps.NAME.cors]`."""
+
+    origins: tuple[str, ...] = ()
+    """Origins of such pages, as `https://host` or `https://host:port`; "*" for every page. By default none."""
+    credentials: bool = False
+    """Whether such a page may send cookies and client certificates; not with "*"."""
+    max_age_s: Annotated[int, Ge(0), Le(86400)] = 7200
+    """Seconds for which a browser may remember that a page may call."""
+
+    def __post_init__(self) -> None:
+        if self.credentials and "*" in self.origins:
+            raise ValueError('credentials needs the origins one by one, not "*": any page could act for its visitor')
+
+
+@dataclass(frozen=True, kw_only=True)
 class App(Checked):
     """One app: services that run together in each of its shard processes. In the file: `[apps.NAME]`."""
 
@@ -250,6 +266,8 @@ class App(Checked):
     first. By default never."""
     tls: Tls | None = None
     """Serve clients over TLS. Shards of one app talk to each other over Unix sockets."""
+    cors: CorsSettings = field(default_factory=CorsSettings)
+    """Which browser pages may call this app by gRPC-Web or Connect; by default only those of its own origin."""
     state: StateSettings = field(default_factory=StateSettings)
     """Where durable state is kept."""
     strict: bool = False

@@ -108,6 +108,11 @@ TESTED_BY = {
     "testing/listener": "server/test_listener",
     "wire/ngh2_session": "wire/test_server_machine",
     "wire/packed": "server/test_unpacking",
+    "wire/web": "wire/test_http1",
+    "server/message_codec": "server/test_connect",
+    "server/web_body": "server/test_grpc_web",
+    "server/web_output": "server/test_grpc_web",
+    "server/cors": "server/test_web",
     "wire/statuses": "wire/test_framing",
 }
 """Modules that are tested through others."""

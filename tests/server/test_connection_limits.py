@@ -9,8 +9,10 @@ from onelane.client.channel import dial
 from onelane.server import connection, native_listener
 from onelane.testing.clock import ManualClock
 
-from tests.frames import PING, frames
+from tests.frames import HELLO, PING, frames
 from tests.servers import IDLE, READY, SOON, native
+
+SETTINGS = 4
 
 
 async def test_an_idle_client_is_sent_away_and_comes_back() -> None:
@@ -39,8 +41,11 @@ async def test_a_client_that_does_not_answer_a_ping_is_dropped(monkeypatch: pyte
         assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
         (answering,) = listener._connections
         reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(HELLO)
+        received = frames(reader)
+        assert (await anext(received))[0] == SETTINGS
         clock.advance(0.2)
-        async for kind, *_ in frames(reader):
+        async for kind, *_ in received:
             if kind == PING:
                 break
         while answering.heard_at < clock.now():  # noqa: ASYNC110 - turns of the loop are what is waited for

@@ -41,6 +41,7 @@ from onelane.wire.server import (
     ServerConnection,
     Stream,
     Untaken,
+    WebOpened,
 )
 
 log = logging.getLogger("onelane.connection")
@@ -159,6 +160,8 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
                     self.acknowledged()
                 elif kind is ConnectionLost:
                     self.is_closing = True
+                elif kind is WebOpened:
+                    self._web_opened(event.stream)
             except Exception:
                 # A defect of ours: it ends its own call. Raised on, it would close the connection, with all its calls.
                 self._event_failed(event)
@@ -210,8 +213,7 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
     def _opened(self, stream: Stream, message: bytes | None) -> None:
         method = self._owner.methods.get(stream.path)
         if method is None:
-            path = stream.path.decode("latin-1")
-            self.wire.finish(stream, framing.UNIMPLEMENTED, f"Method not found: {path}")
+            self._no_method(stream)
             return
         if not self._accept(stream, method):
             return
@@ -223,6 +225,23 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
             self._start(stream.call, self._owner.serving.arrive(method, stream.call, message))
         else:
             self._owner.serving.announce(method, stream.call)
+
+    def _web_opened(self, stream: Stream) -> None:
+        """As `_opened`, of a request of another protocol."""
+        method = self._owner.methods.get(stream.path)
+        if method is None:
+            self._no_method(stream)
+        elif self._accept(stream, method):
+            # Its answer is translated, and so goes the way of a stream's.
+            stream.call.has_stream = True
+            if method.request_streaming:
+                self._start(stream.call, self._owner.serving.arrive(method, stream.call, None))
+            else:
+                self._owner.serving.announce(method, stream.call)
+
+    def _no_method(self, stream: Stream) -> None:
+        path = stream.path.decode("latin-1")
+        self.wire.finish(stream, framing.UNIMPLEMENTED, f"Method not found: {path}")
 
     def _arrived(self, stream: Stream, messages: list[bytes], *, last: bool) -> None:
         call = stream.call

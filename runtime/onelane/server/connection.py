@@ -20,11 +20,14 @@ from onelane.server.methods import Method
 from onelane.server.steering import FirstBytes
 from onelane.wire import framing
 from onelane.wire.driver import TURN_EVENTS, Read
+from onelane.wire.http1 import Http1Connection
 from onelane.wire.http2 import Limits
-from onelane.wire.server import Opened, ServerConnection, Stream
+from onelane.wire.server import Opened, ServerConnection, Stream, WebOpened, WebTranslator
 
 GOAWAY_S = 1.0
 """How long the client may take to acknowledge a GOAWAY before its connection closes."""
+HTTP2_BEGINS = b"PRI "
+"""The first bytes of HTTP/2's preface. RFC 9113, section 11.6: `PRI` is a method of no other version."""
 ANSWERED_PIECE = 8 * 1024
 """Bytes that are replayed at once: libnghttp2 ends a connection that owes its peer 1000 acknowledgements, and so many
 PINGs may have been answered, one after the other, before the first request."""
@@ -37,6 +40,9 @@ class ConnectionOwner(CallsOwner, Protocol):
     max_message: int
     max_first_bytes: int
     counts: ConnectionCounts
+    web: WebTranslator
+    is_paused: bool
+    """Nothing is read from any connection."""
 
     def opened(self, connection: "NativeConnection") -> bool:
         """A client has connected; whether there is room."""
@@ -68,6 +74,8 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
     """Of `_first_bytes`, those that have been answered."""
     _goaway_acknowledged: asyncio.Future[None] | None = None
     _closed: asyncio.Future[None] | None = None
+    _beginning: bytes | None = None
+    """The first bytes, while they do not say whether the client speaks HTTP/2; None once they do."""
 
     def __init__(
         self,
@@ -81,7 +89,8 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         """limits, max_message: by default the owner's. steers: a sibling may own it. replay: bytes that a sibling read
         before it handed the connection over."""
         longest = owner.max_message if max_message is None else max_message
-        wire = ServerConnection(limits or owner.limits, max_message=longest, joins=True, unpacks=False)
+        web = None if self.trusted else owner.web
+        wire = ServerConnection(limits or owner.limits, max_message=longest, joins=True, unpacks=False, web=web)
         super().__init__(owner, wire)
         # For `time_limits`.
         self.opened_at = self.heard_at = self.framed_at = monotonic()
@@ -103,15 +112,27 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
             self.transport.abort()
             return
         if (secured := self.transport.get_extra_info("ssl_object")) is not None:
-            if secured.selected_alpn_protocol() != "h2":
+            protocol = secured.selected_alpn_protocol()
+            if protocol not in ("h2", "http/1.1"):
                 self._owner.counts.handshake_failed("alpn", self.peer)
                 self.transport.abort()
                 return
             self.auth = auth_context.auth_context(secured)
-        if self._replay is not None:
+            if protocol == "http/1.1":
+                self._speak_http1()
+        elif self._replay is not None:
             self._replay_first_bytes(self._replay)
+            return
+        elif not self.trusted:
+            self._await_beginning()
+            return
+        self.flush()
+
+    def receive_in_turns(self, data: Read) -> None:
+        if self._beginning is None:
+            super().receive_in_turns(data)
         else:
-            self.flush()
+            self._begin(self._beginning + data)
 
     def data_received(self, data: Read) -> None:
         if len(data) > self.max_read:
@@ -128,7 +149,9 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         if events:
             self.framed_at = self.heard_at
             self.asked_at = 0.0
-        self.has_request = self.has_request or any(type(event) is Opened for event in events)
+        self.has_request = self.has_request or any(
+            type(event) is Opened or type(event) is WebOpened for event in events
+        )
         if self._first_bytes is not None:
             self._first_bytes += data
             self._first_events = [*self._first_events, *events]
@@ -148,6 +171,46 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         for future in (self._goaway_acknowledged, self._closed):
             if future is not None and not future.done():
                 future.set_result(None)
+
+    # Which version of HTTP it is
+
+    def _await_beginning(self) -> None:
+        """Write nothing, and look at what comes, until the first bytes say which version of HTTP the client speaks."""
+        self._beginning = b""
+        self._is_paused = True
+        self.max_read = -1
+
+    def _begin(self, data: bytes) -> None:
+        if len(data) < len(HTTP2_BEGINS) and HTTP2_BEGINS.startswith(data):
+            self._beginning = data
+            return
+        self._beginning = None
+        self._is_paused = False
+        self.max_read = self.max_piece
+        if not data.startswith(HTTP2_BEGINS) and data[:1].isalpha():
+            self._speak_http1()
+        else:
+            # Our SETTINGS, before what may follow: the sibling that takes this connection over leaves them out.
+            self.flush()
+        self.data_received(data)
+
+    def _speak_http1(self) -> None:
+        """Serve HTTP/1.1. Its requests are forwarded to the owners of their keys: the connection stays here."""
+        self._first_bytes = None
+        self._owner.decided(self)
+        self.wire = Http1Connection(
+            self._owner.limits, max_message=self._owner.max_message, web=self._owner.web, throttle=self._throttle
+        )
+        if self.is_leaving:
+            self.announce_shutdown()
+            super().ping(b"goodbye!")
+
+    def _throttle(self, stops: bool) -> None:
+        """HTTP/1.1 has no windows: what a client sends is held up by its socket."""
+        if stops:
+            self.pause_reading()
+        elif not self._owner.is_paused:
+            self.resume_reading()
 
     # Which shard owns it
 

@@ -23,6 +23,7 @@ from onelane.server import sockets, tls
 from onelane.server.acceptor import TlsAcceptor
 from onelane.server.connection import CompressingConnection, NativeConnection
 from onelane.server.connection_counts import ConnectionCounts
+from onelane.server.cors import Cors
 from onelane.server.eager import Eager
 from onelane.server.listener import KEEP_S, Bind, Serving, compression_of, end_all, log
 from onelane.server.methods import Method
@@ -33,11 +34,12 @@ from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.server.time_limits import TimeLimits
 from onelane.server.unix_sockets import ListeningPath
 from onelane.server.unpacking import SMALL, Unpacker
+from onelane.server.web import Web
 from onelane.wire.framing import BadWire
 from onelane.wire.held_bytes import HeldBytes
 from onelane.wire.http2 import Limits
 from onelane.wire.packed import Packed
-from onelane.wire.server import Broken, Ended, Messages, Opened
+from onelane.wire.server import Broken, Ended, Messages, Opened, WebOpened, WebTranslator
 
 UNDECIDED_S = 0.5
 """How long the key of a first request may take to arrive; then this shard keeps the connection."""
@@ -56,6 +58,7 @@ class NativeListener:
         self.limits = Limits()
         self.max_message = 0
         self.max_first_bytes = MAX_FIRST_BYTES
+        self.web: WebTranslator
         self.held_bytes: HeldBytes
         self.unpacker: Unpacker
         self.compression = grpc.Compression.NoCompression
@@ -72,7 +75,7 @@ class NativeListener:
         self._is_draining = False
         self._is_over = False
         """A connection that was accepted before, and is told of now, is refused."""
-        self._is_paused = False
+        self.is_paused = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -91,13 +94,16 @@ class NativeListener:
         self.methods = {method.path.encode(): method for method in serving.methods()}
         self.limits = Limits(max_streams=settings.max_streams, max_metadata=settings.max_metadata_bytes)
         self.max_message = settings.max_message_bytes
+        self.web = Web(self.methods, max_message=self.max_message, limits=self.limits, cors=Cors(settings.cors))
         self.unpacker = Unpacker(self.loop)
         self.held_bytes = HeldBytes(limit=settings.shard_held_bytes, per_connection=settings.connection_held_bytes)
         self.compression = compression_of(settings)
         self._connection_type = CompressingConnection if self.compression else NativeConnection
         secure = renew = None
         if settings.tls is not None:
-            secure, renew = tls.renewed_context(functools.partial(tls.server_context, settings.tls))
+            secure, renew = tls.renewed_context(
+                functools.partial(tls.server_context, settings.tls, protocols=("h2", "http/1.1"))
+            )
         async with contextlib.AsyncExitStack() as bound:
             servers: list[tuple[Bind, asyncio.Server | TlsAcceptor]] = []
             for bind in binds:
@@ -174,7 +180,7 @@ class NativeListener:
             if connection.network is None:
                 return False
         self._connections.add(connection)
-        if self._is_paused:
+        if self.is_paused:
             connection.pause_reading()
         if self._is_draining and not connection.trusted:
             # Accepted between `drain` and closing the socket.
@@ -208,7 +214,8 @@ class NativeListener:
         where the key may still arrive."""
         opened = next((event for event in events if type(event) is Opened), None)
         if opened is None:
-            return None
+            # Requests of other protocols are forwarded: a browser has one connection for all keys.
+            return "" if any(type(event) is WebOpened for event in events) else None
         stream = opened.stream
         method = self.methods.get(stream.path)
         if method is None:
@@ -332,12 +339,12 @@ class NativeListener:
 
     def pause(self) -> None:
         """Read nothing from any connection until `resume`."""
-        self._is_paused = True
+        self.is_paused = True
         for connection in self._connections:
             connection.pause_reading()
 
     def resume(self) -> None:
-        self._is_paused = False
+        self.is_paused = False
         for connection in self._connections:
             connection.resume_reading()
 

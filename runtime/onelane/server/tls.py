@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,17 @@ X509_NOT_YET_VALID, X509_EXPIRED = 9, 10
 """OpenSSL's numbers for a certificate before and after its time: x509_vfy.h."""
 
 
-def server_context(settings: Tls, *, protocol: str = "h2") -> ssl.SSLContext:
+def server_context(settings: Tls, *, protocols: Sequence[str] = ("h2",)) -> ssl.SSLContext:
     """The context of a listener. With `client_ca`, a client without a certificate of it is refused.
 
-    protocol: of ALPN.
+    protocols: of ALPN, those that are wanted most first.
 
     Raises:
         BadConfig: a file cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols([protocol])
+    context.set_alpn_protocols([*protocols])
     _load(context, settings)
     if settings.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED

@@ -45,7 +45,8 @@ cdef Kind _kind_of(object pair) except *:
     if name == b":method":
         return POST if value == b"POST" else OTHER_METHOD
     if name == b"content-type":
-        return GRPC if value.startswith(b"application/grpc") else OTHER_CONTENT
+        is_grpc = value.startswith(b"application/grpc") and not value.startswith(b"application/grpc-web")
+        return GRPC if is_grpc else OTHER_CONTENT
     if name == b"grpc-timeout":
         return TIMEOUT
     if name == b":status":

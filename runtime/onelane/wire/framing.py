@@ -17,6 +17,7 @@ from onelane.errors import caused
 from onelane.wire.statuses import CANCELLED as CANCELLED
 from onelane.wire.statuses import DEADLINE_EXCEEDED as DEADLINE_EXCEEDED
 from onelane.wire.statuses import INTERNAL as INTERNAL
+from onelane.wire.statuses import INVALID_ARGUMENT as INVALID_ARGUMENT
 from onelane.wire.statuses import OK as OK
 from onelane.wire.statuses import PERMISSION_DENIED as PERMISSION_DENIED
 from onelane.wire.statuses import RESOURCE_EXHAUSTED as RESOURCE_EXHAUSTED

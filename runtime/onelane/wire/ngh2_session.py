@@ -345,7 +345,8 @@ def _look_at(headers: HeaderTuple) -> tuple[Any, ...]:
     """What `wire.server.Stream` wants to know of the headers of a request."""
     fields = dict(headers)
     refusal = 0
-    if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+    content = fields.get(b"content-type", b"")
+    if not content.startswith(b"application/grpc") or content.startswith(b"application/grpc-web"):
         refusal = 415
     elif fields.get(b":method") != b"POST":
         refusal = 405

@@ -8,7 +8,7 @@ dropped.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from onelane.wire import framing, header_size
 from onelane.wire.deframer import Deframer
@@ -41,6 +41,8 @@ class Stream:
     """One call, as a stream of the connection."""
 
     unpacks: ClassVar[bool] = True
+    is_web: ClassVar[bool] = False
+    """A request of another protocol than gRPC's, see `wire.web`."""
     __slots__ = (
         "_application",
         "_deframer",
@@ -151,6 +153,25 @@ class Stream:
         """Whether no message is incomplete."""
         return self._deframer is None or self._deframer.is_between
 
+    def end(self) -> list[bytes]:
+        """The request has ended where it is not whole; returns the messages that its end completes.
+
+        Raises:
+            BadWire: there are none.
+        """
+        raise BadWire("the stream ended in the middle of a message")
+
+    # Of a request of another protocol, see `wire.web`
+
+    def begin_answer(self, metadata: Headers) -> None:
+        raise NotImplementedError
+
+    def send_translated(self, frame: bytes) -> None:
+        raise NotImplementedError
+
+    def finish_answer(self, code: int, details: str, trailers: Headers) -> None:
+        raise NotImplementedError
+
     def metadata(self) -> tuple[Metadata, float | None]:
         """The application's metadata, and the timeout of the call in seconds; None without one.
 
@@ -184,6 +205,13 @@ class Opened:
     def __init__(self, stream: Stream, message: bytes | None = None) -> None:
         self.stream = stream
         self.message = message
+
+
+@dataclass(slots=True)
+class WebOpened:
+    """A call of another protocol than gRPC's has begun. Its messages follow, as of any stream."""
+
+    stream: Stream
 
 
 @dataclass(slots=True, init=False)
@@ -247,17 +275,42 @@ class Held:
     held: int
 
 
-Event = Opened | Messages | Ended | Broken | ConnectionLost | Pong | Untaken | Held
+@dataclass(slots=True)
+class MoreToWrite:
+    """`take` has not returned all there is: the connection is to be written to again."""
+
+
+Event = Opened | WebOpened | Messages | Ended | Broken | ConnectionLost | Pong | Untaken | Held | MoreToWrite
+
+
+class WebTranslator(Protocol):
+    """Translates the requests of other protocols than gRPC's."""
+
+    def open(self, request: Stream, http: Any) -> Stream | None:
+        """The stream of gRPC's that a request is; None where it has been answered on `http`, or refused."""
 
 
 class ServerConnection:
     """See the module. `receive` and `take` move bytes; the rest answers calls."""
 
-    def __init__(self, limits: Limits, *, max_message: int, joins: bool = False, unpacks: bool = True) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        max_message: int,
+        joins: bool = False,
+        unpacks: bool = True,
+        web: WebTranslator | None = None,
+        session: Any = None,
+    ) -> None:
         """joins: report a call whose only message arrives together with its headers by one event, `Opened`.
-        unpacks: compressed messages; else they are reported as `Packed`."""
+        unpacks: compressed messages; else they are reported as `Packed`. web: takes requests that are none of gRPC's;
+        without it they are refused. session: another than HTTP/2's, see `wire.http1`."""
         self._stream_type = Stream if unpacks else PackingStream
-        self.http2 = Http2(server=True, limits=limits, opens=self._stream_type, max_joined=max_message if joins else -1)
+        self.http2: Http2 = session or Http2(
+            server=True, limits=limits, opens=self._stream_type, max_joined=max_message if joins else -1
+        )
+        self._web = web
         self.streams: dict[int, Stream] = {}
         self.late: list[Event] = []
         """Events that came up while bytes were taken to be sent: calls that libnghttp2 has ended."""
@@ -409,6 +462,9 @@ class ServerConnection:
             more = framing.write_metadata(metadata) if metadata else []
             if more:
                 self._check_size([*_RESPONSE, *more])
+            if stream.is_web:
+                stream.begin_answer(more)
+                return
             stream.sent_headers = True
             if stream.encoding:
                 more.append((b"grpc-encoding", stream.encoding))
@@ -418,6 +474,9 @@ class ServerConnection:
     def send_message(self, stream: Stream, message: bytes) -> None:
         """Send one framed message, after the headers."""
         if not stream.sent_headers:
+            if stream.is_web:
+                stream.send_translated(message)
+                return
             self.send_headers(stream)
         try:
             self.http2.send_data(stream.id, message)
@@ -430,6 +489,8 @@ class ServerConnection:
         Returns what of details and trailers was cut, since the client takes no more.
         """
         cut: Sequence[str] = ()
+        if stream.is_web:
+            return self._finish_web(stream, code, details, trailers)
         headers: Headers = [(b"grpc-status", b"%d" % code)]
         if details:
             headers.append((b"grpc-message", framing.write_message(details)))
@@ -445,6 +506,15 @@ class ServerConnection:
                 self.http2.send_trailers(stream.id, headers)
             else:
                 self.http2.send_response(stream.id, [*_RESPONSE, *headers], end_stream=True)
+        self._forget(stream)
+        return cut
+
+    def _finish_web(self, stream: Stream, code: int, details: str, trailers: Metadata) -> Sequence[str]:
+        headers = framing.write_metadata(trailers)
+        cut: Sequence[str] = ()
+        if (size := header_size.size_of(headers)) > EVERY_PEER_TAKES:
+            headers, cut = self._fitting(headers, size)
+        stream.finish_answer(code, details, headers)
         self._forget(stream)
         return cut
 
@@ -484,8 +554,7 @@ class ServerConnection:
 
     def _open(self, stream: Stream, events: list[Event]) -> None:
         if stream.refusal:
-            more = [(b"allow", b"POST")] if stream.refusal == METHOD_NOT_ALLOWED else []
-            self._not_grpc(stream, [(b":status", b"%d" % stream.refusal), *more])
+            self._open_other(stream, events)
         elif stream.size > self._max_metadata:
             text = f"metadata of {stream.size} bytes, at most {self._max_metadata}"
             self.finish(stream, framing.RESOURCE_EXHAUSTED, text)
@@ -499,10 +568,22 @@ class ServerConnection:
             elif stream.ended:
                 events.append(Messages(stream, [], last=True))
 
-    def _not_grpc(self, stream: Stream, headers: Headers) -> None:
-        with suppress(StreamEnded):
-            self.http2.send_response(stream.id, headers, end_stream=True)
-        self._stop_reading(stream)
+    def _open_other(self, request: Stream, events: list[Event]) -> None:
+        """Begin a request that is none of gRPC's, or refuse it."""
+        if self._web is None:
+            more = [(b"allow", b"POST")] if request.refusal == METHOD_NOT_ALLOWED else []
+            with suppress(StreamEnded):
+                self.http2.send_response(request.id, [(b":status", b"%d" % request.refusal), *more], end_stream=True)
+            self._stop_reading(request)
+            return
+        stream = self._web.open(request, self.http2)
+        if stream is None:
+            self._forget(request)
+            return
+        self.streams[stream.id] = stream
+        events.append(WebOpened(stream))
+        if stream.ended:
+            self._data(stream.id, b"", True, events, {})
 
     def _data(self, number: int, data: bytes, ended: bool, events: list[Event], arrived: dict[int, Messages]) -> None:
         stream = self.streams.get(number)
@@ -517,7 +598,7 @@ class ServerConnection:
         try:
             messages = stream.feed(data, self._max_message)
             if ended and not stream.is_whole:
-                broken = Broken(stream, framing.INTERNAL, "the stream ended in the middle of a message")
+                messages, broken = self._ended_inside(stream, messages)
         except BadWire as error:
             messages, broken = error.messages, Broken(stream, error.code, str(error))
         if broken is not None:
@@ -538,6 +619,13 @@ class ServerConnection:
             events.append(event)
         event.messages += messages
         event.last = ended
+
+    def _ended_inside(self, stream: Stream, messages: list[bytes]) -> tuple[list[bytes], Broken | None]:
+        """The messages of a stream that has ended where it is not whole, and what is wrong with that."""
+        try:
+            return messages + stream.end(), None
+        except BadWire as error:
+            return messages, Broken(stream, error.code, str(error))
 
     def _broken(
         self, event: Broken, messages: list[bytes], size: int, events: list[Event], arrived: dict[int, Messages]

@@ -51,7 +51,7 @@ def admin_context(settings: Tls) -> SSLContext:
         BadConfig: a file cannot be used.
     """
     try:
-        return tls.server_context(settings, protocol="http/1.1")
+        return tls.server_context(settings, protocols=("http/1.1",))
     except BadConfig as error:
         raise BadConfig("admin_tls", error.faults) from error
 
