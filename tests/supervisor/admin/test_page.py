@@ -156,6 +156,7 @@ async def test_shortcuts_open_views_and_their_list_and_leave_a_field_alone(
         await page.keyboard.press("g")
         await page.keyboard.press("t")
         await expect(page.get_by_role("heading", name="Recent traces")).to_be_visible()
+        await expect(page.get_by_label("Method")).to_be_visible()
         await page.keyboard.press("/")
         await page.keyboard.type("g o?")
         await expect(page.get_by_label("Method")).to_have_value("g o?")
