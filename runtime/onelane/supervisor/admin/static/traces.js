@@ -13,7 +13,7 @@ let lastSearch = "#/traces"; // Where a trace leads back to.
 
 export function Traces({ route, latest }) {
   const [id] = route.parts;
-  return id ? html`<${Waterfall} key=${id} id=${id} back=${lastSearch} />` : html`<${Search} query=${route.query} apps=${latest.apps} />`;
+  return id ? html`<${Waterfall} key=${id} id=${id} back=${lastSearch} />` : html`<${Search} key=${JSON.stringify(route.query)} query=${route.query} apps=${latest.apps} />`;
 }
 
 function Search({ query, apps }) {
@@ -21,7 +21,6 @@ function Search({ query, apps }) {
   const { answer, fault } = useFetched("/traces", AGAIN_MS);
   // While the pointer or the keyboard focus is in the list, it does not change.
   const [held, hold] = useState(null);
-  useEffect(() => setWanted(query), [JSON.stringify(query)]);
   useEffect(() => {
     lastSearch = url("traces", [], wanted);
     history.replaceState(null, "", lastSearch);
