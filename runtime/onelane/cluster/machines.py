@@ -2,6 +2,7 @@
 
     /onelane/CLUSTER/machines/NAME       the record of a machine, under its lease
     /onelane/CLUSTER/coordinator/LEASE   a candidate, under the same lease: the oldest one coordinates
+    /onelane/CLUSTER/apps/APP            see `placements`
 
 A record says which readers understand it. Who meets one that it does not understand does not join, and changes nothing:
 of two releases the one that came first goes on.
@@ -80,6 +81,9 @@ class ClusterKeys:
 
     def candidate(self, lease_id: int) -> str:
         return f"{self.candidates}{lease_id}"
+
+    def app(self, name: str) -> str:
+        return f"{self.prefix}apps/{name}"
 
 
 @dataclass(frozen=True, slots=True)
