@@ -20,6 +20,10 @@ from tests.supervisor.admin.test_page import ARGUMENTS, CUT_OFF, opened
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=\"window.hit='{}'\">"
 SOLD_OUT_AFTER = 3
+ENDS_OF_ARROWS = """() => {
+  const boxes = [...document.querySelectorAll(".arrow path")].map((path) => path.getBoundingClientRect());
+  return boxes.filter((box) => box.left < 0 || box.right > 390).map((box) => [box.left, box.right]);
+}"""
 BUY = "examples.two_apps.v1.Shop/Buy"
 
 
@@ -63,6 +67,10 @@ def calls(cluster: RunningApp) -> list[dict[str, Any]]:
 def traces(cluster: RunningApp) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(cluster.get("/traces"))["traces"]
     return rows
+
+
+def failed_buys(cluster: RunningApp) -> list[dict[str, Any]]:
+    return [row for row in traces(cluster) if row["name"] == BUY and row["errors"]]
 
 
 async def served_as(page: Any, snapshot: dict[str, Any], *, new_calls: int = 0, is_new: bool = True) -> None:
@@ -174,6 +182,8 @@ async def test_twelve_apps_of_32_shards_and_thirty_arrows_fit_a_phone_uncut(
     async with opened(browser, cluster, "/", viewport=size) as (page, console, _):
         await served_as(page, snapshot | {"apps": apps, "calls": edges})
         await expect(page.locator("a.app")).to_have_count(12)
+        await expect(page.locator(".arrow")).to_have_count(sum(edge["from"] != edge["to"] for edge in edges))
+        assert await page.evaluate(ENDS_OF_ARROWS) == []
         for view in ("#/", f"#/app/{names[2]}"):
             await page.evaluate(f"location.hash = {view!r}")
             await expect(page.locator("table tbody tr").first).to_be_visible()
@@ -191,8 +201,9 @@ async def test_traces_are_searched_by_method_status_duration_shard_and_id(
 ) -> None:
     await buy(cluster, "figs", SOLD_OUT_AFTER + 1)
     await check_health(cluster)
-    await eventually(lambda: {"grpc.health.v1.Health/Check", BUY} <= {row["name"] for row in traces(cluster)})
-    failed = next(row for row in traces(cluster) if row["name"] == BUY and row["errors"])
+    await eventually(lambda: any(row["name"] == "grpc.health.v1.Health/Check" for row in traces(cluster)))
+    await eventually(lambda: failed_buys(cluster))
+    failed = failed_buys(cluster)[0]
     async with opened(browser, cluster, "/#/traces") as (page, console, _):
         rows = page.get_by_role("table", name="traces").locator("tbody tr")
         await expect(rows.filter(has_text=BUY).first).to_be_visible()

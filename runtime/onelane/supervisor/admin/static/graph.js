@@ -8,13 +8,15 @@ const GAP = { x: 26, y: 64 };
 const LEAST_WIDTH = 150;
 const MAX_WIDTH = 210;
 const LINE = 17;
-const MAX_LABELS = 14; // With more arrows, the table alone has the figures.
+const LABEL = 120; // The width of a label, about.
+const SIDE = 22; // Left and right of the nodes, for arrows that pass them.
+const MAX_LABELS = 10; // With more arrows, the table alone has the figures.
 
 export function Graph({ apps, edges }) {
   const [width, place] = useWidth();
   const calls = edges.filter((edge) => edge.from !== edge.to || edge.total > 0);
   const names = [...new Set(calls.flatMap((edge) => [edge.from, edge.to]))];
-  const { nodes, height } = positions(names, calls, width);
+  const { nodes, height } = positions(names, calls, width - 2 * SIDE);
   return html`
     <div class="card" ref=${place}>
       <h3>Who calls whom</h3>
@@ -76,7 +78,7 @@ function positions(names, edges, width) {
       const box = Math.min(MAX_WIDTH, (width - GAP.x * (row.length - 1)) / row.length);
       const height = Math.max(...row.map((name) => 34 + LINE * Math.ceil(name.length / Math.floor(box / 9.5))));
       const step = width / row.length;
-      row.forEach((name, at) => (nodes[name] = { x: step * (at + 0.5) - box / 2, y, width: box, height }));
+      row.forEach((name, at) => (nodes[name] = { x: SIDE + step * (at + 0.5) - box / 2, y, width: box, height }));
       y += height + GAP.y;
     }
   }
@@ -93,7 +95,7 @@ function Drawing({ apps, calls, nodes, width, height }) {
             <path d="M0 0 L8 4 L0 8 z" />
           </marker>
         </defs>
-        ${calls.filter((edge) => edge.from !== edge.to).map((edge) => html`<${Arrow} key=${`${edge.from} ${edge.to}`} edge=${edge} nodes=${nodes} labelled=${labelled} />`)}
+        ${calls.filter((edge) => edge.from !== edge.to).map((edge) => html`<${Arrow} key=${`${edge.from} ${edge.to}`} ...${{ edge, nodes, width, labelled }} />`)}
       </svg>
       ${Object.entries(nodes).map(([name, node]) => html`<${Node} key=${name} name=${name} node=${node} isApp=${apps.some((app) => app.name === name)} />`)}
     </div>
@@ -110,12 +112,15 @@ function Node({ name, node, isApp }) {
 function bulge(from, to, nodes) {
   const [top, bottom] = [Math.min(from.y, to.y), Math.max(from.y, to.y)];
   const middle = (node) => node.x + node.width / 2;
-  const line = (middle(from) + middle(to)) / 2;
-  const between = Object.values(nodes).filter((node) => node.y > top && node.y < bottom && Math.abs(middle(node) - line) < node.width / 2 + 12);
+  const lineAt = (y) => middle(from) + ((middle(to) - middle(from)) * (y - from.y)) / (to.y - from.y);
+  const between = Object.values(nodes).filter((node) => node.y > top && node.y < bottom && Math.abs(middle(node) - lineAt(node.y)) < node.width / 2 + 12);
   if (!between.length) return 0;
-  const side = middle(between[0]) > line ? -1 : 1;
+  const side = middle(between[0]) > lineAt(between[0].y) ? -1 : 1;
   return (side * (between[0].width / 2 + 22)) / 0.75;
 }
+
+// The same, as far as there is room in the drawing.
+const inside = (out, middle, width) => Math.max((4 - middle) / 0.75, Math.min((width - 4 - middle) / 0.75, out));
 
 // Of a cubic curve.
 function pointOf([a, b, c, d], t) {
@@ -123,7 +128,7 @@ function pointOf([a, b, c, d], t) {
   return { x: along("x"), y: along("y") };
 }
 
-function Arrow({ edge, nodes, labelled }) {
+function Arrow({ edge, nodes, width, labelled }) {
   const [from, to] = [nodes[edge.from], nodes[edge.to]];
   const isDown = to.y > from.y;
   // Two apps that call each other have arrows beside each other.
@@ -131,16 +136,18 @@ function Arrow({ edge, nodes, labelled }) {
   const begin = { x: from.x + from.width / 2 + aside, y: isDown ? from.y + from.height : from.y };
   const end = { x: to.x + to.width / 2 + aside, y: isDown ? to.y - 2 : to.y + to.height + 2 };
   const bend = from.y === to.y ? -GAP.y / 2 : (end.y - begin.y) / 2;
-  const out = bulge(from, to, nodes);
+  const out = inside(bulge(from, to, nodes), (begin.x + end.x) / 2, width);
   const at = [begin, { x: begin.x + out, y: begin.y + bend }, { x: end.x + out, y: end.y - bend }, end];
   const path = `M${at[0].x} ${at[0].y} C${at.slice(1).map(({ x, y }) => `${x} ${y}`).join(" ")}`;
-  const label = pointOf(at, 0.6);
+  const label = pointOf(at, out ? 0.5 : 0.6);
+  const hasRoom = out && label.x > LABEL && label.x < width - LABEL;
+  const anchor = hasRoom ? (out > 0 ? "start" : "end") : "middle";
   const state = edge.errors > 0 ? "failing" : edge.calls > 0 ? "busy" : "";
   const text = edge.calls === null ? "" : `${perSecond(edge.calls)}/s${edge.errors > 0 ? `, ${perSecond(edge.errors)} errors/s` : ""}`;
   return html`
     <g class=${`arrow ${state}`}>
       <path d=${path} stroke-width=${1 + Math.min(5, Math.log10(1 + (edge.calls ?? 0)))} marker-end="url(#tip)"><title>${edge.from} → ${edge.to}: ${text}</title></path>
-      ${labelled && text && html`<text x=${label.x} y=${label.y + 4} text-anchor="middle">${text}</text>`}
+      ${labelled && text && html`<text x=${hasRoom ? label.x + Math.sign(out) * 10 : Math.max(LABEL / 2, Math.min(width - LABEL / 2, label.x))} y=${label.y + 4} text-anchor=${anchor}>${text}</text>`}
     </g>
   `;
 }

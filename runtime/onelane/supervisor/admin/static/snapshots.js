@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from "/static/vendor/htm-preact-3.1.1.js"
 
 const KEPT_S = 300; // Of history.
 const RATE_S = 10; // Rates are those of so many seconds.
-const RETRY_MS = 3000;
+const RETRY_MS = 1000;
 
 // The newest snapshot, whether it is live, the history of methods by app, and the rates of calls between apps.
 export function useSnapshots() {
