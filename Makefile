@@ -2,6 +2,7 @@
 # make conformance: connectconformance's suite, a minute · make check: format, lint, types, layers
 # make wheel: builds the wheels, compiled and pure, and the sdist, and proves the compiled one in a fresh environment
 # make test-wheel: the tests of make test on the compiled wheel
+# make image: builds deploy/'s image without an engine, and runs it: some minutes, needs buildah and debootstrap
 # make bench: what a call costs, of the compiled wheel · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
 # make simulate: a machine comes, goes and fails among 3 to 100 of ten lanes, simulated: a table, some minutes
 # make lock: requirements.lock anew for what pyproject.toml asks, ARGS=--upgrade for the newest of each
@@ -23,7 +24,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find runtime/onelane -name '*.py' -o -name '*.p[yx][xi]' -o -name '*.pxd')
 ARGS ?=
 
-.PHONY: up test wheel test-wheel conformance chaos simulate fuzz check bench docs setup proto clients lock audit sbom clean
+.PHONY: up test wheel test-wheel conformance image chaos simulate fuzz check bench docs setup proto clients lock audit sbom clean
 
 setup: $(STAMP)
 
@@ -40,13 +41,13 @@ check: setup
 	$(BIN)/pytest -q tests/house/test_layers.py
 
 test: setup
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance" $(ARGS)
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance and not image" $(ARGS)
 
 wheel: $(BUILT)/.ready
 	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q tests/wire/test_build.py tests/wire/test_http2_extension.py tests/cli/test_entry.py
 
 test-wheel: $(BUILT)/.ready
-	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance" $(ARGS)
+	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance and not image" $(ARGS)
 
 # A wheel from the sdist, so that both are whole; with ONELANE_PURE=0 what cannot be compiled is an error. For other
 # platforms there is the pure one.
@@ -80,6 +81,11 @@ sbom: $(BUILT)/.ready $(TOOLS)/.ready
 
 conformance: setup
 	$(BIN)/pytest -q -m conformance $(ARGS)
+
+# As root, on Debian or Ubuntu.
+image: setup
+	tests/image/build.sh
+	$(BIN)/pytest -q -m image $(ARGS) tests/house/test_image.py
 
 chaos: setup
 	ONELANE_CHAOS=1 $(BIN)/pytest -q -s tests/core/test_handoff_explored.py tests/core/test_lease_explored.py

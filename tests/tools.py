@@ -67,12 +67,17 @@ def grpc_java() -> str:
     return _built("java", "a JDK and Maven, half a minute")
 
 
-def _built(name: str, cost: str) -> str:
+def image() -> str:
+    """The path of a launcher of buildah, with the base image that tests/image/build.sh has made."""
+    return _built("image", "buildah, debootstrap and root, two minutes", "make image")
+
+
+def _built(name: str, cost: str, target: str = "make clients") -> str:
     cache = os.environ.get("ONELANE_CACHE") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "onelane"
     )
     if not any(Path(cache).glob(f"{name}-*/{name}")):
-        absent(f"{name} is not built: make clients ({cost})")
+        absent(f"{name} is not built: {target} ({cost})")
     # Builds nothing where it is there, and names the pinned one.
     run = subprocess.run([str(HERE / name / "build.sh")], capture_output=True, text=True, check=True)
     return run.stdout.strip()
