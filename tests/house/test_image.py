@@ -51,7 +51,7 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
-    image = Image(tools.image(), "localhost/onelane-test")
+    image = Image(tools.image(), f"localhost/onelane-test-{os.getpid()}")
     for base in set(re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), re.MULTILINE)):
         image.buildah("tag", "localhost/base", f"docker.io/library/{base}")
     mounts = [f"--volume={path}:{path}:ro" for path in PIPS_SETTINGS if path.exists()]
