@@ -1,4 +1,5 @@
-"""connectconformance, the suite of connectrpc.com/conformance, on servers and channels: gRPC over HTTP/2.
+"""connectconformance, the suite of connectrpc.com/conformance, on servers and channels: gRPC over HTTP/2; and, on
+servers, Connect and gRPC-Web over HTTP/1.1 and HTTP/2, of which no case fails.
 
 The whole suite runs where the calls are at home, again where each is forwarded to another shard, and again on
 connections that are handed to another shard. Cases that fail are listed in tests/conformance/cases, with the reason;
@@ -102,6 +103,21 @@ def test_calls_with_keys_in_metadata_pass(run_server: Callable[..., Counts]) -> 
     counts = run_server("spread", "native", *CLEARTEXT)
     assert total(counts, "steered") > 50
     assert total(counts, "forwards") > 50
+
+
+@pytest.mark.parametrize(
+    ("place", "cases"),
+    [
+        ("home", "**/HTTPVersion:1/**/TLS:false/**"),
+        ("home", "**/HTTPVersion:2/**/TLS:false/**"),
+        ("away", "Basic/**/TLS:false/**"),
+    ],
+)
+def test_servers_pass_in_connect_and_grpc_web(runner: list[str], tmp_path: Path, place: str, cases: str) -> None:
+    command = [runner[0], "--conf", str(HERE / "web.yaml"), "--mode", "server", "--run", cases, "--"]
+    counts = run_servers(command, place, "native", tmp_path)
+    assert total(counts, "calls") > 100
+    assert total(counts, "forwards") > 0.85 * total(counts, "calls") or place == "home"
 
 
 @pytest.mark.parametrize(("place", "options"), [("home", ()), ("away", CLEARTEXT)], ids=["home", "away"])

@@ -65,7 +65,7 @@ def send(request: pytest.FixtureRequest) -> Send:
         ("POST", "/echo.v1.Echo/Unary", "application/xml", 415),
         ("POST", "/echo.v1.Echo/Unary", "application/connect+json", 415),
         ("POST", "/echo.v1.Echo/Download", "application/json", 415),
-        ("POST", "/echo.v1.Echo/None", "application/json", 501),
+        ("POST", "/echo.v1.Echo/None", "application/json", 404),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_http(
@@ -146,9 +146,9 @@ async def test_a_client_that_does_not_complete_its_first_headers_is_cut_off(begi
 async def test_a_client_that_does_not_complete_later_headers_is_cut_off() -> None:
     async with native(headers_s=0.2) as (address, _):
         reader, writer = await asyncio.open_connection(*address.split(":"))
-        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        writer.write(b"PUT / HTTP/1.1\r\nhost: h\r\n\r\n")
         async with asyncio.timeout(10):
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 405")
             writer.write(b"GET / HT")
             assert await reader.read() == b""
         writer.close()
@@ -175,7 +175,7 @@ async def test_a_drain_closes_a_connection_of_http_1_after_its_answer() -> None:
     async with native(serve) as (address, listener):
         reader, writer = await asyncio.open_connection(*address.split(":"))
         idle_reader, idle = await asyncio.open_connection(*address.split(":"))
-        idle.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        idle.write(b"PUT / HTTP/1.1\r\nhost: h\r\n\r\n")
         async with asyncio.timeout(10):
             await idle_reader.readuntil(b"\r\n\r\n")
             body = b"content-type: application/proto\r\ncontent-length: 2\r\n\r\nhi"

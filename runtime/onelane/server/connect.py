@@ -39,7 +39,7 @@ _MAX_TIMEOUT_DIGITS = 10
 _END_STREAM = 2
 """The flag of the last envelope."""
 _DETAILS = b"grpc-status-details-bin"
-_JSON: Headers = [(b"content-type", b"application/json")]
+JSON_HEADERS: Headers = [(b"content-type", b"application/json")]
 
 
 def read_timeout(text: bytes) -> float:
@@ -54,7 +54,7 @@ def read_timeout(text: bytes) -> float:
 
 
 class UnaryAnswer:
-    """One message, or an error as _JSON. Nothing is sent before the status is known. See `wire.web.WebAnswer`."""
+    """One message, or an error as JSON. Nothing is sent before the status is known. See `wire.web.WebAnswer`."""
 
     def __init__(self, output: WebOutput, codec: MessageCodec) -> None:
         self._output = output
@@ -80,7 +80,7 @@ class UnaryAnswer:
             # What compressions there are: an unknown one may have been the fault.
             unknown = [(b"accept-encoding", framing.ENCODINGS)] if code == framing.UNIMPLEMENTED else []
             body = json.dumps(error_of(code, details, trailers)).encode()
-            self._output.whole(b"%d" % CODES[code][1], [*_JSON, *unknown, *self._metadata, *more], body)
+            self._output.whole(b"%d" % CODES[code][1], [*JSON_HEADERS, *unknown, *self._metadata, *more], body)
 
 
 class StreamAnswer:
@@ -120,7 +120,7 @@ class StreamAnswer:
 
 
 def error_of(code: int, details: str, trailers: Headers) -> dict[str, Any]:
-    """A status as Connect's _JSON, with the rich errors that are in its trailers."""
+    """A status as Connect's JSON_HEADERS, with the rich errors that are in its trailers."""
     error: dict[str, Any] = {"code": CODES[code][0]}
     if details:
         error["message"] = details

@@ -4,11 +4,13 @@ Three kinds of requests: `application/grpc-web…`; Connect, unary (`application
 streams (`application/connect+…`); and what is none of them, which is refused with an HTTP status.
 """
 
+import json
 import re
 from base64 import urlsafe_b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -24,7 +26,7 @@ from onelane.wire import framing
 from onelane.wire.framing import INVALID_ARGUMENT, RESERVED, BadWire, Headers, HeaderTuple
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Stream
-from onelane.wire.web import WebStream
+from onelane.wire.web import RequestBody, WebAnswer, WebStream
 
 _NOT_FOUND, _METHOD_NOT_ALLOWED, _UNSUPPORTED_MEDIA_TYPE = b"404", b"405", b"415"
 _HEADERS_TOO_LARGE, _VERSION_NOT_SUPPORTED = b"431", b"505"
@@ -49,9 +51,10 @@ _GRPC: Headers = [(b"te", b"trailers"), (b"content-type", b"application/grpc")]
 class Refusal(Exception):
     """A request gets an HTTP status, and no call."""
 
-    def __init__(self, status: bytes, *headers: tuple[bytes, bytes]) -> None:
+    def __init__(self, status: bytes, *headers: tuple[bytes, bytes], body: bytes = b"") -> None:
         super().__init__(status)
         self.status = status
+        self.body = body
         self.headers = list(headers)
 
 
@@ -59,12 +62,15 @@ class Refusal(Exception):
 class Translation:
     """A request in terms of gRPC."""
 
-    body: Any
-    answer: Any
+    body: RequestBody
     timeout: bytes = b""
     """As `grpc-timeout`."""
     accepts: bytes = b""
     """As `grpc-accept-encoding`."""
+
+
+Translator = tuple[WebAnswer, Callable[[], Translation]]
+"""What answers a request, and what translates it. The latter raises BadWire, with which the former answers."""
 
 
 class Web:
@@ -82,9 +88,7 @@ class Web:
         try:
             return self._opened(request, output)
         except Refusal as refusal:
-            output.whole(refusal.status, refusal.headers)
-        except BadWire as error:
-            UnaryAnswer(output, AS_PROTO).finish(error.code, str(error), [])
+            output.whole(refusal.status, refusal.headers, refusal.body)
         return None
 
     def _opened(self, request: Stream, output: WebOutput) -> Stream | None:
@@ -98,74 +102,84 @@ class Web:
             output.begin(status[1], headers, end=True)
             return None
         if method == b"GET":
-            translation = self._get(path, query, fields, output)
+            answer, translate = self._get(path, query, fields, output)
         elif method == b"POST":
-            translation = self._post(path, fields, output)
+            answer, translate = self._post(path, fields, output)
         else:
             raise Refusal(_METHOD_NOT_ALLOWED, (b"allow", b"POST"))
-        return _stream(request, path, translation)
+        try:
+            return _stream(request, path, answer, translate())
+        except BadWire as error:
+            answer.finish(error.code, str(error), [])
+            return None
 
-    def _post(self, path: bytes, fields: Mapping[bytes, bytes], output: WebOutput) -> Translation:
+    def _post(self, path: bytes, fields: Mapping[bytes, bytes], output: WebOutput) -> Translator:
         kind = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if match := _GRPC_WEB.fullmatch(kind):
-            return self._grpc_web(kind, self._codec(path, match[1] or b"proto"), fields, output)
+            codec = self._codec(path, match[1] or b"proto")
+            make_body = TextBody if kind.startswith(b"application/grpc-web-text") else EnvelopedBody
+            return GrpcWebAnswer(output, codec, kind), partial(self._grpc_web, codec, make_body, fields)
         match = _CONNECT.fullmatch(kind)
         if match is None:
             is_grpc = kind == b"application/grpc" or kind.startswith(b"application/grpc+")
             raise Refusal(_VERSION_NOT_SUPPORTED) if is_grpc else _unsupported()
-        method = self._methods.get(path)
-        if method is not None and method.has_stream != bool(match[1]):
+        if self._method(path).has_stream != bool(match[1]):
             raise _unsupported()
         codec = self._codec(path, match[2])
-        return (self._connect_stream if match[1] else self._connect_unary)(codec, fields, output)
+        if match[1]:
+            return StreamAnswer(output, codec), partial(self._connect_stream, codec, fields)
+        return UnaryAnswer(output, codec), partial(self._connect_unary, codec, fields)
 
     def _grpc_web(
-        self, kind: bytes, codec: MessageCodec, fields: Mapping[bytes, bytes], output: WebOutput
+        self, codec: MessageCodec, make_body: type[EnvelopedBody], fields: Mapping[bytes, bytes]
     ) -> Translation:
-        make_body = TextBody if kind.startswith(b"application/grpc-web-text") else EnvelopedBody
+        encoding = _encoding(fields.get(b"grpc-encoding", b""))
         return Translation(
-            body=make_body(codec, encoding=fields.get(b"grpc-encoding", b""), limit=self._max_message),
-            answer=GrpcWebAnswer(output, codec, kind),
+            body=make_body(codec, encoding=encoding, limit=self._max_message),
             timeout=fields.get(b"grpc-timeout", b""),
             accepts=accepted(fields.get(b"grpc-accept-encoding", b"")),
         )
 
-    def _connect_unary(self, codec: MessageCodec, fields: Mapping[bytes, bytes], output: WebOutput) -> Translation:
+    def _connect_unary(self, codec: MessageCodec, fields: Mapping[bytes, bytes]) -> Translation:
         encoding = _encoding(fields.get(b"content-encoding", b""))
         return Translation(
             body=WholeBody(codec, encoding=encoding, limit=self._max_message),
-            answer=UnaryAnswer(output, codec),
             timeout=_timeout(fields),
             accepts=accepted(fields.get(b"accept-encoding", b"")),
         )
 
-    def _connect_stream(self, codec: MessageCodec, fields: Mapping[bytes, bytes], output: WebOutput) -> Translation:
-        answer = StreamAnswer(output, codec)
+    def _connect_stream(self, codec: MessageCodec, fields: Mapping[bytes, bytes]) -> Translation:
+        encoding = _encoding(fields.get(b"connect-content-encoding", b""))
         return Translation(
-            body=EnvelopedBody(codec, encoding=fields.get(b"connect-content-encoding", b""), limit=self._max_message),
-            answer=answer,
+            body=EnvelopedBody(codec, encoding=encoding, limit=self._max_message),
             timeout=_timeout(fields),
             accepts=accepted(fields.get(b"connect-accept-encoding", b"")),
         )
 
-    def _get(self, path: bytes, query: bytes, fields: Mapping[bytes, bytes], output: WebOutput) -> Translation:
-        method = self._methods.get(path)
-        if method is None:
-            raise Refusal(_NOT_FOUND)
-        if method.has_stream or message_codec.has_side_effects(path.decode("latin-1")):
+    def _get(self, path: bytes, query: bytes, fields: Mapping[bytes, bytes], output: WebOutput) -> Translator:
+        if self._method(path).has_stream or message_codec.has_side_effects(path.decode("latin-1")):
             raise Refusal(_METHOD_NOT_ALLOWED, (b"allow", b"POST"))
         values = {name: texts[-1] for name, texts in parse_qs(query, keep_blank_values=True).items()}
+        codec = self._codec(path, values.get(b"encoding", b""))
+        return UnaryAnswer(output, codec), partial(self._query, codec, values, fields)
+
+    def _query(self, codec: MessageCodec, values: Mapping[bytes, bytes], fields: Mapping[bytes, bytes]) -> Translation:
         if values.get(b"connect", b"v1") != b"v1":
             raise BadWire("the query's connect is not v1", code=INVALID_ARGUMENT)
-        codec = self._codec(path, values.get(b"encoding", b""))
-        raw = _query_message(values)
         encoding = _encoding(values.get(b"compression", b""))
+        message = unpacked(_query_message(values), encoding, self._max_message)
         return Translation(
-            body=QueryBody(codec.read(unpacked(raw, encoding, self._max_message))),
-            answer=UnaryAnswer(output, codec),
+            body=QueryBody(codec.read(message)),
             timeout=_timeout(fields),
             accepts=accepted(fields.get(b"accept-encoding", b"")),
         )
+
+    def _method(self, path: bytes) -> Method:
+        method = self._methods.get(path)
+        if method is None:
+            body = connect.error_of(framing.UNIMPLEMENTED, f"Method not found: {path.decode('latin-1')}", [])
+            raise Refusal(_NOT_FOUND, *connect.JSON_HEADERS, body=json.dumps(body).encode())
+        return method
 
     def _codec(self, path: bytes, name: bytes) -> MessageCodec:
         if name == b"proto":
@@ -217,7 +231,7 @@ def _query_message(values: Mapping[bytes, bytes]) -> bytes:
         raise BadWire("the query's message is no base64", code=INVALID_ARGUMENT) from None
 
 
-def _stream(request: Stream, path: bytes, translation: Translation) -> WebStream:
+def _stream(request: Stream, path: bytes, answer: WebAnswer, translation: Translation) -> WebStream:
     """The stream of a gRPC client that had sent this request."""
     application: HeaderTuple = tuple(
         pair
@@ -239,6 +253,4 @@ def _stream(request: Stream, path: bytes, translation: Translation) -> WebStream
         timeout = -1.0
         with suppress(BadWire):
             timeout = framing.read_timeout(translation.timeout)
-    return WebStream(
-        request, path, (*headers, *application), application, timeout, translation.body, translation.answer
-    )
+    return WebStream(request, path, (*headers, *application), application, timeout, translation.body, answer)
