@@ -157,7 +157,11 @@ class Pair:
 
     def write(self, number: int) -> None:
         if self.asked and (stream := self.asked[number % len(self.asked)]).id in self.server.streams:
-            self.server.send_message(stream, framing.frame(b"w" * number * 50))
+            message = b"w" * number * 50
+            if number % 2:
+                assert self.server.send_uncompressed(stream, message) <= self.server.http2.queued_in_all()
+            else:
+                self.server.send_message(stream, framing.frame(message))
             self.server.http2.share_window(stream.id)
 
     def finish(self, number: int) -> None:

@@ -313,6 +313,26 @@ def test_a_client_that_does_not_read_is_seen_in_what_is_queued() -> None:
     assert wire.server.http2.queued(number) > 1_000_000
 
 
+@pytest.mark.parametrize("message", [b"", b"a", b"x" * 200_000], ids=len)
+def test_messages_arrive_with_their_prefix_and_their_sender_is_told_what_waits(message: bytes) -> None:
+    wire = Wire()
+    number = wire.request(frame(b"hi"))
+    stream = wire.of(Opened)[0].stream
+    assert wire.server.send_uncompressed(stream, message) == len(frame(message))
+    assert wire.server.send_uncompressed(stream, b"next") == wire.server.http2.queued(number)
+    wire.server.finish(stream, 0)
+    wire.pass_bytes()
+    assert wire.answer()[1] == frame(message) + frame(b"next")
+
+
+def test_a_message_of_a_stream_that_has_ended_goes_nowhere() -> None:
+    wire = Wire()
+    wire.request(frame(b"hi"))
+    stream = wire.of(Opened)[0].stream
+    wire.server.finish(stream, 0)
+    assert wire.server.send_uncompressed(stream, b"late") == 0
+
+
 def test_garbage_ends_the_connection_and_raises_nothing() -> None:
     server = ServerConnection(Limits(), max_message=10)
     events = server.receive(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 4)

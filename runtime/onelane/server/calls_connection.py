@@ -196,15 +196,22 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
     def streams_requests(self, call: NativeCall) -> bool:
         return self._owner.methods[call.stream.path].request_streaming
 
-    def send(self, stream: Stream, frame: bytes) -> Coroutine[Any, Any, None] | None:
-        """Send a message with its prefix at the end of this turn of the loop, a large one now. Returns what its sender
+    def send(self, stream: Stream, message: bytes) -> Coroutine[Any, Any, None] | None:
+        """Send a message, not compressed, at the end of this turn of the loop, a large one now. Returns what its sender
         awaits where the client does not read."""
+        return self._sent(stream, len(message), self.wire.send_uncompressed(stream, message))
+
+    def send_frame(self, stream: Stream, frame: bytes) -> Coroutine[Any, Any, None] | None:
+        """`send` a message that has its prefix."""
         self.wire.send_message(stream, frame)
-        if len(frame) > LARGE and self.wire.http2.queued_in_all() > MAX_UNFLUSHED:
+        return self._sent(stream, len(frame), self.wire.http2.queued(stream.id))
+
+    def _sent(self, stream: Stream, size: int, queued: int) -> Coroutine[Any, Any, None] | None:
+        if size > LARGE and self.wire.http2.queued_in_all() > MAX_UNFLUSHED:
             self.flush()
         else:
             self.flush_soon()
-        return self.wait_room(stream.id) if self.is_full(stream.id) else None
+        return self.wait_room(stream.id) if self._is_paused or queued > self.max_queued else None
 
     def consumed(self, stream: Stream) -> None:
         self.wire.consumed(stream)

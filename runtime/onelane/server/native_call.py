@@ -28,8 +28,11 @@ class CallConnection(Protocol):
     def flush_soon(self) -> None:
         """Write what is ready at the end of this turn of the loop."""
 
-    def send(self, stream: Stream, frame: bytes) -> Coroutine[Any, Any, None] | None:
-        """Send a message with its prefix; returns what its sender awaits where the client does not read."""
+    def send(self, stream: Stream, message: bytes) -> Coroutine[Any, Any, None] | None:
+        """Send a message, not compressed; returns what its sender awaits where the client does not read."""
+
+    def send_frame(self, stream: Stream, frame: bytes) -> Coroutine[Any, Any, None] | None:
+        """`send` a message that has its prefix."""
 
     def streams_requests(self, call: "NativeCall") -> bool:
         """Whether the client sends a stream of messages."""
@@ -122,7 +125,9 @@ class NativeCall(Call):
             await sending
 
     def begin_send(self, message: bytes) -> Coroutine[Any, Any, None] | None:
-        return self._connection.send(self.stream, self.framed(message))
+        if self._frame_compressed is None:
+            return self._connection.send(self.stream, message)
+        return self._connection.send_frame(self.stream, self.framed(message))
 
     async def send_initial(self, metadata: Metadata) -> None:
         self.send_initial_now(metadata)
@@ -186,7 +191,7 @@ class NativeCall(Call):
         return frame[framing.PREFIX :]
 
     async def send_frame(self, frame: bytes, encoding: bytes) -> None:
-        sending = self._connection.send(self.stream, frame)
+        sending = self._connection.send_frame(self.stream, frame)
         if sending is not None:
             await sending
 

@@ -318,6 +318,18 @@ cdef class Session:
         stream.takes_data = not end_stream
         self._wake(stream)
 
+    def send_message(self, int32_t number, message):
+        """Send one message, not compressed, with its prefix, after what has been queued. Returns the bytes of the
+        stream that wait for the peer's flow-control windows."""
+        cdef bytes body = message if type(message) is bytes else b"" + message
+        cdef _Stream stream
+        if self.is_over:
+            return 0
+        stream = self._writable(number)
+        self._push_message(stream, body, _framed(body))
+        self._wake(stream)
+        return stream.queued
+
     def send_trailers(self, int32_t number, headers):
         """End this side of the stream, after what has been queued."""
         cdef _Stream stream
@@ -344,9 +356,7 @@ cdef class Session:
         stream = self._streams.get(number)
         if stream is not None and not stream.has_begun:
             # First what may collect garbage, whose finalizers may end the connection.
-            self._push(stream, framed)
-            if PyBytes_GET_SIZE(framed) == PREFIX:
-                self._push(stream, body)
+            self._push_message(stream, body, framed)
             if self.is_over:
                 return
             self._respond(stream, _RESPONSE, 2, False)
@@ -368,6 +378,13 @@ cdef class Session:
         if stream is None or not stream.takes_data:
             raise StreamEnded("this side of the stream has ended")
         return stream
+
+    cdef int _push_message(self, _Stream stream, bytes body, bytes framed) except -1:
+        """framed: of a large message the prefix alone, see `_framed`."""
+        self._push(stream, framed)
+        if PyBytes_GET_SIZE(framed) == PREFIX:
+            self._push(stream, body)
+        return 0
 
     cdef int _push(self, _Stream stream, bytes chunk) except -1:
         stream.push(chunk)

@@ -203,6 +203,12 @@ class Session:
         self.send_data(number, message, end_stream=True)
         return number
 
+    def send_message(self, stream: int, message: bytes) -> int:
+        """Send one message, not compressed, with its prefix, after what has been queued. Returns the bytes of the
+        stream that wait for the peer's flow-control windows."""
+        self.send_data(stream, framing.frame(message))
+        return self.queued(stream)
+
     def answer(self, stream: int, message: bytes, unread: int) -> None:
         """Answer a unary call with a message and the status OK, unless its stream has ended, and acknowledge the
         `unread` bytes of its request. Whatever is no message raises, and then nothing has been sent."""

@@ -483,6 +483,16 @@ class ServerConnection:
         except StreamEnded:
             return
 
+    def send_uncompressed(self, stream: Stream, message: bytes) -> int:
+        """Send one message, to which this adds its prefix, after the headers. Returns the bytes of the stream that wait
+        for the client."""
+        if not stream.sent_headers:
+            self.send_headers(stream)
+        try:
+            return self.http2.send_message(stream.id, message)
+        except StreamEnded:
+            return 0
+
     def finish(self, stream: Stream, code: int, details: str = "", trailers: Metadata = ()) -> Sequence[str]:
         """End the call with a status: in trailers, or as a trailers-only response if nothing was sent before.
 
