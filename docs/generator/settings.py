@@ -5,45 +5,23 @@ A setting's text is the docstring under its field, its range the marks in its ty
 
 import ast
 import dataclasses
+import functools
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from onelane.config import App, Config, TailKeeping, Tls
-from onelane.core.auth_settings import AuthSettings, JwtSettings
-from onelane.core.service_config import (
-    HedgingPolicy,
-    MethodConfig,
-    Name,
-    RetryPolicy,
-    RetryThrottling,
-    ServiceConfig,
-)
-from onelane.core.state_settings import StateSettings
+from onelane.config import Config
+from onelane.core.service_config import ServiceConfig
 from onelane.core.validation import Secret
 
-TABLES: Mapping[type[Any], tuple[str, str]] = {
-    Config: ("The file", "Settings above all tables."),
-    App: ("[apps.NAME]", ""),
-    StateSettings: ("[apps.NAME.state]", ""),
-    AuthSettings: ("[apps.NAME.auth]", ""),
-    JwtSettings: ("[apps.NAME.auth.jwt]", ""),
-    Tls: ("[apps.NAME.tls], [admin_tls]", ""),
-    TailKeeping: ("[apps.NAME.tail]", ""),
-    ServiceConfig: (
-        "[apps.NAME.stubs.PEER]",
-        "gRPC's service config, the part about calls; names and durations are its own.",
-    ),
-    MethodConfig: ("[[apps.NAME.stubs.PEER.methodConfig]]", ""),
-    Name: ("methodConfig.name", ""),
-    RetryPolicy: ("methodConfig.retryPolicy", ""),
-    HedgingPolicy: ("methodConfig.hedgingPolicy", ""),
-    RetryThrottling: ("[apps.NAME.stubs.PEER.retryThrottling]", ""),
+SENTENCES: Mapping[type[Any], str] = {
+    Config: "Its settings stand above all tables.",
+    ServiceConfig: "gRPC's service config, the part about calls; names and durations are its own.",
 }
-"""The tables of the file: their class → heading and a sentence beside the class's own."""
+"""What the page says of a table beside the docstring of its class."""
 CHECKS = {
     "_address": "`ip:port`",
     "_admin_address": "`ip:port` or `unix:/path`",
@@ -61,7 +39,15 @@ CHECKS = {
     "_certificate_name": "a name of a certificate",
 }
 """A function that checks a value → what it accepts."""
-TYPES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "a path", Secret: "text, secret"}
+TYPES = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    Path: "a path",
+    Secret: "text, secret",
+    Any: "any value",
+}
 
 
 class Undocumented(Exception):
@@ -87,12 +73,42 @@ def page() -> str:
         "`ONELANE_APPS__LOBBY__SHARDS=4` overrules the file. `onelane check` reports all faults of a file at once, "
         "each with its key and line.",
     ]
-    for kind, (heading, sentence) in TABLES.items():
-        parts += [f"## {heading} {{ #{anchor_of(kind)} }}", " ".join(filter(None, (_plain(kind.__doc__), sentence)))]
+    for kind, places in tables().items():
+        about = " ".join(filter(None, (_plain(kind.__doc__), SENTENCES.get(kind))))
+        parts += [f"## {', '.join(places)} {{ #{anchor_of(kind)} }}", about]
         for setting in settings_of(kind):
             parts += [f"### {setting.name} {{ #{anchor_of(kind)}-{setting.name.lower()} }}", _facts(setting)]
             parts += [setting.text]
     return "\n\n".join(parts) + "\n"
+
+
+@functools.cache
+def tables() -> dict[type[Any], list[str]]:
+    """The tables of the file, by their class: where they stand, as the file writes it."""
+    places: dict[type[Any], list[str]] = {Config: ["The file"]}
+    waiting = [(Config, "")]
+    while waiting:
+        kind, path = waiting.pop(0)
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            for table, ending, opening in _tables_in(hint):
+                place = f"{path}.{name}{ending}".removeprefix(".")
+                if table not in places:
+                    waiting.append((table, place))
+                places.setdefault(table, []).append(f"{opening}{place}{']' * len(opening)}")
+    return places
+
+
+def _tables_in(hint: Any) -> Iterator[tuple[type[Any], str, str]]:
+    """The classes of tables in a type, each with what follows the name of its setting, and the brackets before it."""
+    if dataclasses.is_dataclass(hint) and hint is not Secret:
+        assert isinstance(hint, type)
+        yield hint, "", "["
+        return
+    origin, arguments = get_origin(hint), get_args(hint)
+    is_mapping = inspect.isclass(origin) and issubclass(origin, Mapping)
+    for argument in arguments[:1] if origin is Annotated else arguments:
+        for table, ending, opening in _tables_in(argument):
+            yield table, ".NAME" * is_mapping + ending, "[[" if origin is tuple else opening
 
 
 def anchor_of(kind: type[Any]) -> str:
@@ -164,7 +180,7 @@ def words_of(hint: Any) -> str:
     """A type, with its range, in words.
 
     Raises:
-        Undocumented: it has a check that CHECKS does not name.
+        Undocumented: TYPES does not name it, or CHECKS one of its checks.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -177,9 +193,11 @@ def words_of(hint: Any) -> str:
         return f"a list of: {words_of(arguments[0])}"
     if origin is not None and issubclass(origin, Mapping):
         return f"a table: {words_of(arguments[0])} → {words_of(arguments[1])}"
-    if hint in TABLES:
-        return f"a table, see [`{TABLES[hint][0]}`](#{anchor_of(hint)})"
-    return TYPES.get(hint, "any value")
+    if next(_tables_in(hint), None):
+        return f"a table, see [`{', '.join(tables()[hint])}`](#{anchor_of(hint)})"
+    if hint not in TYPES:
+        raise Undocumented(f"{hint}: docs/generator/settings.py has no words for this type")
+    return TYPES[hint]
 
 
 def _marked(kind: Any, marks: tuple[Any, ...]) -> str:

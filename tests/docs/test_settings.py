@@ -49,5 +49,17 @@ def test_a_check_that_has_no_words_ends_the_build() -> None:
         settings.settings_of(UnknownCheck)
 
 
+@dataclass(frozen=True)
+class UnknownType:
+    limit: complex = 0j
+    """Calls at once."""
+
+
+def test_a_type_that_has_no_words_ends_the_build() -> None:
+    with pytest.raises(Undocumented, match="has no words for this type"):
+        settings.settings_of(UnknownType)
+
+
 def test_a_table_that_an_app_may_have_is_on_the_page() -> None:
+    assert "## [apps.NAME.cors] { #corssettings }" in settings.page()
     assert "a table, see [`[apps.NAME.state]`](#statesettings)" in settings.page()

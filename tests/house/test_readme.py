@@ -1,13 +1,17 @@
 """A newcomer who does what the README says gets what it says."""
 
 import asyncio
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import urllib.request
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +41,7 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    generate, up, client, status, test = commands()
+    generate, up, client, status, curl, test = commands()
     stock = "python stock.py"
     assert (generate, up) == ("onelane proto", "onelane up onelane.toml")
     assert (client, status, test) == ("python client.py", "onelane status", "pytest")
@@ -59,7 +63,17 @@ def test_the_first_service_runs_as_written(tmp_path: Path) -> None:
         assert run(stock) == "apples: 7\n"
         assert cluster.metric("onelane_forwards_total") == 0
         assert cluster.metric("counter_adds_total") == 4
+        assert posted(curl, cluster.listen["counter"]) == {"total": "8"}
     assert "1 passed" in run(f"{test} -p no:cacheprovider")
+
+
+def posted(curl: str, address: str) -> Any:
+    """What a command of curl gets, by the same request of this process: curl is not everywhere."""
+    program, _, header, _, data, url = shlex.split(curl)
+    assert program == "curl"
+    request = urllib.request.Request(url.replace("127.0.0.1:50051", address), data.encode(), dict([header.split(": ")]))
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
 
 
 def test_with_one_word_more_the_first_service_survives_a_kill(tmp_path: Path) -> None:
