@@ -58,7 +58,8 @@ ITERATIONS = 20
 
 
 class Cluster:
-    """See the module. An async context manager; owned by the loop that entered it."""
+    """One or several apps in the process and event loop of a test, without ports. An async context manager; owned by
+    the loop that entered it."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Cluster:
             BadConfig: the file, or a setting, is not valid.
         """
         self.clock = ManualClock(1_000_000.0)
+        """Of timers, ticks and spans; it stands still until `advance`."""
         self.spans: list[SpanRecord] = []
         """The spans so far; new ones arrive with each tick (`advance`) and with `stats`."""
         self._config = _config_of(app, settings or {})
