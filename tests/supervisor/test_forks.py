@@ -206,3 +206,14 @@ async def test_the_server_ends_with_its_line_and_its_processes_live_on(server: F
         server.close()
         assert not is_running(pid)
         assert await first.ask("descriptors") == 5
+
+
+def test_a_process_is_not_watched_once_its_loop_is_closed() -> None:
+    """A supervisor that could not start closes its server last of all, with shards that have not ended yet."""
+
+    async def forked() -> ForkedProcess:
+        return ForkedProcess(os.getpid(), os.pidfd_open(os.getpid()))
+
+    process = asyncio.run(forked())
+    process.watch()
+    process.note_end(None)

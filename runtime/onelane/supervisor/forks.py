@@ -61,8 +61,8 @@ class ForkedProcess:
             os.close(self._pidfd)
 
     def watch(self) -> None:
-        """Note the end by the process itself: its server is gone."""
-        if not self._ended.done():
+        """Note the end by the process itself: its server is gone. Nobody waits any more where the loop is closed."""
+        if not self._ended.done() and not self._loop.is_closed():
             self._loop.add_reader(self._pidfd, self._seen_ended)
 
     def _seen_ended(self) -> None:
