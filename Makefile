@@ -120,7 +120,7 @@ $(BUILT)/.bench-ready: $(BUILT)/.ready
 
 # The tests' stock clients, h2spec, connectconformance and Jaeger: Node.js, Go, Rust, a JDK and Maven are needed; Jaeger
 # takes some six minutes, once.
-clients: tests/node/node_modules
+clients: tests/node/node_modules tests/browser/node_modules
 	tests/h2spec/build.sh
 	tests/grpcurl/build.sh
 	tests/conformance/build.sh
@@ -130,6 +130,10 @@ clients: tests/node/node_modules
 
 tests/node/node_modules: tests/node/package-lock.json
 	npm ci --prefix tests/node --no-audit --no-fund --silent
+	touch $@
+
+tests/browser/node_modules: tests/browser/package-lock.json
+	npm ci --prefix tests/browser --no-audit --no-fund --silent
 	touch $@
 
 clean:

@@ -37,6 +37,13 @@ def node_client() -> list[str]:
     return [node, str(HERE / "node" / "client.js")]
 
 
+def browser_bundler() -> list[str]:
+    """The command that bundles the client of tests/browser into a file, which is its argument."""
+    if not (HERE / "browser" / "node_modules" / "@connectrpc" / "connect-web").exists():
+        absent("connect-web is not installed: npm ci in tests/browser")
+    return [program("node", "Node.js"), str(HERE / "browser" / "bundle.js")]
+
+
 def jaeger() -> str:
     """The path of the Jaeger binary that tests/jaeger/build.sh has built."""
     return _built("jaeger", "Go, some six minutes")
