@@ -8,7 +8,7 @@ const loader = require("@grpc/proto-loader");
 
 const root = path.join(__dirname, "..", "..");
 const definition = loader.loadSync("tests/echo/v1/echo.proto", {
-  includeDirs: [path.join(root, "tests", "protos"), path.join(root, "proto")],
+  includeDirs: [path.join(root, "tests", "protos"), path.join(root, "runtime", "onelane", "protos")],
   keepCase: true,
 });
 const { Echo } = grpc.loadPackageDefinition(definition).echo.v1;

@@ -121,6 +121,15 @@ def test_a_body_that_breaks_after_its_beginning_ends_its_call() -> None:
     assert wire.of(Ended)[0].stream is wire.of(WebOpened)[0].stream
 
 
+@pytest.mark.parametrize(
+    "data", [b"INVALID CONNECTION PREFACE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"\r\n\r\n\r\n"]
+)
+def test_who_does_not_speak_http_is_closed_without_an_answer(data: bytes) -> None:
+    wire = Wire()
+    assert wire.send(data) == b""
+    assert wire.is_over
+
+
 def test_a_request_in_absolute_form_is_read() -> None:
     wire = Wire()
     wire.send(FINE.replace(b"/t.T/M", b"http://elsewhere:80/t.T/M"))

@@ -7,6 +7,7 @@ Promises: one request at a time, those that come before its answer wait, in orde
 request whose length could be read in two ways is refused, and the connection closed.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ MAX_PIPELINED = 64 * 1024
 """Bytes of further requests that are read before the answer of the one under way."""
 _BAD_REQUEST, _VERSION_NOT_SUPPORTED = 400, 505
 _NO_BODY = (204, 304)
+_REQUEST_LINE = re.compile(rb"\r?\n?[^ \r\n]+ [^\r\n]+ HTTP/\d")
 
 
 class Http1Session:
@@ -49,6 +51,7 @@ class Http1Session:
         self._pipelined = 0
         """Bytes that came before the answer of the request under way."""
         self._is_leaving = False
+        self._speaks_http = True
         self._out = bytearray()
         self._next: Any = None
         """An event of h11 that has been looked at, and not been returned."""
@@ -69,7 +72,12 @@ class Http1Session:
         if self._next is not None:
             event, self._next = self._next, None
             return event
-        event = self._parser.next_event()
+        head = b"" if self.number else self._parser.trailing_data[0]
+        try:
+            event = self._parser.next_event()
+        except h11.RemoteProtocolError:
+            self._speaks_http = bool(self.number) or _REQUEST_LINE.match(head) is not None
+            raise
         if event is h11.NEED_DATA or event is h11.PAUSED:
             self._regulate()
             return None
@@ -136,9 +144,12 @@ class Http1Session:
         self.send_data(number, b"", end_stream=True)
 
     def refuse(self, status: int) -> None:
-        """The client has broken HTTP: say so, if nothing has been said, and close."""
+        """The client has broken HTTP: say so, if nothing has been said, and close. One that does not speak it is closed
+        without a word: RFC 9113, section 3.4, has that for a wrong preface of HTTP/2."""
         self._is_leaving = True
-        if self._parser.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if not self._speaks_http:
+            self.is_over = True
+        elif self._parser.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             fields = [(b"content-length", b"0"), (b"connection", b"close")]
             self._out += self._parser.send(h11.Response(status_code=status, headers=fields)) or b""
             self._finish()
