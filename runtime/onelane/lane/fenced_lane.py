@@ -4,14 +4,11 @@ answer leaves. A lane without a fence pays nothing for that.
 Not fenced: what a handler sends by itself in the middle of its work, as decision 0024 has it for calls.
 """
 
-from typing import Any
-
 from onelane.errors import NoLease
 from onelane.lane.fence import FencedHomes, FencedTurns, LaneFence
 from onelane.lane.kept_turns import KeptTurns, refuse
 from onelane.lane.lane import Lane, Waiting
 from onelane.lane.method_entry import Entry
-from onelane.lane.routing import Router
 from onelane.server.call import AWAY, OK, Call
 from onelane.server.call_state import RUNNING
 from onelane.server.listener import Work
@@ -21,12 +18,13 @@ from onelane.state.journal import Journal
 class FencedLane(Lane):
     """See the module."""
 
-    def __init__(self, fence: LaneFence, *, router: Router, **parts: Any) -> None:
-        """parts: of any lane."""
-        # Before the lane takes them as its own.
-        router.homes = FencedHomes(router, fence)
-        super().__init__(router=router, **parts)
+    fence: LaneFence
+
+    def put_behind(self, fence: LaneFence) -> None:
+        """Called once, before services are made and calls arrive. No constructor: compiled, it could not hand on the
+        `**parts` of another class by their names."""
         self.fence = fence
+        self._router.homes = self._homes = FencedHomes(self._router, fence)
         self.queue.keeper = FencedTurns(fence, None)
 
     def keep_turns(self, journal: Journal, *, app: str) -> KeptTurns:

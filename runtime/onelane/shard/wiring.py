@@ -275,4 +275,6 @@ def _lane(
     }
     if not setup.HasField("fence"):
         return Lane(**parts)
-    return FencedLane(LaneFence(name, fence_from_proto(setup.fence)), **parts)
+    lane = FencedLane(**parts)
+    lane.put_behind(LaneFence(name, fence_from_proto(setup.fence)))
+    return lane
