@@ -487,6 +487,9 @@ class ServerConnection:
         """Send one message, to which this adds its prefix, after the headers. Returns the bytes of the stream that wait
         for the client."""
         if not stream.sent_headers:
+            if stream.is_web:
+                stream.send_translated(framing.frame(message))
+                return self.http2.queued(stream.id)
             self.send_headers(stream)
         try:
             return self.http2.send_message(stream.id, message)
