@@ -228,6 +228,8 @@ async def test_traces_are_searched_by_method_status_duration_shard_and_id(
         await page.get_by_role("link", name="All traces").click()
         await expect(rows).to_have_count(1)
         assert failed["trace_id"][:12] in page.url
+        await page.get_by_role("link", name="Traces", exact=True).click()
+        await expect(page.get_by_label("Trace id")).to_have_value("")
         assert console == []
 
 

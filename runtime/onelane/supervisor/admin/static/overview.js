@@ -21,8 +21,9 @@ export function Overview({ latest, edges }) {
 function AppCard({ app }) {
   const now = summary(app);
   const troubles = troublesOf(app, now);
+  const worst = troubles.some((trouble) => trouble.level === "bad") ? "troubled" : troubles.length ? "changing" : "";
   return html`
-    <a class=${troubles.length ? "card app troubled" : "card app"} href=${appUrl(app.name)}>
+    <a class=${`card app ${worst}`} href=${appUrl(app.name)}>
       <h3>${app.name}</h3>
       <p class="quiet">${app.listen}</p>
       <p class="figures">
@@ -32,18 +33,20 @@ function AppCard({ app }) {
         <span class=${now.ready < app.shards.length ? "bad" : ""}><b>${now.ready}/${app.shards.length}</b> ready</span>
       </p>
       ${app.change && html`<p class="warn">changes to epoch ${app.change.to}: ${app.change.what}</p>`}
-      ${troubles.map((trouble) => html`<p key=${trouble} class="bad">${trouble}</p>`)}
+      ${troubles.map(({ level, text }) => html`<p key=${text} class=${level}>${text}</p>`)}
     </a>
   `;
 }
+
+const PASSING = ["starting", "draining", "drained"]; // States in which a shard is because somebody wants it so.
 
 // By state, since of 32 shards a list of names is no overview.
 function troublesOf(app, now) {
   const states = {};
   for (const shard of app.shards) if (shard.state !== "ready") (states[shard.state] ??= []).push(shard.name);
   const of = (names) => (names.length > 3 ? `${names.slice(0, 3).join(", ")} and ${names.length - 3} more` : names.join(", "));
-  const troubles = Object.entries(states).map(([state, names]) => `${state}: ${of(names)}`);
-  if (now.failing) troubles.push(`the store of ${now.failing} ${now.failing > 1 ? "shards fails" : "shard fails"}`);
+  const troubles = Object.entries(states).map(([state, names]) => ({ level: PASSING.includes(state) ? "warn" : "bad", text: `${state}: ${of(names)}` }));
+  if (now.failing) troubles.push({ level: "bad", text: `the store of ${now.failing} ${now.failing > 1 ? "shards fails" : "shard fails"}` });
   return troubles;
 }
 

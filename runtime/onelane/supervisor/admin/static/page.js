@@ -16,9 +16,10 @@ const VIEWS = {
 };
 
 function useRoute() {
-  const [route, setRoute] = useState(() => parsed(location.hash));
+  // number: of the navigation. The same URL may be gone to again, after a search has changed it without one.
+  const [route, setRoute] = useState(() => ({ ...parsed(location.hash), number: 0 }));
   useEffect(() => {
-    const follow = () => setRoute(parsed(location.hash));
+    const follow = () => setRoute((before) => ({ ...parsed(location.hash), number: before.number + 1 }));
     addEventListener("hashchange", follow);
     return () => removeEventListener("hashchange", follow);
   }, []);

@@ -13,7 +13,7 @@ let lastSearch = "#/traces"; // Where a trace leads back to.
 
 export function Traces({ route, latest }) {
   const [id] = route.parts;
-  return id ? html`<${Waterfall} key=${id} id=${id} back=${lastSearch} />` : html`<${Search} key=${JSON.stringify(route.query)} query=${route.query} apps=${latest.apps} />`;
+  return id ? html`<${Waterfall} key=${id} id=${id} back=${lastSearch} />` : html`<${Search} key=${route.number} query=${route.query} apps=${latest.apps} />`;
 }
 
 function Search({ query, apps }) {
