@@ -221,7 +221,7 @@ async def until_line(process: "subprocess.Popen[str]", text: str) -> list[str]:
     assert process.stdout is not None
     lines = [""]
     while text not in lines[-1]:
-        assert process.poll() is None, lines
+        assert process.poll() is None, "".join(lines) + process.stdout.read()
         lines.append(await asyncio.to_thread(process.stdout.readline))
     return lines[1:]
 
