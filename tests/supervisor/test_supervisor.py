@@ -280,7 +280,7 @@ def test_without_a_cluster_nothing_of_it_is_loaded() -> None:
     probe = (
         "import sys, onelane.cli.main, onelane.supervisor.supervisor, onelane.supervisor.admin.server; "
         "import onelane.shard.process, onelane.shard.lifecycle; "
-        "names = ('core.lease', 'cluster.coordination', 'cluster.machines', 'supervisor.machine'); "
+        "names = ('core.lease', 'lane.fence', 'cluster.coordination', 'cluster.machines', 'supervisor.machine'); "
         "print([name for name in sys.modules if name.startswith(tuple(f'onelane.{name}' for name in names))])"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

@@ -7,11 +7,10 @@ import asyncio
 import socket
 import sys
 from collections import deque
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from google.protobuf.message import Message
 
-from onelane.core.lease import Fence
 from onelane.core.placement import Member, Placement
 from onelane.v1 import control_pb2
 from onelane.wire import client, server
@@ -20,6 +19,9 @@ from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import frame
 from onelane.wire.http2 import Limits
 from onelane.wire.server import ServerConnection
+
+if TYPE_CHECKING:
+    from onelane.core.lease import Fence
 
 MAX_MESSAGE = 2**31 - 1
 ATTEND = [
@@ -182,9 +184,12 @@ def member_from_proto(message: control_pb2.ShardMember) -> Member:
     return Member(message.name, message.address, message.socket, message.life)
 
 
-def fence_to_proto(fence: Fence) -> control_pb2.Fence:
+def fence_to_proto(fence: "Fence") -> control_pb2.Fence:
     return control_pb2.Fence(lease_id=fence.lease_id, until=fence.until)
 
 
-def fence_from_proto(message: control_pb2.Fence) -> Fence:
+def fence_from_proto(message: control_pb2.Fence) -> "Fence":
+    # Only with a cluster.
+    from onelane.core.lease import Fence
+
     return Fence(message.lease_id, message.until)

@@ -17,7 +17,6 @@ from onelane.core import addresses
 from onelane.core.context import bind_shard
 from onelane.core.trace_context import parse_traceparent
 from onelane.errors import BadConfig, OnelaneError, ServiceRaised, located
-from onelane.lane.fenced_lane import FencedLane
 from onelane.lane.routing import DRAINED, UNRESPONSIVE
 from onelane.server import tls, unix_sockets
 from onelane.server.call import Call
@@ -200,6 +199,9 @@ class ShardLifecycle:
 
     def _extend(self, message: control_pb2.Fence) -> None:
         """The lease of the machine was renewed."""
+        # Only with a cluster.
+        from onelane.lane.fenced_lane import FencedLane
+
         if isinstance(self.parts.lane, FencedLane):
             self.parts.lane.fence.extend(fence_from_proto(message))
 

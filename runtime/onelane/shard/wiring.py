@@ -21,8 +21,6 @@ from onelane.core.turns import Turns
 from onelane.core.validation import from_json
 from onelane.errors import located
 from onelane.lane.admission import Admission, Rates
-from onelane.lane.fence import LaneFence
-from onelane.lane.fenced_lane import FencedLane
 from onelane.lane.forwarder import Forwarder, NativeForwarder
 from onelane.lane.lane import Lane
 from onelane.lane.remembered import once_methods
@@ -275,6 +273,10 @@ def _lane(
     }
     if not setup.HasField("fence"):
         return Lane(**parts)
+    # Only with a cluster.
+    from onelane.lane.fence import LaneFence
+    from onelane.lane.fenced_lane import FencedLane
+
     lane = FencedLane(**parts)
     lane.put_behind(LaneFence(name, fence_from_proto(setup.fence)))
     return lane

@@ -6,17 +6,19 @@ end is no crash of a shard: the next process starts under the next lease.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.abc
 
 from onelane.cluster.control import fence_to_proto
-from onelane.core.lease import Fence
 from onelane.core.placement import Member
 from onelane.supervisor.launcher import RunningShard
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.v1 import control_pb2
+
+if TYPE_CHECKING:
+    from onelane.core.lease import Fence
 
 
 class LeasedApp(Protocol):
@@ -45,6 +47,9 @@ class LeasedLives:
 
     async def start(self, lease_id: int, until: float) -> None:
         """Let the lives of this lease start: they have been launched, and wait for their setup."""
+        # Only with a cluster.
+        from onelane.core.lease import Fence
+
         self._fence = Fence(lease_id, until)
         self._granted.set()
 
