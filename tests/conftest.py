@@ -38,6 +38,8 @@ LONGEST = (
     "house/test_readme.py",
     "shard/test_durable_state_moved.py",
     "chaos/test_chaos.py",
+    "docs/test_tutorial.py",
+    "docs/test_site.py",
 )
 """Files of few tests that take long. A parallel run begins with them: the last one to begin would run alone."""
 

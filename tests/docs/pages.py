@@ -41,7 +41,7 @@ def write(files: dict[str, str], folder: Path) -> None:
 def generate(folder: Path) -> None:
     """The modules of its protos."""
     command = [sys.executable, "-m", "onelane", "proto"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
 
 
 @contextmanager
