@@ -88,7 +88,7 @@ async def run_tests(folder: Path) -> int:
 def commands(page: str) -> Iterator[list[str]]:
     """The words of each command of `onelane` in the shell and console blocks of a page, without what stands before."""
     for block in blocks(page):
-        for line in block.text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():
             shown = line if block.language == "sh" else line.removeprefix("$ ") if line.startswith("$ ") else ""
             if block.language in ("sh", "console") and shown:
                 words = shlex.split(re.split(r" [|>] ", shown)[0], comments=True)

@@ -18,7 +18,7 @@ from tests.running_app import ROOT
 
 pytestmark = pytest.mark.slow
 PAGES = ["README.md", *WRITTEN]
-LANGUAGES = {"python", "proto", "toml", "sh", "console", "text", "go", "java", "js"}
+LANGUAGES = {"python", "proto", "toml", "sh", "console", "text", "output", "go", "java", "js"}
 OF_GRPC = {"hash_key", "maximum_concurrent_rpcs", "migration_thread_pool", "wait_for_termination"}
 """Names that pages tell of gRPC, and the sources do not have."""
 SNAKE = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+")
