@@ -17,6 +17,7 @@ from onelane.lane.method_entry import Entry
 from onelane.lane.routing import Router
 from onelane.lane.unary_forward import NOT_HOME, take_marker
 from onelane.server.call import AWAY, Call
+from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Span, Tracer, context_of
 
@@ -88,7 +89,10 @@ class Forwarding:
         self._end(entry, call, reply)
 
     def _end_hop(self, call: Call, span: Span) -> None:
-        self._end_span(span, call.code_now)
+        if isinstance(span, SpanRecord):
+            self._end_span(span, call.code_now)
+        if not call.trailers:
+            return
         take_marker(call, NOT_HOME)
         if (server := take_marker(call, SERVED)) is not None:
             # Counted by the shard that served it.

@@ -263,6 +263,7 @@ def take_marker(call: Call, name: str) -> str | None:
     """Take a sibling's marker out of the trailers, so that no client sees it."""
     for key, marker in call.trailers:
         if key == name:
-            call.trailers = tuple([pair for pair in call.trailers if pair[0] != name])
+            rest = [pair for pair in call.trailers if pair[0] != name] if len(call.trailers) > 1 else ()
+            call.trailers = tuple(rest)
             return marker.decode() if isinstance(marker, bytes) else marker
     return None

@@ -80,6 +80,7 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
 
     trusted = False
     """A sibling's, see `SiblingConnection`."""
+    proves_identities = False
     _identity: Headers | None = None
 
     def __init__(self, owner: OwnerT, wire: ServerConnection) -> None:

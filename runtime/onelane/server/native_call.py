@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import grpc
 
 from onelane.core.hop import write_proven
+from onelane.core.identity import Identity
 from onelane.server.call import Call, Metadata, Metadatum
 from onelane.server.methods import Method
 from onelane.wire import framing
@@ -24,6 +25,8 @@ class CallConnection(Protocol):
     trusted: bool
     peer: str
     auth: Mapping[str, Iterable[bytes]]
+    proves_identities: bool
+    """The identity of a client was proven in a call on it."""
 
     def flush_soon(self) -> None:
         """Write what is ready at the end of this turn of the loop."""
@@ -177,7 +180,13 @@ class NativeCall(Call):
 
     def identity_headers(self) -> Headers:
         headers = self._connection.identity_headers()
-        return headers if self.identity is None else [*headers, write_proven(self.identity)]
+        if not self._connection.proves_identities or self.identity is None:
+            return headers
+        return [*headers, write_proven(self.identity)]
+
+    def prove(self, identity: Identity) -> None:
+        super().prove(identity)
+        self._connection.proves_identities = True
 
     def answer_in(self, encoding: bytes) -> None:
         # Its messages come compressed.
