@@ -96,6 +96,7 @@ TESTED_BY = {
     "server/payloads": "server/test_user_code",
     "server/sibling_connection": "lane/test_forwarder_transparent",
     "lane/unary_forward": "lane/test_forwarder_transparent",
+    "wire/requests": "wire/test_server",
     "supervisor/app_sockets": "supervisor/test_changes",
     "supervisor/running_change": "supervisor/test_changes",
     "supervisor/turn_away": "supervisor/test_app_drained",

@@ -23,9 +23,10 @@ from ngh2.events import (
 )
 from ngh2.exceptions import ConnectionStateError, NGH2Error
 
-from onelane.wire import framing, header_size
-from onelane.wire.framing import RESERVED, BadWire, Headers, HeaderTuple
+from onelane.wire import framing
+from onelane.wire.framing import Headers
 from onelane.wire.limits import UNLIMITED, Limits
+from onelane.wire.requests import look_at
 
 __all__ = [
     "AnswerReceived",
@@ -120,7 +121,7 @@ class Session:
         self._opens = opens
         self._max_joined = max_joined
         self._last_headers: tuple[Any, ...] = (None,)
-        """Those of the last request, as `_look_at` sees them: most calls of a connection have the same."""
+        """Those of the last request, as `look_at` sees them: most calls of a connection have the same."""
         self._connection = Connection(
             Role.SERVER if server else Role.CLIENT,
             Configuration(
@@ -332,7 +333,7 @@ class Session:
         """The object of a new stream: see `wire.server.Stream`."""
         assert self._opens is not None
         if event.headers != self._last_headers[0]:
-            self._last_headers = _look_at(event.headers)
+            self._last_headers = look_at(event.headers)
         return self._opens(event.stream_id, event.end_stream, *self._last_headers)
 
     def _send_control(self, send: Callable[..., object], *arguments: Any) -> None:
@@ -345,31 +346,6 @@ class Session:
         """Let every later `send_` do nothing: a call may be answered after its connection is lost."""
         self.is_over = True
         self.send_response = self.send_data = self.send_trailers = self.end_stream = self._acknowledge = _nothing
-
-
-def _look_at(headers: HeaderTuple) -> tuple[Any, ...]:
-    """What `wire.server.Stream` wants to know of the headers of a request."""
-    fields = dict(headers)
-    refusal = 0
-    content = fields.get(b"content-type", b"")
-    if not content.startswith(b"application/grpc") or content.startswith(b"application/grpc-web"):
-        refusal = 415
-    elif fields.get(b":method") != b"POST":
-        refusal = 405
-    application: HeaderTuple = ()
-    if not fields.keys() <= RESERVED:
-        application = tuple(pair for pair in headers if pair[0] not in RESERVED)
-    timeout = _seconds(fields[b"grpc-timeout"]) if b"grpc-timeout" in fields else None
-    size = header_size.size_of(headers)
-    return headers, fields, fields.get(b":path", b""), application, timeout, size, refusal
-
-
-def _seconds(timeout: bytes) -> float:
-    """Of a `grpc-timeout`; below zero where it is malformed."""
-    try:
-        return framing.read_timeout(timeout)
-    except BadWire:
-        return -1.0
 
 
 def _goaway_error(data: bytes) -> int:
