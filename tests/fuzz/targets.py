@@ -12,6 +12,8 @@ from onelane.wire import client, framing
 from onelane.wire.client import ClientConnection, ClientStream
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import Limits
+from onelane.wire.link_client import LinkClient
+from onelane.wire.link_server import ForwardedStream, LinkServer
 from onelane.wire.server import Broken, ConnectionLost, Ended, Messages, Opened, ServerConnection, Stream
 
 LIMITS = Limits(max_streams=8, window=4_096, wide_window=16_384, max_metadata=1_024)
@@ -208,6 +210,44 @@ class Pair:
             self.up = self.up[:at] + bytes([self.up[at] ^ number]) + self.up[at + 1 :]
 
 
+class LinkPair(Pair):
+    """The same of two siblings, of which one forwards calls to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server = self.link_server = LinkServer(LIMITS, max_message=LARGEST)
+        self.client = self.link_client = LinkClient(LIMITS)
+
+    def call(self, number: int) -> None:
+        common = ((b":path", b"/t.T/M"), (b"x-%d" % (number % 3), b"a" * (number % 5)))
+        own = [(b"x-own", b"b" * number)] if number % 2 else []
+        stream = self.link_client.forward(
+            common,
+            list,
+            own,
+            b"m" * number * 5,
+            None,
+            deadline_at=number / 2 if number % 3 else None,
+            epoch=number,
+            is_unsampled=bool(number % 4),
+            limit=LARGEST,
+        )
+        if stream is None:
+            super().call(number)
+        else:
+            self.calls.append(stream)
+
+    def answer(self, number: int) -> None:
+        stream = self.asked[number % len(self.asked)] if self.asked else None
+        if (
+            not isinstance(stream, ForwardedStream)
+            or stream.id not in self.server.streams
+            or stream.sent_headers
+            or not self.link_server.answer_whole(stream, b"a" * number * 50, (("x-t", "t" * (number % 3)),))
+        ):
+            super().answer(number)
+
+
 DEEDS: list[Callable[[Pair, int], None]] = [
     *(Pair.pass_up, Pair.pass_down) * 6,
     *(Pair.call, Pair.answer) * 3,
@@ -218,12 +258,38 @@ DEEDS: list[Callable[[Pair, int], None]] = [
 
 def pair(data: bytes) -> None:
     """Do what pairs of bytes say: a deed, and a number."""
-    ends = Pair()
+    run_deeds(Pair(), data)
+
+
+def link_pair(data: bytes) -> None:
+    """The same over a link."""
+    run_deeds(LinkPair(), data)
+
+
+def run_deeds(ends: Pair, data: bytes) -> None:
     for at in range(0, len(data) - 1, 2):
         with suppress(BadWire):
-            DEEDS[data[at] % len(DEEDS)](ends, data[at + 1])
+            getattr(ends, DEEDS[data[at] % len(DEEDS)].__name__)(data[at + 1])
         ends.server.take_late()
         ends.client.take_late()
 
 
-TARGETS = {"server": server, "client": client_end, "pair": pair}
+def link_ends(data: bytes) -> None:
+    """Give each end of a link, once they have greeted each other, any frames."""
+    ends = LinkPair()
+    for _ in range(2):
+        ends.pass_up(255)
+        ends.pass_down(255)
+    for number in range(6):
+        ends.call(number)
+    ends.pass_up(255)
+    size = 1 + (data[0] if data else 0)
+    for at in range(1, len(data), size):
+        ends.server.receive(data[at : at + size])
+        ends.client.receive(data[at : at + size])
+        ends.server.take()
+        ends.client.take()
+    assert len(ends.server.streams) <= LIMITS.max_streams
+
+
+TARGETS = {"server": server, "client": client_end, "pair": pair, "link": link_pair, "link_ends": link_ends}

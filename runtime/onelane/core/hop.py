@@ -96,8 +96,13 @@ def write_call(deadline_at: float | None, trace: TraceContext | None, *, epoch: 
     """The headers of one call. epoch: of the placement by which it is sent on."""
     headers = [(HOP_MARK, b";%d" % epoch if deadline_at is None else b"%.6f;%d" % (deadline_at, epoch))]
     if trace is not None:
-        headers.append((HOP_TRACE, trace.traceparent().encode() if trace.trace_id else WITHOUT_ID))
+        headers.append(write_trace(trace))
     return headers
+
+
+def write_trace(trace: TraceContext) -> tuple[bytes, bytes]:
+    """The header with the trace of the hop."""
+    return (HOP_TRACE, trace.traceparent().encode() if trace.trace_id else WITHOUT_ID)
 
 
 def read(headers: Mapping[bytes, bytes]) -> Hop:
@@ -107,18 +112,36 @@ def read(headers: Mapping[bytes, bytes]) -> Hop:
         ValueError: they are malformed.
     """
     deadline, _, epoch = headers[HOP_MARK].partition(b";")
-    identity = headers.get(HOP_IDENTITY)
+    client = read_client(headers)
     return Hop(
-        _read_peer(headers.get(HOP_PEER, b"")),
-        _read_auth(headers.get(HOP_AUTH, b"")),
+        client.peer,
+        client.auth,
         float(deadline) if deadline else None,
-        _read_trace(headers.get(HOP_TRACE), headers),
-        None if identity is None else read_identity(identity),
+        read_trace(headers),
+        client.identity,
         int(epoch),
     )
 
 
-def _read_trace(text: bytes | None, headers: Mapping[bytes, bytes]) -> TraceContext | None:
+def read_client(headers: Mapping[bytes, bytes]) -> Hop:
+    """The part of the hop that many calls of one client have in common: its peer, certificate and identity.
+
+    Raises:
+        ValueError: they are malformed.
+    """
+    identity = headers.get(HOP_IDENTITY)
+    return Hop(
+        _read_peer(headers.get(HOP_PEER, b"")),
+        _read_auth(headers.get(HOP_AUTH, b"")),
+        None,
+        None,
+        None if identity is None else read_identity(identity),
+    )
+
+
+def read_trace(headers: Mapping[bytes, bytes]) -> TraceContext | None:
+    """The trace of the hop; None where the client's own goes on."""
+    text = headers.get(HOP_TRACE)
     if text == WITHOUT_ID:
         return UNSAMPLED
     if not text:

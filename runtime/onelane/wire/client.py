@@ -117,6 +117,20 @@ class Messages:
 
 
 @dataclass(slots=True, init=False)
+class WholeAnswer:
+    """A call that was forwarded has ended with the status OK: its only message, and its trailers."""
+
+    stream: ClientStream
+    message: bytes
+    trailers: Metadata
+
+    def __init__(self, stream: ClientStream, message: bytes, trailers: Metadata) -> None:
+        self.stream = stream
+        self.message = message
+        self.trailers = trailers
+
+
+@dataclass(slots=True, init=False)
 class Finished:
     """A call has ended with this status."""
 
@@ -162,14 +176,15 @@ class ConnectionLost:
     reason: str
 
 
-Event = Ready | Answered | Messages | Finished | GoingAway | SettingsChanged | Pong | ConnectionLost
+Event = Ready | Answered | Messages | WholeAnswer | Finished | GoingAway | SettingsChanged | Pong | ConnectionLost
 
 
 class ClientConnection:
     """See the module. `receive` and `take` move bytes; the rest makes calls."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.http2 = Http2(server=False, limits=limits, max_joined=UNLIMITED)
+    def __init__(self, limits: Limits, *, session: Any = None) -> None:
+        """session: in place of one of HTTP/2."""
+        self.http2 = session or Http2(server=False, limits=limits, max_joined=UNLIMITED)
         self.streams: dict[int, ClientStream] = {}
         self.going_away = False
         self._max_block = limits.max_sent_metadata

@@ -305,7 +305,7 @@ class ServerConnection:
     ) -> None:
         """joins: report a call whose only message arrives together with its headers by one event, `Opened`.
         unpacks: compressed messages; else they are reported as `Packed`. web: takes requests that are none of gRPC's;
-        without it they are refused. session: another than HTTP/2's, see `wire.http1`."""
+        without it they are refused. session: another than HTTP/2's, see `wire.http1` and `wire.link`."""
         self._stream_type = Stream if unpacks else PackingStream
         self.http2: Http2 = session or Http2(
             server=True, limits=limits, opens=self._stream_type, max_joined=max_message if joins else -1
