@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.client.propagation import forwarded, outgoing, repeated
+from onelane.client.propagation import forwarded, forwarded_apart, outgoing, repeated, write_common
 from onelane.core import hop
 from onelane.core.context import TaskContext, TurnContext
 from onelane.core.hop import HOP_HEADERS, Hop, write_client
@@ -143,3 +143,27 @@ def test_a_forwarded_call_tells_the_owner_of_its_client_its_deadline_and_the_spa
         "ipv4:1.2.3.4:5", {"x509_common_name": [b"me"]}, NOW + 1.5, TRACE._replace(tracestate=""), epoch=7
     )
     assert headers[b"grpc-timeout"] == b"1500000u"
+
+
+class Secret(tuple[bytes, bytes]):
+    """Stands for a header that its sender marks as secret: the wire gives such ones a type of their own."""
+
+    __slots__ = ()
+
+
+def test_what_is_told_in_two_parts_is_what_is_told_in_one() -> None:
+    secret = Secret((b"authorization", b"Bearer x"))
+    call = ClientsCall((b"x-own", b"1"), (b"traceparent", b"2"), secret, (b"grpc-timeout", b"5S"), (b":path", b"/x/Y"))
+    common, own = forwarded_apart(call, TRACE)
+    sampled = (hop.HOP_TRACE, TRACEPARENT.encode())
+    assert own == [(b"traceparent", b"2"), secret, sampled]
+    in_fields = {hop.HOP_MARK, b"grpc-timeout"}
+    whole = [pair for pair in forwarded(call, TRACE, epoch=7) if pair[0] not in in_fields]
+    assert sorted([*write_common(common), *own]) == sorted(whole)
+
+
+@pytest.mark.parametrize("trace", [None, UNSAMPLED])
+def test_calls_without_a_trace_have_all_their_headers_in_common(trace: TraceContext | None) -> None:
+    first, second = (forwarded_apart(ClientsCall((b"x-own", b"1"), deadline_at=NOW + n), trace) for n in (1, 2))
+    assert first == second
+    assert first[1] == []

@@ -16,6 +16,10 @@ from onelane.server import sockets
 from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
 from onelane.testing.listener import MemoryCall
+from onelane.wire import framing
+from onelane.wire.http2 import SIBLING_LIMITS
+from onelane.wire.link_server import LinkServer
+from onelane.wire.server import Opened
 
 from tests import frames
 from tests.running_app import eventually
@@ -126,6 +130,10 @@ class Owner(threading.Thread):
         self._held = held
 
     def run(self) -> None:
+        # Of a release that has no link: what is offered first is answered in HTTP/2.
+        offered, _ = self._held.accept()
+        with offered:
+            offered.sendall(frames.settings())
         sock, _ = self._held.accept()
         with sock, sock.makefile("rwb") as stream:
             stream.read(len(frames.PREFACE))
@@ -145,12 +153,34 @@ class Owner(threading.Thread):
             stream.write(frames.frame(frames.GOAWAY, frames.number(number) + frames.number(0)))
 
 
-async def test_a_sender_that_got_no_cpu_while_its_owner_said_goodbye_loses_no_call(tmp_path: Path) -> None:
+class LinkOwner(Owner):
+    """The same over the link."""
+
+    def run(self) -> None:
+        sock, _ = self._held.accept()
+        wire = LinkServer(SIBLING_LIMITS, max_message=1000)
+        with sock:
+            opened: list[Opened] = []
+            while not opened:
+                opened = [event for event in wire.receive(sock.recv(1000)) if isinstance(event, Opened)]
+                sock.sendall(wire.take())
+            self.has_call.set()
+            self.may_go.wait(20)
+            wire.send_message(opened[0].stream, framing.frame(b"first"))
+            wire.finish(opened[0].stream, framing.OK)
+            wire.http2.go_away()
+            sock.sendall(wire.take())
+
+
+@pytest.mark.parametrize("owner_type", [Owner, LinkOwner])
+async def test_a_sender_that_got_no_cpu_while_its_owner_said_goodbye_loses_no_call(
+    tmp_path: Path, owner_type: type[Owner]
+) -> None:
     """It writes its next call before it reads: by then the owner has closed."""
     owner = Member("b", "127.0.0.1:1002", str(tmp_path / "b"))
     held = sockets.listening(f"unix:{owner.socket}")
     held.setblocking(True)
-    leaving = Owner(held)
+    leaving = owner_type(held)
     leaving.start()
     forwarder, listener = NativeForwarder(), NativeListener()
     calls = [MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=60.0) for _ in range(2)]

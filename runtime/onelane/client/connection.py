@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import grpc
 
-from onelane.client.options import Dialling
+from onelane.client.options import Dialling, NoLink
 from onelane.core import addresses
 from onelane.wire.client import (
     Answered,
@@ -23,9 +23,11 @@ from onelane.wire.client import (
     Pong,
     Ready,
     SettingsChanged,
+    WholeAnswer,
 )
 from onelane.wire.driver import TURN_EVENTS, Read, WireProtocol
 from onelane.wire.framing import Headers, Metadata
+from onelane.wire.link_client import LinkClient
 
 log = logging.getLogger("onelane.client")
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -99,6 +101,9 @@ class EndedCall:
     def arrived(self, messages: list[bytes]) -> None:
         """See `Outgoing`."""
 
+    def answered_whole(self, reply: bytes, trailers: Metadata) -> None:
+        """See `onelane.lane.unary_forward.UnaryForward`."""
+
     def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
         """See `Outgoing`."""
 
@@ -135,8 +140,11 @@ class Connection(WireProtocol[ClientConnection]):
     max_events: ClassVar[int] = 2 * TURN_EVENTS
     """An answer causes two: its message, and its status."""
 
-    def __init__(self, owner: ConnectionPool) -> None:
-        super().__init__(ClientConnection(owner.dialling.limits), asyncio.get_running_loop())
+    def __init__(self, owner: ConnectionPool, *, link: bool = False) -> None:
+        """link: between siblings, in place of HTTP/2."""
+        self.link = LinkClient(owner.dialling.limits) if link else None
+        """Its wire where it is a link; else None."""
+        super().__init__(self.link or ClientConnection(owner.dialling.limits), asyncio.get_running_loop())
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self._owner = owner
         self._heard = False
@@ -180,7 +188,7 @@ class Connection(WireProtocol[ClientConnection]):
         if self._unread is not None:
             self._read_to_end(self._unread)
         if not self.ready.done():
-            self.ready.set_exception(ConnectionError(reason))
+            self.ready.set_exception(NoLink(reason) if self.link is not None else ConnectionError(reason))
         self._fail_calls(reason)
         self.wake()
         self._owner.lost(self)
@@ -205,6 +213,9 @@ class Connection(WireProtocol[ClientConnection]):
         for event in events:
             try:
                 match event:
+                    case WholeAnswer(stream, message, trailers):
+                        stream.call.answered_whole(message, trailers)
+                        self._owner.room()
                     case Messages(stream, messages):
                         stream.call.arrived(messages)
                     case Finished():

@@ -38,6 +38,8 @@ class Dialling:
     reads_to_end: bool = False
     """Where a write fails, read what the server sent before it closed: answers, and by its GOAWAY which calls it has
     not begun. For Unix sockets in cleartext."""
+    offers_link: bool = False
+    """Speak the link of siblings (`wire/link`) where the server does, else HTTP/2."""
     limits: Limits = CLIENT_LIMITS
     """What a server may make one connection hold."""
 
@@ -45,3 +47,7 @@ class Dialling:
 DEFAULT_DIALLING = Dialling()
 APP_DIALLING = Dialling(initial_backoff_s=0.1, max_backoff_s=0.5, keepalive_s=30.0, ping_timeout_s=5.0)
 """To the shards of an app. They are restarted within moments, so reconnect soon."""
+
+
+class NoLink(ConnectionError):
+    """The sibling has not answered on the link: it may be of a release that has none, or serve by grpcio."""

@@ -6,19 +6,19 @@ of a call that is hedged (`repeated`), and calls that are sent on to the owner o
 """
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from onelane.core.context import CallContext, earlier
-from onelane.core.hop import HOP_HEADERS, write_call
+from onelane.core.hop import HOP_HEADERS, write_call, write_trace
 from onelane.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext, trace_metadata
 from onelane.core.turns import CHAIN
-from onelane.wire.framing import Headers, Metadata, write_timeout
+from onelane.wire.framing import Headers, HeaderTuple, Metadata, write_timeout
 
 BAGGAGE = "baggage"
 PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
 """gRFC A6: how many attempts of the call were made before this one; absent in the first."""
 _TRACE_HEADERS = frozenset({TRACEPARENT, TRACESTATE})
-_OF_ONE_HOP = frozenset(
+_OF_ONE_HOP: Final = frozenset(
     {
         *(b":method", b":scheme", b":path", b":authority", b"host", b"te", b"content-type", b"content-length"),
         *(b"grpc-timeout", b"grpc-encoding"),
@@ -26,6 +26,17 @@ _OF_ONE_HOP = frozenset(
     }
 )
 """Headers of a client that are written anew where its call is sent on. Every other one passes as it came."""
+
+
+_OF_EACH_REQUEST: Headers = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":authority", b"localhost"),
+    (b"te", b"trailers"),
+    (b"content-type", b"application/grpc"),
+]
+_OF_ONE_CALL: Final = frozenset({TRACEPARENT.encode(), TRACESTATE.encode()})
+"""Headers that differ from call to call of the same client, beside those of `_OF_ONE_HOP`."""
 
 
 class Forwardable(Protocol):
@@ -88,12 +99,8 @@ def forwarded(call: Forwardable, trace: TraceContext | None, *, epoch: int) -> H
     trace: of the span of this hop. epoch: of the placement by which it is sent on.
     """
     headers = [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
         (b":path", call.method.encode()),
-        (b":authority", b"localhost"),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
+        *_OF_EACH_REQUEST,
         *(pair for pair in call.client_headers() if pair[0] not in _OF_ONE_HOP),
         *call.identity_headers(),
         *write_call(call.deadline_at, trace, epoch=epoch),
@@ -102,3 +109,29 @@ def forwarded(call: Forwardable, trace: TraceContext | None, *, epoch: int) -> H
     if remaining_s is not None:
         headers.append((b"grpc-timeout", write_timeout(remaining_s)))
     return headers
+
+
+def forwarded_apart(call: Forwardable, trace: TraceContext | None) -> tuple[HeaderTuple, Headers]:
+    """The headers of `forwarded` in two parts: those that many calls of a client have in common, and those of this call
+    alone. Without the deadline and the epoch, and without a trace that has no id: the link has fields for them."""
+    common: Headers = []
+    own: Headers = []
+    for pair in call.client_headers():
+        name = pair[0]
+        if name in _OF_ONE_HOP:
+            continue
+        if name in _OF_ONE_CALL or type(pair) is not tuple:
+            # A header that is secret to its sender is another type, and is not remembered.
+            own.append(pair)
+        else:
+            common.append(pair)
+    common += call.identity_headers()
+    common.append((b":path", call.method.encode()))
+    if trace is not None and trace.trace_id:
+        own.append(write_trace(trace))
+    return tuple(common), own
+
+
+def write_common(common: HeaderTuple) -> Headers:
+    """The headers that calls have in common, as their owner reads them."""
+    return [*_OF_EACH_REQUEST, *common]

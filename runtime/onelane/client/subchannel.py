@@ -8,6 +8,7 @@ connection-backoff.md, wait-for-ready.md.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 from time import monotonic
 from typing import Any
@@ -16,7 +17,7 @@ import grpc
 import grpc.aio
 
 from onelane.client.connection import UNAVAILABLE, Connection, Outgoing
-from onelane.client.options import Dialling
+from onelane.client.options import Dialling, NoLink
 from onelane.core import addresses
 from onelane.core.backoff import backoff_s
 from onelane.core.deadlines import Deadlines
@@ -275,10 +276,16 @@ class Subchannel:
             self._connecting = None
 
     async def _dial(self) -> Connection:
+        if self.dialling.offers_link:
+            with suppress(NoLink):
+                return await self._dial_by(link=True)
+        return await self._dial_by(link=False)
+
+    async def _dial_by(self, *, link: bool) -> Connection:
         connections: list[Connection] = []
 
         def factory() -> Connection:
-            connections.append(Connection(self))
+            connections.append(Connection(self, link=link))
             return connections[-1]
 
         try:
@@ -301,7 +308,8 @@ class Subchannel:
             transport, _ = await loop.create_unix_connection(
                 factory, self.address.removeprefix("unix:"), ssl=tls, server_hostname="localhost" if tls else None
             )
-            if self.dialling.own_user_only:
+            # A connection that has failed already is not looked at: it never becomes ready.
+            if self.dialling.own_user_only and not transport.is_closing():
                 unix_peers.check_own(transport.get_extra_info("socket"))
             return
         host, port = addresses.split(self.address)

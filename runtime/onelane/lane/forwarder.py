@@ -40,6 +40,7 @@ SIBLING_DIALLING = Dialling(
     # A sibling may close while this shard gets no CPU: it writes then before it reads.
     reads_to_end=True,
     limits=SIBLING_LIMITS,
+    offers_link=True,
 )
 
 
@@ -146,15 +147,7 @@ class NativeForwarder:
     def begin(
         self, owner: Member, call: Call, request: bytes, trace: TraceContext | None, done: Done, *, epoch: int = 0
     ) -> None:
-        sibling = self._sibling(owner)
-        headers = forwarded(call, trace, epoch=epoch)
-        sent = UnaryForward(sibling, owner, call, headers, framing.frame(request), self._answering, done)
-        call.cancel_forward = sent.cancel
-        try:
-            sibling.start(sent)
-        except grpc.aio.UsageError:
-            # Closed: the call has ended with UNAVAILABLE.
-            return
+        UnaryForward(self._sibling(owner), owner, call, trace, epoch, request, self._answering, done).start()
 
     def _answering(self, sent: UnaryForward) -> None:
         """The headers of the answer have come: pass them on, if the answer itself is still to come."""

@@ -6,21 +6,25 @@ fields, and is compiled.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
+import grpc.aio
 
 from onelane.client.call import DEADLINE_DETAILS, MAX_TRANSPARENT_RETRIES, STATUS_BY_NUMBER
 from onelane.client.connection import ENDED, Connection
+from onelane.client.propagation import forwarded, forwarded_apart, write_common
 from onelane.client.subchannel import Subchannel
 from onelane.core.hop import SERVED
 from onelane.core.placement import Member
+from onelane.core.trace_context import TraceContext
 from onelane.server.call import Call
 from onelane.wire import framing
-from onelane.wire.client import ClientStream
-from onelane.wire.framing import Headers, Metadata, write_timeout
+from onelane.wire.client import ClientConnection, ClientStream
+from onelane.wire.framing import Headers, Metadata
+from onelane.wire.link_client import LinkClient
 
-NOT_HOME = "onelane-not-home"
+NOT_HOME: Final = "onelane-not-home"
 """Trailer by which a shard says that it does not own the key, with its epoch."""
 
 Done = Callable[[bytes], None]
@@ -32,10 +36,12 @@ class UnaryForward:
     __slots__ = (
         "_done",
         "_end",
+        "_epoch",
         "_initial",
         "_on_answered",
         "_request",
         "_subchannel",
+        "_trace",
         "connection",
         "has_reached_owner",
         "headers",
@@ -57,15 +63,17 @@ class UnaryForward:
         subchannel: Subchannel,
         owner: Member,
         call: Call,
-        headers: Headers,
+        trace: TraceContext | None,
+        epoch: int,
         request: bytes,
         on_answered: Callable[["UnaryForward"], object],
         done: Done,
     ) -> None:
-        """request: framed. on_answered: called after the headers of the answer. done: called once, with the reply."""
+        """trace: of the span of this hop. epoch: of the placement by which it is sent on. on_answered: called after the
+        headers of the answer. done: called once, with the reply."""
         self.of_client = call
         self.owner = owner
-        self.headers = headers
+        self.headers: Headers = []
         self.wait_for_ready = False
         self.status: grpc.StatusCode | None = None
         """None while the call is under way."""
@@ -82,11 +90,22 @@ class UnaryForward:
         self.has_reached_owner = False
         """It was cancelled once the owner had it, which therefore counts it."""
         self._subchannel = subchannel
+        self._trace = trace
+        self._epoch = epoch
         self._request = request
         self._on_answered = on_answered
         self._done = done
         self._initial: Metadata | None = None
         self._end: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Send it, now or once its owner can be reached."""
+        self.of_client.cancel_forward = self.cancel
+        try:
+            self._subchannel.start(self)
+        except grpc.aio.UsageError:
+            # Closed: the call has ended with UNAVAILABLE.
+            return
 
     # Called by its subchannel and its connection, see `onelane.client.connection.Outgoing`
 
@@ -101,19 +120,35 @@ class UnaryForward:
     def begin(self, connection: Connection) -> None:
         self.transmissions += 1
         self.connection = connection
-        stream = connection.wire.call(
-            self.headers, self._request, self, limit=self._subchannel.dialling.max_message_bytes
-        )
-        stream.keep_frames()
-        self.stream = stream
+        self.stream = self._send_whole(connection.link) if connection.link is not None else None
+        if self.stream is None:
+            self.stream = self._send(connection.wire)
         connection.flush_soon()
 
+    def _send_whole(self, link: LinkClient) -> ClientStream | None:
+        """Send it in one frame, if it can be."""
+        common, own = forwarded_apart(self.of_client, self._trace)
+        return link.forward(
+            common,
+            write_common,
+            own,
+            self._request,
+            self,
+            deadline_at=self.of_client.deadline_at,
+            epoch=self._epoch,
+            is_unsampled=self._trace is not None and not self._trace.trace_id,
+            limit=self._subchannel.dialling.max_message_bytes,
+        )
+
+    def _send(self, wire: ClientConnection) -> ClientStream:
+        headers = forwarded(self.of_client, self._trace, epoch=self._epoch)
+        limit = self._subchannel.dialling.max_message_bytes
+        stream = wire.call(headers, framing.frame(self._request), self, limit=limit)
+        stream.keep_frames()
+        return stream
+
     def begin_late(self, connection: Connection) -> None:
-        headers = [pair for pair in self.headers if pair[0] != b"grpc-timeout"]
-        remaining_s = self.of_client.time_remaining()
-        if remaining_s is not None:
-            headers.append((b"grpc-timeout", write_timeout(remaining_s)))
-        self.headers = headers
+        # Its headers are written only now.
         self.begin(connection)
 
     def reset_attempt(self) -> None:
@@ -134,6 +169,21 @@ class UnaryForward:
 
     def arrived(self, messages: list[bytes]) -> None:
         self.messages += messages
+
+    def answered_whole(self, reply: bytes, trailers: Metadata) -> None:
+        """Its owner has ended it with the status OK, all in one piece."""
+        if self._initial is None and self.passing is None and self._end is None and self.status is None:
+            call = self.of_client
+            self.status = grpc.StatusCode.OK
+            self.trailers = call.trailers = trailers
+            assert self.stream is not None
+            self.stream.call = ENDED
+            if not call.initial_sent:
+                call.answer_in(b"")
+            self._done(reply)
+        else:
+            self.messages.append(framing.frame(reply))
+            self.finish(framing.OK, "", trailers)
 
     def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
         if self.status is not None:

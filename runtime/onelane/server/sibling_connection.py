@@ -7,17 +7,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from onelane.core import hop
+from onelane.core import addresses, hop
 from onelane.core.hop import SERVED, Hop
+from onelane.core.trace_context import TraceContext
 from onelane.server.arguments import STATUS_OF_NUMBER
-from onelane.server.call import FORWARDED_HOP, Metadata
+from onelane.server.call import FORWARDED_HOP, OK, Metadata
 from onelane.server.call_state import ARRIVED
 from onelane.server.connection import ConnectionOwner, NativeConnection
 from onelane.server.methods import Method
 from onelane.server.native_call import CallConnection, NativeCall
 from onelane.wire import framing
+from onelane.wire.driver import Read
 from onelane.wire.framing import BadWire
 from onelane.wire.http2 import SIBLING_LIMITS
+from onelane.wire.link_frames import MAGIC
+from onelane.wire.link_server import ForwardedStream, LinkServer
 from onelane.wire.server import Stream
 
 SIBLING_GOODBYE_S = 5.0
@@ -31,21 +35,29 @@ MAX_SIBLING_MESSAGE = 2**31 - 1
 class ForwardedCall(NativeCall):
     """A call that a sibling has sent on: to its handler, the call of the client itself."""
 
-    __slots__ = ("_hop",)
+    __slots__ = ("_epoch", "_hop")
 
     def __init__(
-        self, connection: CallConnection, stream: Stream, method: Method, metadata: Metadata, hop: Hop
+        self,
+        connection: CallConnection,
+        stream: Stream,
+        method: Method,
+        metadata: Metadata,
+        client: Hop,
+        trace: TraceContext | None,
+        epoch: int,
     ) -> None:
         super().__init__(connection, stream, method, metadata)
-        self._hop = hop
+        self._hop = client
+        self._epoch = epoch
         self.hop = FORWARDED_HOP
-        self.parent = hop.trace
-        if hop.identity is not None:
-            self.prove(hop.identity)
+        self.parent = trace
+        if client.identity is not None:
+            self.prove(client.identity)
 
     @property
     def epoch(self) -> int:
-        return self._hop.epoch
+        return self._epoch
 
     def peer(self) -> str:
         return self._hop.peer
@@ -65,23 +77,75 @@ class SiblingConnection(NativeConnection):
         # What a client would not get of an answer's metadata, its shard does not get either.
         limits = replace(SIBLING_LIMITS, sent_metadata=owner.limits.max_sent_metadata)
         super().__init__(owner, limits=limits, max_message=MAX_SIBLING_MESSAGE)
+        self._limits = limits
+        self._link: LinkServer | None = None
+        self._has_begun = False
+        """The sibling has said by its first bytes which protocol it speaks."""
+
+    def connected(self) -> None:
+        self.peer = addresses.peer(self.transport)
+        if not self._owner.opened(self):
+            self.transport.abort()
+        # Nothing is written yet: the sibling says which protocol it speaks.
+
+    def data_received(self, data: Read) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            if data[:1] == MAGIC[:1]:
+                self._link = LinkServer(self._limits, max_message=MAX_SIBLING_MESSAGE)
+                self.wire = self._link
+        super().data_received(data)
 
     def _accept(self, stream: Stream, method: Method) -> bool:
+        if isinstance(stream, ForwardedStream):
+            return self._accept_forwarded(stream, method, stream.client, stream.deadline_at, stream.trace, stream.epoch)
         if hop.HOP_MARK not in stream.fields:
             return super()._accept(stream, method)
         try:
-            metadata, _ = stream.metadata()
             client = hop.read(stream.fields)
-        except (BadWire, ValueError) as error:
-            self.wire.finish(stream, framing.INTERNAL, f"a forwarded call has bad headers: {error}")
+        except ValueError as error:
+            self._refuse_headers(stream, error)
             return False
-        call = stream.call = ForwardedCall(self, stream, method, metadata, client)
-        if client.deadline_at is not None:
+        return self._accept_forwarded(stream, method, client, client.deadline_at, client.trace, client.epoch)
+
+    def _accept_forwarded(
+        self,
+        stream: Stream,
+        method: Method,
+        client: Hop,
+        deadline_at: float | None,
+        trace: TraceContext | None,
+        epoch: int,
+    ) -> bool:
+        try:
+            metadata, _ = stream.metadata()
+        except BadWire as error:
+            self._refuse_headers(stream, error)
+            return False
+        call = stream.call = ForwardedCall(self, stream, method, metadata, client, trace, epoch)
+        if deadline_at is not None:
             # It may have passed on the way: then it expires at once, and this shard counts it, as its sender expects.
-            call.set_deadline(client.deadline_at, self._owner.deadlines.add(client.deadline_at, call))
+            call.set_deadline(deadline_at, self._owner.deadlines.add(deadline_at, call))
         if self._owner.compression:
             call.set_compression(self._owner.compression)
         return True
+
+    def _refuse_headers(self, stream: Stream, error: Exception) -> None:
+        self.wire.finish(stream, framing.INTERNAL, f"a forwarded call has bad headers: {error}")
+
+    def _send_answer(self, call: NativeCall, reply: bytes) -> None:
+        stream = call.stream
+        if (
+            not isinstance(stream, ForwardedStream)
+            or call.code_now is not OK
+            or call.has_stream
+            or stream.sent_headers
+            or stream.encoding
+            or len(call.trailers) > 1
+            or self._link is None
+            or not self._link.answer_whole(stream, reply, tuple(call.trailers))
+        ):
+            super()._send_answer(call, reply)
 
     def reset(self, stream: Stream, error: int) -> None:
         # The sibling may have ended the call of its client with a status of its own.
