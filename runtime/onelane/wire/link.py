@@ -62,7 +62,18 @@ from onelane.wire.link_reader import FrameReader, PeerLimits
 class Flow:
     """The credit of one stream, in both directions, and what waits for it."""
 
-    __slots__ = ("allowed", "credit", "full", "is_wide", "peer_ended", "queue", "queued", "tail", "unacknowledged")
+    __slots__ = (
+        "allowed",
+        "begin",
+        "credit",
+        "full",
+        "is_wide",
+        "peer_ended",
+        "queue",
+        "queued",
+        "tail",
+        "unacknowledged",
+    )
 
     def __init__(self, credit: int, allowed: int) -> None:
         self.credit = credit
@@ -76,6 +87,8 @@ class Flow:
         self.is_wide = False
         self.peer_ended = False
         self.queue: deque[bytes] = deque()
+        self.begin = 0
+        """Bytes of the first in the queue that have been sent."""
         self.queued = 0
         self.tail = b""
         """The last frame, sent behind the queue."""
@@ -336,16 +349,17 @@ class LinkSession:
     def _send_queued(self, stream: int, flow: Flow) -> None:
         """Send what the credit allows."""
         while flow.queue and flow.credit > 0:
-            data = flow.queue.popleft()
-            size = min(len(data), flow.credit, MAX_FRAME)
-            if size < len(data):
-                # A view of bytes that are large: what is cut off would be copied again for each piece.
-                rest = memoryview(data)[size:]
-                flow.queue.appendleft(rest)  # type: ignore[arg-type]
+            data = flow.queue[0]
+            begin = flow.begin
+            size = min(len(data) - begin, flow.credit, MAX_FRAME)
+            flow.begin = begin + size
+            if flow.begin == len(data):
+                flow.queue.popleft()
+                flow.begin = 0
             flow.credit -= size
             flow.queued -= size
             self._queued -= size
-            self._out.append(frame(DATA, stream, bytes(data[:size])))
+            self._out.append(frame(DATA, stream, data[begin : begin + size]))
         if flow.tail and not flow.queue:
             self._out.append(flow.tail)
             flow.tail = b""
