@@ -106,7 +106,6 @@ TESTED_BY = {
     "supervisor/running_change": "supervisor/test_changes",
     "supervisor/turn_away": "supervisor/test_app_drained",
     "supervisor/lane_watch": "supervisor/test_liveness",
-    "supervisor/inline": "supervisor/test_supervisor",
     "supervisor/server_process": "cli/test_entry",
     "supervisor/launcher": "supervisor/test_supervisor",
     "supervisor/supervised_shard": "supervisor/test_app",

@@ -27,6 +27,8 @@ from tests.running_app import ROOT, RunningApp, echo, eventually, running
 from tests.supervisor.leased import MODULE, environment_of, settings_of
 
 LEASE_S = 2
+PATIENT_S = 30
+"""The lease of a machine whose requests may take their time: a sixth of it."""
 SLOW_ELECTIONS = "--election-timeout=4000"
 """With it etcd grants six seconds at least: fences close soon, and on a busy machine no lease is lost for that."""
 REFUSED = "its machine's lease was not renewed in time"
@@ -152,7 +154,7 @@ async def test_a_machine_that_does_not_fit_ends_with_one_sentence_and_disturbs_n
 ) -> None:
     (tmp_path / "b.toml").write_text(f'admin = "127.0.0.1:0"\n{echo(1, "points = 64")}')
     command = [sys.executable, "-m", MODULE, "up", str(tmp_path / "b.toml"), "--app-dir", str(ROOT)]
-    environment = os.environ | environment_of(settings_of(leased.server, machine="b", lease_s=LEASE_S))
+    environment = os.environ | environment_of(settings_of(leased.server, machine="b", lease_s=PATIENT_S))
     async with leased.client() as client:
         before = await client.seen()
         run = partial(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60)
