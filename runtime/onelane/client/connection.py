@@ -140,7 +140,7 @@ class Connection(WireProtocol[ClientConnection]):
     max_events: ClassVar[int] = 2 * TURN_EVENTS
     """An answer causes two: its message, and its status."""
 
-    def __init__(self, owner: ConnectionPool, *, link: bool = False) -> None:
+    def __init__(self, owner: ConnectionPool, link: bool = False) -> None:
         """link: between siblings, in place of HTTP/2."""
         self.link = LinkClient(owner.dialling.limits) if link else None
         """Its wire where it is a link; else None."""

@@ -285,7 +285,7 @@ class Subchannel:
         connections: list[Connection] = []
 
         def factory() -> Connection:
-            connections.append(Connection(self, link=link))
+            connections.append(Connection(self, link))
             return connections[-1]
 
         try:
