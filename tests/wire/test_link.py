@@ -157,8 +157,9 @@ def test_a_call_that_is_not_forwarded_has_its_timeout(text: bytes, seconds: floa
     assert stream.metadata() == ((), seconds)
 
 
+@pytest.mark.parametrize("is_framed", [True, False])
 @pytest.mark.parametrize("size", [0, 5, 20_000, 70_000])
-def test_a_message_of_any_size_arrives_whole_in_both_directions(size: int) -> None:
+def test_a_message_of_any_size_arrives_whole_in_both_directions(size: int, is_framed: bool) -> None:
     client, server = ends()
     sent, message = call(client, b"x" * size), b"x" * size
     requests, events = list[bytes](), list[object]()
@@ -172,7 +173,10 @@ def test_a_message_of_any_size_arrives_whole_in_both_directions(size: int) -> No
                 requests += event.messages
                 answered = event.stream if event.last else None
         if answered is not None and answered.id in server.streams:
-            server.send_message(answered, frame(message))
+            if is_framed:
+                server.send_message(answered, frame(message))
+            else:
+                server.send_uncompressed(answered, message)
             server.finish(answered, 0)
         events += client.receive(server.take())
     assert requests == [message]
