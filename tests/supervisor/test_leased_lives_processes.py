@@ -157,7 +157,7 @@ async def test_a_machine_that_does_not_fit_ends_with_one_sentence_and_disturbs_n
     environment = os.environ | environment_of(settings_of(leased.server, machine="b", lease_s=PATIENT_S))
     async with leased.client() as client:
         before = await client.seen()
-        run = partial(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60)
+        run = partial(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=120)
         ended = await asyncio.to_thread(run)
         assert ended.returncode != 0
         assert "cannot join the cluster 'arena': app 'echo' is set up otherwise on machine 'a'" in ended.stderr
