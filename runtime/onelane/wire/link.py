@@ -315,6 +315,11 @@ class LinkSession:
 
     # Streams of either end
 
+    def send_message(self, stream: int, message: bytes) -> int:
+        """Send one message, not compressed, with its prefix. Returns the bytes of the stream that wait for credit."""
+        self.send_data(stream, framing.frame(message))
+        return self.queued(stream)
+
     def send_data(self, stream: int, data: bytes, end_stream: bool = False) -> None:
         if not self._is_open(stream):
             return
