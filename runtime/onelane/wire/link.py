@@ -409,11 +409,6 @@ class LinkSession:
     def is_filled(self, amount: int) -> bool:
         return amount * 2 >= self._limits.window
 
-    def send_message(self, stream: int, message: bytes) -> int:
-        """Send one message, not compressed, with its prefix. Returns the bytes of the stream that wait for credit."""
-        self.send_data(stream, framing.frame(message))
-        return self.queued(stream)
-
     def queued(self, stream: int) -> int:
         """Bytes of one stream that wait for credit."""
         flow = self.flows.get(stream)
