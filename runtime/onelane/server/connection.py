@@ -20,7 +20,6 @@ from onelane.server.methods import Method
 from onelane.server.steering import FirstBytes
 from onelane.wire import framing
 from onelane.wire.driver import TURN_EVENTS, Read
-from onelane.wire.http1 import Http1Connection
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Opened, ServerConnection, Stream, WebOpened, WebTranslator
 
@@ -196,6 +195,9 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
 
     def _speak_http1(self) -> None:
         """Serve HTTP/1.1. Its requests are forwarded to the owners of their keys: the connection stays here."""
+        # h11 takes 20 ms to load, and most shards have no such client.
+        from onelane.wire.http1 import Http1Connection
+
         self._first_bytes = None
         self._owner.decided(self)
         self.wire = Http1Connection(

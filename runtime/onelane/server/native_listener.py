@@ -23,8 +23,8 @@ from onelane.server import sockets, tls
 from onelane.server.acceptor import TlsAcceptor
 from onelane.server.connection import CompressingConnection, NativeConnection
 from onelane.server.connection_counts import ConnectionCounts
-from onelane.server.cors import Cors
 from onelane.server.eager import Eager
+from onelane.server.late_web import LateWeb
 from onelane.server.listener import KEEP_S, Bind, Serving, compression_of, end_all, log
 from onelane.server.methods import Method
 from onelane.server.native_call import NativeCall
@@ -34,7 +34,6 @@ from onelane.server.steering import MAX_FIRST_BYTES, FirstBytes, Steering
 from onelane.server.time_limits import TimeLimits
 from onelane.server.unix_sockets import ListeningPath
 from onelane.server.unpacking import SMALL, Unpacker
-from onelane.server.web import Web
 from onelane.wire.framing import BadWire
 from onelane.wire.held_bytes import HeldBytes
 from onelane.wire.http2 import Limits
@@ -94,7 +93,7 @@ class NativeListener:
         self.methods = {method.path.encode(): method for method in serving.methods()}
         self.limits = Limits(max_streams=settings.max_streams, max_metadata=settings.max_metadata_bytes)
         self.max_message = settings.max_message_bytes
-        self.web = Web(self.methods, max_message=self.max_message, limits=self.limits, cors=Cors(settings.cors))
+        self.web = LateWeb(self.methods, max_message=self.max_message, limits=self.limits, cors=settings.cors)
         self.unpacker = Unpacker(self.loop)
         self.held_bytes = HeldBytes(limit=settings.shard_held_bytes, per_connection=settings.connection_held_bytes)
         self.compression = compression_of(settings)
