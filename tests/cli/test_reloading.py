@@ -20,6 +20,7 @@ from onelane.cli import new, reloading
 from onelane.cli.main import main
 from onelane.cli.reloading import FileChanges, forget_bytecode, is_followed, syntax_fault
 
+from tests.conftest import BOUND_S
 from tests.running_app import RunningApp, descendants, eventually, is_running, running_command
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ class Project:
 
     def wait_for(self, *names: str) -> dict[str, Any]:
         """The next event of one of these names."""
-        while (event := self.events.get(timeout=30))["event"] not in names:
+        while (event := self.events.get(timeout=BOUND_S))["event"] not in names:
             pass
         return event
 

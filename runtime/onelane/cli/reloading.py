@@ -126,7 +126,10 @@ def wait_for_change(settings: Path, folders: Sequence[Path], on_watching: Callab
     on_watching()
     while changes is not None and not changes:
         changes = next(watched, None)
-    return changes is not None
+    if changes is None:
+        return False
+    forget_bytecode(Path(path) for _, path in changes if path.endswith(CODE))
+    return True
 
 
 def _filter(settings: Path, folders: Sequence[Path]) -> Callable[[object, str], bool]:
