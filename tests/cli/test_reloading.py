@@ -35,12 +35,18 @@ class Project:
         self.app = app
         self.source = (folder / "service.py").read_text()
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.app.process.stdout is not None
         for line in self.app.process.stdout:
             self.events.put(json.loads(line))
+
+    def end(self) -> None:
+        """End it, and read what it has written, before somebody closes its output."""
+        self.app.process.terminate()
+        self._reader.join()
 
     def edit(self, before: str, after: str, file: str = "service.py") -> None:
         """Replace a part of a file, as an editor does it: by a file that takes its place."""
@@ -65,6 +71,15 @@ class Project:
 
 
 @contextmanager
+def ended(project: Project) -> Iterator[Project]:
+    """The project, which is ended at the end."""
+    try:
+        yield project
+    finally:
+        project.end()
+
+
+@contextmanager
 def reloaded(folder: Path) -> Iterator[Project]:
     new.create("shop", folder, generates=True)
     project = folder / "shop"
@@ -74,7 +89,8 @@ def reloaded(folder: Path) -> Iterator[Project]:
     arguments = ("up", "--reload", "--reload-dir", str(folder / "library"), "--admin", "127.0.0.1:0", "--json")
     with running_command(*arguments, cwd=project, log=folder / "log") as app:
         app.listen["shop"] = app.status()["apps"]["shop"]["listen"]
-        yield Project(project, app)
+        with ended(Project(project, app)) as running:
+            yield running
 
 
 @pytest.fixture(scope="module")
@@ -252,10 +268,8 @@ def failing_project(folder: Path) -> Iterator[Project]:
         (folder / "log").open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=project) as process,
     ):
-        try:
-            yield Project(project, RunningApp(process, folder / "log"))
-        finally:
-            process.terminate()
+        with ended(Project(project, RunningApp(process, folder / "log"))) as failing:
+            yield failing
 
 
 def test_a_first_start_that_fails_is_told_and_tried_again_once_a_file_has_changed(tmp_path: Path) -> None:
