@@ -267,9 +267,9 @@ def failing_project(folder: Path) -> Iterator[Project]:
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=project) as process,
+        ended(Project(project, RunningApp(process, folder / "log"))) as failing,
     ):
-        with ended(Project(project, RunningApp(process, folder / "log"))) as failing:
-            yield failing
+        yield failing
 
 
 def test_a_first_start_that_fails_is_told_and_tried_again_once_a_file_has_changed(tmp_path: Path) -> None:
