@@ -231,7 +231,10 @@ async def test_a_call_that_waits_for_the_state_of_a_key_that_leaves_without_it_d
     """Its answer would tell of a change that nobody has."""
     stub: Any = bench.cluster.stub(EchoStub, shard=0)
     bench.store.may_load.clear()
+    before = bench.store.loads
     counting = asyncio.ensure_future(_code(stub.Unary(EchoRequest(key=bench.unused), timeout=20)))
+    # The call is there before its key leaves: else it would wait for the key at its new owner.
+    await eventually(lambda: bench.store.loads > before)
     scaling = asyncio.ensure_future(bench.scale(3))
     await eventually(lambda: "turn_given_up" in caplog.text)
     bench.store.may_load.set()

@@ -22,6 +22,8 @@ class StoreControl:
         self.may_list = threading.Event()
         """Reminders."""
         self.may_list.set()
+        self.loads = 0
+        """How many have begun."""
         self.lists = 0
         """How often reminders were asked for."""
         self.commits: list[int] = []
@@ -66,6 +68,7 @@ class HeldStore(MemoryStore):
         self._control = control
 
     def load(self, keys: Sequence[str], **more: Any) -> dict[str, KeyState]:
+        self._control.loads += 1
         assert self._control.may_load.wait(20)
         self._check_works("load")
         return super().load(keys, **more)
