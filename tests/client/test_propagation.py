@@ -157,8 +157,11 @@ def test_what_is_told_in_two_parts_is_what_is_told_in_one() -> None:
     common, own = forwarded_apart(call, TRACE)
     sampled = (hop.HOP_TRACE, TRACEPARENT.encode())
     assert own == [(b"traceparent", b"2"), secret, sampled]
+    assert type(own[1]) is Secret
     in_fields = {hop.HOP_MARK, b"grpc-timeout"}
-    whole = [pair for pair in forwarded(call, TRACE, epoch=7) if pair[0] not in in_fields]
+    headers: list[Any] = forwarded(call, TRACE, epoch=7)
+    assert Secret in map(type, headers)
+    whole = [pair for pair in headers if pair[0] not in in_fields]
     assert sorted([*write_common(common), *own]) == sorted(whole)
 
 

@@ -6,7 +6,7 @@ of a call that is hedged (`repeated`), and calls that are sent on to the owner o
 """
 
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from onelane.core.context import CallContext, earlier
 from onelane.core.hop import HOP_HEADERS, write_call, write_trace
@@ -51,8 +51,9 @@ class Forwardable(Protocol):
     def time_remaining(self) -> float | None:
         """Seconds until its deadline; None without one."""
 
-    def client_headers(self) -> Iterable[tuple[bytes, bytes]]:
-        """The headers that its client has sent."""
+    def client_headers(self) -> Iterable[Any]:
+        """The headers that its client has sent: pairs of bytes. One that is secret to its sender is of another type
+        than `tuple`; code that is compiled would lose it if these were said to be tuples."""
 
     def identity_headers(self) -> Headers:
         """Its client's peer and identity, see `core/hop.write_client`."""

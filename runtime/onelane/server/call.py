@@ -204,7 +204,7 @@ class Call:
 
     # Where it is sent on to the owner of its key, see onelane.lane.forwarder.
 
-    def client_headers(self) -> Iterable[tuple[bytes, bytes]]:
+    def client_headers(self) -> Iterable[Any]:
         """The headers that its client has sent, as far as they are known."""
         return [*framing.unchecked_headers(self.metadata), (b"grpc-accept-encoding", framing.ENCODINGS)]
 

@@ -175,7 +175,7 @@ class NativeCall(Call):
     def disable_next_message_compression(self) -> None:
         self._next_is_compressed = False
 
-    def client_headers(self) -> Iterable[tuple[bytes, bytes]]:
+    def client_headers(self) -> Iterable[Any]:
         return self.stream.headers
 
     def identity_headers(self) -> Headers:
