@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
@@ -163,6 +164,19 @@ async def test_a_body_that_does_not_end_ends_its_call() -> None:
         async with asyncio.timeout(10):
             assert (await reader.read()).startswith(b"HTTP/1.1 429 ")
         writer.close()
+
+
+def test_who_is_answered_in_the_middle_of_its_request_may_send_what_is_on_its_way(address: str) -> None:
+    """A reset, for bytes that nobody has read, would overtake the answer."""
+    body = b"\0" + (5 << 20).to_bytes(4) + bytes(5 << 20)
+    head = f"POST {WHO} HTTP/1.1\r\nhost: h\r\ncontent-type: application/grpc-web+proto\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(head.encode() + body)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"grpc-status: 8" in answer.lower()
 
 
 async def test_a_drain_closes_a_connection_of_http_1_after_its_answer() -> None:

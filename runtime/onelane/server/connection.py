@@ -73,6 +73,7 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
     """Of `_first_bytes`, those that have been answered."""
     _goaway_acknowledged: asyncio.Future[None] | None = None
     _closed: asyncio.Future[None] | None = None
+    _is_http1 = False
     _beginning: bytes | None = None
     """The first bytes, while they do not say whether the client speaks HTTP/2; None once they do."""
 
@@ -199,6 +200,7 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         from onelane.wire.http1 import Http1Connection
 
         self._first_bytes = None
+        self._is_http1 = True
         self._owner.decided(self)
         self.wire = Http1Connection(
             self._owner.limits, max_message=self._owner.max_message, web=self._owner.web, throttle=self._throttle
@@ -274,7 +276,7 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
         elif self.is_over:
             # Now, and not once the transport has closed: a handler that writes without a pause would not let it.
             self._cancel_all()
-            self.transport.close()
+            self._close_after_client()
 
     def _close_after_client(self) -> None:
         """Close once the client has closed its side. Closed with unread bytes in its buffer, the socket would send a
@@ -290,7 +292,9 @@ class NativeConnection(CallsConnection[ConnectionOwner]):
             self.transport.close()
             return
         self._is_shut = True
-        self.transport.set_protocol(Lingering(self.transport, self.connection_lost))
+        self.transport.set_protocol(Lingering(self.transport, self.connection_lost, is_http1=self._is_http1))
+        # Where reading had been stopped: what has come must be read, or the socket sends a reset.
+        self.transport.resume_reading()
 
     # The end
 
