@@ -99,8 +99,12 @@ class FakeLauncher:
         self.launched: list[FakeShard] = []
         self.faults: list[Exception] = []
         """The next launches raise these."""
+        self.may_launch = asyncio.Event()
+        """Cleared by a test, launches take until it is set."""
+        self.may_launch.set()
 
     async def launch(self, sockets: Sequence[socket]) -> RunningShard:
+        await self.may_launch.wait()
         if self.faults:
             raise self.faults.pop(0)
         self.launched.append(FakeShard(self._trace))

@@ -199,6 +199,32 @@ async def test_a_shard_that_is_between_two_lives_is_left_out_without_another(
         assert (away.state, len(launcher.launched)) == (ShardState.STOPPED, lives)
 
 
+@pytest.mark.parametrize(("alter", "replaces"), [(scaled(1), False), (replaced(1), True)], ids=["scaled", "replaced"])
+async def test_a_shard_that_is_left_out_while_its_next_process_is_launched_has_none(
+    tmp_path: Path, launcher: ScriptedLauncher, alter: Alteration, replaces: bool
+) -> None:
+    """Else a process would run on that owns nothing, and the change would wait for its end."""
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        away = app.shards[1]
+        launcher.ignored.add(("echo-1.3", "setup"))
+        changing = await begun(app.changes, alter) if replaces else None
+        launcher.may_launch.clear()
+        launcher.shard("echo-1.2").end("signal SIGKILL")
+        await until(lambda: away.state is ShardState.RECOVERING)
+        await settle()
+        if changing is None:
+            changing = await begun(app.changes, alter)
+        else:
+            launcher.shard("echo-1.3").line.deliver(ready=control_pb2.Ready(pid=3))
+        await until(lambda: away.state is ShardState.LEAVING)
+        launcher.may_launch.set()
+        await asyncio.wait_for(changing, BOUND_S)
+        assert (away.state, app.beside) == (ShardState.STOPPED, [])
+        assert [shard.line.name for shard in launcher.launched if not shard._exit.done()] == [
+            f"{shard.member.name}.{shard.member.life}" for shard in app.shards
+        ]
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("hung", ["echo-0.1", "echo-1.2", "echo-2.3"])
 @pytest.mark.parametrize("step", ["prepare", "drain", "stop"])
@@ -319,6 +345,22 @@ async def test_an_app_that_stops_gives_up_what_waits_and_ends_every_life(
         assert [shard.state for shard in app.shards] == [ShardState.STOPPED] * 2
         with pytest.raises(NotChanged, match="it stops"):
             await app.changes.reach(scaled(3))
+    assert all(shard._exit.done() for shard in launcher.launched)
+
+
+async def test_an_app_that_stops_while_a_process_is_launched_ends_it(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        launcher.may_launch.clear()
+        launcher.shard("echo-1.2").end("signal SIGKILL")
+        await until(lambda: app.shards[1].state is ShardState.RECOVERING)
+        await settle()
+        await asyncio.wait_for(app.drain(), BOUND_S)
+        launcher.may_launch.set()
+        await until(lambda: len(launcher.launched) == 3)
+        await settle()
+        assert [shard.state for shard in app.shards] == [ShardState.STOPPED] * 2
     assert all(shard._exit.done() for shard in launcher.launched)
 
 

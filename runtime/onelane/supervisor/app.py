@@ -228,7 +228,7 @@ class AppSupervisor:
         self._renumber(shard)
         limit_s = START_PARTS * self.settings.start_s
         try:
-            if not await self._may_start(incarnation):
+            if not await self._may_start(shard, incarnation):
                 incarnation.running.kill()
                 return await incarnation.running.wait()
             setup = self.setup_of(shard)
@@ -247,8 +247,11 @@ class AppSupervisor:
             self._shared.collector.end_incarnation(self.source(shard), incarnation.received)
         return how
 
-    async def _may_start(self, incarnation: Incarnation) -> bool:
-        """Wait until there is a lease, where one is needed; False where the process or the app ends before."""
+    async def _may_start(self, shard: SupervisedShard, incarnation: Incarnation) -> bool:
+        """Wait until there is a lease, where one is needed; False where the process or the app ends before, or the shard
+        was left out while the process was launched: there was none yet that could have been ended."""
+        if self._stop.is_set() or shard.is_leaving:
+            return False
         lives = self._shared.lives
         return lives is None or await lives.may_start(incarnation.running, self._stop)
 
