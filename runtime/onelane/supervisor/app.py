@@ -248,8 +248,8 @@ class AppSupervisor:
         return how
 
     async def _may_start(self, shard: SupervisedShard, incarnation: Incarnation) -> bool:
-        """Wait until there is a lease, where one is needed; False where the process or the app ends before, or the shard
-        was left out while the process was launched: there was none yet that could have been ended."""
+        """Wait until there is a lease, where one is needed; False where the process or the app ends before, or the
+        shard was left out while the process was launched: there was none yet that could have been ended."""
         if self._stop.is_set() or shard.is_leaving:
             return False
         lives = self._shared.lives
