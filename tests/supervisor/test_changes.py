@@ -185,6 +185,53 @@ async def test_a_life_that_is_replaced_and_dies_in_the_change_is_not_started_aga
         assert (app.shards[0].member.life, app.shards[0].restarts) == (3, 0)
 
 
+async def test_a_life_that_is_replaced_has_no_next_one_in_the_change_where_that_was_being_launched_before(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    """It would know of no change, and serve keys that others own by now: what they told it would be lost."""
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        launcher.ignored |= {("echo-1.3", "setup"), ("echo-0.1", "prepare")}
+        changing = await begun(app.changes, replaced(1))
+        launcher.may_launch.clear()
+        away = app.shards[1]
+        launcher.shard("echo-1.2").end("signal SIGKILL")
+        await until(lambda: away.state is ShardState.RECOVERING)
+        launcher.shard("echo-1.3").line.deliver(ready=control_pb2.Ready(pid=3))
+        await until(lambda: "echo-0.1 gets prepare" in launcher.trace)
+        launcher.may_launch.set()
+        await until(lambda: away.state is ShardState.STOPPED)
+        assert [line for line in launcher.trace if "setup" in line] == ["echo-1.3 gets setup"]
+        launcher.shard("echo-0.1").line.deliver(departed=2)
+        launcher.shard("echo-0.1").line.deliver(arrived=2)
+        await asyncio.wait_for(changing, BOUND_S)
+
+
+async def test_a_life_that_starts_as_the_change_ends_begins_with_the_placement_that_follows(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    """One shard reads nothing as the others are told the last of the change."""
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        launcher.ignored.add(("echo-2.3", "prepare"))
+        changing = await begun(app.changes, scaled(3))
+        await until(lambda: "echo-2.3 gets prepare" in launcher.trace)
+        launcher.may_launch.clear()
+        launcher.shard("echo-0.1").line.stands_still = True
+        launcher.shard("echo-1.2").end("signal SIGKILL")
+        await until(lambda: app.shards[1].state is ShardState.RECOVERING)
+        launcher.shard("echo-2.3").line.deliver(departed=2)
+        launcher.shard("echo-2.3").line.deliver(arrived=2)
+        await settle()
+        launcher.may_launch.set()
+        await until(lambda: "echo-1.4 gets setup" in launcher.trace)
+        assert not changing.done()
+        setup = launcher.shard("echo-1.4").line.sent[0].setup
+        lives = {"echo-0": 1, "echo-1": 4, "echo-2": 3}
+        assert setup.placement.epoch == 2
+        assert {member.name: member.life for member in setup.placement.members} == lives
+        await asyncio.wait_for(changing, BOUND_S)
+        assert {member.name: member.life for member in app.placement.members} == lives
+
+
 async def test_a_shard_that_is_between_two_lives_is_left_out_without_another(
     tmp_path: Path, launcher: ScriptedLauncher
 ) -> None:

@@ -111,14 +111,17 @@ class PlacementChange:
         """`member`, with the same name, address and socket, follows a life that has died; which the others are told
         first, where that was not reported.
 
-        A life that is only in `before` needs no next life once the change moves.
+        A life that is only in `before` needs no next life once the change moves. One that starts when the change is
+        over has no part in it, and begins with `after`.
         """
         if self.phase is Phase.JOINING:
             return self._replace_unseen(dead_life, member)
-        if self.phase is Phase.OVER or dead_life not in _lives(self.after):
+        if dead_life not in _lives(self.after):
             return []
         death = self._buried(dead_life) if dead_life != member.life else []
         self.after = _with_next_life(self.after, dead_life, member)
+        if self.phase is Phase.OVER:
+            return []
         return [*death, Tell(member.life, self._prepare()), *self._tell_others(member.life, Reborn(member))]
 
     def waits_for(self) -> frozenset[int]:

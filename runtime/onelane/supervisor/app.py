@@ -196,10 +196,14 @@ class AppSupervisor:
                 await shard.incarnation.running.wait()
         if self._shared.lives is not None:
             self._shared.lives.changed()
-        if self.changes.will_leave(shard) and is_possible(shard.state, ShardEvent.LEAVE_ASKED):
-            shard.follow(ShardEvent.LEAVE_ASKED)
+        self._follow_change(shard)
         if self.changes.running is not None:
             self.changes.running.died(shard.member.life)
+
+    def _follow_change(self, shard: SupervisedShard) -> None:
+        """No process follows that of a shard which the change under way leaves out: it would know of no change."""
+        if self.changes.will_leave(shard) and is_possible(shard.state, ShardEvent.LEAVE_ASKED):
+            shard.follow(ShardEvent.LEAVE_ASKED)
 
     async def _run_guarded(self, shard: SupervisedShard) -> str:
         """As `_run_once`. Whatever goes wrong, here or in the launch, is one more end of this shard: it is told, a
@@ -231,8 +235,10 @@ class AppSupervisor:
             if not await self._may_start(shard, incarnation):
                 incarnation.running.kill()
                 return await incarnation.running.wait()
+            running_change = self.changes.running
+            change = running_change.launched(before, shard.member) if running_change is not None else None
             setup = self.setup_of(shard)
-            if self.changes.running is not None and (change := self.changes.running.launched(before, shard.member)):
+            if change is not None:
                 setup.change.CopyFrom(change)
             with anyio.move_on_after(limit_s) as incarnation.start:
                 await incarnation.running.control.send(control_pb2.ToShard(setup=setup))
@@ -250,6 +256,7 @@ class AppSupervisor:
     async def _may_start(self, shard: SupervisedShard, incarnation: Incarnation) -> bool:
         """Wait until there is a lease, where one is needed; False where the process or the app ends before, or the
         shard was left out while the process was launched: there was none yet that could have been ended."""
+        self._follow_change(shard)
         if self._stop.is_set() or shard.is_leaving:
             return False
         lives = self._shared.lives
@@ -401,7 +408,7 @@ class AppSupervisor:
             address=shard.member.address,
             socket=shard.member.socket,
             peers=self._shared.peers,
-            placement=placement_to_proto(self.placement),
+            placement=placement_to_proto(self.changes.placement),
             tracing=self._shared.telemetry.traces,
             sampler=self._shared.telemetry.sampler,
             sampler_arg=self._shared.telemetry.sampler_arg,

@@ -180,6 +180,11 @@ class Changes:
             for key, index in sorted(target.pins.items())
         ]
 
+    @property
+    def placement(self) -> Placement:
+        """By which a process begins that is launched now."""
+        return self.running.after if self.running is not None and self.running.is_over else self._app.placement
+
     def will_leave(self, shard: SupervisedShard) -> bool:
         """Whether the change that is under way, and cannot be given up any more, leaves this shard out."""
         return self.running is not None and self._plan is not None and shard in self._plan.leaving

@@ -62,6 +62,11 @@ class RunningChange:
         """The lives that have not departed or arrived yet."""
         return self._change.waits_for()
 
+    @property
+    def is_over(self) -> bool:
+        """Every key is where it belongs; not all lives may have been told yet."""
+        return self._over is not None
+
     # Events
 
     def launched(self, dead_life: int, member: Member) -> control_pb2.Prepare | None:
@@ -118,7 +123,8 @@ class RunningChange:
             while self._outbox:
                 await self._tell(self._outbox.popleft())
             if self._over is not None:
-                return self._over.placement
+                # A life may have followed another one since.
+                return self.after
             with anyio.move_on_after(self._until - time.monotonic()) as waiting:
                 await self._wakeup.wait()
             if waiting.cancelled_caught:
