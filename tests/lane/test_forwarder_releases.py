@@ -60,7 +60,6 @@ async def test_a_call_passes_between_two_releases_and_over_the_link_where_both_h
 
 async def test_a_sibling_that_is_replaced_by_another_release_is_asked_anew(tmp_path: Path) -> None:
     owner, forwarder = Member("b", "127.0.0.1:1002", str(tmp_path / "b")), NativeForwarder()
-    forwarder._dialling = replace(SIBLING_DIALLING, offers_link=True)
     for has_link in (True, False, True):
         async with serving(owner, has_link=has_link):
             assert await forward(forwarder, owner, b"hi") == (b"hi", grpc.StatusCode.OK)

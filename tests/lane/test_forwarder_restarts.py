@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from onelane.config import App
 from onelane.core.hop import SERVED
 from onelane.core.placement import Member
-from onelane.lane.forwarder import SIBLING_DIALLING, NativeForwarder
+from onelane.lane.forwarder import NativeForwarder
 from onelane.server import sockets
 from onelane.server.listener import Bind
 from onelane.server.native_listener import NativeListener
@@ -184,7 +183,6 @@ async def test_a_sender_that_got_no_cpu_while_its_owner_said_goodbye_loses_no_ca
     leaving = owner_type(held)
     leaving.start()
     forwarder, listener = NativeForwarder(), NativeListener()
-    forwarder._dialling = replace(SIBLING_DIALLING, offers_link=True)
     calls = [MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=60.0) for _ in range(2)]
     replies: list[asyncio.Future[bytes]] = [asyncio.get_running_loop().create_future() for _ in calls]
     forwarder.begin(owner, calls[0], b"one", None, replies[0].set_result)

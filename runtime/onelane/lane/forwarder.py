@@ -40,8 +40,7 @@ SIBLING_DIALLING = Dialling(
     # A sibling may close while this shard gets no CPU: it writes then before it reads.
     reads_to_end=True,
     limits=SIBLING_LIMITS,
-    # Not yet: a change of placement beside a shard that is killed hung, and lost a room, over it (decision 0030).
-    offers_link=False,
+    offers_link=True,
 )
 
 
