@@ -84,8 +84,10 @@ class Ledger:
             page.players.append(player)
 
     def missed(self, room_id: str, players: Sequence[str]) -> None:
-        """Players whose Join was acknowledged are not in their room."""
+        """Players are not in their room. Those whose Join was acknowledged, and who were not missed since, are lost."""
         page = self.rooms[room_id]
+        if not (players := [name for name in players if name in page.players]):
+            return
         self._room_losses.append(RoomLoss(room_id, tuple(players), tuple(self.crashes[page.checked :])))
         page.players = [name for name in page.players if name not in players]
 

@@ -75,6 +75,19 @@ def test_a_shard_killed_in_a_change_excuses_rooms_by_the_placement_before_and_by
     assert (list(ledger.lost()), ledger.excused) == ([], 1)
 
 
+def test_a_player_who_was_missed_is_not_missed_again_unless_joined_anew(ledger: Ledger) -> None:
+    """Else a room that was excused would be lost by the next who asks for the same player."""
+    room = room_of("lobby-1", placement(2))
+    ledger.joined(room, "ann", ["ann"], 0)
+    killed(ledger, "lobby-1", placement(2))
+    ledger.joined(room, "bob", ["bob"], ledger.crashes_over)
+    ledger.missed(room, ["ann"])
+    assert (list(ledger.lost()), ledger.excused) == ([], 1)
+    ledger.joined(room, "ann", ["bob", "ann"], ledger.crashes_over)
+    ledger.missed(room, ["ann"])
+    assert [line.rpartition(": ")[2] for line in ledger.lost()] == ["no shard"]
+
+
 def test_a_record_is_never_excused(ledger: Ledger) -> None:
     ledger.read("ann", 1200.0, 3)
     ledger.rated("ann", 1216.0, on_board=True)
