@@ -183,6 +183,7 @@ async def test_a_life_that_is_replaced_and_dies_in_the_change_is_not_started_aga
         await asyncio.wait_for(app.changes.reach(replaced(0)), BOUND_S)
         assert len(launcher.launched) == 3
         assert (app.shards[0].member.life, app.shards[0].restarts) == (3, 0)
+        assert (app.beside, sorted(os.listdir(tmp_path))) == ([], ["echo-0.3.sock", "echo-1.sock"])
 
 
 async def test_a_life_that_is_replaced_has_no_next_one_in_the_change_where_that_was_being_launched_before(

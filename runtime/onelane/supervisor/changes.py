@@ -64,6 +64,9 @@ class ChangingApp(Protocol):
     async def retire(self, shard: SupervisedShard) -> None:
         """Have a shard that has left the placement finish its calls, and end it."""
 
+    def forget(self, shard: SupervisedShard) -> None:
+        """A shard that has left the placement has ended for good."""
+
     def start_soon(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Start a task."""
 
@@ -344,7 +347,11 @@ class Changes:
 
     def _retire(self, shards: Iterable[SupervisedShard]) -> None:
         for shard in shards:
-            if shard.state not in (ShardState.LEAVING, ShardState.STOPPED):
+            if shard.ended.is_set():
+                # As one that the app had: only now nobody needs its sockets.
+                self._app.forget(shard)
+                continue
+            if shard.state is not ShardState.LEAVING:
                 shard.follow(ShardEvent.LEAVE_ASKED)
             self._app.start_soon(self._app.retire, shard)
 
