@@ -413,11 +413,13 @@ async def test_an_app_that_stops_while_a_process_is_launched_ends_it(
 
 
 async def test_an_app_that_stops_in_the_middle_of_a_change_ends_every_life(
-    tmp_path: Path, launcher: ScriptedLauncher
+    tmp_path: Path, launcher: ScriptedLauncher, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with scripted_app(tmp_path, launcher, 2) as app:
         launcher.ignored.add(("echo-0.1", "prepare"))
         changing = await begun(app.changes, replaced(1))
         await asyncio.wait_for(app.drain(), BOUND_S)
-        changing.cancel()
+        with pytest.raises(NotChanged, match=r"^echo stops$"):
+            await asyncio.wait_for(changing, BOUND_S)
     assert all(shard._exit.done() for shard in launcher.launched)
+    assert "change.failed" not in caplog.text

@@ -65,6 +65,30 @@ async def test_a_rolling_restart_with_broken_code_leaves_every_shard_as_it_is(
         assert not of(launcher, "prepare", "drain")
 
 
+async def test_a_shard_whose_process_has_died_is_restarted_with_fresh_code_too(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    """Of code that crashes again and again, a restart is the way out."""
+    async with scripted_app(tmp_path, launcher, 2) as app:
+        launcher.ignored |= {("echo-0.3", "setup"), ("echo-0.6", "setup")}
+        launcher.shard("echo-0.1").end("signal SIGSEGV")
+        await until(lambda: app.shards[0].state is ShardState.RECOVERING and "echo-0.3 gets setup" in launcher.trace)
+        recycling = asyncio.create_task(app.restarts.recycle())
+        await settle()
+        launcher.shard("echo-0.3").end("signal SIGSEGV")
+        await asyncio.wait_for(recycling, BOUND_S)
+        assert [(shard.member.life, shard.state) for shard in app.shards] == [
+            (4, ShardState.READY),
+            (5, ShardState.READY),
+        ]
+        launcher.shard("echo-0.4").end("signal SIGSEGV")
+        await until(lambda: app.shards[0].state is ShardState.RECOVERING and "echo-0.6 gets setup" in launcher.trace)
+        assert app.restarts.begin(ShardEvent.RESTART_ASKED, app.shards[0]) == ""
+        await until(lambda: "echo-0.7 gets setup" in launcher.trace)
+        launcher.shard("echo-0.6").end("signal SIGSEGV")
+        await until(lambda: app.shards[0].member.life == 7)
+
+
 async def test_scaling_during_a_rolling_restart_waits_for_the_life_under_way_and_the_restart_goes_on(
     tmp_path: Path, launcher: ScriptedLauncher
 ) -> None:

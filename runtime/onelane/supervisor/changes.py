@@ -262,7 +262,11 @@ class Changes:
         if _owners(plan.after) == _owners(self._app.placement):
             self._commit(plan, self._app.placement)
         else:
-            self._commit(plan, await self._move(plan, trace))
+            placement = await self._move(plan, trace)
+            if self._app.is_stopping:
+                # It was over since the lives have ended.
+                raise NotChanged(f"{self._app.name} stops")
+            self._commit(plan, placement)
             # First: a life that has replaced a drained one has its name.
             await self._app.tell_away()
             await self._tell_placement()
