@@ -235,7 +235,8 @@ class App(Checked):
     """Concurrent calls of one connection (SETTINGS_MAX_CONCURRENT_STREAMS); the client holds further calls back."""
     max_metadata_bytes: Annotated[int, Ge(1024), Le(1024 * 1024)] = 16 * 1024
     """Largest metadata of a call, in bytes; a call with more ends with RESOURCE_EXHAUSTED, and more than four times as
-    much ends the connection. One value is at most 64 KiB long whatever this says: a limit of libnghttp2."""
+    much ends the connection. One name or value is at most 65,535 bytes long whatever this says, since libnghttp2 takes
+    no longer one: it ends the connection; in HTTP/1.1 it is refused with 431."""
     max_connections: Annotated[int, Ge(1)] = 20_000
     """Client connections of one shard; a further connection is closed at once."""
     max_connections_per_peer: Annotated[int, Ge(1)] = 5000

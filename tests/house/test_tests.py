@@ -115,7 +115,6 @@ TESTED_BY = {
     "wire/packed": "server/test_unpacking",
     "wire/web": "wire/test_http1",
     "server/message_codec": "server/test_connect",
-    "server/web_body": "server/test_grpc_web",
     "server/web_output": "server/test_grpc_web",
     "server/cors": "server/test_web",
     "wire/statuses": "wire/test_framing",

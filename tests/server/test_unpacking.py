@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from onelane.server.unpacking import UNPACKED_PIECE, Unpacker, Unpacking
-from onelane.wire.framing import BadWire, frame
+from onelane.wire.framing import BadWire, Headers, frame
 from onelane.wire.packed import Packed
 
 from tests.server.test_connection_held_bytes import CONNECTION, MIB, REQUEST, Peer, Shard, started, until
@@ -15,6 +15,16 @@ from tests.server.test_connection_held_bytes import CONNECTION, MIB, REQUEST, Pe
 ZEROS = bytes(MIB)
 PACKED = b"\1" + frame(gzip.compress(ZEROS))[1:]
 """A thousand bytes that become a MiB."""
+
+WEB: dict[str, Headers] = {
+    "connect": [
+        *(REQUEST[:3]),
+        (b"content-type", b"application/connect+proto"),
+        (b"connect-content-encoding", b"gzip"),
+    ],
+    "grpc-web": [*(REQUEST[:3]), (b"content-type", b"application/grpc-web+proto"), (b"grpc-encoding", b"gzip")],
+}
+"""Headers of a browser's request, by protocol."""
 
 
 class Loop:
@@ -126,6 +136,29 @@ async def test_a_drain_waits_for_a_call_whose_message_is_being_unpacked() -> Non
         await drain
         await until(lambda: peer.ends)
         assert set(peer.ends.values()) == {"0"}
+
+
+@pytest.mark.parametrize("protocol", ["connect", "grpc-web"])
+async def test_calls_of_browsers_are_unpacked_as_those_of_grpc_are(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After admission, and in pieces; a call that is refused is not unpacked at all."""
+    headers = WEB[protocol]
+    async with started(max_in_flight=1) as shard:
+        sizes = watch_sizes(monkeypatch)
+        peer = await shard.peer(window=MIB, headers=headers)
+        peer.call(b"Lengths", PACKED + PACKED, end=True)
+        await until(lambda: len(peer.bodies) == 1)
+        assert b"%d" % (2 * MIB) in next(iter(peer.bodies.values()))
+        assert max(sizes) <= UNPACKED_PIECE
+        sizes.clear()
+        holder = await shard.peer()
+        holder.call(b"Upload", frame(b""), end=False)
+        await until(lambda: shard.lane.in_flight == 1)
+        for _ in range(5):
+            peer.call(b"Lengths", PACKED + PACKED, end=True)
+        await until(lambda: len(peer.bodies) == 6)
+        assert sizes == []
 
 
 def watch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -93,6 +93,27 @@ def test_headers_over_the_limit_are_refused(address: str, send: Send) -> None:
     assert send(address, WHO, b"{}", headers=JSON | {"x-much": "y" * 17_000}).status == 431
 
 
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    """Takes more metadata than one header of HTTP/2 can have."""
+    with running(tmp_path_factory.mktemp("roomy"), APP + "max_metadata_bytes = 1048576\n") as app:
+        yield app
+
+
+@pytest.mark.parametrize("key", ["home", "away"])
+@pytest.mark.parametrize("longest", [("y" * 100_000, "x"), ("n", "\\" * 70_000)])
+def test_a_header_that_no_sibling_takes_is_refused_at_the_edge_and_costs_no_other_call(
+    roomy: RunningApp, key: str, longest: tuple[str, str]
+) -> None:
+    """By HTTP/1.1: in HTTP/2 it ends its connection. Sent on, it would end that of all forwarded calls."""
+    address = roomy.shards()[0]["address"]
+    body, many = json.dumps({"key": key}).encode(), {f"x-{number}": "y" * 60_000 for number in range(4)}
+    path = "/echo.v1.Echo/Unary"
+    assert by_http1(address, path, body, headers=JSON | many).status == 200
+    assert by_http1(address, path, body, headers=JSON | dict([longest])).status == 431
+    assert by_http1(address, path, body).status == 200
+
+
 # Pages of other origins
 
 

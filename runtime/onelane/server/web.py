@@ -20,10 +20,11 @@ from onelane.server.cors import Cors
 from onelane.server.grpc_web import GrpcWebAnswer
 from onelane.server.message_codec import AS_PROTO, MessageCodec
 from onelane.server.methods import Method
-from onelane.server.web_body import EnvelopedBody, QueryBody, TextBody, WholeBody, unpacked
+from onelane.server.web_body import EnvelopedBody, QueryBody, TextBody, WholeBody, message_of
 from onelane.server.web_output import WebOutput, accepted
 from onelane.wire import framing
 from onelane.wire.framing import INVALID_ARGUMENT, RESERVED, BadWire, Headers, HeaderTuple
+from onelane.wire.header_size import LONGEST_FIELD, has_long_field
 from onelane.wire.http2 import Limits
 from onelane.wire.server import Stream
 from onelane.wire.web import RequestBody, WebAnswer, WebStream
@@ -93,7 +94,7 @@ class Web:
 
     def _opened(self, request: Stream, output: WebOutput) -> Stream | None:
         fields = request.fields
-        if request.size > self._max_metadata:
+        if request.size > self._max_metadata or (request.size > LONGEST_FIELD and has_long_field(request.headers)):
             raise Refusal(_HEADERS_TOO_LARGE)
         path, _, query = request.path.partition(b"?")
         method = fields.get(b":method", b"")
@@ -167,9 +168,9 @@ class Web:
         if values.get(b"connect", b"v1") != b"v1":
             raise BadWire("the query's connect is not v1", code=INVALID_ARGUMENT)
         encoding = _encoding(values.get(b"compression", b""))
-        message = unpacked(_query_message(values), encoding, self._max_message)
+        message = message_of(_query_message(values), codec, encoding=encoding, limit=self._max_message)
         return Translation(
-            body=QueryBody(codec.read(message)),
+            body=QueryBody(message),
             timeout=_timeout(fields),
             accepts=accepted(fields.get(b"accept-encoding", b"")),
         )

@@ -5,24 +5,24 @@ from base64 import b64decode
 from onelane.server.message_codec import MessageCodec
 from onelane.wire.deframer import Deframer
 from onelane.wire.framing import INVALID_ARGUMENT, WINDOW_BITS, BadWire
-from onelane.wire.packed import SLICE, Packed, too_large
+from onelane.wire.packed import Packed, too_large
 
 _QUANTUM = 4
 """Characters of base64 that make whole bytes."""
 
 
-def unpacked(data: bytes, encoding: bytes, limit: int) -> bytes:
-    """A body, decompressed. encoding: b"" for none.
+def message_of(data: bytes, codec: MessageCodec, *, encoding: bytes, limit: int) -> bytes:
+    """The message of gRPC in a body. Of a compressed one it is `Packed`: a few kilobytes of it make megabytes, so it is
+    unpacked in pieces, once its call is admitted. encoding: b"" for none.
 
     Raises:
-        BadWire: it is over the limit, or malformed.
+        BadWire: it is not compressed, and cannot be read.
     """
     if encoding not in WINDOW_BITS:
-        return data
+        return codec.read(data)
     packed = Packed(data, encoding, limit)
-    while not packed.advance(SLICE):
-        pass
-    return packed.message()
+    packed.translation = codec.read
+    return packed
 
 
 class WholeBody:
@@ -48,7 +48,7 @@ class WholeBody:
         return []
 
     def end(self) -> list[bytes]:
-        return [self._codec.read(unpacked(bytes(self._data), self._encoding, self._limit))]
+        return [message_of(bytes(self._data), self._codec, encoding=self._encoding, limit=self._limit)]
 
 
 class QueryBody:
@@ -74,7 +74,7 @@ class EnvelopedBody:
 
     def __init__(self, codec: MessageCodec, *, encoding: bytes, limit: int) -> None:
         self._codec = codec
-        self._deframer = Deframer(limit=limit, encoding=encoding)
+        self._deframer = Deframer(limit=limit, encoding=encoding, unpacks=False)
 
     @property
     def is_whole(self) -> bool:
@@ -85,20 +85,25 @@ class EnvelopedBody:
         return self._deframer.buffered
 
     def feed(self, data: bytes) -> list[bytes]:
-        read = self._codec.read
         messages: list[bytes] = []
         try:
-            packed = self._deframer.feed(data)
+            cut = self._deframer.feed(data)
         except BadWire as error:
-            error.messages = [read(message) for message in error.messages]
+            error.messages = [self._read(message) for message in error.messages]
             raise
-        for message in packed:
+        for message in cut:
             try:
-                messages.append(read(message))
+                messages.append(self._read(message))
             except BadWire as error:
                 error.messages = messages
                 raise
         return messages
+
+    def _read(self, message: bytes) -> bytes:
+        if not isinstance(message, Packed):
+            return self._codec.read(message)
+        message.translation = self._codec.read
+        return message
 
     def end(self) -> list[bytes]:
         raise BadWire("the request ended in the middle of a message")

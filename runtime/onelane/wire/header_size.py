@@ -13,6 +13,9 @@ from onelane.wire.framing import RESERVED, RESOURCE_EXHAUSTED, BadWire, Headers,
 
 FIELD_OVERHEAD = 32
 """Bytes that RFC 9113 adds to the size of each header field."""
+LONGEST_FIELD = 65_535
+"""Bytes of a name or of a value that siblings take of each other: with a longer one libnghttp2 ends the connection, and
+so the calls of all clients that are forwarded on it."""
 CUT = "onelane-cut"
 """Trailer that names what was left out of the end of a call: `details`, and the trailers by their names."""
 MARK_BYTES = 256
@@ -31,6 +34,11 @@ class TooMuchMetadata(BadWire, ValueError):
 def size_of(headers: Sequence[tuple[bytes, bytes]]) -> int:
     """Bytes of a header list, as SETTINGS_MAX_HEADER_LIST_SIZE counts them."""
     return sum(map(len, chain.from_iterable(headers))) + FIELD_OVERHEAD * len(headers)
+
+
+def has_long_field(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a name or a value is over LONGEST_FIELD."""
+    return max(map(len, chain.from_iterable(headers)), default=0) > LONGEST_FIELD
 
 
 def cut_to(headers: Headers, limit: int) -> tuple[Headers, list[str]]:

@@ -1,6 +1,7 @@
 """A compressed message, unpacked in pieces when its reader asks for it: of a few kilobytes, gzip makes megabytes."""
 
 import zlib
+from collections.abc import Callable
 
 from onelane.wire.framing import RESOURCE_EXHAUSTED, WINDOW_BITS, BadWire
 
@@ -16,6 +17,8 @@ class Packed(bytes):
 
     def __init__(self, data: bytes, encoding: bytes, limit: int) -> None:
         """limit: bytes of the message at most, unpacked."""
+        self.translation: Callable[[bytes], bytes] | None = None
+        """What makes the message of gRPC from what was unpacked, such as JSON. Raises BadWire."""
         self.size = 0
         """Bytes unpacked so far."""
         self.is_whole = False
@@ -30,8 +33,8 @@ class Packed(bytes):
         """Unpack some more, with the work for about `amount` bytes; whether all is unpacked.
 
         Raises:
-            BadWire: the message is over the limit (RESOURCE_EXHAUSTED), or malformed (INTERNAL). So does every further
-                call.
+            BadWire: the message is over the limit (RESOURCE_EXHAUSTED), malformed (INTERNAL), or cannot be translated.
+                So does every further call.
         """
         if self._error is not None:
             raise self._error
@@ -70,6 +73,11 @@ class Packed(bytes):
     def _end(self) -> None:
         if self._unpacker.unused_data or self._at < len(self):
             self._fail(BadWire(f"a {self._encoding} message has bytes after its end"))
+        if self.translation is not None:
+            try:
+                self._chunks = [self.translation(self.message())]
+            except BadWire as error:
+                self._fail(error)
         self.is_whole = True
 
     def _fail(self, error: BadWire) -> None:
