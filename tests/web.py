@@ -9,7 +9,18 @@ from typing import Any
 
 from onelane.wire.http2 import DataReceived, Http2, Limits, ResponseReceived, StreamClosed
 
+from tests.running_app import ECHO
+
 BOUND_S = 20.0
+ECHO_APP = f"""
+[apps.echo]
+{ECHO}
+listen = "127.0.0.1:0"
+shards = 2
+max_message_bytes = 65536
+pins = {{ home = 0, away = 1 }}
+"""
+"""The settings of an app for these requests: of its two shards, each owns one key by name."""
 JSON = {"content-type": "application/json"}
 
 

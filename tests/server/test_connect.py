@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,37 +10,10 @@ from onelane.server import connect
 from onelane.wire.framing import BadWire
 
 from tests.echo.v1 import echo_pb2 as m
-from tests.running_app import ECHO, RunningApp, running
 from tests.web import JSON, SENDERS, Send
 
-APP = f"""
-[apps.echo]
-{ECHO}
-listen = "127.0.0.1:0"
-shards = 2
-max_message_bytes = 65536
-pins = {{ home = 0, away = 1 }}
-"""
 PROTO = {"content-type": "application/proto"}
 STREAM = {"content-type": "application/connect+json"}
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    with running(tmp_path_factory.mktemp("connect"), APP) as app:
-        yield app
-
-
-@pytest.fixture(scope="module")
-def address(app: RunningApp) -> str:
-    """Of the first shard's own port."""
-    shard: str = app.shards()[0]["address"]
-    return shard
-
-
-@pytest.fixture(params=SENDERS)
-def send(request: pytest.FixtureRequest) -> Send:
-    return SENDERS[request.param]
 
 
 def text(**fields: Any) -> bytes:

@@ -1,36 +1,15 @@
 """gRPC-Web, binary and in base64: the messages and trailers of gRPC in the body of one response."""
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
 
 import pytest
 from onelane.server.web_body import decoded_text
 from onelane.wire.framing import BadWire
 
 from tests.echo.v1 import echo_pb2 as m
-from tests.running_app import RunningApp, running
-from tests.server.test_connect import APP
 from tests.web import SENDERS, Response, Send
 
 BINARY, TEXT = "application/grpc-web+proto", "application/grpc-web-text"
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    with running(tmp_path_factory.mktemp("grpc_web"), APP) as app:
-        yield app
-
-
-@pytest.fixture(scope="module")
-def address(app: RunningApp) -> str:
-    """Of the first shard's own port."""
-    shard: str = app.shards()[0]["address"]
-    return shard
-
-
-@pytest.fixture(params=SENDERS)
-def send(request: pytest.FixtureRequest) -> Send:
-    return SENDERS[request.param]
 
 
 def framed(request: m.EchoRequest) -> bytes:

@@ -19,31 +19,13 @@ from onelane.server.connection import NativeConnection
 from tests.echo.v1 import echo_pb2 as m
 from tests.echo.v1 import echo_pb2_grpc
 from tests.running_app import RunningApp, eventually, running
-from tests.server.test_connect import APP
 from tests.servers import Files, native, stock_secure
-from tests.web import JSON, SENDERS, Send, by_http1
+from tests.web import ECHO_APP, JSON, Send, by_http1
 
 PAGE = "https://page.example"
-CORS = f'[apps.echo.cors]\norigins = ["{PAGE}"]\n'
+TOML = f'{ECHO_APP}[apps.echo.cors]\norigins = ["{PAGE}"]\n'
+"""See the fixture `app`."""
 WHO = "/echo.v1.Echo/Who"
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
-    with running(tmp_path_factory.mktemp("web"), APP + CORS) as app:
-        yield app
-
-
-@pytest.fixture(scope="module")
-def address(app: RunningApp) -> str:
-    """Of the first shard's own port."""
-    shard: str = app.shards()[0]["address"]
-    return shard
-
-
-@pytest.fixture(params=SENDERS)
-def send(request: pytest.FixtureRequest) -> Send:
-    return SENDERS[request.param]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +78,7 @@ def test_headers_over_the_limit_are_refused(address: str, send: Send) -> None:
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     """Takes more metadata than one header of HTTP/2 can have."""
-    with running(tmp_path_factory.mktemp("roomy"), APP + "max_metadata_bytes = 1048576\n") as app:
+    with running(tmp_path_factory.mktemp("roomy"), ECHO_APP + "max_metadata_bytes = 1048576\n") as app:
         yield app
 
 

@@ -5,19 +5,18 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from onelane import config
 from onelane.supervisor.admin.call_console import MAX_CALL_REQUEST_BYTES, MAX_QUESTIONS
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, expect
 
-from tests import tools
 from tests.conftest import Where
 from tests.running_app import RunningApp, descendants, echo, eventually, running
-from tests.supervisor.admin.test_page import ARGUMENTS, CUT_OFF, opened
+from tests.supervisor.admin.opened_page import CUT_OFF, opened
 
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=\"window.hit='it'\">"
@@ -33,14 +32,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     closed = echo(1, "reflection = false").replace("[apps.echo]", "[apps.closed]")
     with running(tmp_path_factory.mktemp("console"), f"{echo(2)}\n{closed}") as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=tools.chromium(), args=ARGUMENTS)
-        yield chromium
-        await chromium.close()
 
 
 def post(cluster: RunningApp, path: str, document: Any, **headers: str) -> tuple[int, str]:

@@ -5,35 +5,22 @@ import contextlib
 import json
 import socket
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import grpc.aio
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, expect
 
-from tests import tools
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, echo, eventually, http_request, running
+from tests.supervisor.admin.opened_page import CUT_OFF, opened
 
 pytestmark = pytest.mark.slow
-# Of what is waited for, in milliseconds; it only matters where a test fails.
-expect.set_options(timeout=30_000)
 MAX_CONNECTIONS = 20
-Opened = tuple[Page, list[str], list[str]]
 Folders = pytest.TempPathFactory
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +28,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     settings = ("show_keys = true", f"max_connections_per_peer = {MAX_CONNECTIONS}")
     with running(tmp_path_factory.mktemp("page"), echo(2, *settings)) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=tools.chromium(), args=ARGUMENTS)
-        yield chromium
-        await chromium.close()
-
-
-@asynccontextmanager
-async def opened(
-    browser: Browser, cluster: RunningApp, path: str = "/#/app/echo", **settings: Any
-) -> AsyncIterator[Opened]:
-    """The page, the lines of its console, and the URLs that it has requested."""
-    context = await browser.new_context(**settings)
-    page = await context.new_page()
-    console: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: console.append(message.text))
-    page.on("pageerror", lambda error: console.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    await page.goto(f"http://{cluster.admin}{path}")
-    await expect(page.get_by_role("status").first).to_have_text("live")
-    yield page, console, asked
-    await context.close()
 
 
 async def call(cluster: RunningApp, key: str, times: int, **options: Any) -> None:
@@ -192,16 +153,6 @@ async def test_every_view_fits_a_phone_uncut_and_has_contrast_in_light_and_dark(
             weakest = await page.evaluate(CONTRASTS)
             # What WCAG 2 asks of text at level AA.
             assert weakest["ratio"] >= 4.5, (view, weakest)
-
-
-CUT_OFF = """() => {
-  const cut = (node) => node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX !== "visible";
-  const beyond = (node) => node.getBoundingClientRect().right > 391 && !node.closest(".skip");
-  return [...document.querySelectorAll("body *")]
-    .filter((node) => node.getClientRects().length && node.tagName !== "INPUT" && (cut(node) || beyond(node)))
-    .filter((node) => !node.closest("thead, .uplot, svg"))
-    .map((node) => `${node.tagName}.${node.className}: ${node.innerText?.slice(0, 60)}`);
-}"""
 
 
 CONTRASTS = """() => {

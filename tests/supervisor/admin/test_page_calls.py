@@ -4,18 +4,17 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from services.examples.two_apps.v1 import shop_pb2, shop_pb2_grpc
-from tests import tools
 from tests.running_app import NEVER_LATE, RunningApp, eventually, running
-from tests.supervisor.admin.test_page import ARGUMENTS, CUT_OFF, opened
+from tests.supervisor.admin.opened_page import CUT_OFF, opened
 
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=\"window.hit='{}'\">"
@@ -37,14 +36,6 @@ def app(name: str) -> str:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     with running(tmp_path_factory.mktemp("calls"), app("shop") + app("stock")) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=tools.chromium(), args=ARGUMENTS)
-        yield chromium
-        await chromium.close()
 
 
 async def buy(cluster: RunningApp, item: str, times: int) -> list[grpc.StatusCode]:

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,13 +16,12 @@ import pytest
 from click.testing import CliRunner
 from onelane.cli import top
 from onelane.cli.main import main
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, expect
 from rich.console import Console
 
-from tests import tools
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import RunningApp, echo, eventually, running
-from tests.supervisor.admin.test_page import ARGUMENTS, opened
+from tests.supervisor.admin.opened_page import opened
 
 pytestmark = pytest.mark.slow
 
@@ -34,14 +33,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
         tmp_path_factory.mktemp("kept"), toml.replace("tests.echo.service:Echo", "tests.state.kept_service:Kept")
     ) as cluster:
         yield cluster
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=tools.chromium(), args=ARGUMENTS)
-        yield chromium
-        await chromium.close()
 
 
 async def add(cluster: RunningApp, key: str) -> grpc.StatusCode:

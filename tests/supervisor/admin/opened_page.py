@@ -1,0 +1,58 @@
+"""The admin page in a real Chromium, for its tests."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests import tools
+from tests.running_app import RunningApp
+
+# Of what is waited for, in milliseconds; it only matters where a test fails.
+expect.set_options(timeout=30_000)
+Opened = tuple[Page, list[str], list[str]]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CUT_OFF = """() => {
+  const cut = (node) => node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX !== "visible";
+  const beyond = (node) => node.getBoundingClientRect().right > 391 && !node.closest(".skip");
+  return [...document.querySelectorAll("body *")]
+    .filter((node) => node.getClientRects().length && node.tagName !== "INPUT" && (cut(node) || beyond(node)))
+    .filter((node) => !node.closest("thead, .uplot, svg"))
+    .map((node) => `${node.tagName}.${node.className}: ${node.innerText?.slice(0, 60)}`);
+}"""
+"""What of the page is cut off, or beyond the right edge of a phone."""
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=tools.chromium(), args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def opened(
+    browser: Browser, cluster: RunningApp, path: str = "/#/app/echo", **settings: Any
+) -> AsyncIterator[Opened]:
+    """The page, the lines of its console, and the URLs that it has requested."""
+    context = await browser.new_context(**settings)
+    page = await context.new_page()
+    console: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: console.append(message.text))
+    page.on("pageerror", lambda error: console.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    await page.goto(f"http://{cluster.admin}{path}")
+    await expect(page.get_by_role("status").first).to_have_text("live")
+    yield page, console, asked
+    await context.close()
