@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 from onelane import config
-from onelane.supervisor.admin.call_console import MAX_CALL_REQUEST_BYTES, MAX_QUESTIONS
+from onelane.supervisor.admin.call_console import (
+    MAX_CALL_ANSWER_BYTES,
+    MAX_CALL_REQUEST_BYTES,
+    MAX_QUESTIONS,
+    PIECE_BYTES,
+)
 from playwright.async_api import Browser, expect
 
 from tests.conftest import Where
@@ -97,6 +102,18 @@ def test_a_message_of_three_mebibytes_passes_and_one_beyond_the_limit_is_refused
     assert called(cluster, "Unary", key="k", text=text)[1]["response"]["text"] == text
     status, reason = post(cluster, "echo/call", {"request": "x" * MAX_CALL_REQUEST_BYTES})
     assert (status, "the request is longer than" in reason) == (400, True)
+
+
+async def test_an_answer_that_does_not_end_is_cut_off_at_its_limit_and_its_process_ends(cluster: RunningApp) -> None:
+    document = {"method": "echo.v1.Echo/Download", "deadline_s": 60, "metadata": []}
+    endless = document | {"request": json.dumps({"key": "k", "text": "x" * 1024 * 1024, "times": 1000})}
+    status, text = await asyncio.to_thread(post, cluster, "echo/call", endless)
+    whole, cut, fault = text.rsplit("\n", 3)[:3]
+    assert (status, len(json.loads(whole.splitlines()[-1])["response"]["text"])) == (200, 1024 * 1024)
+    assert cut.startswith('{"response"') or not cut
+    assert json.loads(fault) == {"fault": "the answer is longer than 16777216 bytes, and the call was ended"}
+    assert MAX_CALL_ANSWER_BYTES < len(text) <= MAX_CALL_ANSWER_BYTES + PIECE_BYTES + len(fault) + 2
+    await eventually(lambda: not running_questions(cluster))
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,11 @@ class CallConsole:
             raise Invalid("the console is off; `console = true` turns it on")
         if not app.settings.serves_reflection:
             raise Invalid(f"{app.name} serves no reflection; `reflection = true` turns it on")
+        if app.settings.tls is not None and app.settings.tls.client_ca is not None:
+            raise Invalid(
+                f"{app.name} wants a certificate of its clients (tls.client_ca), and the console has none: "
+                f"`onelane call {addresses.reachable(app.settings.listen)} --cert FILE --cert-key FILE` calls it"
+            )
         if self._questions >= MAX_QUESTIONS:
             raise Invalid(f"{MAX_QUESTIONS} calls of the console run already; wait for one of them")
         return app
