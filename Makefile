@@ -123,6 +123,7 @@ $(BUILT)/.bench-ready: $(BUILT)/.ready
 clients: tests/node/node_modules tests/browser/node_modules
 	tests/h2spec/build.sh
 	tests/grpcurl/build.sh
+	tests/grpc_go/build.sh
 	tests/conformance/build.sh
 	tests/tonic/build.sh
 	tests/java/build.sh

@@ -44,6 +44,18 @@ def browser_bundler() -> list[str]:
     return [program("node", "Node.js"), str(HERE / "browser" / "bundle.js")]
 
 
+def go_modules() -> Path:
+    """The folder of the `go.mod` with grpc-go and what generates its code; its modules are in Go's own cache."""
+    folder = HERE / "grpc_go"
+    program("go", "Go")
+    packages = ["tool", "google.golang.org/grpc/balancer/ringhash", "google.golang.org/grpc/resolver/manual"]
+    offline = os.environ | {"GOPROXY": "off", "GOWORK": "off"}
+    command = ["go", "list", "-deps", "-mod=readonly", *packages]
+    if subprocess.run(command, cwd=folder, env=offline, capture_output=True).returncode:
+        absent("grpc-go is not in Go's cache of modules: make clients (Go, some seconds)")
+    return folder
+
+
 def jaeger() -> str:
     """The path of the Jaeger binary that tests/jaeger/build.sh has built."""
     return _built("jaeger", "Go, some six minutes")
