@@ -17,12 +17,10 @@ import hypothesis
 import pytest
 from onelane.core.placement import Member, Placement
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ROOT, RunningApp, echo, running
-
-BOUND_S = 150.0
-"""Of a coroutine test. Below the `timeout` of pyproject.toml, whose signal breaks the loop that all tests share."""
 
 # Where the variable CI is not set, an example that takes 200 ms would fail its test, however busy the machine is.
 hypothesis.settings.register_profile(

@@ -20,7 +20,7 @@ from onelane.cli import new, reloading
 from onelane.cli.main import main
 from onelane.cli.reloading import FileChanges, forget_bytecode, is_followed, syntax_fault
 
-from tests.conftest import BOUND_S
+from tests.bounds import BOUND_S
 from tests.running_app import RunningApp, descendants, eventually, is_running, running_command
 
 pytestmark = pytest.mark.slow
@@ -291,4 +291,4 @@ def test_ctrl_c_ends_what_waits_for_a_change(tmp_path: Path) -> None:
         project.wait_for("not started")
         project.app.process.send_signal(signal.SIGINT)
         project.wait_for("stopped")
-        assert project.app.process.wait(30) == 0
+        assert project.app.process.wait(BOUND_S) == 0

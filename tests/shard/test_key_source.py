@@ -16,7 +16,7 @@ from onelane.server.token_verifier import JwtVerifier
 from onelane.shard import key_source
 from onelane.shard.key_source import KeySource, download
 
-from tests.conftest import BOUND_S
+from tests.bounds import BOUND_S
 from tests.issuer import AUDIENCE, ISSUER, Issuer, KeyServer
 
 OLD, NEW = Issuer("EdDSA"), Issuer("ES256")
