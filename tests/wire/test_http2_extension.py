@@ -77,10 +77,10 @@ def resident_kib():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 def sessions(count):
-    made = [Http2(server=True, limits=Limits()) for _ in range(count)]
-    for session in made:
+    servers = [Http2(server=True, limits=Limits()) for _ in range(count)]
+    for session in servers:
         session.take()
-    return made
+    return servers
 
 first = sessions(200)
 before = resident_kib()
