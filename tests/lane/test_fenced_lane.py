@@ -15,10 +15,12 @@ from onelane.lane.lane import Lane
 from onelane.testing import Cluster
 from onelane.v1 import control_pb2
 
+from tests.bounds import BOUND_S
 from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.lane.counting import WRITE, Counted, Counting
+from tests.shard.reminded import SETTINGS, Reminded, RemindedCluster
 from tests.state.held_store import StoreControl
 
 LEASE = 7
@@ -151,7 +153,7 @@ async def test_a_call_whose_turn_comes_past_the_fence_does_not_run(counted: Fenc
     first = counted.call(WRITE, "k", "wait", text="first")
     await counted.began("first")
     second = counted.call(WRITE, "k", text="second")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while not counted.lane.queue.turns.waiting:  # noqa: ASYNC110 - the calls are in this loop
             await asyncio.sleep(0)
     counted.cluster.close_fence()
@@ -178,6 +180,26 @@ async def test_a_timer_that_is_due_past_the_fence_runs_once_that_is_open(counted
     counted.cluster.open_fence()
     await counted.cluster.advance(2)
     assert await counted.write("k") == 3
+
+
+async def test_a_reminder_that_is_due_past_the_fence_is_tried_each_second_and_runs_once_that_is_open() -> None:
+    store = StoreControl()
+    cluster = FencedCluster(Reminded, shards=1, store=store, settings=SETTINGS)
+    async with cluster:
+        reminded = RemindedCluster(cluster, store)
+        await reminded.do("k", "set k 5 - a")
+        cluster.close_fence()
+        for tries, seconds in enumerate((4.9, 0.2, 1, 1)):
+            await cluster.advance(seconds)
+            await reminded.settle()
+            assert await cluster.stats("onelane.reminder.failures", {"onelane.reason": "not_kept"}) == tries
+        assert reminded.began == []
+        cluster.open_fence()
+        await cluster.advance(1)
+        assert await reminded.ran(1) == ["ka"]
+        await cluster.advance(5)
+        await reminded.settle()
+        assert await reminded.count_of("k") == 1
 
 
 async def test_a_shard_without_a_lease_has_a_plain_lane(counted: FencedCounted) -> None:
