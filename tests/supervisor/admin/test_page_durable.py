@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import sqlite3
 import urllib.error
 import urllib.request
@@ -38,13 +39,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 async def add(cluster: RunningApp, key: str) -> grpc.StatusCode:
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         unary = channel.unary_unary("/echo.v1.Echo/Unary", EchoRequest.SerializeToString, EchoReply.FromString)
-        code: grpc.StatusCode = await unary(EchoRequest(key=key), timeout=20).code()
+        code: grpc.StatusCode = await unary(EchoRequest(key=key)).code()
         return code
 
 
 def health(cluster: RunningApp) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://{cluster.admin}/healthz", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{cluster.admin}/healthz", timeout=100) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -58,21 +59,21 @@ def printed(cluster: RunningApp, *command: str) -> str:
 async def test_a_move_in_progress_is_shown_with_what_each_shard_has_moved_and_has_to_move(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """Keys whose turns do not end hold the change up, for as long as a drain."""
-    toml = echo(1).replace("tests.echo.service:Echo", "tests.supervisor.admin.stuck_service:Stuck")
+    """Keys whose turns do not end hold the change up, for as long as a drain: here longer than any test takes."""
+    toml = echo(1, "drain_s = 600").replace("tests.echo.service:Echo", "tests.supervisor.admin.stuck_service:Stuck")
     with running(tmp_path, toml) as cluster:
         async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
             unary = channel.unary_unary("/echo.v1.Echo/Unary", EchoRequest.SerializeToString, EchoReply.FromString)
-            stuck = [unary(EchoRequest(key=f"{key}", order="stay"), timeout=50) for key in range(20)]
+            stuck = [unary(EchoRequest(key=f"{key}", order="stay")) for key in range(20)]
             await eventually(lambda: json.loads(cluster.get("/turns?app=echo"))["held"] == 20)
             async with opened(browser, cluster) as (page, console, _):
                 scaling = asyncio.ensure_future(asyncio.to_thread(printed, cluster, "scale", "echo", "2"))
                 row = page.locator(".change").get_by_role("row").filter(has_text="echo-0")
-                await expect(row).to_be_visible()
+                # Not before its life has reported, which it does again and again.
+                await expect(row.get_by_role("cell").nth(4)).to_have_text(re.compile("^[1-9]"))
                 (life,) = [row for row in cluster.status()["apps"]["echo"]["change"]["lives"] if row["leaving"]]
-                cells = await row.get_by_role("cell").all_inner_texts()
-                assert cells == ["echo-0", "1", "0", "0", str(life["leaving"]), "0"]
                 assert 0 < life["leaving"] < 20
+                await expect(row.get_by_role("cell")).to_have_text(["echo-0", "1", "0", "0", str(life["leaving"]), "0"])
                 for call in stuck:
                     call.cancel()
                 assert (await scaling).endswith("echo: 1 → 2 shards\n")
