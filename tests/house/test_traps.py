@@ -13,9 +13,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from onelane.config import App
 from onelane.server.grpcio_listener import GrpcioListener
 from onelane.server.listener import Bind, Serving
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.gate import Gate
@@ -31,19 +33,19 @@ def test_xds_protos_is_not_installed() -> None:
         importlib.metadata.version("xds-protos")
 
 
+class Empty(Serving):
+    def methods(self) -> list[Any]:
+        return []
+
+    async def serve(self, method: Any, call: Any, request: bytes | None) -> bytes:
+        return b""
+
+
 async def test_only_generic_handlers_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registered ones cost a fifth of the throughput from grpcio 1.84 on."""
-    from onelane.config import App
 
     def refuse(*_: Any) -> None:
         raise AssertionError("a method was registered")
-
-    class Empty(Serving):
-        def methods(self) -> list[Any]:
-            return []
-
-        async def serve(self, method: Any, call: Any, request: bytes | None) -> bytes:
-            return b""
 
     monkeypatch.setattr(grpc.aio.Server, "add_registered_method_handlers", refuse)
     listener = GrpcioListener()
@@ -52,9 +54,25 @@ async def test_only_generic_handlers_are_registered(monkeypatch: pytest.MonkeyPa
     await listener.stop(0)
 
 
+async def test_a_call_that_waits_in_grpcs_core_is_not_cancelled_for_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core ends calls that nobody has taken for 30 s: a starved lane's clients saw a bare CANCELLED."""
+    ages: list[int] = []
+
+    def server(**arguments: Any) -> grpc.aio.Server:
+        ages.append(dict(arguments["options"])["grpc.server_max_unrequested_time_in_server"])
+        return started(**arguments)
+
+    started = grpc.aio.server
+    monkeypatch.setattr(grpc.aio, "server", server)
+    listener = GrpcioListener()
+    await listener.start([Bind("127.0.0.1:0")], Empty(), App(services=("a:B",), listen="127.0.0.1:0"))
+    await listener.stop(0)
+    assert min(ages) >= 60 * 60
+
+
 async def test_a_cancellation_that_leaks_from_a_handler_still_sends_a_status(where: Where) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="cancelled from inside") as caught:
-        await where.home("k").Misbehave(EchoRequest(key="k", order="leak"), timeout=5)
+        await where.home("k").Misbehave(EchoRequest(key="k", order="leak"), timeout=BOUND_S)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
 
 
@@ -89,7 +107,7 @@ async def burst(address: str) -> Counter[grpc.StatusCode]:
     channels = [grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(5)]
     sends: list[Any] = [c.unary_unary("/echo.v1.Echo/Unary") for c in channels]
     requests = [EchoRequest(key=f"{n}").SerializeToString() for n in range(BURST)]
-    calls = [sends[n % 5](requests[n], timeout=50) for n in range(BURST)]
+    calls = [sends[n % 5](requests[n], timeout=BOUND_S) for n in range(BURST)]
     codes = Counter([await call.code() for call in calls])
     for channel in channels:
         await channel.close()
@@ -102,7 +120,7 @@ async def test_more_calls_than_the_bound_are_refused_at_once_and_counted(tmp_pat
         held = [where.shared.Hold(EchoRequest(key="k")) for _ in range(10)]
         await eventually(lambda: cluster.metric("onelane_calls_in_flight") == 10)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await where.shared.Unary(EchoRequest(key="k"), timeout=5)
+            await where.shared.Unary(EchoRequest(key="k"), timeout=BOUND_S)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert ("grpc-retry-pushback-ms", "100") in tuple(caught.value.trailing_metadata() or ())
         assert cluster.metric("onelane_calls_total", rpc_response_status_code="RESOURCE_EXHAUSTED") == 1

@@ -30,6 +30,9 @@ from onelane.wire.http2 import SIBLING_LIMITS
 
 PENDING_CALLS = 100_000
 """Calls that gRPC's core may queue before it refuses at random with CANCELLED; the lane's own admission comes first."""
+PENDING_S = 24 * 60 * 60
+"""How long a call may wait in gRPC's core until the lane takes it. By default the core ends it as CANCELLED after 30 s,
+without a word of ours: behind a lane that was stalled or starved for so long. A client's deadline ends it earlier."""
 
 
 class Ending:
@@ -322,6 +325,7 @@ def _options(bind: Bind, settings: App) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", max_metadata),
         ("grpc.server.max_pending_requests", PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
+        ("grpc.server_max_unrequested_time_in_server", PENDING_S),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
