@@ -10,10 +10,12 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
+from onelane import errors
 from onelane.cli import admin_client
 
 from services.arena.v1 import lobby_pb2_grpc
 from services.arena.v1.lobby_pb2 import FinishRequest, JoinRequest
+from tests.bounds import BOUND_S
 from tests.cluster.test_arena import ARENA
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -53,6 +55,11 @@ def test_every_instrument_that_the_code_makes_is_in_the_table_and_no_other() -> 
     assert names == set(table())
 
 
+def test_every_reason_of_a_refused_call_is_in_the_table() -> None:
+    refused = (kind.__dict__.get("reason") for kind in vars(errors).values() if isinstance(kind, type))
+    assert {reason for reason in refused if isinstance(reason, str) and reason} <= words("Metrics")
+
+
 @pytest.fixture(scope="module")
 def collector() -> Iterator[HttpReceiver]:
     with HttpReceiver() as collector:
@@ -77,13 +84,13 @@ async def play(apps: RunningApp) -> None:
     async with onelane.connect(apps.listen["lobby"]) as channel:
         lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
         for player in ("ann", "bob"):
-            await lobby.Join(JoinRequest(room_id="r", player=player), timeout=10)
-        await lobby.Finish(FinishRequest(room_id="r", winner="ann"), timeout=10)
+            await lobby.Join(JoinRequest(room_id="r", player=player), timeout=BOUND_S)
+        await lobby.Finish(FinishRequest(room_id="r", winner="ann"), timeout=BOUND_S)
     for shard in apps.shards():
         async with grpc.aio.insecure_channel(shard["address"]) as channel:
             stub = echo_pb2_grpc.EchoStub(channel)
             orders = ["raise secret-key", "abort", "block 0.2", "sleep 0.05", "sleep 0.01"]
-            calls = [stub.Misbehave(EchoRequest(key="secret-key", order=order), timeout=10) for order in orders]
+            calls = [stub.Misbehave(EchoRequest(key="secret-key", order=order), timeout=BOUND_S) for order in orders]
             await asyncio.gather(*calls, stub.Unary(EchoRequest()), return_exceptions=True)
 
 
