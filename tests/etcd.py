@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import ports, tools
-
-BOUND_S = 20.0
+from tests.bounds import BOUND_S as BOUND_S
 
 
 class EtcdServer:

@@ -13,8 +13,8 @@ from pathlib import Path
 import psycopg
 
 from tests import tools
+from tests.bounds import BOUND_S
 
-BOUND_S = 20.0
 _AS_ITS_USER = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups") if os.geteuid() == 0 else ()
 """PostgreSQL refuses to run as root. Not by `user=` of subprocess, which then forks: beside threads of gRPC, whose
 handlers run in the child, that has crashed before it was PostgreSQL."""

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.bounds import BOUND_S
+
 ROOT = Path(__file__).parent.parent
 ECHO = 'services = ["tests.echo.service:Echo"]'
 
@@ -70,7 +72,7 @@ class RunningApp:
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=BOUND_S) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -102,7 +104,7 @@ class RunningApp:
         """Ask it to drain; its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(by)
-        return self.process.wait(30)
+        return self.process.wait(BOUND_S)
 
 
 @contextmanager
@@ -161,7 +163,7 @@ def run_to_end(folder: Path, toml: str, *arguments: str) -> subprocess.Completed
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
     command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=folder, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, cwd=folder, check=False)
 
 
 def is_running(pid: int) -> bool:
@@ -187,7 +189,7 @@ def http_request(url: str, *, method: str = "GET", **headers: str) -> tuple[int,
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, method=method, headers=named)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=BOUND_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.running_app import echo, running
 
 SUBREAPER = 36
@@ -22,7 +23,7 @@ continue_in_child()
 
 def run_as_init(program: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", AS_INIT + program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
 
 
 def test_orphans_are_waited_for_and_the_child_keeps_the_exit_codes_of_its_own_children() -> None:
@@ -55,4 +56,4 @@ def test_an_app_in_a_container_of_its_own_stops_at_a_signal_to_process_1(
         assert cluster.shards()[0]["state"] == "ready"
         first = int(Path(f"/proc/{cluster.process.pid}/task/{cluster.process.pid}/children").read_text())
         os.kill(first, signal.SIGTERM)
-        assert cluster.process.wait(30) == 0
+        assert cluster.process.wait(BOUND_S) == 0

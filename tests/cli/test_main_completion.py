@@ -10,6 +10,7 @@ import pytest
 from click.shell_completion import get_completion_class
 from onelane.cli.main import main
 
+from tests.bounds import BOUND_S
 from tests.running_app import ROOT
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,7 @@ LINES = {
 def run(*command: str, **environment: str) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     variables = os.environ | {"PATH": path} | environment
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=BOUND_S, check=True)
     return done.stdout
 
 

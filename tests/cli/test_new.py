@@ -13,6 +13,7 @@ from onelane.cli.project import fault_of_name
 from onelane.cli.protoc import generate
 from onelane.errors import Invalid
 
+from tests.bounds import BOUND_S
 from tests.running_app import running_command
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 def run_in(folder: Path, *command: str) -> str:
     """What a program prints that must succeed there."""
-    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=50)
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=BOUND_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onelane.cli.main import main
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
 from tests.running_app import echo, eventually, running
@@ -24,13 +26,21 @@ def planned(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["plan", "echo", *arguments])
 
 
-def free_ports(number: int) -> int:
-    """The first of so many ports in a row that nobody has; below those that the system gives to clients."""
+@contextlib.contextmanager
+def ports_in_a_row(number: int) -> Iterator[int]:
+    """The first of so many ports in a row that nobody has, as `tests.ports.reserved`; below those that the system gives
+    to clients."""
     for first in range(20_000 + os.getpid() % 5_000, 32_000):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in range(first, first + number):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + number):
+                    sock = stack.enter_context(socket.socket())
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            yield first
+            return
     raise AssertionError("no free ports")
 
 
@@ -38,15 +48,17 @@ def free_ports(number: int) -> int:
 def test_the_owners_that_a_plan_names_are_those_that_scaling_makes(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n".join(KEYS) + "\n")
     # Of three shards that follow each other, whose ports the file fixes.
-    own_port = free_ports(3)
-    with running(tmp_path, echo(2, "show_keys = true", f"own_port = {own_port}")) as cluster:
+    with (
+        ports_in_a_row(3) as own_port,
+        running(tmp_path, echo(2, "show_keys = true", f"own_port = {own_port}")) as cluster,
+    ):
         ask = ("--admin", cluster.admin, "--file", str(tmp_path / "onelane.toml"))
         from_file: Any = json.loads(planned("3", "--keys", str(tmp_path / "keys"), "--json", *ask).stdout)
         with grpc.insecure_channel(cluster.listen["echo"]) as channel:
             stub = EchoStub(channel)
-            before = {key: stub.Unary(EchoRequest(key=key), timeout=10).shard for key in KEYS}
+            before = {key: stub.Unary(EchoRequest(key=key), timeout=BOUND_S).shard for key in KEYS}
             assert CliRunner().invoke(main, ["scale", "echo", "3", "--admin", cluster.admin]).exit_code == 0
-            after = {key: stub.Unary(EchoRequest(key=key), timeout=10).shard for key in KEYS}
+            after = {key: stub.Unary(EchoRequest(key=key), timeout=BOUND_S).shard for key in KEYS}
         moved = [key.replace(" ", "%20") for key in KEYS if before[key] != after[key]]
         assert from_file["moved"] == moved
         counts = [(shard["keys_before"], shard["keys_after"]) for shard in from_file["shards"]]

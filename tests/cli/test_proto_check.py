@@ -10,6 +10,8 @@ from click.testing import CliRunner, Result
 from onelane.cli.main import main
 from onelane.cli.protoc import descriptors_of
 
+from tests.bounds import BOUND_S
+
 pytestmark = pytest.mark.slow
 HEAD = 'syntax = "proto3";\npackage shop.v1;\nimport "onelane/v1/options.proto";\n'
 KEY = "[(onelane.v1.key) = true]"
@@ -133,7 +135,7 @@ def test_a_method_without_a_key_that_needs_one_now_is_told(write: Callable[[str]
 
 def git(*arguments: str) -> None:
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    subprocess.run(["git", *who, *arguments], check=True, capture_output=True, timeout=30)
+    subprocess.run(["git", *who, *arguments], check=True, capture_output=True, timeout=BOUND_S)
 
 
 def test_a_key_that_has_changed_since_a_git_revision_is_told(write: Callable[[str], Path]) -> None:

@@ -21,6 +21,7 @@ from onelane.cli.main import main
 from onelane.cli.message_json import fill_key
 from onelane.errors import Invalid
 
+from tests.bounds import BOUND_S
 from tests.conformance.v1 import service_pb2
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -263,7 +264,7 @@ def test_requests_are_sent_as_they_are_typed_and_ctrl_c_ends_the_call(address: s
             response = next(line for line in map(json.loads, lines) if "response" in line)
             assert response["response"]["text"] == text
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(BOUND_S) == 130
 
 
 def test_a_call_that_the_server_ends_does_not_wait_for_standard_input(address: str) -> None:
@@ -271,7 +272,7 @@ def test_a_call_that_the_server_ends_does_not_wait_for_standard_input(address: s
         assert process.stdin is not None
         process.stdin.write('{"order": "abort"}')
         process.stdin.flush()
-        assert process.wait(30) == 64 + 5
+        assert process.wait(BOUND_S) == 64 + 5
         assert process.stderr is not None
         assert "NOT_FOUND" in process.stderr.read()
 

@@ -17,6 +17,7 @@ import pytest
 from onelane.cli.script import RunningServices
 from onelane.errors import BadConfig, OnelaneError, PortTaken
 
+from tests.bounds import BOUND_S
 from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -160,6 +161,6 @@ async def test_a_script_serves_its_own_class_until_ctrl_c(tmp_path: Path) -> Non
 def test_a_script_that_ends_without_stopping_them_ends_cleanly(tmp_path: Path) -> None:
     run = 'print(onelane.run([Mine], listen="127.0.0.1:0", block=False).address)\n'
     with script(tmp_path, run) as process:
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=BOUND_S)
     assert (process.returncode, output.startswith("127.0.0.1:"), "Traceback" in errors) == (0, True, False)
     assert "shard.drained" in errors

@@ -14,6 +14,7 @@ from onelane.core.state_settings import StateSettings
 from onelane.state.store import KeyWrite, RememberedAnswer
 from onelane.state.stored import stored_state
 
+from tests.bounds import BOUND_S
 from tests.cli.stored import SERVICE, lines, row, run, with_code, write
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import RunningApp, echo, running
@@ -162,7 +163,8 @@ async def add(cluster: RunningApp, *keys: str) -> list[int]:
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         unary = channel.unary_unary(METHOD, EchoRequest.SerializeToString, EchoReply.FromString)
         return [
-            reply.seen for reply in await asyncio.gather(*(unary(EchoRequest(key=key), timeout=20) for key in keys))
+            reply.seen
+            for reply in await asyncio.gather(*(unary(EchoRequest(key=key), timeout=BOUND_S) for key in keys))
         ]
 
 

@@ -17,6 +17,7 @@ from onelane.cli import admin_client
 from onelane.cli import top as watching
 from onelane.cli.standard_streams import console
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, echo, eventually, running
@@ -39,7 +40,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 
 
 def onelane(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "onelane", *arguments], capture_output=True, text=True, timeout=30)
+    return subprocess.run(
+        [sys.executable, "-m", "onelane", *arguments], capture_output=True, text=True, timeout=BOUND_S
+    )
 
 
 async def call(cluster: RunningApp, trace_id: str) -> None:
@@ -47,7 +50,7 @@ async def call(cluster: RunningApp, trace_id: str) -> None:
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
         for key in map(str, range(8)):
-            await stub.Unary(EchoRequest(key=key), metadata=metadata, timeout=10)
+            await stub.Unary(EchoRequest(key=key), metadata=metadata, timeout=BOUND_S)
 
 
 async def test_top_prints_once_where_the_output_is_no_terminal(cluster: RunningApp) -> None:
@@ -73,7 +76,7 @@ def test_text_from_clients_is_printed_without_control_characters_and_markup(
 def test_no_http_proxy_is_used(cluster: RunningApp) -> None:
     command = [sys.executable, "-m", "onelane", "top", cluster.admin]
     proxied = os.environ | {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
-    assert "echo-0" in subprocess.run(command, capture_output=True, text=True, timeout=30, env=proxied).stdout
+    assert "echo-0" in subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, env=proxied).stdout
 
 
 @contextmanager
@@ -114,7 +117,7 @@ def ended(process: subprocess.Popen[bytes], own_end: int) -> int:
         # EIO: the last process that had the terminal open has closed it.
         while os.read(own_end, 65536):
             pass
-    return process.wait(30)
+    return process.wait(BOUND_S)
 
 
 def test_top_in_a_terminal_refreshes_its_screen_until_it_is_interrupted(cluster: RunningApp) -> None:
@@ -129,7 +132,7 @@ def test_top_in_a_terminal_says_what_was_refused(cluster: RunningApp) -> None:
     with ExitStack() as held:
         socks = [held.enter_context(socket.create_connection((host, int(port)))) for _ in range(22)]
         for sock in socks[20:]:
-            sock.settimeout(20)
+            sock.settimeout(BOUND_S)
             with suppress(ConnectionError):
                 assert sock.recv(1) == b""
     with in_a_terminal("top", cluster.admin, columns=140, lines=40) as (process, own_end):
@@ -169,7 +172,7 @@ def test_in_a_pipe_each_table_is_columns_of_words(cluster: RunningApp) -> None:
         # In which some programs take a pipe for a terminal.
         ci = os.environ | {"FORCE_COLOR": "1", "COLUMNS": "40"}
         line = [sys.executable, "-m", "onelane", command, "--admin", cluster.admin]
-        run = subprocess.run(line, capture_output=True, text=True, timeout=30, env=ci)
+        run = subprocess.run(line, capture_output=True, text=True, timeout=BOUND_S, env=ci)
         table = run.stdout.partition("\n\n")[0]
         header, *rows = [line.split() for line in table.splitlines()]
         assert header[:4] == ["app", "shard", "state", "pid"]

@@ -15,6 +15,7 @@ from onelane.core.ring import Ring, hash_of
 from onelane.errors import NoShards
 
 from tests import tools
+from tests.bounds import BOUND_S
 
 KEYS = [f"room-{i}" for i in range(2000)]
 AT_ONCE = 200
@@ -59,7 +60,7 @@ def test_the_stock_grpcio_client_finds_the_same_owner(shards: int, monkeypatch: 
         ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/test/Where")
         differences = set()
         for part in batched(KEYS, AT_ONCE):
-            asked = [(k, ask.future(b"", metadata=(("onelane-key", k),), timeout=20)) for k in part]
+            asked = [(k, ask.future(b"", metadata=(("onelane-key", k),), timeout=BOUND_S)) for k in part]
             differences |= {k for k, f in asked if f.result().decode() != placement.owner_of(k).address}
     assert differences == set()
 
@@ -72,7 +73,7 @@ def test_the_stock_grpc_java_client_finds_the_same_owner(shards: int) -> None:
         addresses = [stack.enter_context(_server_that_says_its_address()) for _ in range(shards)]
         placement = Placement(epoch=1, members=tuple(Member(a, a, "") for a in addresses))
         arguments = (placement.service_config_json(), ",".join(addresses), str(len(KEYS)), str(AT_ONCE))
-        run = subprocess.run([tools.grpc_java(), "Owners", *arguments], capture_output=True, text=True, timeout=40)
+        run = subprocess.run([tools.grpc_java(), "Owners", *arguments], capture_output=True, text=True, timeout=BOUND_S)
     assert run.returncode == 0, run.stderr
     owners = {str(number): owner for number, owner in enumerate(run.stdout.split())}
     assert len(owners) == len(KEYS)

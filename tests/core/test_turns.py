@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from onelane.core.turns import MAX_CHAIN_LINKS, Turn, Turns, holders
 from onelane.errors import Overloaded
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -152,7 +153,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
         for app, peer in (("echo", "other"), ("other", "echo")):
             with grpc.insecure_channel(cluster.listen[app]) as channel:
                 request_ = EchoRequest(key="first", order=f"call {peer} first add 0")
-                echo_pb2_grpc.EchoStub(channel).Misbehave(request_, timeout=30)
+                echo_pb2_grpc.EchoStub(channel).Misbehave(request_, timeout=BOUND_S)
         while not all(cluster.in_flight(onelane_app=app) for app in ("echo", "other")):
             pass
         yield cluster
@@ -237,7 +238,7 @@ async def test_a_waiting_call_lets_other_keys_and_free_methods_go_on_and_holds_i
 async def test_a_call_that_comes_back_to_its_key_through_another_app_enters(two: RunningApp) -> None:
     channel, stub = stub_of(two)
     async with channel:
-        await stub.Misbehave(EchoRequest(key="a", order="call other b call echo a add 3"), timeout=10)
+        await stub.Misbehave(EchoRequest(key="a", order="call other b call echo a add 3"), timeout=BOUND_S)
 
 
 async def test_two_chains_that_wait_for_each_other_end_by_deadline_and_name_both(two: RunningApp) -> None:
@@ -250,7 +251,7 @@ async def test_two_chains_that_wait_for_each_other_end_by_deadline_and_name_both
         request = EchoRequest(key="x", order=f"then x{attempt} call other y add 1")
         first = echo_app.shared.Misbehave(request, timeout=timeout_s)
         request = EchoRequest(key="y", order=f"then y{attempt} call echo x add 1")
-        second = other_app.shared.Misbehave(request, timeout=30)
+        second = other_app.shared.Misbehave(request, timeout=BOUND_S)
         await echo_app.wait_begun(f"x{attempt}")
         await other_app.wait_begun(f"y{attempt}")
         await echo_app.shared.Release(EchoRequest(key=f"x{attempt}"))
@@ -306,7 +307,7 @@ async def test_a_full_queue_of_one_key_refuses_at_once(two: RunningApp) -> None:
         waiting = [stub.Unary(EchoRequest(key="f")) for _ in range(50)]
         await under_way.wait(51)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Unary(EchoRequest(key="f"), timeout=10)
+            await stub.Unary(EchoRequest(key="f"), timeout=BOUND_S)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "the queue of one key is full: 50 waiting already" in (caught.value.details() or "")
         await stub.Release(EchoRequest(key="f"))

@@ -29,6 +29,7 @@ from services.examples.stream.service import BACKLOG, Ticker
 from services.examples.stream.v1 import stream_pb2, stream_pb2_grpc
 from services.examples.timers.v1 import timers_pb2, timers_pb2_grpc
 from services.examples.two_apps.v1 import shop_pb2, shop_pb2_grpc
+from tests.bounds import BOUND_S
 from tests.running_app import ROOT, running, running_command
 
 EXAMPLES = ROOT / "services" / "examples"
@@ -107,7 +108,7 @@ class PageCall:
         open_call = channel.unary_stream if self._streams else channel.unary_unary
         send = open_call(self.method, self._request_type.SerializeToString, self._response_type.FromString)
         request = json_format.Parse(self.option("-d") or "{}", self._request_type())
-        response = send(request, timeout=10, metadata=self.metadata())
+        response = send(request, timeout=BOUND_S, metadata=self.metadata())
         if self._streams:
             response.initial_metadata()
         return response if self._streams else iter([response])

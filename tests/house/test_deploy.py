@@ -19,6 +19,7 @@ from onelane.telemetry.sinks.prometheus import name_of
 from onelane.telemetry.stats import Instrument
 
 from tests import tools
+from tests.bounds import BOUND_S
 from tests.house.test_names import table
 from tests.running_app import ROOT, echo, running
 
@@ -139,7 +140,7 @@ async def test_the_supervisor_tells_systemd_when_it_is_ready_and_when_it_stops(
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(address)
-        notified.settimeout(30)
+        notified.settimeout(BOUND_S)
         with running(tmp_path, echo(1), NOTIFY_SOCKET=address, RUNTIME_DIRECTORY=str(short_folder)) as cluster:
             assert notified.recv(100) == b"READY=1"
             (folder,) = await asyncio.to_thread(lambda: list(short_folder.glob("onelane-*")))

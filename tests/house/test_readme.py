@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from docs.generator.blocks import blocks_of
+from tests.bounds import BOUND_S
 from tests.docs.pages import files_of
 from tests.running_app import ROOT, RunningApp, eventually, running
 
@@ -72,7 +73,7 @@ def posted(curl: str, address: str) -> Any:
     program, _, header, _, data, url = shlex.split(curl)
     assert program == "curl"
     request = urllib.request.Request(url.replace("127.0.0.1:50051", address), data.encode(), dict([header.split(": ")]))
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=BOUND_S) as answer:
         return json.load(answer)
 
 

@@ -1,10 +1,13 @@
 """Tests mirror rooms: the tests of `runtime/onelane/<room>/<module>.py` are `tests/<room>/test_<module>.py`."""
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.bounds import LEAST_BOUND_S
 from tests.house.test_layers import FILES, ROOMS, SEAMS, is_text
 from tests.running_app import ROOT
 
@@ -142,6 +145,47 @@ def test_a_module_has_tests_or_is_tested_through_another(name: str) -> None:
     own = [*(TESTS / folder).glob(f"test_{module}.py"), *(TESTS / folder).glob(f"test_{module}_*.py")]
     assert bool(own) != (name in TESTED_BY)
     assert name not in TESTED_BY or (TESTS / f"{TESTED_BY[name]}.py").exists()
+
+
+DEADLINES_S = 2.0
+"""A shorter one is to pass, or is what a test is about."""
+BOUND_ROOMS = ("core", "house", "lane", "shard", "state", "telemetry", "testing")
+"""Rooms whose waits have long bounds; the others are still to come."""
+OTHER_BOUNDS = {
+    "house/test_image.py": "how long `docker stop` waits before it kills, by compose.yaml",
+    "lane/test_forwarder_neighbours.py": "still to come",
+    "lane/test_forwarder_releases.py": "still to come",
+    "lane/test_forwarder_restarts.py": "still to come",
+    "lane/test_routing.py": "the deadline is what its service tells",
+    "shard/offload/parts.py": "a thread that hangs, until it is left behind",
+    "shard/offload/test_pool.py": "a thread that hangs, until it is left behind",
+    "state/test_store_thread.py": "a thread that hangs, until it is left behind",
+    "telemetry/sinks/test_prometheus.py": "a question asked again and again; a process that is killed then",
+}
+
+
+def bounds_of(tree: ast.AST) -> Iterator[float]:
+    """The seconds, written as numbers, after which a wait of a test fails: of `timeout=…`, `asyncio.timeout(…)`,
+    `wait_for(…, …)`, `settimeout(…)` and the `wait(…)` of processes, threads' events and barriers."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            words = [keyword.value for keyword in call.keywords if keyword.arg == "timeout"]
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+            words += call.args[1:2] if name == "wait_for" else []
+            is_bound = name in ("timeout", "settimeout", "wait") and len(call.args) == 1
+            words += call.args if is_bound and "under_way" not in ast.unparse(call.func) else []
+            yield from (w.value for w in words if isinstance(w, ast.Constant) and isinstance(w.value, (int, float)))
+
+
+@pytest.mark.parametrize("room", BOUND_ROOMS)
+def test_no_wait_is_so_short_that_a_starved_machine_misses_it(room: str) -> None:
+    files = {file.relative_to(TESTS).as_posix(): file for file in (TESTS / room).rglob("*.py")}
+    short = {
+        name: bounds
+        for name, file in files.items()
+        if (bounds := [s for s in bounds_of(ast.parse(file.read_text())) if DEADLINES_S <= s < LEAST_BOUND_S])
+    }
+    assert short.keys() == {name for name in OTHER_BOUNDS if name.startswith(f"{room}/")}, short
 
 
 def test_no_property_fails_by_the_speed_of_the_machine() -> None:

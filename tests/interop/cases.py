@@ -14,6 +14,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tests.bounds import BOUND_S
 from tests.interop.service import INITIAL, RICH, TRAILING
 from tests.interop.v1 import messages_pb2 as m
 from tests.interop.v1 import test_pb2_grpc
@@ -324,7 +325,7 @@ async def timeout_between_answers(channel: grpc.aio.Channel) -> None:
 
 
 async def timeout_that_does_not_pass(channel: grpc.aio.Channel) -> None:
-    assert await test(channel).EmptyCall(Empty(), timeout=30) == Empty()
+    assert await test(channel).EmptyCall(Empty(), timeout=BOUND_S) == Empty()
 
 
 # Load

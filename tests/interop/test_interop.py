@@ -12,6 +12,7 @@ import pytest
 from onelane.client.channel import dial
 
 from tests import tools
+from tests.bounds import BOUND_S
 from tests.interop import malformed
 from tests.interop.cases import CASES, Case
 from tests.interop.malformed import ROWS, Row, frame
@@ -59,7 +60,7 @@ def interop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_a_python_client_finds_what_the_specification_promises(interop: Interop, client: str, case: Case) -> None:
-    async with CLIENTS[client](interop.address) as channel, asyncio.timeout(20):
+    async with CLIENTS[client](interop.address) as channel, asyncio.timeout(BOUND_S):
         await case(channel)
 
 
@@ -69,7 +70,7 @@ def test_grpc_js_finds_what_the_specification_promises(interop: Interop) -> None
         [node, client.replace("client.js", "interop.js"), interop.address],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=BOUND_S,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -16,6 +16,7 @@ import pytest
 from onelane.cli import admin_client
 from onelane.core.placement import Member, Placement
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.jaeger import Jaeger, Trace, jaeger
@@ -142,7 +143,7 @@ class Caller:
     async def call(self, method: str, request: Any, *, away: bool = False) -> Any:
         async with grpc.aio.insecure_channel((self.away if away else self.home).address) as channel:
             stub: Any = echo_pb2_grpc.EchoStub(channel)
-            call = getattr(stub, method)(request, metadata=self.metadata, timeout=20)
+            call = getattr(stub, method)(request, metadata=self.metadata, timeout=BOUND_S)
             return [reply async for reply in call] if method in ("Download", "Chat") else await call
 
 
@@ -253,7 +254,9 @@ async def test_what_failed_or_was_slow_is_kept_though_it_was_not_sampled(
 async def test_a_change_of_placement_is_a_trace_with_what_its_shards_hand_over(seen: Jaeger, apps: RunningApp) -> None:
     async with onelane.connect(apps.listen["back"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        await asyncio.gather(*(stub.Unary(EchoRequest(key=f"moves-{number}"), timeout=20) for number in range(100)))
+        await asyncio.gather(
+            *(stub.Unary(EchoRequest(key=f"moves-{number}"), timeout=BOUND_S) for number in range(100))
+        )
     await asyncio.to_thread(admin_client.command, apps.admin, "/scale?app=back&shards=3")
 
     def moves() -> list[str]:

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests import tools
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ECHO, RunningApp, echo, running
@@ -88,7 +89,7 @@ def test_the_reflection_client_finds_the_services(like: RunningApp) -> None:
 
 def grpcurl(*arguments: str) -> str:
     run = subprocess.run(
-        [tools.grpcurl(), "-plaintext", *arguments], capture_output=True, text=True, timeout=30, check=False
+        [tools.grpcurl(), "-plaintext", *arguments], capture_output=True, text=True, timeout=BOUND_S, check=False
     )
     return run.stdout + run.stderr
 

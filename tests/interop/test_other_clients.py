@@ -10,6 +10,7 @@ import pytest
 
 from tests import tools
 from tests.bench.load import Load, Target, run
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -21,8 +22,10 @@ pytestmark = pytest.mark.slow
 def test_sync_grpcio_from_many_threads(cluster: RunningApp) -> None:
     with grpc.insecure_channel(cluster.listen["echo"]) as channel, ThreadPoolExecutor(8) as threads:
         stub = echo_pb2_grpc.EchoStub(channel)
-        replies = list(threads.map(lambda n: stub.Unary(EchoRequest(key="one", text=str(n)), timeout=20), range(200)))
-        chat = [reply.text for reply in stub.Chat(iter([EchoRequest(key="one", text="a")]), timeout=20)]
+        replies = list(
+            threads.map(lambda n: stub.Unary(EchoRequest(key="one", text=str(n)), timeout=BOUND_S), range(200))
+        )
+        chat = [reply.text for reply in stub.Chat(iter([EchoRequest(key="one", text="a")]), timeout=BOUND_S)]
     assert len({reply.shard for reply in replies}) == 1
     assert sorted(reply.seen for reply in replies)[-1] >= 200
     assert chat == ["a"]
@@ -38,7 +41,7 @@ async def test_grpc_js_reaches_the_owner_with_every_call_type(cluster: RunningAp
         [*tools.node_client(), cluster.listen["echo"], key],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=BOUND_S,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -13,6 +13,7 @@ import pytest
 from onelane.lane.lane import Lane
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.state.held_store import StoreControl
@@ -101,7 +102,7 @@ class Counted:
 
         async def send() -> EchoReply:
             reply: EchoReply = await getattr(self.stub, method)(
-                EchoRequest(key=key, order=order, text=text), timeout=20
+                EchoRequest(key=key, order=order, text=text), timeout=BOUND_S
             )
             return reply
 
@@ -112,7 +113,7 @@ class Counted:
 
     async def began(self, *texts: str) -> None:
         """Wait until these calls, and no others since, have begun."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             while self.service.began != [*texts]:  # noqa: ASYNC110 - the handlers are the test's
                 await asyncio.sleep(0)
         self.service.began.clear()
@@ -125,11 +126,11 @@ class Counted:
         """Wait until so many commits have ended, well or not."""
         await self.committing(count)
         assert self.lane.kept is not None
-        await asyncio.wait_for(self.lane.kept.journal.wait_idle(), 20)
+        await asyncio.wait_for(self.lane.kept.journal.wait_idle(), BOUND_S)
 
     async def counts(self, name: str) -> None:
         """Wait until a counter has counted something."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             while not await self.cluster.stats(name):  # noqa: ASYNC110 - it is in another task
                 await asyncio.sleep(0.001)
 

@@ -16,6 +16,7 @@ from onelane.lane.admission import BURST_S, MANY, MOST_KEYS, Lateness, Rates
 from onelane.shard.siblings import LocalCall
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import echo, running
@@ -131,7 +132,7 @@ async def test_a_flood_of_forwarded_calls_is_refused_and_the_clients_of_their_ow
         ):
             key = await key_at(neighbour, owner["name"])
             flood = echo_pb2_grpc.EchoStub(flooding).Misbehave
-            calls = [flood(EchoRequest(key=key, order="compute 0.005"), timeout=30) for _ in range(400)]
+            calls = [flood(EchoRequest(key=key, order="compute 0.005"), timeout=BOUND_S) for _ in range(400)]
             refused = [call for call in calls if await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED]
             assert 200 < len(refused) < 400, "they were two seconds of work, and a burst may take half of one"
             assert "shard echo-0 runs" in (await refused[0].details() or "")

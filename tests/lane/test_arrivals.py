@@ -5,6 +5,8 @@ import asyncio
 import pytest
 from onelane.lane.arrivals import Arrivals
 
+from tests.bounds import BOUND_S
+
 
 @pytest.fixture
 def released() -> list[str]:
@@ -59,5 +61,5 @@ async def test_code_that_waits_is_held_no_longer_once_it_is_cancelled(epoch: int
     assert arrivals.count == 1
     arrivals.placed(8)
     arrivals.all_arrived()
-    await asyncio.wait_for(waiting[1], 10)
+    await asyncio.wait_for(waiting[1], BOUND_S)
     assert arrivals.count == 0

@@ -9,6 +9,8 @@ from onelane.lane import audit
 from onelane.lane.audit import LINES_PER_S, Audit
 from onelane.testing.listener import MemoryCall
 
+from tests.bounds import BOUND_S
+
 
 class Peer(MemoryCall):
     def __init__(self, name: str = "ipv4:1.2.3.4:5") -> None:
@@ -65,7 +67,7 @@ async def test_the_number_is_told_also_where_the_flood_has_ended(
     log = Audit("shop-0")
     for _ in range(LINES_PER_S + 3):
         refuse(log)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while log.left_out:  # noqa: ASYNC110 - a timer tells it
             await asyncio.sleep(0)
     assert lines(caplog)[-1] == "auth.refusals_left_out shard=shop-0 lines=3"

@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.lane.counting import READ, WRITE, Counted, counted_cluster, status_of
 
@@ -130,7 +131,7 @@ async def test_a_call_in_a_circle_to_its_own_key_is_answered_inside_the_turn(cou
 async def test_a_turn_by_hand_ends_when_it_is_on_disk(counted: Counted) -> None:
     await counted.fresh("k")
     with counted.store.held():
-        answers = counted.stub.Download(EchoRequest(key="k"), timeout=20)
+        answers = counted.stub.Download(EchoRequest(key="k"), timeout=BOUND_S)
         assert (await answers.read()).seen == 2
         after = asyncio.ensure_future(answers.read())
         await counted.committing()
@@ -143,7 +144,7 @@ async def test_a_turn_by_hand_begins_when_those_before_it_are_on_disk(counted: C
     with counted.store.held():
         write = counted.call(WRITE, "k", text="write")
         await counted.committing()
-        answers = counted.stub.Download(EchoRequest(key="k", text="by hand"), timeout=20)
+        answers = counted.stub.Download(EchoRequest(key="k", text="by hand"), timeout=BOUND_S)
         inside = asyncio.ensure_future(answers.read())
         await counted.call(READ, "other", text="beside")
         await counted.began("write", "beside")
@@ -153,7 +154,7 @@ async def test_a_turn_by_hand_begins_when_those_before_it_are_on_disk(counted: C
 
 async def test_a_turn_by_hand_that_is_not_kept_raises(counted: Counted) -> None:
     await counted.fresh("k")
-    answers = counted.stub.Download(EchoRequest(key="k"), timeout=20)
+    answers = counted.stub.Download(EchoRequest(key="k"), timeout=BOUND_S)
     with counted.store.fails("commit"):
         await answers.read()
         with pytest.raises(grpc.aio.AioRpcError, match="not kept"):
@@ -280,7 +281,7 @@ async def test_a_drain_waits_for_answers_that_wait(counted: Counted) -> None:
         drain = asyncio.ensure_future(counted.lane.drain())
         await asyncio.sleep(0)
         assert not drain.done()
-    await asyncio.wait_for(drain, 20)
+    await asyncio.wait_for(drain, BOUND_S)
     assert (await call).seen == 2
 
 

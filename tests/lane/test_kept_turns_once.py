@@ -13,6 +13,7 @@ from onelane import config
 from onelane.server.native_listener import NativeListener
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.lane.counting import WRITE, Counted, counted_cluster, status_of
@@ -96,7 +97,7 @@ class Bank:
         owner = self.cluster.owner_of("a", app="outer")
         store = self.stores[f"outer-{owner}"]
         request = EchoRequest(key="a", order=order)
-        call = asyncio.ensure_future(_reply(self.outer.Unary(request, timeout=20, wait_for_ready=True)))
+        call = asyncio.ensure_future(_reply(self.outer.Unary(request, timeout=BOUND_S, wait_for_ready=True)))
         with store.held():
             await store.committing()
             with store.fails("commit"):
@@ -104,7 +105,7 @@ class Bank:
                 await asyncio.sleep(0)
                 store.may_go.set()
                 await crash
-        return await asyncio.wait_for(call, 20)
+        return await asyncio.wait_for(call, BOUND_S)
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ async def test_a_call_whose_connection_is_cut_before_its_answer_counts_once_and_
     async with once_cluster() as (counted, stub):
         await counted.fresh("k")
         with counted.store.held():
-            call = stub.Unary(EchoRequest(key="k", text="held"), timeout=20, wait_for_ready=True)
+            call = stub.Unary(EchoRequest(key="k", text="held"), timeout=BOUND_S, wait_for_ready=True)
             await counted.committing()
             cut_connections(counted)
         assert (await call).seen == 2
@@ -151,7 +152,7 @@ async def test_a_call_whose_connection_is_cut_before_its_answer_counts_once_and_
 async def test_a_call_whose_connection_is_cut_while_it_runs_is_undone_and_counts_once() -> None:
     async with once_cluster() as (counted, stub):
         await counted.fresh("k")
-        call = stub.Unary(EchoRequest(key="k", order="wait", text="first"), timeout=20, wait_for_ready=True)
+        call = stub.Unary(EchoRequest(key="k", order="wait", text="first"), timeout=BOUND_S, wait_for_ready=True)
         await counted.began("first")
         cut_connections(counted)
         await counted.began("first")
@@ -168,11 +169,11 @@ async def test_a_call_that_is_undone_after_an_earlier_turn_has_failed_leaves_its
                 first = counted.call(WRITE, "k", text="first")
                 await counted.committing()
                 request = EchoRequest(key="k", order="wait", text="undone")
-                undone = counted.stub.Unary(request, metadata=((ID, "mine"),), timeout=20)
+                undone = counted.stub.Unary(request, metadata=((ID, "mine"),), timeout=BOUND_S)
                 await counted.began("first", "undone")
             assert await status_of(first) == "UNAVAILABLE"
         undone.cancel()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             while counted.lane.queue.turns.held:  # noqa: ASYNC110 - a turn tells nobody that it ends
                 await asyncio.sleep(0)
         assert await counted.write("k") == 2
@@ -182,7 +183,7 @@ async def test_a_call_whose_process_ends_between_its_commit_and_its_answer_count
     async with once_cluster() as (counted, stub):
         await counted.fresh("k")
         with counted.store.held():
-            call = stub.Unary(EchoRequest(key="k"), timeout=20, wait_for_ready=True)
+            call = stub.Unary(EchoRequest(key="k"), timeout=BOUND_S, wait_for_ready=True)
             await counted.committing()
             crash = asyncio.ensure_future(counted.cluster.crash(0))
             await asyncio.sleep(0)
@@ -220,15 +221,15 @@ async def test_a_turn_that_is_repeated_after_a_crash_repeats_its_calls_and_they_
 @pytest.mark.parametrize("key", ["b", "c"], ids=["sibling", "self"])
 async def test_a_call_inside_that_is_cut_off_is_undone(bank: Bank, key: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await bank.outer.Unary(EchoRequest(key="a", order=f". Misbehave {key}"), timeout=20)
+        await bank.outer.Unary(EchoRequest(key="a", order=f". Misbehave {key}"), timeout=BOUND_S)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert (await bank.outer.Plain(EchoRequest(key=key), timeout=20)).seen == 1
+    assert (await bank.outer.Plain(EchoRequest(key=key), timeout=BOUND_S)).seen == 1
 
 
 async def test_calls_inside_a_turn_without_an_id_have_random_ones_and_count_each(bank: Bank) -> None:
     dialled: Any = bank.cluster.stub(echo_pb2_grpc.EchoStub, app="outer", shard=0)
     for _ in range(2):
-        await dialled.Unary(EchoRequest(key="a", order="inner Plain b"), timeout=20)
+        await dialled.Unary(EchoRequest(key="a", order="inner Plain b"), timeout=BOUND_S)
     ids = bank.account("inner", "b").ids
     assert (len(set(ids)), None in ids) == (2, False)
     assert bank.account("outer", "a").ids == [None, None]
@@ -237,26 +238,26 @@ async def test_calls_inside_a_turn_without_an_id_have_random_ones_and_count_each
 async def test_the_same_id_for_two_keys_becomes_two_inside(bank: Bank) -> None:
     for key in ("a", "b"):
         request = EchoRequest(key=key, order="inner Plain c")
-        await bank.outer.Unary(request, metadata=((ID, "order-1"),), timeout=20)
+        await bank.outer.Unary(request, metadata=((ID, "order-1"),), timeout=BOUND_S)
     assert bank.account("inner", "c").totals["c"] == 2
 
 
 async def test_a_service_that_keeps_nothing_gets_no_id(bank: Bank) -> None:
-    await bank.outer.Unary(EchoRequest(key="a", order="plain Plain b"), timeout=20)
+    await bank.outer.Unary(EchoRequest(key="a", order="plain Plain b"), timeout=BOUND_S)
     assert bank.account("plain", "b").ids == [None]
     assert bank.account("outer", "a").ids != [None]
 
 
 async def test_a_repeat_inside_the_turn_of_its_own_key_runs_once(bank: Bank) -> None:
     """In a circle, where it cannot wait for the turn."""
-    await bank.outer.Unary(EchoRequest(key="a", order="inner Unary b > outer Twice a"), timeout=20)
+    await bank.outer.Unary(EchoRequest(key="a", order="inner Unary b > outer Twice a"), timeout=BOUND_S)
     outer = bank.account("outer", "a")
     assert (outer.totals["a"], outer.ids[1:]) == (0, ["mine"])
     assert bank.account("inner", "b").codes == [grpc.StatusCode.OK] * 2
 
 
 async def test_another_request_with_the_id_of_one_that_runs_in_the_same_turn_is_refused(bank: Bank) -> None:
-    await bank.outer.Unary(EchoRequest(key="a", order="inner Unary b > outer Clash a"), timeout=20)
+    await bank.outer.Unary(EchoRequest(key="a", order="inner Unary b > outer Clash a"), timeout=BOUND_S)
     assert bank.account("inner", "b").codes == [grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT]
     assert bank.account("outer", "a").totals["a"] == 0
 
@@ -264,7 +265,7 @@ async def test_another_request_with_the_id_of_one_that_runs_in_the_same_turn_is_
 async def test_a_call_inside_the_turn_of_its_own_key_that_ends_unavailable_leaves_the_turn_to_its_caller(
     bank: Bank,
 ) -> None:
-    await bank.outer.Unary(EchoRequest(key="a", order="inner Unary b > outer Refused a"), timeout=20)
+    await bank.outer.Unary(EchoRequest(key="a", order="inner Unary b > outer Refused a"), timeout=BOUND_S)
     outer = bank.account("outer", "a")
     assert bank.account("inner", "b").codes == [grpc.StatusCode.UNAVAILABLE]
     assert (outer.totals["a"], outer.ids[1:]) == (0, ["mine"])

@@ -14,6 +14,7 @@ from onelane.server.call import Call
 from onelane.server.call_state import DONE, FORWARDED, WAITING
 from onelane.testing.listener import MemoryCall
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.lane.test_lane import Bench, BenchCall, SaysWhatItWasTold
 
@@ -76,7 +77,7 @@ async def test_calls_of_a_key_that_arrives_are_held_and_go_on_in_their_order() -
     change.moved(B.life, A.life, ["k"])
     change.installed(["k"])
     bench.lane.arrivals.arrived(["k"])
-    await asyncio.wait_for(asyncio.gather(*serving), 10)
+    await asyncio.wait_for(asyncio.gather(*serving), BOUND_S)
     assert order == ["first", "second"]
 
 
@@ -89,7 +90,7 @@ async def test_a_held_call_that_is_released_too_early_is_held_again() -> None:
     await turns_of_the_loop()
     assert bench.lane.arrivals.count == 1
     bench.lane.place(after(A))
-    assert (await asyncio.wait_for(serving, 10)).code_now is grpc.StatusCode.OK
+    assert (await asyncio.wait_for(serving, BOUND_S)).code_now is grpc.StatusCode.OK
 
 
 async def test_a_held_call_counts_for_its_key_as_any_other_call_and_once() -> None:
@@ -99,7 +100,7 @@ async def test_a_held_call_counts_for_its_key_as_any_other_call_and_once() -> No
     calls = [asyncio.ensure_future(bench.call()) for _ in range(2)]
     await turns_of_the_loop()
     bench.lane.place(after(A))
-    codes = {(await asyncio.wait_for(call, 10)).code_now for call in calls}
+    codes = {(await asyncio.wait_for(call, BOUND_S)).code_now for call in calls}
     assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert bench.lane.hot_keys.seen == ["k", "k"]
 
@@ -124,7 +125,7 @@ async def test_a_call_that_a_sibling_has_sent_by_a_newer_placement_waits_for_it(
     serving = asyncio.ensure_future(bench.call(forwarded=True, epoch=8))
     await turns_of_the_loop()
     bench.lane.place(after(A))
-    assert (await asyncio.wait_for(serving, 10)).code_now is grpc.StatusCode.OK
+    assert (await asyncio.wait_for(serving, BOUND_S)).code_now is grpc.StatusCode.OK
     assert bench.forwarder.sent == []
 
 
@@ -149,7 +150,7 @@ async def test_a_task_that_waits_for_the_turn_of_its_call_has_the_answer_of_the_
     serving = asyncio.ensure_future(bench.call())
     await turns_of_the_loop()
     leaving(bench)
-    assert (await asyncio.wait_for(serving, 10)).code_now is grpc.StatusCode.OK
+    assert (await asyncio.wait_for(serving, BOUND_S)).code_now is grpc.StatusCode.OK
     assert (bench.forwarder.sent, bench.lane.in_flight) == (["b"], 0)
     bench.lane.queue.leave(turn)
 
@@ -195,7 +196,7 @@ async def test_a_call_that_was_made_inside_the_running_turn_of_a_key_that_leaves
     turn = await bench.lane.queue.hold("k", "holder")
     chain = turn.outgoing_chain("")
     leaving(bench)
-    call = await asyncio.wait_for(bench.call(metadata=(("onelane-chain", chain),)), 10)
+    call = await asyncio.wait_for(bench.call(metadata=(("onelane-chain", chain),)), BOUND_S)
     assert (call.code_now, bench.forwarder.sent) == (grpc.StatusCode.OK, [])
     bench.lane.queue.leave(turn)
 

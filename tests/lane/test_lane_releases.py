@@ -22,6 +22,7 @@ import pytest
 from greenlet import greenlet
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 
@@ -291,7 +292,7 @@ async def end_calls(client: Client, way: Any, order: str, times: int) -> None:
 async def until_still(cluster: Cluster, channel: Any) -> Inventory:
     """The inventory once it is the same twice, and no call is under way."""
     last = inventory(cluster, channel)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while True:
             await asyncio.sleep(POLL_S)  # both ends are of this loop, and what ends there nobody tells
             now = inventory(cluster, channel)

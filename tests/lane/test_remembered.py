@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.lane.counting import READ, WRITE, Counted, counted_cluster, status_of
 
@@ -21,7 +22,7 @@ async def counted() -> AsyncIterator[Counted]:
 def send(counted: Counted, name: str, *, method: str = WRITE, key: str = "k", order: str = "", text: str = "") -> Any:
     """A call with an id."""
     request = EchoRequest(key=key, order=order, text=text)
-    return getattr(counted.stub, method)(request, metadata=(("idempotency-key", name),), timeout=20)
+    return getattr(counted.stub, method)(request, metadata=(("idempotency-key", name),), timeout=BOUND_S)
 
 
 async def trailers_of(call: Any) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, eventually
@@ -37,7 +38,7 @@ async def raw(channel: grpc.aio.Channel, path: str, message: bytes) -> Any:
 async def test_trailing_metadata_that_cannot_be_sent_fail_their_call_with_a_word(
     where: Where, which: str, code: str
 ) -> None:
-    call: Any = where.home("k").Misbehave(EchoRequest(key="k", order=f"odd {which}"), timeout=10)
+    call: Any = where.home("k").Misbehave(EchoRequest(key="k", order=f"odd {which}"), timeout=BOUND_S)
     assert (await call.code()).name == code
     if code == "OK":
         assert dict(await call.trailing_metadata())["x-odd-bin"] == b"text"

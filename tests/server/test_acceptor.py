@@ -15,6 +15,7 @@ from onelane.server import acceptor, tls
 from onelane.server.connection_counts import ConnectionCounts
 from onelane.telemetry.stats import Stats
 
+from tests.bounds import BOUND_S
 from tests.running_app import eventually
 from tests.servers import Files, native
 
@@ -51,11 +52,11 @@ async def test_a_client_that_does_not_end_its_handshake_is_cut_off_and_its_neigh
     ):
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(begins_with)
-        assert await neighbour.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
-        async with asyncio.timeout(10):
+        assert await neighbour.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
+        async with asyncio.timeout(BOUND_S):
             assert await reader.read() == b""
         writer.close()
-        assert await neighbour.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+        assert await neighbour.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
         assert counted() == {"done": 1, "timeout": 1}
         assert listener._slots.taken == 1
 
@@ -70,7 +71,7 @@ async def test_silent_clients_of_one_address_are_bounded_before_their_handshake(
             writer.close()
         await eventually(lambda: listener._slots.taken == 0)
         async with dial(address, dialling=Dialling(tls=files.client())) as channel:
-            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
 
 
 async def test_a_burst_of_clients_begins_one_handshake_in_a_turn(
@@ -102,7 +103,7 @@ async def test_a_burst_of_clients_begins_one_handshake_in_a_turn(
         turn()
         for _, writer, hello_bytes in clients:
             writer.write(hello_bytes)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             for reader, _, _ in clients:
                 assert await reader.readexactly(5)
         for _, writer, _ in clients:
@@ -117,13 +118,13 @@ async def test_failed_handshakes_are_counted_by_their_error(files: Files, counte
         for begins_with in (b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
             reader, writer = await asyncio.open_connection(*address.split(":"))
             writer.write(begins_with)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BOUND_S):
                 await reader.read()
             writer.close()
         without_certificate = dial(address, dialling=Dialling(tls=files.client()))
         async with without_certificate as channel:
             with pytest.raises(Exception, match="UNAVAILABLE"):
-                await channel.unary_unary("/t.T/Echo")(b"x", timeout=5)
+                await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
         await eventually(lambda: counted()["protocol"] >= 2 and counted()["certificate"] >= 1)
         await eventually(lambda: listener._slots.taken == 0)
 
@@ -148,5 +149,5 @@ async def test_where_no_descriptor_is_left_the_acceptor_pauses_and_goes_on(
 
         server._listening = NoneLeft(server._listening)  # type: ignore[union-attr]
         async with dial(address, dialling=Dialling(tls=files.client())) as channel:
-            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
         assert counted() == {"descriptors": 2, "done": 1}

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.bounds import BOUND_S
 from tests.servers import Files, Handlers, lane_behind, stock_secure
 
 GROUP = "ssl_negotiated_key_exchange_group"
@@ -111,7 +112,7 @@ async def identities(address: str, clients: Clients, names: list[str]) -> dict[s
     seen.clear()
     for name in names:
         async with stock_secure(address, clients, cert=name) as channel:
-            await channel.unary_unary("/t.T/Identify")(b"x", timeout=5)
+            await channel.unary_unary("/t.T/Identify")(b"x", timeout=BOUND_S)
     return dict(zip(names, seen, strict=True))
 
 

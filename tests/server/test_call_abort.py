@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.servers import lane_behind
 
 
@@ -28,7 +29,7 @@ async def test_an_abort_is_sent_once_its_handler_has_cleaned_up(listener: str) -
         grpc.aio.insecure_channel(address) as channel,
     ):
         send: Any = channel.unary_unary("/t.T/Abort")
-        call = send(b"x", timeout=10)
+        call = send(b"x", timeout=BOUND_S)
         await has_aborted.wait()
         other = send(b"x", timeout=0.1)
         assert await other.code() is grpc.StatusCode.DEADLINE_EXCEEDED

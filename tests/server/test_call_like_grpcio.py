@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.servers import lane_behind, stock, stock_of_threads
 
 LISTENERS = pytest.mark.parametrize("listener", ["native", "grpcio"])
@@ -61,7 +62,7 @@ def see(context: Any, value: Any) -> None:
 async def raised(awaitable: Awaitable[Any]) -> Any:
     """What an awaitable gives, or the class of grpcio's that its error is of."""
     try:
-        return await asyncio.wait_for(awaitable, 5)
+        return await asyncio.wait_for(awaitable, BOUND_S)
     except Exception as error:
         return kind_of(error)
 
@@ -406,7 +407,7 @@ async def until_seen(name: str) -> None:
 async def client_of(channel: Any, name: str, case: Case) -> Any:
     shape = f"{'stream' if case.requests else 'unary'}_{'stream' if case.responses else 'unary'}"
     request: Any = iter([b"1", b"2"]) if case.requests else b"x"
-    call = getattr(channel, shape)(f"/t.T/{name}")(request, timeout=5, metadata=(*METADATA, ("x-case", name)))
+    call = getattr(channel, shape)(f"/t.T/{name}")(request, timeout=BOUND_S, metadata=(*METADATA, ("x-case", name)))
     messages = []
     try:
         if case.responses:

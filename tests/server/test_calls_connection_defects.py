@@ -15,6 +15,7 @@ from onelane.server.listener import Bind, Serving, Work
 from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
 
+from tests.bounds import BOUND_S
 from tests.ports import reserved
 
 
@@ -59,9 +60,9 @@ async def test_a_defect_ends_its_own_call(method: str, logs: str, caplog: pytest
         try:
             async with grpc.aio.insecure_channel(address) as channel:
                 send: Any = channel.unary_unary
-                beside = send("/t.T/Hold")(b"", timeout=20)
+                beside = send("/t.T/Hold")(b"", timeout=BOUND_S)
                 await serving.has_begun.wait()
-                call = send(f"/t.T/{method}")(b"", timeout=20)
+                call = send(f"/t.T/{method}")(b"", timeout=BOUND_S)
                 assert await call.code() is grpc.StatusCode.INTERNAL
                 serving.release.set()
                 assert await beside == b"held"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from onelane.testing import Cluster
 from onelane.wire.http2 import Http2, Limits
 
+from tests.bounds import BOUND_S
 from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -108,7 +109,7 @@ class Client:
                     await asyncio.sleep(0)
             await sent()
             while not all(answer.is_over for answer in self._answers.values()):
-                take_answers(self._http2, await asyncio.wait_for(reader.read(65_536), 20), self._answers)
+                take_answers(self._http2, await asyncio.wait_for(reader.read(65_536), BOUND_S), self._answers)
                 writer.write(self._http2.take())
         finally:
             writer.close()

@@ -11,6 +11,7 @@ import pytest
 from onelane.client.channel import dial
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.servers import native, stock
@@ -28,12 +29,12 @@ async def test_metadata_that_the_server_does_not_take_fails_its_call_alone(
 ) -> None:
     async with serve() as (address, _), open_channel(address) as channel:
         send = channel.unary_unary("/t.T/Echo")
-        await send(b"", timeout=10)
+        await send(b"", timeout=BOUND_S)
         many = [(f"x-{number}", "") for number in range(size // 40)]
         for metadata in ([("x-large", "y" * size)], many):
-            beside = send(b"beside", timeout=10)
+            beside = send(b"beside", timeout=BOUND_S)
             with pytest.raises(grpc.aio.AioRpcError, match="metadata") as caught:
-                await send(b"", metadata=metadata, timeout=10)
+                await send(b"", metadata=metadata, timeout=BOUND_S)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert await beside == b"beside"
         assert channel.get_state() is grpc.ChannelConnectivity.READY
@@ -43,7 +44,7 @@ async def test_metadata_that_the_server_does_not_take_fails_its_call_alone(
 async def test_metadata_of_a_stream_that_the_server_does_not_take_fails_it_and_frees_its_requests(shape: str) -> None:
     async with stock() as (address, _), dial(address) as channel:
         request = b"" if shape.startswith("unary_") else iter([b"1"])
-        call = getattr(channel, shape)("/t.T/Chat")(request, metadata=[("x-large", "y" * 70_000)], timeout=10)
+        call = getattr(channel, shape)("/t.T/Chat")(request, metadata=[("x-large", "y" * 70_000)], timeout=BOUND_S)
         assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert channel.subchannel._connections[0].wire.streams == {}
 
@@ -89,7 +90,10 @@ async def test_code_and_text_arrive_however_large_details_and_trailers_are(
             def request(order: str) -> EchoRequest:
                 return EchoRequest(key=key, order=order, times=size)
 
-            for call in (stub.Unary(request("details"), timeout=10), stub.Download(request("details"), timeout=10)):
+            for call in (
+                stub.Unary(request("details"), timeout=BOUND_S),
+                stub.Download(request("details"), timeout=BOUND_S),
+            ):
                 with pytest.raises(grpc.aio.AioRpcError):
                     [response async for response in call] if hasattr(call, "__aiter__") else await call
                 assert await call.code() is grpc.StatusCode.NOT_FOUND
@@ -102,16 +106,16 @@ async def test_code_and_text_arrive_however_large_details_and_trailers_are(
                 assert takes // 4 < len(details) < takes
                 assert dict(await call.trailing_metadata()) == {"x-small": "1", "onelane-cut": "details"}
 
-            call = stub.Unary(request("failing trailers"), timeout=10)
+            call = stub.Unary(request("failing trailers"), timeout=BOUND_S)
             assert (await call.code(), await call.details()) == (grpc.StatusCode.NOT_FOUND, "no such thing")
-            call = stub.Unary(request("trailers"), timeout=10)
+            call = stub.Unary(request("trailers"), timeout=BOUND_S)
             assert (await call).text == "answer"
             if size >= takes:
                 assert dict(await call.trailing_metadata()) == {"x-small": "1", "onelane-cut": "x-large"}
                 for reason in ("details", "trailers"):
                     assert await cluster.stats("onelane.truncations", {"onelane.reason": reason}) >= 2
 
-            call = stub.Unary(request("initial"), timeout=10)
+            call = stub.Unary(request("initial"), timeout=BOUND_S)
             expected = grpc.StatusCode.OK if size < takes else grpc.StatusCode.RESOURCE_EXHAUSTED
             assert await call.code() is expected
-            assert (await stub.Unary(request(""), timeout=10)).text == "answer"
+            assert (await stub.Unary(request(""), timeout=BOUND_S)).text == "answer"

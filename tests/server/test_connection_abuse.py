@@ -18,6 +18,7 @@ import pytest
 from onelane.wire.framing import frame
 
 from tests import frames as h2
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, echo, eventually, running
@@ -65,7 +66,7 @@ class Shard:
 
     async def call_always(self) -> None:
         while True:
-            reply = await self._stub.Unary(EchoRequest(key="k", text="hi"), timeout=30)
+            reply = await self._stub.Unary(EchoRequest(key="k", text="hi"), timeout=BOUND_S)
             assert reply.text == "hi"
             self.answered += 1
             async with self._more:
@@ -122,7 +123,7 @@ async def served_again(cluster: RunningApp) -> None:
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         while True:
             try:
-                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k"), timeout=30)
+                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k"), timeout=BOUND_S)
                 return
             except grpc.aio.AioRpcError as error:
                 assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017 - any other one is a failure

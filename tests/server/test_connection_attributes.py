@@ -5,6 +5,7 @@ from typing import Any
 
 from onelane.client.channel import dial
 
+from tests.bounds import BOUND_S
 from tests.servers import native
 from tests.shard.parts import wired
 
@@ -17,7 +18,7 @@ def looked_up(part: Any) -> int:
 
 async def test_a_connection_and_its_listener_have_few_enough_attributes() -> None:
     async with native() as (address, listener), dial(address) as channel:
-        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
         (connection,) = listener._connections
         assert max(looked_up(part) for part in (connection, connection.wire, listener)) <= FAST
 

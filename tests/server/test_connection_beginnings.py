@@ -10,6 +10,7 @@ from onelane.server.connection_counts import ConnectionCounts
 from onelane.telemetry.stats import Stats
 
 from tests import frames as h2
+from tests.bounds import BOUND_S
 from tests.running_app import eventually
 from tests.servers import native
 
@@ -39,7 +40,7 @@ async def connect(address: str, begins_with: bytes = b"") -> tuple[asyncio.Strea
 
 
 async def closed(reader: asyncio.StreamReader) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         try:
             await reader.read()
         except ConnectionError:
@@ -64,12 +65,12 @@ async def test_a_client_that_does_not_go_on_is_cut_off_and_its_neighbour_served(
     limits = {name: 0.2 if name == f"{reason}_s" else 30.0 for name in ("preface_s", "headers_s", "first_request_s")}
     async with native(**limits) as (address, listener), dial(address) as neighbour:
         send = neighbour.unary_unary("/t.T/Echo")
-        assert await send(b"x", timeout=5) == b"x"
+        assert await send(b"x", timeout=BOUND_S) == b"x"
         reader, writer = await connect(address, begins_with)
         await closed(reader)
         writer.close()
         assert counted() == {reason: 1}
-        assert await send(b"x", timeout=5) == b"x"
+        assert await send(b"x", timeout=BOUND_S) == b"x"
         assert len(listener._connections) == 1
 
 
@@ -98,14 +99,14 @@ async def test_one_address_has_its_bound_and_others_have_theirs(counted: Callabl
         host, port = address.split(":")
         other, writer = await asyncio.open_connection(host, int(port), local_addr=("127.0.0.2", 0))
         writer.write(h2.HELLO)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             assert await other.readexactly(9)
         assert counted() == {"peer": 1}
         for left in (*writers, writer, refused):
             left.close()
         await eventually(lambda: not listener._connections)
         reader, writer = await connect(address, h2.HELLO)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             assert await reader.readexactly(9)
         writer.close()
 

@@ -7,6 +7,7 @@ from onelane.server.connection import NativeConnection
 from onelane.wire.framing import frame
 
 from tests import frames as h2
+from tests.bounds import BOUND_S
 from tests.servers import native
 
 MIB = 1024 * 1024
@@ -49,7 +50,7 @@ def goodbye_s(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_every_call_that_was_read_before_a_drain_is_answered_or_its_client_told(goodbye_s: float) -> None:
-    async with native() as (address, listener), asyncio.timeout(30):
+    async with native() as (address, listener), asyncio.timeout(BOUND_S):
         reader, writer = await asyncio.open_connection(*address.rsplit(":", 1))
         # A window for all answers.
         writer.write(h2.PREFACE + h2.settings(initial_window_size=MIB) + h2.frame(h2.WINDOW_UPDATE, h2.number(9 * MIB)))

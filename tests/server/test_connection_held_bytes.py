@@ -19,6 +19,7 @@ from onelane.server.native_listener import NativeListener
 from onelane.wire.framing import Headers, frame
 from onelane.wire.http2 import DataReceived, ErrorCode, Http2, Limits, ResponseReceived, StreamReset, TrailersReceived
 
+from tests.bounds import BOUND_S
 from tests.ports import reserved
 from tests.servers import echo
 from tests.shard.parts import setup, wired
@@ -74,7 +75,7 @@ class Peer:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while not condition():  # noqa: ASYNC110 - turns of the loop are what is waited for
             await asyncio.sleep(0)
 
@@ -108,7 +109,7 @@ class Shard:
 
     async def answers(self, size: int = 100_000) -> bool:
         async with dial(self.address) as channel:
-            answer = await channel.unary_unary("/t.T/Echo")(bytes(size), timeout=5)
+            answer = await channel.unary_unary("/t.T/Echo")(bytes(size), timeout=BOUND_S)
         return bool(answer == bytes(size))
 
 
@@ -203,7 +204,7 @@ async def test_many_connections_are_bounded_in_sum_and_the_heaviest_pay() -> Non
 async def test_an_answer_larger_than_the_bound_is_sent_to_a_client_that_takes_it() -> None:
     async with started() as shard:
         async with dial(shard.address, dialling=Dialling(max_message_bytes=4 * SHARD)) as channel:
-            assert len(await channel.unary_unary("/t.T/Huge")(b"", timeout=5)) == 2 * SHARD
+            assert len(await channel.unary_unary("/t.T/Huge")(b"", timeout=BOUND_S)) == 2 * SHARD
         assert shard.listener.held_bytes.total == 0
 
 

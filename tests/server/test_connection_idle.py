@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 
 from tests import frames as h2
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, echo, running
@@ -76,7 +77,7 @@ async def test_an_idle_connection_costs_at_most_16_kib_and_calls_are_answered(tm
             each = (rss(shard["pid"]) - before) / (CONNECTIONS - AT_ONCE)
             print(f"{each:.0f} bytes for each of {CONNECTIONS} idle connections")  # noqa: T201
             async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
-                reply = await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k", text="hi"), timeout=10)
+                reply = await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k", text="hi"), timeout=BOUND_S)
         finally:
             for sock in socks:
                 sock.close()

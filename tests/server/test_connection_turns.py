@@ -20,6 +20,7 @@ from onelane.wire.framing import frame
 from onelane.wire.held_bytes import CONNECTION_BYTES
 
 from tests import frames as h2
+from tests.bounds import BOUND_S
 from tests.ports import reserved
 
 CHAT = b"/t.T/Chat"
@@ -57,7 +58,7 @@ class Chatting(Serving):
             self.turn += 1
 
     async def until_begun(self, amount: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             while len(self.begun) < amount:  # noqa: ASYNC110 - turns of the loop are what is waited for
                 await asyncio.sleep(0)
 
@@ -88,7 +89,7 @@ async def connected(address: str, listener: NativeListener) -> tuple[socket.sock
     known = set(listener._connections)
     client = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
     client.sendall(HELLO + calls(1, FEW))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while not any(other.has_request for other in listener._connections - known):  # noqa: ASYNC110
             await asyncio.sleep(0)
     (connection,) = listener._connections - known
@@ -138,7 +139,7 @@ async def test_a_call_whose_reset_waits_behind_many_calls_is_cancelled_with_its_
         assert begun == FEW + TURN_EVENTS
         client.close()
         connection.abort()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             while serving.cancelled < begun:  # noqa: ASYNC110 - turns of the loop are what is waited for
                 await asyncio.sleep(0)
         assert len(serving.begun) == begun
@@ -152,7 +153,7 @@ async def test_a_call_that_was_ended_for_what_it_holds_while_its_beginning_waite
         connection.data_received(calls(3, 2 * TURN_EVENTS) + part)
         assert connection.let_go(0, CONNECTION_BYTES, keeps_oldest=False) < 16_384
         await serving.until_begun(2 * TURN_EVENTS)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             while connection.is_behind:  # noqa: ASYNC110 - turns of the loop are what is waited for
                 await asyncio.sleep(0)
         assert len(serving.begun) == FEW + 2 * TURN_EVENTS - 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, echo, running
@@ -39,7 +40,7 @@ async def test_a_shard_on_the_native_listener_serves_without_the_core_until_a_ha
 def run(code: str, *, first: str = "") -> str:
     """What a fresh interpreter prints for `code`, where the core is deferred. first: what it runs before."""
     command = [sys.executable, "-c", first + CORE + code]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=True).stdout
 
 
 def test_what_grpcio_exports_of_the_core_is_the_same_object_before_and_after() -> None:

@@ -17,6 +17,7 @@ from onelane.core import context
 from onelane.server.handler import MAX_CLOSE_ATTEMPTS
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.faulty.v1 import faulty_pb2_grpc
 from tests.faulty.v1.faulty_pb2 import Order, Reply
 from tests.running_app import eventually
@@ -106,7 +107,7 @@ def stub(cluster: Cluster) -> Any:
 async def has_turns(cluster: Cluster, key: str) -> None:
     """Wait until calls of this key, and of its inner one, get their turn."""
     for name in (key, f"{key} inner"):
-        reply = await stub(cluster).Async(Order(key=name), timeout=10)
+        reply = await stub(cluster).Async(Order(key=name), timeout=BOUND_S)
         assert reply.text == "had its turn"
 
 

@@ -16,6 +16,7 @@ from onelane.server import chosen_handler, interceptors
 from onelane.server.methods import Method
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.interceptors import Denying
@@ -71,10 +72,10 @@ def test_what_is_no_interceptor_is_refused(name: str) -> None:
 async def test_an_interceptor_sends_a_call_to_another_method(listener: str) -> None:
     chain = [Plain(), Redirecting(Echo="Up", Down="Chat", Up="Down", Chat="Echo")]
     async with lane_behind(listener, chain, **SERVICE) as address, onelane.dial(address) as channel:
-        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=10) == b"x"
-        assert [each async for each in channel.unary_stream("/t.T/Down")(b"x", timeout=10)] == [b"x"]
-        assert [each async for each in channel.stream_stream("/t.T/Chat")(iter([b"x"]), timeout=10)] == [b"x"]
-        call = channel.stream_unary("/t.T/Up")(iter([b"x"]), timeout=10)
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
+        assert [each async for each in channel.unary_stream("/t.T/Down")(b"x", timeout=BOUND_S)] == [b"x"]
+        assert [each async for each in channel.stream_stream("/t.T/Chat")(iter([b"x"]), timeout=BOUND_S)] == [b"x"]
+        call = channel.stream_unary("/t.T/Up")(iter([b"x"]), timeout=BOUND_S)
         # `Down` answers twice; in grpc.aio the client would wait for ever.
         assert (await call.code(), "has answered several messages" in await call.details()) == (
             grpc.StatusCode.INTERNAL,
@@ -108,7 +109,7 @@ async def test_a_unary_handler_of_a_stream_without_a_message_is_not_run(listener
     chain = choosing(HANDLERS[kind])
     async with lane_behind(listener, chain, **SERVICE) as address, onelane.dial(address) as channel:
         for call in (channel.stream_unary("/t.T/Up"), channel.stream_stream("/t.T/Chat")):
-            started = call(iter(()), timeout=10)
+            started = call(iter(()), timeout=BOUND_S)
             code, details = await started.code(), await started.details()
             assert (code, details) == (grpc.StatusCode.UNIMPLEMENTED, "expected one message, received 0")
 
@@ -118,7 +119,7 @@ async def test_a_stream_without_an_answer_does_not_answer_a_unary_call(listener:
     """In grpc.aio the call would be OK, with None for its answer."""
     chain = choosing(grpc.unary_stream_rpc_method_handler(answer_nothing))
     async with lane_behind(listener, chain, **SERVICE) as address, onelane.dial(address) as channel:
-        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=10)
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
         assert (await call.code(), "has answered no message" in await call.details()) == (
             grpc.StatusCode.INTERNAL,
             True,
@@ -143,8 +144,8 @@ async def test_a_lane_calls_another_one_behind_interceptors_by_the_key_of_the_re
     settings = {"interceptors": ["tests.interceptors:Stamping"]}
     async with Cluster("tests.echo.service:Echo", settings=settings) as cluster:
         stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
-        owners = {key: (await stub.Unary(EchoRequest(key=key), timeout=10)).shard for key in "abcdefgh"}
+        owners = {key: (await stub.Unary(EchoRequest(key=key), timeout=BOUND_S)).shard for key in "abcdefgh"}
         assert len(set(owners.values())) == 2
         for key, owner in owners.items():
             for order in (f"by_name {key}", f"call {key} sleep 0"):
-                assert (await stub.Across(EchoRequest(key="a", order=order), timeout=10)).text == owner
+                assert (await stub.Across(EchoRequest(key="a", order=order), timeout=BOUND_S)).text == owner

@@ -14,6 +14,7 @@ import grpc.aio
 import onelane
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.servers import lane_behind, stock
 
 VARIABLE = contextvars.ContextVar[str]("VARIABLE", default="unset")
@@ -184,7 +185,7 @@ KINDS = {"Echo": "unary_unary", "Down": "unary_stream", "Up": "stream_unary", "C
 
 async def outcome(channel: Any, method: str, requests: Any, metadata: Any) -> Any:
     send = getattr(channel, KINDS[method])(f"/t.T/{method}")
-    call = send(iter(requests) if isinstance(requests, tuple) else requests, timeout=10, metadata=metadata)
+    call = send(iter(requests) if isinstance(requests, tuple) else requests, timeout=BOUND_S, metadata=metadata)
     answers: list[Any] = []
     try:
         if hasattr(call, "__aiter__"):

@@ -25,6 +25,7 @@ from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
 from onelane.testing.listener import MemoryListener, Outcome
 
+from tests.bounds import BOUND_S
 from tests.ports import reserved
 
 SETTINGS = App(services=("a:B",), listen="127.0.0.1:0", max_message_bytes=2048)
@@ -213,7 +214,7 @@ async def test_a_handler_that_ignores_its_cancellation_does_not_hold_up_a_stop(
     await subject.start()
     calling = asyncio.ensure_future(subject.call("Stubborn", b""))
     await began.wait()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         await subject.listener.stop(0.05)
         if subject.kind != "memory":
             assert (await calling).code is grpc.StatusCode.UNAVAILABLE
@@ -242,7 +243,7 @@ async def test_a_client_that_closes_at_its_last_answer_does_not_hold_up_a_stop(s
         await asyncio.sleep(0)
         held[-1].set()
         assert (await calling).messages == [b"done"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await stopping
 
 
@@ -273,7 +274,7 @@ def test_a_connection_that_comes_as_the_listener_stops_is_closed(
             for _ in range(turns):
                 await asyncio.sleep(0)
             await listener.stop(0)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND_S):
                 # Its settings may come before its end.
                 with contextlib.suppress(ConnectionResetError):
                     while await asyncio.get_running_loop().sock_recv(client, 1024):
@@ -299,7 +300,7 @@ def test_a_socket_that_its_supervisor_holds_stays_where_it_is_when_the_listener_
         handlers.add("Echo", echo)
         await listener.start([Bind(f"unix:{path}", trusted=True, sock=held.dup())], handlers, SETTINGS)
         async with dial(f"unix:{path}") as channel:
-            assert await channel.unary_unary("/t.T/Echo")(b"hi", timeout=10) == b"hi"
+            assert await channel.unary_unary("/t.T/Echo")(b"hi", timeout=BOUND_S) == b"hi"
         await listener.drain()
         await listener.stop(0)
 

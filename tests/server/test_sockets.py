@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onelane.server import sockets
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -155,11 +156,11 @@ def waiting_connections(app: RunningApp) -> int:
 
 async def call_on_new_connection(app: RunningApp, key: str) -> str:
     async with grpc.aio.insecure_channel(app.listen["echo"], NEW_CONNECTION) as channel:
-        return (await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=10)).shard
+        return (await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=BOUND_S)).shard
 
 
 async def check_on_new_connection(app: RunningApp) -> int:
     async with grpc.aio.insecure_channel(app.listen["echo"], NEW_CONNECTION) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=BOUND_S)
         return int(answer.status)

@@ -16,6 +16,7 @@ from onelane.wire.driver import PIECE
 from onelane.wire.framing import frame
 
 from tests import frames as h2
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -40,7 +41,7 @@ async def where(native: RunningApp) -> AsyncIterator[Where]:
 
 async def call_on_new_connection(address: str, key: str, **more: Any) -> EchoReply:
     async with grpc.aio.insecure_channel(address, LOCAL) as channel:
-        reply: EchoReply = await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=30, **more)
+        reply: EchoReply = await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=BOUND_S, **more)
         return reply
 
 
@@ -89,7 +90,7 @@ async def test_a_stream_steers_by_its_first_message_and_goes_on_whole(native: Ru
 async def test_requests_that_came_with_the_first_are_answered_by_the_owner(native: RunningApp) -> None:
     async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
-        calls: list[Any] = [stub.Unary(EchoRequest(key="same", text=str(n)), timeout=20) for n in range(300)]
+        calls: list[Any] = [stub.Unary(EchoRequest(key="same", text=str(n)), timeout=BOUND_S) for n in range(300)]
         assert [(await call).text for call in calls] == [str(n) for n in range(300)]
 
 
@@ -159,7 +160,7 @@ async def test_a_rolling_restart_fails_no_call_of_a_stock_client(tmp_path: Path)
             async with grpc.aio.insecure_channel(cluster.listen["echo"], LOCAL) as channel:
                 stub = echo_pb2_grpc.EchoStub(channel)
                 while not done.is_set():
-                    await stub.Unary(EchoRequest(key=f"{number}-{answered}"), timeout=20)
+                    await stub.Unary(EchoRequest(key=f"{number}-{answered}"), timeout=BOUND_S)
                     answered += 1
             return answered
 

@@ -21,6 +21,7 @@ from onelane.server.steering import FirstBytes, Steering
 from onelane.testing import Cluster
 from onelane.wire import unix_peers
 
+from tests.bounds import BOUND_S
 from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -234,7 +235,7 @@ async def test_a_sender_that_drains_does_not_serve_what_it_has_handed_over(monke
         shared = cluster._shards(None)[0].sockets[0].getsockname()
         for key in map(str, range(20)):
             async with grpc.aio.insecure_channel(f"unix:{shared}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
-                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=20)
+                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=BOUND_S)
         assert drains
         await asyncio.gather(*drains)
         assert [cluster.service(Echo, shard=cluster.owner_of(key)).seen[key] for key in map(str, range(20))] == [1] * 20

@@ -9,6 +9,7 @@ import grpc
 import onelane
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.state.held_store import StoreControl
@@ -75,7 +76,7 @@ class RemindedCluster:
 
     async def do(self, key: str, order: str, text: str = "") -> Any:
         """Carry out an order in a turn of `key`."""
-        return await self.stub.Misbehave(EchoRequest(key=key, order=order, text=text), timeout=20)
+        return await self.stub.Misbehave(EchoRequest(key=key, order=order, text=text), timeout=BOUND_S)
 
     def service(self, shard: int = 0) -> Reminded:
         kind: Any = Reminded
@@ -92,7 +93,7 @@ class RemindedCluster:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait, while the clock moves on by next to nothing."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             while not condition():
                 await self.cluster.advance(0.0001)
                 await asyncio.sleep(0.001)
@@ -119,7 +120,7 @@ async def _barrier(shard: onelane.Shard) -> None:
     assert shard.durable_state is not None
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     shard.durable_state.store.submit(lambda _: None, lambda _, __: done.set_result(None))
-    await asyncio.wait_for(done, 20)
+    await asyncio.wait_for(done, BOUND_S)
 
 
 @asynccontextmanager

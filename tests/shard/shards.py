@@ -3,6 +3,7 @@
 import grpc.aio
 from onelane.core.placement import Member, Placement
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp
@@ -31,5 +32,5 @@ class Shards:
         """Have one shard carry out an order of `Echo.Across`."""
         async with grpc.aio.insecure_channel(self.app.listen["echo"]) as channel:
             stub = echo_pb2_grpc.EchoStub(channel)
-            reply = await stub.Across(EchoRequest(key=self.keys[index], order=order), timeout=20)
+            reply = await stub.Across(EchoRequest(key=self.keys[index], order=order), timeout=BOUND_S)
             return str(reply.text)

@@ -22,6 +22,7 @@ from onelane.errors import BadConfig
 from onelane.server.listener import Bind
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc, topology_pb2, topology_pb2_grpc
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.issuer import AUDIENCE, ISSUER, Issuer, bearer
@@ -87,7 +88,7 @@ async def test_a_stranger_is_refused_on_every_port_and_for_every_owner(guarded: 
     for address in addresses:
         async with grpc.aio.insecure_channel(address) as channel:
             stub = echo_pb2_grpc.EchoStub(channel)
-            calls = [stub.Unary(EchoRequest(key=key), metadata=LIES[lie], timeout=10) for key in guarded.keys]
+            calls = [stub.Unary(EchoRequest(key=key), metadata=LIES[lie], timeout=BOUND_S) for key in guarded.keys]
             assert {await code_of(call) for call in calls} == {"UNAUTHENTICATED"}
 
 
@@ -121,7 +122,7 @@ async def test_a_stranger_is_refused_before_it_has_sent_a_message() -> None:
         await parts.listener.start([Bind(f"127.0.0.1:{port}")], parts.serving, parts.settings)
         async with onelane.dial(f"127.0.0.1:{port}") as channel:
             # As a stream, so that its client need not send the one message, nor half-close.
-            call = channel.stream_unary("/echo.v1.Echo/Unary")(timeout=20)
+            call = channel.stream_unary("/echo.v1.Echo/Unary")(timeout=BOUND_S)
             assert (await call.code(), call.time_remaining() > 10) == (grpc.StatusCode.UNAUTHENTICATED, True)
         await parts.listener.stop(0.0)
     assert parts.lane.in_flight == 0
@@ -132,11 +133,11 @@ async def test_a_role_opens_its_methods_and_no_other_wherever_the_key_lives(guar
     async with grpc.aio.insecure_channel(guarded.app.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
         for key in guarded.keys:
-            assert await code_of(stub.Unary(EchoRequest(key=key), metadata=READER, timeout=10)) == "OK"
+            assert await code_of(stub.Unary(EchoRequest(key=key), metadata=READER, timeout=BOUND_S)) == "OK"
             wanted = EchoRequest(key=key, order="began")
-            assert await code_of(stub.Misbehave(wanted, metadata=READER, timeout=10)) == "PERMISSION_DENIED"
-            assert await code_of(stub.Misbehave(wanted, metadata=ADMIN, timeout=10)) == "OK"
-            assert await code_of(stub.Hold(wanted, metadata=ADMIN, timeout=10)) == "PERMISSION_DENIED"
+            assert await code_of(stub.Misbehave(wanted, metadata=READER, timeout=BOUND_S)) == "PERMISSION_DENIED"
+            assert await code_of(stub.Misbehave(wanted, metadata=ADMIN, timeout=BOUND_S)) == "OK"
+            assert await code_of(stub.Hold(wanted, metadata=ADMIN, timeout=BOUND_S)) == "PERMISSION_DENIED"
 
 
 async def test_the_handler_knows_its_client_also_where_the_call_was_forwarded(guarded: Shards) -> None:
@@ -145,7 +146,7 @@ async def test_the_handler_knows_its_client_also_where_the_call_was_forwarded(gu
     async with grpc.aio.insecure_channel(guarded.members[0].address) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
         for key in guarded.keys:
-            call = stub.Misbehave(EchoRequest(key=key, order="identity"), metadata=(*ADMIN, *lies), timeout=10)
+            call = stub.Misbehave(EchoRequest(key=key, order="identity"), metadata=(*ADMIN, *lies), timeout=BOUND_S)
             await call
             trailers = dict(await call.trailing_metadata() or ())
             assert trailers["x-identity"] == "ann admin jwt"
@@ -156,23 +157,23 @@ async def test_health_and_the_ring_stay_open_and_the_rest_of_the_runtime_is_clos
     dialled: Any = onelane.dial(guarded.app.listen["echo"])
     async with dialled as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
-        assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == 1
+        assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=BOUND_S)).status == 1
         topology: Any = topology_pb2_grpc.TopologyStub(channel)
-        watch = topology.Watch(topology_pb2.WatchRequest(), timeout=10)
+        watch = topology.Watch(topology_pb2.WatchRequest(), timeout=BOUND_S)
         assert len((await watch.read()).members) == SHARDS
         watch.cancel()
         reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         lists = reflection.ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=BOUND_S
         )
         siblings: Any = siblings_pb2_grpc.SiblingsStub(channel)
         closed = [
-            topology.Status(topology_pb2.StatusRequest(), timeout=10),
+            topology.Status(topology_pb2.StatusRequest(), timeout=BOUND_S),
             lists.read(),
-            siblings.Publish(siblings_pb2.PublishRequest(), timeout=10),
+            siblings.Publish(siblings_pb2.PublishRequest(), timeout=BOUND_S),
         ]
         assert [await code_of(call) for call in closed] == ["UNAUTHENTICATED"] * 3
-        publish = siblings.Publish(siblings_pb2.PublishRequest(), metadata=ADMIN, timeout=10)
+        publish = siblings.Publish(siblings_pb2.PublishRequest(), metadata=ADMIN, timeout=BOUND_S)
         assert await code_of(publish) == "PERMISSION_DENIED"
 
 
@@ -191,12 +192,12 @@ async def test_the_app_s_own_code_reaches_every_shard(guarded: Shards) -> None:
 
         async def ask(index: int, order: str) -> str:
             request = EchoRequest(key=guarded.keys[index], order=order)
-            return str((await stub.Across(request, metadata=ADMIN, timeout=10)).text)
+            return str((await stub.Across(request, metadata=ADMIN, timeout=BOUND_S)).text)
 
         assert await ask(0, "each x") == " ".join(f"echo-{n}=echo-{n}" for n in range(SHARDS))
         await ask(1, "subscribe news")
         await ask(0, "publish news 1 at_once")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             while await ask(1, "heard news") != "echo-0:0":  # noqa: ASYNC110 - it is asked of another process
                 await asyncio.sleep(0.01)
 
@@ -206,10 +207,10 @@ async def test_refusals_are_counted_and_logged_and_a_flood_of_them_in_few_lines(
         stub = echo_pb2_grpc.EchoStub(channel)
         before = guarded.app.metric("onelane_refusals_total", onelane_reason="unauthenticated")
         lines = guarded.app.log.read_text().count("auth.refused")
-        calls = [stub.Unary(EchoRequest(key=guarded.keys[0]), timeout=10) for _ in range(300)]
+        calls = [stub.Unary(EchoRequest(key=guarded.keys[0]), timeout=BOUND_S) for _ in range(300)]
         assert {await code_of(call) for call in calls} == {"UNAUTHENTICATED"}
         # A neighbour is answered.
-        assert await code_of(stub.Unary(EchoRequest(key=guarded.keys[0]), metadata=READER, timeout=10)) == "OK"
+        assert await code_of(stub.Unary(EchoRequest(key=guarded.keys[0]), metadata=READER, timeout=BOUND_S)) == "OK"
     after = guarded.app.metric("onelane_refusals_total", onelane_reason="unauthenticated")
     assert after - before == 300
     assert guarded.app.log.read_text().count("auth.refused") - lines < 150
@@ -235,11 +236,13 @@ methods = {{ "*" = ["admin"] }}
     with running(tmp_path, toml) as app:
         async with stock_secure(app.listen["echo"], files, cert="orders") as channel:
             for key in "abcd":
-                call = echo_pb2_grpc.EchoStub(channel).Misbehave(EchoRequest(key=key, order="identity"), timeout=10)
+                call = echo_pb2_grpc.EchoStub(channel).Misbehave(
+                    EchoRequest(key=key, order="identity"), timeout=BOUND_S
+                )
                 await call
                 assert dict(await call.trailing_metadata() or ())["x-identity"] == "DNS=orders.example admin mtls"
         async with stock_secure(app.listen["echo"], files, cert="other") as channel:
-            assert await code_of(echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="a"), timeout=10)) == (
+            assert await code_of(echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="a"), timeout=BOUND_S)) == (
                 "UNAUTHENTICATED"
             )
 
@@ -253,7 +256,7 @@ def test_an_app_without_the_table_has_no_gate_and_loads_no_library_for_it() -> N
 
 
 def _output_of(script: str) -> str:
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=BOUND_S)
     return done.stdout.strip()
 
 

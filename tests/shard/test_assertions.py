@@ -10,6 +10,7 @@ from onelane.core.identity import ANONYMOUS, ASSERTION, Assertion, Identity, own
 from onelane.shard.assertions import Assertions
 from onelane.testing.listener import MemoryCall
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.issuer import AUDIENCE, ISSUER, Issuer, bearer
@@ -92,7 +93,7 @@ async def ask(apps: RunningApp, first: str, order: str, metadata: Any = ()) -> s
     """The identity that the last app of an order sees, or the status."""
     async with grpc.aio.insecure_channel(apps.listen[first]) as channel:
         call = echo_pb2_grpc.EchoStub(channel).Misbehave(
-            EchoRequest(key="k", order=order), metadata=metadata, timeout=10
+            EchoRequest(key="k", order=order), metadata=metadata, timeout=BOUND_S
         )
         try:
             await call

@@ -13,6 +13,7 @@ import grpc.aio
 import onelane
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, eventually, running
@@ -57,7 +58,7 @@ class Counting:
             key = f"{self._prefix}{number % KEYS}"
             self.sent[key] += 1
             try:
-                await self._stub.Unary(EchoRequest(key=key), timeout=30)
+                await self._stub.Unary(EchoRequest(key=key), timeout=BOUND_S)
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.01)
             else:
@@ -67,7 +68,7 @@ class Counting:
     async def count_on(self, more: int) -> None:
         """Wait until so many more are acknowledged."""
         goal = self.acknowledged.total() + more
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND_S):
             while self.acknowledged.total() < goal:
                 self._counted.clear()
                 await self._counted.wait()
@@ -84,7 +85,7 @@ async def count_while_killed(app: RunningApp, stub: Any, prefix: str, *, kills: 
     await counting.count_on(200)
     counting.is_over = True
     await asyncio.gather(*clients)
-    stored = {key: (await stub.Misbehave(EchoRequest(key=key), timeout=10)).seen for key in counting.sent}
+    stored = {key: (await stub.Misbehave(EchoRequest(key=key), timeout=BOUND_S)).seen for key in counting.sent}
     return counting, Counter(stored)
 
 
@@ -109,18 +110,18 @@ async def test_a_file_that_is_locked_for_a_while_refuses_and_is_back_by_itself(
 ) -> None:
     async with grpc.aio.insecure_channel(durable_app.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        before = (await stub.Unary(EchoRequest(key="locked"), timeout=10)).seen
+        before = (await stub.Unary(EchoRequest(key="locked"), timeout=BOUND_S)).seen
         lock = sqlite3.connect(folder / "echo" / "echo-0.sqlite", isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         try:
             for method in (stub.Unary, stub.Misbehave):
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await method(EchoRequest(key="locked"), timeout=10)
+                    await method(EchoRequest(key="locked"), timeout=BOUND_S)
                 assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
             await eventually(lambda: durable_app.metric("onelane_state_failing_ratio") == 1)
         finally:
             lock.rollback()
             lock.close()
-        assert (await stub.Unary(EchoRequest(key="locked"), timeout=10)).seen == before + 1
+        assert (await stub.Unary(EchoRequest(key="locked"), timeout=BOUND_S)).seen == before + 1
         await eventually(lambda: durable_app.metric("onelane_state_failing_ratio") == 0)
         assert "state.store_back shard=echo-0" in durable_app.log.read_text()

@@ -16,6 +16,7 @@ import onelane
 import pytest
 from onelane.cli import admin_client
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, eventually, running
@@ -55,7 +56,7 @@ def locked(folder: Path, shard: str) -> Iterator[None]:
 
 async def keys_of(stub: Any, shard: str) -> list[str]:
     """Those of `KEYS` that a shard owns; each is counted once more."""
-    replies = await asyncio.gather(*(stub.Unary(EchoRequest(key=key), timeout=20) for key in KEYS))
+    replies = await asyncio.gather(*(stub.Unary(EchoRequest(key=key), timeout=BOUND_S) for key in KEYS))
     return [key for key, reply in zip(KEYS, replies, strict=True) if reply.shard == shard]
 
 
@@ -71,13 +72,13 @@ async def test_calls_whose_commit_is_under_way_when_their_process_is_killed_coun
         stub: Any = echo_pb2_grpc.EchoStub(onelane_channel)
         await stub.Misbehave(EchoRequest(key=keys[0]))
         with locked(folder, "echo-0"):
-            calls = [stub.Unary(EchoRequest(key=key), timeout=40) for key in with_ids]
-            lost = [stock.Unary(EchoRequest(key=key), timeout=40) for key in without]
+            calls = [stub.Unary(EchoRequest(key=key), timeout=BOUND_S) for key in with_ids]
+            lost = [stock.Unary(EchoRequest(key=key), timeout=BOUND_S) for key in without]
             await eventually(lambda: app.in_flight(onelane_shard="echo-0") >= len(keys))
             os.kill(app.shards()[0]["pid"], signal.SIGKILL)
             assert [await call.code() for call in lost] == [grpc.StatusCode.UNAVAILABLE] * len(lost)
         assert [(await call).seen for call in calls] == [2] * len(calls)
-        stored = [(await stub.Misbehave(EchoRequest(key=key), timeout=20)).seen for key in keys]
+        stored = [(await stub.Misbehave(EchoRequest(key=key), timeout=BOUND_S)).seen for key in keys]
     assert stored[::2] == [2] * len(with_ids)
     assert set(stored[1::2]) <= {1, 2}
 
@@ -88,15 +89,15 @@ async def test_a_change_of_placement_goes_on_by_itself_once_a_locked_store_is_fr
     """Calls wait for their commit, their keys cannot leave before it, and a third shard comes."""
     async with onelane.connect(app.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        before = [(await stub.Misbehave(EchoRequest(key=key), timeout=20)).seen for key in KEYS]
+        before = [(await stub.Misbehave(EchoRequest(key=key), timeout=BOUND_S)).seen for key in KEYS]
         with locked(folder, "echo-0"):
-            calls = [stub.Unary(EchoRequest(key=key), timeout=40) for key in KEYS]
+            calls = [stub.Unary(EchoRequest(key=key), timeout=BOUND_S) for key in KEYS]
             await eventually(lambda: app.in_flight(onelane_shard="echo-0"))
             command = asyncio.to_thread(admin_client.command, app.admin, "/scale?app=echo&shards=3")
             scaling = asyncio.ensure_future(command)
             await eventually(lambda: app.status()["apps"]["echo"]["change"])
-        await asyncio.wait_for(scaling, 30)
+        await asyncio.wait_for(scaling, BOUND_S)
         assert [(await call).seen - count for call, count in zip(calls, before, strict=True)] == [1] * len(KEYS)
-        stored = [(await stub.Misbehave(EchoRequest(key=key), timeout=20)).seen for key in KEYS]
+        stored = [(await stub.Misbehave(EchoRequest(key=key), timeout=BOUND_S)).seen for key in KEYS]
     assert [count + 1 for count in before] == stored
     assert [shard["restarts"] for shard in app.shards()] == [1, 0, 0]

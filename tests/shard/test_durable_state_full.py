@@ -15,6 +15,7 @@ from onelane.cli import admin_client
 from onelane.errors import Transient
 
 from tests import tools
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, eventually, http_request, running
@@ -77,7 +78,7 @@ class Clients:
     async def _count(self, key: str) -> None:
         while not self._is_over.is_set():
             self.sent[key] += 1
-            call = self._stub.Unary(EchoRequest(key=key), timeout=30)
+            call = self._stub.Unary(EchoRequest(key=key), timeout=BOUND_S)
             if (code := await call.code()) is grpc.StatusCode.OK:
                 self.acknowledged[key] += 1
                 assert self.acknowledged[key] <= (await call).seen <= self.sent[key], key
@@ -135,7 +136,7 @@ async def test_on_a_full_disk_nothing_acknowledged_is_lost_and_keys_that_moved_a
             await clients.go_on()
             await clients.stop()
             stub: Any = echo_pb2_grpc.EchoStub(channel)
-            stored = {key: (await stub.Misbehave(EchoRequest(key=key), timeout=20)).seen for key in KEYS}
+            stored = {key: (await stub.Misbehave(EchoRequest(key=key), timeout=BOUND_S)).seen for key in KEYS}
         assert [shard["restarts"] for shard in app.shards()] == [0, 0, 0]
     assert all(clients.acknowledged[key] <= stored[key] <= clients.sent[key] for key in KEYS)
     assert "full" in app.log.read_text()

@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 
 from tests import postgres
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.postgres import PostgresServer
@@ -49,7 +50,7 @@ class Books:
     async def check(self, stub: Any) -> None:
         for number in range(KEYS):
             key = f"k{number}"
-            stored = (await stub.Misbehave(EchoRequest(key=key), timeout=10, wait_for_ready=True)).seen
+            stored = (await stub.Misbehave(EchoRequest(key=key), timeout=BOUND_S, wait_for_ready=True)).seen
             assert self.acknowledged[key] <= stored <= self.sent[key], key
 
 

@@ -15,6 +15,7 @@ from onelane.cli import admin_client
 from onelane.errors import Transient
 
 from tests import postgres
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.postgres import PostgresServer
@@ -56,19 +57,19 @@ async def test_a_change_is_refused_by_name_while_the_database_is_down_and_the_sh
     with running(tmp_path, TOML.format(dsn=server.dsn)) as app:
         async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
             stub: Any = echo_pb2_grpc.EchoStub(channel)
-            assert (await stub.Unary(EchoRequest(key="k"), timeout=20)).seen == 1
+            assert (await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)).seen == 1
             await asyncio.to_thread(server.stop)
             refusal = "echo has not changed: shard echo-1 failed to start: " + reason(server)
             with pytest.raises(Transient, match=refusal):
                 await scaled(app, 2)
             # What is in memory is served meanwhile.
-            assert (await stub.Misbehave(EchoRequest(key="k"), timeout=20)).seen == 1
+            assert (await stub.Misbehave(EchoRequest(key="k"), timeout=BOUND_S)).seen == 1
             (pid,) = [shard["pid"] for shard in app.shards()]
             os.kill(pid, signal.SIGKILL)
             await eventually(lambda: app.shards()[0]["restarts"] >= 2)
             assert re.search("shard.restart_failed shard=echo-0 reason=" + reason(server), app.log.read_text())
             await asyncio.to_thread(server.start)
-            assert (await stub.Unary(EchoRequest(key="k"), timeout=20, wait_for_ready=True)).seen == 2
+            assert (await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S, wait_for_ready=True)).seen == 2
             await scaled(app, 2)
 
 

@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 from onelane.shard.fork_server import Files
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, eventually, is_running, running
@@ -99,6 +100,6 @@ def test_a_file_that_was_replaced_since_it_was_imported_has_changed(
 async def test_a_process_that_must_not_be_forked_says_so(code: str, reason: str) -> None:
     code += "; import os; from onelane.shard import fork_server; print(fork_server._unfit(), flush=True); os._exit(0)"
     run = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=30
+        subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=BOUND_S
     )
     assert run.stdout == f"{reason}\n"

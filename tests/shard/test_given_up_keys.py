@@ -14,6 +14,7 @@ from onelane.shard import handoff
 from onelane.supervisor import changes
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoServicer, EchoStub
 from tests.running_app import eventually
@@ -111,11 +112,11 @@ class Bench:
         await self.scale(2)
 
     async def scale(self, shards: int) -> None:
-        await asyncio.wait_for(self.cluster.scale(shards), 20)
+        await asyncio.wait_for(self.cluster.scale(shards), BOUND_S)
 
     async def count(self, key: str = "") -> tuple[int, int]:
         """Adds one: in memory, on disk."""
-        reply = await self.cluster.stub(EchoStub).Unary(EchoRequest(key=key or self.key), timeout=20)
+        reply = await self.cluster.stub(EchoStub).Unary(EchoRequest(key=key or self.key), timeout=BOUND_S)
         return reply.seen, int(reply.text)
 
     @asynccontextmanager
@@ -124,14 +125,14 @@ class Bench:
         service = self.service(0)
         # Of a plain channel, which repeats no call.
         stub = self.cluster.stub(EchoStub, shard=0)
-        staying = asyncio.ensure_future(stub.Misbehave(EchoRequest(key=self.key), timeout=30))
+        staying = asyncio.ensure_future(stub.Misbehave(EchoRequest(key=self.key), timeout=BOUND_S))
         try:
-            await asyncio.wait_for(service.began.wait(), 10)
+            await asyncio.wait_for(service.began.wait(), BOUND_S)
             yield staying
         finally:
             service.may_end.set()
             await asyncio.gather(staying, return_exceptions=True)
-        await asyncio.wait_for(service.has_ended.wait(), 10)
+        await asyncio.wait_for(service.has_ended.wait(), BOUND_S)
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ async def test_where_the_key_is_back_before_its_turn_has_ended_it_has_the_state_
         counting = asyncio.ensure_future(bench.count())
         await asyncio.sleep(0)
         assert not counting.done()
-    assert await asyncio.wait_for(counting, 10) == (13, 3)
+    assert await asyncio.wait_for(counting, BOUND_S) == (13, 3)
     assert bench.service(0).heard[-1] == ("arrives", bench.key, 12)
 
 
@@ -232,7 +233,7 @@ async def test_a_call_that_waits_for_the_state_of_a_key_that_leaves_without_it_d
     stub: Any = bench.cluster.stub(EchoStub, shard=0)
     bench.store.may_load.clear()
     before = bench.store.loads
-    counting = asyncio.ensure_future(_code(stub.Unary(EchoRequest(key=bench.unused), timeout=20)))
+    counting = asyncio.ensure_future(_code(stub.Unary(EchoRequest(key=bench.unused), timeout=BOUND_S)))
     # The call is there before its key leaves: else it would wait for the key at its new owner.
     await eventually(lambda: bench.store.loads > before)
     scaling = asyncio.ensure_future(bench.scale(3))

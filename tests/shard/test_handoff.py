@@ -30,6 +30,7 @@ from onelane.v1.siblings_pb2 import (
 )
 from onelane.v1.siblings_pb2_grpc import SiblingsServicer, add_SiblingsServicer_to_server
 
+from tests.bounds import BOUND_S
 from tests.running_app import eventually
 from tests.shard.parts import sent, setup, wired
 
@@ -259,7 +260,7 @@ async def test_what_was_for_a_life_that_has_a_next_one_is_sent_to_that_alone_tho
     sibling.life = SIBLING_LIFE + 1
     bench.totals["k"] = 7
     bench.prepare((bench.me,), (bench.sibling,))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while not (deliveries := tasks_of("HandoffLine._deliver")):  # noqa: ASYNC110 - a line tells nobody
             await asyncio.sleep(0)
         bench.parts.handoff.reborn(replace(bench.sibling, life=sibling.life))
@@ -354,7 +355,7 @@ async def test_the_supervisor_hears_of_the_progress_also_where_the_first_keys_th
     leaving = [key for key in KEYS if key not in staying]
     bench.totals.update(dict.fromkeys([*staying, *leaving], 7))
     bench.prepare((bench.me,), after.members)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         departed = 0
         while departed < len(leaving):
             message = await bench.supervisor.receive()
@@ -374,7 +375,7 @@ async def test_a_change_gives_way_to_calls_between_two_pieces(
     bench.parts.lane.received += 1
     bench.prepare((bench.me,), (bench.sibling,))
     looked_at: list[int] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while len(looked_at) < 3:
             message = await bench.supervisor.receive()
             assert message is not None
@@ -395,7 +396,7 @@ async def test_what_arrives_is_there_before_the_hooks_and_they_before_its_first_
     await asyncio.sleep(0)
     assert not first_turn.done()
     await bench.parts.handoff.hand_over(bench.take("k"))
-    await asyncio.wait_for(first_turn, 10)
+    await asyncio.wait_for(first_turn, BOUND_S)
     assert heard == [("k", 7)]
     await bench.parts.handoff.hand_over(bench.take(done=True))
     await asyncio.sleep(0)
@@ -457,7 +458,7 @@ async def test_a_batch_that_comes_before_its_change_waits_for_it(bench: Bench) -
     await asyncio.sleep(0)
     assert bench.totals == {}
     bench.prepare((bench.sibling,), (bench.me,))
-    await asyncio.wait_for(handing_over, 10)
+    await asyncio.wait_for(handing_over, BOUND_S)
     assert bench.totals == {"k": 7}
     await close(bench)
 
@@ -484,7 +485,7 @@ async def test_of_a_life_that_has_died_nothing_is_taken_and_its_keys_are_served(
     held = asyncio.ensure_future(bench.parts.lane.queue.hold("k", "held"))
     await asyncio.sleep(0)
     bench.parts.handoff.gone(SIBLING_LIFE)
-    await asyncio.wait_for(held, 10)
+    await asyncio.wait_for(held, BOUND_S)
     with pytest.raises(HandOverRefused, match="life 6 is dead"):
         await bench.parts.handoff.hand_over(bench.take("k"))
     await close(bench)

@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
 from tests.state.held_store import StoreControl
@@ -29,10 +30,10 @@ class Bench:
         self._stub = cluster.stub(EchoStub, shard=0)
 
     async def count(self) -> int:
-        return (await self._stub.Unary(EchoRequest(key=self.key), timeout=20, wait_for_ready=True)).seen
+        return (await self._stub.Unary(EchoRequest(key=self.key), timeout=BOUND_S, wait_for_ready=True)).seen
 
     async def look(self) -> int:
-        return (await self._stub.Misbehave(EchoRequest(key=self.key), timeout=20, wait_for_ready=True)).seen
+        return (await self._stub.Misbehave(EchoRequest(key=self.key), timeout=BOUND_S, wait_for_ready=True)).seen
 
     def service(self, shard: int) -> Kept:
         kind: Any = Kept
@@ -65,8 +66,8 @@ async def test_a_key_leaves_once_its_last_commit_has_ended_and_its_answer_with_i
         assert not scaling.done()
         assert not looking.done()
         assert bench.service(0).counts == {}
-    assert list(await asyncio.wait_for(asyncio.gather(counting, looking), 20)) == [1, 1]
-    await asyncio.wait_for(scaling, 20)
+    assert list(await asyncio.wait_for(asyncio.gather(counting, looking), BOUND_S)) == [1, 1]
+    await asyncio.wait_for(scaling, BOUND_S)
     assert await bench.count() == 2
 
 
@@ -77,7 +78,7 @@ async def test_a_turn_that_ends_during_the_change_does_not_shut_out_the_next_own
         scaling = asyncio.ensure_future(bench.cluster.scale(1))
         await asyncio.sleep(0)
         owner.counts[bench.key] = 70
-    await asyncio.wait_for(scaling, 20)
+    await asyncio.wait_for(scaling, BOUND_S)
     assert await bench.count() == 71
 
 
@@ -98,8 +99,8 @@ async def test_a_key_that_was_deleted_last_leaves_once_that_is_on_disk(bench: Be
         for _ in range(200):
             await asyncio.sleep(0)
         assert not scaling.done()
-    assert await asyncio.wait_for(looking, 20) == 0
-    await asyncio.wait_for(asyncio.gather(deleting, scaling), 20)
+    assert await asyncio.wait_for(looking, BOUND_S) == 0
+    await asyncio.wait_for(asyncio.gather(deleting, scaling), BOUND_S)
 
 
 async def test_a_key_whose_last_commit_fails_leaves_as_it_is_on_disk(bench: Bench) -> None:
@@ -112,7 +113,7 @@ async def test_a_key_whose_last_commit_fails_leaves_as_it_is_on_disk(bench: Benc
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await counting
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        await asyncio.wait_for(scaling, 20)
+        await asyncio.wait_for(scaling, BOUND_S)
         assert await bench.look() == 1
     assert await bench.count() == 2
 
@@ -120,7 +121,7 @@ async def test_a_key_whose_last_commit_fails_leaves_as_it_is_on_disk(bench: Benc
 async def test_a_store_that_cannot_be_read_refuses_calls_of_a_moved_key_and_holds_up_no_change(bench: Bench) -> None:
     assert await bench.count() == 1
     with bench.control.fails("load", "commit"):
-        await asyncio.wait_for(bench.cluster.scale(1), 20)
+        await asyncio.wait_for(bench.cluster.scale(1), BOUND_S)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await bench.count()
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -134,7 +135,7 @@ async def test_what_a_dead_owner_still_writes_is_refused_once_the_next_one_has_l
         scaling = asyncio.ensure_future(bench.cluster.scale(1))
         await asyncio.sleep(0)
         await bench.cluster.kill(1)
-        await asyncio.wait_for(scaling, 20)
+        await asyncio.wait_for(scaling, BOUND_S)
         assert await bench.look() == 1
     with pytest.raises(grpc.aio.AioRpcError):
         await counting
@@ -150,7 +151,7 @@ async def test_the_old_owner_may_die_at_any_step_of_handing_over(bench: Bench, s
     for _ in range(steps):
         await asyncio.sleep(0)
     await bench.cluster.kill(1)
-    await asyncio.wait_for(scaling, 20)
+    await asyncio.wait_for(scaling, BOUND_S)
     (outcome,) = await asyncio.gather(counting, return_exceptions=True)
     stored = await bench.look()
     assert stored == 2 if outcome == 2 else stored in (1, 2)

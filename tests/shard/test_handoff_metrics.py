@@ -9,6 +9,7 @@ import pytest
 from onelane.lane.lane import Lane
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import eventually
@@ -48,14 +49,14 @@ async def test_what_moves_and_what_waits_for_it_is_counted(cluster: Cluster) -> 
         await stub.Unary(EchoRequest(key=key, text="x" * 100))
     assert await cluster.stats("onelane.keyed.entries", {"onelane.dict": "texts"}) == len(KEYS)
     before = cluster.service(SERVICE, shard=0)
-    running = [asyncio.ensure_future(stub.Unary(EchoRequest(key=key, order="wait"), timeout=20)) for key in KEYS]
+    running = [asyncio.ensure_future(stub.Unary(EchoRequest(key=key, order="wait"), timeout=BOUND_S)) for key in KEYS]
     await eventually(lambda: list(before.texts.values()) == [""] * len(KEYS))
     change = asyncio.ensure_future(cluster.scale(2))
     # They wait for the turns of their keys, and go to the new owners before the state does.
-    held = [asyncio.ensure_future(stub.Unary(EchoRequest(key=key, text="y"), timeout=20)) for key in KEYS]
+    held = [asyncio.ensure_future(stub.Unary(EchoRequest(key=key, text="y"), timeout=BOUND_S)) for key in KEYS]
     await eventually(lambda: any(lane.queue.arrivals.count for lane in Remembering.lanes))
     before.may_end.set()
-    await asyncio.wait_for(asyncio.gather(change, *running, *held), 20)
+    await asyncio.wait_for(asyncio.gather(change, *running, *held), BOUND_S)
     moved = len(cluster.service(SERVICE, shard=1).texts)
     assert 0 < moved < len(KEYS)
     assert await cluster.stats("onelane.handoff.keys") == moved

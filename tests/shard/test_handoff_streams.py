@@ -14,6 +14,7 @@ import pytest
 from onelane.core.moved import MOVED
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.follow.service import Follow
 from tests.follow.v1.follow_pb2 import FollowReply, FollowRequest
 from tests.follow.v1.follow_pb2_grpc import FollowStub
@@ -62,7 +63,7 @@ class Readers:
         """Say a text to every key; wait until every reader has it."""
         await asyncio.gather(*(stub.Say(FollowRequest(key=key, text=text)) for key in self.received))
         async with self._changed:
-            await asyncio.wait_for(self._changed.wait_for(lambda: self._have(text)), 20)
+            await asyncio.wait_for(self._changed.wait_for(lambda: self._have(text)), BOUND_S)
 
     def _have(self, text: str) -> bool:
         return all(any(text in reply.text for reply in _replies(replies)) for replies in self.received.values())
@@ -93,13 +94,13 @@ async def opened(stub: Any, method: str, key: str, *, text: str = "") -> Any:
 
 
 async def outcome(call: Any) -> tuple[grpc.StatusCode, dict[str, Any]]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         return await call.code(), dict(await call.trailing_metadata())
 
 
 async def until_open(cluster: Cluster, key: str, *, shard: int) -> None:
     service = cluster.service(Follow, shard=shard)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while not service.streams[key]:  # noqa: ASYNC110 - turns of the loop are what is waited for
             await asyncio.sleep(0)
 
@@ -121,7 +122,7 @@ async def test_a_stream_whose_key_moves_ends_with_its_epoch_in_a_trailer_and_is_
         call = await opened(stub, method, key)
         if method == "Send":
             await until_open(cluster, key, shard=0)
-        await asyncio.wait_for(cluster.restart(0), 20)
+        await asyncio.wait_for(cluster.restart(0), BOUND_S)
         code, trailers = await outcome(call)
         assert await call.details() == f"its key has moved to another shard, in epoch {trailers[MOVED]}"
     assert code is UNAVAILABLE
@@ -139,7 +140,7 @@ async def test_a_handler_that_catches_its_cancellation_and_returns_changes_nothi
     """shard: by which its client goes."""
     key = key_of(cluster, 0)
     call = await opened(cluster.stub(FollowStub, shard=shard), "Listen", key, text="stubborn")
-    await asyncio.wait_for(cluster.restart(0), 20)
+    await asyncio.wait_for(cluster.restart(0), BOUND_S)
     code, trailers = await outcome(call)
     assert code is UNAVAILABLE
     assert trailers.keys() == {MOVED}
@@ -154,10 +155,10 @@ async def test_streams_of_our_stubs_follow_their_keys_through_scaling_and_a_roll
     readers = Readers(stub, KEYS)
     await readers.hear(stub, "two")
     for shards in (4, 1, 3):
-        await asyncio.wait_for(cluster.scale(shards), 20)
+        await asyncio.wait_for(cluster.scale(shards), BOUND_S)
         await readers.hear(stub, f"{shards} shards")
     for shard in range(3):
-        await asyncio.wait_for(cluster.restart(shard), 20)
+        await asyncio.wait_for(cluster.restart(shard), BOUND_S)
     await readers.hear(stub, "restarted")
     await readers.end()
     for received in readers.received.values():
@@ -173,7 +174,7 @@ async def test_a_stream_that_a_leaving_shard_only_sends_on_ends_at_once_as_if_it
 ) -> None:
     """Not after a drain: the shard leaves for good, and its clients are to go another way."""
     call = await opened(cluster.stub(FollowStub, shard=1), "Listen", key := key_of(cluster, 0))
-    await asyncio.wait_for(cluster.scale(1), 20)
+    await asyncio.wait_for(cluster.scale(1), BOUND_S)
     code, trailers = await outcome(call)
     assert code is UNAVAILABLE
     assert trailers.keys() == {MOVED}

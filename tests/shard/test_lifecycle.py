@@ -23,6 +23,7 @@ from onelane.v1 import control_pb2
 from onelane.wire import framing
 
 from tests import frames
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import eventually
 from tests.shard.parts import LISTEN, setup
@@ -103,8 +104,8 @@ async def test_calls_and_batches_to_a_sibling_end_once_it_is_unresponsive_and_th
     stopped = Member("echo-1", "127.0.0.1:50062", f"{tmp_path}/echo-1")
     # The kernel accepts for it; nobody answers.
     with sockets.listening(f"unix:{stopped.socket}") as held:
-        held.settimeout(20)
-        async with serving(tmp_path) as shard, asyncio.timeout(20):
+        held.settimeout(BOUND_S)
+        async with serving(tmp_path) as shard, asyncio.timeout(BOUND_S):
             parts = shard.lifecycle.parts
             placement = Placement(2, (*parts.lane.placement.members, stopped))
             await shard.order(placement=placement_to_proto(placement))

@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 from onelane.client.channel import dial
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ECHO, eventually, running
@@ -27,7 +28,7 @@ async def keys_by_owner(stub: Any) -> dict[str, str]:
     """A key of each shard."""
     owners: dict[str, str] = {}
     for number in range(50):
-        reply = await stub.Unary(EchoRequest(key=f"{number}"), timeout=10)
+        reply = await stub.Unary(EchoRequest(key=f"{number}"), timeout=BOUND_S)
         owners.setdefault(reply.shard, f"{number}")
     return owners
 

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from onelane.client.channel import NativeChannel, dial
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ECHO, RunningApp, eventually, http_request, running
@@ -68,7 +69,7 @@ async def calls_until_it_drains(app: RunningApp, channel: NativeChannel) -> Coun
     stub: Any = echo_pb2_grpc.EchoStub(channel)
     # By our own wire it says so by a GOAWAY, after which the channel would wait for the next process.
     while channel.get_state() is grpc.ChannelConnectivity.READY:
-        code = (await stub.Who(EchoRequest(), timeout=10).code()).name
+        code = (await stub.Who(EchoRequest(), timeout=BOUND_S).code()).name
         expected["Who", code] += 1
         if code != "OK":
             break

@@ -15,6 +15,7 @@ from onelane.shard.topics import Lost
 from onelane.shard.wiring import ShardParts
 from onelane.v1 import siblings_pb2, siblings_pb2_grpc
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.running_app import echo, eventually, running
@@ -214,7 +215,7 @@ async def test_a_slow_subscriber_is_told_what_it_lost(shards: Shards) -> None:
 async def test_nobody_but_a_sibling_may_publish(shards: Shards) -> None:
     async with grpc.aio.insecure_channel(shards.app.listen["echo"]) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await siblings_pb2_grpc.SiblingsStub(channel).Publish(siblings_pb2.PublishRequest(), timeout=5)
+            await siblings_pb2_grpc.SiblingsStub(channel).Publish(siblings_pb2.PublishRequest(), timeout=BOUND_S)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -225,7 +226,7 @@ async def test_a_sibling_that_was_restarted_gets_what_is_published_then(tmp_path
         async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
             dying = EchoRequest(key=shards.keys[2], order="die")
             with pytest.raises(grpc.aio.AioRpcError):
-                await echo_pb2_grpc.EchoStub(channel).Misbehave(dying, timeout=20)
+                await echo_pb2_grpc.EchoStub(channel).Misbehave(dying, timeout=BOUND_S)
         await eventually(lambda: all(shard["state"] == "ready" for shard in app.shards()))
         await eventually(lambda: app.shards()[2]["restarts"] == 1)
         await shards.ask(2, "subscribe later")

@@ -9,6 +9,7 @@ from onelane.shard.topics import Lost
 from onelane.telemetry.spans import SpanRecord
 from onelane.testing.cluster import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 
@@ -44,7 +45,7 @@ async def test_a_publish_has_a_span_in_its_calls_trace_and_each_delivery_one_tha
             paper.shard.subscribe("news", EchoReply, paper.read)
         papers[1].shard.subscribe("news", EchoReply, lambda message: heard.set())
         stub = cluster.stub(echo_pb2_grpc.EchoStub, shard=0)
-        await stub.Unary(EchoRequest(key=next(k for k in "abcdef" if cluster.owner_of(k) == 0)), timeout=5)
+        await stub.Unary(EchoRequest(key=next(k for k in "abcdef" if cluster.owner_of(k) == 0)), timeout=BOUND_S)
         await heard.wait()
         await cluster.stats("onelane.calls")
         (publish,) = named(cluster, "publish")

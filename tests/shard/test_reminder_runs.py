@@ -10,6 +10,7 @@ from onelane.state.memory_store import MemoryStore
 from onelane.state.reminder import FIRST_RETRY_S, Reminder
 from onelane.state.store import KeyWrite, StoredReminder, StoreOptions
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.shard.reminded import RUN, RemindedCluster, reminded_cluster
 
@@ -271,7 +272,7 @@ async def test_reminders_run_once_while_shards_come_and_go() -> None:
         for shards in (3, 1, 2):
             scaling = asyncio.ensure_future(reminded.cluster.scale(shards))
             await reminded.cluster.advance(4)
-            await asyncio.wait_for(scaling, 30)
+            await asyncio.wait_for(scaling, BOUND_S)
         await reminded.cluster.advance(4)
         for _ in range(20):
             await reminded.settle()
@@ -284,7 +285,7 @@ async def test_a_reminder_goes_with_its_key_and_runs_at_the_new_owner_alone() ->
     async with reminded_cluster(shards=1) as reminded:
         for key in KEYS:
             await reminded.do(key, f"set {key} 50 - x")
-        await asyncio.wait_for(reminded.cluster.scale(2), 30)
+        await asyncio.wait_for(reminded.cluster.scale(2), BOUND_S)
         await reminded.cluster.advance(51)
         await reminded.ran(len(KEYS))
         await reminded.settle()

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from onelane.cli import admin_client
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, running
@@ -44,14 +45,15 @@ async def do(app: RunningApp, *orders: tuple[str, str]) -> list[int]:
     async with grpc.aio.insecure_channel(app.listen["echo"], options=OPTIONS) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         calls = (
-            stub.Misbehave(EchoRequest(key=key, order=order), timeout=20, wait_for_ready=True) for key, order in orders
+            stub.Misbehave(EchoRequest(key=key, order=order), timeout=BOUND_S, wait_for_ready=True)
+            for key, order in orders
         )
         return [reply.seen for reply in await asyncio.gather(*calls)]
 
 
 async def wait_counts(app: RunningApp, count: int) -> None:
     """Wait until every reminder has run so often."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while await do(app, *((key, f"list {key}") for key in KEYS)) != [count] * len(KEYS):  # noqa: ASYNC110 - of other processes
             await asyncio.sleep(0.1)
 

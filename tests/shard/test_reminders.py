@@ -13,6 +13,7 @@ from onelane.testing import Cluster
 from onelane.v1.siblings_pb2 import RemindReply, RemindRequest
 from onelane.v1.siblings_pb2_grpc import SiblingsStub
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.shard.reminded import RUN, RemindedCluster, reminded_cluster
@@ -189,7 +190,7 @@ class TestBadInput:
 
     async def test_only_siblings_may_change_reminders(self, reminded: RemindedCluster) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="only the shards of this app"):
-            await reminded.cluster.stub(SiblingsStub, shard=0).Remind(RemindRequest(key="k"), timeout=20)
+            await reminded.cluster.stub(SiblingsStub, shard=0).Remind(RemindRequest(key="k"), timeout=BOUND_S)
 
 
 async def test_a_time_may_be_a_datetime_with_a_time_zone(reminded: RemindedCluster) -> None:
@@ -218,7 +219,7 @@ async def test_an_app_without_a_store_is_told_what_to_do() -> None:
 
 async def test_an_app_without_a_durable_dict_may_ask_for_a_store() -> None:
     async with Cluster(Forgetful, shards=1, settings={"state": {"reminders": True}}) as cluster:
-        await cluster.stub(echo_pb2_grpc.EchoStub).Unary(EchoRequest(key="k"), timeout=20)
+        await cluster.stub(echo_pb2_grpc.EchoStub).Unary(EchoRequest(key="k"), timeout=BOUND_S)
         kind: Any = Forgetful
         (reminder,) = await cluster.service(kind, shard=0).shard.reminders("k")
         assert (reminder.key, reminder.method) == ("k", RUN)

@@ -22,6 +22,7 @@ from onelane.state.store import KeyState, StoreOptions
 from onelane.state.store_thread import StoreThread
 from onelane.telemetry.stats import Stats
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, eventually, http_request, running
@@ -62,7 +63,7 @@ async def channel(app: RunningApp) -> AsyncIterator[grpc.aio.Channel]:
 
 async def check(channel: grpc.aio.Channel, service: str) -> int:
     stub: Any = health_pb2_grpc.HealthStub(channel)
-    reply = await stub.Check(HealthCheckRequest(service=service), timeout=10)
+    reply = await stub.Check(HealthCheckRequest(service=service), timeout=BOUND_S)
     return int(reply.status)
 
 
@@ -71,13 +72,13 @@ async def test_a_failing_store_is_not_serving_by_its_own_name_alone_and_comes_ba
     app: RunningApp, channel: grpc.aio.Channel, folder: Path
 ) -> None:
     stub = echo_pb2_grpc.EchoStub(channel)
-    assert (await stub.Unary(EchoRequest(key="k"), timeout=10)).seen == 1
+    assert (await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)).seen == 1
     health: Any = health_pb2_grpc.HealthStub(channel)
-    watch = health.Watch(HealthCheckRequest(service="onelane.state"), timeout=20)
+    watch = health.Watch(HealthCheckRequest(service="onelane.state"), timeout=BOUND_S)
     assert (await watch.read()).status == SERVING
     with closing(sqlite3.connect(folder / "state/kept/kept-0.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        refused = stub.Unary(EchoRequest(key="other"), timeout=10)
+        refused = stub.Unary(EchoRequest(key="other"), timeout=BOUND_S)
         assert await refused.code() is grpc.StatusCode.UNAVAILABLE
         assert (await watch.read()).status == NOT_SERVING
         assert await check(channel, "onelane.state") == NOT_SERVING
@@ -86,11 +87,11 @@ async def test_a_failing_store_is_not_serving_by_its_own_name_alone_and_comes_ba
         # A restart would help nobody, and no other place has another store for these keys.
         assert [http_request(f"http://{app.admin}/{path}")[0] for path in ("livez", "readyz")] == [200, 200]
         # What is in memory can still be read.
-        assert (await stub.Misbehave(EchoRequest(key="k"), timeout=10)).seen == 1
+        assert (await stub.Misbehave(EchoRequest(key="k"), timeout=BOUND_S)).seen == 1
     assert (await watch.read()).status == SERVING
     await eventually(lambda: http_request(f"http://{app.admin}/healthz")[0] == 200)
     watch.cancel()
-    assert (await stub.Unary(EchoRequest(key="k"), timeout=10)).seen == 2
+    assert (await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)).seen == 2
 
 
 @pytest.mark.slow
@@ -148,7 +149,7 @@ async def test_the_key_that_failed_is_claimed_unless_another_shard_owns_it_now(
         await eventually(lambda: tried.loads > 2)
         assert not health.works
     tried.error = error
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         assert await changes.get() is True
     assert (health.works, tried.probes) == (True, probes)
     health.cancel()

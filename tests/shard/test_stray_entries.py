@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from onelane.core.placement import Member, Placement
 
+from tests.bounds import BOUND_S
 from tests.running_app import eventually
 from tests.shard.test_handoff import KEYS, Bench, Sibling, bench, close, sibling, tasks_of
 
@@ -79,7 +80,7 @@ async def test_an_entry_that_cannot_leave_is_counted_once(bench: Bench, sibling:
     await eventually(lambda: entries == {1.5: 1})
     bench.parts.lane.place(after)
     bench.parts.handoff.placed(after)
-    await asyncio.wait(tasks_of("StrayEntries.sweep"), timeout=20)
+    await asyncio.wait(tasks_of("StrayEntries.sweep"), timeout=BOUND_S)
     assert lost(bench) == {"unwritable": 1, "no_key": 1}
     await close(bench)
 

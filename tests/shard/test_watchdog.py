@@ -28,6 +28,7 @@ from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.lane.test_lane import SaysWhatItWasTold
 
@@ -152,7 +153,7 @@ async def test_a_stall_is_logged_while_it_lasts(bench: Bench) -> None:
     handler = SetsEvent()
     logging.getLogger("onelane.watchdog").addHandler(handler)
     try:
-        assert logged.wait(30), "this blocks the loop until the stall is logged"
+        assert logged.wait(BOUND_S), "this blocks the loop until the stall is logged"
     finally:
         logging.getLogger("onelane.watchdog").removeHandler(handler)
     stall = await stall_in("test_a_stall_is_logged_while_it_lasts", bench)

@@ -10,6 +10,8 @@ from onelane.errors import StoreUnavailable
 from onelane.state.memory_store import MemoryStore
 from onelane.state.store import DueReminder, KeyState, KeyWrite, StoreOptions
 
+from tests.bounds import BOUND_S
+
 
 class StoreControl:
     """What all stores of one test do; it is the function that makes them, too."""
@@ -42,7 +44,7 @@ class StoreControl:
 
     def _wait_commits(self, count: int) -> None:
         with self.has_begun:
-            assert self.has_begun.wait_for(lambda: len(self.commits) >= count, 20)
+            assert self.has_begun.wait_for(lambda: len(self.commits) >= count, BOUND_S)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -69,7 +71,7 @@ class HeldStore(MemoryStore):
 
     def load(self, keys: Sequence[str], **more: Any) -> dict[str, KeyState]:
         self._control.loads += 1
-        assert self._control.may_load.wait(20)
+        assert self._control.may_load.wait(BOUND_S)
         self._check_works("load")
         return super().load(keys, **more)
 
@@ -77,14 +79,14 @@ class HeldStore(MemoryStore):
         with self._control.has_begun:
             self._control.commits.append(len(writes))
             self._control.has_begun.notify_all()
-        assert self._control.may_go.wait(20)
+        assert self._control.may_go.wait(BOUND_S)
         self._check_works("commit")
         super().commit(writes, **more)
 
     def reminders(self, **more: Any) -> list[DueReminder]:
         self._control.lists += 1
         due = super().reminders(**more)
-        assert self._control.may_list.wait(20)
+        assert self._control.may_list.wait(BOUND_S)
         return due
 
     def _check_works(self, operation: str) -> None:

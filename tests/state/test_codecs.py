@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from onelane.errors import BadService
 from onelane.state.codecs import Codec, codec_for
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 
 
@@ -241,7 +242,7 @@ def test_msgspec_is_imported_by_the_first_kind_that_needs_it() -> None:
         "codec_for(int, None)\n"
         "assert 'msgspec' in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=BOUND_S)
 
 
 @pytest.mark.parametrize("kind", ["int", "dict", "Entry", "datetime.date"])
@@ -260,4 +261,4 @@ def test_the_first_value_of_a_kind_imports_nothing(kind: str) -> None:
         "assert codec.decode(data) == value\n"
         "assert set(sys.modules) == imported, set(sys.modules) - imported\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=BOUND_S)

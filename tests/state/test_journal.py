@@ -10,6 +10,7 @@ from onelane.errors import Fenced, NotKept, StoreUnavailable, UnwritableValue
 from onelane.state import journal
 from onelane.state.store import RememberedAnswer, Row, StoredReminder
 
+from tests.bounds import BOUND_S
 from tests.state.journals import SteppedJournal, next_step
 
 DOWN = StoreUnavailable("a.sqlite", "disk full")
@@ -297,7 +298,7 @@ async def test_a_journal_is_idle_once_everything_is_written(stepped: SteppedJour
     await next_step()
     assert not idle.done()
     stepped.queue.step()
-    await asyncio.wait_for(idle, 5)
+    await asyncio.wait_for(idle, BOUND_S)
     assert stepped.queue.store.read(["k"])["k"].rows == (Row("texts", b"1"),)
 
 
@@ -342,7 +343,7 @@ def load_in_turn(stepped: SteppedJournal, key: str) -> None:
 
 
 async def until_done(stepped: SteppedJournal, waiting: "asyncio.Future[Any]") -> Any:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while not waiting.done():
             await next_step()
             if stepped.queue.asked:

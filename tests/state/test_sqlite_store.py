@@ -15,6 +15,7 @@ from onelane.errors import StoreRefused, StoreUnavailable
 from onelane.state.sqlite_store import SqliteStore
 from onelane.state.store import scan
 
+from tests.bounds import BOUND_S
 from tests.running_app import ROOT
 from tests.state.places import AT, StorePlace, cart, full, write
 
@@ -95,7 +96,7 @@ print(store.read(["k"])["k"].rows[0].value)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 store.commit([write("l", b"3")], at=0.0)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=BOUND_S)
     assert done.returncode == 0, done.stderr
     assert "the disk" in done.stdout
     assert done.stdout.endswith("b'1'\n")
@@ -140,7 +141,9 @@ except StoreUnavailable as error:
 """
     tmp_path.chmod(0o555)
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
-    done = subprocess.run([*drop, sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [*drop, sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=BOUND_S
+    )
     tmp_path.chmod(0o755)
     assert done.stdout == f"{tmp_path}/new/lobby/lobby-0.sqlite: cannot be opened: Permission denied\n", done.stderr
 

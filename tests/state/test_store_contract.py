@@ -15,6 +15,7 @@ import pytest
 from onelane.errors import Fenced, StoreUnavailable
 from onelane.state.store import NEVER_WRITTEN, KeyState, KeyWrite, Stamp, Store, scan
 
+from tests.bounds import BOUND_S
 from tests.running_app import ROOT
 from tests.state.places import AT, STORES, StorePlace, at_place, cart, full, write
 
@@ -271,7 +272,7 @@ def test_processes_that_start_at_once_all_open_it_and_the_last_life_has_every_ke
     children = [context.Process(target=claim_all, args=(durable_place, life, results)) for life in (1, 2)]
     for child in children:
         child.start()
-    writes = dict(results.get(timeout=30) for _ in children)
+    writes = dict(results.get(timeout=BOUND_S) for _ in children)
     for child in children:
         child.join(30)
     assert writes[2] == 30

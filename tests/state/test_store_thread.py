@@ -12,6 +12,8 @@ from onelane.state.memory_store import MemoryStore
 from onelane.state.store import Store, StoreOptions
 from onelane.state.store_thread import StoreThread
 
+from tests.bounds import BOUND_S
+
 
 class Closing(MemoryStore):
     closed = False
@@ -43,7 +45,7 @@ async def test_work_is_done_on_the_thread_in_order_and_its_results_come_back_on_
 
     for number in range(3):
         thread.submit(partial(work, number), done)
-    await asyncio.wait_for(last, 5)
+    await asyncio.wait_for(last, BOUND_S)
     assert [result for result in results if result[0] == "work"] == [("work", number, False) for number in range(3)]
     assert [result for result in results if result[0] == "done"] == [
         ("done", 0, type(None), True),
@@ -80,7 +82,7 @@ async def test_a_store_that_hangs_holds_up_no_end(tmp_path: Path) -> None:
     await thread.start()
     hangs = threading.Event()
     thread.submit(lambda _: hangs.wait(30), lambda *_: None)
-    await asyncio.wait_for(thread.aclose(0.01), 5)
+    await asyncio.wait_for(thread.aclose(0.01), BOUND_S)
     hangs.set()
 
 
@@ -93,5 +95,5 @@ async def test_a_burst_and_pauses_lose_no_work(tmp_path: Path) -> None:
         for _ in range(burst % 3):
             thread.submit(lambda _: None, lambda *_: None)
         thread.submit(lambda _: None, lambda *_, done=done: done.set())
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), BOUND_S)
     await thread.aclose(5.0)

@@ -14,7 +14,8 @@ from onelane.supervisor.leased_lives import LeasedLives
 from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 
-BOUND_S = 10.0
+from tests.bounds import BOUND_S
+
 LOOP_TURNS = 20
 """Iterations of the loop after which all effects of an event have happened."""
 

@@ -20,6 +20,7 @@ from onelane.supervisor.app import AppSupervisor, ShardFailed
 from onelane.supervisor.shard_state import ShardState
 from onelane.v1 import control_pb2
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.gate import Gate
@@ -153,7 +154,7 @@ async def test_an_app_stops_though_a_shard_stands_still_since_it_was_launched(
     monkeypatch.setattr(supervised_shard, "MAKE_ROOM_S", 0.01)
     monkeypatch.setattr(FakeControl, "stands_still", True)
     async with supervised(launcher, 1) as app:
-        await asyncio.wait_for(app.drain(), 10)
+        await asyncio.wait_for(app.drain(), BOUND_S)
         await settle()
         assert app.shards[0].state is ShardState.STOPPED
 
@@ -235,7 +236,7 @@ async def test_a_shard_that_dies_is_restarted_and_the_others_are_untouched(tmp_p
         assert cluster.metric("onelane_restarts_total", onelane_shard="echo-0") == 1
         where = Where(cluster)
         for key in map(str, range(20)):
-            reply = await where.away(key).Unary(EchoRequest(key=key), wait_for_ready=True, timeout=10)
+            reply = await where.away(key).Unary(EchoRequest(key=key), wait_for_ready=True, timeout=BOUND_S)
             assert reply.shard == where.owner_of(key)
         await where.close()
 

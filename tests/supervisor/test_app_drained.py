@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -40,7 +41,7 @@ async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
 
 async def code_of_new_connection(address: str, key: str) -> tuple[grpc.StatusCode, str]:
     async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        return await code_of(echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=20))
+        return await code_of(echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=BOUND_S))
 
 
 async def test_the_keys_of_a_drained_shard_are_with_the_others_until_it_is_restarted(
@@ -49,8 +50,8 @@ async def test_the_keys_of_a_drained_shard_are_with_the_others_until_it_is_resta
     key, other = where.key_of("echo-1"), where.key_of("echo-0")
     own_address = app.shards()[1]["address"]
     await bring(app, "drained", "drain")
-    assert (await where.away(key).Unary(EchoRequest(key=key), timeout=20)).shard == "echo-0"
-    assert (await where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=20)).shard == "echo-0"
+    assert (await where.away(key).Unary(EchoRequest(key=key), timeout=BOUND_S)).shard == "echo-0"
+    assert (await where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=BOUND_S)).shard == "echo-0"
     assert await code_of_new_connection(app.listen["echo"], key) == (grpc.StatusCode.OK, "")
     assert (await code_of_new_connection(own_address, key))[0] is grpc.StatusCode.UNAVAILABLE
     assert await code_of_new_connection(app.listen["echo"], other) == (grpc.StatusCode.OK, "")
@@ -80,8 +81,8 @@ async def test_where_the_placement_cannot_change_the_keys_of_a_drained_shard_are
         where = Where(app)
         key, other = where.key_of("echo-1"), where.key_of("echo-0")
         await bring(app, "drained", "drain")
-        assert await code_of(where.away(key).Unary(EchoRequest(key=key), timeout=20)) == REFUSED
-        assert await code_of(where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=20)) == REFUSED
+        assert await code_of(where.away(key).Unary(EchoRequest(key=key), timeout=BOUND_S)) == REFUSED
+        assert await code_of(where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=BOUND_S)) == REFUSED
         assert await code_of_new_connection(app.listen["echo"], key) == REFUSED
         assert await code_of_new_connection(app.listen["echo"], other) == (grpc.StatusCode.OK, "")
         assert app.metric("onelane_refusals_total", onelane_reason="drained") == 3

@@ -15,7 +15,8 @@ from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.target import Alteration, NotChanged, drained, pinned, replaced, scaled
 from onelane.v1 import control_pb2
 
-from tests.supervisor.fake_launcher import BOUND_S, settle, until
+from tests.bounds import BOUND_S
+from tests.supervisor.fake_launcher import settle, until
 from tests.supervisor.scripted_shards import ScriptedLauncher, scripted_app
 
 

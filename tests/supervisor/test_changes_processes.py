@@ -16,6 +16,7 @@ import pytest
 from onelane.cli import admin_client
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -62,7 +63,7 @@ async def dialled(app: RunningApp) -> AsyncIterator[Where]:
 
 async def shards_of(where: Where, keys: range) -> dict[str, str]:
     """Key → the shard that serves it, asked at the shared address."""
-    return {key: (await where.shared.Unary(EchoRequest(key=key), timeout=20)).shard for key in map(str, keys)}
+    return {key: (await where.shared.Unary(EchoRequest(key=key), timeout=BOUND_S)).shard for key in map(str, keys)}
 
 
 async def test_an_app_that_is_scaled_up_and_down_serves_each_key_where_the_new_placement_has_it(
@@ -88,7 +89,7 @@ async def test_an_app_that_is_scaled_up_and_down_serves_each_key_where_the_new_p
         away = away or row["shards"][3]["address"]
     async with grpc.aio.insecure_channel(away) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="refused"):
-            await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k"), timeout=10)
+            await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key="k"), timeout=BOUND_S)
 
 
 async def test_under_load_no_call_fails_and_no_update_is_lost_or_doubled(app: RunningApp) -> None:
@@ -99,7 +100,7 @@ async def test_under_load_no_call_fails_and_no_update_is_lost_or_doubled(app: Ru
     async def call_regularly(stub: "echo_pb2_grpc.EchoAsyncStub", key: str) -> None:
         while not is_over.is_set():
             counts[key] += 1
-            assert (await stub.Unary(EchoRequest(key=key), timeout=20)).seen == counts[key]
+            assert (await stub.Unary(EchoRequest(key=key), timeout=BOUND_S)).seen == counts[key]
 
     retried = {"name": [{}], "retryPolicy": RETRY_POLICY}
     options = [("grpc.service_config", json.dumps({"methodConfig": [retried]}))]
@@ -157,7 +158,7 @@ async def test_new_connections_go_to_the_owners_of_their_keys_in_a_change_and_ev
             async with grpc.aio.insecure_channel(
                 app.listen["echo"], [("grpc.use_local_subchannel_pool", 1)]
             ) as channel:
-                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=str(calls_begun)), timeout=20)
+                await echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=str(calls_begun)), timeout=BOUND_S)
 
     async def change() -> None:
         for command in ("scale?app=echo&shards=3", "scale?app=echo&shards=2"):
@@ -207,7 +208,7 @@ async def test_ctrl_c_in_a_restart_ends_the_command_alone(app: RunningApp, tmp_p
             asking = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
             await eventually(app.is_changing)
             asking.send_signal(signal.SIGINT)
-            _, errors = await asyncio.wait_for(asking.communicate(), 20)
+            _, errors = await asyncio.wait_for(asking.communicate(), BOUND_S)
             assert (asking.returncode, app.is_changing()) == (130, True)
             assert "the restart goes on; `onelane status` shows how far it is" in errors.decode()
         await held

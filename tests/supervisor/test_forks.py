@@ -15,6 +15,7 @@ import pytest
 from onelane.supervisor import forks, server_process
 from onelane.supervisor.forks import ForkedProcess, ForkServer, NotForked
 
+from tests.bounds import BOUND_S
 from tests.running_app import ROOT, eventually, is_running
 from tests.supervisor.forked import CHANGED, UNFIT
 
@@ -31,14 +32,14 @@ class Obedient:
         loop = asyncio.get_running_loop()
         if order:
             await loop.sock_sendall(self._line, f"{order}\n".encode())
-        return int(await asyncio.wait_for(loop.sock_recv(self._line, 100), 20))
+        return int(await asyncio.wait_for(loop.sock_recv(self._line, 100), BOUND_S))
 
     async def exit(self, code: int) -> int | None:
         await asyncio.get_running_loop().sock_sendall(self._line, f"exit {code}\n".encode())
         return await self.ended()
 
     async def ended(self) -> int | None:
-        return await asyncio.wait_for(self.process.wait(), 20)
+        return await asyncio.wait_for(self.process.wait(), BOUND_S)
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ async def test_exit_codes_are_known_where_whoever_started_the_server_ignored_end
     with near, far:
         process = await server.start([far.fileno()])
         process.kill()
-        assert await asyncio.wait_for(process.wait(), 20) == -signal.SIGKILL
+        assert await asyncio.wait_for(process.wait(), BOUND_S) == -signal.SIGKILL
     server.close()
 
 

@@ -18,6 +18,7 @@ from onelane.supervisor.inline import InlineLauncher
 from onelane.supervisor.liveness import ASKED, LOOKS, Finding, Liveness, looks_of
 from onelane.supervisor.supervisor import Supervisor
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -154,12 +155,12 @@ async def test_calls_to_the_keys_of_a_stopped_shard_fail_soon_and_go_on_with_it(
     with stopped(app.shards()[1]["pid"]):
         # Begun before anybody knows: one that is forwarded, one whose connection is handed over.
         forwarded, _ = await asyncio.gather(
-            code_of(where.away(key).Unary(EchoRequest(key=key), timeout=30)), code_of_new_connection(app, key)
+            code_of(where.away(key).Unary(EchoRequest(key=key), timeout=BOUND_S)), code_of_new_connection(app, key)
         )
         assert forwarded == (grpc.StatusCode.UNAVAILABLE, "shard echo-1 does not answer: its lane does not tick")
         refused = (grpc.StatusCode.UNAVAILABLE, "shard echo-1, which owns the key, is unresponsive")
-        assert await code_of(where.away(key).Unary(EchoRequest(key=key), timeout=30)) == refused
-        assert await code_of(where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=30)) == refused
+        assert await code_of(where.away(key).Unary(EchoRequest(key=key), timeout=BOUND_S)) == refused
+        assert await code_of(where.away(key).Upload(iter([EchoRequest(key=key)]), timeout=BOUND_S)) == refused
         assert await code_of_new_connection(app, key) == refused
     await eventually(lambda: states(app) == ["ready", "ready"])
     # Its sibling is told at the supervisor's next look.
@@ -175,7 +176,7 @@ async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
 
 async def code_of_new_connection(app: RunningApp, key: str) -> tuple[grpc.StatusCode, str]:
     async with grpc.aio.insecure_channel(app.listen["echo"], [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        return await code_of(echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=30))
+        return await code_of(echo_pb2_grpc.EchoStub(channel).Unary(EchoRequest(key=key), timeout=BOUND_S))
 
 
 @pytest.mark.slow

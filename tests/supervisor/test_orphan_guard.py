@@ -12,6 +12,8 @@ import pytest
 from onelane.supervisor.launcher import ProcessLauncher
 from onelane.supervisor.orphan_guard import OrphanGuard
 
+from tests.bounds import BOUND_S
+
 
 @pytest.fixture
 def guard() -> Iterator[OrphanGuard]:
@@ -38,7 +40,7 @@ def test_processes_that_outlive_the_supervisor_are_killed(
     for process in shards:
         guard.watch(process.pid)
     guard.close()
-    assert [process.wait(20) for process in shards] == [-signal.SIGKILL] * 2
+    assert [process.wait(BOUND_S) for process in shards] == [-signal.SIGKILL] * 2
 
 
 def test_a_guard_waits_for_no_process_that_has_ended_and_touches_none_while_the_supervisor_lives(
@@ -65,7 +67,7 @@ async def test_a_shard_that_is_stopped_gives_its_port_up(guard: OrphanGuard) -> 
         address = port.getsockname()
     running._process.send_signal(signal.SIGSTOP)
     guard.close()
-    assert await asyncio.wait_for(running.wait(), 20) == "signal SIGKILL"
+    assert await asyncio.wait_for(running.wait(), BOUND_S) == "signal SIGKILL"
     running.control.close()
     with socket.socket() as port:
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

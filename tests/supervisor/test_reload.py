@@ -20,6 +20,7 @@ from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.target import scaled
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ROOT, RunningApp, echo, eventually, running
@@ -39,7 +40,7 @@ def rewrite(cluster: RunningApp, toml: str) -> None:
 def reload(cluster: RunningApp) -> tuple[int, str]:
     """`onelane reload`: its exit code and output."""
     command = [sys.executable, "-m", "onelane", "reload", cluster.admin]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -96,7 +97,9 @@ async def configs(where: Where) -> dict[str, tuple[str, str]]:
     for number in range(100):
         key = f"k{number}"
         if where.owner_of(key) not in by_shard:
-            call: Any = where.home(key).Misbehave(EchoRequest(key=key, order="config"), wait_for_ready=True, timeout=20)
+            call: Any = where.home(key).Misbehave(
+                EchoRequest(key=key, order="config"), wait_for_ready=True, timeout=BOUND_S
+            )
             await call
             trailers = dict(await call.trailing_metadata())
             by_shard[where.owner_of(key)] = (trailers["x-config"], trailers["x-followed"])
@@ -194,7 +197,7 @@ def test_settings_that_do_not_fit_stop_the_start(tmp_path: Path) -> None:
     file = tmp_path / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{echo(1, TYPED, "[apps.echo.config]", "limit = 0")}')
     command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
     assert done.returncode != 0
     assert "limit: Input should be greater than or equal to 1, seen 0" in done.stderr
 
@@ -202,4 +205,4 @@ def test_settings_that_do_not_fit_stop_the_start(tmp_path: Path) -> None:
 def test_a_reload_by_a_page_of_another_origin_is_refused(unchanged_pair: tuple[RunningApp, Where]) -> None:
     request = urllib.request.Request(f"http://{unchanged_pair[0].admin}/reload", method="POST")
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(request, timeout=5)
+        urllib.request.urlopen(request, timeout=BOUND_S)

@@ -8,7 +8,8 @@ from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.shard_state import ShardEvent, ShardState
 from onelane.supervisor.target import scaled
 
-from tests.supervisor.fake_launcher import BOUND_S, settle, until
+from tests.bounds import BOUND_S
+from tests.supervisor.fake_launcher import settle, until
 from tests.supervisor.scripted_shards import ScriptedLauncher, scripted_app
 
 ANOTHER = "another restart is under way, and shards restart one after another"

@@ -12,6 +12,7 @@ import pytest
 from onelane.supervisor import socket_folder as module
 from onelane.supervisor.socket_folder import NoSocketFolder, socket_folder
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import echo, eventually, http_request, running
@@ -112,7 +113,7 @@ async def test_where_the_folder_is_removed_shards_restart_and_calls_are_forwarde
         for path in (folder / "echo-0.sock", folder / "echo-1.sock"):
             await eventually(path.exists)
         for key in map(str, range(20)):
-            reply = await where.away(key).Unary(EchoRequest(key=key), wait_for_ready=True, timeout=20)
+            reply = await where.away(key).Unary(EchoRequest(key=key), wait_for_ready=True, timeout=BOUND_S)
             assert reply.shard == where.owner_of(key)
         assert cluster.shards()[0]["restarts"] == 1
         await where.close()
@@ -132,11 +133,11 @@ async def test_a_shard_whose_folder_was_removed_is_restarted_without_a_refused_f
         await eventually((folder / "echo-0.sock").exists)
         pid = cluster.shards()[0]["pid"]
         # It keeps the process until its grace is over, while nobody accepts any more.
-        held = where.away(held_key).Hold(EchoRequest(key=held_key), timeout=20)
+        held = where.away(held_key).Hold(EchoRequest(key=held_key), timeout=BOUND_S)
         await eventually(cluster.in_flight)
         assert http_request(f"http://{cluster.admin}/shards/echo/0/restart", method="POST", X_Onelane="1")[0] == 200
         while (shard := (await asyncio.to_thread(cluster.shards))[0])["pid"] == pid or shard["state"] != "ready":
-            reply = await where.away(key).Unary(EchoRequest(key=key), timeout=20)
+            reply = await where.away(key).Unary(EchoRequest(key=key), timeout=BOUND_S)
             assert reply.shard == "echo-0"
         held.cancel()
         await where.close()

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from onelane.telemetry.logs import MAX_BUFFERED_RECORDS, LogBuffer, pack_logs, unpack_logs
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import running
@@ -91,7 +92,7 @@ async def test_a_handlers_json_log_has_the_trace_of_its_call(tmp_path: Any) -> N
         metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
         async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
             request = EchoRequest(key="k", order="raise odd")
-            call = echo_pb2_grpc.EchoStub(channel).Misbehave(request, metadata=metadata, timeout=10)
+            call = echo_pb2_grpc.EchoStub(channel).Misbehave(request, metadata=metadata, timeout=BOUND_S)
             assert await call.code() is grpc.StatusCode.INTERNAL
         lines = [json.loads(line) for line in app.log.read_text().splitlines()]
     (line_of_call,) = [line for line in lines if line.get("trace_id") == trace_id]

@@ -12,6 +12,7 @@ import pytest
 from onelane.errors import BadConfig
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -109,7 +110,7 @@ async def test_a_killed_shard_loses_its_state_and_comes_back(echoes: Cluster) ->
     # The others do not notice.
     assert (await stub.Unary(EchoRequest(key=other))).seen == 2
     await echoes.restart(1)
-    assert (await stub.Unary(EchoRequest(key=key), wait_for_ready=True, timeout=20)).seen == 1
+    assert (await stub.Unary(EchoRequest(key=key), wait_for_ready=True, timeout=BOUND_S)).seen == 1
 
 
 async def test_a_stalled_shard_lets_its_calls_wait_and_the_others_go_on(echoes: Cluster) -> None:

@@ -10,6 +10,7 @@ from onelane.testing import Cluster
 from services.examples.counter.service import Counter
 from services.examples.counter.v1.counter_pb2 import AddRequest
 from services.examples.counter.v1.counter_pb2_grpc import CounterStub
+from tests.bounds import BOUND_S
 
 KEYS = [f"k{number}" for number in range(60)]
 
@@ -35,14 +36,14 @@ class Load:
     async def _add(self, keys: list[str]) -> None:
         while not self._stop.is_set():
             for key in keys:
-                total = (await self._stub.Add(AddRequest(name=key, amount=1), timeout=20)).total
+                total = (await self._stub.Add(AddRequest(name=key, amount=1), timeout=BOUND_S)).total
                 assert total == self.told[key] + 1, key
                 self.told[key] = total
                 self.added[key] += 1
 
     async def end(self) -> None:
         self._stop.set()
-        await asyncio.wait_for(asyncio.gather(*self._clients), 30)
+        await asyncio.wait_for(asyncio.gather(*self._clients), BOUND_S)
         assert self.added == self.told
         assert min(self.added.values()) > 0
 
@@ -50,7 +51,7 @@ class Load:
 async def test_shards_come_and_go_under_load_and_no_call_fails_and_no_sum_is_wrong(cluster: Cluster) -> None:
     load = Load(cluster)
     for shards in (4, 3, 1, 2):
-        await asyncio.wait_for(cluster.scale(shards), 30)
+        await asyncio.wait_for(cluster.scale(shards), BOUND_S)
     await load.end()
 
 
@@ -58,7 +59,7 @@ async def test_a_rolling_restart_under_load_keeps_the_memory(cluster: Cluster) -
     load = Load(cluster)
     services = [cluster.service(Counter, shard=index) for index in range(2)]
     for index in range(2):
-        await asyncio.wait_for(cluster.restart(index), 30)
+        await asyncio.wait_for(cluster.restart(index), BOUND_S)
         assert cluster.service(Counter, shard=index) is not services[index]
         assert services[index].totals == {}
     await load.end()
@@ -70,7 +71,7 @@ async def test_a_call_by_way_of_a_shard_that_is_not_the_owner_goes_on_too(cluste
     """As of a stock client that knows nothing of placements."""
     load = Load(cluster, shard=1)
     for shards in (3, 2):
-        await asyncio.wait_for(cluster.scale(shards), 30)
+        await asyncio.wait_for(cluster.scale(shards), BOUND_S)
     await load.end()
 
 

@@ -7,6 +7,7 @@ import grpc.aio
 import pytest
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.service import Echo
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
@@ -32,21 +33,21 @@ class Moves:
         meanwhile."""
         services = [self.cluster.service(Echo, shard=index) for index in range(5 - shards)]
         request = EchoRequest(key=self.leaving, order=order)
-        call = asyncio.ensure_future(self.cluster.stub(EchoStub).Misbehave(request, timeout=30))
+        call = asyncio.ensure_future(self.cluster.stub(EchoStub).Misbehave(request, timeout=BOUND_S))
         await until(lambda: any("middle" in service.began for service in services))
         change = asyncio.ensure_future(self.cluster.scale(shards))
         await until(lambda: all(service.shard._lane.router.handoff for service in services))
         for service in services:
             if "middle" in service.held:
                 service.held["middle"].set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             reply: EchoReply = await call
             await change
         return reply
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while not condition():  # noqa: ASYNC110 - it is of the same loop
             await asyncio.sleep(0)
 
@@ -84,7 +85,7 @@ async def test_code_that_waits_for_a_turn_of_a_key_that_leaves_has_a_call_that_m
         service = moves.cluster.service(Echo, shard=0)
         await until(lambda: "middle" in service.began)
         request = EchoRequest(key=moves.staying(0), order=f"turn {moves.leaving}")
-        reply: EchoReply = await moves.cluster.stub(EchoStub).Across(request, timeout=30)
+        reply: EchoReply = await moves.cluster.stub(EchoStub).Across(request, timeout=BOUND_S)
         return reply
 
     waiting = asyncio.ensure_future(wait_too())
@@ -101,7 +102,7 @@ async def test_a_timer_that_holds_the_turn_for_longer_than_a_drain_is_cancelled(
     service = moves.cluster.service(Echo, shard=0)
     await moves.cluster.advance(0.1)
     await until(lambda: moves.leaving in service.began)
-    await asyncio.wait_for(moves.cluster.scale(3), 10)
+    await asyncio.wait_for(moves.cluster.scale(3), BOUND_S)
     assert moves.cluster.service(Echo, shard=0) is service
 
 
@@ -118,7 +119,7 @@ async def test_a_call_that_goes_on_twice_has_the_metadata_and_the_status_of_its_
         service = moves.cluster.service(Echo, shard=0)
         await until(lambda: "middle" in service.began)
         request, metadata = EchoRequest(key=moves.leaving, order=order), (("x-there", "back"), ("onelane-debug", "1"))
-        call = moves.cluster.stub(EchoStub, shard=1).Misbehave(request, metadata=metadata, timeout=30)
+        call = moves.cluster.stub(EchoStub, shard=1).Misbehave(request, metadata=metadata, timeout=BOUND_S)
         code, trailers = await call.code(), dict(await call.trailing_metadata())
         return code, dict(await call.initial_metadata()), trailers["onelane-shard"], set(trailers)
 

@@ -12,6 +12,7 @@ from onelane.state.memory_store import MemoryStore
 from onelane.state.sqlite_store import SqliteStore
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
 from tests.state.kept_service import KeptBeside
@@ -44,7 +45,7 @@ class Load:
             for key in keys:
                 self.sent[key] += 1
                 try:
-                    seen = (await self._stub.Unary(EchoRequest(key=key), timeout=20)).seen
+                    seen = (await self._stub.Unary(EchoRequest(key=key), timeout=BOUND_S)).seen
                 except grpc.aio.AioRpcError as error:
                     if not self._may_fail:
                         raise
@@ -57,7 +58,7 @@ class Load:
 
     async def go_on(self, calls: int) -> None:
         goal = self.acknowledged.total() + calls
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND_S):
             while self.acknowledged.total() < goal:
                 self._counted.clear()
                 await self._counted.wait()
@@ -65,9 +66,9 @@ class Load:
     async def end(self) -> None:
         """Every key has what was acknowledged, and nothing that was not sent."""
         self._stop.set()
-        await asyncio.wait_for(asyncio.gather(*self._clients), 30)
+        await asyncio.wait_for(asyncio.gather(*self._clients), BOUND_S)
         for key in KEYS:
-            stored = (await self._stub.Misbehave(EchoRequest(key=key), timeout=20, wait_for_ready=True)).seen
+            stored = (await self._stub.Misbehave(EchoRequest(key=key), timeout=BOUND_S, wait_for_ready=True)).seen
             assert self.acknowledged[key] <= stored <= self.sent[key], key
 
 
@@ -80,9 +81,9 @@ async def test_shards_come_and_go_and_are_replaced_under_load_and_no_call_fails(
     load = Load(cluster, may_fail=False)
     await load.go_on(100)
     for shards in (4, 3, 1, 2):
-        await asyncio.wait_for(cluster.scale(shards), 30)
+        await asyncio.wait_for(cluster.scale(shards), BOUND_S)
     for index in range(2):
-        await asyncio.wait_for(cluster.restart(index), 30)
+        await asyncio.wait_for(cluster.restart(index), BOUND_S)
     await load.end()
     running = services(cluster, 2)
     for key in KEYS:
@@ -98,8 +99,8 @@ async def test_shards_that_die_between_and_in_changes_lose_nothing_that_was_ackn
         scaling = asyncio.ensure_future(cluster.scale(shards))
         for _ in range(step * 3):
             await asyncio.sleep(0)
-        await asyncio.wait_for(cluster.crash(step % 2), 30)
-        await asyncio.wait_for(scaling, 30)
+        await asyncio.wait_for(cluster.crash(step % 2), BOUND_S)
+        await asyncio.wait_for(scaling, BOUND_S)
     await load.go_on(100)
     await load.end()
 

@@ -10,6 +10,7 @@ from onelane.testing import Cluster
 from services.examples.counter.service import Counter
 from services.examples.counter.v1.counter_pb2 import AddReply, AddRequest
 from services.examples.counter.v1.counter_pb2_grpc import CounterStub
+from tests.bounds import BOUND_S
 from tests.echo.service import Echo
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
@@ -53,7 +54,7 @@ async def test_a_key_with_more_state_than_a_client_may_send_in_a_message_moves_a
             await stub.Add(AddRequest(name=key, amount=1))
         texts = cluster.service(Remembering, shard=0).texts
         texts.update(dict.fromkeys(KEYS, "x" * 70_000))
-        await asyncio.wait_for(cluster.scale(2), 10)
+        await asyncio.wait_for(cluster.scale(2), BOUND_S)
         moved = cluster.service(Remembering, shard=1).texts
         assert (len(moved) + len(texts), set(moved.values())) == (len(KEYS), {"x" * 70_000})
 
@@ -67,7 +68,7 @@ async def test_a_life_that_was_replaced_hears_what_is_published_until_its_calls_
         await stub.Across(EchoRequest(key=key_of[1], order="publish news 1 at_once"))
         replaced = cluster.service(Echo, shard=0)
         call = asyncio.ensure_future(cluster.stub(EchoStub, shard=0).Who(EchoRequest(order="sleep 0")))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             while not replaced.shard._lane.own_in_flight:  # noqa: ASYNC110 - it is of the same loop
                 await asyncio.sleep(0)
             restarting = asyncio.ensure_future(cluster.restart(0))
@@ -94,8 +95,8 @@ async def test_no_connection_to_a_life_that_has_ended_stays_behind() -> None:
                 # Each forwards, and calls the others.
                 stub = cluster.stub(EchoStub, shard=index)
                 for key in KEYS:
-                    await stub.Unary(EchoRequest(key=key), timeout=20)
-                    await stub.Across(EchoRequest(key=KEYS[0], order=f"by_name {key}"), timeout=20)
+                    await stub.Unary(EchoRequest(key=key), timeout=BOUND_S)
+                    await stub.Across(EchoRequest(key=KEYS[0], order=f"by_name {key}"), timeout=BOUND_S)
             await cluster.scale(2)
         shards = cluster._shards(None)
         sockets = {shard.member.socket for shard in shards}

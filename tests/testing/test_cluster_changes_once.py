@@ -6,6 +6,7 @@ from typing import Any
 import onelane
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
@@ -26,7 +27,7 @@ async def test_calls_that_are_repeated_by_their_id_while_their_keys_move_happen_
 
         def send() -> list[Any]:
             return [
-                stub.Unary(EchoRequest(key=key), metadata=(("idempotency-key", f"of {key}"),), timeout=20)
+                stub.Unary(EchoRequest(key=key), metadata=(("idempotency-key", f"of {key}"),), timeout=BOUND_S)
                 for key in KEYS
                 for stub in stubs
             ]
@@ -35,7 +36,7 @@ async def test_calls_that_are_repeated_by_their_id_while_their_keys_move_happen_
         with store.held():
             # These wait for their commits, and their keys for them.
             calls = send()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(BOUND_S):
                 while len(store.commits) < 2:  # noqa: ASYNC110 - they begin on threads
                     await asyncio.sleep(0.001)
             scaling = asyncio.ensure_future(cluster.scale(3))
@@ -43,7 +44,7 @@ async def test_calls_that_are_repeated_by_their_id_while_their_keys_move_happen_
                 await asyncio.sleep(0)
             calls += send()
         calls += send()
-        await asyncio.wait_for(scaling, 20)
+        await asyncio.wait_for(scaling, BOUND_S)
         calls += send()
         assert owners != {key: cluster.owner_of(key) for key in KEYS}
         assert {(await call).seen for call in calls} == {2}
@@ -77,10 +78,10 @@ async def test_keys_that_are_evicted_or_forgotten_while_they_leave_keep_what_was
     async with Cluster(Forgetful, shards=2, settings=KEYED) as cluster:
         stub: Any = cluster.stub(EchoStub)
         for expected, shards in enumerate((3, 1, 4, 2), 1):
-            await asyncio.gather(*(stub.Unary(EchoRequest(key=key), timeout=20) for key in KEYS))
+            await asyncio.gather(*(stub.Unary(EchoRequest(key=key), timeout=BOUND_S) for key in KEYS))
             scaling = asyncio.ensure_future(cluster.scale(shards))
             await asyncio.gather(*(forget_idle(cluster) for _ in range(3)))
-            await asyncio.wait_for(scaling, 20)
+            await asyncio.wait_for(scaling, BOUND_S)
             await forget_idle(cluster)
-            replies = await asyncio.gather(*(stub.Plain(EchoRequest(key=key), timeout=20) for key in KEYS))
+            replies = await asyncio.gather(*(stub.Plain(EchoRequest(key=key), timeout=BOUND_S) for key in KEYS))
             assert [(reply.seen, reply.text) for reply in replies] == [(expected, "0")] * len(KEYS)

@@ -8,6 +8,7 @@ import pytest
 from onelane.errors import Misuse, NoRoutingKey
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoServicer, EchoStub
 from tests.running_app import eventually
@@ -52,17 +53,17 @@ async def test_it_moves_is_kept_and_has_turns_and_reminders() -> None:
         stub = cluster.stub(EchoStub)
 
         async def count(key: tuple[str, str]) -> tuple[int, int]:
-            reply = await stub.Unary(EchoRequest(key=key[0], text=key[1]), timeout=20)
+            reply = await stub.Unary(EchoRequest(key=key[0], text=key[1]), timeout=BOUND_S)
             return reply.seen, int(reply.text)
 
         assert [await count(key) for key in KEYS] == [(1, 1)] * len(KEYS)
-        await asyncio.wait_for(cluster.scale(3), 20)
+        await asyncio.wait_for(cluster.scale(3), BOUND_S)
         assert [await count(key) for key in KEYS] == [(2, 2)] * len(KEYS)
         services = [service(cluster, index) for index in range(3)]
         assert sorted(key for seats in services for key in seats.seen) == sorted(KEYS)
         assert all(seats.seen for seats in services)
         assert set(services[1].told) == set(services[1].seen)
-        await stub.Misbehave(EchoRequest(key=KEYS[3][0], text=KEYS[3][1]), timeout=20)
+        await stub.Misbehave(EchoRequest(key=KEYS[3][0], text=KEYS[3][1]), timeout=BOUND_S)
         await cluster.advance(6)
         await eventually(lambda: 3 in [seats.seen.get(KEYS[3]) for seats in services])
         assert await count(KEYS[3]) == (4, 4)

@@ -12,6 +12,7 @@ import pytest
 from onelane.errors import NotItsKey
 from onelane.testing import Cluster
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoServicer, EchoStub
 from tests.testing.test_cluster import KEYS
@@ -74,7 +75,7 @@ def desk_of(cluster: Cluster, shard: int = 0) -> Desk:
 
 async def call(cluster: Cluster, key: str = "ada") -> int:
     stub: Any = cluster.stub(EchoStub)
-    return int((await stub.Unary(EchoRequest(key=key), timeout=20)).seen)
+    return int((await stub.Unary(EchoRequest(key=key), timeout=BOUND_S)).seen)
 
 
 async def touch_at_once(desk: Desk, key: str) -> None:
@@ -148,7 +149,7 @@ async def test_a_touch_outside_of_the_keys_turn_is_an_error_and_changes_nothing(
     # Its timers, and code in turns by hand.
     await cluster.advance(11)
     desk.after_turn.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         raised = await desk.errors.get()
     assert raised is not None
     key = raised.key
@@ -192,7 +193,7 @@ async def test_what_a_service_does_in_turns_is_as_without_strict(cluster: Cluste
     desk = desk_of(cluster)
     desk.job = use
     assert await call(cluster) == 4
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while desk.kept.get("ada") != 5 or desk.kept.get("bob") != 1:
             await cluster.advance(1)
     assert (desk.totals, desk.kept) == ({"ada": 5, "bob": 1}, {"ada": 5, "bob": 1})
@@ -212,7 +213,7 @@ async def test_the_keys_may_be_listed_to_take_the_turn_of_each(cluster: Cluster)
     desk.tick = sweep  # type: ignore[assignment, method-assign]
     desk.shard.every(1, sweep)
     await cluster.advance(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         await desk.errors.get()
     assert desk.totals == {}
 
@@ -227,7 +228,7 @@ async def test_entries_move_and_are_loaded_and_written_as_without_strict() -> No
         assert desk_of(cluster).kept == {key: 2}
         await cluster.crash(0)
         stub: Any = cluster.stub(EchoStub)
-        assert (await stub.Unary(EchoRequest(key=key), wait_for_ready=True, timeout=20)).seen == 1
+        assert (await stub.Unary(EchoRequest(key=key), wait_for_ready=True, timeout=BOUND_S)).seen == 1
         assert desk_of(cluster).kept == {key: 3}
 
 

@@ -9,6 +9,7 @@ import pytest
 from onelane.testing import Cluster
 from onelane.testing.faults import Fault, Faults
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 
@@ -36,9 +37,9 @@ async def test_calls_are_dropped_delayed_or_aborted() -> None:
         assert await stub.Unary(EchoRequest(key="k"), timeout=0.2).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
-        assert (await stub.Plain(EchoRequest(key="k", text="late"), timeout=10)).text == "late"
+        assert (await stub.Plain(EchoRequest(key="k", text="late"), timeout=BOUND_S)).text == "late"
         assert loop.time() - sent_at >= 0.05
-        download = stub.Download(EchoRequest(key="k", times=2), timeout=10)
+        download = stub.Download(EchoRequest(key="k", times=2), timeout=BOUND_S)
         with pytest.raises(grpc.aio.AioRpcError, match="torn"):
             await download.read()
 
@@ -47,7 +48,7 @@ async def test_the_same_seed_hits_the_same_calls() -> None:
     async def codes() -> list[grpc.StatusCode]:
         async with Cluster("tests.echo.service:Echo", shards=1, settings=settings(HalfOfTheCalls)) as cluster:
             stub: Any = cluster.stub(echo_pb2_grpc.EchoStub)
-            return [await stub.Unary(EchoRequest(key="k"), timeout=10).code() for _ in range(20)]
+            return [await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S).code() for _ in range(20)]
 
     first, second = await codes(), await codes()
     assert first == second

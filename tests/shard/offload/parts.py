@@ -16,6 +16,8 @@ from onelane.shard.offload.thread import Job
 from onelane.telemetry.stats import Stats
 from onelane.testing.clock import ManualClock
 
+from tests.bounds import BOUND_S
+
 
 class Resource:
     """Records its jobs, and the threads that made, used and closed it."""
@@ -73,7 +75,7 @@ def job_of(work: Callable[[Resource], object]) -> Job:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another thread does."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND_S):
         while not condition():  # noqa: ASYNC110 - threads set no asyncio event
             await asyncio.sleep(0.001)
 

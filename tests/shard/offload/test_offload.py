@@ -19,6 +19,7 @@ from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 
+from tests.bounds import BOUND_S
 from tests.shard.offload.parts import (
     HANGS_AT,
     Resource,
@@ -226,7 +227,7 @@ async def test_closing_leaves_a_thread_behind_if_no_caller_awaits_its_job(
     queued = asyncio.ensure_future(offload.run(work("queued")))
     await asyncio.sleep(0)
     hanging.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         await offload.aclose()
     with pytest.raises(Draining, match="offload r is closed"):
         await queued
@@ -238,7 +239,7 @@ async def test_closing_leaves_a_thread_behind_that_hangs_in_closing_its_resource
 ) -> None:
     offload = Offload(resources, name="r", capacity=9, tracer=tracer, stats=stats, close=hang, close_s=0.05)
     assert await offload.run(work("a")) == "a"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         await offload.aclose()
     (record,) = logged(caplog, "left_behind")
     assert HANGS_AT in record.getMessage()

@@ -14,6 +14,7 @@ from onelane.shard.offload.thread import JobQueue
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 
+from tests.bounds import BOUND_S
 from tests.shard.offload.parts import (
     HANGS_AT,
     Resource,
@@ -177,7 +178,7 @@ async def test_each_thread_of_a_pool_has_its_own_thread_bound_driver(
     meet = threading.Barrier(3)
 
     def seen(connection: sqlite3.Connection) -> tuple[int, int]:
-        meet.wait(10)  # all three run at once
+        meet.wait(BOUND_S)  # all three run at once
         (count,) = connection.execute("select count(*) from sqlite_master").fetchone()
         return threading.get_ident(), count
 

@@ -12,6 +12,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from onelane.supervisor.admin.auth import Unauthorized
 
+from tests.bounds import BOUND_S
 from tests.running_app import RunningApp, echo, http_request, running
 
 pytestmark = pytest.mark.slow
@@ -72,7 +73,7 @@ def test_with_a_token_only_requests_that_carry_it_are_served(secured: RunningApp
 def test_every_response_keeps_browsers_from_guessing_its_type_and_from_framing_it(
     secured: RunningApp, path: str, status: int
 ) -> None:
-    connection = HTTPConnection(secured.admin, timeout=10)
+    connection = HTTPConnection(secured.admin, timeout=BOUND_S)
     token = {"Authorization": "Bearer a-long-secret"} if status != 401 else {}
     connection.request("GET", path, headers=token)
     with closing(connection), connection.getresponse() as response:
@@ -100,7 +101,7 @@ async def test_wrong_tokens_wait_few_at_a_time() -> None:
 def test_wrong_tokens_wait_and_are_logged_once_a_second_while_the_right_one_is_served(secured: RunningApp) -> None:
     begin, guesses, before = time.monotonic(), [], _refusals(secured)
     for number in range(40):
-        guess = HTTPConnection(secured.admin, timeout=10)
+        guess = HTTPConnection(secured.admin, timeout=BOUND_S)
         guess.request("GET", "/status", headers={"Authorization": f"Bearer guess-{number}"})
         guesses.append(guess)
     assert http_request(f"http://{secured.admin}/status", Authorization="Bearer a-long-secret")[0] == 200

@@ -15,6 +15,7 @@ from onelane.errors import BadConfig, PortTaken
 from onelane.supervisor.admin.connections import MAX_CONNECTIONS, AdminConnection
 from onelane.supervisor.admin.listening import listening
 
+from tests.bounds import BOUND_S
 from tests.running_app import RunningApp, echo, running
 from tests.servers import Files
 
@@ -87,7 +88,7 @@ def test_no_handshake_is_lost_however_early_its_first_bytes_come(by_tls: Running
     context = files.client(cert="client")
     for _ in range(30):
         with (
-            socket.create_connection((host, int(port)), timeout=5) as plain,
+            socket.create_connection((host, int(port)), timeout=BOUND_S) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
         ):
             secured.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -98,7 +99,7 @@ def test_peers_that_begin_no_handshake_take_no_connection_from_others(by_tls: Ru
     host, port = by_tls.admin.removeprefix("https://").split(":")
     with ExitStack() as silent:
         for _ in range(MAX_CONNECTIONS + 20):
-            silent.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            silent.enter_context(socket.create_connection((host, int(port)), timeout=BOUND_S))
         run = command(by_tls, "reload", ONELANE_ADMIN_CA=files.path("ca.pem"), **identity(files))
         assert (run.stdout, run.stderr) == ("nothing has changed\n", "")
     assert "admin.connections_closed full=" in by_tls.log.read_text()

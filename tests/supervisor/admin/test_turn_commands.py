@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from onelane.cli.main import main
 
+from tests.bounds import BOUND_S
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.echo.v1.echo_pb2_grpc import EchoStub
 from tests.running_app import RunningApp, echo, eventually, running
@@ -55,9 +56,9 @@ async def status_of(call: Any) -> tuple[grpc.StatusCode, str]:
 
 async def test_a_held_turn_is_shown_with_its_line_and_its_waiters_and_ends_by_cancel(cluster: RunningApp) -> None:
     async with stub_of(cluster) as stub:
-        stuck = stub.Unary(EchoRequest(key="k", order="stay"), timeout=50)
+        stuck = stub.Unary(EchoRequest(key="k", order="stay"), timeout=BOUND_S)
         await eventually(lambda: turns(cluster)["held"] == 1)
-        waits = stub.Unary(EchoRequest(key="k", text="next"), timeout=50)
+        waits = stub.Unary(EchoRequest(key="k", text="next"), timeout=BOUND_S)
         await eventually(lambda: turns(cluster)["turns"][0]["waiting"] == 1)
         (turn,) = (await asyncio.to_thread(turns, cluster))["turns"]
         assert (turn["method"], turn["line"]) == ("echo.v1.Echo/Unary", f"{SERVICE}:{LINE}")
@@ -80,19 +81,19 @@ async def test_a_held_turn_is_shown_with_its_line_and_its_waiters_and_ends_by_ca
 
 async def test_a_turn_that_was_taken_by_hand_ends_by_cancel(cluster: RunningApp) -> None:
     async with stub_of(cluster) as stub:
-        chat = stub.Chat(timeout=50)
+        chat = stub.Chat(timeout=BOUND_S)
         await chat.write(EchoRequest(key="h"))
         assert (await chat.read()).text == "taken"
         (turn,) = (await asyncio.to_thread(turns, cluster))["turns"]
         assert (turn["method"], turn["line"]) == ("echo.v1.Echo/Chat", f"{SERVICE}:{LINE}")
         assert (await asyncio.to_thread(turns, cluster, "--cancel", "h"))["ended"]
-        assert (await stub.Unary(EchoRequest(key="h", text="free"), timeout=50)).text == "free"
+        assert (await stub.Unary(EchoRequest(key="h", text="free"), timeout=BOUND_S)).text == "free"
         assert await chat.code() is not grpc.StatusCode.OK
 
 
 async def test_code_that_stays_in_its_turn_is_not_said_to_have_ended(cluster: RunningApp) -> None:
     async with stub_of(cluster) as stub:
-        stubborn = stub.Unary(EchoRequest(key="s", order="stay whatever comes"), timeout=50)
+        stubborn = stub.Unary(EchoRequest(key="s", order="stay whatever comes"), timeout=BOUND_S)
         await eventually(lambda: turns(cluster)["held"] == 1)
         outcome = await asyncio.to_thread(printed, cluster, "echo", "--cancel", "s")
         assert "still holds the turn of s: it suppresses its cancellation" in outcome

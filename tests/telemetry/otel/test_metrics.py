@@ -15,6 +15,7 @@ from onelane.testing.clock import ManualClock
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
@@ -74,7 +75,7 @@ async def test_measurements_of_a_library_belong_to_the_shard_whose_code_recorded
     served = {"metered-0": 7, "metered-1": 13}
     for shard, calls in served.items():
         for key in islice(where.keys_of(shard), calls):
-            assert (await where.shared.Unary(EchoRequest(key=key), timeout=30)).shard == shard
+            assert (await where.shared.Unary(EchoRequest(key=key), timeout=BOUND_S)).shard == shard
     await where.close()
     for index, (shard, calls) in enumerate(served.items()):
         here = {"onelane_shard": shard}
@@ -94,7 +95,7 @@ async def test_a_span_of_the_api_belongs_to_the_shard_whose_code_started_it(clus
     where = Where(cluster, "metered")
     for shard in ("metered-0", "metered-1"):
         for key in islice(where.keys_of(shard), 5):
-            await where.shared.Unary(EchoRequest(key=key), metadata=metadata, timeout=30)
+            await where.shared.Unary(EchoRequest(key=key), metadata=metadata, timeout=BOUND_S)
     await where.close()
     await eventually(lambda: trace_id in cluster.get("/traces"))
 

@@ -18,6 +18,7 @@ from opentelemetry import baggage, trace
 from opentelemetry import context as otel
 from opentelemetry.trace import Link, SpanContext, StatusCode
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.otlp_receiver import HttpReceiver
@@ -125,7 +126,7 @@ def attributes_of(span: Any) -> dict[str, Any]:
 async def test_the_current_span_is_the_calls_and_spans_made_in_it_are_its_children(
     stub: Any, collector: HttpReceiver, traced: RunningApp
 ) -> None:
-    reply = await stub.Unary(EchoRequest(key="k"), metadata=SAMPLED, timeout=10)
+    reply = await stub.Unary(EchoRequest(key="k"), metadata=SAMPLED, timeout=BOUND_S)
     assert reply.text == TRACE
     await eventually(lambda: spans_of(collector, TRACE, "echo.v1.Echo/Unary", "look up", "fail"))
     spans = spans_of(collector, TRACE, "echo.v1.Echo/Unary")
@@ -148,7 +149,7 @@ async def test_calls_made_inside_a_span_are_its_children_and_carry_the_baggage(
 ) -> None:
     trace_id = TRACE.replace("0af7", "1af7")
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("baggage", "user=ann"))
-    await stub.Unary(EchoRequest(key="k", order="call"), metadata=metadata, timeout=10)
+    await stub.Unary(EchoRequest(key="k", order="call"), metadata=metadata, timeout=BOUND_S)
     await eventually(lambda: spans_of(collector, trace_id, "echo.v1.Echo/Plain", "look up"))
     plain = [s for s in collector.spans() if s.trace_id.hex() == trace_id and s.name == "echo.v1.Echo/Plain"]
     inner = spans_of(collector, trace_id, "look up")["look up"]
@@ -164,7 +165,7 @@ async def test_a_job_has_the_context_of_its_caller_and_leaves_none_on_the_worker
 ) -> None:
     trace_id = TRACE.replace("0af7", "3af7")
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"), ("baggage", "user=ann"))
-    reply = await stub.Misbehave(EchoRequest(key="k"), metadata=metadata, timeout=10)
+    reply = await stub.Misbehave(EchoRequest(key="k"), metadata=metadata, timeout=BOUND_S)
     assert reply.text == "('r1', 'ann')"
     await eventually(lambda: spans_of(collector, trace_id, "here", "there", "offload helper"))
     spans = spans_of(collector, trace_id)
@@ -178,11 +179,11 @@ async def test_a_status_that_a_handler_sets_counts_and_an_unsampled_call_records
 ) -> None:
     trace_id = TRACE.replace("0af7", "2af7")
     sampled = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
-    assert (await stub.Hold(EchoRequest(key="k"), metadata=sampled, timeout=10)).text == "True"
+    assert (await stub.Hold(EchoRequest(key="k"), metadata=sampled, timeout=BOUND_S)).text == "True"
     await eventually(lambda: spans_of(collector, trace_id, "echo.v1.Echo/Hold"))
     assert spans_of(collector, trace_id)["echo.v1.Echo/Hold"].status.message == "not as it should be"
     unsampled = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-00"),)
-    assert (await stub.Hold(EchoRequest(key="k"), metadata=unsampled, timeout=10)).text == "False"
+    assert (await stub.Hold(EchoRequest(key="k"), metadata=unsampled, timeout=BOUND_S)).text == "False"
 
 
 def recording() -> tuple[Tracer, SpanRecord, LaneSpan]:

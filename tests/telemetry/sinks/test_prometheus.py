@@ -20,6 +20,7 @@ import grpc.aio
 import pytest
 
 from tests import tools
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.house.test_deploy import dashboard
@@ -52,7 +53,7 @@ class Prometheus:
 
     def ask(self, path: str, **query: str) -> Any:
         url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=BOUND_S) as answer:
             return json.load(answer)["data"]
 
     def value(self, query: str) -> float:
@@ -113,7 +114,7 @@ async def call(cluster: RunningApp, orders: list[str], **more: Any) -> Counter[s
 
         async def one(number: int, order: str) -> None:
             try:
-                await stub.Misbehave(EchoRequest(key=str(number % 7), order=order), timeout=20, **more)
+                await stub.Misbehave(EchoRequest(key=str(number % 7), order=order), timeout=BOUND_S, **more)
                 counted["OK"] += 1
             except grpc.aio.AioRpcError as error:
                 counted[error.code().name] += 1
