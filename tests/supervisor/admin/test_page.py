@@ -75,7 +75,9 @@ async def test_it_shows_what_was_refused_and_dashes_for_methods_without_calls(
         await page.reload()
         card = page.locator(".card").filter(has=page.get_by_role("heading", name="Refused"))
         await expect(card.get_by_role("listitem")).to_have_text(["connection, peer: 3"])
+        await expect(page.locator(".card.app .figures")).to_contain_text("\u2013 p99")
         await page.get_by_role("heading", name="echo").click()
+        await expect(page.locator(".tiles")).to_contain_text("\u2013slowest p99")
         row = page.get_by_role("row").filter(has_text="echo.v1.Echo/Unary").first
         await expect(row.locator("td.n")).to_have_text(["\u2013"] * 5)
         assert console == []

@@ -28,7 +28,7 @@ function Present({ app, history }) {
         <div class="card tiles">
           <${Tile} value=${perSecond(now.calls)} text="calls/s" />
           <${Tile} value=${perSecond(now.errors)} text="errors/s" bad=${now.errors > 0} />
-          <${Tile} value=${seconds(now.slowest)} text="slowest p99" />
+          <${Tile} value=${now.slowest} text="slowest p99" />
           <${Tile} value=${`${now.ready}/${app.shards.length}`} text="shards ready" bad=${now.ready < app.shards.length} />
           <p class="links">
             <a href=${url("traces", [], { app: app.name })}>Traces of ${app.name}</a>

@@ -1,6 +1,6 @@
 // Two charts of one method: how often it is called, and how long it takes.
 import { html, useEffect, useRef } from "/static/vendor/htm-preact-3.1.1.js";
-import { count, seconds } from "/static/words.js";
+import { perSecond, seconds } from "/static/words.js";
 
 export function Charts({ method, steps }) {
   const column = (name) => steps.map((step) => step[name]);
@@ -10,7 +10,7 @@ export function Charts({ method, steps }) {
   return html`
     <div class="card half">
       <h3><code>${method}</code> calls/s</h3>
-      <${Chart} lines=${["calls", "errors"]} colours=${["--c0", "--c4"]} say=${count} data=${[at, column("calls"), column("errors")]} label=${`calls a second of ${method}`} />
+      <${Chart} lines=${["calls", "errors"]} colours=${["--c0", "--c4"]} say=${perSecond} data=${[at, column("calls"), column("errors")]} label=${`calls a second of ${method}`} />
     </div>
     <div class="card half">
       <h3><code>${method}</code> duration</h3>

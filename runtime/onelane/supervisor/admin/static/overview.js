@@ -2,7 +2,7 @@
 import { html } from "/static/vendor/htm-preact-3.1.1.js";
 import { Graph } from "/static/graph.js";
 import { appUrl } from "/static/route.js";
-import { count, perSecond, seconds, summary } from "/static/words.js";
+import { count, perSecond, summary } from "/static/words.js";
 
 export function Overview({ latest, edges }) {
   return html`
@@ -29,7 +29,7 @@ function AppCard({ app }) {
       <p class="figures">
         <span><b>${perSecond(now.calls)}</b> calls/s</span>
         <span class=${now.errors > 0 ? "bad" : ""}><b>${perSecond(now.errors)}</b> errors/s</span>
-        <span><b>${seconds(now.slowest)}</b> p99</span>
+        <span><b>${now.slowest}</b> p99</span>
         <span class=${now.ready < app.shards.length ? "bad" : ""}><b>${now.ready}/${app.shards.length}</b> ready</span>
       </p>
       ${app.change && html`<p class="warn">changes to epoch ${app.change.to}: ${app.change.what}</p>`}

@@ -10,12 +10,12 @@ export const share = (part) => `${(100 * part).toFixed(part && part < 0.1 ? 1 : 
 
 export const colour = (index) => `var(--c${index % 8})`;
 
-// Of an app in the last ten seconds: calls and errors a second, the slowest p99, and its shards that are ready.
+// Of an app in the last ten seconds: calls and errors a second, the slowest p99 (a dash where nothing was called), and its shards that are ready.
 export function summary(app) {
   return {
     calls: app.methods.reduce((sum, method) => sum + method.now.calls, 0),
     errors: app.methods.reduce((sum, method) => sum + method.now.errors, 0),
-    slowest: Math.max(0, ...app.methods.map((method) => method.now.p99)),
+    slowest: app.methods.some((method) => method.now.calls > 0) ? seconds(Math.max(...app.methods.map((method) => method.now.p99))) : "–",
     ready: app.shards.filter((shard) => shard.state === "ready").length,
     failing: app.shards.filter((shard) => shard.durable?.failing).length,
     stalls: app.shards.reduce((sum, shard) => sum + shard.stalls, 0),
