@@ -68,6 +68,29 @@ async def test_a_scrape_waits_no_longer_for_a_shard_that_dies_meanwhile(monkeypa
         running_all.cancel()
 
 
+async def test_a_report_that_a_scrape_has_not_waited_for_is_counted_in_that_scrape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launcher = FakeLauncher([])
+    config = parse(tomllib.loads(echo(1)))
+    supervisor = Supervisor(config, launcher, app_dir=str(ROOT), sinks=[], telemetry=TelemetryOptions())
+    late = re.compile(r"^onelane_reports_late_total\{.*onelane_shard=\"echo-0\".*\} 1(?:\.0)?$", re.MULTILINE)
+    async with asyncio.TaskGroup() as tasks:
+        running_all = tasks.create_task(supervisor.run())
+        await eventually(lambda: launcher.launched)
+        line = launcher.shard("echo-0").line
+        line.deliver(ready=control_pb2.Ready(pid=7))
+        await settle()
+        reported = tasks.create_task(report_when_asked(line))
+        text, _ = await supervisor.metrics()
+        assert "onelane_reports_late_total" not in text.decode()
+        reported.cancel()
+        monkeypatch.setattr(supervisor_module, "COLLECT_S", 0.0)
+        text, _ = await supervisor.metrics()
+        assert late.search(text.decode())
+        running_all.cancel()
+
+
 async def test_a_hundred_scrapes_at_once_cost_a_shard_two_reports_and_have_the_counts_of_the_second() -> None:
     launcher = FakeLauncher([])
     config = parse(tomllib.loads(echo(1)))

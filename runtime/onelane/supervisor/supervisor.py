@@ -38,7 +38,7 @@ from onelane.supervisor.shard_state import REPORTING, ShardEvent
 from onelane.supervisor.socket_folder import socket_folder
 from onelane.supervisor.store_status import is_failing, store_status
 from onelane.supervisor.supervised_shard import SupervisedShard
-from onelane.telemetry.collector.collector import ADMIN_REFUSALS, Collector
+from onelane.telemetry.collector.collector import ADMIN_REFUSALS, LATE, Collector
 from onelane.telemetry.open_files import DESCRIPTORS
 from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.prometheus import PrometheusSink
@@ -310,19 +310,20 @@ class Supervisor:
     async def _collect(self) -> None:
         """Have every shard that runs report now, and wait for the reports, at most `COLLECT_S`."""
         number = next(self._numbers)
-        shards = [shard for app in self.apps for shard in app.all_shards]
-        asked = [shard for shard in shards if shard.state in REPORTING and shard.liveness.is_responsive]
-        for shard in asked:
+        shards = [(app, shard) for app in self.apps for shard in app.all_shards]
+        asked = [(app, shard) for app, shard in shards if shard.state in REPORTING and shard.liveness.is_responsive]
+        for _, shard in asked:
             shard.collected[number] = anyio.Event()
         try:
             with anyio.move_on_after(COLLECT_S):
-                for shard in asked:
+                for _, shard in asked:
                     await shard.send(control_pb2.ToShard(collect=number))
-                for shard in asked:
+                for _, shard in asked:
                     await shard.collected[number].wait()
         finally:
-            for shard in asked:
-                del shard.collected[number]
+            for app, shard in asked:
+                if not shard.collected.pop(number).is_set():
+                    self.collector.count(LATE, 1, app.source(shard))
 
     async def metrics(self, accept: str = "", *, sums: bool = False) -> tuple[bytes, str]:
         """Prometheus text or OpenMetrics, as an Accept header asks, exact as of now; and its content type.
