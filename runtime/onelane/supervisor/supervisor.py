@@ -326,8 +326,8 @@ class Supervisor:
                     self.collector.count(LATE, 1, app.source(shard))
 
     async def metrics(self, accept: str = "", *, sums: bool = False) -> tuple[bytes, str]:
-        """Prometheus text or OpenMetrics, as an Accept header asks, exact as of now but for reports that are late; and its
-        content type.
+        """Prometheus text or OpenMetrics, as an Accept header asks, exact as of now but for reports that are late; and
+        its content type.
 
         sums: one series for each app on this machine, even if `per_shard_series` is set.
         """
