@@ -38,7 +38,7 @@ from onelane.supervisor.shard_state import REPORTING, ShardEvent
 from onelane.supervisor.socket_folder import socket_folder
 from onelane.supervisor.store_status import is_failing, store_status
 from onelane.supervisor.supervised_shard import SupervisedShard
-from onelane.telemetry.collector.collector import ADMIN_REFUSALS, LATE, Collector
+from onelane.telemetry.collector.collector import ADMIN_REFUSALS, LATE_REPORTS, Collector
 from onelane.telemetry.open_files import DESCRIPTORS
 from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.prometheus import PrometheusSink
@@ -323,7 +323,7 @@ class Supervisor:
         finally:
             for app, shard in asked:
                 if not shard.collected.pop(number).is_set():
-                    self.collector.count(LATE, 1, app.source(shard))
+                    self.collector.count(LATE_REPORTS, 1, app.source(shard))
 
     async def metrics(self, accept: str = "", *, sums: bool = False) -> tuple[bytes, str]:
         """Prometheus text or OpenMetrics, as an Accept header asks, exact as of now but for reports that are late; and
