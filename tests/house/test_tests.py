@@ -98,6 +98,7 @@ TESTED_BY = {
     "server/context_methods": "server/test_handler_misdeeds",
     "server/payloads": "server/test_user_code",
     "server/sibling_connection": "lane/test_forwarder_transparent",
+    "server/machine_link_connection": "server/test_machine_link_port",
     "lane/unary_forward": "lane/test_forwarder_transparent",
     "wire/link_client": "wire/test_link",
     "wire/link_server": "wire/test_link",

@@ -22,6 +22,7 @@ from onelane.wire.server import ServerConnection
 
 if TYPE_CHECKING:
     from onelane.core.lease import Fence
+    from onelane.core.machine_links import MachineLinks
 
 MAX_MESSAGE = 2**31 - 1
 ATTEND = [
@@ -193,3 +194,18 @@ def fence_from_proto(message: control_pb2.Fence) -> "Fence":
     from onelane.core.lease import Fence
 
     return Fence(message.lease_id, message.until)
+
+
+def links_to_proto(links: "MachineLinks") -> control_pb2.MachineLinks:
+    message = control_pb2.MachineLinks(cluster=links.cluster, machine=links.machine, insecure=links.files is None)
+    if links.files is not None:
+        message.ca, message.cert, message.key = links.files.ca, links.files.cert, links.files.key
+    return message
+
+
+def links_from_proto(message: control_pb2.MachineLinks) -> "MachineLinks":
+    # Only with a cluster.
+    from onelane.core.machine_links import LinkFiles, MachineLinks
+
+    files = None if message.insecure else LinkFiles(message.ca, message.cert, message.key)
+    return MachineLinks(message.cluster, message.machine, files)

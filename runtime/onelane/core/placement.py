@@ -26,9 +26,14 @@ class Member:
     address: str
     """The `ip:port` of this shard alone, which is also its endpoint on the ring."""
     socket: str
-    """The path of its Unix socket, for the other shards of the app."""
+    """The path of its Unix socket, for the other shards of the app; on another machine, see `core/machine_links`."""
     life: int = 0
     """The number of its process: unique in the app, and growing."""
+
+    @property
+    def is_remote(self) -> bool:
+        """It is reached by a link between machines."""
+        return "@" in self.socket and "/" not in self.socket
 
 
 @dataclass(frozen=True)

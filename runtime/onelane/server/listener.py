@@ -9,7 +9,7 @@ import logging
 import socket
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -18,6 +18,9 @@ from onelane.server.call import Call, Metadata
 from onelane.server.connection_counts import ConnectionCounts
 from onelane.server.methods import Method
 from onelane.telemetry.stats import Stats
+
+if TYPE_CHECKING:
+    from onelane.server.machine_link_tls import MachineLinkTls
 
 log = logging.getLogger("onelane.listener")
 CANCELLED_S = 1.0
@@ -39,6 +42,8 @@ class Bind:
     """Only siblings can connect, so their runtime metadata counts."""
     sock: socket.socket | None = None
     """Bound and listening already, held by the supervisor; the listener owns this copy. None: bind it yourself."""
+    links: "MachineLinkTls | None" = None
+    """Shards of other machines connect here, by links. Only the native listener has them."""
 
 
 Work = Coroutine[Any, Any, None] | None

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -39,6 +39,9 @@ from onelane.wire.held_bytes import HeldBytes
 from onelane.wire.http2 import Limits
 from onelane.wire.packed import Packed
 from onelane.wire.server import Broken, Ended, Messages, Opened, WebOpened, WebTranslator
+
+if TYPE_CHECKING:
+    from onelane.server.machine_link_tls import MachineLinkTls
 
 UNDECIDED_S = 0.5
 """How long the key of a first request may take to arrive; then this shard keeps the connection."""
@@ -106,7 +109,10 @@ class NativeListener:
         async with contextlib.AsyncExitStack() as bound:
             servers: list[tuple[Bind, asyncio.Server | TlsAcceptor]] = []
             for bind in binds:
-                server = await self._listen(bind, None if bind.trusted else secure)
+                if bind.links is None:
+                    server = await self._listen(bind, None if bind.trusted else secure)
+                else:
+                    server = await self._listen_for_machines(bind, bind.links)
                 bound.push_async_callback(_close, server)
                 servers.append((bind, server))
             bound.pop_all()
@@ -137,8 +143,16 @@ class NativeListener:
         # the socket, and the next process of this shard listens on it.
         return await self.loop.create_server(connected, sock=sock, backlog=sockets.BACKLOG, start_serving=False)
 
+    async def _listen_for_machines(self, bind: Bind, links: "MachineLinkTls") -> asyncio.Server | TlsAcceptor:
+        # Only with a cluster.
+        from onelane.server.machine_link_port import MachineLinkPort
+
+        sock = bind.sock or sockets.listening(bind.address)
+        self._spawn(links.follow())
+        return await MachineLinkPort(self, links).listen(sock, handshake_s=self._time_limits.handshake_s)
+
     def _open_steering(self, binds: Sequence[Bind], *, secured: bool) -> None:
-        trusted = next((bind for bind in binds if bind.trusted), None)
+        trusted = next((bind for bind in binds if bind.trusted and bind.links is None), None)
         if trusted is None or secured or not any(bind.shared for bind in binds):
             return
         path = trusted.address.removeprefix("unix:")

@@ -29,14 +29,14 @@ def server_context(settings: Tls, *, protocols: Sequence[str] = ("h2",)) -> ssl.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols([*protocols])
-    _load(context, settings)
+    load_files(context, settings)
     if settings.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
 class RenewedContext(ssl.SSLContext):
-    """For a server's whole life: each handshake is made by the context that was built last.
+    """For the whole life of a server, or a channel: each handshake is made by the context that was built last.
 
     A context of OpenSSL cannot forget: an authority, once loaded, stays trusted, and a client whose session it knows
     need not show its certificate again.
@@ -81,7 +81,12 @@ async def reload_when_changed(settings: Tls, reload: Callable[[], None]) -> None
         log.info("tls.reloaded cert=%s", settings.cert)
 
 
-def _load(context: ssl.SSLContext, settings: Tls) -> None:
+def load_files(context: ssl.SSLContext, settings: Tls) -> None:
+    """Load certificate and key, and `client_ca` as what peers are verified by.
+
+    Raises:
+        BadConfig: a file cannot be used.
+    """
     _check_readable(settings)
     try:
         context.load_cert_chain(settings.cert, settings.key, password=_no_passphrase)

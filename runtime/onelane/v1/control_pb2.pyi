@@ -276,6 +276,7 @@ class Setup(_message.Message):
     LIFE_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     app: _builtins.str
     name: _builtins.str
     index: _builtins.int
@@ -318,6 +319,10 @@ class Setup(_message.Message):
     def fence(self) -> Global___Fence:
         """Until when the process may serve keys, where its machine is a part of a cluster."""
 
+    @_builtins.property
+    def links(self) -> Global___MachineLinks:
+        """Where its machine is a part of a cluster. The process inherits one listening socket more, for links."""
+
     def __init__(
         self,
         *,
@@ -340,14 +345,54 @@ class Setup(_message.Message):
         life: _builtins.int = ...,
         change: Global___Prepare | None = ...,
         fence: Global___Fence | None = ...,
+        links: Global___MachineLinks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "fence", b"fence", "placement", b"placement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "fence", b"fence", "links", b"links", "placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "asserts_to", b"asserts_to", "change", b"change", "fence", b"fence", "generation", b"generation", "identity_key", b"identity_key", "index", b"index", "life", b"life", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app", b"app", "app_dir", b"app_dir", "asserts_to", b"asserts_to", "change", b"change", "fence", b"fence", "generation", b"generation", "identity_key", b"identity_key", "index", b"index", "life", b"life", "links", b"links", "logs", b"logs", "name", b"name", "peers", b"peers", "placement", b"placement", "sampler", b"sampler", "sampler_arg", b"sampler_arg", "settings", b"settings", "socket", b"socket", "tracing", b"tracing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Setup: _TypeAlias = Setup  # noqa: Y015
+
+@_typing.final
+class MachineLinks(_message.Message):
+    """See `MachineLinks` of onelane.core.machine_links."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    CA_FIELD_NUMBER: _builtins.int
+    CERT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    INSECURE_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    machine: _builtins.str
+    """The name of this machine."""
+    ca: _builtins.str
+    """Paths of PEM files."""
+    cert: _builtins.str
+    key: _builtins.str
+    insecure: _builtins.bool
+    """Without TLS, and without these files."""
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        machine: _builtins.str = ...,
+        ca: _builtins.str = ...,
+        cert: _builtins.str = ...,
+        key: _builtins.str = ...,
+        insecure: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "cert", b"cert", "cluster", b"cluster", "insecure", b"insecure", "key", b"key", "machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineLinks: _TypeAlias = MachineLinks  # noqa: Y015
 
 @_typing.final
 class Fence(_message.Message):
@@ -514,7 +559,7 @@ class ShardMember(_message.Message):
     address: _builtins.str
     """The shard's own ip:port, which is also its name on the ring."""
     socket: _builtins.str
-    """The path of the shard's Unix socket, for its siblings."""
+    """The path of the shard's Unix socket, for its siblings; of a shard on another machine, machine@host:port."""
     life: _builtins.int
     """The number of its process: unique in the app, and growing."""
     def __init__(
