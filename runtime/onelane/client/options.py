@@ -1,7 +1,8 @@
 """How a channel connects and keeps its connections."""
 
+import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onelane.wire.http2 import Limits
@@ -35,6 +36,8 @@ class Dialling:
     """Value of `:authority`, and the name that the server's certificate must have; the target's host where empty."""
     own_user_only: bool = False
     """Connect to a Unix socket only where a process of this user, or of root, listens."""
+    check_peer: Callable[[asyncio.BaseTransport], object] | None = None
+    """Looks at each connection by TCP before it takes a call; an OSError that it raises refuses the peer."""
     reads_to_end: bool = False
     """Where a write fails, read what the server sent before it closed: answers, and by its GOAWAY which calls it has
     not begun. For Unix sockets in cleartext."""

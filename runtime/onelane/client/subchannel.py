@@ -316,7 +316,11 @@ class Subchannel:
         name = (
             addresses.split(self.dialling.authority)[0] if ":" in self.dialling.authority else self.dialling.authority
         )
-        await loop.create_connection(factory, host, port, ssl=tls, server_hostname=(name or host) if tls else None)
+        transport, _ = await loop.create_connection(
+            factory, host, port, ssl=tls, server_hostname=(name or host) if tls else None
+        )
+        if self.dialling.check_peer is not None:
+            self.dialling.check_peer(transport)
 
     def _failed(self, error: Exception) -> None:
         self._last_error = str(error) or type(error).__name__

@@ -1,4 +1,5 @@
-"""Sending one call on, unread, to the shard that owns its key: once, over the sibling's Unix socket.
+"""Sending one call on, unread, to the shard that owns its key: once, over the sibling's Unix socket, or over a link to
+its machine.
 
 The client's headers pass unchanged, with its identity and its deadline beside them (`core/hop`); so do the messages of
 the answer, compressed as the owner has sent them, the metadata as they come, status, details and trailers. The metadata
@@ -6,7 +7,7 @@ that siblings exchange (`onelane-served`, `onelane-not-home`) never reach a clie
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
@@ -42,6 +43,10 @@ SIBLING_DIALLING = Dialling(
     limits=SIBLING_LIMITS,
     offers_link=True,
 )
+
+
+Reach = Callable[[Member], tuple[str, Dialling]]
+"""The target of a shard of another machine, and how it is dialled."""
 
 
 class Forwarder(Protocol):
@@ -136,8 +141,10 @@ class _StreamForward(_Forward, StreamStreamCall):
 class NativeForwarder:
     """Forwards over one native connection to each sibling, made at the first call."""
 
-    def __init__(self, *, max_waiting: int = SIBLING_DIALLING.max_waiting) -> None:
-        """max_waiting: calls that wait until they can connect to one sibling; a further one is RESOURCE_EXHAUSTED."""
+    def __init__(self, *, max_waiting: int = SIBLING_DIALLING.max_waiting, reach_remote: Reach | None = None) -> None:
+        """max_waiting: calls that wait until they can connect to one sibling; a further one is RESOURCE_EXHAUSTED.
+        reach_remote: None where all siblings are on this machine."""
+        self._reach_remote = reach_remote
         self._dialling = replace(SIBLING_DIALLING, max_waiting=max_waiting)
         self._siblings: dict[str, Subchannel] = {}
         self._retired = RetiredChannels()
@@ -223,7 +230,11 @@ class NativeForwarder:
     def _sibling(self, owner: Member) -> Subchannel:
         sibling = self._siblings.get(owner.socket)
         if sibling is None:
-            sibling = self._siblings[owner.socket] = Subchannel(f"unix:{owner.socket}", self._dialling)
+            target, dialling = f"unix:{owner.socket}", self._dialling
+            if owner.is_remote and self._reach_remote is not None:
+                target, dialling = self._reach_remote(owner)
+                dialling = replace(dialling, max_waiting=self._dialling.max_waiting)
+            sibling = self._siblings[owner.socket] = Subchannel(target, dialling)
             if self._is_closed:
                 sibling.begin_close(None)
         return sibling

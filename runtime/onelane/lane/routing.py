@@ -162,7 +162,7 @@ class Router:
             # Its owner may be about to hand it over.
             return ""
         owner = self.placement.owner_of(key)
-        return "" if self.is_own(owner) or owner.name in self.away else owner.socket
+        return "" if self.is_own(owner) or owner.name in self.away or owner.is_remote else owner.socket
 
     def route(self, entry: Entry, call: Call, request: bytes | None) -> tuple[Member | None, str | None, Any]:
         """The owner of a call (None: this shard), its key (None: it has none), and its request, parsed where it runs

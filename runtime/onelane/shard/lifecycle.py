@@ -49,7 +49,8 @@ class ShardLifecycle:
         sockets: Sequence[socket.socket],
         environment: Environment = MACHINE,
     ) -> None:
-        """sockets: shared, own, and for siblings, where the supervisor holds them; else none."""
+        """sockets: shared, own, and for siblings, where the supervisor holds them; else none. One more for links, where
+        the setup has them."""
         self.parts = build_parts(setup, control, environment)
         self._setup = setup
         self._control = control
@@ -95,14 +96,18 @@ class ShardLifecycle:
     def _binds(self) -> list[Bind]:
         setup, listen = self._setup, self.parts.settings.listen
         own_address = addresses.join(addresses.split(listen)[0], addresses.split(setup.address)[1])
-        shared, own, siblings = self._sockets or (None, None, None)
+        shared, own, siblings, *more = self._sockets or (None, None, None)
         if siblings is None:
             unix_sockets.make_way(setup.socket)
-        return [
+        binds = [
             Bind(listen, shared=True, sock=shared),
             Bind(own_address, sock=own),
             Bind(f"unix:{setup.socket}", trusted=True, sock=siblings),
         ]
+        if self.parts.links is not None:
+            (link,) = more
+            binds.append(Bind(addresses.join(*link.getsockname()[:2]), trusted=True, sock=link, links=self.parts.links))
+        return binds
 
     # Serve
 

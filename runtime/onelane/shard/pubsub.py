@@ -20,7 +20,6 @@ from onelane.core.context import TaskContext, current_call_var, current_trace
 from onelane.core.placement import Member
 from onelane.core.trace_context import parse_traceparent
 from onelane.lane.lane import Lane
-from onelane.server import unix_sockets
 from onelane.shard.siblings import SiblingChannels
 from onelane.shard.topics import Inbox, Lost, Outbox, Subscriber
 from onelane.telemetry.spans import SpanRecord
@@ -173,7 +172,7 @@ class BatchSender:
                 return
             except grpc.aio.AioRpcError as error:
                 code = error.code().name
-            if self.has_left and not unix_sockets.is_listening(self._member.socket):
+            if self.has_left and not await self._channels.is_listening(self._member):
                 self._end()
                 return
             if not self.has_left or monotonic() + RESEND_AFTER_S >= until:

@@ -1,7 +1,7 @@
 """Calls between the shards of one app: to the owner of a key, or to every shard.
 
-Siblings are reached over their Unix sockets; a call to this very shard goes to its lane without one. All carry what is
-left of the deadline, the trace, the baggage and the chain, as calls to other apps do.
+Siblings are reached over their Unix sockets, on other machines over links; a call to this very shard goes to its lane
+without one. All carry what is left of the deadline, the trace, the baggage and the chain, as calls to other apps do.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from onelane.core.identity import ASSERTION
 from onelane.core.keys import ANY, FieldKey, RoutingKey
 from onelane.core.placement import Member
 from onelane.errors import BadKey, BadService, Misuse
-from onelane.lane.forwarder import SIBLING_DIALLING
+from onelane.lane.forwarder import SIBLING_DIALLING, Reach
 from onelane.lane.lane import Lane
-from onelane.server import methods
+from onelane.server import methods, unix_sockets
 from onelane.server.call import OK, Call, Metadata
 from onelane.server.methods import Method
 from onelane.shard.assertions import Assertions
@@ -82,15 +82,29 @@ class LocalCall(Call):
 class SiblingChannels:
     """One channel to each sibling, made at its first use. Owned by one lane."""
 
-    def __init__(self) -> None:
+    def __init__(self, reach_remote: Reach | None = None) -> None:
+        """reach_remote: None where all siblings are on this machine."""
+        self._reach_remote = reach_remote
         self._channels: dict[str, NativeChannel] = {}
         self._retired = RetiredChannels()
 
     def to(self, member: Member) -> NativeChannel:
         channel = self._channels.get(member.socket)
         if channel is None:
-            channel = self._channels[member.socket] = NativeChannel(f"unix:{member.socket}", SIBLING_DIALLING)
+            target, dialling = f"unix:{member.socket}", SIBLING_DIALLING
+            if member.is_remote and self._reach_remote is not None:
+                target, dialling = self._reach_remote(member)
+            channel = self._channels[member.socket] = NativeChannel(target, dialling)
         return channel
+
+    async def is_listening(self, member: Member) -> bool:
+        """Whether a process listens for its siblings there, also one that accepts nothing now."""
+        if not member.is_remote:
+            return unix_sockets.is_listening(member.socket)
+        # Only with a cluster.
+        from onelane.lane import machine_link_dialling
+
+        return await machine_link_dialling.is_listening(member)
 
     def give_up(self, member: Member) -> None:
         """End the calls to a shard with UNAVAILABLE, and its connection: its lane does not tick."""

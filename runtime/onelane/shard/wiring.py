@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onelane.client.options import APP_DIALLING, Dialling
-from onelane.cluster.control import Control, fence_from_proto, placement_from_proto
+from onelane.cluster.control import Control, fence_from_proto, links_from_proto, placement_from_proto
 from onelane.cluster.membership import Membership
 from onelane.cluster.topology import Topology
 from onelane.config import App
@@ -19,9 +19,9 @@ from onelane.core.context import ShardBinding
 from onelane.core.placement import Placement
 from onelane.core.turns import Turns
 from onelane.core.validation import from_json
-from onelane.errors import located
+from onelane.errors import BadConfig, located
 from onelane.lane.admission import Admission, Rates
-from onelane.lane.forwarder import Forwarder, NativeForwarder
+from onelane.lane.forwarder import Forwarder, NativeForwarder, Reach
 from onelane.lane.lane import Lane
 from onelane.lane.remembered import once_methods
 from onelane.lane.routing import Router
@@ -52,6 +52,9 @@ from onelane.telemetry.sampling import NEVER, named_sampler
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.v1 import control_pb2
+
+if TYPE_CHECKING:
+    from onelane.server.machine_link_tls import MachineLinkTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class ShardParts:
     listener: Listener
     membership: Membership
     forwarder: Forwarder
+    links: "MachineLinkTls | None"
+    """Of the links to other machines; None on a machine by itself."""
     sibling_channels: SiblingChannels
     pubsub: PubSub
     reminders: Reminders
@@ -136,13 +141,16 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         membership = make_plugin("onelane.memberships", settings.membership, placement)
     with located(f"apps.{setup.app}.listener"):
         listener = make_plugin("onelane.listeners", settings.listener)
-    forwarder = NativeForwarder(max_waiting=max(MIN_WAITING, settings.max_in_flight // WAITING_SHARE))
+    links, reach_remote = _links(setup, listener)
+    forwarder = NativeForwarder(
+        max_waiting=max(MIN_WAITING, settings.max_in_flight // WAITING_SHARE), reach_remote=reach_remote
+    )
     lane = _lane(setup, settings, placement, forwarder=forwarder, stats=stats, tracer=tracer)
     access = build_access(setup, settings, lane)
     load = LoadMonitor(
         stats, clock, lane.hot_keys, tick_s=TICK_S, salt=None if settings.show_keys else setup.identity_key
     )
-    sibling_channels = SiblingChannels()
+    sibling_channels = SiblingChannels(reach_remote)
     sibling_calls = SiblingCalls(
         lane, sibling_channels, tracer=tracer, deadline_s=settings.deadline_s, assertions=assertions
     )
@@ -201,6 +209,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         listener=listener,
         membership=membership,
         forwarder=forwarder,
+        links=links,
         sibling_channels=sibling_channels,
         pubsub=pubsub,
         reminders=reminders,
@@ -229,6 +238,26 @@ def _tracer(setup: control_pb2.Setup, settings: App, clock: Clock) -> Tracer:
         records_all=setup.tracing and settings.tail is not None,
         remote_per_s=settings.max_remote_sampled_per_s,
     )
+
+
+def _links(setup: control_pb2.Setup, listener: Listener) -> "tuple[MachineLinkTls | None, Reach | None]":
+    """The links to other machines, and how these are reached by them.
+
+    Raises:
+        BadConfig: they cannot be secured, or the listener has none.
+    """
+    if not setup.HasField("links"):
+        return None, None
+    # Only with a cluster.
+    from onelane.lane.machine_link_dialling import MachineLinkDialling
+    from onelane.server.machine_link_tls import MachineLinkTls
+    from onelane.server.native_listener import NativeListener
+
+    if not isinstance(listener, NativeListener):
+        expected = f'expected "native" with [cluster], not {type(listener).__name__}: others have no links to machines'
+        raise BadConfig(f"apps.{setup.app}", [f"listener: {expected}"])
+    links = MachineLinkTls(links_from_proto(setup.links))
+    return links, MachineLinkDialling(links)
 
 
 def _under_way(listener: Listener) -> Sequence[Call]:
