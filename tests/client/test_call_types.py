@@ -1,8 +1,13 @@
 """The four types of calls behave as grpc.aio's do."""
 
 import asyncio
+import inspect
 import itertools
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -159,3 +164,41 @@ async def test_a_response_can_be_awaited_again() -> None:
         call = channel.unary_unary("/t.T/Echo", None, bytearray)(b"x", timeout=10)
         first = await call
         assert await call is first
+
+
+@contextmanager
+def coroutines_of_the_client() -> Iterator[Counter[str]]:
+    """Steps of interpreted coroutines of the client's, by name."""
+    steps: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_flags & inspect.CO_COROUTINE and "/onelane/" in code.co_filename:
+            steps[code.co_name] += 1
+
+    sys.setprofile(count)
+    try:
+        yield steps
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("way", ["written", "iterated"])
+async def test_a_message_makes_no_coroutine_inside_where_the_server_reads(way: str) -> None:
+    """A write is one coroutine, its caller's; what an iterator gives is sent by that of its feeder alone."""
+    messages = [b"%d" % number for number in range(100)]
+    async with stock() as (address, _), dial(address) as channel, asyncio.timeout(10):
+        await channel.channel_ready()
+        chat = channel.stream_stream("/t.T/Chat")
+        if way == "written":
+            call = chat()
+            with coroutines_of_the_client() as steps:
+                for message in messages:
+                    await call.write(message)
+            await call.done_writing()
+        else:
+            with coroutines_of_the_client() as steps:
+                call = chat(iter(messages))
+                await asyncio.sleep(0)
+        assert steps == ({"write": 100} if way == "written" else {"_feed": 1})
+        assert [response async for response in call] == messages

@@ -152,11 +152,12 @@ class _StreamRequest(HeldWeakly):
         message = self._message(request)
         while self._must_wait:
             await self.change()
-        try:
-            await self._send(message)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+        if (sending := self._begin_send(message)) is not None:
+            try:
+                await sending
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
 
     async def done_writing(self) -> None:
         if self._is_fed:
@@ -176,8 +177,9 @@ class _StreamRequest(HeldWeakly):
         """It has no stream yet."""
         return self.stream is None and self.status is None
 
-    def _send(self, message: bytes) -> Coroutine[Any, Any, None]:
-        """Send a message; what to await before the next is sent."""
+    def _begin_send(self, message: bytes) -> Coroutine[Any, Any, None] | None:
+        """Send a message; what to await before the next is sent, None where the server reads: then a message makes no
+        coroutine."""
         if self.status is not None:
             self.raise_failure()
             raise asyncio.InvalidStateError("RPC already finished.")
@@ -186,7 +188,8 @@ class _StreamRequest(HeldWeakly):
         self._has_sent = True
         self.connection.wire.send_message(self.stream, message)
         self.connection.flush_soon()
-        return self.connection.wait_room(self.stream.id)
+        number = self.stream.id
+        return self.connection.wait_room(number) if self.connection.must_wait(number) else None
 
     def _half_close(self) -> None:
         if self._is_half_closed or self.status is not None:
@@ -204,10 +207,12 @@ async def _feed(held: WeakCall, requests: AsyncIterable[Any] | Iterable[Any]) ->
     try:
         if hasattr(requests, "__aiter__"):
             async for request in requests:
-                await _write(held, request)
+                if (writing := _begin_write(held, request)) is not None:
+                    await writing
         else:
             for request in requests:
-                await _write(held, request)
+                if (writing := _begin_write(held, request)) is not None:
+                    await writing
     except BaseException as error:
         _feeding_failed(held, error)
         return
@@ -227,11 +232,19 @@ def _feeding_failed(held: WeakCall, error: BaseException) -> None:
     log.error("client.requests_failed the iterator of requests has raised; its call is cancelled", exc_info=error)
 
 
-async def _write(held: WeakCall, request: Any) -> None:
-    message = _call_of(held)._message(request)
+def _begin_write(held: WeakCall, request: Any) -> Coroutine[Any, Any, None] | None:
+    """Write a request into a call; what to await before the next, None where the server reads."""
+    call = _call_of(held)
+    message = call._message(request)
+    return _write_late(held, message) if call._must_wait else call._begin_send(message)
+
+
+async def _write_late(held: WeakCall, message: bytes) -> None:
+    """Write into a call that has no stream yet."""
     while _call_of(held)._must_wait:
         await _call_of(held).change()
-    await _call_of(held)._send(message)
+    if (sending := _call_of(held)._begin_send(message)) is not None:
+        await sending
 
 
 def _call_of(held: WeakCall) -> Any:

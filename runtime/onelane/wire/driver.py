@@ -277,16 +277,20 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
         if self.is_closing or self.wire.http2.is_over:
             self.written()
 
+    def must_wait(self, stream_id: int) -> bool:
+        """Whether who has written on the stream has to `wait_room` before the next message. Asked first, it spares each
+        message a coroutine."""
+        return (self._is_paused or self.wire.http2.queued(stream_id) > self.max_queued) and (
+            stream_id in self.wire.streams
+        )
+
     async def wait_room(self, stream_id: int) -> None:
         """Wait while the peer does not read what was sent on the stream; returns where either is over.
 
         A transport that is closing is not over yet: whoever does not wait writes on and on, and so the loop never comes
         to `connection_lost`, which would cancel it.
         """
-        # Written out: it runs for every message of a stream.
-        while (self._is_paused or self.wire.http2.queued(stream_id) > self.max_queued) and (
-            stream_id in self.wire.streams
-        ):
+        while self.must_wait(stream_id):
             if self._is_lost:
                 # A handler that ignores its cancellation must not keep the loop to itself.
                 await asyncio.sleep(0)
