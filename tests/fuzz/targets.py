@@ -89,7 +89,7 @@ def client_end(data: bytes) -> None:
     finished: list[int] = []
     for at in range(1, len(data), size):
         for event in [*wire.receive(data[at : at + size]), *wire.take_late()]:
-            if isinstance(event, client.Finished):
+            if isinstance(event, client.Finished | client.WholeAnswer):
                 finished.append(event.stream.id)
             elif isinstance(event, client.Messages):
                 assert event.stream.id not in finished

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from onelane.wire import server
-from onelane.wire.client import Answered, ClientConnection, Finished, GoingAway, Messages, Ready
-from onelane.wire.framing import UNIMPLEMENTED, frame
+from onelane.wire.client import Answered, ClientConnection, Finished, GoingAway, Messages, Ready, WholeAnswer
+from onelane.wire.framing import OK, RESOURCE_EXHAUSTED, UNIMPLEMENTED, frame
 from onelane.wire.http2 import ErrorCode, Limits
 
 from tests import frames as h2
@@ -272,6 +272,61 @@ def test_what_nobody_read_of_a_stream_that_ended_does_not_stay_in_the_window() -
         unread_streams(lambda pair, _: pair.server.http2.reset(pair.asked_stream.id, ErrorCode.INTERNAL_ERROR)) > half
     )
     assert unread_streams(lambda pair, _: pair.server.finish(pair.asked_stream, 0)) > half
+
+
+def outcome(events: list[Any]) -> tuple[list[bytes], list[int]]:
+    """The messages and the ends of calls, in whichever events they have come."""
+    messages: list[bytes] = []
+    ends: list[int] = []
+    for event in events:
+        match event:
+            case Messages(_, more):
+                messages += more
+            case WholeAnswer(_, message, _):
+                messages.append(message)
+                ends.append(OK)
+            case Finished(_, code):
+                ends.append(code)
+    return messages, ends
+
+
+@pytest.mark.parametrize("step", [1, 9, MIB])
+@pytest.mark.parametrize(("size", "end"), [(0, OK), (100, OK), (101, RESOURCE_EXHAUSTED)])
+def test_a_unary_answer_is_one_message_and_one_end_however_it_is_cut(step: int, size: int, end: int) -> None:
+    pair = Pair()
+    stream = pair.call(limit=100)
+    stream.single_response = True
+    pair.server.answer(pair.asked_stream, b"x" * size)
+    down = pair.server.take()
+    events: list[Any] = []
+    for at in range(0, len(down), step):
+        events += pair.client.receive(down[at : at + step])
+    assert outcome(events) == ([b"x" * size] if end == OK else [], [end])
+    assert {event.stream for event in events} == {stream}
+    assert not pair.client.streams
+
+
+def test_answers_that_come_whole_do_not_stay_in_the_window() -> None:
+    """They are taken without being told of as messages; 400 of 16,000 bytes are more than the connection's window."""
+    pair = Pair()
+    for _ in range(400):
+        pair.call().single_response = True
+        pair.server.answer(pair.asked_stream, b"x" * 16_000)
+        pair.pass_bytes()
+    messages, ends = outcome(pair.seen)
+    assert (len(messages), set(ends), len(ends)) == (400, {OK}, 400)
+
+
+def test_an_answer_that_comes_before_the_request_has_ended_ends_the_call_and_its_stream() -> None:
+    pair = Pair()
+    stream = pair.client.open(HEADERS, None, limit=100)
+    stream.single_response = True
+    pair.client.send_message(stream, frame(b"part"))
+    pair.pass_bytes()
+    pair.server.answer(pair.asked_stream, b"enough")
+    pair.pass_bytes()
+    assert outcome(pair.seen) == ([b"enough"], [OK])
+    assert (pair.client.streams, pair.server.streams) == ({}, {})
 
 
 def test_a_second_answer_that_ends_a_unary_call_does_not_stay_in_the_window() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onelane.wire.client import ClientConnection, ConnectionLost, Finished, Messages
+from onelane.wire.client import ClientConnection, ConnectionLost, Finished, Messages, WholeAnswer
 from onelane.wire.framing import frame
 from onelane.wire.http2 import Limits
 
@@ -81,6 +81,9 @@ class Calls:
             if isinstance(event, Messages):
                 assert event.stream.id not in self.ends
                 self.messages[event.stream.id] += len(event.messages)
+            elif isinstance(event, WholeAnswer):
+                self.messages[event.stream.id] += 1
+                self.ends.setdefault(event.stream.id, []).append(0)
             elif isinstance(event, Finished):
                 self.ends.setdefault(event.stream.id, []).append(event.code)
             elif isinstance(event, ConnectionLost):

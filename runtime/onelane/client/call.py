@@ -156,10 +156,14 @@ class ClientCall:
         self.messages += messages
         self._wake()
 
+    def answered_whole(self, reply: bytes, trailers: Any) -> None:
+        self.messages.append(reply)
+        self.finish(OK, "", trailers)
+
     def finish(self, code: Any, details: str, trailers: Any = ()) -> None:
         if self.status is not None:
             return
-        status = code if isinstance(code, grpc.StatusCode) else STATUS_BY_NUMBER[code]
+        status = STATUS_BY_NUMBER[code] if type(code) is int else code
         if status is not OK:
             if status is grpc.StatusCode.CANCELLED and not self._is_cancelled_here and self._is_late():
                 # A server ends a call whose deadline has passed with RST_STREAM(CANCEL), maybe before our own timer.

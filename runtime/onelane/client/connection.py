@@ -20,7 +20,6 @@ from onelane.wire.client import (
     Finished,
     GoingAway,
     Messages,
-    Pong,
     Ready,
     SettingsChanged,
     WholeAnswer,
@@ -66,6 +65,9 @@ class Outgoing(Protocol):
     def arrived(self, messages: list[bytes]) -> None:
         """The server has sent messages."""
 
+    def answered_whole(self, reply: bytes, trailers: Metadata) -> None:
+        """The server has sent the one message of its response, and the status OK."""
+
     def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
         """End it with a status."""
 
@@ -102,7 +104,7 @@ class EndedCall:
         """See `Outgoing`."""
 
     def answered_whole(self, reply: bytes, trailers: Metadata) -> None:
-        """See `onelane.lane.unary_forward.UnaryForward`."""
+        """See `Outgoing`."""
 
     def finish(self, code: Any, details: str, trailers: Metadata = ()) -> None:
         """See `Outgoing`."""
@@ -138,7 +140,7 @@ class Connection(WireProtocol[ClientConnection]):
     """One connection. Owned by its subchannel."""
 
     max_events: ClassVar[int] = 2 * TURN_EVENTS
-    """An answer causes two: its message, and its status."""
+    """An answer that comes in pieces causes two: its message, and its status."""
 
     def __init__(self, owner: ConnectionPool, link: bool = False) -> None:
         """link: between siblings, in place of HTTP/2."""
@@ -212,31 +214,38 @@ class Connection(WireProtocol[ClientConnection]):
     def handle(self, events: list[Event]) -> None:
         for event in events:
             try:
-                match event:
-                    case WholeAnswer(stream, message, trailers):
-                        stream.call.answered_whole(message, trailers)
-                        self._owner.room()
-                    case Messages(stream, messages):
-                        stream.call.arrived(messages)
-                    case Finished():
-                        self._finished(event)
-                    case Answered(stream, metadata):
-                        stream.call.answered(metadata)
-                    case SettingsChanged():
-                        self._owner.room()
-                    case Ready():
-                        self._greeted()
-                    case GoingAway(error, debug):
-                        self._reason = f"the server is going away ({error} {debug})".rstrip(" )") + ")"
-                        self._owner.leave(self)
-                    case ConnectionLost(reason):
-                        self._reason = reason
-                        self.abort()
-                    case Pong():
-                        pass
+                # Each call has one or two of these; compiled, a pattern looks its fields up by name.
+                if isinstance(event, WholeAnswer):
+                    event.stream.call.answered_whole(event.message, event.trailers)
+                    self._owner.room()
+                elif isinstance(event, Messages):
+                    event.stream.call.arrived(event.messages)
+                elif isinstance(event, Finished):
+                    self._finished(event)
+                elif isinstance(event, Answered):
+                    event.stream.call.answered(event.metadata)
+                else:
+                    self._handle_own(event)
             except Exception:
                 # A defect of ours: it ends its own call. Raised on, it would close the connection, with all its calls.
                 self._event_failed(event)
+
+    def _handle_own(self, event: Event) -> None:
+        """Handle what is of the connection, and of no call."""
+        match event:
+            case SettingsChanged():
+                self._owner.room()
+            case Ready():
+                self._greeted()
+            case GoingAway(error, debug):
+                self._reason = f"the server is going away ({error} {debug})".rstrip(" )") + ")"
+                self._owner.leave(self)
+            case ConnectionLost(reason):
+                self._reason = reason
+                self.abort()
+            case _:
+                # Pong: that something has been heard is enough.
+                pass
 
     def _event_failed(self, event: Event) -> None:
         log.exception("client.event_failed peer=%s event=%s", self.peer(), type(event).__name__)

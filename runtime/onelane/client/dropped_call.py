@@ -136,6 +136,10 @@ class WeakCall:
         if (call := self._call()) is not None:
             call.arrived(messages)
 
+    def answered_whole(self, reply: bytes, trailers: Any) -> None:
+        if (call := self._call()) is not None:
+            call.answered_whole(reply, trailers)
+
     def finish(self, code: Any, details: str, trailers: Any = ()) -> None:
         if (call := self._call()) is not None:
             call.finish(code, details, trailers)

@@ -1,8 +1,8 @@
 """The client's end of one gRPC connection, sans-I/O: it turns calls into bytes, and received bytes into events.
 
-Promises: nothing that a server sends raises; every opened stream ends in exactly one `Finished`, or with the connection
-in `ConnectionLost`; `OK` for a unary response means exactly one message. `Finished.unprocessed` marks a call that the
-server has certainly not begun, so that it can be sent again.
+Promises: nothing that a server sends raises; every opened stream ends in exactly one `Finished` or `WholeAnswer`, or
+with the connection in `ConnectionLost`; `OK` for a unary response means exactly one message. `Finished.unprocessed`
+marks a call that the server has certainly not begun, so that it can be sent again.
 Source: grpc/doc/PROTOCOL-HTTP2.md, http-grpc-status-mapping.md, statuscodes.md.
 """
 
@@ -75,6 +75,11 @@ class ClientStream:
         return messages
 
     @property
+    def is_untouched(self) -> bool:
+        """No byte of a message has come, and messages are cut out of their frames."""
+        return self._deframer is None and not self.unread
+
+    @property
     def keeps_frames(self) -> bool:
         """Messages are sent on as they come."""
         return type(self._deframer) is FrameCutter
@@ -118,7 +123,8 @@ class Messages:
 
 @dataclass(slots=True, init=False)
 class WholeAnswer:
-    """A call that was forwarded has ended with the status OK: its only message, and its trailers."""
+    """A call with a unary response has ended with the status OK, and all in one piece: its only message, its trailers.
+    It has no initial metadata."""
 
     stream: ClientStream
     message: bytes
@@ -298,6 +304,8 @@ class ClientConnection:
         """An ordinary answer, as far as it has come at once."""
         stream = self.streams.get(event.stream_id)
         if stream is not None:
+            if event.is_ok and stream.single_response and self._ends_whole(stream, event.data, events):
+                return
             stream.answered = True
             if not stream.single_response:
                 events.append(Answered(stream, ()))
@@ -305,6 +313,19 @@ class ClientConnection:
             self._data(event.stream_id, event.data, False, events)
         if event.is_ok:
             self._finished(event.stream_id, OK_TRAILERS, events)
+
+    def _ends_whole(self, stream: ClientStream, data: bytes | None, events: list[Event]) -> bool:
+        """Whether `data`, one whole message or None, is all of a unary response, before the status OK. It ends the call
+        so, as nearly all do, with a third of the steps of the general way."""
+        if data is None or not stream.is_untouched or len(data) - framing.PREFIX > stream.limit:
+            return False
+        number = stream.id
+        del self.streams[number]
+        self.http2.acknowledge(len(data), number)
+        events.append(WholeAnswer(stream, data[framing.PREFIX :], ()))
+        if not stream.ended:
+            self.http2.reset(number, ErrorCode.CANCEL)
+        return True
 
     def _answered(self, event: Any, events: list[Event]) -> None:
         stream = self.streams.get(event.stream_id)
