@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -32,6 +33,7 @@ PRELOADED = (
     "onelane.server.native_listener",
     "onelane.cluster.membership.supervised",
     "onelane.state.store",
+    "msgspec",
     "grpc_health.v1.health",
     "grpc_health.v1.health_pb2_grpc",
     "grpc_reflection.v1alpha._async",
@@ -186,13 +188,17 @@ def _unfit() -> str:
 
 def _prepare() -> None:
     """Import what shards need, and have the collector leave it alone: what it writes to is shared no longer."""
-    from onelane.server import deferred_core
+    from onelane.server import deferred_core, deferred_protobuf
 
     gc.disable()
     deferred_core.install()
+    deferred_protobuf.install()
     importlib.import_module("onelane.shard.process")
     for name in PRELOADED:
         importlib.import_module(name)
+    # What imports have left behind, and shards have no use for: their pages hold what shards allocate, instead.
+    re.purge()
+    sys.path_importer_cache.clear()
     gc.collect()
     gc.freeze()
 

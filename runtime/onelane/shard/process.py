@@ -16,10 +16,11 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 os.environ.setdefault("OTEL_PYTHON_CONTEXT", "onelane")
 
 if __name__ == "__main__":
-    # Before the first import of grpc.
-    from onelane.server import deferred_core
+    # Before the first import of grpc and of protobuf.
+    from onelane.server import deferred_core, deferred_protobuf
 
     deferred_core.install()
+    deferred_protobuf.install()
 
 import uvloop
 
