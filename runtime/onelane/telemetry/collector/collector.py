@@ -31,7 +31,7 @@ from onelane.v1 import control_pb2
 
 RESTARTS = Instrument("onelane.restarts", "{restart}", "Restarts of shards that died")
 LOST = Instrument("onelane.reports.lost", "{report}", "Reports of shards that did not arrive")
-LATE_REPORTS = Instrument("onelane.reports.late", "{report}", "Reports of shards that a scrape or a status did not wait for")
+LATE_REPORTS = Instrument("onelane.reports.late", "{report}", "Reports of shards not waited for")
 GAPS = Instrument("onelane.reports.gaps", "{gap}", "Shards that died with unreported counts")
 ADMIN_REFUSALS = Instrument(
     "onelane.admin.refusals", "{request}", "Requests and connections that the admin address refused"
