@@ -5,19 +5,21 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
-from onelane.cluster.coordination import ConditionFailed, CoordinationStore, Put
+from onelane.cluster.coordination import ConditionFailed, CoordinationStore, Put, Snapshot, StoredEntry
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
-from onelane.cluster.machines import ClusterKeys, ClusterView, MachineRecord
+from onelane.cluster.machines import ClusterKeys, ClusterView
 from onelane.cluster.placements import (
     AppEntry,
     CoordinatorTerm,
+    Death,
     PlacementRefused,
+    check_order,
     entry_bytes,
     entry_of,
-    members_of,
-    wanted,
+    pins_of,
 )
 from onelane.core.placement import Member, Placement
+from onelane.core.placement_change import Gone, Prepare, Reborn
 
 from tests.cluster.coordination.memory import MemoryCoordination
 from tests.etcd import etcd
@@ -26,7 +28,6 @@ KEYS = ClusterKeys("arena")
 A0, A1, B0 = (Member(f"lobby-{n}", f"10.0.0.{n}:1", f"s{n}", life) for n, life in ((0, 1), (1, 2), (2, 3)))
 FIRST = AppEntry(Placement(7, (A0, A1), pins={"k": "lobby-0"}))
 SECOND = Placement(8, (A0, A1, B0), pins={"k": "lobby-0"})
-RECORD = MachineRecord(name="a", advertise="h", release="0", lease_s=5.0, start="s", apps={"lobby": (A1, A0)})
 
 
 @pytest.fixture(params=["memory", "etcd"])
@@ -121,24 +122,40 @@ def test_a_shard_whose_life_is_another_one_at_the_end_of_a_change_has_its_place(
     assert UNDER_WAY.ended(with_next_life) == AppEntry(with_next_life)
 
 
-def test_the_next_coordinator_knows_who_has_died_in_the_change_under_way() -> None:
-    assert UNDER_WAY.dead({A0.life, B0.life}) == {A1.life}
-    assert BETWEEN.dead({A0.life, A1.life}) == frozenset()
+def test_between_changes_the_next_life_of_a_shard_is_named_in_the_same_epoch() -> None:
+    with_next_life = AppEntry(replace(FIRST.placement, members=(A0, replace(A1, life=9))))
+    check_order(BETWEEN, with_next_life)
+    with pytest.raises(PlacementRefused, match="epoch 7 has other shards by the store"):
+        check_order(BETWEEN, AppEntry(replace(FIRST.placement, members=(A0, B0))))
 
 
-def test_shards_that_come_or_go_are_the_next_placement_and_the_same_ones_are_none() -> None:
-    placement = FIRST.placement
-    assert wanted(placement, (A0, A1, B0)) == SECOND
-    assert wanted(placement, (A1,)) == Placement(8, (A1,))
-    assert wanted(placement, (replace(A0, life=9), A1)) is None
-    assert wanted(placement, ()) is None
+def test_in_a_change_deaths_are_added_and_none_is_taken_back() -> None:
+    later = replace(UNDER_WAY, deaths=(Death(A1.life), Death(A1.life, replace(A1, life=9))))
+    check_order(UNDER_WAY, later)
+    for earlier in (UNDER_WAY, replace(later, deaths=later.deaths[1:]), replace(later, placement=SECOND)):
+        with pytest.raises(PlacementRefused, match="the change to epoch 8 is under way"):
+            check_order(later, earlier)
 
 
-def test_the_lives_of_all_machines_are_listed_and_no_two_may_have_one_name() -> None:
-    other = replace(RECORD, name="b", apps={"lobby": (B0,), "profile": (A0,)})
-    assert members_of([other, RECORD], "lobby") == (A0, A1, B0)
-    with pytest.raises(PlacementRefused, match="app 'lobby': two lives are called lobby-0, lobby-1"):
-        members_of([RECORD, replace(RECORD, name="b")], "lobby")
+def test_a_life_is_told_the_orders_of_the_change_and_those_of_a_later_entry_begin_with_them() -> None:
+    assert BETWEEN.orders_for(A0.life) == []
+    first = UNDER_WAY.orders_for(A0.life)
+    assert first == [Prepare(FIRST.placement, SECOND, frozenset())]
+    next_life = replace(A1, life=9)
+    later = replace(UNDER_WAY, deaths=(Death(A1.life), Death(A1.life, next_life)))
+    assert later.orders_for(A0.life) == [*first, Gone(A1.life), Reborn(next_life)]
+    assert [type(order) for order in later.orders_for(9)] == [Prepare]
+
+
+def test_pins_that_cannot_be_read_are_refused_with_the_name_of_the_app() -> None:
+    def view(*values: bytes) -> ClusterView:
+        entries = [StoredEntry(KEYS.pins("lobby"), value, 1, 1) for value in values]
+        return ClusterView(KEYS, Snapshot(1, {entry.key: entry for entry in entries}))
+
+    assert pins_of(view(), "lobby") == {}
+    assert pins_of(view(b'{"k": "lobby-0"}'), "lobby") == {"k": "lobby-0"}
+    with pytest.raises(PlacementRefused, match="the pins of app 'lobby' cannot be read"):
+        pins_of(view(b'["k"]'), "lobby")
 
 
 @pytest.mark.parametrize(

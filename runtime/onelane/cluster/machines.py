@@ -3,6 +3,8 @@
     /onelane/CLUSTER/machines/NAME       the record of a machine, under its lease
     /onelane/CLUSTER/coordinator/LEASE   a candidate, under the same lease: the oldest one coordinates
     /onelane/CLUSTER/apps/APP            see `placements`
+    /onelane/CLUSTER/pins/APP            see `placements`
+    /onelane/CLUSTER/forgotten/LEASE     the lease of a machine is about to be revoked by an operator: its `lease_s`
 
 A record says which readers understand it. Who meets one that it does not understand does not join, and changes nothing:
 of two releases the one that came first goes on.
@@ -24,9 +26,28 @@ RECORD_VERSION = 1
 OLDEST_READER = 1
 """The oldest release, by its `RECORD_VERSION`, that understands the records of this one."""
 
+LONGEST_LEASE_S = 60.0
+"""By the settings: what a mark that cannot be read is taken for."""
+
 
 class JoinRefused(Invalid):
     """This machine cannot be part of the cluster as it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppPart:
+    """What a machine says of its lives of one app, for the coordinator."""
+
+    placed: tuple[Member, ...] = ()
+    """Those that are to own keys: each has been ready, or follows a life that had."""
+    stand_ins: tuple[Member, ...] = ()
+    """In the places of shards whose machine was given up: see `AppEntry.stand_ins`."""
+    epoch: int = 0
+    """Of the change that the next two are about."""
+    departed: tuple[int, ...] = ()
+    """The lives from which every key that leaves is gone."""
+    arrived: tuple[int, ...] = ()
+    """The lives at which every key that arrives is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +65,9 @@ class MachineRecord:
     trust: str = ""
     """The fingerprint of the authority by which links are checked; the same on all machines."""
     apps: Mapping[str, tuple[Member, ...]] = field(default_factory=dict)
-    """App → its lives on this machine."""
+    """App → its lives on this machine: a life is named from before it gets its setup until its process has ended."""
+    parts: Mapping[str, AppPart] = field(default_factory=dict)
+    """By app."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """App → a digest of the settings that decide who owns a key, and where it is kept."""
 
@@ -85,6 +108,16 @@ class ClusterKeys:
     def app(self, name: str) -> str:
         return f"{self.prefix}apps/{name}"
 
+    def pins(self, app: str) -> str:
+        return f"{self.prefix}pins/{app}"
+
+    @property
+    def forgotten_leases(self) -> str:
+        return f"{self.prefix}forgotten/"
+
+    def forgotten(self, lease_id: int) -> str:
+        return f"{self.forgotten_leases}{lease_id}"
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
@@ -111,6 +144,22 @@ class ClusterView:
         entries = self.snapshot.entries.items()
         rows = [e for key, e in entries if key.startswith(self.keys.machines) and e.created <= joined_by]
         return [record_of(e.value, e.key.removeprefix(self.keys.machines)) for e in sorted(rows, key=lambda e: e.key)]
+
+    def by_lease(self) -> dict[int, MachineRecord]:
+        """The records that can be read, by the lease that each is under."""
+        entries = {machine.name: self.entry(machine.name) for machine in self.machines()}
+        machines = [machine for machine in self.machines() if isinstance(machine, MachineRecord)]
+        return {entry.lease_id: machine for machine in machines if (entry := entries[machine.name]) is not None}
+
+    def forgotten_lease_s(self, lease_id: int) -> float | None:
+        """The `lease_s` of a machine that an operator has marked before its lease was revoked; None without a mark."""
+        entry = self.snapshot.entries.get(self.keys.forgotten(lease_id))
+        if entry is None:
+            return None
+        try:
+            return float(entry.value)
+        except ValueError:
+            return LONGEST_LEASE_S
 
     def coordinator(self) -> StoredEntry | None:
         """The oldest candidate: whatever it writes, it writes on condition that this entry is still there."""

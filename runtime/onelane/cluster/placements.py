@@ -6,17 +6,23 @@ writes. Values; pure.
 A write is made on two conditions: that its machine still is the coordinator, and that the entry is of the revision on
 which the write was decided. So a coordinator that was paused, and wakes up beside the next one, changes nothing; it
 reads again. Epochs only grow: an entry is followed by the begin of its next epoch, or by the end of the change to it.
+
+The entry is also the way of the coordinator's orders: each supervisor reads in it what its lives are to be told
+(`orders_for`), and says in its record how far they are. So a coordinator has nothing that is not in the store.
+
+    /onelane/CLUSTER/pins/APP   JSON: canonical key → name of the shard that is to own it
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from onelane.cluster.coordination import Condition, Created, Put, StoredEntry, Unchanged, Write
-from onelane.cluster.machines import ClusterView, MachineRecord
+from onelane.cluster.machines import ClusterView
 from onelane.core.placement import Member, Placement
+from onelane.core.placement_change import Gone, Order, PlacementChange, Prepare, Reborn, Tell
 from onelane.errors import Invalid
 
 ENTRY_VERSION = 1
@@ -28,13 +34,29 @@ class PlacementRefused(Invalid):
 
 
 @dataclass(frozen=True, slots=True)
+class Death:
+    """A life with a part in the change under way has ended, by proof."""
+
+    life: int
+    follower: Member | None = None
+    """The next life of its shard; it has a part in the change from now on."""
+
+
+@dataclass(frozen=True, slots=True)
 class AppEntry:
-    """What all machines know of the owners of an app's keys."""
+    """What all machines know of the owners of an app's keys. A life owns keys only where it is named here."""
 
     placement: Placement
     """In force. Of a change under way: with the lives as of the decision."""
     following: Placement | None = None
     """In force once the change under way is over; None between changes."""
+    deaths: tuple[Death, ...] = ()
+    """During the change under way, in the order in which the lives are told; it only grows."""
+    leases: tuple[tuple[int, int], ...] = ()
+    """Each life that is named here, and the lease under which it was started."""
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    """Shard → the machine that is to start a life in its place, until the change under way is over: its own machine was
+    given up, and what others have to hand over to it needs a receiver."""
 
     def begun(self, following: Placement) -> "AppEntry":
         """A change begins.
@@ -57,36 +79,27 @@ class AppEntry:
         """
         if self.following is None or _places(placement) != _places(self.following):
             raise PlacementRefused(f"no change to this placement of epoch {placement.epoch} is under way")
-        return AppEntry(placement)
+        return AppEntry(placement, leases=self.leases)
 
-    def dead(self, alive: Iterable[int]) -> frozenset[int]:
-        """Of a coordinator that takes over: the lives with a part in the change that have died meanwhile. alive: those
-        that the records of machines name; a life of the change is in one until it is dead by proof."""
-        placements = [self.placement] if self.following is None else [self.placement, self.following]
-        return frozenset(member.life for placement in placements for member in placement.members) - {*alive}
+    def lease_of(self, life: int) -> int:
+        """0 where the life is not named."""
+        return dict(self.leases).get(life, 0)
 
+    def change(self) -> tuple[PlacementChange, list[Order]]:
+        """The change under way as far as it is told here, and all orders so far; the next entry's begin with these."""
+        assert self.following is not None, "no change is under way"
+        change = PlacementChange(self.placement, self.following)
+        orders = [order for member in self.following.members for order in change.joined(member.life)]
+        orders += change.begin()
+        for death in self.deaths:
+            orders += change.reborn(death.life, death.follower) if death.follower else change.died(death.life)
+        return change, orders
 
-def members_of(machines: Iterable[MachineRecord], app: str) -> tuple[Member, ...]:
-    """The lives of an app on all machines, by their names.
-
-    Raises:
-        PlacementRefused: two machines name their shards alike.
-    """
-    members = sorted((m for machine in machines for m in machine.apps.get(app, ())), key=lambda member: member.name)
-    names = [member.name for member in members]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise PlacementRefused(f"app {app!r}: two lives are called {', '.join(twice)}")
-    return tuple(members)
-
-
-def wanted(placement: Placement, members: tuple[Member, ...]) -> Placement | None:
-    """The placement that is to follow, where other shards run now; None where the same do, or none at all: keys without
-    an owner wait for one."""
-    if not members or {(m.name, m.address) for m in members} == {(m.name, m.address) for m in placement.members}:
-        return None
-    names = {member.name for member in members}
-    pins = {key: name for key, name in placement.pins.items() if name in names}
-    return replace(placement, epoch=placement.epoch + 1, members=members, pins=pins)
+    def orders_for(self, life: int) -> list[Prepare | Gone | Reborn]:
+        """What a life is told of the change under way, in this order."""
+        if self.following is None:
+            return []
+        return [order.message for order in self.change()[1] if isinstance(order, Tell) and order.life == life]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +125,22 @@ class CoordinatorTerm:
         """
         stored = self.view.snapshot.entries.get(self.view.keys.app(app))
         if stored is not None:
-            _check_order(entry_of(stored.value, app), entry)
+            check_order(entry_of(stored.value, app), entry)
         key = self.view.keys.app(app)
         is_unchanged: Condition = Created(key, 0) if stored is None else Unchanged(key, stored.changed)
         leads = Created(self.candidate.key, self.candidate.created)
         return [leads, is_unchanged], [Put(key, entry_bytes(entry))]
+
+
+def pins_of(view: ClusterView, app: str) -> dict[str, str]:
+    """Raises:
+    PlacementRefused: the entry of the pins is none.
+    """
+    stored = view.snapshot.entries.get(view.keys.pins(app))
+    try:
+        return {} if stored is None else msgspec.json.decode(stored.value, type=dict[str, str])
+    except msgspec.DecodeError as error:
+        raise PlacementRefused(f"the pins of app {app!r} cannot be read ({error})") from None
 
 
 def entry_bytes(entry: AppEntry) -> bytes:
@@ -136,13 +160,31 @@ def entry_of(value: bytes, app: str) -> AppEntry:
         raise PlacementRefused(f"the entry of app {app!r} is no placement ({error})") from None
 
 
-def _check_order(last: AppEntry, entry: AppEntry) -> None:
+def check_order(last: AppEntry, entry: AppEntry) -> None:
     """Raises:
-    PlacementRefused: the entry neither begins nor ends a change of the last one.
+    PlacementRefused: the entry neither begins, goes on with, nor ends a change of the last one, nor names the next
+        lives of the same shards.
     """
-    expected = last.ended(entry.placement) if entry.following is None else last.begun(entry.following)
+    if _goes_on(last, entry):
+        return
+    expected = last
+    if not _is_renumbered(last, entry):
+        expected = last.ended(entry.placement) if entry.following is None else last.begun(entry.following)
     if _places(entry.placement) != _places(expected.placement):
         raise PlacementRefused(f"the placement of epoch {entry.placement.epoch} has other shards by the store")
+
+
+def _goes_on(last: AppEntry, entry: AppEntry) -> bool:
+    """The same change, and more of it."""
+    if last.following is None or (last.placement, last.following) != (entry.placement, entry.following):
+        return False
+    has_more = len(entry.deaths) > len(last.deaths) or entry.stand_ins != last.stand_ins
+    return has_more and entry.deaths[: len(last.deaths)] == last.deaths
+
+
+def _is_renumbered(last: AppEntry, entry: AppEntry) -> bool:
+    is_between = last.following is None and entry.following is None and last.placement.epoch == entry.placement.epoch
+    return is_between and last.placement.members != entry.placement.members
 
 
 def _places(placement: Placement) -> tuple[object, ...]:

@@ -64,6 +64,10 @@ class MemoryCoordination:
         self._leases[lease_id] = (ttl_s, self.now + ttl_s)
         return ttl_s
 
+    async def remaining(self, lease_id: int) -> float:
+        self._check_up()
+        return self._leases[lease_id][1] - self.now if lease_id in self._leases else 0.0
+
     async def revoke(self, lease_id: int) -> None:
         self._check_up()
         self._end(lease_id)

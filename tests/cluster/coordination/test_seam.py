@@ -159,6 +159,14 @@ async def test_a_lease_that_has_ended_is_not_renewed_and_holds_nothing(store: Co
     assert (await store.read(folder)).entries == {}
 
 
+async def test_what_a_lease_has_left_is_told_to_anybody_and_renews_nothing(store: CoordinationStore) -> None:
+    lease = (await store.grant(60)).lease_id
+    assert 0 < await store.remaining(lease) <= 60
+    await store.revoke(lease)
+    assert await store.remaining(lease) == 0
+    assert await store.remaining(4711) == 0
+
+
 async def test_an_entry_that_is_written_again_without_its_lease_stays(store: CoordinationStore, folder: str) -> None:
     lease = (await store.grant(30)).lease_id
     await store.commit([], [Put(f"{folder}a", b"1", lease)])

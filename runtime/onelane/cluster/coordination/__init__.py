@@ -119,6 +119,9 @@ class CoordinationStore(Protocol):
     async def renew(self, lease_id: int) -> float:
         """The seconds that the lease lasts from some moment between call and return; 0: it has ended."""
 
+    async def remaining(self, lease_id: int) -> float:
+        """The seconds that the lease has left, without a renewal; 0: it has ended."""
+
     async def revoke(self, lease_id: int) -> None:
         """End a lease, and remove all that is under it; nothing where it has ended."""
 

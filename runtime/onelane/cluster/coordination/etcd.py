@@ -50,6 +50,8 @@ NOT_FOUND = 5
 REFUSALS = {3, NOT_FOUND, PERMISSION_DENIED, 9, 11, UNIMPLEMENTED, UNAUTHENTICATED}
 """gRPC codes of requests that will fail again: a wrong password is INVALID_ARGUMENT (3)."""
 OLD_TOKENS = ("invalid auth token", "revision of auth store is old")
+LAST_SECOND_S = 0.5
+"""What a lease has left in its last second: etcd tells whole ones."""
 WATCH_RETRY_S, LONGEST_WATCH_RETRY_S = 0.05, 1.0
 
 
@@ -91,6 +93,13 @@ class EtcdStore:
         answer = await self._ask("lease/keepalive", {"ID": str(lease_id)})
         with understood():
             return max(0.0, float(answer.get("TTL", 0)))
+
+    async def remaining(self, lease_id: int) -> float:
+        answer = await self._ask("lease/timetolive", {"ID": str(lease_id)})
+        with understood():
+            # -1: there is no such lease. One in its last second has 0 left, and has not ended.
+            ttl_s = float(answer.get("TTL", 0))
+            return 0.0 if ttl_s < 0 else max(ttl_s, LAST_SECOND_S)
 
     async def revoke(self, lease_id: int) -> None:
         try:
