@@ -28,6 +28,7 @@ from onelane.cluster.coordination import (
     Unchanged,
 )
 from onelane.cluster.machines import (
+    AppPart,
     ClusterKeys,
     ClusterView,
     JoinRefused,
@@ -88,7 +89,24 @@ class Machine:
         """Set where a renewal is due at once."""
         self.lease: MachineLease | None = None
         """None while it joins."""
-        self.view: ClusterView | None = None
+        self._view: ClusterView | None = None
+        self.changed = anyio.Event()
+        """Set when there is another view; another event follows it."""
+
+    @property
+    def view(self) -> ClusterView | None:
+        """All machines, as of the last word from the store."""
+        return self._view
+
+    @view.setter
+    def view(self, view: ClusterView) -> None:
+        self._view = view
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
+
+    @property
+    def name(self) -> str:
+        return self._record.name
 
     async def run(self) -> None:
         """Join and stay, until cancelled; join again after each loss.
@@ -98,7 +116,8 @@ class Machine:
             CoordinationRefused: the first time, by the store.
         """
         while True:
-            self.lease, self.view = await self._join_at_last()
+            self.lease, view = await self._join_at_last()
+            self.view = view
             lease_id, self._has_joined = self.lease.lease_id, True
             log.info("machine.joined name=%s lease=%d", self._record.name, lease_id)
             try:
@@ -111,10 +130,12 @@ class Machine:
             self.lease = None
             log.warning("machine.lost name=%s lease=%d", self._record.name, lease_id)
 
-    def announce(self, apps: Mapping[str, tuple[Member, ...]]) -> None:
-        """Have the record name these lives, by their app. It is written at once, or with the next renewal."""
-        if apps != self._record.apps:
-            self._record = replace(self._record, apps=apps)
+    def announce(self, apps: Mapping[str, tuple[Member, ...]], parts: Mapping[str, AppPart] | None = None) -> None:
+        """Have the record name these lives, by their app, and their parts in placements. It is written at once, or with
+        the next renewal."""
+        record = replace(self._record, apps=apps, parts=self._record.parts if parts is None else parts)
+        if record != self._record:
+            self._record = record
             self._woken.set()
 
     # Joining
@@ -248,8 +269,8 @@ class Machine:
         """Our entries do not say what they are to say: our lives are others now, or somebody has removed them, and not
         our lease, so nobody was given up. Lost where our name is taken."""
         snapshot = await self._store.read(self._keys.prefix)
-        self.view = ClusterView(self._keys, snapshot)
-        entry = self.view.entry(self._record.name)
+        self.view = view = ClusterView(self._keys, snapshot)
+        entry = view.entry(self._record.name)
         if self._has_its_entries(lease.lease_id):
             return lease
         if entry is not None and entry.lease_id != lease.lease_id:
