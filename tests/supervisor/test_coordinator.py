@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import TypeVar
 
 import pytest
-from onelane.cluster.coordination import Condition, CoordinationStore, Put, Snapshot, Write
+from onelane.cluster.coordination import Condition, CoordinationStore, CoordinationUnavailable, Put, Snapshot, Write
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
 from onelane.cluster.machines import ClusterView
 from onelane.cluster.placements import entry_of
@@ -14,6 +15,7 @@ from tests.etcd import EtcdServer, etcd
 from tests.supervisor.clustered import APP, KEYS, SERVED, Site, Sites, entry_in, pumping
 
 LEASE_S = 2.0
+Store = TypeVar("Store", bound=EtcdStore)
 
 
 @pytest.fixture
@@ -28,14 +30,25 @@ async def store(server: EtcdServer) -> AsyncIterator[CoordinationStore]:
         yield store
 
 
+class CutOffStore(EtcdStore):
+    """Once it is cut off, a machine that ends cannot say so."""
+
+    is_cut_off = False
+
+    async def revoke(self, lease_id: int) -> None:
+        if self.is_cut_off:
+            raise CoordinationUnavailable("cut off")
+        await super().revoke(lease_id)
+
+
 @asynccontextmanager
-async def opened(server: EtcdServer) -> AsyncIterator[CoordinationStore]:
-    async with closing_store(EtcdStore(EtcdAddress((server.url,), timeout_s=20))) as store:
+async def opened(server: EtcdServer) -> AsyncIterator[CutOffStore]:
+    async with closing_store(CutOffStore(EtcdAddress((server.url,), timeout_s=20))) as store:
         yield store
 
 
 @asynccontextmanager
-async def closing_store(store: EtcdStore) -> AsyncIterator[EtcdStore]:
+async def closing_store(store: Store) -> AsyncIterator[Store]:
     try:
         yield store
     finally:
@@ -143,7 +156,7 @@ async def test_a_machine_that_is_killed_is_left_out_when_its_lease_ends_and_not_
         lease_id = first.machine.lease.lease_id
         first.kill()
         # It says nothing to etcd any more, not even that it leaves.
-        await killed.close()
+        killed.is_cut_off = True
         running.cancel()
         await asyncio.wait([running])
         await sites.until_served_by("lobby-b", "lobby-c")
@@ -203,7 +216,7 @@ async def test_the_lives_of_a_machine_that_an_operator_forgets_count_until_their
         epoch = await settled(store)
         assert b.machine.lease
         lease_id = b.machine.lease.lease_id
-        await cut_off.close()
+        cut_off.is_cut_off = True
         running.cancel()
         await asyncio.wait([running])
         await store.commit([], [Put(KEYS.forgotten(lease_id), b"60")])

@@ -268,6 +268,37 @@ async def test_lives_that_are_announced_while_the_store_is_down_are_in_the_recor
         assert entry.value == record_bytes(replace(A, apps=LIVES))
 
 
+class HeldCoordination(MemoryCoordination):
+    """An answer to a read comes when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def read(self, prefix: str) -> Snapshot:
+        snapshot = await super().read(prefix)
+        await self.may_answer.wait()
+        return snapshot
+
+
+async def test_an_answer_that_is_older_than_the_view_takes_nothing_from_it(cluster: Cluster) -> None:
+    """What the watch has shown meanwhile it shows only once: a change of placement would stand still."""
+    store = cluster.store = HeldCoordination()
+    cluster.time = ScriptedTime(store)
+    async with cluster.running(A) as a:
+        store.may_answer.clear()
+        a.announce(LIVES)
+        await rest()
+        await store.commit([], [Put(KEYS.app("lobby"), b"seen by the watch alone")])
+        await rest()
+        store.may_answer.set()
+        await rest()
+        assert a.view
+        assert KEYS.app("lobby") in a.view.snapshot.entries
+        assert a.view.machines() == [replace(A, apps=LIVES)]
+
+
 class UnwritableCoordination(MemoryCoordination):
     """It renews leases; from `is_full` on it writes nothing."""
 

@@ -269,7 +269,11 @@ class Machine:
         """Our entries do not say what they are to say: our lives are others now, or somebody has removed them, and not
         our lease, so nobody was given up. Lost where our name is taken."""
         snapshot = await self._store.read(self._keys.prefix)
-        self.view = view = ClusterView(self._keys, snapshot)
+        assert self.view is not None
+        if snapshot.revision > self.view.snapshot.revision:
+            # Else what the watch has shown since would be gone for good: it shows nothing twice.
+            self.view = ClusterView(self._keys, snapshot)
+        view = self.view
         entry = view.entry(self._record.name)
         if self._has_its_entries(lease.lease_id):
             return lease
