@@ -29,7 +29,14 @@ def main(as_json: bool, rounds: int, scale: float, only: str | None) -> None:
     click.echo(f"onelane here: {running_build()}; its pure rows: {os.environ.get('BENCH_PURE', 'none')}", err=True)
     setting = Setting(rounds, scale, lambda text: click.echo(text, err=True))
     sections = {"calls": measure, "state": state.measure}
-    rows = [row for name, section in sections.items() if only in (None, name) for row in section(setting)]
+    rows: list[Row] = []
+    try:
+        for name, section in sections.items():
+            rows.extend(section(setting) if only in (None, name) else ())
+    except BaseException:
+        # What was measured before took minutes of a quiet machine.
+        _print(rows, (), rounds)
+        raise
     asked = [*(goals(rows) if only != "state" else ()), *(state_goals.goals(rows) if only != "calls" else ())]
     if as_json:
         reached = [asdict(goal) | {"reached": goal.reached} for goal in asked]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
+from onelane.config import App
 from onelane.core.placement import Member, Placement
 
 from tests.bench.load import Target
@@ -71,6 +72,8 @@ def shards(
     toml = [
         *("[apps.echo]", f'services = ["{service}"]', 'listen = "127.0.0.1:0"', f"shards = {count}"),
         *(f'listener = "{listener}"', f"max_message_bytes = {BIG_MESSAGES}"),
+        # As a user has it; an app of the tests refuses nothing for its lateness.
+        f"max_late_s = {App.max_late_s}",
     ]
     if tls is not None:
         toml.append(f'tls = {{ cert = "{tls.path("server.pem")}", key = "{tls.path("server.key")}" }}')
