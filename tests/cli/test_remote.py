@@ -19,7 +19,8 @@ from google.rpc import code_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection
 from onelane.cli.main import main
 from onelane.cli.message_json import fill_key
-from onelane.errors import Invalid
+from onelane.cli.remote import RemoteServer
+from onelane.errors import Invalid, Transient
 
 from tests.bounds import BOUND_S
 from tests.conformance.v1 import service_pb2
@@ -227,6 +228,20 @@ def test_an_address_that_is_none_or_has_no_server_is_one_sentence() -> None:
     assert onelane("ls", "ftp://x:1").exit_code == 2
     run = onelane("ls", ":1")
     assert (run.exit_code, "127.0.0.1:1: " in run.stderr) == (1, True)
+
+
+def test_what_may_be_missing_is_named_only_where_it_is() -> None:
+    hint = "(a server with TLS needs --tls or --ca)"
+    assert [hint in onelane("ls", ":1", *arguments).stderr for arguments in ([], ["--tls"])] == [True, False]
+
+
+async def test_the_page_is_told_of_no_flag_of_the_command_line() -> None:
+    server = RemoteServer("127.0.0.1:1", (), False, None, None, None, False, "", names_flags=False)
+    with pytest.raises(Transient) as refused:
+        async with server.connected() as (_, reflection):
+            await reflection.services()
+    assert "127.0.0.1:1 cannot be asked" in str(refused.value)
+    assert "--" not in str(refused.value)
 
 
 def test_mutual_tls_needs_the_authority_and_the_certificate(tmp_path: Path) -> None:

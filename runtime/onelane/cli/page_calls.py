@@ -46,7 +46,7 @@ async def _answer(question: dict[str, Any]) -> None:
     # The supervisor holds the socket that listens there, whatever its certificate says.
     is_tls = bool(question["tls"])
     metadata = metadata_items(question["metadata"])
-    server = RemoteServer(question["address"], metadata, is_tls, None, None, None, is_tls, "")
+    server = RemoteServer(question["address"], metadata, is_tls, None, None, None, is_tls, "", names_flags=False)
     if "call" in question:
         await _call(server, **question["call"])
     else:

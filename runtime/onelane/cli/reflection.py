@@ -33,7 +33,11 @@ class NoReflection(Invalid):
 class Reflection:
     """The descriptors of one server. Owned by the loop that its channel runs in."""
 
-    def __init__(self, channel: grpc.aio.Channel, address: str, metadata: Sequence[tuple[str, str | bytes]]) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, address: str, metadata: Sequence[tuple[str, str | bytes]], hint: str = ""
+    ) -> None:
+        """hint: added where the server is not reached."""
+        self._hint = hint
         self._channel = channel
         self._address = address
         self._metadata = metadata
@@ -156,7 +160,7 @@ class Reflection:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Transient(f"{self._address} has not answered within {REFLECTION_S:g} s")
         if code is grpc.StatusCode.UNAVAILABLE:
-            return Transient(f"{self._address} cannot be asked: {details} (a server with TLS needs --tls or --ca)")
+            return Transient(f"{self._address} cannot be asked: {details}{self._hint}")
         return Transient(f"{self._address} does not describe its services: {code.name}: {details}")
 
     def _unusable(self, reason: str) -> NoReflection:

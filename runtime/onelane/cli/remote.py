@@ -41,6 +41,8 @@ class RemoteServer:
     cert_key: Path | None
     is_insecure: bool
     authority: str
+    names_flags: bool = True
+    """Errors may name flags of the command line."""
 
     @asynccontextmanager
     async def connected(self) -> "AsyncIterator[tuple[NativeChannel, Reflection]]":
@@ -56,7 +58,8 @@ class RemoteServer:
         except ValueError as error:
             raise click.BadParameter(f"{self.address}: {error}", param_hint="ADDRESS") from error
         async with channel:
-            yield channel, Reflection(channel, self.address, self.metadata)
+            hint = " (a server with TLS needs --tls or --ca)" if self.names_flags and not self.is_tls else ""
+            yield channel, Reflection(channel, self.address, self.metadata, hint)
 
     def _context(self) -> Any:
         import ssl
