@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from onelane.cluster.coordination import Condition, CoordinationStore, CoordinationUnavailable, Put, Snapshot, Write
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
 from onelane.cluster.machines import ClusterView
 from onelane.cluster.placements import entry_of
+from onelane.supervisor.coordinator import Coordinator, FirstPlacement
 
+from tests.cluster.coordination.memory import MemoryCoordination
 from tests.etcd import EtcdServer, etcd
 from tests.supervisor.clustered import APP, KEYS, SERVED, Site, Sites, entry_in, pumping
 
@@ -234,6 +236,22 @@ async def test_the_lives_of_a_machine_that_an_operator_forgets_count_until_their
         while (await store.read(KEYS.forgotten_leases)).entries:
             await changed.wait()
             changed = a.machine.changed
+
+
+async def test_the_mark_of_a_forgotten_machine_counts_before_the_watch_has_shown_it() -> None:
+    """Else its lives would count as dead while they may still serve."""
+    store, clock = MemoryCoordination(), FrozenClock()
+    before = ClusterView(KEYS, await store.read(KEYS.prefix))
+    lease_id = (await store.grant(60)).lease_id
+    await store.commit([], [Put(KEYS.forgotten(lease_id), b"60")])
+    await store.revoke(lease_id)
+    machine: Any = None
+    coordinator = Coordinator(store, machine, lambda _: FirstPlacement(1), now=clock.now)
+    ended = []
+    for seconds in (0, 59, 2):
+        clock.now_s += seconds
+        ended.append(await coordinator._has_ended(lease_id, before))
+    assert ended == [False, False, True]
 
 
 async def test_a_standing_cluster_asks_etcd_nothing_but_renewals(server: EtcdServer, sites: Sites) -> None:

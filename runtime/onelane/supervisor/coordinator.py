@@ -144,7 +144,9 @@ class Coordinator:
         if lease_id not in self._gone_at:
             if await self._store.remaining(lease_id) > 0:
                 return False
-            lease_s = view.forgotten_lease_s(lease_id)
+            # The mark is put before the lease is revoked, and the watch may show it later than this answer.
+            marks = ClusterView(view.keys, await self._store.read(view.keys.forgotten(lease_id)))
+            lease_s = marks.forgotten_lease_s(lease_id)
             self._gone_at[lease_id] = gone_at(self._now(), lease_s=lease_s or 0.0, was_forgotten=lease_s is not None)
         return self._now() >= self._gone_at[lease_id]
 
