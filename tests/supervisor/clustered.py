@@ -233,7 +233,7 @@ class Site:
 
 @contextmanager
 def pumping(sites: Sites) -> Iterator[None]:
-    task = asyncio.ensure_future(sites.pump())
+    task = asyncio.get_running_loop().create_task(sites.pump())
     try:
         yield
     finally:

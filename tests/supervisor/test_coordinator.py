@@ -58,7 +58,7 @@ async def closing_store(store: Store) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def sites() -> Iterator[Sites]:
+async def sites() -> AsyncIterator[Sites]:
     sites = Sites()
     with pumping(sites):
         yield sites
