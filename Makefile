@@ -105,7 +105,7 @@ docs: setup
 
 proto: setup
 	$(BIN)/onelane proto --root runtime/onelane/protos --out runtime runtime/onelane/protos
-	rm -f runtime/onelane/v1/options_pb2_grpc.py* runtime/onelane/v1/control_pb2_grpc.py*
+	rm -f runtime/onelane/v1/options_pb2_grpc.py* runtime/onelane/v1/control_pb2_grpc.py* runtime/onelane/v1/xds_pb2_grpc.py*
 	$(BIN)/onelane proto --root proto --out . proto/services
 	$(BIN)/onelane proto --root tests/protos --out .
 

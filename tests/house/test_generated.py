@@ -12,6 +12,7 @@ from tests.running_app import ROOT
 
 pytestmark = pytest.mark.slow
 UNUSED = {"options_pb2_grpc.py", "options_pb2_grpc.pyi", "control_pb2_grpc.py", "control_pb2_grpc.pyi"}
+UNUSED |= {"xds_pb2_grpc.py", "xds_pb2_grpc.pyi"}
 
 
 @pytest.mark.parametrize(
