@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -166,6 +167,9 @@ async def test_a_response_can_be_awaited_again() -> None:
         assert await call is first
 
 
+RUNTIME = str(Path(onelane.__file__).parent)
+
+
 @contextmanager
 def coroutines_of_the_client() -> Iterator[Counter[str]]:
     """Steps of interpreted coroutines of the client's, by name."""
@@ -173,7 +177,7 @@ def coroutines_of_the_client() -> Iterator[Counter[str]]:
 
     def count(frame: FrameType, event: str, argument: object) -> None:
         code = frame.f_code
-        if event == "call" and code.co_flags & inspect.CO_COROUTINE and "/onelane/" in code.co_filename:
+        if event == "call" and code.co_flags & inspect.CO_COROUTINE and code.co_filename.startswith(RUNTIME):
             steps[code.co_name] += 1
 
     sys.setprofile(count)
