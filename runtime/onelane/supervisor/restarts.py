@@ -67,7 +67,8 @@ class Restarts:
 
     def objection(self, event: ShardEvent, shard: SupervisedShard) -> str:
         """Why a shard cannot be drained or restarted now, or ""."""
-        if not (is_possible(shard.state, event) or (event is ShardEvent.RESTART_ASKED and self._may_replace(shard))):
+        may_restart = event is ShardEvent.RESTART_ASKED and self._may_restart(shard)
+        if not may_restart and not is_possible(shard.state, event):
             return f"it is {shard.label}"
         if event is ShardEvent.RESTART_ASKED and self.is_restarting:
             return "another restart is under way, and shards restart one after another"
@@ -90,9 +91,10 @@ class Restarts:
     def _hands_over(self, shard: SupervisedShard) -> bool:
         return not self._app.changes.objection() and not shard.is_unresponsive
 
-    def _may_replace(self, shard: SupervisedShard) -> bool:
-        """Whether its next life may take over from one that has died: the way out of code that crashes."""
-        return shard.state is ShardState.RECOVERING and self._hands_over(shard)
+    def _may_restart(self, shard: SupervisedShard) -> bool:
+        """Also a shard that has died may, where its next life can take over: the way out of code that crashes."""
+        has_died = shard.state is ShardState.RECOVERING and self._hands_over(shard)
+        return has_died or is_possible(shard.state, ShardEvent.RESTART_ASKED)
 
     # Restarts
 
@@ -117,7 +119,7 @@ class Restarts:
         name = shard.member.name
         if self._app.is_stopping:
             return f"{name} was not restarted: the app stops"
-        if not (is_possible(shard.state, ShardEvent.RESTART_ASKED) or self._may_replace(shard)):
+        if not self._may_restart(shard):
             return f"{name} was not restarted: it is {shard.label}"
         if self._hands_over(shard):
             return await self._replace(shard)
