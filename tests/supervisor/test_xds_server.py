@@ -138,6 +138,28 @@ async def test_placements_are_followed_from_the_view_of_the_cluster(caplog: pyte
         following.cancel()
 
 
+async def test_a_cluster_that_no_route_names_any_more_is_kept_for_a_while() -> None:
+    """A client that has not taken the new route yet still calls it."""
+    pinned, cluster = placement(1, 2, pins={"ada": "lobby-2"}), "lobby/pinned/lobby-2"
+
+    async with serving(keep_s=0.05) as server:
+
+        def clusters() -> set[str]:
+            assert server.resources is not None
+            return set(server.resources.by_kind[CLUSTER])
+
+        for _ in range(3):
+            show(server, pinned)
+            show(server, placement(1, 2))
+            show(server, placement(1, 2, 3))
+            assert clusters() == {"lobby", cluster}
+        await holds(lambda: clusters() == {"lobby"})
+        show(server)
+        assert clusters() == {"lobby"}
+        show(server, placement(1))
+        await holds(lambda: server._kept == {})
+
+
 async def test_a_server_that_closes_sends_its_clients_elsewhere() -> None:
     async with serving(1) as server, stream_to(server) as call:
         await call.write(request(ENDPOINTS, "lobby"))
@@ -263,6 +285,15 @@ async def test_a_flood_of_requests_leaves_others_their_turn() -> None:
         task.cancel()
         [stream] = [s for c in server._connections for s in c.streams.values() if s.session.name_count == 2]
         assert sum(map(len, stream.inbox)) <= MAX_REQUEST
+
+
+async def test_a_stream_may_go_on_for_ever() -> None:
+    """What was handled is given back to the client's window."""
+    async with serving(1) as server, stream_to(server) as call:
+        for number in range(500):
+            await call.write(request(ENDPOINTS, f"{number:0200d}"))
+        await call.write(request(ENDPOINTS, "lobby"))
+        assert await endpoints(call) == ["127.0.0.1:1", "1"]
 
 
 async def test_all_clients_together_may_subscribe_to_so_many_names() -> None:

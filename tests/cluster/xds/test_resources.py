@@ -98,3 +98,11 @@ def test_endpoints_are_sent_again_where_their_cluster_has_changed() -> None:
     first, other = resources(lobby=placement(1)), resources(lobby=placement(1, points=8))
     assert first.by_kind[ENDPOINTS]["lobby"].packed == other.by_kind[ENDPOINTS]["lobby"].packed
     assert first.by_kind[ENDPOINTS]["lobby"].version != other.by_kind[ENDPOINTS]["lobby"].version
+
+
+def test_clusters_that_no_route_names_any_more_can_be_kept_for_a_while() -> None:
+    last, now = resources(lobby=placement(1, pins={"ada": "lobby-1"})), resources(lobby=placement(1))
+    both = now.keeping(["lobby/pinned/lobby-1"], last)
+    assert both.by_kind[CLUSTER].keys() == both.by_kind[ENDPOINTS].keys() == {"lobby", "lobby/pinned/lobby-1"}
+    assert (both.by_kind[ROUTE], both.versions[ROUTE]) == (now.by_kind[ROUTE], now.versions[ROUTE])
+    assert both.versions[CLUSTER] == last.versions[CLUSTER]

@@ -147,6 +147,39 @@ def test_who_has_named_something_and_wants_it_no_more_wants_nothing() -> None:
     assert responses(stream, BOTH) == [(CLUSTER, ["lobby"], "2")]
 
 
+def test_who_has_all_clusters_is_sent_routes_once_it_has_taken_those_and_their_endpoints() -> None:
+    """Envoy calls the cluster that a route names at once."""
+    stream = StateOfTheWorld()
+    stream.receive(request(CLUSTER))
+    stream.receive(request(ROUTE, "lobby"))
+    stream.receive(request(LISTENER))
+    assert responses(stream) == [(CLUSTER, ["lobby"], "1")]
+    stream.receive(request(CLUSTER, nonce="1"))
+    assert responses(stream) == []
+    stream.receive(request(ENDPOINTS, "lobby"))
+    assert responses(stream) == [(ENDPOINTS, ["lobby"], "2")]
+    stream.receive(request(ENDPOINTS, "lobby", nonce="2"))
+    assert responses(stream) == [(LISTENER, ["lobby"], "3"), (ROUTE, ["lobby"], "4")]
+    stream.receive(request(ROUTE, "lobby", nonce="4"))
+    pinned = resources(lobby=placement(1, pins={"ada": "lobby-1"}))
+    assert responses(stream, pinned) == [(CLUSTER, ["lobby", "lobby/pinned/lobby-1"], "5")]
+    stream.receive(request(CLUSTER, nonce="5"))
+    assert responses(stream, pinned) == []
+    stream.receive(request(ENDPOINTS, "lobby", "lobby/pinned/lobby-1", nonce="2"))
+    assert responses(stream, pinned) == [(ENDPOINTS, ["lobby/pinned/lobby-1"], "6")]
+    stream.receive(request(ENDPOINTS, "lobby", "lobby/pinned/lobby-1", nonce="6"))
+    assert responses(stream, pinned) == [(ROUTE, ["lobby"], "7")]
+
+
+def test_where_there_are_no_clusters_routes_wait_for_nothing_more() -> None:
+    stream = StateOfTheWorld()
+    stream.receive(request(CLUSTER))
+    stream.receive(request(LISTENER))
+    assert responses(stream, NONE) == [(CLUSTER, [], "1")]
+    stream.receive(request(CLUSTER, nonce="1"))
+    assert responses(stream, NONE) == [(LISTENER, [], "2")]
+
+
 def test_a_listener_that_does_not_exist_is_left_out_and_sent_once_it_does() -> None:
     stream = StateOfTheWorld()
     stream.receive(request(LISTENER, "nowhere", "lobby"))

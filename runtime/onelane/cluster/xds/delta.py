@@ -15,6 +15,7 @@ from onelane.cluster.xds.subscription import (
     Nack,
     ResourceSubscription,
     XdsRefused,
+    ready_kinds,
 )
 from onelane.v1 import xds_pb2
 from onelane.wire.statuses import RESOURCE_EXHAUSTED
@@ -63,13 +64,13 @@ class Delta:
 
     def respond(self, resources: XdsResources) -> list[bytes]:
         """The responses that are due by the resources of now."""
-        ordered = [self._subscriptions[kind] for kind in RESOURCE_KINDS if kind in self._subscriptions]
-        return [response for subscription in ordered if (response := self._response(subscription, resources))]
+        kinds = ready_kinds(self._subscriptions)
+        return [response for subscription in kinds if (response := self._response(subscription, resources))]
 
     def _response(self, subscription: ResourceSubscription, resources: XdsResources) -> bytes:
         changed, removed = subscription.news(resources.by_kind[subscription.kind])
         is_due = changed or removed or (subscription.is_wildcard and not subscription.is_answered)
-        if subscription.is_awaited or not is_due:
+        if not is_due:
             return b""
         self._nonce += 1
         subscription.told(changed, removed, str(self._nonce))

@@ -68,9 +68,13 @@ class XdsResources:
     @cached_property
     def versions(self) -> dict[str, str]:
         """Type → the version of all its resources together."""
-        return {
-            kind: _digest((r.name + r.version).encode() for r in rows.values()) for kind, rows in self.by_kind.items()
-        }
+        by_name = {kind: [rows[name] for name in sorted(rows)] for kind, rows in self.by_kind.items()}
+        return {kind: _digest((r.name + r.version).encode() for r in rows) for kind, rows in by_name.items()}
+
+    def keeping(self, clusters: Iterable[str], last: "XdsResources") -> "XdsResources":
+        """With these clusters, and their endpoints, as they were last."""
+        remaining = {kind: {name: last.by_kind[kind][name] for name in clusters} for kind in (CLUSTER, ENDPOINTS)}
+        return XdsResources({kind: {**remaining.get(kind, {}), **rows} for kind, rows in self.by_kind.items()})
 
 
 def resources_of(apps: Mapping[str, RoutedApp]) -> XdsResources:

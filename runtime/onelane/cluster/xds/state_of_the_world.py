@@ -7,7 +7,14 @@ endpoints and routes it has those that have changed. Source: Envoy's xDS protoco
 from google.protobuf.message import DecodeError
 
 from onelane.cluster.xds.resources import RESOURCE_KINDS, URL, XdsResources
-from onelane.cluster.xds.subscription import WILDCARD, WITH_WILDCARD, Nack, ResourceSubscription, XdsRefused
+from onelane.cluster.xds.subscription import (
+    WILDCARD,
+    WITH_WILDCARD,
+    Nack,
+    ResourceSubscription,
+    XdsRefused,
+    ready_kinds,
+)
 from onelane.v1 import xds_pb2
 
 
@@ -59,15 +66,15 @@ class StateOfTheWorld:
 
     def respond(self, resources: XdsResources) -> list[bytes]:
         """The responses that are due by the resources of now."""
-        ordered = [self._subscriptions[kind] for kind in RESOURCE_KINDS if kind in self._subscriptions]
-        return [response for subscription in ordered if (response := self._response(subscription, resources))]
+        kinds = ready_kinds(self._subscriptions)
+        return [response for subscription in kinds if (response := self._response(subscription, resources))]
 
     def _response(self, subscription: ResourceSubscription, resources: XdsResources) -> bytes:
         available = resources.by_kind[subscription.kind]
         changed, removed = subscription.news(available)
         is_whole = subscription.kind in WITH_WILDCARD
         is_due = changed or (removed and is_whole) or (subscription.is_wildcard and not subscription.is_answered)
-        if subscription.is_awaited or not is_due:
+        if not is_due:
             return b""
         if is_whole:
             names = available.keys() if subscription.is_wildcard else subscription.names & available.keys()

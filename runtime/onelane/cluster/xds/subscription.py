@@ -7,10 +7,10 @@ a client that never answers is sent one response of each type, and a client that
 something has changed.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from onelane.cluster.xds.resources import CLUSTER, LISTENER, XdsResource
+from onelane.cluster.xds.resources import CLUSTER, ENDPOINTS, LISTENER, RESOURCE_KINDS, XdsResource
 from onelane.errors import OnelaneError
 from onelane.wire.statuses import INVALID_ARGUMENT, RESOURCE_EXHAUSTED
 
@@ -103,3 +103,27 @@ class ResourceSubscription:
                 self.sent.pop(name, None)
         self.nonce = nonce
         self.is_awaited = self.is_answered = True
+
+
+def ready_kinds(subscriptions: Mapping[str, ResourceSubscription]) -> Iterator[ResourceSubscription]:
+    """The types of a stream that a response may be sent of, in their order. To be asked after each response.
+
+    Whoever has all clusters, as Envoy does, calls those that a route names at once: so routes wait until it has taken
+    the clusters and their endpoints. A client of gRPC asks for the clusters that its route names, and waits itself.
+    """
+    for kind in RESOURCE_KINDS:
+        if kind not in (CLUSTER, ENDPOINTS) and _awaits_clusters(subscriptions):
+            return
+        subscription = subscriptions.get(kind)
+        if subscription is not None and not subscription.is_awaited:
+            yield subscription
+
+
+def _awaits_clusters(subscriptions: Mapping[str, ResourceSubscription]) -> bool:
+    clusters, endpoints = subscriptions.get(CLUSTER), subscriptions.get(ENDPOINTS)
+    if clusters is None or not clusters.is_wildcard:
+        return False
+    if clusters.is_awaited or not clusters.is_answered:
+        return True
+    names = {name for name, version in clusters.sent.items() if version != ABSENT}
+    return bool(names) and (endpoints is None or endpoints.is_awaited or not names <= endpoints.names)
