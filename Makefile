@@ -124,6 +124,7 @@ clients: tests/node/node_modules tests/browser/node_modules
 	tests/h2spec/build.sh
 	tests/grpcurl/build.sh
 	tests/grpc_go/build.sh
+	tests/grpc_xds/build.sh
 	tests/conformance/build.sh
 	tests/tonic/build.sh
 	tests/java/build.sh

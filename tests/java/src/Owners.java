@@ -28,7 +28,7 @@ import java.util.Map;
  * answers: which server grpc-java's ring_hash has taken for each.
  */
 final class Owners {
-  private static final Marshaller<String> TEXT =
+  static final Marshaller<String> TEXT =
       new Marshaller<>() {
         @Override
         public InputStream stream(String text) {
