@@ -3,6 +3,7 @@
 import asyncio
 import compileall
 import functools
+import gc
 import inspect
 import itertools
 import os
@@ -47,11 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would compile the whole package again.
     """
+    is_parallel, is_worker = bool(config.getoption("numprocesses", None)), hasattr(config, "workerinput")
+    # A run in one process compiles what it imports, and no more: some run a single test.
+    compiles = not is_worker and (is_parallel or sys.dont_write_bytecode)
     # pytest writes what it makes of test files with their assertions: the next run need not do it again.
     sys.dont_write_bytecode = False
-    if not hasattr(config, "workerinput"):
-        # The order is ours, below: pytest-xdist's would be by number of tests.
-        config.option.loadscopereorder = False
+    # The order is ours, below: pytest-xdist's would be by number of tests.
+    config.option.loadscopereorder = False
+    if compiles:
         for folder in ("runtime", "services", "tests"):
             compileall.compile_dir(ROOT / folder, quiet=2, rx=re.compile("node_modules"))
 
@@ -60,6 +64,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """More than processors: the tests wait for processes and connections about as long as they compute."""
     return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Thousands of tests live until the end of the run: the garbage collector looks at them neither while they are
+    made, which is a third of that time, nor with each collection afterwards."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

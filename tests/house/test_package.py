@@ -85,6 +85,8 @@ def test_a_program_of_the_project_can_be_run_in_the_source_distribution(sdist: P
 @pytest.mark.slow
 def test_the_unpacked_source_distribution_passes_its_own_tests(sdist: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(sdist / "runtime")}
+    # Else the run would compile all of the sources first: see tests/conftest.py.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *FAST_TESTS]
     run = subprocess.run(tests, cwd=sdist, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout

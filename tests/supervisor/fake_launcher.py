@@ -24,7 +24,7 @@ class FakeControl:
     """See `onelane.cluster.control.Control`: the supervisor's end of the line to one fake shard."""
 
     stands_still = False
-    """It has not opened its end of the line: whoever sends waits until it is gone."""
+    """It reads nothing, or has not opened its end of the line: whoever sends waits until it is gone or `reads_on`."""
     react: Callable[[control_pb2.ToShard], None] | None = None
     """Called with each message, by a script of what the shard does."""
 
@@ -33,12 +33,14 @@ class FakeControl:
         self.sent: list[control_pb2.ToShard] = []
         self._trace = trace
         self._is_closed = asyncio.Event()
+        self._reads_on = asyncio.Event()
         self._inbox: asyncio.Queue[control_pb2.ToSupervisor | None] = asyncio.Queue()
 
     async def send(self, message: Any) -> None:
         if self.stands_still:
-            await self._is_closed.wait()
-            return
+            await self._reads_on.wait()
+            if self._is_closed.is_set():
+                return
         if message.WhichOneof("kind") == "setup":
             self.name = message.setup.name
             if self.react is not None:
@@ -54,7 +56,13 @@ class FakeControl:
 
     def close(self) -> None:
         self._is_closed.set()
+        self._reads_on.set()
         self._inbox.put_nowait(None)
+
+    def reads_on(self) -> None:
+        """It reads what was sent to it meanwhile, and what is sent from now on."""
+        self.stands_still = False
+        self._reads_on.set()
 
     def deliver(self, **kind: Any) -> None:
         """A message from the shard."""

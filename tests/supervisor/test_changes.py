@@ -230,6 +230,7 @@ async def test_a_life_that_starts_as_the_change_ends_begins_with_the_placement_t
         lives = {"echo-0": 1, "echo-1": 4, "echo-2": 3}
         assert setup.placement.epoch == 2
         assert {member.name: member.life for member in setup.placement.members} == lives
+        launcher.shard("echo-0.1").line.reads_on()
         await asyncio.wait_for(changing, BOUND_S)
         assert {member.name: member.life for member in app.placement.members} == lives
 
