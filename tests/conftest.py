@@ -8,6 +8,7 @@ import inspect
 import itertools
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -48,6 +49,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would compile the whole package again.
     """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        # Of a run in the background, as by nohup: what the tests start would ignore them too, but for a handler.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     is_parallel, is_worker = bool(config.getoption("numprocesses", None)), hasattr(config, "workerinput")
     # A run in one process compiles what it imports, and no more: some run a single test.
     compiles = not is_worker and (is_parallel or sys.dont_write_bytecode)
