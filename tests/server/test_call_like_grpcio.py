@@ -5,9 +5,10 @@ What differs, and why, stands in docs/how-to/moving-from-grpcio.md; each differe
 """
 
 import asyncio
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class Case:
 CASES: dict[str, Case] = {}
 seen: defaultdict[str, list[Any]] = defaultdict(list)
 """For each case, what its handler has seen, in order."""
+something_seen = threading.Condition()
 
 
 def case(*, requests: bool = False, responses: bool = False, reference: str = "grpc.aio") -> Callable[[Any], Any]:
@@ -56,7 +58,9 @@ plain = case(reference="grpc")
 def see(context: Any, value: Any) -> None:
     # By a name in its metadata: a handler may go on when its client has the end already.
     name = next(value for name, value in context.invocation_metadata() if name == "x-case")
-    seen[name].append(value)
+    with something_seen:
+        seen[name].append(value)
+        something_seen.notify_all()
 
 
 async def raised(awaitable: Awaitable[Any]) -> Any:
@@ -395,13 +399,14 @@ async def outcomes(server: AbstractAsyncContextManager[str], names: list[str]) -
 
 async def until_seen(name: str) -> None:
     """Wait for a handler that has yet to see something though its client has the end: a plain one of grpcio's runs on
-    in its thread. Not for ever: it may have been cancelled before."""
-    if "see" not in CASES[name].handler.__code__.co_names:
-        return
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            while not seen[name]:  # noqa: ASYNC110 - another thread fills it
-                await asyncio.sleep(0)
+    in its thread."""
+    if "see" in CASES[name].handler.__code__.co_names and not seen[name]:
+        await asyncio.to_thread(wait_seen, name)
+
+
+def wait_seen(name: str) -> None:
+    with something_seen:
+        assert something_seen.wait_for(lambda: seen[name], BOUND_S), f"the handler of {name} has seen nothing"
 
 
 async def client_of(channel: Any, name: str, case: Case) -> Any:
