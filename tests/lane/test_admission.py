@@ -12,18 +12,20 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.lane.admission import BURST_S, MANY, MOST_KEYS, Lateness, Rates
+from onelane.lane.admission import BURST_S, INTERVAL_S, MANY, MOST_KEYS, Lateness, Rates
 from onelane.shard.siblings import LocalCall
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import echo, running
+from tests.gate import Gate
+from tests.running_app import RunningApp, Scrape, echo, running
 from tests.shard.parts import setup, wired
 
 TARGET = 0.05
 LATE = f"max_late_s = {TARGET}"
+FLOOD = 400
 
 
 def rounds(lateness: Lateness, *lengths: float, start: float = 1.0, gap: float = 0.0) -> float:
@@ -124,21 +126,45 @@ async def test_a_lane_that_runs_late_refuses_with_a_pushback_and_still_serves_he
 
 @pytest.mark.slow
 async def test_a_flood_of_forwarded_calls_is_refused_and_the_clients_of_their_owner_are_served(tmp_path: Path) -> None:
-    with running(tmp_path, echo(2, LATE)) as cluster:
+    """All of it waits before the owner begins: of each of its rounds, the calls of the first 50 ms are served."""
+    # Until all of it waits, the owner is silent.
+    with running(tmp_path, echo(2, LATE, f"unresponsive_s = {BOUND_S}")) as cluster:
         owner, sender = cluster.shards()
         async with (
             grpc.aio.insecure_channel(sender["address"]) as flooding,
             grpc.aio.insecure_channel(owner["address"]) as neighbour,
         ):
-            key = await key_at(neighbour, owner["name"])
-            flood = echo_pb2_grpc.EchoStub(flooding).Misbehave
-            calls = [flood(EchoRequest(key=key, order="compute 0.005"), timeout=BOUND_S) for _ in range(400)]
+            key, gate = await key_at(neighbour, owner["name"]), Gate(tmp_path)
+            stalling = echo_pb2_grpc.EchoStub(neighbour).Misbehave(EchoRequest(key=key, order=f"stall_at {gate}"))
+            async with gate.occupied():
+                calls = await flood(cluster, flooding, key, sender["name"])
+                # Else the lateness of the owner would not be lasting.
+                await asyncio.sleep(INTERVAL_S)
             refused = [call for call in calls if await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED]
-            assert 200 < len(refused) < 400, "they were two seconds of work, and a burst may take half of one"
-            assert "shard echo-0 runs" in (await refused[0].details() or "")
+            assert FLOOD / 2 < len(refused) < FLOOD
+            assert {"shard echo-0 runs" in (await call.details() or "") for call in refused} == {True}
+            await stalling
             await round_ends(neighbour)
             assert (await echo_pb2_grpc.EchoStub(neighbour).Unary(EchoRequest(key=key, text="x"))).text == "x"
-        assert cluster.metric("onelane_refusals_total", onelane_reason="late") == len(refused)
+        late = cluster.metric("onelane_refusals_total", onelane_reason="late", onelane_shard=owner["name"])
+        assert late == len(refused)
+
+
+async def flood(cluster: RunningApp, channel: grpc.aio.Channel, key: str, sender: str) -> list[Any]:
+    """`FLOOD` calls that the sender has forwarded, to an owner that answers none: an answer is the sender's own, which
+    runs late where the machine is busy."""
+    flooding = echo_pb2_grpc.EchoStub(channel).Misbehave
+    calls: list[Any] = []
+
+    def are_forwarded() -> bool:
+        calls[:] = [call for call in calls if not call.done()]
+        # The owner is late with its report, so `RunningApp.scrape` would not end.
+        return Scrape(cluster.get("/metrics")).in_flight(onelane_shard=sender) == len(calls) == FLOOD
+
+    while len(calls) < FLOOD or not await asyncio.to_thread(are_forwarded):
+        missing = FLOOD - len(calls)
+        calls += [flooding(EchoRequest(key=key, order="compute 0.005"), timeout=BOUND_S) for _ in range(missing)]
+    return calls
 
 
 async def test_watches_have_a_bound_of_their_own_and_leave_the_lane_to_calls(tmp_path: Path) -> None:
