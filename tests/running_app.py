@@ -10,11 +10,12 @@ import sys
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests import warm_command
 from tests.bounds import BOUND_S
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ class Scrape:
 class RunningApp:
     """A running `onelane up`. `admin` is its admin address; `listen` has each app's shared port."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str] | warm_command.WarmCommand, log: Path) -> None:
         self.process = process
         self.log = log
         self.listen: dict[str, str] = {}
@@ -125,31 +126,42 @@ def running(
     module: str = "onelane",
     **environment: str,
 ) -> Iterator[RunningApp]:
-    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: by default this one.
-    module: what runs as `python -m` in place of onelane."""
+    """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: it runs in a
+    fresh process of this one; by default in a fork of `warm_command`. module: what runs as `python -m` in place of
+    onelane, in a fresh process too."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
     environment = never_late(toml) | environment
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
-    log = folder / "log"
-    with running_command(*command_line, cwd=folder, log=log, python=python, module=module, **environment) as cluster:
+    is_warm = not python and module == "onelane" and not any(name.startswith("PYTHON") for name in environment)
+    fresh = None if is_warm else (python or sys.executable, "-m", module)
+    with running_command(*command_line, cwd=folder, log=folder / "log", fresh=fresh, **environment) as cluster:
         yield cluster
 
 
 @contextmanager
 def running_command(
-    *arguments: str, cwd: Path, log: Path, python: str = "", module: str = "onelane", **environment: str
+    *arguments: str,
+    cwd: Path,
+    log: Path,
+    fresh: Sequence[str] | None = (sys.executable, "-m", "onelane"),
+    **environment: str,
 ) -> Iterator[RunningApp]:
-    """`onelane` with these arguments, once it is ready; ended at the end. log: the file that takes its stderr."""
+    """`onelane` with these arguments, once it is ready; ended at the end. log: the file that takes its stderr. fresh:
+    what it is in a fresh process; None for a fork of `warm_command`."""
+    process: subprocess.Popen[str] | warm_command.WarmCommand
     with log.open("w") as stderr:
-        process = subprocess.Popen(
-            [python or sys.executable, "-m", module, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            cwd=cwd,
-            env=os.environ | environment,
-        )
+        if fresh is not None:
+            process = subprocess.Popen(
+                [*fresh, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                cwd=cwd,
+                env=os.environ | environment,
+            )
+        else:
+            process = warm_command.start(arguments, cwd=cwd, stderr=stderr, environment=os.environ | environment)
     cluster = RunningApp(process, log)
     try:
         cluster.wait_ready()

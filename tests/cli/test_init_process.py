@@ -42,17 +42,14 @@ def test_a_child_that_a_signal_has_ended_is_an_exit_code_as_in_a_shell() -> None
 
 
 @pytest.mark.slow
-def test_an_app_in_a_container_of_its_own_stops_at_a_signal_to_process_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_app_in_a_container_of_its_own_stops_at_a_signal_to_process_1(tmp_path: Path) -> None:
     isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*isolated, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this system lets this user make no namespace of processes")
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {" ".join(isolated)} "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    with running(tmp_path, echo(1)) as cluster:
+    with running(tmp_path, echo(1), python=str(python)) as cluster:
         assert cluster.shards()[0]["state"] == "ready"
         first = int(Path(f"/proc/{cluster.process.pid}/task/{cluster.process.pid}/children").read_text())
         os.kill(first, signal.SIGTERM)

@@ -138,14 +138,11 @@ def silent_peers(admin: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-async def test_silent_peers_keep_nobody_from_the_admin_server_and_no_shard_from_its_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_silent_peers_keep_nobody_from_the_admin_server_and_no_shard_from_its_restart(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nulimit -n 200\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    with running(tmp_path, echo(1)) as cluster:
+    with running(tmp_path, echo(1), python=str(python)) as cluster:
         with silent_peers(cluster.admin):
             os.kill(cluster.shards()[0]["pid"], signal.SIGKILL)
             await eventually(lambda: cluster.shards()[0]["restarts"] and cluster.shards()[0]["state"] == "ready")
