@@ -182,8 +182,14 @@ def run_to_end(folder: Path, toml: str, *arguments: str) -> subprocess.Completed
     """`onelane up` of a file that it cannot run, or that ends by itself."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
-    command = [sys.executable, "-m", "onelane", "up", str(file), "--app-dir", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, cwd=folder, check=False)
+    command = ["up", str(file), "--app-dir", str(ROOT), *arguments]
+    errors = folder / "stderr"
+    with errors.open("w") as stderr:
+        process = warm_command.start(command, cwd=folder, stderr=stderr, environment=os.environ)
+    assert process.stdout is not None
+    with process.stdout as stdout:
+        output = stdout.read()
+    return subprocess.CompletedProcess(command, process.wait(BOUND_S), output, errors.read_text())
 
 
 def is_running(pid: int) -> bool:
