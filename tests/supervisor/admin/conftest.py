@@ -8,7 +8,7 @@ from playwright.async_api import Browser
 from tests.supervisor.admin.opened_page import chromium
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     async with chromium() as browser:
         yield browser
