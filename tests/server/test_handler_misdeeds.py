@@ -21,7 +21,7 @@ from tests.running_app import RunningApp, eventually, running
 
 pytestmark = pytest.mark.slow
 LOCAL = [("grpc.use_local_subchannel_pool", 1)]
-TIMEOUT_S = 20.0
+TIMEOUT_S = 70.0
 UPLOADS = {"AsyncUpload", "PlainUpload", "PlainStream"}
 STREAMS = {"AsyncStream", "Writer", "PlainStream", "PlainList"}
 WAITING = ASYNC | {"PlainUpload", "PlainStream"}

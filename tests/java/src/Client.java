@@ -16,7 +16,7 @@ import java.util.concurrent.TimeoutException;
  * or null. Then a line "hold" on stdin makes it begin streams that do not end.
  */
 final class Client {
-  private static final int BOUND_S = 15;
+  private static final int BOUND_S = 100;
 
   public static void main(String[] arguments) throws Exception {
     String address = arguments[0];

@@ -7,10 +7,12 @@ from typing import Any
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests import tools
+from tests.bounds import BOUND_S
 from tests.running_app import RunningApp
 
-# Of what is waited for, in milliseconds; it only matters where a test fails.
-expect.set_options(timeout=30_000)
+BOUND_MS = BOUND_S * 1000
+"""Of each thing that is waited for."""
+expect.set_options(timeout=BOUND_MS)
 Opened = tuple[Page, list[str], list[str]]
 ARGUMENTS = [
     "--no-sandbox",
@@ -46,6 +48,7 @@ async def opened(
 ) -> AsyncIterator[Opened]:
     """The page, the lines of its console, and the URLs that it has requested."""
     context = await browser.new_context(**settings)
+    context.set_default_timeout(BOUND_MS)
     page = await context.new_page()
     console: list[str] = []
     asked: list[str] = []

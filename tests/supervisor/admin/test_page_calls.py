@@ -148,7 +148,7 @@ async def test_a_page_whose_stream_is_refused_asks_again_and_shows_what_the_next
         await page.route("**/events", lambda route: route.fulfill(status=503, body="32 pages are open already"))
         await expect(page.get_by_role("status").first).to_contain_text("connection lost")
         # An error is no stream, after which a browser would connect again by itself.
-        async with page.expect_response("**/events", timeout=30_000):
+        async with page.expect_response("**/events"):
             pass
         await served_as(page, snapshot | {"calls": [edge | {"calls": 7}]}, is_new=False)
         await expect(row.get_by_role("cell").nth(3)).to_have_text("7")

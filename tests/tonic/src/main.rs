@@ -14,7 +14,7 @@ use echo::Echo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-const BOUND: Duration = Duration::from_secs(15);
+const BOUND: Duration = Duration::from_secs(100);
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {
