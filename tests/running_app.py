@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 import urllib.error
 import urllib.request
@@ -182,14 +183,18 @@ def run_to_end(folder: Path, toml: str, *arguments: str) -> subprocess.Completed
     """`onelane up` of a file that it cannot run, or that ends by itself."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
-    command = ["up", str(file), "--app-dir", str(ROOT), *arguments]
-    errors = folder / "stderr"
-    with errors.open("w") as stderr:
-        process = warm_command.start(command, cwd=folder, stderr=stderr, environment=os.environ)
-    assert process.stdout is not None
-    with process.stdout as stdout:
-        output = stdout.read()
-    return subprocess.CompletedProcess(command, process.wait(BOUND_S), output, errors.read_text())
+    return run_command("up", str(file), "--app-dir", str(ROOT), *arguments, cwd=folder)
+
+
+def run_command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`onelane` with these arguments, to its end, in a fork of `warm_command`."""
+    with tempfile.TemporaryFile("w+") as stderr:
+        process = warm_command.start(arguments, cwd=cwd, stderr=stderr, environment=os.environ | environment)
+        with process.stdout as stdout:
+            output = stdout.read()
+        code = process.wait(BOUND_S)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(arguments, code, output, stderr.read())
 
 
 def is_running(pid: int) -> bool:

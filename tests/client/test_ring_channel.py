@@ -21,7 +21,7 @@ from onelane.v1 import topology_pb2, topology_pb2_grpc
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import RunningApp, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, run_command, running
 from tests.servers import stock
 
 pytestmark = pytest.mark.slow
@@ -154,12 +154,7 @@ with grpc.insecure_channel("ipv4:" + addresses, [("grpc.service_config", config)
 
 
 def test_a_stock_client_with_the_printed_service_config_pays_no_hop(cluster: RunningApp) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "onelane", "status", "--json", cluster.listen["echo"]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    shown = run_command("status", "--json", cluster.listen["echo"])
     app = json.loads(shown.stdout)["apps"]["echo"]
     addresses = ",".join(s["address"] for s in app["shards"])
     before = cluster.metric("onelane_forwards_total")
@@ -176,9 +171,7 @@ def test_a_stock_client_with_the_printed_service_config_pays_no_hop(cluster: Run
 @pytest.mark.parametrize("ask", ["admin", "shared"])
 def test_status_prints_the_fixed_shape(cluster: RunningApp, ask: str) -> None:
     target = cluster.admin if ask == "admin" else cluster.listen["echo"]
-    shown = subprocess.run(
-        [sys.executable, "-m", "onelane", "status", "--json", target], capture_output=True, text=True, check=True
-    )
+    shown = run_command("status", "--json", target)
     app = json.loads(shown.stdout)["apps"]["echo"]
     # Pins are keys, which the admin address alone tells.
     pins = {"pins"} if ask == "admin" else set()
@@ -201,17 +194,11 @@ async def test_status_shows_how_many_keys_each_keyed_dict_holds(cluster: Running
         await where.shared.Unary(EchoRequest(key=f"held-{n}"))
     held = sum(shard["keyed"]["seen"] for shard in cluster.shards())
     assert held >= 10
-    shown = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "onelane", "status", cluster.admin],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "160"},
-    )
+    shown = await asyncio.to_thread(run_command, "status", cluster.admin, COLUMNS="160")
     assert "seen" in shown.stdout
 
 
 def test_status_of_nobody_is_told_plainly() -> None:
-    run = subprocess.run([sys.executable, "-m", "onelane", "status", "127.0.0.1:1"], capture_output=True, text=True)
+    run = run_command("status", "127.0.0.1:1")
     assert run.returncode == 1
     assert "nothing listens at 127.0.0.1:1" in run.stderr

@@ -1,8 +1,6 @@
 """Streams of a key that moves: ended with a status that says so, counted once, and followed by our stubs."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from tests.bounds import BOUND_S
 from tests.follow.service import Follow
 from tests.follow.v1.follow_pb2 import FollowReply, FollowRequest
 from tests.follow.v1.follow_pb2_grpc import FollowStub
-from tests.running_app import RunningApp, running
+from tests.running_app import RunningApp, run_command, running
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 KEYS = [f"k{number}" for number in range(12)]
@@ -191,8 +189,7 @@ async def test_a_stream_of_a_shard_that_dies_ends_for_its_reader(cluster: Cluste
 
 
 async def order(app: RunningApp, *arguments: str) -> None:
-    command = [sys.executable, "-m", "onelane", *arguments, "--admin", app.admin]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    done = await asyncio.to_thread(run_command, *arguments, "--admin", app.admin)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,7 +20,17 @@ from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.gate import Gate
-from tests.running_app import RunningApp, Scrape, descendants, echo, eventually, http_request, is_running, running
+from tests.running_app import (
+    RunningApp,
+    Scrape,
+    descendants,
+    echo,
+    eventually,
+    http_request,
+    is_running,
+    run_command,
+    running,
+)
 
 pytestmark = pytest.mark.slow
 RETRY_POLICY = {
@@ -42,8 +51,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 
 async def order(app: RunningApp, *arguments: str) -> str:
     """A command of `onelane` for this app; what it prints."""
-    command = [sys.executable, "-m", "onelane", *arguments, "--admin", app.admin]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    done = await asyncio.to_thread(run_command, *arguments, "--admin", app.admin)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

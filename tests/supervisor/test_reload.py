@@ -23,7 +23,7 @@ from onelane.supervisor.target import scaled
 from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import ROOT, RunningApp, echo, eventually, running
+from tests.running_app import ROOT, RunningApp, echo, eventually, run_command, running
 from tests.supervisor.scripted_shards import ScriptedLauncher, scripted_app
 
 KIND = "tests.echo.settings:EchoSettings"
@@ -39,8 +39,7 @@ def rewrite(cluster: RunningApp, toml: str) -> None:
 
 def reload(cluster: RunningApp) -> tuple[int, str]:
     """`onelane reload`: its exit code and output."""
-    command = [sys.executable, "-m", "onelane", "reload", cluster.admin]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
+    done = run_command("reload", cluster.admin)
     return done.returncode, done.stdout + done.stderr
 
 
