@@ -15,7 +15,7 @@ from onelane.core.placement import Member, Placement
 from onelane.errors import HandOverRefused
 from onelane.server import sockets
 from onelane.shard import handoff, handoff_line
-from onelane.shard.moved_keys import moved_key
+from onelane.shard.moved_keys import moved_key, put_entries
 from onelane.shard.wiring import ShardParts
 from onelane.state.entries import KeyedEntry
 from onelane.v1.siblings_pb2 import (
@@ -321,12 +321,13 @@ async def test_a_value_that_cannot_be_sent_at_all_costs_its_key_alone(
 ) -> None:
     """Such as one of two gigabytes."""
 
-    def moved(key: str, entries: Iterable[KeyedEntry]) -> MovedKey:
-        if key == "l":
+    def put(moved: MovedKey, entries: Iterable[KeyedEntry]) -> int:
+        size = put_entries(moved, entries)
+        if moved.key == "l":
             raise ValueError("too large")
-        return moved_key(key, entries)
+        return size
 
-    monkeypatch.setattr(handoff, "moved_key", moved)
+    monkeypatch.setattr(handoff, "put_entries", put)
     bench.totals.update(k=7, l=7)
     bench.prepare((bench.me,), (bench.sibling,))
     await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)

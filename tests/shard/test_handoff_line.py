@@ -40,12 +40,11 @@ class FailingLife:
     async def release(self, keys: Sequence[str]) -> None:
         self._step("release")
 
-    def batch(self, keys: dict[str, None], ready: int) -> list[MovedKey]:
-        self._step("batch")
-        packed = [MovedKey(key=key) for key in list(keys)[:ready]]
-        for key in packed:
-            del keys[key.key]
-        return packed
+    def pack(self, keys: dict[str, None], ready: int, request: HandOverRequest) -> None:
+        self._step("pack")
+        for key in list(keys)[:ready]:
+            request.keys.add(key=key)
+            del keys[key]
 
     def acknowledged(self, change: Handoff, life: int, moved: Sequence[MovedKey]) -> None:
         self.acknowledged_keys += [key.key for key in moved]
@@ -66,7 +65,7 @@ class FailingLife:
         self.requests.append(HandOverRequest.FromString(request))
 
 
-@pytest.mark.parametrize("step", ["release", "batch", "channel", "call"])
+@pytest.mark.parametrize("step", ["release", "pack", "channel", "call"])
 async def test_a_step_that_fails_once_is_made_again_and_all_keys_are_handed_over(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

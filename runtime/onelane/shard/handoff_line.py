@@ -39,9 +39,9 @@ class SendingLife(Protocol):
     async def release(self, keys: Sequence[str]) -> None:
         """The last turns of these keys are over: tell the service, and have their durable state on disk alone."""
 
-    def batch(self, keys: dict[str, None], ready: int) -> list[siblings_pb2.MovedKey]:
-        """The first keys, with their state, as many as fit in one message; they are removed. ready: of them, so many
-        have been released."""
+    def pack(self, keys: dict[str, None], ready: int, request: siblings_pb2.HandOverRequest) -> None:
+        """Put the first keys, with their state, into a message, as many as fit; they are removed. ready: of them, so
+        many have been released."""
 
     def acknowledged(self, change: Handoff, life: int, moved: Sequence[siblings_pb2.MovedKey]) -> None:
         """The receiver has these keys, with this state."""
@@ -95,35 +95,29 @@ class HandoffLine:
             while self._keys or self._is_done:
                 await self._room.acquire()
                 try:
-                    moved = await self._next_batch()
+                    request = await self._next_batch()
                 except Exception:
                     # A defect of ours or of a store. No key was removed: they are packed anew.
                     log.exception("handoff.not_packed to=%s life=%d", self.to.name, self.to.life)
                     self._room.release()
                     await asyncio.sleep(RESEND_S)
                     continue
-                done, self._is_done = self._is_done, False
-                task = asyncio.get_running_loop().create_task(self._deliver(self._request(moved, done=done), moved))
+                request.done, self._is_done = self._is_done, False
+                task = asyncio.get_running_loop().create_task(self._deliver(request.SerializeToString(), request.keys))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
                 received = await self._carrier.give_way(received)
         finally:
             self._packing = None
 
-    async def _next_batch(self) -> Sequence[siblings_pb2.MovedKey]:
+    async def _next_batch(self) -> siblings_pb2.HandOverRequest:
         ready = list(islice(self._keys, BATCH_KEYS))
         await self._carrier.release(ready)
-        return self._carrier.batch(self._keys, len(ready))
-
-    def _request(self, moved: Sequence[siblings_pb2.MovedKey], *, done: bool) -> bytes:
-        return siblings_pb2.HandOverRequest(
-            epoch=self._change.after.epoch,
-            from_life=self._carrier.life,
-            to_life=self.to.life,
-            keys=moved,
-            done=done,
-            release=_release(),
-        ).SerializeToString()
+        request = siblings_pb2.HandOverRequest(
+            epoch=self._change.after.epoch, from_life=self._carrier.life, to_life=self.to.life, release=_release()
+        )
+        self._carrier.pack(self._keys, len(ready), request)
+        return request
 
     async def _deliver(self, request: bytes, moved: Sequence[siblings_pb2.MovedKey]) -> None:
         await self._send(request)

@@ -19,12 +19,23 @@ _READERS: dict[str, Callable[[str], DictKey]] = {"integer": int, "composite": co
 def moved_key(key: str, entries: Iterable[KeyedEntry]) -> siblings_pb2.MovedKey:
     """key: canonical text."""
     moved = siblings_pb2.MovedKey(key=key)
+    put_entries(moved, entries)
+    return moved
+
+
+def put_entries(moved: siblings_pb2.MovedKey, entries: Iterable[KeyedEntry]) -> int:
+    """Fill in the message of a key; returns the bytes of the values.
+
+    `moved` may be in its batch already: a message that is put into another one is copied, with all values.
+    """
+    size = 0
     for name, spelled, value, codec, version in entries:
         if isinstance(spelled, UnknownKey):
             moved.entries.add().MergeFromString(spelled.entry)
         else:
             moved.entries.add(dict=name, value=value, codec=codec, version=version, **_spelling(spelled))
-    return moved
+        size += len(value)
+    return size
 
 
 def entries_from(moved: siblings_pb2.MovedKey, *, release: str = "") -> Iterator[KeyedEntry]:
