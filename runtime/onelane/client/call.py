@@ -11,7 +11,7 @@ from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import grpc
 import grpc.aio
@@ -28,16 +28,16 @@ from onelane.wire.header_size import TooMuchMetadata
 from onelane.wire.http2 import ErrorCode
 
 log = logging.getLogger("onelane.client")
-OK = grpc.StatusCode.OK
+OK: Final = grpc.StatusCode.OK
 STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {status.value[0]: status for status in grpc.StatusCode}
-CANCELLED_HERE = "Locally cancelled by application!"
-DEADLINE_DETAILS = "Deadline Exceeded"
-MAX_TRANSPARENT_RETRIES = 3
+CANCELLED_HERE: Final = "Locally cancelled by application!"
+DEADLINE_DETAILS: Final = "Deadline Exceeded"
+MAX_TRANSPARENT_RETRIES: Final = 3
 """How often a call that no server looked at is sent again. gRFC A6 allows one that reached a server to be sent again
 once, and one that never left as often as need be; this is one number for both."""
 
 
-DEADLINE_SLACK_S = 0.002
+DEADLINE_SLACK_S: Final = 0.002
 """How long before our own deadline the server's may pass: its clock is another, and `grpc-timeout` is rounded down."""
 
 

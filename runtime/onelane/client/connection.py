@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from contextlib import suppress
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import grpc
 
@@ -29,8 +29,8 @@ from onelane.wire.framing import Headers, Metadata
 from onelane.wire.link_client import LinkClient
 
 log = logging.getLogger("onelane.client")
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-READ_SIZE = 64 * 1024
+UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE
+READ_SIZE: Final = 64 * 1024
 
 
 class Outgoing(Protocol):
@@ -113,7 +113,7 @@ class EndedCall:
         """See `Outgoing`."""
 
 
-ENDED = EndedCall()
+ENDED: Final = EndedCall()
 
 
 class ConnectionPool(Protocol):

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import chain
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -17,7 +17,7 @@ from onelane.core.context import seconds_of
 from onelane.wire import framing, header_size
 from onelane.wire.framing import Headers
 
-USER_AGENT = b"grpc-python-onelane"
+USER_AGENT: Final = b"grpc-python-onelane"
 FEW, LITTLE_BYTES = 64, 4096
 """Items and bytes of metadata that every server takes; what is larger is measured."""
 CALL_TYPES: dict[str, type[Any]] = {

@@ -14,10 +14,10 @@ from onelane.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext, tr
 from onelane.core.turns import CHAIN
 from onelane.wire.framing import Headers, HeaderTuple, Metadata, write_timeout
 
-BAGGAGE = "baggage"
-PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
+BAGGAGE: Final = "baggage"
+PREVIOUS_ATTEMPTS: Final = "grpc-previous-rpc-attempts"
 """gRFC A6: how many attempts of the call were made before this one; absent in the first."""
-_TRACE_HEADERS = frozenset({TRACEPARENT, TRACESTATE})
+_TRACE_HEADERS: Final = frozenset({TRACEPARENT, TRACESTATE})
 _OF_ONE_HOP: Final = frozenset(
     {
         *(b":method", b":scheme", b":path", b":authority", b"host", b"te", b"content-type", b"content-length"),

@@ -7,9 +7,9 @@ Promises: `expire` is never called early, and at most `GRAIN_S` late (or as late
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-GRAIN_S = 0.004
+GRAIN_S: Final = 0.004
 """Length of a slot in seconds."""
 
 

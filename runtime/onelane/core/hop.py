@@ -8,13 +8,13 @@ send them (`wire/framing.RESERVED`), and no handler sees them. Pure.
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 
 from onelane.core.identity import Identity, read_identity, write_identity
 from onelane.core.trace_context import TRACESTATE, UNSAMPLED, TraceContext, parse_traceparent
 
-HOP_MARK = b"onelane-forwarded"
+HOP_MARK: Final = b"onelane-forwarded"
 """The mark of a forwarded call. Its value is the deadline, empty without one, a semicolon, and the epoch of the
 placement by which the call is sent on."""
 HOP_PEER = b"onelane-forwarded-peer"
@@ -24,7 +24,7 @@ HOP_TRACE = b"onelane-forwarded-trace"
 WITHOUT_ID = b"-"
 """As HOP_TRACE: a trace that is not recorded and has no id yet. (To an older release it is none: that may sample.)"""
 HOP_HEADERS = frozenset({HOP_MARK, HOP_PEER, HOP_AUTH, HOP_IDENTITY, HOP_TRACE})
-SERVED = "onelane-served"
+SERVED: Final = "onelane-served"
 """Trailer by which the owner says that it has counted the call."""
 _PRINTABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 """What a header can carry as it is, beside letters and digits; the percent sign begins an escape."""

@@ -5,9 +5,10 @@ Sources: W3C Trace Context level 1, W3C Baggage.
 
 import re
 from random import getrandbits
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
 """The names of the metadata that carry a trace."""
 MAX_TRACESTATE = 512
 """Characters of a `tracestate` that every implementation passes on (section 3.3.1.5); a longer one is dropped."""
@@ -48,7 +49,7 @@ def parse_traceparent(text: str, tracestate: str = "") -> TraceContext | None:
     return TraceContext(trace_id, span_id, flags == "01" or bool(int(flags, 16) & 1), vendors)
 
 
-UNSAMPLED = TraceContext("", "", False)
+UNSAMPLED: Final = TraceContext("", "", False)
 """A trace that begins here and is not recorded. It gets an id only when a call carries it on."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 import grpc
 import grpc.aio
@@ -27,12 +27,16 @@ from onelane.wire import deframer, framing
 from onelane.wire.framing import Metadata as Metadata
 
 log = logging.getLogger("onelane.call")
-OK = grpc.StatusCode.OK
+OK: Final = grpc.StatusCode.OK
 FINISHED = "RPC already finished."
 COMPRESSIONS = dict(zip((b"", b"deflate", b"gzip"), grpc.Compression, strict=True))
 """`grpc-encoding` → what a handler calls it."""
-DIRECT_HOP, FORWARDED_HOP, AWAY = "direct", "forwarded", "away"
-"""Values of `Call.hop`: from a client; sent on by a sibling; counted by a sibling."""
+DIRECT_HOP: Final = "direct"
+"""A value of `Call.hop`: from a client."""
+FORWARDED_HOP: Final = "forwarded"
+"""Sent on by a sibling."""
+AWAY: Final = "away"
+"""Counted by a sibling."""
 
 
 @mypyc_attr(native_class=False)

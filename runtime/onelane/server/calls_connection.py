@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
 
@@ -45,11 +45,11 @@ from onelane.wire.server import (
 )
 
 log = logging.getLogger("onelane.connection")
-LARGE = 64 * 1024
-MAX_UNFLUSHED = 4 * 1024 * 1024
+LARGE: Final = 64 * 1024
+MAX_UNFLUSHED: Final = 4 * 1024 * 1024
 """Bytes that may wait for the end of a turn of the loop. With more, a message larger than `LARGE` is sent at once: the
 answers of one turn may be many."""
-HEADWAY = 64 * 1024
+HEADWAY: Final = 64 * 1024
 """Bytes of an answer that a slow client takes within the time for it, if it does not take all."""
 SLOW_MESSAGE, UNTAKEN_ANSWER = "slow_message", "untaken_answer"
 """Reasons of calls that were ended for how long their clients make the shard hold something."""

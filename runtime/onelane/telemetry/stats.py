@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite, isnan, nan
 from operator import itemgetter
-from typing import Any, Generic, Protocol, SupportsFloat, TypeVar
+from typing import Any, Final, Generic, Protocol, SupportsFloat, TypeVar
 
 from onelane.telemetry.histogram import Buckets, Exemplar
 
@@ -25,7 +25,7 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 MAX_SERIES = 2000
 """Attribute sets of one instrument in one shard, restarts of the shard included."""
 OVERFLOW: Attributes = (("otel.metric.overflow", "true"),)
-MAX_UNFOLDED = 4096
+MAX_UNFOLDED: Final = 4096
 """Raw values that a histogram series holds before it folds them into buckets; `take` folds them too."""
 
 

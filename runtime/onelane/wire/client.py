@@ -8,7 +8,7 @@ Source: grpc/doc/PROTOCOL-HTTP2.md, http-grpc-status-mapping.md, statuscodes.md.
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from onelane.wire import framing
 from onelane.wire.deframer import Deframer
@@ -31,10 +31,10 @@ from onelane.wire.http2 import (
     WindowUpdated,
 )
 
-EXPECTED_ONE = "expected one message, the server sent"
+EXPECTED_ONE: Final = "expected one message, the server sent"
 """Followed by `none` or `more`; how many had arrived depends on where their frames were cut."""
-OK_TRAILERS = ((b"grpc-status", b"0"),)
-MAX_PLAIN_HEADERS = 8
+OK_TRAILERS: Final = ((b"grpc-status", b"0"),)
+MAX_PLAIN_HEADERS: Final = 8
 """Different header blocks without metadata that one connection remembers."""
 
 

@@ -12,22 +12,22 @@ Leaves out: TLS, reconnecting, keepalive timers.
 
 import asyncio
 from time import monotonic
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar, cast
 
 from mypy_extensions import mypyc_attr
 
 from onelane.wire.http2 import Http2
 
-PIECE = 64 * 1024
+PIECE: Final = 64 * 1024
 """Bytes that are handled in one go: 7281 frames at most, some 4 ms of the smallest DATA frames. Nearly every read is
 smaller; larger ones are cut. Cut to 16 KiB, a message of 64 KiB would cost a tenth more."""
-TURN_S = 0.001
+TURN_S: Final = 0.001
 """How long the pieces of one read may hold the loop before other connections have their turn. Time, and no number of
 frames: a frame costs between 0.2 µs and all that a handler does before it waits."""
-TURN_EVENTS = 64
+TURN_EVENTS: Final = 64
 """Events that are handled in one go: each may begin a call, whose handler runs until it first waits. PIECE alone does
 not bound that, some 1000 calls fit into it. A read of an ordinary client has fewer, and is handled at once."""
-MAX_QUEUED = 64 * 1024
+MAX_QUEUED: Final = 64 * 1024
 """Bytes of one stream that may wait for the peer to read; whoever writes more waits."""
 
 

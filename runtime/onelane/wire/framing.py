@@ -9,7 +9,7 @@ from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from onelane.core.hop import HOP_HEADERS
@@ -34,16 +34,16 @@ Headers = list[tuple[bytes, bytes]]
 HeaderTuple = tuple[tuple[bytes, bytes], ...]
 """Headers that have come."""
 
-PREFIX = 5
+PREFIX: Final = 5
 """Bytes of the prefix of each message: a compressed flag (1) and the length (4)."""
-ENCODINGS = b"identity,deflate,gzip"
+ENCODINGS: Final = b"identity,deflate,gzip"
 KNOWN_ENCODINGS = frozenset({b"", *ENCODINGS.split(b",")})
 """Values of `grpc-encoding` that can be read; b"" where there is none."""
 WINDOW_BITS = {b"deflate": 15, b"gzip": 31}
 """For zlib. Source: compression.md; `deflate` is zlib's format (RFC 1950), as everywhere in HTTP."""
 _LEVEL = 6
-MAX_TIMEOUT_DIGITS = 8
-MAX_STATUS_DIGITS = 9
+MAX_TIMEOUT_DIGITS: Final = 8
+MAX_STATUS_DIGITS: Final = 9
 _NOT_FOR_APPLICATIONS = frozenset({b"grpc-previous-rpc-attempts", b"grpc-tags-bin", b"grpc-trace-bin"})
 """Names that are sent as metadata, and that applications do not see; as in grpcio."""
 _PER_SECOND = {b"n": 1e9, b"u": 1e6, b"m": 1e3, b"S": 1.0, b"M": 1 / 60, b"H": 1 / 3600}
