@@ -225,14 +225,16 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
             return
         if not self._accept(stream, method):
             return
+        call: NativeCall = stream.call
         if method.request_streaming:
-            self._start(stream.call, self._owner.serving.arrive(method, stream.call, None))
+            self._start(call, self._owner.serving.arrive(method, call, None))
             if message is not None and stream.call is not None:
-                stream.call.arrived([message], last=True)
+                call.arrived([message], last=True)
         elif message is not None:
-            self._start(stream.call, self._owner.serving.arrive(method, stream.call, message))
+            self._start(call, self._owner.serving.arrive(method, call, message))
         else:
-            self._owner.serving.announce(method, stream.call)
+            self._owner.serving.announce(method, call)
+        self._expect_deadline(stream)
 
     def _web_opened(self, stream: Stream) -> None:
         """As `_opened`, of a request of another protocol."""
@@ -241,11 +243,13 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
             self._no_method(stream)
         elif self._accept(stream, method):
             # Its answer is translated, and so goes the way of a stream's.
-            stream.call.has_stream = True
+            call: NativeCall = stream.call
+            call.has_stream = True
             if method.request_streaming:
-                self._start(stream.call, self._owner.serving.arrive(method, stream.call, None))
+                self._start(call, self._owner.serving.arrive(method, call, None))
             else:
-                self._owner.serving.announce(method, stream.call)
+                self._owner.serving.announce(method, call)
+            self._expect_deadline(stream)
 
     def _no_method(self, stream: Stream) -> None:
         path = stream.path.decode("latin-1")
@@ -368,6 +372,13 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
         self._start(call, self._owner.serving.resume(call))
         self.flush_soon()
 
+    def _expect_deadline(self, stream: Stream) -> None:
+        """Let a call that has begun expire at its deadline. Most have ended by now, with the first step of their
+        handlers, and cost no slot."""
+        call: NativeCall | None = stream.call
+        if call is not None and not call.slot and call.deadline_at is not None:
+            call.slot = self._owner.deadlines.add(call.deadline_at, call)
+
     def _set_deadline(self, call: NativeCall, at: float) -> None:
         deadlines = self._owner.deadlines
         deadlines.remove(call.slot, call)
@@ -385,8 +396,7 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
             return False
         call = stream.call = NativeCall(self, stream, method, metadata)
         if timeout is not None:
-            at = monotonic() + timeout
-            call.set_deadline(at, self._owner.deadlines.add(at, call))
+            call.set_deadline(monotonic() + timeout)
         return True
 
     def identity_headers(self) -> Headers:

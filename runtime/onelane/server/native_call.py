@@ -224,8 +224,9 @@ class NativeCall(Call):
     def cut_off(self, code: grpc.StatusCode, details: str, trailers: Metadata) -> None:
         self._connection.cut_off(self, code.value[0], details, trailers)
 
-    def set_deadline(self, at: float, slot: int) -> None:
-        self._deadline_at, self.slot = at, slot
+    def set_deadline(self, at: float) -> None:
+        """By the monotonic clock, in seconds."""
+        self._deadline_at = at
 
     def expire(self) -> None:
         self._connection.expired(self)

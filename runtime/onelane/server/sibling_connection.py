@@ -125,7 +125,7 @@ class SiblingConnection(NativeConnection):
         call = stream.call = ForwardedCall(self, stream, method, metadata, client, trace, epoch)
         if deadline_at is not None:
             # It may have passed on the way: then it expires at once, and this shard counts it, as its sender expects.
-            call.set_deadline(deadline_at, self._owner.deadlines.add(deadline_at, call))
+            call.set_deadline(deadline_at)
         if self._owner.compression:
             call.set_compression(self._owner.compression)
         return True
