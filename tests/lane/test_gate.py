@@ -14,7 +14,7 @@ from onelane.lane.gate import Gate
 from onelane.server.call import FORWARDED_HOP, Call
 from onelane.server.call_state import DONE
 from onelane.server.methods import Method
-from onelane.server.sync_handler import PlainContext
+from onelane.server.plain_context import PlainContext
 from onelane.telemetry.codec import point_from_proto
 from onelane.telemetry.collector.totals import Totals
 from onelane.testing.listener import MemoryCall

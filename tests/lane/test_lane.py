@@ -19,9 +19,9 @@ from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnQueue
 from onelane.lane.unary_forward import NOT_HOME
-from onelane.server import sync_handler
 from onelane.server.call import DIRECT_HOP, FORWARDED_HOP, Call
 from onelane.server.methods import Method
+from onelane.server.plain_context import PlainContext
 from onelane.telemetry.sampling import NEVER, Sampler
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
@@ -216,7 +216,7 @@ async def test_a_newer_placement_is_followed_and_an_older_one_ignored() -> None:
 
 
 async def test_a_plain_handler_runs_without_a_task_and_can_abort() -> None:
-    def handler(request: EchoRequest, context: sync_handler.PlainContext) -> EchoReply:
+    def handler(request: EchoRequest, context: PlainContext) -> EchoReply:
         assert isinstance(context, grpc.ServicerContext)
         context.abort(grpc.StatusCode.NOT_FOUND, "gone")
 

@@ -9,10 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.core.context import current_call
-from onelane.server.call import Call
-from onelane.server.call_state import RUNNING
-from onelane.server.sync_handler import PlainContext, call_of
-from onelane.testing.listener import MemoryCall
+from onelane.server.plain_context import call_of
 
 from tests.servers import lane_behind
 
@@ -21,12 +18,6 @@ MANY = 64
 """MiB: more than any client lets through that reads one message."""
 user = ContextVar("user", default="nobody")
 LISTENERS = pytest.mark.parametrize("listener", ["native", "grpcio"])
-
-
-def a_call() -> Call:
-    call = MemoryCall("/t.T/M", (), trusted=False, deadline_s=None)
-    call.state = RUNNING
-    return call
 
 
 class Login(grpc.aio.ServerInterceptor):
@@ -102,21 +93,6 @@ async def test_a_plain_handler_that_waits_for_a_request_has_sent_its_initial_met
         call = channel.stream_stream("/t.T/Silent")()
         assert tuple(map(tuple, await call.initial_metadata())) == FIRST
         call.cancel()
-
-
-@pytest.mark.parametrize("name", ["read", "write"])
-def test_a_plain_handler_has_no_methods_that_it_would_have_to_await(name: str) -> None:
-    with pytest.raises(AttributeError, match="iterates over requests"):
-        getattr(PlainContext(a_call()), name)
-
-
-def test_a_plain_handler_that_has_cancelled_its_call_is_not_active() -> None:
-    context = PlainContext(a_call())
-    assert context.is_active()
-    context.cancel()
-    context.cancel()
-    assert not context.is_active()
-    assert call_of(context).code_now is grpc.StatusCode.CANCELLED
 
 
 @LISTENERS

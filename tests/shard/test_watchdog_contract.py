@@ -14,7 +14,7 @@ import onelane
 import pytest
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
-from onelane.server.sync_handler import PlainContext
+from onelane.server.plain_context import PlainContext
 from onelane.server.user_code import PACKAGE
 from onelane.shard.lane_stack import WorkInProgress, work_in_progress
 from onelane.shard.timers import Timer

@@ -24,6 +24,7 @@ from onelane.server.call_state import FORWARDED, RUNNING, WAITING
 from onelane.server.listener import Work
 from onelane.server.methods import Method
 from onelane.server.payloads import bytes_of
+from onelane.server.plain_context import PlainContext
 from onelane.telemetry.tracer import Tracer
 
 
@@ -134,13 +135,14 @@ def run_now(lane: RunningLane, entry: Entry, call: Call, message: Any) -> None:
     """Run a plain `def` handler in one go."""
     # The watchdog finds `lane` and `call` in this frame (shard/lane_stack).
     reply = b""
+    method = entry.method
     if call.span is None:
-        call.span = lane.tracer.start(entry.method.name, "SERVER", call.parent, remote=True)
+        call.span = lane.tracer.start(method.name, "SERVER", call.parent, remote=True)
     token = current_call_var.set(call)
     try:
-        reply = handler.run_now(entry.method, call, message)
+        reply = bytes_of(method, call, method.handler(message, PlainContext(call)))
     except BaseException as error:
-        status.failed(call, error, method=entry.method, shard=lane.name)
+        status.failed(call, error, method=method, shard=lane.name)
     finally:
         current_call_var.reset(token)
         lane.end(entry, call, reply)

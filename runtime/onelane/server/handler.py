@@ -17,6 +17,7 @@ from onelane.server.arguments import BadHandler
 from onelane.server.call import OK, Call
 from onelane.server.methods import Method
 from onelane.server.payloads import bad_answer, bytes_of, parse, serialize
+from onelane.server.plain_context import PlainContext
 
 MAX_CLOSE_ATTEMPTS = 8
 """How often a generator is closed that yields in its cleanup."""
@@ -33,13 +34,8 @@ async def run(method: Method, call: Call, message: Any) -> bytes:
     if method.is_async:
         answer = await method.handler(message, call)
     else:
-        return run_now(method, call, message)
+        answer = method.handler(message, PlainContext(call))
     return bytes_of(method, call, answer)
-
-
-def run_now(method: Method, call: Call, message: Any) -> bytes:
-    """Run a plain `def` handler of one message and one answer; its bytes."""
-    return bytes_of(method, call, method.handler(message, sync_handler.PlainContext(call)))
 
 
 async def _stream(method: Method, call: Call, message: Any) -> bytes:
@@ -90,7 +86,7 @@ async def _close(answers: AsyncGeneratorType[Any, Any]) -> None:
 
 async def _plain_stream(method: Method, call: Call, message: Any) -> bytes:
     # The watchdog finds `context` in the frames of both functions below (shard/lane_stack).
-    context = sync_handler.PlainContext(call)
+    context = PlainContext(call)
     body = sync_handler.messages(call) if method.request_streaming else message
     if method.response_streaming:
         await sync_handler.stream(call, lambda: _answers(method, call, method.handler(body, context)))

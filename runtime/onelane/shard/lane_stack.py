@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 from onelane.lane.lane import Lane
-from onelane.server import sync_handler
 from onelane.server.call import Call
-from onelane.server.sync_handler import PlainContext
+from onelane.server.plain_context import PlainContext, call_of
 from onelane.server.user_code import LIBRARIES, PACKAGE
 from onelane.shard.timers import Timer
 from onelane.telemetry.spans import SpanRecord
@@ -95,7 +94,7 @@ def work_in_progress(frame: FrameType | None) -> WorkInProgress:
             if call is None and issubclass(kind, Call):
                 call = value
             elif call is None and kind is PlainContext:
-                call = sync_handler.call_of(value)
+                call = call_of(value)
             elif timer is None and kind is Timer:
                 timer = value
             elif not shard and kind is Lane:

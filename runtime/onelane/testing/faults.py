@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import grpc
 import grpc.aio
 
-from onelane.server import sync_handler
+from onelane.server.plain_context import PlainContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +104,4 @@ async def _inject(fault: Fault, context: Any) -> None:
 
 def _handler_context(run: Any, context: Any) -> Any:
     is_async = inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)
-    return context if is_async else sync_handler.PlainContext(context)
+    return context if is_async else PlainContext(context)
