@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from onelane.lane.admission import BURST_S, INTERVAL_S, MANY, MOST_KEYS, Lateness, Rates
+from onelane.lane.admission import BURST_S, INTERVAL_S, MANY, MOST_KEYS, SHORT_S, Lateness, Rates
 from onelane.shard.siblings import LocalCall
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
@@ -63,6 +63,13 @@ def test_one_short_round_ends_it() -> None:
 def test_long_rounds_with_rest_between_are_no_lateness() -> None:
     lateness = Lateness(TARGET)
     assert grace(lateness, rounds(lateness, *[0.3] * 9, gap=TARGET * 1.1)) == pytest.approx(BURST_S)
+
+
+def test_a_round_is_short_where_the_next_one_is_no_later_for_it() -> None:
+    lateness = Lateness(TARGET)
+    lateness.begin(1.0, calls=0)
+    assert lateness.is_short(1.0 + SHORT_S / 2)
+    assert not lateness.is_short(1.0 + SHORT_S * 2)
 
 
 def test_a_few_slow_calls_are_no_pile() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
+from math import inf
 from random import Random
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from onelane.core.keys import FieldKey
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 from onelane.core.turns import Turns
+from onelane.lane import admission
 from onelane.lane.admission import MANY, RESERVE, Admission
 from onelane.lane.lane import Lane
 from onelane.lane.routing import Router
@@ -194,6 +196,40 @@ async def test_a_late_round_takes_no_more_than_the_reserve_of_calls_that_go_firs
     assert codes == [grpc.StatusCode.OK] * RESERVE + [grpc.StatusCode.RESOURCE_EXHAUSTED] * 5
     bench.run_late()
     assert (await bench.call(from_service=True)).code_now is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("short_s", [inf, 0.0])
+async def test_a_short_round_that_leaves_no_call_behind_ends_without_a_look_at_the_sockets(
+    short_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "SHORT_S", short_s)
+    bench = Bench(Placement(7, (A,)), SaysWhatItWasTold())
+    await bench.call()
+    await asyncio.sleep(0)
+    assert (bench.lane._lateness.began_at == 0) is (short_s == inf)
+    await asyncio.sleep(0)
+    assert bench.lane._lateness.began_at == 0
+
+
+async def test_a_round_that_leaves_a_call_behind_lasts_while_what_that_has_made_ready_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "SHORT_S", inf)
+    has_begun, release = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: EchoRequest, context: Any) -> EchoReply:
+        has_begun.set()
+        await release.wait()
+        return EchoReply()
+
+    bench = Bench(Placement(7, (A,)), SaysWhatItWasTold(), handler=wait)
+    call = asyncio.create_task(bench.call())
+    await has_begun.wait()
+    assert bench.lane._lateness.began_at > 0
+    await asyncio.sleep(0)
+    assert bench.lane._lateness.began_at == 0
+    release.set()
+    assert (await call).code_now is grpc.StatusCode.OK
 
 
 async def test_keys_of_megabytes_are_refused_and_none_is_remembered() -> None:

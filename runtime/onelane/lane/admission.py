@@ -13,6 +13,8 @@ from math import inf
 from onelane.errors import Draining, Overloaded, RunsLate, TooManyWatches, TooOften
 
 INTERVAL_S = 0.1
+SHORT_S = 0.001
+"""A round that took less, and has left no call behind, ends without a look at the sockets."""
 BURST_S = 0.5
 """How long a round may take after a time without lateness: a burst is no overload."""
 MANY = 8
@@ -123,6 +125,10 @@ class Lateness:
         """Whether a call goes first that may: so many of one round do, or a flood of them would starve the others."""
         self._reserve -= 1
         return self._reserve >= 0
+
+    def is_short(self, now: float) -> bool:
+        """Whether this round has taken so little that the next one is no later for it."""
+        return now - self.began_at < SHORT_S
 
     def end(self, now: float) -> None:
         """The round has ended."""

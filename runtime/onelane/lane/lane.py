@@ -108,6 +108,8 @@ class Lane:
         self.tracer = tracer
         self._shows_runtime_calls = shows_runtime_calls
         self._idle = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """None before the first call."""
         self.endless: dict[asyncio.Task[Any], Call] = {}
         self.refusals = Refusals(router.shard, stats)
         in_flight = stats.gauge("onelane.calls.in_flight", unit="{call}", description="Calls being worked on")
@@ -305,9 +307,20 @@ class Lane:
     def _begin_round(self, now: float) -> None:
         """This is the first call since the loop looked at its sockets."""
         self._lateness.begin(now, self.received)
-        # Twice: the first time what this round's calls have made ready has not run yet.
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, self._end_round)
+        if self._loop is None:
+            # Asked once: CPython 3.11 asks the system for the number of the process with it.
+            self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._end_short_round)
+
+    def _end_short_round(self) -> None:
+        """End a round that has left nothing behind. What the calls of another have made ready has not run yet."""
+        assert self._loop is not None
+        now = perf_counter()
+        if self.in_flight or not self._lateness.is_short(now):
+            self._loop.call_soon(self._end_round)
+        else:
+            # Else the loop would go round once more for each call that comes alone.
+            self._lateness.end(now)
 
     def _end_round(self) -> None:
         self._lateness.end(perf_counter())
