@@ -9,7 +9,7 @@ import asyncio
 import logging
 from asyncio import get_running_loop
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, MutableSequence
 from time import monotonic
 from typing import Any, ClassVar, Final
 
@@ -37,6 +37,7 @@ MAX_TRANSPARENT_RETRIES: Final = 3
 once, and one that never left as often as need be; this is one number for both."""
 
 
+_response_of: Final = call_methods.response_of
 DEADLINE_SLACK_S: Final = 0.002
 """How long before our own deadline the server's may pass: its clock is another, and `grpc-timeout` is rounded down."""
 
@@ -82,7 +83,7 @@ class ClientCall:
         """How often it was sent, transparent retries included."""
         self.connection: Connection | None = None
         self.stream: ClientStream | None = None
-        self.messages: deque[bytes] = deque()
+        self.messages: MutableSequence[bytes] = [] if self.single_response else deque()
         self.status: grpc.StatusCode | None = None
         """None while the call is under way."""
         self.status_details = ""
@@ -426,7 +427,7 @@ class UnaryUnaryCall(UnaryRequestCall):
     single_response: ClassVar[bool] = True
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return call_methods.response_of(self)
+        return _response_of(self)
 
 
 grpc.aio.UnaryUnaryCall.register(UnaryUnaryCall)

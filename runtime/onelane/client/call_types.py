@@ -72,7 +72,9 @@ class _StreamResponse(HeldWeakly):
             except asyncio.CancelledError:
                 self.cancel()
                 raise
-        return self._parse(self.messages.popleft())
+        message = self.messages[0]
+        del self.messages[0]
+        return self._parse(message)
 
     def _drained(self) -> None:
         if self.when_drained is not None:

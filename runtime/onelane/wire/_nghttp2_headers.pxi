@@ -80,9 +80,12 @@ cdef double _seconds(bytes text):
 
 cdef list _pairs_of(headers):
     """Header fields as pairs that hold their bytes. This may run code of whoever made `headers`."""
-    cdef list pairs = [pair if isinstance(pair, tuple) else tuple(pair) for pair in headers]
-    for pair in pairs:
-        if PyTuple_GET_SIZE(pair) != 2:
+    cdef list pairs = list(headers)
+    cdef Py_ssize_t at
+    for at in range(PyList_GET_SIZE(pairs)):
+        if not isinstance(pairs[at], tuple):
+            pairs[at] = tuple(pairs[at])
+        if PyTuple_GET_SIZE(pairs[at]) != 2:
             raise ValueError("a header field is a pair of bytes")
     return pairs
 
