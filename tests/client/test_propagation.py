@@ -11,6 +11,7 @@ from onelane.core.context import TaskContext, TurnContext
 from onelane.core.hop import HOP_HEADERS, Hop, write_client
 from onelane.core.trace_context import UNSAMPLED, TraceContext
 from onelane.core.turns import CHAIN, Turns
+from onelane.wire.link_headers import headers_apart
 
 NOW = 100.0
 TRACE = TraceContext("a" * 32, "b" * 16, True, "vendor=1")
@@ -96,6 +97,9 @@ class ClientsCall:
 
     def client_headers(self) -> tuple[tuple[bytes, bytes], ...]:
         return self._headers
+
+    def headers_apart(self) -> Any:
+        return headers_apart(self.client_headers(), self.identity_headers(), self.method)
 
     def identity_headers(self) -> list[tuple[bytes, bytes]]:
         return write_client("ipv4:1.2.3.4:5", {"x509_common_name": [b"me"]})

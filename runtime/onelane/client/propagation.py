@@ -9,25 +9,16 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from onelane.core.context import CallContext, earlier
-from onelane.core.hop import HOP_HEADERS, write_call, write_trace
+from onelane.core.hop import write_call, write_trace
 from onelane.core.trace_context import TRACEPARENT, TRACESTATE, TraceContext, trace_metadata
 from onelane.core.turns import CHAIN
 from onelane.wire.framing import Headers, HeaderTuple, Metadata, write_timeout
+from onelane.wire.link_headers import OF_ONE_HOP
 
 BAGGAGE: Final = "baggage"
 PREVIOUS_ATTEMPTS: Final = "grpc-previous-rpc-attempts"
 """gRFC A6: how many attempts of the call were made before this one; absent in the first."""
 _TRACE_HEADERS: Final = frozenset({TRACEPARENT, TRACESTATE})
-_OF_ONE_HOP: Final = frozenset(
-    {
-        *(b":method", b":scheme", b":path", b":authority", b"host", b"te", b"content-type", b"content-length"),
-        *(b"grpc-timeout", b"grpc-encoding"),
-        *HOP_HEADERS,
-    }
-)
-"""Headers of a client that are written anew where its call is sent on. Every other one passes as it came."""
-
-
 _OF_EACH_REQUEST: Headers = [
     (b":method", b"POST"),
     (b":scheme", b"http"),
@@ -35,8 +26,6 @@ _OF_EACH_REQUEST: Headers = [
     (b"te", b"trailers"),
     (b"content-type", b"application/grpc"),
 ]
-_OF_ONE_CALL: Final = frozenset({TRACEPARENT.encode(), TRACESTATE.encode()})
-"""Headers that differ from call to call of the same client, beside those of `_OF_ONE_HOP`."""
 
 
 class Forwardable(Protocol):
@@ -57,6 +46,9 @@ class Forwardable(Protocol):
 
     def identity_headers(self) -> Headers:
         """Its client's peer and identity, see `core/hop.write_client`."""
+
+    def headers_apart(self) -> tuple[HeaderTuple, Headers]:
+        """All of them in two parts, see `wire/link_headers`."""
 
 
 def outgoing(
@@ -102,7 +94,7 @@ def forwarded(call: Forwardable, trace: TraceContext | None, *, epoch: int) -> H
     headers = [
         (b":path", call.method.encode()),
         *_OF_EACH_REQUEST,
-        *(pair for pair in call.client_headers() if pair[0] not in _OF_ONE_HOP),
+        *(pair for pair in call.client_headers() if pair[0] not in OF_ONE_HOP),
         *call.identity_headers(),
         *write_call(call.deadline_at, trace, epoch=epoch),
     ]
@@ -115,22 +107,10 @@ def forwarded(call: Forwardable, trace: TraceContext | None, *, epoch: int) -> H
 def forwarded_apart(call: Forwardable, trace: TraceContext | None) -> tuple[HeaderTuple, Headers]:
     """The headers of `forwarded` in two parts: those that many calls of a client have in common, and those of this call
     alone. Without the deadline and the epoch, and without a trace that has no id: the link has fields for them."""
-    common: Headers = []
-    own: Headers = []
-    for pair in call.client_headers():
-        name = pair[0]
-        if name in _OF_ONE_HOP:
-            continue
-        if name in _OF_ONE_CALL or type(pair) is not tuple:
-            # A header that is secret to its sender is another type, and is not remembered.
-            own.append(pair)
-        else:
-            common.append(pair)
-    common += call.identity_headers()
-    common.append((b":path", call.method.encode()))
+    common, own = call.headers_apart()
     if trace is not None and trace.trace_id:
         own.append(write_trace(trace))
-    return tuple(common), own
+    return common, own
 
 
 def write_common(common: HeaderTuple) -> Headers:

@@ -25,6 +25,7 @@ from onelane.server.call_state import ARRIVED, DONE, CallState
 from onelane.telemetry.tracer import Span, context_of
 from onelane.wire import deframer, framing
 from onelane.wire.framing import Metadata as Metadata
+from onelane.wire.link_headers import headers_apart
 
 log = logging.getLogger("onelane.call")
 OK: Final = grpc.StatusCode.OK
@@ -216,6 +217,10 @@ class Call:
         """Its client's peer and certificate, and the identity that this shard has proven."""
         headers = write_client(self.peer(), self.auth_context())
         return headers if self.identity is None else [*headers, write_proven(self.identity)]
+
+    def headers_apart(self) -> tuple[framing.HeaderTuple, framing.Headers]:
+        """See `onelane.wire.link_headers`."""
+        return headers_apart(self.client_headers(), self.identity_headers(), self.method)
 
     def answer_in(self, encoding: bytes) -> None:
         """The owner's answer has this `grpc-encoding`, b"" for none: so has this one. Before its headers are sent."""

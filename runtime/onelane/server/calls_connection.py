@@ -29,6 +29,7 @@ from onelane.wire import framing
 from onelane.wire.driver import WireProtocol
 from onelane.wire.framing import BadWire, Headers, Metadata
 from onelane.wire.held_bytes import CONNECTION_BYTES, SHARD_BYTES, HeldBytes
+from onelane.wire.link_headers import LastHeaders
 from onelane.wire.packed import Packed
 from onelane.wire.server import (
     Broken,
@@ -82,6 +83,7 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
     """A sibling's, see `SiblingConnection`."""
     proves_identities = False
     _identity: Headers | None = None
+    _last_headers: LastHeaders | None = None
 
     def __init__(self, owner: OwnerT, wire: ServerConnection) -> None:
         super().__init__(wire, owner.loop)
@@ -404,6 +406,11 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
         if self._identity is None:
             self._identity = write_client(self.peer, self.auth)
         return self._identity
+
+    def last_headers(self) -> LastHeaders:
+        if self._last_headers is None:
+            self._last_headers = LastHeaders()
+        return self._last_headers
 
     def answer(self, call: NativeCall, reply: bytes) -> None:
         """Send the outcome of a call, unless its client has cancelled it."""

@@ -13,7 +13,8 @@ from onelane.core.identity import Identity
 from onelane.server.call import Call, Metadata, Metadatum
 from onelane.server.methods import Method
 from onelane.wire import framing
-from onelane.wire.framing import Headers
+from onelane.wire.framing import Headers, HeaderTuple
+from onelane.wire.link_headers import LastHeaders
 from onelane.wire.packed import Packed
 from onelane.wire.server import ServerConnection, Stream
 
@@ -51,6 +52,9 @@ class CallConnection(Protocol):
 
     def identity_headers(self) -> Headers:
         """What the owner of a call's key is told of its client. See `core/hop`."""
+
+    def last_headers(self) -> LastHeaders:
+        """The headers of the last call that was sent on."""
 
     def proceed(self, call: "NativeCall") -> None:
         """The turn of the call has come."""
@@ -183,6 +187,9 @@ class NativeCall(Call):
         if not self._connection.proves_identities or self.identity is None:
             return headers
         return [*headers, write_proven(self.identity)]
+
+    def headers_apart(self) -> tuple[HeaderTuple, Headers]:
+        return self._connection.last_headers().apart(self.stream.headers, self.identity_headers(), self.method)
 
     def prove(self, identity: Identity) -> None:
         super().prove(identity)

@@ -13,25 +13,33 @@ UNKNOWN: Final = -1
 class SentBlocks:
     """The blocks that the peer knows. What comes but once is not among them: it would take the place of others."""
 
-    __slots__ = ("_count", "_link", "_numbers")
+    __slots__ = ("_count", "_last", "_last_number", "_link", "_numbers")
 
     def __init__(self, link: LinkSession) -> None:
         self._link = link
         self._numbers: dict[Any, int] = {}
         """Of each block, by what it says; UNKNOWN for what has come once, or is too large."""
         self._count = 0
+        self._last: Any = None
+        """What was asked for last and is known: the hash of many headers costs as much as all else that is sent."""
+        self._last_number = UNKNOWN
 
     def number_of(self, key: Any, write: Callable[[Any], Headers]) -> int:
         """The number by which the peer knows the headers that `write` makes of `key`; UNKNOWN where it does not."""
+        if key is self._last:
+            return self._last_number
         number: int | None = self._numbers.get(key)
-        return number if number is not None and number >= 0 else self._learn(key, number, write)
+        if number is None or number < 0:
+            return self._learn(key, number, write)
+        self._last, self._last_number = key, number
+        return number
 
     def _learn(self, key: Any, seen: int | None, write: Callable[[Any], Headers]) -> int:
         number = UNKNOWN
         if seen is None:
             if len(self._numbers) >= MAX_KNOWN:
                 self._numbers.clear()
-                self._count = 0
+                self._count, self._last = 0, None
         else:
             block = write_block(write(key))
             if len(block) <= MAX_KNOWN_BLOCK:
