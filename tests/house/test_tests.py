@@ -110,6 +110,8 @@ TESTED_BY = {
     "wire/requests": "wire/test_server",
     "supervisor/app_sockets": "supervisor/test_changes",
     "supervisor/running_change": "supervisor/test_changes",
+    "supervisor/placing": "supervisor/test_changes",
+    "supervisor/own_placing": "supervisor/test_changes",
     "supervisor/placed_lives": "supervisor/test_coordinator",
     "supervisor/turn_away": "supervisor/test_app_drained",
     "supervisor/lane_watch": "supervisor/test_liveness",

@@ -11,7 +11,7 @@ import onelane
 import pytest
 from onelane.errors import NotKept
 from onelane.shard import handoff
-from onelane.supervisor import changes
+from onelane.supervisor import placing
 from onelane.testing import Cluster
 
 from tests.bounds import BOUND_S
@@ -147,7 +147,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
 
 
 def test_a_turn_is_given_up_before_the_supervisor_kills_its_process() -> None:
-    assert handoff.GIVE_UP_S < changes.CHANGE_MARGIN_S / 2
+    assert handoff.GIVE_UP_S < placing.CHANGE_MARGIN_S / 2
 
 
 async def test_the_key_leaves_its_call_is_unavailable_and_the_other_keys_stay(

@@ -1,14 +1,12 @@
 """`onelane` on a machine of a cluster, which the environment describes: `python -m tests.supervisor.leased up FILE`."""
 
 import os
-from functools import partial
 from typing import Any
 
 from onelane.cli.entry import main
 from onelane.config import Config
 from onelane.core.cluster_settings import ClusterSettings
 from onelane.supervisor import supervisor
-from onelane.supervisor.joining import hold_lease
 
 from tests.etcd import EtcdServer
 from tests.running_app import ROOT
@@ -34,7 +32,7 @@ class LeasedSupervisor(supervisor.Supervisor):
 
     def __init__(self, config: Config, *arguments: Any, **options: Any) -> None:
         settings = ClusterSettings.model_validate_json(os.environ[SETTINGS])
-        super().__init__(config, *arguments, join=partial(hold_lease, settings, config.apps), **options)
+        super().__init__(config, *arguments, cluster=settings, **options)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from onelane.core.trace_context import parse_traceparent
-from onelane.supervisor import changes as changes_module
+from onelane.supervisor import own_placing
 from onelane.supervisor.app import AppSupervisor, TelemetryOptions
 from onelane.supervisor.change_trace import ChangeTraces
 from onelane.supervisor.target import NotChanged, scaled
@@ -76,7 +76,7 @@ async def test_a_change_whose_new_life_does_not_start_is_a_span_that_has_failed(
 async def test_a_life_that_dies_or_hangs_in_a_change_is_told_by_its_span(
     tmp_path: Path, launcher: ScriptedLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes_module, "CHANGE_MARGIN_S", 0.01)
+    monkeypatch.setattr(own_placing, "CHANGE_MARGIN_S", 0.01)
     launcher.deadly.add(("echo-0.1", "prepare"))
     launcher.ignored.add(("echo-1.2", "prepare"))
     async with scripted_app(tmp_path, launcher, 2, drain_s=0.01) as app:

@@ -11,6 +11,9 @@ from onelane.core import addresses
 from onelane.core.validation import from_json
 from onelane.supervisor import app as app_module
 from onelane.supervisor import changes as changes_module
+from onelane.supervisor import own_placing
+from onelane.supervisor.placing import Start
+from onelane.supervisor.running_change import RunningChange
 from onelane.supervisor.shard_state import ShardState
 from onelane.supervisor.target import Alteration, NotChanged, drained, pinned, replaced, scaled
 from onelane.v1 import control_pb2
@@ -28,7 +31,7 @@ def launcher() -> ScriptedLauncher:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A life has no time beyond `drain_s`."""
-    for module, margin in ((changes_module, "CHANGE_MARGIN_S"), (app_module, "DRAIN_MARGIN_S")):
+    for module, margin in ((own_placing, "CHANGE_MARGIN_S"), (app_module, "DRAIN_MARGIN_S")):
         monkeypatch.setattr(module, margin, 0.01)
     monkeypatch.setattr(app_module, "SHARD_END_S", 0.01)
 
@@ -290,6 +293,13 @@ async def test_a_life_that_hangs_is_killed_in_time_and_the_change_ends(
             assert f"{hung} is killed" in launcher.trace
 
 
+def until_of(app: app_module.AppSupervisor) -> float:
+    """When a life that is late in the change under way is killed."""
+    running = app.placing.running
+    assert isinstance(running, RunningChange)
+    return running._until
+
+
 async def test_a_life_that_hands_over_many_keys_has_time_for_as_long_as_it_goes_on(
     tmp_path: Path, launcher: ScriptedLauncher
 ) -> None:
@@ -301,11 +311,11 @@ async def test_a_life_that_hands_over_many_keys_has_time_for_as_long_as_it_goes_
         line, ends = launcher.shard("echo-0.1").line, []
         for departed in (0, 1, 1, 2):
             await settle()
-            ends.append(app.changes.running._until if app.changes.running is not None else 0.0)
+            ends.append(until_of(app))
             line.deliver(progress=control_pb2.HandoffProgress(epoch=2, leaving=9, departed=departed))
         await settle()
         first, second, third, fourth = ends
-        assert first == second < third == fourth < app.changes.running._until  # type: ignore[union-attr]
+        assert first == second < third == fourth < until_of(app)
         line.deliver(departed=2)
         line.deliver(arrived=2)
         await asyncio.wait_for(changing, BOUND_S)
@@ -371,9 +381,9 @@ async def test_a_shard_starts_again_also_where_a_pin_waits_for_another_that_the_
     async with scripted_app(tmp_path, launcher, 2) as app:
         await app.changes.reach(pinned("apples", 1))
         await app.changes.reach(scaled(1))
-        assert from_json(App, app.setup_of(app.shards[0]).settings).shard_count == 1
+        assert from_json(App, app.setup_of(app.shards[0], Start(app.placement)).settings).shard_count == 1
         await app.changes.reach(scaled(2))
-        assert from_json(App, app.setup_of(app.shards[0]).settings).pins == {"apples": 1}
+        assert from_json(App, app.setup_of(app.shards[0], Start(app.placement)).settings).pins == {"apples": 1}
 
 
 async def test_a_change_that_changes_no_owner_tells_nobody(tmp_path: Path, launcher: ScriptedLauncher) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from onelane.supervisor import app as app_module
 from onelane.supervisor.app import AppSupervisor
+from onelane.supervisor.running_change import RunningChange
 from onelane.supervisor.target import Alteration, NotChanged, replaced, scaled
 from onelane.v1 import control_pb2
 
@@ -47,7 +48,7 @@ class SlowLauncher(ScriptedLauncher):
 
     def _check_knows_the_change(self, setup: control_pb2.Setup) -> None:
         running = self.app.changes.running if hasattr(self, "app") else None
-        if running is not None and not setup.HasField("change"):
+        if isinstance(running, RunningChange) and not setup.HasField("change"):
             assert setup.placement.epoch == running.after.epoch, f"{setup.name}.{setup.life} knows of no change"
 
     def go_on(self) -> None:

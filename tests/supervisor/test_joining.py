@@ -17,7 +17,8 @@ from onelane.config import App
 from onelane.core.cluster_settings import ClusterSettings, ClusterTls
 from onelane.core.validation import checked
 from onelane.errors import BadConfig
-from onelane.supervisor.joining import hold_lease, record_of, settings_digest
+from onelane.supervisor.cluster_member import ClusterMember
+from onelane.supervisor.joining import record_of, settings_digest
 from pydantic import SecretStr
 
 from tests.etcd import EtcdServer, etcd
@@ -97,7 +98,7 @@ async def refusal_of(settings: ClusterSettings, **app_settings: Any) -> str:
     """Why a machine of these settings cannot join; it has no lives then."""
     lives = ScriptedLives()
     with pytest.raises((JoinRefused, CoordinationRefused)) as caught:
-        await hold_lease(settings, {"echo": app_of(**app_settings)}, lives)
+        await ClusterMember(settings, {"echo": app_of(**app_settings)}, lives).run()
     assert lives.fences == {}
     return str(caught.value)
 

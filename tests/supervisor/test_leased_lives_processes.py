@@ -138,14 +138,14 @@ async def test_the_record_of_the_machine_names_the_lives_that_run(leased: Leased
         return {}
 
     async with asyncio.timeout(60):
-        while {*(before := await recorded())} != {"echo-0", "echo-1"}:  # noqa: ASYNC110 - it is in another process
+        while {*(before := await recorded())} != {"a/echo-0", "a/echo-1"}:  # noqa: ASYNC110 - it is in another process
             await asyncio.sleep(0.01)
         pid = leased.app.shards()[0]["pid"]
         assert pid
         os.kill(pid, signal.SIGKILL)
-        while (after := await recorded()).get("echo-0", 0) <= before["echo-0"]:  # noqa: ASYNC110 - as above
+        while (after := await recorded()).get("a/echo-0", 0) <= before["a/echo-0"]:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
-    assert after["echo-1"] >= before["echo-1"]
+    assert after["a/echo-1"] >= before["a/echo-1"]
     await store.close()
 
 

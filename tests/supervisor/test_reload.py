@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def reload(cluster: RunningApp) -> tuple[int, str]:
 def test_the_file_is_compared_with_what_runs_and_nothing_is_changed() -> None:
     text = echo(2, "[apps.echo.config]", "limit = 1")
     running_config = config.parse(tomllib.loads(text))
-    shared: Any = None
+    shared: Any = SimpleNamespace(place=None)
     app = AppSupervisor("echo", running_config.apps["echo"], Placement(1, ()), shared)
     edited = config.parse(tomllib.loads(text.replace("shards = 2", "shards = 3").replace("limit = 1", "limit = 2")))
     differences = Reloader([app], running_config, lambda: edited).compare()
@@ -84,7 +85,7 @@ async def test_another_number_of_shards_scales_and_the_same_one_leaves_an_app_al
 def test_where_the_placement_cannot_change_another_number_of_shards_needs_a_restart() -> None:
     text = echo(2, 'listener = "grpcio"')
     running_config, edited = (config.parse(tomllib.loads(toml)) for toml in (text, text.replace("= 2", "= 3")))
-    shared: Any = None
+    shared: Any = SimpleNamespace(place=None)
     app = AppSupervisor("echo", running_config.apps["echo"], Placement(1, ()), shared)
     differences = Reloader([app], running_config, lambda: edited).compare()
     assert differences == FileDifferences(needs_restart=["echo.shards: 2 → 3"])

@@ -292,7 +292,8 @@ async def test_composite_and_metadata_keys_of_the_configuration_route(tmp_path: 
 def test_the_supervisor_loads_no_grpc() -> None:
     probe = (
         "import sys, onelane.cli.main, onelane.supervisor.supervisor, onelane.supervisor.admin.server; "
-        "import onelane.telemetry.sinks.otlp.sink, onelane.supervisor.machine, onelane.cluster.coordination.etcd; "
+        "import onelane.telemetry.sinks.otlp.sink, onelane.supervisor.cluster_member; "
+        "import onelane.supervisor.cluster_placing; "
         "print(sorted({'grpc', 'grpc_health', 'greenlet'} & {*sys.modules}))"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
@@ -303,7 +304,8 @@ def test_without_a_cluster_nothing_of_it_is_loaded() -> None:
     probe = (
         "import sys, onelane.cli.main, onelane.supervisor.supervisor, onelane.supervisor.admin.server; "
         "import onelane.shard.process, onelane.shard.lifecycle; "
-        "names = ('core.lease', 'lane.fence', 'cluster.coordination', 'cluster.machines', 'supervisor.machine'); "
+        "names = ('core.lease', 'core.machine_links', 'lane.fence', 'cluster.coordination', 'cluster.machines', "
+        "'cluster.placements', 'supervisor.machine', 'supervisor.cluster_', 'supervisor.placed_lives'); "
         "print([name for name in sys.modules if name.startswith(tuple(f'onelane.{name}' for name in names))])"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

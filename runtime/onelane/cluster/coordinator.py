@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from onelane.cluster.machines import AppPart, MachineRecord
 from onelane.cluster.placements import AppEntry, Death, PlacementRefused
 from onelane.core.placement import POINTS, Member, Placement
-from onelane.core.placement_change import Phase
+from onelane.core.placement_change import Phase, PlacementChange
 
 NO_PART = AppPart()
 
@@ -107,6 +107,11 @@ def next_entry(
     return _with_deaths(entry, lives) or _ended(entry, lives) or _with_stand_ins(entry, lives)
 
 
+def waited_for(entry: AppEntry, lives: AppLives) -> frozenset[int]:
+    """The lives that have not departed or arrived yet in the change under way."""
+    return frozenset() if entry.following is None else _reported(entry, lives).waits_for()
+
+
 # Between changes
 
 
@@ -180,6 +185,14 @@ def _with_deaths(entry: AppEntry, lives: AppLives) -> AppEntry | None:
 
 
 def _ended(entry: AppEntry, lives: AppLives) -> AppEntry | None:
+    change = _reported(entry, lives)
+    if change.phase is not Phase.OVER:
+        return None
+    return _with_leases(entry.ended(change.after), lives)
+
+
+def _reported(entry: AppEntry, lives: AppLives) -> PlacementChange:
+    """The change under way, as far as the lives have reported."""
     assert entry.following is not None
     change, _ = entry.change()
     departed, arrived = lives.reports(entry.following.epoch)
@@ -187,9 +200,7 @@ def _ended(entry: AppEntry, lives: AppLives) -> AppEntry | None:
         change.departed(life)
     for life in arrived:
         change.arrived(life)
-    if change.phase is not Phase.OVER:
-        return None
-    return _with_leases(entry.ended(change.after), lives)
+    return change
 
 
 def _with_stand_ins(entry: AppEntry, lives: AppLives) -> AppEntry | None:

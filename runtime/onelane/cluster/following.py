@@ -29,6 +29,9 @@ class Known:
     is_named: bool = False
     """That placement names the life: keys are its own. One that joins may become so in the same epoch, where the life
     dies that it was to take over from."""
+    sockets: frozenset[str] | None = None
+    """Where the members of that placement are reached: in the same epoch one may have its next life at another place.
+    None: of no placement."""
     change: int = 0
     """The epoch to which the change leads that `orders` is about."""
     orders: int = 0
@@ -39,9 +42,12 @@ class Known:
         if entry is None:
             return self, []
         known, messages = self, list[Message]()
-        is_named = _names(entry.placement, self.life)
-        if (entry.placement.epoch, is_named) > (self.epoch, self.is_named):
-            known, messages = replace(known, epoch=entry.placement.epoch, is_named=is_named), [entry.placement]
+        placement = entry.placement
+        is_named, sockets = _names(placement, self.life), _sockets(placement)
+        has_moved = placement.epoch == self.epoch and self.sockets not in (None, sockets)
+        if (placement.epoch, is_named) > (self.epoch, self.is_named) or has_moved:
+            known = replace(known, epoch=placement.epoch, is_named=is_named, sockets=sockets)
+            messages = [placement]
         if entry.following is None:
             return known, messages
         orders = entry.orders_for(self.life)
@@ -72,13 +78,17 @@ def beginning(entry: AppEntry | None, life: int, *, follows: bool) -> Beginning 
     if orders:
         prepare = next(order for order in orders if isinstance(order, Prepare))
         assert entry.following is not None
-        known = Known(life, placement.epoch, _names(placement, life), entry.following.epoch, 1)
+        known = Known(life, placement.epoch, _names(placement, life), _sockets(placement), entry.following.epoch, 1)
         return Beginning(known, placement, prepare)
     is_named = _names(placement, life)
     if follows and not is_named:
         return None
-    return Beginning(Known(life, placement.epoch, is_named), placement)
+    return Beginning(Known(life, placement.epoch, is_named, _sockets(placement)), placement)
 
 
 def _names(placement: Placement, life: int) -> bool:
     return any(member.life == life for member in placement.members)
+
+
+def _sockets(placement: Placement) -> frozenset[str]:
+    return frozenset(member.socket for member in placement.members)

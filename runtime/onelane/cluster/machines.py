@@ -4,6 +4,8 @@
     /onelane/CLUSTER/coordinator/LEASE   a candidate, under the same lease: the oldest one coordinates
     /onelane/CLUSTER/apps/APP            see `placements`
     /onelane/CLUSTER/pins/APP            see `placements`
+    /onelane/CLUSTER/numbers/NAME        a machine asks for a number of a life, under its lease
+    /onelane/CLUSTER/identity            the key of assertions of identity, which the first machine has drawn: a secret
     /onelane/CLUSTER/forgotten/LEASE     the lease of a machine is about to be revoked by an operator: its `lease_s`
 
 A record says which readers understand it. Who meets one that it does not understand does not join, and changes nothing:
@@ -107,6 +109,15 @@ class ClusterKeys:
 
     def app(self, name: str) -> str:
         return f"{self.prefix}apps/{name}"
+
+    def number(self, machine: str) -> str:
+        """Written by a machine for the sake of its revision: the number of its next life."""
+        return f"{self.prefix}numbers/{machine}"
+
+    @property
+    def identity(self) -> str:
+        """The key of the assertions of identity between the apps of all machines. A secret."""
+        return f"{self.prefix}identity"
 
     def pins(self, app: str) -> str:
         return f"{self.prefix}pins/{app}"

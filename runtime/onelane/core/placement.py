@@ -17,12 +17,17 @@ STOCK_RING_CAP = 4096
 """Points of the largest ring that a stock client builds, unless a channel argument raises the limit."""
 
 
+def shard_name(app: str, index: int, machine: str = "") -> str:
+    """The name of a shard: `lobby-0`, and `a/lobby-0` on the machine `a` of a cluster."""
+    return f"{machine}/{app}-{index}" if machine else f"{app}-{index}"
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One shard of an app, as its placement lists it."""
 
     name: str
-    """Unique in its app, for example `lobby-0`."""
+    """Unique in its app: see `shard_name`."""
     address: str
     """The `ip:port` of this shard alone, which is also its endpoint on the ring."""
     socket: str

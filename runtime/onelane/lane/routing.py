@@ -57,8 +57,10 @@ class Router:
         """Key → its owner by this placement, None for this shard. The lane reads it for nearly every call."""
 
     def place(self, placement: Placement) -> bool:
-        """Follow a newer placement; an older one is ignored. Whether it was newer."""
-        if placement.epoch < self.placement.epoch or (placement.epoch == self.placement.epoch and not self.handoff):
+        """Follow a newer placement; an older one is ignored. Whether it was newer: of the same epoch is one which names
+        other lives of its shards."""
+        is_known = self.handoff is None and placement.members == self.placement.members
+        if placement.epoch < self.placement.epoch or (placement.epoch == self.placement.epoch and is_known):
             return False
         self.placement, self.handoff = placement, None
         self.homes.clear()

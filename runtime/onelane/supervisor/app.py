@@ -6,14 +6,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import Any
 
 import anyio
 
-from onelane.cluster.control import placement_to_proto
+from onelane.cluster.control import links_to_proto, placement_to_proto
 from onelane.config import App
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Placement
@@ -25,6 +25,8 @@ from onelane.supervisor.changes import Changes
 from onelane.supervisor.lane_watch import LaneWatch
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.leased_lives import LeasedLives
+from onelane.supervisor.own_placing import OwnPlacing
+from onelane.supervisor.placing import Placing, Start
 from onelane.supervisor.restarts import Restarts
 from onelane.supervisor.shard_state import NOT_YET_READY, REPORTING, ShardEvent, ShardState, is_possible
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
@@ -84,6 +86,8 @@ class SharedResources:
     """See `Config.accepting`."""
     lives: LeasedLives | None = None
     """Where the machine is a part of a cluster."""
+    place: "Callable[[AppSupervisor], Placing] | None" = None
+    """Says who decides on the placements of an app; by default its supervisor."""
     identity_key: bytes = b""
     """Of assertions of identity between the apps; without one, none is accepted. Never shown."""
 
@@ -106,12 +110,13 @@ class AppSupervisor:
         self.shards = [SupervisedShard(member, index) for index, member in enumerate(placement.members)]
         self.beside: list[SupervisedShard] = []
         """See `changes.ChangingApp`."""
+        self.stopping = anyio.Event()
+        self.placing: Placing = OwnPlacing(self) if shared.place is None else shared.place(self)
         self.changes = Changes(self)
         self.turns = TurnQuestions(self)
         self.lane_watch = LaneWatch(self.shards, self.beside, settings, is_placed=self.changes.is_placed)
         self.generation = self._proposals = 1
         """Of the services' settings: the one in use, and the newest that was proposed."""
-        self._stop = anyio.Event()
         self.restarts = Restarts(self)
         self._lives = itertools.count(1)
         self._rng = Random()
@@ -123,7 +128,7 @@ class AppSupervisor:
 
     @property
     def is_stopping(self) -> bool:
-        return self._stop.is_set()
+        return self.stopping.is_set()
 
     @cached_property
     def change_traces(self) -> ChangeTraces:
@@ -140,11 +145,11 @@ class AppSupervisor:
             ShardFailed: its first start failed.
         """
         failures = 0
-        while not self._stop.is_set() and not shard.is_leaving:
+        while not self.stopping.is_set() and not shard.is_leaving:
             began = time.monotonic()
             how = await self._run_guarded(shard)
             await self._note_end(shard)
-            if self._stop.is_set() or shard.is_leaving:
+            if self.stopping.is_set() or shard.is_leaving:
                 break
             if _ended_with_its_lease(shard):
                 continue
@@ -197,8 +202,7 @@ class AppSupervisor:
         if self._shared.lives is not None:
             self._shared.lives.changed()
         self._follow_change(shard)
-        if self.changes.running is not None:
-            self.changes.running.died(shard.member.life)
+        self.placing.died(shard)
 
     def _follow_change(self, shard: SupervisedShard) -> None:
         """No process follows that of a shard which the change under way leaves out: it would know of no change."""
@@ -226,20 +230,15 @@ class AppSupervisor:
         """Launch a shard and serve it until it ends; how it ended."""
         await self.lane_watch.tell()
         shard.restore_path()
-        running = await self._shared.launcher.launch(shard.sockets)
+        running = await self._shared.launcher.launch((*shard.sockets, *self.placing.more_sockets(shard)))
         before = shard.member.life
-        incarnation = shard.begin(running, before if shard.incarnation is None and before else self.next_life())
-        self._renumber(shard)
+        incarnation = shard.begin(running, self.placing.number(shard))
         limit_s = START_PARTS * self.settings.start_s
         try:
-            if not await self._may_start(shard, incarnation):
+            if (start := await self._start_of(shard, incarnation, before)) is None:
                 incarnation.running.kill()
                 return await incarnation.running.wait()
-            running_change = self.changes.running
-            change = running_change.launched(before, shard.member) if running_change is not None else None
-            setup = self.setup_of(shard)
-            if change is not None:
-                setup.change.CopyFrom(change)
+            setup = self.setup_of(shard, start)
             with anyio.move_on_after(limit_s) as incarnation.start:
                 await incarnation.running.control.send(control_pb2.ToShard(setup=setup))
                 await self._read_messages(shard, incarnation)
@@ -253,22 +252,22 @@ class AppSupervisor:
             self._shared.collector.end_incarnation(self.source(shard), incarnation.received)
         return how
 
-    async def _may_start(self, shard: SupervisedShard, incarnation: Incarnation) -> bool:
-        """Wait until there is a lease, where one is needed; False where the process or the app ends before, or the
-        shard was left out while the process was launched: there was none yet that could have been ended."""
+    async def _start_of(self, shard: SupervisedShard, incarnation: Incarnation, before: int) -> Start | None:
+        """Wait until a process may start, which needs a lease in a cluster; None where the process or the app ends
+        before, or the shard was left out while the process was launched: there was none yet that could have been ended.
+
+        before: the life before it.
+        """
         self._follow_change(shard)
-        if self._stop.is_set() or shard.is_leaving:
-            return False
+        if self.stopping.is_set() or shard.is_leaving:
+            return None
         lives = self._shared.lives
-        return lives is None or await lives.may_start(incarnation.running, self._stop)
+        if lives is not None and not await lives.may_start(incarnation.running, self.stopping):
+            return None
+        return await self.placing.begin(shard, incarnation, before)
 
     def next_life(self) -> int:
         return next(self._lives)
-
-    def _renumber(self, shard: SupervisedShard) -> None:
-        """Have the placement name the life of now of a shard. It is no change of placement: the socket is the same."""
-        members = tuple(shard.member if m.socket == shard.member.socket else m for m in self.placement.members)
-        self.placement = replace(self.placement, members=members)
 
     async def _read_messages(self, shard: SupervisedShard, incarnation: Incarnation) -> None:
         """Act on the messages of a shard until its control line is closed."""
@@ -301,31 +300,17 @@ class AppSupervisor:
                     # In a task of its own: it waits until no other shard of the app restarts.
                     self.start_soon(self.restarts.restart_in_turn, shard, incarnation)
                 case "departed" | "arrived" | "progress":
-                    self._note_handoff(shard, message)
+                    self.placing.reported(shard, message)
                 case "turns":
                     self.turns.answered(message.turns)
         control.close()
-
-    def _note_handoff(self, shard: SupervisedShard, message: control_pb2.ToSupervisor) -> None:
-        """A life reports how far it is with the change under way."""
-        change, life = self.changes.running, shard.member.life
-        if change is None:
-            return
-        match message.WhichOneof("kind"):
-            case "departed":
-                change.departed(life, message.departed)
-            case "arrived":
-                change.arrived(life, message.arrived)
-            case "progress":
-                change.progressed(life, message.progress)
 
     async def _note_ready(self, shard: SupervisedShard, pid: int) -> None:
         shard.follow(ShardEvent.BECAME_READY)
         shard.pid = pid
         shard.ready.set()
         await shard.send_deferred()
-        if self.changes.running is not None:
-            self.changes.running.became_ready()
+        self.placing.became_ready(shard)
         if self.changes.is_left_out(shard):
             self.start_soon(self.restarts.bring_back, shard)
         await self.lane_watch.inform(shard)
@@ -350,7 +335,7 @@ class AppSupervisor:
         pause_s = backoff_s(failures - 1, base_s=0.05, cap_s=5.0, rng=self._rng) if failures > 1 else 0.0
         log.warning("shard.died shard=%s how=%s restart_in_s=%.3f", shard.member.name, how, pause_s)
         with anyio.move_on_after(pause_s):
-            await self._stop.wait()
+            await self.stopping.wait()
 
     def source(self, shard: SupervisedShard) -> Attributes:
         """The attributes that every series of a shard has."""
@@ -397,7 +382,7 @@ class AppSupervisor:
         text = json.dumps(config, default=str)
         return control_pb2.Settings(generation=generation or self.generation, config=text)
 
-    def setup_of(self, shard: SupervisedShard) -> control_pb2.Setup:
+    def setup_of(self, shard: SupervisedShard, start: Start) -> control_pb2.Setup:
         """The first message to a process of this shard, with all that it needs to start."""
         shard.settings.generation = self.generation
         setup = control_pb2.Setup(
@@ -408,17 +393,21 @@ class AppSupervisor:
             address=shard.member.address,
             socket=shard.member.socket,
             peers=self._shared.peers,
-            placement=placement_to_proto(self.changes.placement),
+            placement=placement_to_proto(start.placement),
             tracing=self._shared.telemetry.traces,
             sampler=self._shared.telemetry.sampler,
             sampler_arg=self._shared.telemetry.sampler_arg,
             logs=self._shared.telemetry.logs,
             app_dir=self._shared.app_dir,
             generation=self.generation,
-            identity_key=self._shared.identity_key,
+            identity_key=start.identity_key or self._shared.identity_key,
             asserts_to=self._shared.accepting(self.name),
             life=shard.member.life,
         )
+        if start.change is not None:
+            setup.change.CopyFrom(start.change)
+        if start.links is not None:
+            setup.links.CopyFrom(links_to_proto(start.links))
         if self._shared.lives is not None:
             self._shared.lives.add_fence(setup)
         return setup
@@ -427,9 +416,10 @@ class AppSupervisor:
 
     async def drain(self) -> None:
         """Stop the app: let calls under way finish, at most `drain_s`, then end every shard."""
-        self._stop.set()
+        self.stopping.set()
         for shard in self.all_shards:
             shard.settings.wake()
+        await self.placing.leave()
         # Some drain already; a second order changes nothing.
         draining = [shard for shard in self.all_shards if shard.state in REPORTING - {ShardState.DRAINED}]
         incarnations = [shard.incarnation for shard in draining if shard.incarnation is not None]
@@ -452,6 +442,8 @@ class AppSupervisor:
         for shard in self.all_shards:
             for sock in shard.sockets:
                 sock.close()
+            if shard.link is not None:
+                shard.link.close()
 
     async def retire(self, shard: SupervisedShard) -> None:
         """After LEAVE_ASKED: let the shard's calls finish, and end its process; none follows."""
@@ -463,7 +455,7 @@ class AppSupervisor:
             incarnation.running.kill()
             return
         await self.let_finish(incarnation)
-        if not self._stop.is_set():
+        if not self.stopping.is_set():
             await self.end(shard, self.settings.drain_s)
 
     def start_soon(self, work: Callable[..., Any], *arguments: Any) -> None:
@@ -471,7 +463,7 @@ class AppSupervisor:
 
     def kill(self) -> None:
         """End every shard at once."""
-        self._stop.set()
+        self.stopping.set()
         for shard in self.all_shards:
             if shard.incarnation is not None:
                 shard.incarnation.running.kill()

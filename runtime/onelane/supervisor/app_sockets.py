@@ -14,7 +14,7 @@ from pathlib import Path
 
 from onelane.config import App
 from onelane.core import addresses
-from onelane.core.placement import Member
+from onelane.core.placement import Member, shard_name
 from onelane.core.validation import changed
 from onelane.errors import Invalid
 from onelane.server import sockets, steering
@@ -35,13 +35,14 @@ class _OwnSocket:
 class AppSockets:
     """See the module. Owned by the supervisor of all apps."""
 
-    def __init__(self, name: str, settings: App, folder: Path) -> None:
-        """Claim the shared address. folder: for the Unix sockets.
+    def __init__(self, name: str, settings: App, folder: Path, machine: str = "") -> None:
+        """Claim the shared address. folder: for the Unix sockets. machine: of this one, in a cluster.
 
         Raises:
             PortTaken: another process has it.
         """
         self._name = name
+        self._machine = machine
         self._folder = folder
         binds_many = not settings.adopts_sockets or sockets.shared_count(settings.shard_count) > 1
         listen, first = sockets.claim(settings.listen, shared=binds_many)
@@ -70,8 +71,8 @@ class AppSockets:
 
     def member(self, index: int, life: int = 0) -> Member:
         """The shard of this index, whose own address has been claimed. life: of one that lives beside another."""
-        name = f"{self._name}-{index}"
-        return Member(name, self._own[index].address, str(self._folder / _socket_name(name, life)), life)
+        path = self._folder / _socket_name(shard_name(self._name, index), life)
+        return Member(shard_name(self._name, index, self._machine), self._own[index].address, str(path), life)
 
     def release_own(self) -> None:
         """Close the own addresses, which the shards bind themselves."""

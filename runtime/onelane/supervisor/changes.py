@@ -7,68 +7,43 @@ no crash. Pins are kept over changes, and not over a restart of the supervisor.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import anyio
 
-from onelane.cluster.control import placement_to_proto
-from onelane.config import App
 from onelane.core.placement import Placement
 from onelane.core.validation import changed
 from onelane.errors import OnelaneError
 from onelane.supervisor.app_sockets import AppSockets
 from onelane.supervisor.change_trace import ChangeTrace, ChangeTraces
-from onelane.supervisor.running_change import RunningChange
+from onelane.supervisor.placing import ChangePlan, PlacedApp, Placing, RunningMove
 from onelane.supervisor.shard_state import ShardEvent, ShardState
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.supervisor.target import Alteration, AppTarget, NotChanged
-from onelane.v1 import control_pb2
 
 log = logging.getLogger("onelane.supervisor")
 PROGRESS = ("leaving", "departed", "bytes", "held")
 """Of a `HandoffProgress`, for people."""
-CHANGE_MARGIN_S = 2.5
-"""How long beyond `drain_s`, which is for the turns under way, a life may take for its part in a change."""
 
 
-class ChangingApp(Protocol):
+class ChangingApp(PlacedApp, Protocol):
     """The app, as its changes see it."""
 
-    name: str
-    settings: App
-    placement: Placement
-    shards: list[SupervisedShard]
-    """Those that the app has, by their index."""
-    beside: list[SupervisedShard]
-    """Those that are to join the placement, and those that have left it and have not ended."""
-
     @property
-    def is_stopping(self) -> bool:
-        """It starts and changes nothing any more."""
+    def placing(self) -> Placing:
+        """Decides on its placements."""
 
     @property
     def change_traces(self) -> ChangeTraces:
         """Begins the trace of a change."""
 
-    def next_life(self) -> int:
-        """The number of a new life."""
-
-    def begin_beside(self, shard: SupervisedShard) -> None:
-        """Start a shard that joins the placement; appends it to `beside`."""
-
     async def tell_away(self) -> None:
         """Tell the shards which of them serve no calls."""
 
-    async def retire(self, shard: SupervisedShard) -> None:
-        """Have a shard that has left the placement finish its calls, and end it."""
-
     def forget(self, shard: SupervisedShard) -> None:
         """A shard that has left the placement has ended for good."""
-
-    def start_soon(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """Start a task."""
 
 
 @dataclass
@@ -84,16 +59,6 @@ class _Request:
         self.over.set()
 
 
-@dataclass(frozen=True)
-class _Plan:
-    target: AppTarget
-    joining: Sequence[SupervisedShard]
-    leaving: Sequence[SupervisedShard]
-    after: Placement
-    what: str
-    """For people."""
-
-
 class Changes:
     """See the module. Owned by the app's supervisor."""
 
@@ -104,11 +69,15 @@ class Changes:
         self.target = AppTarget(app.name, len(app.shards), dict(app.settings.pins))
         """The one that has been reached."""
         self._file_pins = dict(app.settings.pins)
-        self.running: RunningChange | None = None
-        self._plan: _Plan | None = None
+        self._plan: ChangePlan | None = None
         """The one that is being carried out."""
         self._waiting: list[_Request] = []
         self._is_at_work = False
+
+    @property
+    def running(self) -> RunningMove | None:
+        """The keys of the change under way move."""
+        return self._app.placing.running
 
     def objection(self) -> str:
         """Why the app's placement cannot change at all, or ""."""
@@ -183,18 +152,14 @@ class Changes:
             for key, index in sorted(target.pins.items())
         ]
 
-    @property
-    def placement(self) -> Placement:
-        """By which a process begins that is launched now."""
-        return self.running.after if self.running is not None and self.running.is_over else self._app.placement
-
     def will_leave(self, shard: SupervisedShard) -> bool:
         """Whether the change that is under way, and cannot be given up any more, leaves this shard out."""
         return self.running is not None and self._plan is not None and shard in self._plan.leaving
 
     def is_left_out(self, shard: SupervisedShard) -> bool:
         """Whether a shard of the app takes calls, and owns no keys: it was drained, and its process has ended since."""
-        return shard.state is ShardState.READY and shard in self._app.shards and not self.is_placed(shard)
+        is_drained = shard.index in self.target.drained
+        return shard.state is ShardState.READY and shard in self._app.shards and is_drained
 
     def is_placed(self, shard: SupervisedShard) -> bool:
         """Whether the placement has this shard."""
@@ -235,7 +200,8 @@ class Changes:
             log.exception("change.failed app=%s", self._app.name)
             fault = f"the change failed: {type(error).__name__}: {error}"
         finally:
-            self._plan = self.running = None
+            self._plan = None
+            self._app.placing.over()
             for request in possible:
                 request.end(fault)
 
@@ -252,26 +218,23 @@ class Changes:
         self._retire(plan.leaving)
         return plan.leaving
 
-    async def _place(self, plan: _Plan, trace: ChangeTrace) -> None:
+    async def _place(self, plan: ChangePlan, trace: ChangeTrace) -> None:
         """Have the placement of a plan, once its new lives have started."""
         try:
             await self._start(plan.joining)
         except BaseException:
             self._retire(plan.joining)
             raise
-        if _owners(plan.after) == _owners(self._app.placement):
+        placing = self._app.placing
+        if not placing.moves(plan):
             self._commit(plan, self._app.placement)
-        else:
-            placement = await self._move(plan, trace)
-            if self._app.is_stopping:
-                # It was over since the lives have ended.
-                raise NotChanged(f"{self._app.name} stops")
-            self._commit(plan, placement)
-            # First: a life that has replaced a drained one has its name.
-            await self._app.tell_away()
-            await self._tell_placement()
+            return
+        self._commit(plan, await placing.move(plan, trace))
+        # First: a life that has replaced a drained one has its name.
+        await self._app.tell_away()
+        await placing.tell()
 
-    def _planned(self, target: AppTarget) -> _Plan:
+    def _planned(self, target: AppTarget) -> ChangePlan:
         """Raises:
         NotChanged: a new life cannot have its sockets.
         """
@@ -291,7 +254,7 @@ class Changes:
         placed = tuple(members[index].member for index in target.placed)
         pins = {key: members[index].member.name for key, index in target.placed_pins.items()}
         after = replace(self._app.placement, epoch=self._app.placement.epoch + 1, members=placed, pins=pins)
-        return _Plan(target, joining, leaving, after, _words(self.target, target))
+        return ChangePlan(target, joining, leaving, after, _words(self.target, target))
 
     def _opened(self, index: int) -> SupervisedShard:
         assert self.sockets is not None
@@ -316,22 +279,7 @@ class Changes:
         if faults := [shard.fault for shard in joining if shard.fault]:
             raise NotChanged(f"{self._app.name} has not changed: {faults[0]}")
 
-    async def _move(self, plan: _Plan, trace: ChangeTrace) -> Placement:
-        """Have the keys moved; returns the new placement, with the lives of now."""
-        members = {shard.index: shard.member for shard in self._app.shards}
-        members |= {shard.index: shard.member for shard in plan.joining}
-        # A life may have followed another one meanwhile.
-        after = replace(plan.after, members=tuple(members[index] for index in plan.target.placed))
-        shards = [*self._app.shards, *plan.joining]
-        limit_s = self._app.settings.drain_s + CHANGE_MARGIN_S
-        self.running = RunningChange(self._app.placement, after, shards, trace, limit_s=limit_s)
-        log.info("change.begun app=%s epoch=%d what=%s", self._app.name, after.epoch, plan.what)
-        placement = await self.running.run()
-        seconds = time.monotonic() - self.running.began_at
-        log.info("change.over app=%s epoch=%d seconds=%.3f", self._app.name, after.epoch, seconds)
-        return placement
-
-    def _commit(self, plan: _Plan, placement: Placement) -> None:
+    def _commit(self, plan: ChangePlan, placement: Placement) -> None:
         app, self.target = self._app, replace(plan.target, replaced=frozenset())
         app.placement = placement
         app.settings = changed(app.settings, shards=plan.target.shards, pins=plan.target.placed_pins)
@@ -342,12 +290,6 @@ class Changes:
             app.beside.remove(shard)
         app.beside += plan.leaving
         app.shards[:] = [rows[index] for index in sorted(rows)]
-
-    async def _tell_placement(self) -> None:
-        message = control_pb2.ToShard(placement=placement_to_proto(self._app.placement))
-        for shard in [*self._app.shards, *self._app.beside]:
-            if shard.incarnation is not None and shard.is_alive:
-                await shard.incarnation.deliver(message)
 
     def _retire(self, shards: Iterable[SupervisedShard]) -> None:
         for shard in shards:
@@ -370,11 +312,6 @@ class Changes:
             return
         users = [*self._app.shards, *self._app.beside]
         self.sockets.keep({shard.index for shard in users}, {shard.sockets[0] for shard in users if shard.sockets})
-
-
-def _owners(placement: Placement) -> tuple[set[tuple[str, str]], dict[str, str]]:
-    """What decides which life owns a key."""
-    return {(member.name, member.socket) for member in placement.members}, dict(placement.pins)
 
 
 def _words(old: AppTarget, new: AppTarget) -> str:

@@ -111,7 +111,8 @@ class Coordinator:
             leases = {lease for _, lease in entry.leases} if entry is not None else set()
             missing = leases - term.view.by_lease().keys()
             ended = {lease for lease in missing if await self._has_ended(lease, term.view)}
-            first = self._first(app)
+            # Only what has no entry needs to be known here.
+            first = FirstPlacement(entry.placement.epoch, entry.placement.points) if entry else self._first(app)
             following = next_entry(
                 entry,
                 AppLives(app, term.view.by_lease(), ended),

@@ -1,4 +1,4 @@
-"""This machine as `[cluster]` describes it: its name, its record, and how it reaches etcd."""
+"""This machine as `[cluster]` describes it: its name, and its record."""
 
 import hashlib
 import json
@@ -6,51 +6,19 @@ import re
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
-
-import anyio
 
 import onelane
-from onelane.cluster.coordination.address import etcd_address
-from onelane.cluster.coordination.etcd import EtcdStore
-from onelane.cluster.machines import ClusterKeys, MachineRecord
+from onelane.cluster.machines import MachineRecord
 from onelane.config import App
 from onelane.core.cluster_settings import ClusterSettings
-from onelane.core.placement import Member
 from onelane.core.validation import to_json
 from onelane.errors import BadConfig
-from onelane.supervisor.machine import Machine, MachineLives
 
 DECISIVE = ("services", "keys", "turns", "points", "max_key_bytes")
 """Settings of an app that must be the same on all machines: they decide what a key is, and who owns it."""
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-
-
-class AnnouncedLives(MachineLives, Protocol):
-    """Lives that the other machines are told."""
-
-    announce: Callable[[Mapping[str, tuple[Member, ...]]], object]
-    """Set before they are started."""
-
-
-async def hold_lease(settings: ClusterSettings, apps: Mapping[str, App], lives: AnnouncedLives) -> None:
-    """Join the cluster and stay, until cancelled.
-
-    Raises:
-        BadConfig: a file that the settings name cannot be used; nothing has been sent.
-        JoinRefused, CoordinationRefused: see `Machine.run`.
-    """
-    record = record_of(settings, apps)
-    store = EtcdStore(etcd_address(settings))
-    try:
-        machine = Machine(store, ClusterKeys(settings.name), record, lives)
-        lives.announce = machine.announce
-        await machine.run()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await store.close()
 
 
 def record_of(settings: ClusterSettings, apps: Mapping[str, App]) -> MachineRecord:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import anyio
 
+from onelane.cluster.coordinator import AppLives, waited_for
 from onelane.cluster.following import Beginning, Known, Message, beginning
 from onelane.cluster.machines import AppPart, ClusterView, MachineRecord
 from onelane.cluster.placements import AppEntry, PlacementRefused, entry_of
@@ -62,6 +63,7 @@ class PlacedLives:
         self._lost: dict[str, Member] = {}
         """Shards that are to own keys, whose life has ended and whose next one is not launched."""
         self._entry: AppEntry | None = None
+        self._waits_for: frozenset[int] = frozenset()
         self._fault = ""
 
     # What the record says
@@ -69,6 +71,16 @@ class PlacedLives:
     @property
     def lives(self) -> tuple[Member, ...]:
         return tuple(life.member for life in self._lives.values())
+
+    @property
+    def entry(self) -> AppEntry | None:
+        """Of the app, as of the last view that was followed."""
+        return self._entry
+
+    @property
+    def waits_for(self) -> frozenset[int]:
+        """The lives, on whichever machine, that have not departed or arrived yet in the change under way."""
+        return self._waits_for
 
     @property
     def part(self) -> AppPart:
@@ -155,6 +167,7 @@ class PlacedLives:
                 log.error("placement.not_followed app=%s reason=%s", self._app, error)
             return
         self._entry = entry
+        self._waits_for = frozenset() if entry is None else waited_for(entry, AppLives(self._app, view.by_lease()))
         recorded = _recorded(view, self._machine, self._app)
         for life in list(self._lives.values()):
             if life.known is None and life.member in recorded:

@@ -95,6 +95,12 @@ class SupervisedShard:
     listener binds them itself."""
     siblings_path: ListeningPath | None = None
     """Of the last of its sockets, to which its siblings connect; None where its listener binds it itself."""
+    link: socket.socket | None = None
+    """Its listening socket for the shards of other machines, in a cluster."""
+    link_address: str = ""
+    """Of that: see `core.machine_links.LinkAddress`."""
+    stands_in: bool = False
+    """It has the place of a shard of another machine, which was given up, until the change under way is over."""
     ready: anyio.Event = field(default_factory=anyio.Event)
     """Set once the shard is ready, when a start fails, and when it stops for good; a restart replaces the event."""
     ended: anyio.Event = field(default_factory=anyio.Event)
@@ -163,6 +169,12 @@ class SupervisedShard:
         self.incarnation = Incarnation(running, ReportSequence(life))
         return self.incarnation
 
+    def renumber(self, life: int) -> None:
+        """The process that has begun is this life of the shard; it has not reported yet."""
+        assert self.incarnation is not None
+        self.member = replace(self.member, life=life)
+        self.incarnation.received = ReportSequence(life)
+
     def listen(self, sockets: tuple[socket.socket, ...], siblings_path: ListeningPath) -> None:
         """Have these sockets, the last of which is that for siblings, inherited by every process."""
         self.sockets, self.siblings_path = sockets, siblings_path
@@ -185,9 +197,11 @@ class SupervisedShard:
             self.stalls.extendleft(reversed(replaced.stalls))
 
     def close_siblings(self) -> None:
-        """Close the socket for siblings, after the end."""
+        """Close the sockets for siblings, after the end."""
         if self.siblings_path is not None:
             self.sockets[-1].close()
+        if self.link is not None:
+            self.link.close()
 
     async def send_deferred(self) -> None:
         """The present incarnation is ready: send it what came for it meanwhile, in order."""

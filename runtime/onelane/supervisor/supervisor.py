@@ -10,11 +10,11 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
@@ -32,6 +32,7 @@ from onelane.supervisor.collection import Collections
 from onelane.supervisor.guard import guarded, guarded_for_ever
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.leased_lives import LeasedLives
+from onelane.supervisor.placing import Placing
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.shard_state import REPORTING, ShardEvent
@@ -46,6 +47,10 @@ from onelane.telemetry.stats import Attributes
 from onelane.v1 import control_pb2
 from onelane.wire.build import running_build
 
+if TYPE_CHECKING:
+    from onelane.core.cluster_settings import ClusterSettings
+    from onelane.supervisor.cluster_member import ClusterMember
+
 log = logging.getLogger("onelane.supervisor")
 COLLECT_S = 0.5
 """How long a scrape waits for shards that do not answer."""
@@ -53,10 +58,6 @@ SINK_CLOSE_S = 3.0
 """How long each sink may take at the end to export its queue."""
 COMMANDS = {"drain": ShardEvent.DRAIN_ASKED, "restart": ShardEvent.RESTART_ASKED}
 """Command for one shard → the event that it is in the shard's state machine."""
-
-
-HoldLease = Callable[[LeasedLives], Coroutine[Any, Any, None]]
-"""Holds the lease of this machine until it is cancelled, and starts and ends the lives by that."""
 
 
 class NotStarted(OnelaneError):
@@ -79,10 +80,14 @@ class Supervisor:
         telemetry: TelemetryOptions,
         read: Callable[[], Config] | None = None,
         accepts_missing_state: bool = False,
-        join: HoldLease | None = None,
+        cluster: "ClusterSettings | None" = None,
     ) -> None:
         """config: its addresses have been checked. read: reads the file again, for `reload`. accepts_missing_state: see
-        `ColdStart`. join: where this machine is a part of a cluster."""
+        `ColdStart`. cluster: that this machine is a part of.
+
+        Raises:
+            BadConfig: a file that the settings of the cluster name cannot be used.
+        """
         self.config = config
         self.prometheus = PrometheusSink(os.environ)
         self.collector = Collector(config, [self.prometheus, *sinks], logs_too=telemetry.logs)
@@ -95,7 +100,7 @@ class Supervisor:
         self._cold_starts: list[ColdStart] = []
         self._accepts_missing_state = accepts_missing_state
         self._lives = LeasedLives(self.apps, lambda work, *arguments: self.tasks.start_soon(guarded, work, *arguments))
-        self._join = join
+        self.cluster = None if cluster is None else self._member_of(cluster)
         self._shared = SharedResources(
             launcher=launcher,
             app_dir=app_dir,
@@ -103,7 +108,8 @@ class Supervisor:
             collector=self.collector,
             peers=dict(config.peers),
             accepting=config.accepting,
-            lives=None if join is None else self._lives,
+            lives=None if self.cluster is None else self._lives,
+            place=None if self.cluster is None else self._place,
             identity_key=secrets.token_bytes(32),
             answer_status=lambda running, number: self.tasks.start_soon(guarded, self._answer_status, running, number),
             start_soon=lambda work, *arguments: self.tasks.start_soon(guarded, work, *arguments),
@@ -116,6 +122,21 @@ class Supervisor:
         self._recycles: set[str] = set()
         """Apps all of whose shards are being restarted, or will be."""
         self._numbers = itertools.count(1)
+
+    def _member_of(self, settings: "ClusterSettings") -> "ClusterMember":
+        # Only with a cluster.
+        from onelane.supervisor.cluster_member import ClusterMember
+
+        return ClusterMember(settings, self.config.apps, self._lives)
+
+    def _place(self, app: AppSupervisor) -> Placing:
+        # Only with a cluster.
+        from onelane.supervisor.cluster_placing import ClusterPlacing
+
+        assert self.cluster is not None
+        placing = ClusterPlacing(app, self.cluster)
+        self.cluster.add(placing)
+        return placing
 
     async def run(self, *, on_ready: Callable[[], Any] = lambda: None) -> None:
         """Start every shard, call `on_ready`, serve until `stop_asked`, drain, end.
@@ -167,7 +188,7 @@ class Supervisor:
         reserved: list[AppSockets] = []
         epoch = int(time.time())
         for name, app in self.config.apps.items():
-            app_sockets = AppSockets(name, app, folder)
+            app_sockets = AppSockets(name, app, folder, "" if self.cluster is None else self.cluster.name)
             stack.callback(app_sockets.close)
             for index in range(app.shard_count):
                 app_sockets.claim_own(index)
@@ -207,8 +228,8 @@ class Supervisor:
         async with anyio.create_task_group() as self.tasks:
             async with anyio.create_task_group() as self.shard_tasks:
                 self.tasks.start_soon(self._drain_when_asked)
-                if self._join is not None:
-                    self.tasks.start_soon(self._join, self._lives)
+                if self.cluster is not None:
+                    self.tasks.start_soon(self.cluster.run)
                 for app in self.apps:
                     self.tasks.start_soon(guarded_for_ever, app.lane_watch.run)
                 # Last to first, so that servers listen before their callers start.
@@ -220,6 +241,8 @@ class Supervisor:
                 # A first start has made the files.
                 for cold_start in self._cold_starts:
                     cold_start.lock()
+                for app in self.apps:
+                    await app.placing.settle()
                 self.tasks.start_soon(guarded_for_ever, self._feed_sinks)
                 if not self.stop_asked.is_set():
                     on_ready()

@@ -14,6 +14,7 @@ from onelane.core import addresses
 from onelane.core.placement import Member, Placement
 from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
+from onelane.supervisor.placing import Start
 from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 
@@ -42,7 +43,7 @@ def setup_of_first(name: str, config: Config, *, app_dir: str) -> control_pb2.Se
     """The setup of the first shard of an app, as `onelane up` would send it."""
     shared = _resources(config, ProcessLauncher(), app_dir, TelemetryOptions(traces=False))
     app = AppSupervisor(name, config.apps[name], _placement(name, config), shared)
-    return app.setup_of(app.shards[0])
+    return app.setup_of(app.shards[0], Start(app.placement))
 
 
 def _resources(config: Config, launcher: Launcher, app_dir: str, telemetry: TelemetryOptions) -> SharedResources:
@@ -66,7 +67,7 @@ async def _reason_against(name: str, config: Config, shared: SharedResources, an
     running = await shared.launcher.launch(())
     try:
         with anyio.fail_after(answer_s):
-            await running.control.send(control_pb2.ToShard(setup=app.setup_of(app.shards[0])))
+            await running.control.send(control_pb2.ToShard(setup=app.setup_of(app.shards[0], Start(app.placement))))
             answer = await running.control.receive()
             if answer is None:
                 return f"apps.{name}: its process has ended while its services were made: {await running.wait()}"

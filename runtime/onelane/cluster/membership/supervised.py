@@ -14,7 +14,9 @@ class SupervisedMembership:
         self._newer = asyncio.Event()
 
     def offer(self, placement: Placement) -> None:
-        if placement.epoch > self._placement.epoch:
+        # In the same epoch a shard may have its next life at another socket, in a cluster.
+        is_moved = placement.epoch == self._placement.epoch and placement.members != self._placement.members
+        if placement.epoch > self._placement.epoch or is_moved:
             self._placement = placement
             self._newer.set()
             self._newer = asyncio.Event()

@@ -1,0 +1,174 @@
+"""This supervisor as a machine of a cluster: it joins, coordinates where it is its turn, and has the lives of each app
+follow the placements of all machines.
+
+Promises: the number of a life is above all lives that any entry has named, and no other life's.
+"""
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol, TypeVar
+
+import anyio
+
+from onelane.cluster.coordination import (
+    ConditionFailed,
+    CoordinationRefused,
+    CoordinationStore,
+    CoordinationUnavailable,
+    Created,
+    LeaseEnded,
+    Put,
+)
+from onelane.cluster.coordination.address import etcd_address
+from onelane.cluster.coordination.etcd import EtcdStore
+from onelane.cluster.machines import AppPart, ClusterKeys, ClusterView
+from onelane.cluster.placements import PlacementRefused
+from onelane.config import App
+from onelane.core.cluster_settings import ClusterSettings
+from onelane.core.machine_links import LinkFiles, MachineLinks
+from onelane.core.placement import Member, Placement
+from onelane.errors import first_of
+from onelane.supervisor.coordinator import Coordinator, FirstPlacement
+from onelane.supervisor.guard import guarded_for_ever
+from onelane.supervisor.joining import record_of
+from onelane.supervisor.machine import Machine, MachineLives
+
+_T = TypeVar("_T")
+log = logging.getLogger("onelane.supervisor")
+IDENTITY_BYTES = 32
+ASK_AGAIN_S = 0.5
+"""Before the store is asked again for a number, where it did not answer."""
+
+
+class FollowingApp(Protocol):
+    """The lives of one app on this machine."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def first_placement(self) -> Placement:
+        """Where no machine has placed the app yet: epoch and points."""
+
+    @property
+    def lives(self) -> tuple[Member, ...]:
+        """For the record of this machine."""
+
+    @property
+    def part(self) -> AppPart:
+        """For the record of this machine."""
+
+    async def follow(self) -> None:
+        """Follow the views of all machines, until cancelled."""
+
+
+class ClusterMember:
+    """See the module. Owned by the supervisor."""
+
+    def __init__(self, settings: ClusterSettings, apps: Mapping[str, App], lives: MachineLives) -> None:
+        """Raises:
+        BadConfig: a file that the settings name cannot be used; nothing has been sent.
+        """
+        record = record_of(settings, apps)
+        self.links = MachineLinks(settings.name, record.name, _link_files(settings))
+        self.advertise = settings.advertise
+        self._keys = ClusterKeys(settings.name)
+        self._store: CoordinationStore = EtcdStore(etcd_address(settings))
+        self.machine = Machine(self._store, self._keys, record, lives)
+        self._apps: dict[str, FollowingApp] = {}
+        self._coordinator = Coordinator(self._store, self.machine, self._first_placement)
+        self._numbering = anyio.Lock()
+
+    @property
+    def name(self) -> str:
+        """Of this machine."""
+        return self.machine.name
+
+    @property
+    def view(self) -> ClusterView | None:
+        """All machines, as of the last word from the store."""
+        return self.machine.view
+
+    @property
+    def changed(self) -> anyio.Event:
+        """Set when there is another view; another event follows it."""
+        return self.machine.changed
+
+    def add(self, app: FollowingApp) -> None:
+        self._apps[app.name] = app
+
+    async def run(self) -> None:
+        """Join the cluster and stay, until cancelled.
+
+        Raises:
+            JoinRefused, CoordinationRefused: see `Machine.run`.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(guarded_for_ever, self._coordinator.run)
+                for app in self._apps.values():
+                    tasks.start_soon(guarded_for_ever, app.follow)
+                await self.machine.run()
+        except BaseExceptionGroup as group:
+            raise first_of(group) from None
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._store.close()
+
+    def announce(self) -> None:
+        """Have the record of this machine say what its apps say now."""
+        apps = self._apps.values()
+        self.machine.announce({app.name: app.lives for app in apps}, {app.name: app.part for app in apps})
+
+    async def next_life(self) -> int:
+        """The number of a life that was launched; waits for the store.
+
+        It is the revision of a write that is made now, so it is above all numbers that were given before, by whichever
+        machine, and so above all lives that an entry can name by now.
+        """
+        async with self._numbering:
+            return await self._asked(self._number)
+
+    async def identity_key(self) -> bytes:
+        """Of the assertions of identity between the apps of all machines. Waits for the store, where the first machine
+        that asks has it kept."""
+        view, key = self.view, self._keys.identity
+        entry = None if view is None else view.snapshot.entries.get(key)
+        return entry.value if entry is not None else await self._asked(self._kept_identity_key)
+
+    async def _kept_identity_key(self) -> bytes:
+        drawn, key = secrets.token_bytes(IDENTITY_BYTES), self._keys.identity
+        try:
+            await self._store.commit([Created(key, 0)], [Put(key, drawn)])
+        except ConditionFailed:
+            return (await self._store.read(key)).entries[key].value
+        return drawn
+
+    async def _number(self) -> int:
+        lease = self.machine.lease
+        if lease is None:
+            raise CoordinationUnavailable("this machine has no lease now")
+        # Under the lease, so that it stays no longer than the machine.
+        return await self._store.commit([], [Put(self._keys.number(self.name), b"", lease.lease_id)])
+
+    async def _asked(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        while True:
+            try:
+                return await ask()
+            except (CoordinationUnavailable, CoordinationRefused, LeaseEnded) as error:
+                log.warning("machine.waits name=%s reason=%s", self.name, error)
+                await anyio.sleep(ASK_AGAIN_S)
+
+    def _first_placement(self, app: str) -> FirstPlacement:
+        if app not in self._apps:
+            raise PlacementRefused(
+                f"app {app!r} runs on other machines, and not on {self.name}, which coordinates: use the same file"
+            )
+        first = self._apps[app].first_placement
+        return FirstPlacement(first.epoch, first.points)
+
+
+def _link_files(settings: ClusterSettings) -> LinkFiles | None:
+    tls = settings.tls
+    return None if tls is None else LinkFiles(tls.ca, tls.cert, tls.key)

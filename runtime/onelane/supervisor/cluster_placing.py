@@ -1,0 +1,392 @@
+"""An app whose placements the coordinator of a cluster decides on: see `placing.Placing`.
+
+What its supervisor wants, and what its lives report, goes to `placed_lives`; what they are told comes from there. In an
+entry each life has the address of its link; a shard is told the paths of its siblings on this machine in their place.
+"""
+
+import errno
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+
+from onelane.cluster.control import member_to_proto, placement_to_proto
+from onelane.cluster.following import Beginning, Message
+from onelane.cluster.machines import AppPart, ClusterView, MachineRecord
+from onelane.core.machine_links import LinkAddress, MachineLinks
+from onelane.core.placement import Member, Placement
+from onelane.core.placement_change import Gone, Prepare, Reborn
+from onelane.server.sockets import BACKLOG, listening
+from onelane.server.unix_sockets import ListeningPath
+from onelane.supervisor.change_trace import ChangeTrace
+from onelane.supervisor.placed_lives import PlacedLives
+from onelane.supervisor.placing import CHANGE_MARGIN_S, ChangePlan, PlacedApp, Start
+from onelane.supervisor.shard_state import ShardEvent, ShardState
+from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
+from onelane.supervisor.target import NotChanged
+from onelane.v1 import control_pb2
+
+log = logging.getLogger("onelane.supervisor")
+FIRST_STAND_IN = 1_000_000
+"""Indices of stand-ins are above those of all shards of the app."""
+STAND_IN_AGAIN_S = 0.5
+"""Before a stand-in is started anew that did not start."""
+
+
+class Cluster(Protocol):
+    """This machine in its cluster: `cluster_member.ClusterMember`."""
+
+    links: MachineLinks
+    advertise: str
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def view(self) -> ClusterView | None: ...
+
+    @property
+    def changed(self) -> anyio.Event: ...
+
+    def announce(self) -> None: ...
+
+    async def next_life(self) -> int: ...
+
+    async def identity_key(self) -> bytes: ...
+
+
+@dataclass
+class _Move:
+    """See `placing.RunningMove`."""
+
+    placed: PlacedLives
+    began_at: float = field(default_factory=time.monotonic)
+    progress: dict[int, control_pb2.HandoffProgress] = field(default_factory=dict)
+
+    @property
+    def waits_for(self) -> frozenset[int]:
+        return self.placed.waits_for
+
+
+class ClusterPlacing:
+    """See the module. Owned by the app's supervisor."""
+
+    def __init__(self, app: PlacedApp, cluster: Cluster) -> None:
+        self._app = app
+        self._cluster = cluster
+        self._placed = PlacedLives(app.name, cluster.name, cluster.announce)
+        self._owners: dict[str, SupervisedShard] = {}
+        """Name → the shard whose lives are to own its keys; of two records of one name, as one replaces the other."""
+        self._running: _Move | None = None
+        self._stand_ins: set[str] = set()
+        """Names of shards of other machines in whose place lives run here, or are about to."""
+        self._followed = anyio.Event()
+        """Set when another view has been followed; another event follows it."""
+
+    # For the cluster
+
+    @property
+    def name(self) -> str:
+        return self._app.name
+
+    @property
+    def first_placement(self) -> Placement:
+        return self._app.placement
+
+    @property
+    def lives(self) -> tuple[Member, ...]:
+        return self._placed.lives
+
+    @property
+    def part(self) -> AppPart:
+        return self._placed.part
+
+    async def follow(self) -> None:
+        while True:
+            changed, view = self._cluster.changed, self._cluster.view
+            if view is not None:
+                await self._placed.follow(view)
+                if (entry := self._placed.entry) is not None:
+                    self._app.placement = self._told(entry.placement)
+                self._stand_in_where_asked()
+                self._wake()
+            await changed.wait()
+
+    def _stand_in_where_asked(self) -> None:
+        for member in self._placed.asked_stand_ins:
+            if member.name not in self._stand_ins and not self._app.is_stopping:
+                self._stand_ins.add(member.name)
+                self._app.start_soon(self._stand_in, member)
+
+    async def _stand_in(self, member: Member) -> None:
+        """Have a shard that was given up run here, as long as that is asked for."""
+        try:
+            while any(asked.name == member.name for asked in self._placed.asked_stand_ins):
+                try:
+                    shard = self._opened_stand_in(member)
+                except OSError as error:
+                    log.warning("shard.no_stand_in shard=%s reason=%s", member.name, error)
+                else:
+                    self._app.begin_beside(shard)
+                    await shard.ended.wait()
+                    for sock in shard.sockets:
+                        sock.close()
+                if self._app.is_stopping:
+                    return
+                await anyio.sleep(STAND_IN_AGAIN_S)
+        finally:
+            self._stand_ins.discard(member.name)
+
+    def _opened_stand_in(self, member: Member) -> SupervisedShard:
+        """Clients reach nothing of it: its address is that of a machine which was given up."""
+        number = self._app.next_life()
+        path = Path(self._app.shards[0].member.socket).with_name(f"{self._app.name}-for.{number}.sock")
+        shard = SupervisedShard(replace(member, socket=str(path), life=0), FIRST_STAND_IN + number, stands_in=True)
+        ours = [listening("127.0.0.1:0"), listening("127.0.0.1:0"), listening(f"unix:{path}")]
+        shard.listen(tuple(ours), ListeningPath(str(path)))
+        return shard
+
+    def _wake(self) -> None:
+        followed, self._followed = self._followed, anyio.Event()
+        followed.set()
+
+    # For the app
+
+    @property
+    def running(self) -> _Move | None:
+        return self._running
+
+    def more_sockets(self, shard: SupervisedShard) -> Sequence[socket.socket]:
+        if shard.link is None:
+            shard.link = _listening_at(self._cluster.advertise)
+            port = shard.link.getsockname()[1]
+            shard.link_address = str(LinkAddress(self._cluster.name, self._cluster.advertise, port))
+        return (shard.link,)
+
+    def number(self, shard: SupervisedShard) -> int:
+        return shard.member.life
+
+    async def begin(self, shard: SupervisedShard, incarnation: Incarnation, dead_life: int) -> Start | None:
+        line, start = _Line(self, shard, incarnation), None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_after, incarnation.running.wait, tasks.cancel_scope)
+            tasks.start_soon(_cancel_after, self._app.stopping.wait, tasks.cancel_scope)
+            shard.renumber(await self._cluster.next_life())
+            identity_key = await self._cluster.identity_key()
+            placement = await self._begin(shard, line)
+            start = Start(placement, line.change, self._cluster.links, identity_key)
+            tasks.cancel_scope.cancel()
+        return None if incarnation.has_lost_its_lease else start
+
+    async def _begin(self, shard: SupervisedShard, line: "_Line") -> Placement:
+        follows = shard.stands_in or self._follows(shard)
+        if follows and not shard.stands_in:
+            self._owners[shard.member.name] = shard
+        self._placed.launched(self._member_of(shard), line, follows=follows, is_stand_in=shard.stands_in)
+        await line.begun.wait()
+        assert line.placement is not None
+        return line.placement
+
+    def _follows(self, shard: SupervisedShard) -> bool:
+        """Whether keys may belong to this shard already."""
+        if (owner := self._owners.get(shard.member.name)) is not None:
+            return owner is shard
+        entry = self._placed.entry
+        # Of an earlier start of this machine.
+        return entry is None or any(member.name == shard.member.name for member in entry.placement.members)
+
+    def became_ready(self, shard: SupervisedShard) -> None:
+        owner = self._owners.get(shard.member.name)
+        if owner is shard or (owner is None and shard in self._app.shards):
+            self._own(shard)
+
+    def _own(self, shard: SupervisedShard) -> None:
+        self._owners[shard.member.name] = shard
+        self._placed.ready(shard.member.life)
+
+    def died(self, shard: SupervisedShard) -> None:
+        if self._running is not None:
+            self._running.progress.pop(shard.member.life, None)
+        self._placed.ended(shard.member.life)
+
+    def reported(self, shard: SupervisedShard, message: control_pb2.ToSupervisor) -> None:
+        life = shard.member.life
+        match message.WhichOneof("kind"):
+            case "departed":
+                self._placed.departed(life, message.departed)
+            case "arrived":
+                self._placed.arrived(life, message.arrived)
+            case "progress" if self._running is not None:
+                self._running.progress[life] = message.progress
+
+    def moves(self, plan: ChangePlan) -> bool:
+        rows = [shard for shard in self._app.shards if shard not in plan.leaving] + list(plan.joining)
+        wanted = {shard.member.name: shard for shard in rows if shard.index in plan.target.placed}
+        return wanted != self._owners
+
+    async def move(self, plan: ChangePlan, trace: ChangeTrace) -> Placement:
+        self._running = _Move(self._placed)
+        log.info("change.wanted app=%s what=%s", self._app.name, plan.what)
+        rows = [shard for shard in self._app.shards if shard not in plan.leaving] + list(plan.joining)
+        wanted = {shard.member.name: shard for shard in rows if shard.index in plan.target.placed}
+        for name in self._owners.keys() - wanted.keys():
+            del self._owners[name]
+            self._placed.unplaced(name)
+        for name, shard in wanted.items():
+            if self._owners.get(name) is not shard:
+                self._own(shard)
+        await self._until(lambda: self._owns_what_is_wanted() or self._app.is_stopping)
+        if self._app.is_stopping:
+            raise NotChanged(f"{self._app.name} stops")
+        return self._app.placement
+
+    def _owns_what_is_wanted(self) -> bool:
+        """No change is under way, and of the lives of this machine the placement names those that are to own keys."""
+        entry = self._placed.entry
+        if entry is None or entry.following is not None:
+            return False
+        placed = {member.socket for member in entry.placement.members}
+        own = {shard.link_address for shard in self._shards() if not shard.stands_in}
+        return placed & own == {shard.link_address for shard in self._owners.values()}
+
+    def _owns_nothing(self) -> bool:
+        entry = self._placed.entry
+        placements = [] if entry is None else [entry.placement, *([entry.following] if entry.following else [])]
+        placed = {member.socket for placement in placements for member in placement.members}
+        return placed.isdisjoint(shard.link_address for shard in self._shards())
+
+    def _shards(self) -> Sequence[SupervisedShard]:
+        return (*self._app.shards, *self._app.beside)
+
+    def over(self) -> None:
+        self._running = None
+
+    async def tell(self) -> None:
+        # The lives follow the entry.
+        pass
+
+    async def settle(self) -> None:
+        await self._until(lambda: self._owns_what_is_wanted() or self._app.is_stopping)
+
+    async def leave(self) -> None:
+        self._wake()
+        if not self._has_others():
+            return
+        for name in list(self._owners):
+            del self._owners[name]
+            self._placed.unplaced(name)
+        with anyio.move_on_after(self._app.settings.drain_s + CHANGE_MARGIN_S) as leaving:
+            await self._until(self._owns_nothing)
+        if leaving.cancelled_caught:
+            log.warning("machine.keys_not_moved app=%s in=%.1f", self._app.name, self._app.settings.drain_s)
+
+    def _has_others(self) -> bool:
+        """Whether another machine has a life that could take the keys."""
+        records = self._cluster.view.machines() if self._cluster.view is not None else []
+        others = [row for row in records if isinstance(row, MachineRecord) and row.name != self._cluster.name]
+        return any(row.parts[self._app.name].placed for row in others if self._app.name in row.parts)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._followed.wait()
+
+    # Members
+
+    def _member_of(self, shard: SupervisedShard) -> Member:
+        """As other machines know the present life."""
+        return replace(shard.member, socket=shard.link_address)
+
+    def _told(self, placement: Placement) -> Placement:
+        """As the shards of this machine know it."""
+        paths = {shard.link_address: shard.member.socket for shard in self._shards()}
+        members = [replace(member, socket=paths.get(member.socket, member.socket)) for member in placement.members]
+        return replace(placement, members=tuple(members))
+
+    def prepare_to_proto(self, prepare: Prepare) -> control_pb2.Prepare:
+        return control_pb2.Prepare(
+            before=placement_to_proto(self._told(prepare.before)),
+            after=placement_to_proto(self._told(prepare.after)),
+            gone=sorted(prepare.dead),
+        )
+
+    def message_of(self, message: Message) -> control_pb2.ToShard:
+        match message:
+            case Placement():
+                return control_pb2.ToShard(placement=placement_to_proto(self._told(message)))
+            case Prepare():
+                return control_pb2.ToShard(prepare=self.prepare_to_proto(message))
+            case Gone(life):
+                return control_pb2.ToShard(gone=control_pb2.ShardMember(life=life))
+            case Reborn(member):
+                (told,) = self._told(Placement(0, (member,))).members
+                return control_pb2.ToShard(reborn=member_to_proto(told))
+
+    def beginning_of(self, beginning: Beginning) -> tuple[Placement, control_pb2.Prepare | None]:
+        # A life that joins before there is an entry follows it, so it begins with one.
+        assert beginning.placement is not None
+        prepare = beginning.prepare
+        return self._told(beginning.placement), None if prepare is None else self.prepare_to_proto(prepare)
+
+    def leave_place(self, shard: SupervisedShard) -> None:
+        """A life is in no placement any more. Those of this machine's own shards end with the change that has left them
+        out, or go on without keys."""
+        if shard.stands_in and shard.state is not ShardState.LEAVING:
+            shard.follow(ShardEvent.LEAVE_ASKED)
+            self._app.start_soon(self._app.retire, shard)
+
+
+class _Line:
+    """See `placed_lives.LifeLine`: the way to one process."""
+
+    def __init__(self, placing: ClusterPlacing, shard: SupervisedShard, incarnation: Incarnation) -> None:
+        self._placing, self._shard, self._incarnation = placing, shard, incarnation
+        self.begun = anyio.Event()
+        self.placement: Placement | None = None
+        self.change: control_pb2.Prepare | None = None
+
+    async def begin(self, beginning: Beginning) -> None:
+        self.placement, self.change = self._placing.beginning_of(beginning)
+        self.begun.set()
+
+    async def tell(self, message: Message) -> None:
+        await self._incarnation.deliver(self._placing.message_of(message))
+
+    async def leave(self) -> None:
+        self._placing.leave_place(self._shard)
+
+
+def _listening_at(advertised: str) -> socket.socket:
+    """A socket for links on a free port: at the address that others are told, where this machine has it itself."""
+    try:
+        host = str(ipaddress.ip_address(advertised.strip("[]")))
+    except ValueError:
+        host = ""
+    try:
+        sock = _listening(host)
+    except OSError as error:
+        if not host or error.errno != errno.EADDRNOTAVAIL:
+            raise
+        # Such as an address of the host of a container.
+        sock = _listening("::" if ":" in host else "0.0.0.0")
+    sock.setblocking(False)
+    return sock
+
+
+def _listening(host: str) -> socket.socket:
+    if host:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, 0), family=family, backlog=BACKLOG)
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", 0), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+
+
+async def _cancel_after(wait: Callable[[], Awaitable[Any]], scope: anyio.CancelScope) -> None:
+    await wait()
+    scope.cancel()

@@ -1,0 +1,64 @@
+"""This supervisor as a machine of a cluster: numbers of lives, and the key of identities, of all machines."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from onelane.cluster.coordination.address import etcd_address
+from onelane.cluster.coordination.etcd import EtcdStore
+from onelane.cluster.machines import ClusterKeys
+from onelane.supervisor.cluster_member import ClusterMember
+
+from tests.etcd import EtcdServer, etcd
+from tests.supervisor.leased import settings_of
+from tests.supervisor.scripted_lives import ScriptedLives
+
+KEYS = ClusterKeys("arena")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EtcdServer]:
+    with etcd() as server:
+        yield server
+
+
+@asynccontextmanager
+async def joined(server: EtcdServer, machine: str) -> AsyncIterator[ClusterMember]:
+    member = ClusterMember(settings_of(server, machine=machine, lease_s=60), {}, ScriptedLives())
+    running = asyncio.ensure_future(member.run())
+    try:
+        while member.view is None:
+            await member.changed.wait()
+        yield member
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+async def test_numbers_of_lives_are_unique_over_machines_and_grow(server: EtcdServer) -> None:
+    async with asyncio.timeout(60), joined(server, "a") as a, joined(server, "b") as b:
+        numbers = [await member.next_life() for member in (a, b, b, a, b)]
+        numbers += await asyncio.gather(*(member.next_life() for member in (a, b) * 5))
+        assert len({*numbers}) == len(numbers)
+        assert numbers[:5] == sorted(numbers[:5])
+
+
+async def test_a_machine_leaves_none_of_its_numbers_behind(server: EtcdServer) -> None:
+    async with asyncio.timeout(60), joined(server, "a") as a:
+        before = await a.next_life()
+    store = EtcdStore(etcd_address(settings_of(server)))
+    assert list((await store.read(KEYS.prefix)).entries) in ([], [KEYS.identity])
+    await store.close()
+    async with asyncio.timeout(60), joined(server, "a") as a:
+        assert await a.next_life() > before
+
+
+async def test_all_machines_have_one_key_of_identities_also_when_all_have_been_away(server: EtcdServer) -> None:
+    async with asyncio.timeout(60), joined(server, "a") as a, joined(server, "b") as b:
+        keys = await asyncio.gather(*(member.identity_key() for member in (a, b, a, b)))
+    async with asyncio.timeout(60), joined(server, "c") as c:
+        keys.append(await c.identity_key())
+    assert len({*keys}) == 1
+    assert len(keys[0]) == 32
