@@ -1,5 +1,8 @@
 """Supervisors of one cluster, as real processes at a real etcd: their apps have one placement."""
 
+import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import EtcdServer, etcd
-from tests.running_app import RunningApp, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, http_request, running
 from tests.supervisor.leased import MODULE, environment_of, settings_of
 
 LEASE_S = 6
@@ -54,6 +57,58 @@ async def served_by(app: RunningApp, seen: dict[str, int] | None = None) -> dict
     return owners
 
 
+class Callers:
+    """Calls every key again and again, by a stock client that repeats nothing."""
+
+    def __init__(self, app: RunningApp) -> None:
+        self._address = app.listen["echo"]
+        self.failed: list[str] = []
+        self._seen: dict[str, list[int]] = {key: [] for key in KEYS}
+        self._answered = asyncio.Event()
+        self._rounds = 0
+
+    async def __aenter__(self) -> "Callers":
+        self._task = asyncio.ensure_future(self._call())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _call(self) -> None:
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            stub: Any = echo_pb2_grpc.EchoStub(channel)
+            while True:
+                await asyncio.gather(*(self._call_one(stub, key) for key in KEYS))
+                self._rounds += 1
+                self._answered.set()
+                self._answered = asyncio.Event()
+
+    async def _call_one(self, stub: Any, key: str) -> None:
+        try:
+            reply = await stub.Unary(EchoRequest(key=key), timeout=60, wait_for_ready=True)
+            self._seen[key].append(reply.seen)
+        except grpc.aio.AioRpcError as error:
+            self.failed.append(f"{key}: {error.code()} {error.details()}")
+
+    async def answered(self, rounds: int) -> None:
+        """Until each key has been called so many times more."""
+        until = self._rounds + rounds
+        while self._rounds < until:
+            await self._answered.wait()
+
+    def seen_once(self) -> bool:
+        """Whether the counter of each key only grew: memory was kept."""
+        return all(seen == sorted({*seen}) for seen in self._seen.values())
+
+
+def order(app: RunningApp, command: str) -> int:
+    """Have the admin address carry out a command; its status."""
+    status, body = http_request(f"http://{app.admin}/{command}", method="POST", X_Onelane="1")
+    assert status == 200, body
+    return status
+
+
 def epoch_of(app: RunningApp) -> int:
     return int(app.status()["apps"]["echo"]["epoch"])
 
@@ -64,3 +119,101 @@ async def test_two_machines_have_one_placement_and_calls_go_between_them(machine
         by_a, by_b = await served_by(a), await served_by(b)
         assert by_a == by_b
         assert set(by_a.values()) == {"a/echo-0", "b/echo-0"}
+
+
+async def test_a_machine_leaves_on_term_with_its_keys_moved_first_and_no_call_fails(machines: Machines) -> None:
+    with machines.up("a") as a:
+        before: dict[str, int] = {}
+        async with Callers(a) as callers:
+            with machines.up("b", 2) as b:
+                await eventually(lambda: epoch_of(a) == epoch_of(b))
+                owners = await served_by(a, before)
+                assert set(owners.values()) == {"a/echo-0", "b/echo-0", "b/echo-1"}
+                await callers.answered(3)
+                assert await asyncio.to_thread(b.stop) == 0
+            await callers.answered(3)
+        after: dict[str, int] = {}
+        assert set((await served_by(a, after)).values()) == {"a/echo-0"}
+        assert all(after[key] > before[key] for key in KEYS), "memory is kept"
+        assert callers.seen_once()
+        assert callers.failed == []
+
+
+async def test_a_machine_is_rolled_and_no_call_fails_and_memory_is_kept(machines: Machines) -> None:
+    with machines.up("a", 2) as a, machines.up("b", 2) as b:
+        await eventually(lambda: epoch_of(a) == epoch_of(b))
+        lives = {shard["life"] for shard in b.shards()}
+        async with Callers(a) as callers:
+            await callers.answered(2)
+            assert await asyncio.to_thread(order, b, "restart?app=echo") == 200
+            await callers.answered(3)
+        assert lives.isdisjoint(shard["life"] for shard in b.shards())
+        assert [shard["restarts"] for shard in b.shards()] == [0, 0]
+        assert callers.seen_once()
+        assert callers.failed == []
+
+
+async def test_a_machine_has_more_and_fewer_shards(machines: Machines) -> None:
+    with machines.up("a") as a, machines.up("b") as b:
+        async with Callers(b) as callers:
+            for shards, count in ((3, 4), (1, 2)):
+                assert await asyncio.to_thread(order, a, f"scale?app=echo&shards={shards}") == 200
+                await eventually(lambda: epoch_of(a) == epoch_of(b))
+                await callers.answered(2)
+                assert len(set((await served_by(b)).values())) == count
+        assert callers.seen_once()
+        assert callers.failed == []
+
+
+async def test_a_shard_that_is_killed_is_followed_in_its_place_and_the_others_are_left_alone(
+    machines: Machines,
+) -> None:
+    with machines.up("a") as a, machines.up("b") as b:
+        await eventually(lambda: epoch_of(a) == epoch_of(b))
+        epoch, before, after = epoch_of(a), dict[str, int](), dict[str, int]()
+        owners = await served_by(a, before)
+        (killed,) = b.shards()
+        os.kill(killed["pid"], signal.SIGKILL)
+        await eventually(lambda: b.shards()[0]["state"] == "ready" and b.shards()[0]["pid"] != killed["pid"])
+        assert await served_by(a, after) == owners
+        assert epoch_of(a) == epoch_of(b) == epoch
+        assert all(after[key] == before[key] + 1 for key in KEYS if owners[key] == "a/echo-0")
+        assert all(after[key] == 1 for key in KEYS if owners[key] == "b/echo-0")
+        assert b.shards()[0]["life"] > killed["life"]
+
+
+async def test_the_keys_of_a_machine_that_is_killed_are_served_elsewhere_once_its_lease_has_ended(
+    machines: Machines,
+) -> None:
+    """It comes back with its name, and has its keys again."""
+    with machines.up("a") as a:
+        with machines.up("b", 2) as b:
+            await eventually(lambda: epoch_of(a) == epoch_of(b))
+            owners, epoch = await served_by(a), epoch_of(a)
+            for pid in (b.process.pid, *(shard["pid"] for shard in b.shards())):
+                os.kill(pid, signal.SIGKILL)
+            await eventually(lambda: epoch_of(a) > epoch)
+            assert set((await served_by(a)).values()) == {"a/echo-0"}
+        with machines.up("b", 2) as b:
+            await eventually(lambda: epoch_of(a) == epoch_of(b))
+            again = await served_by(a)
+            assert set(again.values()) == set(owners.values())
+
+
+async def test_a_machine_whose_supervisor_is_stopped_is_given_up_and_comes_back_with_other_lives(
+    machines: Machines,
+) -> None:
+    with machines.up("a") as a, machines.up("b") as b:
+        await eventually(lambda: epoch_of(a) == epoch_of(b))
+        (before,) = b.shards()
+        epoch = epoch_of(a)
+        os.kill(b.process.pid, signal.SIGSTOP)
+        try:
+            await eventually(lambda: epoch_of(a) > epoch)
+            assert set((await served_by(a)).values()) == {"a/echo-0"}
+        finally:
+            os.kill(b.process.pid, signal.SIGCONT)
+        await eventually(lambda: b.shards()[0]["pid"] not in (0, before["pid"]))
+        await eventually(lambda: epoch_of(a) == epoch_of(b) and not b.is_changing())
+        assert set((await served_by(b)).values()) == {"a/echo-0", "b/echo-0"}
+        assert b.shards()[0]["restarts"] == 0

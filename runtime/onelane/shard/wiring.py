@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from onelane.client.options import APP_DIALLING, Dialling
 from onelane.cluster.control import Control, fence_from_proto, links_from_proto, placement_from_proto
@@ -17,6 +17,7 @@ from onelane.config import App
 from onelane.core.clock import Clock, SystemClock
 from onelane.core.context import ShardBinding
 from onelane.core.placement import Placement
+from onelane.core.state_settings import SQLITE
 from onelane.core.turns import Turns
 from onelane.core.validation import from_json
 from onelane.errors import BadConfig, located
@@ -45,6 +46,7 @@ from onelane.shard.sibling_service import SiblingService
 from onelane.shard.siblings import SiblingCalls, SiblingChannels
 from onelane.shard.status_query import StatusQuery
 from onelane.shard.timers import Alarms, LoopAlarms
+from onelane.state.store import StoreOptions
 from onelane.telemetry.load import LoadMonitor
 from onelane.telemetry.logs import LogBuffer
 from onelane.telemetry.otel.metrics import Bridge
@@ -134,7 +136,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         dialling=environment.dialling,
         opens_resources=environment.opens_resources,
         assertions=assertions,
-        make_store=environment.make_store,
+        make_store=environment.make_store or _store_of_machines(setup, settings),
     )
     placement = placement_from_proto(setup.placement)
     with located(f"apps.{setup.app}.membership"):
@@ -258,6 +260,18 @@ def _links(setup: control_pb2.Setup, listener: Listener) -> "tuple[MachineLinkTl
         raise BadConfig(f"apps.{setup.app}", [f"listener: {expected}"])
     links = MachineLinkTls(links_from_proto(setup.links))
     return links, MachineLinkDialling(links)
+
+
+def _store_of_machines(setup: control_pb2.Setup, settings: App) -> MakeStore | None:
+    """Refuses a store of files, which another machine would not find, once a service has something to keep."""
+    if not setup.HasField("links") or settings.state.store != SQLITE:
+        return None
+
+    def refuse(_: StoreOptions) -> NoReturn:
+        fault = 'state.store: "sqlite" has its files on one machine, and keys go to others: expected "postgresql"'
+        raise BadConfig(f"apps.{setup.app}", [f"{fault} with [cluster]"])
+
+    return refuse
 
 
 def _under_way(listener: Listener) -> Sequence[Call]:
