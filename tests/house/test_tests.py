@@ -110,6 +110,7 @@ TESTED_BY = {
     "wire/requests": "wire/test_server",
     "supervisor/app_sockets": "supervisor/test_changes",
     "supervisor/running_change": "supervisor/test_changes",
+    "supervisor/cluster_pins": "supervisor/test_cluster_placing_processes",
     "supervisor/placing": "supervisor/test_changes",
     "supervisor/own_placing": "supervisor/test_changes",
     "supervisor/placed_lives": "supervisor/test_coordinator",

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import EtcdServer, etcd
-from tests.running_app import RunningApp, echo, eventually, http_request, running
+from tests.running_app import ROOT, RunningApp, echo, eventually, http_request, running
 from tests.supervisor.leased import MODULE, environment_of, settings_of
 
 LEASE_S = 6
@@ -165,6 +167,23 @@ async def test_a_machine_has_more_and_fewer_shards(machines: Machines) -> None:
         assert callers.failed == []
 
 
+async def test_a_key_is_pinned_to_a_shard_of_another_machine_and_back(machines: Machines) -> None:
+    with machines.up("a") as a, machines.up("b") as b:
+        await eventually(lambda: epoch_of(a) == epoch_of(b))
+        owners = await served_by(a)
+        key = next(key for key, owner in owners.items() if owner == "a/echo-0")
+        assert await asyncio.to_thread(order, a, f"pin?shard=b/echo-0&key={key}") == 200
+        assert (await served_by(a))[key] == "b/echo-0"
+        await eventually(lambda: epoch_of(a) == epoch_of(b))
+        (row,) = b.status()["apps"]["echo"]["pins"]
+        assert (row["key"], row["shard"], row["waiting"]) == (key, "b/echo-0", False)
+        address = f"http://{a.admin}/pin?shard=c/echo-0&key={key}"
+        status, reason = await asyncio.to_thread(http_request, address, method="POST", X_Onelane="1")
+        assert (status, "no shard is called c/echo-0: echo has a/echo-0, b/echo-0" in reason) == (409, True)
+        assert await asyncio.to_thread(order, b, f"unpin?key={key}") == 200
+        assert await served_by(b) == owners
+
+
 async def test_a_shard_that_is_killed_is_followed_in_its_place_and_the_others_are_left_alone(
     machines: Machines,
 ) -> None:
@@ -217,3 +236,14 @@ async def test_a_machine_whose_supervisor_is_stopped_is_given_up_and_comes_back_
         await eventually(lambda: epoch_of(a) == epoch_of(b) and not b.is_changing())
         assert set((await served_by(b)).values()) == {"a/echo-0", "b/echo-0"}
         assert b.shards()[0]["restarts"] == 0
+
+
+def test_durable_state_in_files_of_one_machine_is_refused(machines: Machines, tmp_path: Path) -> None:
+    settings = environment_of(settings_of(machines.server, machine="a", lease_s=LEASE_S))
+    toml = '[apps.kept]\nservices = ["tests.state.kept_service:Kept"]\nlisten = "127.0.0.1:0"\nshards = 1'
+    (tmp_path / "a.toml").write_text(f'admin = "127.0.0.1:0"\n{toml}')
+    command = [sys.executable, "-m", MODULE, "up", str(tmp_path / "a.toml"), "--app-dir", str(ROOT)]
+    run = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode != 0
+    assert 'apps.kept: state.store: "sqlite" has its files on one machine' in run.stderr
+    assert "Traceback" not in run.stderr

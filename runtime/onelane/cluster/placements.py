@@ -143,6 +143,14 @@ def pins_of(view: ClusterView, app: str) -> dict[str, str]:
         raise PlacementRefused(f"the pins of app {app!r} cannot be read ({error})") from None
 
 
+def put_pins(view: ClusterView, app: str, pins: Mapping[str, str]) -> tuple[list[Condition], list[Write]]:
+    """The transaction that writes these pins in place of those of this view."""
+    key = view.keys.pins(app)
+    stored = view.snapshot.entries.get(key)
+    is_unchanged: Condition = Created(key, 0) if stored is None else Unchanged(key, stored.changed)
+    return [is_unchanged], [Put(key, msgspec.json.encode(pins))]
+
+
 def entry_bytes(entry: AppEntry) -> bytes:
     return msgspec.json.encode({"version": ENTRY_VERSION, "app": entry})
 

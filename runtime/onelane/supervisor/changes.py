@@ -21,7 +21,7 @@ from onelane.supervisor.change_trace import ChangeTrace, ChangeTraces
 from onelane.supervisor.placing import ChangePlan, PlacedApp, Placing, RunningMove
 from onelane.supervisor.shard_state import ShardEvent, ShardState
 from onelane.supervisor.supervised_shard import SupervisedShard
-from onelane.supervisor.target import Alteration, AppTarget, NotChanged
+from onelane.supervisor.target import Alteration, AppTarget, NotChanged, pinned, unpinned
 
 log = logging.getLogger("onelane.supervisor")
 PROGRESS = ("leaving", "departed", "bytes", "held")
@@ -139,8 +139,38 @@ class Changes:
         since_s = time.monotonic() - self.running.began_at
         return row | {"since_s": since_s, "waits_for": waits_for, "lives": lives} | sums
 
+    async def pin(self, key: str, shard: str) -> None:
+        """Have the shard of this name own a key.
+
+        Raises:
+            NotChanged: see `reach`.
+        """
+        if (shared := self._app.placing.shared_pins) is None:
+            await self.reach(pinned(key, int(shard.rpartition("-")[2])))
+        else:
+            await shared.alter(key, shard)
+
+    async def unpin(self, key: str) -> None:
+        """Have the ring say which shard owns a key.
+
+        Raises:
+            NotChanged: see `reach`.
+        """
+        if (shared := self._app.placing.shared_pins) is None:
+            await self.reach(unpinned(key))
+        else:
+            await shared.alter(key, "")
+
+    def has_pin(self, key: str) -> bool:
+        shared = self._app.placing.shared_pins
+        return key in (self.target.pins if shared is None else shared.current())
+
     def pins(self) -> list[dict[str, Any]]:
         """The pins of the file and those made since, for people."""
+        if (shared := self._app.placing.shared_pins) is not None:
+            placed = self._app.placement.pins
+            rows = sorted(shared.current().items())
+            return [{"key": k, "shard": shard, "from_file": False, "waiting": k not in placed} for k, shard in rows]
         target = self.target
         return [
             {

@@ -23,7 +23,7 @@ from onelane.cluster.coordination import (
 from onelane.cluster.coordination.address import etcd_address
 from onelane.cluster.coordination.etcd import EtcdStore
 from onelane.cluster.machines import AppPart, ClusterKeys, ClusterView
-from onelane.cluster.placements import PlacementRefused
+from onelane.cluster.placements import PlacementRefused, put_pins
 from onelane.config import App
 from onelane.core.cluster_settings import ClusterSettings
 from onelane.core.machine_links import LinkFiles, MachineLinks
@@ -136,6 +136,17 @@ class ClusterMember:
         view, key = self.view, self._keys.identity
         entry = None if view is None else view.snapshot.entries.get(key)
         return entry.value if entry is not None else await self._asked(self._kept_identity_key)
+
+    async def put_pins(self, app: str, pins: Mapping[str, str]) -> None:
+        """Write pins of an app, canonical key → name of a shard, in place of those of the view.
+
+        Raises:
+            ConditionFailed: they are others by now.
+            CoordinationUnavailable, CoordinationRefused: by the store.
+        """
+        if (view := self.view) is None:
+            raise CoordinationUnavailable("this machine has not joined yet")
+        await self._store.commit(*put_pins(view, app, pins))
 
     async def _kept_identity_key(self) -> bytes:
         drawn, key = secrets.token_bytes(IDENTITY_BYTES), self._keys.identity

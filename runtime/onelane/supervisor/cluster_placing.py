@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from onelane.core.placement_change import Gone, Prepare, Reborn
 from onelane.server.sockets import BACKLOG, listening
 from onelane.server.unix_sockets import ListeningPath
 from onelane.supervisor.change_trace import ChangeTrace
+from onelane.supervisor.cluster_pins import ClusterPins
 from onelane.supervisor.placed_lives import PlacedLives
 from onelane.supervisor.placing import CHANGE_MARGIN_S, ChangePlan, PlacedApp, Start
 from onelane.supervisor.shard_state import ShardEvent, ShardState
@@ -59,6 +60,8 @@ class Cluster(Protocol):
     async def next_life(self) -> int: ...
 
     async def identity_key(self) -> bytes: ...
+
+    async def put_pins(self, app: str, pins: Mapping[str, str]) -> None: ...
 
 
 @dataclass
@@ -161,6 +164,10 @@ class ClusterPlacing:
     @property
     def running(self) -> _Move | None:
         return self._running
+
+    @property
+    def shared_pins(self) -> "ClusterPins":
+        return ClusterPins(self._app, self._cluster, self._until)
 
     def more_sockets(self, shard: SupervisedShard) -> Sequence[socket.socket]:
         if shard.link is None:

@@ -29,6 +29,10 @@ class OwnPlacing:
     def running(self) -> RunningChange | None:
         return self._running
 
+    @property
+    def shared_pins(self) -> None:
+        return None
+
     def more_sockets(self, shard: SupervisedShard) -> Sequence[socket.socket]:
         return ()
 

@@ -96,12 +96,30 @@ class PlacedApp(Protocol):
         """Start a task."""
 
 
+class SharedPins(Protocol):
+    """The pins of an app that all machines of a cluster share: canonical key → name of the shard."""
+
+    def current(self) -> Mapping[str, str]:
+        """As of the last word from the store."""
+
+    async def alter(self, key: str, shard: str) -> None:
+        """Have a key owned by this shard, or by the ring where it is ""; returns once the placement has it so.
+
+        Raises:
+            NotChanged: there is no such shard, or no such pin; or the store does not answer.
+        """
+
+
 class Placing(Protocol):
     """See the module. All that is no coroutine only notes what has happened."""
 
     @property
     def running(self) -> RunningMove | None:
         """The change that is under way."""
+
+    @property
+    def shared_pins(self) -> SharedPins | None:
+        """None where pins are the app's own target."""
 
     def more_sockets(self, shard: SupervisedShard) -> Sequence[socket.socket]:
         """Listening sockets that a process of a shard inherits beside its own.

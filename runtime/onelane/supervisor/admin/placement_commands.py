@@ -15,7 +15,7 @@ from onelane.errors import Invalid, NotThere
 from onelane.supervisor.admin import progress
 from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.supervisor import Supervisor
-from onelane.supervisor.target import NotChanged, pinned, scaled, unpinned
+from onelane.supervisor.target import NotChanged, scaled
 
 PRINTABLE = re.compile(r"[!-~]+")
 """Of a key's canonical text."""
@@ -50,18 +50,18 @@ class PlacementCommands:
 
     async def pin(self, request: web.Request) -> dict[str, Any]:
         name = parameter(request, "shard")
-        app_name, _, index = name.rpartition("-")
+        app_name, _, index = name.rpartition("/")[2].rpartition("-")
         if not app_name or not re.fullmatch(r"[0-9]{1,9}", index):
             raise Invalid(f"{name!r} is no name of a shard: expected APP-NUMBER, as `onelane status` shows it")
         app = self._supervisor.app(app_name)
         key = _key(request, app.settings.max_key_bytes)
-        await app.changes.reach(pinned(key, int(index)))
+        await app.changes.pin(key, name)
         return {"app": app.name, "key": key, "shard": name}
 
     async def unpin(self, request: web.Request) -> dict[str, Any]:
         app = self._pinning(parameter(request, "key"), request.query.get("app"))
         key = _key(request, app.settings.max_key_bytes)
-        await app.changes.reach(unpinned(key))
+        await app.changes.unpin(key)
         return {"app": app.name, "key": key}
 
     def _pinning(self, key: str, name: str | None) -> AppSupervisor:
@@ -72,7 +72,7 @@ class PlacementCommands:
         """
         if name is not None:
             return self._supervisor.app(name)
-        apps = [app for app in self._supervisor.apps if key in app.changes.target.pins]
+        apps = [app for app in self._supervisor.apps if app.changes.has_pin(key)]
         if not apps:
             raise NotThere(f"no app has a pin for the key {key!r}")
         if len(apps) > 1:
