@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 from onelane.cluster.coordination import Condition, CoordinationStore, CoordinationUnavailable, Put, Snapshot, Write
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
-from onelane.cluster.machines import ClusterView
+from onelane.cluster.machines import ClusterView, MachineRecord, record_bytes
 from onelane.cluster.placements import entry_of
 from onelane.supervisor.coordinator import Coordinator, FirstPlacement
 
@@ -236,6 +237,26 @@ async def test_the_lives_of_a_machine_that_an_operator_forgets_count_until_their
         while (await store.read(KEYS.forgotten_leases)).entries:
             await changed.wait()
             changed = a.machine.changed
+
+
+async def test_a_mark_is_looked_at_again_until_it_is_removed_also_where_nothing_else_changes() -> None:
+    """Of a machine whose lives no entry names: it was forgotten before its lives owned keys."""
+    store, clock = MemoryCoordination(), FrozenClock()
+    leads, forgotten = (await store.grant(60)).lease_id, (await store.grant(60)).lease_id
+    record = MachineRecord(name="a", advertise="127.0.0.1", release="0", lease_s=60, start="a-1")
+    await store.commit(
+        [], [Put(KEYS.machine("a"), record_bytes(record), leads), Put(KEYS.candidate(leads), b"a", leads)]
+    )
+    await store.commit([], [Put(KEYS.forgotten(forgotten), b"60")])
+    await store.revoke(forgotten)
+    view = ClusterView(KEYS, await store.read(KEYS.prefix))
+    machine: Any = SimpleNamespace(view=view, lease=SimpleNamespace(is_lost=False, lease_id=leads), name="a")
+    coordinator = Coordinator(store, machine, lambda _: FirstPlacement(1), now=clock.now)
+    assert not await coordinator._has_ended(forgotten, view)
+    assert not await coordinator.look()
+    clock.now_s += 61
+    assert await coordinator.look()
+    assert not (await store.read(KEYS.forgotten_leases)).entries
 
 
 async def test_the_mark_of_a_forgotten_machine_counts_before_the_watch_has_shown_it() -> None:

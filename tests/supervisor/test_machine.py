@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from onelane.cluster.coordination import Condition, CoordinationUnavailable, Put, Remove, Snapshot, Write
+from onelane.cluster.coordination import Condition, CoordinationUnavailable, EntryChanges, Put, Remove, Snapshot, Write
 from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
 from onelane.cluster.machines import ClusterKeys, JoinRefused, MachineRecord, record_bytes
 from onelane.core.clock import boottime_s
@@ -318,6 +318,95 @@ async def test_a_renewal_that_is_answered_counts_also_where_the_record_cannot_be
         a.announce(LIVES)
         await cluster.time.advance(12)
         assert cluster.serving(A) == [1]
+
+
+async def test_a_record_that_could_not_be_written_is_written_before_the_next_renewal(cluster: Cluster) -> None:
+    """The others may wait for what it says."""
+    store = cluster.store = UnwritableCoordination()
+    cluster.time = ScriptedTime(store)
+    async with cluster.running(A) as a:
+        store.is_full = True
+        a.announce(LIVES)
+        await rest()
+        store.is_full = False
+        await cluster.time.advance(A.lease_s / 3 - 1)
+        assert a.view
+        assert a.view.machines() == [replace(A, apps=LIVES)]
+
+
+class RemovingCoordination(MemoryCoordination):
+    """Somebody removes the record of a machine as soon as it is written, the first time."""
+
+    has_removed = False
+
+    async def commit(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> int:
+        revision = await super().commit(conditions, writes)
+        if not self.has_removed and any(write.key == KEYS.machine("a") for write in writes):
+            self.has_removed = True
+            await super().commit([], [Remove(KEYS.machine("a"))])
+        return revision
+
+
+async def test_a_machine_whose_record_is_removed_as_it_joins_starts_no_life_before_it_stands(cluster: Cluster) -> None:
+    store = cluster.store = RemovingCoordination()
+    cluster.time = ScriptedTime(store)
+    async with cluster.running(A):
+        assert (store.has_removed, cluster.serving(A)) == (True, [])
+        await cluster.time.advance(2)
+        assert await cluster.names() == ["a"]
+        assert cluster.serving(A) == [2]
+
+
+class LateReadCoordination(MemoryCoordination):
+    """One read is answered only once a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held = False
+        self.go_on = asyncio.Event()
+
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[EntryChanges]:
+        async for changes in super().watch(prefix, after):
+            await asyncio.sleep(0)
+            yield changes
+
+    async def read(self, prefix: str) -> Snapshot:
+        snapshot = await super().read(prefix)
+        if self.is_held:
+            self.is_held = False
+            await self.go_on.wait()
+        return snapshot
+
+
+async def test_a_view_that_is_read_anew_never_goes_back(cluster: Cluster) -> None:
+    """The read was answered before what the machine has seen since by another one."""
+    store = cluster.store = LateReadCoordination()
+    cluster.time = ScriptedTime(store)
+    async with cluster.running(A) as a:
+        store.is_down = True
+        await cluster.time.advance(1)
+        store.is_down = False
+        store.is_held = True
+        await store.commit([], [Put(KEYS.machine("c"), b"{}")])
+        store.compact()
+        await rest()
+        await store.commit([], [Put(KEYS.machine("d"), b"{}")])
+        a.announce(LIVES)
+        await rest()
+        seen: list[int] = []
+        noting = asyncio.ensure_future(note_revisions(a, seen))
+        store.go_on.set()
+        await rest()
+        noting.cancel()
+        assert seen == sorted(seen)
+
+
+async def note_revisions(machine: Machine, revisions: list[int]) -> None:
+    while True:
+        changed = machine.changed
+        assert machine.view
+        revisions.append(machine.view.snapshot.revision)
+        await changed.wait()
 
 
 async def test_a_machine_whose_name_another_one_has_taken_ends_its_lives(cluster: Cluster) -> None:

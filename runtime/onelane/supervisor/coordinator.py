@@ -96,7 +96,7 @@ class Coordinator:
             return True
         try:
             settled = [await self._look_at(app, term) for app in _apps(term.view)]
-            await self._remove_marks(term)
+            settled.append(await self._remove_marks(term))
         except PlacementRefused:
             # Logged by its app. A mark is removed when all entries can be read.
             return True
@@ -151,13 +151,15 @@ class Coordinator:
             self._gone_at[lease_id] = gone_at(self._now(), lease_s=lease_s or 0.0, was_forgotten=lease_s is not None)
         return self._now() >= self._gone_at[lease_id]
 
-    async def _remove_marks(self, term: CoordinatorTerm) -> None:
-        """Of machines that were forgotten, and of which no entry names a life any more."""
+    async def _remove_marks(self, term: CoordinatorTerm) -> bool:
+        """Of machines that were forgotten, and of which no entry names a life any more. False where a mark is to be
+        looked at again without a change."""
         view, folder = term.view, term.view.keys.forgotten_leases
         marks = {key for key in view.snapshot.entries if key.startswith(folder)}
         if not marks:
-            return
-        leases = view.by_lease().keys() | {lease for lease, at in self._gone_at.items() if self._now() < at}
+            return True
+        waiting = {lease for lease, at in self._gone_at.items() if self._now() < at}
+        leases = view.by_lease().keys() | waiting
         for app in _apps(view):
             entry = _stored(app, view)
             leases |= {lease for _, lease in entry.leases} if entry is not None else set()
@@ -165,7 +167,8 @@ class Coordinator:
             try:
                 await self._store.commit([Created(term.candidate.key, term.candidate.created)], [Remove(key)])
             except ConditionFailed:
-                return
+                return False
+        return marks.isdisjoint(map(view.keys.forgotten, waiting))
 
 
 def _apps(view: ClusterView) -> list[str]:

@@ -8,6 +8,7 @@ until their fences close, and go on again when it answers in time.
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -87,6 +88,8 @@ class Machine:
         self._has_joined = False
         self._woken = anyio.Event()
         """Set where a renewal is due at once."""
+        self._put_at = math.inf
+        """When the record is to be put again, which could not be."""
         self.lease: MachineLease | None = None
         """None while it joins."""
         self._view: ClusterView | None = None
@@ -161,6 +164,9 @@ class Machine:
         try:
             await self._store.commit([Created(self._key, 0)], self._entries_of(lease.lease_id))
             view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
+            if (own := view.entry(self._record.name)) is None or own.lease_id != lease.lease_id:
+                # Without it, who came first could not be told.
+                raise ConditionFailed(f"somebody has removed the record of {self._record.name}")
             self._check(view)
         except BaseException:
             # Also where it is not known whether the record was put.
@@ -226,7 +232,7 @@ class Machine:
             tasks.start_soon(self._lives.start, self.lease.lease_id, self.lease.serve_until)
             tasks.start_soon(self._follow)
             while not self.lease.is_lost:
-                await self._due(self.lease.renew_at)
+                await self._due(min(self.lease.renew_at, self._put_at))
                 await self._renew(self.lease.renewal_sent(self._now()))
             tasks.cancel_scope.cancel()
 
@@ -243,7 +249,7 @@ class Machine:
         self._woken = anyio.Event()
 
     async def _renew(self, lease: MachineLease) -> None:
-        self.lease, sent_at = lease, self._now()
+        self.lease, sent_at, self._put_at = lease, self._now(), math.inf
         try:
             self.lease = renewed = lease.renewed(sent_at, await self._store.renew(lease.lease_id))
             if renewed.serve_until > lease.serve_until:
@@ -252,6 +258,9 @@ class Machine:
                 self.lease = await self._put_again(renewed)
         except (CoordinationUnavailable, CoordinationRefused) as error:
             log.warning("machine.not_renewed name=%s left_s=%.1f reason=%s", *self._left(), error)
+            if not self._has_its_entries(lease.lease_id):
+                # The others wait for what it says, such as of a life that has ended.
+                self._put_at = self._now() + self._terms.retry_s
 
     def _left(self) -> tuple[str, float]:
         assert self.lease is not None
@@ -311,7 +320,13 @@ class Machine:
 
     async def _read_again(self) -> None:
         try:
-            self.view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
-            self._look_at_our_entries()
+            snapshot = await self._store.read(self._keys.prefix)
         except (CoordinationUnavailable, CoordinationRefused):
+            snapshot = None
+        assert self.view is not None
+        if snapshot is None or snapshot.revision <= self.view.snapshot.revision:
+            # What others are told never goes back. A store that came back without its data has no lease of ours.
             await self._sleep_until(self._now() + self._terms.retry_s)
+            return
+        self.view = ClusterView(self._keys, snapshot)
+        self._look_at_our_entries()
