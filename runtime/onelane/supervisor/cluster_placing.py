@@ -289,7 +289,8 @@ class ClusterPlacing:
             del self._owners[name]
             self._placed.unplaced(name)
         with anyio.move_on_after(self._app.settings.drain_s + CHANGE_MARGIN_S) as leaving:
-            await self._until(self._owns_nothing)
+            # The others may be about to leave as well.
+            await self._until(lambda: self._owns_nothing() or not self._has_others())
         if leaving.cancelled_caught:
             log.warning("machine.keys_not_moved app=%s in=%.1f", self._app.name, self._app.settings.drain_s)
 

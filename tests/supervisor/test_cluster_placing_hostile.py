@@ -1,0 +1,110 @@
+"""Machines of one cluster that end together, or in the midst of a change; and who calls over their links."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from onelane.cluster.coordination.address import etcd_address
+from onelane.cluster.coordination.etcd import EtcdStore
+from onelane.cluster.machines import ClusterKeys, ClusterView
+from onelane.cluster.placements import AppEntry, entry_of
+
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
+from tests.etcd import etcd
+from tests.machines import Certificates
+from tests.running_app import ROOT, RunningApp, descendants, echo, eventually
+from tests.shard.test_assertions import ADMIN, OWN, ask, guarded
+from tests.supervisor.leased import MODULE, environment_of
+from tests.supervisor.machines_up import KEYS, Machines, epoch_of, served_by
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    with etcd("--election-timeout=4000") as server:
+        yield Machines(server, tmp_path, Certificates(tmp_path / "certificates"))
+
+
+async def entry_in(machines: Machines) -> AppEntry | None:
+    settings = machines.settings_of("a")
+    store, keys = EtcdStore(etcd_address(settings)), ClusterKeys(settings.name)
+    view = ClusterView(keys, await store.read(keys.prefix))
+    await store.close()
+    stored = view.snapshot.entries.get(keys.app("echo"))
+    return None if stored is None else entry_of(stored.value, "echo")
+
+
+async def until_entry(machines: Machines, holds: Callable[[AppEntry], bool]) -> None:
+    while (entry := await entry_in(machines)) is None or not holds(entry):  # noqa: ASYNC110 - it is in another process
+        await asyncio.sleep(0.05)
+
+
+async def test_all_machines_that_are_stopped_at_once_wait_for_nobody(machines: Machines) -> None:
+    with machines.up("a", 1, "drain_s = 300") as a, machines.up("b", 1, "drain_s = 300") as b:
+        await eventually(lambda: epoch_of(a) == epoch_of(b))
+        await served_by(a)
+        codes = await asyncio.gather(asyncio.to_thread(a.stop), asyncio.to_thread(b.stop))
+        assert set(codes) == {0}
+
+
+async def test_a_cluster_that_was_stopped_starts_again_with_the_entry_of_before(machines: Machines) -> None:
+    with machines.up("a"), machines.up("b"):
+        pass
+    with machines.up("b") as b:
+        before = epoch_of(b)
+        assert set((await served_by(b)).values()) == {"b/echo-0"}
+    with machines.up("a") as a, machines.up("b") as b:
+        await eventually(lambda: epoch_of(a) == epoch_of(b) > before)
+        assert set((await served_by(b)).values()) == {"a/echo-0", "b/echo-0"}
+
+
+async def test_a_machine_that_dies_as_keys_move_to_it_has_a_stand_in_until_they_are_back(
+    machines: Machines, tmp_path: Path
+) -> None:
+    """Its shard is owed keys whose turns go on: their state is kept, and goes on from there."""
+    with machines.up("a", 1, "drain_s = 15") as a:
+        before: dict[str, int] = {}
+        await served_by(a, before)
+        async with grpc.aio.insecure_channel(a.listen["echo"]) as channel:
+            stub = echo_pb2_grpc.EchoStub(channel)
+            held = [stub.Misbehave(EchoRequest(key=key, order="wait never"), timeout=120) for key in KEYS]
+            (tmp_path / "b.toml").write_text(f'admin = "127.0.0.1:0"\n{echo(1)}')
+            command = [sys.executable, "-m", MODULE, "up", str(tmp_path / "b.toml"), "--app-dir", str(ROOT)]
+            environment = os.environ | environment_of(machines.settings_of("b"))
+            with (tmp_path / "b.log").open("w") as log:
+                killed = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: ASYNC220 - at once
+            await until_entry(machines, lambda entry: entry.following is not None)
+            for pid in (killed.pid, *descendants(killed.pid)):
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(killed.wait)
+            await until_entry(machines, lambda entry: entry.stand_ins == {"b/echo-0": "a"})
+            await until_entry(machines, lambda entry: entry.following is None and len(entry.placement.members) == 1)
+            entry = await entry_in(machines)
+            assert entry
+            await eventually(lambda: epoch_of(a) == entry.placement.epoch)
+            after: dict[str, int] = {}
+            for call in held:
+                call.cancel()
+            assert set((await served_by(a, after)).values()) == {"a/echo-0"}
+            assert after == {key: seen + 1 for key, seen in before.items()}
+        assert "shard.died" not in a.log.read_text()
+
+
+async def test_a_shard_calls_one_of_another_machine_for_its_client(machines: Machines, tmp_path: Path) -> None:
+    """Its assertion of who that is counts there, as all machines have one key."""
+    toml = guarded("front", OWN.write(tmp_path / "keys.json"), "{}", "public")
+    with machines.up_with("a", toml) as a, machines.up_with("b", toml) as b:
+        await eventually(lambda: _epoch(a) == _epoch(b))
+        for key in KEYS:
+            assert await ask(a, "front", f"sibling {key} identity", ADMIN) == "ann admin jwt"
+
+
+def _epoch(app: RunningApp) -> int:
+    return int(app.status()["apps"]["front"]["epoch"])
