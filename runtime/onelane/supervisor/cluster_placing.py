@@ -177,7 +177,9 @@ class ClusterPlacing:
         return (shard.link,)
 
     def number(self, shard: SupervisedShard) -> int:
-        return shard.member.life
+        # Of no life: the store gives the number once there is a lease, and a number of this machine alone might be
+        # that of another life.
+        return 0
 
     async def begin(self, shard: SupervisedShard, incarnation: Incarnation, dead_life: int) -> Start | None:
         line, start = _Line(self, shard, incarnation), None

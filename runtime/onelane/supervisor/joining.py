@@ -25,8 +25,10 @@ def record_of(settings: ClusterSettings, apps: Mapping[str, App]) -> MachineReco
     """What the other machines are to know of this one.
 
     Raises:
-        BadConfig: the file of `tls.ca` cannot be used.
+        BadConfig: an app cannot be a part of a cluster, or the file of `tls.ca` cannot be used.
     """
+    if faults := [fault for name, app in apps.items() for fault in _unfit(name, app)]:
+        raise BadConfig("apps", faults)
     return MachineRecord(
         name=settings.machine or socket.gethostname(),
         advertise=settings.advertise,
@@ -36,6 +38,19 @@ def record_of(settings: ClusterSettings, apps: Mapping[str, App]) -> MachineReco
         trust="" if settings.tls is None else _fingerprint(settings.tls.ca),
         settings={name: settings_digest(app) for name, app in apps.items()},
     )
+
+
+def _unfit(name: str, app: App) -> list[str]:
+    """Why an app cannot be a part of a cluster."""
+    faults = []
+    if not app.adopts_sockets:
+        faults.append(f'{name}.listener: expected "native" with [cluster], not {app.listener!r}: others have no links')
+    if app.membership != "supervisor":
+        seen = f"not {app.membership!r}: its shards follow the placements of all machines"
+        faults.append(f'{name}.membership: expected "supervisor" with [cluster], {seen}')
+    if app.pins:
+        faults.append(f"{name}.pins: expected none with [cluster], whose machines share them: use `onelane pin`")
+    return faults
 
 
 def settings_digest(app: App) -> str:
