@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from onelane import config
 from onelane.cli.main import main
 from onelane.supervisor import trial
-from onelane.supervisor.app import TelemetryOptions
+from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.wire.build import running_build
 
 from tests.running_app import ROOT, echo, run_to_end

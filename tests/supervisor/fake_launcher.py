@@ -8,9 +8,10 @@ from typing import Any
 from onelane.cluster.control import Control
 from onelane.config import App, parse
 from onelane.core.placement import Member, Placement
-from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
+from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.launcher import RunningShard
 from onelane.supervisor.leased_lives import LeasedLives
+from onelane.supervisor.shared_resources import SharedResources, TelemetryOptions
 from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 

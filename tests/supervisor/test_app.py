@@ -165,7 +165,7 @@ async def test_new_settings_are_proposed_to_ready_shards_alone_and_objections_ar
     async with supervised(launcher, 2) as app:
         become_ready(launcher, "echo-0")
         await settle()
-        proposing = await begun(app.propose({"limit": 2}, answer_s=30.0))
+        proposing = await begun(app.service_settings.propose({"limit": 2}, answer_s=30.0))
         line = launcher.shard("echo-0").line
         proposal = line.sent[-1].propose
         assert (proposal.generation, proposal.config) == (2, '{"limit": 2}')
@@ -179,16 +179,20 @@ async def test_a_shard_that_does_not_answer_a_proposal_objects(launcher: FakeLau
     async with supervised(launcher, 1) as app:
         become_ready(launcher, "echo-0")
         await settle()
-        assert await app.propose({}, answer_s=0.01) == ["shard echo-0 has not answered in 0.01 s"]
+        assert await app.service_settings.propose({}, answer_s=0.01) == ["shard echo-0 has not answered in 0.01 s"]
 
 
 @pytest.mark.parametrize("asked", ["propose", "commit"])
 async def test_a_shard_that_dies_is_waited_for_no_longer(launcher: FakeLauncher, asked: str) -> None:
     async with supervised(launcher, 2) as app:
-        await app.propose({}, answer_s=3600.0)
+        await app.service_settings.propose({}, answer_s=3600.0)
         become_ready(launcher, "echo-0", "echo-1")
         await settle()
-        reloading = await begun(app.propose({}, answer_s=3600.0) if asked == "propose" else app.commit({"limit": 2}))
+        reloading = await begun(
+            app.service_settings.propose({}, answer_s=3600.0)
+            if asked == "propose"
+            else app.service_settings.commit({"limit": 2})
+        )
         launcher.shard("echo-0").end("signal SIGKILL")
         answer: Any = {"proposed": control_pb2.Proposed(generation=3)} if asked == "propose" else {"committed": 2}
         launcher.shard("echo-1").line.deliver(**answer)
@@ -200,8 +204,8 @@ async def test_a_shard_that_was_starting_when_settings_were_committed_gets_them_
     launcher: FakeLauncher,
 ) -> None:
     async with supervised(launcher, 1) as app:
-        await app.propose({"limit": 2}, answer_s=30.0)
-        await app.commit({"limit": 2})
+        await app.service_settings.propose({"limit": 2}, answer_s=30.0)
+        await app.service_settings.commit({"limit": 2})
         become_ready(launcher, "echo-0")
         await settle()
         commit = launcher.shard("echo-0").line.sent[-1].commit
@@ -213,7 +217,7 @@ async def test_a_restarted_shard_is_set_up_with_the_newest_settings(launcher: Fa
         become_ready(launcher, "echo-0")
         await settle()
         first = launcher.shard("echo-0")
-        committing = await begun(app.commit({"limit": 3}))
+        committing = await begun(app.service_settings.commit({"limit": 3}))
         first.line.deliver(committed=1)
         await committing
         first.end("exit code 1")

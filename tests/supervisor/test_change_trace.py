@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from onelane.core.trace_context import parse_traceparent
 from onelane.supervisor import own_placing
-from onelane.supervisor.app import AppSupervisor, TelemetryOptions
+from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.change_trace import ChangeTraces
+from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.supervisor.target import NotChanged, scaled
 from onelane.telemetry.collector.collector import Collector
 

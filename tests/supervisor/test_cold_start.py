@@ -13,8 +13,8 @@ from onelane.core.placement import Member, Placement
 from onelane.core.state_settings import StateSettings
 from onelane.errors import StoreRefused
 from onelane.state.sqlite_store import shards_in
-from onelane.supervisor.app import TelemetryOptions
 from onelane.supervisor.cold_start import ColdStart
+from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.supervisor.supervisor import Supervisor
 
 from tests.state.places import AT, StorePlace, write

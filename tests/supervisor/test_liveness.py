@@ -13,9 +13,9 @@ import grpc
 import grpc.aio
 import pytest
 from onelane.config import parse
-from onelane.supervisor.app import TelemetryOptions
 from onelane.supervisor.inline import InlineLauncher
 from onelane.supervisor.liveness import ASKED, LOOKS, Finding, Liveness, looks_of
+from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.supervisor.supervisor import Supervisor
 
 from tests.bounds import BOUND_S

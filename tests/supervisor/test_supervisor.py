@@ -17,9 +17,9 @@ import grpc.aio
 import pytest
 from onelane.config import parse
 from onelane.supervisor import supervisor as supervisor_module
-from onelane.supervisor.app import TelemetryOptions
 from onelane.supervisor.launcher import ProcessLauncher
 from onelane.supervisor.shard_state import ShardState
+from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.supervisor.supervisor import Supervisor
 from onelane.telemetry.codec import point_to_proto
 from onelane.telemetry.stats import Stats

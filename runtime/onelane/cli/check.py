@@ -19,7 +19,7 @@ from onelane.secret_files import kept_from_children
 from onelane.server import tls
 from onelane.supervisor import trial
 from onelane.supervisor.admin.listening import admin_context
-from onelane.supervisor.app import TelemetryOptions
+from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.telemetry import logs, sampling
 from onelane.wire.build import Build, running_build
 

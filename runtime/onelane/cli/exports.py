@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from onelane.config import Config
 from onelane.errors import located
 from onelane.plugins import load_plugin
-from onelane.supervisor.app import TelemetryOptions
+from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.telemetry.sampling import RATE_LIMITED
 from onelane.telemetry.sinks import Sink
 from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES

@@ -1,39 +1,35 @@
 """Keeps the shards of one app alive: starts them, restarts those that die, drains them, restarts them one by one."""
 
 import itertools
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
 from random import Random
 from typing import Any
 
 import anyio
 
-from onelane.cluster.control import links_to_proto, placement_to_proto
 from onelane.config import App
 from onelane.core.backoff import backoff_s
 from onelane.core.placement import Placement
-from onelane.core.validation import changed, to_json
 from onelane.errors import OnelaneError
 from onelane.supervisor.app_sockets import remove_paths
 from onelane.supervisor.change_trace import ChangeTraces
 from onelane.supervisor.changes import Changes
 from onelane.supervisor.lane_watch import LaneWatch
-from onelane.supervisor.launcher import Launcher, RunningShard
-from onelane.supervisor.leased_lives import LeasedLives
 from onelane.supervisor.own_placing import OwnPlacing
 from onelane.supervisor.placing import Placing, Start
 from onelane.supervisor.restarts import Restarts
+from onelane.supervisor.service_settings import ServiceSettings
+from onelane.supervisor.setup_message import setup_message
 from onelane.supervisor.shard_state import NOT_YET_READY, REPORTING, ShardEvent, ShardState, is_possible
+from onelane.supervisor.shared_resources import SharedResources
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
 from onelane.supervisor.turn_questions import TurnQuestions
 from onelane.telemetry.codec import stall_from_proto
-from onelane.telemetry.collector.collector import RESTARTS, Collector
-from onelane.telemetry.sampling import NEVER, Sampler, named_sampler
+from onelane.telemetry.collector.collector import RESTARTS
 from onelane.telemetry.stats import Attributes
 from onelane.v1 import control_pb2
 
@@ -46,50 +42,6 @@ START_PARTS = 2
 """Parts of a start, each of which may take `start_s`: imports and constructors, and the `start` of all services."""
 STEADY_S = 10.0
 """A shard that lived this long is restarted at once when it dies; one that dies young waits longer each time."""
-COMMIT_S = 2.0
-"""How long to wait for shards to use settings that they have checked; `status` shows which generation each uses."""
-
-
-@dataclass(frozen=True, slots=True)
-class TelemetryOptions:
-    """The signals that shards record."""
-
-    traces: bool = True
-    sampler: str = ""
-    """As `OTEL_TRACES_SAMPLER` names it; "" for the standard's default."""
-    sampler_arg: str = ""
-    logs: bool = False
-
-    @property
-    def span_sampler(self) -> Sampler:
-        """The sampler of a shard."""
-        return named_sampler(self.sampler, self.sampler_arg) if self.traces else NEVER
-
-
-@dataclass(frozen=True, repr=False)
-class SharedResources:
-    """Resources that all apps of one supervisor share."""
-
-    launcher: Launcher
-    app_dir: str
-    telemetry: TelemetryOptions
-    collector: Collector
-    peers: dict[str, str]
-    """App name → host:port, for stubs."""
-    answer_status: Callable[[RunningShard, int], object]
-    """Schedules the answer to a shard that asked for the status of all shards; the number is its request's."""
-    start_soon: Callable[..., object]
-    """Starts a task of the supervisor: a coroutine function, and its arguments."""
-    start_shard: Callable[..., object]
-    """As `start_soon`, for the supervision of one more shard; the supervisor runs until all of these have ended."""
-    accepting: Callable[[str], Sequence[str]] = lambda _: ()
-    """See `Config.accepting`."""
-    lives: LeasedLives | None = None
-    """Where the machine is a part of a cluster."""
-    place: "Callable[[AppSupervisor], Placing] | None" = None
-    """Says who decides on the placements of an app; by default its supervisor."""
-    identity_key: bytes = b""
-    """Of assertions of identity between the apps; without one, none is accepted. Never shown."""
 
 
 class ShardFailed(OnelaneError):
@@ -115,8 +67,7 @@ class AppSupervisor:
         self.changes = Changes(self)
         self.turns = TurnQuestions(self)
         self.lane_watch = LaneWatch(self.shards, self.beside, settings, is_placed=self.changes.is_placed)
-        self.generation = self._proposals = 1
-        """Of the services' settings: the one in use, and the newest that was proposed."""
+        self.service_settings = ServiceSettings(self)
         self.restarts = Restarts(self)
         self._lives = itertools.count(1)
         self._rng = Random()
@@ -317,9 +268,7 @@ class AppSupervisor:
         if self._shared.lives is not None:
             self._shared.lives.changed()
             await self._shared.lives.inform(shard)
-        if shard.settings.generation != self.generation:
-            # New settings were committed while it was starting.
-            await shard.send(control_pb2.ToShard(commit=self._proposal(self.settings.config)))
+        await self.service_settings.bring_up_to_date(shard)
 
     def _add(self, shard: SupervisedShard, incarnation: Incarnation, report: control_pb2.Report) -> None:
         if self._shared.collector.receive(self.source(shard), incarnation.received, report):
@@ -341,76 +290,10 @@ class AppSupervisor:
         """The attributes that every series of a shard has."""
         return (("onelane.app", self.name), ("onelane.shard", shard.member.name))
 
-    # Settings
-
-    async def propose(self, config: Mapping[str, Any], answer_s: float) -> list[str]:
-        """Ask every ready shard whether new settings fit; returns the objections. Changes nothing."""
-        self._proposals += 1
-        generation = self._proposals
-        asked = [shard for shard in self.all_shards if shard.state is ShardState.READY]
-        for shard in asked:
-            await shard.send(control_pb2.ToShard(propose=self._proposal(config, generation)))
-        with anyio.move_on_after(answer_s):
-            for shard in asked:
-                while generation not in shard.settings.answers and shard.state is ShardState.READY:
-                    await shard.settings.changed.wait()
-        # A shard that has died meanwhile is launched with the settings that are decided now.
-        return [
-            fault
-            for shard in asked
-            if shard.state is ShardState.READY
-            and (
-                fault := shard.settings.answers.pop(
-                    generation, f"shard {shard.member.name} has not answered in {answer_s:g} s"
-                )
-            )
-        ]
-
-    async def commit(self, config: Mapping[str, Any]) -> None:
-        """Send these settings to every ready shard; a shard that starts later begins with them."""
-        self.generation = self._proposals
-        self.settings = changed(self.settings, config=config)
-        ready = [shard for shard in self.all_shards if shard.state is ShardState.READY]
-        for shard in ready:
-            await shard.send(control_pb2.ToShard(commit=self._proposal(config)))
-        with anyio.move_on_after(COMMIT_S):
-            for shard in ready:
-                while shard.settings.generation != self.generation and shard.state is ShardState.READY:
-                    await shard.settings.changed.wait()
-
-    def _proposal(self, config: Mapping[str, Any], generation: int | None = None) -> control_pb2.Settings:
-        text = json.dumps(config, default=str)
-        return control_pb2.Settings(generation=generation or self.generation, config=text)
-
     def setup_of(self, shard: SupervisedShard, start: Start) -> control_pb2.Setup:
         """The first message to a process of this shard, with all that it needs to start."""
-        shard.settings.generation = self.generation
-        setup = control_pb2.Setup(
-            app=self.name,
-            name=shard.member.name,
-            index=shard.index,
-            settings=to_json(self.settings),
-            address=shard.member.address,
-            socket=shard.member.socket,
-            peers=self._shared.peers,
-            placement=placement_to_proto(start.placement),
-            tracing=self._shared.telemetry.traces,
-            sampler=self._shared.telemetry.sampler,
-            sampler_arg=self._shared.telemetry.sampler_arg,
-            logs=self._shared.telemetry.logs,
-            app_dir=self._shared.app_dir,
-            generation=self.generation,
-            identity_key=start.identity_key or self._shared.identity_key,
-            asserts_to=self._shared.accepting(self.name),
-            life=shard.member.life,
-        )
-        if start.change is not None:
-            setup.change.CopyFrom(start.change)
-        if start.links is not None:
-            setup.links.CopyFrom(links_to_proto(start.links))
-        if self._shared.lives is not None:
-            self._shared.lives.add_fence(setup)
-        return setup
+        shard.settings.generation = self.service_settings.generation
+        return setup_message(self.name, self.settings, shard, start, self._shared)
 
     # Drain, restart, end
 

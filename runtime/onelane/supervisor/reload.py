@@ -111,7 +111,7 @@ class Reloader:
         except NotChanged as error:
             return ReloadOutcome(scalings, faults=[str(error)])
         for app, config in new_settings:
-            await app.commit(config)
+            await app.service_settings.commit(config)
         return ReloadOutcome(changed + scalings, needs_restart)
 
     async def _scale(self, app: AppSupervisor, new: Config) -> list[str]:
@@ -143,7 +143,7 @@ async def _objections(new_settings: NewSettings) -> list[str]:
     faults: list[str] = []
 
     async def propose(app: AppSupervisor, config: Mapping[str, Any]) -> None:
-        faults.extend(await app.propose(config, ANSWER_S))
+        faults.extend(await app.service_settings.propose(config, ANSWER_S))
 
     async with anyio.create_task_group() as tasks:
         for app, config in new_settings:

@@ -25,17 +25,18 @@ from onelane.core import addresses
 from onelane.core.placement import Placement
 from onelane.errors import NotThere, OnelaneError, first_of
 from onelane.supervisor import descriptors
-from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
+from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.app_sockets import AppSockets, longest_socket_name
 from onelane.supervisor.cold_start import ColdStart, StartStopped
 from onelane.supervisor.collection import Collections
 from onelane.supervisor.guard import guarded, guarded_for_ever
 from onelane.supervisor.launcher import Launcher, RunningShard
 from onelane.supervisor.leased_lives import LeasedLives
-from onelane.supervisor.placing import Placing
+from onelane.supervisor.placing import PlacedApp, Placing
 from onelane.supervisor.reload import FileDifferences, Reloader, ReloadOutcome
 from onelane.supervisor.restarts import NotRestarted
 from onelane.supervisor.shard_state import REPORTING, ShardEvent
+from onelane.supervisor.shared_resources import SharedResources, TelemetryOptions
 from onelane.supervisor.socket_folder import socket_folder
 from onelane.supervisor.store_status import is_failing, store_status
 from onelane.supervisor.supervised_shard import SupervisedShard
@@ -129,7 +130,7 @@ class Supervisor:
 
         return ClusterMember(settings, self.config.apps, self._lives)
 
-    def _place(self, app: AppSupervisor) -> Placing:
+    def _place(self, app: PlacedApp) -> Placing:
         # Only with a cluster.
         from onelane.supervisor.cluster_placing import ClusterPlacing
 

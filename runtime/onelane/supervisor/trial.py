@@ -12,9 +12,10 @@ import anyio
 from onelane.config import Config
 from onelane.core import addresses
 from onelane.core.placement import Member, Placement
-from onelane.supervisor.app import AppSupervisor, SharedResources, TelemetryOptions
+from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.launcher import Launcher, ProcessLauncher
 from onelane.supervisor.placing import Start
+from onelane.supervisor.shared_resources import SharedResources, TelemetryOptions
 from onelane.telemetry.collector.collector import Collector
 from onelane.v1 import control_pb2
 
