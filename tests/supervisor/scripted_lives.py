@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from onelane.core.lease import Fence
 
@@ -16,7 +15,6 @@ class ScriptedLives:
         self.fences: dict[int, Fence] = {}
         """Of the lives that run, by their lease."""
         self.ended: list[int] = []
-        self.announce: Callable[[Any], object] = lambda _: None
 
     async def start(self, lease_id: int, until: float) -> None:
         self.fences[lease_id] = Fence(lease_id, until)

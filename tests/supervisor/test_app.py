@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -18,6 +19,8 @@ from onelane.supervisor import app as app_module
 from onelane.supervisor import supervised_shard
 from onelane.supervisor.app import AppSupervisor, ShardFailed
 from onelane.supervisor.shard_state import ShardState
+from onelane.supervisor.supervised_shard import Incarnation
+from onelane.telemetry.collector.sequence import ReportSequence
 from onelane.v1 import control_pb2
 
 from tests.bounds import BOUND_S
@@ -312,3 +315,24 @@ async def test_a_drain_is_bounded(tmp_path: Path) -> None:
         assert caught.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
         assert await asyncio.to_thread(cluster.process.wait, 30) == 0
         await where.close()
+
+
+async def test_what_is_delivered_while_a_shard_is_sent_what_came_before_it_was_ready_comes_after_that() -> None:
+    """A change of placement is told in order, also to a life whose line has no room for a while."""
+    sent: list[int] = []
+
+    async def send(message: control_pb2.ToShard) -> None:
+        sent.append(message.collect)
+        await settle()
+
+    running: Any = SimpleNamespace(control=SimpleNamespace(send=send))
+    incarnation = Incarnation(running, ReportSequence(1))
+    for number in (1, 2, 3):
+        await incarnation.deliver(control_pb2.ToShard(collect=number))
+    incarnation.is_ready = True
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(incarnation.send_deferred())
+        await asyncio.sleep(0)
+        tasks.create_task(incarnation.deliver(control_pb2.ToShard(collect=4)))
+    await incarnation.deliver(control_pb2.ToShard(collect=5))
+    assert sent == [1, 2, 3, 4, 5]

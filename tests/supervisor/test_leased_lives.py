@@ -141,15 +141,3 @@ async def test_an_app_that_is_stopped_while_it_waits_for_the_lease_ends_at_once(
     await asyncio.wait_for(leased.supervising, 4)
     assert leased.kinds() in ([], ["stop"])
     assert leased.shard.state is ShardState.STOPPED
-
-
-async def test_the_lives_that_are_ready_are_announced_as_they_come_and_go(leased: Leased) -> None:
-    announced: list[list[int]] = []
-    leased.lives.announce = lambda apps: announced.append([member.life for member in apps["echo"]])
-    await leased.lives.start(7, 100.0)
-    await settle()
-    await leased.become_ready()
-    leased.process.end("signal SIGKILL")
-    await settle()
-    await leased.become_ready()
-    assert announced == [[1], [], [2]]

@@ -150,8 +150,6 @@ class AppSupervisor:
         if shard.incarnation is not None:
             with anyio.move_on_after(SHARD_END_S):
                 await shard.incarnation.running.wait()
-        if self._shared.lives is not None:
-            self._shared.lives.changed()
         self._follow_change(shard)
         self.placing.died(shard)
 
@@ -266,7 +264,6 @@ class AppSupervisor:
             self.start_soon(self.restarts.bring_back, shard)
         await self.lane_watch.inform(shard)
         if self._shared.lives is not None:
-            self._shared.lives.changed()
             await self._shared.lives.inform(shard)
         await self.service_settings.bring_up_to_date(shard)
 

@@ -5,14 +5,13 @@ Promises: no process gets its setup without a lease; when `end` returns, no proc
 end is no crash of a shard: the next process starts under the next lease.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.abc
 
 from onelane.cluster.control import fence_to_proto
-from onelane.core.placement import Member
 from onelane.supervisor.launcher import RunningShard
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.v1 import control_pb2
@@ -40,8 +39,6 @@ class LeasedLives:
         self._start_soon = start_soon
         self._fence: Fence | None = None
         self._granted = anyio.Event()
-        self.announce: Callable[[Mapping[str, tuple[Member, ...]]], object] = lambda _: None
-        """Tells the other machines which lives run, by their app."""
 
     # For the machine
 
@@ -87,10 +84,6 @@ class LeasedLives:
         """Have the setup of a process say until when it may serve."""
         assert self._fence is not None, "no process starts without a lease"
         setup.fence.CopyFrom(fence_to_proto(self._fence))
-
-    def changed(self) -> None:
-        """A process has become ready, or has ended."""
-        self.announce({app.name: tuple(shard.member for shard in app.all_shards if shard.is_up) for app in self._apps})
 
     async def inform(self, shard: SupervisedShard) -> None:
         """Tell the present process of a shard until when it may serve. One that is not ready is told when it is."""

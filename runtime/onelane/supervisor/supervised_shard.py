@@ -50,11 +50,18 @@ class Incarnation:
             await self.running.control.send(message)
 
     async def deliver(self, message: control_pb2.ToShard) -> None:
-        """As `send`; but a process that is not ready yet gets the message once it is, however long that takes."""
-        if self.is_ready:
+        """As `send`; but a process that is not ready yet gets the message once it is, however long that takes. Messages
+        come in the order in which they are delivered."""
+        if self.is_ready and not self.deferred:
             await self.send(message)
         else:
             self.deferred.append(message)
+
+    async def send_deferred(self) -> None:
+        """It is ready: send it what came for it meanwhile, and while that is sent."""
+        while self.deferred:
+            await self.send(self.deferred[0])
+            self.deferred.pop(0)
 
     def kill(self) -> None:
         """End it at once, and wake the tasks that wait for its drain or its end."""
@@ -206,9 +213,7 @@ class SupervisedShard:
     async def send_deferred(self) -> None:
         """The present incarnation is ready: send it what came for it meanwhile, in order."""
         if self.incarnation is not None:
-            deferred, self.incarnation.deferred = self.incarnation.deferred, []
-            for message in deferred:
-                await self.incarnation.send(message)
+            await self.incarnation.send_deferred()
 
     async def send(self, message: control_pb2.ToShard) -> None:
         """Send a message to the present incarnation, if there is one."""
