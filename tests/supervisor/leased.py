@@ -6,6 +6,7 @@ from typing import Any
 from onelane.cli.entry import main
 from onelane.config import Config
 from onelane.core.cluster_settings import ClusterSettings
+from onelane.core.validation import from_json, to_json
 from onelane.supervisor import supervisor
 
 from tests.etcd import EtcdServer
@@ -24,14 +25,14 @@ def settings_of(server: EtcdServer, **settings: Any) -> ClusterSettings:
 def environment_of(settings: ClusterSettings) -> dict[str, str]:
     """The environment in which MODULE joins the cluster."""
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
-    return {SETTINGS: settings.model_dump_json(), "PYTHONPATH": path}
+    return {SETTINGS: to_json(settings), "PYTHONPATH": path}
 
 
 class LeasedSupervisor(supervisor.Supervisor):
     """Joins the cluster."""
 
     def __init__(self, config: Config, *arguments: Any, **options: Any) -> None:
-        settings = ClusterSettings.model_validate_json(os.environ[SETTINGS])
+        settings = from_json(ClusterSettings, os.environ[SETTINGS])
         super().__init__(config, *arguments, cluster=settings, **options)
 
 

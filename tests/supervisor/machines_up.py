@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Machines:
         self._certificates.issue(machine)
         files = self._certificates.files(machine)
         tls = ClusterTls(ca=files.ca, cert=files.cert, key=files.key)
-        return settings.model_copy(update={"insecure": False, "tls": tls})
+        return replace(settings, insecure=False, tls=tls)
 
     @contextmanager
     def up(self, machine: str, shards: int = 1, *more: str) -> Iterator[RunningApp]:

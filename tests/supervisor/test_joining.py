@@ -15,11 +15,10 @@ from onelane.cluster.coordination.etcd import EtcdStore
 from onelane.cluster.machines import ClusterKeys, JoinRefused, MachineRecord, record_bytes
 from onelane.config import App
 from onelane.core.cluster_settings import ClusterSettings, ClusterTls
-from onelane.core.validation import checked
+from onelane.core.validation import Secret, checked
 from onelane.errors import BadConfig
 from onelane.supervisor.cluster_member import ClusterMember
 from onelane.supervisor.joining import record_of, settings_digest
-from pydantic import SecretStr
 
 from tests.etcd import EtcdServer, etcd
 from tests.supervisor.leased import settings_of
@@ -75,7 +74,7 @@ def test_the_authority_of_links_is_known_by_its_certificates_in_any_order(tmp_pa
         file = tmp_path / "ca.pem"
         file.write_bytes(b"# a comment\n" + b"".join(authority.cert_pem.bytes() for authority in authorities))
         tls = ClusterTls(ca=str(file), cert="", key="")
-        return record_of(LOCAL.model_copy(update={"tls": tls}), {}).trust
+        return record_of(replace(LOCAL, insecure=False, tls=tls), {}).trust
 
     authority, other = trustme.CA(), trustme.CA()
     assert trust_of(authority, other) == trust_of(other, authority)
@@ -86,7 +85,7 @@ def test_the_authority_of_links_is_known_by_its_certificates_in_any_order(tmp_pa
 def test_a_file_of_the_authority_that_cannot_be_used_is_told_by_its_setting(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "ca.pem").write_text(text)
-    settings = LOCAL.model_copy(update={"tls": ClusterTls(ca=f"{tmp_path}/ca.pem", cert="", key="")})
+    settings = replace(LOCAL, insecure=False, tls=ClusterTls(ca=f"{tmp_path}/ca.pem", cert="", key=""))
     with pytest.raises(BadConfig, match=r"tls\.ca: .*ca\.pem"):
         record_of(settings, {})
 
@@ -126,7 +125,7 @@ async def put_record(settings: ClusterSettings, record: MachineRecord, value: by
 
 
 async def test_a_machine_whose_app_has_other_settings_is_refused_by_the_names_of_both(server: EtcdServer) -> None:
-    settings = settings_of(server, machine="b").model_copy(update={"name": "settings"})
+    settings = replace(settings_of(server, machine="b"), name="settings")
     await put_record(settings, replace(record_of(settings, {"echo": app_of()}), name="a"))
     reason = await refusal_of(settings, points=64)
     assert reason == (
@@ -135,7 +134,7 @@ async def test_a_machine_whose_app_has_other_settings_is_refused_by_the_names_of
 
 
 async def test_a_machine_of_another_cluster_of_this_name_is_refused(server: EtcdServer) -> None:
-    settings = settings_of(server, machine="b").model_copy(update={"name": "authority"})
+    settings = replace(settings_of(server, machine="b"), name="authority")
     await put_record(settings, replace(record_of(settings, {}), name="a", trust="sha256:1"))
     reason = await refusal_of(settings)
     assert "machine 'a' trusts another authority (cluster.tls.ca)" in reason
@@ -143,7 +142,7 @@ async def test_a_machine_of_another_cluster_of_this_name_is_refused(server: Etcd
 
 
 async def test_a_release_that_cannot_read_the_records_of_another_says_so(server: EtcdServer) -> None:
-    settings = settings_of(server, machine="b").model_copy(update={"name": "releases"})
+    settings = replace(settings_of(server, machine="b"), name="releases")
     newer = b'{"version": 9, "oldest_reader": 9, "machine": {"name": "a", "release": "9.0.0"}}'
     await put_record(settings, replace(record_of(settings, {}), name="a"), newer)
     reason = await refusal_of(settings)
@@ -156,7 +155,7 @@ async def test_a_wrong_password_of_etcd_is_refused_in_its_words() -> None:
         for request in ("user/add", "user/grant"):
             server.ask(f"auth/{request}", '{"name": "root", "user": "root", "password": "right", "role": "root"}')
         server.ask("auth/enable", "{}")
-        user = {"etcd_user": "root", "etcd_password": SecretStr("wrong")}
+        user = {"etcd_user": "root", "etcd_password": Secret("wrong")}
         reason = await refusal_of(settings_of(server, machine="b", **user))
     assert "authentication failed" in reason
     assert "wrong" not in reason

@@ -5,10 +5,13 @@ Not yet a part of the file: decision 0031 has the order in which the parts come.
 
 import ipaddress
 import re
-from typing import Annotated, Self
+from dataclasses import dataclass
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from annotated_types import Ge, Le, MaxLen, MinLen
+
+from onelane.core.validation import NO_SECRET, Check, Checked, Convert, Secret
 
 CLUSTER_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 MACHINE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
@@ -54,10 +57,13 @@ def _etcd_url(text: str) -> str:
     return text
 
 
-class ClusterTls(BaseModel):
-    """PEM files of one side of mutual TLS."""
+def _urls(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterTls(Checked):
+    """PEM files of one side of mutual TLS."""
 
     ca: str
     """The authority that has signed the certificates of the others."""
@@ -67,10 +73,9 @@ class ClusterTls(BaseModel):
     """The private key of `cert`."""
 
 
-class EtcdTls(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class EtcdTls(Checked):
     """PEM files for https to etcd."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ca: str | None = None
     """The authority that has signed etcd's certificates; without it, the system's."""
@@ -79,33 +84,30 @@ class EtcdTls(BaseModel):
     key: str | None = None
     """The private key of `cert`."""
 
-    @model_validator(mode="after")
-    def _has_both(self) -> Self:
+    def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
             raise ValueError("cert and key: expected both or none")
-        return self
 
 
-class ClusterSettings(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings(Checked):
     """The machines that share the keys of all apps of the file. In the file: `[cluster]`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Annotated[str, AfterValidator(_cluster_name)]
+    name: Annotated[str, Check(_cluster_name)]
     """The same on all machines of a cluster, and another one for each cluster of an etcd."""
-    etcd: Annotated[tuple[Annotated[str, AfterValidator(_etcd_url)], ...], Field(min_length=1, max_length=16)]
-    """The client addresses of etcd's members."""
+    etcd: Annotated[tuple[Annotated[str, Check(_etcd_url)], ...], MinLen(1), MaxLen(16), Convert(_urls)]
+    """The client addresses of etcd's members; in an environment variable with commas between them."""
     etcd_user: str = ""
     """Where etcd has users; it needs to read and write keys that begin with `/onelane/NAME/`."""
-    etcd_password: SecretStr = SecretStr("")
+    etcd_password: Secret = NO_SECRET
     """Of `etcd_user`."""
     etcd_tls: EtcdTls | None = None
     """For addresses of https."""
-    machine: Annotated[str, AfterValidator(_machine_name)] = ""
+    machine: Annotated[str, Check(_machine_name)] = ""
     """The name of this machine, unique in the cluster; without it, the host's."""
-    advertise: Annotated[str, AfterValidator(_reachable_host)]
+    advertise: Annotated[str, Check(_reachable_host)]
     """The IP address or host name by which the other machines reach this one."""
-    lease_s: Annotated[int, Field(ge=2, le=60)] = 5
+    lease_s: Annotated[int, Ge(2), Le(60)] = 5
     """Seconds after which a machine that etcd does not hear of is given up, and its keys are served elsewhere. It stops
     by itself after four fifths of them."""
     tls: ClusterTls | None = None
@@ -113,8 +115,9 @@ class ClusterSettings(BaseModel):
     insecure: bool = False
     """Links between machines, and to etcd, without TLS: whoever can reach them can read and change all state."""
 
-    @model_validator(mode="after")
-    def _is_secure(self) -> Self:
+    def __post_init__(self) -> None:
+        if bool(self.etcd_user) != bool(self.etcd_password.text):
+            raise ValueError("etcd_user and etcd_password: expected both or none")
         if self.insecure and self.tls is not None:
             raise ValueError("insecure = true and [cluster.tls]: expected one of them")
         if not self.insecure and self.tls is None:
@@ -125,13 +128,6 @@ class ClusterSettings(BaseModel):
         far = [url for url in plain if not _is_loopback(urlsplit(url).hostname or "")]
         if far and not self.insecure:
             raise ValueError(f"{far[0]} is not https: who can reach this etcd owns the cluster (or insecure = true)")
-        return self
-
-    @model_validator(mode="after")
-    def _has_user_and_password(self) -> Self:
-        if bool(self.etcd_user) != bool(self.etcd_password.get_secret_value()):
-            raise ValueError("etcd_user and etcd_password: expected both or none")
-        return self
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 """How etcd is reached, by `[cluster]`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ LOCAL = ClusterSettings(name="arena", etcd=("http://127.0.0.1:2379",), advertise
 
 
 def with_tls(**files: str) -> ClusterSettings:
-    return LOCAL.model_copy(update={"etcd": ("https://127.0.0.1:2379",), "etcd_tls": EtcdTls(**files)})
+    return replace(LOCAL, etcd=("https://127.0.0.1:2379",), etcd_tls=EtcdTls(**files))
 
 
 def test_two_requests_that_are_not_answered_are_over_before_lives_are_fenced() -> None:

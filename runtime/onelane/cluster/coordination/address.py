@@ -17,7 +17,7 @@ def etcd_address(settings: ClusterSettings) -> EtcdAddress:
     return EtcdAddress(
         endpoints=settings.etcd,
         user=settings.etcd_user,
-        password=settings.etcd_password.get_secret_value(),
+        password=settings.etcd_password.text,
         tls=None if settings.etcd_tls is None else _context(settings.etcd_tls),
         timeout_s=settings.lease_s / REQUESTS_IN_A_LEASE,
         quiet_s=settings.lease_s,
