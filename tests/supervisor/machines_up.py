@@ -35,8 +35,8 @@ class Machines:
         settings = settings_of(self.server, machine=machine, lease_s=LEASE_S)
         if self._certificates is None:
             return settings
-        self._certificates.issue(machine)
-        files = self._certificates.files(machine)
+        files = self._certificates.links(machine).files
+        assert files is not None
         tls = ClusterTls(ca=files.ca, cert=files.cert, key=files.key)
         return replace(settings, insecure=False, tls=tls)
 
