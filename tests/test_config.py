@@ -152,3 +152,37 @@ def test_a_variable_that_contradicts_the_file_shows_no_value_of_it(tmp_path: Pat
 
 def test_a_configuration_shows_its_token_in_no_repr(tmp_path: Path) -> None:
     assert "swordfish" not in repr(load(tmp_path, f'admin_token = "swordfish"\n{GOOD}'))
+
+
+CLUSTER = """
+[cluster]
+name = "arena"
+etcd = ["https://10.0.0.5:2379"]
+advertise = "10.0.0.11"
+tls = { ca = "ca.pem", cert = "a.pem", key = "a.key" }
+"""
+
+
+def test_a_cluster_is_read_and_its_variables_override_it(tmp_path: Path) -> None:
+    cluster = load(tmp_path, GOOD + CLUSTER, ONELANE_CLUSTER__ETCD="https://a:1,https://b:2").cluster
+    assert cluster is not None
+    assert (cluster.name, cluster.etcd, cluster.lease_s) == ("arena", ("https://a:1", "https://b:2"), 5)
+    assert cluster.tls is not None
+    assert cluster.tls.cert == "a.pem"
+    assert load(tmp_path, GOOD).cluster is None
+
+
+def test_faults_of_a_cluster_are_told_with_their_key_and_without_its_password(tmp_path: Path) -> None:
+    text = CLUSTER.replace("arena", "Arena") + 'etcd_password = "hunter2"\nmashine = "a"\n'
+    with pytest.raises(BadConfig) as caught:
+        load(tmp_path, GOOD + text)
+    told = "\n".join(caught.value.faults)
+    assert "cluster.name" in told
+    assert "expected 1 to 63 of a-z" in told
+    assert "cluster.mashine" in told
+    assert "machine" in told.replace("mashine", "")
+    assert "hunter2" not in told
+    with pytest.raises(BadConfig) as caught:
+        load(tmp_path, GOOD + CLUSTER.replace("//10.", "//root:hunter2@10."))
+    assert "etcd_user and etcd_password are for these" in str(caught.value.faults)
+    assert "hunter2" not in str(caught.value.faults)

@@ -37,6 +37,11 @@ CHECKS = {
     "_role": "a role",
     "_granted_role": "a role",
     "_certificate_name": "a name of a certificate",
+    "_cluster_name": "1 to 63 of a-z, 0-9 and -",
+    "_machine_name": "letters, digits, dots, - and _",
+    "_reachable_host": "an IP address or the name of a host",
+    "_etcd_url": "`https://host:port`",
+    "_urls": "a list of `https://host:port`",
 }
 """A function that checks a value → what it accepts."""
 TYPES = {

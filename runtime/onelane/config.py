@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from onelane.core import addresses, redaction
 from onelane.core.auth_settings import AuthSettings
+from onelane.core.cluster_settings import ClusterSettings
 from onelane.core.service_config import ServiceConfig
 from onelane.core.state_settings import StateSettings
 from onelane.core.validation import Check, Checked, changed, checked
@@ -369,6 +370,8 @@ class Config(Checked):
     """Export each metric series once per shard, with the attribute `onelane.shard`; if false, their sum per app."""
     peers: Mapping[str, PeerTarget] = field(default_factory=dict)
     """Name → host:port of apps outside of this file, for `shard.stub(…, to=NAME)`."""
+    cluster: ClusterSettings | None = None
+    """The machines that share the keys of all apps of this file; without it, this one alone has them."""
 
     @property
     def has_console(self) -> bool:
@@ -511,7 +514,7 @@ def _overrides(environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
     return {
         tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")): name
         for name in sorted(environment)
-        if name.startswith(ENVIRONMENT_PREFIX + "APPS__") or name in OVERRULED
+        if name.startswith((ENVIRONMENT_PREFIX + "APPS__", ENVIRONMENT_PREFIX + "CLUSTER__")) or name in OVERRULED
     }
 
 
@@ -556,7 +559,9 @@ def _value(text: str) -> Any:
         return text
 
 
-_APP_SETTINGS, _FILE_SETTINGS = ({setting.name for setting in fields(kind)} for kind in (App, Config))
+_APP_SETTINGS, _FILE_SETTINGS, _CLUSTER_SETTINGS = (
+    {setting.name for setting in fields(kind)} for kind in (App, Config, ClusterSettings)
+)
 _OPEN_SETTINGS = (_APP_SETTINGS | _FILE_SETTINGS) - {"admin_token"}
 """Settings of the file whose values are no secrets, whatever their names look like: max_key_bytes."""
 
@@ -582,7 +587,7 @@ def _fault(error: Any) -> tuple[list[str], str]:
     place = [str(part) for part in error["loc"] if part not in ("literal['auto']", "constrained-int", "int")]
     problem = error["msg"].removeprefix("Value error, ")
     if error["type"] == "unexpected_keyword_argument":
-        known = _APP_SETTINGS if place[0] == "apps" else _FILE_SETTINGS
+        known = {"apps": _APP_SETTINGS, "cluster": _CLUSTER_SETTINGS}.get(place[0], _FILE_SETTINGS)
         from difflib import get_close_matches
 
         near = get_close_matches(place[-1], known, n=1)
@@ -602,7 +607,9 @@ def _seen(place: list[str], error: Any) -> str:
     if not place or (error["type"] == "value_error" and not isinstance(value, str | int | float)):
         return ""
     names = place[2:] if place[0] == "apps" else place
-    is_secret = names[:1] == ["config"] or redaction.looks_secret(name for name in names if name not in _OPEN_SETTINGS)
+    # A url may have a password, which is not for there.
+    is_secret = names[:1] == ["config"] or (place[:2] == ["cluster", "etcd"] and "@" in str(value))
+    is_secret = is_secret or redaction.looks_secret(name for name in names if name not in _OPEN_SETTINGS)
     return f", seen {redaction.shown(value, is_secret=is_secret)}"
 
 

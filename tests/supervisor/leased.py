@@ -33,7 +33,7 @@ class LeasedSupervisor(supervisor.Supervisor):
 
     def __init__(self, config: Config, *arguments: Any, **options: Any) -> None:
         settings = from_json(ClusterSettings, os.environ[SETTINGS])
-        super().__init__(config, *arguments, cluster=settings, **options)
+        super().__init__(config, *arguments, **options | {"cluster": settings})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import anyio
 from onelane import config
 from onelane.cli import init_process, standard_streams
 from onelane.cli.admin_client import printable
-from onelane.errors import OnelaneError, PortTaken, first_of
+from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
 from onelane.secret_files import kept_from_children
 from onelane.supervisor import descriptors, server_process
 from onelane.supervisor.forks import ForkServer
@@ -96,6 +96,10 @@ def _run_in(
 
     first = read()
     first.check_addresses()
+    if first.cluster is not None:
+        raise BadConfig(
+            str(options.file), ["cluster: this release does not run apps on several machines yet; remove it"]
+        )
     logs.install(environment)
     for warning in warnings_of(first, environment):
         log.warning("config.warning %s", warning)
@@ -161,6 +165,7 @@ async def _serve(
         telemetry=exports.telemetry_options(environment),
         read=read,
         accepts_missing_state=options.accepts_missing_state,
+        cluster=first.cluster,
     )
     ready = anyio.Event()
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:

@@ -1,13 +1,12 @@
 """`[cluster]`: the machines that run the apps of this file together, and the etcd on which they agree. Pure.
 
-Not yet a part of the file: decision 0031 has the order in which the parts come.
+Not yet to be run: decision 0031 has the order in which the parts come.
 """
 
 import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le, MaxLen, MinLen
 
@@ -44,6 +43,9 @@ def _reachable_host(text: str) -> str:
 
 
 def _etcd_url(text: str) -> str:
+    # Only with a cluster.
+    from urllib.parse import urlsplit
+
     try:
         url = urlsplit(text)
         port = url.port
@@ -125,12 +127,15 @@ class ClusterSettings(Checked):
         plain = [url for url in self.etcd if url.startswith("http:")]
         if plain and self.etcd_tls is not None:
             raise ValueError(f"etcd_tls is set, and {plain[0]} is not https")
-        far = [url for url in plain if not _is_loopback(urlsplit(url).hostname or "")]
+        far = [url for url in plain if not _is_loopback(url)]
         if far and not self.insecure:
             raise ValueError(f"{far[0]} is not https: who can reach this etcd owns the cluster (or insecure = true)")
 
 
-def _is_loopback(host: str) -> bool:
+def _is_loopback(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
