@@ -113,6 +113,7 @@ TESTED_BY = {
     "supervisor/service_settings": "supervisor/test_app",
     "supervisor/setup_message": "supervisor/test_app",
     "supervisor/shared_resources": "supervisor/test_app",
+    "supervisor/link_socket": "supervisor/test_cluster_placing",
     "supervisor/cluster_pins": "supervisor/test_cluster_placing_processes",
     "supervisor/placing": "supervisor/test_changes",
     "supervisor/own_placing": "supervisor/test_changes",

@@ -4,8 +4,6 @@ What its supervisor wants, and what its lives report, goes to `placed_lives`; wh
 entry each life has the address of its link; a shard is told the paths of its siblings on this machine in their place.
 """
 
-import errno
-import ipaddress
 import logging
 import socket
 import time
@@ -22,10 +20,11 @@ from onelane.cluster.machines import AppPart, ClusterView, MachineRecord
 from onelane.core.machine_links import LinkAddress, MachineLinks
 from onelane.core.placement import Member, Placement
 from onelane.core.placement_change import Gone, Prepare, Reborn
-from onelane.server.sockets import BACKLOG, listening
+from onelane.server.sockets import listening
 from onelane.server.unix_sockets import ListeningPath
 from onelane.supervisor.change_trace import ChangeTrace
 from onelane.supervisor.cluster_pins import ClusterPins
+from onelane.supervisor.link_socket import listening_at
 from onelane.supervisor.placed_lives import PlacedLives
 from onelane.supervisor.placing import CHANGE_MARGIN_S, ChangePlan, PlacedApp, Start
 from onelane.supervisor.shard_state import ShardEvent, ShardState
@@ -171,7 +170,7 @@ class ClusterPlacing:
 
     def more_sockets(self, shard: SupervisedShard) -> Sequence[socket.socket]:
         if shard.link is None:
-            shard.link = _listening_at(self._cluster.advertise)
+            shard.link = listening_at(self._cluster.advertise)
             port = shard.link.getsockname()[1]
             shard.link_address = str(LinkAddress(self._cluster.name, self._cluster.advertise, port))
         return (shard.link,)
@@ -369,32 +368,6 @@ class _Line:
 
     async def leave(self) -> None:
         self._placing.leave_place(self._shard)
-
-
-def _listening_at(advertised: str) -> socket.socket:
-    """A socket for links on a free port: at the address that others are told, where this machine has it itself."""
-    try:
-        host = str(ipaddress.ip_address(advertised.strip("[]")))
-    except ValueError:
-        host = ""
-    try:
-        sock = _listening(host)
-    except OSError as error:
-        if not host or error.errno != errno.EADDRNOTAVAIL:
-            raise
-        # Such as an address of the host of a container.
-        sock = _listening("::" if ":" in host else "0.0.0.0")
-    sock.setblocking(False)
-    return sock
-
-
-def _listening(host: str) -> socket.socket:
-    if host:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, 0), family=family, backlog=BACKLOG)
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    return socket.create_server(("", 0), family=family, backlog=BACKLOG, dualstack_ipv6=both)
 
 
 async def _cancel_after(wait: Callable[[], Awaitable[Any]], scope: anyio.CancelScope) -> None:
