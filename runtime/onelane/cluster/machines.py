@@ -72,6 +72,8 @@ class MachineRecord:
     """By app."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """App → a digest of the settings that decide who owns a key, and where it is kept."""
+    admin: str = ""
+    """The URL of the page of its supervisor; "" where other machines cannot reach it."""
 
 
 @dataclass(frozen=True, slots=True)
