@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
+from hypothesis import given
+from hypothesis import strategies as st
 from onelane.cluster.coordination import Snapshot, StoredEntry
 from onelane.cluster.machines import AppPart, ClusterKeys, ClusterView, MachineRecord, record_bytes
 from onelane.cluster.overview import MachineState, ShardPlace, machine_row, overview_of, overview_row, states_of
@@ -102,6 +104,12 @@ def test_a_machine_without_a_link_address_is_missing_without_a_name() -> None:
     ]
 
 
+def test_the_name_of_a_shard_has_its_machine() -> None:
+    named = replace(B0, name="b/lobby-0", socket="/run/b.sock")
+    _, b = overview_of(view(A, app=replace(PLACED, placement=Placement(7, (A0, A1, named))))).machines
+    assert (b.name, b.state) == ("b", MachineState.MISSING)
+
+
 def test_a_machine_that_an_operator_forgets_says_so_with_its_record_and_without() -> None:
     for records in ((A, B), (A,)):
         _, b = overview_of(view(*records, forgotten__200=b"5.0")).machines
@@ -149,6 +157,26 @@ def test_a_death_in_a_change_and_a_stand_in_are_told() -> None:
     assert [machine.name for machine in overview.machines] == ["a", "b", "c"]
 
 
+@given(st.data())
+def test_a_change_waits_for_the_lives_that_its_coordinator_waits_for(data: st.DataObject) -> None:
+    lives = [member.life for member in (A0, A1, B0, C0)]
+    dead = data.draw(st.lists(st.sampled_from(lives), unique=True))
+    newer = replace(C0, life=30)
+    deaths = tuple(Death(life, newer if life == C0.life and data.draw(st.booleans()) else None) for life in dead)
+    reports = [tuple(data.draw(st.sets(st.sampled_from([*lives, 30])))) for _ in range(2)]
+    entry = replace(CHANGING, deaths=deaths)
+    change, _ = entry.change()
+    for life in reports[0]:
+        change.departed(life)
+    for life in reports[1]:
+        change.arrived(life)
+    reporting = replace(A, parts=part(8, departed=reports[0], arrived=reports[1]))
+    shown = overview_of(view(reporting, B, C, app=entry)).apps[0].change
+    expected = {9: B0, 3: A0, 4: A1, 12: C0, 30: newer}
+    assert shown is not None
+    assert [place.shard for place in shown.waits_for] == sorted(expected[life].name for life in change.waits_for())
+
+
 def test_what_changes_is_said_in_words() -> None:
     newer = replace(A1, life=20)
     change = replace(PLACED, following=Placement(8, (A0, newer, C0), pins={"k": "lobby-a0"}))
@@ -190,6 +218,7 @@ def test_as_json_it_has_one_shape() -> None:
                     "what": "lobby-c0 joins",
                     "from": 7,
                     "to": 8,
+                    "since_s": None,
                     "waits_for": [
                         {"name": "lobby-a0", "machine": "a"},
                         {"name": "lobby-a1", "machine": "a"},
@@ -216,5 +245,6 @@ def test_as_json_it_has_one_shape() -> None:
         "lease_s": 5.0,
         "lease_left_s": None,
         "apps": {"lobby": [{"name": "lobby-b0", "life": 9, "address": "10.0.0.12:50150", "placed": True}]},
+        "since_s": None,
         "fault": "",
     }

@@ -35,6 +35,7 @@ TESTED_BY = {
     "cli/page_calls": "supervisor/admin/test_call_console",
     "cli/turns": "supervisor/admin/test_turn_commands",
     "shard/held_turns": "supervisor/admin/test_turn_commands",
+    "supervisor/cluster_metrics": "supervisor/test_cluster_watch",
     "supervisor/store_status": "supervisor/admin/test_page_durable",
     "supervisor/turn_questions": "supervisor/admin/test_turn_commands",
     "cli/placement": "supervisor/admin/test_placement_commands",

@@ -18,7 +18,7 @@ from onelane.core.cluster_settings import ClusterSettings, ClusterTls
 from onelane.core.validation import Secret, checked
 from onelane.errors import BadConfig
 from onelane.supervisor.cluster_member import ClusterMember
-from onelane.supervisor.joining import record_of, settings_digest
+from onelane.supervisor.joining import page_url, record_of, settings_digest
 
 from tests.etcd import EtcdServer, etcd
 from tests.running_app import echo, run_to_end
@@ -49,6 +49,23 @@ def test_the_record_has_the_name_the_release_and_a_start_of_its_own() -> None:
     assert first.release
     assert first.start != second.start
     assert first.settings == second.settings
+
+
+@pytest.mark.parametrize(
+    ("admin", "is_tls", "page"),
+    [
+        ("127.0.0.1:9464", False, ""),
+        ("[::1]:9464", False, ""),
+        ("unix:/run/onelane.sock", False, ""),
+        ("10.0.0.1:9464", True, "https://10.0.0.1:9464"),
+        ("0.0.0.0:9464", False, "http://b.internal:9464"),
+        ("[::]:9464", True, "https://b.internal:9464"),
+    ],
+)
+def test_the_record_has_the_url_of_a_page_that_others_can_reach(admin: str, is_tls: bool, page: str) -> None:
+    assert page_url(admin, "b.internal", is_tls=is_tls) == page
+    assert page_url("[::]:1", "fd00::1", is_tls=False) == "http://[fd00::1]:1"
+    assert record_of(LOCAL, {}, page=page).admin == page
 
 
 def test_machines_may_differ_in_addresses_and_numbers_of_shards(tmp_path: Path) -> None:

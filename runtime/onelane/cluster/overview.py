@@ -66,6 +66,8 @@ class MachineOverview:
     lives: Mapping[str, tuple[LifeOverview, ...]] = field(default_factory=dict)
     """By app."""
     fault: str = ""
+    since_s: float | None = None
+    """How long it has been in this state, as far as the machine that was asked has seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class ChangeOverview:
     """The shards of which a life has died meanwhile."""
     stand_ins: Mapping[str, str]
     """Shard that is owed keys and does not come back → the machine that receives them in its place."""
+    since_s: float | None = None
+    """Since the machine that was asked has seen its begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,8 @@ def overview_of(view: ClusterView, lease_left_s: Mapping[int, float] | None = No
     candidate = view.coordinator()
     leads = 0 if candidate is None else candidate.lease_id
     left = lease_left_s or {}
-    apps = tuple(_App(view, name) for name in _names(view))
+    records = view.by_lease()
+    apps = tuple(_App(view, name, records) for name in _names(view, records))
     machines = [_machine(view, record, apps, leads, left) for record in view.machines()]
     machines += _missing(view, apps, left)
     return ClusterOverview(
@@ -138,10 +143,9 @@ def overview_of(view: ClusterView, lease_left_s: Mapping[int, float] | None = No
 class _App:
     """What the view has of one app."""
 
-    def __init__(self, view: ClusterView, name: str) -> None:
+    def __init__(self, view: ClusterView, name: str, records: Mapping[int, MachineRecord]) -> None:
         self.name = name
-        self._view = view
-        self._lives = AppLives(name, view.by_lease())
+        self._lives = AppLives(name, records)
         self.entry: AppEntry | None = None
         self._fault = ""
         try:
@@ -187,14 +191,9 @@ class _App:
     def _change(self, entry: AppEntry) -> ChangeOverview | None:
         if entry.following is None:
             return None
-        change, _ = entry.change()
-        departed, arrived = self._lives.reports(entry.following.epoch)
-        for life in departed:
-            change.departed(life)
-        for life in arrived:
-            change.arrived(life)
         members = {member.life: member for member in self.named()}
-        waits_for = sorted(change.waits_for() & members.keys(), key=lambda life: (members[life].name, life))
+        waiting = _waits_for(entry, entry.following, self._lives)
+        waits_for = sorted(waiting & members.keys(), key=lambda life: (members[life].name, life))
         return ChangeOverview(
             before=entry.placement.epoch,
             after=entry.following.epoch,
@@ -205,10 +204,20 @@ class _App:
         )
 
 
-def _names(view: ClusterView) -> list[str]:
+def _waits_for(entry: AppEntry, following: Placement, lives: AppLives) -> set[int]:
+    """As `PlacementChange.waits_for`, whose events each cost as much as all of this."""
+    departed, arrived = lives.reports(following.epoch)
+    dead = {death.life for death in entry.deaths}
+    followers = {death.follower.life for death in entry.deaths if death.follower is not None}
+    departing = {member.life for member in entry.placement.members} - departed
+    arriving = ({member.life for member in following.members} | followers) - arrived
+    return (departing | arriving) - dead
+
+
+def _names(view: ClusterView, records: Mapping[int, MachineRecord]) -> list[str]:
     folder = view.keys.app("")
     stored = {key.removeprefix(folder) for key in view.snapshot.entries if key.startswith(folder)}
-    return sorted(stored.union(*(record.apps for record in view.by_lease().values())))
+    return sorted(stored.union(*(record.apps for record in records.values())))
 
 
 def _machine(
@@ -271,7 +280,10 @@ def _rows(lives: Iterable[Member], owners: set[int]) -> tuple[LifeOverview, ...]
 
 
 def _machine_in(member: Member) -> str:
-    """Of a life that no record names; "" where its address does not tell."""
+    """Of a life that no record names; "" where neither its name nor its address tells."""
+    machine, slash, _ = member.name.rpartition("/")
+    if slash:
+        return machine
     try:
         return link_address_of(member.socket).machine
     except ValueError:
@@ -318,6 +330,7 @@ def machine_row(machine: MachineOverview) -> dict[str, Any]:
         "lease_s": machine.lease_s,
         "lease_left_s": machine.lease_left_s,
         "apps": apps,
+        "since_s": machine.since_s,
         "fault": machine.fault,
     }
 
@@ -334,6 +347,7 @@ def _app_row(app: AppOverview) -> dict[str, Any]:
             "what": change.what,
             "from": change.before,
             "to": change.after,
+            "since_s": change.since_s,
             "waits_for": [_place_row(place) for place in change.waits_for],
             "dead": list(change.dead),
             "stand_ins": dict(change.stand_ins),

@@ -29,6 +29,7 @@ from onelane.core.cluster_settings import ClusterSettings
 from onelane.core.machine_links import LinkFiles, MachineLinks
 from onelane.core.placement import Member, Placement
 from onelane.errors import first_of
+from onelane.supervisor.cluster_watch import ClusterWatch
 from onelane.supervisor.coordinator import Coordinator, FirstPlacement
 from onelane.supervisor.guard import guarded_for_ever
 from onelane.supervisor.joining import record_of
@@ -66,18 +67,24 @@ class FollowingApp(Protocol):
 class ClusterMember:
     """See the module. Owned by the supervisor."""
 
-    def __init__(self, settings: ClusterSettings, apps: Mapping[str, App], lives: MachineLives) -> None:
-        """Raises:
-        BadConfig: a file that the settings name cannot be used; nothing has been sent.
+    def __init__(
+        self, settings: ClusterSettings, apps: Mapping[str, App], lives: MachineLives, *, page: str = ""
+    ) -> None:
+        """page: see `record_of`.
+
+        Raises:
+            BadConfig: a file that the settings name cannot be used; nothing has been sent.
         """
-        record = record_of(settings, apps)
+        record = record_of(settings, apps, page=page)
         self.links = MachineLinks(settings.name, record.name, _link_files(settings))
         self.advertise = settings.advertise
         self._keys = ClusterKeys(settings.name)
-        self._store: CoordinationStore = EtcdStore(etcd_address(settings))
+        self._store: CoordinationStore = (store := EtcdStore(etcd_address(settings)))
         self.machine = Machine(self._store, self._keys, record, lives)
         self._apps: dict[str, FollowingApp] = {}
-        self._coordinator = Coordinator(self._store, self.machine, self._first_placement)
+        self._coordinator = coordinator = Coordinator(self._store, self.machine, self._first_placement)
+        self.watch = ClusterWatch(self.machine, refusals=lambda: coordinator.refusals, requests=lambda: store.requests)
+        """What people are told."""
         self._numbering = anyio.Lock()
 
     @property
@@ -107,6 +114,7 @@ class ClusterMember:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(guarded_for_ever, self._coordinator.run)
+                tasks.start_soon(guarded_for_ever, self.watch.run)
                 for app in self._apps.values():
                     tasks.start_soon(guarded_for_ever, app.follow)
                 await self.machine.run()

@@ -64,7 +64,7 @@ class Coordinator:
         self._sleep = sleep
         self._gone_at: dict[int, float] = {}
         """Lease that has ended → when its lives count as dead."""
-        self._refusals: dict[str, str] = {}
+        self.refusals: dict[str, str] = {}
         """App → why nothing is written of it, as it was logged."""
 
     async def run(self) -> None:
@@ -120,10 +120,10 @@ class Coordinator:
                 points=first.points,
                 first_epoch=first.epoch,
             )
-            self._refusals.pop(app, None)
+            self.refusals.pop(app, None)
         except PlacementRefused as error:
-            if self._refusals.get(app) != str(error):
-                self._refusals[app] = str(error)
+            if self.refusals.get(app) != str(error):
+                self.refusals[app] = str(error)
                 log.error("coordinator.refuses app=%s reason=%s", app, error)
             return True
         return await self._write(app, following, term) and ended == missing

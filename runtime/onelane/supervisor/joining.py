@@ -1,6 +1,7 @@
 """This machine as `[cluster]` describes it: its name, and its record."""
 
 import hashlib
+import ipaddress
 import json
 import re
 import secrets
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import onelane
 from onelane.cluster.machines import MachineRecord
-from onelane.config import App
+from onelane.config import UNIX, App
+from onelane.core import addresses
 from onelane.core.cluster_settings import ClusterSettings
 from onelane.core.validation import to_json
 from onelane.errors import BadConfig
@@ -21,8 +23,8 @@ DECISIVE = ("services", "keys", "turns", "points", "max_key_bytes")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
-def record_of(settings: ClusterSettings, apps: Mapping[str, App]) -> MachineRecord:
-    """What the other machines are to know of this one.
+def record_of(settings: ClusterSettings, apps: Mapping[str, App], *, page: str = "") -> MachineRecord:
+    """What the other machines are to know of this one. page: its URL; "" where others cannot reach it.
 
     Raises:
         BadConfig: an app cannot be a part of a cluster, or the file of `tls.ca` cannot be used.
@@ -37,6 +39,7 @@ def record_of(settings: ClusterSettings, apps: Mapping[str, App]) -> MachineReco
         start=secrets.token_hex(8),
         trust="" if settings.tls is None else _fingerprint(settings.tls.ca),
         settings={name: settings_digest(app) for name, app in apps.items()},
+        admin=page,
     )
 
 
@@ -51,6 +54,18 @@ def _unfit(name: str, app: App) -> list[str]:
     if app.pins:
         faults.append(f"{name}.pins: expected none with [cluster], whose machines share them: use `onelane pin`")
     return faults
+
+
+def page_url(admin: str, advertise: str, *, is_tls: bool) -> str:
+    """The URL of the page of this machine; "" where others cannot reach it. admin: its address, of the settings."""
+    if admin.startswith(UNIX):
+        return ""
+    host, port = addresses.split(admin)
+    if addresses.is_wildcard(host):
+        host = advertise.strip("[]")
+    elif ipaddress.ip_address(host).is_loopback:
+        return ""
+    return f"{'https' if is_tls else 'http'}://{addresses.join(host, port)}"
 
 
 def settings_digest(app: App) -> str:

@@ -95,6 +95,9 @@ class Machine:
         self._view: ClusterView | None = None
         self.changed = anyio.Event()
         """Set when there is another view; another event follows it."""
+        self.trouble = ""
+        """Why this machine has no lease, or why the last renewal has failed."""
+        self.renewals_failed = 0
 
     @property
     def view(self) -> ClusterView | None:
@@ -108,8 +111,17 @@ class Machine:
         changed.set()
 
     @property
+    def record(self) -> MachineRecord:
+        """What this machine says of itself."""
+        return self._record
+
+    @property
     def name(self) -> str:
         return self._record.name
+
+    @property
+    def cluster(self) -> str:
+        return self._keys.cluster
 
     async def run(self) -> None:
         """Join and stay, until cancelled; join again after each loss.
@@ -120,7 +132,7 @@ class Machine:
         """
         while True:
             self.lease, view = await self._join_at_last()
-            self.view = view
+            self.view, self.trouble = view, ""
             lease_id, self._has_joined = self.lease.lease_id, True
             log.info("machine.joined name=%s lease=%d", self._record.name, lease_id)
             try:
@@ -150,10 +162,12 @@ class Machine:
                 return await self._join()
             except (CoordinationUnavailable, ConditionFailed, LeaseEnded) as error:
                 log.warning("machine.waits name=%s reason=%s", self._record.name, error)
+                self.trouble = str(error)
             except (CoordinationRefused, JoinRefused) as error:
                 if not self._has_joined:
                     raise
                 log.error("machine.waits name=%s reason=%s", self._record.name, error)
+                self.trouble = str(error)
             await self._sleep_until(began_at + self._terms.renew_every_s)
 
     async def _join(self) -> tuple[MachineLease, ClusterView]:
@@ -252,6 +266,7 @@ class Machine:
         self.lease, sent_at, self._put_at = lease, self._now(), math.inf
         try:
             self.lease = renewed = lease.renewed(sent_at, await self._store.renew(lease.lease_id))
+            self.trouble = ""
             if renewed.serve_until > lease.serve_until:
                 self._lives.extend(renewed.lease_id, renewed.serve_until)
             if not renewed.is_lost and not self._has_its_entries(lease.lease_id):
@@ -261,6 +276,8 @@ class Machine:
             if not self._has_its_entries(lease.lease_id):
                 # The others wait for what it says, such as of a life that has ended.
                 self._put_at = self._now() + self._terms.retry_s
+            self.trouble = str(error)
+            self.renewals_failed += 1
 
     def _left(self) -> tuple[str, float]:
         assert self.lease is not None

@@ -127,8 +127,11 @@ class Supervisor:
     def _member_of(self, settings: "ClusterSettings") -> "ClusterMember":
         # Only with a cluster.
         from onelane.supervisor.cluster_member import ClusterMember
+        from onelane.supervisor.joining import page_url
 
-        return ClusterMember(settings, self.config.apps, self._lives)
+        is_tls = self.config.admin_tls is not None
+        page = page_url(self.config.admin, settings.advertise, is_tls=is_tls)
+        return ClusterMember(settings, self.config.apps, self._lives, page=page)
 
     def _place(self, app: PlacedApp) -> Placing:
         # Only with a cluster.
@@ -314,6 +317,8 @@ class Supervisor:
     async def _feed_sinks(self) -> None:
         while True:
             await anyio.sleep(1.0)
+            if self.cluster is not None:
+                self.collector.totals.add(self.cluster.watch.take())
             self.collector.step()
 
     async def _flush(self) -> None:
@@ -387,10 +392,11 @@ class Supervisor:
         return [shard.member.name for app in self.apps for shard in app.shards if is_failing(app.source(shard), totals)]
 
     def status(self, *, details: bool = False, pins: bool = False) -> dict[str, Any]:
-        """Every app with its shards, for JSON. details: also how many keys each keyed dict holds, and the
-        supervisor's own state. pins: they are keys, and for the admin address alone."""
-        apps = {"apps": {app.name: self._status_of(app, details=details, pins=pins) for app in self.apps}}
-        return apps | {"supervisor": self._own_status()} if details else apps
+        """Every app with its shards, and the cluster where there is one, for JSON. details: also how many keys each
+        keyed dict holds, and the supervisor's own state. pins: they are keys, and for the admin address alone."""
+        rows = {"apps": {app.name: self._status_of(app, details=details, pins=pins) for app in self.apps}}
+        rows |= {"supervisor": self._own_status()} if details else {}
+        return rows if self.cluster is None else rows | {"cluster": self.cluster.watch.status()}
 
     def _own_status(self) -> dict[str, Any]:
         return {

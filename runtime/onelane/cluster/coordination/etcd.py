@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import ssl
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class EtcdStore:
         self._store = ""
         """The number of the etcd cluster that has answered first."""
         self._random = Random()
+        self.requests = Counter[str]()
+        """Requests that were sent, by their path."""
 
     async def grant(self, ttl_s: float) -> Granted:
         answer = await self._ask("lease/grant", {"TTL": str(max(1, round(ttl_s)))})
@@ -194,6 +197,7 @@ class EtcdStore:
             raise CoordinationRefused("the store has been closed")
         url = f"{self._members[0].rstrip('/')}/v3/{path}"
         body = json.dumps(request)
+        self.requests[path] += 1
         return await self._session.post(url, data=body, headers=headers, timeout=limits, allow_redirects=False)
 
     async def _authenticate(self) -> None:

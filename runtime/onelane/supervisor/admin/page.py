@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -30,7 +31,7 @@ class Page:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._view = View(supervisor.apps, supervisor.collector, supervisor.config)
+        self._view = View(supervisor.apps, supervisor.collector, supervisor.config, self._cluster)
         self._open_streams = 0
         self._events: dict[int, tuple[float, bytes]] = {}
         """Steps of history → when the event was built (monotonic), and its bytes, which all pages share."""
@@ -46,6 +47,9 @@ class Page:
             web.post("/shards/{app}/{index}/restart", self.restart),
             web.static("/static", STATIC),
         ]
+
+    def _cluster(self) -> dict[str, Any] | None:
+        return None if self._supervisor.cluster is None else self._supervisor.cluster.watch.status()
 
     async def index(self, _: web.Request) -> web.FileResponse:
         return web.FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})

@@ -2,7 +2,7 @@
 
 import socket
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +36,15 @@ RING_SLICES = 360
 class View:
     """Builds snapshots. Owned by the admin server's event loop."""
 
-    def __init__(self, apps: list[AppSupervisor], collector: Collector, config: Config) -> None:
+    def __init__(
+        self,
+        apps: list[AppSupervisor],
+        collector: Collector,
+        config: Config,
+        cluster: Callable[[], dict[str, Any] | None],
+    ) -> None:
+        """cluster: its status; None without one."""
+        self._cluster = cluster
         self._apps = apps
         self._config = config
         self._collector = collector
@@ -45,8 +53,8 @@ class View:
 
     def snapshot(self, *, steps: int) -> dict[str, Any]:
         """The present state. steps: seconds of every method's history to include, 1 to `history.HISTORY_STEPS`."""
-        sums = _Sums(self._collector)
-        return {
+        sums, cluster = _Sums(self._collector), self._cluster()
+        rows = {
             "host": socket.gethostname(),
             "console": self._config.has_console,
             "apps": [self._app(app, sums, steps) for app in self._apps],
@@ -55,6 +63,7 @@ class View:
             "losses": sums.losses(),
             "refusals": sums.refusals(),
         }
+        return rows if cluster is None else rows | {"cluster": cluster}
 
     def _names_by_address(self) -> dict[str, str]:
         """Address by which stubs connect → the app, or the peer outside of the file, that listens there."""
