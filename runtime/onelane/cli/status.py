@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from onelane.cli import admin_client
+from onelane.cli import admin_client, cluster_text
 from onelane.cli.admin_client import HTTPS, TIMEOUT_S, ForeignServer, printable
 from onelane.cli.listing import Column, Listing, show_plain
 from onelane.core.placement import STOCK_RING_CAP
@@ -75,7 +75,7 @@ def documented(status: dict[str, Any]) -> dict[str, Any]:
     for name, app in status["apps"].items():
         shards = [{field: shard[field] for field in shard if field != "keyed"} for shard in app["shards"]]
         apps[name] = app | {"shards": shards}
-    return {"apps": apps}
+    return {"apps": apps} | ({"cluster": status["cluster"]} if "cluster" in status else {})
 
 
 def show(status: dict[str, Any], console: Console) -> None:
@@ -95,6 +95,19 @@ def show(status: dict[str, Any], console: Console) -> None:
         for pin in app.get("pins", ()):
             console.print(pin_text(pin), soft_wrap=True, markup=False)
         _show_rest(app, console)
+    if "cluster" in status:
+        _show_cluster(status["cluster"], console)
+
+
+def _show_cluster(cluster: dict[str, Any], console: Console) -> None:
+    console.print()
+    console.print(cluster_text.heading(cluster), soft_wrap=True, markup=False)
+    for warning in cluster_text.warnings(cluster):
+        console.print(warning, soft_wrap=True, markup=False)
+    for listing in (cluster_text.machines(cluster), cluster_text.shards_elsewhere(cluster)):
+        if listing.rows:
+            console.print()
+            listing.show(console)
 
 
 def pin_text(pin: dict[str, Any]) -> str:

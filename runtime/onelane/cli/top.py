@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
+from onelane.cli import cluster_text
 from onelane.cli.admin_client import fetch
 from onelane.cli.keyboard import Keyboard
 from onelane.cli.listing import Column, Listing, show_plain
@@ -140,6 +141,9 @@ def show_columns(snapshot: dict[str, Any], console: Console) -> None:
             if index:
                 console.print()
             show_plain(listings, console)
+    if "cluster" in snapshot:
+        console.print()
+        show_plain([cluster_text.machines(snapshot["cluster"])], console)
 
 
 def _listings(app: dict[str, Any]) -> tuple[Listing, Listing, Listing]:
@@ -171,6 +175,13 @@ def screen(
             parts += [table] if listing.rows else []
             hidden |= set(left_out) - {"app"}
         parts += [part for part in (_hot_keys(app), _stalls(app)) if part is not None]
+    if "cluster" in snapshot:
+        cluster = snapshot["cluster"]
+        parts.append(Text(cluster_text.heading(cluster), style="bold", overflow="fold"))
+        parts += [Text(warning, style="yellow", overflow="fold") for warning in cluster_text.warnings(cluster)]
+        table, left_out = cluster_text.machines(cluster).fitted(width)
+        parts.append(table)
+        hidden |= set(left_out)
     if snapshot["losses"]:
         losses = ", ".join(f"{loss['what']} {loss['count']:.0f}" for loss in snapshot["losses"])
         parts.append(Text(f"telemetry lost: {losses}", style="red"))
