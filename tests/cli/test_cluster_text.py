@@ -9,13 +9,14 @@ from rich.console import Console
 
 
 def machine(name: str, state: str = "joined", **details: Any) -> dict[str, Any]:
-    lives = [{"name": f"{name}/lobby-0", "life": 41, "address": f"10.0.0.{ord(name) - 86}:50151", "placed": True}]
+    host = f"10.0.0.{ord(name[0]) - 86}"
+    lives = [{"name": f"{name}/lobby-0", "life": 41, "address": f"{host}:50151", "placed": True}]
     row = {
         "name": name,
         "state": state,
         "since_s": 312.0,
         "coordinates": name == "b",
-        "advertise": f"10.0.0.{ord(name) - 86}",
+        "advertise": host,
         "admin": None,
         "release": "0.9.0",
         "lease": "32694a1",

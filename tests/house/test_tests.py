@@ -95,7 +95,6 @@ TESTED_BY = {
     "state/sqlite_file": "state/test_sqlite_store",
     "state/sqlite_read": "state/test_sqlite_store",
     "supervisor/admin/server": "supervisor/admin/test_page",
-    "supervisor/admin/view": "supervisor/admin/test_page",
     "lane/running": "shard/test_watchdog_contract",
     "core/side_effects": "lane/test_kept_turns",
     "server/context_methods": "server/test_handler_misdeeds",

@@ -32,6 +32,35 @@ CUT_OFF = """() => {
     .map((node) => `${node.tagName}.${node.className}: ${node.innerText?.slice(0, 60)}`);
 }"""
 """What of the page is cut off, or beyond the right edge of a phone."""
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => {
+    const part = (c) => ((c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  };
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const found = rgb(getComputedStyle(node).backgroundColor);
+      if (found[3] === 255) return found;
+    }
+    return [255, 255, 255, 255];
+  };
+  let weakest = { ratio: 99 };
+  for (const node of document.querySelectorAll("h1, h2, h3, small, td, th, button:not(:disabled), b, span, p, li")) {
+    if (!node.innerText?.trim() || node.classList.contains("inside")) continue;
+    const [one, other] = [light(rgb(getComputedStyle(node).color)), light(ground(node))];
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < weakest.ratio) weakest = { ratio, what: node.tagName + " " + node.className + " " + node.innerText };
+  }
+  return weakest;
+}"""
+"""The text with the weakest contrast, and its ratio."""
 
 
 @asynccontextmanager

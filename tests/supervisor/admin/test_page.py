@@ -16,7 +16,7 @@ from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import RunningApp, echo, eventually, http_request, running
-from tests.supervisor.admin.opened_page import CUT_OFF, opened
+from tests.supervisor.admin.opened_page import CONTRASTS, CUT_OFF, opened
 
 pytestmark = pytest.mark.slow
 MAX_CONNECTIONS = 20
@@ -155,36 +155,6 @@ async def test_every_view_fits_a_phone_uncut_and_has_contrast_in_light_and_dark(
             weakest = await page.evaluate(CONTRASTS)
             # What WCAG 2 asks of text at level AA.
             assert weakest["ratio"] >= 4.5, (view, weakest)
-
-
-CONTRASTS = """() => {
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgb = (colour) => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = colour;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => {
-    const part = (c) => ((c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
-  };
-  const ground = (node) => {
-    for (; node; node = node.parentElement) {
-      const found = rgb(getComputedStyle(node).backgroundColor);
-      if (found[3] === 255) return found;
-    }
-    return [255, 255, 255, 255];
-  };
-  let weakest = { ratio: 99 };
-  for (const node of document.querySelectorAll("h1, h2, h3, small, td, th, button:not(:disabled), b, span, p, li")) {
-    if (!node.innerText?.trim() || node.classList.contains("inside")) continue;
-    const [one, other] = [light(rgb(getComputedStyle(node).color)), light(ground(node))];
-    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-    if (ratio < weakest.ratio) weakest = { ratio, what: node.tagName + " " + node.className + " " + node.innerText };
-  }
-  return weakest;
-}"""
 
 
 async def test_a_shard_is_drained_and_restarted_once_that_is_confirmed(browser: Browser, cluster: RunningApp) -> None:

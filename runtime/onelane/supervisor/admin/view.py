@@ -231,17 +231,20 @@ def _quantiles(spread: Buckets) -> dict[str, float]:
 
 
 def ring(placement: Placement, shard_addresses: Sequence[str]) -> dict[str, Any]:
-    """Each shard's share of the ring, and the owner, by its index, in the middle of each of `RING_SLICES` slices.
+    """Each shard's share of the ring, and the owner, by its index, in the middle of each of `RING_SLICES` slices: null
+    where that is a shard of another machine. No slices while there is no owner.
 
-    shard_addresses: of all shards by their index, also those that own nothing now.
+    shard_addresses: of this machine's shards by their index, also those that own nothing now.
     """
+    if not placement.members:
+        return {"points": placement.points, "shares": [0.0 for _ in shard_addresses], "skew": 1.0, "slices": []}
     indices = {address: index for index, address in enumerate(shard_addresses)}
     owned = placement.ring.shares()
     shares = [owned.get(address, 0.0) for address in shard_addresses]
-    slices = [indices[placement.ring.owner_at((at * 2 + 1) / (2 * RING_SLICES))] for at in range(RING_SLICES)]
+    slices = [indices.get(placement.ring.owner_at((at * 2 + 1) / (2 * RING_SLICES))) for at in range(RING_SLICES)]
     return {
         "points": placement.points,
         "shares": shares,
-        "skew": max(shares) * len(placement.members),
+        "skew": max(owned.values()) * len(placement.members),
         "slices": slices,
     }

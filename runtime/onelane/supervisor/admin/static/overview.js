@@ -1,11 +1,13 @@
 // All apps: how each does, who calls whom, and what was lost or refused.
 import { html } from "/static/vendor/htm-preact-3.1.1.js";
 import { Graph } from "/static/graph.js";
+import { troubleOf, troublesOf as machineTroubles } from "/static/machines.js";
 import { appUrl } from "/static/route.js";
 import { count, perSecond, summary } from "/static/words.js";
 
 export function Overview({ latest, edges }) {
   return html`
+    ${latest.cluster && html`<${Cluster} cluster=${latest.cluster} />`}
     <h2>Apps <small>${latest.apps.length}</small></h2>
     <ul class="apps">
       ${latest.apps.map((app) => html`<li key=${app.name}><${AppCard} app=${app} /></li>`)}
@@ -14,6 +16,19 @@ export function Overview({ latest, edges }) {
       <${Graph} apps=${latest.apps} edges=${edges} />
       <${Losses} losses=${latest.losses} />
       <${Refusals} refusals=${latest.refusals} />
+    </div>
+  `;
+}
+
+// Only what is not as it is to be; the rest is in the view of machines.
+function Cluster({ cluster }) {
+  const own = troubleOf(cluster);
+  const troubles = machineTroubles(cluster);
+  if (!own && !troubles.length) return null;
+  return html`
+    <div class="card" role="alert">
+      ${own && html`<p class="bad">${own}</p>`}
+      <p>${troubles.map(({ level, text }) => html`<span key=${text} class=${level}>${text}. </span>`)}<a href="#/machines">Machines</a></p>
     </div>
   `;
 }

@@ -2,6 +2,7 @@
 import { html, render, useEffect, useState } from "/static/vendor/htm-preact-3.1.1.js";
 import { App } from "/static/app.js";
 import { CallConsole } from "/static/console.js";
+import { Machines } from "/static/machines.js";
 import { Overview } from "/static/overview.js";
 import { appUrl, parsed, url } from "/static/route.js";
 import { ShortcutList, useShortcuts } from "/static/shortcuts.js";
@@ -11,6 +12,7 @@ import { Traces } from "/static/traces.js";
 const VIEWS = {
   overview: ({ latest, edges }) => html`<${Overview} latest=${latest} edges=${edges} />`,
   app: ({ route, latest, history }) => html`<${App} name=${route.parts[0]} latest=${latest} history=${history} />`,
+  machines: ({ latest }) => html`<${Machines} latest=${latest} />`,
   traces: ({ route, latest }) => html`<${Traces} route=${route} latest=${latest} />`,
   console: ({ route, latest }) => html`<${CallConsole} route=${route} latest=${latest} />`,
 };
@@ -38,7 +40,7 @@ function useStartOfView(route) {
 function Page() {
   const { latest, isLive, history, edges } = useSnapshots();
   const route = useRoute();
-  const [isListOpen, setListOpen] = useShortcuts(latest?.apps ?? [], route);
+  const [isListOpen, setListOpen] = useShortcuts(latest, route);
   useStartOfView(route);
   if (!latest) return html`<p class="quiet waiting" role="status">Waiting for the supervisor…</p>`;
   const View = VIEWS[route.view];
@@ -47,7 +49,7 @@ function Page() {
     <main id="content" tabindex="-1">
       ${View ? html`<${View} ...${{ latest, history, edges, route }} />` : html`<p role="alert">There is no such view. <a href="#/">All apps</a></p>`}
     </main>
-    ${isListOpen && html`<${ShortcutList} close=${() => setListOpen(false)} />`}
+    ${isListOpen && html`<${ShortcutList} hasCluster=${Boolean(latest.cluster)} close=${() => setListOpen(false)} />`}
   `;
 }
 
@@ -60,7 +62,7 @@ function Header({ latest, isLive, route, openList }) {
       <nav aria-label="views">
         ${link("overview", "#/", "Overview")}
         <${AppChoice} apps=${latest.apps} chosen=${route.view === "app" ? route.parts[0] : ""} />
-        ${link("traces", "#/traces", "Traces")} ${link("console", url("console", route.view === "app" ? [route.parts[0]] : []), "Console")}
+        ${latest.cluster && link("machines", "#/machines", "Machines")} ${link("traces", "#/traces", "Traces")} ${link("console", url("console", route.view === "app" ? [route.parts[0]] : []), "Console")}
         <button type="button" aria-label="keyboard shortcuts" onClick=${openList}>?</button>
       </nav>
       <span class=${isLive ? "live" : "live lost"} role="status">${isLive ? "live" : "connection lost, trying again"}</span>

@@ -4,25 +4,30 @@ import { colour, share } from "/static/words.js";
 
 export function Ring({ ring, shards }) {
   const slices = ring.slices;
+  const elsewhere = Math.max(0, 1 - ring.shares.reduce((sum, part) => sum + part, 0));
   return html`
     <div class="card half">
       <h3>Ring</h3>
       <div class="ring">
         <svg viewBox="-50 -50 100 100" role="img" aria-label="which shard owns which part of the ring">
           ${arcs(slices).map(
-            ([from, to, owner]) => html`<path d=${arc(from / slices.length, to / slices.length)} fill="none" stroke-width="17" style=${`stroke:${colour(owner)}`} />`,
+            ([from, to, owner]) => html`<path d=${arc(from / slices.length, to / slices.length)} fill="none" stroke-width="17" style=${`stroke:${paint(owner)}`} />`,
           )}
         </svg>
         <ul class="legend">
           ${shards.map(
             (shard, index) => html`<li key=${shard.name}><i style=${`background:${colour(index)}`}></i>${shard.name} ${share(ring.shares[index] ?? 0)}</li>`,
           )}
+          ${slices.includes(null) && html`<li><i style=${`background:${paint(null)}`}></i>other machines ${share(elsewhere)}</li>`}
           <li class="quiet">${ring.points} points each · the largest has ${ring.skew.toFixed(2)} of its fair share</li>
         </ul>
       </div>
     </div>
   `;
 }
+
+// Of an owner by its index; null is on another machine.
+const paint = (owner) => (owner === null ? "var(--line)" : colour(owner));
 
 // Neighbouring slices of one owner are one arc.
 function arcs(slices) {

@@ -5,6 +5,7 @@ import { appUrl, url } from "/static/route.js";
 const OFF = "onelane-shortcuts-off";
 const LIST = [
   ["g o", "the overview"],
+  ["g m", "the machines of the cluster"],
   ["g t", "traces"],
   ["g c", "the console, for the app that is shown"],
   ["j", "the next app"],
@@ -17,10 +18,10 @@ const LIST = [
 const isOff = () => localStorage.getItem(OFF) === "1";
 
 // Runs shortcuts while nothing is being typed into. Returns whether the list is open, and how to open and close it.
-export function useShortcuts(apps, route) {
+export function useShortcuts(latest, route) {
   const [isOpen, setOpen] = useState(false);
   const present = useRef(null);
-  present.current = { apps, route };
+  present.current = { apps: latest?.apps ?? [], hasCluster: Boolean(latest?.cluster), route };
   useEffect(() => {
     let before = "";
     const press = (event) => {
@@ -40,7 +41,7 @@ export function useShortcuts(apps, route) {
 
 const isTyping = (target) => target.closest?.("input, textarea, select, [contenteditable]");
 
-function actions({ apps, route }, openList) {
+function actions({ apps, hasCluster, route }, openList) {
   const go = (target) => () => (location.hash = target);
   const shown = apps.findIndex((app) => app.name === route.parts[0]);
   const step = (by) => () => {
@@ -50,6 +51,7 @@ function actions({ apps, route }, openList) {
   };
   return {
     "g o": go("#/"),
+    "g m": hasCluster ? go("#/machines") : null,
     "g t": go("#/traces"),
     "g c": go(url("console", shown < 0 ? [] : [apps[shown].name])),
     j: step(1),
@@ -59,7 +61,8 @@ function actions({ apps, route }, openList) {
   };
 }
 
-export function ShortcutList({ close }) {
+export function ShortcutList({ close, hasCluster }) {
+  const rows = LIST.filter(([keys]) => hasCluster || keys !== "g m");
   const dialog = useRef(null);
   const [off, setOff] = useState(isOff());
   useEffect(() => dialog.current.showModal(), []);
@@ -71,7 +74,7 @@ export function ShortcutList({ close }) {
     <dialog ref=${dialog} onClose=${close} aria-labelledby="shortcuts">
       <h3 id="shortcuts">Keyboard shortcuts</h3>
       <table>
-        <tbody>${LIST.map(([keys, text]) => html`<tr key=${keys}><td>${keys.split(" ").map((key) => html`<kbd>${key}</kbd> `)}</td><td class="wide">${text}</td></tr>`)}</tbody>
+        <tbody>${rows.map(([keys, text]) => html`<tr key=${keys}><td>${keys.split(" ").map((key) => html`<kbd>${key}</kbd> `)}</td><td class="wide">${text}</td></tr>`)}</tbody>
       </table>
       <p><label><input type="checkbox" checked=${!off} onChange=${turn} /> Shortcuts of single keys are on</label></p>
       <div class="actions"><button onClick=${() => dialog.current.close()}>Close</button></div>

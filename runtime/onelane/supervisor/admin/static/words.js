@@ -6,6 +6,9 @@ export const perSecond = (n) => (n > 0 && n < 9.95 ? n.toFixed(n < 0.095 ? 2 : 1
 
 export const seconds = (s) => (!s ? "0" : s >= 1 ? `${s.toFixed(2)} s` : s >= 1e-3 ? `${(s * 1e3).toFixed(s >= 1e-2 ? 0 : 1)} ms` : `${Math.round(s * 1e6)} µs`);
 
+// A time that has passed, as roughly as people say it.
+export const passed = (s) => (s < 10 ? `${s.toFixed(1)} s` : s < 120 ? `${Math.round(s)} s` : s < 7200 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`);
+
 export const share = (part) => `${(100 * part).toFixed(part && part < 0.1 ? 1 : 0)} %`;
 
 export const colour = (index) => `var(--c${index % 8})`;
