@@ -19,6 +19,8 @@ from onelane.wire.build import running_build
 
 from tests.running_app import ROOT, echo, run_to_end
 
+LAST = f"with {running_build()}; starts within 120 s, stops within 25.5 s\n"
+"""By the defaults of start_s, drain_s and stop_s."""
 OTHER = '[apps.other]\nshards = 1\nservices = ["tests.echo.service:Echo"]\n'
 FAULTS = {
     "no TOML": ("admin = \n", {}, "is not TOML: Invalid value (at line 1, column 9)"),
@@ -137,7 +139,7 @@ def test_what_starts_but_surprises_is_a_warning(tmp_path: Path) -> None:
     environment = {"OTEL_TRACES_SAMPLER": "sometimes"}
     run = CliRunner().invoke(main, ["check", "--no-import", str(file)], env=environment)
     assert run.exit_code == 0
-    assert run.stdout == f"echo: 2 shards on 127.0.0.1:0, tests.echo.service:Echo\nwith {running_build()}\n"
+    assert run.stdout == f"echo: 2 shards on 127.0.0.1:0, tests.echo.service:Echo\n{LAST}"
     warnings = run.stderr.splitlines()
     assert f"onelane: warning: apps.echo.tls.cert: {tmp_path}/cert.pem: certificate has expired" in warnings
     assert any("OTEL_TRACES_SAMPLER is 'sometimes', expected one of" in warning for warning in warnings)

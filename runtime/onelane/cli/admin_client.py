@@ -35,6 +35,10 @@ class Unreachable(Transient):
     """Nothing listens at an address, or nothing answers there in time."""
 
 
+class NoAnswer(Unreachable):
+    """It has not answered in time."""
+
+
 class ForeignServer(Transient):
     """Something else than a supervisor answers at an address."""
 
@@ -99,11 +103,12 @@ def fetch(address: str, path: str) -> dict[str, Any]:
     return _answer(address, urllib.request.Request(f"{_url(address)}{path}", headers=_headers()), TIMEOUT_S)
 
 
-def command(address: str, path: str) -> dict[str, Any]:
-    """Send a command to the supervisor at an admin address; its response. Raises as `fetch`."""
+def command(address: str, path: str, within_s: float = COMMAND_S) -> dict[str, Any]:
+    """Send a command to the supervisor at an admin address; its response, for which it has `within_s`. Raises as
+    `fetch`."""
     headers = {"X-Onelane": "1", **_headers()}
     request = urllib.request.Request(f"{_url(address)}{path}", method="POST", headers=headers)
-    return _answer(address, request, COMMAND_S)
+    return _answer(address, request, within_s)
 
 
 def follow(address: str, path: str, tell: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
@@ -236,7 +241,7 @@ def _failure(address: str, error: Exception, timeout_s: float) -> Exception:
     if isinstance(cause, ConnectionRefusedError | FileNotFoundError):
         return Unreachable(f"nothing listens at {address}; is `onelane up` running? ({HINT})")
     if isinstance(cause, TimeoutError):
-        return Unreachable(f"{address} has not answered within {timeout_s:g} s; {HINT}")
+        return NoAnswer(f"{address} has not answered within {timeout_s:g} s; {HINT}")
     if isinstance(cause, socket.gaierror):
         return Unreachable(f"{address}: the host is not known ({cause.strerror}); {HINT}")
     if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):

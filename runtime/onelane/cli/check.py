@@ -17,7 +17,7 @@ from onelane.core import addresses
 from onelane.errors import BadConfig, OnelaneError
 from onelane.secret_files import kept_from_children
 from onelane.server import tls
-from onelane.supervisor import trial
+from onelane.supervisor import durations, trial
 from onelane.supervisor.admin.listening import admin_context
 from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.telemetry import logs, sampling
@@ -44,6 +44,10 @@ class CheckReport:
     apps: list[AppLine] = field(default_factory=list)
     build: Build = field(default_factory=running_build)
     """What of onelane would run."""
+    starts_within_s: float = 0.0
+    """What a startup probe, and the like, has to grant; 0 where the file has faults."""
+    stops_within_s: float = 0.0
+    """From SIGTERM: what a grace period has to grant."""
 
 
 def check(file: object, read: Callable[[Mapping[str, str]], Config], *, app_dir: str, imports: bool) -> CheckReport:
@@ -53,6 +57,11 @@ def check(file: object, read: Callable[[Mapping[str, str]], Config], *, app_dir:
         configuration = read(environment)
         report.apps += [AppLine(n, a.listen, a.shard_count, a.services) for n, a in configuration.apps.items()]
         _check(configuration, environment, report, app_dir=app_dir, imports=imports)
+        if not report.faults:
+            report.starts_within_s = durations.longest_start_s(configuration)
+            report.stops_within_s = durations.longest_stop_s(
+                configuration, len(exports.sink_types(configuration, environment))
+            )
     return report
 
 

@@ -28,7 +28,7 @@ from onelane.cli.arguments import (
 )
 from onelane.cli.run_apps import RunOptions, run
 from onelane.cli.standard_streams import console
-from onelane.errors import BadConfig
+from onelane.errors import BadConfig, Transient
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 failure, such as a service that cannot be made or no supervisor at the address; 2 wrong "
@@ -144,7 +144,9 @@ def check(file: Path, app: str | None, app_dir: Path | None, admin: str | None, 
         raise BadConfig(str(file), report.faults)
     for line in report.apps:
         click.echo(f"{line.name}: {line.shards} shards on {line.listen}, {', '.join(line.services)}")
-    click.echo(f"with {report.build}")
+    click.echo(
+        f"with {report.build}; starts within {report.starts_within_s:g} s, stops within {report.stops_within_s:g} s"
+    )
 
 
 @main.command()
@@ -213,6 +215,35 @@ def restart(app: str | None, address: str | None, as_json: bool) -> None:
     _show_needs_restart(outcome["needs_restart"])
     for fault in outcome["faults"]:
         click.echo(f"onelane: the file of `onelane up` would not start again: {fault}", err=True)
+
+
+@main.command()
+@TARGET
+@ADDRESS
+@click.option(
+    "--within", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds that it may take."
+)
+@JSON
+@reporting_errors
+def leave(target: str | None, address: str | None, within: float, as_json: bool) -> None:
+    """Take a machine out of use before it is stopped: /readyz says so, and its keys move to the other machines.
+
+    It returns once the machine owns no key, and the machine serves on until it is stopped. Where the time is up first
+    the exit code is 1, and the keys go on to move. A machine without a cluster keeps its keys.
+    """
+    from onelane.cli import admin_client
+
+    asked = address_of(target, address)
+    try:
+        outcome = admin_client.command(asked, "/leave", within)
+    except admin_client.NoAnswer as error:
+        raise Transient(f"{asked} may own keys still after {within:g} s; it goes on to move them") from error
+    if as_json:
+        click.echo(json.dumps(outcome, indent=2))
+    elif outcome["moved"]:
+        click.echo("the machine owns no keys any more")
+    else:
+        click.echo("the machine is no part of a cluster: its keys stay with it")
 
 
 @main.command()

@@ -120,6 +120,10 @@ class Supervisor:
         self.tasks: anyio.abc.TaskGroup
         self.shard_tasks: anyio.abc.TaskGroup
         self.stop_asked = anyio.Event()
+        self.leave_cluster: Callable[[], Any] | None = None
+        """A coroutine function that has the keys of this machine moved to the others, and returns once it owns none. It
+        may be called again meanwhile. None where this machine is no part of a cluster."""
+        self._is_leaving = False
         self._recycles: set[str] = set()
         """Apps all of whose shards are being restarted, or will be."""
         self._numbers = itertools.count(1)
@@ -269,6 +273,15 @@ class Supervisor:
         sources = {app.source(shard) for app in self.apps for shard in app.all_shards}
         return int(sum(self.collector.totals.sum_of("onelane.calls.in_flight", source) for source in sources))
 
+    async def leave(self) -> bool:
+        """Take this machine out of use, before it is stopped: it counts as not ready from now on, and its keys move to
+        the other machines of its cluster. It serves on. False where there is no cluster: the keys stay."""
+        self._is_leaving = True
+        if self.leave_cluster is None:
+            return False
+        await self.leave_cluster()
+        return True
+
     def file_differences(self) -> FileDifferences:
         """How the file, as it is now, differs from what runs."""
         return self._reloader.compare()
@@ -383,6 +396,8 @@ class Supervisor:
     def readiness(self) -> tuple[bool, str]:
         """Whether each app has a shard that serves calls, and in words which have none. A store that fails is left out:
         what needs no store is served, and another place has no other store for the same keys."""
+        if self._is_leaving:
+            return False, "it has been told to leave"
         waiting = [app.name for app in self.apps if not any(shard.is_ready for shard in app.shards)]
         return bool(self.apps) and not waiting, f"no shard is ready of {', '.join(waiting)}" if waiting else "ready"
 

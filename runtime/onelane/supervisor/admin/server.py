@@ -75,6 +75,9 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
             return web.json_response({"fault": str(error)}, status=409)
         return web.json_response({"restarted": name or "all"} | asdict(supervisor.file_differences()))
 
+    async def leave(_: web.Request) -> web.Response:
+        return web.json_response({"moved": await supervisor.leave()})
+
     config = supervisor.config
     room = _room(supervisor)
     connections = AdminConnections(room, supervisor.admin_refused)
@@ -85,7 +88,7 @@ async def serving(supervisor: Supervisor) -> AsyncIterator[str]:
     app.on_response_prepare.append(_harden)
     app.add_routes([web.get("/metrics", metrics), web.get("/status", status)])
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/healthz", healthz)])
-    app.add_routes([web.post("/reload", reload), web.post("/restart", restart)])
+    app.add_routes([web.post("/reload", reload), web.post("/restart", restart), web.post("/leave", leave)])
     app.add_routes(PlacementCommands(supervisor).routes())
     app.add_routes(TurnCommands(supervisor).routes())
     app.add_routes(CallConsole(supervisor).routes())
