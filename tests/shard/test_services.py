@@ -70,6 +70,11 @@ async def test_health_is_serving_for_every_service_and_for_the_server_until_it_i
     assert [await status_of(name) for name in ("", "echo.v1.Echo", "onelane.v1.Topology")] == [status.SERVING] * 3
     await parts.services.set_health(serving=False)
     assert [await status_of(name) for name in ("", "echo.v1.Echo")] == [status.NOT_SERVING] * 2
+    await parts.services.set_health(serving=True)
+    assert await status_of("") == status.SERVING
+    await parts.services.end_health()
+    await parts.services.set_health(serving=True)
+    assert [await status_of(name) for name in ("", "echo.v1.Echo")] == [status.NOT_SERVING] * 2
     await parts.shard.aclose()
 
 

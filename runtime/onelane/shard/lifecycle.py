@@ -15,6 +15,7 @@ from onelane import plugins
 from onelane.cluster.control import Control, fence_from_proto, member_from_proto, placement_from_proto
 from onelane.core import addresses
 from onelane.core.context import bind_shard
+from onelane.core.placement import Placement
 from onelane.core.trace_context import parse_traceparent
 from onelane.errors import BadConfig, OnelaneError, ServiceRaised, located
 from onelane.lane.routing import DRAINED, UNRESPONSIVE
@@ -55,6 +56,8 @@ class ShardLifecycle:
         self._setup = setup
         self._control = control
         self._sockets = sockets
+        self._is_serving: bool | None = None
+        """What health checks are told; None before the start is over."""
 
     # Start
 
@@ -156,6 +159,14 @@ class ShardLifecycle:
             sockets = {member.socket for member in self.parts.lane.router.siblings()}
             self.parts.forwarder.keep(sockets)
             self.parts.sibling_channels.keep(sockets)
+            await self.tell_health(placement)
+
+    async def tell_health(self, placement: Placement) -> None:
+        """Answer health checks by whether this machine owns keys: its shards share the port at which they are asked."""
+        serving = any(not member.is_remote for member in placement.members)
+        if serving != self._is_serving:
+            self._is_serving = serving
+            await self.parts.services.set_health(serving=serving)
 
     async def _follow_orders(self) -> None:
         """Carry out what the supervisor orders, until it orders to stop or is gone."""
@@ -227,7 +238,7 @@ class ShardLifecycle:
         It waits for the calls that siblings have forwarded as well; those that they forward meanwhile are served.
         """
         parts = self.parts
-        await parts.services.set_health(serving=False)
+        await parts.services.end_health()
         await parts.listener.drain()
         parts.handoff.end_hops()
         await self._wait_quiet()
@@ -378,7 +389,7 @@ async def run(
             await lifecycle.give_up_start(whole_process=watchdog.may_exit)
         await control.send(control_pb2.ToSupervisor(failed=control_pb2.Failed(reason=_reason(error))))
         return False
-    await lifecycle.parts.services.set_health(serving=True)
+    await lifecycle.tell_health(placement_from_proto(setup.placement))
     if watchdog.may_exit:
         # Else the process is not this shard's alone.
         _tune_memory()

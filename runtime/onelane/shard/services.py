@@ -123,20 +123,22 @@ class Services:
         )
 
     async def set_health(self, *, serving: bool) -> None:
-        """Answer health checks of every service with SERVING, or from now on with NOT_SERVING."""
+        """Answer health checks of every service with SERVING or NOT_SERVING."""
         if self._health is None:
             return
-        if not serving:
-            await self._health.enter_graceful_shutdown()
-            return
-        from grpc_health.v1 import health_pb2
+        from grpc_health.v1.health_pb2 import HealthCheckResponse
 
         for name in {"", *self._names()}:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set(name, HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING)
         if self._shard.durable_state is not None:
             store = self._shard.durable_state.health
             store.on_change = self._tell_store
             await self._set_store_health(works=store.works)
+
+    async def end_health(self) -> None:
+        """Answer all health checks with NOT_SERVING from now on, whatever is set later."""
+        if self._health is not None:
+            await self._health.enter_graceful_shutdown()
 
     def _tell_store(self, works: bool) -> None:
         task = asyncio.get_running_loop().create_task(self._set_store_health(works=works))

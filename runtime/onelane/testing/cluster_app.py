@@ -172,7 +172,7 @@ class ClusterShard:
         loop = asyncio.get_running_loop()
         # In a task of its own, whose context keeps the context variables that a start sets.
         await loop.create_task(self.lifecycle.start(whole_process=False))
-        await self.lifecycle.parts.services.set_health(serving=True)
+        await self.lifecycle.tell_health(placement)
         self._placement_task = loop.create_task(self.lifecycle.follow_placements())
         self.is_up = True
         self._tick_later()
