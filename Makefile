@@ -118,11 +118,12 @@ $(BUILT)/.bench-ready: $(BUILT)/.ready
 	$(BUILT)/bin/python $(PIP) "$$(ls dist/onelane-*-cp*.whl)[dev,bench]"
 	touch $@
 
-# The tests' stock clients, h2spec, connectconformance and Jaeger: Node.js, Go, Rust, a JDK and Maven are needed; Jaeger
+# The tests' stock clients, h2spec, connectconformance, kustomize and Jaeger: Node.js, Go, Rust, a JDK and Maven are needed; Jaeger
 # takes some six minutes, once.
 clients: tests/node/node_modules tests/browser/node_modules
 	tests/h2spec/build.sh
 	tests/grpcurl/build.sh
+	tests/kustomize/build.sh
 	tests/grpc_go/build.sh
 	tests/grpc_xds/build.sh
 	tests/conformance/build.sh

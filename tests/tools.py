@@ -72,6 +72,11 @@ def grpcurl() -> str:
     return _built("grpcurl", "Go, a minute or two")
 
 
+def kustomize() -> str:
+    """The path of the kustomize binary that tests/kustomize/build.sh has built."""
+    return _built("kustomize", "Go, half a minute")
+
+
 def conformance() -> str:
     """The path of the connectconformance binary that tests/conformance/build.sh has built."""
     return _built("conformance", "Go, a minute or two")

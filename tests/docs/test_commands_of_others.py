@@ -29,9 +29,17 @@ NOT_RUN = {
         "pip install 'onelane[proto]' pytest",
         "docker run --rm -p 16686:16686 -p 4318:4318 jaegertracing/jaeger:2.13.0",
     ),
+    "docs/how-to/kubernetes.md": (
+        "kubectl create secret generic onelane-admin --from-literal=token=$(openssl rand -hex 16)",
+        "kubectl apply --kustomize deploy/kubernetes/machine",
+        "kubectl rollout status statefulset/onelane",
+        "kubectl exec onelane-0 -- onelane status",
+        "kubectl rollout undo statefulset/onelane",
+        "kubectl delete pod onelane-2",
+    ),
     "docs/how-to/tracing.md": ("curl -s localhost:9464/metrics",),
 }
-"""Commands that no test runs: they need the package index, a container engine, or a port that is not free here."""
+"""Commands that no test runs: they need the package index, a engine of containers, Kubernetes or a free port."""
 CURL = "docs/how-to/browsers-and-curl.md"
 TEXTS = [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md"]
 HOSTS = {
