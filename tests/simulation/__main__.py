@@ -1,13 +1,16 @@
-"""`python -m tests.simulation [--machines N,N,…] [--lanes N] [--keys N] [--points N] [--seed N]`: the table.
+"""`python -m tests.simulation [--machines N,N,…] [--lanes N] [--keys N] [--points N] [--seed N]`: table, growth.
 
 keys: of each machine.
 """
 
 import argparse
+import gc
 import sys
+from collections.abc import Sequence
 
 from onelane.core.placement import POINTS
 
+from tests.simulation import growth
 from tests.simulation.machines import Row, Size, rows
 
 COLUMNS = ["machines, lanes of each", "keys", "a machine", "keys moved", "time", "their pause: median, p99, longest"]
@@ -43,11 +46,23 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=POINTS, help="of each lane on the ring")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    sys.stdout.write(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n")
+    # A million events have no cycles, and to look for them takes half of the time.
+    gc.disable()
+    _write_head(COLUMNS)
+    every_row: list[Row] = []
     for machines in map(int, asked.machines.split(",")):
         for row in rows(Size(machines, asked.lanes, asked.keys * machines, asked.points), asked.seed):
             sys.stdout.write(f"{as_text(row)}\n")
             sys.stdout.flush()
+            every_row.append(row)
+    sys.stdout.write("\n")
+    _write_head(growth.COLUMNS)
+    for line in map(growth.as_text, growth.growths(every_row)):
+        sys.stdout.write(f"{line}\n")
+
+
+def _write_head(columns: Sequence[str]) -> None:
+    sys.stdout.write(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onelane.core.placement import POINTS, Member, Placement
 
+from tests.simulation.arcs import Arcs
 from tests.simulation.change import ChangeOutcome, SimulatedChange, machine_of
 
 
@@ -43,17 +44,15 @@ def placement(size: Size, machines: int, epoch: int) -> Placement:
 
 def rows(size: Size, seed: int) -> Iterator[Row]:
     """The machine that comes, goes or fails is the last one."""
-    fewer, usual, more = (placement(size, size.machines + n, 2 + n) for n in (-1, 0, 1))
-    counts: dict[int, Counter[int]] = {p.epoch: Counter() for p in (fewer, usual, more)}
+    fewer, usual, more = placements = [placement(size, size.machines + n, 2 + n) for n in (-1, 0, 1)]
+    arcs = Arcs(placements)
+    keys_of_arc, moving_keys = arcs.spread(size.keys)
+    counts = {p.epoch: arcs.counts(p, keys_of_arc) for p in placements}
     moving: dict[int, dict[int, list[str]]] = {p.epoch: defaultdict(list) for p in (fewer, more)}
-    for number in range(size.keys):
-        key = f"key-{number}"
-        owner = usual.owner_of(key).life
-        counts[usual.epoch][owner] += 1
+    for key, arc in moving_keys:
+        owner = arcs.owners[usual.epoch][arc]
         for other in (fewer, more):
-            next_owner = other.owner_of(key).life
-            counts[other.epoch][next_owner] += 1
-            if next_owner != owner:
+            if arcs.owners[other.epoch][arc] != owner:
                 moving[other.epoch][owner].append(key)
     last = [m.life for m in usual.members if machine_of(m) == machine_of(usual.members[-1])]
     lost = dict.fromkeys(last, ())
