@@ -97,6 +97,9 @@ class PodTemplate:
         """Another one, without the variables whose names begin so."""
         return self.with_container(env=[row for row in self.container["env"] if not row["name"].startswith(prefix)])
 
+    def with_files(self, volume: str, files: Mapping[str, str]) -> "PodTemplate":
+        return replace(self, files={**self.files, volume: files})
+
     def without_volume(self, volume: str) -> "PodTemplate":
         return self.with_container(
             volumeMounts=[mount for mount in self.container["volumeMounts"] if mount["name"] != volume]

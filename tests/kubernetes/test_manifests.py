@@ -13,7 +13,7 @@ from onelane.config import Config, load
 from onelane.core import addresses
 from onelane.core.cluster_settings import ClusterSettings
 from onelane.supervisor.admin.auth import PUBLIC_PATHS
-from onelane.supervisor.durations import longest_start_s, longest_stop_s
+from onelane.supervisor.durations import longest_leave_s, longest_start_s, longest_stop_s
 
 from tests import tools
 from tests.kubernetes.manifests import FOLDER, OVERLAYS, REFERENCE, Document, PodTemplate, documents, one, pod_template
@@ -132,7 +132,8 @@ def test_each_variable_uses_only_those_above_it(template: PodTemplate) -> None:
 
 
 def test_the_grace_period_is_what_prestop_and_a_stop_may_take(template: PodTemplate, configuration: Config) -> None:
-    needed_s = prestop_s(template) + longest_stop_s(configuration)
+    in_cluster = any(row["name"].startswith("ONELANE_CLUSTER__") for row in template.container["env"])
+    needed_s = prestop_s(template) + longest_stop_s(configuration, in_cluster=in_cluster)
     assert needed_s <= template.grace_s <= needed_s + SPARE_S
 
 
@@ -142,8 +143,12 @@ def prestop_s(template: PodTemplate) -> float:
     assert (shell, option) == ("sh", "-c")
     sleep, leave, wait = [shlex.split(command) for command in script.replace("&", ";").split(";")]
     assert (sleep[0], leave[:2], wait) == ("sleep", ["onelane", "leave"], ["wait"])
-    parsed = main.commands["leave"].make_context("leave", leave[2:])
-    return max(float(sleep[1]), float(parsed.params["within"]) + COMMAND_S)
+    within_s = float(main.commands["leave"].make_context("leave", leave[2:]).params["within"])
+    return max(float(sleep[1]), within_s + COMMAND_S)
+
+
+def test_prestop_waits_for_all_that_can_move(template: PodTemplate, configuration: Config) -> None:
+    assert prestop_s(template) - COMMAND_S == longest_leave_s(configuration)
 
 
 def test_kubelet_waits_for_a_start_as_long_as_the_supervisor_does(template: PodTemplate, configuration: Config) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,9 +25,6 @@ from tests.kubernetes.stateful_set import StatefulSet, stateful_set, until
 from tests.running_app import eventually
 
 pytestmark = pytest.mark.slow
-IN_CLUSTER = False
-"""Whether `onelane up` takes `[cluster]`. Until then each pod is a machine by itself, and keys stay with their pods:
-shown is the order of signals, and that no call fails; not that keys move."""
 STALE_S = 2.0
 """How long a proxy may call a pod that is deleted."""
 PAUSE_S = 0.05
@@ -41,9 +39,9 @@ def replicas() -> int:
 
 @pytest.fixture(scope="module")
 def template() -> PodTemplate:
-    """That of a cluster, of an app whose calls tests can hold."""
+    """Of pods that are machines by themselves, of an app whose calls tests can hold."""
     template = pod_template(documents("cluster")).altered(**ECHO)
-    return template if IN_CLUSTER else template.without("ONELANE_CLUSTER__").without_volume("links")
+    return template.without("ONELANE_CLUSTER__").without_volume("links")
 
 
 @dataclass
@@ -54,6 +52,8 @@ class Clients:
     port: int
     served: int = 0
     failed: list[str] = field(default_factory=list)
+    seen: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Key → how many calls of it the app has counted, as each call was told."""
 
     async def run(self, key: str) -> None:
         ages = [0.0, STALE_S / SPEED]
@@ -67,11 +67,12 @@ class Clients:
     async def call(self, address: str, key: str) -> None:
         async with grpc.aio.insecure_channel(f"{address}:{self.port}") as channel:
             try:
-                await EchoStub(channel).Unary(EchoRequest(key=key))
+                reply = await EchoStub(channel).Unary(EchoRequest(key=key))
             except grpc.aio.AioRpcError as error:
                 self.failed.append(f"{address}: {error.code().name} {error.details()}")
             else:
                 self.served += 1
+                self.seen[key].append(reply.seen)
 
 
 @asynccontextmanager

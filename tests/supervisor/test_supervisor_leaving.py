@@ -6,6 +6,8 @@ import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc.aio
 import pytest
@@ -27,7 +29,9 @@ async def machine(leave: Callable[[], Awaitable[None]]) -> AsyncIterator[str]:
     """The admin address of a supervisor whose shards have not started."""
     config = parse(tomllib.loads(f'admin = "127.0.0.1:0"\n{echo(1)}'))
     supervisor = Supervisor(config, FakeLauncher([]), app_dir=str(ROOT), sinks=[], telemetry=telemetry_options({}))
-    supervisor.leave_cluster = leave
+    supervisor.apps.append(
+        cast(Any, SimpleNamespace(name="echo", placing=SimpleNamespace(leave=leave, owns_keys=False)))
+    )
     async with server.serving(supervisor) as address:
         yield address.removeprefix("http://")
 
@@ -85,7 +89,7 @@ async def test_a_machine_without_a_cluster_keeps_its_keys_and_serves_until_it_is
     with running(tmp_path, echo(1)) as app:
         assert await seen(app.listen["echo"]) == 1
         run = await onelane_leave(app.admin)
-        assert (run.exit_code, run.stdout) == (0, "the machine is no part of a cluster: its keys stay with it\n")
+        assert (run.exit_code, run.stdout) == (0, "no other machine has taken the keys: they stay with this one\n")
         assert http_request(f"http://{app.admin}/readyz")[0] == 503
         assert http_request(f"http://{app.admin}/livez")[0] == 200
         assert await seen(app.listen["echo"]) == 2

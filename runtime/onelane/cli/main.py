@@ -229,7 +229,7 @@ def leave(target: str | None, address: str | None, within: float, as_json: bool)
     """Take a machine out of use before it is stopped: /readyz says so, and its keys move to the other machines.
 
     It returns once the machine owns no key, and the machine serves on until it is stopped. Where the time is up first
-    the exit code is 1, and the keys go on to move. A machine without a cluster keeps its keys.
+    the exit code is 1, and the keys go on to move. A machine keeps its keys where there is no other one.
     """
     from onelane.cli import admin_client
 
@@ -243,7 +243,7 @@ def leave(target: str | None, address: str | None, within: float, as_json: bool)
     elif outcome["moved"]:
         click.echo("the machine owns no keys any more")
     else:
-        click.echo("the machine is no part of a cluster: its keys stay with it")
+        click.echo("no other machine has taken the keys: they stay with this one")
 
 
 @main.command()

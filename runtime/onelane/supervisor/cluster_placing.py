@@ -282,6 +282,10 @@ class ClusterPlacing:
     async def settle(self) -> None:
         await self._until(lambda: self._owns_what_is_wanted() or self._app.is_stopping)
 
+    @property
+    def owns_keys(self) -> bool:
+        return not self._owns_nothing()
+
     async def leave(self) -> None:
         self._wake()
         if not self._has_others():

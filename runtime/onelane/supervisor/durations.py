@@ -6,6 +6,8 @@ failures of a startup probe in Kubernetes, TimeoutStopSec and TimeoutStartSec of
 
 from onelane.config import Config
 from onelane.supervisor.app import DRAIN_MARGIN_S, SHARD_END_S, START_PARTS
+from onelane.supervisor.machine import LEAVE_S
+from onelane.supervisor.placing import CHANGE_MARGIN_S
 from onelane.supervisor.supervisor import SINK_CLOSE_S
 
 
@@ -15,10 +17,21 @@ def longest_start_s(config: Config) -> float:
     return sum(START_PARTS * app.start_s for app in config.apps.values())
 
 
-def longest_stop_s(config: Config, sinks: int = 0) -> float:
+def longest_leave_s(config: Config) -> float:
+    """Seconds until `onelane leave` has given up what has not moved. The keys of all apps move at once."""
+    return max(app.drain_s for app in config.apps.values()) + CHANGE_MARGIN_S
+
+
+def longest_stop_s(config: Config, sinks: int = 0, *, in_cluster: bool = False) -> float:
     """Seconds from SIGTERM until all processes have ended. Apps drain one after another, the shards of each at once.
 
-    sinks: exporters beside Prometheus, each of which sends its queue at the end.
+    sinks: exporters beside Prometheus, each of which sends its queue at the end. in_cluster: keys move away before each
+    drain.
     """
     apps = config.apps.values()
-    return sum(app.drain_s + DRAIN_MARGIN_S + SHARD_END_S + app.stop_s for app in apps) + SINK_CLOSE_S * (1 + sinks)
+    moves_s = sum(app.drain_s + CHANGE_MARGIN_S for app in apps) + LEAVE_S if in_cluster else 0.0
+    return (
+        moves_s
+        + sum(app.drain_s + DRAIN_MARGIN_S + SHARD_END_S + app.stop_s for app in apps)
+        + SINK_CLOSE_S * (1 + sinks)
+    )

@@ -108,6 +108,10 @@ class OwnPlacing:
     async def settle(self) -> None:
         pass
 
+    @property
+    def owns_keys(self) -> bool:
+        return True
+
     async def leave(self) -> None:
         pass
 

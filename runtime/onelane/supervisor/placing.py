@@ -163,5 +163,10 @@ class Placing(Protocol):
     async def settle(self) -> None:
         """Wait until the shards of this machine own their keys."""
 
+    @property
+    def owns_keys(self) -> bool:
+        """Whether the placement in force has shards of this machine."""
+
     async def leave(self) -> None:
-        """The app stops: have its keys go elsewhere, where there is another place for them, and as far as time is."""
+        """The app stops, or is to: have its keys go elsewhere, where there is another place for them, and as far as
+        time is. It may be called again meanwhile."""

@@ -120,9 +120,6 @@ class Supervisor:
         self.tasks: anyio.abc.TaskGroup
         self.shard_tasks: anyio.abc.TaskGroup
         self.stop_asked = anyio.Event()
-        self.leave_cluster: Callable[[], Any] | None = None
-        """A coroutine function that has the keys of this machine moved to the others, and returns once it owns none. It
-        may be called again meanwhile. None where this machine is no part of a cluster."""
         self._is_leaving = False
         self._recycles: set[str] = set()
         """Apps all of whose shards are being restarted, or will be."""
@@ -275,12 +272,12 @@ class Supervisor:
 
     async def leave(self) -> bool:
         """Take this machine out of use, before it is stopped: it counts as not ready from now on, and its keys move to
-        the other machines of its cluster. It serves on. False where there is no cluster: the keys stay."""
+        the other machines of its cluster. It serves on. False where keys stay, as no other machine takes them."""
         self._is_leaving = True
-        if self.leave_cluster is None:
-            return False
-        await self.leave_cluster()
-        return True
+        async with anyio.create_task_group() as tasks:
+            for app in self.apps:
+                tasks.start_soon(app.placing.leave)
+        return not any(app.placing.owns_keys for app in self.apps)
 
     def file_differences(self) -> FileDifferences:
         """How the file, as it is now, differs from what runs."""
