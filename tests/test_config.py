@@ -176,12 +176,12 @@ def test_faults_of_a_cluster_are_told_with_their_key_and_without_its_password(tm
     text = CLUSTER.replace("arena", "Arena") + 'etcd_password = "hunter2"\nmashine = "a"\n'
     with pytest.raises(BadConfig) as caught:
         load(tmp_path, GOOD + text)
-    told = "\n".join(caught.value.faults)
-    assert "cluster.name" in told
-    assert "expected 1 to 63 of a-z" in told
-    assert "cluster.mashine" in told
-    assert "machine" in told.replace("mashine", "")
-    assert "hunter2" not in told
+    reasons = "\n".join(caught.value.faults)
+    assert "cluster.name" in reasons
+    assert "expected 1 to 63 of a-z" in reasons
+    assert "cluster.mashine" in reasons
+    assert "machine" in reasons.replace("mashine", "")
+    assert "hunter2" not in reasons
     with pytest.raises(BadConfig) as caught:
         load(tmp_path, GOOD + CLUSTER.replace("//10.", "//root:hunter2@10."))
     assert "etcd_user and etcd_password are for these" in str(caught.value.faults)

@@ -119,8 +119,8 @@ def test_a_file_of_the_authority_that_cannot_be_used_is_told_by_its_setting(tmp_
 def test_an_app_that_no_other_machine_could_take_over_from_is_refused_by_its_setting(settings: Any, fault: str) -> None:
     with pytest.raises(BadConfig) as caught:
         record_of(LOCAL, {"echo": app_of(**settings)})
-    (told,) = caught.value.faults
-    assert told.startswith(fault)
+    (reason,) = caught.value.faults
+    assert reason.startswith(fault)
 
 
 # Whose cluster it does not join

@@ -38,7 +38,7 @@ from onelane.supervisor.machine import Machine, MachineLives
 _T = TypeVar("_T")
 log = logging.getLogger("onelane.supervisor")
 IDENTITY_BYTES = 32
-ASK_AGAIN_S = 0.5
+STORE_AGAIN_S = 0.5
 """Before the store is asked again for a number, where it did not answer."""
 
 
@@ -177,7 +177,7 @@ class ClusterMember:
                 return await ask()
             except (CoordinationUnavailable, CoordinationRefused, LeaseEnded) as error:
                 log.warning("machine.waits name=%s reason=%s", self.name, error)
-                await anyio.sleep(ASK_AGAIN_S)
+                await anyio.sleep(STORE_AGAIN_S)
 
     def _first_placement(self, app: str) -> FirstPlacement:
         if app not in self._apps:

@@ -39,7 +39,7 @@ STAND_IN_AGAIN_S = 0.5
 """Before a stand-in is started anew that did not start."""
 
 
-class Cluster(Protocol):
+class PlacingMachine(Protocol):
     """This machine in its cluster: `cluster_member.ClusterMember`."""
 
     links: MachineLinks
@@ -79,7 +79,7 @@ class _Move:
 class ClusterPlacing:
     """See the module. Owned by the app's supervisor."""
 
-    def __init__(self, app: PlacedApp, cluster: Cluster) -> None:
+    def __init__(self, app: PlacedApp, cluster: PlacingMachine) -> None:
         self._app = app
         self._cluster = cluster
         self._placed = PlacedLives(app.name, cluster.name, cluster.announce)
@@ -150,8 +150,8 @@ class ClusterPlacing:
         number = self._app.next_life()
         path = Path(self._app.shards[0].member.socket).with_name(f"{self._app.name}-for.{number}.sock")
         shard = SupervisedShard(replace(member, socket=str(path), life=0), FIRST_STAND_IN + number, stands_in=True)
-        ours = [listening("127.0.0.1:0"), listening("127.0.0.1:0"), listening(f"unix:{path}")]
-        shard.listen(tuple(ours), ListeningPath(str(path)))
+        listening_sockets = (listening("127.0.0.1:0"), listening("127.0.0.1:0"), listening(f"unix:{path}"))
+        shard.listen(listening_sockets, ListeningPath(str(path)))
         return shard
 
     def _wake(self) -> None:

@@ -37,8 +37,8 @@ class OwnPlacing:
         return ()
 
     def number(self, shard: SupervisedShard) -> int:
-        given = shard.member.life
-        return given if shard.incarnation is None and given else self._app.next_life()
+        first_life = shard.member.life
+        return first_life if shard.incarnation is None and first_life else self._app.next_life()
 
     async def begin(self, shard: SupervisedShard, incarnation: Incarnation, dead_life: int) -> Start | None:
         self._renumber(shard)
