@@ -337,8 +337,8 @@ class ClusterPlacing:
             case Gone(life):
                 return control_pb2.ToShard(gone=control_pb2.ShardMember(life=life))
             case Reborn(member):
-                (told,) = self._told(Placement(0, (member,))).members
-                return control_pb2.ToShard(reborn=member_to_proto(told))
+                (as_named,) = self._told(Placement(0, (member,))).members
+                return control_pb2.ToShard(reborn=member_to_proto(as_named))
 
     def beginning_of(self, beginning: Beginning) -> tuple[Placement, control_pb2.Prepare | None]:
         # A life that joins before there is an entry follows it, so it begins with one.
