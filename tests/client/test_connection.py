@@ -8,8 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from onelane.client import subchannel
-from onelane.client.channel import dial
+from onelane.client.channel import NativeChannel, dial
 from onelane.client.connection import Connection
 from onelane.client.options import Dialling
 from onelane.wire import driver
@@ -72,7 +71,7 @@ async def test_calls_that_were_answered_before_their_connection_was_lost_have_th
     """The answers came in one read, of which one piece, or some events, are handled in a turn; then a write meets a
     closed socket, or HTTP/2 has ended."""
     calls = 100
-    connections: list[Connection] = []
+    channels: list[NativeChannel] = []
     clock: Iterator[float] = count(1.0, driver.TURN_S)
     """Seconds at which the turn of a connection begins, or is looked at: each look is late."""
 
@@ -93,14 +92,10 @@ async def test_calls_that_were_answered_before_their_connection_was_lost_have_th
         await reader.read()
         writer.close()
 
-    def connect(*arguments: Any) -> Connection:
-        connections.append(Connection(*arguments))
-        return connections[-1]
-
     def lose_once_the_first_are_handled() -> float:
         now = next(clock)
         if now == 1.0 + driver.TURN_S:
-            (connection,) = connections
+            (connection,) = channels[0].subchannel._connections
             assert connection.is_behind
             if breaks:
                 connection.flush()
@@ -109,10 +104,10 @@ async def test_calls_that_were_answered_before_their_connection_was_lost_have_th
         return now
 
     monkeypatch.setattr(driver, "monotonic", lose_once_the_first_are_handled)
-    monkeypatch.setattr(subchannel, "Connection", connect)
     monkeypatch.setattr(Connection, *limit)
     server = await asyncio.start_server(answer_all, "127.0.0.1", 0)
     async with server, dial("{}:{}".format(*server.sockets[0].getsockname())) as channel:
+        channels.append(channel)
         send = channel.unary_unary("/t.T/Echo")
         answers = await asyncio.gather(*(send(b"x", timeout=10) for _ in range(calls)), return_exceptions=True)
     assert next(clock) > 1.0 + driver.TURN_S, "nothing was lost"

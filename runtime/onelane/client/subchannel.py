@@ -170,7 +170,8 @@ class Subchannel:
                 if changed in self._changed:
                     self._changed.remove(changed)
 
-    async def close(self, grace: float | None) -> None:
+    # Any: compiled, an int would become a float, and the error names it as it was given.
+    async def close(self, grace: Any) -> None:
         """Take no new call; let those that were made finish for `grace` seconds (None: 0), then cancel them.
 
         Raises:
@@ -206,7 +207,7 @@ class Subchannel:
         for connection in [*self._connections, *self._leaving]:
             connection.cut_off(reason)
 
-    def begin_close(self, grace: float | None) -> None:
+    def begin_close(self, grace: Any) -> None:
         """Take no new call; `close` must follow.
 
         Raises:
