@@ -21,7 +21,7 @@ from onelane.client.options import Dialling, NoLink
 from onelane.core import addresses
 from onelane.core.backoff import backoff_s
 from onelane.core.deadlines import Deadlines
-from onelane.errors import NotKept
+from onelane.errors import NotKept, caused
 from onelane.wire import unix_peers
 from onelane.wire.framing import Headers
 
@@ -296,7 +296,8 @@ class Subchannel:
         except TimeoutError as error:
             if self.dialling.connect_s is None:
                 raise
-            raise TimeoutError(f"no answer within {self.dialling.connect_s:g} s") from error
+            late = TimeoutError(f"no answer within {self.dialling.connect_s:g} s")
+            raise caused(late, error) from error
         finally:
             for connection in connections:
                 if not connection.ready.done() or connection.ready.cancelled() or connection.ready.exception():
