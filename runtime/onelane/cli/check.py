@@ -60,7 +60,9 @@ def check(file: object, read: Callable[[Mapping[str, str]], Config], *, app_dir:
         if not report.faults:
             report.starts_within_s = durations.longest_start_s(configuration)
             report.stops_within_s = durations.longest_stop_s(
-                configuration, len(exports.sink_types(configuration, environment))
+                configuration,
+                len(exports.sink_types(configuration, environment)),
+                in_cluster=configuration.cluster is not None,
             )
     return report
 

@@ -6,7 +6,6 @@ failures of a startup probe in Kubernetes, TimeoutStopSec and TimeoutStartSec of
 
 from onelane.config import Config
 from onelane.supervisor.app import DRAIN_MARGIN_S, SHARD_END_S, START_PARTS
-from onelane.supervisor.machine import LEAVE_S
 from onelane.supervisor.placing import CHANGE_MARGIN_S
 from onelane.supervisor.supervisor import SINK_CLOSE_S
 
@@ -29,9 +28,15 @@ def longest_stop_s(config: Config, sinks: int = 0, *, in_cluster: bool = False) 
     drain.
     """
     apps = config.apps.values()
-    moves_s = sum(app.drain_s + CHANGE_MARGIN_S for app in apps) + LEAVE_S if in_cluster else 0.0
     return (
-        moves_s
+        (_moves_s(config) if in_cluster else 0.0)
         + sum(app.drain_s + DRAIN_MARGIN_S + SHARD_END_S + app.stop_s for app in apps)
         + SINK_CLOSE_S * (1 + sinks)
     )
+
+
+def _moves_s(config: Config) -> float:
+    # Only with a cluster.
+    from onelane.supervisor.machine import LEAVE_S
+
+    return sum(app.drain_s + CHANGE_MARGIN_S for app in config.apps.values()) + LEAVE_S
