@@ -10,8 +10,8 @@ from onelane.errors import BadConfig
 from onelane.telemetry.sinks.otlp.pipe import LOGS, TRACES
 from onelane.telemetry.sinks.otlp.target import target_of
 
+from tests.config.test_file import GOOD, load
 from tests.running_app import RunningApp, echo, http_request, running
-from tests.test_config import GOOD, load
 
 SECRETS = {
     "OTEL_EXPORTER_OTLP_HEADERS": "api-key=swordfish",

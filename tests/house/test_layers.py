@@ -43,8 +43,9 @@ OUTSIDE = {"asyncio", "anyio", "grpc", "opentelemetry", "os", "socket", "subproc
 EXTENSIONS = {file.relative_to(PACKAGE).with_suffix("").as_posix() for file in PACKAGE.rglob("*.pyx")}
 GROUND = {"errors", "secret_files", "config", "plugins"}
 """Files below all rooms."""
-SEAMS = {"cluster/membership", "cluster/coordination", "telemetry/sinks"}
-"""Folders whose `__init__` holds their protocol; every other one is a docstring and nothing else."""
+SEAMS = {"config", "cluster/membership", "cluster/coordination", "telemetry/sinks"}
+"""Folders whose `__init__` holds their protocol, or hands on what is read everywhere (`config`); every other one is a
+docstring and nothing else."""
 
 
 def name_of(file: Path) -> str:

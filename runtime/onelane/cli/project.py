@@ -57,7 +57,7 @@ class $Service(${name}_pb2_grpc.${Service}Servicer):
 '''
 
 _SETTINGS = """\
-# Every setting: `App` in onelane/config.py. `onelane check` finds its faults.
+# Every setting: `App` in onelane/config/app.py. `onelane check` finds its faults.
 
 [apps.$app]
 services = ["service:$Service"]

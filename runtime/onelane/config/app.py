@@ -1,59 +1,22 @@
-"""The configuration file: the apps of a machine, and every setting of each.
-
-All faults of a file are reported at once, each with its key and, where it is known, its line. An environment variable
-such as `ONELANE_APPS__LOBBY__SHARDS=4` overrides the file, and the file overrides the defaults.
-"""
+"""`[apps.NAME]`: the settings of one app."""
 
 import ipaddress
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from onelane.core import addresses, redaction
+from onelane.config.checks import Address, AdminAddress, Plug, Seconds
+from onelane.core import addresses
 from onelane.core.auth_settings import AuthSettings
-from onelane.core.cluster_settings import ClusterSettings
 from onelane.core.service_config import ServiceConfig
 from onelane.core.state_settings import StateSettings
-from onelane.core.validation import Check, Checked, changed, checked
-from onelane.errors import BadConfig
-from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
+from onelane.core.validation import Check, Checked
 
-ENVIRONMENT_PREFIX = "ONELANE_"
-OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN, ADMIN_TOKEN_FILE)
-"""Environment variables for settings of the file that belong to no app."""
-NO_VARIABLES: Mapping[tuple[str, ...], str] = MappingProxyType({})
-DEFAULT_ADMIN = "127.0.0.1:9464"
-UNIX = "unix:"
-"""Before the path of a Unix socket, as in a target of gRPC."""
-MAX_UNIX_PATH = 107
 PORT_STRIDE = 100
 """Between the shared port of an app and the own port of its first shard, and from one shard to the next."""
-
-
-def _address(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ValueError("expected ip:port with a port from 0 to 65535")
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        raise ValueError("expected an IP address before the port, such as 127.0.0.1 or [::1]") from None
-    return text
-
-
-def _admin_address(text: str) -> str:
-    if not text.startswith(UNIX):
-        return _address(text)
-    path = text.removeprefix(UNIX)
-    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > MAX_UNIX_PATH:
-        raise ValueError(f"expected unix: and an absolute path of at most {MAX_UNIX_PATH} bytes")
-    return text
 
 
 def _host(text: str) -> str:
@@ -63,12 +26,6 @@ def _host(text: str) -> str:
         unspecified = True
     if unspecified:
         raise ValueError("expected an IP address that clients can reach, not a host name, 0.0.0.0 or ::")
-    return text
-
-
-def _class_path(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
-        raise ValueError("expected package.module:Class")
     return text
 
 
@@ -84,14 +41,6 @@ def _unresponsive_s(seconds: float) -> float:
     return seconds
 
 
-AdminAddress = Annotated[str, Check(_admin_address)]
-Address = Annotated[str, Check(_address)]
-PeerTarget = Annotated[str, Check(addresses.parse_target)]
-"""Where an app outside of the file listens."""
-Plug = Annotated[str, Check(_class_path)]
-"""A class of the user's: `package.module:Class`."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tls(Checked):
     """PEM files for an app that serves TLS. They are read again when they change, for the handshakes that follow."""
@@ -102,9 +51,6 @@ class Tls(Checked):
     """The private key of `cert`."""
     client_ca: str | None = None
     """Certificate authorities for mutual TLS: a client must present a certificate that one of them has signed."""
-
-
-Seconds = Annotated[float, Gt(0), Le(30 * 86400)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,287 +288,3 @@ class App(Checked):
     def _check_pins(self) -> None:
         if wrong := [key for key, index in self.pins.items() if not 0 <= index < self.shard_count]:
             raise ValueError(f"pins {wrong}: expected the index of a shard, 0 to {self.shard_count - 1}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(Checked):
-    """One configuration file: its apps, and the settings of their supervisor."""
-
-    apps: Annotated[dict[str, App], MinLen(1)]
-    """Name → app: the tables `[apps.NAME]`. A name has lower-case letters, digits and dashes."""
-    admin: AdminAddress = DEFAULT_ADMIN
-    """Address of the admin page, /metrics and /status: `ip:port`, or `unix:/path` for a socket of mode 0600."""
-    admin_tls: Tls | None = None
-    """Serve the admin address over TLS. With `client_ca`, a client with a certificate needs no token."""
-    sinks: tuple[str, ...] = ()
-    """Exporters beside Prometheus and OTLP (which `OTEL_*` variables turn on): plugins of the entry point group
-    `onelane.sinks`."""
-    admin_token: Annotated[str, MinLen(8)] | None = field(default=None, repr=False)
-    """Bearer token for requests to the admin address; needed where that is no loopback address. Rather set it by the
-    environment variable `ONELANE_ADMIN_TOKEN`, or by `admin_token_file`."""
-    admin_token_file: str | None = None
-    """A file that holds the `admin_token`, which none but the user of the supervisor may read; also by the environment
-    variable `ONELANE_ADMIN_TOKEN_FILE`."""
-    console: bool | None = None
-    """Let the admin page call methods of the apps that serve reflection; by default only where `admin` is a loopback
-    address or a Unix socket. Beyond, whoever has the token may call what the machine of the supervisor can reach."""
-    per_shard_series: bool = True
-    """Export each metric series once per shard, with the attribute `onelane.shard`; if false, their sum per app."""
-    peers: Mapping[str, PeerTarget] = field(default_factory=dict)
-    """Name → host:port of apps outside of this file, for `shard.stub(…, to=NAME)`."""
-    cluster: ClusterSettings | None = None
-    """The machines that share the keys of all apps of this file; without it, this one alone has them."""
-
-    @property
-    def has_console(self) -> bool:
-        if self.console is not None:
-            return self.console
-        return self.admin.startswith(UNIX) or ipaddress.ip_address(addresses.split(self.admin)[0]).is_loopback
-
-    def __post_init__(self) -> None:
-        self._check_tls()
-        self._check_names()
-        self._check_stubs()
-        self._check_callers()
-
-    def _check_tls(self) -> None:
-        if self.admin_tls is not None and self.admin.startswith(UNIX):
-            raise ValueError("admin_tls: admin is a Unix socket, which has no TLS; expected ip:port")
-
-    def _check_names(self) -> None:
-        if wrong := [name for name in self.apps if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name)]:
-            raise ValueError(f"app names {wrong}: expected lower-case letters, digits and dashes")
-
-    def _check_stubs(self) -> None:
-        targets = {*self.apps, *self.peers}
-        wrong = [f"{n}.stubs.{to}" for n, app in self.apps.items() for to in app.stubs if to not in targets]
-        if wrong:
-            raise ValueError(f"apps.{', apps.'.join(wrong)}: no app or peer is called so; known are {sorted(targets)}")
-
-    def _check_callers(self) -> None:
-        for name, app in self.apps.items():
-            callers = app.auth.apps if app.auth is not None else {}
-            if wrong := sorted(set(callers) - set(self.apps) - set(self.peers)):
-                raise ValueError(f"apps.{name}.auth.apps {wrong}: expected apps of this file, {sorted(self.apps)}")
-
-    def accepting(self, caller: str) -> list[str]:
-        """The apps that accept assertions of identity of the app `caller`; it does itself, where it has `auth`."""
-        return [
-            name
-            for name, app in self.apps.items()
-            if app.auth is not None and (name == caller or caller in app.auth.apps)
-        ]
-
-    def only(self, app: str) -> "Config":
-        """The configuration of one app of the file, to which the other apps are peers.
-
-        Raises:
-            BadConfig: the file has no such app.
-        """
-        if app not in self.apps:
-            raise BadConfig("--app", [f"{app!r} is not in the file; it has {sorted(self.apps)}"])
-        peers = {name: other.listen for name, other in self.apps.items()} | dict(self.peers)
-        admin = self.apps[app].admin or self.admin
-        return changed(self, apps={app: self.apps[app]}, peers=peers, admin=admin)
-
-    def check_addresses(self) -> None:
-        """Compare the addresses of all apps that run together.
-
-        Raises:
-            BadConfig: two of them are the same, or a port is past 65535.
-        """
-        used: dict[tuple[str, int], str] = {}
-        faults = []
-        for host, port, place in self._addresses():
-            if port > 65535:
-                faults.append(f"{place} would be port {port}, past 65535: set own_port")
-            others = [other for (taken, number), other in used.items() if number == port and _overlap(taken, host)]
-            if port and others:
-                faults.append(f"{place}: {addresses.join(host, port)} is {others[0]} already; expected another port")
-            used.setdefault((host, port), place)
-        if faults:
-            raise BadConfig("configuration", faults)
-
-    def _addresses(self) -> Iterator[tuple[str, int, str]]:
-        """Host, port and place in the file of every address that listens."""
-        if not self.admin.startswith(UNIX):
-            yield (*addresses.split(self.admin), "admin")
-        for name, app in self.apps.items():
-            yield (*addresses.split(app.listen), f"apps.{name}.listen")
-        for name, app in self.apps.items():
-            host = addresses.split(app.listen)[0]
-            for index in range(app.shard_count):
-                yield host, app.own_port_of(index), f"apps.{name}: the own address of shard {name}-{index}"
-
-
-def _overlap(host: str, other: str) -> bool:
-    return host == other or addresses.is_wildcard(host) or addresses.is_wildcard(other)
-
-
-def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
-    """Read and validate one file.
-
-    environment: variables that override it; by default the process's.
-
-    Raises:
-        BadConfig: the file cannot be read, is not TOML, or is not valid; with all faults.
-    """
-    import tomllib
-
-    try:
-        text = path.read_text()
-        data = tomllib.loads(text)
-    except OSError as error:
-        raise BadConfig(str(path), [f"cannot be read: {error.strerror}"]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadConfig(str(path), [f"is not TOML: {error}"]) from error
-    variables = os.environ if environment is None else environment
-    faults = [*_override(data, variables), *_read_token(data)]
-    return parse(data, name=str(path), text=text, variables=_overrides(variables), faults=faults)
-
-
-def parse(
-    data: Mapping[str, Any],
-    *,
-    name: str = "configuration",
-    text: str = "",
-    variables: Mapping[tuple[str, ...], str] = NO_VARIABLES,
-    faults: Sequence[str] = (),
-) -> Config:
-    """Validate a configuration.
-
-    name, text: of its file, for error messages. variables: place → the environment variable that has set it. faults:
-    what is known to be wrong already.
-
-    Raises:
-        BadConfig: the configuration is not valid; with all faults.
-    """
-    from pydantic import ValidationError
-
-    try:
-        configuration = checked(Config, data)
-    except ValidationError as error:
-        # Without its cause, whose text has the values, secrets too.
-        raise BadConfig(name, [*faults, *_faults(error.errors(), text, variables)]) from None
-    if faults:
-        raise BadConfig(name, faults)
-    return configuration
-
-
-def _overrides(environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
-    """Place in the file → the environment variable that overrides it."""
-    return {
-        tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")): name
-        for name in sorted(environment)
-        if name.startswith((ENVIRONMENT_PREFIX + "APPS__", ENVIRONMENT_PREFIX + "CLUSTER__")) or name in OVERRULED
-    }
-
-
-def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """Set in `data` what variables override; the faults of those that cannot be set."""
-    faults = []
-    if ADMIN_TOKEN in environment or ADMIN_TOKEN_FILE in environment:
-        data.pop("admin_token", None)
-        data.pop("admin_token_file", None)
-    for place, name in _overrides(environment).items():
-        level: Any = data
-        for table in place[:-1]:
-            level = level.setdefault(table, {})
-            if not isinstance(level, dict):
-                faults.append(f"{name} sets {'.'.join(place)}, but {table} is {redaction.type_of(level)}, and no table")
-                break
-        else:
-            level[place[-1]] = environment[name] if ADMIN_TOKEN in name else _value(environment[name])
-    return faults
-
-
-def _read_token(data: dict[str, Any]) -> list[str]:
-    """Set the admin token that a file holds; the faults of it."""
-    path = data.get("admin_token_file")
-    if not isinstance(path, str):
-        return []
-    if "admin_token" in data:
-        return ["admin_token and admin_token_file are both set, expected one of them"]
-    try:
-        data["admin_token"] = read_secret(path, name="admin_token_file")
-    except BadConfig as error:
-        return list(error.faults)
-    return []
-
-
-def _value(text: str) -> Any:
-    import tomllib
-
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-_APP_SETTINGS, _FILE_SETTINGS, _CLUSTER_SETTINGS = (
-    {setting.name for setting in fields(kind)} for kind in (App, Config, ClusterSettings)
-)
-_OPEN_SETTINGS = (_APP_SETTINGS | _FILE_SETTINGS) - {"admin_token"}
-"""Settings of the file whose values are no secrets, whatever their names look like: max_key_bytes."""
-
-
-def _faults(errors: Sequence[Any], text: str, variables: Mapping[tuple[str, ...], str]) -> list[str]:
-    """One fault for each place: a value that fits none of several types would be reported for each of them."""
-    faults: dict[str, str] = {}
-    for error in errors:
-        place, problem = _fault(error)
-        name = ".".join(place) or "the file"
-        if name in faults:
-            faults[name] += f", or: {problem}"
-            continue
-        variable = next((variable for key, variable in variables.items() if key == tuple(place[: len(key)])), "")
-        line = None if variable else _line_of(place, text)
-        origin = f"{variable}: " if variable else f"line {line}: " if line else ""
-        faults[name] = f"{origin}{name}: {problem}"
-    return list(faults.values())
-
-
-def _fault(error: Any) -> tuple[list[str], str]:
-    """Place and text of one error of pydantic's."""
-    place = [str(part) for part in error["loc"] if part not in ("literal['auto']", "constrained-int", "int")]
-    problem = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "unexpected_keyword_argument":
-        known = {"apps": _APP_SETTINGS, "cluster": _CLUSTER_SETTINGS}.get(place[0], _FILE_SETTINGS)
-        from difflib import get_close_matches
-
-        near = get_close_matches(place[-1], known, n=1)
-        problem = "is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
-    elif error["type"] == "missing":
-        problem = "is missing"
-    elif error["type"] == "dataclass_type":
-        problem = f"Input should be a valid dictionary or instance of {error['ctx']['class_name']}{_seen(place, error)}"
-    else:
-        problem += _seen(place, error)
-    return place, problem
-
-
-def _seen(place: list[str], error: Any) -> str:
-    """The refused value, where it may be shown."""
-    value = error["input"]
-    if not place or (error["type"] == "value_error" and not isinstance(value, str | int | float)):
-        return ""
-    names = place[2:] if place[0] == "apps" else place
-    # A url may have a password, which is not for there.
-    is_secret = names[:1] == ["config"] or (place[:2] == ["cluster", "etcd"] and "@" in str(value))
-    is_secret = is_secret or redaction.looks_secret(name for name in names if name not in _OPEN_SETTINGS)
-    return f", seen {redaction.shown(value, is_secret=is_secret)}"
-
-
-def _line_of(place: list[str], text: str) -> int | None:
-    """The line that sets `place`, else the line of its table's header. Python's TOML parser gives no positions."""
-    table: list[str] = []
-    best = None
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[+([^\]]+)\]", line):
-            table = [part.strip(" \"'") for part in header[1].split(".")]
-            best = number if table == place[: len(table)] and len(table) > 1 else best
-        elif setting := re.match(r"\s*[\"']?([^\s\"'=]+)[\"']?\s*=", line):
-            here = [*table, *setting[1].split(".")]
-            if here == place[: len(here)]:
-                return number
-    return best

@@ -1,0 +1,119 @@
+"""Reads the file and what variables of the environment set in its place, and checks both."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from onelane.config.configuration import Config
+from onelane.config.faults import faults_of
+from onelane.core import redaction
+from onelane.core.validation import checked
+from onelane.errors import BadConfig
+from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
+
+ENVIRONMENT_PREFIX = "ONELANE_"
+OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN, ADMIN_TOKEN_FILE)
+"""Environment variables for settings of the file that belong to no app."""
+NO_VARIABLES: Mapping[tuple[str, ...], str] = MappingProxyType({})
+
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+    """Read and validate one file.
+
+    environment: variables that override it; by default the process's.
+
+    Raises:
+        BadConfig: the file cannot be read, is not TOML, or is not valid; with all faults.
+    """
+    import tomllib
+
+    try:
+        text = path.read_text()
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise BadConfig(str(path), [f"cannot be read: {error.strerror}"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(str(path), [f"is not TOML: {error}"]) from error
+    variables = os.environ if environment is None else environment
+    faults = [*_override(data, variables), *_read_token(data)]
+    return parse(data, name=str(path), text=text, variables=_overrides(variables), faults=faults)
+
+
+def parse(
+    data: Mapping[str, Any],
+    *,
+    name: str = "configuration",
+    text: str = "",
+    variables: Mapping[tuple[str, ...], str] = NO_VARIABLES,
+    faults: Sequence[str] = (),
+) -> Config:
+    """Validate a configuration.
+
+    name, text: of its file, for error messages. variables: place → the environment variable that has set it. faults:
+    what is known to be wrong already.
+
+    Raises:
+        BadConfig: the configuration is not valid; with all faults.
+    """
+    from pydantic import ValidationError
+
+    try:
+        configuration = checked(Config, data)
+    except ValidationError as error:
+        # Without its cause, whose text has the values, secrets too.
+        raise BadConfig(name, [*faults, *faults_of(error.errors(), text, variables)]) from None
+    if faults:
+        raise BadConfig(name, faults)
+    return configuration
+
+
+def _overrides(environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Place in the file → the environment variable that overrides it."""
+    return {
+        tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")): name
+        for name in sorted(environment)
+        if name.startswith((ENVIRONMENT_PREFIX + "APPS__", ENVIRONMENT_PREFIX + "CLUSTER__")) or name in OVERRULED
+    }
+
+
+def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Set in `data` what variables override; the faults of those that cannot be set."""
+    faults = []
+    if ADMIN_TOKEN in environment or ADMIN_TOKEN_FILE in environment:
+        data.pop("admin_token", None)
+        data.pop("admin_token_file", None)
+    for place, name in _overrides(environment).items():
+        level: Any = data
+        for table in place[:-1]:
+            level = level.setdefault(table, {})
+            if not isinstance(level, dict):
+                faults.append(f"{name} sets {'.'.join(place)}, but {table} is {redaction.type_of(level)}, and no table")
+                break
+        else:
+            level[place[-1]] = environment[name] if ADMIN_TOKEN in name else _value(environment[name])
+    return faults
+
+
+def _read_token(data: dict[str, Any]) -> list[str]:
+    """Set the admin token that a file holds; the faults of it."""
+    path = data.get("admin_token_file")
+    if not isinstance(path, str):
+        return []
+    if "admin_token" in data:
+        return ["admin_token and admin_token_file are both set, expected one of them"]
+    try:
+        data["admin_token"] = read_secret(path, name="admin_token_file")
+    except BadConfig as error:
+        return list(error.faults)
+    return []
+
+
+def _value(text: str) -> Any:
+    import tomllib
+
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
