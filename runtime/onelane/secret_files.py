@@ -16,7 +16,7 @@ from onelane.errors import BadConfig
 ADMIN_TOKEN = "ONELANE_ADMIN_TOKEN"
 ADMIN_TOKEN_FILE = "ONELANE_ADMIN_TOKEN_FILE"
 MAX_SECRET_BYTES = 64 * 1024
-_OF_THE_FILE = re.compile(r"ONELANE_(APPS__.*|ADMIN_TOKEN(_FILE)?)")
+_OF_THE_FILE = re.compile(r"ONELANE_((APPS|CLUSTER)__.*|ADMIN_TOKEN(_FILE)?)")
 """Variables that override the configuration file: a shard is sent what it needs of them."""
 _OTLP_HEADERS = re.compile(r"OTEL_EXPORTER_OTLP_(\w+_)?HEADERS(_FILE)?")
 

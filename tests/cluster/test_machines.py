@@ -108,3 +108,18 @@ def test_a_view_follows_what_changes() -> None:
     assert later.machines() == [B]
     assert later.snapshot.revision == 11
     assert (shown.machines(), later.entry("b"), later.entry("a")) == ([A], added, None)
+
+
+@pytest.mark.parametrize("loopback", ["127.0.0.1", "::1", "localhost"])
+@pytest.mark.parametrize("is_mine", [True, False])
+def test_an_address_that_the_other_machine_cannot_reach_is_told_by_whose_it_is(loopback: str, is_mine: bool) -> None:
+    near = replace(A, advertise=loopback)
+    (fault,) = objections(near, [B]) if is_mine else objections(B, [near])
+    assert fault == (
+        f"machine 'a' advertises {loopback}, which machine 'b' at 10.0.0.12 cannot reach: set `advertise` of 'a' to an "
+        "address of its own"
+    )
+
+
+def test_machines_on_one_host_may_advertise_its_loopback_addresses() -> None:
+    assert objections(replace(A, advertise="127.0.0.1"), [replace(B, advertise="localhost")]) == []

@@ -186,3 +186,36 @@ def test_faults_of_a_cluster_are_told_with_their_key_and_without_its_password(tm
         load(tmp_path, GOOD + CLUSTER.replace("//10.", "//root:hunter2@10."))
     assert "etcd_user and etcd_password are for these" in str(caught.value.faults)
     assert "hunter2" not in str(caught.value.faults)
+
+
+def test_variables_of_a_cluster_that_look_like_numbers_are_texts(tmp_path: Path) -> None:
+    user = {"ONELANE_CLUSTER__ETCD_USER": "7", "ONELANE_CLUSTER__ETCD_PASSWORD": "123456"}
+    read = load(tmp_path, GOOD + CLUSTER, ONELANE_CLUSTER__MACHINE="1e3", ONELANE_CLUSTER__LEASE_S="9", **user).cluster
+    assert read is not None
+    assert (read.machine, read.lease_s, read.etcd_user, read.etcd_password.text) == ("1e3", 9, "7", "123456")
+
+
+@pytest.mark.parametrize(
+    ("setting", "fault"),
+    [
+        ("advertise", "cluster.advertise: is missing; expected the address or name by which the other machines"),
+        ("name", "cluster.name: is missing; expected a name that all machines of this cluster have"),
+        ("etcd", r"cluster.etcd: is missing; expected the client addresses of etcd, such as \["),
+        ("tls", r"\[cluster.tls\] is missing: links between machines are mutual TLS \(or insecure = true\)"),
+    ],
+)
+def test_what_a_cluster_lacks_is_told_with_what_it_needs(tmp_path: Path, setting: str, fault: str) -> None:
+    lines = [line for line in CLUSTER.splitlines() if not line.startswith(f"{setting} =")]
+    with pytest.raises(BadConfig, match=fault):
+        load(tmp_path, GOOD + "\n".join(lines))
+
+
+def test_a_lease_that_is_too_short_is_told_with_the_shortest(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match=r"cluster.lease_s: Input should be greater than or equal to 2, seen 1"):
+        load(tmp_path, GOOD + CLUSTER, ONELANE_CLUSTER__LEASE_S="1")
+
+
+def test_the_port_of_xds_is_no_other_one_of_the_file(tmp_path: Path) -> None:
+    read = load(tmp_path, GOOD + CLUSTER, ONELANE_CLUSTER__XDS="0.0.0.0:50061")
+    with pytest.raises(BadConfig, match=r"apps.profile.listen: 127.0.0.1:50061 is cluster.xds already"):
+        read.check_addresses()

@@ -159,6 +159,13 @@ async def test_a_machine_of_another_cluster_of_this_name_is_refused(server: Etcd
     assert "set `name` of one of the two to another name" in reason
 
 
+async def test_a_machine_whose_address_the_others_cannot_reach_is_refused_by_its_setting(server: EtcdServer) -> None:
+    settings = replace(settings_of(server, machine="b"), name="loopback")
+    await put_record(settings, replace(record_of(settings, {}), name="a", advertise="10.0.0.11"))
+    reason = await refusal_of(settings)
+    assert "machine 'b' advertises 127.0.0.1, which machine 'a' at 10.0.0.11 cannot reach: set `advertise`" in reason
+
+
 async def test_a_release_that_cannot_read_the_records_of_another_says_so(server: EtcdServer) -> None:
     settings = replace(settings_of(server, machine="b"), name="releases")
     newer = b'{"version": 9, "oldest_reader": 9, "machine": {"name": "a", "release": "9.0.0"}}'
@@ -175,7 +182,9 @@ async def test_a_wrong_password_of_etcd_is_refused_in_its_words() -> None:
         server.ask("auth/enable", "{}")
         user = {"etcd_user": "root", "etcd_password": Secret("wrong")}
         reason = await refusal_of(settings_of(server, machine="b", **user))
+        assert f"etcd at {server.url}: " in reason
     assert "authentication failed" in reason
+    assert "expected a user of this etcd, and its password" in reason
     assert "wrong" not in reason
 
 

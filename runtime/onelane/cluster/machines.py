@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from onelane.cluster.coordination import EntryChanges, Snapshot, StoredEntry
+from onelane.core import addresses
 from onelane.core.placement import Member
 from onelane.errors import Invalid
 
@@ -214,6 +215,17 @@ def objections(mine: MachineRecord, others: Iterable[MachineRecord | UnreadableR
     return faults
 
 
+def _unreachable(mine: MachineRecord, other: MachineRecord) -> list[str]:
+    """One of two machines that are not the same says an address that means the other one to the other one."""
+    if addresses.is_loopback(mine.advertise) == addresses.is_loopback(other.advertise):
+        return []
+    near, far = (mine, other) if addresses.is_loopback(mine.advertise) else (other, mine)
+    return [
+        f"machine {near.name!r} advertises {near.advertise}, which machine {far.name!r} at {far.advertise} cannot "
+        f"reach: set `advertise` of {near.name!r} to an address of its own"
+    ]
+
+
 def _differences(mine: MachineRecord, other: MachineRecord) -> list[str]:
     faults = []
     if other.name == mine.name:
@@ -223,6 +235,7 @@ def _differences(mine: MachineRecord, other: MachineRecord) -> list[str]:
             f"machine {other.name!r} trusts another authority (cluster.tls.ca): if it is of another cluster, "
             "set `name` of one of the two to another name"
         )
+    faults += _unreachable(mine, other)
     unlike = sorted(app for app in mine.settings if other.settings.get(app, mine.settings[app]) != mine.settings[app])
     return faults + [
         f"app {app!r} is set up otherwise on machine {other.name!r}: use the same file on both" for app in unlike

@@ -121,6 +121,8 @@ class Config(Checked):
         """Host, port and place in the file of every address that listens."""
         if not self.admin.startswith(UNIX):
             yield (*addresses.split(self.admin), "admin")
+        if self.cluster is not None and self.cluster.xds:
+            yield (*addresses.split(self.cluster.xds), "cluster.xds")
         for name, app in self.apps.items():
             yield (*addresses.split(app.listen), f"apps.{name}.listen")
         for name, app in self.apps.items():

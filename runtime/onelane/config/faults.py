@@ -10,6 +10,12 @@ from onelane.config.configuration import Config
 from onelane.core import redaction
 from onelane.core.cluster_settings import ClusterSettings
 
+NEEDED: Mapping[tuple[str, ...], str] = {
+    ("cluster", "name"): "; expected a name that all machines of this cluster have, and no other cluster of its etcd",
+    ("cluster", "etcd"): '; expected the client addresses of etcd, such as ["https://10.0.0.5:2379"]',
+    ("cluster", "advertise"): "; expected the address or name by which the other machines reach this one",
+}
+"""What is to be there, where that is not plain by the name."""
 _APP_SETTINGS, _FILE_SETTINGS, _CLUSTER_SETTINGS = (
     {setting.name for setting in fields(kind)} for kind in (App, Config, ClusterSettings)
 )
@@ -44,7 +50,7 @@ def _fault(error: Any) -> tuple[list[str], str]:
         near = get_close_matches(place[-1], known, n=1)
         problem = "is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
     elif error["type"] == "missing":
-        problem = "is missing"
+        problem = "is missing" + NEEDED.get(tuple(place), "")
     elif error["type"] == "dataclass_type":
         problem = f"Input should be a valid dictionary or instance of {error['ctx']['class_name']}{_seen(place, error)}"
     else:

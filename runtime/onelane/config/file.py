@@ -16,6 +16,8 @@ from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
 ENVIRONMENT_PREFIX = "ONELANE_"
 OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN, ADMIN_TOKEN_FILE)
 """Environment variables for settings of the file that belong to no app."""
+CLUSTER_TEXTS = ("name", "etcd_user", "etcd_password", "machine", "advertise", "xds")
+"""Settings of `[cluster]` whose variables are texts, also where they look like numbers."""
 NO_VARIABLES: Mapping[tuple[str, ...], str] = MappingProxyType({})
 
 
@@ -92,7 +94,8 @@ def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]
                 faults.append(f"{name} sets {'.'.join(place)}, but {table} is {redaction.type_of(level)}, and no table")
                 break
         else:
-            level[place[-1]] = environment[name] if ADMIN_TOKEN in name else _value(environment[name])
+            is_text = ADMIN_TOKEN in name or (place[0] == "cluster" and place[-1] in CLUSTER_TEXTS)
+            level[place[-1]] = environment[name] if is_text else _value(environment[name])
     return faults
 
 

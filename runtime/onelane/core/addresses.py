@@ -55,6 +55,14 @@ def is_wildcard(host: str) -> bool:
     return ipaddress.ip_address(host).is_unspecified
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`, an IP address or a name."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def reachable(address: str) -> str:
     """The `ip:port` by which this machine connects to `address`: on loopback if that is a wildcard address."""
     host, port = split(address)

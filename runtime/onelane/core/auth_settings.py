@@ -1,6 +1,5 @@
 """`[apps.NAME.auth]`: the credentials that an app accepts, and the roles that may call each of its methods. Pure."""
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le, MinLen
 
+from onelane.core import addresses
 from onelane.core.permissions import AUTHENTICATED, PUBLIC
 from onelane.core.validation import Check, Checked
 
@@ -44,20 +44,13 @@ def _certificate_name(text: str) -> str:
 
 def _jwks_url(text: str) -> str:
     url = urlsplit(text)
-    is_secure = url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.hostname or ""))
+    is_secure = url.scheme == "https" or (url.scheme == "http" and addresses.is_loopback(url.hostname or ""))
     if url.username is not None or url.password is not None:
         # Not shown: it has a secret.
         raise ValueError("expected a url without a user name and a password")
     if not url.hostname or url.fragment or not is_secure:
         raise ValueError("expected an https:// url; http:// only to a loopback address")
     return text
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 Role = Annotated[str, Check(_role)]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen, MinLen
 
+from onelane.core import addresses
 from onelane.core.validation import NO_SECRET, Check, Checked, Convert, Secret
 
 CLUSTER_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
@@ -63,6 +64,24 @@ def _urls(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def _host_of(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).hostname or ""
+
+
+def _xds_address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+        is_port = port.isdigit() and int(port) <= 65535
+    except ValueError:
+        is_port = False
+    if text and not (colon and is_port):
+        raise ValueError("expected ip:port, such as 0.0.0.0:18000")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterTls(Checked):
     """PEM files of one side of mutual TLS."""
@@ -112,6 +131,9 @@ class ClusterSettings(Checked):
     lease_s: Annotated[int, Ge(2), Le(60)] = 5
     """Seconds after which a machine that etcd does not hear of is given up, and its keys are served elsewhere. It stops
     by itself after four fifths of them."""
+    xds: Annotated[str, Check(_xds_address)] = ""
+    """The address of an xDS server on this machine, by which stock clients follow the placements of all apps
+    (`onelane cluster bootstrap`); without it, there is none."""
     tls: ClusterTls | None = None
     """Of the links between machines."""
     insecure: bool = False
@@ -127,16 +149,6 @@ class ClusterSettings(Checked):
         plain = [url for url in self.etcd if url.startswith("http:")]
         if plain and self.etcd_tls is not None:
             raise ValueError(f"etcd_tls is set, and {plain[0]} is not https")
-        far = [url for url in plain if not _is_loopback(url)]
+        far = [url for url in plain if not addresses.is_loopback(_host_of(url))]
         if far and not self.insecure:
             raise ValueError(f"{far[0]} is not https: who can reach this etcd owns the cluster (or insecure = true)")
-
-
-def _is_loopback(url: str) -> bool:
-    from urllib.parse import urlsplit
-
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,7 +7,8 @@ Promises: the number of a life is above all lives that any entry has named, and 
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import anyio
 
@@ -34,6 +35,9 @@ from onelane.supervisor.coordinator import Coordinator, FirstPlacement
 from onelane.supervisor.guard import guarded_for_ever
 from onelane.supervisor.joining import record_of
 from onelane.supervisor.machine import Machine, MachineLives
+
+if TYPE_CHECKING:
+    from onelane.supervisor.xds_server import XdsServer
 
 _T = TypeVar("_T")
 log = logging.getLogger("onelane.supervisor")
@@ -86,6 +90,8 @@ class ClusterMember:
         self.watch = ClusterWatch(self.machine, refusals=lambda: coordinator.refusals, requests=lambda: store.requests)
         """What people are told."""
         self._numbering = anyio.Lock()
+        self.xds = _xds_server(settings.xds)
+        """Where this machine has one."""
 
     @property
     def name(self) -> str:
@@ -110,9 +116,14 @@ class ClusterMember:
 
         Raises:
             JoinRefused, CoordinationRefused: see `Machine.run`.
+            PortTaken: somebody else listens at the address of xDS; nothing has been sent.
         """
         try:
             async with anyio.create_task_group() as tasks:
+                if self.xds is not None:
+                    await self.xds.start()
+                    follow = partial(self.xds.follow, lambda: self.view, lambda: self.changed)
+                    tasks.start_soon(guarded_for_ever, follow)
                 tasks.start_soon(guarded_for_ever, self._coordinator.run)
                 tasks.start_soon(guarded_for_ever, self.watch.run)
                 for app in self._apps.values():
@@ -123,6 +134,8 @@ class ClusterMember:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._store.close()
+                if self.xds is not None:
+                    await self.xds.close()
 
     def announce(self) -> None:
         """Have the record of this machine say what its apps say now."""
@@ -186,6 +199,15 @@ class ClusterMember:
             )
         first = self._apps[app].first_placement
         return FirstPlacement(first.epoch, first.points)
+
+
+def _xds_server(listen: str) -> "XdsServer | None":
+    if not listen:
+        return None
+    # Only where it is asked for.
+    from onelane.supervisor.xds_server import XdsServer
+
+    return XdsServer(listen)
 
 
 def _link_files(settings: ClusterSettings) -> LinkFiles | None:

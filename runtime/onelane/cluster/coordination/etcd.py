@@ -51,6 +51,13 @@ NOT_FOUND = 5
 REFUSALS = {3, NOT_FOUND, PERMISSION_DENIED, 9, 11, UNIMPLEMENTED, UNAUTHENTICATED}
 """gRPC codes of requests that will fail again: a wrong password is INVALID_ARGUMENT (3)."""
 OLD_TOKENS = ("invalid auth token", "revision of auth store is old")
+HINTS = {
+    "invalid user ID or password": "expected a user of this etcd, and its password",
+    "user name is empty": "this etcd has users: expected one, and its password",
+    "authentication is not enabled": "this etcd has no users: expected none",
+    "permission denied": "expected a user that may read and write these keys",
+}
+"""What etcd says → what it takes."""
 LAST_SECOND_S = 0.5
 """What a lease has left in its last second: etcd tells whole ones."""
 WATCH_RETRY_S, LONGEST_WATCH_RETRY_S = 0.05, 1.0
@@ -166,7 +173,7 @@ class EtcdStore:
         finally:
             response.release()
         if response.status != 200:
-            raise _error(*error_of(body))
+            raise self._refused(*error_of(body))
         answer = _message(body)
         self._check_store(answer)
         return answer
@@ -214,6 +221,11 @@ class EtcdStore:
         words = str(error) or type(error).__name__
         return CoordinationUnavailable(f"etcd at {member} does not answer: {words}")
 
+    def _refused(self, code: int, words: str) -> Exception:
+        """For an answer of a member that is an error."""
+        hint = next((f" ({hint})" for text, hint in HINTS.items() if text in words), "")
+        return _error(code, f"etcd at {self._members[0]}: {words}{hint}")
+
     def _check_store(self, answer: Mapping[str, Any]) -> None:
         with understood():
             store = store_of(answer)
@@ -231,7 +243,7 @@ class EtcdStore:
         response = await self._post("watch", watch_request(prefix, after), limits)
         try:
             if response.status != 200:
-                raise _error(*error_of(await _whole(response)))
+                raise self._refused(*error_of(await _whole(response)))
             async for line in _lines(response):
                 message = _message(line)
                 self._check_store(message)
