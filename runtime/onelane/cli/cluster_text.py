@@ -1,8 +1,10 @@
-"""The machines of a cluster as text, for `onelane status` and `onelane top`: as the machine that was asked tells."""
+"""The machines of a cluster as text, for `onelane status`, `onelane top` and `onelane cluster status`: as the machine
+that was asked tells, or etcd alone."""
 
 from collections.abc import Iterator
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from onelane.cli.listing import Column, Listing
@@ -30,10 +32,21 @@ MACHINE_STYLES = {"joined": "green", "missing": "red", "cut off": "red"}
 """Of states; all others are yellow."""
 
 
+def show(cluster: dict[str, Any], console: Console) -> None:
+    """The cluster, for a terminal or for a pipe."""
+    console.print(heading(cluster), soft_wrap=True, markup=False)
+    for warning in warnings(cluster):
+        console.print(warning, soft_wrap=True, markup=False)
+    for listing in (machines(cluster), shards_elsewhere(cluster)):
+        if listing.rows:
+            console.print()
+            listing.show(console)
+
+
 def heading(cluster: dict[str, Any]) -> str:
     """The cluster, in one line."""
     coordinator = cluster["coordinator"] or "no machine"
-    return f"cluster {cluster['name']}  told by {cluster['machine']}  {coordinator} coordinates"
+    return f"cluster {cluster['name']}  told by {cluster['machine'] or 'etcd'}  {coordinator} coordinates"
 
 
 def warnings(cluster: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from onelane import config
-from onelane.cli import new, placement, plan, protos, remote, standard_streams, state, turns
+from onelane.cli import cluster, new, placement, plan, protos, remote, standard_streams, state, turns
 from onelane.cli.admin_client import printable
 from onelane.cli.arguments import (
     ACCEPT_MISSING_STATE,
@@ -46,7 +46,7 @@ def main() -> None:
 
 for command in (new.new, protos.proto, remote.ls, remote.describe, remote.call):
     main.add_command(command)
-for command in (placement.scale, placement.pin, placement.unpin, plan.plan, state.state, turns.turns):
+for command in (placement.scale, placement.pin, placement.unpin, plan.plan, state.state, turns.turns, cluster.cluster):
     main.add_command(command)
 
 

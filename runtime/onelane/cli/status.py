@@ -96,18 +96,8 @@ def show(status: dict[str, Any], console: Console) -> None:
             console.print(pin_text(pin), soft_wrap=True, markup=False)
         _show_rest(app, console)
     if "cluster" in status:
-        _show_cluster(status["cluster"], console)
-
-
-def _show_cluster(cluster: dict[str, Any], console: Console) -> None:
-    console.print()
-    console.print(cluster_text.heading(cluster), soft_wrap=True, markup=False)
-    for warning in cluster_text.warnings(cluster):
-        console.print(warning, soft_wrap=True, markup=False)
-    for listing in (cluster_text.machines(cluster), cluster_text.shards_elsewhere(cluster)):
-        if listing.rows:
-            console.print()
-            listing.show(console)
+        console.print()
+        cluster_text.show(status["cluster"], console)
 
 
 def pin_text(pin: dict[str, Any]) -> str:

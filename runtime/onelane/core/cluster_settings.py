@@ -5,6 +5,7 @@ Not yet to be run: decision 0031 has the order in which the parts come.
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,6 +29,17 @@ def _machine_name(text: str) -> str:
     if text and not re.fullmatch(MACHINE_NAME, text):
         raise ValueError(f"{text!r}: expected at most 253 letters, digits, dots, - and _, a letter or digit first")
     return text
+
+
+def faults_of_names(cluster: str, machines: Iterable[str]) -> list[str]:
+    """What is wrong with the names of a cluster and of machines, as `[cluster]` would tell it."""
+    faults = []
+    for check, name in [(_cluster_name, cluster), *((_machine_name, machine) for machine in machines)]:
+        try:
+            check(name)
+        except ValueError as error:
+            faults.append(str(error))
+    return faults
 
 
 def _reachable_host(text: str) -> str:
