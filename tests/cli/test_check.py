@@ -12,6 +12,7 @@ import pytest
 import trustme
 from click.testing import CliRunner
 from onelane import config
+from onelane.cli.cluster_files import make_files
 from onelane.cli.main import main
 from onelane.supervisor import trial
 from onelane.supervisor.shared_resources import TelemetryOptions
@@ -22,6 +23,7 @@ from tests.running_app import ROOT, echo, run_to_end
 LAST = f"with {running_build()}; starts within 120 s, stops within 25.5 s\n"
 """By the defaults of start_s, drain_s and stop_s."""
 OTHER = '[apps.other]\nshards = 1\nservices = ["tests.echo.service:Echo"]\n'
+CLUSTER = '[cluster]\nname = "arena"\netcd = ["https://10.0.0.5:2379"]\nadvertise = "10.0.0.11"\n'
 FAULTS = {
     "no TOML": ("admin = \n", {}, "is not TOML: Invalid value (at line 1, column 9)"),
     "apps is no table": (
@@ -85,6 +87,31 @@ FAULTS = {
         {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "soap"},
         "OTEL_EXPORTER_OTLP_PROTOCOL is 'soap', expected one of http/protobuf, grpc",
     ),
+    "no files of links": (
+        f'{echo(1)}\n{CLUSTER}tls = {{ ca = "/nowhere/ca.pem", cert = "/nowhere/a.pem", key = "/nowhere/a.key" }}\n',
+        {},
+        "cluster.tls.ca: /nowhere/ca.pem cannot be used: ",
+    ),
+    "no file of etcd": (
+        f'{echo(1)}\n{CLUSTER}insecure = true\netcd_tls = {{ ca = "/nowhere/etcd.pem" }}\n',
+        {},
+        "cluster.etcd_tls.ca: /nowhere/etcd.pem cannot be used: ",
+    ),
+    "an app without links": (
+        echo(1, "listener = 'grpcio'") + f"\n{CLUSTER}insecure = true\n",
+        {},
+        "apps.echo.listener: expected \"native\" with [cluster], not 'grpcio': others have no links",
+    ),
+    "links neither secure nor insecure": (
+        f"{echo(1)}\n{CLUSTER}",
+        {},
+        "[cluster.tls] is missing: links between machines are mutual TLS (or insecure = true)",
+    ),
+    "several machines": (
+        f"{echo(1)}\n{CLUSTER}insecure = true\n",
+        {},
+        "cluster: this release does not run apps on several machines yet; remove it",
+    ),
     "admin address": (echo(1), {"ONELANE_ADMIN": "localhost"}, "ONELANE_ADMIN: admin: expected ip:port"),
 }
 
@@ -144,6 +171,34 @@ def test_what_starts_but_surprises_is_a_warning(tmp_path: Path) -> None:
     assert f"onelane: warning: apps.echo.tls.cert: {tmp_path}/cert.pem: certificate has expired" in warnings
     assert any("OTEL_TRACES_SAMPLER is 'sometimes', expected one of" in warning for warning in warnings)
     assert any("peers.shop: the host 'nobody.invalid' cannot be resolved" in warning for warning in warnings)
+
+
+def test_what_is_wrong_with_a_cluster_is_told_at_once_and_each_of_it_once(tmp_path: Path) -> None:
+    file = tmp_path / "onelane.toml"
+    links = 'tls = { ca = "/nowhere/ca.pem", cert = "/nowhere/a.pem", key = "/nowhere/k" }'
+    etcd = 'etcd_tls = { ca = "/nowhere/e.pem" }'
+    file.write_text("\n".join([echo(1, "pins = { k = 0 }"), CLUSTER + links, etcd]))
+    run = CliRunner().invoke(main, ["check", "--no-import", "--json", str(file)])
+    places = [fault.partition(": ")[0] for fault in json.loads(run.stdout)["faults"]]
+    assert places[:3] == ["cluster.etcd_tls.ca", "apps.echo.pins", "cluster.tls.cert"]
+    assert len(places) == len({*places})
+
+
+def test_the_certificate_of_another_machine_is_told(tmp_path: Path) -> None:
+    make_files(tmp_path, "arena", ["a", "b"])
+    files = f'{{ ca = "{tmp_path}/ca.pem", cert = "{tmp_path}/b.pem", key = "{tmp_path}/b.key" }}'
+    file = tmp_path / "onelane.toml"
+    file.write_text(f'{echo(1)}\n{CLUSTER}machine = "a"\ntls = {files}\n')
+    run = CliRunner().invoke(main, ["check", "--no-import", str(file)])
+    assert f"cluster.tls.cert: {tmp_path}/b.pem: " in run.stderr
+    assert "a.arena.onelane.internal" in run.stderr
+
+
+def test_hosts_of_etcd_that_nobody_knows_are_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "onelane.toml"
+    file.write_text(f"{echo(1)}\n{CLUSTER}insecure = true\n".replace("10.0.0.5", "etcd.invalid"))
+    run = CliRunner().invoke(main, ["check", "--no-import", str(file)])
+    assert "onelane: warning: cluster.etcd: the host 'etcd.invalid' cannot be resolved here" in run.stderr
 
 
 def test_no_import_runs_no_code_of_the_services(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -74,6 +75,8 @@ def _check(
     with _noting(report.faults):
         configuration.check_addresses()
     with _noting(report.faults):
+        check_cluster(configuration)
+    with _noting(report.faults):
         logs.format_of(environment)
     with _noting(report.faults):
         exports.sink_types(configuration, environment)
@@ -106,6 +109,39 @@ def _faults_in(reason: str) -> list[str]:
         else:
             faults[-1] += f"\n{line}"
     return faults
+
+
+def check_cluster(configuration: Config) -> None:
+    """Look at what `[cluster]` names; etcd is not asked.
+
+    Raises:
+        BadConfig: a file of it cannot be used, an app cannot be a part of a cluster, or this machine of this one.
+    """
+    settings = configuration.cluster
+    if settings is None:
+        return
+    # Only with a cluster.
+    from onelane.cluster.coordination.address import etcd_address
+    from onelane.server.machine_link_tls import MachineLinkTls
+    from onelane.supervisor.cluster_member import links_of
+    from onelane.supervisor.joining import record_of
+
+    # By their place: the file of the authority is looked at twice.
+    faults: dict[str, str] = {}
+    for look in (
+        lambda: etcd_address(settings),
+        lambda: record_of(settings, configuration.apps),
+        lambda: MachineLinkTls(links_of(settings)),
+    ):
+        try:
+            look()
+        except BadConfig as error:
+            for fault in error.faults:
+                faults.setdefault(fault.partition(":")[0], f"{error.source}.{fault}")
+    # To be removed once they may.
+    faults["cluster"] = "cluster: this release does not run apps on several machines yet; remove it"
+    if faults:
+        raise BadConfig("cluster", [*faults.values()])
 
 
 def _check_tls(name: str, app: App) -> None:
@@ -142,14 +178,23 @@ def warnings_of(configuration: Config, environment: Mapping[str, str]) -> list[s
 
 
 def _unknown_hosts(configuration: Config) -> list[str]:
-    """Peers whose host no name server knows now. Not asked by `up`: it may be known later."""
+    """Peers and members of etcd whose host no name server knows now. Not asked by `up`: it may be known later."""
     warnings = []
+    for place, host, port in _hosts(configuration):
+        try:
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            warnings.append(f"{place}: the host {host!r} cannot be resolved here: {error.strerror}")
+    return warnings
+
+
+def _hosts(configuration: Config) -> Iterator[tuple[str, str, int]]:
+    """The setting, the host and the port of whatever is called elsewhere."""
     for name, target in configuration.peers.items():
         plain = addresses.parse_target(target)
         host, _, port = plain.rpartition(":")
-        try:
-            if not plain.startswith("unix:"):
-                socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        except OSError as error:
-            warnings.append(f"peers.{name}: the host {host!r} cannot be resolved here: {error.strerror}")
-    return warnings
+        if not plain.startswith("unix:"):
+            yield f"peers.{name}", host.strip("[]"), int(port)
+    for url in () if configuration.cluster is None else configuration.cluster.etcd:
+        address = urlsplit(url)
+        yield "cluster.etcd", address.hostname or "", address.port or 0

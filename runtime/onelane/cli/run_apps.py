@@ -17,7 +17,7 @@ import anyio
 from onelane import config
 from onelane.cli import init_process, standard_streams
 from onelane.cli.admin_client import printable
-from onelane.errors import BadConfig, OnelaneError, PortTaken, first_of
+from onelane.errors import OnelaneError, PortTaken, first_of
 from onelane.secret_files import kept_from_children
 from onelane.supervisor import descriptors, server_process
 from onelane.supervisor.forks import ForkServer
@@ -92,14 +92,11 @@ def _run_in(
     announce: "Announcer",
     on_failure: ExitStack,
 ) -> None:
-    from onelane.cli.check import warnings_of
+    from onelane.cli.check import check_cluster, warnings_of
 
     first = read()
     first.check_addresses()
-    if first.cluster is not None:
-        raise BadConfig(
-            str(options.file), ["cluster: this release does not run apps on several machines yet; remove it"]
-        )
+    check_cluster(first)
     logs.install(environment)
     for warning in warnings_of(first, environment):
         log.warning("config.warning %s", warning)

@@ -33,7 +33,7 @@ from onelane.errors import first_of
 from onelane.supervisor.cluster_watch import ClusterWatch
 from onelane.supervisor.coordinator import Coordinator, FirstPlacement
 from onelane.supervisor.guard import guarded_for_ever
-from onelane.supervisor.joining import record_of
+from onelane.supervisor.joining import machine_name, record_of
 from onelane.supervisor.machine import Machine, MachineLives
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class ClusterMember:
             BadConfig: a file that the settings name cannot be used; nothing has been sent.
         """
         record = record_of(settings, apps, page=page)
-        self.links = MachineLinks(settings.name, record.name, _link_files(settings))
+        self.links = links_of(settings)
         self.advertise = settings.advertise
         self._keys = ClusterKeys(settings.name)
         self._store: CoordinationStore = (store := EtcdStore(etcd_address(settings)))
@@ -210,6 +210,8 @@ def _xds_server(listen: str) -> "XdsServer | None":
     return XdsServer(listen)
 
 
-def _link_files(settings: ClusterSettings) -> LinkFiles | None:
+def links_of(settings: ClusterSettings) -> MachineLinks:
+    """Who this machine is to the others."""
     tls = settings.tls
-    return None if tls is None else LinkFiles(tls.ca, tls.cert, tls.key)
+    files = None if tls is None else LinkFiles(tls.ca, tls.cert, tls.key)
+    return MachineLinks(settings.name, machine_name(settings), files)

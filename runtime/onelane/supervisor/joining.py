@@ -14,7 +14,7 @@ import onelane
 from onelane.cluster.machines import MachineRecord
 from onelane.config import UNIX, App
 from onelane.core import addresses
-from onelane.core.cluster_settings import ClusterSettings
+from onelane.core.cluster_settings import ClusterSettings, faults_of_names
 from onelane.core.validation import to_json
 from onelane.errors import BadConfig
 
@@ -32,7 +32,7 @@ def record_of(settings: ClusterSettings, apps: Mapping[str, App], *, page: str =
     if faults := [fault for name, app in apps.items() for fault in _unfit(name, app)]:
         raise BadConfig("apps", faults)
     return MachineRecord(
-        name=settings.machine or socket.gethostname(),
+        name=machine_name(settings),
         advertise=settings.advertise,
         release=onelane.__version__,
         lease_s=settings.lease_s,
@@ -41,6 +41,18 @@ def record_of(settings: ClusterSettings, apps: Mapping[str, App], *, page: str =
         settings={name: settings_digest(app) for name, app in apps.items()},
         admin=page,
     )
+
+
+def machine_name(settings: ClusterSettings) -> str:
+    """The name of this machine.
+
+    Raises:
+        BadConfig: the settings have none, and the host's cannot be one.
+    """
+    name = settings.machine or socket.gethostname()
+    if faults := faults_of_names(settings.name, [name]):
+        raise BadConfig("cluster", [f"machine: is not set, and the name of this host is no name of one: {faults[0]}"])
+    return name
 
 
 def _unfit(name: str, app: App) -> list[str]:
