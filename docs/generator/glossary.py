@@ -12,8 +12,10 @@ WORDS: Mapping[str, str] = {
     "durable": r"durable",
     "drain": r"drain(?:s|ed|ing)?",
     "epoch": r"epochs?",
+    "fence": r"fences?",
     "hand-over": r"hand-overs?",
     "lane": r"lanes?",
+    "lease": r"leases?",
     "listener": r"listeners?",
     "own-port": r"own ports?",
     "owner": r"owners?",
@@ -22,10 +24,12 @@ WORDS: Mapping[str, str] = {
     "reminder": r"reminders?",
     "ring": r"ring",
     "shard": r"shards?",
+    "sibling": r"siblings?",
     "stall": r"stalls?",
     "steering": r"steer(?:ed|ing)",
     "supervisor": r"supervisor",
     "tick": r"ticks?",
+    "topology": r"topology",
     # The noun: "turns off" is none.
     "turn": r"turns?(?= of\b)|(?<=take )turns",
 }

@@ -190,8 +190,10 @@ async def test_a_wrong_password_of_etcd_is_refused_in_its_words() -> None:
 
 def test_nothing_of_clusters_is_imported_where_an_app_runs_without_one() -> None:
     probe = (
-        "import sys, onelane.cli.run_apps, onelane.supervisor.supervisor, onelane.shard.process\n"
-        "parts = 'cluster.coordination', 'cluster.machines', 'supervisor.machine', 'supervisor.joining'\n"
+        "import sys, onelane.cli.main, onelane.cli.check, onelane.cli.run_apps\n"
+        "import onelane.supervisor.supervisor, onelane.shard.process\n"
+        "parts = 'cluster.coord', 'cluster.machines', 'cluster.overview', 'cluster.placements', 'cluster.xds', "
+        "'supervisor.machine', 'supervisor.joining', 'supervisor.cluster', 'supervisor.coordinator', 'supervisor.xds'\n"
         "print([name for name in sys.modules if name.removeprefix('onelane.').startswith(parts)])"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60)
