@@ -124,18 +124,16 @@ def running(
     *arguments: str,
     command: str = "up",
     python: str = "",
-    module: str = "onelane",
     **environment: str,
 ) -> Iterator[RunningApp]:
     """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: it runs in a
-    fresh process of this one; by default in a fork of `warm_command`. module: what runs as `python -m` in place of
-    onelane, in a fresh process too."""
+    fresh process of this one; by default in a fork of `warm_command`."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
     environment = never_late(toml) | environment
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
-    is_warm = not python and module == "onelane" and not any(name.startswith("PYTHON") for name in environment)
-    fresh = None if is_warm else (python or sys.executable, "-m", module)
+    is_warm = not python and not any(name.startswith("PYTHON") for name in environment)
+    fresh = None if is_warm else (python or sys.executable, "-m", "onelane")
     with running_command(*command_line, cwd=folder, log=folder / "log", fresh=fresh, **environment) as cluster:
         yield cluster
 
@@ -179,11 +177,11 @@ def running_command(
         process.stdout.close()
 
 
-def run_to_end(folder: Path, toml: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_to_end(folder: Path, toml: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`onelane up` of a file that it cannot run, or that ends by itself."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
-    return run_command("up", str(file), "--app-dir", str(ROOT), *arguments, cwd=folder)
+    return run_command("up", str(file), "--app-dir", str(ROOT), *arguments, cwd=folder, **environment)
 
 
 def run_command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -107,11 +107,6 @@ FAULTS = {
         {},
         "[cluster.tls] is missing: links between machines are mutual TLS (or insecure = true)",
     ),
-    "several machines": (
-        f"{echo(1)}\n{CLUSTER}insecure = true\n",
-        {},
-        "cluster: this release does not run apps on several machines yet; remove it",
-    ),
     "admin address": (echo(1), {"ONELANE_ADMIN": "localhost"}, "ONELANE_ADMIN: admin: expected ip:port"),
 }
 

@@ -21,7 +21,7 @@ from onelane.cluster.machines import ClusterKeys
 from tests.etcd import EtcdServer, etcd
 from tests.ports import reserved
 from tests.running_app import echo, eventually, running
-from tests.supervisor.leased import MODULE, environment_of, settings_of
+from tests.supervisor.leased import environment_of, settings_of
 from tests.supervisor.machines_up import LEASE_S, Machines
 
 APP = '[apps.echo]\nservices = ["tests.echo.service:Echo"]\nlisten = "127.0.0.1:0"\n'
@@ -140,7 +140,7 @@ async def test_a_stock_client_follows_all_machines_by_the_bootstrap_file(tmp_pat
         (tmp_path / "a").mkdir()
         settings = settings_of(server, machine="a", lease_s=LEASE_S, xds=xds)
         with (
-            running(tmp_path / "a", echo(1), module=MODULE, **environment_of(settings)),
+            running(tmp_path / "a", echo(1), **environment_of(settings)),
             Machines(server, tmp_path).up("b"),
         ):
             keys = [f"k{number}" for number in range(40)]

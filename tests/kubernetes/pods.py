@@ -6,7 +6,6 @@ that. Its clock of probes and of `sleep` is SPEED times as fast; the grace perio
 
 import asyncio
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -24,20 +23,14 @@ import grpc
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from onelane.core.cluster_settings import ClusterSettings
-from onelane.core.validation import checked, to_json
 
 from tests.kubernetes.manifests import PodTemplate
 from tests.running_app import ROOT, descendants
-from tests.supervisor import leased
 
 SPEED = 5.0
 AT_LEAST_S = 2.0
 """Between TERM and KILL where preStop has used up the grace period, as kubelet grants it."""
 SECRETS = {("onelane-admin", "token"): "a-token-of-the-tests"}
-CLUSTER = "ONELANE_CLUSTER__"
-MODULE = "TEST_MODULE"
-"""The variable with the module that runs in place of onelane."""
 _numbers = itertools.count(10)
 
 
@@ -218,14 +211,13 @@ class Pod:
                 (place / name).write_text(self._in_its_network(text))
         programs = self._folder / "programs"
         programs.mkdir()
-        _script(programs / "onelane", f'exec "{sys.executable}" -m "${{{MODULE}:-onelane}}" "$@"')
+        _script(programs / "onelane", f'exec "{sys.executable}" -m onelane "$@"')
         _script(programs / "sleep", f'exec {shutil.which("sleep")} "$(echo "$1 {SPEED}" | awk \'{{print $1 / $2}}\')"')
         fields = {"status.podIP": self.ip, "metadata.name": self.name}
         variables = self.template.environment(fields, SECRETS)
         own = {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(self._folder / "tmp")}
         own["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
-        here = {name: self._mounted(self._in_its_network(text)) for name, text in variables.items()}
-        return own | by_module(here)
+        return own | {name: self._mounted(self._in_its_network(text)) for name, text in variables.items()}
 
     def _in_its_network(self, text: str) -> str:
         return text.replace("0.0.0.0", self.ip)
@@ -244,22 +236,6 @@ class Pod:
         self.events.append(event)
         self.changed.set()
         self.changed = asyncio.Event()
-
-
-def by_module(variables: dict[str, str]) -> dict[str, str]:
-    """Until `onelane up` takes `[cluster]`: these, with its settings as the module takes them that joins."""
-    own = {name: text for name, text in variables.items() if not name.startswith(CLUSTER)}
-    if own == variables:
-        return own
-    settings: dict[str, Any] = {"machine": variables["POD_NAME"]}
-    for name in variables.keys() - own.keys():
-        *tables, last = name.removeprefix(CLUSTER).lower().split("__")
-        table = settings
-        for key in tables:
-            table = table.setdefault(key, {})
-        table[last] = json.loads(variables[name]) if variables[name].startswith("[") else variables[name]
-    joined = checked(ClusterSettings, settings)
-    return own | {MODULE: leased.MODULE, leased.SETTINGS: to_json(joined)}
 
 
 def _kill_all(pid: int) -> None:

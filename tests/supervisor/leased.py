@@ -1,20 +1,13 @@
-"""`onelane` on a machine of a cluster, which the environment describes: `python -m tests.supervisor.leased up FILE`."""
+"""The settings of a machine of a cluster, and the variables by which `onelane up` takes them."""
 
-import os
+import json
+from collections.abc import Iterator
 from typing import Any
 
-from onelane.cli.entry import main
-from onelane.config import Config
 from onelane.core.cluster_settings import ClusterSettings
-from onelane.core.validation import from_json, to_json
-from onelane.supervisor import supervisor
+from onelane.core.validation import to_json
 
 from tests.etcd import EtcdServer
-from tests.running_app import ROOT
-
-SETTINGS = "TEST_CLUSTER"
-"""The variable that has the settings of the cluster, as JSON."""
-MODULE = "tests.supervisor.leased"
 
 
 def settings_of(server: EtcdServer, **settings: Any) -> ClusterSettings:
@@ -23,19 +16,15 @@ def settings_of(server: EtcdServer, **settings: Any) -> ClusterSettings:
 
 
 def environment_of(settings: ClusterSettings) -> dict[str, str]:
-    """The environment in which MODULE joins the cluster."""
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
-    return {SETTINGS: to_json(settings), "PYTHONPATH": path}
+    """What stands for the table [cluster] in the environment."""
+    return dict(_variables("ONELANE_CLUSTER", json.loads(to_json(settings))))
 
 
-class LeasedSupervisor(supervisor.Supervisor):
-    """Joins the cluster."""
-
-    def __init__(self, config: Config, *arguments: Any, **options: Any) -> None:
-        settings = from_json(ClusterSettings, os.environ[SETTINGS])
-        super().__init__(config, *arguments, **options | {"cluster": settings})
-
-
-if __name__ == "__main__":
-    supervisor.Supervisor = LeasedSupervisor  # type: ignore[misc]
-    main()
+def _variables(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _variables(f"{name}__{key.upper()}", part)
+    elif isinstance(value, list):
+        yield name, ",".join(value)
+    elif value not in (None, ""):
+        yield name, value if isinstance(value, str) else json.dumps(value)

@@ -16,7 +16,7 @@ from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import EtcdServer
 from tests.machines import Certificates
 from tests.running_app import RunningApp, echo, http_request, running
-from tests.supervisor.leased import MODULE, environment_of, settings_of
+from tests.supervisor.leased import environment_of, settings_of
 
 LEASE_S = 6
 KEYS = [f"k{number}" for number in range(24)]
@@ -49,7 +49,7 @@ class Machines:
     def up_with(self, machine: str, toml: str) -> Iterator[RunningApp]:
         folder = self._folder / machine
         folder.mkdir(exist_ok=True)
-        with running(folder, toml, module=MODULE, **environment_of(self.settings_of(machine))) as app:
+        with running(folder, toml, **environment_of(self.settings_of(machine))) as app:
             yield app
 
 

@@ -22,7 +22,7 @@ from tests.etcd import etcd
 from tests.machines import Certificates
 from tests.running_app import ROOT, RunningApp, descendants, echo, eventually
 from tests.shard.test_assertions import ADMIN, OWN, ask, guarded
-from tests.supervisor.leased import MODULE, environment_of
+from tests.supervisor.leased import environment_of
 from tests.supervisor.machines_up import KEYS, Machines, epoch_of, served_by
 
 
@@ -76,7 +76,7 @@ async def test_a_machine_that_dies_as_keys_move_to_it_has_a_stand_in_until_they_
             stub = echo_pb2_grpc.EchoStub(channel)
             held = [stub.Misbehave(EchoRequest(key=key, order="wait never"), timeout=120) for key in KEYS]
             (tmp_path / "b.toml").write_text(f'admin = "127.0.0.1:0"\n{echo(1)}')
-            command = [sys.executable, "-m", MODULE, "up", str(tmp_path / "b.toml"), "--app-dir", str(ROOT)]
+            command = [sys.executable, "-m", "onelane", "up", str(tmp_path / "b.toml"), "--app-dir", str(ROOT)]
             environment = os.environ | environment_of(machines.settings_of("b"))
             with (tmp_path / "b.log").open("w") as log:
                 killed = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: ASYNC220 - at once

@@ -3,16 +3,14 @@
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.etcd import etcd
-from tests.running_app import ROOT, eventually, http_request
-from tests.supervisor.leased import MODULE, environment_of
+from tests.running_app import eventually, http_request, run_to_end
+from tests.supervisor.leased import environment_of
 from tests.supervisor.machines_up import KEYS, Callers, Machines, epoch_of, order, served_by
 
 
@@ -148,9 +146,7 @@ async def test_a_machine_whose_supervisor_is_stopped_is_given_up_and_comes_back_
 def test_durable_state_in_files_of_one_machine_is_refused(machines: Machines, tmp_path: Path) -> None:
     settings = environment_of(machines.settings_of("a"))
     toml = '[apps.kept]\nservices = ["tests.state.kept_service:Kept"]\nlisten = "127.0.0.1:0"\nshards = 1'
-    (tmp_path / "a.toml").write_text(f'admin = "127.0.0.1:0"\n{toml}')
-    command = [sys.executable, "-m", MODULE, "up", str(tmp_path / "a.toml"), "--app-dir", str(ROOT)]
-    run = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120, check=False)
+    run = run_to_end(tmp_path, toml, **settings)
     assert run.returncode != 0
     assert 'apps.kept: state.store: "sqlite" has its files on one machine' in run.stderr
     assert "Traceback" not in run.stderr

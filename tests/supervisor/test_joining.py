@@ -21,7 +21,6 @@ from onelane.supervisor.cluster_member import ClusterMember
 from onelane.supervisor.joining import page_url, record_of, settings_digest
 
 from tests.etcd import EtcdServer, etcd
-from tests.running_app import echo, run_to_end
 from tests.supervisor.leased import settings_of
 from tests.supervisor.scripted_lives import ScriptedLives
 
@@ -198,12 +197,3 @@ def test_nothing_of_clusters_is_imported_where_an_app_runs_without_one() -> None
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout == "[]\n"
-
-
-@pytest.mark.slow
-def test_a_file_with_a_cluster_does_not_start_as_long_as_it_may_not(tmp_path: Path) -> None:
-    cluster = '[cluster]\nname = "arena"\netcd = ["http://127.0.0.1:1"]\nadvertise = "127.0.0.1"\ninsecure = true'
-    ended = run_to_end(tmp_path, f"{echo(1)}\n{cluster}")
-    assert ended.returncode != 0
-    assert "cluster: this release does not run apps on several machines yet; remove it" in ended.stderr
-    assert "Traceback" not in ended.stderr

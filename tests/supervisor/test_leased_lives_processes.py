@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -23,8 +21,8 @@ from onelane.core.cluster_settings import ClusterSettings
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import EtcdServer, etcd
-from tests.running_app import ROOT, RunningApp, echo, eventually, running
-from tests.supervisor.leased import MODULE, environment_of, settings_of
+from tests.running_app import RunningApp, echo, eventually, run_to_end, running
+from tests.supervisor.leased import environment_of, settings_of
 
 LEASE_S = 2
 PATIENT_S = 30
@@ -93,7 +91,7 @@ def stopped(pid: int) -> Iterator[None]:
 def leased(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeasedApp]:
     with etcd(SLOW_ELECTIONS) as server:
         settings = settings_of(server, machine="a", lease_s=LEASE_S)
-        with running(tmp_path_factory.mktemp("leased"), echo(2), module=MODULE, **environment_of(settings)) as app:
+        with running(tmp_path_factory.mktemp("leased"), echo(2), **environment_of(settings)) as app:
             yield LeasedApp(app, server, settings)
 
 
@@ -152,13 +150,10 @@ async def test_the_record_of_the_machine_names_the_lives_that_run(leased: Leased
 async def test_a_machine_that_does_not_fit_ends_with_one_sentence_and_disturbs_nobody(
     leased: LeasedApp, tmp_path: Path
 ) -> None:
-    (tmp_path / "b.toml").write_text(f'admin = "127.0.0.1:0"\n{echo(1, "points = 64")}')
-    command = [sys.executable, "-m", MODULE, "up", str(tmp_path / "b.toml"), "--app-dir", str(ROOT)]
-    environment = os.environ | environment_of(settings_of(leased.server, machine="b", lease_s=PATIENT_S))
+    environment = environment_of(settings_of(leased.server, machine="b", lease_s=PATIENT_S))
     async with leased.client() as client:
         before = await client.seen()
-        run = partial(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=120)
-        ended = await asyncio.to_thread(run)
+        ended = await asyncio.to_thread(partial(run_to_end, tmp_path, echo(1, "points = 64"), **environment))
         assert ended.returncode != 0
         assert "cannot join the cluster 'arena': app 'echo' is set up otherwise on machine 'a'" in ended.stderr
         assert "Traceback" not in ended.stderr

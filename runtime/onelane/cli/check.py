@@ -138,8 +138,6 @@ def check_cluster(configuration: Config) -> None:
         except BadConfig as error:
             for fault in error.faults:
                 faults.setdefault(fault.partition(":")[0], f"{error.source}.{fault}")
-    # To be removed once they may.
-    faults["cluster"] = "cluster: this release does not run apps on several machines yet; remove it"
     if faults:
         raise BadConfig("cluster", [*faults.values()])
 

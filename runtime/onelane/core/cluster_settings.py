@@ -1,7 +1,4 @@
-"""`[cluster]`: the machines that run the apps of this file together, and the etcd on which they agree. Pure.
-
-Not yet to be run: decision 0031 has the order in which the parts come.
-"""
+"""`[cluster]`: the machines that run the apps of this file together, and the etcd on which they agree. Pure."""
 
 import ipaddress
 import re

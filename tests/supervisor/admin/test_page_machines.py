@@ -20,7 +20,7 @@ from tests.cli.test_cluster_text import CHANGE, cluster, machine
 from tests.etcd import EtcdServer, etcd
 from tests.running_app import RunningApp, echo, eventually, running
 from tests.supervisor.admin.opened_page import CONTRASTS, CUT_OFF, opened
-from tests.supervisor.leased import MODULE, environment_of, settings_of
+from tests.supervisor.leased import environment_of, settings_of
 
 pytestmark = pytest.mark.slow
 Folders = pytest.TempPathFactory
@@ -167,7 +167,7 @@ def joins(server: EtcdServer, folder: Any, name: str, **environment: str) -> Any
     """An `onelane up` of an echo app on a machine of this cluster."""
     (folder / name).mkdir()
     settings = settings_of(server, machine=name, lease_s=6)
-    return running(folder / name, echo(1), module=MODULE, **environment_of(settings), **environment)
+    return running(folder / name, echo(1), **environment_of(settings), **environment)
 
 
 def states(app: RunningApp) -> dict[str, str]:
