@@ -44,11 +44,11 @@ CURL = "docs/how-to/browsers-and-curl.md"
 TEXTS = [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md"]
 HOSTS = {
     *("connectrpc.com", "developers.cloudflare.com", "docs.dapr.io", "docs.ray.io", "docs.restate.dev"),
-    *("docs.temporal.io", "dotnet.github.io", "github.com", "jcristharif.com", "keepachangelog.com"),
+    *("docs.temporal.io", "dotnet.github.io", "etcd.io", "github.com", "jcristharif.com", "keepachangelog.com"),
     *("protobuf.dev", "semver.org", "www.npmjs.com"),
 }
 """Hosts of other people that pages link to."""
-EXAMPLES = re.compile(r"localhost(:\d+)?|127\.0\.0\.1(:\d+)?|host:port|[a-z.]*\bexample(\.com)?")
+EXAMPLES = re.compile(r"localhost(:\d+)?|(127|10)(\.\d+){3}(:\d+)?|host:port|[a-z.]*\bexample(\.com)?")
 
 
 def others(page: str) -> Iterator[str]:

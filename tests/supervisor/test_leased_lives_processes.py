@@ -80,7 +80,6 @@ class Client:
 def stopped(pid: int) -> Iterator[None]:
     """Meanwhile the process does nothing."""
     os.kill(pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, pid, os.WSTOPPED)
     try:
         yield
     finally:
