@@ -67,7 +67,6 @@ TESTED_BY = {
     "cluster/membership/static": "cluster/test_membership",
     "cluster/membership/supervised": "cluster/test_membership",
     "server/chosen_handler": "server/test_interceptors",
-    "server/grpcio_listener": "server/test_listener",
     "server/native_call": "server/test_calls_connection_end_stream",
     "server/native_listener": "server/test_listener",
     "server/tls": "client/test_tls",

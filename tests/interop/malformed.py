@@ -17,7 +17,9 @@ EMPTY, UNARY, DOWNLOAD = SERVICE + b"EmptyCall", SERVICE + b"UnaryCall", SERVICE
 UPLOAD, DUPLEX = SERVICE + b"StreamingInputCall", SERVICE + b"FullDuplexCall"
 GZIP, BROTLI = (b"grpc-encoding", b"gzip"), (b"grpc-encoding", b"brotli")
 SOON = (b"grpc-timeout", b"200m")
-"""For what grpcio never answers: its deadline does then."""
+"""For what a server never answers: the deadline does then. A listener that does answer is given NOT_SOON."""
+NOT_SOON = (b"grpc-timeout", b"100S")
+"""For an answer that must come before the deadline, however busy the machine."""
 
 
 def frame(message: bytes, flag: int = 0) -> bytes:
@@ -27,6 +29,7 @@ def frame(message: bytes, flag: int = 0) -> bytes:
 ASK = m.SimpleRequest(response_size=3).SerializeToString()
 ONE = frame(ASK)
 PACKED = gzip.compress(ASK)
+LATE = "200/4"
 NOT_UTF8 = b"\x3a\x04\x12\x02\xff\xfe"
 """A SimpleRequest whose status message is no UTF-8."""
 LARGEST = m.SimpleRequest(payload=m.Payload(body=bytes(MAX_MESSAGE - 8))).SerializeToString()
@@ -52,6 +55,14 @@ class Row:
     why: str = ""
     end: bool = True
 
+    def answer_of(self, listener: str) -> str:
+        return (listener == "native" and self.native) or self.grpcio
+
+    def headers_for(self, listener: str) -> Headers:
+        """The deadline is near only where it is what ends the call."""
+        is_late = self.answer_of(listener) == LATE
+        return [NOT_SOON if pair == SOON and not is_late else pair for pair in self.headers]
+
 
 def unary(name: str, pair: tuple[bytes, bytes], grpcio: str, native: str = "", why: str = "") -> Row:
     """A call that is fine but for one header."""
@@ -69,7 +80,7 @@ ROWS = (
     Row("fine and of no bytes", request(EMPTY), (frame(b""),), "200/0"),
     Row(
         "fine and without a last word",
-        request(UNARY, (b"grpc-timeout", b"1S")),
+        request(UNARY, SOON),
         (ONE,),
         "200/0",
         "200/4",

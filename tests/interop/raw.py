@@ -25,8 +25,9 @@ from onelane.wire.http2 import (
     TrailersReceived,
 )
 
+from tests.bounds import BOUND_S
+
 Headers = list[tuple[bytes, bytes]]
-PATIENCE_S = 10.0
 
 
 def request(path: bytes, *more: tuple[bytes, bytes], without: tuple[bytes, ...] = ()) -> Headers:
@@ -84,7 +85,7 @@ class Exchange:
     def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
         host, _, port = address.rpartition(":")
         self.answer = Answer()
-        self._socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+        self._socket = socket.create_connection((host, int(port)), timeout=BOUND_S)
         if tls is not None:
             self._socket = tls.wrap_socket(self._socket, server_hostname=host)
         self._http2 = Http2(server=False, limits=Limits(max_metadata=64 * 1024))
