@@ -1,7 +1,9 @@
 """The lease of a machine, step by step; test_lease_explored.py has every order of steps."""
 
+from math import inf
+
 import pytest
-from onelane.core.lease import Fence, LeaseTerms, MachineLease, gone_at
+from onelane.core.lease import Fence, FencedTime, LeaseTerms, MachineLease, gone_at
 
 TERMS = LeaseTerms(5.0)
 LEASE = MachineLease.granted(TERMS, 7, sent_at=100.0, ttl_s=5.0)
@@ -52,3 +54,14 @@ def test_a_life_is_not_extended_by_the_next_lease_of_its_machine() -> None:
 def test_a_machine_whose_lease_ran_out_is_gone_at_once_and_a_forgotten_one_after_its_lease() -> None:
     assert gone_at(50.0, lease_s=5.0, was_forgotten=False) == 50.0
     assert gone_at(50.0, lease_s=5.0, was_forgotten=True) == 55.0
+
+
+def test_fenced_time_is_added_up_to_the_moment() -> None:
+    fenced = FencedTime(0.0, open_until=100.0)
+    assert fenced.total_s(101.0) == 1.0, "it has not joined yet"
+    joined = fenced.moved(102.0, serve_until=106.0)
+    assert [joined.total_s(at) for at in (102.0, 106.0, 106.5)] == [2.0, 2.0, 2.5]
+    assert joined.moved(105.0, serve_until=109.0).total_s(109.0) == 2.0
+    assert joined.moved(107.0, serve_until=111.0).total_s(111.0) == 3.0, "renewed late"
+    assert joined.moved(103.0, serve_until=-inf).total_s(104.0) == 3.0, "lost"
+    assert joined.moved(107.0, serve_until=106.0).total_s(108.0) == 4.0, "told again, and nothing new"

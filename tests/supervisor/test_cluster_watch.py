@@ -234,7 +234,21 @@ async def test_lease_fence_and_failures_are_counted(watched: Watched) -> None:
         await watched.advance(6)
         assert watched.value("onelane.machine.lease.left") == 0
         assert watched.totals.sum_of("onelane.machine.renewals.failed") == watched.machine.renewals_failed > 5
-        assert watched.totals.sum_of("onelane.machine.fenced") == pytest.approx(2.0, abs=1.0)
+        assert watched.totals.sum_of("onelane.machine.fenced") == 3.0
+
+
+async def test_a_fence_that_closes_and_opens_again_between_two_looks_is_counted(watched: Watched) -> None:
+    """The page's alert is gone by then: the count alone tells of it."""
+    async with watched.running():
+        watched.look()
+        watched.store.is_down = True
+        await watched.time.advance(4.25)
+        assert watched.row("a")["state"] == "cut off"
+        watched.store.is_down = False
+        await watched.time.advance(1.75)
+        assert watched.row("a")["state"] == "joined"
+        watched.look()
+        assert 0.25 <= watched.totals.sum_of("onelane.machine.fenced") <= 0.75
 
 
 async def test_machines_are_counted_by_their_state_and_a_state_that_nobody_is_in_is_0(watched: Watched) -> None:

@@ -112,6 +112,24 @@ class Fence:
         return now < self.until
 
 
+@dataclass(frozen=True, slots=True)
+class FencedTime:
+    """For how long a machine has served no key for want of a lease: to the moment, however seldom anybody asks."""
+
+    before_s: float
+    """Of the times that its fence was closed before."""
+    open_until: float
+    """From then on it is closed again."""
+
+    def moved(self, now: float, serve_until: float) -> "FencedTime":
+        """What the machine may do has changed at `now`: it may serve until then, or may not where that has passed."""
+        return FencedTime(self.total_s(now), max(now, serve_until))
+
+    def total_s(self, now: float) -> float:
+        """Since its start."""
+        return self.before_s + max(0.0, now - self.open_until)
+
+
 def gone_at(seen_at: float, *, lease_s: float, was_forgotten: bool) -> float:
     """When a coordinator that saw at `seen_at` that a machine's lease has ended may count its lives as dead.
 

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from onelane.cluster.overview import ClusterOverview, MachineState, states_of
-from onelane.core.lease import MachineLease
+from onelane.supervisor.machine import Machine
 from onelane.telemetry.stats import Point, Stats
 
 
 class ClusterMetrics:
     """See the module."""
 
-    def __init__(self, requests: Callable[[], Mapping[str, int]], now: float) -> None:
+    def __init__(self, requests: Callable[[], Mapping[str, int]]) -> None:
         """requests: sent to the store so far, by their operation."""
         self._stats = stats = Stats()
         self._left = stats.gauge(
@@ -52,24 +52,22 @@ class ClusterMetrics:
         self._counted = Counter[str]()
         """Of the requests."""
         self._failures_counted = 0
-        self._looked_at = now
+        self._fenced_counted_s = 0.0
 
     def changes_over(self, durations_s: Mapping[str, float]) -> None:
         """Changes have ended. durations_s: by app."""
         for app, duration_s in durations_s.items():
             self._duration.record(duration_s, {"onelane.app": app})
 
-    def take(
-        self, overview: ClusterOverview, *, lease: MachineLease | None, renewals_failed: int, name: str, now: float
-    ) -> list[Point]:
-        """What has changed since the last look. name: of this machine."""
-        left_s = 0.0 if lease is None else max(0.0, lease.serve_until - now)
-        self._left.set(left_s)
-        self._coordinates.set(1 if overview.coordinator == name else 0)
-        self._failed.add(renewals_failed - self._failures_counted)
-        closed_at = self._looked_at if lease is None else max(self._looked_at, lease.serve_until)
-        self._fenced.add(max(0.0, now - closed_at))
-        self._failures_counted, self._looked_at = renewals_failed, now
+    def take(self, overview: ClusterOverview, machine: Machine, now: float) -> list[Point]:
+        """What has changed since the last look. machine: this one."""
+        lease, failures, fenced_s = machine.lease, machine.renewals_failed, machine.fenced_s
+        self._left.set(0.0 if lease is None else max(0.0, lease.serve_until - now))
+        self._coordinates.set(1 if overview.coordinator == machine.name else 0)
+        self._failed.add(failures - self._failures_counted)
+        # What the machine has added up: a fence that closes and opens between two looks counts as well.
+        self._fenced.add(fenced_s - self._fenced_counted_s)
+        self._failures_counted, self._fenced_counted_s = failures, fenced_s
         self._look_at_the_cluster(overview)
         self._count_requests()
         return self._stats.take()

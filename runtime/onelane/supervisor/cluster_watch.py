@@ -78,7 +78,7 @@ class ClusterWatch:
         self._machine = machine
         self._refusals = refusals
         self._now = now
-        self._metrics = ClusterMetrics(requests, now())
+        self._metrics = ClusterMetrics(requests)
         self._view: ClusterView | None = None
         """The last one that was looked at."""
         self._overview = ClusterOverview(machine.cluster, 0, "", (), ())
@@ -98,13 +98,7 @@ class ClusterWatch:
 
     def take(self) -> list[Point]:
         """What is to be exported, since the last time."""
-        return self._metrics.take(
-            self.overview(),
-            lease=self._machine.lease,
-            renewals_failed=self._machine.renewals_failed,
-            name=self._machine.name,
-            now=self._now(),
-        )
+        return self._metrics.take(self.overview(), self._machine, self._now())
 
     def status(self) -> dict[str, Any]:
         """For `/status` and the page: see TELEMETRY.md."""

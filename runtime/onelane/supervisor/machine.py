@@ -38,7 +38,7 @@ from onelane.cluster.machines import (
     record_bytes,
 )
 from onelane.core.clock import boottime_s
-from onelane.core.lease import LeaseTerms, MachineLease
+from onelane.core.lease import FencedTime, LeaseTerms, MachineLease
 from onelane.core.placement import Member
 
 log = logging.getLogger("onelane.supervisor")
@@ -90,14 +90,30 @@ class Machine:
         """Set where a renewal is due at once."""
         self._put_at = math.inf
         """When the record is to be put again, which could not be."""
-        self.lease: MachineLease | None = None
-        """None while it joins."""
+        self._lease: MachineLease | None = None
+        self._fenced = FencedTime(0.0, now())
         self._view: ClusterView | None = None
         self.changed = anyio.Event()
         """Set when there is another view; another event follows it."""
         self.trouble = ""
         """Why this machine has no lease, or why the last renewal has failed."""
         self.renewals_failed = 0
+
+    @property
+    def lease(self) -> MachineLease | None:
+        """None while it joins."""
+        return self._lease
+
+    @lease.setter
+    def lease(self, lease: MachineLease | None) -> None:
+        self._lease = lease
+        serve_until = -math.inf if lease is None or lease.is_lost else lease.serve_until
+        self._fenced = self._fenced.moved(self._now(), serve_until)
+
+    @property
+    def fenced_s(self) -> float:
+        """Time so far in which it served no key for want of a lease."""
+        return self._fenced.total_s(self._now())
 
     @property
     def view(self) -> ClusterView | None:
