@@ -28,6 +28,14 @@ def test_its_ring_is_built_once() -> None:
     assert placement.ring is placement.ring
 
 
+def test_placements_of_the_same_shards_share_their_ring() -> None:
+    """A shard hears of each placement again, in the change that leads to it, at its end, and in the next change."""
+    now, told_again = Placement(1, (A, B)), Placement(2, (Member("a", A.address, "next.sock", life=7), B))
+    assert now.ring is told_again.ring
+    assert Placement(2, (A, B), points=16).ring.points == 16
+    assert Placement(2, (A,)).ring.endpoints == (A.address,)
+
+
 def test_a_pin_overrules_the_ring() -> None:
     placement = Placement(1, (A, B))
     other = {A: B, B: A}[placement.owner_of("hot")]

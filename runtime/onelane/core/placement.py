@@ -6,7 +6,7 @@ Promises: a placement is immutable; a later placement has a higher epoch. `route
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from onelane.core.ring import Ring
 from onelane.errors import ForeignKey, NotHome
@@ -15,6 +15,8 @@ POINTS = 512
 """Default number of points of each shard on the ring."""
 STOCK_RING_CAP = 4096
 """Points of the largest ring that a stock client builds, unless a channel argument raises the limit."""
+KEPT_RINGS = 4
+"""Rings that a process remembers, for the placements that it is yet to be told of."""
 
 
 def shard_name(app: str, index: int, machine: str = "") -> str:
@@ -55,7 +57,7 @@ class Placement:
 
     @cached_property
     def ring(self) -> Ring:
-        return Ring([member.address for member in self.members], points=self.points)
+        return _ring_of(tuple(member.address for member in self.members), self.points)
 
     @cached_property
     def _by_address(self) -> dict[str, Member]:
@@ -87,6 +89,13 @@ class Placement:
 
     def service_config_json(self) -> str:
         return json.dumps(self.service_config())
+
+
+@lru_cache(KEPT_RINGS)
+def _ring_of(addresses: tuple[str, ...], points: int) -> Ring:
+    """A change of placement names two placements, and its end the second one again: of three rings that hold up the
+    calls of a shard, and of each channel of its clients, one is new; of a rolling restart, none is."""
+    return Ring(addresses, points=points)
 
 
 def succeed(old: Placement, members: tuple[Member, ...]) -> Placement:
