@@ -17,6 +17,7 @@ from onelane.server import sockets
 from onelane.shard import handoff, handoff_line
 from onelane.shard.moved_keys import moved_key, put_entries
 from onelane.shard.wiring import ShardParts
+from onelane.state import keyed
 from onelane.state.entries import KeyedEntry
 from onelane.v1.siblings_pb2 import (
     Entry,
@@ -120,6 +121,12 @@ async def sibling(bench: Bench) -> AsyncIterator[Sibling]:
     await server.start()
     yield servicer
     await server.stop(0)
+
+
+def lost(bench: Bench) -> dict[str, Any]:
+    """Reason → how many entries, as counted."""
+    points = bench.parts.shard.stats.take()
+    return {dict(p.attributes)["onelane.reason"]: p.value for p in points if p.instrument.name == "onelane.state.lost"}
 
 
 async def close(bench: Bench) -> None:
@@ -332,6 +339,23 @@ async def test_a_value_that_cannot_be_sent_at_all_costs_its_key_alone(
     bench.prepare((bench.me,), (bench.sibling,))
     await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
     assert {moved.key: len(moved.entries) for request in sibling.requests for moved in request.keys} == {"k": 1, "l": 0}
+    await close(bench)
+
+
+async def test_a_value_that_is_larger_than_a_message_can_be_is_lost_once_and_holds_up_nothing(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyed, "MOST_BYTES", 100)
+    texts = bench.parts.shard.keyed("texts", str)
+    texts.update(k="small", l="large" * 100, m="small")
+    bench.totals.update(l=7)
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
+    moved = {
+        moved.key: [entry.dict for entry in moved.entries] for request in sibling.requests for moved in request.keys
+    }
+    assert moved == {"k": ["texts"], "l": ["totals"], "m": ["texts"]}
+    assert lost(bench) == {"unwritable": 1}, "not once more as it is forgotten"
     await close(bench)
 
 

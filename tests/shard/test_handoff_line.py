@@ -1,7 +1,8 @@
 """A line hands over every key, whatever fails on the way: here between a life and a receiver that the test plays."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 from random import Random
 from typing import Any
 
@@ -13,6 +14,7 @@ from onelane.shard.handoff_line import HandoffLine
 from onelane.shard.handoff_span import HandoffSpan
 from onelane.telemetry.tracer import Tracer
 from onelane.testing import ManualClock
+from onelane.v1 import siblings_pb2
 from onelane.v1.siblings_pb2 import HandOverRequest, MovedKey
 
 from tests.running_app import eventually
@@ -40,11 +42,10 @@ class FailingLife:
     async def release(self, keys: Sequence[str]) -> None:
         self._step("release")
 
-    def pack(self, keys: dict[str, None], ready: int, request: HandOverRequest) -> None:
+    def pack(self, keys: Sequence[str], request: HandOverRequest) -> None:
         self._step("pack")
-        for key in list(keys)[:ready]:
+        for key in keys:
             request.keys.add(key=key)
-            del keys[key]
 
     def acknowledged(self, change: Handoff, life: int, moved: Sequence[MovedKey]) -> None:
         self.acknowledged_keys += [key.key for key in moved]
@@ -65,14 +66,37 @@ class FailingLife:
         self.requests.append(HandOverRequest.FromString(request))
 
 
+class Unwritable:
+    """A message of which no bytes can be had, as where there is no memory for them."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._request = HandOverRequest(**fields)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+    def SerializeToString(self) -> bytes:
+        raise MemoryError
+
+
+async def test_the_keys_of_a_batch_whose_bytes_cannot_be_had_are_packed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were gone from the line, and the change waited for them for ever."""
+    requests: Iterator[Callable[..., Any]] = chain([Unwritable], repeat(HandOverRequest))
+    monkeypatch.setattr(siblings_pb2, "HandOverRequest", lambda **fields: next(requests)(**fields))
+    await _hand_over_all(FailingLife(), monkeypatch)
+
+
 @pytest.mark.parametrize("step", ["release", "pack", "channel", "call"])
 async def test_a_step_that_fails_once_is_made_again_and_all_keys_are_handed_over(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await _hand_over_all(FailingLife(step), monkeypatch)
+
+
+async def _hand_over_all(life: FailingLife, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handoff_line, "RESEND_S", 0.001)
     monkeypatch.setattr(handoff_line, "BATCH_KEYS", 8)
     monkeypatch.setattr(handoff_line, "UNDER_WAY", 1)
-    life = FailingLife(step)
     tracer = Tracer(shard=ME.name, clock=ManualClock(1.0), rng=Random(1))
     line = HandoffLine(life, CHANGE, RECEIVER, HandoffSpan(tracer, None, RECEIVER))
     line.send(KEYS)

@@ -9,14 +9,9 @@ from onelane.core.placement import Member, Placement
 
 from tests.bounds import BOUND_S
 from tests.running_app import eventually
-from tests.shard.test_handoff import KEYS, Bench, Sibling, bench, close, sibling, tasks_of
+from tests.shard.test_handoff import KEYS, Bench, Sibling, bench, close, lost, sibling, tasks_of
 
 __all__ = ["bench", "sibling"]
-
-
-def lost(bench: Bench) -> dict[str, Any]:
-    points = bench.parts.shard.stats.take()
-    return {dict(p.attributes)["onelane.reason"]: p.value for p in points if p.instrument.name == "onelane.state.lost"}
 
 
 async def test_what_is_written_before_the_new_owner_has_acknowledged_is_found_and_what_stays_as_sent_is_not(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from onelane.errors import BadService
+from onelane.state import keyed
 from onelane.state.entries import KeyedEntry
 
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -106,6 +107,20 @@ def test_a_wrong_value_is_named_and_counted_and_the_rest_of_its_key_moves(
     assert (new.totals, old.lost()) == ({"ada": 7}, {"unwritable": 1})
     assert "keyed.entry_lost shard=echo-0 reason=unwritable keyed 'carts', key 'ada': " in caplog.text
     assert message in caplog.text
+
+
+def test_what_makes_a_key_larger_than_a_message_can_be_is_named_and_counted_and_the_rest_of_it_moves(
+    old: Owner, new: Owner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A value of 2 GB failed as its batch was written: the batch was gone, and the change waited for ever."""
+    monkeypatch.setattr(keyed, "MOST_BYTES", 100)
+    notes = old.dicts.declare("notes", str)
+    new_notes = new.dicts.declare("notes", str)
+    old.carts["ada"], notes["ada"], old.totals["ada"] = Cart(note="x" * 60), "y" * 90, 7
+    move("ada", old, new)
+    assert (new.carts, new_notes, new.totals) == ({"ada": Cart(note="x" * 60)}, {}, {"ada": 7})
+    assert old.lost() == {"unwritable": 1}
+    assert "keyed 'notes', key 'ada': 92 bytes, with" in caplog.text
 
 
 def test_a_key_that_is_no_routing_key_is_named_and_counted_and_the_others_move(

@@ -7,10 +7,10 @@ longer than all the work for its batch. Between two batches the lane serves its 
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from typing import Any, Protocol
 
 import grpc.aio
@@ -39,9 +39,8 @@ class SendingLife(Protocol):
     async def release(self, keys: Sequence[str]) -> None:
         """The last turns of these keys are over: tell the service, and have their durable state on disk alone."""
 
-    def pack(self, keys: dict[str, None], ready: int, request: siblings_pb2.HandOverRequest) -> None:
-        """Put the first keys, with their state, into a message, as many as fit; they are removed. ready: of them, so
-        many have been released."""
+    def pack(self, keys: Sequence[str], request: siblings_pb2.HandOverRequest) -> None:
+        """Put the first of these keys, which have been released, with their state into a message, as many as fit."""
 
     def acknowledged(self, change: Handoff, life: int, moved: Sequence[siblings_pb2.MovedKey]) -> None:
         """The receiver has these keys, with this state."""
@@ -62,7 +61,7 @@ class HandoffLine:
         self._span = span
         self._change = change
         self.to = to
-        self._keys: dict[str, None] = {}
+        self._keys: deque[str] = deque()
         self._is_done = False
         self._packing: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
@@ -70,7 +69,7 @@ class HandoffLine:
 
     def send(self, keys: Iterable[str]) -> None:
         self._span.begin()
-        self._keys.update(dict.fromkeys(keys))
+        self._keys.extend(keys)
         self._go_on()
 
     def send_done(self) -> None:
@@ -95,29 +94,40 @@ class HandoffLine:
             while self._keys or self._is_done:
                 await self._room.acquire()
                 try:
-                    request = await self._next_batch()
+                    request, data = await self._next_batch()
                 except Exception:
-                    # A defect of ours or of a store. No key was removed: they are packed anew.
+                    # A defect of ours or of a store, or no memory. No key was removed: they are packed anew.
                     log.exception("handoff.not_packed to=%s life=%d", self.to.name, self.to.life)
                     self._room.release()
                     await asyncio.sleep(RESEND_S)
                     continue
-                request.done, self._is_done = self._is_done, False
-                task = asyncio.get_running_loop().create_task(self._deliver(request.SerializeToString(), request.keys))
+                task = asyncio.get_running_loop().create_task(self._deliver(data, request.keys))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
                 received = await self._carrier.give_way(received)
         finally:
             self._packing = None
 
-    async def _next_batch(self) -> siblings_pb2.HandOverRequest:
-        ready = list(islice(self._keys, BATCH_KEYS))
-        await self._carrier.release(ready)
-        request = siblings_pb2.HandOverRequest(
-            epoch=self._change.after.epoch, from_life=self._carrier.life, to_life=self.to.life, release=_release()
-        )
-        self._carrier.pack(self._keys, len(ready), request)
-        return request
+    async def _next_batch(self) -> tuple[siblings_pb2.HandOverRequest, bytes]:
+        """Remove the first keys, as many as fit into one message; returns it, also as bytes. Whatever it raises, no key
+        was removed."""
+        ready = [self._keys.popleft() for _ in range(min(BATCH_KEYS, len(self._keys)))]
+        packed = 0
+        try:
+            await self._carrier.release(ready)
+            request = siblings_pb2.HandOverRequest(
+                epoch=self._change.after.epoch,
+                from_life=self._carrier.life,
+                to_life=self.to.life,
+                release=_release(),
+                done=self._is_done,
+            )
+            self._carrier.pack(ready, request)
+            data = request.SerializeToString()
+            packed, self._is_done = len(request.keys), False
+            return request, data
+        finally:
+            self._keys.extendleft(reversed(ready[packed:]))
 
     async def _deliver(self, request: bytes, moved: Sequence[siblings_pb2.MovedKey]) -> None:
         await self._send(request)

@@ -19,6 +19,9 @@ DictKey = RoutingKey
 MAX_FIELDS = 5
 """Of a key of a dict: each field may have three spellings, and all of them together are looked up. Five integers have
 243, which take some 10 µs for each dict, after a turn of such a key that is kept, and as it moves."""
+MOST_BYTES = 2**31 - 2**24
+"""Of the values of one key together: they leave in one message, and protobuf writes none of 2 GiB. The names of their
+dicts and all else of the message have the rest."""
 _KINDS: dict[str, Callable[[str], KeyPart]] = {
     "s": lambda text: unquote_to_bytes(text).decode(),
     "b": unquote_to_bytes,

@@ -15,7 +15,7 @@ from typing import Any
 from onelane.errors import BadService, NoRoutingKey, UnreadableValue, UnwritableValue
 from onelane.state.codecs import Migration, ServiceCodec
 from onelane.state.declaration import Declaration, ValueCodec
-from onelane.state.entries import DictKey, KeyedEntry, UnknownKey, canonical_key, spellings
+from onelane.state.entries import MOST_BYTES, DictKey, KeyedEntry, UnknownKey, canonical_key, spellings
 from onelane.state.strict_dict import StrictDict, Unchecked, in_hook_of
 from onelane.telemetry.stats import Stats
 
@@ -115,20 +115,39 @@ class KeyedDicts:
 
     def entries_of(self, key: str, *, counts: bool = True) -> list[KeyedEntry]:
         """The entries of a key, as they leave; those of durable dicts do not: its new owner loads them. A value that
-        cannot be encoded is left out. counts: as lost, and logs it."""
+        cannot be encoded is left out, and one with which the key is larger than a message can be. counts: as lost, and
+        logs it."""
         if key in self._aside:
             return self._aside[key]
-        entries = []
+        entries, size = [], 0
         for name, spelling in self._places(self._travelling, key):
             try:
-                entries.append(self._travelling[name].write(spelling, self._dicts[name][spelling]))
+                entry = self._travelling[name].write(spelling, self._dicts[name][spelling])
             except UnwritableValue as error:
                 if counts:
                     self.lose("unwritable", error)
+                continue
+            entries.append(entry)
+            size += len(entry.value)
         if key in self._unread:
             written = {(entry.dict, entry.key) for entry in entries}
-            entries += [entry for entry in self._unread[key] if (entry.dict, entry.key) not in written]
-        return entries
+            unread = [entry for entry in self._unread[key] if (entry.dict, entry.key) not in written]
+            entries += unread
+            size += sum(len(entry.value) for entry in unread)
+        return entries if size <= MOST_BYTES else self._fitting(entries, counts=counts)
+
+    def _fitting(self, entries: list[KeyedEntry], *, counts: bool) -> list[KeyedEntry]:
+        """These entries of one key without those for which its message has no room."""
+        fitting, size = [], 0
+        for entry in entries:
+            with_it = size + len(entry.value)
+            if with_it <= MOST_BYTES:
+                fitting.append(entry)
+                size = with_it
+            elif counts:
+                reason = f"{len(entry.value)} bytes, with {size} of its other entries: a message has {MOST_BYTES}"
+                self.lose("unwritable", f"keyed {entry.dict!r}, key {entry.key!r}: {reason}")
+        return fitting
 
     def install(self, key: str, entries: Iterable[KeyedEntry]) -> None:
         """Put the entries of a key that has arrived; all of them, or none.
