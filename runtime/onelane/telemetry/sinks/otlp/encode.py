@@ -54,7 +54,7 @@ class Encoder:
         self._instance = instance
         self._started_ns = started_ns
         self._resources: dict[tuple[str, str], Resource] = {}
-        self._shared_cache: dict[tuple[Any, ...], bytes] = {}
+        self._shared_cache: dict[tuple[str, tuple[Any, ...]], _SharedFields] = {}
 
     def traces(self, chunks: Iterable[Chunk]) -> tuple[bytes, int]:
         """An ExportTraceServiceRequest, and the number of spans left out."""
@@ -144,22 +144,23 @@ class Encoder:
         Ids and times differ from span to span and have a fixed size in protobuf's encoding, so `Struct` packs them.
         The other fields repeat and are encoded once. Protobuf merges concatenated messages.
         """
-        trace_id, span_id, parent_id, start_ns, end_ns, *same, attributes, events, links, tracestate = row
-        if attributes is None and events is None and links is None and not tracestate:
-            key = (shard, *same)
-            shared = self._shared_cache.get(key)
+        trace_id, span_id, parent_id, start_ns, end_ns = row[:5]
+        repeated = row[5:]
+        if repeated[_OWN_FIELDS:] == _NO_OWN_FIELDS:
+            shared = self._shared_cache.get((shard, repeated))
             if shared is None:
-                shared = _encoded(packed[index], partial(_shared_fields, shard=shard)).SerializeToString()
+                shared = _SharedFields(
+                    _encoded(packed[index], partial(_shared_fields, shard=shard)).SerializeToString()
+                )
                 if len(self._shared_cache) < MAX_CACHED:
-                    self._shared_cache[key] = shared
+                    self._shared_cache[shard, repeated] = shared
         else:
-            shared = _encoded(packed[index], partial(_shared_fields, shard=shard)).SerializeToString()
+            shared = _SharedFields(_encoded(packed[index], partial(_shared_fields, shard=shard)).SerializeToString())
         ids = bytes.fromhex(trace_id), b"\x12\x08", bytes.fromhex(span_id)
         if parent_id:
             head = _CHILD.pack(b"\n\x10", *ids, b"\x22\x08", bytes.fromhex(parent_id), 0x39, start_ns, 0x41, end_ns)
-        else:
-            head = _ROOT.pack(b"\n\x10", *ids, 0x39, start_ns, 0x41, end_ns)
-        return _field(2, head + shared)
+            return shared.of_child + head + shared.encoded
+        return shared.of_root + _ROOT.pack(b"\n\x10", *ids, 0x39, start_ns, 0x41, end_ns) + shared.encoded
 
     def _log_record(self, record: log_records.LogRecord) -> logs_pb2.LogRecord:
         return logs_pb2.LogRecord(
@@ -243,18 +244,38 @@ def _shared_fields(span: SpanRecord, shard: str) -> trace_pb2.Span:
     return message
 
 
+class _SharedFields:
+    """The encoded fields of a span but its ids and times, and what stands before a span that has them."""
+
+    __slots__ = ("encoded", "of_child", "of_root")
+
+    def __init__(self, encoded: bytes) -> None:
+        self.encoded = encoded
+        self.of_root = _field_head(2, _ROOT.size + len(encoded))
+        """Of a span without a parent."""
+        self.of_child = _field_head(2, _CHILD.size + len(encoded))
+
+
 def _field(number: int, payload: bytes) -> bytes:
     """A length-delimited field of a protobuf message: number, length, payload."""
-    size, length = len(payload), bytearray()
+    return _field_head(number, len(payload)) + payload
+
+
+def _field_head(number: int, size: int) -> bytes:
+    """The number of a length-delimited field, and its length."""
+    length = bytearray()
     while size > 127:
         length.append(size & 127 | 128)
         size >>= 7
-    return bytes((number << 3 | 2, *length, size)) + payload
+    return bytes((number << 3 | 2, *length, size))
 
 
 _CHILD = Struct("<2s16s2s8s2s8sBQBQ")
 _ROOT = Struct("<2s16s2s8sBQBQ")
 """Ids and times of `trace_pb2.Span`, with their field tags and lengths."""
+_OWN_FIELDS = spans.ROW_FIELDS.index("attributes") - 5
+_NO_OWN_FIELDS = (None, None, None, "")
+"""Attributes, events, links and tracestate of a span that has none of them, at the end of its row."""
 _SCOPE_SPANS = trace_pb2.ScopeSpans(scope=SCOPE).SerializeToString()
 
 

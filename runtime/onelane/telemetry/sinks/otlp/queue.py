@@ -45,8 +45,13 @@ def chunks(
     source: tuple[str, str], items: Sequence[T], pack: Callable[[Sequence[T]], bytes], max_items: int
 ) -> Iterator[Chunk]:
     """`items` in chunks of at most `max_items` and `MAX_CHUNK_BYTES`; a single larger item is a chunk of its own."""
+    if len(items) > max_items:
+        # Cut by number first, so that each item is packed once.
+        for start in range(0, len(items), max_items):
+            yield from chunks(source, items[start : start + max_items], pack, max_items)
+        return
     packed = pack(items)
-    if len(items) <= 1 or (len(items) <= max_items and len(packed) <= MAX_CHUNK_BYTES):
+    if len(items) <= 1 or len(packed) <= MAX_CHUNK_BYTES:
         yield Chunk(source, packed, len(items))
         return
     middle = len(items) // 2
