@@ -2,9 +2,9 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,6 +94,22 @@ async def stock_of_threads(
         yield f"127.0.0.1:{port}"
     finally:
         await asyncio.to_thread(server.stop(None).wait)
+
+
+@contextmanager
+def server_that_says_its_address() -> Iterator[str]:
+    """`/test/Where` of grpcio; its address."""
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
+        lambda request, context: address.encode()
+    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", {"Where": handler})])
+    server.start()
+    try:
+        yield address
+    finally:
+        server.stop(None).wait()
 
 
 @asynccontextmanager

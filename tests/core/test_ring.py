@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import grpc
@@ -16,6 +15,7 @@ from onelane.errors import NoShards
 
 from tests import tools
 from tests.bounds import BOUND_S
+from tests.servers import server_that_says_its_address
 
 KEYS = [f"room-{i}" for i in range(2000)]
 AT_ONCE = 200
@@ -53,7 +53,7 @@ def test_the_order_of_shards_does_not_matter(names: set[str]) -> None:
 def test_the_stock_grpcio_client_finds_the_same_owner(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY", "true")
     with ExitStack() as stack:
-        addresses = [stack.enter_context(_server_that_says_its_address()) for _ in range(shards)]
+        addresses = [stack.enter_context(server_that_says_its_address()) for _ in range(shards)]
         members = tuple(Member(a, a, "") for a in addresses)
         placement = Placement(epoch=1, members=members)
         channel = stack.enter_context(_stock_channel(placement))
@@ -70,7 +70,7 @@ def test_the_stock_grpcio_client_finds_the_same_owner(shards: int, monkeypatch: 
 def test_the_stock_grpc_java_client_finds_the_same_owner(shards: int) -> None:
     """With addresses whose text is `ip:port`: tests/java/src/Shards.java. But for keys at the end of its ring."""
     with ExitStack() as stack:
-        addresses = [stack.enter_context(_server_that_says_its_address()) for _ in range(shards)]
+        addresses = [stack.enter_context(server_that_says_its_address()) for _ in range(shards)]
         placement = Placement(epoch=1, members=tuple(Member(a, a, "") for a in addresses))
         arguments = (placement.service_config_json(), ",".join(addresses), str(len(KEYS)), str(AT_ONCE))
         run = subprocess.run([tools.grpc_java(), "Owners", *arguments], capture_output=True, text=True, timeout=BOUND_S)
@@ -99,18 +99,3 @@ def _stock_channel(placement: Placement) -> Iterator[grpc.Channel]:
     ]
     with grpc.insecure_channel(target, options) as channel:
         yield channel
-
-
-@contextmanager
-def _server_that_says_its_address() -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
-        lambda request, context: address.encode()
-    )
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", {"Where": handler})])
-    server.start()
-    try:
-        yield address
-    finally:
-        server.stop(None)

@@ -1,33 +1,7 @@
 #!/usr/bin/env bash
-# Builds grpcurl from the Go modules pinned in go.mod and go.sum, once, into a cache directory outside the repository.
-# Prints the binary's path as the only line on stdout; all else on stderr.
+# Builds grpcurl from the Go modules pinned in go.mod and go.sum: see go_program.sh.
 set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/../go_program.sh"
 
-module=github.com/fullstorydev/grpcurl
 version=v1.9.3 # must be what go.mod says
-
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-cache=${ONELANE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/onelane}/grpcurl-$version
-mkdir -p -- "$cache"
-binary=$cache/grpcurl
-
-die() {
-  echo "tests/grpcurl/build.sh: $*" >&2
-  exit 1
-}
-
-if [[ ! -x $binary ]]; then
-  command -v go >/dev/null || die "Go is needed to build grpcurl $version, but there is no 'go' on PATH."
-  grep -qF "$module $version" "$here/go.mod" || die "go.mod does not require $module $version: change the two together."
-  echo "building grpcurl $version into $cache (a minute or two the first time)" >&2
-  partial=$(mktemp -d -- "$cache/.build.XXXXXX")
-  trap 'rm -rf -- "$partial"' EXIT
-  cp -- "$here/go.mod" "$here/go.sum" "$partial/"
-  cd -- "$partial"
-  GOWORK=off CGO_ENABLED=0 go build -mod=mod -buildvcs=false -trimpath -ldflags "-s -w" -o "$partial/grpcurl" \
-    "$module/cmd/grpcurl" >&2 || die "go build of grpcurl $version failed; its messages are above."
-  "$partial/grpcurl" -version >&2 || die "the new grpcurl binary does not run."
-  mv -f -- "$partial/grpcurl" "$binary"
-fi
-
-printf '%s\n' "$binary"
+build_go_program grpcurl github.com/fullstorydev/grpcurl "$version" github.com/fullstorydev/grpcurl/cmd/grpcurl -version

@@ -15,8 +15,9 @@ from onelane.supervisor.xds_server import XdsServer
 from onelane.v1 import xds_pb2
 
 from tests import tools
-from tests.cluster.xds.stock_clients import COMMANDS, client_of, placement_of, server_that_says_its_address
+from tests.cluster.xds.stock_clients import COMMANDS, client_of, placement_of
 from tests.running_app import ROOT, echo, running
+from tests.servers import server_that_says_its_address
 
 pytestmark = pytest.mark.slow
 CLIENTS = [*COMMANDS, "envoy", "envoy-delta"]

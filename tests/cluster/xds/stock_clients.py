@@ -4,13 +4,11 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 from onelane.core.placement import Member, Placement
 from onelane.supervisor.xds_server import XdsServer
 
@@ -144,22 +142,6 @@ def envoy_config(server: XdsServer, port: int, *, is_delta: bool) -> dict[str, A
         "dynamic_resources": {"ads_config": source, "cds_config": ads},
         "static_resources": {"listeners": [listener], "clusters": [cluster]},
     }
-
-
-@contextmanager
-def server_that_says_its_address() -> Iterator[str]:
-    """`/test/Where` of grpcio; its address."""
-    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
-        lambda request, context: address.encode()
-    )
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", {"Where": handler})])
-    server.start()
-    try:
-        yield address
-    finally:
-        server.stop(None).wait()
 
 
 def placement_of(addresses: list[str], *, epoch: int = 1, pins: dict[str, str] | None = None) -> Placement:
