@@ -1,12 +1,13 @@
-"""Measurements of a lane's thread by the operating system."""
+"""Measurements of a lane's thread, and of its watchdog's, by the operating system."""
 
+import ctypes
 import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
-from onelane.shard.lane_thread import LaneThread
+from onelane.shard.lane_thread import LaneThread, OwnThread
 from onelane.telemetry.stalls import Sample
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measured on Linux alone")
@@ -57,3 +58,37 @@ def test_where_a_thread_cannot_be_measured_only_the_time_is_known(monkeypatch: p
     assert (thread.is_measurable, sample.cpu_s, sample.delay_s, sample.others_s) == (False, 0.0, -1.0, 0.0)
     assert (thread.state(), thread.delay_s(), thread.wakes(0.0)) == ("", 0.0, 0)
     thread.close()
+
+
+@linux
+def test_a_thread_that_sleeps_has_waited_for_nothing(thread: LaneThread) -> None:
+    own, delay_s = OwnThread(), thread.delay_s()
+    time.sleep(0.1)
+    assert own.waited_s() - (thread.delay_s() - delay_s) < 0.05
+    own.close()
+
+
+@linux
+def test_a_thread_that_wants_the_interpreter_has_waited_for_it() -> None:
+    late_s = waited_s = 0.0
+    sleeps = threading.Event()
+
+    def look() -> None:
+        nonlocal late_s, waited_s
+        own, began = OwnThread(), time.monotonic()
+        own.looked()
+        sleeps.set()
+        time.sleep(0.02)
+        late_s, waited_s = time.monotonic() - began - 0.02, own.waited_s()
+        own.close()
+
+    # On a busy machine its sleep may be over before the interpreter is kept.
+    while late_s < 0.3:
+        sleeps.clear()
+        watchdog = threading.Thread(target=look)
+        watchdog.start()
+        sleeps.wait()
+        # C code that waits, and keeps the interpreter.
+        ctypes.PyDLL(None).usleep(400_000)
+        watchdog.join()
+    assert waited_s > late_s / 2

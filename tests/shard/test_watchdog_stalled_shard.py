@@ -37,6 +37,10 @@ def stalls_in(cluster: RunningApp, function: str, index: int = 0) -> list[dict[s
     return [stall for stall in cluster.shards()[index]["last_stalls"] if stall["function"] == function]
 
 
+def longest_stall(cluster: RunningApp) -> dict[str, Any]:
+    return max(cluster.shards()[0]["last_stalls"], key=lambda stall: stall["seconds"], default={"seconds": 0.0})
+
+
 async def call_over_its_own_connection(cluster: RunningApp, key: str) -> str:
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(cluster.listen["echo"], options) as channel:
@@ -150,14 +154,12 @@ async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_lo
     with running(tmp_path, echo(1, "replace_stalled_s = 1")) as cluster:
         where = Where(cluster)
         (before,) = cluster.shards()
-        is_starved = False
-        while not is_starved:
-            await stop_for(before["pid"], 2.1)
-            await order(where, "echo-0", "add 0")
-            (after,) = cluster.shards()
-            assert (after["pid"], after["restarts"]) == (before["pid"], 0)
-            # Where its lane was the first to go on, what it did then may be taken for the cause: once more.
-            is_starved = any(stall["kind"] == "starved" for stall in after["last_stalls"])
+        # With a call that its lane begins to work on the moment it goes on.
+        seconds, _ = await asyncio.gather(stop_for(before["pid"], 2.1), order(where, "echo-0", "compute 0.3"))
+        await eventually(lambda: longest_stall(cluster)["seconds"] > seconds - 1)
+        assert longest_stall(cluster)["kind"] == "starved"
+        (after,) = cluster.shards()
+        assert (after["pid"], after["restarts"]) == (before["pid"], 0)
         await where.close()
 
 

@@ -25,14 +25,14 @@ def evidence_of(
     others: float = 0.0,
     state: str = "S",
     late: float = 0.0,
+    stopped: float = 0.0,
     wakes: int = 0,
     idle: bool = False,
     calls: int = 0,
 ) -> Evidence:
     """Of a stall of one second; each argument is a share of it."""
-    return Evidence(
-        Sample(10.0, 3.0, 2.0, 1.0), Sample(11.0, 3.0 + own, 2.0 + delay, 1.0 + others), state, late, wakes, idle, calls
-    )
+    before, after = Sample(10.0, 3.0, 2.0, 1.0), Sample(11.0, 3.0 + own, 2.0 + delay, 1.0 + others)
+    return Evidence(before, after, state, late, stopped, wakes, idle, calls)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,14 @@ def evidence_of(
         pytest.param(evidence_of(others=1.0, state="S"), BLOCKED, id="a lock that a busy thread has"),
         pytest.param(evidence_of(own=0.1, delay=0.85, state="R"), STARVED, id="no CPU"),
         pytest.param(evidence_of(delay=0.85, state="R", late=0.85), STARVED, id="no CPU for the watchdog either"),
-        pytest.param(evidence_of(state="S", late=0.95, idle=True), STARVED, id="a process that was stopped"),
+        pytest.param(
+            evidence_of(state="S", late=0.95, idle=True), STARVED, id="a lane without work, and no CPU for the watchdog"
+        ),
+        pytest.param(evidence_of(state="S", late=0.95, stopped=0.95), STARVED, id="a process that was stopped"),
+        pytest.param(
+            evidence_of(own=0.01, state="R", late=0.95, stopped=0.95), STARVED, id="stopped, and its lane goes on first"
+        ),
+        pytest.param(evidence_of(state="S", late=0.4, stopped=0.4), BLOCKED, id="time.sleep, stopped for a part of it"),
         pytest.param(evidence_of(state="S", late=0.95), BLOCKED, id="time.sleep, while the watchdog had no CPU"),
         pytest.param(evidence_of(own=0.1, delay=0.3, state="R"), STARVED, id="ready, and not running"),
         pytest.param(

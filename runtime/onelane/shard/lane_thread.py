@@ -1,9 +1,10 @@
-"""A lane's thread as the operating system measures it: CPU time, scheduling delay, state.
+"""A lane's thread, and the watchdog's own, as the operating system measures them: CPU time, scheduling delay, state.
 
 Linux only: elsewhere nothing but the wall time is known (`is_measurable` is False).
 """
 
 import os
+import resource
 import sys
 import threading
 import time
@@ -33,8 +34,7 @@ class LaneThread:
 
     def delay_s(self) -> float:
         """How long in all the thread was ready to run and had no CPU."""
-        fields = self._read("schedstat").split()
-        return int(fields[1]) / 1e9 if len(fields) > 1 else 0.0
+        return _delay_s(self._read("schedstat"))
 
     def state(self) -> str:
         """One letter; see `Evidence.state`."""
@@ -58,6 +58,40 @@ class LaneThread:
     def _read(self, name: str) -> bytes:
         file = self._files.get(name)
         return b"" if file is None else os.pread(file, 8192, 0)
+
+
+class OwnThread:
+    """What the watchdog's thread has waited for since its last look. Create and use it on that thread."""
+
+    def __init__(self) -> None:
+        self.is_measurable = sys.platform.startswith("linux")
+        path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+        self._file = _open(path) if self.is_measurable else None
+        self._looked_at_s = self._waited_in_all_s()
+
+    def looked(self) -> None:
+        """A look is over; the time until the next one begins."""
+        self._looked_at_s = self._waited_in_all_s()
+
+    def waited_s(self) -> float:
+        """How long since then it was ready to run and had no CPU, or waited for the interpreter. Releases that."""
+        return self._waited_in_all_s() - self._looked_at_s
+
+    def _waited_in_all_s(self) -> float:
+        if self._file is None:
+            return 0.0
+        # A thread that wants the interpreter wakes to ask for it, once in each switch interval.
+        asked = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        return _delay_s(os.pread(self._file, 64, 0)) + asked * sys.getswitchinterval()
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+
+def _delay_s(schedstat: bytes) -> float:
+    fields = schedstat.split()
+    return int(fields[1]) / 1e9 if len(fields) > 1 else 0.0
 
 
 def _open(path: str) -> int | None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from onelane.shard import lane_stack
 from onelane.shard.lane_stack import LaneStack
-from onelane.shard.lane_thread import LaneThread
+from onelane.shard.lane_thread import LaneThread, OwnThread
 from onelane.telemetry.stalls import (
     EXIT_STALLED,
     INTERPRETER,
@@ -75,6 +75,8 @@ class _Probe:
     """Shard → calls received up to then."""
     late_s: float = 0.0
     """The delays of the watchdog's own looks since then, in all."""
+    stopped_s: float = 0.0
+    """Of these, what the process was stopped for."""
     stall: Stall | None = None
     """Once the probe is overdue."""
     shard: WatchedShard | None = None
@@ -145,12 +147,16 @@ class _WatchdogThread(threading.Thread):
     # On its own thread
 
     def _watch(self) -> None:
-        sample = self._lane.sample()
-        while not self._ended.acquire(timeout=self._interval_s):
-            before, sample = sample, self._lane.sample()
-            self._look(before, sample, late_s=sample.at - before.at - self._interval_s)
+        own, sample = OwnThread(), self._lane.sample()
+        try:
+            while not self._ended.acquire(timeout=self._interval_s):
+                before, sample = sample, self._lane.sample()
+                self._look(before, sample, own, late_s=sample.at - before.at - self._interval_s)
+                own.looked()
+        finally:
+            own.close()
 
-    def _look(self, before: Sample, now: Sample, *, late_s: float) -> None:
+    def _look(self, before: Sample, now: Sample, own: OwnThread, *, late_s: float) -> None:
         probe = self._probe
         is_overdue = probe is not None and self._last_answer[0] < probe.number
         # This thread could not look for so long that the lane may have been stalled too, or has held the interpreter.
@@ -164,6 +170,7 @@ class _WatchdogThread(threading.Thread):
             probe = self._send_probe(before) if is_late else self._probe_if_busy(now)
         if probe is not None and stack is not None:
             probe.late_s += max(0.0, late_s)
+            probe.stopped_s += max(0.0, late_s - own.waited_s())
             self._note_stall(probe, stack)
             self._consider_exit(probe, stack)
         self._log_suppressed(now.at)
@@ -224,7 +231,7 @@ class _WatchdogThread(threading.Thread):
         if state == "S" and after.others_s - probe.sample.others_s > (after.at - probe.at) / 2:
             wakes = self._lane.wakes(OBSERVE_WAKES_S)
         calls = shard.calls_received() - probe.calls.get(shard.name, 0)
-        return Evidence(probe.sample, after, state, probe.late_s, wakes, is_idle, calls)
+        return Evidence(probe.sample, after, state, probe.late_s, probe.stopped_s, wakes, is_idle, calls)
 
     def _close(self, probe: _Probe) -> None:
         """The loop has run the probe; if it was overdue, the stall is over."""

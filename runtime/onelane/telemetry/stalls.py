@@ -28,7 +28,7 @@ CROWDED = "crowded"
 INTERPRETER = "interpreter"
 """Another thread of this process held the interpreter (the GIL)."""
 STARVED = "starved"
-"""The lane was ready to run, and the machine gave it no CPU. No code is to blame."""
+"""The lane was ready to run, and the machine gave it no CPU; or the process was stopped. No code is to blame."""
 UNMEASURED = "unknown"
 """This operating system does not provide the measurements."""
 
@@ -56,6 +56,9 @@ class Evidence:
     """Of the lane's thread, as Linux names it: R runs or is ready to, S and D wait."""
     late_s: float = 0.0
     """How much later than intended the watchdog's own thread came to run."""
+    stopped_s: float = 0.0
+    """The part of `late_s` in which that thread waited neither for a CPU nor for the interpreter: the process was
+    stopped (SIGSTOP, a debugger, a frozen cgroup), or the machine was."""
     wakes: int = 0
     """How often the waiting thread woke up while it was observed; a thread that waits for the interpreter asks again
     every 5 ms."""
@@ -73,7 +76,7 @@ def kind_of(evidence: Evidence) -> str:
     others = (evidence.after.others_s - evidence.before.others_s) / wall_s
     if own >= MAIN_CAUSE:
         return CROWDED if evidence.calls > 1 else COMPUTING
-    if delay >= MAIN_CAUSE:
+    if delay >= MAIN_CAUSE or evidence.stopped_s / wall_s >= MAIN_CAUSE:
         return STARVED
     if evidence.late_s / wall_s >= MAIN_CAUSE:
         # The watchdog could not run either: a thread held the interpreter, or the process got no CPU at all.
