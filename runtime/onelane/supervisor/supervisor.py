@@ -391,12 +391,16 @@ class Supervisor:
         return ready == total and not failing, f"{ready}/{total} shards ready{''.join(others)}"
 
     def readiness(self) -> tuple[bool, str]:
-        """Whether each app has a shard that serves calls, and in words which have none. A store that fails is left out:
-        what needs no store is served, and another place has no other store for the same keys."""
+        """Whether each app has a shard that serves calls and owns keys, and in words which have none. A store that
+        fails is left out: what needs no store is served, and another place has no other store for the same keys. So is
+        a closed fence: while etcd is down no machine would be ready."""
         if self._is_leaving:
             return False, "it has been told to leave"
         waiting = [app.name for app in self.apps if not any(shard.is_ready for shard in app.shards)]
-        return bool(self.apps) and not waiting, f"no shard is ready of {', '.join(waiting)}" if waiting else "ready"
+        if waiting or not self.apps:
+            return False, f"no shard is ready of {', '.join(waiting)}" if waiting else "no app has started"
+        keyless = [app.name for app in self.apps if not any(map(app.changes.is_placed, app.all_shards))]
+        return not keyless, f"no key of {', '.join(keyless)} belongs to this machine yet" if keyless else "ready"
 
     def _failing_stores(self) -> list[str]:
         """The shards that cannot load or keep durable state now."""

@@ -1,7 +1,8 @@
 """The supervisor's own HTTP: the page, /metrics for Prometheus, /status as JSON, and three answers on its health.
 
-/livez: it answers, which tells whether to restart the container. /readyz: each app has a shard that serves calls.
-/healthz: every shard is ready and its store works; for people and alerts, as no restart mends a store or a drain.
+/livez: it answers, which tells whether to restart the container. /readyz: each app has a shard that serves calls, and
+owns keys. /healthz: every shard is ready and its store works; for people and alerts, as no restart mends a store or a
+drain.
 
 On loopback unless configured; `auth.py` decides which requests are served.
 """
