@@ -1,4 +1,5 @@
-"""An etcd of the tests' own: one member or three, in temporary folders, on ports of its own."""
+"""An etcd of the tests' own: one member or three, in temporary folders, on ports of its own, or each on a host of
+`tests/namespaces`."""
 
 import json
 import os
@@ -15,6 +16,10 @@ from typing import Any
 
 from tests import ports, tools
 from tests.bounds import BOUND_S as BOUND_S
+from tests.namespaces.network import Host
+
+CLIENT_PORT, PEER_PORT = 2379, 2380
+"""On a host, where nobody else has them."""
 
 
 class EtcdServer:
@@ -29,14 +34,18 @@ class EtcdServer:
         scheme: str = "http",
         name: str = "default",
         options: Sequence[str] = (),
+        host: Host | None = None,
     ) -> None:
+        """host: it runs there; by default on this one, at the loopback address."""
+        address = "127.0.0.1" if host is None else host.address
         self.folder = folder
-        self.url = f"{scheme}://127.0.0.1:{port}"
-        self.peer_url = f"http://127.0.0.1:{peer_port}"
+        self.url = f"{scheme}://{address}:{port}"
+        self.peer_url = f"http://{address}:{peer_port}"
         self.name = name
         self.members: Sequence[EtcdServer] = [self]
         """All of its cluster."""
         self.options = options
+        self._within = () if host is None else host.within
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / "log"
         self._log_before = 0
@@ -56,9 +65,9 @@ class EtcdServer:
         cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         urls += [f"--name={self.name}", f"--initial-cluster={cluster}", f"--data-dir={self.folder}/data"]
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        program = tools.program("etcd", "Debian's package etcd-server")
+        command = [*self._within, tools.program("etcd", "Debian's package etcd-server"), *urls, *options]
         with self._log.open("ab") as file:
-            self._process = subprocess.Popen([program, *urls, *options, *self.options], stderr=file, stdout=file)
+            self._process = subprocess.Popen([*command, *self.options], stderr=file, stdout=file)
 
     def wait_until_it_serves(self) -> None:
         """Its log says so, as its port may want a certificate."""
@@ -95,19 +104,22 @@ class EtcdServer:
 
 
 @contextmanager
-def etcd(*options: str, scheme: str = "http") -> Iterator[EtcdServer]:
+def etcd(*options: str, scheme: str = "http", host: Host | None = None) -> Iterator[EtcdServer]:
     """A new etcd of one member, running."""
     with ExitStack() as stack:
-        server = _created(stack, scheme=scheme, options=options)
+        server = _created(stack, scheme=scheme, options=options, host=host)
         server.start()
         yield server
 
 
 @contextmanager
-def etcd_of_three() -> Iterator[Sequence[EtcdServer]]:
-    """A new etcd of three members, running."""
+def etcd_of_three(*options: str, hosts: Sequence[Host] = ()) -> Iterator[Sequence[EtcdServer]]:
+    """A new etcd of three members, running. hosts: of each of them; by default this one."""
     with ExitStack() as stack:
-        members = [_created(stack, name=name) for name in ("one", "two", "three")]
+        members = [
+            _created(stack, name=name, options=options, host=host)
+            for name, host in zip(("one", "two", "three"), hosts or (None, None, None), strict=True)
+        ]
         for member in members:
             member.members = members
             member.launch()
@@ -116,10 +128,13 @@ def etcd_of_three() -> Iterator[Sequence[EtcdServer]]:
         yield members
 
 
-def _created(stack: ExitStack, **details: Any) -> EtcdServer:
+def _created(stack: ExitStack, *, host: Host | None, **details: Any) -> EtcdServer:
     folder = tempfile.mkdtemp(prefix="onelane-etcd-")
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    port, peer_port = (stack.enter_context(ports.reserved()) for _ in range(2))
-    server = EtcdServer(Path(folder), port, peer_port, **details)
+    if host is None:
+        port, peer_port = (stack.enter_context(ports.reserved()) for _ in range(2))
+    else:
+        port, peer_port = CLIENT_PORT, PEER_PORT
+    server = EtcdServer(Path(folder), port, peer_port, host=host, **details)
     stack.callback(server.stop)
     return server

@@ -1,4 +1,5 @@
-"""A PostgreSQL server of the tests' own: on a Unix socket in a temporary folder, with fsync."""
+"""A PostgreSQL server of the tests' own, with fsync: on a Unix socket in a temporary folder, or also at the address of
+a host of `tests/namespaces`."""
 
 import os
 import shutil
@@ -14,6 +15,7 @@ import psycopg
 
 from tests import tools
 from tests.bounds import BOUND_S
+from tests.namespaces.network import ADDRESSES, Host
 
 _AS_ITS_USER = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups") if os.geteuid() == 0 else ()
 """PostgreSQL refuses to run as root. Not by `user=` of subprocess, which then forks: beside threads of gRPC, whose
@@ -23,11 +25,19 @@ handlers run in the child, that has crashed before it was PostgreSQL."""
 class PostgresServer:
     """One server, which can be stopped, killed and started again."""
 
-    def __init__(self, folder: Path, programs: Path) -> None:
+    def __init__(self, folder: Path, programs: Path, host: Host | None = None) -> None:
         self.folder = folder
         self.dsn = f"postgresql://postgres@/postgres?host={folder}"
+        """By its socket."""
+        self.host = host
         self._programs = programs
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def network_dsn(self) -> str:
+        """By the address of its host."""
+        assert self.host is not None
+        return f"postgresql://postgres@{self.host.address}/postgres"
 
     def create(self) -> None:
         # --no-sync: of the creation alone; the server flushes what it commits.
@@ -36,14 +46,18 @@ class PostgresServer:
             [*_AS_ITS_USER, self._programs / "initdb", *options], capture_output=True, text=True, timeout=BOUND_S
         )
         assert done.returncode == 0, done.stderr
+        with (self.folder / "data" / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {ADDRESSES} trust\n")
 
     def start(self) -> None:
         """Start, and wait until it answers."""
-        settings = [f"unix_socket_directories={self.folder}", "listen_addresses=", "shared_buffers=16MB", "fsync=on"]
+        settings = [f"unix_socket_directories={self.folder}", "shared_buffers=16MB", "fsync=on"]
+        settings.append(f"listen_addresses={self.host.address if self.host else ''}")
+        within = self.host.within if self.host else ()
         options = [word for setting in settings for word in ("-c", setting)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*_AS_ITS_USER, self._programs / "postgres", "-D", self.folder / "data", *options],
+                [*within, *_AS_ITS_USER, self._programs / "postgres", "-D", self.folder / "data", *options],
                 stderr=log,
                 stdout=log,
             )
@@ -81,8 +95,8 @@ def installed() -> Path | None:
 
 
 @contextmanager
-def server() -> Iterator[PostgresServer]:
-    """A new server, running."""
+def server(host: Host | None = None) -> Iterator[PostgresServer]:
+    """A new server, running. host: it runs there, and is reached at its address as well."""
     initdb = installed()
     if initdb is None:
         tools.absent("PostgreSQL is not installed (Debian's package postgresql)")
@@ -90,7 +104,7 @@ def server() -> Iterator[PostgresServer]:
     with tempfile.TemporaryDirectory(prefix="onelane-pg-", ignore_cleanup_errors=True) as name:
         if os.geteuid() == 0:
             shutil.chown(name, "postgres", "postgres")
-        running = PostgresServer(Path(name), initdb.parent)
+        running = PostgresServer(Path(name), initdb.parent, host)
         running.create()
         running.start()
         try:

@@ -1,10 +1,13 @@
 """A real cluster for a test: `onelane up` in a process of its own, on free ports."""
 
 import asyncio
+import functools
+import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -51,7 +54,8 @@ class Scrape:
 
 
 class RunningApp:
-    """A running `onelane up`. `admin` is its admin address; `listen` has each app's shared port."""
+    """A running `onelane up`. `admin` is its admin address, `host:port` or `unix:/path`; `listen` has each app's shared
+    port."""
 
     def __init__(self, process: subprocess.Popen[str] | warm_command.WarmCommand, log: Path) -> None:
         self.process = process
@@ -76,7 +80,15 @@ class RunningApp:
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=BOUND_S) as answer:
+        with _opener(self.admin).open(f"http://{_authority(self.admin)}{path}", timeout=BOUND_S) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def order(self, command: str) -> str:
+        """Have its supervisor carry out a command of the admin address, such as `restart?app=echo`."""
+        url = f"http://{_authority(self.admin)}/{command}"
+        request = urllib.request.Request(url, method="POST", headers={"X-Onelane": "1"})
+        with _opener(self.admin).open(request, timeout=BOUND_S) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -124,16 +136,20 @@ def running(
     *arguments: str,
     command: str = "up",
     python: str = "",
+    module: str = "onelane",
+    within: Sequence[str] = (),
+    admin: str = "127.0.0.1:0",
     **environment: str,
 ) -> Iterator[RunningApp]:
     """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: it runs in a
-    fresh process of this one; by default in a fork of `warm_command`."""
+    fresh process of this one; by default in a fork of `warm_command`. module: what runs as `python -m` in place of
+    onelane, in a fresh process too. within: what its command line begins with, as on a host of `tests/namespaces`."""
     file = folder / "onelane.toml"
-    file.write_text(f'admin = "127.0.0.1:0"\n{toml}')
+    file.write_text(f'admin = "{admin}"\n{toml}')
     environment = never_late(toml) | environment
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
-    is_warm = not python and not any(name.startswith("PYTHON") for name in environment)
-    fresh = None if is_warm else (python or sys.executable, "-m", "onelane")
+    is_warm = not (python or within) and module == "onelane" and not any(n.startswith("PYTHON") for n in environment)
+    fresh = None if is_warm else (*within, python or sys.executable, "-m", module)
     with running_command(*command_line, cwd=folder, log=folder / "log", fresh=fresh, **environment) as cluster:
         yield cluster
 
@@ -222,6 +238,38 @@ def http_request(url: str, *, method: str = "GET", **headers: str) -> tuple[int,
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """To a socket, which is reached from every network namespace."""
+
+    def __init__(self, path: str, host: str, timeout: float) -> None:
+        super().__init__(host, timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class _UnixHandler(urllib.request.HTTPHandler):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        connection: Any = functools.partial(_UnixConnection, self._path)
+        return self.do_open(connection, request)
+
+
+def _opener(admin: str) -> urllib.request.OpenerDirector:
+    handlers = [_UnixHandler(admin.removeprefix("unix:"))] if admin.startswith("unix:") else []
+    return urllib.request.build_opener(*handlers)
+
+
+def _authority(admin: str) -> str:
+    return "localhost" if admin.startswith("unix:") else admin
 
 
 NEVER_LATE = "max_late_s = 60"

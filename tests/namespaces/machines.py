@@ -1,0 +1,102 @@
+"""Machines of one cluster, each a host with its own `onelane up`, beside hosts with a real etcd and PostgreSQL."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from onelane.core.cluster_settings import ClusterSettings
+
+from tests import etcd, postgres
+from tests.etcd import EtcdServer
+from tests.namespaces.network import Host, Network, new_network
+from tests.postgres import PostgresServer
+from tests.running_app import RunningApp, running
+from tests.supervisor.leased import environment_of
+
+PORT = 50051
+"""Of the first app of a machine; the next has the next one."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A host, and what runs there."""
+
+    host: Host
+    app: RunningApp
+
+    @property
+    def name(self) -> str:
+        return self.host.name
+
+    def address(self, number: int = 0) -> str:
+        """Of an app, by its number in the file."""
+        return f"{self.host.address}:{PORT + number}"
+
+
+class Cluster:
+    """See the module. By `new_cluster()`."""
+
+    def __init__(self, network: Network, folder: Path, members: Sequence[EtcdServer], *, lease_s: int) -> None:
+        self.network = network
+        self.members = members
+        """Of etcd."""
+        self.lease_s = lease_s
+        self.postgres: PostgresServer | None = None
+        self._folder = folder
+        self._hosts: dict[str, Host] = {}
+
+    def host(self, name: str) -> Host:
+        """Of a machine, whether it runs or not."""
+        if name not in self._hosts:
+            self._hosts[name] = self.network.host(name)
+        return self._hosts[name]
+
+    def settings_of(self, name: str) -> ClusterSettings:
+        return ClusterSettings(
+            name="arena",
+            etcd=tuple(member.url for member in self.members),
+            machine=name,
+            advertise=self.host(name).address,
+            lease_s=self.lease_s,
+            insecure=True,
+        )
+
+    @contextmanager
+    def up(self, name: str, toml: str, *, module: str = "onelane", **environment: str) -> Iterator[Machine]:
+        """A machine, once it is ready; it leaves at the end, where it still runs. toml: its apps listen at
+        `{address}:PORT`, where `{address}` is that of the host. Its log is that of its app."""
+        host = self.host(name)
+        folder = self._folder / name
+        folder.mkdir(exist_ok=True)
+        socket = folder / "admin"
+        socket.unlink(missing_ok=True)
+        settings = environment_of(self.settings_of(name))
+        with running(
+            folder,
+            toml.replace("{address}", host.address),
+            module=module,
+            within=host.within,
+            admin=f"unix:{socket}",
+            **settings,
+            **environment,
+        ) as app:
+            yield Machine(host, app)
+
+
+@contextmanager
+def new_cluster(folder: Path, *, lease_s: int, etcd_members: int = 1, with_postgres: bool = False) -> Iterator[Cluster]:
+    """A cluster without machines. folder: of what they leave behind, such as their logs. etcd_members: one or three.
+    Skips where there can be no namespaces, no etcd or no PostgreSQL."""
+    with ExitStack() as stack:
+        network = stack.enter_context(new_network())
+        members: Sequence[EtcdServer]
+        if etcd_members == 1:
+            members = [stack.enter_context(etcd.etcd(host=network.host("etcd")))]
+        else:
+            hosts = [network.host(f"etcd{number}") for number in range(etcd_members)]
+            members = stack.enter_context(etcd.etcd_of_three(hosts=hosts))
+        cluster = Cluster(network, folder, members, lease_s=lease_s)
+        if with_postgres:
+            cluster.postgres = stack.enter_context(postgres.server(network.host("postgres")))
+        yield cluster
