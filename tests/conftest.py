@@ -31,6 +31,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 LONGEST = (
+    "chaos/test_failures.py",
     "cluster/test_arena.py",
     "shard/test_watchdog_stalled_shard.py",
     "supervisor/test_changes_processes.py",

@@ -45,7 +45,7 @@ class EtcdServer:
         self.members: Sequence[EtcdServer] = [self]
         """All of its cluster."""
         self.options = options
-        self._within = () if host is None else host.within
+        self.host = host
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / "log"
         self._log_before = 0
@@ -65,7 +65,8 @@ class EtcdServer:
         cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         urls += [f"--name={self.name}", f"--initial-cluster={cluster}", f"--data-dir={self.folder}/data"]
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
-        command = [*self._within, tools.program("etcd", "Debian's package etcd-server"), *urls, *options]
+        within = () if self.host is None else self.host.within
+        command = [*within, tools.program("etcd", "Debian's package etcd-server"), *urls, *options]
         with self._log.open("ab") as file:
             self._process = subprocess.Popen([*command, *self.options], stderr=file, stdout=file)
 

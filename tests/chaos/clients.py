@@ -40,6 +40,18 @@ class Failure:
     key: str
     code: str
     details: str
+    called_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call was answered, and by whom."""
+
+    key: str
+    called_at: float
+    answered_at: float
+    shard: str
+    """As the service has named it."""
 
 
 @dataclass
@@ -47,6 +59,7 @@ class History:
     """Of all clients of one app."""
 
     operations: list[Operation] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     repeated: Counter[str] = field(default_factory=Counter)
     """Why calls were made again with their id."""
@@ -77,8 +90,12 @@ def stock_channel(target: str, *, retrying: bool) -> grpc.aio.Channel:
 class Clients:
     """All clients of one app. Each calls one key after another until it is told to stop."""
 
-    def __init__(self, keys: Sequence[str], seed: int, history: History, *, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, keys: Sequence[str], seed: int, history: History, *, pause_s: float = 0.0, calls_through: bool = True
+    ) -> None:
+        """calls_through: some of the calls are made by a handler, in the turn of another key."""
         self._keys = keys
+        self._through = 0.4 if calls_through else 0.0
         self._seed = seed
         self._history = history
         self._pause_s = pause_s
@@ -92,8 +109,8 @@ class Clients:
         stub: Any = ledger_pb2_grpc.LedgerStub(channel)
         self._clients.append(Client(name, stub, retrying or with_id, with_id))
 
-    def add_ours(self, target: str) -> None:
-        self.add("ours", onelane.connect(target, deadline_s=CALL_S), retrying=True)
+    def add_ours(self, target: str, name: str = "ours") -> None:
+        self.add(name, onelane.connect(target, deadline_s=CALL_S), retrying=True)
 
     def add_stock(self, name: str, target: str, *, retrying: bool = False, with_id: bool = False) -> None:
         self.add(name, stock_channel(target, retrying=retrying), retrying=retrying, with_id=with_id)
@@ -123,7 +140,7 @@ class Clients:
                 # Unique, as far as chance goes: so the checker knows which of them it sees.
                 amount = rng.randrange(10**9)
                 await self._call(client, client.stub.Put, Put(amount), Change(key=key, amount=amount))
-            elif dice < 0.4:
+            elif dice < self._through:
                 # By keys of their own: no two turns wait for each other.
                 through = Change(key=f"through-{rng.randrange(8)}", other=key, amount=amount)
                 await self._call(client, client.stub.AddThrough, Add(amount), through)
@@ -139,13 +156,15 @@ class Clients:
             now = time.monotonic()
             details = f"{error.details()}"
             self._history.failures.append(
-                Failure(now, client.name, type(request).__name__, key, error.code().name, details)
+                Failure(now, client.name, type(request).__name__, key, error.code().name, details, called_at)
             )
             if not isinstance(request, Read) and not _was_not_sent(client, error):
                 self._history.operations.append(Operation(key, request, called_at))
             await asyncio.sleep(0.01)
             return
-        self._history.operations.append(Operation(key, request, called_at, time.monotonic(), value.amount))
+        answered_at = time.monotonic()
+        self._history.operations.append(Operation(key, request, called_at, answered_at, value.amount))
+        self._history.answers.append(Answer(key, called_at, answered_at, value.shard))
 
     async def _ask(self, client: Client, method: Any, request: Request, message: Change) -> Value:
         if not client.with_id or isinstance(request, Read):

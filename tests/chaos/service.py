@@ -45,6 +45,44 @@ class Kept(Plain):
         super().__init__(shard, durable=True)
 
 
+KEPT = "kept"
+"""What the keys of `Mixed` begin with whose numbers are durable."""
+
+
+class Mixed(ledger_pb2_grpc.LedgerServicer):
+    """Numbers in memory, and durable ones. An answer says which life has made it, by the placement of which epoch."""
+
+    def __init__(self, shard: onelane.Shard) -> None:
+        self.shard = shard
+        self.plain = shard.keyed("plain", int)
+        self.kept = shard.keyed("kept", int, durable=True)
+
+    def _numbers(self, key: str) -> Any:
+        return self.kept if key.startswith(KEPT) else self.plain
+
+    def _value(self, key: str, amount: int) -> Value:
+        # No service needs to know these two: only the tests compare them.
+        life, epoch = self.shard._life, self.shard._lane.router.epoch_of(key)
+        return Value(amount=amount, shard=f"{self.shard.name} {epoch} {life}")
+
+    def _set(self, key: str, amount: int) -> Value:
+        self._numbers(key)[key] = amount
+        return self._value(key, amount)
+
+    async def Add(self, request: Change, context: Any) -> Value:
+        return self._set(request.key, self._numbers(request.key).get(request.key, 0) + request.amount)
+
+    async def Put(self, request: Change, context: Any) -> Value:
+        return self._set(request.key, request.amount)
+
+    async def Read(self, request: Change, context: Any) -> Value:
+        return self._value(request.key, self._numbers(request.key).get(request.key, 0))
+
+    async def AddThrough(self, request: Change, context: Any) -> Value:
+        inner = Change(key=request.other, amount=request.amount)
+        return await self.shard.call(request.other, ledger_pb2_grpc.LedgerServicer.Add, inner)
+
+
 class Agenda(agenda_pb2_grpc.AgendaServicer):
     """Counts the runs of each reminder."""
 

@@ -43,7 +43,7 @@ class Cluster:
         """Of etcd."""
         self.lease_s = lease_s
         self.postgres: PostgresServer | None = None
-        self._folder = folder
+        self.folder = folder
         self._hosts: dict[str, Host] = {}
 
     def host(self, name: str) -> Host:
@@ -67,7 +67,7 @@ class Cluster:
         """A machine, once it is ready; it leaves at the end, where it still runs. toml: its apps listen at
         `{address}:PORT`, where `{address}` is that of the host. Its log is that of its app."""
         host = self.host(name)
-        folder = self._folder / name
+        folder = self.folder / name
         folder.mkdir(exist_ok=True)
         socket = folder / "admin"
         socket.unlink(missing_ok=True)

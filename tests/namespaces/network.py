@@ -206,6 +206,12 @@ class Network:
             yield
 
     @contextmanager
+    def isolated(self, host: Host) -> Iterator[Rule]:
+        """Meanwhile nothing that it sends leaves it."""
+        with self._ruled(Rule(host, "filter OUTPUT -o eth0 -j DROP")) as rule:
+            yield rule
+
+    @contextmanager
     def lossy(self, source: Host, target: Host, share: float) -> Iterator[Rule]:
         """Meanwhile this share of the packets that `source` sends `target` is lost, at random."""
         chance = f"-m statistic --mode random --probability {share:.11f}"

@@ -1,0 +1,123 @@
+"""One run: clients of all machines of a cluster, a scenario, and what must hold of every answer."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos import owners
+from tests.chaos.clients import Clients, Failure, History
+from tests.chaos.cluster import ClusterRecord, MachinesUnderTest
+from tests.chaos.failures import NAMES, Scenario
+from tests.chaos.service import KEPT
+from tests.chaos.text import words
+from tests.history.linearizability import check
+from tests.namespaces.machines import new_cluster
+
+KEYS = 12
+"""In memory; and as many durable ones."""
+PAUSE_S = 0.03
+LOG_LINES = 60
+
+
+@dataclass(frozen=True)
+class ClusterOutcome:
+    """Of a run whose history is linearizable, and in which no key had two owners."""
+
+    scenario: str
+    seed: int
+    history: History
+    record: ClusterRecord
+    owners: int
+    """All keys'."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        history, seconds = self.history, self.record.seconds
+        codes = Counter(f"{failure.code} to {failure.client}" for failure in history.failures)
+        return [
+            f"{self.scenario}, seed {self.seed}: {len(history.operations)} calls, {len(history.failures)} failed, "
+            f"{history.repeated.total()} repeated by id; {self.owners} owners of {2 * KEYS} keys",
+            *(f"  {what}: {took:.2f} s" for what, took in seconds.items()),
+            *([f"  failed: {words(codes)}"] if codes else []),
+        ]
+
+
+@asynccontextmanager
+async def machines_up(folder: Path, *, lease_s: int, etcd_members: int = 1) -> AsyncIterator[MachinesUnderTest]:
+    """Three machines, with all that they need."""
+    with new_cluster(folder, lease_s=lease_s, etcd_members=etcd_members, with_postgres=True) as cluster:
+        machines = MachinesUnderTest(cluster)
+        try:
+            await asyncio.gather(*map(machines.start, NAMES))
+            yield machines
+        finally:
+            await machines.close()
+
+
+async def run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> ClusterOutcome:
+    """Raises:
+    AssertionError: the history is not linearizable, a key had two owners, a call has failed that nothing explains, or
+        something hangs; with all that is known.
+    """
+    await machines.settled(*NAMES)
+    plain = [f"{seed}-{number}" for number in range(KEYS)]
+    kept = [f"{KEPT}-{key}" for key in plain]
+    machines.keys, machines.record, history = [*plain, *kept], ClusterRecord(), History()
+    parties = [
+        _dialled(machines, Clients(keys, seed, history, pause_s=PAUSE_S, calls_through=False), with_id=keys is kept)
+        for keys in (plain, kept)
+    ]
+    for party in parties:
+        party.start()
+    try:
+        try:
+            # Our client knows the ring from here on.
+            await _answered(machines, history)
+            await scenario.act(machines)
+            await _answered(machines, history)
+        finally:
+            for party in parties:
+                await party.stop()
+        outcome = ClusterOutcome(scenario.name, seed, history, machines.record, owners.check(history.answers))
+        await asyncio.to_thread(check, [*history.operations, *machines.record.losses])
+        if unexplained := machines.record.unexplained(history.failures):
+            raise AssertionError(f"{len(unexplained)} calls failed for no reason, the first {_first(unexplained)}")
+    except (AssertionError, TimeoutError) as error:
+        raise AssertionError(
+            "\n".join([f"{scenario.name}, seed {seed}: {error!r}", *_circumstances(machines)])
+        ) from error
+    return outcome
+
+
+def _first(failures: Sequence[Failure]) -> str:
+    return "\n".join(map(str, failures[:3]))
+
+
+async def _answered(machines: MachinesUnderTest, history: History) -> None:
+    """Once every key was answered since: it has an owner."""
+    known = len(history.answers)
+    async with asyncio.timeout(60):
+        while {answer.key for answer in history.answers[known:]} != {*machines.keys}:  # noqa: ASYNC110 - of many tasks
+            await asyncio.sleep(0.05)
+
+
+def _dialled(machines: MachinesUnderTest, clients: Clients, *, with_id: bool) -> Clients:
+    """A stock client at each machine, one that knows all addresses, and ours."""
+    addresses = [machines.machines[name].address() for name in NAMES]
+    for name, address in zip(NAMES, addresses, strict=True):
+        clients.add_stock(name, address, with_id=with_id)
+    clients.add_stock("all", f"ipv4:{','.join(addresses)}", with_id=with_id)
+    clients.add_ours(addresses[0])
+    return clients
+
+
+def _circumstances(machines: MachinesUnderTest) -> list[str]:
+    """For the search of a fault: the last lines of the log of each machine."""
+    lines: list[str] = []
+    for name in (*NAMES, "d"):
+        log = machines.log_of(name)
+        lines += [f"--- {name}", *log[-LOG_LINES:]]
+    return lines
