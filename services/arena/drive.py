@@ -16,34 +16,26 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import click
-import grpc.aio
-import onelane
 from onelane.errors import first_of
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from services.arena.admin import Admin
-from services.arena.ledger import Ledger
-from services.arena.players import Players
+from services.arena.game import Game
 from services.arena.shake import NotReady, Shaker
 from services.arena.tally import Tally
 
 FILE = Path(__file__).with_name("onelane.toml")
 ROOT = FILE.parent.parent.parent
-TABLES = 8
 LOUNGES = 16
-LOUNGE_PAUSE_S = 0.1
-"""Between two guests of a lounge."""
-MAX_LINES = 20
-"""Losses that are listed."""
 
 
 @contextlib.asynccontextmanager
@@ -135,123 +127,74 @@ async def end_on_signal(until: anyio.Event, starting: anyio.CancelScope) -> None
 
 
 @dataclass
-class Game:
-    """A run of the arena, and what its players were told."""
+class Drive:
+    """A run of the arena with players in it."""
 
     seconds: float | None
     """None until a signal."""
-    seed: int
     shakes: bool
     console: Console
-    tally: Tally = field(default_factory=Tally)
-    ledger: Ledger = field(default_factory=Ledger)
-    until: anyio.Event = field(default_factory=anyio.Event)
-    """Set when it ends."""
-    spent_s: float = 0.0
+    game: Game
     metrics: str = ""
     """At the end."""
-    fault: str = ""
-    """Why it could not be played to its end."""
 
     async def run(self, file: Path) -> bool:
         """Play until a signal or for some seconds. True if nothing is lost, and totals agree."""
         starting = anyio.CancelScope()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(end_on_signal, self.until, starting)
+            tasks.start_soon(end_on_signal, self.game.until, starting)
             async with arena(file, starting) as (apps, address):
                 admin = Admin(address)
-                await self._play(apps, admin)
+                beside = [partial(show, admin, self.game.tally, self.game.until, self.console)]
+                beside += [partial(self._shake, admin)] if self.shakes else []
+                await self.game.play(apps, *beside, seconds=self.seconds)
                 self.metrics = await admin.read("/metrics")
             tasks.cancel_scope.cancel()
         return self._summarize()
 
-    async def _play(self, apps: dict[str, str], admin: Admin) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            channels = {
-                app: await stack.enter_async_context(onelane.connect(address, reopen=True, marks=True))
-                for app, address in apps.items()
-            }
-            players = Players(channels, self.tally, self.ledger)
-            began = time.perf_counter()
-            await self._play_until_the_end(players, admin)
-            self.spent_s = time.perf_counter() - began
-            try:
-                await players.audit()
-            except grpc.aio.AioRpcError as error:
-                self.fault = f"the arena does not answer any more: {error.code().name}: {error.details()}"
-
-    async def _play_until_the_end(self, players: Players, admin: Admin) -> None:
-        async with anyio.create_task_group() as tasks:
-            for n in range(TABLES):
-                tasks.start_soon(players.play, f"room-{n}", random.Random(self.seed + n), self.until)
-            tasks.start_soon(show, admin, self.tally, self.until, self.console)
-            if self.shakes:
-                for n in range(LOUNGES):
-                    tasks.start_soon(players.lounge, f"lounge-{n}", LOUNGE_PAUSE_S, self.until)
-                tasks.start_soon(self._shake, admin)
-            with anyio.move_on_after(self.seconds):
-                await self.until.wait()
-            self.until.set()
-
     async def _shake(self, admin: Admin) -> None:
-        say = partial(self.console.print, highlight=False, soft_wrap=True)
-        say(f"shaking with seed {self.seed}")
-        shaker = Shaker(admin, self.ledger, random.Random(self.seed), say)
+        game, say = self.game, partial(self.console.print, highlight=False, soft_wrap=True)
+        say(f"shaking with seed {game.seed}")
+        shaker = Shaker(admin, game.ledger, random.Random(game.seed), say)
         try:
-            await shaker.shake(self.until)
+            await shaker.shake(game.until)
         except NotReady as error:
-            self.fault = str(error)
-            self.until.set()
+            game.fault = str(error)
+            game.until.set()
         changes = ", ".join(f"{count} x {kind}" for kind, count in sorted(shaker.done.items()))
-        say(f"shaken with seed {self.seed}: {changes or 'not at all'}")
+        say(f"shaken with seed {game.seed}: {changes or 'not at all'}")
 
     def _summarize(self) -> bool:
-        agree = summarize(self.tally, self.metrics, self.spent_s, self.console)
+        agree = summarize(self.game, self.metrics, self.console)
         if self.shakes:
-            watched = ", ".join(f"{why} x {count}" for why, count in self.tally.reopened.items()) or "never"
-            self.console.print(f"watchers saw {self.tally.events:,} events; reopened: {watched}", highlight=False)
+            self.game.tell_watchers(self.console)
         else:
             self.console.print("totals agree" if agree else "totals DISAGREE", highlight=False)
-        return self._tell_losses() and (agree or self.shakes)
-
-    def _tell_losses(self) -> bool:
-        """Print what is lost. True if it is nothing."""
-        ledger, lost = self.ledger, list(self.ledger.lost())
-        compared = f"{len(ledger.players)} players and {len(ledger.rooms)} open rooms compared"
-        ended = f"{ledger.excused} rooms ended with shards that were killed"
-        self.console.print(f"{compared}; {ended}", highlight=False, soft_wrap=True)
-        for line in lost[:MAX_LINES]:
-            self.console.print(f"LOST: {line}", highlight=False, soft_wrap=True)
-        if len(lost) > MAX_LINES:
-            self.console.print(f"LOST: and {len(lost) - MAX_LINES} more", highlight=False)
-        if self.fault:
-            self.console.print(f"FAILED: {self.fault}", highlight=False, soft_wrap=True)
-        if not lost and not self.fault:
-            self.console.print("nothing lost", highlight=False)
-        return not lost and not self.fault
+        return self.game.tell_losses(self.console) and (agree or self.shakes)
 
 
-def summarize(tally: Tally, metrics: str, spent: float, console: Console) -> bool:
+def summarize(game: Game, metrics: str, console: Console) -> bool:
     """Print the players' counts beside those of /metrics. True if they agree."""
-    table = Table(title=f"summary of {spent:.1f} s")
+    table = Table(title=f"summary of {game.spent_s:.1f} s")
     for column in ("method", "players saw", "/metrics says"):
         table.add_column(column, justify="left" if column == "method" else "right")
     agree = True
-    for method, answered in sorted(tally.answered.items()):
+    for method, answered in sorted(game.tally.answered.items()):
         exported_calls = exported(metrics, method)
         # The lobby reads records too.
         agree &= exported_calls == answered or method == "Profile/Get"
         table.add_row(method, f"{answered:,}", f"{exported_calls:,}")
     console.print(table)
-    total = sum(tally.answered.values())
-    p50, p99 = tally.percentile_ms(0.5), tally.percentile_ms(0.99)
-    console.print(f"{total:,} calls, {total / spent:,.0f} calls/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms", highlight=False)
-    for error, count in tally.errors.items():
-        console.print(f"error: {error} x {count}, first: {tally.details[error]}", highlight=False, soft_wrap=True)
+    game.tell_calls(console)
     return agree
 
 
-def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+def read_seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """A time as its seconds.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)?", text)
@@ -261,14 +204,15 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
 
 
 @click.command()
-@click.option("--for", "seconds", callback=_seconds, help="End by itself after a time such as 10s or 2m.")
+@click.option("--for", "seconds", callback=read_seconds, help="End by itself after a time such as 10s or 2m.")
 @click.option("--seed", default=1, show_default=True, help="Seed of all random choices.")
 @click.option("--shake", is_flag=True, help="Scale apps, restart them and kill shards at random meanwhile.")
 @click.option("--file", type=click.Path(path_type=Path, exists=True), default=FILE, help="The arena's file.")
 def main(seconds: float | None, seed: int, shake: bool, file: Path) -> None:
     """Run the arena and play in it."""
     try:
-        is_good = asyncio.run(Game(seconds, seed, shake, Console()).run(file))
+        game = Game(seed, lounges=LOUNGES if shake else 0)
+        is_good = asyncio.run(Drive(seconds, shake, Console(), game).run(file))
     except BaseExceptionGroup as group:
         raise first_of(group) from None
     sys.exit(0 if is_good else 1)
