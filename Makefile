@@ -4,6 +4,7 @@
 # make test-wheel: the tests of make test on the compiled wheel
 # make image: builds deploy/'s image without an engine, and runs it: some minutes, needs buildah and debootstrap
 # make bench: what a call costs, of the compiled wheel · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
+# make machines: the arena on three machines of a cluster, of which one is killed and one added, needs root
 # make simulate: a machine comes, goes and fails among 3 to 100 of ten lanes, simulated: a table, some minutes
 # make lock: requirements.lock anew for what pyproject.toml asks, ARGS=--upgrade for the newest of each
 # make audit: whether one of them has a known vulnerability · make sbom: dist/onelane.cdx.json, what an installation brings
@@ -24,7 +25,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find runtime/onelane -name '*.py' -o -name '*.p[yx][xi]' -o -name '*.pxd')
 ARGS ?=
 
-.PHONY: up test wheel test-wheel conformance image chaos simulate fuzz check bench docs setup proto clients lock audit sbom clean
+.PHONY: up machines test wheel test-wheel conformance image chaos simulate fuzz check bench docs setup proto clients lock audit sbom clean
 
 setup: $(STAMP)
 
@@ -99,6 +100,10 @@ fuzz: setup
 
 up: setup
 	$(BIN)/python -m services.arena.drive $(ARGS)
+
+# As root, with the packages etcd-server, postgresql, iproute2 and iptables.
+machines: setup
+	$(BIN)/python -m tests.arena $(ARGS)
 
 docs: setup
 	$(BIN)/python -m docs.generator

@@ -15,13 +15,14 @@ class AdminError(Exception):
 
 
 class Admin:
-    """See the module. address: `ip:port`."""
+    """See the module. address: `ip:port`. token: the admin token, where one is needed."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str = "") -> None:
         self._address = address
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     async def read(self, path: str) -> str:
-        return await asyncio.to_thread(self._send, urllib.request.Request(f"http://{self._address}{path}"), READ_S)
+        return await asyncio.to_thread(self._send, self._request(path, {}), READ_S)
 
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = json.loads(await self.read("/status"))
@@ -29,11 +30,14 @@ class Admin:
 
     async def command(self, path: str) -> None:
         """Raises AdminError."""
-        request = urllib.request.Request(f"http://{self._address}{path}", method="POST", headers={"X-Onelane": "1"})
+        request = self._request(path, {"X-Onelane": "1"}, method="POST")
         try:
             await asyncio.to_thread(self._send, request, COMMAND_S)
         except urllib.error.HTTPError as error:
             raise AdminError(error.read().decode()) from error
+
+    def _request(self, path: str, headers: dict[str, str], method: str = "GET") -> urllib.request.Request:
+        return urllib.request.Request(f"http://{self._address}{path}", method=method, headers=self._headers | headers)
 
     def _send(self, request: urllib.request.Request, timeout_s: float) -> str:
         with urllib.request.urlopen(request, timeout=timeout_s) as response:

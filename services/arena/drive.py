@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,11 +67,14 @@ async def arena(file: Path, starting: anyio.CancelScope) -> AsyncIterator[tuple[
             await process.wait()
 
 
-async def read_addresses(output: asyncio.StreamReader) -> tuple[dict[str, str], str] | None:
-    """Each app's address and the admin address, once all are ready; None if the process ends before that."""
+async def read_addresses(
+    output: asyncio.StreamReader, show: Callable[[str], object] = click.echo
+) -> tuple[dict[str, str], str] | None:
+    """Each app's address and the admin address, once all are ready; None if the process ends before that. show: is told
+    each line."""
     apps: dict[str, str] = {}
     while line := (await output.readline()).decode():
-        click.echo(line.rstrip())
+        show(line.rstrip())
         if app := re.match(r"onelane: (\S+) ready on (\S+)", line):
             apps[app[1]] = app[2]
         elif admin := re.match(r"onelane: ready, admin on http://(\S+)", line):

@@ -158,8 +158,8 @@ class Players:
         for player in self._ledger.players:
             await insist(partial(self._read_record, player))
         for room_id, page in self._ledger.rooms.items():
-            missing = [player for player in page.players if not await self._is_in(room_id, player)]
-            if missing:
+            are_in = await asyncio.gather(*(self._is_in(room_id, player) for player in page.players))
+            if missing := [player for player, is_in in zip(page.players, are_in, strict=True) if not is_in]:
                 self._ledger.missed(room_id, missing)
         board = await insist(lambda: self._boards.Top(leaderboard_pb2.TopRequest(board=BOARD, limit=ALL_LINES)))
         self._tally.answered["Leaderboard/Top"] += 1

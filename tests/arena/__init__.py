@@ -1,0 +1,1 @@
+"""The arena on machines of a cluster."""
