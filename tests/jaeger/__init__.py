@@ -48,11 +48,15 @@ class Trace:
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.spans: list[dict[str, Any]] = data["spans"]
-        self._services = {name: process["serviceName"] for name, process in data["processes"].items()}
+        self._processes = data["processes"]
         self.warnings = [warning for span in self.spans for warning in span["warnings"] or ()]
 
     def service(self, span: dict[str, Any]) -> str:
-        return str(self._services[span["processID"]])
+        return str(self._processes[span["processID"]]["serviceName"])
+
+    def resource(self, span: dict[str, Any]) -> dict[str, Any]:
+        """The attributes of the process that has recorded it."""
+        return {tag["key"]: tag["value"] for tag in self._processes[span["processID"]]["tags"]}
 
     def tags(self, span: dict[str, Any]) -> dict[str, Any]:
         return {tag["key"]: tag["value"] for tag in span["tags"]}
