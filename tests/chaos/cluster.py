@@ -225,9 +225,9 @@ def sent_to(*names: str) -> Touches:
     return lambda entry, _: entry in names
 
 
-def between(one: str, other: str) -> Touches:
-    """Calls that one of these has to send on to the other. A client of all addresses calls the first one, `a`."""
-    return lambda entry, owner: {"a" if entry == "all" else entry, owner} == {one, other}
+def between(entered: str, owning: str) -> Touches:
+    """Calls that either has to send on to the other one. A client of all addresses calls the first one, `a`."""
+    return lambda entry, owner: {"a" if entry == "all" else entry, owner} == {entered, owning}
 
 
 def everything(entry: str, owner: str) -> bool:

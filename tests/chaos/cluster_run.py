@@ -64,11 +64,11 @@ async def run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> Clu
     """
     await machines.settled(*NAMES)
     plain = [f"{seed}-{number}" for number in range(KEYS)]
-    kept = [f"{KEPT}-{key}" for key in plain]
-    machines.keys, machines.record, history = [*plain, *kept], ClusterRecord(), History()
+    durable = [f"{KEPT}-{key}" for key in plain]
+    machines.keys, machines.record, history = [*plain, *durable], ClusterRecord(), History()
     parties = [
-        _dialled(machines, Clients(keys, seed, history, pause_s=PAUSE_S, calls_through=False), with_id=keys is kept)
-        for keys in (plain, kept)
+        _dialled(machines, Clients(keys, seed, history, pause_s=PAUSE_S, calls_through=False), with_id=keys is durable)
+        for keys in (plain, durable)
     ]
     for party in parties:
         party.start()
