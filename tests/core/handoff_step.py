@@ -13,6 +13,7 @@ from onelane.core.handoff import (
     Action,
     Arrived,
     Departed,
+    Drop,
     Forget,
     Install,
     Refuse,
@@ -176,7 +177,7 @@ class Step:
                 self.send(life, to, ("moved", epoch, to.life, state))
             case SendDone(to):
                 self.send(life, to, ("done", epoch, to.life, ()))
-            case Forget(keys):
+            case Forget(keys) | Drop(keys):
                 self.change_life(number, memory=tuple(item for item in life.memory if item[0] not in keys))
             case Release(keys):
                 self.look_again(number, keys)

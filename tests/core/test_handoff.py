@@ -6,6 +6,7 @@ from onelane.core.handoff import (
     SERVE,
     Arrived,
     Departed,
+    Drop,
     Forget,
     Handoff,
     Install,
@@ -244,5 +245,5 @@ def test_what_a_life_has_of_a_key_that_is_not_its_own_is_not_handed_over() -> No
     after = Placement(2, (A, B, C), points=1, pins={**AFTER.pins, "to-a": "c"})
     handoff = Handoff(A, before, after)
     assert handoff.begin(["to-a"]) == []
-    assert handoff.scanned(["to-a", "k"]) == [Send(B, ("k",))]
+    assert handoff.scanned(["to-a", "k"]) == [Drop(("to-a",)), Send(B, ("k",))]
     assert handoff.give_up("to-a") == []

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from onelane.core.placement import Member, Placement
+from onelane.core.ring import hash_of
 from onelane.errors import NotHome
 
 
@@ -83,6 +84,13 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """Drop the state of these keys, which is nobody's: this life owns them neither before nor after."""
+
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Ask `where` again for the calls that are held for these keys."""
 
@@ -111,7 +119,7 @@ class Arrived:
     """Tell the coordinator that every key that arrives is here."""
 
 
-Action = Send | SendDone | Install | Forget | Release | ReleaseAll | Refuse | Departed | Arrived
+Action = Send | SendDone | Install | Forget | Drop | Release | ReleaseAll | Refuse | Departed | Arrived
 
 
 @dataclass(slots=True)
@@ -235,14 +243,25 @@ class Handoff:
     def scanned(self, keys: Iterable[str]) -> list[Action]:
         """These keys have state here: a piece of all such keys, as large as is convenient.
 
-        Keys that stay, are busy, have been sent, or are no keys of this life, are ignored.
+        Keys that stay, arrive, are busy, or have been sent, are ignored.
         """
         leaving: dict[str, list[str]] = {}
+        foreign: list[str] = []
+        me, receivers, left = self.me.life, self._receivers, self._left
+        before, after = self.before.owner_of_hash, self.after.owner_of_hash
         for key in keys:
-            receiver = self._receiver_of(key)
-            if receiver and key not in receiver.busy and key not in receiver.sent and key not in self._left:
-                leaving.setdefault(receiver.member.name, []).append(key)
-        return [action for name, batch in leaving.items() for action in self._send(self._receivers[name], batch)]
+            # Of a large change half of the work was to ask the rings, each with a hash of its own.
+            position = hash_of(key.encode())
+            name = after(position, key).name
+            if before(position, key).life != me:
+                if self._lives[name].life != me:
+                    foreign.append(key)
+                continue
+            receiver = receivers.get(name)
+            if receiver and key not in receiver.busy and key not in receiver.sent and key not in left:
+                leaving.setdefault(name, []).append(key)
+        drop: list[Action] = [Drop(tuple(foreign))] if foreign else []
+        return drop + [action for name, batch in leaving.items() for action in self._send(receivers[name], batch)]
 
     def scan_done(self) -> list[Action]:
         """Each key that has had state since `begin`, and was not busy then, has been named to `scanned`."""
@@ -363,8 +382,11 @@ class Handoff:
         return None
 
     def _is_expected(self, key: str, from_life: int) -> bool:
-        is_mine = self._lives[self.after.owner_of(key).name].life == self.me.life
-        return is_mine and from_life in self._awaited and self.before.owner_of(key).life == from_life
+        if from_life not in self._awaited:
+            return False
+        position = hash_of(key.encode())
+        is_mine = self._lives[self.after.owner_of_hash(position, key).name].life == self.me.life
+        return is_mine and self.before.owner_of_hash(position, key).life == from_life
 
     def _settle(self, life: int) -> list[Action]:
         if life not in self._awaited:

@@ -73,6 +73,12 @@ class Placement:
             return self._by_name[self.pins[key]]
         return self._by_address[self.ring.owner_of(key.encode())]
 
+    def owner_of_hash(self, position: int, key: str) -> Member:
+        """As `owner_of`, by the hash of the key too (`ring.hash_of`), which is the same in every placement."""
+        if self.pins and key in self.pins:
+            return self._by_name[self.pins[key]]
+        return self._by_address[self.ring.owner_of_hash(position)]
+
     @property
     def ring_size(self) -> int:
         """Points of all shards; past `STOCK_RING_CAP` a stock client needs `grpc.lb.ring_hash.ring_size_cap`."""

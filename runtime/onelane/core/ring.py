@@ -47,13 +47,16 @@ class Ring:
 
     def owner_of(self, key: bytes) -> str:
         """The endpoint that owns `key`, its canonical text as bytes. O(log points)."""
-        index = bisect_left(self._hashes, xxhash.xxh64_intdigest(key))
+        return self.owner_of_hash(xxhash.xxh64_intdigest(key))
+
+    def owner_of_hash(self, position: int) -> str:
+        """As `owner_of`, by the `hash_of` a key."""
+        index = bisect_left(self._hashes, position)
         return self._owners[index if index < len(self._owners) else 0]
 
     def owner_at(self, part: float) -> str:
         """The endpoint that owns the position after this part (0 to 1) of the ring."""
-        index = bisect_left(self._hashes, int(part * SIZE))
-        return self._owners[index if index < len(self._owners) else 0]
+        return self.owner_of_hash(int(part * SIZE))
 
     def shares(self) -> dict[str, float]:
         """Endpoint → the part of the ring that it owns; together 1."""

@@ -47,6 +47,8 @@ class Arrivals:
 
     def arrived(self, keys: Iterable[str]) -> None:
         """The state of these keys is here."""
+        if not self._of_key:
+            return
         for key in keys:
             waiters = self._of_key.pop(key, None)
             if waiters:

@@ -275,16 +275,10 @@ class HandoffCarrier:
         while piece := list(islice(keys, SCAN_KEYS)):
             if change is not self._handoff:
                 return
-            self._stray_entries.drop(key for key in piece if not self._is_own(change, key))
             self._apply(change.scanned(piece))
             received = await self.give_way(received)
         if change is self._handoff:
             self._apply(change.scan_done())
-
-    def _is_own(self, change: Handoff, key: str) -> bool:
-        """Whether this life has had the state of a key, or gets it."""
-        is_own = self._lane.router.is_own
-        return is_own(change.before.owner_of(key)) or is_own(change.after.owner_of(key))
 
     async def _tell_progress(self, change: Handoff) -> None:
         """Tell the supervisor again and again: a life that goes on is not killed, however many keys leave it."""
@@ -334,7 +328,7 @@ class HandoffCarrier:
                 raise HandOverRefused(action.reason)
 
     def _install(self, key: str, entries: list[KeyedEntry]) -> None:
-        self._stray_entries.drop([key])
+        self._stray_entries.drop((key,))
         self._keyed.install(key, entries)
         if self._given_up.has(key):
             self._given_up.arrived(key, entries)
@@ -355,6 +349,8 @@ class HandoffCarrier:
                 case handoff.Forget(keys):
                     for key in keys:
                         self._keyed.forget(key)
+                case handoff.Drop(keys):
+                    self._stray_entries.drop(keys)
                 case handoff.Release(keys):
                     self._lane.queue.arrivals.arrived(keys)
                 case handoff.ReleaseAll():

@@ -25,6 +25,8 @@ class LastTurns:
     async def release(self, keys: Sequence[str]) -> None:
         """The last turns of these keys are over: tell the service, and have their durable state on disk alone."""
         gate = self._lane.kept
+        if gate is None and not self._keyed.tells_leaving:
+            return
         for key in keys:
             if self.tell(key) and gate is not None and key in gate.journal.residents:
                 self._keep_changes(gate.journal, key)

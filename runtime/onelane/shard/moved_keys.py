@@ -30,7 +30,9 @@ def put_entries(moved: siblings_pb2.MovedKey, entries: Iterable[KeyedEntry]) -> 
     """
     size = 0
     for name, spelled, value, codec, version in entries:
-        if isinstance(spelled, UnknownKey):
+        if isinstance(spelled, str):
+            moved.entries.add(dict=name, text=spelled, value=value, codec=codec, version=version)
+        elif isinstance(spelled, UnknownKey):
             moved.entries.add().MergeFromString(spelled.entry)
         else:
             moved.entries.add(dict=name, value=value, codec=codec, version=version, **_spelling(spelled))
@@ -53,6 +55,9 @@ def _spelling(key: DictKey) -> dict[str, Any]:
 
 
 def _read(release: str, entry: siblings_pb2.Entry) -> KeyedEntry:
+    if text := entry.text:
+        # Nearly every key.
+        return KeyedEntry(entry.dict, text, entry.value, entry.codec, entry.version)
     kind = entry.WhichOneof("key")
     if kind is None:
         return _unknown(entry, f"field {_unknown_fields(entry)} of Entry", release)

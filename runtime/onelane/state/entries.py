@@ -22,6 +22,8 @@ MAX_FIELDS = 5
 MOST_BYTES = 2**31 - 2**24
 """Of the values of one key together: they leave in one message, and protobuf writes none of 2 GiB. The names of their
 dicts and all else of the message have the rest."""
+_PARTS = (str, bytes, int)
+_INTEGER_BEGINS = frozenset("-0123456789")
 _KINDS: dict[str, Callable[[str], KeyPart]] = {
     "s": lambda text: unquote_to_bytes(text).decode(),
     "b": unquote_to_bytes,
@@ -63,7 +65,8 @@ class KeyedEntry(NamedTuple):
 def canonical_key(key: object) -> str | None:
     """The canonical text of a dict's key; None where it is no routing key."""
     try:
-        if isinstance(key, str | bytes | int):
+        # A constant: the union of three types is made anew wherever it is written.
+        if isinstance(key, _PARTS):
             return canonical(key)
         return composite(key) if isinstance(key, tuple) and len(key) <= MAX_FIELDS else None
     except ValueError:
@@ -97,8 +100,9 @@ def spellings(text: str) -> Iterable[DictKey]:
 def _spellings_of_part(text: str) -> tuple[KeyPart, ...]:
     if canonical_key(text) == text:
         # Nearly every key: it is spelled as it is.
-        spelled: tuple[KeyPart, ...] = (text, text.encode())
-        return spelled if (integer := _integer(text)) is None else (*spelled, integer)
+        if text[:1] not in _INTEGER_BEGINS or (integer := _integer(text)) is None:
+            return text, text.encode()
+        return text, text.encode(), integer
     raw = unquote_to_bytes(text)
     candidates: tuple[KeyPart, ...] = (raw.decode(errors="replace"), raw)
     return tuple(key for key in candidates if canonical_key(key) == text)

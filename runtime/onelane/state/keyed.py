@@ -230,14 +230,19 @@ class KeyedDicts:
         """Whether the hooks are to be called once the durable state of a key is loaded."""
         return key in self._owed
 
+    @property
+    def tells_leaving(self) -> bool:
+        """Whether there are hooks for a key that leaves."""
+        return bool(self._leave_hooks)
+
     def leaves(self, key: str) -> None:
         """Call the hooks for a key after its last turn here, before `entries_of` it: a hook may still change them."""
         self._call("on_leave", self._leave_hooks, key)
 
     def _places(self, names: Iterable[str], key: str) -> list[tuple[str, DictKey]]:
         """Each dict of `names`, and each spelling of the key that it has."""
-        spelled = spellings(key)
-        return [(name, spelling) for name in names for spelling in spelled if spelling in self._dicts[name]]
+        spelled, dicts = spellings(key), self._dicts
+        return [(name, spelling) for name in names for spelling in spelled if spelling in dicts[name]]
 
     def _canonical(self, dict_keys: list[tuple[str, tuple[Any, ...]]], seen: set[str], counts: bool) -> Iterator[str]:
         """Each key once, but for those that are `seen` already."""
