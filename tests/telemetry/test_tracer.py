@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from onelane.core.trace_context import UNSAMPLED, TraceContext
 from onelane.telemetry.sampling import DEFAULT_TRACES_PER_S, NEVER, RATE_LIMITED, Sampler, sampler_of
-from onelane.telemetry.spans import SpanRecord
-from onelane.telemetry.tracer import MAX_ENDED_SPANS, Tracer, context_of
+from onelane.telemetry.spans import PackedSpans, SpanRecord
+from onelane.telemetry.tracer import MAX_ENDED_SPANS, PACKED_SPANS, Tracer, context_of
 from onelane.testing.clock import ManualClock
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
@@ -151,6 +151,30 @@ def test_ended_spans_are_bounded_and_dropped_ones_are_counted() -> None:
     assert len(shard_tracer.take()) == MAX_ENDED_SPANS
     assert shard_tracer.dropped == 3
     assert shard_tracer.take() == []
+
+
+@pytest.mark.parametrize("number", [1, PACKED_SPANS - 1, PACKED_SPANS, 2 * PACKED_SPANS + 1])
+def test_ended_spans_leave_packed_each_once_and_in_the_order_of_their_ends(number: int) -> None:
+    shard_tracer = tracer(sampler_of({}))
+    records = [recorded(shard_tracer) for _ in range(number)]
+    for index, record in enumerate(records):
+        shard_tracer.end_call(record, status="OK" if index % 3 else "INTERNAL", server=True)
+    batches = [PackedSpans(packed) for packed in shard_tracer.take_packed()]
+    assert [span.span_id for batch in batches for span in batch] == [record.span_id for record in records]
+    assert [*map(len, batches)] == [PACKED_SPANS] * (number // PACKED_SPANS) + [number % PACKED_SPANS] * (
+        number % PACKED_SPANS > 0
+    )
+    assert shard_tracer.take_packed() == []
+
+
+def test_once_the_ended_spans_have_left_there_is_room_for_as_many() -> None:
+    shard_tracer = tracer(sampler_of({}))
+    record = recorded(shard_tracer)
+    for _ in range(2):
+        for _ in range(MAX_ENDED_SPANS):
+            shard_tracer.end_call(record, status="OK", server=True)
+        assert sum(len(PackedSpans(packed)) for packed in shard_tracer.take_packed()) == MAX_ENDED_SPANS
+    assert shard_tracer.dropped == 0
 
 
 def test_a_linked_span_is_sampled_as_the_span_that_it_links_to_and_stays_in_a_sampled_trace() -> None:

@@ -11,7 +11,6 @@ from onelane.cluster.control import Control
 from onelane.telemetry.codec import point_to_proto, stall_to_proto
 from onelane.telemetry.load import LoadMonitor
 from onelane.telemetry.logs import LogBuffer, pack_logs
-from onelane.telemetry.spans import pack_spans
 from onelane.telemetry.stalls import Stall
 from onelane.telemetry.stats import DROPPED, Stats
 from onelane.telemetry.tracer import Tracer
@@ -60,7 +59,7 @@ class Reporter:
 
         collect: the number of the request that this report answers. final: the shard sends no further report.
         """
-        spans = self._tracer.take()
+        spans = self._tracer.take_packed()
         records = self._logs.take() if self._logs else []
         self._count_dropped()
         points = self._stats.take()
@@ -71,7 +70,7 @@ class Reporter:
         report = control_pb2.Report(
             seq=next(self._numbers),
             points=map(point_to_proto, points),
-            spans=pack_spans(spans) if spans else b"",
+            spans=spans,
             logs=pack_logs(records) if records else b"",
             keyed=self._keyed_counts(),
             collect=collect,

@@ -290,7 +290,7 @@ class Cluster:
         """Add a shard's report to the sums."""
         source = (("onelane.app", shard.app.name), ("onelane.shard", shard.member.name))
         self._totals.add(map(point_from_proto, report.points), extra=source)
-        self.spans += PackedSpans(report.spans)
+        self.spans += [span for packed in report.spans for span in PackedSpans(packed)]
 
 
 def _testable(auth: AuthSettings | None) -> AuthSettings | None:

@@ -826,8 +826,6 @@ class Report(_message.Message):
     HOT_KEYS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """The sequence number, from 1, without a gap; a gap means that a report was lost."""
-    spans: _builtins.bytes
-    """Ended spans, as `onelane.telemetry.spans.pack_spans` writes them: both processes run the same Python."""
     collect: _builtins.int
     """The number of the `collect` that this answers, or 0."""
     logs: _builtins.bytes
@@ -836,6 +834,10 @@ class Report(_message.Message):
     """The shard's last report: every count has been reported."""
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]: ...
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Ended spans, in batches as `onelane.telemetry.spans.pack_spans` writes them: both processes run the same Python."""
+
     @_builtins.property
     def keyed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Name of a `shard.keyed` dict → its number of keys."""
@@ -853,7 +855,7 @@ class Report(_message.Message):
         *,
         seq: _builtins.int = ...,
         points: _abc.Iterable[Global___Point] | None = ...,
-        spans: _builtins.bytes = ...,
+        spans: _abc.Iterable[_builtins.bytes] | None = ...,
         keyed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         collect: _builtins.int = ...,
         stalls: _abc.Iterable[Global___Stall] | None = ...,

@@ -57,7 +57,7 @@ def source(shard: str) -> tuple[tuple[str, str], ...]:
 
 def report(seq: int, *points: Point, spans: Sequence[SpanRecord] = (), **fields: Any) -> control_pb2.Report:
     return control_pb2.Report(
-        seq=seq, points=map(point_to_proto, points), spans=pack_spans(spans) if spans else b"", **fields
+        seq=seq, points=map(point_to_proto, points), spans=[pack_spans(spans)] if spans else [], **fields
     )
 
 

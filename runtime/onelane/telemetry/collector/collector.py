@@ -73,8 +73,8 @@ class Collector:
             self.count(LOST, lost, source)
         self.totals.add(map(point_from_proto, report.points), extra=source, life=sequence.life)
         app, shard = (value for _, value in source)
-        if report.spans:
-            self.add_spans(app, shard, PackedSpans(report.spans))
+        for packed in report.spans:
+            self.add_spans(app, shard, PackedSpans(packed))
         if report.logs:
             records = logs.unpack_logs(report.logs)
             for sink in self.sinks:
