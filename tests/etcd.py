@@ -22,6 +22,11 @@ CLIENT_PORT, PEER_PORT = 2379, 2380
 """On a host, where nobody else has them."""
 
 
+def program() -> str:
+    """The path of etcd; skips where there is none."""
+    return tools.program("etcd", "Debian's package etcd-server")
+
+
 class EtcdServer:
     """One member, which can be stopped, killed, frozen and started again."""
 
@@ -66,7 +71,7 @@ class EtcdServer:
         urls += [f"--name={self.name}", f"--initial-cluster={cluster}", f"--data-dir={self.folder}/data"]
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
         within = () if self.host is None else self.host.within
-        command = [*within, tools.program("etcd", "Debian's package etcd-server"), *urls, *options]
+        command = [*within, program(), *urls, *options]
         with self._log.open("ab") as file:
             self._process = subprocess.Popen([*command, *self.options], stderr=file, stdout=file)
 

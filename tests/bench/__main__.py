@@ -12,8 +12,9 @@ from onelane.wire.build import running_build
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import state, state_goals
-from tests.bench.goals import Goal, goals
+from tests.bench import goals as call_goals
+from tests.bench import machine_goals, machines, state, state_goals
+from tests.bench.goals import Goal
 from tests.bench.rows import Row, Setting, measure
 
 
@@ -21,23 +22,28 @@ from tests.bench.rows import Row, Setting, measure
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with rows and goals.")
 @click.option("--rounds", default=7, show_default=True, help="Runs of each row, after one that warms it.")
 @click.option("--scale", default=1.0, show_default=True, help="How many calls, beside the usual number.")
-@click.option("--only", type=click.Choice(["calls", "state"]), help="One part of it.")
+@click.option("--only", type=click.Choice(["calls", "state", "machines"]), help="One part of it.")
 def main(as_json: bool, rounds: int, scale: float, only: str | None) -> None:
     """Measure and print. Fails where a guard does."""
     if shutil.which("h2load") is None:
         raise click.ClickException("h2load is missing: install Debian's nghttp2-client")
     click.echo(f"onelane here: {running_build()}; its pure rows: {os.environ.get('BENCH_PURE', 'none')}", err=True)
     setting = Setting(rounds, scale, lambda text: click.echo(text, err=True))
-    sections = {"calls": measure, "state": state.measure}
+    sections = {
+        "calls": (measure, call_goals.goals),
+        "state": (state.measure, state_goals.goals),
+        "machines": (machines.measure, machine_goals.goals),
+    }
+    parts = [section for name, section in sections.items() if only in (None, name)]
     rows: list[Row] = []
     try:
-        for name, section in sections.items():
-            rows.extend(section(setting) if only in (None, name) else ())
+        for measured, _ in parts:
+            rows.extend(measured(setting))
     except BaseException:
         # What was measured before took minutes of a quiet machine.
         _print(rows, (), rounds)
         raise
-    asked = [*(goals(rows) if only != "state" else ()), *(state_goals.goals(rows) if only != "calls" else ())]
+    asked = [goal for _, goals in parts for goal in goals(rows)]
     if as_json:
         reached = [asdict(goal) | {"reached": goal.reached} for goal in asked]
         click.echo(json.dumps({"rows": [asdict(row) for row in rows], "goals": reached}))

@@ -72,7 +72,7 @@ async def count_during(app: RunningApp, commands: Sequence[str], counts: dict[st
     """Count while the admin address is given these commands, one after the other. counts: the last of each key."""
     counted, ends = Counted(), asyncio.Event()
     async with AsyncExitStack() as stack:
-        stack.enter_context(_without_collections())
+        stack.enter_context(without_collections())
         stubs = [EchoStub(await _channel(app, number, stack)) for number in range(CHANNELS)]
         clients = [
             asyncio.create_task(_count(stubs[number % CHANNELS], key, counts, counted, ends))
@@ -88,7 +88,7 @@ async def count_during(app: RunningApp, commands: Sequence[str], counts: dict[st
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """A full collection of garbage takes this process some 50 ms, in which every key seems to pause."""
     gc.collect()
     gc.disable()

@@ -55,6 +55,25 @@ def telemetry(otlp: str, ratio: float) -> dict[str, str]:
     }
 
 
+def toml_of(
+    count: int,
+    listener: str = "native",
+    service: str = "tests.echo.service:Echo",
+    tls: Files | None = None,
+    max_late_s: float = App.max_late_s,
+) -> str:
+    """The file of an app `echo`. max_late_s: as a user has it, where nothing else is given; an app of the tests refuses
+    nothing for its lateness."""
+    toml = [
+        *("[apps.echo]", f'services = ["{service}"]', 'listen = "127.0.0.1:0"', f"shards = {count}"),
+        *(f'listener = "{listener}"', f"max_message_bytes = {BIG_MESSAGES}"),
+        f"max_late_s = {max_late_s}",
+    ]
+    if tls is not None:
+        toml.append(f'tls = {{ cert = "{tls.path("server.pem")}", key = "{tls.path("server.key")}" }}')
+    return "\n".join(toml)
+
+
 @contextmanager
 def shards(
     folder: Path,
@@ -69,13 +88,6 @@ def shards(
     """`count` shards of `service`. otlp: where the traces and metrics go. ratio: of calls that are sampled. tls: the
     certificate that they serve. python: which has onelane."""
     folder = Path(mkdtemp(dir=folder))
-    toml = [
-        *("[apps.echo]", f'services = ["{service}"]', 'listen = "127.0.0.1:0"', f"shards = {count}"),
-        *(f'listener = "{listener}"', f"max_message_bytes = {BIG_MESSAGES}"),
-        # As a user has it; an app of the tests refuses nothing for its lateness.
-        f"max_late_s = {App.max_late_s}",
-    ]
-    if tls is not None:
-        toml.append(f'tls = {{ cert = "{tls.path("server.pem")}", key = "{tls.path("server.key")}" }}')
-    with running(folder, "\n".join(toml), python=python, **telemetry(otlp, ratio)) as cluster:
+    toml = toml_of(count, listener, service, tls)
+    with running(folder, toml, python=python, **telemetry(otlp, ratio)) as cluster:
         yield Shards(cluster)

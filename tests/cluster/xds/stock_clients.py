@@ -7,10 +7,9 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from onelane.core.placement import Member, Placement
-from onelane.supervisor.xds_server import XdsServer
 
 from tests import tools
 from tests.ports import reserved
@@ -18,6 +17,14 @@ from tests.running_app import ROOT
 
 CAP = str(1 << 20)
 """Points of the largest ring that a client builds."""
+
+
+class Addressed(Protocol):
+    """A server of xDS."""
+
+    @property
+    def address(self) -> str:
+        """`ip:port`."""
 
 
 class StockClient:
@@ -57,7 +64,7 @@ async def _process(command: list[str], **environment: str) -> AsyncIterator[asyn
         await process.wait()
 
 
-def bootstrap(server: XdsServer) -> dict[str, Any]:
+def bootstrap(server: Addressed) -> dict[str, Any]:
     """What a client of gRPC needs to know."""
     xds_server = {
         "server_uri": server.address,
@@ -80,12 +87,14 @@ COMMANDS: dict[str, Callable[[], list[str]]] = {
 
 
 @asynccontextmanager
-async def client_of(name: str, server: XdsServer, folder: Path, method: str) -> AsyncIterator[StockClient]:
-    """A client that follows the app `lobby` of the server: of `COMMANDS`, or `envoy` or `envoy-delta` with a client of
-    gRPC that knows of no xDS before it."""
+async def client_of(
+    name: str, server: Addressed, folder: Path, method: str, *, app: str = "lobby"
+) -> AsyncIterator[StockClient]:
+    """A client that follows an app of the server: of `COMMANDS`, or, for `lobby`, `envoy` or `envoy-delta` with a
+    client of gRPC that knows of no xDS before it."""
     if name in COMMANDS:
         environment = {"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap(server)), "GRPC_RING_HASH_CAP": CAP}
-        async with _process([*COMMANDS[name](), "xds:///lobby", method], **environment) as process:
+        async with _process([*COMMANDS[name](), f"xds:///{app}", method], **environment) as process:
             yield StockClient(process)
         return
     with reserved() as port:
@@ -99,7 +108,7 @@ async def client_of(name: str, server: XdsServer, folder: Path, method: str) -> 
             yield StockClient(process)
 
 
-def envoy_config(server: XdsServer, port: int, *, is_delta: bool) -> dict[str, Any]:
+def envoy_config(server: Addressed, port: int, *, is_delta: bool) -> dict[str, Any]:
     """Of an Envoy that listens at a port, and sends what comes to the app `lobby`."""
     ads = {"resource_api_version": "V3", "ads": {}}
     host, xds_port = server.address.split(":")
