@@ -64,7 +64,7 @@ async def test_spans_log_records_and_the_sizes_of_keyed_dicts_leave_with_one_rep
     assert [span.name for packed in first.spans for span in PackedSpans(packed)] == ["work"]
     assert [record.text for record in logs.unpack_logs(first.logs)] == ["bought"]
     assert dict(first.keyed) == {"carts": 1}
-    assert (second.spans, second.logs) == ([], b"")
+    assert (list(second.spans), second.logs) == ([], b"")
 
 
 async def test_every_stall_is_counted_and_those_that_were_logged_are_listed_once() -> None:
