@@ -1,5 +1,6 @@
 """A tracer starts spans in the trace of their parent, samples roots, and buffers ended spans for the tick."""
 
+import threading
 from random import Random
 from typing import Any
 
@@ -165,6 +166,23 @@ def test_ended_spans_leave_packed_each_once_and_in_the_order_of_their_ends(numbe
         number % PACKED_SPANS > 0
     )
     assert shard_tracer.take_packed() == []
+
+
+def test_spans_that_other_threads_end_are_packed_by_the_tracers_own_thread_alone() -> None:
+    """Two threads that pack at once would send some spans twice, and others not at all."""
+    shard_tracer = tracer(sampler_of({}))
+    records = [recorded(shard_tracer) for _ in range(2 * PACKED_SPANS + 1)]
+
+    def end(spans: list[SpanRecord]) -> None:
+        for span in spans:
+            shard_tracer.end(span)
+
+    worker = threading.Thread(target=end, args=(records[:-1],))
+    worker.start()
+    worker.join()
+    end(records[-1:])
+    batches = [PackedSpans(packed) for packed in shard_tracer.take_packed()]
+    assert [len(batch) for batch in batches] == [len(records)]
 
 
 def test_once_the_ended_spans_have_left_there_is_room_for_as_many() -> None:

@@ -4,6 +4,7 @@ Attribute names follow OpenTelemetry's RPC conventions 1.44 (release candidate);
 The attributes that every call's span has (system, method, status, shard) are added at export; see `all_attributes`.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Final
@@ -60,8 +61,9 @@ class Tracer:
         self._clock = clock
         self._now_ns: Callable[[], int] = clock.wall_ns
         self._draw = rng.getrandbits
+        self._owner = threading.get_ident()
         self._ended: list[SpanRecord] = []
-        """Those that are not packed yet."""
+        """Those that are not packed yet. Other threads append to it, and do nothing else."""
         self._packed: list[bytes] = []
         self._packed_spans = 0
         """Spans in `_packed`."""
@@ -154,15 +156,16 @@ class Tracer:
         elif error:
             span.set_attribute(ERROR, error)
             span.error = span.error or error
-        if self._packed_spans >= MAX_ENDED_SPANS:
+        if self._packed_spans + len(self._ended) >= MAX_ENDED_SPANS:
             self.dropped += 1
             return
         self._ended.append(span)
-        if len(self._ended) >= PACKED_SPANS:
+        if len(self._ended) >= PACKED_SPANS and threading.get_ident() == self._owner:
             self._pack()
 
     def _pack(self) -> None:
-        """Pack the ended spans. Not a swap of lists: a worker thread may append to this one meanwhile."""
+        """Pack the ended spans; on the tracer's own thread. Not a swap of lists: a worker thread may append to this one
+        meanwhile."""
         spans = self._ended[:]
         del self._ended[: len(spans)]
         self._packed.append(pack_spans(spans))
