@@ -34,6 +34,20 @@ class DepartsBeforeTheAcknowledgement(Handoff):
         return self._is_scanned and not receiver.busy
 
 
+class SendsWhatIsCalledBeforeItsLastTurn(Handoff):
+    def called(self, key: str) -> list[Action]:
+        receiver = None if self._is_scanned else self._receiver_of(key)
+        return [] if receiver is None else self._send(receiver, [key])
+
+
+class SendsWhatIsCalledAfterItIsDone(Handoff):
+    def called(self, key: str) -> list[Action]:
+        receiver = self._receiver_of(key)
+        if receiver is None or key in receiver.busy or key in receiver.sent or key in self._left:
+            return []
+        return self._send(receiver, [key])
+
+
 class ForgetsBeforeTheAcknowledgement(Handoff):
     def _send(self, receiver: Any, keys: list[str]) -> list[Action]:
         return [*super()._send(receiver, keys), Forget(tuple(keys))]

@@ -105,6 +105,8 @@ class Step:
             if hops >= len(self.scenario.owners):
                 raise Violated("hops", f"call {call} has been sent on {hops} times")
             self.calls.append((call, place.socket, life.placement.value.epoch, hops + 1))
+            if life.handoff is not None:
+                self.event(number, "called", key)
         elif place is HOLD or key in life.stuck or any(key == busy for busy, _ in life.running):
             self.change_life(number, waiting=tuple(sorted((*life.waiting, waiter))))
         else:

@@ -230,6 +230,28 @@ def test_the_keys_that_leave_are_counted() -> None:
     assert (handoff.keys_to_leave, handoff.keys_left) == (1, 1)
 
 
+def test_a_key_that_is_called_leaves_before_it_is_scanned_and_once() -> None:
+    handoff = leaving()
+    assert handoff.called("k") == [Send(B, ("k",))]
+    assert handoff.called("k") == handoff.scanned(["k"]) == []
+    handoff.sent_acknowledged(B.life, ["k"])
+    assert handoff.called("k") == []
+
+
+def test_a_key_that_is_called_waits_for_its_last_turn() -> None:
+    handoff = leaving("k")
+    assert handoff.called("k") == []
+    assert handoff.quiet("k") == [Send(B, ("k",))]
+
+
+def test_a_key_that_stays_or_arrives_or_is_called_once_all_have_been_scanned_is_not_sent() -> None:
+    """Of what was scanned without it there is no state: its next owner is told that no other key comes."""
+    handoff = leaving()
+    assert handoff.called("stays") == handoff.called("to-a") == []
+    handoff.scan_done()
+    assert handoff.called("k") == []
+
+
 def test_a_key_whose_call_is_given_up_leaves_as_one_whose_call_has_ended() -> None:
     handoff = leaving("k")
     handoff.scan_done()

@@ -104,6 +104,8 @@ FAULTS: list[tuple[type[Handoff | PlacementChange], str, Scenario]] = [
     (faults.ServesBeforeArrival, "one life serves a key", MOVES),
     (faults.SendsOnToTheOldOwner, "hops", MOVES),
     (faults.IsDoneBeforeTheLastTurn, "one life serves a key", MOVES),
+    (faults.SendsWhatIsCalledBeforeItsLastTurn, "one life serves a key", one_change(MOVES, "kkk")),
+    (faults.SendsWhatIsCalledAfterItIsDone, "there is a way on", MOVES),
     (faults.DepartsBeforeTheAcknowledgement, "no change is lost", HARSH["moves"]),
     (faults.ForgetsBeforeTheAcknowledgement, "no change is lost", HARSH["moves"]),
     (faults.GivesUpTheState, "no change is lost", HARSH["moves"]),

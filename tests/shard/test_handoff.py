@@ -179,6 +179,27 @@ async def test_batches_are_under_way_together_and_the_last_message_follows_their
     await close(bench)
 
 
+@pytest.mark.parametrize("scan", [8, 64], ids=["before it is looked at", "as it waits for its batch"])
+async def test_a_key_that_is_called_goes_before_all_that_nobody_waits_for(
+    scan: int, bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100,000 keys the last one leaves after seconds; a call of it would be held by its next owner for as long."""
+    monkeypatch.setattr(handoff, "SCAN_KEYS", scan)
+    monkeypatch.setattr(handoff_line, "BATCH_KEYS", 4)
+    monkeypatch.setattr(handoff_line, "UNDER_WAY", 1)
+    bench.totals.update(dict.fromkeys(KEYS, 7))
+    sibling.acknowledges.clear()
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: len(sibling.requests) == 1)
+    owner = bench.parts.lane.router.find_home(KEYS[-1])
+    assert (owner, "k39" in sibling.keys) == (bench.sibling, False)
+    sibling.acknowledges.set()
+    await eventually(lambda: sibling.requests[-1].done)
+    assert sorted(sibling.keys) == sorted(KEYS), "each once"
+    assert sibling.keys.index(KEYS[-1]) <= 2 * 4, "in the next batch, or the one that was packed meanwhile"
+    await close(bench)
+
+
 async def test_so_many_batches_are_under_way_and_no_more(bench: Bench, sibling: Sibling) -> None:
     sibling.acknowledges.clear()
     per_batch, most = handoff_line.BATCH_KEYS, handoff_line.UNDER_WAY

@@ -263,6 +263,15 @@ class Handoff:
         drop: list[Action] = [Drop(tuple(foreign))] if foreign else []
         return drop + [action for name, batch in leaving.items() for action in self._send(receivers[name], batch)]
 
+    def called(self, key: str) -> list[Action]:
+        """A call of a key was sent on to its next owner, which holds it until the key is there: if the key leaves, and
+        is still to be scanned, it is sent now. Keys without state as well: else their calls are held until all is sent.
+        """
+        receiver = None if self._is_scanned else self._receiver_of(key)
+        if receiver is None or key in receiver.busy or key in receiver.sent or key in self._left:
+            return []
+        return self._send(receiver, [key])
+
     def scan_done(self) -> list[Action]:
         """Each key that has had state since `begin`, and was not busy then, has been named to `scanned`."""
         self._is_scanned = True

@@ -48,6 +48,8 @@ class Router:
         self.placement = placement
         self.handoff: Handoff | None = None
         """This shard's part in the change of placement that leads to `placement`; None between changes."""
+        self.on_leaving: Callable[[str], object] | None = None
+        """Called with each key that leaves in the change of placement, as the first call of it is sent on."""
         self._max_key_bytes = max_key_bytes
         self._follow = follow
         self.away: Mapping[str, str] = {}
@@ -69,7 +71,7 @@ class Router:
     def change(self, handoff: Handoff) -> None:
         """A change of placement begins: a call is sent on by the placement that follows, and waits for a key that
         arrives. It is over with `place`."""
-        self.placement, self.handoff = handoff.after, handoff
+        self.placement, self.handoff, self.on_leaving = handoff.after, handoff, None
         self.homes.clear()
 
     def epoch_of(self, key: str) -> int:
@@ -143,6 +145,8 @@ class Router:
             return None if self.is_own(owner) else owner
         where = self.handoff.where(key, 0)
         if isinstance(where, Member):
+            if self.on_leaving is not None:
+                self.on_leaving(key)
             return where
         return ARRIVING if where is HOLD else None
 

@@ -190,6 +190,8 @@ class HandoffCarrier:
         for end in ends:
             end()
         if change.has_leaving:
+            # From now on: a key that is busy must be known as such before.
+            self._lane.router.on_leaving = self._called
             self._start(self._scan(change))
             self._start(self._tell_progress(change))
             self._start(self._cut_off_late(change))
@@ -268,6 +270,17 @@ class HandoffCarrier:
         if not self._busy[key]:
             del self._busy[key]
             self._apply(change.quiet(key))
+            self._hurry(key)
+
+    def _called(self, key: str) -> None:
+        """Its new owner holds a call of this key: it goes before all those that nobody waits for."""
+        if self._handoff is not None:
+            self._apply(self._handoff.called(key))
+            self._hurry(key)
+
+    def _hurry(self, key: str) -> None:
+        for line in self._lines.values():
+            line.hurry(key)
 
     async def _scan(self, change: Handoff) -> None:
         durable = () if self._lane.kept is None else self._lane.kept.journal.keys()

@@ -61,7 +61,12 @@ class HandoffLine:
         self._span = span
         self._change = change
         self.to = to
+        self._waiting: set[str] = set()
+        """Keys that are not packed yet."""
         self._keys: deque[str] = deque()
+        """These in the order in which they came, and others that have been packed since."""
+        self._first: deque[str] = deque()
+        """Those of them that are called."""
         self._is_done = False
         self._packing: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
@@ -69,8 +74,16 @@ class HandoffLine:
 
     def send(self, keys: Iterable[str]) -> None:
         self._span.begin()
-        self._keys.extend(keys)
+        waiting = self._waiting
+        for key in keys:
+            waiting.add(key)
+            self._keys.append(key)
         self._go_on()
+
+    def hurry(self, key: str) -> None:
+        """A call of a key is held by the receiver: pack it next. Of any key: nothing where it does not wait here."""
+        if key in self._waiting:
+            self._first.append(key)
 
     def send_done(self) -> None:
         """Say that no key is left. Called once all of them have been acknowledged."""
@@ -91,7 +104,7 @@ class HandoffLine:
     async def _pack(self) -> None:
         received = 0
         try:
-            while self._keys or self._is_done:
+            while self._waiting or self._is_done:
                 await self._room.acquire()
                 try:
                     request, data = await self._next_batch()
@@ -111,7 +124,7 @@ class HandoffLine:
     async def _next_batch(self) -> tuple[siblings_pb2.HandOverRequest, bytes]:
         """Remove the first keys, as many as fit into one message; returns it, also as bytes. Whatever it raises, no key
         was removed."""
-        ready = [self._keys.popleft() for _ in range(min(BATCH_KEYS, len(self._keys)))]
+        ready = self._take()
         packed = 0
         try:
             await self._carrier.release(ready)
@@ -127,7 +140,20 @@ class HandoffLine:
             packed, self._is_done = len(request.keys), False
             return request, data
         finally:
-            self._keys.extendleft(reversed(ready[packed:]))
+            if left := ready[packed:]:
+                self._waiting.update(left)
+                self._first.extendleft(reversed(left))
+
+    def _take(self) -> list[str]:
+        """The next keys, which wait no more."""
+        ready: list[str] = []
+        waiting, first, keys = self._waiting, self._first, self._keys
+        while waiting and len(ready) < BATCH_KEYS:
+            key = first.popleft() if first else keys.popleft()
+            if key in waiting:
+                waiting.remove(key)
+                ready.append(key)
+        return ready
 
     async def _deliver(self, request: bytes, moved: Sequence[siblings_pb2.MovedKey]) -> None:
         await self._send(request)
