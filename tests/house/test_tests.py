@@ -120,7 +120,6 @@ TESTED_BY = {
     "supervisor/cluster_pins": "supervisor/test_cluster_placing_processes",
     "supervisor/placing": "supervisor/test_changes",
     "supervisor/own_placing": "supervisor/test_changes",
-    "supervisor/placed_lives": "supervisor/test_coordinator",
     "supervisor/turn_away": "supervisor/test_app_drained",
     "supervisor/lane_watch": "supervisor/test_liveness",
     "supervisor/server_process": "cli/test_entry",

@@ -165,8 +165,8 @@ class Site:
         self.placed = PlacedLives(APP, name, self._announce)
         self.member = Member(f"lobby-{name}", f"127.0.0.1:{1000 + ord(name)}", "")
 
-    def _announce(self) -> None:
-        self.machine.announce({APP: self.placed.lives}, {APP: self.placed.part})
+    def _announce(self, *, within_s: float = 0.0) -> None:
+        self.machine.announce({APP: self.placed.lives}, {APP: self.placed.part}, within_s=within_s)
 
     def launch(
         self, member: Member | None = None, *, follows: bool = False, is_stand_in: bool = False

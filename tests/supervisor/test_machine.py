@@ -254,6 +254,65 @@ async def test_the_lives_that_run_are_in_the_record_at_once_and_under_the_same_l
         assert (cluster.serving(A), cluster.lives["a-1"].ended) == ([1], [])
 
 
+MORE_LIVES = {"lobby": (*LIVES["lobby"], Member("lobby-1", "10.0.0.11:50152", "t", 4))}
+
+
+async def test_a_record_is_written_by_one_request_as_long_as_nobody_else_writes_it(cluster: Cluster) -> None:
+    async with cluster.running(A) as a, cluster.running(B) as b:
+        for lives in (LIVES, MORE_LIVES, {}, LIVES):
+            before = cluster.store.requests
+            a.announce(lives)
+            await rest()
+            assert cluster.store.requests == before + 1
+            assert b.view
+            assert b.view.machines() == [replace(A, apps=lives), B]
+
+
+async def test_what_is_announced_soon_after_another_thing_is_written_with_it(cluster: Cluster) -> None:
+    async with cluster.running(A) as a, cluster.running(B) as b:
+        before = cluster.store.requests
+        a.announce(LIVES, within_s=0.25)
+        await rest()
+        assert b.view
+        assert b.view.machines() == [A, B]
+        a.announce(MORE_LIVES, within_s=0.25)
+        # Others' changes do not have it written earlier.
+        await cluster.store.commit([], [Put(KEYS.app("lobby"), b"another entry")])
+        await rest()
+        assert b.view.machines() == [A, B]
+        await cluster.time.advance(0.25)
+        assert b.view.machines() == [replace(A, apps=MORE_LIVES), B]
+        assert cluster.store.requests == before + 2
+
+
+async def test_what_is_announced_at_once_is_written_with_what_could_have_waited(cluster: Cluster) -> None:
+    async with cluster.running(A) as a, cluster.running(B) as b:
+        a.announce(LIVES, within_s=0.25)
+        a.announce(MORE_LIVES)
+        await rest()
+        assert b.view
+        assert b.view.machines() == [replace(A, apps=MORE_LIVES), B]
+
+
+async def test_a_record_that_somebody_else_has_written_is_written_over(cluster: Cluster) -> None:
+    async with cluster.running(A) as a:
+        await cluster.store.commit([], [Put(KEYS.machine("a"), record_bytes(replace(A, release="0.0.9")), 1)])
+        a.announce(LIVES)
+        await rest()
+        entry = (await cluster.store.read(KEYS.machine("a"))).entries[KEYS.machine("a")]
+        assert (entry.value, entry.lease_id) == (record_bytes(replace(A, apps=LIVES)), 1)
+        assert cluster.serving(A) == [1]
+
+
+async def test_records_that_are_written_often_do_not_hold_up_the_renewals(cluster: Cluster) -> None:
+    async with cluster.running(A) as a:
+        for number in range(40):
+            a.announce(LIVES if number % 2 else MORE_LIVES)
+            await cluster.time.advance(0.5)
+        assert cluster.serving(A) == [1]
+        assert cluster.lives["a-1"].ended == []
+
+
 async def test_lives_that_are_announced_while_the_store_is_down_are_in_the_record_once_it_is_back(
     cluster: Cluster,
 ) -> None:
@@ -289,6 +348,8 @@ async def test_an_answer_that_is_older_than_the_view_takes_nothing_from_it(clust
     async with cluster.running(A) as a:
         store.may_answer.clear()
         a.announce(LIVES)
+        # So that the record has to be read before it is written.
+        await store.commit([], [Put(KEYS.machine("a"), b"{}", 1)])
         await rest()
         await store.commit([], [Put(KEYS.app("lobby"), b"seen by the watch alone")])
         await rest()
@@ -390,7 +451,8 @@ async def test_a_view_that_is_read_anew_never_goes_back(cluster: Cluster) -> Non
         await store.commit([], [Put(KEYS.machine("c"), b"{}")])
         store.compact()
         await rest()
-        await store.commit([], [Put(KEYS.machine("d"), b"{}")])
+        await store.commit([], [Put(KEYS.machine("d"), b"{}"), Put(KEYS.machine("a"), b"{}", 1)])
+        # It finds another record than it knows, and reads.
         a.announce(LIVES)
         await rest()
         seen: list[int] = []

@@ -137,10 +137,11 @@ class ClusterMember:
                 if self.xds is not None:
                     await self.xds.close()
 
-    def announce(self) -> None:
-        """Have the record of this machine say what its apps say now."""
+    def announce(self, *, within_s: float = 0.0) -> None:
+        """Have the record of this machine say what its apps say now, within that time."""
         apps = self._apps.values()
-        self.machine.announce({app.name: app.lives for app in apps}, {app.name: app.part for app in apps})
+        parts = {app.name: app.part for app in apps}
+        self.machine.announce({app.name: app.lives for app in apps}, parts, within_s=within_s)
 
     async def next_life(self) -> int:
         """The number of a life that was launched; waits for the store.

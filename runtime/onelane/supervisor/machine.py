@@ -26,6 +26,7 @@ from onelane.cluster.coordination import (
     HistoryLost,
     LeaseEnded,
     Put,
+    StoredEntry,
     Unchanged,
 )
 from onelane.cluster.machines import (
@@ -87,9 +88,11 @@ class Machine:
         self._terms = LeaseTerms(record.lease_s)
         self._has_joined = False
         self._woken = anyio.Event()
-        """Set where a renewal is due at once."""
+        """Set where something may be due earlier than it was."""
         self._put_at = math.inf
-        """When the record is to be put again, which could not be."""
+        """When the record is to be put."""
+        self._written: StoredEntry | None = None
+        """The record as it was put last, which the watch may not have shown yet."""
         self._lease: MachineLease | None = None
         self._fenced = FencedTime(0.0, now())
         self._view: ClusterView | None = None
@@ -161,13 +164,23 @@ class Machine:
             self.lease = None
             log.warning("machine.lost name=%s lease=%d", self._record.name, lease_id)
 
-    def announce(self, apps: Mapping[str, tuple[Member, ...]], parts: Mapping[str, AppPart] | None = None) -> None:
-        """Have the record name these lives, by their app, and their parts in placements. It is written at once, or with
-        the next renewal."""
+    def announce(
+        self,
+        apps: Mapping[str, tuple[Member, ...]],
+        parts: Mapping[str, AppPart] | None = None,
+        *,
+        within_s: float = 0.0,
+    ) -> None:
+        """Have the record name these lives, by their app, and their parts in placements. within_s: until then, what is
+        announced meanwhile is written with it."""
         record = replace(self._record, apps=apps, parts=self._record.parts if parts is None else parts)
         if record != self._record:
             self._record = record
-            self._woken.set()
+            self._put_within(within_s)
+
+    def _put_within(self, seconds: float) -> None:
+        self._put_at = min(self._put_at, self._now() + seconds)
+        self._woken.set()
 
     # Joining
 
@@ -262,11 +275,17 @@ class Machine:
             tasks.start_soon(self._lives.start, self.lease.lease_id, self.lease.serve_until)
             tasks.start_soon(self._follow)
             while not self.lease.is_lost:
-                await self._due(min(self.lease.renew_at, self._put_at))
-                await self._renew(self.lease.renewal_sent(self._now()))
+                while self._now() < (at := min(self.lease.renew_at, self._put_at)):
+                    await self._woken_before(at)
+                self._put_at = math.inf
+                if self.lease.renew_at - self._now() > self._terms.renew_every_s / 2:
+                    # One request that is not answered is over when the renewal is due.
+                    await self._write(self.lease)
+                else:
+                    await self._renew(self.lease.renewal_sent(self._now()))
             tasks.cancel_scope.cancel()
 
-    async def _due(self, at: float) -> None:
+    async def _woken_before(self, at: float) -> None:
         async with anyio.create_task_group() as tasks:
 
             async def sleep() -> None:
@@ -278,15 +297,23 @@ class Machine:
             tasks.cancel_scope.cancel()
         self._woken = anyio.Event()
 
+    async def _write(self, lease: MachineLease) -> None:
+        """The record, between two renewals."""
+        try:
+            self.lease = await self._put(lease)
+        except (CoordinationUnavailable, CoordinationRefused) as error:
+            log.warning("machine.not_written name=%s left_s=%.1f reason=%s", *self._left(), error)
+            self._put_at = self._now() + self._terms.retry_s
+
     async def _renew(self, lease: MachineLease) -> None:
-        self.lease, sent_at, self._put_at = lease, self._now(), math.inf
+        self.lease, sent_at = lease, self._now()
         try:
             self.lease = renewed = lease.renewed(sent_at, await self._store.renew(lease.lease_id))
             self.trouble = ""
             if renewed.serve_until > lease.serve_until:
                 self._lives.extend(renewed.lease_id, renewed.serve_until)
             if not renewed.is_lost and not self._has_its_entries(lease.lease_id):
-                self.lease = await self._put_again(renewed)
+                self.lease = await self._put(renewed)
         except (CoordinationUnavailable, CoordinationRefused) as error:
             log.warning("machine.not_renewed name=%s left_s=%.1f reason=%s", *self._left(), error)
             if not self._has_its_entries(lease.lease_id):
@@ -300,16 +327,36 @@ class Machine:
         return self._record.name, self.lease.serve_until - self._now()
 
     def _has_its_entries(self, lease_id: int) -> bool:
-        assert self.view is not None
-        entries = self.view.snapshot.entries
         return all(
-            (entry := entries.get(put.key)) is not None and (entry.lease_id, entry.value) == (lease_id, put.value)
+            (entry := self._known(put.key)) is not None and (entry.lease_id, entry.value) == (lease_id, put.value)
             for put in self._entries_of(lease_id)
         )
 
+    def _known(self, key: str) -> StoredEntry | None:
+        """An entry by the view, or as it was written after that."""
+        assert self.view is not None
+        snapshot, written = self.view.snapshot, self._written
+        if written is not None and written.key == key and written.changed > snapshot.revision:
+            return written
+        return snapshot.entries.get(key)
+
+    async def _put(self, lease: MachineLease) -> MachineLease:
+        """Our entries do not say what they are to say. Where the record alone is another one now, that is one
+        transaction: it is as we have written it."""
+        record, candidate = self._entries_of(lease.lease_id)
+        before, leads = self._known(record.key), self._known(candidate.key)
+        if before is None or before.lease_id != lease.lease_id or leads is None or leads.value != candidate.value:
+            return await self._put_again(lease)
+        try:
+            revision = await self._store.commit([Unchanged(record.key, before.changed)], [record])
+        except (ConditionFailed, LeaseEnded):
+            return await self._put_again(lease)
+        self._written = StoredEntry(record.key, record.value, before.created, revision, lease.lease_id)
+        return lease
+
     async def _put_again(self, lease: MachineLease) -> MachineLease:
-        """Our entries do not say what they are to say: our lives are others now, or somebody has removed them, and not
-        our lease, so nobody was given up. Lost where our name is taken."""
+        """Somebody has removed our entries or written them, and not our lease, so nobody was given up. Lost where our
+        name is taken."""
         snapshot = await self._store.read(self._keys.prefix)
         assert self.view is not None
         if snapshot.revision > self.view.snapshot.revision:
@@ -348,8 +395,8 @@ class Machine:
 
     def _look_at_our_entries(self) -> None:
         assert self.lease is not None
-        if not self._has_its_entries(self.lease.lease_id):
-            self._woken.set()
+        if self._put_at == math.inf and not self._has_its_entries(self.lease.lease_id):
+            self._put_within(0.0)
 
     async def _read_again(self) -> None:
         try:

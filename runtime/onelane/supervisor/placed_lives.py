@@ -23,6 +23,18 @@ from onelane.core.placement import Member
 log = logging.getLogger("onelane.supervisor")
 
 
+REPORTS_WITHIN_S = 0.1
+"""Reports of a machine's lives are written together once the last of them has come, or after this time: people want to
+know for which of them a change waits."""
+
+
+class Announce(Protocol):
+    """Has the record of the machine say what `PlacedLives.lives` and `part` say now."""
+
+    def __call__(self, *, within_s: float = 0.0) -> None:
+        """within_s: what is announced until then may be written with it."""
+
+
 class LifeLine(Protocol):
     """The way to the process of one life."""
 
@@ -54,8 +66,7 @@ class _Life:
 class PlacedLives:
     """See the module. Its methods but `run` are events, which the app reports."""
 
-    def __init__(self, app: str, machine: str, announce: Callable[[], object]) -> None:
-        """announce: has the record of the machine say what `lives` and `part` say now."""
+    def __init__(self, app: str, machine: str, announce: Announce) -> None:
         self._app = app
         self._machine = machine
         self._announce = announce
@@ -84,9 +95,9 @@ class PlacedLives:
 
     @property
     def part(self) -> AppPart:
-        following = self._entry.following if self._entry is not None else None
-        epoch = following.epoch if following is not None else 0
         rows = self._lives.values()
+        # Reports of the last change stay until there are those of the next: they say nothing of any other epoch.
+        epoch = max((max(life.departed, life.arrived) for life in rows), default=0)
         return AppPart(
             placed=(*(life.member for life in rows if life.is_placed), *self._lost.values()),
             stand_ins=tuple(life.member for life in rows if life.is_stand_in),
@@ -146,13 +157,28 @@ class PlacedLives:
         """The life has reported so."""
         if life in self._lives:
             self._lives[life].departed = epoch
-            self._announce()
+            self._announce_report()
 
     def arrived(self, life: int, epoch: int) -> None:
         """The life has reported so."""
         if life in self._lives:
             self._lives[life].arrived = epoch
-            self._announce()
+            self._announce_report()
+
+    def _announce_report(self) -> None:
+        self._announce(within_s=REPORTS_WITHIN_S if self._waits_for_our_own() else 0.0)
+
+    def _waits_for_our_own(self) -> bool:
+        """Whether lives of this machine have yet to report in the change under way."""
+        if self._entry is None or self._entry.following is None:
+            return False
+        epoch, (change, _) = self._entry.following.epoch, self._entry.change()
+        for number, life in self._lives.items():
+            if life.departed == epoch:
+                change.departed(number)
+            if life.arrived == epoch:
+                change.arrived(number)
+        return not change.waits_for().isdisjoint(self._lives)
 
     # Following
 
