@@ -56,6 +56,19 @@ def test_a_machine_leaves_by_wanting_no_keys_and_runs_on_until_they_have_moved()
     assert changed.deaths == ()
 
 
+def test_a_change_has_the_trace_of_the_machine_that_wants_it_and_the_next_one_has_none() -> None:
+    wants = record("b", B0, part=AppPart(traceparent="00-1-2-01"))
+    changed = next_entry(BOTH, lives(A, wants))
+    assert changed is not None
+    assert changed.traceparent == "00-1-2-01"
+    assert changed.ended(following(changed)).traceparent == ""
+    assert next_entry(PLACED, lives(A, B)) == replace(changed_to(PLACED, A0, A1, B0), leases=BOTH.leases)
+
+
+def changed_to(entry: AppEntry, *members: Member) -> AppEntry:
+    return entry.begun(replace(entry.placement, epoch=entry.placement.epoch + 1, members=members))
+
+
 def test_the_lives_of_an_ended_lease_are_dead_and_those_of_a_missing_record_may_be_alive() -> None:
     assert next_entry(BOTH, lives(A)) is None
     changed = next_entry(BOTH, lives(A, ended=frozenset({12})))

@@ -1,15 +1,20 @@
 """Supervisors of one cluster, as real processes at a real etcd: their apps have one placement."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc.aio
 import pytest
 
+from tests.echo.v1 import echo_pb2_grpc
+from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import etcd
-from tests.running_app import eventually, http_request, run_to_end
+from tests.running_app import RunningApp, eventually, http_request, run_to_end
 from tests.supervisor.leased import environment_of
 from tests.supervisor.machines_up import KEYS, Callers, Machines, epoch_of, order, served_by
 
@@ -150,3 +155,47 @@ def test_durable_state_in_files_of_one_machine_is_refused(machines: Machines, tm
     assert run.returncode != 0
     assert 'apps.kept: state.store: "sqlite" has its files on one machine' in run.stderr
     assert "Traceback" not in run.stderr
+
+
+async def test_a_change_is_one_trace_over_the_machines_and_each_shows_it_while_it_lasts(machines: Machines) -> None:
+    with machines.up("a", 1, "drain_s = 60") as a, machines.up("b", 1, "drain_s = 60") as b:
+        await eventually(lambda: epoch_of(a) == epoch_of(b))
+        # So many that each shard has some of them before and after.
+        keys = [f"held-{number}" for number in range(96)]
+        async with grpc.aio.insecure_channel(b.listen["echo"]) as channel:
+            # Keys whose turns go on do not move.
+            stub = echo_pb2_grpc.EchoStub(channel)
+            held = [stub.Misbehave(EchoRequest(key=key, order="wait never"), timeout=120) for key in keys]
+            await eventually(lambda: a.in_flight() + b.in_flight() >= len(keys))
+            scaling = asyncio.ensure_future(asyncio.to_thread(order, a, "scale?app=echo&shards=2"))
+            waits_for = ["a/echo-0", "a/echo-1", "b/echo-0"]
+            await eventually(lambda: [waits_of(app) for app in (a, b)] == [waits_for] * 2)
+            await eventually(lambda: change_of(a)["lives"] and change_of(b)["lives"])
+            of_b, of_a = change_of(b), change_of(a)
+            assert (of_a["what"], of_b["what"]) == ("2 shards", "a/echo-1 joins")
+            assert (of_b["from"], of_b["to"]) == (of_a["from"], of_a["to"])
+            assert (of_b["waiting"], of_b["starting"]) == (0, [])
+            assert [life["name"] for life in of_b["lives"]] == ["b/echo-0"]
+            assert {life["name"] for life in of_a["lives"]} <= {"a/echo-0", "a/echo-1"}
+            assert of_b["since_s"] > 0
+            for call in held:
+                call.cancel()
+        await scaling
+        await eventually(lambda: change_of(a) is None and change_of(b) is None)
+        [move] = [row for row in traces_of(a) if row["name"] == "move"]
+        await eventually(lambda: move["trace_id"] in {row["trace_id"] for row in traces_of(b)})
+        spans = [span for app in (a, b) for span in json.loads(app.get(f"/traces/{move['trace_id']}"))["spans"]]
+        assert {"", "a/echo-0", "b/echo-0"} <= {span["shard"] for span in spans}
+
+
+def change_of(app: RunningApp) -> Any:
+    return app.status()["apps"]["echo"]["change"]
+
+
+def waits_of(app: RunningApp) -> Any:
+    return (change_of(app) or {}).get("waits_for")
+
+
+def traces_of(app: RunningApp) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(app.get("/traces"))["traces"]
+    return rows

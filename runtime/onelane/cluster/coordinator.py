@@ -72,6 +72,11 @@ class AppLives:
         departed = {life for part in parts for life in part.departed}
         return departed, {life for part in parts for life in part.arrived}
 
+    def traceparent(self) -> str:
+        """Of a change that a machine wants: the first one's, where several want theirs at once."""
+        traceparents = [self._part(record).traceparent for _, record in self._alive()]
+        return next(filter(None, traceparents), "")
+
     def machines(self) -> list[str]:
         """Those that could start a life of the app."""
         return sorted(record.name for _, record in self._alive() if self.app in record.apps)
@@ -140,7 +145,7 @@ def _begun(entry: AppEntry, lives: AppLives, pins: Mapping[str, str]) -> AppEntr
     if is_same or not members or all(member.life in dead for member in members):
         # Keys without an owner wait for one.
         return None
-    begun = replace(entry.begun(after), deaths=tuple(map(Death, dead)))
+    begun = replace(entry.begun(after), deaths=tuple(map(Death, dead)), traceparent=lives.traceparent())
     return _with_leases(begun, lives)
 
 

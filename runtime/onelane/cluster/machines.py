@@ -51,6 +51,8 @@ class AppPart:
     """The lives from which every key that leaves is gone."""
     arrived: tuple[int, ...] = ()
     """The lives at which every key that arrives is there."""
+    traceparent: str = ""
+    """Of the span of a change that this machine wants; "" for none, or where it is not recorded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,7 @@ class _App:
         return ChangeOverview(
             before=entry.placement.epoch,
             after=entry.following.epoch,
-            what=_what(entry.placement, entry.following),
+            what=what_changes(entry.placement, entry.following),
             waits_for=tuple(self.place(members[life]) for life in waits_for),
             dead=tuple(members[death.life].name for death in entry.deaths if death.life in members),
             stand_ins=dict(entry.stand_ins),
@@ -290,8 +290,8 @@ def _machine_in(member: Member) -> str:
         return ""
 
 
-def _what(before: Placement, after: Placement) -> str:
-    """What changes, in words."""
+def what_changes(before: Placement, after: Placement) -> str:
+    """In words."""
     old, new = ({member.name: member.life for member in placement.members} for placement in (before, after))
     parts = [f"{name} joins" for name in sorted(new.keys() - old.keys())]
     parts += [f"{name} leaves" for name in sorted(old.keys() - new.keys())]

@@ -57,6 +57,8 @@ class AppEntry:
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     """Shard → the machine that is to start a life in its place, until the change under way is over: its own machine was
     given up, and what others have to hand over to it needs a receiver."""
+    traceparent: str = ""
+    """Of the span of the change under way, on the machine that has wanted it; "" for none."""
 
     def begun(self, following: Placement) -> "AppEntry":
         """A change begins.
@@ -84,6 +86,14 @@ class AppEntry:
     def lease_of(self, life: int) -> int:
         """0 where the life is not named."""
         return dict(self.leases).get(life, 0)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Life → its shard, of all that are named here."""
+        placements = [self.placement] if self.following is None else [self.placement, self.following]
+        followers = [death.follower for death in self.deaths if death.follower is not None]
+        members = (*(member for placement in placements for member in placement.members), *followers)
+        return {member.life: member.name for member in members}
 
     def change(self) -> tuple[PlacementChange, list[Order]]:
         """The change under way as far as it is told here, and all orders so far; the next entry's begin with these."""

@@ -117,27 +117,21 @@ class Changes:
 
     def status(self) -> dict[str, Any] | None:
         """The change under way, for people; None without one."""
-        if self._plan is None:
+        move = self.running
+        if (plan := self._plan) is not None:
+            row: dict[str, Any] = {
+                "what": plan.what,
+                "from": self._app.placement.epoch,
+                "to": plan.after.epoch,
+                "waiting": len(self._waiting),
+                "starting": [shard.member.name for shard in plan.joining if not shard.is_up],
+            }
+        elif (other := self._app.placing.elsewhere) is not None:
+            row = {"what": other.what, "from": other.before, "to": other.after, "waiting": 0, "starting": []}
+            move = other.move
+        else:
             return None
-        row: dict[str, Any] = {
-            "what": self._plan.what,
-            "from": self._app.placement.epoch,
-            "to": self._plan.after.epoch,
-            "waiting": len(self._waiting),
-            "starting": [shard.member.name for shard in self._plan.joining if not shard.is_up],
-        }
-        if self.running is None:
-            return row
-        names = {shard.member.life: shard.member.name for shard in (*self._app.shards, *self._app.beside)}
-        waits_for = sorted(names[life] for life in self.running.waits_for if life in names)
-        lives = [
-            {"name": names[life], "life": life} | {name: getattr(part, name) for name in PROGRESS}
-            for life, part in sorted(self.running.progress.items())
-            if life in names
-        ]
-        sums = {name: sum(getattr(part, name) for part in self.running.progress.values()) for name in PROGRESS}
-        since_s = time.monotonic() - self.running.began_at
-        return row | {"since_s": since_s, "waits_for": waits_for, "lives": lives} | sums
+        return row if move is None else row | _progress_of(move)
 
     async def pin(self, key: str, shard: str) -> None:
         """Have the shard of this name own a key.
@@ -342,6 +336,19 @@ class Changes:
             return
         users = [*self._app.shards, *self._app.beside]
         self.sockets.keep({shard.index for shard in users}, {shard.sockets[0] for shard in users if shard.sockets})
+
+
+def _progress_of(move: RunningMove) -> dict[str, Any]:
+    """How far the keys have moved; of a change over machines, with the lives of this one."""
+    names = {life: name for life, name in move.names.items() if life in move.waits_for or life in move.progress}
+    parts = {life: part for life, part in sorted(move.progress.items()) if life in names}
+    lives = [
+        {"name": names[life], "life": life} | {name: getattr(part, name) for name in PROGRESS}
+        for life, part in parts.items()
+    ]
+    sums = {name: sum(getattr(part, name) for part in move.progress.values()) for name in PROGRESS}
+    waits_for = sorted(names[life] for life in move.waits_for if life in names)
+    return {"since_s": time.monotonic() - move.began_at, "waits_for": waits_for, "lives": lives} | sums
 
 
 def _words(old: AppTarget, new: AppTarget) -> str:

@@ -17,6 +17,8 @@ import anyio
 from onelane.cluster.control import member_to_proto, placement_to_proto
 from onelane.cluster.following import Beginning, Message
 from onelane.cluster.machines import AppPart, ClusterView, MachineRecord
+from onelane.cluster.overview import what_changes
+from onelane.cluster.placements import AppEntry
 from onelane.core.machine_links import LinkAddress, MachineLinks
 from onelane.core.placement import Member, Placement
 from onelane.core.placement_change import Gone, Prepare, Reborn
@@ -26,7 +28,7 @@ from onelane.supervisor.change_trace import ChangeTrace
 from onelane.supervisor.cluster_pins import ClusterPins
 from onelane.supervisor.link_socket import listening_at
 from onelane.supervisor.placed_lives import PlacedLives
-from onelane.supervisor.placing import CHANGE_MARGIN_S, ChangePlan, PlacedApp, Start
+from onelane.supervisor.placing import CHANGE_MARGIN_S, ChangeElsewhere, ChangePlan, PlacedApp, Start
 from onelane.supervisor.shard_state import ShardEvent, ShardState
 from onelane.supervisor.supervised_shard import Incarnation, SupervisedShard
 from onelane.supervisor.target import NotChanged
@@ -70,10 +72,17 @@ class _Move:
     placed: PlacedLives
     began_at: float = field(default_factory=time.monotonic)
     progress: dict[int, control_pb2.HandoffProgress] = field(default_factory=dict)
+    """Of the lives of this machine."""
+    epoch: int = 0
+    """That it leads to, where it has begun by the entry."""
 
     @property
     def waits_for(self) -> frozenset[int]:
         return self.placed.waits_for
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        return {} if self.placed.entry is None else self.placed.entry.names
 
 
 class ClusterPlacing:
@@ -86,6 +95,8 @@ class ClusterPlacing:
         self._owners: dict[str, SupervisedShard] = {}
         """Name → the shard whose lives are to own its keys; of two records of one name, as one replaces the other."""
         self._running: _Move | None = None
+        self._elsewhere: _Move | None = None
+        """Under way by the entry, whichever machine wants it."""
         self._stand_ins: set[str] = set()
         """Names of shards of other machines in whose place lives run here, or are about to."""
         self._followed = anyio.Event()
@@ -116,9 +127,16 @@ class ClusterPlacing:
                 await self._placed.follow(view)
                 if (entry := self._placed.entry) is not None:
                     self._app.placement = self._told(entry.placement)
+                    self._look_elsewhere(entry)
                 self._stand_in_where_asked()
                 self._wake()
             await changed.wait()
+
+    def _look_elsewhere(self, entry: AppEntry) -> None:
+        if entry.following is None:
+            self._elsewhere = None
+        elif self._elsewhere is None or self._elsewhere.epoch != entry.following.epoch:
+            self._elsewhere = _Move(self._placed, epoch=entry.following.epoch)
 
     def _stand_in_where_asked(self) -> None:
         for member in self._placed.asked_stand_ins:
@@ -163,6 +181,14 @@ class ClusterPlacing:
     @property
     def running(self) -> _Move | None:
         return self._running
+
+    @property
+    def elsewhere(self) -> ChangeElsewhere | None:
+        entry, move = self._placed.entry, self._elsewhere
+        if self._running is not None or move is None or entry is None or entry.following is None:
+            return None
+        before, after = entry.placement, entry.following
+        return ChangeElsewhere(what_changes(before, after), before.epoch, after.epoch, move)
 
     @property
     def shared_pins(self) -> "ClusterPins":
@@ -219,8 +245,8 @@ class ClusterPlacing:
         self._placed.ready(shard.member.life)
 
     def died(self, shard: SupervisedShard) -> None:
-        if self._running is not None:
-            self._running.progress.pop(shard.member.life, None)
+        for move in self._moves():
+            move.progress.pop(shard.member.life, None)
         self._placed.ended(shard.member.life)
 
     def reported(self, shard: SupervisedShard, message: control_pb2.ToSupervisor) -> None:
@@ -230,8 +256,12 @@ class ClusterPlacing:
                 self._placed.departed(life, message.departed)
             case "arrived":
                 self._placed.arrived(life, message.arrived)
-            case "progress" if self._running is not None:
-                self._running.progress[life] = message.progress
+            case "progress":
+                for move in self._moves():
+                    move.progress[life] = message.progress
+
+    def _moves(self) -> Sequence[_Move]:
+        return [move for move in (self._running, self._elsewhere) if move is not None]
 
     def moves(self, plan: ChangePlan) -> bool:
         rows = [shard for shard in self._app.shards if shard not in plan.leaving] + list(plan.joining)
@@ -240,6 +270,8 @@ class ClusterPlacing:
 
     async def move(self, plan: ChangePlan, trace: ChangeTrace) -> Placement:
         self._running = _Move(self._placed)
+        self._placed.traced(trace.traceparent)
+        trace.add_event("begun")
         log.info("change.wanted app=%s what=%s", self._app.name, plan.what)
         rows = [shard for shard in self._app.shards if shard not in plan.leaving] + list(plan.joining)
         wanted = {shard.member.name: shard for shard in rows if shard.index in plan.target.placed}
@@ -274,6 +306,8 @@ class ClusterPlacing:
 
     def over(self) -> None:
         self._running = None
+        self._placed.traced("")
+        self._cluster.announce()
 
     async def tell(self) -> None:
         # The lives follow the entry.
@@ -326,6 +360,7 @@ class ClusterPlacing:
             before=placement_to_proto(self._told(prepare.before)),
             after=placement_to_proto(self._told(prepare.after)),
             gone=sorted(prepare.dead),
+            traceparent="" if self._placed.entry is None else self._placed.entry.traceparent,
         )
 
     def message_of(self, message: Message) -> control_pb2.ToShard:

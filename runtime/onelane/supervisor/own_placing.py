@@ -30,6 +30,10 @@ class OwnPlacing:
         return self._running
 
     @property
+    def elsewhere(self) -> None:
+        return None
+
+    @property
     def shared_pins(self) -> None:
         return None
 

@@ -76,6 +76,7 @@ class PlacedLives:
         self._entry: AppEntry | None = None
         self._waits_for: frozenset[int] = frozenset()
         self._fault = ""
+        self._traceparent = ""
 
     # What the record says
 
@@ -104,6 +105,7 @@ class PlacedLives:
             epoch=epoch,
             departed=tuple(life.member.life for life in rows if epoch and life.departed == epoch),
             arrived=tuple(life.member.life for life in rows if epoch and life.arrived == epoch),
+            traceparent=self._traceparent,
         )
 
     @property
@@ -180,6 +182,10 @@ class PlacedLives:
                 change.arrived(number)
         return not change.waits_for().isdisjoint(self._lives)
 
+    def traced(self, traceparent: str) -> None:
+        """A change is wanted from now on, in this span; "" once it is over. Told with what is wanted, not by itself."""
+        self._traceparent = traceparent
+
     # Following
 
     async def follow(self, view: ClusterView) -> None:
@@ -192,6 +198,10 @@ class PlacedLives:
                 self._fault = str(error)
                 log.error("placement.not_followed app=%s reason=%s", self._app, error)
             return
+        was_traced = "" if self._entry is None else self._entry.traceparent
+        if was_traced == self._traceparent and (entry is None or entry.following is None):
+            # Now: the record must not have it when the next change begins.
+            self._traceparent = ""
         self._entry = entry
         self._waits_for = frozenset() if entry is None else waited_for(entry, AppLives(self._app, view.by_lease()))
         recorded = _recorded(view, self._machine, self._app)

@@ -63,6 +63,22 @@ class RunningMove(Protocol):
     def waits_for(self) -> frozenset[int]:
         """The lives that have not departed or arrived yet."""
 
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Life → its shard, of all that have a part in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeElsewhere:
+    """A change of placement under way that another machine has begun."""
+
+    what: str
+    """For people."""
+    before: int
+    """Its epochs."""
+    after: int
+    move: RunningMove
+
 
 class PlacedApp(Protocol):
     """The app, as the one who decides on its placements sees it."""
@@ -115,7 +131,11 @@ class Placing(Protocol):
 
     @property
     def running(self) -> RunningMove | None:
-        """The change that is under way."""
+        """The change that is under way, and that this supervisor wants."""
+
+    @property
+    def elsewhere(self) -> ChangeElsewhere | None:
+        """The change that is under way, where this machine has none under way."""
 
     @property
     def shared_pins(self) -> SharedPins | None:

@@ -8,7 +8,7 @@ hand over to it stays with them.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
 import anyio
@@ -61,6 +61,12 @@ class RunningChange:
     def waits_for(self) -> frozenset[int]:
         """The lives that have not departed or arrived yet."""
         return self._change.waits_for()
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Of the lives."""
+        members = (*self.before.members, *(shard.member for shard in self._shards))
+        return {member.life: member.name for member in members}
 
     @property
     def is_over(self) -> bool:
@@ -186,8 +192,7 @@ class RunningChange:
         )
 
     def _name(self, life: int) -> str:
-        members = [shard.member for shard in self._shards]
-        return next((member.name for member in (*members, *self.before.members) if member.life == life), "")
+        return self.names.get(life, "")
 
 
 def _is_for(member: Member, order: Order) -> bool:
