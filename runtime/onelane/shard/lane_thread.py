@@ -25,12 +25,16 @@ class LaneThread:
             folder = f"/proc/self/task/{threading.get_native_id()}"
             self._files = {name: _open(f"{folder}/{name}") for name in ("schedstat", "stat", "status")}
 
+    def now(self) -> float:
+        """The clock by which stalls are measured, in seconds."""
+        return time.monotonic()
+
     def sample(self) -> Sample:
         """A cheap sample that does not release the interpreter; its `delay_s` is therefore unknown, and below 0."""
         if not self.is_measurable:
-            return Sample(time.monotonic(), 0.0, -1.0, 0.0)
+            return Sample(self.now(), 0.0, -1.0, 0.0)
         cpu_s = time.clock_gettime(self._clock)
-        return Sample(time.monotonic(), cpu_s, -1.0, time.process_time() - cpu_s - time.thread_time())
+        return Sample(self.now(), cpu_s, -1.0, time.process_time() - cpu_s - time.thread_time())
 
     def delay_s(self) -> float:
         """How long in all the thread was ready to run and had no CPU."""

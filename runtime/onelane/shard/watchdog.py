@@ -87,9 +87,11 @@ class _Probe:
 class Watchdog:
     """Watches one loop, for every shard that has its lane on it."""
 
-    def __init__(self, *, may_exit: bool) -> None:
-        """may_exit: this process belongs to one shard alone, so it may end itself to be replaced."""
+    def __init__(self, *, may_exit: bool, measure: Callable[[], LaneThread] = LaneThread) -> None:
+        """may_exit: this process belongs to one shard alone, so it may end itself to be replaced. measure: called on
+        the lane's thread."""
         self.may_exit = may_exit
+        self._measure = measure
         self._shards: dict[str, WatchedShard] = {}
         """Replaced, never changed: the watchdog's thread reads it."""
         self._thread: _WatchdogThread | None = None
@@ -98,7 +100,7 @@ class Watchdog:
         """Watch the running loop for a shard from now on. Call on the lane."""
         self._shards = self._shards | {shard.name: shard}
         if self._thread is None:
-            self._thread = _WatchdogThread(lambda: self._shards, may_exit=self.may_exit)
+            self._thread = _WatchdogThread(lambda: self._shards, self._measure(), may_exit=self.may_exit)
             self._thread.start()
 
     def leave(self, name: str) -> None:
@@ -111,12 +113,12 @@ class Watchdog:
 
 
 class _WatchdogThread(threading.Thread):
-    def __init__(self, shards: Callable[[], dict[str, WatchedShard]], *, may_exit: bool) -> None:
+    def __init__(self, shards: Callable[[], dict[str, WatchedShard]], lane: LaneThread, *, may_exit: bool) -> None:
         super().__init__(name="onelane-watchdog", daemon=True)
         self._shards = shards
         self._may_exit = may_exit
         self._loop = asyncio.get_running_loop()
-        self._lane = LaneThread()
+        self._lane = lane
         # A lock, and not an Event: waiting for it is a single call into C.
         self._ended = threading.Lock()
         self._ended.acquire()
@@ -182,7 +184,7 @@ class _WatchdogThread(threading.Thread):
 
     def _send_probe(self, since: Sample) -> _Probe:
         self._probes_sent += 1
-        at_ns = time.time_ns() - int((time.monotonic() - since.at) * 1e9)
+        at_ns = time.time_ns() - int((self._lane.now() - since.at) * 1e9)
         calls = {name: shard.calls_received() for name, shard in self._shards().items()}
         self._probe = _Probe(self._probes_sent, since.at, at_ns, since, calls)
         self._loop.call_soon_threadsafe(self._answer, self._probes_sent)
@@ -205,7 +207,7 @@ class _WatchdogThread(threading.Thread):
         shard = shards.get(stack.shard) or next(iter(shards.values()), None)
         if probe.stall is not None or shard is None:
             return
-        now = time.monotonic()
+        now = self._lane.now()
         if stack.span is not None and not shard.log_limit.is_reached(now):
             # Before the lane can go on, and the span be moved out.
             at = f"{stack.stall.where} {stack.stall.function}"
@@ -240,7 +242,7 @@ class _WatchdogThread(threading.Thread):
             return
         stall = replace(probe.stall, seconds=self._last_answer[1] - probe.at)
         if stall.kind == STARVED:
-            probe.is_logged = tell_starved(probe.shard, stall, time.monotonic())
+            probe.is_logged = tell_starved(probe.shard, stall, self._lane.now())
         elif probe.is_logged:
             log.warning(
                 "lane.turns_again shard=%s kind=%s after_ms=%d at=%s",
@@ -262,7 +264,7 @@ class _WatchdogThread(threading.Thread):
             return
         # Not the time in which this thread could not look either: then the process was stopped or starved, or code held
         # the interpreter, for which the supervisor ends it.
-        if time.monotonic() - probe.at - probe.late_s < shard.replace_s:
+        if self._lane.now() - probe.at - probe.late_s < shard.replace_s:
             return
         stall = self._judge(probe, stack, shard)
         if stall.kind == STARVED:
@@ -276,7 +278,7 @@ class _WatchdogThread(threading.Thread):
 
     def _answer(self, number: int) -> None:
         self._loop_frame = sys._getframe(1)
-        self._last_answer = (number, time.monotonic())
+        self._last_answer = (number, self._lane.now())
 
 
 def tell_starved(shard: WatchedShard, stall: Stall, now: float) -> bool:
