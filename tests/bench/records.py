@@ -11,7 +11,7 @@ from random import Random
 from onelane.core.clock import SystemClock
 from onelane.shard.lifecycle import GC_THRESHOLDS
 from onelane.telemetry.sampling import sampler_of
-from onelane.telemetry.spans import SpanRecord, pack_spans
+from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from opentelemetry.sdk.metrics import MeterProvider
@@ -47,13 +47,13 @@ def _spans(ratio: str) -> Callable[[], object]:
     sampler = sampler_of({"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": ratio})
     tracer = Tracer(shard="echo-0", sampler=sampler, clock=SystemClock(), rng=Random(1))
 
-    def tick() -> bytes:
+    def tick() -> list[bytes]:
         for _ in range(TICK):
             span = tracer.start(NAME, "SERVER", None, remote=True)
             # As a lane does it.
             if isinstance(span, SpanRecord):
                 tracer.end_call(span, status="OK", hop="direct", server=True)
-        return pack_spans(tracer.take())
+        return tracer.take_packed()
 
     return tick
 
