@@ -32,6 +32,7 @@ class Echo(echo_pb2_grpc.EchoServicer):
         self.configured: list[str] = []
         shard.on_config(lambda old, new: self.configured.append(f"{old!r}->{new!r}"))
         self.heard: dict[str, list[str]] = {}
+        self.hears = asyncio.Event()
         self.lagging: dict[str, Any] = {}
         self.subscriptions: list[Any] = []
         self.began: list[str] = []
@@ -172,8 +173,17 @@ class Echo(echo_pb2_grpc.EchoServicer):
     async def _across_heard(self, topic: str) -> str:
         return " ".join(self.heard[topic])
 
+    async def _across_wait_heard(self, rest: str) -> str:
+        """As soon as it has heard so many."""
+        topic, times = rest.split(" ")
+        while len(self.heard[topic]) < int(times):
+            await self.hears.wait()
+        return await self._across_heard(topic)
+
     def _hear(self, topic: str, item: Any) -> None:
         self.heard[topic].append(self._said(item))
+        hears, self.hears = self.hears, asyncio.Event()
+        hears.set()
 
     def _said(self, item: Any) -> str:
         return f"lost:{item.count}" if isinstance(item, onelane.Lost) else item.text

@@ -99,8 +99,7 @@ async def test_a_call_to_each_shard_and_a_message_for_all_go_to_other_machines_t
         await ask(cluster, index, "subscribe news")
     await ask(cluster, 0, "publish news 2 at_once")
     for index in range(SHARDS):
-        while await ask(cluster, index, "heard news") != "app-0:0 app-0:1":  # noqa: ASYNC110 - the shard is asked
-            await asyncio.sleep(0.01)
+        assert await ask(cluster, index, "wait_heard news 2") == "app-0:0 app-0:1"
 
 
 async def test_the_trace_goes_along(cluster: Cluster) -> None:

@@ -56,9 +56,10 @@ class Sites:
     async def pump(self) -> None:
         """Deliver what the lives send each other, for ever."""
         while True:
+            changed = self.changed
             for shard in list(self.shards.values()):
                 shard.deliver()
-            await asyncio.sleep(0.002)
+            await changed.wait()
 
 
 @dataclass
@@ -129,7 +130,8 @@ class ScriptedShard:
 
     def deliver(self) -> None:
         """What can be sent now."""
-        for item in list(self.outbox):
+        before = list(self.outbox)
+        for item in before:
             to = self.sites.shards.get(item.to.life)
             epoch = None if self.handoff is None else self.handoff.after.epoch
             if to is None or to.handoff is None or to.handoff.after.epoch != epoch or item not in self.outbox:
@@ -139,7 +141,8 @@ class ScriptedShard:
                 to.act(to.handoff.done(self.member.life, to.member.life))
             else:
                 self._hand_over(item, to, to.handoff)
-        self.sites.check()
+        if self.outbox != before:
+            self.sites.check()
 
     def _hand_over(self, item: Send, to: "ScriptedShard", receiving: Handoff) -> None:
         actions = receiving.moved(self.member.life, to.member.life, item.keys)

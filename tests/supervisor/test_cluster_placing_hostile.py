@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
@@ -25,6 +26,8 @@ from tests.shard.test_assertions import ADMIN, OWN, ask, guarded
 from tests.supervisor.leased import environment_of
 from tests.supervisor.machines_up import KEYS, Machines, epoch_of, served_by
 
+ARENA = ClusterKeys("arena")
+
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
@@ -32,18 +35,20 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         yield Machines(server, tmp_path, Certificates(tmp_path / "certificates"))
 
 
-async def entry_in(machines: Machines) -> AppEntry | None:
-    settings = machines.settings_of("a")
-    store, keys = EtcdStore(etcd_address(settings)), ClusterKeys(settings.name)
-    view = ClusterView(keys, await store.read(keys.prefix))
-    await store.close()
-    stored = view.snapshot.entries.get(keys.app("echo"))
+def stored_in(view: ClusterView) -> AppEntry | None:
+    stored = view.snapshot.entries.get(ARENA.app("echo"))
     return None if stored is None else entry_of(stored.value, "echo")
 
 
-async def until_entry(machines: Machines, holds: Callable[[AppEntry], bool]) -> None:
-    while (entry := await entry_in(machines)) is None or not holds(entry):  # noqa: ASYNC110 - it is in another process
-        await asyncio.sleep(0.05)
+async def until_entry(machines: Machines, holds: Callable[[AppEntry], bool]) -> AppEntry:
+    """The first entry of the app from now on of which this holds."""
+    store = EtcdStore(etcd_address(machines.settings_of("a")))
+    view = ClusterView(ARENA, await store.read(ARENA.prefix))
+    async with aclosing(store.watch(ARENA.prefix, view.snapshot.revision)) as news:
+        while (entry := stored_in(view)) is None or not holds(entry):
+            view = view.after(await anext(news))
+    await store.close()
+    return entry
 
 
 async def test_all_machines_that_are_stopped_at_once_wait_for_nobody(machines: Machines) -> None:
@@ -85,9 +90,9 @@ async def test_a_machine_that_dies_as_keys_move_to_it_has_a_stand_in_until_they_
                 os.kill(pid, signal.SIGKILL)
             await asyncio.to_thread(killed.wait)
             await until_entry(machines, lambda entry: entry.stand_ins == {"b/echo-0": "a"})
-            await until_entry(machines, lambda entry: entry.following is None and len(entry.placement.members) == 1)
-            entry = await entry_in(machines)
-            assert entry
+            entry = await until_entry(
+                machines, lambda entry: entry.following is None and len(entry.placement.members) == 1
+            )
             await eventually(lambda: epoch_of(a) == entry.placement.epoch)
             after: dict[str, int] = {}
             for call in held:
