@@ -110,6 +110,15 @@ def test_a_view_follows_what_changes() -> None:
     assert (shown.machines(), later.entry("b"), later.entry("a")) == ([A], added, None)
 
 
+def test_of_a_view_that_follows_another_only_what_is_new_is_parsed() -> None:
+    """A change of placement is some views, and each is looked at by several."""
+    before = view(entry(KEYS.machine("a"), record_bytes(A)), entry(KEYS.machine("b"), record_bytes(B)))
+    moved = entry(KEYS.machine("b"), record_bytes(replace(B, release="0.2.0")), changed=10)
+    (a, _), (same_a, other_b) = before.machines(), before.after(EntryChanges(10, ((moved.key, moved),))).machines()
+    assert same_a is a
+    assert other_b == replace(B, release="0.2.0")
+
+
 @pytest.mark.parametrize("loopback", ["127.0.0.1", "::1", "localhost"])
 @pytest.mark.parametrize("is_mine", [True, False])
 def test_an_address_that_the_other_machine_cannot_reach_is_told_by_whose_it_is(loopback: str, is_mine: bool) -> None:

@@ -15,6 +15,7 @@ of two releases the one that came first goes on.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -187,6 +188,7 @@ def record_bytes(record: MachineRecord) -> bytes:
     return msgspec.json.encode({"version": RECORD_VERSION, "oldest_reader": OLDEST_READER, "machine": record})
 
 
+@lru_cache(maxsize=1024)  # Each view is looked at by several, and of its records one is new.
 def record_of(value: bytes, name: str) -> MachineRecord | UnreadableRecord:
     """name: of the machine, by its key."""
     try:

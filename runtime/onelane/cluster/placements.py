@@ -15,6 +15,7 @@ The entry is also the way of the coordinator's orders: each supervisor reads in 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -165,6 +166,7 @@ def entry_bytes(entry: AppEntry) -> bytes:
     return msgspec.json.encode({"version": ENTRY_VERSION, "app": entry})
 
 
+@lru_cache(maxsize=16)  # Of a change, it is asked for by each report of a life.
 def entry_of(value: bytes, app: str) -> AppEntry:
     """Raises:
     PlacementRefused: it is of a newer release, or no entry of an app.
