@@ -25,8 +25,6 @@ from onelane.cluster.coordination import (
     Created,
     HistoryLost,
     LeaseEnded,
-    Put,
-    StoredEntry,
     Unchanged,
 )
 from onelane.cluster.machines import (
@@ -36,8 +34,8 @@ from onelane.cluster.machines import (
     JoinRefused,
     MachineRecord,
     objections,
-    record_bytes,
 )
+from onelane.cluster.own_entries import OwnEntries
 from onelane.core.clock import boottime_s
 from onelane.core.lease import FencedTime, LeaseTerms, MachineLease
 from onelane.core.placement import Member
@@ -91,8 +89,8 @@ class Machine:
         """Set where something may be due earlier than it was."""
         self._put_at = math.inf
         """When the record is to be put."""
-        self._written: StoredEntry | None = None
-        """The record as it was put last, which the watch may not have shown yet."""
+        self._entries = OwnEntries(keys, lease_id=0)
+        """Under the present lease."""
         self._lease: MachineLease | None = None
         self._fenced = FencedTime(0.0, now())
         self._view: ClusterView | None = None
@@ -204,8 +202,9 @@ class Machine:
         sent_at = self._now()
         granted = await self._store.grant(self._terms.lease_s)
         lease = MachineLease.granted(self._terms, granted.lease_id, sent_at, granted.ttl_s)
+        self._entries = OwnEntries(self._keys, lease.lease_id)
         try:
-            await self._store.commit([Created(self._key, 0)], self._entries_of(lease.lease_id))
+            await self._store.commit([Created(self._key, 0)], self._entries.wanted(self._record))
             view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
             if (own := view.entry(self._record.name)) is None or own.lease_id != lease.lease_id:
                 # Without it, who came first could not be told.
@@ -251,13 +250,6 @@ class Machine:
     @property
     def _key(self) -> str:
         return self._keys.machine(self._record.name)
-
-    def _entries_of(self, lease_id: int) -> list[Put]:
-        name = self._record.name.encode()
-        return [
-            Put(self._key, record_bytes(self._record), lease_id),
-            Put(self._keys.candidate(lease_id), name, lease_id),
-        ]
 
     async def _revoke(self, lease_id: int) -> None:
         with anyio.move_on_after(LEAVE_S):
@@ -312,11 +304,11 @@ class Machine:
             self.trouble = ""
             if renewed.serve_until > lease.serve_until:
                 self._lives.extend(renewed.lease_id, renewed.serve_until)
-            if not renewed.is_lost and not self._has_its_entries(lease.lease_id):
+            if not renewed.is_lost and not self._has_its_entries():
                 self.lease = await self._put(renewed)
         except (CoordinationUnavailable, CoordinationRefused) as error:
             log.warning("machine.not_renewed name=%s left_s=%.1f reason=%s", *self._left(), error)
-            if not self._has_its_entries(lease.lease_id):
+            if not self._has_its_entries():
                 # The others wait for what it says, such as of a life that has ended.
                 self._put_at = self._now() + self._terms.retry_s
             self.trouble = str(error)
@@ -326,32 +318,22 @@ class Machine:
         assert self.lease is not None
         return self._record.name, self.lease.serve_until - self._now()
 
-    def _has_its_entries(self, lease_id: int) -> bool:
-        return all(
-            (entry := self._known(put.key)) is not None and (entry.lease_id, entry.value) == (lease_id, put.value)
-            for put in self._entries_of(lease_id)
-        )
-
-    def _known(self, key: str) -> StoredEntry | None:
-        """An entry by the view, or as it was written after that."""
+    def _has_its_entries(self) -> bool:
         assert self.view is not None
-        snapshot, written = self.view.snapshot, self._written
-        if written is not None and written.key == key and written.changed > snapshot.revision:
-            return written
-        return snapshot.entries.get(key)
+        return self._entries.agree_with(self._record, self.view)
 
     async def _put(self, lease: MachineLease) -> MachineLease:
-        """Our entries do not say what they are to say. Where the record alone is another one now, that is one
-        transaction: it is as we have written it."""
-        record, candidate = self._entries_of(lease.lease_id)
-        before, leads = self._known(record.key), self._known(candidate.key)
-        if before is None or before.lease_id != lease.lease_id or leads is None or leads.value != candidate.value:
+        """Our entries do not say what they are to say: our lives are others now, or somebody has changed them."""
+        assert self.view is not None
+        update = self._entries.update(self._record, self.view)
+        if update is None:
             return await self._put_again(lease)
+        condition, put = update
         try:
-            revision = await self._store.commit([Unchanged(record.key, before.changed)], [record])
+            revision = await self._store.commit([condition], [put])
         except (ConditionFailed, LeaseEnded):
             return await self._put_again(lease)
-        self._written = StoredEntry(record.key, record.value, before.created, revision, lease.lease_id)
+        self._entries = self._entries.updated(put, revision)
         return lease
 
     async def _put_again(self, lease: MachineLease) -> MachineLease:
@@ -364,13 +346,13 @@ class Machine:
             self.view = ClusterView(self._keys, snapshot)
         view = self.view
         entry = view.entry(self._record.name)
-        if self._has_its_entries(lease.lease_id):
+        if self._has_its_entries():
             return lease
         if entry is not None and entry.lease_id != lease.lease_id:
             return lease.lost()
         expected: Condition = Unchanged(self._key, entry.changed) if entry else Created(self._key, 0)
         try:
-            await self._store.commit([expected], self._entries_of(lease.lease_id))
+            await self._store.commit([expected], self._entries.wanted(self._record))
         except LeaseEnded:
             return lease.lost()
         except ConditionFailed:
@@ -395,7 +377,7 @@ class Machine:
 
     def _look_at_our_entries(self) -> None:
         assert self.lease is not None
-        if self._put_at == math.inf and not self._has_its_entries(self.lease.lease_id):
+        if self._put_at == math.inf and not self._has_its_entries():
             self._put_within(0.0)
 
     async def _read_again(self) -> None:

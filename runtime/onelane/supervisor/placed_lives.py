@@ -28,7 +28,7 @@ REPORTS_WITHIN_S = 0.1
 know for which of them a change waits."""
 
 
-class Announce(Protocol):
+class AnnounceRecord(Protocol):
     """Has the record of the machine say what `PlacedLives.lives` and `part` say now."""
 
     def __call__(self, *, within_s: float = 0.0) -> None:
@@ -66,7 +66,7 @@ class _Life:
 class PlacedLives:
     """See the module. Its methods but `run` are events, which the app reports."""
 
-    def __init__(self, app: str, machine: str, announce: Announce) -> None:
+    def __init__(self, app: str, machine: str, announce: AnnounceRecord) -> None:
         self._app = app
         self._machine = machine
         self._announce = announce
