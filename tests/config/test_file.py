@@ -219,3 +219,34 @@ def test_the_port_of_xds_is_no_other_one_of_the_file(tmp_path: Path) -> None:
     read = load(tmp_path, GOOD + CLUSTER, ONELANE_CLUSTER__XDS="0.0.0.0:50061")
     with pytest.raises(BadConfig, match=r"apps.profile.listen: 127.0.0.1:50061 is cluster.xds already"):
         read.check_addresses()
+
+
+def test_the_password_of_etcd_may_be_in_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("swordfish\n")
+    by_file = GOOD + CLUSTER.replace("[cluster]", f'[cluster]\netcd_user = "u"\netcd_password_file = "{secret}"')
+    read = load(tmp_path, by_file).cluster
+    assert read is not None
+    assert read.etcd_password.text == "swordfish"
+    for name, value in (("ETCD_PASSWORD", "other"), ("ETCD_PASSWORD_FILE", str(tmp_path / "other"))):
+        (tmp_path / "other").write_text("other")
+        read = load(tmp_path, by_file, **{f"ONELANE_CLUSTER__{name}": value}).cluster
+        assert read is not None
+        assert read.etcd_password.text == "other"
+    both = by_file.replace("[cluster]", '[cluster]\netcd_password = "p"')
+    with pytest.raises(BadConfig, match=r"cluster.etcd_password and etcd_password_file are both set, expected one"):
+        load(tmp_path, both)
+    secret.unlink()
+    with pytest.raises(BadConfig, match=r"cluster.etcd_password_file: .*/password cannot be read: No such file"):
+        load(tmp_path, by_file)
+
+
+def test_an_app_on_all_addresses_is_advertised_as_its_machine_is(tmp_path: Path) -> None:
+    wild = GOOD.replace("127.0.0.1:50051", "0.0.0.0:50051").replace("127.0.0.1:50061", "[::]:50061")
+    apps = load(tmp_path, wild + CLUSTER).apps
+    assert [app.advertise for app in apps.values()] == ["10.0.0.11"] * 2
+    apps = load(tmp_path, wild + CLUSTER, ONELANE_APPS__LOBBY__ADVERTISE="192.0.2.1").apps
+    assert [app.advertise for app in apps.values()] == ["192.0.2.1", "10.0.0.11"]
+    assert load(tmp_path, GOOD + CLUSTER).apps["lobby"].advertise is None
+    with pytest.raises(BadConfig, match="advertise must name the IP address"):
+        load(tmp_path, wild + CLUSTER, ONELANE_CLUSTER__ADVERTISE="a.example")

@@ -163,8 +163,13 @@ def _noting(faults: list[str]) -> Iterator[None]:
 
 def warnings_of(configuration: Config, environment: Mapping[str, str]) -> list[str]:
     """What lets an app start and will surprise: an expired certificate, an unknown sampler, a secret for everybody."""
-    token_file = {"admin_token_file": configuration.admin_token_file} if configuration.admin_token_file else {}
-    warnings = secret_files.warnings_of(secret_files.header_files(environment) | token_file)
+    cluster = configuration.cluster
+    files = {
+        "admin_token_file": configuration.admin_token_file,
+        "cluster.etcd_password_file": None if cluster is None else cluster.etcd_password_file,
+    }
+    named = {name: file for name, file in files.items() if file}
+    warnings = secret_files.warnings_of(secret_files.header_files(environment) | named)
     for name, app in configuration.apps.items():
         try:
             fault = tls.validity_fault(app.tls) if app.tls is not None else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from onelane.config.configuration import Config
 from onelane.config.faults import faults_of
-from onelane.core import redaction
+from onelane.core import addresses, redaction
 from onelane.core.validation import checked
 from onelane.errors import BadConfig
 from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
@@ -16,8 +16,9 @@ from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
 ENVIRONMENT_PREFIX = "ONELANE_"
 OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN, ADMIN_TOKEN_FILE)
 """Environment variables for settings of the file that belong to no app."""
-CLUSTER_TEXTS = ("name", "etcd_user", "etcd_password", "machine", "advertise", "xds")
+CLUSTER_TEXTS = ("name", "etcd_user", "etcd_password", "etcd_password_file", "machine", "advertise", "xds")
 """Settings of `[cluster]` whose variables are texts, also where they look like numbers."""
+ETCD_PASSWORDS = {f"{ENVIRONMENT_PREFIX}CLUSTER__{name}" for name in ("ETCD_PASSWORD", "ETCD_PASSWORD_FILE")}
 NO_VARIABLES: Mapping[tuple[str, ...], str] = MappingProxyType({})
 
 
@@ -39,7 +40,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(str(path), [f"is not TOML: {error}"]) from error
     variables = os.environ if environment is None else environment
-    faults = [*_override(data, variables), *_read_token(data)]
+    faults = [*_override(data, variables), *_read_secrets(data)]
     return parse(data, name=str(path), text=text, variables=_overrides(variables), faults=faults)
 
 
@@ -62,7 +63,7 @@ def parse(
     from pydantic import ValidationError
 
     try:
-        configuration = checked(Config, data)
+        configuration = checked(Config, _advertised(data))
     except ValidationError as error:
         # Without its cause, whose text has the values, secrets too.
         raise BadConfig(name, [*faults, *faults_of(error.errors(), text, variables)]) from None
@@ -86,6 +87,9 @@ def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]
     if ADMIN_TOKEN in environment or ADMIN_TOKEN_FILE in environment:
         data.pop("admin_token", None)
         data.pop("admin_token_file", None)
+    if ETCD_PASSWORDS & environment.keys() and isinstance(cluster := data.get("cluster"), dict):
+        cluster.pop("etcd_password", None)
+        cluster.pop("etcd_password_file", None)
     for place, name in _overrides(environment).items():
         level: Any = data
         for table in place[:-1]:
@@ -99,18 +103,47 @@ def _override(data: dict[str, Any], environment: Mapping[str, str]) -> list[str]
     return faults
 
 
-def _read_token(data: dict[str, Any]) -> list[str]:
-    """Set the admin token that a file holds; the faults of it."""
-    path = data.get("admin_token_file")
+def _read_secrets(data: dict[str, Any]) -> list[str]:
+    """Set the secrets that files hold; the faults of these."""
+    cluster = data.get("cluster")
+    faults = _read_secret(data, "admin_token", place="")
+    return faults + (_read_secret(cluster, "etcd_password", place="cluster.") if isinstance(cluster, dict) else [])
+
+
+def _read_secret(table: dict[str, Any], name: str, *, place: str) -> list[str]:
+    path = table.get(f"{name}_file")
     if not isinstance(path, str):
         return []
-    if "admin_token" in data:
-        return ["admin_token and admin_token_file are both set, expected one of them"]
+    if name in table:
+        return [f"{place}{name} and {name}_file are both set, expected one of them"]
     try:
-        data["admin_token"] = read_secret(path, name="admin_token_file")
+        table[name] = read_secret(path, name=f"{place}{name}_file")
     except BadConfig as error:
         return list(error.faults)
     return []
+
+
+def _advertised(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Apps of a machine that listen on all addresses are reached where the machine is, as far as that is an address:
+    clients are told no names."""
+    cluster, apps = data.get("cluster"), data.get("apps")
+    advertise = cluster.get("advertise") if isinstance(cluster, dict) else None
+    if _is_wildcard(advertise) is not False or not isinstance(apps, dict):
+        return data
+    wild = [
+        name
+        for name, app in apps.items()
+        if isinstance(app, dict) and _is_wildcard(str(app.get("listen")).rpartition(":")[0])
+    ]
+    return {**data, "apps": apps | {name: {"advertise": advertise} | apps[name] for name in wild}}
+
+
+def _is_wildcard(host: Any) -> bool | None:
+    """None where it is no address."""
+    try:
+        return addresses.is_wildcard(str(host).strip("[]"))
+    except ValueError:
+        return None
 
 
 def _value(text: str) -> Any:

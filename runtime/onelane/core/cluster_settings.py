@@ -131,12 +131,15 @@ class ClusterSettings(Checked):
     """Where etcd has users; it needs to read and write keys that begin with `/onelane/NAME/`."""
     etcd_password: Secret = NO_SECRET
     """Of `etcd_user`."""
+    etcd_password_file: str | None = None
+    """The file that has it; read at the start."""
     etcd_tls: EtcdTls | None = None
     """For addresses of https."""
     machine: Annotated[str, Check(_machine_name)] = ""
     """The name of this machine, unique in the cluster; without it, the host's."""
     advertise: Annotated[str, Check(_reachable_host)]
-    """The IP address or host name by which the other machines reach this one."""
+    """The IP address or host name by which the other machines reach this one. An address is also that of apps which
+    listen on all addresses and have no `advertise` of their own."""
     lease_s: Annotated[int, Ge(2), Le(60)] = 5
     """Seconds after which a machine that etcd does not hear of is given up, and its keys are served elsewhere. It stops
     by itself after four fifths of them."""
