@@ -41,6 +41,7 @@ CHECKS = {
     "_machine_name": "letters, digits, dots, - and _",
     "_reachable_host": "an IP address or the name of a host",
     "_etcd_url": "`https://host:port`",
+    "_port_range": "`FIRST-LAST`",
     "_xds_address": "`ip:port`",
     "_urls": "a list of `https://host:port`",
 }

@@ -1,6 +1,7 @@
 """An app in a cluster, without a process: what the lives of its records are called, and where links listen."""
 
 import socket
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,16 @@ from onelane.core.placement import Member, Placement
 from onelane.supervisor.cluster_placing import ClusterPlacing
 from onelane.supervisor.supervised_shard import SupervisedShard
 
+from tests.ports import reserved
 
-def placing_of(*shards: SupervisedShard, advertise: str = "127.0.0.1") -> ClusterPlacing:
+
+def placing_of(
+    *shards: SupervisedShard, advertise: str = "127.0.0.1", link_ports: Sequence[int] = (0,)
+) -> ClusterPlacing:
     app: Any = SimpleNamespace(name="lobby", placement=Placement(1, ()), shards=[*shards], beside=[])
     links = MachineLinks("arena", "a", None)
-    cluster: Any = SimpleNamespace(name="a", advertise=advertise, links=links, announce=lambda: None, view=None)
+    seen = {"announce": lambda: None, "view": None}
+    cluster: Any = SimpleNamespace(name="a", advertise=advertise, link_ports=link_ports, links=links, **seen)
     return ClusterPlacing(app, cluster)
 
 
@@ -57,3 +63,18 @@ async def test_links_listen_where_the_others_are_told_or_everywhere_where_this_m
         pass
     shard.close_siblings()
     assert link.fileno() == -1
+
+
+async def test_links_listen_on_ports_of_their_range_and_say_where_all_are_taken() -> None:
+    """A stranger has the first one; the next life, and another machine on this host, have others."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger, reserved() as free:
+        taken = stranger.getsockname()[1]
+        first, second = shard_of(0), shard_of(1)
+        placing = placing_of(first, second, link_ports=(taken, free))
+        (link,) = placing.more_sockets(first)
+        assert link.getsockname()[1] == free
+        with pytest.raises(OSError, match=rf"no port of cluster.link_ports, {taken}-{free}, is free at 127.0.0.1"):
+            placing.more_sockets(second)
+        first.close_siblings()
+        assert placing.more_sockets(second)[0].getsockname()[1] == free
+        second.close_siblings()

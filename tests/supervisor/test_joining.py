@@ -50,6 +50,13 @@ def test_the_record_has_the_name_the_release_and_a_start_of_its_own() -> None:
     assert first.settings == second.settings
 
 
+def test_fewer_ports_for_links_than_shards_are_refused() -> None:
+    settings = replace(LOCAL, link_ports="20000-20001")
+    assert record_of(settings, {"echo": app_of(shards=2)}).name == "b"
+    with pytest.raises(BadConfig, match="20000-20001 are 2 ports, expected one for each of the 3 shards, better two"):
+        record_of(settings, {"echo": app_of(shards=3)})
+
+
 @pytest.mark.parametrize(
     ("admin", "is_tls", "page"),
     [

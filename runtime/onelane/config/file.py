@@ -16,7 +16,16 @@ from onelane.secret_files import ADMIN_TOKEN, ADMIN_TOKEN_FILE, read_secret
 ENVIRONMENT_PREFIX = "ONELANE_"
 OVERRULED = ("ONELANE_ADMIN", ADMIN_TOKEN, ADMIN_TOKEN_FILE)
 """Environment variables for settings of the file that belong to no app."""
-CLUSTER_TEXTS = ("name", "etcd_user", "etcd_password", "etcd_password_file", "machine", "advertise", "xds")
+CLUSTER_TEXTS = (
+    "name",
+    "etcd_user",
+    "etcd_password",
+    "etcd_password_file",
+    "machine",
+    "advertise",
+    "link_ports",
+    "xds",
+)
 """Settings of `[cluster]` whose variables are texts, also where they look like numbers."""
 ETCD_PASSWORDS = {f"{ENVIRONMENT_PREFIX}CLUSTER__{name}" for name in ("ETCD_PASSWORD", "ETCD_PASSWORD_FILE")}
 NO_VARIABLES: Mapping[tuple[str, ...], str] = MappingProxyType({})

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -91,6 +91,14 @@ def _xds_address(text: str) -> str:
     return text
 
 
+def _port_range(text: str) -> str:
+    first, dash, last = text.partition("-")
+    is_range = bool(dash) and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last) <= 65535
+    if text and not is_range:
+        raise ValueError(f"{text!r}: expected FIRST-LAST, such as 20000-20099")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterTls(Checked):
     """PEM files of one side of mutual TLS."""
@@ -143,6 +151,9 @@ class ClusterSettings(Checked):
     lease_s: Annotated[int, Ge(2), Le(60)] = 5
     """Seconds after which a machine that etcd does not hear of is given up, and its keys are served elsewhere. It stops
     by itself after four fifths of them."""
+    link_ports: Annotated[str, Check(_port_range)] = ""
+    """The TCP ports for links between machines, `FIRST-LAST`, for firewalls: one for each shard of this machine, and as
+    many again for those that replace them; without it, the system chooses."""
     xds: Annotated[str, Check(_xds_address)] = ""
     """The address of an xDS server on this machine, by which stock clients follow the placements of all apps
     (`onelane cluster bootstrap`); without it, there is none."""
@@ -150,6 +161,14 @@ class ClusterSettings(Checked):
     """Of the links between machines."""
     insecure: bool = False
     """Links between machines, and to etcd, without TLS: whoever can reach them can read and change all state."""
+
+    @property
+    def ports_of_links(self) -> Sequence[int]:
+        """0 where the system chooses."""
+        if not self.link_ports:
+            return (0,)
+        first, _, last = self.link_ports.partition("-")
+        return range(int(first), int(last) + 1)
 
     def __post_init__(self) -> None:
         if bool(self.etcd_user) != bool(self.etcd_password.text):

@@ -81,7 +81,7 @@ class ClusterMember:
         """
         record = record_of(settings, apps, page=page)
         self.links = links_of(settings)
-        self.advertise = settings.advertise
+        self.advertise, self.link_ports = settings.advertise, settings.ports_of_links
         self._keys = ClusterKeys(settings.name)
         self._store: CoordinationStore = (store := EtcdStore(etcd_address(settings)))
         self.machine = Machine(self._store, self._keys, record, lives)

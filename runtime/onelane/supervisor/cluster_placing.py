@@ -46,6 +46,7 @@ class PlacingMachine(Protocol):
 
     links: MachineLinks
     advertise: str
+    link_ports: Sequence[int]
 
     @property
     def name(self) -> str: ...
@@ -196,7 +197,7 @@ class ClusterPlacing:
 
     def more_sockets(self, shard: SupervisedShard) -> Sequence[socket.socket]:
         if shard.link is None:
-            shard.link = listening_at(self._cluster.advertise)
+            shard.link = listening_at(self._cluster.advertise, self._cluster.link_ports)
             port = shard.link.getsockname()[1]
             shard.link_address = str(LinkAddress(self._cluster.name, self._cluster.advertise, port))
         return (shard.link,)

@@ -31,6 +31,10 @@ def record_of(settings: ClusterSettings, apps: Mapping[str, App], *, page: str =
     """
     if faults := [fault for name, app in apps.items() for fault in _unfit(name, app)]:
         raise BadConfig("apps", faults)
+    ports, shards = settings.ports_of_links, sum(app.shard_count for app in apps.values())
+    if settings.link_ports and len(ports) < shards:
+        seen = f"{settings.link_ports} are {len(ports)} ports"
+        raise BadConfig("cluster", [f"link_ports: {seen}, expected one for each of the {shards} shards, better two"])
     return MachineRecord(
         name=machine_name(settings),
         advertise=settings.advertise,
