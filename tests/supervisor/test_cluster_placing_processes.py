@@ -14,7 +14,7 @@ import pytest
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import etcd
-from tests.running_app import RunningApp, eventually, http_request, run_to_end
+from tests.running_app import RunningApp, echo, eventually, http_request, run_to_end, running
 from tests.supervisor.leased import environment_of
 from tests.supervisor.machines_up import KEYS, Callers, Machines, epoch_of, order, served_by
 
@@ -199,3 +199,26 @@ def waits_of(app: RunningApp) -> Any:
 def traces_of(app: RunningApp) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(app.get("/traces"))["traces"]
     return rows
+
+
+async def test_a_machine_whose_shards_are_in_its_supervisor_is_one_as_any_other(
+    machines: Machines, tmp_path: Path
+) -> None:
+    """`--inline`, for a debugger: keys move to it with their state, and back as it leaves."""
+    folder = tmp_path / "inline"
+    folder.mkdir()
+    with machines.up("a") as a:
+        before: dict[str, int] = {}
+        await served_by(a, before)
+        with running(folder, echo(2), "--inline", **environment_of(machines.settings_of("b"))) as b:
+            await eventually(lambda: epoch_of(a) == epoch_of(b))
+            assert {"b/echo-0", "b/echo-1"} < {row["shard"] for row in lives_of(b)} == {*(await served_by(a)).values()}
+            assert await asyncio.to_thread(b.stop) == 0
+        after: dict[str, int] = {}
+        assert set((await served_by(a, after)).values()) == {"a/echo-0"}
+        assert after == {key: seen + 2 for key, seen in before.items()}
+
+
+def lives_of(app: RunningApp) -> list[dict[str, Any]]:
+    machines = app.status()["cluster"]["machines"]
+    return [{"shard": row["name"]} for machine in machines for row in machine["apps"].get("echo", ()) if row["placed"]]

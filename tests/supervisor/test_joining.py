@@ -153,7 +153,8 @@ async def test_a_machine_whose_app_has_other_settings_is_refused_by_the_names_of
     await put_record(settings, replace(record_of(settings, {"echo": app_of()}), name="a"))
     reason = await refusal_of(settings, points=64)
     assert reason == (
-        "cannot join the cluster 'settings': app 'echo' is set up otherwise on machine 'a': use the same file on both"
+        "cannot join the cluster 'settings': app 'echo' is set up otherwise on machine 'a' (its services, keys, turns, "
+        "points, max_key_bytes or the kind of its store): use the same file on both"
     )
 
 

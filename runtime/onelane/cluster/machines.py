@@ -242,5 +242,7 @@ def _differences(mine: MachineRecord, other: MachineRecord) -> list[str]:
     faults += _unreachable(mine, other)
     unlike = sorted(app for app in mine.settings if other.settings.get(app, mine.settings[app]) != mine.settings[app])
     return faults + [
-        f"app {app!r} is set up otherwise on machine {other.name!r}: use the same file on both" for app in unlike
+        f"app {app!r} is set up otherwise on machine {other.name!r} (its services, keys, turns, points, max_key_bytes "
+        "or the kind of its store): use the same file on both"
+        for app in unlike
     ]
