@@ -2,24 +2,33 @@
 
 import asyncio
 import configparser
+import ipaddress
 import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from onelane import config
+from onelane.core.cluster_settings import ClusterSettings
+from onelane.server.machine_link_tls import MachineLinkTls
+from onelane.supervisor.cluster_member import links_of
+from onelane.supervisor.durations import longest_stop_s
 from onelane.telemetry.sinks.prometheus import name_of
 from onelane.telemetry.stats import Instrument
 
 from tests import tools
 from tests.bounds import BOUND_S
+from tests.etcd import etcd
 from tests.house.test_names import table
 from tests.running_app import ROOT, echo, running
 
@@ -27,32 +36,111 @@ DEPLOY = ROOT / "deploy"
 ARENA = ROOT / "services/arena/onelane.toml"
 
 
+MACHINES = ("a", "b", "c")
+
+
 @pytest.fixture(scope="module")
-def arena() -> dict[str, Any]:
-    service: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["arena"]
-    return service
+def compose() -> dict[str, Any]:
+    compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return compose
 
 
-def test_the_composes_environment_is_good_configuration(arena: dict[str, Any]) -> None:
-    read = config.load(ARENA, arena["environment"])
+def configuration(compose: dict[str, Any], machine: str) -> config.Config:
+    """Of a machine of the compose file."""
+    return config.load(ARENA, compose["services"][machine]["environment"])
+
+
+def cluster_of(environment: dict[str, str]) -> ClusterSettings:
+    settings = config.load(ARENA, environment).cluster
+    assert settings is not None
+    return settings
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_composes_environment_is_good_configuration(compose: dict[str, Any], machine: str) -> None:
+    read, service = configuration(compose, machine), compose["services"][machine]
     assert {app.listen for app in read.apps.values()} == {"0.0.0.0:50051", "0.0.0.0:50061", "0.0.0.0:50071"}
     assert read.apps["lobby"].serves_reflection
+    assert read.cluster is not None
+    own_address = service["networks"]["default"]["ipv4_address"]
+    assert {app.advertise for app in read.apps.values()} | {read.cluster.advertise} == {own_address}
+    assert (read.cluster.machine, service["hostname"]) == (machine, machine)
+    [network] = compose["networks"]["default"]["ipam"]["config"]
+    assert ipaddress.ip_address(own_address) in ipaddress.ip_network(network["subnet"])
 
 
-def test_the_compose_publishes_every_port_on_loopback_alone(arena: dict[str, Any]) -> None:
-    read = config.load(ARENA, arena["environment"])
-    wanted = {int(read.admin.rpartition(":")[2])}
-    for app in read.apps.values():
-        port = int(app.listen.rpartition(":")[2])
-        wanted |= {port + config.PORT_STRIDE * n for n in range(app.shard_count + 1)}
-    assert {tuple(text.split(":")) for text in arena["ports"]} == {("127.0.0.1", str(p), str(p)) for p in wanted}
+def test_the_composes_machines_differ_by_their_name_address_and_certificate_alone(compose: dict[str, Any]) -> None:
+    environments = [compose["services"][machine]["environment"] for machine in MACHINES]
+    differ = {name for name in environments[0] if len({environment[name] for environment in environments}) > 1}
+    prefix = "ONELANE_CLUSTER__"
+    of_apps = {f"ONELANE_APPS__{app}__ADVERTISE" for app in ("LOBBY", "PROFILE", "LEADERBOARD")}
+    assert differ == {f"{prefix}{name}" for name in ("MACHINE", "ADVERTISE", "TLS__CERT", "TLS__KEY")} | of_apps
 
 
-def test_every_file_that_the_compose_mounts_is_there() -> None:
-    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
-    mounted = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", ())]
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_compose_waits_as_long_as_a_machine_may_take_to_stop(compose: dict[str, Any], machine: str) -> None:
+    granted_s = int(compose["services"][machine]["stop_grace_period"].removesuffix("s"))
+    assert granted_s >= longest_stop_s(configuration(compose, machine), sinks=1, in_cluster=True)
+
+
+def test_the_compose_publishes_ports_on_loopback_alone(compose: dict[str, Any]) -> None:
+    published = [
+        tuple(text.split(":")) for service in compose["services"].values() for text in service.get("ports", ())
+    ]
+    assert {address for address, _, _ in published} == {"127.0.0.1"}
+    assert len({port for _, port, _ in published}) == len(published)
+    read = configuration(compose, "a")
+    shared = {app.listen.rpartition(":")[2] for app in read.apps.values()} | {read.admin.rpartition(":")[2]}
+    assert {tuple(text.split(":")) for text in compose["services"]["a"]["ports"]} == {
+        ("127.0.0.1", port, port) for port in shared
+    }
+
+
+def test_the_composes_databases_are_the_one_that_it_starts(compose: dict[str, Any]) -> None:
+    read, server = configuration(compose, "a"), compose["services"]["postgres"]["environment"]
+    dsn = f"postgresql://{server['POSTGRES_USER']}:{server['POSTGRES_PASSWORD']}@postgres/{server['POSTGRES_DB']}"
+    assert read.apps["profile"].state.store == "postgresql"
+    assert read.apps["profile"].state.dsn.text == dsn
+    assert compose["services"]["a"]["environment"]["ARENA_DB"] == dsn
+
+
+@pytest.mark.slow
+def test_the_composes_certificates_are_those_that_its_machines_and_its_etcd_show(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    """By the command of the compose file, and an etcd that is started with the files that it names."""
+    onelane = Path(sys.executable).with_name("onelane")
+    folder = tmp_path / "links"
+    command = [word.replace("/data/links", str(folder)) for word in compose["services"]["certificates"]["command"]]
+    command[-1] = command[-1].replace("onelane cluster", f"{onelane} cluster")
+    for _ in range(2):
+        # As the second `up`, which finds them.
+        completed = subprocess.run(command, capture_output=True, text=True)
+        assert completed.returncode == 0, completed.stderr
+    services = compose["services"]
+    for machine in MACHINES:
+        environment = services[machine]["environment"]
+        [url] = cluster_of(environment).etcd
+        moved = {name: value.replace("/data/links", str(folder)) for name, value in environment.items()}
+        MachineLinkTls(links_of(cluster_of(moved)))
+    host = urlsplit(url).hostname
+    assert services["etcd"]["networks"]["default"]["aliases"] == [host]
+    options = [option for option in services["etcd"]["command"] if re.match("--(cert|key)-file", option)]
+    assert len(options) == 2
+    with etcd(*(option.replace("/links/links", str(folder)) for option in options), scheme="https") as server:
+        port = urlsplit(server.url).port
+        trusted = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+        with socket.create_connection(("127.0.0.1", port), BOUND_S) as connection:
+            trusted.wrap_socket(connection, server_hostname=host).close()
+
+
+def test_every_file_that_the_compose_mounts_is_there(compose: dict[str, Any]) -> None:
+    mounted = [
+        volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())
+    ]
     own_paths = [path for path in mounted if path.startswith("./")]
     assert len(own_paths) == 4
+    assert {path for path in mounted if path not in own_paths} == compose["volumes"].keys()
     assert [path for path in own_paths if not (DEPLOY / path).is_file()] == []
 
 

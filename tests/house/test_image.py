@@ -103,8 +103,8 @@ def stop(arena: RunningApp) -> int:
     """Ask the container to drain, as an engine does: buildah itself does not pass a signal on. Its exit code."""
     if arena.process.poll() is None:
         os.kill(supervisor_of(arena), signal.SIGTERM)
-    # What `docker stop` waits for before it kills, by compose.yaml.
-    return arena.process.wait(40)
+    # As long as `onelane check` says that it may take.
+    return arena.process.wait(80)
 
 
 def test_the_image_runs_as_a_user_who_owns_nothing_but_the_data(image: Image, container: str) -> None:

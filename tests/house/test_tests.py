@@ -166,7 +166,6 @@ DEADLINES_S = 2.0
 BOUND_ROOMS = ("core", "house", "lane", "shard", "state", "telemetry", "testing")
 """Rooms whose waits have long bounds; the others are still to come."""
 OTHER_BOUNDS = {
-    "house/test_image.py": "how long `docker stop` waits before it kills, by compose.yaml",
     "lane/test_forwarder_neighbours.py": "still to come",
     "lane/test_forwarder_releases.py": "still to come",
     "lane/test_forwarder_restarts.py": "still to come",
