@@ -3,7 +3,8 @@
 # make wheel: builds the wheels, compiled and pure, and the sdist, and proves the compiled one in a fresh environment
 # make test-wheel: the tests of make test on the compiled wheel
 # make image: builds deploy/'s image without an engine, and runs it: some minutes, needs buildah and debootstrap
-# make bench: what a call costs, of the compiled wheel · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES
+# make bench: what a call costs, of the compiled wheel · make chaos: apps that are scaled, restarted and killed, ARGS=MINUTES;
+#   ARGS="MINUTES --machines": machines of a cluster as network namespaces, which are killed, cut off, stopped (as root)
 # make machines: the arena on three machines of a cluster, of which one is killed and one added, needs root
 # make simulate: a machine comes, goes and fails among 3 to 100 of ten lanes, simulated: a table, some minutes
 # make lock: requirements.lock anew for what pyproject.toml asks, ARGS=--upgrade for the newest of each

@@ -84,6 +84,11 @@ class EtcdServer:
                 raise AssertionError(self._log.read_text())
             time.sleep(0.01)
 
+    def leads(self) -> bool:
+        """Whether it is the leader of its cluster."""
+        status = self.ask("maintenance/status", "{}")
+        return bool(status["leader"] == status["header"]["member_id"])
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Meanwhile it accepts connections, and does nothing."""

@@ -1,4 +1,5 @@
 """`python -m tests.chaos [MINUTES] [--kills N] [--seed N] [--app plain|kept]`: runs of chaos, and a report of them.
+`--machines`: of machines of a cluster, by `cluster_report`.
 
 First shards of an app with durable state are killed, a hundred times unless told otherwise; then come runs of all
 kinds for some minutes. Each run has a seed, from N on, and says what was done and seen. It ends at the first history
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.chaos import cluster_report
 from tests.chaos.outcome import Outcome
 from tests.chaos.run import Arena, Load, arena, run
 from tests.chaos.schedule import Schedule, changes, kills, restarts_and_scales
@@ -119,7 +121,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--app", choices=("plain", "kept"), help="only with state in memory, or only with durable state"
     )
+    parser.add_argument("--machines", action="store_true", help="only machines of a cluster, as root: see `failures`")
+    parser.add_argument("--scenario", default="", help="with --machines: only those with this in their names")
     options = parser.parse_args(arguments)
+    if options.machines:
+        cluster_report.main(options.minutes, options.seed, options.scenario)
+        return
     report = Report()
     with tempfile.TemporaryDirectory() as folder, arena(Path(folder)) as apps:
         try:

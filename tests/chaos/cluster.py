@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,17 @@ from onelane.cluster.placements import AppEntry, entry_of
 from onelane.core.keys import canonical
 from onelane.core.placement import Placement
 
-from tests.chaos.clients import Failure
+from tests.chaos import drift
+from tests.chaos.clients import Failure, History
 from tests.chaos.service import KEPT
 from tests.history.operations import Lose, Operation
 from tests.namespaces.machines import PORT, Cluster, Machine
 from tests.namespaces.network import Host
 
 APP = "mixed"
+NAMES = ("a", "b", "c")
+ALL_ADDRESSES = "all"
+"""The name of the client that has them."""
 SETTLED_S = 100.0
 TOML = f"""
 [apps.{APP}]
@@ -77,6 +81,9 @@ class MachinesUnderTest:
         """Those that were started, and have not left or been killed."""
         self.keys: Sequence[str] = ()
         """That clients call; set for each run."""
+        self.names: tuple[str, str, str] = NAMES
+        """Of the machines, the one that is harmed last; set for each run."""
+        self.history = History()
         self.record = ClusterRecord()
         self._stacks: dict[str, ExitStack] = {}
         self._names = ClusterKeys("arena")
@@ -92,10 +99,11 @@ class MachinesUnderTest:
 
     # Machines
 
-    async def start(self, name: str, *, module: str = "onelane", **environment: str) -> Machine:
-        """Until it is ready: it has its keys."""
+    async def start(self, name: str, *, clock_rate: float = 1.0) -> Machine:
+        """Until it is ready: it has its keys. clock_rate: of its clock, by that of this machine."""
         stack = ExitStack()
-        up = self.cluster.up(name, self.toml, module=module, **environment)
+        environment = {} if clock_rate == 1.0 else drift.environment_of(clock_rate)
+        up = self.cluster.up(name, self.toml, **environment)
         self.machines[name] = await asyncio.to_thread(stack.enter_context, up)
         self._stacks[name] = stack
         return self.machines[name]
@@ -172,6 +180,28 @@ class MachinesUnderTest:
         assert candidate is not None
         return view.by_lease()[candidate.lease_id].name
 
+    async def wrote(self, count: int) -> None:
+        """Once so many things were written from now on: records of machines, and the entry of the app."""
+        store = EtcdStore(etcd_address(self.cluster.settings_of("a")))
+        try:
+            since = (await store.read(self._names.prefix)).revision
+            async with aclosing(store.watch(self._names.prefix, since)) as news:
+                async for changes in news:
+                    count -= sum(
+                        key.startswith((self._names.machines, self._names.app(""))) for key, _ in changes.entries
+                    )
+                    if count <= 0:
+                        return
+        finally:
+            await store.close()
+
+    async def answered(self) -> None:
+        """Once every key was answered since: it has an owner."""
+        known = len(self.history.answers)
+        async with asyncio.timeout(SETTLED_S):
+            while {answer.key for answer in self.history.answers[known:]} != {*self.keys}:  # noqa: ASYNC110 - of many
+                await asyncio.sleep(0.05)
+
     async def owners(self) -> dict[str, str]:
         """Key → its machine, of those that clients call, with no change under way."""
         entry = await self.entry()
@@ -196,9 +226,6 @@ class MachinesUnderTest:
             lost = [key for key, owner in known.items() if owner in loses and not key.startswith(KEPT)]
             self.record.losses += [Operation(key, Lose(number), began_at, ended_at) for key in lost]
 
-    def cut(self, hosts: Sequence[Host], others: Sequence[Host]) -> AbstractContextManager[Any]:
-        return self.cluster.network.cut(hosts, others)
-
     @contextmanager
     def cut_one_way(self, sources: Sequence[Host], targets: Sequence[Host]) -> Iterator[None]:
         """Meanwhile nothing that one of these sends comes to one of those."""
@@ -215,19 +242,24 @@ class MachinesUnderTest:
         self.record.seconds[what] = time.monotonic() - began_at
 
 
-def of_machine(*names: str) -> Touches:
-    """Calls that were sent to one of these, and those with a key of theirs."""
-    return lambda entry, owner: entry in names or owner in names
+def of_machine(name: str) -> Touches:
+    """Calls that were sent to it, and those with a key of it."""
+    return lambda entry, owner: name in (entry, owner)
 
 
-def sent_to(*names: str) -> Touches:
-    """Calls that were sent to one of these, and no others with their keys."""
-    return lambda entry, _: entry in names
+def sent_to(name: str) -> Touches:
+    """Calls that were sent to it, and no others with its keys."""
+    return lambda entry, _: entry == name
 
 
-def between(entered: str, owning: str) -> Touches:
-    """Calls that either has to send on to the other one. A client of all addresses calls the first one, `a`."""
-    return lambda entry, owner: {"a" if entry == "all" else entry, owner} == {entered, owning}
+def between(first: str, victim: str, others: Collection[str]) -> Touches:
+    """Calls that `victim` has to send on to one of the others, or back. first: that clients of all addresses call."""
+
+    def touches(entry: str, owner: str) -> bool:
+        pair = {first if entry == ALL_ADDRESSES else entry, owner}
+        return any(pair == {victim, other} for other in others)
+
+    return touches
 
 
 def everything(entry: str, owner: str) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.chaos import owners
 from tests.chaos.clients import Clients, Failure, History
-from tests.chaos.cluster import ClusterRecord, MachinesUnderTest
-from tests.chaos.failures import NAMES, Scenario
+from tests.chaos.cluster import ALL_ADDRESSES, NAMES, ClusterRecord, MachinesUnderTest
+from tests.chaos.failures import Scenario
 from tests.chaos.service import KEPT
 from tests.chaos.text import words
 from tests.history.linearizability import check
@@ -65,7 +65,11 @@ async def run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> Clu
     await machines.settled(*NAMES)
     plain = [f"{seed}-{number}" for number in range(KEYS)]
     durable = [f"{KEPT}-{key}" for key in plain]
-    machines.keys, machines.record, history = [*plain, *durable], ClusterRecord(), History()
+    machines.keys, machines.record = [*plain, *durable], ClusterRecord()
+    history = machines.history = History()
+    victim = await machines.coordinator() if scenario.harms_coordinator else NAMES[seed % len(NAMES)]
+    first, second = (name for name in NAMES if name != victim)
+    machines.names = first, second, victim
     parties = [
         _dialled(machines, Clients(keys, seed, history, pause_s=PAUSE_S, calls_through=False), with_id=keys is durable)
         for keys in (plain, durable)
@@ -75,9 +79,9 @@ async def run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> Clu
     try:
         try:
             # Our client knows the ring from here on.
-            await _answered(machines, history)
+            await machines.answered()
             await scenario.act(machines)
-            await _answered(machines, history)
+            await machines.answered()
         finally:
             for party in parties:
                 await party.stop()
@@ -96,20 +100,12 @@ def _first(failures: Sequence[Failure]) -> str:
     return "\n".join(map(str, failures[:3]))
 
 
-async def _answered(machines: MachinesUnderTest, history: History) -> None:
-    """Once every key was answered since: it has an owner."""
-    known = len(history.answers)
-    async with asyncio.timeout(60):
-        while {answer.key for answer in history.answers[known:]} != {*machines.keys}:  # noqa: ASYNC110 - of many tasks
-            await asyncio.sleep(0.05)
-
-
 def _dialled(machines: MachinesUnderTest, clients: Clients, *, with_id: bool) -> Clients:
     """A stock client at each machine, one that knows all addresses, and ours."""
-    addresses = [machines.machines[name].address() for name in NAMES]
-    for name, address in zip(NAMES, addresses, strict=True):
+    addresses = [machines.machines[name].address() for name in machines.names]
+    for name, address in zip(machines.names, addresses, strict=True):
         clients.add_stock(name, address, with_id=with_id)
-    clients.add_stock("all", f"ipv4:{','.join(addresses)}", with_id=with_id)
+    clients.add_stock(ALL_ADDRESSES, f"ipv4:{','.join(addresses)}", with_id=with_id)
     clients.add_ours(addresses[0])
     return clients
 

@@ -1,13 +1,26 @@
-"""What becomes of machines, one scenario each: it begins and ends with `a`, `b` and `c` in the cluster."""
+"""What becomes of machines, one scenario each: it begins and ends with `a`, `b` and `c` in the cluster.
+
+The last of `machines.names` is harmed; clients that know several addresses call the first.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
-from tests.chaos.cluster import MachinesUnderTest, between, of_machine, sent_to
+from tests.chaos.cluster import (
+    NAMES,
+    MachinesUnderTest,
+    between,
+    everything,
+    of_machine,
+    sent_to,
+)
+from tests.namespaces.network import Host
 
 Act = Callable[[MachinesUnderTest], Awaitable[None]]
-NAMES = ("a", "b", "c")
+LOSS = 0.1
 
 
 @dataclass(frozen=True)
@@ -16,7 +29,8 @@ class Scenario:
 
     name: str
     act: Act
-    etcd_members: int = 1
+    harms_coordinator: bool = False
+    """Else a machine that the seed says."""
 
 
 async def joins_and_leaves(machines: MachinesUnderTest) -> None:
@@ -28,7 +42,7 @@ async def joins_and_leaves(machines: MachinesUnderTest) -> None:
 
 async def rolled(machines: MachinesUnderTest) -> None:
     """Each machine leaves, and comes back, as in a deployment."""
-    for name in NAMES:
+    for name in machines.names:
         # A client that knows no other address than that of the machine has none meanwhile.
         async with machines.harm("away", touches=sent_to(name)):
             await machines.leave(name)
@@ -37,37 +51,182 @@ async def rolled(machines: MachinesUnderTest) -> None:
 
 
 async def killed(machines: MachinesUnderTest) -> None:
-    async with machines.harm("kill", touches=of_machine("c"), loses=["c"]):
-        await machines.kill("c")
-        with machines.timed("from the kill to a placement without it"):
-            await machines.settled("a", "b")
-    async with machines.harm("away", touches=sent_to("c")):
-        await machines.start("c")
+    first, second, victim = machines.names
+    async with machines.harm("away", touches=sent_to(victim)):
+        async with machines.harm("kill", touches=of_machine(victim), loses=[victim]):
+            await machines.kill(victim)
+            with machines.timed("from the kill to a placement without it"):
+                await machines.settled(first, second)
+        await machines.start(victim)
         await machines.settled(*NAMES)
+
+
+# Machines that are cut off. Those that do not reach etcd are given up; the others are not.
 
 
 async def cut_off_from_etcd(machines: MachinesUnderTest) -> None:
-    async with machines.harm("cut off from etcd", touches=of_machine("c"), loses=["c"]):
-        with machines.cut([machines.host("c")], machines.etcd_hosts):
-            await machines.settled("a", "b")
+    await _given_up(machines, to=machines.etcd_hosts, back=machines.etcd_hosts)
+
+
+async def not_heard_by_etcd(machines: MachinesUnderTest) -> None:
+    await _given_up(machines, to=machines.etcd_hosts, back=[])
+
+
+async def does_not_hear_etcd(machines: MachinesUnderTest) -> None:
+    await _given_up(machines, to=[], back=machines.etcd_hosts)
+
+
+async def cut_off_from_all(machines: MachinesUnderTest) -> None:
+    others = [*machines.etcd_hosts, *map(machines.host, machines.names[:2])]
+    await _given_up(machines, to=others, back=others)
+
+
+async def _given_up(machines: MachinesUnderTest, *, to: list[Host], back: list[Host]) -> None:
+    first, second, victim = machines.names
+    host = machines.host(victim)
+    async with machines.harm("cut off", touches=of_machine(victim), loses=[victim]):
+        with machines.cut_one_way([host], to), machines.cut_one_way(back, [host]):
+            await machines.settled(first, second)
+            # Others serve its keys by now, and clients go on calling it.
+            await asyncio.sleep(machines.lease_s / 2)
         await machines.settled(*NAMES)
 
 
+async def cut_off_from_others(machines: MachinesUnderTest) -> None:
+    await _unreachable(machines, to=machines.names[:2], back=machines.names[:2])
+
+
 async def cut_one_way_between_machines(machines: MachinesUnderTest) -> None:
+    await _unreachable(machines, to=machines.names[:1], back=())
+
+
+async def not_heard_by_others(machines: MachinesUnderTest) -> None:
+    await _unreachable(machines, to=machines.names[:2], back=())
+
+
+async def does_not_hear_others(machines: MachinesUnderTest) -> None:
+    await _unreachable(machines, to=(), back=machines.names[:2])
+
+
+async def _unreachable(machines: MachinesUnderTest, *, to: tuple[str, ...], back: tuple[str, ...]) -> None:
     """For longer than a lease, and nobody is given up."""
+    victim = machines.names[-1]
+    host = machines.host(victim)
     epoch = (await machines.settled(*NAMES)).epoch
-    async with machines.harm("one way", touches=between("a", "c")):
-        with machines.cut_one_way([machines.host("c")], [machines.host("a")]):
+    async with machines.harm("unreachable", touches=between(machines.names[0], victim, {*to, *back})):
+        with (
+            machines.cut_one_way([host], [*map(machines.host, to)]),
+            machines.cut_one_way([*map(machines.host, back)], [host]),
+        ):
             await asyncio.sleep(1.5 * machines.lease_s)
     assert (await machines.settled(*NAMES)).epoch == epoch
 
 
 async def frozen(machines: MachinesUnderTest) -> None:
-    async with machines.harm("frozen", touches=of_machine("c"), loses=["c"]):
-        with machines.host("c").frozen():
-            await machines.settled("a", "b")
+    first, second, victim = machines.names
+    async with machines.harm("frozen", touches=of_machine(victim), loses=[victim]):
+        with machines.host(victim).frozen():
+            await machines.settled(first, second)
             await asyncio.sleep(2 * machines.lease_s)
         await machines.settled(*NAMES)
+
+
+async def loses_packets(machines: MachinesUnderTest) -> None:
+    """Between all machines, and between them and etcd, for two leases, while one joins and leaves."""
+    hosts = [*map(machines.host, (*NAMES, "d")), *machines.etcd_hosts]
+    async with machines.harm("loss", touches=everything):
+        with ExitStack() as stack:
+            for source in hosts:
+                for target in hosts:
+                    if source is not target:
+                        stack.enter_context(machines.cluster.network.lossy(source, target, LOSS))
+            await joins_and_leaves(machines)
+            await asyncio.sleep(machines.lease_s)
+
+
+# etcd
+
+
+async def etcd_loses_its_leader(machines: MachinesUnderTest) -> None:
+    """No call fails, and nobody is given up."""
+    epoch = (await machines.settled(*NAMES)).epoch
+    leader = next(member for member in machines.cluster.members if member.leads())
+    leader.stop()
+    await asyncio.sleep(2 * machines.lease_s)
+    await asyncio.to_thread(leader.start)
+    assert (await machines.settled(*NAMES)).epoch == epoch
+
+
+async def etcd_is_down(machines: MachinesUnderTest) -> None:
+    """All of it, for 30 s: keys are served until the fences close, and then by nobody. Nobody is given up: memory is
+    kept."""
+    epoch = (await machines.settled(*NAMES)).epoch
+    async with machines.harm("etcd down", touches=everything):
+        for member in machines.cluster.members:
+            member.stop()
+        await asyncio.sleep(30)
+        for member in machines.cluster.members:
+            member.launch()
+        with machines.timed("from etcd's start to answers"):
+            for member in machines.cluster.members:
+                await asyncio.to_thread(member.wait_until_it_serves)
+            await machines.answered()
+    assert (await machines.settled(*NAMES)).epoch == epoch
+
+
+# The coordinator
+
+
+async def coordinator_dies(machines: MachinesUnderTest, step: int) -> None:
+    """While a machine joins, after so many writes of the change. Another one goes on with the change."""
+    first, second, victim = machines.names
+    async with machines.harm("away", touches=sent_to(victim)):
+        async with machines.harm("kill of the coordinator", touches=of_machine(victim), loses=[victim]):
+            joining = asyncio.ensure_future(machines.start("d"))
+            try:
+                await machines.wrote(step)
+                await machines.kill(victim)
+                with machines.timed("from the kill to a placement without it"):
+                    await machines.settled(first, second, "d")
+            finally:
+                await joining
+        await machines.leave("d")
+        await machines.settled(first, second)
+        await machines.start(victim)
+        await machines.settled(*NAMES)
+
+
+# Clocks
+
+
+async def clock_is_slow(machines: MachinesUnderTest) -> None:
+    """By a tenth, and etcd's fast by a tenth: the machine that is cut off stops serving later than others do."""
+    await _drifts(machines, 0.9 / 1.1)
+
+
+async def clock_is_fast(machines: MachinesUnderTest) -> None:
+    await _drifts(machines, 1.1 / 0.9)
+
+
+async def clock_is_broken(machines: MachinesUnderTest) -> None:
+    """Slower than any margin: two machines serve its keys, which the checks are to find. The machine stays as it is."""
+    await _restarted(machines, 0.4)
+    await cut_off_from_etcd(machines)
+
+
+async def _drifts(machines: MachinesUnderTest, rate: float) -> None:
+    await _restarted(machines, rate)
+    await cut_off_from_etcd(machines)
+    await _restarted(machines, 1.0)
+
+
+async def _restarted(machines: MachinesUnderTest, clock_rate: float) -> None:
+    victim = machines.names[-1]
+    async with machines.harm("away", touches=sent_to(victim)):
+        await machines.leave(victim)
+        await machines.start(victim, clock_rate=clock_rate)
+        await machines.settled(*NAMES)
+    await machines.answered()
 
 
 SHORT = (
@@ -78,3 +237,25 @@ SHORT = (
     Scenario("frozen", frozen),
     Scenario("rolled", rolled),
 )
+STEPS = range(1, 9)
+ALL = (
+    *SHORT,
+    Scenario("not heard by etcd", not_heard_by_etcd),
+    Scenario("does not hear etcd", does_not_hear_etcd),
+    Scenario("cut off from etcd and the others", cut_off_from_all),
+    Scenario("cut off from the others", cut_off_from_others),
+    Scenario("not heard by the others", not_heard_by_others),
+    Scenario("does not hear the others", does_not_hear_others),
+    Scenario("loses packets", loses_packets),
+    Scenario("etcd loses its leader", etcd_loses_its_leader),
+    Scenario("etcd is down", etcd_is_down),
+    Scenario("clock is slow", clock_is_slow),
+    Scenario("clock is fast", clock_is_fast),
+    Scenario("coordinator killed", killed, harms_coordinator=True),
+    Scenario("coordinator frozen", frozen, harms_coordinator=True),
+    *(
+        Scenario(f"coordinator killed at write {step} of a change", partial(coordinator_dies, step=step), True)
+        for step in STEPS
+    ),
+)
+BROKEN = Scenario("clock is broken", clock_is_broken)

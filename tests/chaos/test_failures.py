@@ -11,7 +11,7 @@ import pytest
 
 from tests.chaos.cluster import MachinesUnderTest
 from tests.chaos.cluster_run import machines_up, run
-from tests.chaos.failures import SHORT, Scenario
+from tests.chaos.failures import BROKEN, SHORT, Scenario
 
 pytestmark = pytest.mark.slow
 LEASE_S = 6
@@ -31,3 +31,9 @@ async def test_no_key_has_two_owners_and_nothing_acknowledged_is_lost(
     sys.stdout.writelines(f"{line}\n" for line in outcome.lines())
     if not outcome.record.harms:
         assert outcome.history.failures == []
+
+
+async def test_two_machines_that_serve_a_key_at_once_are_found(machines: MachinesUnderTest) -> None:
+    """As one of them has a clock that no margin allows for."""
+    with pytest.raises(AssertionError, match=r"TwoOwners|NotLinearizable"):
+        await run(machines, BROKEN, len(SHORT))
