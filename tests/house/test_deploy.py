@@ -159,6 +159,20 @@ def test_every_series_of_the_dashboard_is_one_that_we_export() -> None:
     assert used <= known
 
 
+def test_the_dashboard_shows_all_that_machines_of_a_cluster_count() -> None:
+    text = json.dumps(dashboard()["panels"])
+    suffix = {"counter": "_total", "histogram": "_bucket", "gauge": ""}
+    counted = [name_of(Instrument(n, unit), kind) + suffix[kind] for n, kind, unit, _ in table().values()]
+    ours = [name for name in counted if name.startswith(("onelane_machine_", "onelane_cluster_"))]
+    assert len(ours) == 10
+    assert [name for name in ours if name not in text] == []
+
+
+def test_no_panels_of_the_dashboard_overlap() -> None:
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard()["panels"]]
+    assert len({*places}) == len(places) == len({panel["id"] for panel in dashboard()["panels"]})
+
+
 def dashboard() -> dict[str, Any]:
     dashboard: dict[str, Any] = json.loads((DEPLOY / "grafana" / "onelane.json").read_text())
     return dashboard
