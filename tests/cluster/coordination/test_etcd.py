@@ -235,6 +235,14 @@ def guarded() -> Iterator[EtcdServer]:
         permission = '{"permType": 2, "key": "L29uZWxhbmUv", "range_end": "L29uZWxhbmUw"}'
         server.ask("auth/role/grant", f'{{"name": "cluster", "perm": {permission}}}')
         server.ask("auth/user/grant", '{"user": "onelane", "role": "cluster"}')
+        # Another cluster's: what is below /onelane-of-others/.
+        server.ask("auth/user/add", '{"name": "stranger", "password": "right"}')
+        server.ask("auth/role/add", '{"name": "others"}')
+        permission = (
+            '{"permType": 2, "key": "L29uZWxhbmUtb2Ytb3RoZXJzLw==", "range_end": "L29uZWxhbmUtb2Ytb3RoZXJzMA=="}'
+        )
+        server.ask("auth/role/grant", f'{{"name": "others", "perm": {permission}}}')
+        server.ask("auth/user/grant", '{"user": "stranger", "role": "others"}')
         server.ask("auth/enable", "{}")
         yield server
 
@@ -253,6 +261,25 @@ async def test_a_user_works_below_its_own_keys_and_nowhere_else(guarded: EtcdSer
             assert (await anext(news)).revision == start
         with pytest.raises(CoordinationRefused, match="permission denied"):
             await store.read("/other/")
+
+
+async def test_a_user_of_another_cluster_reads_and_writes_nothing_of_this_one_and_ends_no_lease(
+    guarded: EtcdServer,
+) -> None:
+    async with (
+        opened(guarded.url, user="onelane", password="right") as store,
+        opened(guarded.url, user="stranger", password="right") as stranger,
+    ):
+        lease_id = (await store.grant(30)).lease_id
+        await store.commit([], [Put("/onelane/machine", b"1", lease_id)])
+        with pytest.raises(CoordinationRefused, match="permission denied"):
+            await stranger.read("/onelane/")
+        with pytest.raises(CoordinationRefused, match="permission denied"):
+            await stranger.commit([], [Put("/onelane/machine", b"2")])
+        with pytest.raises(CoordinationRefused, match="permission denied"):
+            await stranger.revoke(lease_id)
+        assert await store.remaining(lease_id) > 0
+        assert (await store.read("/onelane/machine")).entries["/onelane/machine"].value == b"1"
 
 
 async def test_a_user_for_an_etcd_without_passwords_is_told_so(server: EtcdServer) -> None:
