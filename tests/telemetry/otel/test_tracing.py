@@ -88,7 +88,9 @@ TOML = """
 services = ["tests.telemetry.otel.test_tracing:Traced"]
 listen = "127.0.0.1:0"
 shards = 1
+stall_s = 0
 """
+"""Without stalls: that of a starved machine would be an event of its span."""
 
 
 @pytest.fixture(scope="module")
