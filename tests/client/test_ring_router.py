@@ -11,8 +11,9 @@ from onelane.client.options import APP_DIALLING
 from onelane.client.outlier import CONSECUTIVE_FAILURES, MAX_EJECTION_S
 from onelane.client.ring_router import RingRouter
 from onelane.core.placement import Member, Placement
-from onelane.v1 import topology_pb2
+from onelane.v1 import topology_pb2, topology_pb2_grpc
 
+from tests.bounds import BOUND_S
 from tests.servers import native, stock
 
 
@@ -33,8 +34,11 @@ async def test_until_the_topology_is_known_every_call_goes_to_the_shared_address
     assert [router.pick(key) for key in ("k", None)] == [(router.shared, None)] * 2
 
 
-async def test_a_call_with_a_key_goes_to_its_owner_and_one_without_to_the_shared_address(router: RingRouter) -> None:
-    async with stock() as (first, _), stock() as (second, _):
+async def test_a_call_with_a_key_goes_to_its_owner_and_one_without_to_the_shared_address(
+    router: RingRouter, unserved: str
+) -> None:
+    async with stock() as (first, _), stock() as (second, _), stock(unserved):
+        await router.shared.channel_ready()
         await router._place(topology(first, second))
         for endpoint in router.endpoints.values():
             await endpoint.channel.channel_ready()
@@ -60,6 +64,57 @@ async def test_an_owner_that_is_not_connected_or_ejected_is_left_to_the_server(
         for _ in range(CONSECUTIVE_FAILURES):
             endpoint.health.ended("UNAVAILABLE", MAX_EJECTION_S * 1e9)
         assert router.pick("k") == (router.shared, None)
+
+
+async def test_while_the_target_cannot_be_reached_a_shard_that_can_stands_in_for_it(
+    router: RingRouter, unserved: str
+) -> None:
+    async with stock() as (address, _):
+        await router._place(topology(address, unserved))
+        channel, health = await _ready(router, address)
+        await _failing(router)
+        assert {router.pick(key) for key in (None, *map(str, range(20)))} == {(channel, health)}
+        for _ in range(CONSECUTIVE_FAILURES):
+            health.ended("UNAVAILABLE", MAX_EJECTION_S * 1e9)
+        assert router.pick(None) == (router.shared, None)
+
+
+class TopologyOf(topology_pb2_grpc.TopologyServicer):
+    """Tells each placement that is put, to one client after the other."""
+
+    def __init__(self) -> None:
+        self.placements: asyncio.Queue[topology_pb2.Placement] = asyncio.Queue()
+
+    async def Status(self, request: Any, context: Any) -> Any:
+        """Nobody asks for it here."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[topology_pb2.Placement]:
+        while True:
+            yield await self.placements.get()
+
+
+async def test_the_topology_is_asked_of_another_shard_once_the_target_is_gone() -> None:
+    """As where it was the address of one machine, which has died."""
+    async with stock() as (target, gone), stock() as (other, server):
+        at_target, at_other = TopologyOf(), TopologyOf()
+        for topology_of, its_server in ((at_target, gone), (at_other, server)):
+            topology_pb2_grpc.add_TopologyServicer_to_server(topology_of, its_server)
+        router = RingRouter(target, APP_DIALLING)
+        await at_target.placements.put(topology(target, other))
+        await router.wait_ready()
+        await gone.stop(None)
+        await at_other.placements.put(topology(other, epoch=2))
+        is_told = asyncio.Event()
+        router.when_placed(2, is_told.set, within_s=BOUND_S)
+        await is_told.wait()
+        assert set(router.endpoints) == {other}
+        await router.close(None)
+
+
+async def _failing(router: RingRouter) -> None:
+    while (state := router.shared.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+        await router.shared.wait_for_state_change(state)
 
 
 async def test_a_newer_topology_connects_to_new_shards_keeps_the_others_and_closes_the_rest(

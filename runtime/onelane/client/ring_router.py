@@ -1,7 +1,8 @@
 """Which shard of an app a call goes to: follows the app's topology, and keeps a channel to each of its shards.
 
 Until an owner's connection stands, and whenever it breaks, calls go to the shared address, where the server forwards
-them: routing here only saves the hop. Where the target serves no topology, all calls go to the shared address.
+them: routing here only saves the hop. Where the target serves no topology, all calls go to the shared address. Once the
+shards are known, one of them stands in for the target while that cannot be reached: they may be on other machines.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from onelane.core.backoff import backoff_s
 from onelane.core.placement import Member, Placement
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
-READY = grpc.ChannelConnectivity.READY
+READY, FAILURE = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 REWATCH_S = 0.05
 """The least that lies between two requests for the topology."""
 MAX_REWATCH_S = 1.0
@@ -67,6 +68,7 @@ class RingRouter:
         """Calls that wait for their next attempt, and streams that are to be opened again: no channel knows of them."""
         self._awaiting: dict[_Awaiting, None] = {}
         self._dialling = dialling
+        self._rng = Random()
         self._is_placed = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
         """Set once a loop runs."""
@@ -92,13 +94,22 @@ class RingRouter:
             self.follow()
             return self.shared, None
         if key is None and not attempt:
-            return self.shared, None
+            return self._entry()
         if key is None:
             endpoint = list(self.endpoints.values())[attempt % len(self.endpoints)]
         else:
             endpoint = self.endpoints[self.placement.owner_of(key).address]
         if endpoint.channel.get_state(try_to_connect=True) is READY and endpoint.health.allows(monotonic()):
             return endpoint.channel, endpoint.health
+        return self._entry()
+
+    def _entry(self) -> tuple[NativeChannel, EndpointHealth | None]:
+        """The shared address; while it cannot be reached any shard that can, as each of them sends calls on."""
+        if self.shared.get_state(try_to_connect=True) is FAILURE:
+            now, endpoints = monotonic(), self.endpoints.values()
+            if ready := [each for each in endpoints if each.channel.get_state() is READY and each.health.allows(now)]:
+                endpoint = self._rng.choice(ready)
+                return endpoint.channel, endpoint.health
         return self.shared, None
 
     def when_placed(self, epoch: int, then: Callable[[], None], within_s: float) -> None:
@@ -156,11 +167,11 @@ class RingRouter:
 
     async def _follow(self) -> None:
         attempt = 0
-        rng = Random()
-        watch = topology_pb2_grpc.TopologyStub(self.shared).Watch
         while True:
+            watch = topology_pb2_grpc.TopologyStub(self._entry()[0]).Watch
             try:
-                async for update in watch(topology_pb2.WatchRequest(), wait_for_ready=True):
+                # Only for the first of them is there nobody else to ask.
+                async for update in watch(topology_pb2.WatchRequest(), wait_for_ready=self.placement is None):
                     attempt = 0
                     await self._place(update)
             except grpc.aio.AioRpcError as error:
@@ -172,7 +183,7 @@ class RingRouter:
                     # The shard has too many watches. Until it takes this one, calls go to the shared address.
                     self._is_placed.set()
             attempt += 1
-            await asyncio.sleep(REWATCH_S + backoff_s(attempt, base_s=REWATCH_S, cap_s=MAX_REWATCH_S, rng=rng))
+            await asyncio.sleep(REWATCH_S + backoff_s(attempt, base_s=REWATCH_S, cap_s=MAX_REWATCH_S, rng=self._rng))
 
     async def _place(self, update: topology_pb2.Placement) -> None:
         members = tuple(Member(member.name, member.address, "") for member in update.members)
