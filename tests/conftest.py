@@ -32,6 +32,10 @@ hypothesis.settings.load_profile("any machine")
 
 LONGEST = (
     "chaos/test_failures.py",
+    "kubernetes/test_stateful_set.py",
+    "supervisor/test_cluster_placing_processes.py",
+    "supervisor/test_cluster_placing_hostile.py",
+    "supervisor/admin/test_page_machines.py",
     "cluster/test_arena.py",
     "shard/test_watchdog_stalled_shard.py",
     "supervisor/test_changes_processes.py",
