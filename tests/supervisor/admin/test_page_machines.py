@@ -182,6 +182,10 @@ def counts_two_machines(app: RunningApp) -> bool:
     return app.metric("onelane_cluster_machines", onelane_state="joined") == 2
 
 
+def counts_a_renewal(app: RunningApp) -> bool:
+    return app.metric("onelane_cluster_requests_total", onelane_operation="lease/keepalive") >= 1
+
+
 def printed(app: RunningApp, *command: str) -> str:
     return CliRunner().invoke(main, [*command, "--admin", app.admin]).stdout
 
@@ -203,7 +207,7 @@ async def test_real_machines_are_seen_from_each_as_one_dies_and_one_is_cut_off(
                 "b/echo-0",
             ]
             await eventually(partial(counts_two_machines, app))
-        assert a.metric("onelane_cluster_requests_total", onelane_operation="lease/keepalive") >= 1
+        await eventually(partial(counts_a_renewal, a))
         text = printed(b, "status")
         assert "cluster arena  told by b  a coordinates" in text
         assert json.loads(printed(a, "status", "--json"))["cluster"]["machine"] == "a"
