@@ -135,16 +135,26 @@ async def test_a_stock_client_follows_all_machines_by_the_bootstrap_file(tmp_pat
     with etcd() as server, reserved() as port:
         xds = f"127.0.0.1:{port}"
         file = file_of(tmp_path, server.url, f'xds = "{xds}"')
-        ran = await answer(file, "bootstrap")
-        assert ran.exit_code == 0, ran.output
         (tmp_path / "a").mkdir()
         settings = settings_of(server, machine="a", lease_s=LEASE_S, xds=xds)
         with (
             running(tmp_path / "a", echo(1), **environment_of(settings)),
             Machines(server, tmp_path).up("b"),
+            reserved() as silent,
         ):
+            ran = await answer(file, "bootstrap")
+            assert ran.exit_code == 0, ran.output
+            assert servers_in(ran.stdout) == [xds]
+            # A machine that is down is the first; etcd knows of the others.
+            file = file_of(tmp_path, server.url, f'xds = "127.0.0.1:{silent}"')
+            ran = await answer(file, "bootstrap")
+            assert servers_in(ran.stdout) == [f"127.0.0.1:{silent}", xds]
             keys = [f"k{number}" for number in range(40)]
-            assert await asyncio.to_thread(owners_by_xds, ran.output, *keys) == {"a/echo-0", "b/echo-0"}
+            assert await asyncio.to_thread(owners_by_xds, ran.stdout, *keys) == {"a/echo-0", "b/echo-0"}
+
+
+def servers_in(bootstrap: str) -> list[str]:
+    return [row["server_uri"] for row in json.loads(bootstrap)["xds_servers"]]
 
 
 # Settings that these commands need
@@ -154,7 +164,9 @@ def test_the_bootstrap_file_names_the_address_that_clients_reach(tmp_path: Path)
     file = file_of(tmp_path, "http://127.0.0.1:1", 'xds = "0.0.0.0:18000"')
     text = Path(file).read_text().replace('advertise = "127.0.0.1"', 'advertise = "fd00::7"')
     Path(file).write_text(text)
-    document = json.loads(ask(file, "bootstrap").output)
+    ran = ask(file, "bootstrap")
+    assert "other machines are left out: etcd at http://127.0.0.1:1 does not answer" in ran.stderr
+    document = json.loads(ran.stdout)
     assert document == {
         "xds_servers": [
             {
@@ -172,7 +184,8 @@ def test_the_bootstrap_file_names_the_address_that_clients_reach(tmp_path: Path)
 def test_without_a_port_of_xds_there_is_no_bootstrap_file(tmp_path: Path) -> None:
     ran = ask(file_of(tmp_path, "http://127.0.0.1:1"), "bootstrap")
     assert ran.exit_code == 3
-    assert 'cluster.xds: is missing; expected its address, such as xds = "0.0.0.0:18000"' in ran.output
+    missing = 'cluster.xds: is missing, here and on all machines that are known; expected its address, such as xds = "0'
+    assert missing in ran.output
 
 
 @pytest.mark.parametrize("command", [["status"], ["forget", "b"], ["bootstrap"]])

@@ -15,7 +15,6 @@ import click
 from onelane import config
 from onelane.cli.arguments import JSON, reporting_errors
 from onelane.cli.standard_streams import console
-from onelane.core import addresses
 from onelane.core.cluster_settings import ClusterSettings, faults_of_names
 from onelane.errors import BadConfig
 
@@ -100,7 +99,8 @@ def _table(name: str, machine: str) -> str:
     "servers",
     multiple=True,
     metavar="HOST:PORT",
-    help="The xDS port of a machine, once for each; a client uses the first that answers. By default this machine's.",
+    help="The xDS port of a machine, once for each; a client uses the first that answers. By default "
+    "this machine's, then those of all others that etcd knows.",
 )
 @reporting_errors
 def bootstrap(file: Path, servers: tuple[str, ...]) -> None:
@@ -113,7 +113,7 @@ def bootstrap(file: Path, servers: tuple[str, ...]) -> None:
     With more than 8 shards of 512 points a client needs a larger ring: see the page on many machines.
     """
     settings = _settings_of(file)
-    click.echo(json.dumps(bootstrap_of(settings, servers or (_xds_server_of(settings, file),)), indent=2))
+    click.echo(json.dumps(bootstrap_of(settings, servers or _xds_servers_of(settings, file)), indent=2))
 
 
 def bootstrap_of(settings: ClusterSettings, servers: tuple[str, ...]) -> dict[str, Any]:
@@ -125,13 +125,32 @@ def bootstrap_of(settings: ClusterSettings, servers: tuple[str, ...]) -> dict[st
     return {"xds_servers": rows, "node": {"id": f"client-of-{settings.name}", "cluster": settings.name}}
 
 
-def _xds_server_of(settings: ClusterSettings, file: Path) -> str:
-    """The address at which clients reach the xDS server of this machine."""
-    if not settings.xds:
+def _xds_servers_of(settings: ClusterSettings, file: Path) -> tuple[str, ...]:
+    """Where clients reach the xDS servers of all machines that have one: this one's first, then as etcd tells them.
+
+    Raises:
+        BadConfig: there is none.
+    """
+    # Only where etcd is asked.
+    from onelane.cluster.coordination import CoordinationRefused, CoordinationUnavailable
+
+    servers = [settings.xds_server] if settings.xds else []
+    try:
+        servers += _ask(settings, file, lambda store: _xds_servers_in(store, settings.name))
+    except (CoordinationUnavailable, CoordinationRefused) as error:
+        click.echo(f"onelane: other machines are left out: {error}", err=True)
+    if not servers:
         expected = 'expected its address, such as xds = "0.0.0.0:18000" (or --server HOST:PORT of other machines)'
-        raise BadConfig(str(file), [f"cluster.xds: is missing; {expected}"])
-    host, port = addresses.split(settings.xds)
-    return addresses.join(settings.advertise.strip("[]") if addresses.is_wildcard(host) else host, port)
+        raise BadConfig(str(file), [f"cluster.xds: is missing, here and on all machines that are known; {expected}"])
+    return tuple(dict.fromkeys(servers))
+
+
+async def _xds_servers_in(store: "CoordinationStore", name: str) -> list[str]:
+    from onelane.cluster.machines import ClusterKeys, ClusterView, MachineRecord
+
+    keys = ClusterKeys(name)
+    view = ClusterView(keys, await store.read(keys.prefix))
+    return [row.xds for row in view.machines() if isinstance(row, MachineRecord) and row.xds]
 
 
 @cluster.command("status")

@@ -78,6 +78,8 @@ class MachineRecord:
     """App → a digest of the settings that decide who owns a key, and where it is kept."""
     admin: str = ""
     """The URL of the page of its supervisor; "" where other machines cannot reach it."""
+    xds: str = ""
+    """`host:port` of its xDS server, as clients reach it; "" where it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,14 @@ class ClusterSettings(Checked):
     """Links between machines, and to etcd, without TLS: whoever can reach them can read and change all state."""
 
     @property
+    def xds_server(self) -> str:
+        """`host:port` of this machine's xDS server, as clients reach it; "" without one."""
+        if not self.xds:
+            return ""
+        host, port = addresses.split(self.xds)
+        return addresses.join(self.advertise.strip("[]") if addresses.is_wildcard(host) else host, port)
+
+    @property
     def ports_of_links(self) -> Sequence[int]:
         """0 where the system chooses."""
         if not self.link_ports:

@@ -44,6 +44,7 @@ def record_of(settings: ClusterSettings, apps: Mapping[str, App], *, page: str =
         trust="" if settings.tls is None else _fingerprint(settings.tls.ca),
         settings={name: settings_digest(app) for name, app in apps.items()},
         admin=page,
+        xds=settings.xds_server,
     )
 
 
