@@ -29,7 +29,8 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     }
     return [
         *(
-            Goal(f"{m.CLUSTERED} / {m.ALONE}, {shape}", _ratio(runs, shape), 1.05)
+            Goal(f"{m.CLUSTERED} / {beside}, {shape}", _ratio(runs, beside, shape), 1.05)
+            for beside in (m.ALONE, m.APART)
             for shape in shapes
             if (m.CLUSTERED, shape) in runs
         ),
@@ -37,7 +38,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     ]
 
 
-def _ratio(runs: dict[tuple[str, str], tuple[float, ...]], shape: str) -> float:
+def _ratio(runs: dict[tuple[str, str], tuple[float, ...]], beside: str, shape: str) -> float:
     """The median of runs that followed each other."""
-    pairs = zip(runs[m.CLUSTERED, shape], runs[m.ALONE, shape], strict=True)
-    return median(clustered / alone for clustered, alone in pairs)
+    pairs = zip(runs[m.CLUSTERED, shape], runs[beside, shape], strict=True)
+    return median(clustered / other for clustered, other in pairs)

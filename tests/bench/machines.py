@@ -30,6 +30,9 @@ NAMES = ("a", "b", "c")
 LANES = 4
 """Of each machine."""
 ALONE, CLUSTERED = "2 shards on one machine", "2 machines of a shard each"
+APART = "2 machines of a shard each, without a cluster"
+"""Two processes that come from one share pages and caches: two machines on this one have not that, with a cluster or
+without."""
 PINNED, LEFT, JOINED = (
     f"placement of {len(NAMES)} machines of {LANES} lanes: {what}"
     for what in ("a key is pinned", "a shard leaves", "a shard joins, once it is ready")
@@ -68,12 +71,16 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def _calls(bench: Bench) -> Iterator[Row]:
     """Calls that the ring sends home, beside the same on one machine: two shards either way, all processes count."""
-    alone = bench.shards(2)
+    alone, apart = bench.shards(2), [bench.shards(1) for _ in range(2)]
     machines = bench.stack.enter_context(bench_machines(bench.folder, bench.otlp))
     for name in NAMES[:2]:
         machines.start(name, 1)
     machines.epoch()
-    apps = {ALONE: (alone.at_home(), alone.pids), CLUSTERED: (machines.at_home(), machines.pids)}
+    apps = {
+        ALONE: (alone.at_home(), alone.pids),
+        APART: ([*apart[0].at_home(), *apart[1].at_home()], [*apart[0].pids, *apart[1].pids]),
+        CLUSTERED: (machines.at_home(), machines.pids),
+    }
     for shape in SHAPES:
         load = bench.load(16_000, shape)
         yield from bench.rows(f"machines, {load.shape}", [Case(name, *app, load) for name, app in apps.items()])
