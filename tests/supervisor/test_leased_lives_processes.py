@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,4 +157,21 @@ async def test_a_machine_that_does_not_fit_ends_with_one_sentence_and_disturbs_n
         assert ended.returncode != 0
         assert "cannot join the cluster 'arena': app 'echo' is set up otherwise on machine 'a'" in ended.stderr
         assert "Traceback" not in ended.stderr
+        assert await client.seen() > before
+
+
+async def test_a_machine_that_meets_another_of_its_name_or_whose_user_etcd_does_not_know_says_so_and_disturbs_nobody(
+    leased: LeasedApp, tmp_path: Path
+) -> None:
+    settings = settings_of(leased.server, machine="a", lease_s=PATIENT_S)
+    async with leased.client() as client:
+        before = await client.seen()
+        ended = await asyncio.to_thread(partial(run_to_end, tmp_path, echo(1), **environment_of(settings)))
+        assert (ended.returncode != 0, "Traceback" in ended.stderr) == (True, False)
+        assert "a machine 'a' is there already, at 127.0.0.1: set `machine` to another name" in ended.stderr
+        others = environment_of(replace(settings, machine="b"))
+        others |= {"ONELANE_CLUSTER__ETCD_USER": "u", "ONELANE_CLUSTER__ETCD_PASSWORD": "swordfish"}
+        ended = await asyncio.to_thread(partial(run_to_end, tmp_path, echo(1), **others))
+        assert (ended.returncode != 0, "Traceback" in ended.stderr) == (True, False)
+        assert "this etcd has no users: expected none" in ended.stderr
         assert await client.seen() > before
