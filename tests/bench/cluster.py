@@ -20,7 +20,7 @@ from tests.bench.shards import telemetry, toml_of
 from tests.etcd import EtcdServer, etcd
 from tests.machines import Certificates
 from tests.running_app import RunningApp, descendants, running
-from tests.supervisor.leased import environment_of, settings_of
+from tests.supervisor.cluster_variables import environment_of, settings_of
 
 APP = "echo"
 ETCD_OPTIONS = ("--heartbeat-interval=100", "--election-timeout=1000", "--unsafe-no-fsync=false")

@@ -21,7 +21,7 @@ from onelane.cluster.machines import ClusterKeys
 from tests.etcd import EtcdServer, etcd
 from tests.ports import reserved
 from tests.running_app import echo, eventually, running
-from tests.supervisor.leased import environment_of, settings_of
+from tests.supervisor.cluster_variables import environment_of, settings_of
 from tests.supervisor.machines_up import LEASE_S, Machines
 
 APP = '[apps.echo]\nservices = ["tests.echo.service:Echo"]\nlisten = "127.0.0.1:0"\n'

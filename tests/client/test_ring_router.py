@@ -96,14 +96,14 @@ class TopologyOf(topology_pb2_grpc.TopologyServicer):
 
 async def test_the_topology_is_asked_of_another_shard_once_the_target_is_gone() -> None:
     """As where it was the address of one machine, which has died."""
-    async with stock() as (target, gone), stock() as (other, server):
+    async with stock() as (target, target_server), stock() as (other, other_server):
         at_target, at_other = TopologyOf(), TopologyOf()
-        for topology_of, its_server in ((at_target, gone), (at_other, server)):
-            topology_pb2_grpc.add_TopologyServicer_to_server(topology_of, its_server)
+        for topology_of, server in ((at_target, target_server), (at_other, other_server)):
+            topology_pb2_grpc.add_TopologyServicer_to_server(topology_of, server)
         router = RingRouter(target, APP_DIALLING)
         await at_target.placements.put(topology(target, other))
         await router.wait_ready()
-        await gone.stop(None)
+        await target_server.stop(None)
         await at_other.placements.put(topology(other, epoch=2))
         is_told = asyncio.Event()
         router.when_placed(2, is_told.set, within_s=BOUND_S)

@@ -15,7 +15,7 @@ from onelane.core.placement import Member, Placement
 from onelane.errors import NotThere
 
 from tests.etcd import EtcdServer, etcd
-from tests.supervisor.leased import settings_of
+from tests.supervisor.cluster_variables import settings_of
 
 RECORD = MachineRecord(name="b", advertise="10.0.0.12", release="0.1.0", lease_s=60.0, start="s")
 names = iter(f"arena-{number}" for number in range(100))

@@ -163,9 +163,9 @@ def test_the_dashboard_shows_all_that_machines_of_a_cluster_count() -> None:
     text = json.dumps(dashboard()["panels"])
     suffix = {"counter": "_total", "histogram": "_bucket", "gauge": ""}
     counted = [name_of(Instrument(n, unit), kind) + suffix[kind] for n, kind, unit, _ in table().values()]
-    ours = [name for name in counted if name.startswith(("onelane_machine_", "onelane_cluster_"))]
-    assert len(ours) == 10
-    assert [name for name in ours if name not in text] == []
+    of_machines = [name for name in counted if name.startswith(("onelane_machine_", "onelane_cluster_"))]
+    assert len(of_machines) == 10
+    assert [name for name in of_machines if name not in text] == []
 
 
 def test_no_panels_of_the_dashboard_overlap() -> None:

@@ -12,7 +12,7 @@ from tests.etcd import EtcdServer
 from tests.namespaces.network import Host, Network, new_network
 from tests.postgres import PostgresServer
 from tests.running_app import RunningApp, running
-from tests.supervisor.leased import environment_of
+from tests.supervisor.cluster_variables import environment_of
 
 PORT = 50051
 """Of the first app of a machine; the next has the next one."""

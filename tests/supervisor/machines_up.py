@@ -16,7 +16,7 @@ from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import EtcdServer
 from tests.machines import Certificates
 from tests.running_app import RunningApp, echo, http_request, running
-from tests.supervisor.leased import environment_of, settings_of
+from tests.supervisor.cluster_variables import environment_of, settings_of
 
 LEASE_S = 6
 KEYS = [f"k{number}" for number in range(24)]

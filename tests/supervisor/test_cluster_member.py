@@ -15,7 +15,7 @@ from onelane.errors import PortTaken
 from onelane.supervisor.cluster_member import ClusterMember
 
 from tests.etcd import EtcdServer, etcd
-from tests.supervisor.leased import settings_of
+from tests.supervisor.cluster_variables import settings_of
 from tests.supervisor.scripted_lives import ScriptedLives
 from tests.supervisor.test_xds_server import holds
 

@@ -23,7 +23,7 @@ from tests.etcd import etcd
 from tests.machines import Certificates
 from tests.running_app import ROOT, RunningApp, descendants, echo, eventually
 from tests.shard.test_assertions import ADMIN, OWN, ask, guarded
-from tests.supervisor.leased import environment_of
+from tests.supervisor.cluster_variables import environment_of
 from tests.supervisor.machines_up import KEYS, Machines, epoch_of, served_by
 
 ARENA = ClusterKeys("arena")

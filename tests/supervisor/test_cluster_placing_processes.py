@@ -15,7 +15,7 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import etcd
 from tests.running_app import RunningApp, echo, eventually, http_request, run_to_end, running
-from tests.supervisor.leased import environment_of
+from tests.supervisor.cluster_variables import environment_of
 from tests.supervisor.machines_up import KEYS, Callers, Machines, epoch_of, order, served_by
 
 

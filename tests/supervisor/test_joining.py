@@ -21,7 +21,7 @@ from onelane.supervisor.cluster_member import ClusterMember
 from onelane.supervisor.joining import page_url, record_of, settings_digest
 
 from tests.etcd import EtcdServer, etcd
-from tests.supervisor.leased import settings_of
+from tests.supervisor.cluster_variables import settings_of
 from tests.supervisor.scripted_lives import ScriptedLives
 
 ECHO = {"services": ("tests.echo.service:Echo",), "listen": "127.0.0.1:50051"}

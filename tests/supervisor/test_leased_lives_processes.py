@@ -23,7 +23,7 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import EtcdServer, etcd
 from tests.running_app import RunningApp, echo, eventually, run_to_end, running
-from tests.supervisor.leased import environment_of, settings_of
+from tests.supervisor.cluster_variables import environment_of, settings_of
 
 LEASE_S = 2
 PATIENT_S = 30

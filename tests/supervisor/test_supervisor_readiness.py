@@ -13,7 +13,7 @@ import pytest
 from tests import ports
 from tests.etcd import EtcdServer, etcd
 from tests.running_app import echo, eventually, http_request, running
-from tests.supervisor.leased import environment_of, settings_of
+from tests.supervisor.cluster_variables import environment_of, settings_of
 
 pytestmark = pytest.mark.slow
 LEASE_S = 60

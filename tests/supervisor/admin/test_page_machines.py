@@ -20,7 +20,7 @@ from tests.cli.test_cluster_text import CHANGE, cluster, machine
 from tests.etcd import EtcdServer, etcd
 from tests.running_app import RunningApp, echo, eventually, running
 from tests.supervisor.admin.opened_page import CONTRASTS, CUT_OFF, opened
-from tests.supervisor.leased import environment_of, settings_of
+from tests.supervisor.cluster_variables import environment_of, settings_of
 
 pytestmark = pytest.mark.slow
 Folders = pytest.TempPathFactory
