@@ -244,7 +244,9 @@ async def test_an_exemplar_leads_from_a_bucket_to_its_trace(cluster: RunningApp,
 async def test_prometheus_answers_every_expression_of_the_dashboard(cluster: RunningApp, seen: Prometheus) -> None:
     await call(cluster, ["add 0"] * 5)
     targets = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
-    queries = [text.replace("$__rate_interval", "1m").replace("$app", "echo") for text in targets]
+    queries = [
+        text.replace("$__rate_interval", "1m").replace("$__range", "1h").replace("$app", "echo") for text in targets
+    ]
 
     def answered() -> int:
         # An expression that is none is an HTTP error. A rate has no value before the second scrape.
