@@ -91,9 +91,18 @@ class Clients:
     """All clients of one app. Each calls one key after another until it is told to stop."""
 
     def __init__(
-        self, keys: Sequence[str], seed: int, history: History, *, pause_s: float = 0.0, calls_through: bool = True
+        self,
+        keys: Sequence[str],
+        seed: int,
+        history: History,
+        *,
+        pause_s: float = 0.0,
+        calls_through: bool = True,
+        most: int = 3,
     ) -> None:
-        """calls_through: some of the calls are made by a handler, in the turn of another key."""
+        """calls_through: some of the calls are made by a handler, in the turn of another key. most: that a call adds.
+        1 where many calls have no answer: how many of which amounts were added would be a search without end."""
+        self._most = most
         self._keys = keys
         self._through = 0.4 if calls_through else 0.0
         self._seed = seed
@@ -133,7 +142,7 @@ class Clients:
     async def _run(self, client: Client, rng: Random) -> None:
         while not self._stop.is_set():
             await asyncio.sleep(self._pause_s)
-            key, amount, dice = rng.choice(self._keys), rng.randint(1, 3), rng.random()
+            key, amount, dice = rng.choice(self._keys), rng.randint(1, self._most), rng.random()
             if dice < 0.2:
                 await self._call(client, client.stub.Read, Read(), Change(key=key))
             elif dice < 0.3:

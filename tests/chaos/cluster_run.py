@@ -71,7 +71,11 @@ async def run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> Clu
     first, second = (name for name in NAMES if name != victim)
     machines.names = first, second, victim
     parties = [
-        _dialled(machines, Clients(keys, seed, history, pause_s=PAUSE_S, calls_through=False), with_id=keys is durable)
+        _dialled(
+            machines,
+            Clients(keys, seed, history, pause_s=PAUSE_S, calls_through=False, most=1),
+            with_id=keys is durable,
+        )
         for keys in (plain, durable)
     ]
     for party in parties:

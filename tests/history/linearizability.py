@@ -85,7 +85,7 @@ class TooManyConfigurations(AssertionError):
 
 def check(history: Iterable[Operation], *, initial: int = 0, limit: int = MAX_CONFIGURATIONS) -> int:
     """Raise unless the operations of each key are linearizable; returns the number of keys. limit: configurations of
-    one key that are looked at.
+    one key that are made.
 
     Raises:
         NotLinearizable: for some key they are not.
@@ -177,10 +177,13 @@ class _Search:
             if number in configuration.happened:
                 yield configuration
                 continue
-            todo += [following for following in self._followers(configuration) if seen.add(following)]
-            self._left -= 1
-            if self._left < 0:
-                raise TooManyConfigurations(f"more than {self._limit} until {self._operations[number]}")
+            for following in self._followers(configuration):
+                # Those that are made, not those that are looked at: of one there may be millions, each of some memory.
+                self._left -= 1
+                if self._left < 0:
+                    raise TooManyConfigurations(f"more than {self._limit} until {self._operations[number]}")
+                if seen.add(following):
+                    todo.append(following)
 
     def _followers(self, configuration: Configuration) -> Iterator[Configuration]:
         """After one more operation under way has happened, and before it as few of the endless ones as it needs."""

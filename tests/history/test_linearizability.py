@@ -188,3 +188,11 @@ def test_a_history_that_is_too_concurrent_ends_at_the_bound() -> None:
     operations += [operation(Add(1000), 0, 100 + number, 1_000_000) for number in range(2)]
     with pytest.raises(TooManyConfigurations):
         check(operations, limit=1000)
+
+
+def test_the_bound_counts_what_is_made_for_one_answer_before_that_is_looked_at() -> None:
+    """Lost additions of three amounts explain one answer in thousands of ways; a run took 23 GB for them."""
+    operations = [Operation("k", Add(amount), 0.0) for amount in (1, 2, 3) for _ in range(100)]
+    operations.append(operation(Add(1), 1, 2, 301))
+    with pytest.raises(TooManyConfigurations):
+        check(operations, limit=1000)
