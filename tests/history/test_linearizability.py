@@ -191,7 +191,7 @@ def test_a_history_that_is_too_concurrent_ends_at_the_bound() -> None:
 
 
 def test_the_bound_counts_what_is_made_for_one_answer_before_that_is_looked_at() -> None:
-    """Lost additions of three amounts explain one answer in thousands of ways; a run took 23 GB for them."""
+    """Lost additions of three amounts explain one answer in thousands of ways: likely what took a run 23 GB."""
     operations = [Operation("k", Add(amount), 0.0) for amount in (1, 2, 3) for _ in range(100)]
     operations.append(operation(Add(1), 1, 2, 301))
     with pytest.raises(TooManyConfigurations):
