@@ -23,7 +23,7 @@ import trustme
 from services.arena.admin import Admin
 from services.arena.drive import FILE, read_addresses
 from tests import etcd, postgres, tools
-from tests.namespaces.network import Host, Network, new_network
+from tests.namespaces.network import Host, Network, need_root, new_network
 from tests.running_app import ROOT
 
 CLUSTER = "arena"
@@ -175,6 +175,7 @@ class Machine:
 def new_site(*, lease_s: int, shards: int | None) -> Iterator[Site]:
     """A network with an etcd and a PostgreSQL, and without machines; nothing of it is left at the end. Skips where
     there can be no namespaces, no etcd or no PostgreSQL."""
+    need_root()
     tools.program("etcd", "Debian's package etcd-server")
     if postgres.installed() is None:
         tools.absent("PostgreSQL is not installed (Debian's package postgresql)")

@@ -254,6 +254,11 @@ def remove_abandoned() -> None:
 def _need_namespaces() -> None:
     for program, package in (("ip", "iproute2"), ("iptables", "iptables"), ("nsenter", "util-linux")):
         tools.program(program, f"Debian's package {package}")
+    need_root()
+
+
+def need_root() -> None:
+    """Skips where this process may make no namespaces."""
     if os.geteuid() != 0:
         tools.absent("machines as network namespaces need root")
 
