@@ -148,18 +148,21 @@ async def test_a_lane_that_gets_no_cpu_is_starved_and_no_code_is_blamed(tmp_path
                 process.communicate()
         starved = [line for line in cluster.log.read_text().splitlines() if "lane.starved" in line]
         assert [line for line in starved if " INFO " not in line or "=-" in line or "= " in line] == []
-        assert len(starved) == 1
         await where.close()
 
 
 async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_long(tmp_path: Path) -> None:
     with running(tmp_path, echo(1, "replace_stalled_s = 1")) as cluster:
         where = Where(cluster)
-        # On a busy machine a start may have stalls of its own.
+        # A first one, that does not hide the second; on a busy machine a start may have stalls of its own as well.
         (before,) = cluster.shards()
-        known = before["last_stalls"]
+        await stop_for(before["pid"], 0.5)
+        await eventually(lambda: cluster.shards()[0]["last_stalls"])
+        known = cluster.shards()[0]["last_stalls"]
+        longest_s = max(stall["seconds"] for stall in known)
+        stopping = stop_for(before["pid"], max(2.1, 2.1 * longest_s))
         # With a call that its lane begins to work on the moment it goes on.
-        seconds, _ = await asyncio.gather(stop_for(before["pid"], 2.1), order(where, "echo-0", "compute 0.3"))
+        seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.3"))
         await eventually(lambda: longest_stall(cluster, known)["seconds"] > seconds - 1)
         assert longest_stall(cluster, known)["kind"] == "starved"
         (after,) = cluster.shards()

@@ -14,6 +14,7 @@ from onelane.telemetry.stalls import (
     Evidence,
     LogLimit,
     Sample,
+    StarvedLimit,
     kind_of,
 )
 
@@ -85,3 +86,9 @@ def test_no_minute_exceeds_the_limit_and_every_stall_is_counted(steps: list[floa
             logged.append(now)
     assert all(later - earlier >= LOG_PERIOD_S for earlier, later in zip(logged, logged[MAX_LOGGED:], strict=False))
     assert len(logged) + suppressed + limit.take_suppressed(now + LOG_PERIOD_S) == len(steps)
+
+
+def test_without_a_cpu_the_first_of_a_minute_is_told_and_each_that_is_twice_as_long_as_the_last_told() -> None:
+    limit = StarvedLimit()
+    times = [(0.0, 0.1), (1.0, 0.15), (2.0, 0.1), (3.0, 2.1), (4.0, 4.1), (5.0, 4.2), (64.9, 0.1), (65.0, 0.1)]
+    assert [limit.allow(now, seconds) for now, seconds in times] == [0, None, None, 2, None, 1, None, 1]

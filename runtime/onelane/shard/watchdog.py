@@ -33,6 +33,7 @@ from onelane.telemetry.stalls import (
     LogLimit,
     Sample,
     Stall,
+    StarvedLimit,
     kind_of,
 )
 
@@ -58,7 +59,7 @@ class WatchedShard:
     on_stall: Callable[[Stall, bool], None]
     """Takes a stall that is over, and whether it was logged. Called on the lane."""
     log_limit: LogLimit = field(default_factory=LogLimit)
-    starved_limit: LogLimit = field(default_factory=lambda: LogLimit(most=1))
+    starved_limit: StarvedLimit = field(default_factory=StarvedLimit)
     """Of stalls for which the machine alone is to blame."""
 
 
@@ -282,12 +283,12 @@ class _WatchdogThread(threading.Thread):
 
 
 def tell_starved(shard: WatchedShard, stall: Stall, now: float) -> bool:
-    """Log that the machine had no CPU for the lane, at most once a minute; whether it was logged."""
-    before = shard.starved_limit.take_suppressed(now)
-    if not shard.starved_limit.allow(now):
+    """Log that the machine had no CPU for the lane, seldom (`StarvedLimit`); whether it was logged."""
+    untold = shard.starved_limit.allow(now, stall.seconds)
+    if untold is None:
         return False
     text, *values = _stall_message("lane.starved", shard.name, stall)
-    log.info(*((text + " times_untold=%d", *values, before) if before else (text, *values)))
+    log.info(*((text + " times_untold=%d", *values, untold) if untold else (text, *values)))
     return True
 
 

@@ -8,6 +8,7 @@ Leaves out: measuring. `onelane.shard.watchdog` does that.
 import signal
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 
 EXIT_STALLED = 70
 """Exit code of a shard's process that has ended itself because its lane was stalled for too long."""
@@ -142,3 +143,22 @@ class LogLimit:
         while self._logged_at and now - self._logged_at[0] >= self._per_s:
             self._logged_at.popleft()
         return len(self._logged_at) >= self._most
+
+
+class StarvedLimit:
+    """Which times without a CPU are logged: the first in `LOG_PERIOD_S`, and each that is twice as long as the last one
+    logged, so that a long one does not hide behind a short one. Owned by one watchdog."""
+
+    def __init__(self) -> None:
+        self._logged_at = -inf
+        self._logged_s = 0.0
+        self._suppressed = 0
+
+    def allow(self, now: float, seconds: float) -> int | None:
+        """How many were suppressed before this one, which may be logged; None where it is suppressed as well."""
+        if now - self._logged_at < LOG_PERIOD_S and seconds < 2 * self._logged_s:
+            self._suppressed += 1
+            return None
+        self._logged_at, self._logged_s = now, seconds
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
