@@ -1,51 +1,40 @@
-"""Clients that count while keys move: failed calls, updates that are lost or doubled, and how long each key paused."""
+"""Clients that count while keys move: failed calls, updates that are lost or doubled, and how long each key paused.
 
-import asyncio
-import gc
+Half of the keys are called by clients that know the ring, half by stock clients. Each kind has a process of its own
+(`tests.bench.counting`).
+"""
+
 import json
 import re
+import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-import grpc.aio
-import onelane
-
-from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.echo.v1.echo_pb2_grpc import EchoStub
+from tests.bench.counting import OURS, STOCK, Seen
 from tests.running_app import RunningApp
 
 KEYS = [f"key-{number}" for number in range(48)]
 """Each is counted by a task of its own, one call after the other."""
-CHANNELS = 6
-"""Half of them are stock clients'."""
-BEFORE_S, AFTER_S, CALL_S = 1.5, 0.5, 20.0
-RETRY = {
-    "maxAttempts": 5,
-    "initialBackoff": "0.02s",
-    "maxBackoff": "0.5s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
-STOCK_OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": RETRY}]})),
-]
+BEFORE_S, AFTER_S = 1.5, 0.5
+ALL_OUT = {OURS: 0.0, STOCK: 0.02}
+"""Seconds from an answer to the next call of its key: the machine has no processor left."""
+MODERATE = {OURS: 0.01, STOCK: 0.02}
+"""The machine has some left."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counted:
-    """What the clients saw."""
+    """What all clients saw."""
 
-    failed: int = 0
-    wrong: int = 0
-    """Answers that were not the key's last count and one more."""
-    calls: list[tuple[float, float, str]] = field(default_factory=list)
-    """Unix time at its end, duration, key."""
+    failed: int
+    wrong: int
+    calls: list[tuple[float, float, str]]
+    """Unix time at its end, duration, key; in the order of their ends."""
 
     def per_s(self, keys: Collection[str], since: float, until: float) -> float:
         """Calls of these keys in that time."""
@@ -68,53 +57,42 @@ class Change:
     over: float
 
 
-async def count_during(app: RunningApp, commands: Sequence[str], counts: dict[str, int]) -> Counted:
+def count_during(
+    app: RunningApp, commands: Sequence[str], counts: dict[str, int], every_s: Mapping[str, float] = ALL_OUT
+) -> Counted:
     """Count while the admin address is given these commands, one after the other. counts: the last of each key."""
-    counted, ends = Counted(), asyncio.Event()
-    async with AsyncExitStack() as stack:
-        stack.enter_context(without_collections())
-        stubs = [EchoStub(await _channel(app, number, stack)) for number in range(CHANNELS)]
+    with ExitStack() as stack:
         clients = [
-            asyncio.create_task(_count(stubs[number % CHANNELS], key, counts, counted, ends))
-            for number, key in enumerate(KEYS)
+            stack.enter_context(
+                _clients([kind, app.listen["echo"], str(seconds)], KEYS[number :: len(every_s)], counts)
+            )
+            for number, (kind, seconds) in enumerate(every_s.items())
         ]
-        await asyncio.sleep(BEFORE_S)
+        for process in clients:
+            _read_line(process)
+        time.sleep(BEFORE_S)
         for command in commands:
-            await asyncio.to_thread(_command, app, command)
-            await asyncio.sleep(AFTER_S)
-        ends.set()
-        await asyncio.gather(*clients)
-    return counted
+            _command(app, command)
+            time.sleep(AFTER_S)
+        seen = [Seen(**json.loads(process.communicate()[0])) for process in clients]
+    for one in seen:
+        counts.update(one.counts)
+    calls = sorted((at, took, key) for one in seen for at, took, key in one.calls)
+    return Counted(sum(one.failed for one in seen), sum(one.wrong for one in seen), calls)
 
 
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """A full collection of garbage takes this process some 50 ms, in which every key seems to pause."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+def _clients(arguments: Sequence[str], keys: Sequence[str], counts: Mapping[str, int]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.bench.counting", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    print(json.dumps({key: counts.get(key, 0) for key in keys}), file=process.stdin, flush=True)
+    return process
 
 
-async def _channel(app: RunningApp, number: int, stack: AsyncExitStack) -> Any:
-    address = app.listen["echo"]
-    stock = grpc.aio.insecure_channel(address, STOCK_OPTIONS)
-    return await stack.enter_async_context(stock if number % 2 else onelane.connect(address))
-
-
-async def _count(stub: Any, key: str, counts: dict[str, int], counted: Counted, ends: asyncio.Event) -> None:
-    while not ends.is_set():
-        began = time.perf_counter()
-        try:
-            seen = (await stub.Plain(EchoRequest(key=key), timeout=CALL_S)).seen
-        except grpc.aio.AioRpcError:
-            counted.failed += 1
-            continue
-        counted.calls.append((time.time(), time.perf_counter() - began, key))
-        counted.wrong += seen != counts.get(key, 0) + 1
-        counts[key] = seen
+def _read_line(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    if process.stdout.readline() != "counting\n":
+        raise RuntimeError("a process of clients ended before it counted")
 
 
 def _command(app: RunningApp, path: str) -> None:

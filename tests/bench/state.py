@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -32,7 +32,9 @@ ASYNCPG = "grpc.aio + asyncpg, fsync=on synchronous_commit=on, a commit per call
 FLUSHES = "counter: durable, SQLite: flushes to disk per call"
 SCALED = "scaled 2 → 4 → 3 under load, in memory: "
 FAILED, WRONG, PAUSE = SCALED + "failed calls", SCALED + "lost or doubled updates", SCALED + "a key's longest pause"
+UNCHANGED = SCALED + "a key's longest call in as long a time without a change"
 CLIENTS = f"{len(moving.KEYS)} at once"
+MODERATE = f"{CLIENTS}, with pauses"
 FILLED = "entries of 1 KiB that move, in memory: "
 ENTRIES, SECONDS = FILLED + "how many", FILLED + "seconds"
 BEFORE, BESIDE = FILLED + "calls of other keys before", FILLED + "calls of other keys beside"
@@ -168,31 +170,40 @@ def _scaled(bench: Bench) -> Iterator[Row]:
     failed = wrong = 0
     counts: dict[str, int] = {}
     pauses: list[float] = []
+    unchanged: list[float] = []
     for number in range(bench.setting.rounds):
         bench.setting.tell(f"scaled: round {number + 1} of {bench.setting.rounds}")
-        counted = asyncio.run(moving.count_during(app, [f"/scale?app=echo&shards={n}" for n in (4, 3, 2)], counts))
+        counted = moving.count_during(app, [f"/scale?app=echo&shards={n}" for n in (4, 3, 2)], counts)
         failed, wrong = failed + counted.failed, wrong + counted.wrong
-        for change in moving.changes_of(app)[-3:]:
+        for place, change in enumerate(moving.changes_of(app)[-3:]):
             pauses += counted.pauses_s(change.began, change.over)
+            quiet = counted.calls[0][0] + 0.4 + 0.3 * place
+            unchanged += counted.pauses_s(quiet, quiet + change.over - change.began)
     yield Row(FAILED, CLIENTS, count=failed)
     yield Row(WRONG, CLIENTS, count=wrong)
-    yield Row(PAUSE, CLIENTS, p99_ms=round(1000 * sorted(pauses)[int(0.99 * len(pauses))], 1))
+    for name, seconds in ((PAUSE, pauses), (UNCHANGED, unchanged)):
+        yield Row(name, CLIENTS, p99_ms=round(1000 * sorted(seconds)[int(0.99 * len(seconds))], 1))
 
 
 def _filled(bench: Bench) -> Iterator[Row]:
     """Half of one shard's memory moves to a new shard, beside the traffic of keys that stay."""
+    for shape, every_s in ((CLIENTS, moving.ALL_OUT), (MODERATE, moving.MODERATE)):
+        yield from _filled_beside(bench, shape, every_s)
+
+
+def _filled_beside(bench: Bench, shape: str, every_s: Mapping[str, float]) -> Iterator[Row]:
     app = bench.shards(1, service=f"{SERVICE}Filled").cluster
     entries = int(200_000 * min(1.0, bench.setting.scale))
     with grpc.insecure_channel(app.listen["echo"]) as channel:
         EchoStub(channel).Misbehave(EchoRequest(key="k", times=entries), timeout=60)
-    bench.setting.tell("many entries")
-    counted = asyncio.run(moving.count_during(app, ["/scale?app=echo&shards=2"], {}))
+    bench.setting.tell(f"many entries, {shape}")
+    counted = moving.count_during(app, ["/scale?app=echo&shards=2"], {}, every_s)
     (change,) = moving.changes_of(app)
     first, scaled = counted.calls[0][0], Shards(app)
     staying = {key for key in moving.KEYS if scaled.placement.owner_of(key) == scaled.members[0]}
     moved = sum(scaled.placement.owner_of(f"entry-{n}") == scaled.members[1] for n in range(entries))
-    yield Row(ENTRIES, "to 2 shards", count=moved)
-    yield Row(SECONDS, "to 2 shards", count=round(change.over - change.began, 2))
+    yield Row(ENTRIES, shape, count=moved)
+    yield Row(SECONDS, shape, count=round(change.over - change.began, 2))
     before = counted.per_s(staying, first, first + moving.BEFORE_S)
-    yield Row(BEFORE, CLIENTS, calls_per_s=round(before))
-    yield Row(BESIDE, CLIENTS, calls_per_s=round(counted.per_s(staying, change.began, change.over)))
+    yield Row(BEFORE, shape, calls_per_s=round(before))
+    yield Row(BESIDE, shape, calls_per_s=round(counted.per_s(staying, change.began, change.over)))

@@ -23,14 +23,21 @@ Rows = dict[tuple[str, str], Row]
 def _moved(rows: Rows) -> list[Goal]:
     bare, moving = rows[s.BARE, "4x16"], rows[s.MOVING, "4x16"]
     dearer = median(b - a for a, b in zip(bare.cpu_us_runs, moving.cpu_us_runs, strict=True))
-    before, beside = (_figure(rows[name, s.CLIENTS].calls_per_s) for name in (s.BEFORE, s.BESIDE))
     return [
         Goal("keyed that moves - a bare dict, µs", dearer, 0.2),
         Goal(s.FAILED, _figure(rows[s.FAILED, s.CLIENTS].count), 0),
         Goal(s.WRONG, _figure(rows[s.WRONG, s.CLIENTS].count), 0),
         Goal(f"{s.PAUSE}, p99 ms", _figure(rows[s.PAUSE, s.CLIENTS].p99_ms), 50),
-        Goal(f"{s.SECONDS}", _figure(rows[s.SECONDS, "to 2 shards"].count), 5),
-        Goal(f"{s.BESIDE} / before", beside / before, 0.8, at_least=True),
+        *_filled(rows, s.CLIENTS),
+        *_filled(rows, s.MODERATE),
+    ]
+
+
+def _filled(rows: Rows, shape: str) -> list[Goal]:
+    before, beside = (_figure(rows[name, shape].calls_per_s) for name in (s.BEFORE, s.BESIDE))
+    return [
+        Goal(f"{s.SECONDS}, {shape}", _figure(rows[s.SECONDS, shape].count), 5),
+        Goal(f"{s.BESIDE} / before, {shape}", beside / before, 0.8, at_least=True),
     ]
 
 
