@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 from tests.bench.counting import OURS, STOCK, Seen
 from tests.running_app import RunningApp
@@ -75,10 +76,10 @@ def count_during(
             _command(app, command)
             time.sleep(AFTER_S)
         seen = [Seen(**json.loads(process.communicate()[0])) for process in clients]
-    for one in seen:
-        counts.update(one.counts)
-    calls = sorted((at, took, key) for one in seen for at, took, key in one.calls)
-    return Counted(sum(one.failed for one in seen), sum(one.wrong for one in seen), calls)
+    for saw in seen:
+        counts.update(saw.counts)
+    calls = sorted(chain.from_iterable(saw.calls for saw in seen))
+    return Counted(sum(saw.failed for saw in seen), sum(saw.wrong for saw in seen), calls)
 
 
 def _clients(arguments: Sequence[str], keys: Sequence[str], counts: Mapping[str, int]) -> subprocess.Popen[str]:

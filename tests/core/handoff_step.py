@@ -109,8 +109,15 @@ class Step:
                 self.event(number, "called", key)
         elif place is HOLD or key in life.stuck or any(key == busy for busy, _ in life.running):
             self.change_life(number, waiting=tuple(sorted((*life.waiting, waiter))))
+            if self.scenario.hurries and epoch <= life.placement.value.epoch:
+                self.hurry(self.lives[number], key)
         else:
             self.begin_turn(life, key, call)
+
+    def hurry(self, life: Life, key: str) -> None:
+        sender = life.handoff.value.sender_of(key) if life.handoff else None
+        if sender is not None:
+            self.send(life, sender, ("hurry", life.placement.value.epoch, sender.life, key))
 
     def begin_turn(self, life: Life, key: str, call: int) -> None:
         here = dict(life.memory).get(key, frozenset())
@@ -224,6 +231,9 @@ class Step:
             return
         if kind == "done":
             self.event(number, "done", sender, to_life)
+            return
+        if kind == "hurry":
+            self.event(number, "called", state)
             return
         keys = tuple(key for key, _ in state)
         for action in self.event(number, "moved", sender, to_life, keys):

@@ -34,6 +34,8 @@ class Scenario:
     """Messages between lives that are delivered twice."""
     give_ups: int = 0
     """Turns of keys that leave which may be given up, and may end later, or not."""
+    hurries: bool = False
+    """Who holds a call asks the old owner of its key, each time, to hand this over next."""
     slow_install: bool = False
     """Other events may come while a key is being installed."""
     reduced: bool = False

@@ -244,12 +244,35 @@ def test_a_key_that_is_called_waits_for_its_last_turn() -> None:
     assert handoff.quiet("k") == [Send(B, ("k",))]
 
 
-def test_a_key_that_stays_or_arrives_or_is_called_once_all_have_been_scanned_is_not_sent() -> None:
-    """Of what was scanned without it there is no state: its next owner is told that no other key comes."""
+def test_a_key_that_stays_or_arrives_or_is_called_once_its_next_owner_has_everything_is_not_sent() -> None:
+    """The next owner has been told that no other key comes."""
     handoff = leaving()
     assert handoff.called("stays") == handoff.called("to-a") == []
     handoff.scan_done()
     assert handoff.called("k") == []
+
+
+def test_a_key_without_state_that_is_called_as_others_are_on_their_way_goes_as_they_do() -> None:
+    """Its next owner would else hold its calls until all of them are there."""
+    before = Placement(1, (A, B), points=1, pins={"k": "a", "new": "a"})
+    handoff = Handoff(A, before, Placement(2, (A, B), points=1, pins={"k": "b", "new": "b"}))
+    handoff.begin(())
+    handoff.scanned(["k"])
+    handoff.scan_done()
+    assert handoff.called("new") == [Send(B, ("new",))]
+    assert handoff.sent_acknowledged(B.life, ["k"]) == [Forget(("k",))]
+    assert handoff.sent_acknowledged(B.life, ["new"]) == [Forget(("new",)), SendDone(B), Departed()]
+
+
+def test_of_a_key_that_is_awaited_the_life_is_known_that_has_to_hand_it_over() -> None:
+    handoff = arriving()
+    assert (handoff.has_arriving, handoff.sender_of("k")) == (True, A)
+    handoff.moved(A.life, B.life, ["k"])
+    assert handoff.sender_of("k") is None
+    handoff.installed(["k"])
+    assert handoff.sender_of("k") is None
+    handoff.done(A.life, B.life)
+    assert (handoff.has_arriving, handoff.sender_of("k without state")) == (False, None)
 
 
 def test_a_key_whose_call_is_given_up_leaves_as_one_whose_call_has_ended() -> None:

@@ -30,7 +30,8 @@ SCENARIOS = {"moves": MOVES, "restart": RESTART, "scale": SCALE}
 STUCK = replace(MOVES, calls="ll", give_ups=2)
 """Turns of a key that moves on twice are given up."""
 HARSH = {
-    name: replace(scenario, calls="klkl", crashes=2, repeats=1, give_ups=2) for name, scenario in SCENARIOS.items()
+    name: replace(scenario, calls="klkl", crashes=2, repeats=1, give_ups=2, hurries=True)
+    for name, scenario in SCENARIOS.items()
 }
 SLOW = {name: replace(scenario, slow_install=True) for name, scenario in HARSH.items()}
 
@@ -43,6 +44,7 @@ def one_change(scenario: Scenario, calls: str, crashes: int = 0, repeats: int = 
 USUAL = {
     "moves, one change": one_change(MOVES, "kl"),
     "moves, two changes": replace(MOVES, calls="k"),
+    "moves, one change, old owners are asked": replace(one_change(MOVES, "kl"), hurries=True),
     "restart, two changes": RESTART,
     "scale, two changes": SCALE,
     "restart, one change, a crash": one_change(RESTART, "k", crashes=1),
@@ -50,6 +52,10 @@ USUAL = {
     "moves, two changes, a turn is given up": replace(MOVES, calls="k", give_ups=1),
 }
 LONG = {
+    "moves, two changes, two calls, old owners are asked": replace(MOVES, hurries=True),
+    "moves, one change, a call, a crash, old owners are asked": replace(
+        one_change(MOVES, "k", crashes=1), hurries=True
+    ),
     "moves, two changes, three calls": replace(MOVES, calls="klk"),
     "moves, two changes, a crash": replace(MOVES, calls="", crashes=1),
     "moves, one change, a call, a crash": one_change(MOVES, "k", crashes=1),

@@ -23,6 +23,8 @@ from onelane.v1.siblings_pb2 import (
     Entry,
     HandOverReply,
     HandOverRequest,
+    HurryReply,
+    HurryRequest,
     MovedKey,
     PublishReply,
     PublishRequest,
@@ -64,6 +66,9 @@ class Sibling(SiblingsServicer):
         return HandOverReply()
 
     async def Publish(self, request: PublishRequest, context: Any) -> PublishReply:
+        raise NotImplementedError
+
+    async def Hurry(self, request: HurryRequest, context: Any) -> HurryReply:
         raise NotImplementedError
 
     async def Remind(self, request: RemindRequest, context: Any) -> RemindReply:
@@ -197,6 +202,29 @@ async def test_a_key_that_is_called_goes_before_all_that_nobody_waits_for(
     await eventually(lambda: sibling.requests[-1].done)
     assert sorted(sibling.keys) == sorted(KEYS), "each once"
     assert sibling.keys.index(KEYS[-1]) <= 2 * 4, "in the next batch, or the one that was packed meanwhile"
+    await close(bench)
+
+
+async def test_a_key_that_its_new_owner_asks_for_goes_before_all_that_nobody_waits_for(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that has heard of the change first; what does not leave, and what is of another change, is ignored."""
+    monkeypatch.setattr(handoff_line, "BATCH_KEYS", 4)
+    monkeypatch.setattr(handoff_line, "UNDER_WAY", 1)
+    bench.totals.update(dict.fromkeys(KEYS, 7))
+    sibling.acknowledges.clear()
+    carrier = bench.parts.handoff
+    await carrier.hurry(HurryRequest(epoch=1, keys=KEYS))
+    early = asyncio.create_task(carrier.hurry(HurryRequest(epoch=2, keys=[KEYS[-1], "without state"])))
+    await asyncio.sleep(0)
+    assert not early.done()
+    bench.prepare((bench.me,), (bench.sibling,))
+    await early
+    await carrier.hurry(HurryRequest(epoch=1, keys=KEYS[20:30]))
+    sibling.acknowledges.set()
+    await eventually(lambda: bool(sibling.requests) and sibling.requests[-1].done)
+    assert sorted(sibling.keys) == sorted([*KEYS, "without state"]), "each once"
+    assert {KEYS[-1], "without state"} <= set(sibling.keys[: 2 * 4])
     await close(bench)
 
 
@@ -560,8 +588,12 @@ async def test_only_siblings_hand_over_and_publish(bench: Bench) -> None:
             raise PermissionError
 
     bench.parts.services.load()
-    for path, request in (("HandOver", bench.take("k")), ("Publish", PublishRequest())):
+    for path, request in (
+        ("HandOver", bench.take("k")),
+        ("Hurry", HurryRequest()),
+        ("Publish", PublishRequest()),
+    ):
         handler = bench.parts.lane.entries[f"/onelane.v1.Siblings/{path}"].method.handler
         with pytest.raises(PermissionError):
             await handler(request, Stranger())
-    assert refusals == [grpc.StatusCode.PERMISSION_DENIED] * 2
+    assert refusals == [grpc.StatusCode.PERMISSION_DENIED] * 3

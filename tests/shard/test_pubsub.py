@@ -153,6 +153,9 @@ class BusySibling(siblings_pb2_grpc.SiblingsServicer):
     async def HandOver(self, request: siblings_pb2.HandOverRequest, context: Any) -> siblings_pb2.HandOverReply:
         raise NotImplementedError
 
+    async def Hurry(self, request: siblings_pb2.HurryRequest, context: Any) -> siblings_pb2.HurryReply:
+        raise NotImplementedError
+
     async def Remind(self, request: siblings_pb2.RemindRequest, context: Any) -> siblings_pb2.RemindReply:
         raise NotImplementedError
 

@@ -191,6 +191,18 @@ class Handoff:
             return False
         return key in self._installing or self.before.owner_of(key).life in self._awaited
 
+    @property
+    def has_arriving(self) -> bool:
+        """Whether keys may still arrive here."""
+        return bool(self._awaited)
+
+    def sender_of(self, key: str) -> Member | None:
+        """The life that has still to hand over this key, whose calls are held; None where nothing of it is awaited."""
+        if key in self._installed or key in self._installing:
+            return None
+        member = self.before.owner_of(key)
+        return member if member.life in self._awaited else None
+
     def is_busy(self, key: str) -> bool:
         """Whether a key leaves, and calls of it have not ended here."""
         receiver = self._receiver_of(key)
@@ -264,11 +276,11 @@ class Handoff:
         return drop + [action for name, batch in leaving.items() for action in self._send(receivers[name], batch)]
 
     def called(self, key: str) -> list[Action]:
-        """A call of a key was sent on to its next owner, which holds it until the key is there: if the key leaves, and
-        is still to be scanned, it is sent now. Keys without state as well: else their calls are held until all is sent.
+        """The next owner of a key holds a call of it until the key is there: a key that leaves and was not sent yet is
+        sent now. Keys without state as well: else their calls are held until all is sent.
         """
-        receiver = None if self._is_scanned else self._receiver_of(key)
-        if receiver is None or key in receiver.busy or key in receiver.sent or key in self._left:
+        receiver = None if self._has_departed else self._receiver_of(key)
+        if receiver is None or receiver.is_done or key in receiver.busy or key in receiver.sent or key in self._left:
             return []
         return self._send(receiver, [key])
 

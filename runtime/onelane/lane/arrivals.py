@@ -32,6 +32,11 @@ class Arrivals:
         """Calls, and code of the shard, that are held."""
         return sum(map(len, self._of_key.values())) + sum(map(len, self._of_epoch.values()))
 
+    @property
+    def keys(self) -> list[str]:
+        """Those that calls are held for, in the order in which the first of each came."""
+        return list(self._of_key)
+
     def hold_for_key(self, key: str, waiter: Any) -> None:
         self._of_key.setdefault(key, OrderedDict())[waiter] = perf_counter()
 

@@ -27,6 +27,7 @@ from onelane.errors import HandOverRefused, KeyMoves, OnelaneError
 from onelane.lane.lane import Lane
 from onelane.server.call import Call
 from onelane.server.call_state import RUNNING
+from onelane.shard.awaited_keys import AwaitedKeys
 from onelane.shard.given_up_keys import GivenUpKeys
 from onelane.shard.handoff_line import HandoffLine
 from onelane.shard.handoff_metrics import HandoffMetrics
@@ -92,6 +93,7 @@ class HandoffCarrier:
         """Key that leaves → calls and turns of it that have not ended."""
         self._lines: dict[int, HandoffLine] = {}
         """Life → what goes to it."""
+        self._awaited = AwaitedKeys(lane.queue.arrivals, channels)
         self._late = LateCalls(lane, under_way, drain_s=drain_s)
         self._last_turns = LastTurns(lane, keyed)
         self._given_up = GivenUpKeys(lane, keyed)
@@ -189,6 +191,8 @@ class HandoffCarrier:
         self._apply(change.begin(set(self._busy)))
         for end in ends:
             end()
+        if change.has_arriving:
+            self._start(self._awaited.ask(change, is_over=lambda: change is not self._handoff))
         if change.has_leaving:
             # From now on: a key that is busy must be known as such before.
             self._lane.router.on_leaving = self._called
@@ -282,6 +286,13 @@ class HandoffCarrier:
         for line in self._lines.values():
             line.hurry(key)
 
+    async def hurry(self, request: siblings_pb2.HurryRequest) -> None:
+        """The new owner of these keys holds calls of them, which may have come to it by way of others."""
+        await self._wait_for(request.epoch)
+        if self._handoff is not None and self._handoff.after.epoch == request.epoch:
+            for key in request.keys:
+                self._called(key)
+
     async def _scan(self, change: Handoff) -> None:
         durable = () if self._lane.kept is None else self._lane.kept.journal.keys()
         keys, received = chain(self._keyed.keys(), durable), 0
@@ -316,8 +327,7 @@ class HandoffCarrier:
         Raises:
             HandOverRefused: its sender has died by what this shard knows, or it is meant for another life.
         """
-        while request.epoch > self._lane.placement.epoch:
-            await self._lane.queue.arrivals.wait(key="", epoch=request.epoch)
+        await self._wait_for(request.epoch)
         change = self._handoff
         if change is None or change.after.epoch != request.epoch:
             raise HandOverRefused(f"the change to epoch {request.epoch} is over")
@@ -334,6 +344,10 @@ class HandoffCarrier:
             actions = change.done(request.from_life, request.to_life)
             self._check(actions)
             self._apply(actions)
+
+    async def _wait_for(self, epoch: int) -> None:
+        while epoch > self._lane.placement.epoch:
+            await self._lane.queue.arrivals.wait(key="", epoch=epoch)
 
     def _check(self, actions: Iterable[Action]) -> None:
         for action in actions:

@@ -15,10 +15,12 @@ class SiblingService(siblings_pb2_grpc.SiblingsServicer):
         self,
         publish: Callable[[siblings_pb2.PublishRequest], None],
         hand_over: Callable[[siblings_pb2.HandOverRequest], Awaitable[None]],
+        hurry: Callable[[siblings_pb2.HurryRequest], Awaitable[None]],
         remind: Callable[[siblings_pb2.RemindRequest], Awaitable[siblings_pb2.RemindReply]],
     ) -> None:
         self._publish = publish
         self._hand_over = hand_over
+        self._hurry = hurry
         self._remind = remind
 
     async def Publish(self, request: siblings_pb2.PublishRequest, context: Any) -> siblings_pb2.PublishReply:
@@ -30,6 +32,11 @@ class SiblingService(siblings_pb2_grpc.SiblingsServicer):
         await _check_sibling(context)
         await self._hand_over(request)
         return siblings_pb2.HandOverReply()
+
+    async def Hurry(self, request: siblings_pb2.HurryRequest, context: Any) -> siblings_pb2.HurryReply:
+        await _check_sibling(context)
+        await self._hurry(request)
+        return siblings_pb2.HurryReply()
 
     async def Remind(self, request: siblings_pb2.RemindRequest, context: Any) -> siblings_pb2.RemindReply:
         await _check_sibling(context)

@@ -187,7 +187,7 @@ def build_parts(setup: control_pb2.Setup, control: Control, environment: Environ
         stats=stats,
         tracer=tracer,
     )
-    sibling_service = SiblingService(pubsub.receive, handoff.hand_over, reminders.serve)
+    sibling_service = SiblingService(pubsub.receive, handoff.hand_over, handoff.hurry, reminders.serve)
     logs = LogBuffer(setup.name) if setup.logs else None
     status_query = StatusQuery(control)
     topology = Topology(

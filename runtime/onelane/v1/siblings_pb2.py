@@ -26,7 +26,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from onelane.v1 import options_pb2 as onelane_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onelane/v1/siblings.proto\x12\nonelane.v1\x1a\x19google/protobuf/any.proto\x1a\x18onelane/v1/options.proto\"O\n\rRemindRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x03set\x18\x02 \x01(\x0b\x32\x14.onelane.v1.Reminder\x12\x0e\n\x06\x66orget\x18\x03 \x01(\t\"[\n\x0bRemindReply\x12\x12\n\nis_foreign\x18\x01 \x01(\x08\x12\x0f\n\x07is_full\x18\x02 \x01(\x08\x12\'\n\treminders\x18\x03 \x03(\x0b\x32\x14.onelane.v1.Reminder\"1\n\x08Reminder\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03\x64ue\x18\x02 \x01(\x01\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x87\x01\n\x0fHandOverRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\tfrom_life\x18\x02 \x01(\x04\x12\x0f\n\x07to_life\x18\x03 \x01(\x04\x12\"\n\x04keys\x18\x04 \x03(\x0b\x32\x14.onelane.v1.MovedKey\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x12\x0f\n\x07release\x18\x06 \x01(\t\"\x0f\n\rHandOverReply\";\n\x08MovedKey\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x11.onelane.v1.Entry\"\x92\x01\n\x05\x45ntry\x12\x0c\n\x04\x64ict\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\r\n\x03raw\x18\x03 \x01(\x0cH\x00\x12\x11\n\x07integer\x18\x04 \x01(\tH\x00\x12\x13\n\tcomposite\x18\x08 \x01(\tH\x00\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\rB\x05\n\x03key\"p\n\x0ePublishRequest\x12\x11\n\tpublisher\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\'\n\x08messages\x18\x04 \x03(\x0b\x32\x15.onelane.v1.Published\"V\n\tPublished\x12\r\n\x05topic\x18\x01 \x01(\t\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"\x0e\n\x0cPublishReply2\xdf\x01\n\x08Siblings\x12\x45\n\x07Publish\x12\x1a.onelane.v1.PublishRequest\x1a\x18.onelane.v1.PublishReply\"\x04\xc0\x84\x19\x01\x12H\n\x08HandOver\x12\x1b.onelane.v1.HandOverRequest\x1a\x19.onelane.v1.HandOverReply\"\x04\xc0\x84\x19\x01\x12\x42\n\x06Remind\x12\x19.onelane.v1.RemindRequest\x1a\x17.onelane.v1.RemindReply\"\x04\xc0\x84\x19\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onelane/v1/siblings.proto\x12\nonelane.v1\x1a\x19google/protobuf/any.proto\x1a\x18onelane/v1/options.proto\"O\n\rRemindRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x03set\x18\x02 \x01(\x0b\x32\x14.onelane.v1.Reminder\x12\x0e\n\x06\x66orget\x18\x03 \x01(\t\"[\n\x0bRemindReply\x12\x12\n\nis_foreign\x18\x01 \x01(\x08\x12\x0f\n\x07is_full\x18\x02 \x01(\x08\x12\'\n\treminders\x18\x03 \x03(\x0b\x32\x14.onelane.v1.Reminder\"1\n\x08Reminder\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03\x64ue\x18\x02 \x01(\x01\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x87\x01\n\x0fHandOverRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\tfrom_life\x18\x02 \x01(\x04\x12\x0f\n\x07to_life\x18\x03 \x01(\x04\x12\"\n\x04keys\x18\x04 \x03(\x0b\x32\x14.onelane.v1.MovedKey\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x12\x0f\n\x07release\x18\x06 \x01(\t\"\x0f\n\rHandOverReply\"+\n\x0cHurryRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04keys\x18\x02 \x03(\t\"\x0c\n\nHurryReply\";\n\x08MovedKey\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x11.onelane.v1.Entry\"\x92\x01\n\x05\x45ntry\x12\x0c\n\x04\x64ict\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\r\n\x03raw\x18\x03 \x01(\x0cH\x00\x12\x11\n\x07integer\x18\x04 \x01(\tH\x00\x12\x13\n\tcomposite\x18\x08 \x01(\tH\x00\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\rB\x05\n\x03key\"p\n\x0ePublishRequest\x12\x11\n\tpublisher\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\'\n\x08messages\x18\x04 \x03(\x0b\x32\x15.onelane.v1.Published\"V\n\tPublished\x12\r\n\x05topic\x18\x01 \x01(\t\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"\x0e\n\x0cPublishReply2\xa0\x02\n\x08Siblings\x12\x45\n\x07Publish\x12\x1a.onelane.v1.PublishRequest\x1a\x18.onelane.v1.PublishReply\"\x04\xc0\x84\x19\x01\x12H\n\x08HandOver\x12\x1b.onelane.v1.HandOverRequest\x1a\x19.onelane.v1.HandOverReply\"\x04\xc0\x84\x19\x01\x12?\n\x05Hurry\x12\x18.onelane.v1.HurryRequest\x1a\x16.onelane.v1.HurryReply\"\x04\xc0\x84\x19\x01\x12\x42\n\x06Remind\x12\x19.onelane.v1.RemindRequest\x1a\x17.onelane.v1.RemindReply\"\x04\xc0\x84\x19\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIBLINGS'].methods_by_name['Publish']._serialized_options = b'\300\204\031\001'
   _globals['_SIBLINGS'].methods_by_name['HandOver']._loaded_options = None
   _globals['_SIBLINGS'].methods_by_name['HandOver']._serialized_options = b'\300\204\031\001'
+  _globals['_SIBLINGS'].methods_by_name['Hurry']._loaded_options = None
+  _globals['_SIBLINGS'].methods_by_name['Hurry']._serialized_options = b'\300\204\031\001'
   _globals['_SIBLINGS'].methods_by_name['Remind']._loaded_options = None
   _globals['_SIBLINGS'].methods_by_name['Remind']._serialized_options = b'\300\204\031\001'
   _globals['_REMINDREQUEST']._serialized_start=94
@@ -49,16 +51,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HANDOVERREQUEST']._serialized_end=455
   _globals['_HANDOVERREPLY']._serialized_start=457
   _globals['_HANDOVERREPLY']._serialized_end=472
-  _globals['_MOVEDKEY']._serialized_start=474
-  _globals['_MOVEDKEY']._serialized_end=533
-  _globals['_ENTRY']._serialized_start=536
-  _globals['_ENTRY']._serialized_end=682
-  _globals['_PUBLISHREQUEST']._serialized_start=684
-  _globals['_PUBLISHREQUEST']._serialized_end=796
-  _globals['_PUBLISHED']._serialized_start=798
-  _globals['_PUBLISHED']._serialized_end=884
-  _globals['_PUBLISHREPLY']._serialized_start=886
-  _globals['_PUBLISHREPLY']._serialized_end=900
-  _globals['_SIBLINGS']._serialized_start=903
-  _globals['_SIBLINGS']._serialized_end=1126
+  _globals['_HURRYREQUEST']._serialized_start=474
+  _globals['_HURRYREQUEST']._serialized_end=517
+  _globals['_HURRYREPLY']._serialized_start=519
+  _globals['_HURRYREPLY']._serialized_end=531
+  _globals['_MOVEDKEY']._serialized_start=533
+  _globals['_MOVEDKEY']._serialized_end=592
+  _globals['_ENTRY']._serialized_start=595
+  _globals['_ENTRY']._serialized_end=741
+  _globals['_PUBLISHREQUEST']._serialized_start=743
+  _globals['_PUBLISHREQUEST']._serialized_end=855
+  _globals['_PUBLISHED']._serialized_start=857
+  _globals['_PUBLISHED']._serialized_end=943
+  _globals['_PUBLISHREPLY']._serialized_start=945
+  _globals['_PUBLISHREPLY']._serialized_end=959
+  _globals['_SIBLINGS']._serialized_start=962
+  _globals['_SIBLINGS']._serialized_end=1250
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,11 @@ class SiblingsStub:
                 request_serializer=onelane_dot_v1_dot_siblings__pb2.HandOverRequest.SerializeToString,
                 response_deserializer=onelane_dot_v1_dot_siblings__pb2.HandOverReply.FromString,
                 _registered_method=True)
+        self.Hurry = channel.unary_unary(
+                '/onelane.v1.Siblings/Hurry',
+                request_serializer=onelane_dot_v1_dot_siblings__pb2.HurryRequest.SerializeToString,
+                response_deserializer=onelane_dot_v1_dot_siblings__pb2.HurryReply.FromString,
+                _registered_method=True)
         self.Remind = channel.unary_unary(
                 '/onelane.v1.Siblings/Remind',
                 request_serializer=onelane_dot_v1_dot_siblings__pb2.RemindRequest.SerializeToString,
@@ -70,6 +75,14 @@ class SiblingsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Hurry(self, request, context):
+        """Asks the old owner of keys to hand these over next: their calls are held. Waits for the receiver's `Prepare` of that
+        change; keys that it does not hand over, or no longer, are ignored. PERMISSION_DENIED for any peer but a sibling.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Remind(self, request, context):
         """Sets, forgets or lists the reminders of a key at its owner, which replies once the change is on disk.
         PERMISSION_DENIED for any peer but a sibling.
@@ -90,6 +103,11 @@ def add_SiblingsServicer_to_server(servicer, server):
                     servicer.HandOver,
                     request_deserializer=onelane_dot_v1_dot_siblings__pb2.HandOverRequest.FromString,
                     response_serializer=onelane_dot_v1_dot_siblings__pb2.HandOverReply.SerializeToString,
+            ),
+            'Hurry': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hurry,
+                    request_deserializer=onelane_dot_v1_dot_siblings__pb2.HurryRequest.FromString,
+                    response_serializer=onelane_dot_v1_dot_siblings__pb2.HurryReply.SerializeToString,
             ),
             'Remind': grpc.unary_unary_rpc_method_handler(
                     servicer.Remind,
@@ -151,6 +169,33 @@ class Siblings:
             '/onelane.v1.Siblings/HandOver',
             onelane_dot_v1_dot_siblings__pb2.HandOverRequest.SerializeToString,
             onelane_dot_v1_dot_siblings__pb2.HandOverReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hurry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/onelane.v1.Siblings/Hurry',
+            onelane_dot_v1_dot_siblings__pb2.HurryRequest.SerializeToString,
+            onelane_dot_v1_dot_siblings__pb2.HurryReply.FromString,
             options,
             channel_credentials,
             insecure,

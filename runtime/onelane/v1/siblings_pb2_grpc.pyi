@@ -38,6 +38,10 @@ class SiblingsStub:
     Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
     receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
     """
+    Hurry: _grpc.UnaryUnaryMultiCallable[_siblings_pb2.HurryRequest, _siblings_pb2.HurryReply]
+    """Asks the old owner of keys to hand these over next: their calls are held. Waits for the receiver's `Prepare` of that
+    change; keys that it does not hand over, or no longer, are ignored. PERMISSION_DENIED for any peer but a sibling.
+    """
     Remind: _grpc.UnaryUnaryMultiCallable[_siblings_pb2.RemindRequest, _siblings_pb2.RemindReply]
     """Sets, forgets or lists the reminders of a key at its owner, which replies once the change is on disk.
     PERMISSION_DENIED for any peer but a sibling.
@@ -52,6 +56,10 @@ class SiblingsAsyncStub(SiblingsStub):
     """Hands over the state of keys in a change of placement. The reply is the acknowledgement: the new owner has them.
     Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
     receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
+    """
+    Hurry: _aio.UnaryUnaryMultiCallable[_siblings_pb2.HurryRequest, _siblings_pb2.HurryReply]  # type: ignore[assignment]
+    """Asks the old owner of keys to hand these over next: their calls are held. Waits for the receiver's `Prepare` of that
+    change; keys that it does not hand over, or no longer, are ignored. PERMISSION_DENIED for any peer but a sibling.
     """
     Remind: _aio.UnaryUnaryMultiCallable[_siblings_pb2.RemindRequest, _siblings_pb2.RemindReply]  # type: ignore[assignment]
     """Sets, forgets or lists the reminders of a key at its owner, which replies once the change is on disk.
@@ -76,6 +84,16 @@ class SiblingsServicer(metaclass=_abc_1.ABCMeta):
         """Hands over the state of keys in a change of placement. The reply is the acknowledgement: the new owner has them.
         Waits for the receiver's `Prepare` of that change. FAILED_PRECONDITION where the sender has died by what the
         receiver knows, or the receiver is another life. PERMISSION_DENIED for any peer but a sibling.
+        """
+
+    @_abc_1.abstractmethod
+    def Hurry(
+        self,
+        request: _siblings_pb2.HurryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_siblings_pb2.HurryReply, _abc.Awaitable[_siblings_pb2.HurryReply]]:
+        """Asks the old owner of keys to hand these over next: their calls are held. Waits for the receiver's `Prepare` of that
+        change; keys that it does not hand over, or no longer, are ignored. PERMISSION_DENIED for any peer but a sibling.
         """
 
     @_abc_1.abstractmethod
