@@ -15,6 +15,7 @@ from rich.table import Table
 from tests.bench import goals as call_goals
 from tests.bench import machine_goals, machines, state, state_goals
 from tests.bench.goals import Goal
+from tests.bench.interpreted import PURE_PYTHON
 from tests.bench.rows import Row, Setting, measure
 
 
@@ -27,7 +28,7 @@ def main(as_json: bool, rounds: int, scale: float, only: str | None) -> None:
     """Measure and print. Fails where a guard does."""
     if shutil.which("h2load") is None:
         raise click.ClickException("h2load is missing: install Debian's nghttp2-client")
-    click.echo(f"onelane here: {running_build()}; its pure rows: {os.environ.get('BENCH_PURE', 'none')}", err=True)
+    click.echo(f"onelane here: {running_build()}; its pure rows: {os.environ.get(PURE_PYTHON, 'none')}", err=True)
     setting = Setting(rounds, scale, lambda text: click.echo(text, err=True))
     sections = {
         "calls": (measure, call_goals.goals),

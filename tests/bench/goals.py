@@ -93,6 +93,7 @@ def goals(measured: Sequence[Row]) -> list[Goal]:
     return [
         *_native(rows),
         *_others(rows),
+        *_interpreted(rows),
         *_telemetry(rows),
         *_shards(rows),
         *_grpcio(rows),
@@ -130,6 +131,16 @@ def _others(rows: _Rows) -> list[Goal]:
         for peer in limits
         if rows.has(peer)
         for shape, limit in zip(_SHAPES, limits[peer], strict=True)
+    ]
+
+
+def _interpreted(rows: _Rows) -> list[Goal]:
+    """What is compiled now may cost those nothing who run the same source without a compiler."""
+    if not rows.has(r.EARLIER):
+        return []
+    return [
+        Goal(f"not compiled: native / commit 4135c3d, {shape}", rows.ratio(r.PURE, r.EARLIER, shape), 1.0)
+        for shape in _SHAPES
     ]
 
 

@@ -128,12 +128,12 @@ async def main(kind: str) -> None:
     await asyncio.Event().wait()
 
 
-BUILT = {"grpc-go": "grpc_go", "tonic": "tonic", "npm": "npm"}
-"""Peers that are no Python, and their folders. npm: see http_peers.py."""
+BUILT = {"grpc-go": "grpc_go", "tonic": "tonic", "npm": "npm", "earlier": "earlier"}
+"""Peers that are no Python, and their folders. npm: see http_peers.py. earlier: the sources of an earlier onelane."""
 
 
 def built(kind: str) -> str | None:
-    """The path of a peer's program, which is built at first; None where that cannot be, the reason is on stderr."""
+    """The path of a peer's program or sources, which is built at first; None where that cannot be, as stderr says."""
     build = ROOT / "tests" / "bench" / BUILT[kind] / "build.sh"
     outcome = subprocess.run([build], stdout=PIPE, text=True)
     return outcome.stdout.strip() if outcome.returncode == 0 else None

@@ -19,6 +19,7 @@ from onelane.core.turns import Turns
 
 from tests.bench import overload, records
 from tests.bench.idle import kib_per_connection
+from tests.bench.interpreted import PURE_PYTHON, Sources
 from tests.bench.load import Load, Run, Target, middle, run
 from tests.bench.peers import CERTIFICATE, PRIVATE_KEY, built, peer
 from tests.bench.shards import Shards, shards, telemetry
@@ -34,6 +35,7 @@ RAW, PYGRPC, GRPCLIB, PROBE = "raw grpc.aio + uvloop", "pygrpc-native", "grpclib
 GO, GO_ONE, TONIC = "grpc-go", "grpc-go, GOMAXPROCS=1", "tonic, one thread"
 NATIVE, PLAIN, GRPCIO = "onelane native", "onelane native, plain def", "onelane grpcio"
 PURE = "onelane native, not compiled"
+EARLIER = "onelane of commit 4135c3d, which was never compiled"
 AWAY, TWO = ", forwarded", ", 2 shards"
 STREAM, BIG, SECURE = ", a streamed message", ", 1 MiB up and down", ", TLS"
 LANES, THREADS = "rooms: 2 lanes", "rooms: grpc.server, 10 threads and locks"
@@ -130,9 +132,21 @@ class Bench:
         service: str = "tests.echo.service:Echo",
         ratio: float = 0.01,
         tls: Files | None = None,
-        python: str = sys.executable,
+        sources: Sources | None = None,
     ) -> Shards:
-        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service, ratio, tls, python))
+        return self.stack.enter_context(shards(self.folder, count, listener, self.otlp, service, ratio, tls, sources))
+
+    def interpreted(self) -> dict[str, Shards]:
+        """A shard of this onelane, interpreted, and one of an earlier onelane, by name; those that can be had here."""
+        if (python := os.environ.get(PURE_PYTHON)) is None:
+            self.setting.tell(f"{PURE}, {EARLIER} are LEFT OUT, with their goals: {PURE_PYTHON} is not set")
+            return {}
+        sources = {PURE: Sources(python)}
+        if (earlier := built("earlier")) is None:
+            self.setting.tell(f"{EARLIER} is LEFT OUT, with its goals: its sources cannot be had here, see above")
+        else:
+            sources[EARLIER] = Sources(python, Path(earlier))
+        return {name: self.shards(1, sources=those) for name, those in sources.items()}
 
     def load(self, calls: int, shape: tuple[int, int] = SHAPES[0], **more: Any) -> Load:
         # One call after the other takes longer and costs more.
@@ -169,7 +183,7 @@ def _echo(bench: Bench) -> Iterator[Row]:
     one_shard, two_shards, stock, stock_two = (bench.shards(n, kind) for kind in ("native", "grpcio") for n in (1, 2))
     native = (one_shard.at_home(), one_shard.pids)
     others = bench.built({GO: ("grpc-go", {}), GO_ONE: ("grpc-go", {"GOMAXPROCS": "1"}), TONIC: ("tonic", {})})
-    interpreted = bench.shards(1, python=os.environ["BENCH_PURE"]) if "BENCH_PURE" in os.environ else None
+    interpreted = bench.interpreted()
     for shape in SHAPES:
         slow, fast = bench.load(2_000, shape), bench.load(8_000, shape)
         cases = [
@@ -183,8 +197,7 @@ def _echo(bench: Bench) -> Iterator[Row]:
             Case(NATIVE + AWAY, two_shards.away(), two_shards.pids, fast),
             Case(GRPCIO, stock.at_home(), stock.pids, slow),
         ]
-        if interpreted is not None:
-            cases.append(Case(PURE, interpreted.at_home(), interpreted.pids, fast))
+        cases += [Case(name, app.at_home(), app.pids, fast) for name, app in interpreted.items()]
         if shape == SHAPES[0]:
             cases += [
                 Case(GRPCIO + AWAY, stock_two.away(), stock_two.pids, slow),

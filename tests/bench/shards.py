@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 from onelane.config import App
 from onelane.core.placement import Member, Placement
 
+from tests.bench.interpreted import Sources, require_interpreted
 from tests.bench.load import Target
 from tests.running_app import RunningApp, descendants, running
 from tests.servers import Files
@@ -83,11 +84,23 @@ def shards(
     service: str = "tests.echo.service:Echo",
     ratio: float = 0.01,
     tls: Files | None = None,
-    python: str = sys.executable,
+    sources: Sources | None = None,
 ) -> Iterator[Shards]:
     """`count` shards of `service`. otlp: where the traces and metrics go. ratio: of calls that are sampled. tls: the
-    certificate that they serve. python: which has onelane."""
+    certificate that they serve. sources: what they run, interpreted; else onelane as it is installed here.
+
+    Raises:
+        RuntimeError: something else runs than `sources`.
+    """
     folder = Path(mkdtemp(dir=folder))
     toml = toml_of(count, listener, service, tls)
-    with running(folder, toml, python=python, **telemetry(otlp, ratio)) as cluster:
-        yield Shards(cluster)
+    if sources is None:
+        with running(folder, toml, python=sys.executable, **telemetry(otlp, ratio)) as cluster:
+            yield Shards(cluster)
+        return
+    # The last --app-dir counts.
+    arguments, environment = ("--app-dir", str(sources.root)), sources.environment | telemetry(otlp, ratio)
+    with running(folder, toml, *arguments, python=sources.python, **environment) as cluster:
+        app = Shards(cluster)
+        require_interpreted(sources, app.pids)
+        yield app
