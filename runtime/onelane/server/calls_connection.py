@@ -236,7 +236,8 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
             self._start(call, self._owner.serving.arrive(method, call, message))
         else:
             self._owner.serving.announce(method, call)
-        self._expect_deadline(stream)
+        if stream.call is not None:
+            self._expect_deadline(call)
 
     def _web_opened(self, stream: Stream) -> None:
         """As `_opened`, of a request of another protocol."""
@@ -251,7 +252,8 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
                 self._start(call, self._owner.serving.arrive(method, call, None))
             else:
                 self._owner.serving.announce(method, call)
-            self._expect_deadline(stream)
+            if stream.call is not None:
+                self._expect_deadline(call)
 
     def _no_method(self, stream: Stream) -> None:
         path = stream.path.decode("latin-1")
@@ -374,11 +376,10 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
         self._start(call, self._owner.serving.resume(call))
         self.flush_soon()
 
-    def _expect_deadline(self, stream: Stream) -> None:
-        """Let a call that has begun expire at its deadline. Most have ended by now, with the first step of their
+    def _expect_deadline(self, call: NativeCall) -> None:
+        """Let a call that has begun expire at its deadline. Most have ended before that, with the first step of their
         handlers, and cost no slot."""
-        call: NativeCall | None = stream.call
-        if call is not None and not call.slot and call.deadline_at is not None:
+        if not call.slot and call.deadline_at is not None:
             call.slot = self._owner.deadlines.add(call.deadline_at, call)
 
     def _set_deadline(self, call: NativeCall, at: float) -> None:
@@ -396,9 +397,8 @@ class CallsConnection(WireProtocol[ServerConnection], Generic[OwnerT]):
         if timeout is not None and timeout <= 0:
             self.wire.finish(stream, framing.DEADLINE_EXCEEDED, "Deadline Exceeded")
             return False
-        call = stream.call = NativeCall(self, stream, method, metadata)
-        if timeout is not None:
-            call.set_deadline(monotonic() + timeout)
+        deadline_at = None if timeout is None else monotonic() + timeout
+        stream.call = NativeCall(self, stream, method, metadata, deadline_at)
         return True
 
     def identity_headers(self) -> Headers:

@@ -88,14 +88,22 @@ class NativeCall(Call):
         "task",
     )
 
-    def __init__(self, connection: CallConnection, stream: Stream, method: Method, metadata: Metadata) -> None:
+    def __init__(
+        self,
+        connection: CallConnection,
+        stream: Stream,
+        method: Method,
+        metadata: Metadata,
+        deadline_at: float | None,
+    ) -> None:
+        """deadline_at: by the monotonic clock, in seconds; None without one."""
         super().__init__(method.path, metadata, trusted=connection.trusted)
         self.stream = stream
         self.has_stream = method.has_stream
         self.slot = 0
         self.task: asyncio.Task[None] | None = None
         self._connection = connection
-        self._deadline_at: float | None = None
+        self._deadline_at = deadline_at
         self._messages: deque[bytes] | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._has_all: bool | tuple[int, str] = False
@@ -230,10 +238,6 @@ class NativeCall(Call):
 
     def cut_off(self, code: grpc.StatusCode, details: str, trailers: Metadata) -> None:
         self._connection.cut_off(self, code.value[0], details, trailers)
-
-    def set_deadline(self, at: float) -> None:
-        """By the monotonic clock, in seconds."""
-        self._deadline_at = at
 
     def expire(self) -> None:
         self._connection.expired(self)

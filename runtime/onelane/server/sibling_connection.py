@@ -44,10 +44,11 @@ class ForwardedCall(NativeCall):
         method: Method,
         metadata: Metadata,
         client: Hop,
+        deadline_at: float | None,
         trace: TraceContext | None,
         epoch: int,
     ) -> None:
-        super().__init__(connection, stream, method, metadata)
+        super().__init__(connection, stream, method, metadata, deadline_at)
         self._hop = client
         self._epoch = epoch
         self.hop = FORWARDED_HOP
@@ -122,10 +123,8 @@ class SiblingConnection(NativeConnection):
         except BadWire as error:
             self._refuse_headers(stream, error)
             return False
-        call = stream.call = ForwardedCall(self, stream, method, metadata, client, trace, epoch)
-        if deadline_at is not None:
-            # It may have passed on the way: then it expires at once, and this shard counts it, as its sender expects.
-            call.set_deadline(deadline_at)
+        # Where its deadline has passed on the way it expires at once, and this shard counts it, as its sender expects.
+        call = stream.call = ForwardedCall(self, stream, method, metadata, client, deadline_at, trace, epoch)
         if self._owner.compression:
             call.set_compression(self._owner.compression)
         return True
