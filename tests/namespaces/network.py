@@ -13,14 +13,16 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from ctypes import CDLL, get_errno
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests import tools
 from tests.bounds import BOUND_S
@@ -34,6 +36,10 @@ ADDRESSES = ipaddress.IPv4Network("198.18.0.0/15")
 LOCK = Path("/run/onelane-namespaces.lock")
 """Held while a network is made: two of them must not choose the same addresses."""
 CLONE_NEWNET = 0x40000000
+TUN = Path("/dev/net/tun")
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x1, 0x1000
+DELAYS = Path(__file__).with_name("delays.py")
+Opened = TypeVar("Opened")
 _numbers = itertools.count()
 
 
@@ -50,21 +56,25 @@ class Host:
         """Before a command: it runs here, with the pid that the command would have."""
         return ("nsenter", f"--net={NAMESPACES / self.namespace}", "--")
 
-    def socket(self, kind: socket.SocketKind) -> socket.socket:
+    def socket(self, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
         """An IPv4 socket of this namespace, for a test that is outside of it."""
-        sockets: list[socket.socket] = []
+        return self.opened(lambda: socket.socket(socket.AF_INET, kind, protocol))
+
+    def opened(self, opening: Callable[[], Opened]) -> Opened:
+        """What this function opens where it is called within this namespace."""
+        opened: list[Opened] = []
 
         def enter_and_open() -> None:
             with (NAMESPACES / self.namespace).open() as file:
                 # Only this thread is elsewhere from here on; `os.setns` is there from CPython 3.12 on.
                 if CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
                     raise OSError(get_errno(), f"setns to {self.namespace}")
-            sockets.append(socket.socket(socket.AF_INET, kind))
+            opened.append(opening())
 
         thread = threading.Thread(target=enter_and_open)
         thread.start()
         thread.join(BOUND_S)
-        return sockets[0]
+        return opened[0]
 
     @property
     def pids(self) -> list[int]:
@@ -219,6 +229,44 @@ class Network:
             yield rule
 
     @contextmanager
+    def delayed(
+        self, sources: Sequence[Host], targets: Sequence[Host | str], *, least_s: float, most_s: float, seed: str
+    ) -> Iterator[None]:
+        """Meanwhile each packet that one of these hosts sends to one of those (or to an address) comes so much later,
+        and may overtake others. Those that are under way at the end do come. Skips where there are no TUN devices."""
+        if not TUN.exists():
+            tools.absent(f"packets cannot be delayed here: {TUN} is missing")
+        with ExitStack() as stack:
+            ways: list[str] = []
+            routes: list[tuple[Host, str]] = []
+            files: list[int] = []
+            for source in sources:
+                tun, device = source.opened(_new_tun)
+                raw = source.socket(socket.SOCK_RAW, socket.IPPROTO_RAW)
+                stack.callback(os.close, tun)
+                stack.enter_context(raw)
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+                ways.append(f"{tun}:{raw.fileno()}")
+                files += [tun, raw.fileno()]
+                addresses = [target if isinstance(target, str) else target.address for target in targets]
+                # The address of its own is that of eth0, as this device has none.
+                to_targets = [f"{address}/32 dev {device} src {source.address}" for address in addresses]
+                routes += [(source, route) for route in to_targets if not route.startswith(f"{source.address}/")]
+                _ip(f"link set {device} txqueuelen 5000 up", within=source.namespace)
+            command = [sys.executable, "-I", str(DELAYS), str(least_s), str(most_s), seed, *ways]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=files)
+            try:
+                for source, route in routes:
+                    _ip(f"route add {route}", within=source.namespace)
+                yield
+                assert process.poll() is None, "what holds the packets has ended"
+            finally:
+                for source, route in routes:
+                    _run(["ip", "-n", source.namespace, "route", "flush", *route.split()[:3]])
+                # It goes on until all that it holds is sent.
+                process.communicate(timeout=BOUND_S)
+
+    @contextmanager
     def _ruled(self, rule: Rule) -> Iterator[Rule]:
         rule.add()
         try:
@@ -240,6 +288,13 @@ def new_network() -> Iterator[Network]:
             network.create()
             fcntl.flock(lock, fcntl.LOCK_UN)
             yield network
+
+
+def _new_tun() -> tuple[int, str]:
+    """A device of this thread's namespace whose packets are read from a file: it, and its name. It goes with that."""
+    file = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
+    described = fcntl.ioctl(file, TUNSETIFF, struct.pack("16sH22x", b"delay%d", IFF_TUN | IFF_NO_PI))
+    return file, described[:16].rstrip(b"\0").decode()
 
 
 def remove_abandoned() -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -115,6 +116,56 @@ def test_a_share_of_the_packets_is_lost_at_random(network: Network, ends: list[D
         while received + rule.packets < 200:
             received += b.pending()
     assert 0 < received < 200
+
+
+def test_what_is_delayed_comes_later_one_way_and_all_of_it(network: Network, ends: list[Datagrams]) -> None:
+    a, b, c = ends
+    with network.delayed([a.host], [b.host], least_s=0.2, most_s=0.3, seed="0"):
+        sent_at = time.monotonic()
+        for number in range(50):
+            a.send(b, str(number))
+        assert all([reaches(b, a), reaches(a, c), reaches(c, b)])
+        arrived = [b.receive()]
+        assert time.monotonic() - sent_at >= 0.2
+        arrived += [b.receive() for _ in range(49)]
+        # They have overtaken each other.
+        assert sorted(arrived, key=int) == [str(number) for number in range(50)] != arrived
+        # A rule holds for what is sent late, too.
+        with network.isolated(a.host) as rule:
+            a.send(b, "lost")
+            while rule.packets < 1:
+                time.sleep(0.001)
+        a.send(b, "late")
+    # All that it held was sent by now.
+    assert b.receive() == "late"
+    assert reaches(a, b)
+
+
+def test_a_connection_goes_on_as_its_ways_become_long_and_short_again(network: Network) -> None:
+    a, b, _ = network.hosts
+    with b.socket(socket.SOCK_STREAM) as listening, a.socket(socket.SOCK_STREAM) as client:
+        listening.bind((b.address, PORT))
+        listening.listen()
+        client.connect((b.address, PORT))
+        accepted, _ = listening.accept()
+        sent = os.urandom(1 << 20)
+        with network.delayed([a, b], [a, b], least_s=0.01, most_s=0.03, seed="0"):
+            received = _sent(client, accepted, sent)
+        received += _sent(client, accepted, sent)
+        accepted.close()
+    assert received == sent + sent
+
+
+def _sent(source: socket.socket, target: socket.socket, data: bytes) -> bytes:
+    """What comes of it."""
+    sending = threading.Thread(target=source.sendall, args=(data,))
+    sending.start()
+    target.settimeout(BOUND_S)
+    received = b""
+    while len(received) < len(data) and (chunk := target.recv(1 << 16)):
+        received += chunk
+    sending.join(BOUND_S)
+    return received
 
 
 def test_the_tests_reach_a_host_and_are_reached(network: Network, ends: list[Datagrams]) -> None:
