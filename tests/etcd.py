@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import tempfile
 import time
@@ -40,8 +41,10 @@ class EtcdServer:
         name: str = "default",
         options: Sequence[str] = (),
         host: Host | None = None,
+        authority: Path | None = None,
     ) -> None:
-        """host: it runs there; by default on this one, at the loopback address."""
+        """host: it runs there; by default on this one, at the loopback address. authority: that has signed its
+        certificate."""
         address = "127.0.0.1" if host is None else host.address
         self.folder = folder
         self.url = f"{scheme}://{address}:{port}"
@@ -51,6 +54,7 @@ class EtcdServer:
         """All of its cluster."""
         self.options = options
         self.host = host
+        self._authority = authority
         self._process: subprocess.Popen[bytes] | None = None
         self._log = folder / "log"
         self._log_before = 0
@@ -110,25 +114,26 @@ class EtcdServer:
         """One request of an operator."""
         headers = {"Authorization": token} if token else {}
         request = urllib.request.Request(f"{self.url}/v3/{path}", data=body.encode(), headers=headers)
-        with urllib.request.urlopen(request, timeout=BOUND_S) as answer:
+        context = None if self._authority is None else ssl.create_default_context(cafile=self._authority)
+        with urllib.request.urlopen(request, timeout=BOUND_S, context=context) as answer:
             return json.load(answer)
 
 
 @contextmanager
-def etcd(*options: str, scheme: str = "http", host: Host | None = None) -> Iterator[EtcdServer]:
-    """A new etcd of one member, running."""
+def etcd(*options: str, host: Host | None = None, **details: Any) -> Iterator[EtcdServer]:
+    """A new etcd of one member, running. details: see `EtcdServer`."""
     with ExitStack() as stack:
-        server = _created(stack, scheme=scheme, options=options, host=host)
+        server = _created(stack, options=options, host=host, **details)
         server.start()
         yield server
 
 
 @contextmanager
-def etcd_of_three(*options: str, hosts: Sequence[Host] = ()) -> Iterator[Sequence[EtcdServer]]:
-    """A new etcd of three members, running. hosts: of each of them; by default this one."""
+def etcd_of_three(*options: str, hosts: Sequence[Host] = (), **details: Any) -> Iterator[Sequence[EtcdServer]]:
+    """A new etcd of three members, running. hosts: of each of them; by default this one. details: see `EtcdServer`."""
     with ExitStack() as stack:
         members = [
-            _created(stack, name=name, options=options, host=host)
+            _created(stack, name=name, options=options, host=host, **details)
             for name, host in zip(("one", "two", "three"), hosts or (None, None, None), strict=True)
         ]
         for member in members:

@@ -19,11 +19,13 @@ from tests.chaos import drift
 from tests.chaos.clients import Failure, History
 from tests.chaos.service import KEPT
 from tests.history.operations import Lose, Operation
-from tests.namespaces.machines import PORT, Cluster, Machine
+from tests.namespaces.machines import CLUSTER, PORT, Cluster, Machine
 from tests.namespaces.network import Host
 
 APP = "mixed"
 NAMES = ("a", "b", "c")
+JOINING = "d"
+"""The machine that comes and goes."""
 ALL_ADDRESSES = "all"
 """The name of the client that has them."""
 SETTLED_S = 100.0
@@ -31,7 +33,7 @@ TOML = f"""
 [apps.{APP}]
 services = ["tests.chaos.service:Mixed"]
 listen = "{{address}}:{PORT}"
-shards = 1
+shards = SHARDS
 max_late_s = 60
 [apps.{APP}.state]
 store = "postgresql"
@@ -75,8 +77,10 @@ class ClusterRecord:
 class MachinesUnderTest:
     """See the module. All methods are of the tests' loop; what blocks runs in threads."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, shards: int = 1) -> None:
+        """shards: of each machine."""
         self.cluster = cluster
+        self.shards = shards
         self.machines: dict[str, Machine] = {}
         """Those that were started, and have not left or been killed."""
         self.keys: Sequence[str] = ()
@@ -86,7 +90,7 @@ class MachinesUnderTest:
         self.history = History()
         self.record = ClusterRecord()
         self._stacks: dict[str, ExitStack] = {}
-        self._names = ClusterKeys("arena")
+        self._names = ClusterKeys(CLUSTER)
 
     @property
     def lease_s(self) -> int:
@@ -95,7 +99,7 @@ class MachinesUnderTest:
     @property
     def toml(self) -> str:
         assert self.cluster.postgres is not None
-        return TOML.replace("DSN", self.cluster.postgres.network_dsn)
+        return TOML.replace("DSN", self.cluster.postgres.network_dsn).replace("SHARDS", str(self.shards))
 
     # Machines
 

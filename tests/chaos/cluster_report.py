@@ -14,6 +14,8 @@ from tests.chaos.cluster_run import ClusterOutcome, machines_up, run
 from tests.chaos.failures import ALL, Scenario
 
 LEASE_S = 6
+SHARDS = 2
+"""Of each machine."""
 
 
 @dataclass
@@ -57,7 +59,7 @@ async def run_all(
     """Each of them in turn, with the next seed; machines are other ones after a fault."""
     until, seeds = time.monotonic() + minutes * 60, itertools.count(seed)
     while time.monotonic() < until:
-        async with machines_up(folder, lease_s=LEASE_S, etcd_members=3) as machines:
+        async with machines_up(folder, lease_s=LEASE_S, etcd_members=3, shards=SHARDS, with_tls=True) as machines:
             for number in seeds:
                 try:
                     outcome = await run(machines, scenarios[number % len(scenarios)], number)
@@ -72,9 +74,10 @@ async def run_all(
 
 
 def main(minutes: float, seed: int, wanted: str) -> None:
-    """Ends with 1 where there was a fault. wanted: a part of the names of the scenarios."""
+    """Ends with 1 where there was a fault. wanted: the name of a scenario, or a part of the names of several."""
     report = ClusterReport()
-    scenarios = [scenario for scenario in ALL if wanted in scenario.name]
+    named = [scenario for scenario in ALL if wanted == scenario.name]
+    scenarios = named or [scenario for scenario in ALL if wanted in scenario.name]
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run_all(Path(folder), scenarios, minutes, seed, report))
     say(*report.lines())

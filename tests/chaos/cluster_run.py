@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.chaos import owners
 from tests.chaos.clients import Clients, Failure, History
-from tests.chaos.cluster import ALL_ADDRESSES, NAMES, ClusterRecord, MachinesUnderTest
+from tests.chaos.cluster import ALL_ADDRESSES, JOINING, NAMES, ClusterRecord, MachinesUnderTest
 from tests.chaos.failures import Scenario
 from tests.chaos.service import KEPT
 from tests.chaos.text import words
@@ -46,10 +46,15 @@ class ClusterOutcome:
 
 
 @asynccontextmanager
-async def machines_up(folder: Path, *, lease_s: int, etcd_members: int = 1) -> AsyncIterator[MachinesUnderTest]:
-    """Three machines, with all that they need."""
-    with new_cluster(folder, lease_s=lease_s, etcd_members=etcd_members, with_postgres=True) as cluster:
-        machines = MachinesUnderTest(cluster)
+async def machines_up(
+    folder: Path, *, lease_s: int, etcd_members: int = 1, shards: int = 1, with_tls: bool = False
+) -> AsyncIterator[MachinesUnderTest]:
+    """Three machines, with all that they need. shards: of each of them. with_tls: on links, and to etcd."""
+    certified = (*NAMES, JOINING) if with_tls else ()
+    with new_cluster(
+        folder, lease_s=lease_s, etcd_members=etcd_members, with_postgres=True, certified=certified
+    ) as cluster:
+        machines = MachinesUnderTest(cluster, shards=shards)
         try:
             await asyncio.gather(*map(machines.start, NAMES))
             yield machines
@@ -117,7 +122,7 @@ def _dialled(machines: MachinesUnderTest, clients: Clients, *, with_id: bool) ->
 def _circumstances(machines: MachinesUnderTest) -> list[str]:
     """For the search of a fault: the last lines of the log of each machine."""
     lines: list[str] = []
-    for name in (*NAMES, "d"):
+    for name in (*NAMES, JOINING):
         log = machines.log_of(name)
         lines += [f"--- {name}", *log[-LOG_LINES:]]
     return lines

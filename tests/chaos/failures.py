@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.chaos.cluster import (
+    JOINING,
     NAMES,
     MachinesUnderTest,
     between,
@@ -34,9 +35,9 @@ class Scenario:
 
 
 async def joins_and_leaves(machines: MachinesUnderTest) -> None:
-    await machines.start("d")
-    await machines.settled(*NAMES, "d")
-    await machines.leave("d")
+    await machines.start(JOINING)
+    await machines.settled(*NAMES, JOINING)
+    await machines.leave(JOINING)
     await machines.settled(*NAMES)
 
 
@@ -141,7 +142,7 @@ async def frozen(machines: MachinesUnderTest) -> None:
 
 async def loses_packets(machines: MachinesUnderTest) -> None:
     """Between all machines, and between them and etcd, for two leases, while one joins and leaves."""
-    hosts = [*map(machines.host, (*NAMES, "d")), *machines.etcd_hosts]
+    hosts = [*map(machines.host, (*NAMES, JOINING)), *machines.etcd_hosts]
     async with machines.harm("loss", touches=everything):
         with ExitStack() as stack:
             for source in hosts:
@@ -191,17 +192,17 @@ async def coordinator_dies(machines: MachinesUnderTest, step: int) -> None:
     first, second, victim = machines.names
     async with machines.harm("away", touches=sent_to(victim)):
         async with machines.harm("kill of the coordinator", touches=of_machine(victim), loses=[victim]):
-            joining = asyncio.ensure_future(machines.start("d"))
+            joining = asyncio.ensure_future(machines.start(JOINING))
             writing = asyncio.ensure_future(machines.wrote(step))
             try:
                 await asyncio.wait([joining, writing], return_when=asyncio.FIRST_COMPLETED)
                 await machines.kill(victim)
                 with machines.timed("from the kill to a placement without it"):
-                    await machines.settled(first, second, "d")
+                    await machines.settled(first, second, JOINING)
             finally:
                 writing.cancel()
                 await asyncio.wait([joining, writing])
-        await machines.leave("d")
+        await machines.leave(JOINING)
         await machines.settled(first, second)
         await machines.start(victim)
         await machines.settled(*NAMES)
