@@ -1,6 +1,7 @@
 """etcd's failures, and what people do wrong with it. What it promises besides: test_seam.py."""
 
 import asyncio
+import json
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -129,6 +130,65 @@ async def test_a_member_that_hangs_up_fails_one_request_and_the_next_one_goes_to
             await store.commit([], [Put("/a/1", b"1")])
         assert (await store.read("/a/")).entries == {}
     assert len(hung_up) == 1
+
+
+@asynccontextmanager
+async def member_that_says(status: str, words: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """Its url, and the paths that it was asked for, all of which it answers by this error, or with "", by nothing."""
+    asked: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head.split()[1].decode())
+        error = {"error": words, "message": words, "code": 14}
+        body = json.dumps({"error": error} if status == "200 OK" else error).encode() + b"\n" if words else b""
+        writer.write(f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", asked
+
+
+async def test_a_member_that_is_cut_off_from_the_others_is_passed_over_at_once(server: EtcdServer) -> None:
+    """It has carried out nothing, so the same request goes to the next one: a lease has no time to lose."""
+    async with member_that_says("503 Service Unavailable", "etcdserver: no leader") as (url, asked):
+        async with opened(url, server.url) as store:
+            revision = await store.commit([], [Put("/a/1", b"1")])
+        async with opened(url, server.url) as store:
+            assert await seen(store, revision - 1, 1) == [b"1"]
+    assert asked == ["/v3/kv/txn", "/v3/watch"]
+
+
+@pytest.mark.parametrize("status", ["503 Service Unavailable", "200 OK"])
+async def test_a_member_that_fails_is_not_asked_next(server: EtcdServer, status: str) -> None:
+    """What it was asked may have been carried out, and is not sent again."""
+    failing = member_that_says(status, "etcdserver: request timed out")
+    async with failing as (url, asked), opened(url, server.url) as store:
+        with pytest.raises(CoordinationUnavailable, match=f"{url}.*: etcdserver: request timed out"):
+            await store.commit([], [Put("/a/1", b"1")])
+        assert (await store.read("/a/")).entries == {}
+    assert asked == ["/v3/kv/txn"]
+
+
+@pytest.mark.parametrize("words", ["etcdserver: no leader", ""])
+async def test_a_watch_that_its_member_ends_goes_on_at_another(server: EtcdServer, words: str) -> None:
+    async with member_that_says("200 OK", words) as (url, asked):
+        async with opened(server.url) as store:
+            revision = await store.commit([], [Put("/a/1", b"1")])
+        async with opened(url, server.url) as store:
+            assert await seen(store, revision - 1, 1) == [b"1"]
+    assert asked == ["/v3/watch"]
+
+
+async def test_requests_that_fail_together_pass_over_one_member(server: EtcdServer) -> None:
+    """Not the next one, too, which none of them has asked."""
+    failing = member_that_says("503 Service Unavailable", "etcdserver: request timed out")
+    async with failing as (url, asked), opened(url, server.url) as store:
+        failed = await asyncio.gather(store.read("/a/"), store.read("/a/"), return_exceptions=True)
+        assert [f"{url}: etcdserver" in str(error) for error in failed] == [True, True]
+        assert (await store.read("/a/")).entries == {}
+    assert len(asked) == 2
 
 
 async def test_a_request_that_is_not_answered_ends_and_the_next_one_goes_on(server: EtcdServer) -> None:

@@ -1,8 +1,8 @@
 """etcd 3.4 and later, by its JSON gateway, which every member serves beside gRPC at its client address.
 
 Why not by gRPC: decision 0031. A request goes to one member, the one that answered last; where that one refuses the
-connection, the next one is asked. So no request is sent twice; one that was not answered in time may still be carried
-out.
+connection, or says that it has no leader, the next one is asked. So no request is carried out twice; one that was not
+answered in time may still be. A member that fails in any other way is not asked next.
 """
 
 import asyncio
@@ -51,6 +51,7 @@ NOT_FOUND = 5
 REFUSALS = {3, NOT_FOUND, PERMISSION_DENIED, 9, 11, UNIMPLEMENTED, UNAUTHENTICATED}
 """gRPC codes of requests that will fail again: a wrong password is INVALID_ARGUMENT (3)."""
 OLD_TOKENS = ("invalid auth token", "revision of auth store is old")
+NO_LEADER = "etcdserver: no leader"
 HINTS = {
     "invalid user ID or password": "expected a user of this etcd, and its password",
     "user name is empty": "this etcd has users: expected one, and its password",
@@ -165,44 +166,61 @@ class EtcdStore:
                 raise CoordinationRefused(str(error)) from None
 
     async def _answer(self, path: str, request: Mapping[str, Any], limits: aiohttp.ClientTimeout) -> Mapping[str, Any]:
-        response = await self._post(path, request, limits)
+        for left in reversed(range(len(self._members))):
+            try:
+                return await self._answer_once(path, request, limits)
+            except _NoLeader:
+                if not left:
+                    raise
+        raise AssertionError("unreachable: what the last member says is raised")
+
+    async def _answer_once(
+        self, path: str, request: Mapping[str, Any], limits: aiohttp.ClientTimeout
+    ) -> Mapping[str, Any]:
+        member, response = await self._post(path, request, limits)
         try:
             body = await _whole(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._failed(error) from error
+            raise self._failed(member, error) from error
         finally:
             response.release()
         if response.status != 200:
-            raise self._refused(*error_of(body))
-        answer = _message(body)
-        self._check_store(answer)
+            raise self._refused(member, *error_of(body))
+        answer = self._message(member, body)
+        self._check_store(member, answer)
         return answer
 
     async def _post(
         self, path: str, request: Mapping[str, Any], limits: aiohttp.ClientTimeout
-    ) -> aiohttp.ClientResponse:
-        """Send a request to the first member that takes the connection."""
+    ) -> tuple[str, aiohttp.ClientResponse]:
+        """Send a request to the first member that takes the connection; it, and the answer."""
         if self._address.user and not self._token and path != "auth/authenticate":
             await self._authenticate()
         headers = {"Grpc-Metadata-hasleader": "true"} | ({"Authorization": self._token} if self._token else {})
         for left in reversed(range(len(self._members))):
+            member = self._members[0]
             try:
-                return await self._post_once(path, request, headers, limits)
+                return member, await self._post_to(member, path, request, headers, limits)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                failure = self._failed(error)
+                failure = self._failed(member, error)
                 # Only a request that was not sent may be sent again.
                 if not left or not isinstance(error, aiohttp.ClientConnectorError):
                     raise failure from error
         raise AssertionError("unreachable: the last member's failure is raised")
 
-    async def _post_once(
-        self, path: str, request: Mapping[str, Any], headers: Mapping[str, str], limits: aiohttp.ClientTimeout
+    async def _post_to(
+        self,
+        member: str,
+        path: str,
+        request: Mapping[str, Any],
+        headers: Mapping[str, str],
+        limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._address.tls or True))
         if self._session.closed:
             raise CoordinationRefused("the store has been closed")
-        url = f"{self._members[0].rstrip('/')}/v3/{path}"
+        url = f"{member.rstrip('/')}/v3/{path}"
         body = json.dumps(request)
         self.requests[path] += 1
         return await self._session.post(url, data=body, headers=headers, timeout=limits, allow_redirects=False)
@@ -212,26 +230,51 @@ class EtcdStore:
         answer = await self._answer("auth/authenticate", request, aiohttp.ClientTimeout(self._address.timeout_s))
         self._token = str(answer.get("token", ""))
 
-    def _failed(self, error: BaseException) -> Exception:
-        """Ask another member next. The error to raise, which names the member."""
-        member = self._members.pop(0)
-        self._members.append(member)
+    def _pass_over(self, member: str) -> None:
+        """Ask another member next."""
+        # Else another request that has failed there has done so.
+        if self._members[0] == member:
+            self._members.append(self._members.pop(0))
+
+    def _failed(self, member: str, error: BaseException) -> Exception:
+        """The error to raise, which names the member; it is passed over."""
+        self._pass_over(member)
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
             return CoordinationRefused(f"etcd at {member}: {error}")
         words = str(error) or type(error).__name__
         return CoordinationUnavailable(f"etcd at {member} does not answer: {words}")
 
-    def _refused(self, code: int, words: str) -> Exception:
-        """For an answer of a member that is an error."""
+    def _refused(self, member: str, code: int, words: str) -> Exception:
+        """For an answer of a member that is an error; it is passed over, unless all would say the same."""
         hint = next((f" ({hint})" for text, hint in HINTS.items() if text in words), "")
-        return _error(code, f"etcd at {self._members[0]}: {words}{hint}")
+        error = _error(code, f"etcd at {member}: {words}{hint}")
+        if isinstance(error, CoordinationUnavailable):
+            self._pass_over(member)
+        return error
 
-    def _check_store(self, answer: Mapping[str, Any]) -> None:
+    def _message(self, member: str, line: bytes) -> Mapping[str, Any]:
+        """An answer, or one message of a stream of them.
+
+        Raises:
+            CoordinationRefused: it is not etcd's.
+            CoordinationError: it is an error.
+        """
+        try:
+            answer = json.loads(line)
+            error = answer.get("error")
+        except (ValueError, AttributeError):
+            raise CoordinationRefused(f"this is no etcd: it answers {line[:80]!r}") from None
+        if error:
+            raise self._refused(member, *error_of(line))
+        result: Mapping[str, Any] = answer.get("result", answer)
+        return result
+
+    def _check_store(self, member: str, answer: Mapping[str, Any]) -> None:
         with understood():
             store = store_of(answer)
         self._store = self._store or store
         if store and store != self._store:
-            raise CoordinationRefused(f"another etcd answers at {self._members[0]}: cluster {store}, not {self._store}")
+            raise CoordinationRefused(f"another etcd answers at {member}: cluster {store}, not {self._store}")
 
     # A watch
 
@@ -240,31 +283,37 @@ class EtcdStore:
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=self._address.timeout_s, sock_read=self._address.quiet_s
         )
-        response = await self._post("watch", watch_request(prefix, after), limits)
+        member, response = await self._post("watch", watch_request(prefix, after), limits)
         try:
             if response.status != 200:
-                raise self._refused(*error_of(await _whole(response)))
+                raise self._refused(member, *error_of(await _whole(response)))
             async for line in _lines(response):
-                message = _message(line)
-                self._check_store(message)
+                message = self._message(member, line)
+                self._check_store(member, message)
                 with understood():
                     _check_watch(message, after)
                     changes = changes_of(message) if message.get("events") else None
                 if changes is not None:
                     yield changes
+            # It has ended what has no end.
+            self._pass_over(member)
         except _OldToken as error:
             self._token = ""
             raise CoordinationUnavailable(str(error)) from None
         except aiohttp.SocketTimeoutError:
             raise _Quiet from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._failed(error) from error
+            raise self._failed(member, error) from error
         finally:
             response.close()
 
 
 class _Quiet(Exception):
     """A watch was silent for so long that its connection may be dead."""
+
+
+class _NoLeader(CoordinationUnavailable):
+    """A member has no leader, as it is cut off from the others; it has carried out nothing."""
 
 
 class _OldToken(CoordinationRefused):
@@ -278,24 +327,7 @@ def _error(code: int, words: str) -> Exception:
         return LeaseEnded(words)
     if code in REFUSALS:
         return CoordinationRefused(words)
-    return CoordinationUnavailable(words)
-
-
-def _message(line: bytes) -> Mapping[str, Any]:
-    """An answer, or one message of a stream of them.
-
-    Raises:
-        CoordinationRefused: it is not etcd's.
-    """
-    try:
-        answer = json.loads(line)
-        error = answer.get("error")
-    except (ValueError, AttributeError):
-        raise CoordinationRefused(f"this is no etcd: it answers {line[:80]!r}") from None
-    if error:
-        raise _error(*error_of(line))
-    result: Mapping[str, Any] = answer.get("result", answer)
-    return result
+    return _NoLeader(words) if NO_LEADER in words else CoordinationUnavailable(words)
 
 
 def _check_watch(message: Mapping[str, Any], after: int) -> None:
