@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from onelane.cluster.coordination import CoordinationUnavailable
@@ -52,12 +53,12 @@ class Harm:
     began_at: float
     ended_at: float
     owners: dict[str, str]
-    """Key → the machine that had it before."""
+    """Key → the machine that had it before, of those that it may touch."""
     touches: Touches
 
     def explains(self, failure: Failure) -> bool:
         is_then = failure.called_at <= self.ended_at and failure.at >= self.began_at
-        return is_then and self.touches(failure.client, self.owners[failure.key])
+        return is_then and failure.key in self.owners and self.touches(failure.client, self.owners[failure.key])
 
 
 @dataclass
@@ -87,6 +88,8 @@ class MachinesUnderTest:
         """That clients call; set for each run."""
         self.names: tuple[str, str, str] = NAMES
         """Of the machines, the one that is harmed last; set for each run."""
+        self.rng = Random()
+        """Of what the seed chooses; set for each run."""
         self.history = History()
         self.record = ClusterRecord()
         self._stacks: dict[str, ExitStack] = {}
@@ -133,6 +136,12 @@ class MachinesUnderTest:
 
     def host(self, name: str) -> Host:
         return self.cluster.host(name)
+
+    @property
+    def postgres_host(self) -> Host:
+        assert self.cluster.postgres is not None
+        assert self.cluster.postgres.host is not None
+        return self.cluster.postgres.host
 
     @property
     def etcd_hosts(self) -> list[Host]:
@@ -216,10 +225,15 @@ class MachinesUnderTest:
 
     @asynccontextmanager
     async def harm(
-        self, what: str, *, touches: Touches, loses: Collection[str] = (), owners: dict[str, str] | None = None
+        self,
+        what: str,
+        *,
+        touches: Touches,
+        loses: Collection[str] = (),
+        owners: dict[str, str] | None = None,
     ) -> AsyncIterator[None]:
-        """Something is done meanwhile. loses: the machines whose keys in memory may be lost. owners: where they are not
-        known; a loss then is of all keys."""
+        """Something is done meanwhile. loses: the machines whose keys in memory may be lost. owners: of the keys that
+        it may touch; by default of all, as they are now."""
         known = await self.owners() if owners is None else owners
         began_at, number = time.monotonic(), len(self.record.harms)
         try:
@@ -233,11 +247,25 @@ class MachinesUnderTest:
     @contextmanager
     def cut_one_way(self, sources: Sequence[Host], targets: Sequence[Host]) -> Iterator[None]:
         """Meanwhile nothing that one of these sends comes to one of those."""
-        with ExitStack() as stack:
-            for source in sources:
-                for target in targets:
-                    stack.enter_context(self.cluster.network.cut_one_way(source, target))
+        with self.cut_ways([(source, target) for source in sources for target in targets]):
             yield
+
+    @contextmanager
+    def cut_ways(self, ways: Sequence[tuple[Host, Host]]) -> Iterator[None]:
+        """Meanwhile nothing comes from the first of a pair to the second."""
+        with ExitStack() as stack:
+            for source, target in ways:
+                stack.enter_context(self.cluster.network.cut_one_way(source, target))
+            yield
+
+    def delayed(
+        self, sources: Sequence[Host], targets: Sequence[Host | str], way_s: tuple[float, float]
+    ) -> AbstractContextManager[None]:
+        """Meanwhile what one of these sends takes so long at least and at most to one of those."""
+        least_s, most_s = way_s
+        return self.cluster.network.delayed(
+            sources, targets, least_s=least_s, most_s=most_s, seed=str(self.rng.random())
+        )
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.cluster_run import ClusterOutcome, machines_up, run
-from tests.chaos.failures import ALL, Scenario
+from tests.chaos.failures import Scenario
+from tests.chaos.scenarios import ALL
 
 LEASE_S = 6
 SHARDS = 2

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from tests.chaos import owners
 from tests.chaos.clients import Clients, Failure, History
@@ -37,11 +38,13 @@ class ClusterOutcome:
         """For people."""
         history, seconds = self.history, self.record.seconds
         codes = Counter(f"{failure.code} to {failure.client}" for failure in history.failures)
+        details = Counter(failure.details[:90] for failure in history.failures)
         return [
             f"{self.scenario}, seed {self.seed}: {len(history.operations)} calls, {len(history.failures)} failed, "
             f"{history.repeated.total()} repeated by id; {self.owners} owners of {2 * KEYS} keys",
             *(f"  {what}: {took:.2f} s" for what, took in seconds.items()),
             *([f"  failed: {words(codes)}"] if codes else []),
+            *(f"  {count} times: {text}" for text, count in details.most_common(4)),
         ]
 
 
@@ -74,7 +77,7 @@ async def run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> Clu
     history = machines.history = History()
     victim = await machines.coordinator() if scenario.harms_coordinator else NAMES[seed % len(NAMES)]
     first, second = (name for name in NAMES if name != victim)
-    machines.names = first, second, victim
+    machines.names, machines.rng = (first, second, victim), Random(f"{scenario.name}/{seed}")
     parties = [
         _dialled(
             machines,

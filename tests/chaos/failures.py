@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 from tests.chaos.cluster import (
     JOINING,
@@ -22,6 +21,8 @@ from tests.namespaces.network import Host
 
 Act = Callable[[MachinesUnderTest], Awaitable[None]]
 LOSS = 0.1
+FAR_S, NEAR_S, NEAREST_S = (0.05, 0.3), (0.01, 0.05), (0.005, 0.02)
+"""The shortest and the longest time of a packet on its way."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,41 @@ async def loses_packets(machines: MachinesUnderTest) -> None:
             await asyncio.sleep(machines.lease_s)
 
 
+# Long ways
+
+
+async def far_apart(machines: MachinesUnderTest) -> None:
+    """Machines, their clients and etcd, while a machine joins and leaves. PostgreSQL is nearer, as an operation is many
+    ways there and back, and its patience is a second; nearest are etcd's members to each other, by their elections."""
+    etcd, postgres, those = machines.etcd_hosts, [machines.postgres_host], [*map(machines.host, (*NAMES, JOINING))]
+    before = await machines.settled(*NAMES)
+    async with machines.harm("far apart", touches=everything):
+        with (
+            machines.delayed(those, [*those, *etcd, machines.cluster.network.address], FAR_S),
+            machines.delayed(etcd, those, FAR_S),
+            machines.delayed(those, postgres, NEAR_S),
+            machines.delayed(postgres, those, NEAR_S),
+            machines.delayed(etcd, etcd, NEAREST_S),
+        ):
+            await joins_and_leaves(machines)
+            await asyncio.sleep(machines.lease_s)
+    assert {*(await machines.settled(*NAMES)).members} == {*before.members}, "a machine was given up"
+
+
+async def too_far_from_etcd(machines: MachinesUnderTest) -> None:
+    """No request of a machine is answered in time, and some are carried out late: more than half a lease both ways."""
+    first, second, victim = machines.names
+    host, way_s = [machines.host(victim)], (machines.lease_s / 4, machines.lease_s / 3)
+    async with machines.harm("far from etcd", touches=of_machine(victim), loses=[victim]):
+        with (
+            machines.delayed(host, machines.etcd_hosts, way_s),
+            machines.delayed(machines.etcd_hosts, host, way_s),
+        ):
+            await machines.settled(first, second)
+            await asyncio.sleep(machines.lease_s / 2)
+        await machines.settled(*NAMES)
+
+
 # etcd
 
 
@@ -239,36 +275,3 @@ async def _restarted(machines: MachinesUnderTest, clock_rate: float) -> None:
         await machines.start(victim, clock_rate=clock_rate)
         await machines.settled(*NAMES)
     await machines.answered()
-
-
-SHORT = (
-    Scenario("joins and leaves", joins_and_leaves),
-    Scenario("killed", killed),
-    Scenario("cut off from etcd", cut_off_from_etcd),
-    Scenario("cut one way between machines", cut_one_way_between_machines),
-    Scenario("frozen", frozen),
-    Scenario("one rolled", one_rolled),
-)
-STEPS = range(1, 9)
-ALL = (
-    *SHORT,
-    Scenario("all rolled", rolled),
-    Scenario("not heard by etcd", not_heard_by_etcd),
-    Scenario("does not hear etcd", does_not_hear_etcd),
-    Scenario("cut off from etcd and the others", cut_off_from_all),
-    Scenario("cut off from the others", cut_off_from_others),
-    Scenario("not heard by the others", not_heard_by_others),
-    Scenario("does not hear the others", does_not_hear_others),
-    Scenario("loses packets", loses_packets),
-    Scenario("etcd loses its leader", etcd_loses_its_leader),
-    Scenario("etcd is down", etcd_is_down),
-    Scenario("clock is slow", clock_is_slow),
-    Scenario("clock is fast", clock_is_fast),
-    Scenario("coordinator killed", killed, harms_coordinator=True),
-    Scenario("coordinator frozen", frozen, harms_coordinator=True),
-    *(
-        Scenario(f"coordinator killed at write {step} of a change", partial(coordinator_dies, step=step), True)
-        for step in STEPS
-    ),
-)
-BROKEN = Scenario("clock is broken", clock_is_broken)

@@ -11,7 +11,8 @@ import pytest
 
 from tests.chaos.cluster import MachinesUnderTest
 from tests.chaos.cluster_run import machines_up, run
-from tests.chaos.failures import BROKEN, SHORT, Scenario
+from tests.chaos.failures import Scenario
+from tests.chaos.scenarios import BROKEN, SHORT
 
 pytestmark = pytest.mark.slow
 LEASE_S = 6
