@@ -70,6 +70,8 @@ class ClusterRecord:
     """For the history: what each harm may have taken along, of keys in memory."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What took how long."""
+    notes: list[str] = field(default_factory=list)
+    """What the seed has chosen."""
 
     def unexplained(self, failures: Sequence[Failure]) -> list[Failure]:
         return [failure for failure in failures if not any(harm.explains(failure) for harm in self.harms)]

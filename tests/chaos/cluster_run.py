@@ -42,6 +42,7 @@ class ClusterOutcome:
         return [
             f"{self.scenario}, seed {self.seed}: {len(history.operations)} calls, {len(history.failures)} failed, "
             f"{history.repeated.total()} repeated by id; {self.owners} owners of {2 * KEYS} keys",
+            *(f"  {note}" for note in self.record.notes),
             *(f"  {what}: {took:.2f} s" for what, took in seconds.items()),
             *([f"  failed: {words(codes)}"] if codes else []),
             *(f"  {count} times: {text}" for text, count in details.most_common(4)),
@@ -103,7 +104,7 @@ async def run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> Clu
             raise AssertionError(f"{len(unexplained)} calls failed for no reason, the first {_first(unexplained)}")
     except (AssertionError, TimeoutError) as error:
         raise AssertionError(
-            "\n".join([f"{scenario.name}, seed {seed}: {error!r}", *_circumstances(machines)])
+            "\n".join([f"{scenario.name}, seed {seed}: {machines.record.notes} {error!r}", *_circumstances(machines)])
         ) from error
     return outcome
 

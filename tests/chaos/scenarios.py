@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tests.chaos import failures, store_failures
+from tests.chaos import double_failures, failures, store_failures
 from tests.chaos.failures import Scenario
 
 SHORT = (
@@ -32,6 +32,8 @@ ALL = (
     Scenario("etcd's first member in the minority", store_failures.etcd_first_member_in_the_minority),
     Scenario("etcd's members cut apart", store_failures.etcd_members_cut_apart),
     Scenario("PostgreSQL dies", store_failures.postgres_dies),
+    Scenario("two machines", double_failures.two_machines),
+    Scenario("a machine and a store", double_failures.machine_and_store),
     Scenario("clock is slow", failures.clock_is_slow),
     Scenario("clock is fast", failures.clock_is_fast),
     Scenario("coordinator killed", failures.killed, harms_coordinator=True),

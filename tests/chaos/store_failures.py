@@ -45,8 +45,12 @@ async def postgres_dies(machines: MachinesUnderTest) -> None:
     """For a lease and a half. Calls wait, or say that they are unavailable; what is in memory stays there."""
     before = await machines.settled(*NAMES)
     known = len(machines.history.failures)
-    async with without_postgres(machines):
-        await asyncio.sleep(1.5 * machines.lease_s)
+    # Also calls of keys in memory: our client gives each change an id, whose answer is kept there.
+    async with machines.harm("no PostgreSQL", touches=everything):
+        async with without_postgres(machines):
+            await asyncio.sleep(1.5 * machines.lease_s)
+        with machines.timed("from PostgreSQL's start to answers"):
+            await machines.answered()
     failed = {f"{failure.code} {failure.details}" for failure in machines.history.failures[known:]}
     unclear = [failure for failure in failed if not failure.startswith("UNAVAILABLE")]
     assert not unclear, f"no clear status: {unclear[:3]}"
@@ -72,18 +76,14 @@ def cut_off(machines: MachinesUnderTest, members: Sequence[EtcdServer]) -> Itera
 
 @asynccontextmanager
 async def without_postgres(machines: MachinesUnderTest) -> AsyncIterator[None]:
-    """Meanwhile it is dead; how its clients learn of that is the seed's choice. At the end it is back, and answers."""
+    """Meanwhile it is dead; how its clients learn of that is the seed's choice. At the end it is back."""
     postgres = machines.cluster.postgres
     assert postgres is not None
-    # Also calls of keys in memory: our client gives each change an id, whose answer is kept there.
-    async with machines.harm("no PostgreSQL", touches=everything):
-        if machines.rng.random() < 0.5:
-            # As its host loses its power: no packet says so.
-            with machines.cluster.network.isolated(machines.postgres_host):
-                await asyncio.to_thread(machines.postgres_host.kill)
-        else:
+    if machines.rng.random() < 0.5:
+        # As its host loses its power: no packet says so.
+        with machines.cluster.network.isolated(machines.postgres_host):
             await asyncio.to_thread(machines.postgres_host.kill)
-        yield
-        with machines.timed("from PostgreSQL's start to answers"):
-            await asyncio.to_thread(postgres.start)
-            await machines.answered()
+    else:
+        await asyncio.to_thread(machines.postgres_host.kill)
+    yield
+    await asyncio.to_thread(postgres.start)
