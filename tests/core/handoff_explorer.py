@@ -6,6 +6,7 @@ from typing import Any
 
 from onelane.core.placement_change import Over, Phase
 
+from tests.core.handoff_blame import check_blame
 from tests.core.handoff_machines import Machines, Shared
 from tests.core.handoff_reduction import Move, needed_moves, suits, tells_of_a_death
 from tests.core.handoff_step import Step
@@ -96,6 +97,7 @@ def check(world: World, scenario: Scenario, machines: Machines) -> None:
         serving = [life.member.life for life in world.lives if may_serve(machines, life, key)]
         if len(serving) > 1:
             raise Violated("one life serves a key", f"lives {serving} may serve {key}")
+    check_blame(world, machines)
     if not any(own_moves(world)):
         check_quiet(world, scenario)
 

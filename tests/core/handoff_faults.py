@@ -157,3 +157,19 @@ class StartsTheNextLifeAsIfAllHadArrived(PlacementChange):
 class IsOverWithTheFirstReport(PlacementChange):
     def waits_for(self) -> frozenset[int]:
         return frozenset() if self._departed or self._arrived else super().waits_for()
+
+
+class BlamesTheOthersAlone(Handoff):
+    def waits_for(self) -> frozenset[int]:
+        return super().waits_for() - {self.me.life}
+
+
+class BlamesItselfWhileItWaits(Handoff):
+    def waits_for(self) -> frozenset[int]:
+        lives = super().waits_for()
+        return lives | {self.me.life} if lives else lives
+
+
+class BlamesThoseThatAreDone(Handoff):
+    def waits_for(self) -> frozenset[int]:
+        return super().waits_for() | self._senders

@@ -24,6 +24,8 @@ class Machines:
 
     handoff: type[Handoff] = Handoff
     change: type[PlacementChange] = PlacementChange
+    checks_blame: bool = True
+    """See `handoff_blame`; what is lost on its way shows there first."""
     _shared: dict[Any, Shared] = field(default_factory=dict)
     _steps: dict[Any, tuple[Shared, list[Any]]] = field(default_factory=dict)
     places: dict[Any, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from onelane.core.handoff import Handoff
 from onelane.core.placement_change import PlacementChange
 
 from tests.core import handoff_faults as faults
+from tests.core.handoff_blame import BLAME
 from tests.core.handoff_explorer import explore, walk
 from tests.core.handoff_machines import Machines
 from tests.core.handoff_world import Scenario, Violated
@@ -131,6 +132,9 @@ FAULTS: list[tuple[type[Handoff | PlacementChange], str, Scenario]] = [
     (faults.KeepsTheNextLifeToItself, "there is a way on", HARSH["moves"]),
     (faults.StartsTheNextLifeAsIfAllHadArrived, "one life serves a key", HARSH["moves"]),
     (faults.IsOverWithTheFirstReport, "no change is lost", MOVES),
+    (faults.BlamesTheOthersAlone, BLAME, MOVES),
+    (faults.BlamesItselfWhileItWaits, BLAME, MOVES),
+    (faults.BlamesThoseThatAreDone, BLAME, MOVES),
 ]
 
 
@@ -138,6 +142,7 @@ FAULTS: list[tuple[type[Handoff | PlacementChange], str, Scenario]] = [
 def test_a_fault_is_found(fault: type[Handoff | PlacementChange], name: str, scenario: Scenario) -> None:
     """Random orders of events find each of them at once; the seeds are fixed."""
     machines = Machines(handoff=fault) if issubclass(fault, Handoff) else Machines(change=fault)
+    machines.checks_blame = name == BLAME
     names = set()
     for seed in range(2000):
         try:

@@ -139,6 +139,63 @@ async def close(bench: Bench) -> None:
     await bench.parts.sibling_channels.aclose()
 
 
+# Whom it waits for
+
+
+async def until_waits_for(bench: Bench, *lives: int) -> set[tuple[int, ...]]:
+    """Until it tells the supervisor so; returns all that it has told meanwhile."""
+    told: set[tuple[int, ...]] = set()
+    while lives not in told:
+        message = await bench.supervisor.receive()
+        if message is not None and message.HasField("progress"):
+            told.add(tuple(message.progress.waits_for))
+    return told
+
+
+async def test_it_tells_that_it_waits_for_a_sibling_which_does_not_take_what_is_handed_over(
+    bench: Bench, sibling: Sibling
+) -> None:
+    sibling.acknowledges.clear()
+    bench.totals.update(dict.fromkeys(KEYS, 7))
+    bench.prepare((bench.me,), (bench.sibling,))
+    await until_waits_for(bench, SIBLING_LIFE)
+    sibling.acknowledges.set()
+    await until_waits_for(bench)
+    await close(bench)
+
+
+async def test_it_waits_for_a_sibling_that_it_cannot_reach(bench: Bench) -> None:
+    """Nobody listens there: a network that is cut is no fault of the two lives at its ends."""
+    bench.totals.update(dict.fromkeys(KEYS, 7))
+    bench.prepare((bench.me,), (bench.sibling,))
+    assert await until_waits_for(bench, SIBLING_LIFE) == {(SIBLING_LIFE,)}
+    await close(bench)
+
+
+async def test_it_tells_that_it_waits_for_a_sibling_which_has_not_said_that_nothing_comes_any_more(
+    bench: Bench,
+) -> None:
+    bench.prepare((bench.sibling,), (bench.me,))
+    await until_waits_for(bench, SIBLING_LIFE)
+    await bench.parts.handoff.hand_over(bench.take(done=True))
+    await until_waits_for(bench)
+    await close(bench)
+
+
+@pytest.mark.parametrize("hangs", ["_scan", "_pack"])
+async def test_it_tells_that_a_step_of_its_own_is_missing(
+    hangs: str, bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(handoff.HandoffCarrier if hangs == "_scan" else handoff_line.HandoffLine, hangs, hang)
+    bench.totals.update(dict.fromkeys(KEYS, 7))
+    bench.prepare((bench.me,), (bench.sibling,))
+    await until_waits_for(bench, *((LIFE,) if hangs == "_scan" else (LIFE, SIBLING_LIFE)))
+    await close(bench)
+
+
 # What leaves
 
 

@@ -46,10 +46,10 @@ class Machines:
             yield app
 
     @contextmanager
-    def up_with(self, machine: str, toml: str) -> Iterator[RunningApp]:
+    def up_with(self, machine: str, toml: str, **environment: str) -> Iterator[RunningApp]:
         folder = self._folder / machine
         folder.mkdir(exist_ok=True)
-        with running(folder, toml, **environment_of(self.settings_of(machine))) as app:
+        with running(folder, toml, **environment_of(self.settings_of(machine)), **environment) as app:
             yield app
 
 

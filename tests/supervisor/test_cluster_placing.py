@@ -17,7 +17,8 @@ from tests.ports import reserved
 def placing_of(
     *shards: SupervisedShard, advertise: str = "127.0.0.1", link_ports: Sequence[int] = (0,)
 ) -> ClusterPlacing:
-    app: Any = SimpleNamespace(name="lobby", placement=Placement(1, ()), shards=[*shards], beside=[])
+    settings = SimpleNamespace(drain_s=0)
+    app: Any = SimpleNamespace(name="lobby", settings=settings, placement=Placement(1, ()), shards=[*shards], beside=[])
     links = MachineLinks("arena", "a", None)
     seen = {"announce": lambda: None, "view": None}
     cluster: Any = SimpleNamespace(name="a", advertise=advertise, link_ports=link_ports, links=links, **seen)

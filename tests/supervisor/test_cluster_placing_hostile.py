@@ -21,9 +21,10 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import etcd
 from tests.machines import Certificates
-from tests.running_app import ROOT, RunningApp, descendants, echo, eventually
+from tests.running_app import ECHO, ROOT, RunningApp, descendants, echo, eventually
 from tests.shard.test_assertions import ADMIN, OWN, ask, guarded
 from tests.supervisor.cluster_variables import environment_of
+from tests.supervisor.hanging import HANGS
 from tests.supervisor.machines_up import KEYS, Machines, epoch_of, served_by
 
 ARENA = ClusterKeys("arena")
@@ -100,6 +101,28 @@ async def test_a_machine_that_dies_as_keys_move_to_it_has_a_stand_in_until_they_
             assert set((await served_by(a, after)).values()) == {"a/echo-0"}
             assert after == {key: seen + 1 for key, seen in before.items()}
         assert "shard.died" not in a.log.read_text()
+
+
+async def test_a_life_whose_step_of_a_change_hangs_is_ended_and_no_other_one(
+    machines: Machines, tmp_path: Path
+) -> None:
+    """Those that wait for it have not made their steps either, and keep their memory."""
+    (hangs := tmp_path / "hangs").touch()
+    toml = echo(1, "drain_s = 0").replace(ECHO, 'services = ["tests.supervisor.hanging:Echo"]')
+    with machines.up_with("a", toml) as a, machines.up_with("b", toml, **{HANGS: str(hangs)}) as b:
+        await eventually(lambda: epoch_of(a) == epoch_of(b))
+        before: dict[str, int] = {}
+        owners = await served_by(a, before)
+        assert set(owners.values()) == {"a/echo-0", "b/echo-0"}
+        with machines.up_with("c", toml) as c:
+            assert not hangs.exists()
+            after: dict[str, int] = {}
+            assert "c/echo-0" in (await served_by(c, after)).values()
+            assert all(after[key] == before[key] + 1 for key in KEYS if owners[key] == "a/echo-0")
+            assert "change.life_killed shard=b/echo-0" in b.log.read_text()
+            for app in (a, c):
+                assert "change.life_killed" not in app.log.read_text()
+                assert "shard.died" not in app.log.read_text()
 
 
 async def test_a_shard_calls_one_of_another_machine_for_its_client(machines: Machines, tmp_path: Path) -> None:

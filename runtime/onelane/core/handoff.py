@@ -223,6 +223,19 @@ class Handoff:
         """Keys that have been acknowledged by their new owners."""
         return len(self._left)
 
+    def waits_for(self) -> frozenset[int]:
+        """The lives whose step is missing, as far as this life can tell; itself among them where the step is its own.
+
+        Empty: nothing is missing here. What it has sent may be on its way still.
+        """
+        lives = set(self._awaited)
+        is_own = bool(self._installing) or (self.has_leaving and not self._is_scanned)
+        for receiver in self._receivers.values():
+            is_own = is_own or bool(receiver.busy)
+            if receiver.sent and receiver.is_alive:
+                lives.add(receiver.member.life)
+        return frozenset(lives | {self.me.life} if is_own else lives)
+
     # Events of this life.
 
     def begin(self, busy: Iterable[str]) -> list[Action]:

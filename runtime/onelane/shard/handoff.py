@@ -197,8 +197,8 @@ class HandoffCarrier:
             # From now on: a key that is busy must be known as such before.
             self._lane.router.on_leaving = self._called
             self._start(self._scan(change))
-            self._start(self._tell_progress(change))
             self._start(self._cut_off_late(change))
+        self._start(self._tell_progress(change))
 
     def _leaves(self, key: str) -> bool:
         owner = self._lane.router.find_home(key)
@@ -305,10 +305,15 @@ class HandoffCarrier:
             self._apply(change.scan_done())
 
     async def _tell_progress(self, change: Handoff) -> None:
-        """Tell the supervisor again and again: a life that goes on is not killed, however many keys leave it."""
+        """Tell the supervisor again and again: a life that goes on, or waits for others, is not killed, however many
+        keys leave it."""
+        last = None
         while change is self._handoff:
             await asyncio.sleep(PROGRESS_S)
-            await self._control.send(control_pb2.ToSupervisor(progress=self._progress(change)))
+            progress = self._progress(change)
+            if progress.waits_for or progress != last:
+                await self._control.send(control_pb2.ToSupervisor(progress=progress))
+            last = progress
 
     def _progress(self, change: Handoff) -> control_pb2.HandoffProgress:
         return control_pb2.HandoffProgress(
@@ -317,7 +322,19 @@ class HandoffCarrier:
             departed=change.keys_left,
             bytes=self._bytes,
             held=self._lane.queue.arrivals.count,
+            waits_for=sorted(self._waits_for(change)),
+            waits_for_store=any(line.waits_for_store for line in self._lines.values()),
         )
+
+    def _waits_for(self, change: Handoff) -> set[int]:
+        """As `Handoff.waits_for`, which takes for sent what is still to be packed, and for over what has no answer."""
+        lives = set(change.waits_for())
+        for line in self._lines.values():
+            if line.is_unanswered:
+                lives.add(line.to.life)
+            elif line.has_more and not line.waits_for_store:
+                lives.add(self.life)
+        return lives
 
     # What arrives
 

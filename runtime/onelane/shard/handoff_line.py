@@ -71,6 +71,18 @@ class HandoffLine:
         self._packing: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(UNDER_WAY)
+        self.waits_for_store = False
+        """The durable state of keys is about to be on disk alone."""
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Something was sent, or is sent again and again, and has no answer."""
+        return bool(self._sending)
+
+    @property
+    def has_more(self) -> bool:
+        """Something is to be sent yet."""
+        return self._is_done or bool(self._waiting) or self._packing is not None
 
     def send(self, keys: Iterable[str]) -> None:
         self._span.begin()
@@ -127,7 +139,9 @@ class HandoffLine:
         ready = self._take()
         packed = 0
         try:
+            self.waits_for_store = True
             await self._carrier.release(ready)
+            self.waits_for_store = False
             request = siblings_pb2.HandOverRequest(
                 epoch=self._change.after.epoch,
                 from_life=self._carrier.life,

@@ -343,7 +343,9 @@ def _progress_of(move: RunningMove) -> dict[str, Any]:
     names = {life: name for life, name in move.names.items() if life in move.waits_for or life in move.progress}
     parts = {life: part for life, part in sorted(move.progress.items()) if life in names}
     lives = [
-        {"name": names[life], "life": life} | {name: getattr(part, name) for name in PROGRESS}
+        {"name": names[life], "life": life}
+        | {name: getattr(part, name) for name in PROGRESS}
+        | {"waits_for": sorted(move.names.get(other, "") for other in part.waits_for)}
         for life, part in parts.items()
     ]
     sums = {name: sum(getattr(part, name) for part in move.progress.values()) for name in PROGRESS}

@@ -26,6 +26,7 @@ from onelane.server.sockets import listening
 from onelane.server.unix_sockets import ListeningPath
 from onelane.supervisor.change_trace import ChangeTrace
 from onelane.supervisor.cluster_pins import ClusterPins
+from onelane.supervisor.late_lives import TICK_S, LateLives
 from onelane.supervisor.link_socket import listening_at
 from onelane.supervisor.placed_lives import PlacedLives
 from onelane.supervisor.placing import CHANGE_MARGIN_S, ChangeElsewhere, ChangePlan, PlacedApp, Start
@@ -100,6 +101,7 @@ class ClusterPlacing:
         """Under way by the entry, whichever machine wants it."""
         self._stand_ins: set[str] = set()
         """Names of shards of other machines in whose place lives run here, or are about to."""
+        self._late = LateLives(app.settings.drain_s + CHANGE_MARGIN_S)
         self._followed = anyio.Event()
         """Set when another view has been followed; another event follows it."""
 
@@ -122,6 +124,11 @@ class ClusterPlacing:
         return self._placed.part
 
     async def follow(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._end_late_lives)
+            await self._follow()
+
+    async def _follow(self) -> None:
         while True:
             changed, view = self._cluster.changed, self._cluster.view
             if view is not None:
@@ -138,6 +145,24 @@ class ClusterPlacing:
             self._elsewhere = None
         elif self._elsewhere is None or self._elsewhere.epoch != entry.following.epoch:
             self._elsewhere = _Move(self._placed, epoch=entry.following.epoch)
+
+    async def _end_late_lives(self) -> None:
+        """Kill the lives that hold a change up: their death is a proof, and it goes on."""
+        while True:
+            await self._until(lambda: self._elsewhere is not None)
+            await anyio.sleep(TICK_S)
+            entry = self._placed.entry
+            if entry is None or entry.following is None:
+                continue
+            shards = {shard.member.life: shard for shard in self._shards() if shard.is_up}
+            for life in self._late.tick(entry.following.epoch, shards.keys() & entry.names.keys()):
+                incarnation = shards[life].incarnation
+                assert incarnation is not None
+                log.error(
+                    "change.life_killed shard=%s life=%d it hung for %g s, and waited for no other life",
+                    *(shards[life].member.name, life, self._late.limit_s),
+                )
+                incarnation.running.kill()
 
     def _stand_in_where_asked(self) -> None:
         for member in self._placed.asked_stand_ins:
@@ -258,6 +283,7 @@ class ClusterPlacing:
             case "arrived":
                 self._placed.arrived(life, message.arrived)
             case "progress":
+                self._late.progressed(life, message.progress)
                 for move in self._moves():
                     move.progress[life] = message.progress
 

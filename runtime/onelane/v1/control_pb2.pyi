@@ -467,6 +467,8 @@ class HandoffProgress(_message.Message):
     DEPARTED_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_STORE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     leaving: _builtins.int
     """Keys with state that leave, and are here still."""
@@ -475,6 +477,12 @@ class HandoffProgress(_message.Message):
     bytes: _builtins.int
     held: _builtins.int
     """Calls that are held for keys that arrive."""
+    waits_for_store: _builtins.bool
+    """Keys that leave wait for the store of durable state."""
+    @_builtins.property
+    def waits_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The lives whose step is missing, as far as it can tell: its own where the step is its own; none where nothing is."""
+
     def __init__(
         self,
         *,
@@ -483,10 +491,12 @@ class HandoffProgress(_message.Message):
         departed: _builtins.int = ...,
         bytes: _builtins.int = ...,
         held: _builtins.int = ...,
+        waits_for: _abc.Iterable[_builtins.int] | None = ...,
+        waits_for_store: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "departed", b"departed", "epoch", b"epoch", "held", b"held", "leaving", b"leaving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "departed", b"departed", "epoch", b"epoch", "held", b"held", "leaving", b"leaving", "waits_for", b"waits_for", "waits_for_store", b"waits_for_store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
