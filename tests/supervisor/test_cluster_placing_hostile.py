@@ -71,6 +71,17 @@ async def test_a_cluster_that_was_stopped_starts_again_with_the_entry_of_before(
         assert set((await served_by(b)).values()) == {"a/echo-0", "b/echo-0"}
 
 
+async def test_a_machine_that_comes_back_alone_at_other_addresses_serves_the_keys_of_its_last_start(
+    machines: Machines,
+) -> None:
+    """As a pod does. Nothing else happens in the cluster that would have it look again."""
+    with machines.up("a") as a:
+        before = epoch_of(a)
+    with machines.up("a") as a:
+        assert set((await served_by(a)).values()) == {"a/echo-0"}
+        assert epoch_of(a) > before
+
+
 async def test_a_machine_that_dies_as_keys_move_to_it_has_a_stand_in_until_they_are_back(
     machines: Machines, tmp_path: Path
 ) -> None:

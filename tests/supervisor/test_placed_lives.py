@@ -1,12 +1,13 @@
 """What the record of a machine says of the lives of an app, and how soon it is to be written."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onelane.cluster.coordination import Snapshot, StoredEntry
 from onelane.cluster.following import Beginning, Message
 from onelane.cluster.machines import AppPart, ClusterKeys, ClusterView, MachineRecord, record_bytes
-from onelane.cluster.placements import AppEntry, entry_bytes
+from onelane.cluster.placements import AppEntry, Death, entry_bytes
 from onelane.core.placement import Member, Placement
+from onelane.core.placement_change import Gone
 from onelane.supervisor.placed_lives import REPORTS_WITHIN_S, PlacedLives
 
 KEYS = ClusterKeys("arena")
@@ -18,11 +19,14 @@ CHANGING = PLACED.begun(Placement(8, (A, B, FAR), pins={"k": "b"}))
 class Line:
     """The way to a life, which reports nothing by itself."""
 
+    def __init__(self) -> None:
+        self.told: list[Beginning | Message] = []
+
     async def begin(self, beginning: Beginning) -> None:
-        pass
+        self.told.append(beginning)
 
     async def tell(self, message: Message) -> None:
-        pass
+        self.told.append(message)
 
     async def leave(self) -> None:
         pass
@@ -106,3 +110,17 @@ async def test_a_change_that_begins_or_ends_is_no_reason_to_write_the_record() -
     site.placed.departed(A.life, 9)
     part, within_s = site.announced[-1]
     assert (part.epoch, part.departed, part.arrived, within_s) == (9, (1,), (), REPORTS_WITHIN_S)
+
+
+async def test_a_life_that_begins_in_a_change_is_told_at_once_who_has_died_in_it() -> None:
+    """There may be no other view: it waits for the dead one, and nothing else happens in the cluster."""
+    before = Member("a/lobby-0", "10.0.0.9:1", "s9", 9)
+    begun = AppEntry(Placement(7, (before,)), leases=((9, 20),)).begun(Placement(8, (A,)))
+    site = Site()
+    line = Line()
+    site.placed.launched(A, line, follows=True)
+    await site.follow(replace(begun, deaths=(Death(9),)))
+    beginning, *told = line.told
+    assert isinstance(beginning, Beginning)
+    assert beginning.prepare is not None
+    assert told == [Gone(9)]

@@ -208,7 +208,8 @@ class PlacedLives:
         for life in list(self._lives.values()):
             if life.known is None and life.member in recorded:
                 await self._begin(life, entry)
-            elif life.known is not None:
+            if life.known is not None:
+                # Also one that has just begun: there may be no other view that tells of those that have died.
                 await self._tell(life, life.known, entry)
             if entry is not None and _is_over_for(life, entry):
                 life.leaves = True
