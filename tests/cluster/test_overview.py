@@ -60,6 +60,15 @@ def test_machines_are_told_with_their_lives_and_the_oldest_candidate_coordinates
     assert (lobby.name, lobby.epoch, lobby.shards, lobby.unserved, lobby.change) == ("lobby", 7, 3, (), None)
 
 
+def test_a_machine_whose_clock_is_not_that_of_the_one_which_coordinates_is_told() -> None:
+    a, b, c = overview_of(view(*(replace(r, ahead_s=s) for r, s in ((A, -2.0), (B, 3600.0), (C, 27.0))))).machines
+    assert (a.fault, c.fault) == ("", "")
+    assert b.fault == (
+        "the clocks of two machines are too far apart: that of 'b' is 3600 s ahead of etcd's and that of 'a' is 2 s "
+        "behind etcd's"
+    )
+
+
 def test_a_life_that_owns_no_keys_yet_is_told_apart() -> None:
     newer = replace(B0, socket="b@10.0.0.12:7001", life=10)
     _, b = overview_of(view(A, record("b", B0, newer))).machines

@@ -120,6 +120,25 @@ async def test_a_machine_that_does_not_fit_is_refused_and_disturbs_nobody(
         assert await cluster.names() == ["a"]
 
 
+async def test_a_machine_whose_wall_clock_is_another_one_is_refused_and_one_that_is_set_later_is_told(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.store.ahead_s = 1.0
+    async with cluster.running(A) as a:
+        cluster.store.ahead_s = -3600.0
+        refused = asyncio.ensure_future(cluster.machine(B).run())
+        await rest()
+        expected = "that of 'b' is 3600 s behind etcd's and that of 'a' is 1 s ahead of etcd's: set the wrong one"
+        with pytest.raises(JoinRefused, match=expected):
+            await refused
+        assert await cluster.names() == ["a"]
+        await cluster.time.advance(4)
+        assert "machine.clock_differs name=a ahead_of_etcd_s=-3600" in caplog.text
+        assert a.view
+        assert a.view.machines() == [replace(A, ahead_s=-3600.0)]
+        assert cluster.serving(A) == [1], "nothing that serves keys goes by it"
+
+
 async def test_beside_a_record_of_a_newer_release_a_machine_does_not_join(cluster: Cluster) -> None:
     newer = b'{"version": 9, "oldest_reader": 9, "machine": {"release": "7.0"}}'
     await cluster.store.commit([], [Put(KEYS.machine("b"), newer)])
@@ -535,7 +554,7 @@ async def test_a_machine_keeps_its_lease_and_its_view_when_the_leader_of_etcd_di
         await until(lambda: machine.lease and machine.lease.serve_until > died_at + 4.0 * 4 / 5)
         assert [*lives.fences] == [lease_id]
         await until_put(other, Put(KEYS.machine("b"), record_bytes(B)))
-        await until(lambda: machine.view and machine.view.machines() == [record, B])
+        await until(lambda: machine.view and machine.view.machines() == [machine.record, B])
         running.cancel()
         await asyncio.wait([running])
         await store.close()

@@ -30,6 +30,10 @@ RECORD_VERSION = 1
 OLDEST_READER = 1
 """The oldest release, by its `RECORD_VERSION`, that understands the records of this one."""
 
+CLOCKS_APART_S = 30.0
+"""How far apart the wall clocks of two machines may be: half of what an assertion of identity lasts, which one of them
+writes and the other one reads. Reminders, and for how long answers are remembered, go by them too."""
+
 LONGEST_LEASE_S = 60.0
 """By the settings: what a mark that cannot be read is taken for."""
 
@@ -80,6 +84,8 @@ class MachineRecord:
     """The URL of the page of its supervisor; "" where other machines cannot reach it."""
     xds: str = ""
     """`host:port` of its xDS server, as clients reach it; "" where it has none."""
+    ahead_s: float | None = None
+    """How far its wall clock is ahead of the store's; below zero: behind it. None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +238,18 @@ def _unreachable(mine: MachineRecord, other: MachineRecord) -> list[str]:
     ]
 
 
+def clock_fault(machine: MachineRecord, other: MachineRecord) -> str:
+    """What is wrong where the wall clocks of two machines are apart; "" where they are not, or nobody knows."""
+    if machine.ahead_s is None or other.ahead_s is None or abs(machine.ahead_s - other.ahead_s) <= CLOCKS_APART_S:
+        return ""
+    clocks = (f"{row.name!r} is {_ahead(row.ahead_s)} etcd's" for row in (machine, other))
+    return f"the clocks of two machines are too far apart: that of {' and that of '.join(clocks)}"
+
+
+def _ahead(seconds: float | None) -> str:
+    return f"{abs(seconds or 0):.0f} s {'behind' if (seconds or 0) < 0 else 'ahead of'}"
+
+
 def _differences(mine: MachineRecord, other: MachineRecord) -> list[str]:
     faults = []
     if other.name == mine.name:
@@ -242,6 +260,8 @@ def _differences(mine: MachineRecord, other: MachineRecord) -> list[str]:
             "set `name` of one of the two to another name"
         )
     faults += _unreachable(mine, other)
+    if fault := clock_fault(mine, other):
+        faults.append(f"{fault}: set the wrong one, as by NTP")
     unlike = sorted(app for app in mine.settings if other.settings.get(app, mine.settings[app]) != mine.settings[app])
     return faults + [
         f"app {app!r} is set up otherwise on machine {other.name!r} (its services, keys, turns, points, max_key_bytes "

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from onelane.cluster.coordinator import AppLives
-from onelane.cluster.machines import ClusterView, MachineRecord, UnreadableRecord
+from onelane.cluster.machines import ClusterView, MachineRecord, UnreadableRecord, clock_fault
 from onelane.cluster.placements import AppEntry, PlacementRefused, entry_of, pins_of
 from onelane.core.machine_links import link_address_of
 from onelane.core.placement import Member, Placement
@@ -236,6 +236,7 @@ def _machine(
         )
     is_forgotten = view.forgotten_lease_s(lease) is not None
     owners = {app.name: app.owners() for app in apps}
+    leader = view.by_lease().get(leads)
     return MachineOverview(
         name=record.name,
         state=MachineState.FORGOTTEN if is_forgotten else MachineState.JOINED,
@@ -247,6 +248,7 @@ def _machine(
         lease_s=record.lease_s,
         lease_left_s=left.get(lease),
         lives={app: _rows(lives, owners.get(app, set())) for app, lives in sorted(record.apps.items())},
+        fault="" if leader is None else clock_fault(record, leader),
     )
 
 

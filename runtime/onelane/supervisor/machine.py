@@ -28,6 +28,7 @@ from onelane.cluster.coordination import (
     Unchanged,
 )
 from onelane.cluster.machines import (
+    CLOCKS_APART_S,
     AppPart,
     ClusterKeys,
     ClusterView,
@@ -226,6 +227,7 @@ class Machine:
         began_at = self._now()
         while True:
             view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
+            self._look_at_clock()
             self._check(view, but=self._record.name)
             if view.entry(self._record.name) is None:
                 return
@@ -257,6 +259,16 @@ class Machine:
                 await self._store.revoke(lease_id)
             except (CoordinationUnavailable, CoordinationRefused) as error:
                 log.info("machine.left_to_its_lease name=%s reason=%s", self._record.name, error)
+
+    def _look_at_clock(self) -> None:
+        """Tell where our wall clock is wrong, or the store's, and the others where it has been set."""
+        ahead_s, last_s = self._store.ahead_s, self._record.ahead_s
+        if ahead_s is None or (last_s is not None and abs(ahead_s - last_s) <= CLOCKS_APART_S):
+            return
+        self._record = replace(self._record, ahead_s=ahead_s)
+        if abs(ahead_s) > CLOCKS_APART_S:
+            name, words = self._record.name, "set the wrong one, as by NTP: reminders and identities go by it"
+            log.warning("machine.clock_differs name=%s ahead_of_etcd_s=%d %s", name, ahead_s, words)
 
     # Staying
 
@@ -302,6 +314,7 @@ class Machine:
         try:
             self.lease = renewed = lease.renewed(sent_at, await self._store.renew(lease.lease_id))
             self.trouble = ""
+            self._look_at_clock()
             if renewed.serve_until > lease.serve_until:
                 self._lives.extend(renewed.lease_id, renewed.serve_until)
             if not renewed.is_lost and not self._has_its_entries():

@@ -27,6 +27,7 @@ class MemoryCoordination:
         self.now = 0.0
         self.is_down = False
         self.requests = 0
+        self.ahead_s: float | None = None
         self.revision = 1
         self._entries: dict[str, StoredEntry] = {}
         self._history: list[EntryChanges] = []

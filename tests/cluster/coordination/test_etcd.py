@@ -102,6 +102,14 @@ async def until_answered(store: EtcdStore, prefix: str = "/a/") -> None:
 # Nobody answers
 
 
+async def test_its_clock_is_compared_with_this_machines(server: EtcdServer) -> None:
+    async with opened(server.url) as store:
+        assert store.ahead_s is None
+        await store.read("/")
+        assert store.ahead_s is not None
+        assert abs(store.ahead_s) < BOUND_S
+
+
 async def test_no_etcd_is_told_with_its_address() -> None:
     with ports.reserved() as port:
         async with opened(f"http://127.0.0.1:{port}") as store:

@@ -113,6 +113,11 @@ class CoordinationStore(Protocol):
     is a transaction with a condition.
     """
 
+    @property
+    def ahead_s(self) -> float | None:
+        """How far the wall clock of this machine is ahead of the store's, as of the last answer and to a second or two;
+        None where the store has not told its time."""
+
     async def grant(self, ttl_s: float) -> Granted:
         """A new lease, of at least `ttl_s` from some moment between call and return."""
 

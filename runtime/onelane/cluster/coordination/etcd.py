@@ -9,10 +9,12 @@ import asyncio
 import json
 import logging
 import ssl
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any
 
@@ -94,6 +96,8 @@ class EtcdStore:
         self._random = Random()
         self.requests = Counter[str]()
         """Requests that were sent, by their path."""
+        self.ahead_s: float | None = None
+        """See `CoordinationStore`; by the header `date` of its last answer."""
 
     async def grant(self, ttl_s: float) -> Granted:
         answer = await self._ask("lease/grant", {"TTL": str(max(1, round(ttl_s)))})
@@ -188,6 +192,7 @@ class EtcdStore:
             raise self._refused(member, *error_of(body))
         answer = self._message(member, body)
         self._check_store(member, answer)
+        self.ahead_s = _ahead_s(response.headers.get("date", ""), time.time())
         return answer
 
     async def _post(
@@ -318,6 +323,14 @@ class _NoLeader(CoordinationUnavailable):
 
 class _OldToken(CoordinationRefused):
     """The store has forgotten who we are."""
+
+
+def _ahead_s(date: str, now: float) -> float | None:
+    """How far `now` is ahead of a date of HTTP, which has whole seconds. None: it is no date."""
+    try:
+        return float(round(now - parsedate_to_datetime(date).timestamp()))
+    except ValueError:
+        return None
 
 
 def _error(code: int, words: str) -> Exception:
