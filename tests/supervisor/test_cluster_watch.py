@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from onelane.cluster.coordination import Put
-from onelane.cluster.machines import ClusterKeys, MachineRecord, record_bytes
+from onelane.cluster.machines import AppPart, ClusterKeys, ClusterView, MachineRecord, record_bytes
+from onelane.cluster.overview import ClusterOverview, overview_of
 from onelane.cluster.placements import AppEntry, entry_bytes
 from onelane.core.placement import Member, Placement
+from onelane.supervisor import cluster_watch
 from onelane.supervisor.cluster_watch import GONE_LISTED_S, ClusterWatch
 from onelane.supervisor.machine import Machine
 from onelane.telemetry.collector.totals import Totals
@@ -91,6 +93,31 @@ def watched() -> Watched:
 
 def placed(*members: Member, epoch: int = 7, leases: Mapping[Member, int]) -> AppEntry:
     return AppEntry(Placement(epoch, members), leases=tuple((member.life, lease) for member, lease in leases.items()))
+
+
+async def test_what_lives_report_is_looked_at_where_people_ask_and_not_before(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each change each machine writes a report, which all machines are told."""
+    looks: list[ClusterView] = []
+
+    def counted(view: ClusterView) -> ClusterOverview:
+        looks.append(view)
+        return overview_of(view)
+
+    monkeypatch.setattr(cluster_watch, "overview_of", counted)
+    async with watched.running():
+        looks.clear()
+        for epoch in range(8, 18):
+            watched.machine.announce({}, {"lobby": AppPart(epoch=epoch)})
+            await rest()
+        assert watched.machine.view is not None
+        (record,) = watched.machine.view.machines()
+        assert isinstance(record, MachineRecord)
+        assert record.parts["lobby"].epoch == 17
+        assert looks == []
+        assert watched.watch.status()["revision"] == watched.machine.view.snapshot.revision
+        assert len(looks) == 1
 
 
 # Itself

@@ -6,7 +6,7 @@ seen the others in their state, and machines that were given up, of which the st
 Promises: it asks the store for nothing, so a look costs no request; what it remembers is bounded.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +63,20 @@ class _Seen:
         return _Seen(machine, self.since if machine.state is self.machine.state else now)
 
 
+_Shape = Sequence[tuple[str, int]]
+
+
+def _shape_of(view: ClusterView) -> _Shape:
+    """The same for two views in which the same machines are there under the same leases, and the entries of apps, with
+    the changes under way, are the same."""
+    machines, apps, marks = view.keys.machines, view.keys.app(""), view.keys.forgotten_leases
+    return [
+        (key, entry.lease_id if key.startswith(machines) else entry.changed)
+        for key, entry in view.snapshot.entries.items()
+        if key.startswith((machines, apps, marks))
+    ]
+
+
 class ClusterWatch:
     """See the module. Owned by the supervisor."""
 
@@ -80,7 +94,9 @@ class ClusterWatch:
         self._now = now
         self._metrics = ClusterMetrics(requests)
         self._view: ClusterView | None = None
-        """The last one that was looked at."""
+        """The last one that was looked at for people."""
+        self._shape: _Shape = ()
+        """Of the last one that was looked at."""
         self._overview = ClusterOverview(machine.cluster, 0, "", (), ())
         """By that view."""
         self._seen: dict[tuple[str, int], _Seen] = {}
@@ -92,8 +108,10 @@ class ClusterWatch:
     async def run(self) -> None:
         """Look at every view of the machine, until cancelled."""
         while True:
-            changed = self._machine.changed
-            self._look()
+            changed, view = self._machine.changed, self._machine.view
+            # Reports of lives are most of what changes, and begin and end nothing.
+            if view is not None and _shape_of(view) != self._shape:
+                self._look()
             await changed.wait()
 
     def take(self) -> list[Point]:
@@ -165,7 +183,7 @@ class ClusterWatch:
         view = self._machine.view
         if view is None or view is self._view:
             return
-        self._view, self._overview = view, overview_of(view)
+        self._view, self._shape, self._overview = view, _shape_of(view), overview_of(view)
         self._follow_machines(self._overview, self._now())
         self._follow_changes(self._overview, self._now())
 
