@@ -1,13 +1,10 @@
 """A real cluster for a test: `onelane up` in a process of its own, on free ports."""
 
 import asyncio
-import functools
-import http.client
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from onelane.cli.admin_client import UnixHandler
 
 from tests import warm_command
 from tests.bounds import BOUND_S
@@ -240,31 +239,8 @@ def http_request(url: str, *, method: str = "GET", **headers: str) -> tuple[int,
         return error.code, error.read().decode()
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """To a socket, which is reached from every network namespace."""
-
-    def __init__(self, path: str, host: str, timeout: float) -> None:
-        super().__init__(host, timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-class _UnixHandler(urllib.request.HTTPHandler):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self._path = path
-
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        connection: Any = functools.partial(_UnixConnection, self._path)
-        return self.do_open(connection, request)
-
-
 def _opener(admin: str) -> urllib.request.OpenerDirector:
-    handlers = [_UnixHandler(admin.removeprefix("unix:"))] if admin.startswith("unix:") else []
+    handlers = [UnixHandler(admin.removeprefix("unix:"))] if admin.startswith("unix:") else []
     return urllib.request.build_opener(*handlers)
 
 

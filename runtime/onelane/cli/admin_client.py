@@ -153,7 +153,7 @@ class _UnixConnection(HTTPConnection):
         self.sock.connect(self._path)
 
 
-class _UnixHandler(urllib.request.HTTPHandler):
+class UnixHandler(urllib.request.HTTPHandler):
     """Makes requests at the Unix socket of this path."""
 
     def __init__(self, path: str) -> None:
@@ -169,7 +169,7 @@ def _opener(address: str) -> urllib.request.OpenerDirector:
     # An HTTP proxy may be configured; the supervisor is asked directly.
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     if address.startswith(config.UNIX):
-        handlers.append(_UnixHandler(address.removeprefix(config.UNIX)))
+        handlers.append(UnixHandler(address.removeprefix(config.UNIX)))
     elif address.startswith(HTTPS):
         handlers.append(urllib.request.HTTPSHandler(context=_trusting()))
     return urllib.request.build_opener(*handlers)
