@@ -7,7 +7,7 @@ to keys of other shards are sent on: their owners have fences of their own.
 from collections.abc import Callable
 from typing import Any
 
-from onelane.core.clock import boottime_s
+from onelane.core.clock import boottime_clock
 from onelane.core.lease import Fence
 from onelane.core.placement import Member
 from onelane.core.turns import Turn
@@ -16,19 +16,23 @@ from onelane.lane.routing import Router
 from onelane.lane.turn_queue import TurnKeeper
 from onelane.server.call import Call
 
+_UNKNOWN = Member("", "", "")
+
 
 class LaneFence:
     """The fence of now, and the clock. Owned by one lane."""
 
-    def __init__(self, shard: str, fence: Fence, *, now: Callable[[], float] = boottime_s) -> None:
+    def __init__(self, shard: str, fence: Fence, *, now: Callable[[], float] | None = None) -> None:
+        """now: CLOCK_BOOTTIME where it is None."""
         self._shard = shard
         self._fence = fence
-        self._now = now
+        self._now = boottime_clock() if now is None else now
 
     @property
     def is_open(self) -> bool:
         """Whether a turn may begin, and an answer leave, at this moment."""
-        return self._fence.may_serve(self._now())
+        # As `Fence.may_serve`, without a frame of its own: it is asked twice in each call.
+        return self._now() < self._fence.until
 
     def check(self) -> None:
         """Raises:
@@ -54,8 +58,10 @@ class FencedHomes(dict[str, Member | None]):
         """Raises:
         NoLease: this shard owns the key, and its fence is closed.
         """
-        home = super().__getitem__(key) if key in self else self._router.find_home(key)
-        if home is None:
+        home = self.get(key, _UNKNOWN)
+        if home is _UNKNOWN:
+            home = self._router.find_home(key)
+        if home is None and not self._fence.is_open:
             self._fence.check()
         return home
 
