@@ -45,7 +45,9 @@ def configuration(template: PodTemplate, tmp_path: Path) -> Config:
     used = template if IN_CLUSTER else template.without("ONELANE_CLUSTER__")
     file = tmp_path / "onelane.toml"
     file.write_text(template.files["settings"]["onelane.toml"])
-    return load(file, used.environment(FIELDS, SECRETS))
+    (tmp_path / "password").write_text("swordfish")
+    variables = used.environment(FIELDS, SECRETS)
+    return load(file, {name: text.replace("/etc/onelane-etcd", str(tmp_path)) for name, text in variables.items()})
 
 
 def test_a_cluster_takes_each_document(overlay: list[Document]) -> None:
@@ -82,6 +84,13 @@ def test_services_budget_policy_and_spread_select_the_pods(overlay: list[Documen
     assert selectors == [labels] * 6
     headless = one(overlay, "Service", spec["serviceName"])["spec"]
     assert headless["clusterIP"] == "None"
+
+
+def test_files_of_secrets_are_read_by_the_group_of_the_pod_and_by_nobody_else(overlay: list[Document]) -> None:
+    spec = one(overlay, "StatefulSet")["spec"]["template"]["spec"]
+    secrets = [volume["secret"] for volume in spec["volumes"] if "secret" in volume]
+    assert {secret["defaultMode"] for secret in secrets} <= {0o440}
+    assert not secrets or spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsUser"]
 
 
 def test_services_and_probes_name_ports_at_which_something_listens(

@@ -41,7 +41,7 @@ def replicas() -> int:
 def template() -> PodTemplate:
     """Of pods that are machines by themselves, of an app whose calls tests can hold."""
     template = pod_template(documents("cluster")).altered(**ECHO)
-    return template.without("ONELANE_CLUSTER__").without_volume("links")
+    return template.without("ONELANE_CLUSTER__").without_volume("links").without_volume("etcd")
 
 
 @dataclass

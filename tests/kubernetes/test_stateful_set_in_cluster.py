@@ -17,23 +17,45 @@ from tests.running_app import eventually
 pytestmark = pytest.mark.slow
 
 
+PASSWORD = "swordfish"
+OF_THE_USER = "ONELANE_CLUSTER__ETCD_USER", "ONELANE_CLUSTER__ETCD_PASSWORD_FILE"
+
+
 @pytest.fixture
 def server() -> Iterator[EtcdServer]:
-    with etcd("--election-timeout=4000") as server:
+    with etcd("--election-timeout=4000", "--bcrypt-cost=4") as server:
         yield server
+
+
+def guard(server: EtcdServer, user: str) -> None:
+    """Have etcd serve this user, as docs/how-to/many-machines.md has it, and root."""
+    server.ask("auth/user/add", '{"name": "root", "password": "r"}')
+    server.ask("auth/user/grant", '{"user": "root", "role": "root"}')
+    server.ask("auth/user/add", json.dumps({"name": user, "password": PASSWORD}))
+    server.ask("auth/role/add", '{"name": "cluster"}')
+    # /onelane/counter/ up to /onelane/counter0
+    keys = {"key": "L29uZWxhbmUvY291bnRlci8=", "range_end": "L29uZWxhbmUvY291bnRlcjA="}
+    server.ask("auth/role/grant", json.dumps({"name": "cluster", "perm": {"permType": 2} | keys}))
+    server.ask("auth/user/grant", json.dumps({"user": user, "role": "cluster"}))
+    server.ask("auth/enable", "{}")
 
 
 @pytest.fixture
 def template(server: EtcdServer, tmp_path: Path) -> PodTemplate:
-    """As it is, but for the app and the etcd; with the Secret of the links."""
+    """As it is, but for the app and the etcd; with the Secrets of the links and of etcd's user."""
     template = pod_template(documents("cluster"))
-    (cluster,) = [row["value"] for row in template.container["env"] if row["name"] == "ONELANE_CLUSTER__NAME"]
+    variables = {row["name"]: row["value"] for row in template.container["env"] if "value" in row}
+    cluster, user = variables["ONELANE_CLUSTER__NAME"], {name: variables[name] for name in OF_THE_USER}
+    assert cluster == "counter"
+    guard(server, user[OF_THE_USER[0]])
     certificates = Certificates(tmp_path / "links")
     for index in range(2):
         certificates.issue(f"onelane-{index}", certificate_name(f"onelane-{index}", cluster))
     files = {path.name: path.read_text() for path in certificates.folder.iterdir()}
-    at_etcd = template.without("ONELANE_CLUSTER__ETCD").altered(**ECHO, ONELANE_CLUSTER__ETCD=json.dumps([server.url]))
-    return at_etcd.with_files("links", files)
+    at_etcd = template.without("ONELANE_CLUSTER__ETCD").altered(
+        **ECHO, ONELANE_CLUSTER__ETCD=json.dumps([server.url]), **user
+    )
+    return at_etcd.with_files("links", files).with_files("etcd", {"password": PASSWORD})
 
 
 async def test_keys_move_before_term_and_no_call_fails_and_memory_is_kept(template: PodTemplate) -> None:
