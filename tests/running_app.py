@@ -219,12 +219,14 @@ def is_running(pid: int) -> bool:
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that a process has started, and those that they have. Linux only."""
+    """The processes that a process has started, or has had started by `warm_command`, and those that they have. Linux
+    only."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         children = {int(child) for thread in threads for child in (thread / "children").read_text().split()}
     except (FileNotFoundError, ProcessLookupError):
         return set()
+    children |= warm_command.fork_servers(pid)
     return children.union(*map(descendants, children))
 
 

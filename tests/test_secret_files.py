@@ -1,6 +1,7 @@
 """Secrets are read from files, and no process inherits one that it does not need."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     secret = secret_file(folder, "the-swordfish\n")
     endpoint = "http://127.0.0.1:9"
     environment = {"ONELANE_ADMIN_TOKEN_FILE": secret, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **SECRETS}
-    with running(folder, echo(1), **environment) as running_app:
+    # In fresh processes: their environments in /proc are what they were started with.
+    with running(folder, echo(1), python=sys.executable, **environment) as running_app:
         yield running_app
 
 

@@ -1,7 +1,10 @@
-"""`python -m onelane` in a fork of a process that has imported the command line: an app starts in half of the processor
-time. What differs from a fresh process: its command line in `/proc`, and that its modules are imported already.
+"""`python -m onelane` in a fork of a process that has imported the command line, and its fork server in a fork of
+another that has imported what shards need: an app starts in a fifth of the processor time. What differs from fresh
+processes: their command line in `/proc`, that their modules are imported already, and that the fork server is no child
+of its app.
 
-Run as `python -m tests.warm_command FD`, it is that process, which ends with the tests that have started it.
+Run as `python -m tests.warm_command FD FORKS`, with the line to the second, it is the first of these, as `… FD servers`
+the second; they end with the tests that have started them.
 """
 
 import atexit
@@ -23,15 +26,26 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO
 
 PRELOADED = (
+    "anyio._backends._asyncio",
+    "msgspec",
     "onelane.cli.check",
     "onelane.cli.main",
     "onelane.cli.run_apps",
     "onelane.supervisor.admin.server",
     "onelane.supervisor.supervisor",
+    "onelane.supervisor.systemd",
     "onelane.telemetry.sinks.prometheus",
+    "uvloop",
 )
 """What an app's process imports at its start, but for services and grpcio's core, which it may not import."""
+SERVERS = "servers"
+"""What the process is called that forks fork servers."""
+DECIDES_IMPORTS = ("PYTHON", "PROTOCOL_BUFFERS_", "GRPC_")
+"""How the variables begin that modules read as they are imported."""
+NAME_OF_APP = "of {}"
+"""The name of a fork server, and of its shards: by it `descendants` knows whose they are, beside their parent."""
 MAX_PACKET = 1 << 17
+MAX_DESCRIPTORS = 4
 
 
 class WarmCommand:
@@ -77,18 +91,22 @@ class WarmCommand:
 
 def start(arguments: Sequence[str], *, cwd: Path, stderr: IO[str], environment: Mapping[str, str]) -> WarmCommand:
     """`python -m onelane ARGUMENTS`."""
-    line, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     reading, writing = os.pipe()
-    request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "environment": dict(environment)})
+    request = {"arguments": list(arguments), "cwd": str(cwd), "environment": dict(environment)}
     try:
-        # The end of the process comes on a line of its own: commands end in any order, and threads wait for them.
-        descriptors = [writing, stderr.fileno(), command_end.fileno()]
-        socket.send_fds(server().line, [request.encode()], descriptors)
+        return _forked(server().line, request, [writing, stderr.fileno()], reading)
     finally:
         os.close(writing)
-        command_end.close()
-    pid = json.loads(line.recv(MAX_PACKET))["pid"]
-    return WarmCommand(pid, line, io.TextIOWrapper(io.FileIO(reading)), ["onelane", *arguments])
+
+
+def _forked(line: socket.socket, request: Mapping[str, Any], descriptors: Sequence[int], stdout: int) -> WarmCommand:
+    """Have a process fork another one, which gets the descriptors. stdout: the end from which its output is read."""
+    own_line, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # The end of the process comes on a line of its own: commands end in any order, and threads wait for them.
+    with command_end:
+        socket.send_fds(line, [json.dumps(request).encode()], [command_end.fileno(), *descriptors])
+    pid = json.loads(own_line.recv(MAX_PACKET))["pid"]
+    return WarmCommand(pid, own_line, io.TextIOWrapper(io.FileIO(stdout)), ["onelane", *request["arguments"]])
 
 
 class Server(NamedTuple):
@@ -104,17 +122,43 @@ class Server(NamedTuple):
 
 @functools.cache
 def server() -> Server:
+    """Of commands."""
+    return _started(str(servers().line.fileno()), pass_fds=[servers().line.fileno()])
+
+
+@functools.cache
+def servers() -> Server:
+    """Of fork servers."""
+    return _started(SERVERS)
+
+
+def _started(*arguments: str, pass_fds: Sequence[int] = ()) -> Server:
     line, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", __name__, str(server_end.fileno())]
+    command = [sys.executable, "-m", __name__, str(server_end.fileno()), *arguments]
     with server_end:
-        process = subprocess.Popen(command, pass_fds=[server_end.fileno()], cwd=Path(__file__).parent.parent)
+        process = subprocess.Popen(command, pass_fds=[server_end.fileno(), *pass_fds], cwd=Path(__file__).parent.parent)
     started = Server(process, line)
     atexit.register(started.close)
     return started
 
 
-def serve(line: socket.socket) -> dict[str, Any] | None:
-    """Fork for each request, and report the ends; returns the request in a fork, None once the tests are over."""
+def fork_servers(app: int) -> set[int]:
+    """The fork server of an app that `start` has started. Linux only."""
+    if not servers.cache_info().currsize:
+        return set()
+    pid, name = servers().process.pid, NAME_OF_APP.format(app)
+    pids = set()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        # It may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                pids.add(int(child))
+    return pids
+
+
+def serve(line: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """Fork for each request, and report the ends; returns the request and its descriptors in a fork, None once the
+    tests are over."""
     commands: dict[int, tuple[int, socket.socket]] = {}
     """Descriptor of the process → its number, and the line on which its end is told."""
     while True:
@@ -127,20 +171,18 @@ def serve(line: socket.socket) -> dict[str, Any] | None:
                 with end_line, contextlib.suppress(OSError):
                     end_line.send(json.dumps({"code": code}).encode())
                 continue
-            packet, received, _, _ = socket.recv_fds(line, MAX_PACKET, 3)
+            packet, received, _, _ = socket.recv_fds(line, MAX_PACKET, MAX_DESCRIPTORS)
             if not packet:
                 return None
-            stdout, stderr, line_descriptor = received
+            line_descriptor, *descriptors = received
             if (pid := os.fork()) == 0:
-                os.dup2(stdout, 1)
-                os.dup2(stderr, 2)
                 request: dict[str, Any] = json.loads(packet)
-                return request
+                return request, descriptors
             end_line = socket.socket(fileno=line_descriptor)
             end_line.send(json.dumps({"pid": pid}).encode())
             commands[os.pidfd_open(pid)] = pid, end_line
-            os.close(stdout)
-            os.close(stderr)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 def _wait_ready(*descriptors: int) -> list[int]:
@@ -150,37 +192,119 @@ def _wait_ready(*descriptors: int) -> list[int]:
     return [descriptor for descriptor, _ in poll.poll()]
 
 
-def _become(request: dict[str, Any]) -> None:
-    """Be `python -m onelane`, as a fresh process would be."""
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+def _become(request: Mapping[str, Any], module: str) -> None:
+    """Be `python -m MODULE`, as a fresh process would be."""
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
     sys.argv[1:] = request["arguments"]
-    sys.orig_argv[1:] = ["-m", "onelane", *request["arguments"]]
+    sys.orig_argv[1:] = ["-m", module, *request["arguments"]]
     importlib.invalidate_caches()
     gc.enable()
-    runpy.run_module("onelane", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def main(descriptor: int) -> None:
-    gc.disable()
+def _close_all_but(*descriptors: int) -> None:
+    first = 3
+    for descriptor in sorted(descriptors):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
+def _run_commands(line: socket.socket, servers_descriptor: int) -> None:
+    """Be the process that forks commands. servers_descriptor: of the line to the one that forks fork servers."""
     for name in PRELOADED:
         importlib.import_module(name)
     from onelane.config import parse
 
     # What the first use makes, and keeps.
     parse({"apps": {"a": {"services": ["a:A"], "listen": "127.0.0.1:0"}}})
+    gc.freeze()
+    if (forked := serve(line)) is None:
+        return
+    line.detach()
+    request, (stdout, stderr) = forked
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    _close_all_but(servers_descriptor)
+    _start_warm_fork_server(servers_descriptor, request)
+    _become(request, "onelane")
+
+
+def _start_warm_fork_server(servers_descriptor: int, request: Mapping[str, Any]) -> None:
+    """Have the command line start its first fork server, before all else, as a fork too; where it needs another, files
+    have changed. The descriptor is closed by then.
+    """
+    from onelane.cli import entry
+    from onelane.supervisor import server_process
+
+    line = socket.socket(fileno=servers_descriptor)
+    if not entry.forks_shards(request["arguments"]) or of_imports(request["environment"]) != of_imports(os.environ):
+        line.close()
+        return
+
+    fresh_start = server_process.start
+
+    def start(environment: Mapping[str, str]) -> server_process.ServerProcess:
+        server_process.start = fresh_start
+        own_line, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own_line.setblocking(False)
+        server_request = {
+            "arguments": [],
+            "cwd": os.getcwd(),
+            "environment": {**environment, "GRPC_ENABLE_FORK_SUPPORT": "0"},
+            "app": os.getpid(),
+        }
+        with line, server_end:
+            process: Any = _forked(line, server_request, [1, 2, server_end.fileno()], os.open(os.devnull, os.O_RDONLY))
+        process.stdout.close()
+        return server_process.ServerProcess(process, own_line, dict(environment))
+
+    server_process.start = start
+
+
+def of_imports(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(DECIDES_IMPORTS)}
+
+
+def _run_servers(line: socket.socket) -> None:
+    """Be the process that forks fork servers."""
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    before = set(os.environ)
+    from onelane import shard
+    from onelane.shard import fork_server
+
+    fork_server._prepare()
+    set_by_imports = {name: value for name, value in os.environ.items() if name not in before}
+    # It is the main module of a fork.
+    del sys.modules[fork_server.__name__], shard.fork_server, fork_server
+    gc.freeze()
+    if (forked := serve(line)) is None:
+        return
+    line.detach()
+    request, (stdout, stderr, server_end) = forked
+    os.setsid()
+    Path("/proc/self/comm").write_text(NAME_OF_APP.format(request["app"]))
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    _close_all_but(server_end)
+    environment = set_by_imports | request["environment"]
+    _become({**request, "arguments": [str(server_end)], "environment": environment}, "onelane.shard.fork_server")
+
+
+def main(descriptor: int, role: str) -> None:
+    gc.disable()
     # Of the folder of an app, there may be another.
     sys.modules.pop("tests", None)
-    gc.freeze()
     line = socket.socket(fileno=descriptor)
-    if (request := serve(line)) is not None:
-        line.detach()
-        _become(request)
+    if role == SERVERS:
+        _run_servers(line)
+    else:
+        _run_commands(line, int(role))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

@@ -11,10 +11,22 @@ import pytest
 
 from tests import warm_command
 from tests.bounds import BOUND_S
-from tests.running_app import ROOT, echo, eventually, http_request, is_running, running
+from tests.running_app import ROOT, descendants, echo, eventually, http_request, is_running, running, running_command
 
 TOKEN = "a-long-secret"
 FRESH = (sys.executable, "-m", "onelane")
+IMPORTS = """
+import json, os, pathlib, sys
+seen = {"modules": sorted(sys.modules), "path": sys.path, "main": str(sys.modules["__main__"].__spec__.name),
+        "variables": sorted(os.environ), "session": os.getsid(0) == os.getpid()}
+pathlib.Path(__file__).with_name("imports.json").write_text(json.dumps(seen))
+
+from tests.echo.service import Echo
+
+class Imports(Echo):
+    pass
+"""
+"""A service that writes down what its process has imported before it."""
 
 
 def both(folder: Path, *arguments: str, **environment: str) -> tuple[tuple[int, str, str], tuple[int, str, str]]:
@@ -81,3 +93,35 @@ def test_it_has_imported_no_service_and_nothing_that_a_fresh_process_would_not()
     run = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, cwd=ROOT, check=True)
     modules = set(json.loads(run.stdout))
     assert modules & {"grpc", "opentelemetry", "tests.echo.service"} == set()
+
+
+@pytest.mark.slow
+async def test_its_fork_server_is_a_fork_too_and_ends_with_it(tmp_path: Path) -> None:
+    with running(tmp_path, echo(2)) as app:
+        (fork_server,) = warm_command.fork_servers(app.process.pid)
+        shards = {shard["pid"] for shard in app.shards()}
+        assert descendants(fork_server) == shards
+        assert descendants(app.process.pid) >= {fork_server, *shards}
+        assert sockets_of(fork_server) & sockets_of(warm_command.servers().process.pid) == set()
+        app.process.kill()
+        await eventually(lambda: not any(map(is_running, [fork_server, *shards])))
+        await eventually(lambda: warm_command.fork_servers(app.process.pid) == set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [{}, {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}], ids=["", "other"])
+def test_a_shard_has_imported_what_one_of_fresh_processes_has(tmp_path: Path, variables: dict[str, str]) -> None:
+    """A variable that decides what is imported has its fork server begin as a fresh process."""
+    (tmp_path / "imports.py").write_text(IMPORTS)
+    toml = 'admin = "127.0.0.1:0"\n[apps.echo]\nservices = ["imports:Imports"]\nlisten = "127.0.0.1:0"\nshards = 1\n'
+    (tmp_path / "onelane.toml").write_text(toml)
+    seen = []
+    for fresh in (FRESH, None):
+        command = running_command(
+            "up", "onelane.toml", "--app-dir", ".", cwd=tmp_path, log=tmp_path / "log", fresh=fresh, **variables
+        )
+        with command as app:
+            assert bool(warm_command.fork_servers(app.process.pid)) == (fresh is None and not variables)
+        seen.append((tmp_path / "imports.json").read_text())
+    fresh_imports, forked_imports = map(json.loads, seen)
+    assert forked_imports == fresh_imports
