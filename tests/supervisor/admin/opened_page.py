@@ -73,9 +73,10 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def opened(
-    browser: Browser, cluster: RunningApp, path: str = "/#/app/echo", **settings: Any
+    browser: Browser, cluster: RunningApp, path: str = "/#/app/echo", *, events: str = "", **settings: Any
 ) -> AsyncIterator[Opened]:
-    """The page, the lines of its console, and the URLs that it has requested."""
+    """The page, the lines of its console, and the URLs that it has requested. events: what it gets in place of the
+    stream of its supervisor; that ends at once, so the page is not live."""
     context = await browser.new_context(**settings)
     context.set_default_timeout(BOUND_MS)
     page = await context.new_page()
@@ -84,7 +85,10 @@ async def opened(
     page.on("console", lambda message: console.append(message.text))
     page.on("pageerror", lambda error: console.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
+    if events:
+        await page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
     await page.goto(f"http://{cluster.admin}{path}")
-    await expect(page.get_by_role("status").first).to_have_text("live")
+    if not events:
+        await expect(page.get_by_role("status").first).to_have_text("live")
     yield page, console, asked
     await context.close()

@@ -40,10 +40,7 @@ async def shown(
     """The page of a machine whose snapshot has a cluster that a test has made."""
     snapshot = json.loads(app.get("/snapshot")) | {"cluster": rows}
     events = f"retry: 600000\nevent: snapshot\ndata: {json.dumps(snapshot)}\n\n"
-    async with opened(browser, app, "/", **settings) as (page, console, asked):
-        await page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
-        await page.goto(f"http://{app.admin}{path}")
-        await page.reload()
+    async with opened(browser, app, path, events=events, **settings) as (page, console, asked):
         await expect(page.locator("main .card").first).to_be_visible()
         yield page, console, asked
 
