@@ -57,9 +57,9 @@ def _may_be_named(life: Life, other: Life, world: World, machines: Machines) -> 
     return any(_is_between(ends, life, other) for ends, _ in world.channels)
 
 
-def _is_between(ends: tuple[Any, ...], one: Life, other: Life) -> bool:
+def _is_between(ends: tuple[Any, ...], life: Life, other: Life) -> bool:
     """A message of one to the other, or an order to one of them."""
     if ends[0] in ("orders", "reports"):
-        return ends[0] == "orders" and ends[1] in (one.member.life, other.member.life)
-    names = ({one.member.life, one.member.socket}, {other.member.life, other.member.socket})
+        return ends[0] == "orders" and ends[1] in (life.member.life, other.member.life)
+    names = ({life.member.life, life.member.socket}, {other.member.life, other.member.socket})
     return all(set(ends[1:]) & name for name in names)

@@ -144,12 +144,12 @@ async def close(bench: Bench) -> None:
 
 async def until_waits_for(bench: Bench, *lives: int) -> set[tuple[int, ...]]:
     """Until it tells the supervisor so; returns all that it has told meanwhile."""
-    told: set[tuple[int, ...]] = set()
-    while lives not in told:
+    words: set[tuple[int, ...]] = set()
+    while lives not in words:
         message = await bench.supervisor.receive()
         if message is not None and message.HasField("progress"):
-            told.add(tuple(message.progress.waits_for))
-    return told
+            words.add(tuple(message.progress.waits_for))
+    return words
 
 
 async def test_it_tells_that_it_waits_for_a_sibling_which_does_not_take_what_is_handed_over(

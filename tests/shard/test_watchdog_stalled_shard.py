@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,30 +130,38 @@ async def test_a_lane_that_gets_no_cpu_is_starved_and_no_code_is_blamed(tmp_path
     with running(tmp_path, echo(1)) as cluster:
         where = Where(cluster)
         pid = cluster.shards()[0]["pid"]
-        cpus = os.sched_getaffinity(0)
-        hog = f"import os; os.sched_setaffinity(0, {{{min(cpus)}}}); print(flush=True)\nwhile True: pass"
-        program = [sys.executable, "-c", hog]
-        # Each in a session of its own, as shards are: Linux shares the CPU fairly among sessions.
-        options: dict[str, Any] = {"stdout": subprocess.PIPE, "start_new_session": True}
-        hogs = [subprocess.Popen(program, **options) for _ in range(4)]  # noqa: ASYNC220 - at once
-        try:
-            for process in hogs:
-                assert process.stdout is not None
-                await asyncio.to_thread(process.stdout.readline)
-            os.sched_setaffinity(pid, {min(cpus)})
+        async with without_cpu(pid, hogs=4):
             while "lane.starved shard=echo-0 kind=starved" not in cluster.log.read_text():
                 await order(where, "echo-0", "compute 0.1")
-        finally:
-            os.sched_setaffinity(pid, cpus)
-            for process in hogs:
-                process.kill()
-                process.communicate()
         starved = [line for line in cluster.log.read_text().splitlines() if "lane.starved" in line]
         assert [line for line in starved if " INFO " not in line or "=-" in line or "= " in line] == []
         await where.close()
 
 
-async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_long(tmp_path: Path) -> None:
+@asynccontextmanager
+async def without_cpu(pid: int, hogs: int) -> AsyncIterator[None]:
+    """A process shares one CPU with so many that compute without end."""
+    cpus = os.sched_getaffinity(0)
+    hog = f"import os; os.sched_setaffinity(0, {{{min(cpus)}}}); print(flush=True)\nwhile True: pass"
+    program = [sys.executable, "-c", hog]
+    # Each in a session of its own, as shards are: Linux shares the CPU fairly among sessions.
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "start_new_session": True}
+    processes = [subprocess.Popen(program, **options) for _ in range(hogs)]  # noqa: ASYNC220 - at once
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            await asyncio.to_thread(process.stdout.readline)
+        os.sched_setaffinity(pid, {min(cpus)})
+        yield
+    finally:
+        os.sched_setaffinity(pid, cpus)
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("hogs", [0, 9], ids=["", "and gets little CPU then"])
+async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_long(tmp_path: Path, hogs: int) -> None:
     with running(tmp_path, echo(1, "replace_stalled_s = 1")) as cluster:
         where = Where(cluster)
         # A first one, that does not hide the second; on a busy machine a start may have stalls of its own as well.
@@ -160,9 +170,10 @@ async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_lo
         await eventually(lambda: cluster.shards()[0]["last_stalls"])
         known = cluster.shards()[0]["last_stalls"]
         longest_s = max(stall["seconds"] for stall in known)
-        stopping = stop_for(before["pid"], max(2.1, 2.1 * longest_s))
-        # With a call that its lane begins to work on the moment it goes on.
-        seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.3"))
+        async with without_cpu(before["pid"], hogs):
+            # With a call that its lane begins to work on the moment it goes on.
+            stopping = stop_for(before["pid"], max(2.1, 2.1 * longest_s))
+            seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.3"))
         await eventually(lambda: longest_stall(cluster, known)["seconds"] > seconds - 1)
         assert longest_stall(cluster, known)["kind"] == "starved"
         (after,) = cluster.shards()

@@ -70,7 +70,7 @@ async def test_a_wrong_password_ends_it_with_the_words_of_etcd_and_without_the_p
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("newer", json.dumps(NEWER).encode(), ("it runs onelane 9.0.0", "upgrade this machine")),
         (
@@ -82,14 +82,14 @@ async def test_a_wrong_password_ends_it_with_the_words_of_etcd_and_without_the_p
     ids=["another release", "another cluster of this name"],
 )
 async def test_a_machine_that_cannot_join_names_the_other_one_and_what_to_do(
-    server: EtcdServer, tmp_path: Path, name: str, value: bytes, told: Any
+    server: EtcdServer, tmp_path: Path, name: str, value: bytes, expected: Any
 ) -> None:
     settings = replace(settings_of(server, machine="b"), name=name)
     store = EtcdStore(etcd_address(settings))
     await store.commit([], [Put(ClusterKeys(name).machine("a"), value)])
     ended = up(tmp_path, settings)
     assert f"cannot join the cluster {name!r}: machine 'a'" in ended.stderr
-    assert all(words in ended.stderr for words in told), ended.stderr
+    assert all(words in ended.stderr for words in expected), ended.stderr
     left = await store.read(ClusterKeys(name).prefix)
     assert [*left.entries] == [ClusterKeys(name).machine("a")], "it has left nothing behind"
     await store.close()

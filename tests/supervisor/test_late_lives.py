@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from onelane.supervisor.late_lives import TICK_S, LateLives
+from onelane.supervisor.late_lives import BETWEEN_LOOKS_S, LateLives
 from onelane.v1.control_pb2 import HandoffProgress
 
 ONE, OTHER, ELSEWHERE = 1, 2, 3
@@ -11,18 +11,18 @@ LIMIT = 4
 
 
 def late_lives() -> LateLives:
-    return LateLives(LIMIT * TICK_S)
+    return LateLives(LIMIT * BETWEEN_LOOKS_S)
 
 
 def ticks(late: LateLives, number: int, *, epoch: int = 7, **says: Iterable[int]) -> list[list[int]]:
     """What each of so many ticks finds of lives 1 and 2, which say meanwhile whom they wait for; None: nothing."""
-    found = []
+    late_now = []
     for _ in range(number):
         for life, waits_for in zip((ONE, OTHER), (says.get("one"), says.get("other")), strict=True):
             if waits_for is not None:
                 late.progressed(life, HandoffProgress(epoch=epoch, waits_for=waits_for))
-        found.append(late.tick(epoch, [ONE, OTHER]))
-    return found
+        late_now.append(late.tick(epoch, [ONE, OTHER]))
+    return late_now
 
 
 def test_a_life_is_late_by_its_own_word_and_those_that_wait_for_it_are_not() -> None:
@@ -81,5 +81,5 @@ def test_a_word_of_the_last_change_says_nothing_of_this_one() -> None:
     for _ in range(LIMIT):
         late.progressed(ONE, HandoffProgress(epoch=7))
         late.progressed(OTHER, HandoffProgress(epoch=8))
-        found = late.tick(8, [ONE, OTHER])
-    assert found == [ONE]
+        late_now = late.tick(8, [ONE, OTHER])
+    assert late_now == [ONE]

@@ -120,7 +120,7 @@ async def test_a_life_that_begins_in_a_change_is_told_at_once_who_has_died_in_it
     line = Line()
     site.placed.launched(A, line, follows=True)
     await site.follow(replace(begun, deaths=(Death(9),)))
-    beginning, *told = line.told
+    beginning, *later = line.told
     assert isinstance(beginning, Beginning)
     assert beginning.prepare is not None
-    assert told == [Gone(9)]
+    assert later == [Gone(9)]

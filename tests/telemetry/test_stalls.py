@@ -55,6 +55,11 @@ def evidence_of(
         pytest.param(
             evidence_of(own=0.01, state="R", late=0.95, stopped=0.95), STARVED, id="stopped, and its lane goes on first"
         ),
+        pytest.param(
+            evidence_of(own=0.1, delay=0.4, state="S", late=0.4, stopped=0.4),
+            STARVED,
+            id="stopped, and without a CPU as it goes on",
+        ),
         pytest.param(evidence_of(state="S", late=0.4, stopped=0.4), BLOCKED, id="time.sleep, stopped for a part of it"),
         pytest.param(evidence_of(state="S", late=0.95), BLOCKED, id="time.sleep, while the watchdog had no CPU"),
         pytest.param(evidence_of(own=0.1, delay=0.3, state="R"), STARVED, id="ready, and not running"),

@@ -170,7 +170,9 @@ class _WatchdogThread(threading.Thread):
             self._close(probe)
             probe = None
         if probe is None:
-            probe = self._send_probe(before) if is_late else self._probe_if_busy(now)
+            # Of a late look the lane's wait for a CPU is known from here on.
+            since = replace(before, delay_s=self._lane.delay_s()) if is_late else None
+            probe = self._probe_if_busy(now) if since is None else self._send_probe(since)
         if probe is not None and stack is not None:
             probe.late_s += max(0.0, late_s)
             probe.stopped_s += max(0.0, late_s - own.waited_s())

@@ -26,7 +26,7 @@ from onelane.server.sockets import listening
 from onelane.server.unix_sockets import ListeningPath
 from onelane.supervisor.change_trace import ChangeTrace
 from onelane.supervisor.cluster_pins import ClusterPins
-from onelane.supervisor.late_lives import TICK_S, LateLives
+from onelane.supervisor.late_lives import BETWEEN_LOOKS_S, LateLives
 from onelane.supervisor.link_socket import listening_at
 from onelane.supervisor.placed_lives import PlacedLives
 from onelane.supervisor.placing import CHANGE_MARGIN_S, ChangeElsewhere, ChangePlan, PlacedApp, Start
@@ -150,7 +150,7 @@ class ClusterPlacing:
         """Kill the lives that hold a change up: their death is a proof, and it goes on."""
         while True:
             await self._until(lambda: self._elsewhere is not None)
-            await anyio.sleep(TICK_S)
+            await anyio.sleep(BETWEEN_LOOKS_S)
             entry = self._placed.entry
             if entry is None or entry.following is None:
                 continue

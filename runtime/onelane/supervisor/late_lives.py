@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from onelane.v1 import control_pb2
 
-TICK_S = 0.5
+BETWEEN_LOOKS_S = 0.5
 
 
 class LateLives:
@@ -37,15 +37,15 @@ class LateLives:
             self._late_s[life] = 0.0
 
     def tick(self, epoch: int, lives: Iterable[int]) -> list[int]:
-        """`TICK_S` have passed; returns the lives that are to be ended. epoch: to which the change under way leads.
-        lives: those of this machine that have a part in it and have been ready.
+        """`BETWEEN_LOOKS_S` have passed; returns the lives that are to be ended. epoch: to which the change under way
+        leads. lives: those of this machine that have a part in it and have been ready.
 
         However late the tick comes, it is one: a supervisor that was stopped has heard nobody meanwhile.
         """
         self._follow(epoch)
         late = []
         for life in lives:
-            self._late_s[life] = self._late_s.get(life, 0.0) + TICK_S if self._is_missing(life) else 0.0
+            self._late_s[life] = self._late_s.get(life, 0.0) + BETWEEN_LOOKS_S if self._is_missing(life) else 0.0
             if self._late_s[life] > self.limit_s:
                 del self._late_s[life]
                 late.append(life)

@@ -77,7 +77,8 @@ def kind_of(evidence: Evidence) -> str:
     others = (evidence.after.others_s - evidence.before.others_s) / wall_s
     if own >= MAIN_CAUSE:
         return CROWDED if evidence.calls > 1 else COMPUTING
-    if delay >= MAIN_CAUSE or evidence.stopped_s / wall_s >= MAIN_CAUSE:
+    # A process that was stopped may get no CPU as it goes on either.
+    if delay + evidence.stopped_s / wall_s >= MAIN_CAUSE:
         return STARVED
     if evidence.late_s / wall_s >= MAIN_CAUSE:
         # The watchdog could not run either: a thread held the interpreter, or the process got no CPU at all.
