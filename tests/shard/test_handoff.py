@@ -2,6 +2,8 @@
 with a sibling and a supervisor that the test plays."""
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -309,6 +311,20 @@ async def test_a_batch_that_fails_is_sent_again_and_nothing_is_forgotten_before(
     await eventually(lambda: not sibling.failures)
     await eventually(lambda: bench.totals == {})
     assert sibling.keys == ["k"]
+    await close(bench)
+
+
+async def test_that_batches_are_sent_again_is_logged_ever_more_seldom(
+    bench: Bench, sibling: Sibling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine that is dead takes none of 16 batches, each twenty times a second."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(handoff_line, "RESEND_S", 0.001)
+    bench.totals["k"] = 7
+    sibling.failures = 20
+    bench.prepare((bench.me,), (bench.sibling,))
+    await eventually(lambda: bench.totals == {})
+    assert re.findall(r"handoff\.sent_again to=echo-1 life=6 times=(\d+)", caplog.text) == ["1", "2", "4", "8", "16"]
     await close(bench)
 
 

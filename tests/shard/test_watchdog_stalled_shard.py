@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,22 +142,21 @@ async def test_a_lane_that_gets_no_cpu_is_starved_and_no_code_is_blamed(tmp_path
 async def without_cpu(pid: int, hogs: int) -> AsyncIterator[None]:
     """A process shares one CPU with so many that compute without end."""
     cpus = os.sched_getaffinity(0)
-    hog = f"import os; os.sched_setaffinity(0, {{{min(cpus)}}}); print(flush=True)\nwhile True: pass"
+    # They end with this process, however that ends.
+    hog = f"import os; os.sched_setaffinity(0, {{{min(cpus)}}}); print(flush=True)\n"
+    hog += f"while os.getppid() == {os.getpid()}: pass"
     program = [sys.executable, "-c", hog]
     # Each in a session of its own, as shards are: Linux shares the CPU fairly among sessions.
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "start_new_session": True}
-    processes = [subprocess.Popen(program, **options) for _ in range(hogs)]  # noqa: ASYNC220 - at once
-    try:
-        for process in processes:
+    with ExitStack() as stack:
+        for _ in range(hogs):
+            process = stack.enter_context(subprocess.Popen(program, **options))  # noqa: ASYNC220 - at once
+            stack.callback(process.kill)
             assert process.stdout is not None
             await asyncio.to_thread(process.stdout.readline)
         os.sched_setaffinity(pid, {min(cpus)})
         yield
-    finally:
         os.sched_setaffinity(pid, cpus)
-        for process in processes:
-            process.kill()
-            process.communicate()
 
 
 @pytest.mark.parametrize("hogs", [0, 9], ids=["", "and gets little CPU then"])

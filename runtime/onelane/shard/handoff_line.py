@@ -71,6 +71,7 @@ class HandoffLine:
         self._packing: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(UNDER_WAY)
+        self._repeats = 0
         self.waits_for_store = False
         """The durable state of keys is about to be on disk alone."""
 
@@ -192,7 +193,11 @@ class HandoffLine:
 
     def _sent_again(self, status: str, error: object) -> None:
         self._span.repeated(status)
-        log.info("handoff.sent_again to=%s life=%d error=%s", self.to.name, self.to.life, error)
+        self._repeats += 1
+        if self._repeats.bit_count() == 1:
+            # Seldom: to a machine that is dead there are hundreds a second.
+            values = self.to.name, self.to.life, self._repeats, error
+            log.info("handoff.sent_again to=%s life=%d times=%d error=%s", *values)
 
 
 @cache
