@@ -89,14 +89,19 @@ async def test_a_machine_that_leaves_ends_its_lives_and_is_gone_at_once(cluster:
         assert b.view.machines() == [B]
 
 
-async def test_a_machine_waits_for_its_own_last_start_whose_lease_has_not_run_out(cluster: Cluster) -> None:
+@pytest.mark.parametrize("lease_s", [5.0, 1.0, 60.0], ids=["", "it was longer", "it was shorter"])
+async def test_a_machine_waits_for_its_own_last_start_whose_lease_has_not_run_out(
+    cluster: Cluster, lease_s: float
+) -> None:
+    """By the last start's own lease: the setting may have changed since."""
+    record = replace(A, lease_s=lease_s)
     last = await cluster.store.grant(5.0)
     await cluster.store.commit([], [Put(KEYS.machine("a"), record_bytes(replace(A, start="a-0")), last.lease_id)])
-    async with cluster.running(A):
+    async with cluster.running(record):
         await cluster.time.advance(4.5)
-        assert cluster.serving(A) == []
+        assert cluster.serving(record) == []
         await cluster.time.advance(3)
-        assert cluster.serving(A) == [2]
+        assert cluster.serving(record) == [2]
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,14 @@ from onelane.cluster.coordination import (
 )
 from onelane.cluster.machines import (
     CLOCKS_APART_S,
+    LONGEST_LEASE_S,
     AppPart,
     ClusterKeys,
     ClusterView,
     JoinRefused,
     MachineRecord,
     objections,
+    record_of,
 )
 from onelane.cluster.own_entries import OwnEntries
 from onelane.core.clock import boottime_s
@@ -43,7 +45,7 @@ from onelane.core.placement import Member
 
 log = logging.getLogger("onelane.supervisor")
 NAMESAKE_LEASES = 2
-"""How many times its lease a machine of the same name is waited for: it may be our own last start."""
+"""How many times its lease, by its record, a machine of the same name is waited for: it may be our own last start."""
 LEAVE_S = 2.0
 """The longest that leaving may take; without it the lease runs out."""
 
@@ -229,11 +231,14 @@ class Machine:
             view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
             self._look_at_clock()
             self._check(view, but=self._record.name)
-            if view.entry(self._record.name) is None:
+            namesake = view.entry(self._record.name)
+            if namesake is None:
                 return
-            if self._now() >= began_at + NAMESAKE_LEASES * self._terms.lease_s:
+            record = record_of(namesake.value, self._record.name)
+            lease_s = record.lease_s if isinstance(record, MachineRecord) else self._terms.lease_s
+            if self._now() >= began_at + NAMESAKE_LEASES * min(lease_s, LONGEST_LEASE_S):
                 self._check(view)
-            await self._sleep_until(self._now() + self._terms.renew_every_s)
+            await self._sleep_until(self._now() + min(lease_s / 3, self._terms.renew_every_s))
 
     def _check(self, view: ClusterView, but: str = "") -> None:
         """Raises:
