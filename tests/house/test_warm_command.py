@@ -21,6 +21,8 @@ seen = {"modules": sorted(sys.modules), "path": sys.path, "main": str(sys.module
         "variables": sorted(os.environ), "session": os.getsid(0) == os.getpid()}
 pathlib.Path(__file__).with_name("imports.json").write_text(json.dumps(seen))
 
+# Not by PYTHONPATH, which would be one of the variables.
+sys.path.append("ROOT")
 from tests.echo.service import Echo
 
 class Imports(Echo):
@@ -112,7 +114,7 @@ async def test_its_fork_server_is_a_fork_too_and_ends_with_it(tmp_path: Path) ->
 @pytest.mark.parametrize("variables", [{}, {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}], ids=["", "other"])
 def test_a_shard_has_imported_what_one_of_fresh_processes_has(tmp_path: Path, variables: dict[str, str]) -> None:
     """A variable that decides what is imported has its fork server begin as a fresh process."""
-    (tmp_path / "imports.py").write_text(IMPORTS)
+    (tmp_path / "imports.py").write_text(IMPORTS.replace("ROOT", str(ROOT)))
     toml = 'admin = "127.0.0.1:0"\n[apps.echo]\nservices = ["imports:Imports"]\nlisten = "127.0.0.1:0"\nshards = 1\n'
     (tmp_path / "onelane.toml").write_text(toml)
     seen = []
