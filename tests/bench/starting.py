@@ -1,6 +1,7 @@
 """What it takes until an app is ready, and what its shards then hold in memory while nobody calls."""
 
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ class Start:
 def start(folder: Path, shards: int) -> Start:
     """Start an app of so many shards, and end it."""
     began = time.perf_counter()
-    with running(Path(mkdtemp(dir=folder)), echo(shards)) as app:
+    # Fresh processes: those of tests are forks of some that have imported everything.
+    with running(Path(mkdtemp(dir=folder)), echo(shards), python=sys.executable) as app:
         ready_s = time.perf_counter() - began
         rollup = Path(f"/proc/{app.shards()[-1]['pid']}/smaps_rollup").read_text()
     return Start(ready_s, _kib(rollup, "Rss"), _kib(rollup, "Pss"))
