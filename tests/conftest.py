@@ -72,9 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """More than processors: the tests wait for processes and connections about as long as they compute. On two
-    processors the suite takes 8:28 with three and 7:34 with four; each adds 8 s of processor time."""
-    return len(os.sched_getaffinity(0)) + 2
+    """More than processors: the tests wait for processes and connections about as long as they compute."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(wrapper=True)
