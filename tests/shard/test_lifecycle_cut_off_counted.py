@@ -62,13 +62,14 @@ async def begin(
     return calls
 
 
-async def calls_until_it_drains(app: RunningApp, channel: NativeChannel) -> Counts:
-    """Call the entry shard until it takes no new calls; how these calls ended."""
+async def calls_until_it_drains(app: RunningApp, channel: NativeChannel, restarting: "asyncio.Task[Any]") -> Counts:
+    """Call the entry shard until it takes no new calls, or is the next process; how these calls ended."""
     expected = Counts()
     await eventually(lambda: app.shards()[ENTRY]["state"] == "draining")
     stub: Any = echo_pb2_grpc.EchoStub(channel)
-    # By our own wire it says so by a GOAWAY, after which the channel would wait for the next process.
-    while channel.get_state() is grpc.ChannelConnectivity.READY:
+    # By our own wire it says so by a GOAWAY, after which the channel waits for the next process; so does a call that is
+    # sent at that moment, and the channel is ready again when it is answered.
+    while channel.get_state() is grpc.ChannelConnectivity.READY and not restarting.done():
         code = (await stub.Who(EchoRequest(), timeout=BOUND_S).code()).name
         expected["Who", code] += 1
         if code != "OK":
@@ -91,10 +92,12 @@ async def test_what_the_clients_of_a_draining_shard_are_told_is_what_is_counted(
             before = counted(app)
             url = f"http://{app.admin}/shards/echo/{ENTRY}/restart"
             restarting = asyncio.create_task(asyncio.to_thread(http_request, url, method="POST", X_Onelane="1"))
-            expected = await calls_until_it_drains(app, channel)
+            expected = await calls_until_it_drains(app, channel, restarting)
             for method, call in cancelled:
-                call.cancel()
-                expected[method, "CANCELLED"] += 1
+                # Where it has waited for the next process, they have been cut off as well.
+                status = "CANCELLED" if call.cancel() else "UNAVAILABLE"
+                assert (await call.code()).name == status
+                expected[method, status] += 1
             for method, call in cut_off:
                 assert await call.code() is grpc.StatusCode.UNAVAILABLE
                 expected[method, "UNAVAILABLE"] += 1
