@@ -12,7 +12,8 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from typing import Any
+from types import AsyncGeneratorType, CoroutineType, FrameType
+from typing import Any, cast
 
 import grpc.aio
 import hypothesis
@@ -114,18 +115,36 @@ def bounded(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Awa
         # In a task and a context of its own: anyio runs all tests in one task, which a cancellation would end, and in
         # whose context one test would see what another has set.
         task = asyncio.get_running_loop().create_task(test(**fixtures))
+        stood_at = ""
         try:
-            async with asyncio.timeout(BOUND_S):
-                await asyncio.wait([task])
+            await asyncio.wait([task], timeout=BOUND_S)
         finally:
             if not task.done():
+                stood_at = awaiting(task)
                 task.cancel()
                 await asyncio.wait([task])
+        if stood_at:
+            pytest.fail(f"not ended after {BOUND_S:.0f} s, when it stood at\n{stood_at}")
         if task.cancelled():
             pytest.fail("the test was cancelled from inside")
         task.result()
 
     return run
+
+
+def awaiting(task: asyncio.Task[None]) -> str:
+    """The line of each coroutine that the task is in, outermost first: its own stack knows only the first."""
+    lines, awaited = [], cast("Any", task.get_coro())
+    while awaited is not None:
+        if not isinstance(awaited, CoroutineType | AsyncGeneratorType):
+            # What iterates over an asynchronous generator has no name for it.
+            awaited = next((each for each in gc.get_referents(awaited) if isinstance(each, AsyncGeneratorType)), None)
+            continue
+        kind = "cr" if isinstance(awaited, CoroutineType) else "ag"
+        frame: FrameType = getattr(awaited, f"{kind}_frame")
+        lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
+        awaited = getattr(awaited, f"{kind}_await")
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="session")
