@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -180,11 +181,12 @@ class MachinesUnderTest:
             await asyncio.sleep(0.1)
 
     async def settled(self, *names: str) -> Placement:
-        """Once these machines, and no others, have the keys, and no change is under way."""
+        """Once all shards of these machines, and no others, have the keys, and no change is under way."""
         async with asyncio.timeout(SETTLED_S):
             while True:
                 entry = await self.entry()
-                if entry.following is None and {*map(_machine_of, entry.placement.members)} == {*names}:
+                shards = Counter(map(_machine_of, entry.placement.members))
+                if entry.following is None and shards == dict.fromkeys(names, self.shards):
                     return entry.placement
                 await asyncio.sleep(0.1)
 
