@@ -162,21 +162,41 @@ async def loses_packets(machines: MachinesUnderTest) -> None:
 
 
 async def far_apart(machines: MachinesUnderTest) -> None:
-    """Machines and their clients, while a machine joins and leaves. etcd and PostgreSQL are nearer: a new connection by
-    TLS, and an operation, are several ways there and back, in a sixth of a lease, and in a second of patience; nearest
-    are etcd's members to each other, by their elections."""
+    """Machines, their clients and etcd, while a machine joins and leaves. PostgreSQL is nearer: an operation is several
+    ways there and back, in a second of patience; nearest are etcd's members to each other, by their elections."""
     etcd, postgres, those = machines.etcd_hosts, [machines.postgres_host], [*map(machines.host, (*NAMES, JOINING))]
     before = await machines.settled(*NAMES)
     async with machines.harm("far apart", touches=everything):
         with (
             machines.delayed(those, [*those, machines.cluster.network.address], FAR_S),
-            machines.delayed(those, [*etcd, *postgres], NEAR_S),
-            machines.delayed([*etcd, *postgres], those, NEAR_S),
+            machines.delayed(those, etcd, FAR_S),
+            machines.delayed(etcd, those, FAR_S),
+            machines.delayed(those, postgres, NEAR_S),
+            machines.delayed(postgres, those, NEAR_S),
             machines.delayed(etcd, etcd, NEAREST_S),
         ):
             await joins_and_leaves(machines)
             await asyncio.sleep(machines.lease_s)
     assert {*(await machines.settled(*NAMES)).members} == {*before.members}, "a machine was given up"
+
+
+async def far_and_cut_off_for_a_moment(machines: MachinesUnderTest) -> None:
+    """From etcd, so far away that its connections take most of the time that is left of a lease. It is not given up."""
+    victim = machines.names[-1]
+    etcd, host = machines.etcd_hosts, [machines.host(victim)]
+    before = await machines.settled(*NAMES)
+    async with machines.harm("cut off far from etcd", touches=of_machine(victim)):
+        with (
+            machines.delayed(host, etcd, FAR_S),
+            machines.delayed(etcd, host, FAR_S),
+            machines.delayed(etcd, etcd, NEAREST_S),
+        ):
+            for _ in range(3):
+                await asyncio.sleep(machines.lease_s)
+                with machines.cut_one_way(host, etcd), machines.cut_one_way(etcd, host):
+                    await asyncio.sleep(machines.lease_s / 4)
+            await asyncio.sleep(machines.lease_s)
+    assert await machines.settled(*NAMES) == before, "it was given up"
 
 
 async def too_far_from_etcd(machines: MachinesUnderTest) -> None:

@@ -27,6 +27,7 @@ ALL = (
     Scenario("etcd loses its leader", failures.etcd_loses_its_leader),
     Scenario("etcd is down", failures.etcd_is_down),
     Scenario("far apart", failures.far_apart),
+    Scenario("far from etcd, and cut off for a moment", failures.far_and_cut_off_for_a_moment),
     Scenario("too far from etcd", failures.too_far_from_etcd),
     Scenario("etcd's leader in the minority", store_failures.etcd_leader_in_the_minority),
     Scenario("etcd's first member in the minority", store_failures.etcd_first_member_in_the_minority),

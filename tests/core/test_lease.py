@@ -39,6 +39,32 @@ def test_a_lease_that_the_store_does_not_know_is_lost_for_good() -> None:
     assert lost.renewed(102.0, 5.0) == lost
 
 
+def test_a_machine_that_loses_its_connections_has_new_ones_before_its_lives_are_fenced() -> None:
+    """Where the store is as far away as it may be: the renewal that is due is lost, and the next one has three ways
+    there and back."""
+    next_renewal = TERMS.renew_every_s + TERMS.retry_s
+    assert next_renewal + 3 * TERMS.far_s < TERMS.lease_s - TERMS.margin_s
+    assert 3 * TERMS.far_s < TERMS.renewal_s
+    assert TERMS.far_s < TERMS.request_s
+
+
+@pytest.mark.parametrize(
+    ("answers_in_s", "expected"),
+    [
+        (None, ""),
+        (0.0, ""),
+        (0.62, ""),
+        (0.63, "etcd answers in 0.63 s; lease_s = 5 needs under 0.62 s: set lease_s to 6 at least"),
+        (3.0, "etcd answers in 3 s; lease_s = 5 needs under 0.62 s: set lease_s to 24 at least"),
+    ],
+)
+def test_a_store_that_is_too_far_away_is_told_with_the_lease_that_it_needs(
+    answers_in_s: float | None, expected: str
+) -> None:
+    fault = LeaseTerms(5).distance_fault(answers_in_s)
+    assert fault.partition(",")[0] == expected
+
+
 def test_a_life_is_fenced_at_its_time_and_goes_on_when_its_lease_is_renewed() -> None:
     fence = Fence(7, until=104.0)
     assert fence.may_serve(103.99)

@@ -63,6 +63,7 @@ TESTED_BY = {
     "state/stored_changes": "cli/test_state_changes",
     "state/stored_check": "cli/test_state",
     "cluster/coordination/etcd_json": "cluster/coordination/test_etcd",
+    "cluster/coordination/etcd_errors": "cluster/coordination/test_etcd",
     "cluster/xds/subscription": "cluster/xds/test_state_of_the_world",
     "supervisor/xds_connection": "supervisor/test_xds_server",
     "cluster/membership/static": "cluster/test_membership",

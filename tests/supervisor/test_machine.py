@@ -517,6 +517,88 @@ async def test_a_view_whose_history_was_compacted_is_read_anew(cluster: Cluster)
             assert a.view.machines() == [A, B]
 
 
+# The store is far away
+
+
+class FarCoordination(MemoryCoordination):
+    """Renewals take a while to it, and so do their answers."""
+
+    way_s = 0.0
+    time: ScriptedTime
+
+    async def renew(self, lease_id: int) -> float:
+        await self.time.sleep_until(self.now + self.way_s)
+        ttl_s = await super().renew(lease_id)
+        await self.time.sleep_until(self.now + self.way_s)
+        return ttl_s
+
+
+async def test_a_machine_whose_renewals_are_answered_after_four_tenths_of_a_lease_keeps_it(cluster: Cluster) -> None:
+    """The next one is sent while one is under way: else twice 0.42 of a lease would be more than the 0.8 of a fence."""
+    store = cluster.store = FarCoordination()
+    cluster.time = store.time = ScriptedTime(store)
+    async with cluster.running(A):
+        store.way_s = 0.21 * A.lease_s
+        for _ in range(80):
+            await cluster.time.advance(0.25, step_s=0.05)
+            assert cluster.serving(A) == [1]
+
+
+class SwallowingCoordination(MemoryCoordination):
+    """What is asked of it is never answered, so often."""
+
+    renewals = 0
+    commits = 0
+
+    async def renew(self, lease_id: int) -> float:
+        if self.renewals:
+            self.renewals -= 1
+            await asyncio.Event().wait()
+        return await super().renew(lease_id)
+
+    async def commit(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> int:
+        if self.commits:
+            self.commits -= 1
+            await asyncio.Event().wait()
+        return await super().commit(conditions, writes)
+
+
+@pytest.mark.parametrize(("renewals", "commits"), [(1, 0), (3, 0), (0, 1), (2, 1)])
+async def test_requests_that_are_never_answered_hold_no_renewal_up(
+    cluster: Cluster, renewals: int, commits: int
+) -> None:
+    store = cluster.store = SwallowingCoordination()
+    cluster.time = ScriptedTime(store)
+    async with cluster.running(A) as machine:
+        store.renewals, store.commits = renewals, commits
+        machine.announce(LIVES)
+        for _ in range(60):
+            await cluster.time.advance(0.25)
+            assert cluster.serving(A) == [1]
+        assert (store.renewals, store.commits) == (0, 0)
+
+
+async def test_an_etcd_that_is_too_far_away_is_told_with_the_lease_that_it_needs(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.store.answers_in_s = 0.9
+    expected = "etcd answers in 0.9 s; lease_s = 5 needs under 0.62 s: set lease_s to 8 at least, or move the machine"
+    async with cluster.running(A):
+        assert f"machine.far_from_etcd name=a {expected}" in caplog.text
+    cluster.store.is_down = True
+    async with cluster.running(A) as machine:
+        await rest()
+        assert machine.trouble.startswith(f"it is down; {expected}")
+
+
+async def test_a_machine_keeps_its_connections_to_all_members_of_the_store(cluster: Cluster) -> None:
+    async with cluster.running(A):
+        before = cluster.store.looks
+        await cluster.time.advance(10 * A.lease_s)
+        assert before == 1
+        assert cluster.store.looks == before + 10
+
+
 # With etcd
 
 

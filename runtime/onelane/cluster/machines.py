@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from onelane.cluster.coordination import EntryChanges, Snapshot, StoredEntry
+from onelane.cluster.coordination.members import CLOCKS_APART_S
 from onelane.core import addresses
 from onelane.core.placement import Member
 from onelane.errors import Invalid
@@ -29,10 +30,6 @@ RECORD_VERSION = 1
 """Of the records that this release writes, and the newest that it reads."""
 OLDEST_READER = 1
 """The oldest release, by its `RECORD_VERSION`, that understands the records of this one."""
-
-CLOCKS_APART_S = 30.0
-"""How far apart the wall clocks of two machines may be: half of what an assertion of identity lasts, which one of them
-writes and the other one reads. Reminders, and for how long answers are remembered, go by them too."""
 
 LONGEST_LEASE_S = 60.0
 """By the settings: what a mark that cannot be read is taken for."""

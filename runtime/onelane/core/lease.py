@@ -19,6 +19,7 @@ while the machine sleeps, and nobody sets it. Leaves out: a virtual machine whos
 Nothing that looks at a clock can see that; the claim of a durable key, in its database, holds even then.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 MARGIN = 5
@@ -26,7 +27,13 @@ MARGIN = 5
 RENEWALS = 3
 """Renewals in the time of one lease."""
 RETRIES = 4
-"""Renewals that are sent in the time of one, as long as they fail."""
+"""Renewals that are sent in the time of one, as long as they are not answered; each is waited for beside the others."""
+REQUESTS = 6
+"""How often a request goes into a lease at least that is waited for."""
+CONNECTED_ANEW = 8
+"""How often an answer goes into a lease at least, so that one machine can lose its connections and keep its lease: a
+renewal that is due after a third, and repeated after a twelfth, has a new connection by TLS in three times of an
+answer, which is over before its lives are fenced: 1/3 + 1/12 + 3/8 of a lease, and 4/5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,31 @@ class LeaseTerms:
     def retry_s(self) -> float:
         """From a renewal that was sent to the next one, where it has failed or was not answered."""
         return self.renew_every_s / RETRIES
+
+    @property
+    def request_s(self) -> float:
+        """The longest that a request other than a renewal is waited for."""
+        return self.lease_s / REQUESTS
+
+    @property
+    def renewal_s(self) -> float:
+        """The longest that a renewal is waited for, so that half a lease is left, and it is repeated meanwhile."""
+        return self.lease_s / 2
+
+    @property
+    def far_s(self) -> float:
+        """The store answers sooner, or a machine that loses its connections to it may be given up."""
+        return self.lease_s / CONNECTED_ANEW
+
+    def distance_fault(self, answers_in_s: float | None) -> str:
+        """What is wrong where the store takes so long to answer; "" where nothing is, or nobody knows."""
+        if answers_in_s is None or answers_in_s < self.far_s:
+            return ""
+        least_s = math.ceil(answers_in_s * CONNECTED_ANEW)
+        return (
+            f"etcd answers in {answers_in_s:.2g} s; lease_s = {self.lease_s:g} needs under {self.far_s:.2g} s: set "
+            f"lease_s to {least_s} at least, or move the machine nearer to etcd"
+        )
 
     @property
     def margin_s(self) -> float:

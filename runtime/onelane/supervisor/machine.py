@@ -4,7 +4,8 @@
                              └──cancelled──▶ its lives end, then the lease is revoked: the others need not wait for it
 
 `core/lease` decides; this carries it out. What the store refuses, or does not answer, ends nothing: the lives go on
-until their fences close, and go on again when it answers in time.
+until their fences close, and go on again when it answers in time. A renewal that is late is waited for while the next
+one is sent, and the record is written beside both: a store that is far away answers all of them.
 """
 
 import logging
@@ -27,8 +28,8 @@ from onelane.cluster.coordination import (
     LeaseEnded,
     Unchanged,
 )
+from onelane.cluster.coordination.members import CLOCKS_APART_S
 from onelane.cluster.machines import (
-    CLOCKS_APART_S,
     LONGEST_LEASE_S,
     AppPart,
     ClusterKeys,
@@ -92,6 +93,7 @@ class Machine:
         """Set where something may be due earlier than it was."""
         self._put_at = math.inf
         """When the record is to be put."""
+        self._is_writing = False
         self._entries = OwnEntries(keys, lease_id=0)
         """Under the present lease."""
         self._lease: MachineLease | None = None
@@ -155,6 +157,8 @@ class Machine:
             self.view, self.trouble = view, ""
             lease_id, self._has_joined = self.lease.lease_id, True
             log.info("machine.joined name=%s lease=%d", self._record.name, lease_id)
+            if fault := self._terms.distance_fault(self._store.answers_in_s):
+                log.warning("machine.far_from_etcd name=%s %s", self._record.name, fault)
             try:
                 await self._hold()
             finally:
@@ -191,14 +195,17 @@ class Machine:
             try:
                 return await self._join()
             except (CoordinationUnavailable, ConditionFailed, LeaseEnded) as error:
-                log.warning("machine.waits name=%s reason=%s", self._record.name, error)
-                self.trouble = str(error)
+                self.trouble = self._with_distance(str(error))
+                log.warning("machine.waits name=%s reason=%s", self._record.name, self.trouble)
             except (CoordinationRefused, JoinRefused) as error:
                 if not self._has_joined:
                     raise
                 log.error("machine.waits name=%s reason=%s", self._record.name, error)
                 self.trouble = str(error)
             await self._sleep_until(began_at + self._terms.renew_every_s)
+
+    def _with_distance(self, reason: str) -> str:
+        return "; ".join(filter(None, (reason, self._terms.distance_fault(self._store.answers_in_s))))
 
     async def _join(self) -> tuple[MachineLease, ClusterView]:
         await self._wait_for_the_namesake()
@@ -229,6 +236,7 @@ class Machine:
         began_at = self._now()
         while True:
             view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
+            await self._store.look_around()
             self._look_at_clock()
             self._check(view, but=self._record.name)
             namesake = view.entry(self._record.name)
@@ -283,15 +291,17 @@ class Machine:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._lives.start, self.lease.lease_id, self.lease.serve_until)
             tasks.start_soon(self._follow)
+            tasks.start_soon(self._look_around)
+            self._is_writing = False
             while not self.lease.is_lost:
-                while self._now() < (at := min(self.lease.renew_at, self._put_at)):
-                    await self._woken_before(at)
-                self._put_at = math.inf
-                if self.lease.renew_at - self._now() > self._terms.renew_every_s / 2:
-                    # One request that is not answered is over when the renewal is due.
-                    await self._write(self.lease)
+                if self._now() >= self.lease.renew_at:
+                    self.lease = self.lease.renewal_sent(self._now())
+                    tasks.start_soon(self._renew, self._now())
+                elif self._now() >= self._put_at and not self._is_writing:
+                    self._put_at, self._is_writing = math.inf, True
+                    tasks.start_soon(self._write)
                 else:
-                    await self._renew(self.lease.renewal_sent(self._now()))
+                    await self._woken_before(min(self.lease.renew_at, math.inf if self._is_writing else self._put_at))
             tasks.cancel_scope.cancel()
 
     async def _woken_before(self, at: float) -> None:
@@ -306,31 +316,42 @@ class Machine:
             tasks.cancel_scope.cancel()
         self._woken = anyio.Event()
 
-    async def _write(self, lease: MachineLease) -> None:
-        """The record, between two renewals."""
+    async def _write(self) -> None:
+        """The record."""
         try:
-            self.lease = await self._put(lease)
+            await self._put()
         except (CoordinationUnavailable, CoordinationRefused) as error:
             log.warning("machine.not_written name=%s left_s=%.1f reason=%s", *self._left(), error)
-            self._put_at = self._now() + self._terms.retry_s
+            # The others may wait for what it says, such as of a life that has ended.
+            self._put_within(self._terms.retry_s)
+        self._is_writing = False
+        self._look_at_our_entries()
+        self._woken.set()
 
-    async def _renew(self, lease: MachineLease) -> None:
-        self.lease, sent_at = lease, self._now()
+    async def _renew(self, sent_at: float) -> None:
+        assert self.lease is not None
+        lease_id = self.lease.lease_id
         try:
-            self.lease = renewed = lease.renewed(sent_at, await self._store.renew(lease.lease_id))
-            self.trouble = ""
-            self._look_at_clock()
-            if renewed.serve_until > lease.serve_until:
-                self._lives.extend(renewed.lease_id, renewed.serve_until)
-            if not renewed.is_lost and not self._has_its_entries():
-                self.lease = await self._put(renewed)
+            ttl_s = await self._store.renew(lease_id)
         except (CoordinationUnavailable, CoordinationRefused) as error:
             log.warning("machine.not_renewed name=%s left_s=%.1f reason=%s", *self._left(), error)
-            if not self._has_its_entries():
-                # The others wait for what it says, such as of a life that has ended.
-                self._put_at = self._now() + self._terms.retry_s
             self.trouble = str(error)
             self.renewals_failed += 1
+            return
+        # By the lease as it is now: another renewal may have been answered meanwhile.
+        before, self.lease = self.lease, self.lease.renewed(sent_at, ttl_s)
+        self.trouble = ""
+        if self.lease.serve_until > before.serve_until:
+            self._lives.extend(lease_id, self.lease.serve_until)
+        self._look_at_clock()
+        self._look_at_our_entries()
+        self._woken.set()
+
+    async def _look_around(self) -> None:
+        """Keep a connection to each member of the store."""
+        while True:
+            await self._sleep_until(self._now() + self._terms.lease_s)
+            await self._store.look_around()
 
     def _left(self) -> tuple[str, float]:
         assert self.lease is not None
@@ -340,42 +361,44 @@ class Machine:
         assert self.view is not None
         return self._entries.agree_with(self._record, self.view)
 
-    async def _put(self, lease: MachineLease) -> MachineLease:
+    async def _put(self) -> None:
         """Our entries do not say what they are to say: our lives are others now, or somebody has changed them."""
         assert self.view is not None
         update = self._entries.update(self._record, self.view)
         if update is None:
-            return await self._put_again(lease)
+            await self._put_again()
+            return
         condition, put = update
         try:
             revision = await self._store.commit([condition], [put])
         except (ConditionFailed, LeaseEnded):
-            return await self._put_again(lease)
+            await self._put_again()
+            return
         self._entries = self._entries.updated(put, revision)
-        return lease
 
-    async def _put_again(self, lease: MachineLease) -> MachineLease:
-        """Somebody has removed our entries or written them, and not our lease, so nobody was given up. Lost where our
-        name is taken."""
+    async def _put_again(self) -> None:
+        """Somebody has removed our entries or written them, and not our lease, so nobody was given up. The lease counts
+        as lost where our name is taken."""
         snapshot = await self._store.read(self._keys.prefix)
         assert self.view is not None
+        assert self.lease is not None
         if snapshot.revision > self.view.snapshot.revision:
             # Else what the watch has shown since would be gone for good: it shows nothing twice.
             self.view = ClusterView(self._keys, snapshot)
         view = self.view
         entry = view.entry(self._record.name)
         if self._has_its_entries():
-            return lease
-        if entry is not None and entry.lease_id != lease.lease_id:
-            return lease.lost()
+            return
+        if entry is not None and entry.lease_id != self.lease.lease_id:
+            self.lease = self.lease.lost()
+            return
         expected: Condition = Unchanged(self._key, entry.changed) if entry else Created(self._key, 0)
         try:
             await self._store.commit([expected], self._entries.wanted(self._record))
         except LeaseEnded:
-            return lease.lost()
+            self.lease = self.lease.lost()
         except ConditionFailed:
             log.info("machine.changed_meanwhile name=%s", self._record.name)
-        return lease
 
     async def _follow(self) -> None:
         """Keep the view; renew at once where our own entries are not there."""
@@ -395,7 +418,7 @@ class Machine:
 
     def _look_at_our_entries(self) -> None:
         assert self.lease is not None
-        if self._put_at == math.inf and not self._has_its_entries():
+        if self._put_at == math.inf and not self._is_writing and not self._has_its_entries():
             self._put_within(0.0)
 
     async def _read_again(self) -> None:

@@ -28,6 +28,8 @@ class MemoryCoordination:
         self.is_down = False
         self.requests = 0
         self.ahead_s: float | None = None
+        self.answers_in_s: float | None = None
+        self.looks = 0
         self.revision = 1
         self._entries: dict[str, StoredEntry] = {}
         self._history: list[EntryChanges] = []
@@ -50,6 +52,9 @@ class MemoryCoordination:
         self._oldest = self.revision
 
     # The seam.
+
+    async def look_around(self) -> None:
+        self.looks += 1
 
     async def grant(self, ttl_s: float) -> Granted:
         self._check_up()

@@ -19,10 +19,11 @@ from onelane.cluster.coordination import (
     Put,
     StoredEntry,
 )
-from onelane.cluster.coordination.etcd import EtcdAddress, EtcdStore
+from onelane.cluster.coordination.etcd import EtcdStore
 from onelane.cluster.coordination.etcd_json import changes_of, error_of
 
 from tests import ports
+from tests.cluster.coordination.wires import Wire, opened
 from tests.etcd import BOUND_S, EtcdServer, etcd
 
 QUIET_S = 0.2
@@ -32,54 +33,6 @@ QUIET_S = 0.2
 def server() -> Iterator[EtcdServer]:
     with etcd() as server:
         yield server
-
-
-@asynccontextmanager
-async def opened(*urls: str, **details: object) -> AsyncIterator[EtcdStore]:
-    store = EtcdStore(EtcdAddress(urls, **({"timeout_s": BOUND_S} | details)))  # type: ignore[arg-type]
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-class Wire:
-    """A TCP connection in between, which can be cut, or go silent without an end."""
-
-    def __init__(self, url: str) -> None:
-        self._port = int(url.rpartition(":")[2])
-        self._writers: list[asyncio.StreamWriter] = []
-        self._silenced: set[asyncio.StreamWriter] = set()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        try:
-            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        finally:
-            server.close()
-            self.cut()
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    def silence(self) -> None:
-        """Nothing passes on the connections of now any more, and nobody learns of it."""
-        self._silenced = set(self._writers)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answers, requests = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers += [writer, requests]
-        await asyncio.gather(self._pass(reader, requests), self._pass(answers, writer))
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65536):
-                if writer not in self._silenced:
-                    writer.write(data)
-        writer.close()
 
 
 async def seen(store: EtcdStore, after: int, count: int, prefix: str = "/a/") -> list[bytes]:
@@ -105,7 +58,7 @@ async def until_answered(store: EtcdStore, prefix: str = "/a/") -> None:
 async def test_its_clock_is_compared_with_this_machines(server: EtcdServer) -> None:
     async with opened(server.url) as store:
         assert store.ahead_s is None
-        await store.read("/")
+        await store.look_around()
         assert store.ahead_s is not None
         assert abs(store.ahead_s) < BOUND_S
 

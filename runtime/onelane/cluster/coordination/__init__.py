@@ -115,8 +115,17 @@ class CoordinationStore(Protocol):
 
     @property
     def ahead_s(self) -> float | None:
-        """How far the wall clock of this machine is ahead of the store's, as of the last answer and to a second or two;
-        None where the store has not told its time."""
+        """How far the wall clock of this machine is ahead of that of most members of the store, as of the last look
+        around and to a second or two; None where they have not told it, or do not agree."""
+
+    @property
+    def answers_in_s(self) -> float | None:
+        """How long the store takes to answer, by the quickest of its last answers, also of those that came too late for
+        their callers; None where it has not answered."""
+
+    async def look_around(self) -> None:
+        """Ask every member of the store for its time: see `ahead_s`. A connection to each of them is there then, for
+        requests that another member does not answer. Raises nothing."""
 
     async def grant(self, ttl_s: float) -> Granted:
         """A new lease, of at least `ttl_s` from some moment between call and return."""

@@ -4,22 +4,23 @@ import ssl
 
 from onelane.cluster.coordination.etcd import EtcdAddress
 from onelane.core.cluster_settings import ClusterSettings, EtcdTls
+from onelane.core.lease import LeaseTerms
 from onelane.errors import BadConfig
-
-REQUESTS_IN_A_LEASE = 6
-"""A renewal that is not answered, and the next one, are over before lives are fenced: 1/3 + 2/6 of a lease, and 4/5."""
 
 
 def etcd_address(settings: ClusterSettings) -> EtcdAddress:
     """Raises:
     BadConfig: a file of TLS cannot be used.
     """
+    terms = LeaseTerms(settings.lease_s)
     return EtcdAddress(
         endpoints=settings.etcd,
         user=settings.etcd_user,
         password=settings.etcd_password.text,
         tls=None if settings.etcd_tls is None else _context(settings.etcd_tls),
-        timeout_s=settings.lease_s / REQUESTS_IN_A_LEASE,
+        timeout_s=terms.request_s,
+        linger_s=terms.renewal_s,
+        late_s=terms.retry_s,
         quiet_s=settings.lease_s,
     )
 
