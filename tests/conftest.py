@@ -12,8 +12,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from types import AsyncGeneratorType, CoroutineType, FrameType
-from typing import Any, cast
+from typing import Any
 
 import grpc.aio
 import hypothesis
@@ -21,6 +20,7 @@ import pytest
 from onelane.core.placement import Member, Placement
 
 from tests.bounds import BOUND_S
+from tests.coroutine_stacks import awaiting
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.running_app import ROOT, RunningApp, echo, running
@@ -130,21 +130,6 @@ def bounded(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Awa
         task.result()
 
     return run
-
-
-def awaiting(task: asyncio.Task[None]) -> str:
-    """The line of each coroutine that the task is in, outermost first: its own stack knows only the first."""
-    lines, awaited = [], cast("Any", task.get_coro())
-    while awaited is not None:
-        if not isinstance(awaited, CoroutineType | AsyncGeneratorType):
-            # What iterates over an asynchronous generator has no name for it.
-            awaited = next((each for each in gc.get_referents(awaited) if isinstance(each, AsyncGeneratorType)), None)
-            continue
-        kind = "cr" if isinstance(awaited, CoroutineType) else "ag"
-        frame: FrameType = getattr(awaited, f"{kind}_frame")
-        lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
-        awaited = getattr(awaited, f"{kind}_await")
-    return "\n".join(lines)
 
 
 @pytest.fixture(scope="session")

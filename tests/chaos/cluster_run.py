@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from onelane.cluster.coordination import CoordinationUnavailable
+
 from tests.chaos import owners
 from tests.chaos.clients import Clients, Failure, History
 from tests.chaos.cluster import ALL_ADDRESSES, JOINING, NAMES, ClusterRecord, MachinesUnderTest
 from tests.chaos.failures import Scenario
 from tests.chaos.service import KEPT
 from tests.chaos.text import words
+from tests.coroutine_stacks import ended
 from tests.history.linearizability import check
 from tests.namespaces.machines import new_cluster
 
@@ -21,6 +24,10 @@ KEYS = 12
 """In memory; and as many durable ones."""
 PAUSE_S = 0.03
 LOG_LINES = 60
+LONGEST_S = 900.0
+"""Of a run: several times what the longest takes on a busy machine. A hang is told then."""
+STORE_S = 10.0
+"""How long etcd is asked where the machines stand; it may be what hangs."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,22 @@ async def machines_up(
             await machines.close()
 
 
-async def run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> ClusterOutcome:
+async def run(
+    machines: MachinesUnderTest, scenario: Scenario, seed: int, *, within_s: float = LONGEST_S
+) -> ClusterOutcome:
     """Raises:
     AssertionError: the history is not linearizable, a key had two owners, a call has failed that nothing explains, or
         something hangs; with all that is known.
     """
+
+    async def standing() -> list[str]:
+        return [*machines.record.notes, *await _standing(machines)]
+
+    what = f"{scenario.name}, seed {seed}"
+    return await ended(_run(machines, scenario, seed), what, within_s=within_s, circumstances=standing)
+
+
+async def _run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> ClusterOutcome:
     await machines.settled(*NAMES)
     plain = [f"{seed}-{number}" for number in range(KEYS)]
     durable = [f"{KEPT}-{key}" for key in plain]
@@ -121,6 +139,20 @@ def _dialled(machines: MachinesUnderTest, clients: Clients, *, with_id: bool) ->
     clients.add_stock(ALL_ADDRESSES, f"ipv4:{','.join(addresses)}", with_id=with_id)
     clients.add_ours(addresses[0])
     return clients
+
+
+async def _standing(machines: MachinesUnderTest) -> list[str]:
+    """Where each machine stands by its record, then the last lines of its log."""
+    lines = []
+    try:
+        async with asyncio.timeout(STORE_S):
+            entry, view = await machines.entry(), await machines.view()
+        following = None if entry.following is None else entry.following.epoch
+        lines = [f"epoch {entry.placement.epoch}, which a change leads to {following}"]
+        lines += [f"{record.name}: {getattr(record, 'parts', 'cannot be read')}" for record in view.machines()]
+    except (TimeoutError, CoordinationUnavailable) as error:
+        lines.append(f"etcd does not tell where they stand: {error!r}")
+    return [*lines, *_circumstances(machines)]
 
 
 def _circumstances(machines: MachinesUnderTest) -> list[str]:

@@ -13,11 +13,14 @@ from tests.chaos.planners import Planners
 from tests.chaos.schedule import Disturber, Schedule
 from tests.chaos.service import RUNS_FILE
 from tests.chaos.watchers import Watchers
+from tests.coroutine_stacks import ended
 from tests.history.linearizability import check
 from tests.running_app import RunningApp, running
 
 KEYS = 24
 LOG_LINES = 80
+LONGEST_S = 600.0
+"""Of a run: several times what the longest takes on a busy machine. A hang is told then."""
 APP = """
 [apps.{name}]
 services = [{services}]
@@ -85,7 +88,15 @@ async def run(
     Raises:
         AssertionError: the history is not linearizable, or something hangs; with all that is known of the run.
     """
-    load = load or Load()
+
+    async def standing() -> list[str]:
+        return await _circumstances(arena, name)
+
+    work = _run(arena, name, seed, schedule, with_crashes=with_crashes, load=load or Load())
+    return await ended(work, f"{name}, seed {seed}", within_s=LONGEST_S, circumstances=standing)
+
+
+async def _run(arena: Arena, name: str, seed: int, schedule: Schedule, *, with_crashes: bool, load: Load) -> Outcome:
     keys = [f"{seed}-{number}" for number in range(KEYS)]
     is_durable, target = name == "kept", arena.app.listen[name]
     disturber = Disturber(arena.app, name, keys, seed, durable=arena.folder if is_durable else None)
