@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -118,10 +119,13 @@ async def test_a_request_that_does_not_come_whole_in_time_ends_its_connection(
 async def test_a_flood_of_refusals_is_counted_and_logged_once_a_second(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
+    began = time.monotonic()
     for _ in range(50):
         await server.open()
     await eventually(lambda: server.refusals["full"] == 46)
-    assert caplog.text.count("admin.connections_closed") <= 2
+    # On a busy machine they take some.
+    seconds = time.monotonic() - began
+    assert caplog.text.count("admin.connections_closed") <= 2 + seconds / connections_module.TELL_EVERY_S
 
 
 @contextmanager
