@@ -185,9 +185,9 @@ async def test_this_machines_clock_is_compared_with_that_of_most_members(
         await until(lambda: not store.under_way)
         await store.look_around()
         await until(lambda: not store.under_way)
-        told = [record.getMessage() for record in caplog.records if "etcd.clocks_differ" in record.getMessage()]
+        lines = [record.getMessage() for record in caplog.records if "etcd.clocks_differ" in record.getMessage()]
         names = ",".join(sorted(urls[number] for number in apart))
-        assert [line.split()[1] for line in told] == ([f"members={names}"] if apart else [])
+        assert [line.split()[1] for line in lines] == ([f"members={names}"] if apart else [])
 
 
 async def test_members_that_do_not_answer_are_left_out(server: EtcdServer) -> None:

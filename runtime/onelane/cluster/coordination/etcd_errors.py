@@ -31,12 +31,12 @@ class OldToken(CoordinationRefused):
 
 def error_said(member: str, code: int, words: str) -> Exception:
     """For an answer of a member that is an error: its gRPC code, and what it says."""
-    hint = next((f" ({hint})" for text, hint in HINTS.items() if text in words), "")
-    told = f"etcd at {member}: {words}{hint}"
-    if any(text in words for text in OLD_TOKENS):
-        return OldToken(told)
+    hint = next((f" ({hint})" for sign, hint in HINTS.items() if sign in words), "")
+    text = f"etcd at {member}: {words}{hint}"
+    if any(sign in words for sign in OLD_TOKENS):
+        return OldToken(text)
     if code == NOT_FOUND and "lease" in words:
-        return LeaseEnded(told)
+        return LeaseEnded(text)
     if code in REFUSALS:
-        return CoordinationRefused(told)
-    return NoLeader(told) if NO_LEADER in words else CoordinationUnavailable(told)
+        return CoordinationRefused(text)
+    return NoLeader(text) if NO_LEADER in words else CoordinationUnavailable(text)

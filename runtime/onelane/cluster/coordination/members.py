@@ -32,23 +32,25 @@ def agreed_ahead_s(members: Sequence[float | None]) -> float | None:
     `CLOCKS_APART_S` is most of those that have answered, and half of all at least: a clock that is wrong is then not to
     be told from those that are right.
     """
-    told = sorted(ahead_s for ahead_s in members if ahead_s is not None)
-    groups = [[other for other in told if 0 <= other - first <= CLOCKS_APART_S] for first in told]
+    answered = sorted(ahead_s for ahead_s in members if ahead_s is not None)
+    groups = [[other for other in answered if 0 <= other - first <= CLOCKS_APART_S] for first in answered]
     largest = max(groups, key=len, default=[])
-    if 2 * len(largest) <= len(told) or 2 * len(largest) < len(members):
+    if 2 * len(largest) <= len(answered) or 2 * len(largest) < len(members):
         return None
     return largest[len(largest) // 2]
 
 
 def apart_members(ahead: Mapping[str, float | None]) -> tuple[str, ...]:
-    """The members whose clocks are far from that of most; all that have told where there is no most.
+    """The members whose clocks are far from that of most; all that have answered where there is no most.
 
     ahead: member → how far one clock is ahead of the member's.
     """
-    told = {member: ahead_s for member, ahead_s in ahead.items() if ahead_s is not None}
-    agreed_s = agreed_ahead_s([*told.values()])
+    answered = {member: ahead_s for member, ahead_s in ahead.items() if ahead_s is not None}
+    agreed_s = agreed_ahead_s([*answered.values()])
     return tuple(
         sorted(
-            member for member, ahead_s in told.items() if agreed_s is None or abs(ahead_s - agreed_s) > CLOCKS_APART_S
+            member
+            for member, ahead_s in answered.items()
+            if agreed_s is None or abs(ahead_s - agreed_s) > CLOCKS_APART_S
         )
     )
