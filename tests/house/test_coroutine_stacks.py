@@ -1,4 +1,4 @@
-"""A run that hangs is ended, and text with where it stood and what is known besides."""
+"""A run that hangs is ended, and told with where it stood and what is known besides."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -41,9 +41,9 @@ async def test_what_ends_in_time_is_returned_and_what_it_raises_is_raised() -> N
 
 
 async def test_a_run_that_hangs_is_told_with_where_it_stood_and_what_is_known_besides() -> None:
-    with pytest.raises(AssertionError) as text:
+    with pytest.raises(AssertionError) as raised:
         await ended(hangs_deep_within(), "a run", within_s=SOON_S, circumstances=machine_a_stands_in_a_change)
-    lines = str(text.value).splitlines()
+    lines = str(raised.value).splitlines()
     assert lines[0] == "a run: not ended after 0 s, when it stood at"
     assert [line.rpartition(" ")[2] for line in lines[1:3]] == ["hangs_deep_within", "never"]
     assert lines[-1] == "a stands in a change"
