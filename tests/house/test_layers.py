@@ -62,9 +62,15 @@ FILES = {
 
 
 @functools.cache
+def parsed(file: Path) -> ast.Module:
+    """Kept: several tests look at each file."""
+    return ast.parse(file.read_text())
+
+
+@functools.cache
 def imports(name: str) -> set[str]:
     """The dotted names that a file imports, at its top level or anywhere, under TYPE_CHECKING too."""
-    nodes = list(ast.walk(ast.parse(FILES[name].read_text())))
+    nodes = [node for node in ast.walk(parsed(FILES[name])) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -87,13 +93,16 @@ def room_of(name: str) -> str:
 
 def is_text(file: Path) -> bool:
     """Nothing but a docstring."""
-    return [type(node) for node in ast.parse(file.read_text()).body] == [ast.Expr]
+    return [type(node) for node in parsed(file).body] == [ast.Expr]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_imports_only_rooms_below_its_own(name: str) -> None:
-    allowed = {*ROOMS[: ROOMS.index(room_of(name))], room_of(name)}
-    assert {other for other in files_of(name) if room_of(other) not in allowed} == set()
+# One test of all files, not one of each: hundreds of tests that take no time cost seconds for being tests.
+def test_a_file_imports_only_rooms_below_its_own() -> None:
+    offenders = {}
+    for name in FILES:
+        allowed = {*ROOMS[: ROOMS.index(room_of(name))], room_of(name)}
+        offenders[name] = {other for other in files_of(name) if room_of(other) not in allowed}
+    assert {name: others for name, others in offenders.items() if others} == {}
 
 
 def test_no_file_imports_itself_by_a_circle() -> None:
@@ -102,16 +111,17 @@ def test_no_file_imports_itself_by_a_circle() -> None:
     assert len(order) == len(FILES)
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if any(fnmatch(n, pattern) for pattern in PURE)])
-def test_a_pure_file_touches_nothing_outside(name: str) -> None:
-    if name not in DOORS:
-        assert not OUTSIDE & {dotted.split(".")[0] for dotted in imports(name)}
+PURE_FILES = {name for name in FILES if any(fnmatch(name, pattern) for pattern in PURE)}
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if any(fnmatch(n, pattern) for pattern in PURE)])
-def test_a_pure_file_imports_pure_files_alone(name: str) -> None:
-    pure = {other for other in files_of(name) if any(fnmatch(other, pattern) for pattern in PURE)} - DOORS
-    assert files_of(name) - pure - {"errors"} == set()
+def test_a_pure_file_touches_nothing_outside() -> None:
+    touched = {name: OUTSIDE & {dotted.split(".")[0] for dotted in imports(name)} for name in PURE_FILES - DOORS}
+    assert {name: outside for name, outside in touched.items() if outside} == {}
+
+
+def test_a_pure_file_imports_pure_files_alone() -> None:
+    others = {name: files_of(name) - (PURE_FILES - DOORS) - {"errors"} for name in PURE_FILES}
+    assert {name: imported for name, imported in others.items() if imported} == {}
 
 
 def test_every_folder_says_what_it_is() -> None:
@@ -122,7 +132,7 @@ def test_every_folder_says_what_it_is() -> None:
 
 def page_of(folder: str) -> str:
     """The docstring of a folder, as one line."""
-    return " ".join((ast.get_docstring(ast.parse(FILES[folder].read_text())) or "").split())
+    return " ".join((ast.get_docstring(parsed(FILES[folder])) or "").split())
 
 
 FOLDERS = sorted(name for name in FILES if FILES[name].name == "__init__.py" and room_of(name) != "testing")
@@ -140,7 +150,7 @@ def test_a_room_imports_the_rooms_that_its_page_names(room: str) -> None:
 def test_the_main_types_that_a_page_names_are_there(folder: str) -> None:
     main = page_of(folder).partition("Main type")[2]
     for module, name in re.findall(r"`(\w+)\.(\w+)`", main):
-        classes = ast.walk(ast.parse(FILES[f"{folder}/{module}"].read_text()))
+        classes = ast.walk(parsed(FILES[f"{folder}/{module}"]))
         assert name in {node.name for node in classes if isinstance(node, ast.ClassDef)}, f"{module}.{name}"
 
 

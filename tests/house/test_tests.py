@@ -138,7 +138,6 @@ TESTED_BY = {
     "wire/statuses": "wire/test_framing",
 }
 """Modules that are tested through others."""
-MODULES = [name for name in FILES if "/" in name and name not in SEAMS and not is_text(FILES[name])]
 
 
 def is_of_a_module(file: Path) -> bool:
@@ -148,18 +147,23 @@ def is_of_a_module(file: Path) -> bool:
     return any(f"{folder}/{'_'.join(words[:count])}" in FILES for count in range(1, len(words) + 1))
 
 
-@pytest.mark.parametrize("file", ROOM_TESTS, ids=lambda file: file.stem)
-def test_a_test_file_stands_where_its_module_does(file: Path) -> None:
-    name = file.relative_to(TESTS).with_suffix("").as_posix()
-    assert is_of_a_module(file) or name in BEYOND_MODULES
+# One test of all files, not one of each: hundreds of tests that take no time cost seconds for being tests.
+def test_a_test_file_stands_where_its_module_does() -> None:
+    beyond = {file.relative_to(TESTS).with_suffix("").as_posix() for file in ROOM_TESTS if not is_of_a_module(file)}
+    assert beyond <= BEYOND_MODULES
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_has_tests_or_is_tested_through_another(name: str) -> None:
+def has_tests(name: str) -> bool:
+    """Whether a module has a file of tests of its own."""
     folder, _, module = name.rpartition("/")
-    own = [*(TESTS / folder).glob(f"test_{module}.py"), *(TESTS / folder).glob(f"test_{module}_*.py")]
-    assert bool(own) != (name in TESTED_BY)
-    assert name not in TESTED_BY or (TESTS / f"{TESTED_BY[name]}.py").exists()
+    return any((TESTS / folder).glob(f"test_{module}.py")) or any((TESTS / folder).glob(f"test_{module}_*.py"))
+
+
+def test_a_module_has_tests_or_is_tested_through_another() -> None:
+    modules = {name for name in FILES if "/" in name and name not in SEAMS and not is_text(FILES[name])}
+    assert {name for name in modules if not has_tests(name)} == modules & TESTED_BY.keys()
+    through = {name: TESTED_BY[name] for name in modules & TESTED_BY.keys()}
+    assert {name: other for name, other in through.items() if not (TESTS / f"{other}.py").exists()} == {}
 
 
 DEADLINES_S = 2.0
