@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -231,6 +232,13 @@ class Echo(echo_pb2_grpc.EchoServicer):
     async def _keep(self, seconds: str, context: Context) -> None:
         """Stall in C code that does not let go of the interpreter, so that no other thread runs either."""
         ctypes.PyDLL(None).sleep(int(seconds))
+
+    async def _wait_for_interpreter(self, numbers: str, context: Context) -> None:
+        """While another thread keeps it in C code."""
+        other = threading.Thread(target=lambda: sum(range(int(numbers))))
+        other.start()
+        while other.is_alive():
+            pass
 
     async def _metadata(self, _: str, context: Context) -> None:
         sent = dict(context.invocation_metadata() or ())

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import re
 import threading
@@ -24,7 +25,7 @@ from onelane.shard.lane_thread import LaneThread
 from onelane.shard.timers import Timers
 from onelane.shard.watchdog import Watchdog, WatchedShard, tell_starved
 from onelane.telemetry.sampling import Sampler
-from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MAX_LOGGED, STARVED, Stall
+from onelane.telemetry.stalls import BLOCKED, COMPUTING, INTERPRETER, MAX_LOGGED, STARVED, Sample, Stall
 from onelane.telemetry.stats import Stats
 from onelane.telemetry.tracer import Tracer
 from onelane.testing.listener import MemoryCall
@@ -55,6 +56,29 @@ class UndisturbedThread(LaneThread):
 
     def delay_s(self) -> float:
         return 0.0
+
+
+class DelayedThread(LaneThread):
+    """Waits for a CPU all the time until `until`, and never after."""
+
+    until = float("inf")
+
+    def delay_s(self) -> float:
+        return min(self.now(), self.until)
+
+
+class StarvedThread(LaneThread):
+    """Is ready to run all the time, and has a CPU for a tenth of it."""
+
+    def sample(self) -> Sample:
+        now = self.now()
+        return Sample(now, cpu_s=0.1 * now, delay_s=0.9 * now, others_s=0.0)
+
+    def delay_s(self) -> float:
+        return 0.9 * self.now()
+
+    def state(self) -> str:
+        return "R"
 
 
 class Bench:
@@ -120,10 +144,14 @@ async def stall_in(function: str, bench: Bench) -> Stall:
         assert stall.kind == STARVED, stall
 
 
-async def stall_until_seen(bench: Bench) -> Stall:
+def block_a_moment() -> None:
+    block(0.08)
+
+
+async def stall_until_seen(bench: Bench, stall: Callable[[], Any] = block_a_moment) -> Stall:
     """Stall for a moment, and again where the machine kept the watchdog from looking; the stall that it saw."""
     while True:
-        block(0.08)
+        stall()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STALL_S):
                 return await bench.stalls.get()
@@ -181,6 +209,40 @@ async def test_a_stall_is_logged_while_it_lasts(bench: Bench) -> None:
     stall = await stall_in("test_a_stall_is_logged_while_it_lasts", bench)
     assert stall.kind == BLOCKED
     assert "threading.py" in stall.innermost
+
+
+async def test_what_began_without_a_cpu_is_told_as_what_it_is_while_it_lasts() -> None:
+    """A lane that hangs is not hidden by a moment in which the machine, or a stop of the process, held it up."""
+    logged = threading.Event()
+
+    class SetsEvent(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "lane.stalled" in record.getMessage() and "kind=blocked" in record.getMessage():
+                logged.set()
+
+    bench, handler = Bench(DelayedThread), SetsEvent()
+    bench.watch()
+    logging.getLogger("onelane.watchdog").addHandler(handler)
+    try:
+        DelayedThread.until = time.monotonic() + 4 * STALL_S
+        assert logged.wait(BOUND_S), "this blocks the loop until the stall is logged"
+    finally:
+        logging.getLogger("onelane.watchdog").removeHandler(handler)
+        DelayedThread.until = float("inf")
+        bench.watchdog.leave("a")
+
+
+async def test_a_lane_that_waits_for_a_cpu_is_starved_also_where_the_watchdog_comes_late() -> None:
+    """What the lane had waited until the late look counts as well: else it has computed, for all that is known."""
+    bench = Bench(StarvedThread)
+    bench.watch()
+    # C code that keeps the interpreter, so that the watchdog comes late.
+    keep = ctypes.PyDLL(None).usleep
+    try:
+        for _ in range(3):
+            assert (await stall_until_seen(bench, lambda: keep(200_000))).kind == STARVED
+    finally:
+        bench.watchdog.leave("a")
 
 
 async def test_code_that_computes_is_distinguished_from_code_that_waits(undisturbed: Bench) -> None:

@@ -159,7 +159,8 @@ async def without_cpu(pid: int, hogs: int) -> AsyncIterator[None]:
         os.sched_setaffinity(pid, cpus)
 
 
-async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_long(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hogs", [0, 9], ids=["", "and gets little CPU then"])
+async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_long(tmp_path: Path, hogs: int) -> None:
     with running(tmp_path, echo(1, "replace_stalled_s = 1")) as cluster:
         where = Where(cluster)
         # A first one, that does not hide the second; on a busy machine a start may have stalls of its own as well.
@@ -168,13 +169,51 @@ async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_lo
         await eventually(lambda: cluster.shards()[0]["last_stalls"])
         known = cluster.shards()[0]["last_stalls"]
         longest_s = max(stall["seconds"] for stall in known)
-        # With a call that its lane begins to work on the moment it goes on.
-        stopping = stop_for(before["pid"], max(2.1, 2.1 * longest_s))
-        seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.3"))
+        async with without_cpu(before["pid"], hogs):
+            # With a call that its lane begins to work on the moment it goes on.
+            stopping = stop_for(before["pid"], max(2.1, 2.1 * longest_s))
+            seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.3"))
         await eventually(lambda: longest_stall(cluster, known)["seconds"] > seconds - 1)
         assert longest_stall(cluster, known)["kind"] == "starved"
         (after,) = cluster.shards()
         assert (after["pid"], after["restarts"]) == (before["pid"], 0)
+        await where.close()
+
+
+async def kinds_of(cluster: RunningApp, call: Any, function: str) -> set[str]:
+    """As what the stalls of this function were told, once a call has stalled its lane; not all without a CPU are."""
+    before = cluster.metric("onelane_stalls_total")
+    await call
+    await eventually(lambda: cluster.metric("onelane_stalls_total") > before)
+    return {stall["kind"] for stall in stalls_in(cluster, f"Echo._{function}")}
+
+
+@pytest.mark.parametrize("hogs", [0, 9], ids=["alone", "beside nine processes that compute on its CPU"])
+async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, hogs: int) -> None:
+    """And a process that was stopped as that alone, whatever its lane does then. What the machine lets a lane do is not
+    asked here: where it gave it no CPU, that is the cause."""
+    with running(tmp_path, echo(1)) as cluster:
+        where, gate = Where(cluster), Gate(tmp_path)
+        pid = cluster.shards()[0]["pid"]
+        async with without_cpu(pid, hogs):
+            known = cluster.shards()[0]["last_stalls"]
+            longest_s = max((stall["seconds"] for stall in known), default=0.0)
+            stopping = stop_for(pid, max(2.1, 2.1 * longest_s))
+            seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.2"))
+            await eventually(lambda: longest_stall(cluster, known)["seconds"] > seconds - 1)
+            assert longest_stall(cluster, known)["kind"] == "starved"
+            stalling = order(where, "echo-0", f"stall_at {gate}")
+            async with gate.occupied():
+                # However much its lane has waited for a CPU before.
+                await eventually(lambda: "lane.stalled shard=echo-0 kind=blocked" in cluster.log.read_text())
+            await stalling
+            kept = await kinds_of(cluster, order(where, "echo-0", "keep 1"), "keep")
+            assert kept <= {"blocked", "starved"}
+            waiting = order(where, "echo-0", "wait_for_interpreter 20000000")
+            waited = await kinds_of(cluster, waiting, "wait_for_interpreter")
+            assert waited <= {"interpreter", "blocked", "starved"}
+            computed = await kinds_of(cluster, order(where, "echo-0", "compute 0.2"), "compute")
+            assert computed <= {"computing", "starved"}
         await where.close()
 
 

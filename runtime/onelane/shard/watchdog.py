@@ -27,6 +27,7 @@ from onelane.shard.lane_thread import LaneThread, OwnThread
 from onelane.telemetry.stalls import (
     EXIT_STALLED,
     INTERPRETER,
+    MAIN_CAUSE,
     STARVED,
     UNMEASURED,
     Evidence,
@@ -40,8 +41,9 @@ from onelane.telemetry.stalls import (
 log = logging.getLogger("onelane.watchdog")
 JOIN_S = 1.0
 """How long the lane waits for the watchdog's thread to end."""
-OBSERVE_WAKES_S = 0.012
-"""How long a waiting thread is observed, to see whether it wakes up to ask for the interpreter."""
+OBSERVE_S = 0.012
+"""How long the lane's thread is observed: where it waits, whether it wakes up to ask for the interpreter; where it is
+ready to run, whether it has a CPU."""
 
 
 @dataclass
@@ -125,6 +127,8 @@ class _WatchdogThread(threading.Thread):
         self._ended.acquire()
         self._probes_sent = 0
         self._probe: _Probe | None = None
+        self._observed_s = 0.0
+        """How long the last look has slept to observe the lane's thread."""
         self._last_answer = (0, 0.0)
         """Written on the lane: the number of the last probe that the loop ran, and when."""
         self._loop_frame: FrameType | None = None
@@ -154,12 +158,15 @@ class _WatchdogThread(threading.Thread):
         try:
             while not self._ended.acquire(timeout=self._interval_s):
                 before, sample = sample, self._lane.sample()
-                self._look(before, sample, own, late_s=sample.at - before.at - self._interval_s)
-                own.looked()
+                late_s = max(0.0, sample.at - before.at - self._interval_s - self._observed_s)
+                self._observed_s = 0.0
+                # Of the same moments, so that a wait counts in the look that it has made late.
+                stopped_s = max(0.0, late_s - own.take_waited_s())
+                self._look(before, sample, late_s=late_s, stopped_s=stopped_s)
         finally:
             own.close()
 
-    def _look(self, before: Sample, now: Sample, own: OwnThread, *, late_s: float) -> None:
+    def _look(self, before: Sample, now: Sample, *, late_s: float, stopped_s: float) -> None:
         probe = self._probe
         is_overdue = probe is not None and self._last_answer[0] < probe.number
         # This thread could not look for so long that the lane may have been stalled too, or has held the interpreter.
@@ -169,21 +176,14 @@ class _WatchdogThread(threading.Thread):
         if probe is not None and not is_overdue:
             self._close(probe)
             probe = None
-        if probe is None:
-            # Of a late look the lane's wait for a CPU is known from here on.
-            since = replace(before, delay_s=self._lane.delay_s()) if is_late else None
-            probe = self._probe_if_busy(now) if since is None else self._send_probe(since)
+        if probe is None and (is_late or self._busy_frame() is not None):
+            probe = self._send_probe(before if is_late else now)
         if probe is not None and stack is not None:
-            probe.late_s += max(0.0, late_s)
-            probe.stopped_s += max(0.0, late_s - own.waited_s())
+            probe.late_s += late_s
+            probe.stopped_s += stopped_s
             self._note_stall(probe, stack)
             self._consider_exit(probe, stack)
         self._log_suppressed(now.at)
-
-    def _probe_if_busy(self, now: Sample) -> _Probe | None:
-        if self._busy_frame() is None:
-            return None
-        return self._send_probe(replace(now, delay_s=self._lane.delay_s()))
 
     def _send_probe(self, since: Sample) -> _Probe:
         self._probes_sent += 1
@@ -206,20 +206,30 @@ class _WatchdogThread(threading.Thread):
 
     def _note_stall(self, probe: _Probe, stack: LaneStack) -> None:
         """The probe is overdue: log the stall, once, with where the lane is."""
+        if probe.stall is None:
+            self._begin_stall(probe, stack)
+        elif probe.shard is not None and probe.stall.kind == STARVED:
+            # What has begun without a CPU, or in a process that was stopped, may go on as a stall by its own code.
+            probe.stall = self._judge(probe, stack, probe.shard)
+        else:
+            return
+        # A starved lane's code is not to blame: that is told once it is over, and seldom.
+        if probe.stall is None or probe.shard is None or probe.stall.kind == STARVED:
+            return
+        probe.is_logged = probe.shard.log_limit.allow(self._lane.now())
+        if probe.is_logged:
+            log.warning(*_stall_message("lane.stalled", probe.shard.name, probe.stall))
+
+    def _begin_stall(self, probe: _Probe, stack: LaneStack) -> None:
         shards = self._shards()
         shard = shards.get(stack.shard) or next(iter(shards.values()), None)
-        if probe.stall is not None or shard is None:
+        if shard is None:
             return
-        now = self._lane.now()
-        if stack.span is not None and not shard.log_limit.is_reached(now):
+        if stack.span is not None and not shard.log_limit.is_reached(self._lane.now()):
             # Before the lane can go on, and the span be moved out.
             at = f"{stack.stall.where} {stack.stall.function}"
             stack.span.add_event("onelane.stall", {"onelane.stall.at": at}, time.time_ns())
         probe.stall, probe.shard = self._judge(probe, stack, shard), shard
-        # A starved lane's code is not to blame: that is told once it is over, and seldom.
-        probe.is_logged = probe.stall.kind != STARVED and shard.log_limit.allow(now)
-        if probe.is_logged:
-            log.warning(*_stall_message("lane.stalled", shard.name, probe.stall))
 
     def _judge(self, probe: _Probe, stack: LaneStack, shard: WatchedShard) -> Stall:
         """The stall so far, with its kind."""
@@ -230,13 +240,28 @@ class _WatchdogThread(threading.Thread):
         return replace(stack.stall, kind=kind, seconds=seconds, at_ns=probe.at_ns, others=others)
 
     def _measure(self, probe: _Probe, shard: WatchedShard, *, is_idle: bool) -> Evidence:
-        after, state, wakes = self._lane.sample(), self._lane.state(), 0
-        if probe.sample.delay_s >= 0:
-            after = replace(after, delay_s=self._lane.delay_s())
-        if state == "S" and after.others_s - probe.sample.others_s > (after.at - probe.at) / 2:
-            wakes = self._lane.wakes(OBSERVE_WAKES_S)
+        after, state, wakes, has_cpu = self._lane.sample(), self._lane.state(), 0, True
+        half_s = MAIN_CAUSE * (after.at - probe.at)
+        if state == "S" and after.others_s - probe.sample.others_s > half_s:
+            self._observed_s += OBSERVE_S
+            wakes = self._lane.wakes(OBSERVE_S)
+        if state == "R" and after.cpu_s - probe.sample.cpu_s < half_s:
+            self._observed_s += OBSERVE_S
+            has_cpu = self._lane.has_cpu(OBSERVE_S)
+            # The kernel counts a wait for a CPU once it is over, as this one may be by now.
+            after = self._lane.sample()
         calls = shard.calls_received() - probe.calls.get(shard.name, 0)
-        return Evidence(probe.sample, after, state, probe.late_s, probe.stopped_s, wakes, is_idle, calls)
+        return Evidence(
+            before=probe.sample,
+            after=after,
+            state=state,
+            late_s=probe.late_s,
+            stopped_s=probe.stopped_s,
+            wakes=wakes,
+            has_cpu=has_cpu,
+            is_idle=is_idle,
+            calls=calls,
+        )
 
     def _close(self, probe: _Probe) -> None:
         """The loop has run the probe; if it was overdue, the stall is over."""

@@ -63,6 +63,9 @@ class Evidence:
     wakes: int = 0
     """How often the waiting thread woke up while it was observed; a thread that waits for the interpreter asks again
     every 5 ms."""
+    has_cpu: bool = True
+    """Whether the thread that is ready to run (R) had a CPU while it was observed. Where not, it waits for one: the
+    kernel adds a wait to `delay_s` only once it is over."""
     is_idle: bool = False
     """The lane's innermost frame is where the loop waits for something to do."""
     calls: int = 0
@@ -87,7 +90,7 @@ def kind_of(evidence: Evidence) -> str:
         if evidence.is_idle:
             return STARVED
     if evidence.state == "R":
-        return COMPUTING if own >= delay else STARVED
+        return COMPUTING if own >= delay and evidence.has_cpu else STARVED
     if others >= MAIN_CAUSE and evidence.wakes > 1:
         return INTERPRETER
     return BLOCKED
