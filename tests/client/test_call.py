@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 from onelane.client.channel import dial
 
+from tests.bounds import BOUND_S
 from tests.servers import SOON, native, stock
 
 
@@ -22,7 +23,7 @@ async def test_metadata_go_both_ways() -> None:
 
     handler: Any = grpc.unary_unary_rpc_method_handler(echo)
     async with stock(Echo=handler) as (address, _), dial(address) as channel:
-        call = channel.unary_unary("/t.T/Echo")(b"", metadata=(("x-a", "1"), ("x-b-bin", b"\0")), timeout=10)
+        call = channel.unary_unary("/t.T/Echo")(b"", metadata=(("x-a", "1"), ("x-b-bin", b"\0")), timeout=BOUND_S)
         assert tuple(await call.initial_metadata()) == (("x-initial", "1"),)
         assert tuple(await call.trailing_metadata()) == (("x-a-back", "1"), ("x-b-bin-back-bin", b"\0"))
         assert (await call.code(), await call.details()) == (grpc.StatusCode.OK, "")
@@ -34,7 +35,7 @@ async def test_an_error_has_the_status_the_details_and_the_metadata_of_the_serve
 
     handler: Any = grpc.unary_unary_rpc_method_handler(refuse)
     async with stock(Echo=handler) as (address, _), dial(address) as channel:
-        call = channel.unary_unary("/t.T/Echo")(b"", timeout=10)
+        call = channel.unary_unary("/t.T/Echo")(b"", timeout=BOUND_S)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "no such room: ünïcode")
@@ -47,7 +48,7 @@ async def test_an_error_has_the_status_the_details_and_the_metadata_of_the_serve
 async def test_done_callbacks_run_at_the_end_and_at_once_where_the_call_has_ended() -> None:
     order: list[Any] = []
     async with stock() as (address, _), dial(address) as channel:
-        call = channel.unary_unary("/t.T/Echo")(b"", timeout=10)
+        call = channel.unary_unary("/t.T/Echo")(b"", timeout=BOUND_S)
         call.add_done_callback(lambda ended: order.append(("before", ended)))
         assert order == []
         await call
@@ -72,8 +73,8 @@ async def test_a_done_callback_that_raises_is_logged_and_ends_no_other_call(
     handler: Any = grpc.unary_unary_rpc_method_handler(echo)
     async with stock(Echo=handler) as (address, _), dial(address) as channel:
         send = channel.unary_unary("/t.T/Echo")
-        others = [send(b"other", timeout=10) for _ in range(3)]
-        calls = [send(b"x", timeout=10) for _ in range(3)]
+        others = [send(b"other", timeout=BOUND_S) for _ in range(3)]
+        calls = [send(b"x", timeout=BOUND_S) for _ in range(3)]
         for call in calls:
             call.add_done_callback(fail)
             call.add_done_callback(lambda _: ran.append("after"))
@@ -94,7 +95,7 @@ async def test_a_done_callback_that_raises_at_a_deadline_holds_back_no_other_dea
         calls = [send(b"", timeout=0.05, wait_for_ready=True) for _ in range(20)]
         for call in calls:
             call.add_done_callback(fail)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             assert {await call.code() for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -106,7 +107,7 @@ async def test_who_is_cancelled_while_it_waits_for_the_status_does_not_cancel_th
         return request
 
     async with native(hold) as (address, _), dial(address) as channel:
-        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=20)
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
         waiters = [asyncio.ensure_future(wait()) for wait in (call.code, call.details, call.trailing_metadata)]
         await call.wait_for_connection()
         for waiter in waiters:
@@ -119,7 +120,7 @@ async def test_who_is_cancelled_while_it_waits_for_the_status_does_not_cancel_th
 
 async def test_who_is_cancelled_while_it_awaits_the_response_cancels_the_call() -> None:
     async with native(lambda request, call: asyncio.Event().wait()) as (address, _), dial(address) as channel:
-        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=20)
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
 
         async def respond() -> Any:
             return await call
@@ -170,7 +171,7 @@ async def test_a_response_that_cannot_be_deserialized_is_an_internal_error() -> 
         raise ValueError("no message of ours")
 
     async with stock() as (address, _), dial(address) as channel:
-        call = channel.unary_unary("/t.T/Echo", None, fail)(b"x", timeout=10)
+        call = channel.unary_unary("/t.T/Echo", None, fail)(b"x", timeout=BOUND_S)
         with pytest.raises(grpc.aio.AioRpcError, match="Exception deserializing response!") as caught:
             await call
         assert caught.value.code() is grpc.StatusCode.INTERNAL

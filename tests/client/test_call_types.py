@@ -19,6 +19,7 @@ from onelane.client.channel import dial
 from onelane.wire import framing
 
 from tests import frames
+from tests.bounds import BOUND_S
 from tests.client.scripted import scripted_frames
 from tests.servers import stock
 
@@ -39,7 +40,7 @@ async def test_a_reader_that_does_not_read_holds_the_server_back() -> None:
             yield b"x" * 1024
 
     async with stock(Flood=grpc.unary_stream_rpc_method_handler(flood)) as (address, _), dial(address) as channel:
-        call = channel.unary_stream("/t.T/Flood")(b"", timeout=30)
+        call = channel.unary_stream("/t.T/Flood")(b"", timeout=BOUND_S)
         await call.read()
         before = -1
         while before != sent:
@@ -68,7 +69,7 @@ async def test_responses_before_one_that_is_too_large_are_read_first(make: Any, 
     async with scripted_frames() as (address, server):
         server.answer = answer
         channel: Any = make(address)
-        call = channel.unary_stream("/t.T/Echo")(b"x", timeout=10)
+        call = channel.unary_stream("/t.T/Echo")(b"x", timeout=BOUND_S)
         responses = [await call.read(), await call.read()]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
@@ -79,7 +80,7 @@ async def test_responses_before_one_that_is_too_large_are_read_first(make: Any, 
 async def test_a_stream_of_requests_is_written_or_iterated_over_but_not_both() -> None:
     async with stock() as (address, _), dial(address) as channel:
         chat = channel.stream_stream("/t.T/Chat")
-        written = chat(timeout=10)
+        written = chat(timeout=BOUND_S)
         await written.write(b"1")
         assert await written.read() == b"1"
         await written.done_writing()
@@ -88,7 +89,7 @@ async def test_a_stream_of_requests_is_written_or_iterated_over_but_not_both() -
         with pytest.raises(asyncio.InvalidStateError, match="RPC already finished"):
             await written.write(b"2")
         for requests in (iter([b"1", b"2"]), messages_of(b"1", b"2")):
-            iterated = chat(requests, timeout=10)
+            iterated = chat(requests, timeout=BOUND_S)
             with pytest.raises(grpc.aio.UsageError, match="may not be mixed"):
                 await iterated.write(b"3")
             with pytest.raises(grpc.aio.UsageError, match="may not be mixed"):
@@ -98,7 +99,7 @@ async def test_a_stream_of_requests_is_written_or_iterated_over_but_not_both() -
 
 async def test_a_half_closed_call_takes_no_further_request() -> None:
     async with stock() as (address, _), dial(address) as channel:
-        call = channel.stream_stream("/t.T/Chat")(timeout=10)
+        call = channel.stream_stream("/t.T/Chat")(timeout=BOUND_S)
         await call.done_writing()
         with pytest.raises(asyncio.InvalidStateError, match="RPC"):
             await call.write(b"late")
@@ -130,7 +131,7 @@ async def test_a_request_iterator_that_raises_cancels_its_call_alone(
         yield b"1"
         raise error
 
-    async with stock() as (address, _), dial(address) as channel, asyncio.timeout(10):
+    async with stock() as (address, _), dial(address) as channel, asyncio.timeout(BOUND_S):
         other = channel.stream_stream("/t.T/Chat")()
         call = channel.stream_stream("/t.T/Chat")(broken() if is_async else plainly_broken())
         with pytest.raises(asyncio.CancelledError):
@@ -153,16 +154,16 @@ async def test_a_unary_response_is_one_message_and_not_two_or_none() -> None:
     handler: Any = grpc.stream_stream_rpc_method_handler(respond)
     async with stock(Sum=handler) as (address, _), dial(address) as channel:
         send = channel.stream_unary("/t.T/Sum")
-        assert await send(iter([b"1"]), timeout=10) == b"1"
+        assert await send(iter([b"1"]), timeout=BOUND_S) == b"1"
         for requests, count in (([], "none"), ([b"1", b"2"], "more")):
             with pytest.raises(grpc.aio.AioRpcError, match=f"the server sent {count}") as caught:
-                await send(iter(requests), timeout=10)
+                await send(iter(requests), timeout=BOUND_S)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_response_can_be_awaited_again() -> None:
     async with stock() as (address, _), dial(address) as channel:
-        call = channel.unary_unary("/t.T/Echo", None, bytearray)(b"x", timeout=10)
+        call = channel.unary_unary("/t.T/Echo", None, bytearray)(b"x", timeout=BOUND_S)
         first = await call
         assert await call is first
 
@@ -191,7 +192,7 @@ def coroutines_of_the_client() -> Iterator[Counter[str]]:
 async def test_a_message_makes_no_coroutine_inside_where_the_server_reads(way: str) -> None:
     """A write is one coroutine, its caller's; what an iterator gives is sent by that of its feeder alone."""
     messages = [b"%d" % number for number in range(100)]
-    async with stock() as (address, _), dial(address) as channel, asyncio.timeout(10):
+    async with stock() as (address, _), dial(address) as channel, asyncio.timeout(BOUND_S):
         await channel.channel_ready()
         chat = channel.stream_stream("/t.T/Chat")
         if way == "written":

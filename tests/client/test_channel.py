@@ -18,6 +18,7 @@ from onelane.core.clock import SystemClock
 from onelane.telemetry.sampling import Sampler
 from onelane.telemetry.tracer import Tracer
 
+from tests.bounds import BOUND_S
 from tests.servers import native, stock
 
 
@@ -31,7 +32,7 @@ async def test_it_dials_every_kind_of_target(address: str, tmp_path: Path) -> No
         scheme = {"127": "ipv4:", "[::": "dns:///"}.get(target[:3], "")
         for name in (target, scheme + target):
             async with dial(name) as channel:
-                assert await channel.unary_unary("/t.T/Echo")(b"hello", timeout=5) == b"hello"
+                assert await channel.unary_unary("/t.T/Echo")(b"hello", timeout=BOUND_S) == b"hello"
 
 
 @pytest.mark.parametrize("target", ["xds:///a", "nonsense", "host:", "host:99999", "a/b:80", ""])
@@ -51,15 +52,15 @@ async def test_a_compression_that_is_none_of_grpcs_is_told_at_once() -> None:
 async def test_large_messages_pass_the_windows() -> None:
     big = b"x" * 3_900_000
     async with stock() as (address, _), dial(address) as channel:
-        assert await channel.unary_unary("/t.T/Echo")(big, timeout=20) == big
-        both = channel.stream_stream("/t.T/Chat")(iter([big, big]), timeout=20)
+        assert await channel.unary_unary("/t.T/Echo")(big, timeout=BOUND_S) == big
+        both = channel.stream_stream("/t.T/Chat")(iter([big, big]), timeout=BOUND_S)
         assert [answer async for answer in both] == [big, big]
 
 
 async def test_a_message_over_the_limit_is_resource_exhausted() -> None:
     async with stock() as (address, _), dial(address, dialling=Dialling(max_message_bytes=1000)) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match=r"larger than max \(1001 vs. 1000\)") as caught:
-            await channel.unary_unary("/t.T/Echo")(b"x" * 1001, timeout=5)
+            await channel.unary_unary("/t.T/Echo")(b"x" * 1001, timeout=BOUND_S)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -88,7 +89,7 @@ async def test_closing_with_grace_lets_calls_finish_and_without_ends_them() -> N
 
     async with native(slow) as (address, _):
         patient, hasty = dial(address), dial(address)
-        calls = [channel.unary_unary("/t.T/Echo")(b"x", timeout=20) for channel in (patient, hasty)]
+        calls = [channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) for channel in (patient, hasty)]
         for call in calls:
             await call.wait_for_connection()
         await hasty.close()
@@ -132,5 +133,5 @@ async def test_a_timeout_that_has_passed_already_or_is_no_time_ends_the_call_bef
             with pytest.raises(grpc.aio.AioRpcError, match="Deadline Exceeded") as caught:
                 await (call if shape.endswith("_unary") else call.read())
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await channel.unary_unary("/t.T/unary_unary")(b"", timeout=10)
+        await channel.unary_unary("/t.T/unary_unary")(b"", timeout=BOUND_S)
     assert begun == ["unary"]

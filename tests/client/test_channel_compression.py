@@ -11,6 +11,7 @@ import onelane
 import pytest
 
 from tests import frames
+from tests.bounds import BOUND_S
 from tests.servers import ECHO, stock
 
 LARGE = b"x" * 10_000
@@ -49,7 +50,7 @@ async def test_a_call_overrules_the_compression_of_its_channel(
     async with listening() as (address, received), onelane.dial(address, compression=of_channel) as channel:
         messages = iter([LARGE]) if shape.startswith("stream") else LARGE
         call = getattr(channel, shape)("/t.T/Echo")(messages, compression=of_call)
-        data = await asyncio.wait_for(received.get(), 5)
+        data = await asyncio.wait_for(received.get(), BOUND_S)
         call.cancel()
         is_compressed = expected is not NONE
         assert data[0] == is_compressed
@@ -61,9 +62,9 @@ async def test_the_compression_of_a_channel_to_an_app_is_that_of_its_calls() -> 
         channel = onelane.connect(address, compression=DEFLATE)
         send: Any = channel.unary_unary("/t.T/Echo")
         call = send(LARGE, wait_for_ready=True)
-        data = await asyncio.wait_for(received.get(), 5)
+        data = await asyncio.wait_for(received.get(), BOUND_S)
         while not data.startswith(b"\1"):  # Those before are of the topology's watch.
-            data = await asyncio.wait_for(received.get(), 5)
+            data = await asyncio.wait_for(received.get(), BOUND_S)
         call.cancel()
         await channel.close()
         assert data[5:].startswith(MAGIC[DEFLATE])
@@ -85,6 +86,6 @@ async def test_a_stock_server_reads_compressed_requests_and_is_read(compression:
         "Chat": grpc.stream_stream_rpc_method_handler(chat),
     }
     async with stock(**handlers) as (address, _), onelane.dial(address, compression=compression) as channel:
-        assert await channel.unary_unary("/t.T/Unary")(LARGE, timeout=5) == LARGE
-        call = channel.stream_stream("/t.T/Chat")(iter([LARGE, b"", LARGE]), timeout=5)
+        assert await channel.unary_unary("/t.T/Unary")(LARGE, timeout=BOUND_S) == LARGE
+        call = channel.stream_stream("/t.T/Chat")(iter([LARGE, b"", LARGE]), timeout=BOUND_S)
         assert [reply async for reply in call] == [LARGE, b"", LARGE]

@@ -13,6 +13,7 @@ import grpc.aio
 import onelane
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.ports import reserved
 from tests.servers import ECHO, native_at, stock
 
@@ -271,7 +272,7 @@ async def run(make: Callable[[str], Any], name: str) -> Any:
     async with stock(**handlers(held)) as (address, _):
         channel = make(address)
         try:
-            return await asyncio.wait_for(CASES[name](channel, held), 20)
+            return await asyncio.wait_for(CASES[name](channel, held), BOUND_S)
         finally:
             held.may_end.set()
             await channel.close()
@@ -326,7 +327,7 @@ async def test_a_timeout_is_a_number_of_any_class_and_no_text(channel: str) -> N
 @pytest.mark.parametrize("channel", CHANNELS)
 async def test_the_details_of_an_unreachable_peer_are_the_same_everywhere(channel: str) -> None:
     opened = CHANNELS[channel]("127.0.0.1:1")
-    call = unary(opened)(b"x", timeout=20)
+    call = unary(opened)(b"x", timeout=BOUND_S)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call
     assert failed.value.details() == await call.details()
@@ -343,6 +344,6 @@ def test_a_channel_may_be_made_before_a_loop_runs(channel: str) -> None:
 
         async def use() -> bytes:
             async with native_at(address), opened:
-                return bytes(await method(b"x", timeout=20))
+                return bytes(await method(b"x", timeout=BOUND_S))
 
         assert asyncio.run(use()) == b"x"

@@ -15,6 +15,7 @@ from onelane.wire import driver
 from onelane.wire.framing import frame
 
 from tests import frames as h2
+from tests.bounds import BOUND_S
 from tests.servers import ECHO, stock
 
 
@@ -31,7 +32,7 @@ async def test_keepalive_ends_a_connection_that_says_nothing() -> None:
     dialling = Dialling(keepalive_s=0.05, ping_timeout_s=0.1)
     async with server, dial(address, dialling=dialling) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="ping timeout") as caught:
-            await channel.unary_unary("/t.T/Echo")(b"", timeout=30)
+            await channel.unary_unary("/t.T/Echo")(b"", timeout=BOUND_S)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -109,7 +110,7 @@ async def test_calls_that_were_answered_before_their_connection_was_lost_have_th
     async with server, dial("{}:{}".format(*server.sockets[0].getsockname())) as channel:
         channels.append(channel)
         send = channel.unary_unary("/t.T/Echo")
-        answers = await asyncio.gather(*(send(b"x", timeout=10) for _ in range(calls)), return_exceptions=True)
+        answers = await asyncio.gather(*(send(b"x", timeout=BOUND_S) for _ in range(calls)), return_exceptions=True)
     assert next(clock) > 1.0 + driver.TURN_S, "nothing was lost"
     assert answers == [b"%d" % n for n in range(1, 2 * calls, 2)]
 
@@ -133,7 +134,7 @@ async def test_streams_that_the_program_does_not_read_stop_no_other_call_of_thei
         unread = [channel.unary_stream("/t.T/Down")(b"") for _ in range(8)]
         for call in unread:
             await call.read()
-        assert await channel.unary_unary("/t.T/Echo")(b"x" * 100_000, timeout=5) == b"x" * 100_000
+        assert await channel.unary_unary("/t.T/Echo")(b"x" * 100_000, timeout=BOUND_S) == b"x" * 100_000
         for call in unread:
             call.cancel()
 
@@ -152,7 +153,7 @@ async def test_a_defect_at_the_end_of_one_call_ends_no_other(caplog: pytest.LogC
     handler: Any = grpc.unary_unary_rpc_method_handler(echo)
     async with stock(Echo=handler) as (address, _), dial(address) as channel:
         send = channel.unary_unary("/t.T/Echo")
-        calls = [send(b"x", timeout=10) for _ in range(4)]
+        calls = [send(b"x", timeout=BOUND_S) for _ in range(4)]
         for call in calls[:2]:
             call.when_ended(fail)
         going.set()

@@ -16,6 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onelane.wire.http2 import DataReceived, Http2, Limits, RequestReceived
 
+from tests.bounds import BOUND_S
 from tests.frames import number
 from tests.reframing import Piece, pieces
 
@@ -134,7 +135,7 @@ async def outcomes(channel: Any, shapes: Sequence[str]) -> list[Any]:
     calls = []
     for shape in shapes:
         send = getattr(channel, shape)("/t.T/Any")
-        calls.append(send(iter([b"one", b"two"]) if shape.startswith("stream") else b"one", timeout=20))
+        calls.append(send(iter([b"one", b"two"]) if shape.startswith("stream") else b"one", timeout=BOUND_S))
     return await asyncio.gather(*map(outcome, calls))
 
 

@@ -13,6 +13,7 @@ import onelane
 import pytest
 from onelane.client.options import Dialling
 
+from tests.bounds import BOUND_S
 from tests.follow.scripted import HOLD, Ends, scripted_streams
 from tests.follow.v1.follow_pb2 import FollowRequest
 from tests.follow.v1.follow_pb2_grpc import FollowStub
@@ -120,7 +121,7 @@ async def test_call_credentials_act_as_with_grpcio(files: Files, name: str) -> N
 async def test_a_plugin_is_asked_for_the_service_off_the_loop(files: Files) -> None:
     asked = Plugin(lambda answered: answered((), None))
     async with secure(files) as address, onelane.dial(address, dialling=Dialling(tls=files.client())) as channel:
-        await channel.unary_unary("/t.T/Sent")(b"", credentials=grpc.metadata_call_credentials(asked), timeout=20)
+        await channel.unary_unary("/t.T/Sent")(b"", credentials=grpc.metadata_call_credentials(asked), timeout=BOUND_S)
     assert asked.asked == [("t.T", "Sent")]
     assert threading.get_ident() not in asked.threads
 
@@ -158,7 +159,7 @@ async def test_a_call_that_ends_before_its_plugin_has_answered_waits_for_it_no_l
         call = channel.unary_unary("/t.T/Sent")(b"", credentials=CASES["a plugin that never answers"], timeout=0.1)
         preparing = list(channel.subchannel._preparing)
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await asyncio.wait(preparing, timeout=20)
+        await asyncio.wait(preparing, timeout=BOUND_S)
         assert [task.cancelled() for task in preparing] == [True]
 
 
@@ -175,7 +176,7 @@ async def test_a_stream_that_is_opened_again_asks_its_credentials_again(files: F
     async with scripted_streams(tls=grpc.ssl_server_credentials([files.pair("server")])) as (scripted, address):
         scripted.scripts = [["first", Ends(7)], ["second", HOLD]]
         channel = onelane.connect(address, dialling=Dialling(tls=files.client()))
-        call: Any = FollowStub(channel).Watch(FollowRequest(key="k"), credentials=credentials, timeout=10)
+        call: Any = FollowStub(channel).Watch(FollowRequest(key="k"), credentials=credentials, timeout=BOUND_S)
         assert [(await call.read()).text for _ in range(2)] == ["first", "second"]
         assert [seen["x-token"] for seen in scripted.seen] == ["a", "b"]
         await channel.close()

@@ -12,6 +12,7 @@ import onelane
 import pytest
 from onelane.client.channel import dial
 
+from tests.bounds import BOUND_S
 from tests.servers import SOON, native, stock
 
 CALLS = 1100
@@ -60,7 +61,7 @@ class Streams:
             self._changed.set()
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
@@ -79,7 +80,7 @@ async def streams() -> AsyncIterator[tuple[Streams, str]]:
 
 
 async def turns_until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while not condition():  # noqa: ASYNC110 - turns of the loop are what is waited for
             await asyncio.sleep(0)
 
@@ -194,7 +195,7 @@ async def test_a_channel_that_gives_calls_time_to_end_does_not_keep_one_that_is_
         for _ in range(3):
             await asyncio.sleep(0)
         del call
-        await asyncio.wait([closing], timeout=20)
+        await asyncio.wait([closing], timeout=BOUND_S)
         assert closing.done()
         await server.until(lambda: server.ended == 1)
 
@@ -213,7 +214,7 @@ async def test_a_request_iterator_ends_with_the_call_that_is_dropped() -> None:
         call = channel.stream_stream("/t.T/Chat")(requests())
         assert await call.read() == b"first"
         del call
-        await asyncio.wait_for(closed.wait(), 20)
+        await asyncio.wait_for(closed.wait(), BOUND_S)
 
 
 async def test_a_call_whose_requests_wait_for_room_is_cancelled_when_it_is_dropped() -> None:
@@ -273,9 +274,9 @@ async def test_a_stream_whose_response_cannot_be_deserialized_ends_with_that() -
 async def test_an_answer_that_is_read_together_with_the_one_whose_callback_cancels_its_call_leads_nowhere() -> None:
     async with native() as (address, _), dial(address) as channel:
         await channel.channel_ready()
-        calls = [channel.unary_unary("/t.T/Echo")(b"", timeout=20) for _ in range(20)]
+        calls = [channel.unary_unary("/t.T/Echo")(b"", timeout=BOUND_S) for _ in range(20)]
         for call in calls:
             call.add_done_callback(lambda ended: [other.cancel() for other in calls if other is not ended])
         codes = [await call.code() for call in calls]
         assert [codes.count(grpc.StatusCode.OK), codes.count(grpc.StatusCode.CANCELLED)] == [1, 19]
-        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=20) == b"x"
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"

@@ -8,6 +8,7 @@ import grpc.aio
 import onelane
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.client.configs import WHO, hedging
 from tests.client.scripted import ABORTED, UNAVAILABLE, Scripted
 from tests.echo.v1 import echo_pb2_grpc
@@ -22,7 +23,7 @@ async def test_a_hedged_call_takes_the_first_answer_and_cancels_the_rest(server:
     }
     async with onelane.connect(address, service_config=config) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        call = stub.Who(EchoRequest(), timeout=30)
+        call = stub.Who(EchoRequest(), timeout=BOUND_S)
         assert (await call).text == "2"
         assert await call.code() is grpc.StatusCode.OK
         while scripted.cancelled < 2:  # noqa: ASYNC110 - turns of the loop are what is waited for
@@ -38,11 +39,11 @@ async def test_a_hedged_call_goes_on_after_what_is_not_fatal_and_ends_with_what_
     async with onelane.connect(address, service_config=config) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         scripted.steps = [UNAVAILABLE, UNAVAILABLE]
-        assert (await stub.Who(EchoRequest(), timeout=30)).text == "2"
+        assert (await stub.Who(EchoRequest(), timeout=BOUND_S)).text == "2"
         scripted.steps = [UNAVAILABLE, ABORTED]
-        assert await stub.Who(EchoRequest(), timeout=30).code() is ABORTED
+        assert await stub.Who(EchoRequest(), timeout=BOUND_S).code() is ABORTED
         scripted.steps = [UNAVAILABLE] * 3
-        assert await stub.Who(EchoRequest(), timeout=30).code() is UNAVAILABLE
+        assert await stub.Who(EchoRequest(), timeout=BOUND_S).code() is UNAVAILABLE
     assert len(scripted.seen) == 3 + 2 + 3
 
 
@@ -52,7 +53,7 @@ async def test_a_spent_budget_ends_a_hedged_call(server: tuple[Scripted, str]) -
     config = hedging(retryThrottling={"maxTokens": 2, "tokenRatio": 0.1})
     async with onelane.connect(address, service_config=config) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        assert await stub.Who(EchoRequest(), timeout=30).code() is UNAVAILABLE
+        assert await stub.Who(EchoRequest(), timeout=BOUND_S).code() is UNAVAILABLE
 
 
 @pytest.mark.parametrize("how", ["the call", "who waits for it"])
@@ -92,7 +93,7 @@ async def test_a_hedged_call_ends_also_where_its_channel_closes_between_two_atte
         channel = onelane.connect(address, service_config=hedging())
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         call = stub.Who(EchoRequest(), timeout=300)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             while not scripted.seen or call._open:  # noqa: ASYNC110 - turns of the loop are what is waited for
                 await asyncio.sleep(0)
             await channel.close(grace_s)
@@ -103,11 +104,11 @@ async def test_a_hedged_call_ends_also_where_its_channel_closes_between_two_atte
 
 async def test_a_pushback_past_the_deadline_ends_a_hedged_call_at_once(server: tuple[Scripted, str]) -> None:
     scripted, address = server
-    scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "60000"),)
+    scripted.steps, scripted.trailers = [UNAVAILABLE], (("grpc-retry-pushback-ms", "600000"),)
     async with onelane.connect(address, service_config=hedging()) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         # Not DEADLINE_EXCEEDED: it does not wait for what cannot help any more.
-        assert await stub.Who(EchoRequest(), timeout=30).code() is UNAVAILABLE
+        assert await stub.Who(EchoRequest(), timeout=BOUND_S).code() is UNAVAILABLE
 
 
 async def test_hedged_attempts_say_how_often_and_a_success_counts_once(server: tuple[Scripted, str]) -> None:
@@ -115,6 +116,6 @@ async def test_hedged_attempts_say_how_often_and_a_success_counts_once(server: t
     scripted.steps = [UNAVAILABLE]
     async with onelane.connect(address, service_config=hedging()) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        await stub.Who(EchoRequest(), timeout=30)
+        await stub.Who(EchoRequest(), timeout=BOUND_S)
         assert [seen.get("grpc-previous-rpc-attempts") for seen in scripted.seen] == [None, "1"]
         assert channel.peer.budget.tokens == pytest.approx(100 - 1 + 0.1)

@@ -12,6 +12,7 @@ import grpc.aio
 import onelane
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.client.test_channel_like_grpcio import Held, ended
 from tests.servers import ECHO, stock
 
@@ -223,7 +224,7 @@ async def an_interceptor_sees_the_details_of_the_call(opened: Opening, held: Hel
         return await continuation(details, request)
 
     tell = opened(UnaryUnary(look)).unary_unary("/t.T/Tell")
-    calls = [tell(b"x", timeout=20, metadata=(("tag", "t"),), wait_for_ready=True), tell(b"x")]
+    calls = [tell(b"x", timeout=BOUND_S, metadata=(("tag", "t"),), wait_for_ready=True), tell(b"x")]
     return await ended(*calls), seen
 
 
@@ -245,7 +246,7 @@ async def a_timeout_of_an_interceptor_counts(opened: Opening, held: Held) -> Any
     async def shorten(continuation: Any, details: Any, request: Any) -> Any:
         return await continuation(details._replace(timeout=0.05), request)
 
-    call = opened(UnaryUnary(shorten)).unary_unary("/t.T/Hold")(b"x", timeout=20)
+    call = opened(UnaryUnary(shorten)).unary_unary("/t.T/Hold")(b"x", timeout=BOUND_S)
     return await ended(call), await status(call)
 
 
@@ -834,7 +835,7 @@ async def run(open_channel: Any, name: str) -> Any:
             return channels[-1]
 
         try:
-            return await asyncio.wait_for(CASES[name](opened, held), 20)
+            return await asyncio.wait_for(CASES[name](opened, held), BOUND_S)
         finally:
             held.may_end.set()
             for channel in channels:

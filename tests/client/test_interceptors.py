@@ -12,6 +12,7 @@ import grpc.aio
 import onelane
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.client.test_channel_like_grpcio import Held
 from tests.client.test_intercepted_call_like_grpcio import (
     StreamStream,
@@ -77,16 +78,16 @@ class Departure:
 @each_channel
 async def test_an_interceptor_of_several_kinds_stands_before_each(channel: str) -> None:
     async with stock() as (address, _), CHANNELS[channel](address, interceptors=[Tagging()]) as opened:
-        call = opened.unary_unary("/t.T/Echo")(b"x", timeout=5)
+        call = opened.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
         assert await call == b"tag:x"
         assert await call.code() is grpc.StatusCode.OK
-        written = opened.stream_stream("/t.T/Chat")(timeout=5)
+        written = opened.stream_stream("/t.T/Chat")(timeout=BOUND_S)
         await written.write(b"1")
         assert await written.read() == b"tag:1"
         await written.done_writing()
         assert await written.read() is grpc.aio.EOF
         with pytest.raises(grpc.aio.AioRpcError):
-            await opened.unary_unary("/t.T/Nothing")(b"x", timeout=5)
+            await opened.unary_unary("/t.T/Nothing")(b"x", timeout=BOUND_S)
 
 
 @each_channel
@@ -106,7 +107,7 @@ async def test_a_writer_whose_call_ends_does_not_hide_its_status(channel: str) -
 
     handler: Any = grpc.stream_stream_rpc_method_handler(refuse)
     async with stock(Chat=handler) as (address, _), CHANNELS[channel](address, interceptors=[Tagging()]) as opened:
-        call = opened.stream_stream("/t.T/Chat")(timeout=20)
+        call = opened.stream_stream("/t.T/Chat")(timeout=BOUND_S)
         with pytest.raises(asyncio.InvalidStateError):
             await write_on(call)
         assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -128,10 +129,10 @@ async def test_a_call_that_is_cancelled_behind_an_interceptor_ends_at_the_server
         stock(**departure.handlers()) as (address, _),
         CHANNELS[channel](address, interceptors=interceptors) as opened,
     ):
-        call = opened.unary_unary("/t.T/Hold")(b"x", timeout=20)
+        call = opened.unary_unary("/t.T/Hold")(b"x", timeout=BOUND_S)
         await departure.has_begun.wait()
         assert call.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             await departure.is_gone.wait()
 
 
@@ -149,10 +150,10 @@ async def test_an_rpc_ends_with_the_interceptor_that_has_begun_it_and_broken(cha
         stock(**departure.handlers()) as (address, _),
         CHANNELS[channel](address, interceptors=interceptors) as opened,
     ):
-        call = opened.unary_unary("/t.T/Hold")(b"x", timeout=20)
+        call = opened.unary_unary("/t.T/Hold")(b"x", timeout=BOUND_S)
         with pytest.raises(ValueError, match="broken"):
             await call
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             await departure.is_gone.wait()
 
 
@@ -170,7 +171,7 @@ async def test_a_stream_that_its_caller_drops_is_cancelled(channel: str, interce
         CHANNELS[channel](address, interceptors=interceptors) as opened,
     ):
         assert await first_response(opened.unary_stream("/t.T/Follow"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             await departure.is_gone.wait()
 
 
@@ -188,7 +189,7 @@ async def test_a_unary_call_that_its_caller_drops_goes_on(channel: str, intercep
     interceptors = [UnaryUnary(intercept)]
     async with stock(Notify=handler) as (address, _), CHANNELS[channel](address, interceptors=interceptors) as opened:
         opened.unary_unary("/t.T/Notify")(b"x")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             await has_ended.wait()
 
 
@@ -202,7 +203,7 @@ async def test_who_asks_for_the_code_and_is_cancelled_cancels_nobody(channel: st
         return await continuation(details, request)
 
     async with stock() as (address, _), CHANNELS[channel](address, interceptors=[UnaryUnary(wait_first)]) as opened:
-        call = opened.unary_unary("/t.T/Echo")(b"x", timeout=20)
+        call = opened.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
         asked = [call.code(), call.details(), call.initial_metadata(), call.trailing_metadata()]
         tasks = [asyncio.ensure_future(each) for each in asked]
         await held.has_begun.wait()
@@ -253,7 +254,7 @@ async def test_an_interceptor_reads_a_written_request_before_it_begins_the_rpc(c
         return await continuation(details, rest())
 
     async with stock() as (address, _), CHANNELS[channel](address, interceptors=[StreamStream(read_first)]) as opened:
-        call = opened.stream_stream("/t.T/Chat")(timeout=20)
+        call = opened.stream_stream("/t.T/Chat")(timeout=BOUND_S)
         for request in (b"a", b"b"):
             await call.write(request)
         await call.done_writing()
@@ -271,7 +272,7 @@ async def test_a_done_callback_that_raises_is_logged_and_the_others_run(
         raise SystemExit("broken")
 
     async with stock() as (address, _), CHANNELS[channel](address, interceptors=[UnaryUnary(intercept)]) as opened:
-        call = opened.unary_unary("/t.T/Echo")(b"x", timeout=20)
+        call = opened.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
         for callback in (fail, called.append):
             call.add_done_callback(callback)
         await call.code()
@@ -298,9 +299,9 @@ async def test_the_time_that_remains_is_the_rpcs_and_before_it_the_whole_timeout
         stock(Hold=handler) as (address, _),
         CHANNELS[channel](address, interceptors=[UnaryUnary(pass_on)]) as opened,
     ):
-        call = opened.unary_unary("/t.T/Hold")(b"x", timeout=20)
-        assert call.time_remaining() == 20
+        call = opened.unary_unary("/t.T/Hold")(b"x", timeout=BOUND_S)
+        assert call.time_remaining() == BOUND_S
         await held.has_begun.wait()
-        assert 0 < call.time_remaining() < 20
+        assert 0 < call.time_remaining() < BOUND_S
         held.may_end.set()
         await call

@@ -15,6 +15,7 @@ from onelane.client.retry import SAFE_RETRY
 from onelane.core.context import TaskContext, current_call_var
 from onelane.core.moved import MOVED
 
+from tests.bounds import BOUND_S
 from tests.follow.scripted import HOLD, UNAVAILABLE, ChangingTopology, Ends, ScriptedStreams, scripted_streams
 from tests.follow.v1 import follow_pb2_grpc
 from tests.follow.v1.follow_pb2 import FollowRequest
@@ -47,14 +48,14 @@ def watch(channel: Any, **arguments: Any) -> Any:
 async def texts(call: Any, count: int) -> list[str]:
     """The next so many; by the iterator."""
     stream = aiter(call)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         return [(await anext(stream)).text for _ in range(count)]
 
 
 async def end_of(call: Any) -> grpc.aio.AioRpcError:
     """The error that a stream ends with."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await asyncio.wait_for(_read_all(call), 20)
+        await asyncio.wait_for(_read_all(call), BOUND_S)
     return caught.value
 
 
@@ -87,7 +88,7 @@ async def test_a_reader_by_read_goes_on_as_well(server: tuple[ScriptedStreams, s
     scripted.scripts = [["a", Ends(7)], ["b"]]
     async with onelane.connect(address) as channel:
         call = watch(channel)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             assert [(await call.read()).text for _ in range(2)] == ["a", "b"]
             assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
@@ -122,7 +123,7 @@ async def test_only_a_reader_that_asks_for_marks_gets_them_before_what_comes_nex
     scripted.scripts = [["a", Ends(7)], [Ends(8)], ["b", HOLD]] * 2
     async with onelane.connect(address) as channel:
         stream = aiter(watch(channel.with_streams(marks=True)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             assert (await anext(stream)).text == "a"
             assert [await anext(stream), await anext(stream)] == [onelane.Moved(7), onelane.Moved(8)]
             assert (await anext(stream)).text == "b"
@@ -194,7 +195,7 @@ async def test_an_epoch_that_is_no_number_is_taken_as_none(server: tuple[Scripte
     scripted.scripts = [["a", Ends(epoch)], ["b", HOLD]]
     async with onelane.connect(address, marks=True) as channel:
         stream = aiter(watch(channel))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             assert (await anext(stream)).text == "a"
             assert await anext(stream) == onelane.Moved(-1)
             assert (await anext(stream)).text == "b"
@@ -232,7 +233,7 @@ async def test_a_new_placement_is_waited_for_a_moment(monkeypatch: pytest.Monkey
         topology.epochs.put_nowait(7)
         async with onelane.connect(address) as channel:
             stream = aiter(watch(channel))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(BOUND_S):
                 assert (await anext(stream)).text == "a"
                 await until_between(channel)
                 topology.epochs.put_nowait(8)
@@ -310,7 +311,7 @@ async def test_a_stream_that_is_dropped_between_two_is_opened_no_more(server: tu
         await until_between(channel)
         del call
         gc.collect()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             while channel.router.between_attempts or channel.peer.in_flight:  # noqa: ASYNC110 - as in `until_between`
                 await asyncio.sleep(0)
     assert len(scripted.seen) == 1
@@ -322,7 +323,7 @@ async def test_interceptors_see_one_call(server: tuple[ScriptedStreams, str]) ->
     counting = CountingStreams()
     async with onelane.connect(address, interceptors=[counting], marks=True) as channel:
         stream = aiter(watch(channel))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND_S):
             assert (await anext(stream)).text == "a"
             assert await anext(stream) == onelane.Moved(7)
             assert (await anext(stream)).text == "b"

@@ -16,6 +16,7 @@ from onelane.core.context import TaskContext, current_call_var
 from onelane.core.placement import Member, Placement
 from onelane.core.trace_context import TraceContext
 
+from tests.bounds import BOUND_S
 from tests.client.configs import RETRY
 from tests.client.scripted import ABORTED, UNAVAILABLE, Scripted
 from tests.echo.v1 import echo_pb2_grpc
@@ -27,7 +28,7 @@ async def test_a_safe_call_is_tried_again_and_says_how_often(server: tuple[Scrip
     scripted.steps = [UNAVAILABLE, UNAVAILABLE]
     async with onelane.connect(address) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        call = stub.Who(EchoRequest(text="x"), timeout=10)
+        call = stub.Who(EchoRequest(text="x"), timeout=BOUND_S)
         assert (await call).text == "2"
         assert await call.code() is grpc.StatusCode.OK
     assert [seen.get("grpc-previous-rpc-attempts") for seen in scripted.seen] == [None, "1", "2"]
@@ -38,7 +39,7 @@ async def test_attempts_are_bounded_and_the_last_status_counts(server: tuple[Scr
     scripted.steps = [UNAVAILABLE] * 9
     async with onelane.connect(address) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        call = stub.Who(EchoRequest(), timeout=10)
+        call = stub.Who(EchoRequest(), timeout=BOUND_S)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() is UNAVAILABLE
@@ -51,7 +52,7 @@ async def test_a_call_that_may_have_had_effects_is_made_once(server: tuple[Scrip
     async with onelane.connect(address) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         with pytest.raises(grpc.aio.AioRpcError):
-            await stub.Unary(EchoRequest(key="k"), timeout=10)
+            await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)
     assert len(scripted.seen) == 1
 
 
@@ -61,19 +62,19 @@ async def test_a_service_config_asks_for_retries_of_any_method(server: tuple[Scr
     config = {"methodConfig": [{"name": [{"service": "echo.v1.Echo"}], "retryPolicy": RETRY}]}
     async with onelane.connect(address, service_config=config) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        assert (await stub.Unary(EchoRequest(key="k"), timeout=10)).text == "3"
+        assert (await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)).text == "3"
 
 
 async def test_there_is_no_attempt_past_the_deadline_and_a_cancelled_call_makes_none(
     server: tuple[Scripted, str],
 ) -> None:
     scripted, address = server
-    scripted.steps, scripted.trailers = [UNAVAILABLE] * 9, (("grpc-retry-pushback-ms", "60000"),)
+    scripted.steps, scripted.trailers = [UNAVAILABLE] * 9, (("grpc-retry-pushback-ms", "600000"),)
     async with onelane.connect(address) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        call = stub.Who(EchoRequest(), timeout=5)
+        call = stub.Who(EchoRequest(), timeout=BOUND_S)
         assert await call.code() is UNAVAILABLE
-        endless = stub.Who(EchoRequest(), timeout=300)
+        endless = stub.Who(EchoRequest(), timeout=3000)
         while len(scripted.seen) < 2:  # noqa: ASYNC110 - turns of the loop are what is waited for
             await asyncio.sleep(0)
         endless.cancel()
@@ -117,7 +118,7 @@ async def test_a_spent_budget_tries_nothing_again(server: tuple[Scripted, str]) 
         attempts = []
         for _ in range(4):
             before = len(scripted.seen)
-            assert await stub.Who(EchoRequest(), timeout=10).code() is UNAVAILABLE
+            assert await stub.Who(EchoRequest(), timeout=BOUND_S).code() is UNAVAILABLE
             attempts.append(len(scripted.seen) - before)
     assert attempts == [2, 1, 1, 1]
 
@@ -137,7 +138,7 @@ async def test_more_calls_at_once_than_a_peer_may_have_are_refused_unsent(server
             await asyncio.sleep(0)
         for call in held:
             call.cancel()
-        assert (await stub.Unary(EchoRequest(key="k"), timeout=10)).text
+        assert (await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)).text
     assert len(scripted.seen) == 3
 
 
@@ -182,7 +183,7 @@ async def test_a_retry_that_is_the_probe_ends_the_ejection(server: tuple[Scripte
 
         # By the shared address; the retry comes when the ejection is over, and is its probe.
         scripted.steps = [fail_when_the_ejection_ends]
-        await stub.Who(EchoRequest(), timeout=30, metadata=KEY)
+        await stub.Who(EchoRequest(), timeout=BOUND_S, metadata=KEY)
         assert not health.is_ejected
 
 
@@ -193,7 +194,7 @@ async def fail_by_its_caller(stub: Any, how: str) -> None:
     elif how == "its deadline has passed when it is made":
         assert await stub.Who(EchoRequest(), timeout=0, metadata=KEY).code() is grpc.StatusCode.DEADLINE_EXCEEDED
     else:
-        stub.Who(EchoRequest(), timeout=30, metadata=KEY).cancel()
+        stub.Who(EchoRequest(), timeout=BOUND_S, metadata=KEY).cancel()
 
 
 async def test_calls_that_fail_by_their_caller_alone_neither_eject_an_endpoint_nor_use_up_its_probe(
@@ -214,7 +215,7 @@ async def test_calls_that_fail_by_their_caller_alone_neither_eject_an_endpoint_n
         for way in ways:
             await fail_by_its_caller(stub, way)
             assert health.is_ejected, way
-        await stub.Who(EchoRequest(), timeout=30, metadata=KEY)
+        await stub.Who(EchoRequest(), timeout=BOUND_S, metadata=KEY)
         assert not health.is_ejected
 
 
@@ -228,7 +229,7 @@ async def test_attempts_that_fail_count_against_their_endpoint_though_a_retry_sa
         scripted.steps = [UNAVAILABLE, "done"] * RECENT_CALLS
         for _ in range(RECENT_CALLS):
             channel.peer.budget.tokens = 100.0
-            await stub.Who(EchoRequest(), timeout=30, metadata=KEY)
+            await stub.Who(EchoRequest(), timeout=BOUND_S, metadata=KEY)
             if health.is_ejected:
                 return
         pytest.fail("half of the attempts failed, and nobody noticed")

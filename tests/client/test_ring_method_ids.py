@@ -10,6 +10,7 @@ from onelane.client.retry import SAFE_RETRY
 from onelane.client.ring_channel import Channel
 from onelane.v1 import topology_pb2
 
+from tests.bounds import BOUND_S
 from tests.client.scripted import UNAVAILABLE, Scripted
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -40,7 +41,7 @@ async def test_a_call_that_runs_once_is_repeated_with_the_same_id_and_the_next_h
     stub = await place(channel, address, *ONCE)
     scripted.steps = [UNAVAILABLE, UNAVAILABLE]
     for _ in range(2):
-        await stub.Unary(EchoRequest(key="k"), timeout=10)
+        await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)
     ids = [seen[ID] for seen in scripted.seen]
     assert len(ids[0]) >= 16
     assert (len(set(ids[:3])), len(set(ids))) == (1, 2)
@@ -53,7 +54,7 @@ async def test_attempts_with_an_id_are_bounded_as_those_of_any_safe_call(
     scripted, address = server
     stub = await place(channel, address, *ONCE)
     scripted.steps = [UNAVAILABLE] * 9
-    assert await stub.Unary(EchoRequest(key="k"), timeout=10).code() is UNAVAILABLE
+    assert await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S).code() is UNAVAILABLE
     assert len(scripted.seen) == SAFE_RETRY.attempts
 
 
@@ -62,7 +63,7 @@ async def test_the_id_of_the_caller_is_sent_and_no_other(server: tuple[Scripted,
     stub = await place(channel, address, *ONCE)
     scripted.steps = [UNAVAILABLE]
     channel.peer.nested_id = lambda peer, method: "derived"
-    await stub.Unary(EchoRequest(key="k"), metadata=((ID, "mine"),), timeout=10)
+    await stub.Unary(EchoRequest(key="k"), metadata=((ID, "mine"),), timeout=BOUND_S)
     assert [seen[ID] for seen in scripted.seen] == ["mine", "mine"]
 
 
@@ -71,10 +72,10 @@ async def test_a_method_without_durable_state_one_without_side_effects_and_a_str
 ) -> None:
     scripted, address = server
     stub = await place(channel, address, *ONCE)
-    await stub.Who(EchoRequest(key="k"), timeout=10)
-    await stub.Plain(EchoRequest(key="k"), timeout=10)
+    await stub.Who(EchoRequest(key="k"), timeout=BOUND_S)
+    await stub.Plain(EchoRequest(key="k"), timeout=BOUND_S)
     serialize = EchoRequest.SerializeToString
-    await channel.unary_stream("/echo.v1.Echo/Unary", serialize)(EchoRequest(key="k"), timeout=10).read()
+    await channel.unary_stream("/echo.v1.Echo/Unary", serialize)(EchoRequest(key="k"), timeout=BOUND_S).read()
     assert [seen.get(ID) for seen in scripted.seen] == [None] * 3
 
 
@@ -84,10 +85,10 @@ async def test_an_app_that_is_older_or_has_become_another_gets_no_id_and_each_ca
     scripted, address = server
     for once_methods in ((), ONCE, ()):
         stub = await place(channel, address, *once_methods)
-        await stub.Unary(EchoRequest(key="k"), timeout=10)
+        await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)
     await place(channel, address, epoch=2)
     scripted.steps = [UNAVAILABLE]
-    assert await stub.Unary(EchoRequest(key="k"), timeout=10).code() is UNAVAILABLE
+    assert await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S).code() is UNAVAILABLE
     assert [ID in seen for seen in scripted.seen] == [False, True, False, False]
 
 
@@ -100,8 +101,8 @@ async def test_inside_a_call_that_has_an_id_the_derived_one_is_sent_also_before_
     channel.router.serves_no_topology = False
     scripted.steps = [UNAVAILABLE]
     with pytest.raises(grpc.aio.AioRpcError):
-        await stub.Unary(EchoRequest(key="k"), timeout=10)
-    await (await place(channel, address, *ONCE)).Unary(EchoRequest(key="k"), timeout=10)
+        await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)
+    await (await place(channel, address, *ONCE)).Unary(EchoRequest(key="k"), timeout=BOUND_S)
     assert [seen.get(ID) for seen in scripted.seen] == ["of echo.v1.Echo/Unary"] * 2
 
 
@@ -109,5 +110,5 @@ async def test_a_server_that_is_no_app_gets_no_id(server: tuple[Scripted, str], 
     scripted, _ = server
     channel.peer.nested_id = lambda peer, method: "derived"
     stub: Any = echo_pb2_grpc.EchoStub(channel)
-    await stub.Unary(EchoRequest(key="k"), timeout=10)
+    await stub.Unary(EchoRequest(key="k"), timeout=BOUND_S)
     assert ID not in scripted.seen[0]

@@ -140,7 +140,7 @@ async def test_a_call_that_no_server_has_looked_at_as_its_shard_left_goes_to_the
             channel, _ = await _ready(router, leaving)
         while channel.get_state() is grpc.ChannelConnectivity.READY:
             await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
-        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=20) == b"x"
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
         await router.close(None)
 
 
@@ -163,7 +163,7 @@ async def test_a_call_on_a_shard_that_leaves_the_app_goes_on(router: RingRouter,
         await router._place(topology(leaving))
         channel = router.endpoints[leaving].channel
         await channel.channel_ready()
-        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=20)
+        call = channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
         await has_begun.wait()
         await router._place(topology(staying, epoch=2))
         with pytest.raises(grpc.aio.UsageError):

@@ -21,6 +21,7 @@ from onelane.wire.framing import PREFIX, frame
 from onelane.wire.http2 import Http2
 
 from tests import frames
+from tests.bounds import BOUND_S
 from tests.client.scripted import going_away_once, scripted_frames
 from tests.servers import FAILURE, READY, SOON, Answering, native, stock
 
@@ -29,7 +30,7 @@ async def test_nobody_there_is_unavailable_and_says_why(unserved: str) -> None:
     address = unserved
     async with dial(address, dialling=SOON) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match=f"failed to connect to {address}") as caught:
-            await channel.unary_unary("/t.T/Echo")(b"", timeout=5)
+            await channel.unary_unary("/t.T/Echo")(b"", timeout=BOUND_S)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -44,14 +45,14 @@ async def test_no_call_goes_to_another_user_who_has_taken_the_path_of_a_sibling(
     with unix_sockets.listening(path):
         async with dial(f"unix:{path}", dialling=replace(SOON, own_user_only=True)) as channel:
             with pytest.raises(grpc.aio.AioRpcError, match="belongs to another user") as caught:
-                await channel.unary_unary("/t.T/Echo")(b"", timeout=5)
+                await channel.unary_unary("/t.T/Echo")(b"", timeout=BOUND_S)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_wait_for_ready_waits_until_the_server_is_there(unserved: str) -> None:
     address = unserved
     async with dial(address, dialling=SOON) as channel:
-        call = channel.unary_unary("/t.T/Echo")(b"late", wait_for_ready=True, timeout=20)
+        call = channel.unary_unary("/t.T/Echo")(b"late", wait_for_ready=True, timeout=BOUND_S)
         while channel.get_state() is not FAILURE:
             await channel.wait_for_state_change(channel.get_state())
         async with stock(address):
@@ -79,27 +80,27 @@ async def test_a_call_that_has_waited_tells_its_server_what_is_left_of_its_deadl
     served = native(serve, max_streams=1)
     async with served as (address, _), dial(address, dialling=Dialling(max_connections=1)) as channel:
         send = channel.unary_unary("/t.T/Echo")
-        first = send(b"1", timeout=30)
+        first = send(b"1", timeout=BOUND_S)
         await has_begun.wait()
-        second = send(b"2", timeout=30)
+        second = send(b"2", timeout=BOUND_S)
         began = monotonic()
         await asyncio.wait([asyncio.ensure_future(second.wait_for_connection())], timeout=0.2)
         waited_s = monotonic() - began
         hold.set()
         assert [await first, await second] == [b"1", b"2"]
     assert waited_s >= 0.2
-    assert remaining[1] <= 30 - waited_s
+    assert remaining[1] <= BOUND_S - waited_s
 
 
 async def test_it_connects_anew_after_the_server_went(unserved: str) -> None:
     async with stock(unserved) as (address, server):
         channel = dial(address, dialling=SOON)
-        assert await channel.unary_unary("/t.T/Echo")(b"1", timeout=5) == b"1"
+        assert await channel.unary_unary("/t.T/Echo")(b"1", timeout=BOUND_S) == b"1"
         await server.stop(None)
         while channel.get_state() is READY:
             await channel.wait_for_state_change(READY)
     async with stock(address), channel:
-        assert await channel.unary_unary("/t.T/Echo")(b"2", timeout=5, wait_for_ready=True) == b"2"
+        assert await channel.unary_unary("/t.T/Echo")(b"2", timeout=BOUND_S, wait_for_ready=True) == b"2"
 
 
 async def test_a_full_connection_gets_another_beside_it() -> None:
@@ -115,13 +116,13 @@ async def test_a_full_connection_gets_another_beside_it() -> None:
         return request
 
     async with native(hold, max_streams=2) as (address, _), dial(address) as channel:
-        calls = [channel.unary_unary("/t.T/Echo")(b"%d" % n, timeout=10) for n in range(6)]
+        calls = [channel.unary_unary("/t.T/Echo")(b"%d" % n, timeout=BOUND_S) for n in range(6)]
         assert [await call for call in calls] == [b"%d" % n for n in range(6)]
 
 
 async def test_more_calls_than_all_connections_hold_wait_their_turn() -> None:
     async with native(max_streams=1) as (address, _), dial(address, dialling=Dialling(max_connections=2)) as channel:
-        calls = [channel.unary_unary("/t.T/Echo")(b"%d" % n, timeout=10) for n in range(200)]
+        calls = [channel.unary_unary("/t.T/Echo")(b"%d" % n, timeout=BOUND_S) for n in range(200)]
         assert [await call for call in calls] == [b"%d" % n for n in range(200)]
 
 
@@ -158,8 +159,8 @@ async def test_a_connection_that_has_used_all_its_stream_ids_is_followed_by_anot
 
     async with native(serve) as (address, _), dial(address, dialling=Dialling(max_connections=1)) as channel:
         send = channel.unary_unary("/t.T/Echo")
-        first = send(b"0", timeout=20)
-        assert [await send(b"%d" % n, timeout=20) for n in range(1, 10)] == [b"%d" % n for n in range(1, 10)]
+        first = send(b"0", timeout=BOUND_S)
+        assert [await send(b"%d" % n, timeout=BOUND_S) for n in range(1, 10)] == [b"%d" % n for n in range(1, 10)]
         hold.set()
         assert await first == b"0"
 
@@ -181,13 +182,13 @@ async def test_a_drain_of_the_server_fails_no_call() -> None:
     await first.start([Bind(address, shared=True)], Answering(serve), settings())
     async with dial(address) as channel:
         send = channel.unary_unary("/t.T/Echo")
-        waiting = send(b"slow", timeout=20)
-        answers = [await send(b"%d" % n, timeout=20) for n in range(10)]
+        waiting = send(b"slow", timeout=BOUND_S)
+        answers = [await send(b"%d" % n, timeout=BOUND_S) for n in range(10)]
         await second.start([Bind(address, shared=True)], Answering(serve), settings())
         draining = asyncio.create_task(first.drain())
         while not draining.done():
-            answers.append(await send(b"more", timeout=20))
-        answers += [await send(b"after", timeout=20) for _ in range(10)]
+            answers.append(await send(b"more", timeout=BOUND_S))
+        answers += [await send(b"after", timeout=BOUND_S) for _ in range(10)]
         slow.set()
         assert await waiting == b"slow"
         assert {*answers} >= {b"0", b"after"}
@@ -230,12 +231,12 @@ async def test_a_refused_stream_is_sent_again_unseen() -> None:
 
     async with scripted_frames() as (address, server), dial(address) as channel:
         server.answer = refuse_first
-        assert await channel.unary_unary("/t.T/Echo")(b"", timeout=5) == b"again"
+        assert await channel.unary_unary("/t.T/Echo")(b"", timeout=BOUND_S) == b"again"
     assert len(answered) == 2
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_to_be_sent_again_is_not_sent() -> None:
-    async with going_away_once() as (address, server), dial(address) as channel, asyncio.timeout(20):
+    async with going_away_once() as (address, server), dial(address) as channel, asyncio.timeout(BOUND_S):
         send = channel.unary_unary("/t.T/Echo")
         refused = send(b"refused")
         await server.is_asked_again.wait()
@@ -247,7 +248,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_to_be_sent_again_is_not_s
 
 
 async def test_what_is_written_to_a_call_that_waits_to_be_sent_again_is_sent_with_it() -> None:
-    async with going_away_once() as (address, server), dial(address) as channel, asyncio.timeout(20):
+    async with going_away_once() as (address, server), dial(address) as channel, asyncio.timeout(BOUND_S):
         call = channel.stream_unary("/t.T/Echo")()
         await server.is_asked_again.wait()
         writing = asyncio.create_task(call.write(b"first"))
@@ -268,7 +269,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_no_server() -> None:
     address = "{}:{}".format(*server.sockets[0].getsockname())
     async with server, dial(address, dialling=Dialling(connect_s=0.1)) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match=r"no answer within 0\.1 s"):
-            await channel.unary_unary("/t.T/Echo")(b"", timeout=30)
+            await channel.unary_unary("/t.T/Echo")(b"", timeout=BOUND_S)
 
 
 async def test_a_target_that_has_failed_is_told_at_once_also_while_another_attempt_is_made() -> None:
@@ -283,7 +284,7 @@ async def test_a_target_that_has_failed_is_told_at_once_also_while_another_attem
     server = await asyncio.start_server(mute, "127.0.0.1", 0)
     address = "{}:{}".format(*server.sockets[0].getsockname())
     dialling = Dialling(connect_s=0.1, initial_backoff_s=0.01, max_backoff_s=0.01)
-    async with server, dial(address, dialling=dialling) as channel, asyncio.timeout(20):
+    async with server, dial(address, dialling=dialling) as channel, asyncio.timeout(BOUND_S):
         send = channel.unary_unary("/t.T/Echo")
         assert await send(b"").code() is grpc.StatusCode.UNAVAILABLE
         for _ in range(2):

@@ -14,6 +14,7 @@ from onelane.client.channel import dial
 from onelane.client.options import Dialling
 from onelane.server import tls
 
+from tests.bounds import BOUND_S
 from tests.running_app import eventually
 from tests.servers import SOON, Files, native, on_grpcio, stock_secure
 
@@ -32,7 +33,7 @@ def listening(request: pytest.FixtureRequest) -> Any:
 async def test_tls_with_alpn_serves_stock_and_our_own_clients(files: Files, listening: Any) -> None:
     async with listening(tls=files.tls()) as (address, _):
         for channel in (stock_secure(address, files), dial(address, dialling=Dialling(tls=files.client()))):
-            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
             await channel.close()
         no_alpn = ssl.create_default_context(cafile=files.path("ca.pem"))
         reader, writer = await asyncio.open_connection(*address.split(":"), ssl=no_alpn, server_hostname="127.0.0.1")
@@ -40,7 +41,7 @@ async def test_tls_with_alpn_serves_stock_and_our_own_clients(files: Files, list
         writer.close()
         async with dial(address, dialling=SOON) as cleartext:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await cleartext.unary_unary("/t.T/Echo")(b"x", timeout=5)
+                await cleartext.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -55,7 +56,7 @@ async def test_a_tls_server_that_does_not_speak_http2_is_told_at_once(files: Fil
     http1.load_cert_chain(files.path("server.pem"), files.path("server.key"))
     server = await asyncio.start_server(mute, "127.0.0.1", 0, ssl=http1)
     address = "{}:{}".format(*server.sockets[0].getsockname())
-    async with server, asyncio.timeout(10):
+    async with server, asyncio.timeout(BOUND_S):
         for channel in (stock_secure(address, files), dial(address, dialling=Dialling(tls=files.client()))):
             with pytest.raises(grpc.aio.AioRpcError, match="ALPN") as caught:
                 await channel.unary_unary("/t.T/Echo")(b"x")
@@ -76,11 +77,11 @@ async def test_mutual_tls_names_the_client_and_refuses_strangers(files: Files, l
             stock_secure(address, files, cert="client"),
             dial(address, dialling=Dialling(tls=files.client(cert="client"))),
         ):
-            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+            assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
             await channel.close()
         for stranger in (stock_secure(address, files), dial(address, dialling=Dialling(tls=files.client()))):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await stranger.unary_unary("/t.T/Echo")(b"x", timeout=5)
+                await stranger.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             await stranger.close()
     assert [identities for _, identities in seen] == [[b"client.example"]] * 2
@@ -92,7 +93,7 @@ def is_served(address: str, context: ssl.SSLContext, sessions: list[ssl.SSLSessi
     host, port = address.split(":")
     try:
         with (
-            socket.create_connection((host, int(port)), timeout=10) as raw,
+            socket.create_connection((host, int(port)), timeout=BOUND_S) as raw,
             context.wrap_socket(raw, server_hostname="127.0.0.1", session=sessions[-1]) as secured,
         ):
             secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
@@ -152,10 +153,10 @@ async def test_a_changed_certificate_is_used_without_a_restart(
         dial(address, dialling=Dialling(tls=files.client())) as channel,
     ):
         before = await asyncio.to_thread(name_shown, address)
-        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
         await asyncio.to_thread(Path(files.path("server.pem")).write_text, "broken")
         await eventually(lambda: "tls.reload_failed" in caplog.text)
         assert await asyncio.to_thread(name_shown, address) == before
         files.issue("server", "127.0.0.1")
         await eventually(lambda: name_shown(address) != before)
-        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"

@@ -19,6 +19,7 @@ from onelane.core.placement import Member, Placement
 
 from services.arena.v1 import leaderboard_pb2, leaderboard_pb2_grpc, lobby_pb2_grpc
 from services.arena.v1.lobby_pb2 import AnnounceRequest, FinishRequest, JoinRequest, SayRequest, WatchRequest
+from tests.bounds import BOUND_S
 from tests.jaeger import jaeger
 from tests.running_app import ROOT, RunningApp, echo, eventually, running
 
@@ -88,9 +89,9 @@ async def test_ratings_survive_a_restart(tmp_path: Path) -> None:
         with running(tmp_path, ONE_SHARD_EACH) as cluster:
             async with grpc.aio.insecure_channel(cluster.listen["lobby"]) as channel:
                 lobby: Any = lobby_pb2_grpc.LobbyStub(channel)
-                joined = await lobby.Join(JoinRequest(room_id="r", player="ann"), timeout=10)
-                await lobby.Join(JoinRequest(room_id="r", player="bob"), timeout=10)
-                await lobby.Finish(FinishRequest(room_id="r", winner="ann"), timeout=10)
+                joined = await lobby.Join(JoinRequest(room_id="r", player="ann"), timeout=BOUND_S)
+                await lobby.Join(JoinRequest(room_id="r", player="bob"), timeout=BOUND_S)
+                await lobby.Finish(FinishRequest(room_id="r", winner="ann"), timeout=BOUND_S)
             assert joined.rating == rating
             assert await asyncio.to_thread(cluster.stop) == 0
 
@@ -228,7 +229,7 @@ async def until_line(process: "subprocess.Popen[str]", text: str) -> list[str]:
 
 async def output_of(process: "subprocess.Popen[str]") -> str:
     """What it writes to its end."""
-    return (await asyncio.to_thread(process.communicate, timeout=50))[0]
+    return (await asyncio.to_thread(process.communicate, timeout=BOUND_S))[0]
 
 
 async def test_make_up_for_a_while_ends_by_itself_and_its_totals_agree(tmp_path: Path) -> None:

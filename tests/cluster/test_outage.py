@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.otlp_receiver import HttpReceiver
@@ -63,7 +64,7 @@ async def call_on(cluster: RunningApp, is_enough: Callable[[int], bool]) -> int:
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
         while not is_enough(count):
-            await stub.Unary(EchoRequest(key=str(count)), timeout=30)
+            await stub.Unary(EchoRequest(key=str(count)), timeout=BOUND_S)
             count += 1
             # The load, not a wait for anything.
             await asyncio.sleep(PACE_S)

@@ -35,6 +35,7 @@ from onelane.testing import Cluster
 from onelane.v1 import control_pb2
 
 from tests import scenarios
+from tests.bounds import BOUND_S
 from tests.echo.service import Echo
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -178,7 +179,7 @@ class ClusterScenario:
         index = int(shard) if shard else self._cluster.owner_of(self._keys[key])
         channel = self._cluster.stub(lambda channel: channel, shard=index)
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        return getattr(stub, method)(request, metadata=(("onelane-debug", "1"),), timeout=30), channel
+        return getattr(stub, method)(request, metadata=(("onelane-debug", "1"),), timeout=BOUND_S), channel
 
     async def _watch(self, name: str, call: Any, channel: grpc.aio.Channel) -> None:
         outcome = await self._outcome(call)

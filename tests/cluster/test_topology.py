@@ -16,6 +16,7 @@ from onelane.lane.refusals import REFUSAL_LOG_S
 from onelane.testing.listener import MemoryCall
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
+from tests.bounds import BOUND_S
 from tests.running_app import RunningApp, echo, running
 from tests.servers import Files, stock_secure
 
@@ -41,7 +42,7 @@ def refusals(app: RunningApp) -> list[str]:
 
 
 async def ask(channel: grpc.aio.Channel) -> Any:
-    return await topology_pb2_grpc.TopologyStub(channel).Status(topology_pb2.StatusRequest(), timeout=10)
+    return await topology_pb2_grpc.TopologyStub(channel).Status(topology_pb2.StatusRequest(), timeout=BOUND_S)
 
 
 async def test_a_stranger_gets_the_placement_and_no_status_and_that_is_counted_and_logged(app: RunningApp) -> None:

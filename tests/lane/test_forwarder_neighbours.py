@@ -12,6 +12,7 @@ import pytest
 from onelane.client.channel import dial
 from onelane.wire.framing import frame
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -52,15 +53,15 @@ async def test_calls_that_last_do_not_keep_others_from_being_forwarded(app: Runn
         before = app.in_flight()
         lasting = [many.Hold(HOLD) for _ in range(MANY)]
         await eventually(lambda: app.in_flight() >= before + 2 * MANY)
-        assert (await other.Unary(EchoRequest(key=KEY, text="hi"), timeout=10)).text == "hi"
-        await other.Release(RELEASE, timeout=10)
+        assert (await other.Unary(EchoRequest(key=KEY, text="hi"), timeout=BOUND_S)).text == "hi"
+        await other.Release(RELEASE, timeout=BOUND_S)
         assert {(await call).text for call in lasting} == {"held"}
 
 
 async def test_calls_that_are_cancelled_leave_those_of_others_alone(app: RunningApp) -> None:
     key = EchoRequest(key=KEY, text="other")
     async with clients(app, 4) as (other, *floods):
-        await other.Unary(key, timeout=10)
+        await other.Unary(key, timeout=BOUND_S)
         before = app.in_flight()
         waiting = other.Download(EchoRequest(key=KEY, text="other", times=1, order="forever"))
         assert (await waiting.read()).text == "other"
@@ -86,7 +87,7 @@ async def test_requests_that_a_handler_does_not_read_do_not_hold_up_those_of_oth
             await upload.write(EchoRequest(key=held, order="turn"))
         floods = [asyncio.ensure_future(flood(upload, held)) for upload in uploads]
         for _ in range(20):
-            assert (await other.Unary(EchoRequest(key=KEY, text="x" * 60_000), timeout=10)).text
+            assert (await other.Unary(EchoRequest(key=KEY, text="x" * 60_000), timeout=BOUND_S)).text
         for upload in uploads:
             upload.cancel()
         await asyncio.gather(*floods, return_exceptions=True)
@@ -126,7 +127,7 @@ async def test_a_call_to_an_owner_that_has_stopped_ends_with_its_deadline(app: R
     owner = where.owner_of(KEY)
     pid = next(shard["pid"] for shard in app.shards() if shard["name"] == owner)
     async with clients(app, 1) as (client,):
-        await client.Unary(EchoRequest(key=KEY), timeout=10)
+        await client.Unary(EchoRequest(key=KEY), timeout=BOUND_S)
         os.kill(pid, signal.SIGSTOP)
         try:
             call = client.Unary(EchoRequest(key=KEY), timeout=0.2)
@@ -136,7 +137,7 @@ async def test_a_call_to_an_owner_that_has_stopped_ends_with_its_deadline(app: R
             assert given_up.cancelled()
         finally:
             os.kill(pid, signal.SIGCONT)
-        assert (await client.Unary(EchoRequest(key=KEY, text="hi"), timeout=10)).text == "hi"
+        assert (await client.Unary(EchoRequest(key=KEY, text="hi"), timeout=BOUND_S)).text == "hi"
     await where.close()
 
 
@@ -147,6 +148,6 @@ async def test_answers_that_are_not_read_do_not_hold_up_those_of_others(app: Run
         for call in unread:
             await call.read()
         for _ in range(20):
-            assert (await other.Unary(EchoRequest(key=KEY, text="hi"), timeout=10)).text == "hi"
+            assert (await other.Unary(EchoRequest(key=KEY, text="hi"), timeout=BOUND_S)).text == "hi"
         for call in unread:
             call.cancel()

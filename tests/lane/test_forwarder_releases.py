@@ -16,6 +16,7 @@ from onelane.server.native_listener import NativeListener
 from onelane.testing.listener import MemoryCall
 from onelane.wire.link_client import LinkClient
 
+from tests.bounds import BOUND_S
 from tests.servers import Answering
 
 SETTINGS = App(services=("a:B",), listen="127.0.0.1:0")
@@ -36,7 +37,7 @@ async def forward(forwarder: NativeForwarder, owner: Member, request: bytes) -> 
     call = MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=20.0)
     answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     forwarder.begin(owner, call, request, None, answered.set_result)
-    return await asyncio.wait_for(answered, 20), call.code_now
+    return await asyncio.wait_for(answered, BOUND_S), call.code_now
 
 
 def uses_link(forwarder: NativeForwarder, owner: Member) -> bool:

@@ -22,6 +22,7 @@ from onelane.wire.link_server import LinkServer
 from onelane.wire.server import Opened
 
 from tests import frames
+from tests.bounds import BOUND_S
 from tests.running_app import eventually
 from tests.servers import Answering
 
@@ -146,7 +147,7 @@ class Owner(threading.Thread):
                 is_end = head[3] == frames.DATA and head[4] & frames.END_STREAM
                 number = int.from_bytes(head[5:], "big") if is_end else 0
             self.has_call.set()
-            self.may_go.wait(20)
+            self.may_go.wait(BOUND_S)
             stream.write(frames.response(number, (b":status", b"200"), (b"content-type", b"application/grpc")))
             stream.write(b"".join(frames.pieces(b"first", stream=number)))
             stream.write(frames.response(number, (b"grpc-status", b"0"), last=True))
@@ -165,7 +166,7 @@ class LinkOwner(Owner):
                 opened = [event for event in wire.receive(sock.recv(1000)) if isinstance(event, Opened)]
                 sock.sendall(wire.take())
             self.has_call.set()
-            self.may_go.wait(20)
+            self.may_go.wait(BOUND_S)
             wire.send_message(opened[0].stream, framing.frame(b"first"))
             wire.finish(opened[0].stream, framing.OK)
             wire.http2.go_away()
@@ -192,7 +193,7 @@ async def test_a_sender_that_got_no_cpu_while_its_owner_said_goodbye_loses_no_ca
     leaving.join(20)
     forwarder.begin(owner, calls[1], b"two", None, replies[1].set_result)
     await listener.start([Bind(f"unix:{owner.socket}", trusted=True, sock=held.dup())], Answering(), SETTINGS)
-    assert await asyncio.wait_for(asyncio.gather(*replies), 20) == [b"first", b"two"]
+    assert await asyncio.wait_for(asyncio.gather(*replies), BOUND_S) == [b"first", b"two"]
     assert [call.code_now for call in calls] == [grpc.StatusCode.OK] * 2
     await forwarder.aclose()
     await listener.stop(1.0)
@@ -211,7 +212,7 @@ async def test_a_forwarder_that_is_closed_ends_calls_and_connects_to_nobody(
     await forwarder.aclose()
     call, ended = MemoryCall("/t.T/Echo", (), trusted=False, deadline_s=None), list[MemoryCall]()
     if streams:
-        await asyncio.wait_for(forwarder.stream(owner, call, None, None, streams_response=True), 20)
+        await asyncio.wait_for(forwarder.stream(owner, call, None, None, streams_response=True), BOUND_S)
     else:
         forwarder.begin(owner, call, b"", None, partial(_add, ended, call))
         assert ended == [call], "once"

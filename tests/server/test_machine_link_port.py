@@ -27,6 +27,7 @@ from onelane.server.native_listener import NativeListener
 from onelane.telemetry.stats import Stats
 from onelane.wire.link_frames import MAGIC
 
+from tests.bounds import BOUND_S
 from tests.machines import CLUSTER, Certificates
 from tests.running_app import eventually
 from tests.servers import Answering
@@ -95,7 +96,7 @@ def client_of(certificates: Certificates, machine: str = "", *, alpn: str = "h2"
 async def answer_to(address: str, sent: bytes, context: ssl.SSLContext | None = None) -> bytes:
     """All that a peer gets for some bytes until it is cut off."""
     received = b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         try:
             reader, writer = await asyncio.open_connection(*address.split(":"), ssl=context)
             writer.write(sent)

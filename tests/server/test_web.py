@@ -16,6 +16,7 @@ from onelane.config import CorsSettings
 from onelane.core.validation import checked
 from onelane.server.connection import NativeConnection
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2 as m
 from tests.echo.v1 import echo_pb2_grpc
 from tests.running_app import RunningApp, eventually, running
@@ -132,7 +133,7 @@ async def test_a_client_that_says_its_first_byte_and_no_more_is_cut_off() -> Non
     async with native(preface_s=0.2) as (address, _):
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(b"P")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             assert await reader.read() == b""
         writer.close()
 
@@ -142,7 +143,7 @@ async def test_a_client_that_does_not_complete_its_first_headers_is_cut_off(begi
     async with native(preface_s=0.2) as (address, _):
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(beginning)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             assert await reader.read() == b""
         writer.close()
 
@@ -151,7 +152,7 @@ async def test_a_client_that_does_not_complete_later_headers_is_cut_off() -> Non
     async with native(headers_s=0.2) as (address, _):
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(b"PUT / HTTP/1.1\r\nhost: h\r\n\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 405")
             writer.write(b"GET / HT")
             assert await reader.read() == b""
@@ -164,7 +165,7 @@ async def test_a_body_that_does_not_end_ends_its_call() -> None:
         writer.write(
             b"POST /t.T/Echo HTTP/1.1\r\nhost: h\r\ncontent-type: application/proto\r\ncontent-length: 9\r\n\r\nx"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             assert (await reader.read()).startswith(b"HTTP/1.1 429 ")
         writer.close()
 
@@ -175,7 +176,7 @@ def test_who_is_answered_in_the_middle_of_its_request_may_send_what_is_on_its_wa
     head = f"POST {WHO} HTTP/1.1\r\nhost: h\r\ncontent-type: application/grpc-web+proto\r\n"
     head += f"content-length: {len(body)}\r\n\r\n"
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=BOUND_S) as client:
         client.sendall(head.encode() + body)
         answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200 ")
@@ -193,7 +194,7 @@ async def test_a_drain_closes_a_connection_of_http_1_after_its_answer() -> None:
         reader, writer = await asyncio.open_connection(*address.split(":"))
         idle_reader, idle = await asyncio.open_connection(*address.split(":"))
         idle.write(b"PUT / HTTP/1.1\r\nhost: h\r\n\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await idle_reader.readuntil(b"\r\n\r\n")
             body = b"content-type: application/proto\r\ncontent-length: 2\r\n\r\nhi"
             writer.write(b"POST /t.T/Echo HTTP/1.1\r\nhost: h\r\n" + body)
@@ -222,7 +223,7 @@ async def test_a_call_is_cancelled_once_its_client_has_left() -> None:
         _, writer = await asyncio.open_connection(*address.split(":"))
         body = b"content-type: application/proto\r\ncontent-length: 2\r\n\r\nhi"
         writer.write(b"POST /t.T/Echo HTTP/1.1\r\nhost: h\r\n" + body)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             await eventually(listener.under_way)
             writer.close()
             await cancelled.wait()
@@ -234,7 +235,7 @@ async def test_a_server_says_nothing_before_its_client_has(monkeypatch: pytest.M
         reader, writer = await asyncio.open_connection(*address.split(":"))
         await eventually(lambda: listener._connections)
         await listener.drain()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             assert await reader.read() == b""
         writer.close()
 
@@ -243,14 +244,14 @@ async def test_tls_serves_both_versions_as_the_client_chooses(tmp_path: Path) ->
     files = Files(tmp_path)
     async with native(tls=files.tls()) as (address, _):
         channel = stock_secure(address, files)
-        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+        assert await channel.unary_unary("/t.T/Echo")(b"x", timeout=BOUND_S) == b"x"
         await channel.close()
         context = ssl.create_default_context(cafile=files.path("ca.pem"))
         context.set_alpn_protocols(["http/1.1"])
         reader, writer = await asyncio.open_connection(*address.split(":"), ssl=context, server_hostname="127.0.0.1")
         body = b"content-type: application/proto\r\ncontent-length: 2\r\n\r\nhi"
         writer.write(b"POST /t.T/Echo HTTP/1.1\r\nhost: h\r\n" + body)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
             assert await reader.readexactly(2) == b"hi"
         writer.close()
@@ -259,5 +260,5 @@ async def test_tls_serves_both_versions_as_the_client_chooses(tmp_path: Path) ->
 async def test_calls_of_grpc_and_of_browsers_reach_the_same_state(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
-        assert (await stub.Unary(m.EchoRequest(key="same", text="a"), timeout=5)).text == "a"
+        assert (await stub.Unary(m.EchoRequest(key="same", text="a"), timeout=BOUND_S)).text == "a"
     assert by_http1(address, "/echo.v1.Echo/Unary", b'{"key": "same"}').json["seen"] == 2

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from onelane.core.cluster_settings import ClusterSettings, ClusterTls
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import EtcdServer
@@ -59,7 +60,7 @@ async def served_by(app: RunningApp, seen: dict[str, int] | None = None) -> dict
     async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         for key in KEYS:
-            reply = await stub.Unary(EchoRequest(key=key), timeout=20, wait_for_ready=True)
+            reply = await stub.Unary(EchoRequest(key=key), timeout=BOUND_S, wait_for_ready=True)
             owners[key] = reply.shard
             if seen is not None:
                 seen[key] = reply.seen

@@ -17,6 +17,7 @@ from onelane.supervisor.cold_start import ColdStart
 from onelane.supervisor.shared_resources import TelemetryOptions
 from onelane.supervisor.supervisor import Supervisor
 
+from tests.bounds import BOUND_S
 from tests.state.places import AT, StorePlace, write
 from tests.supervisor.fake_launcher import FakeLauncher
 
@@ -100,7 +101,7 @@ async def test_a_supervisor_that_is_to_end_while_it_settles_ends_and_the_next_st
     config, launcher = parse(tomllib.loads(settings)), FakeLauncher([])
     supervisor = Supervisor(config, launcher, app_dir="", sinks=[], telemetry=TelemetryOptions())
     supervisor.stop_asked.set()
-    await asyncio.wait_for(supervisor.run(), 10)
+    await asyncio.wait_for(supervisor.run(), BOUND_S)
     assert launcher.launched == []
     assert shards_in(files.folder, "lobby") == {"lobby-0", "lobby-1"}
     start = cold_start(files.folder, shards=1)

@@ -19,6 +19,7 @@ from onelane.cluster.coordination.etcd import EtcdStore
 from onelane.cluster.machines import ClusterKeys, ClusterView, MachineRecord
 from onelane.core.cluster_settings import ClusterSettings
 
+from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.etcd import EtcdServer, etcd
@@ -61,7 +62,7 @@ class Client:
         """How many calls the key has had, once one is answered."""
         while True:
             try:
-                return int((await self._stub.Unary(EchoRequest(key="k"), timeout=20, wait_for_ready=True)).seen)
+                return int((await self._stub.Unary(EchoRequest(key="k"), timeout=BOUND_S, wait_for_ready=True)).seen)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
@@ -70,7 +71,7 @@ class Client:
         """Call until the fence closes; what is answered before is no fault."""
         while True:
             try:
-                await self._stub.Unary(EchoRequest(key="k"), timeout=20, wait_for_ready=True)
+                await self._stub.Unary(EchoRequest(key="k"), timeout=BOUND_S, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE and REFUSED in (error.details() or ""):
                     return

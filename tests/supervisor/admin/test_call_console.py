@@ -19,6 +19,7 @@ from onelane.supervisor.admin.call_console import (
 )
 from playwright.async_api import Browser, expect
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.running_app import RunningApp, descendants, echo, eventually, running
 from tests.supervisor.admin.opened_page import CUT_OFF, opened
@@ -43,7 +44,7 @@ def post(cluster: RunningApp, path: str, document: Any, **headers: str) -> tuple
     url, body = f"http://{cluster.admin}/console/{path}", json.dumps(document).encode()
     request = urllib.request.Request(url, data=body, headers={"X-Onelane": "1"} | headers)
     try:
-        with urllib.request.urlopen(request, timeout=50) as answer:
+        with urllib.request.urlopen(request, timeout=BOUND_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

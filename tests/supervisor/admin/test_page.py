@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from playwright.async_api import Browser, expect
 
+from tests.bounds import BOUND_S
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -34,7 +35,7 @@ async def call(cluster: RunningApp, key: str, times: int, **options: Any) -> Non
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
         for _ in range(times):
-            await stub.Unary(EchoRequest(key=key), timeout=10, **options)
+            await stub.Unary(EchoRequest(key=key), timeout=BOUND_S, **options)
 
 
 async def test_it_shows_shards_methods_charts_ring_hot_keys_and_traces_live(
@@ -93,7 +94,7 @@ def refuse_connections(cluster: RunningApp, count: int) -> None:
             held.enter_context(socket.create_connection((host, int(port)))) for _ in range(MAX_CONNECTIONS + count)
         ]
         for sock in socks[MAX_CONNECTIONS:]:
-            sock.settimeout(20)
+            sock.settimeout(BOUND_S)
             with contextlib.suppress(ConnectionError):
                 assert sock.recv(1) == b""
 
@@ -203,7 +204,7 @@ async def test_of_several_restart_requests_at_once_one_is_accepted(cluster: Runn
     where = Where(cluster)
     key = where.key_of(shard["name"])
     # A call under way holds the restart up until all have asked.
-    held = where.home(key).Misbehave(EchoRequest(key=key, order=f"wait {key}"), timeout=30)
+    held = where.home(key).Misbehave(EchoRequest(key=key, order=f"wait {key}"), timeout=BOUND_S)
     await where.wait_begun(key)
     asked = [asyncio.to_thread(http_request, url, method="POST", **{"X-Onelane": "1"}) for _ in range(3)]
     statuses = sorted(status for status, _ in await asyncio.gather(*asked))
@@ -230,7 +231,7 @@ def test_an_unknown_shard_or_trace_is_not_found(cluster: RunningApp, path: str, 
 
 
 def test_a_browser_asks_whether_a_script_has_changed(cluster: RunningApp) -> None:
-    with urllib.request.urlopen(f"http://{cluster.admin}/static/page.js", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{cluster.admin}/static/page.js", timeout=BOUND_S) as answer:
         assert answer.headers["Cache-Control"] == "no-cache"
         assert answer.headers["ETag"]
 

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from playwright.async_api import Browser, expect
 
 from services.examples.two_apps.v1 import shop_pb2, shop_pb2_grpc
+from tests.bounds import BOUND_S
 from tests.running_app import NEVER_LATE, RunningApp, eventually, running
 from tests.supervisor.admin.opened_page import CUT_OFF, opened
 
@@ -41,13 +42,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 async def buy(cluster: RunningApp, item: str, times: int) -> list[grpc.StatusCode]:
     async with grpc.aio.insecure_channel(cluster.listen["shop"]) as channel:
         stub = shop_pb2_grpc.ShopStub(channel)
-        return [await stub.Buy(shop_pb2.BuyRequest(customer="ann", item=item), timeout=20).code() for _ in range(times)]
+        return [
+            await stub.Buy(shop_pb2.BuyRequest(customer="ann", item=item), timeout=BOUND_S).code() for _ in range(times)
+        ]
 
 
 async def check_health(cluster: RunningApp) -> None:
     async with grpc.aio.insecure_channel(cluster.listen["stock"]) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=BOUND_S)
 
 
 def calls(cluster: RunningApp) -> list[dict[str, Any]]:
