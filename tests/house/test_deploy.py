@@ -11,14 +11,16 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
 import yaml
 from onelane import config
+from onelane.cluster.coordination import CoordinationRefused, Put
 from onelane.core.cluster_settings import ClusterSettings
 from onelane.server.machine_link_tls import MachineLinkTls
 from onelane.supervisor.cluster_member import links_of
@@ -28,7 +30,8 @@ from onelane.telemetry.stats import Instrument
 
 from tests import tools
 from tests.bounds import BOUND_S
-from tests.etcd import etcd
+from tests.cluster.coordination.wires import opened
+from tests.etcd import EtcdServer, etcd
 from tests.house.test_names import table
 from tests.running_app import ROOT, echo, running
 
@@ -40,9 +43,24 @@ MACHINES = ("a", "b", "c")
 
 
 @pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
+def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The files of its configs are where this machine has them."""
     compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    folder = tmp_path_factory.mktemp("configs")
+    for name, row in compose["configs"].items():
+        (folder / name).write_text(row["content"])
+    for service in compose["services"].values():
+        files = {row["target"]: str(folder / row["source"]) for row in service.get("configs", ())}
+        environment = service.get("environment", {})
+        environment |= {name: files.get(value, value) for name, value in environment.items()}
+        if "command" in service:
+            service["command"] = [_moved(word, files) for word in service["command"]]
     return compose
+
+
+def _moved(word: str, files: Mapping[str, str]) -> str:
+    option, equals, value = word.partition("=")
+    return f"{option}{equals}{files.get(value, value)}"
 
 
 def configuration(compose: dict[str, Any], machine: str) -> config.Config:
@@ -134,12 +152,81 @@ def test_the_composes_certificates_are_those_that_its_machines_and_its_etcd_show
             trusted.wrap_socket(connection, server_hostname=host).close()
 
 
+@pytest.fixture
+def guarded_etcd(compose: dict[str, Any], tmp_path: Path) -> Iterator[tuple[EtcdServer, list[str], Path]]:
+    """An etcd without users yet, the command of the compose file that gives it some, and its authority."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "etcd.pem")
+    files = [f"--cert-file={tmp_path}/etcd.pem", f"--key-file={tmp_path}/etcd.pem", "--bcrypt-cost=4"]
+    with etcd(*files, scheme="https", authority=tmp_path / "ca.pem") as server:
+        here = {
+            "python": sys.executable,
+            "/run/onelane/etcd_users.py": str(DEPLOY / "etcd_users.py"),
+            cluster_of(compose["services"]["a"]["environment"]).etcd[0]: server.url,
+            "/data/links/ca.pem": str(tmp_path / "ca.pem"),
+        }
+        yield (
+            server,
+            [_moved(here.get(word, word), here) for word in compose["services"]["etcd-users"]["command"]],
+            (tmp_path / "ca.pem"),
+        )
+
+
+@pytest.mark.slow
+async def test_the_composes_etcd_serves_the_user_of_its_machines_and_nobody_else(
+    compose: dict[str, Any], guarded_etcd: tuple[EtcdServer, list[str], Path]
+) -> None:
+    """Also where it is started once more, and where the first attempt was cut short."""
+    server, command, authority = guarded_etcd
+    settings = cluster_of(compose["services"]["a"]["environment"])
+    known, password = ssl.create_default_context(cafile=str(authority)), settings.etcd_password.text
+    server.ask("auth/role/add", '{"name": "onelane-arena"}')
+    server.ask("auth/user/add", json.dumps({"name": settings.etcd_user, "password": password}))
+    for _ in range(2):
+        completed = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+        assert completed.returncode == 0, completed.stderr
+    async with opened(server.url, tls=known, user=settings.etcd_user, password=password) as store:
+        prefix = f"/onelane/{settings.name}/"
+        await store.commit([], [Put(f"{prefix}a", b"1", (await store.grant(60)).lease_id)])
+        assert list((await store.read(prefix)).entries) == [f"{prefix}a"]
+        with pytest.raises(CoordinationRefused, match="permission denied"):
+            await store.read("/onelane/arena0/")
+    async with opened(server.url, tls=known) as nobody:
+        with pytest.raises(CoordinationRefused, match="user name is empty"):
+            await nobody.read("/onelane/arena/")
+
+
+@pytest.mark.slow
+async def test_an_etcd_that_has_another_root_is_told_and_left_as_it_is(
+    guarded_etcd: tuple[EtcdServer, list[str], Path], tmp_path: Path
+) -> None:
+    server, command, _ = guarded_etcd
+    (tmp_path / "other").write_text("another password")
+    other = [re.sub("--root-password-file=.*", f"--root-password-file={tmp_path}/other", word) for word in command]
+    for step, expected in ((command, 0), (other, 1)):
+        completed = await asyncio.to_thread(subprocess.run, step, capture_output=True, text=True)
+        assert completed.returncode == expected, completed.stderr
+    assert f"etcd at {server.url}: " in completed.stderr
+    assert "invalid user ID or password" in completed.stderr
+    assert "Traceback" not in completed.stderr
+
+
+def test_the_composes_etcd_is_called_healthy_by_the_user_that_it_serves(compose: dict[str, Any]) -> None:
+    settings, check = cluster_of(compose["services"]["a"]["environment"]), compose["services"]["etcd"]["healthcheck"]
+    assert f"--user={settings.etcd_user}:{settings.etcd_password.text}" in check["test"]
+    for machine in MACHINES:
+        waited_for = compose["services"][machine]["depends_on"]
+        assert waited_for["etcd-users"] == {"condition": "service_completed_successfully"}
+    assert compose["services"]["etcd-users"]["depends_on"] == {"etcd": {"condition": "service_healthy"}}
+
+
 def test_every_file_that_the_compose_mounts_is_there(compose: dict[str, Any]) -> None:
     mounted = [
         volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())
     ]
     own_paths = [path for path in mounted if path.startswith("./")]
-    assert len(own_paths) == 4
+    assert len(own_paths) == 5
     assert {path for path in mounted if path not in own_paths} == compose["volumes"].keys()
     assert [path for path in own_paths if not (DEPLOY / path).is_file()] == []
 
