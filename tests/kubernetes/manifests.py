@@ -93,6 +93,17 @@ class PodTemplate:
     def with_prestop(self, *command: str) -> "PodTemplate":
         return self.with_container(lifecycle={"preStop": {"exec": {"command": list(command)}}})
 
+    def unhurried(self, times: int) -> "PodTemplate":
+        """Another one, whose preStop and grace period may take so much longer, and whose start may fail so much more
+        often: a starved machine takes longer than any that somebody pays for. In the environment `drain_s` is to be
+        raised alike, by which keys have to move."""
+        leave = re.compile(r"(--within) ([\d.]+)")
+        prestop = [leave.sub(lambda found: f"{found[1]} {float(found[2]) * times:g}", word) for word in self.prestop]
+        assert prestop != self.prestop
+        startup = self.container["startupProbe"]
+        probe = {**startup, "failureThreshold": startup["failureThreshold"] * times}
+        return self.with_prestop(*prestop).with_grace(int(self.grace_s * times)).with_container(startupProbe=probe)
+
     def without(self, prefix: str) -> "PodTemplate":
         """Another one, without the variables whose names begin so."""
         return self.with_container(env=[row for row in self.container["env"] if not row["name"].startswith(prefix)])

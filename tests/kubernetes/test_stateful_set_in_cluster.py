@@ -10,7 +10,7 @@ from onelane.core.machine_links import certificate_name
 from tests.etcd import EtcdServer, etcd
 from tests.kubernetes.manifests import PodTemplate, documents, pod_template
 from tests.kubernetes.stateful_set import stateful_set
-from tests.kubernetes.test_stateful_set import ECHO, calling
+from tests.kubernetes.test_stateful_set import APP, ECHO, calling
 from tests.machines import Certificates
 from tests.running_app import eventually
 
@@ -18,6 +18,10 @@ pytestmark = pytest.mark.slow
 
 
 PASSWORD = "swordfish"
+TIMES = 8
+"""As much longer as in quiet may take what has a bound in the manifest."""
+STARVED = {"ONELANE_CLUSTER__LEASE_S": "60", f"{APP}DRAIN_S": str(10 * TIMES)}
+"""A supervisor that gets no processor for 4 s has no lease of 5 s any more: its calls would fail, rightly."""
 OF_THE_USER = "ONELANE_CLUSTER__ETCD_USER", "ONELANE_CLUSTER__ETCD_PASSWORD_FILE"
 
 
@@ -53,9 +57,9 @@ def template(server: EtcdServer, tmp_path: Path) -> PodTemplate:
         certificates.issue(f"onelane-{index}", certificate_name(f"onelane-{index}", cluster))
     files = {path.name: path.read_text() for path in certificates.folder.iterdir()}
     at_etcd = template.without("ONELANE_CLUSTER__ETCD").altered(
-        **ECHO, ONELANE_CLUSTER__ETCD=json.dumps([server.url]), **user
+        **ECHO, ONELANE_CLUSTER__ETCD=json.dumps([server.url]), **user, **STARVED
     )
-    return at_etcd.with_files("links", files).with_files("etcd", {"password": PASSWORD})
+    return at_etcd.unhurried(TIMES).with_files("links", files).with_files("etcd", {"password": PASSWORD})
 
 
 async def test_keys_move_before_term_and_no_call_fails_and_memory_is_kept(template: PodTemplate) -> None:
