@@ -98,7 +98,7 @@ class PodTemplate:
         often: a starved machine takes longer than any that somebody pays for. In the environment `drain_s` is to be
         raised alike, by which keys have to move."""
         leave = re.compile(r"(--within) ([\d.]+)")
-        prestop = [leave.sub(lambda found: f"{found[1]} {float(found[2]) * times:g}", word) for word in self.prestop]
+        prestop = [leave.sub(lambda match: f"{match[1]} {float(match[2]) * times:g}", word) for word in self.prestop]
         assert prestop != self.prestop
         startup = self.container["startupProbe"]
         probe = {**startup, "failureThreshold": startup["failureThreshold"] * times}

@@ -184,7 +184,8 @@ async def test_a_blocked_lane_is_logged_with_file_line_function_method_and_trace
     assert (stall.where, stall.function) == (f"{__file__}:{line}", "block")
     events = [(name, attributes) for name, attributes, _ in span.events or ()]
     assert events == [("onelane.stall", {"onelane.stall.at": f"{__file__}:{line} block"})]
-    assert stall.seconds > 0.3 - STALL_S
+    # From a look on that came half a STALL_S after one that saw nothing, and by two of these later than it should.
+    assert stall.seconds > 0.3 - 1.5 * STALL_S
     assert abs(stall.at_ns - began_ns) < 1e9
     at = re.escape(stall.where)
     assert len(re.findall(rf"lane\.stalled shard=a kind=blocked for_ms=\d+ at={at}", caplog.text)) == 1

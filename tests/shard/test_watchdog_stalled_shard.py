@@ -207,8 +207,8 @@ async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, ho
                 # However much its lane has waited for a CPU before.
                 await eventually(lambda: "lane.stalled shard=echo-0 kind=blocked" in cluster.log.read_text())
             await stalling
-            kept = await kinds_of(cluster, order(where, "echo-0", "keep 1"), "keep")
-            assert kept <= {"blocked", "starved"}
+            held = await kinds_of(cluster, order(where, "echo-0", "keep 1"), "keep")
+            assert held <= {"blocked", "starved"}
             waiting = order(where, "echo-0", "wait_for_interpreter 20000000")
             waited = await kinds_of(cluster, waiting, "wait_for_interpreter")
             assert waited <= {"interpreter", "blocked", "starved"}
