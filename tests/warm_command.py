@@ -1,7 +1,8 @@
 """`python -m onelane` in a fork of a process that has imported the command line, and its fork server in a fork of
 another that has imported what shards need: an app starts in a fifth of the processor time. What differs from fresh
-processes: their command line in `/proc`, that their modules are imported already, and that the fork server is no child
-of its app.
+processes: their command line in `/proc`, that their modules are imported already, that the fork server is no child of
+its app, and that they end as soon as their threads and exit handlers have, by which all pages would become their own
+ones before they are given back.
 
 Run as `python -m tests.warm_command FD FORKS`, with the line to the second, it is the first of these, as `… FD servers`
 the second; they end with the tests that have started them.
@@ -21,9 +22,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TextIO
+from typing import IO, Any, NamedTuple, NoReturn, TextIO
 
 PRELOADED = (
     "anyio._backends._asyncio",
@@ -203,7 +205,27 @@ def _become(request: Mapping[str, Any], module: str) -> None:
     sys.orig_argv[1:] = ["-m", module, *request["arguments"]]
     importlib.invalidate_caches()
     gc.enable()
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        _exit_at_once(end.code or 0)
+    _exit_at_once(0)
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """End as the interpreter does, but without the destruction of all objects, which takes longer than the life of most
+    apps of tests: each page that a fork shares is copied for it."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.exit(code)
+    os._exit(code)
 
 
 def _close_all_but(*descriptors: int) -> None:
