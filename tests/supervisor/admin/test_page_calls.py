@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -39,12 +40,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
         yield cluster
 
 
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[RunningApp]:
+    """Apps that have called nobody yet."""
+    with running(tmp_path, app("shop") + app("stock")) as apps:
+        yield apps
+
+
 async def buy(cluster: RunningApp, item: str, times: int) -> list[grpc.StatusCode]:
     async with grpc.aio.insecure_channel(cluster.listen["shop"]) as channel:
         stub = shop_pb2_grpc.ShopStub(channel)
         return [
             await stub.Buy(shop_pb2.BuyRequest(customer="ann", item=item), timeout=BOUND_S).code() for _ in range(times)
         ]
+
+
+async def with_methods(cluster: RunningApp) -> dict[str, Any]:
+    """A snapshot in which each app has a method: one of it has been called."""
+    await buy(cluster, "pears", 1)
+    await eventually(lambda: all(row["methods"] for row in json.loads(cluster.get("/snapshot"))["apps"]))
+    return dict(json.loads(cluster.get("/snapshot")))
 
 
 async def check_health(cluster: RunningApp) -> None:
@@ -85,15 +100,15 @@ async def served_as(page: Any, snapshot: dict[str, Any], *, new_calls: int = 0, 
         await page.reload()
 
 
-async def test_the_overview_shows_who_calls_whom_with_rates_and_errors(browser: Browser, cluster: RunningApp) -> None:
-    async with opened(browser, cluster, "/") as (page, console, _):
+async def test_the_overview_shows_who_calls_whom_with_rates_and_errors(browser: Browser, fresh: RunningApp) -> None:
+    async with opened(browser, fresh, "/") as (page, console, _):
         await expect(page.get_by_text("No app has called another one yet.")).to_be_visible()
-        await buy(cluster, "apples", SOLD_OUT_AFTER + 2)
+        await buy(fresh, "apples", SOLD_OUT_AFTER + 2)
         row = page.get_by_role("row").filter(has_text="shop → stock")
         await expect(row.get_by_role("cell").nth(3)).to_have_text(str(SOLD_OUT_AFTER + 2))
-        assert calls(cluster) == [{"from": "shop", "to": "stock", "calls": SOLD_OUT_AFTER + 2, "errors": 2}]
+        assert calls(fresh) == [{"from": "shop", "to": "stock", "calls": SOLD_OUT_AFTER + 2, "errors": 2}]
         await expect(page.locator(".graph .arrow")).to_have_count(1)
-        await served_as(page, json.loads(cluster.get("/snapshot")), new_calls=20)
+        await served_as(page, json.loads(fresh.get("/snapshot")), new_calls=20)
         await expect(row.get_by_role("cell").nth(1)).to_have_text(re.compile(r"[1-9]\d*|\d\.\d+"))
         await expect(row.get_by_role("cell").nth(2)).to_have_class(re.compile("bad"))
         await expect(page.locator(".graph .arrow.failing text")).to_contain_text("errors/s")
@@ -103,9 +118,7 @@ async def test_the_overview_shows_who_calls_whom_with_rates_and_errors(browser: 
 
 
 async def test_names_that_are_markup_are_shown_as_text(browser: Browser, cluster: RunningApp) -> None:
-    await buy(cluster, "pears", 1)
-    await eventually(lambda: all(row["methods"] for row in json.loads(cluster.get("/snapshot"))["apps"]))
-    snapshot = json.loads(cluster.get("/snapshot"))
+    snapshot = await with_methods(cluster)
     hostile: dict[str, Any] = copy.deepcopy(snapshot)
     shop = hostile["apps"][0]
     shop["name"], shop["listen"] = HOSTILE.format("app"), HOSTILE.format("listen")
@@ -161,7 +174,7 @@ async def test_a_page_whose_stream_is_refused_asks_again_and_shows_what_the_next
 async def test_twelve_apps_of_32_shards_and_their_arrows_fit_a_phone_uncut(
     browser: Browser, cluster: RunningApp
 ) -> None:
-    snapshot = json.loads(cluster.get("/snapshot"))
+    snapshot = await with_methods(cluster)
     names = [f"app-{'of-a-long-name-' * (index % 3)}{index}" for index in range(12)]
     shards = [snapshot["apps"][0]["shards"][0] | {"name": f"shard-{index}", "index": index} for index in range(32)]
     ring = snapshot["apps"][0]["ring"] | {"shares": [1 / 32] * 32, "slices": [at % 32 for at in range(360)]}
