@@ -241,17 +241,17 @@ def test_bytecode_of_a_file_that_has_changed_is_not_used_again(tmp_path: Path) -
     assert not Path(cache_from_source(str(file))).exists()
 
 
-def test_ctrl_c_in_the_middle_of_a_restart_ends_all_processes(running_project: Project) -> None:
-    """The last test here: it ends what the others use."""
-    app = running_project.app
-    processes = descendants(app.process.pid)
-    running_project.edit(PLAIN, "+ 2 * request.amount")
-    running_project.wait_for("reloading")
-    processes |= descendants(app.process.pid)
-    assert app.stop(by=signal.SIGINT) == 0
-    assert running_project.wait_for("stopped", "not reloaded")["event"] == "stopped"
-    # A process that was about to become a shard ends by itself, once the line to its supervisor is closed.
-    asyncio.run(eventually(lambda: not any(map(is_running, processes))))
+def test_ctrl_c_in_the_middle_of_a_restart_ends_all_processes(tmp_path: Path) -> None:
+    with reloaded(tmp_path) as project:
+        app = project.app
+        processes = descendants(app.process.pid)
+        project.edit(PLAIN, "+ 2 * request.amount")
+        project.wait_for("reloading")
+        processes |= descendants(app.process.pid)
+        assert app.stop(by=signal.SIGINT) == 0
+        assert project.wait_for("stopped", "not reloaded")["event"] == "stopped"
+        # A process that was about to become a shard ends by itself, once the line to its supervisor is closed.
+        asyncio.run(eventually(lambda: not any(map(is_running, processes))))
 
 
 @contextmanager

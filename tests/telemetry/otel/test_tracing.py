@@ -143,7 +143,8 @@ async def test_the_current_span_is_the_calls_and_spans_made_in_it_are_its_childr
     assert failed.status.message == "ValueError: odd"
     assert [event.name for event in failed.events] == ["exception"]
     # Log lines say in which trace they were written.
-    assert f"trace={TRACE}" in next(line for line in traced.log.read_text().splitlines() if "looking up" in line)
+    lines = [line for line in traced.log.read_text().splitlines() if "looking up" in line]
+    assert any(f"trace={TRACE}" in line for line in lines)
 
 
 async def test_calls_made_inside_a_span_are_its_children_and_carry_the_baggage(
