@@ -596,7 +596,7 @@ async def test_a_machine_keeps_its_connections_to_all_members_of_the_store(clust
         before = cluster.store.looks
         await cluster.time.advance(10 * A.lease_s)
         assert before == 1
-        assert cluster.store.looks == before + 10
+        assert cluster.store.looks == before + 2
 
 
 # With etcd

@@ -47,6 +47,8 @@ from onelane.core.placement import Member
 log = logging.getLogger("onelane.supervisor")
 NAMESAKE_LEASES = 2
 """How many times its lease, by its record, a machine of the same name is waited for: it may be our own last start."""
+LEASES_BETWEEN_LOOKS = 4
+"""Between two looks at all members of the store: a connection of which nothing is heard may end on its way."""
 LEAVE_S = 2.0
 """The longest that leaving may take; without it the lease runs out."""
 
@@ -350,7 +352,7 @@ class Machine:
     async def _look_around(self) -> None:
         """Keep a connection to each member of the store."""
         while True:
-            await self._sleep_until(self._now() + self._terms.lease_s)
+            await self._sleep_until(self._now() + LEASES_BETWEEN_LOOKS * self._terms.lease_s)
             await self._store.look_around()
 
     def _left(self) -> tuple[str, float]:

@@ -18,6 +18,8 @@ from tests.etcd import EtcdServer, etcd
 from tests.supervisor.scripted_lives import until
 
 LATE_S = 0.1
+WAY_S = 0.4
+"""There, or back."""
 DAY_S = 86_400.0
 
 
@@ -37,7 +39,8 @@ async def test_a_request_that_is_late_leaves_its_connection_to_the_next_one(serv
         with wire.held_up(), pytest.raises(CoordinationUnavailable, match=rf"{url} does not answer within 0\.1 s"):
             await store.read("/a/")
         await until(lambda: not store.under_way)
-        await until_read(store)
+        # A request that has more time, however busy the machine is: there is no such lease.
+        assert await store.renew(1) == 0
         assert wire.connections == 1
 
 
@@ -123,14 +126,14 @@ async def test_a_store_is_reached_whose_connection_takes_longer_than_a_request_m
 ) -> None:
     """A handshake of TLS and a request are two ways there and back, each of which fits into the time of one."""
     server, known = far_away
-    wire = Wire(server.url, way_s=0.2)
-    async with wire.running() as url, opened(url.replace("http:", "https:"), tls=known, timeout_s=0.6) as store:
+    wire = Wire(server.url, way_s=WAY_S)
+    async with wire.running() as url, opened(url.replace("http:", "https:"), tls=known, timeout_s=3.5 * WAY_S) as store:
         await until_read(store)
         assert store.answers_in_s is not None
-        assert store.answers_in_s >= 0.4
+        assert store.answers_in_s >= 2 * WAY_S
         with pytest.raises(CoordinationUnavailable, match="does not answer within"):
             # As above, but its connection ends with each request.
-            async with opened(url.replace("http:", "https:"), tls=known, timeout_s=0.6) as other:
+            async with opened(url.replace("http:", "https:"), tls=known, timeout_s=3.5 * WAY_S) as other:
                 await other.read("/a/")
 
 
@@ -180,8 +183,8 @@ async def test_this_machines_clock_is_compared_with_that_of_most_members(
         urls = [await stack.enter_async_context(member_at(date)) for date in dates]
         store = await stack.enter_async_context(opened(*urls))
         await store.look_around()
-        # As long as this module takes to get here.
-        assert (store.ahead_s is not None and abs(store.ahead_s) < BOUND_S * 10) is is_known
+        # However long ago this module was imported.
+        assert (store.ahead_s is not None and abs(store.ahead_s) < DAY_S) is is_known
         await until(lambda: not store.under_way)
         await store.look_around()
         await until(lambda: not store.under_way)

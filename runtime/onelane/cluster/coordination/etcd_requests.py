@@ -29,8 +29,8 @@ _T = TypeVar("_T")
 log = logging.getLogger("onelane.cluster")
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Of one answer, or one message of a watch: more is no store of placements."""
-CONNECTION_KEPT_LOOKS = 2
-"""How many times `quiet_s` a connection that nobody uses is kept."""
+CONNECTION_KEPT = 6
+"""How many times `quiet_s` a connection that nobody uses is kept: until after the next look around."""
 REMEMBERED_ANSWERS = 8
 """Of which the quickest says how far away etcd is: the first one has its connection in it."""
 
@@ -238,8 +238,7 @@ class EtcdRequests:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # Kept as long as it is used once in a lease, by `look_around` at the latest.
-            kept_s = CONNECTION_KEPT_LOOKS * self._address.quiet_s
+            kept_s = CONNECTION_KEPT * self._address.quiet_s
             connector = aiohttp.TCPConnector(ssl=self._address.tls or True, keepalive_timeout=kept_s)
             self._session = aiohttp.ClientSession(connector=connector)
         if self._session.closed:
