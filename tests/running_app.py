@@ -136,20 +136,24 @@ def running(
     command: str = "up",
     python: str = "",
     module: str = "onelane",
-    within: Sequence[str] = (),
+    namespace: str = "",
     admin: str = "127.0.0.1:0",
     **environment: str,
 ) -> Iterator[RunningApp]:
     """`onelane up` over a file with `toml` in it; ended at the end, whatever happens. python: it runs in a
     fresh process of this one; by default in a fork of `warm_command`. module: what runs as `python -m` in place of
-    onelane, in a fresh process too. within: what its command line begins with, as on a host of `tests/namespaces`."""
+    onelane, in a fresh process too. namespace: the file of the network namespace that it runs in, as that of a host of
+    `tests/namespaces`."""
     file = folder / "onelane.toml"
     file.write_text(f'admin = "{admin}"\n{toml}')
     environment = never_late(toml) | environment
     command_line = (command, str(file), "--app-dir", str(ROOT), *arguments)
-    is_warm = not (python or within) and module == "onelane" and not any(n.startswith("PYTHON") for n in environment)
-    fresh = None if is_warm else (*within, python or sys.executable, "-m", module)
-    with running_command(*command_line, cwd=folder, log=folder / "log", fresh=fresh, **environment) as cluster:
+    is_warm = not python and module == "onelane" and not any(n.startswith("PYTHON") for n in environment)
+    fresh = None if is_warm else (python or sys.executable, "-m", module)
+    log = folder / "log"
+    with running_command(
+        *command_line, cwd=folder, log=log, fresh=fresh, namespace=namespace, **environment
+    ) as cluster:
         yield cluster
 
 
@@ -159,15 +163,17 @@ def running_command(
     cwd: Path,
     log: Path,
     fresh: Sequence[str] | None = (sys.executable, "-m", "onelane"),
+    namespace: str = "",
     **environment: str,
 ) -> Iterator[RunningApp]:
     """`onelane` with these arguments, once it is ready; ended at the end. log: the file that takes its stderr. fresh:
-    what it is in a fresh process; None for a fork of `warm_command`."""
+    what it is in a fresh process; None for a fork of `warm_command`. namespace: see `running`."""
     process: subprocess.Popen[str] | warm_command.WarmCommand
     with log.open("w") as stderr:
         if fresh is not None:
+            within = ("nsenter", f"--net={namespace}", "--") if namespace else ()
             process = subprocess.Popen(
-                [*fresh, *arguments],
+                [*within, *fresh, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -175,7 +181,9 @@ def running_command(
                 env=os.environ | environment,
             )
         else:
-            process = warm_command.start(arguments, cwd=cwd, stderr=stderr, environment=os.environ | environment)
+            process = warm_command.start(
+                arguments, cwd=cwd, stderr=stderr, environment=os.environ | environment, namespace=namespace
+            )
     cluster = RunningApp(process, log)
     try:
         cluster.wait_ready()

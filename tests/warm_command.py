@@ -46,8 +46,11 @@ DECIDES_IMPORTS = ("PYTHON", "PROTOCOL_BUFFERS_", "GRPC_")
 """How the variables begin that modules read as they are imported."""
 NAME_OF_APP = "of {}"
 """The name of a fork server, and of its shards: by it `descendants` knows whose they are, beside their parent."""
+CLONE_NEWNET = 0x40000000
 MAX_PACKET = 1 << 17
 MAX_DESCRIPTORS = 4
+_starting = threading.Lock()
+"""Threads that are the first to start a command have one process that forks between them."""
 
 
 class WarmCommand:
@@ -91,12 +94,21 @@ class WarmCommand:
         self.send_signal(signal.SIGKILL)
 
 
-def start(arguments: Sequence[str], *, cwd: Path, stderr: IO[str], environment: Mapping[str, str]) -> WarmCommand:
-    """`python -m onelane ARGUMENTS`."""
+def start(
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    stderr: IO[str],
+    environment: Mapping[str, str],
+    namespace: str = "",
+) -> WarmCommand:
+    """`python -m onelane ARGUMENTS`. namespace: the file of the network namespace that it runs in, if not in ours."""
     reading, writing = os.pipe()
-    request = {"arguments": list(arguments), "cwd": str(cwd), "environment": dict(environment)}
+    request = {"arguments": list(arguments), "cwd": str(cwd), "environment": dict(environment), "network": namespace}
+    with _starting:
+        line = server().line
     try:
-        return _forked(server().line, request, [writing, stderr.fileno()], reading)
+        return _forked(line, request, [writing, stderr.fileno()], reading)
     finally:
         os.close(writing)
 
@@ -236,6 +248,18 @@ def _close_all_but(*descriptors: int) -> None:
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
+def _enter(network: str) -> None:
+    """Be in the network namespace of this file; "" is that of the tests."""
+    if not network:
+        return
+    from ctypes import CDLL, get_errno
+
+    with open(network) as file:
+        # `os.setns` is there from CPython 3.12 on.
+        if CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(get_errno(), f"setns to {network}")
+
+
 def _run_commands(line: socket.socket, servers_descriptor: int) -> None:
     """Be the process that forks commands. servers_descriptor: of the line to the one that forks fork servers."""
     for name in PRELOADED:
@@ -251,6 +275,7 @@ def _run_commands(line: socket.socket, servers_descriptor: int) -> None:
     request, (stdout, stderr) = forked
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
+    _enter(request["network"])
     _close_all_but(servers_descriptor)
     _start_warm_fork_server(servers_descriptor, request)
     _become(request, "onelane")
@@ -279,6 +304,7 @@ def _start_warm_fork_server(servers_descriptor: int, request: Mapping[str, Any])
             "cwd": os.getcwd(),
             "environment": {**environment, "GRPC_ENABLE_FORK_SUPPORT": "0"},
             "app": os.getpid(),
+            "network": request["network"],
         }
         with line, server_end:
             process: Any = _forked(line, server_request, [1, 2, server_end.fileno()], os.open(os.devnull, os.O_RDONLY))
@@ -308,6 +334,7 @@ def _run_servers(line: socket.socket) -> None:
         return
     line.detach()
     request, (stdout, stderr, server_end) = forked
+    _enter(request["network"])
     os.setsid()
     Path("/proc/self/comm").write_text(NAME_OF_APP.format(request["app"]))
     os.dup2(stdout, 1)

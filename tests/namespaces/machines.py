@@ -91,7 +91,7 @@ class Cluster:
             folder,
             toml.replace("{address}", host.address),
             module=module,
-            within=host.within,
+            namespace=str(host.file),
             admin=f"unix:{socket}",
             **settings,
             **environment,

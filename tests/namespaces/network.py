@@ -52,9 +52,14 @@ class Host:
     address: str
 
     @property
+    def file(self) -> Path:
+        """Of the namespace."""
+        return NAMESPACES / self.namespace
+
+    @property
     def within(self) -> tuple[str, ...]:
         """Before a command: it runs here, with the pid that the command would have."""
-        return ("nsenter", f"--net={NAMESPACES / self.namespace}", "--")
+        return ("nsenter", f"--net={self.file}", "--")
 
     def socket(self, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
         """An IPv4 socket of this namespace, for a test that is outside of it."""
@@ -65,7 +70,7 @@ class Host:
         opened: list[Opened] = []
 
         def enter_and_open() -> None:
-            with (NAMESPACES / self.namespace).open() as file:
+            with self.file.open() as file:
                 # Only this thread is elsewhere from here on; `os.setns` is there from CPython 3.12 on.
                 if CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
                     raise OSError(get_errno(), f"setns to {self.namespace}")
@@ -79,7 +84,7 @@ class Host:
     @property
     def pids(self) -> list[int]:
         """The processes in it."""
-        own = (NAMESPACES / self.namespace).stat().st_ino
+        own = self.file.stat().st_ino
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
         return [pid for pid in pids if _namespace_of(pid) == own]
 
