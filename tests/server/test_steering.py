@@ -6,12 +6,14 @@ Here with stock clients and real processes; byte by byte, and with owners that d
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+from onelane.server.native_listener import UNDECIDED_S
 from onelane.wire.driver import PIECE
 from onelane.wire.framing import frame
 
@@ -75,16 +77,22 @@ async def test_later_calls_with_other_keys_are_forwarded(native: RunningApp, whe
 
 
 async def test_a_stream_steers_by_its_first_message_and_goes_on_whole(native: RunningApp, where: Where) -> None:
-    forwards = native.metric("onelane_forwards_total")
+    forwards, late = native.metric("onelane_forwards_total"), 0
     for key in map(str, range(12)):
         async with grpc.aio.insecure_channel(native.listen["echo"], LOCAL) as channel:
+            await channel.channel_ready()
+            began = time.monotonic()
             texts = [f"{key}-{n}" for n in range(50)]
             requests = [EchoRequest(key=key, text=text) for text in texts]
             chat: Any = echo_pb2_grpc.EchoStub(channel).Chat(iter(requests))
-            replies = [reply async for reply in chat]
+            replies: list[EchoReply] = []
+            async for reply in chat:
+                # A busy machine may bring the first message so long after the call's head that a shard has kept it.
+                late += not replies and time.monotonic() - began >= UNDECIDED_S
+                replies.append(reply)
             assert [reply.text for reply in replies] == texts
             assert {reply.shard for reply in replies} == {where.owner_of(key)}
-    assert native.metric("onelane_forwards_total") == forwards
+    assert forwards <= native.metric("onelane_forwards_total") <= forwards + late
 
 
 async def test_requests_that_came_with_the_first_are_answered_by_the_owner(native: RunningApp) -> None:
