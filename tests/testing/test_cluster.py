@@ -186,9 +186,9 @@ async def test_nothing_of_a_cluster_is_left_when_it_ends() -> None:
         await stub.Unary(EchoRequest(key="k"))
         folders = {Path(path.removeprefix("unix:")).parent for path in cluster._resolver_overrides.values()}
     assert not any(folder.exists() for folder in folders)
-    for _ in range(50):
+    # What its peers have to close first takes some turns of the loop, and a busy machine more of them.
+    while asyncio.all_tasks() != before:  # noqa: ASYNC110 - turns of the loop are what is waited for
         await asyncio.sleep(0)
-    assert asyncio.all_tasks() == before
 
 
 def test_a_setting_that_does_not_fit_is_told() -> None:
