@@ -186,7 +186,8 @@ async def test_a_blocked_lane_is_logged_with_file_line_function_method_and_trace
     assert events == [("onelane.stall", {"onelane.stall.at": f"{__file__}:{line} block"})]
     # From a look on that came half a STALL_S after one that saw nothing, and by two of these later than it should.
     assert stall.seconds > 0.3 - 1.5 * STALL_S
-    assert abs(stall.at_ns - began_ns) < 1e9
+    # At least a part of it was in this call.
+    assert began_ns - stall.seconds * 1e9 <= stall.at_ns <= time.time_ns()
     at = re.escape(stall.where)
     assert len(re.findall(rf"lane\.stalled shard=a kind=blocked for_ms=\d+ at={at}", caplog.text)) == 1
     assert f"lane.turns_again shard=a kind=blocked after_ms={int(stall.seconds * 1000)} at=" in caplog.text
