@@ -10,7 +10,7 @@ from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
 from tests.namespaces.machines import PORT, Cluster, Machine, new_cluster
-from tests.running_app import NEVER_LATE, eventually
+from tests.running_app import NEVER_LATE, descendants, eventually
 
 pytestmark = pytest.mark.slow
 KEYS = [f"k{number}" for number in range(8)]
@@ -48,6 +48,9 @@ async def test_machines_as_hosts_share_keys_by_links_and_state_by_postgresql(clu
     toml = kept_app(cluster)
     with cluster.up("a", toml) as a, cluster.up("b", toml) as b:
         await eventually(lambda: len({machine.app.status()["apps"]["kept"]["epoch"] for machine in (a, b)}) == 1)
+        # So its loss is that of all of them. Its fork server and its shard are two.
+        await eventually(lambda: len(descendants(a.app.process.pid) & set(a.host.pids)) >= 2)
+        await eventually(lambda: descendants(a.app.process.pid) <= set(a.host.pids))
         by_a, by_b = await counts(a), await counts(b)
     assert {shard for shard, _ in by_a.values()} == {"a/kept-0", "b/kept-0"}
     assert by_b == {key: (shard, count + 1) for key, (shard, count) in by_a.items()}
