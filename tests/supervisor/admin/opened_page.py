@@ -1,10 +1,11 @@
 """The admin page in a real Chromium, for its tests."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Error, Page, async_playwright, expect
 
 from tests import tools
 from tests.bounds import BOUND_S
@@ -23,6 +24,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+GIVEN_UP = "net::ERR_NETWORK_CHANGED"
+"""Chromium gives up all requests that are under way, those to this machine too, when another test makes a network
+here."""
 CUT_OFF = """() => {
   const cut = (node) => node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX !== "visible";
   const beyond = (node) => node.getBoundingClientRect().right > 391 && !node.closest(".skip");
@@ -82,13 +86,38 @@ async def opened(
     page = await context.new_page()
     console: list[str] = []
     asked: list[str] = []
-    page.on("console", lambda message: console.append(message.text))
+    page.on("console", lambda message: console.append(message.text) if GIVEN_UP not in message.text else None)
     page.on("pageerror", lambda error: console.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     if events:
         await page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
-    await page.goto(f"http://{cluster.admin}{path}")
+    while not await loads(page, f"http://{cluster.admin}{path}"):
+        # The same address again would be no more than another place on a page that has loaded.
+        await page.goto("about:blank")
+        console.clear()
+        asked.clear()
     if not events:
         await expect(page.get_by_role("status").first).to_have_text("live")
     yield page, console, asked
     await context.close()
+
+
+async def loads(page: Page, url: str) -> bool:
+    """Whether the page shows something; False where a request for a part of it was given up."""
+    given_up = asyncio.Event()
+    page.on("requestfailed", lambda request: given_up.set() if request.failure == GIVEN_UP else None)
+    try:
+        await page.goto(url)
+    except Error as error:
+        if GIVEN_UP not in error.message:
+            raise
+        return False
+    shown = asyncio.ensure_future(page.get_by_role("status").first.wait_for())
+    without_a_part = asyncio.ensure_future(given_up.wait())
+    await asyncio.wait([shown, without_a_part], return_when=asyncio.FIRST_COMPLETED)
+    for work in (shown, without_a_part):
+        work.cancel()
+    ended = await asyncio.gather(shown, without_a_part, return_exceptions=True)
+    if isinstance(ended[0], Error):
+        raise ended[0]
+    return not isinstance(ended[0], BaseException)
