@@ -91,18 +91,24 @@ async def opened(
     page.on("request", lambda request: asked.append(request.url))
     if events:
         await page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
-    while not await loads(page, f"http://{cluster.admin}{path}"):
-        # The same address again would be no more than another place on a page that has loaded.
-        await page.goto("about:blank")
-        console.clear()
-        asked.clear()
+    await load(page, f"http://{cluster.admin}{path}", console, asked)
     if not events:
         await expect(page.get_by_role("status").first).to_have_text("live")
     yield page, console, asked
     await context.close()
 
 
-async def loads(page: Page, url: str) -> bool:
+async def load(page: Page, url: str, *lists: list[str]) -> None:
+    """Load the page from there, once more where a part of it was given up. lists: of what has happened on it since it
+    was opened; empty then."""
+    while not await _loads(page, url):
+        # The same address again would be no more than another place on a page that has loaded.
+        await page.goto("about:blank")
+        for happened in lists:
+            happened.clear()
+
+
+async def _loads(page: Page, url: str) -> bool:
     """Whether the page shows something; False where a request for a part of it was given up."""
     given_up = asyncio.Event()
     page.on("requestfailed", lambda request: given_up.set() if request.failure == GIVEN_UP else None)

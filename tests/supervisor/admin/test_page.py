@@ -73,9 +73,7 @@ async def test_it_shows_what_was_refused_and_dashes_for_methods_without_calls(
         # As ten seconds later.
         method["now"] = dict.fromkeys(method["now"], 0)
     events = f"event: snapshot\ndata: {json.dumps(snapshot)}\n\n"
-    async with opened(browser, cluster, "/") as (page, console, _):
-        await page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
-        await page.reload()
+    async with opened(browser, cluster, "/", events=events) as (page, console, _):
         card = page.locator(".card").filter(has=page.get_by_role("heading", name="Refused"))
         await expect(card.get_by_role("listitem")).to_have_text(["connection, peer: 3"])
         await expect(page.locator(".card.app .figures")).to_contain_text("\u2013 p99")

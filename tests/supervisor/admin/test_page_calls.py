@@ -16,7 +16,7 @@ from playwright.async_api import Browser, expect
 from services.examples.two_apps.v1 import shop_pb2, shop_pb2_grpc
 from tests.bounds import BOUND_S
 from tests.running_app import NEVER_LATE, RunningApp, eventually, running
-from tests.supervisor.admin.opened_page import CUT_OFF, opened
+from tests.supervisor.admin.opened_page import CUT_OFF, load, opened
 
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=\"window.hit='{}'\">"
@@ -97,7 +97,9 @@ async def served_as(page: Any, snapshot: dict[str, Any], *, new_calls: int = 0, 
 
     await page.route("**/events", answer)
     if is_new:
-        await page.reload()
+        url = page.url
+        await page.goto("about:blank")
+        await load(page, url)
 
 
 async def test_the_overview_shows_who_calls_whom_with_rates_and_errors(browser: Browser, fresh: RunningApp) -> None:
