@@ -182,10 +182,11 @@ async def test_a_change_is_one_trace_over_the_machines_and_each_shows_it_while_i
                 call.cancel()
         await scaling
         await eventually(lambda: change_of(a) is None and change_of(b) is None)
-        [move] = [row for row in traces_of(a) if row["name"] == "move"]
-        await eventually(lambda: move["trace_id"] in {row["trace_id"] for row in traces_of(b)})
-        spans = [span for app in (a, b) for span in json.loads(app.get(f"/traces/{move['trace_id']}"))["spans"]]
-        assert {"", "a/echo-0", "b/echo-0"} <= {span["shard"] for span in spans}
+        await eventually(lambda: moves_of(a))
+        [trace_id] = moves_of(a)
+        await eventually(lambda: trace_id in {row["trace_id"] for row in traces_of(b)})
+        # A shard's spans come with its next tick.
+        await eventually(lambda: {"", "a/echo-0", "b/echo-0"} <= shards_of(trace_id, a, b))
 
 
 def change_of(app: RunningApp) -> Any:
@@ -194,6 +195,16 @@ def change_of(app: RunningApp) -> Any:
 
 def waits_of(app: RunningApp) -> Any:
     return (change_of(app) or {}).get("waits_for")
+
+
+def moves_of(app: RunningApp) -> list[str]:
+    """The traces of changes."""
+    return [row["trace_id"] for row in traces_of(app) if row["name"] == "move"]
+
+
+def shards_of(trace_id: str, *apps: RunningApp) -> set[str]:
+    """Those that have spans of a trace; "" is a supervisor."""
+    return {span["shard"] for app in apps for span in json.loads(app.get(f"/traces/{trace_id}"))["spans"]}
 
 
 def traces_of(app: RunningApp) -> list[dict[str, Any]]:
