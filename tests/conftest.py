@@ -33,10 +33,13 @@ hypothesis.settings.load_profile("any machine")
 
 LONGEST = (
     "chaos/test_failures.py",
-    "kubernetes/test_stateful_set.py",
     "supervisor/test_cluster_placing_processes.py",
+    "kubernetes/test_stateful_set.py",
     "supervisor/test_cluster_placing_hostile.py",
     "supervisor/admin/test_page_machines.py",
+    "supervisor/test_leased_lives_processes.py",
+    "supervisor/test_xds_server_stock_clients.py",
+    "arena/test_machines.py",
     "cluster/test_arena.py",
     "shard/test_watchdog_stalled_shard.py",
     "supervisor/test_changes_processes.py",
@@ -46,8 +49,14 @@ LONGEST = (
     "chaos/test_chaos.py",
     "docs/test_tutorial.py",
     "docs/test_site.py",
+    "kubernetes/test_stateful_set_in_cluster.py",
+    "interop/test_peers.py",
+    "interop/test_jaeger_machines.py",
 )
 """Files of few tests that take long. A parallel run begins with them: the last one to begin would run alone."""
+
+QUICK_FILES = 5
+"""That are begun after each of these, so that while some workers wait others compute."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -91,16 +100,18 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a parallel run, whose unit is a file: the longest files first, then slow ones, then those with most tests."""
+    """In a parallel run, whose unit is a file: the longest files first, which mostly wait, each before some that mostly
+    compute, then slow ones, then those with most tests."""
     if hasattr(config, "workerinput"):
-        files = Counter(item.path for item in items)
+        tests = Counter(item.path for item in items)
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        rank = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
-
-        def place(item: pytest.Item) -> tuple[int, bool, int]:
-            return rank.get(item.path, len(rank)), item.path not in slow, -files[item.path]
-
-        items.sort(key=place)
+        longest = [path for name in LONGEST if (path := ROOT / "tests" / name) in tests]
+        by_tests = sorted(tests, key=lambda path: -tests[path])
+        quick = (path for path in by_tests if path not in slow and path not in longest)
+        mixed = [path for each in longest for path in (each, *itertools.islice(quick, QUICK_FILES))]
+        rest = sorted(set(by_tests) - set(mixed), key=lambda path: (path not in slow, by_tests.index(path)))
+        rank = {path: number for number, path in enumerate((*mixed, *rest))}
+        items.sort(key=lambda item: rank[item.path])
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

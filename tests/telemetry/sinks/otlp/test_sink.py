@@ -1,5 +1,6 @@
 """OTLP over HTTP and gRPC, to a real receiver: every item arrives whole, or is counted as dropped."""
 
+import asyncio
 import errno
 import os
 import subprocess
@@ -18,6 +19,7 @@ from onelane.telemetry.sinks.otlp.sink import OtlpSink, interval_s
 from onelane.telemetry.spans import SpanRecord
 from onelane.telemetry.stats import Instrument, Point
 
+from tests.bounds import BOUND_S
 from tests.otlp_receiver import GrpcReceiver, HttpReceiver, OtlpReceiver
 from tests.running_app import eventually
 from tests.telemetry.sinks.test_seam import POINTS, RECORD, SOURCE, SPAN, SPAN_ID, TRACE_ID
@@ -238,6 +240,8 @@ async def test_an_exporter_process_that_dies_is_restarted_and_no_span_is_lost(
         sink.spans("lobby", "lobby-0", [SPAN] * 3)
         await eventually(lambda: collector.refusals)
         started[0].kill()
+        # Until it has ended it may send what it has once more.
+        await asyncio.to_thread(started[0].wait, BOUND_S)
         collector.is_away = False
         await eventually(lambda: len(collector.spans()) >= 3)
         sink.close(20.0)
