@@ -30,7 +30,7 @@ shards = 1
 [apps.echo.state]
 store = "postgresql"
 dsn = "{dsn}"
-patience_s = 1
+patience_s = 60
 """
 
 
