@@ -33,7 +33,7 @@ class StorePlace:
     dsn: str = ""
     stores: list[Store] = field(default_factory=list)
 
-    def open(self, *, life: int = 1, shard: str = "lobby-0", app: str = "lobby", patience_s: float = 5.0) -> Store:
+    def open(self, *, life: int = 1, shard: str = "lobby-0", app: str = "lobby", patience_s: float = 60.0) -> Store:
         """A store of one life, open."""
         store = STORES[self.kind](StoreOptions(app, shard, life, self.folder, self.dsn, patience_s))
         self.stores.append(store)
