@@ -219,7 +219,11 @@ def leftovers(name: str) -> list[str]:
 def test_nothing_is_left_of_a_network_that_has_ended_also_by_an_error() -> None:
     making = new_network()
     network = making.__enter__()
-    process = subprocess.Popen([*network.host("a").within, "sleep", "1000"])
+    host = network.host("a")
+    process = subprocess.Popen([*host.within, "sleep", "1000"])
+    # One that has not entered it yet is not of it.
+    while process.pid not in host.pids:
+        os.sched_yield()
     assert len(leftovers(network.name)) == 3
     error = RuntimeError("of the test")
     assert not making.__exit__(RuntimeError, error, None)
@@ -228,11 +232,13 @@ def test_nothing_is_left_of_a_network_that_has_ended_also_by_an_error() -> None:
 
 
 KILLED = """
-import subprocess, sys
+import os, subprocess, sys
 from tests.namespaces.network import new_network
 with new_network() as network:
     host = network.host("a")
     process = subprocess.Popen([*host.within, "sleep", "1000"], stdout=subprocess.DEVNULL)
+    while process.pid not in host.pids:
+        os.sched_yield()
     while not host.pids: pass
     print(network.name, process.pid, flush=True)
     sys.stdin.read()
