@@ -30,25 +30,34 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Front(echo_pb2_grpc.EchoServicer):
-    """Each method calls its like in the app behind it."""
+    """Each method calls its like in the app behind it, once that can be reached without a forward."""
 
     def __init__(self, shard: onelane.Shard) -> None:
-        self.back: Any = shard.stub(echo_pb2_grpc.EchoStub, to="back")
+        self.back: Any = shard.stub(self._stub, to="back")
+
+    def _stub(self, channel: grpc.aio.Channel) -> echo_pb2_grpc.EchoStub:
+        # Until the connection to the owner of a key stands, a call goes by the shared address, and may be forwarded.
+        self.back_ready = channel.channel_ready
+        return echo_pb2_grpc.EchoStub(channel)
 
     async def Unary(self, request: EchoRequest, context: Context) -> EchoReply:
+        await self.back_ready()
         reply: EchoReply = await self.back.Unary(request)
         return reply
 
     async def Download(self, request: EchoRequest, context: Context) -> AsyncIterator[EchoReply]:
+        await self.back_ready()
         async for reply in self.back.Download(request):
             yield reply
 
     async def Upload(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> EchoReply:
+        await self.back_ready()
         requests = [request async for request in request_iterator]
         reply: EchoReply = await self.back.Upload(requests, metadata=(("onelane-key", requests[0].key),))
         return reply
 
     async def Chat(self, request_iterator: AsyncIterator[EchoRequest], context: Context) -> AsyncIterator[EchoReply]:
+        await self.back_ready()
         requests = [request async for request in request_iterator]
         async for reply in self.back.Chat(requests, metadata=(("onelane-key", requests[0].key),)):
             yield reply
