@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -139,23 +139,25 @@ async def test_a_lane_that_gets_no_cpu_is_starved_and_no_code_is_blamed(tmp_path
 
 
 @asynccontextmanager
-async def without_cpu(pid: int, hogs: int) -> AsyncIterator[None]:
-    """A process shares one CPU with so many that compute without end."""
+async def without_cpu(pid: int, hogs: int) -> AsyncIterator[list[int]]:
+    """A process shares one CPU with so many that compute without end, which are yielded."""
     cpus = os.sched_getaffinity(0)
     # They end with this process, however that ends.
     hog = f"import os; os.sched_setaffinity(0, {{{min(cpus)}}}); print(flush=True)\n"
     hog += f"while os.getppid() == {os.getpid()}: pass"
-    program = [sys.executable, "-c", hog]
+    program = [sys.executable, "-IS", "-c", hog]
     # Each in a session of its own, as shards are: Linux shares the CPU fairly among sessions.
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "start_new_session": True}
+    computing = []
     with ExitStack() as stack:
         for _ in range(hogs):
             process = stack.enter_context(subprocess.Popen(program, **options))  # noqa: ASYNC220 - at once
             stack.callback(process.kill)
             assert process.stdout is not None
             await asyncio.to_thread(process.stdout.readline)
+            computing.append(process.pid)
         os.sched_setaffinity(pid, {min(cpus)})
-        yield
+        yield computing
         os.sched_setaffinity(pid, cpus)
 
 
@@ -169,9 +171,9 @@ async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_lo
         await eventually(lambda: cluster.shards()[0]["last_stalls"])
         known = cluster.shards()[0]["last_stalls"]
         longest_s = max(stall["seconds"] for stall in known)
-        async with without_cpu(before["pid"], hogs):
+        async with without_cpu(before["pid"], hogs) as computing:
             # With a call that its lane begins to work on the moment it goes on.
-            stopping = stop_for(before["pid"], max(2.1, 2.1 * longest_s))
+            stopping = stop_for(before["pid"], max(2.1, 2.1 * longest_s), computing)
             seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.3"))
         await eventually(lambda: longest_stall(cluster, known)["seconds"] > seconds - 1)
         assert longest_stall(cluster, known)["kind"] == "starved"
@@ -195,10 +197,10 @@ async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, ho
     with running(tmp_path, echo(1)) as cluster:
         where, gate = Where(cluster), Gate(tmp_path)
         pid = cluster.shards()[0]["pid"]
-        async with without_cpu(pid, hogs):
+        async with without_cpu(pid, hogs) as computing:
             known = cluster.shards()[0]["last_stalls"]
             longest_s = max((stall["seconds"] for stall in known), default=0.0)
-            stopping = stop_for(pid, max(2.1, 2.1 * longest_s))
+            stopping = stop_for(pid, max(2.1, 2.1 * longest_s), computing)
             seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.2"))
             await eventually(lambda: longest_stall(cluster, known)["seconds"] > seconds - 1)
             assert longest_stall(cluster, known)["kind"] == "starved"
@@ -217,12 +219,15 @@ async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, ho
         await where.close()
 
 
-async def stop_for(pid: int, seconds: float) -> float:
-    """Stop a process for so long; how long it was on this machine."""
-    os.kill(pid, signal.SIGSTOP)
+async def stop_for(pid: int, seconds: float, hogs: Sequence[int] = ()) -> float:
+    """Stop a process for so long; how long it was on this machine. hogs: of what it would not feel anything meanwhile,
+    they stop as well and go on before it does."""
+    for each in (pid, *hogs):
+        os.kill(each, signal.SIGSTOP)
     began = time.monotonic()
     await asyncio.sleep(seconds)
-    os.kill(pid, signal.SIGCONT)
+    for each in (*hogs, pid):
+        os.kill(each, signal.SIGCONT)
     return time.monotonic() - began
 
 
