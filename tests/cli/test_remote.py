@@ -63,10 +63,12 @@ def stock(*, tls: Files | None = None) -> Iterator[str]:
     greeter_pb2_grpc.add_GreeterServicer_to_server(Greeter(), server)
     echo_pb2_grpc.add_EchoServicer_to_server(Unprintable(), server)  # type: ignore[abstract]
     reflection.enable_server_reflection(["greeter.v1.Greeter", "echo.v1.Echo"], server)
-    port = server.add_secure_port("localhost:0", _credentials(tls)) if tls else server.add_insecure_port("127.0.0.1:0")
+    # Not localhost: its port would be free on one of two addresses, and another process may have it on the other.
+    free = "127.0.0.1:0"
+    port = server.add_secure_port(free, _credentials(tls)) if tls else server.add_insecure_port(free)
     server.start()
     try:
-        yield f"{'localhost' if tls else '127.0.0.1'}:{port}"
+        yield f"127.0.0.1:{port}"
     finally:
         server.stop(None).wait()
 
