@@ -15,11 +15,11 @@ from onelane.errors import NoShards
 
 from tests import tools
 from tests.bounds import BOUND_S
-from tests.servers import server_that_says_its_address
+from tests.servers import servers_that_say_their_addresses
 
 KEYS = [f"room-{i}" for i in range(2000)]
 AT_ONCE = 200
-"""gRPC's own server cancels calls where more than 1000 wait for it."""
+"""Calls that a client makes before it waits for their answers."""
 JAVA_END = 2**63
 """grpc-java's hashes are signed: its ring ends here. Up to 1.85 it gives keys beyond the last point to that point."""
 endpoints = st.sets(st.integers(1024, 65535).map("127.0.0.1:{}".format), min_size=1, max_size=6)
@@ -52,10 +52,8 @@ def test_the_order_of_shards_does_not_matter(names: set[str]) -> None:
 @pytest.mark.parametrize("shards", [1, 2, 3, 5, 7, 16])
 def test_the_stock_grpcio_client_finds_the_same_owner(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY", "true")
-    with ExitStack() as stack:
-        addresses = [stack.enter_context(server_that_says_its_address()) for _ in range(shards)]
-        members = tuple(Member(a, a, "") for a in addresses)
-        placement = Placement(epoch=1, members=members)
+    with servers_that_say_their_addresses(shards) as addresses, ExitStack() as stack:
+        placement = Placement(epoch=1, members=tuple(Member(a, a, "") for a in addresses))
         channel = stack.enter_context(_stock_channel(placement))
         ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/test/Where")
         differences = set()
@@ -69,8 +67,7 @@ def test_the_stock_grpcio_client_finds_the_same_owner(shards: int, monkeypatch: 
 @pytest.mark.parametrize("shards", [3, 16])
 def test_the_stock_grpc_java_client_finds_the_same_owner(shards: int) -> None:
     """With addresses whose text is `ip:port`: tests/java/src/Shards.java. But for keys at the end of its ring."""
-    with ExitStack() as stack:
-        addresses = [stack.enter_context(server_that_says_its_address()) for _ in range(shards)]
+    with servers_that_say_their_addresses(shards) as addresses:
         placement = Placement(epoch=1, members=tuple(Member(a, a, "") for a in addresses))
         arguments = (placement.service_config_json(), ",".join(addresses), str(len(KEYS)), str(AT_ONCE))
         run = subprocess.run([tools.grpc_java(), "Owners", *arguments], capture_output=True, text=True, timeout=BOUND_S)

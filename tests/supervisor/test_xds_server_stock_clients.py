@@ -3,7 +3,7 @@
 import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from onelane.v1 import xds_pb2
 from tests import tools
 from tests.cluster.xds.stock_clients import COMMANDS, client_of, placement_of
 from tests.running_app import ROOT, echo, running
-from tests.servers import server_that_says_its_address
+from tests.servers import servers_that_say_their_addresses
 
 pytestmark = pytest.mark.slow
 CLIENTS = [*COMMANDS, "envoy", "envoy-delta"]
@@ -40,8 +40,8 @@ async def xds_server(placement: Placement) -> AsyncIterator[XdsServer]:
 @pytest.fixture
 def addresses() -> Iterator[list[str]]:
     """Of four servers that say where they are."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(server_that_says_its_address()) for _ in range(4)]
+    with servers_that_say_their_addresses(4) as addresses:
+        yield addresses
 
 
 def owners(placement: Placement, keys: range) -> list[str]:
@@ -59,8 +59,7 @@ def keys_at_the_end(client: str, addresses: list[str]) -> set[str]:
 
 @pytest.mark.parametrize(("client", "shards"), [("grpcio", 1), *((client, 16) for client in CLIENTS)])
 async def test_each_key_goes_to_its_owner(client: str, shards: int, tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        addresses = [stack.enter_context(server_that_says_its_address()) for _ in range(shards)]
+    with servers_that_say_their_addresses(shards) as addresses:
         placement = placement_of(addresses)
         async with (
             xds_server(placement) as server,
