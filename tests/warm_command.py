@@ -67,6 +67,10 @@ class WarmCommand:
     def __del__(self) -> None:
         os.close(self._line)
 
+    def fileno(self) -> int:
+        """Of a descriptor that can be read once it has ended, after which `poll` has its exit code."""
+        return self._line
+
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
@@ -100,10 +104,12 @@ def start(
     cwd: Path,
     stderr: IO[str],
     environment: Mapping[str, str],
+    stdout: IO[str] | None = None,
     namespace: str = "",
 ) -> WarmCommand:
-    """`python -m onelane ARGUMENTS`. namespace: the file of the network namespace that it runs in, if not in ours."""
-    reading, writing = os.pipe()
+    """`python -m onelane ARGUMENTS`. stdout: if None, a pipe, from which that of the command reads; else that is empty.
+    namespace: the file of the network namespace that it runs in, if not in ours."""
+    reading, writing = os.pipe() if stdout is None else (os.open(os.devnull, os.O_RDONLY), os.dup(stdout.fileno()))
     request = {"arguments": list(arguments), "cwd": str(cwd), "environment": dict(environment), "network": namespace}
     with _starting:
         line = server().line

@@ -2,6 +2,7 @@
 
 A pod has a loopback address of its own in place of a network of its own: all that listens on all addresses listens on
 that. Its clock of probes and of `sleep` is SPEED times as fast; the grace period and what onelane itself does are not.
+Its container is a fork of `tests/warm_command.py`; what preStop runs are fresh processes.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from tests import warm_command
 from tests.kubernetes.manifests import PodTemplate
 from tests.running_app import ROOT, descendants
 
@@ -54,7 +56,7 @@ class Pod:
         """What has happened to it, in order."""
         self.changed = asyncio.Event()
         self.ended = asyncio.Event()
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: warm_command.WarmCommand | None = None
         # Short: sockets are below it.
         self._folder = Path(tempfile.mkdtemp(prefix="pod-"))
         self._deleted = asyncio.Event()
@@ -91,23 +93,26 @@ class Pod:
 
     async def _run_container(self) -> None:
         with (self._folder / "log").open("a") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *map(self._inside, self.template.container["command"]),
-                env=self._environment,
+            program, *arguments = self.template.container["command"]
+            assert program == "onelane"
+            self.process = warm_command.start(
+                [self._inside(argument) for argument in arguments],
                 cwd=self._folder,
                 stdout=log,
                 stderr=log,
+                environment=self._environment,
             )
+        self.process.stdout.close()
         self._tell("start")
-        ended, deleted = self.process.wait(), self._deleted.wait()
+        ended, deleted = _end(self.process), self._deleted.wait()
         probed = self._probe_until_it_fails()
         tasks = [asyncio.ensure_future(work) for work in (ended, deleted, probed)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             self.is_ready = self.is_ready and self._deleted.is_set()
-            if self.process.returncode is None:
+            if self.process.poll() is None:
                 await self._stop_container()
-            self._tell(f"end {self.process.returncode}")
+            self._tell(f"end {self.process.poll()}")
         finally:
             for task in tasks:
                 task.cancel()
@@ -118,16 +123,16 @@ class Pod:
         deadline = time.monotonic() + self.template.grace_s
         await self._prestop(deadline)
         self.is_ready = False
-        if self.process.returncode is None:
+        if self.process.poll() is None:
             self._tell("TERM")
-            self.process.send_signal(signal.SIGTERM)
+            self.process.terminate()
         try:
             async with asyncio.timeout(max(AT_LEAST_S, deadline - time.monotonic())):
-                await self.process.wait()
+                await _end(self.process)
         except TimeoutError:
             self._tell("KILL")
             self._kill()
-            await self.process.wait()
+            await _end(self.process)
 
     async def _prestop(self, deadline: float) -> None:
         hook = await asyncio.create_subprocess_exec(
@@ -143,7 +148,7 @@ class Pod:
 
     def _kill(self) -> None:
         """All processes of the container, as its end does."""
-        if self.process is not None and self.process.returncode is None:
+        if self.process is not None and self.process.poll() is None:
             _kill_all(self.process.pid)
 
     # Probes
@@ -216,7 +221,7 @@ class Pod:
         fields = {"status.podIP": self.ip, "metadata.name": self.name}
         variables = self.template.environment(fields, SECRETS)
         own = {"PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(self._folder / "tmp")}
-        own["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
+        own |= warm_command.of_imports(os.environ)
         return own | {name: self._mounted(self._in_its_network(text)) for name, text in variables.items()}
 
     def _in_its_network(self, text: str) -> str:
@@ -236,6 +241,17 @@ class Pod:
         self.events.append(event)
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+async def _end(process: warm_command.WarmCommand) -> None:
+    """Wait for it; several tasks may, on descriptors of their own."""
+    loop, ended, descriptor = asyncio.get_running_loop(), asyncio.Event(), os.dup(process.fileno())
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def _kill_all(pid: int) -> None:
