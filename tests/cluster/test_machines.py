@@ -13,6 +13,7 @@ from onelane.cluster.machines import (
     objections,
     record_bytes,
     record_of,
+    with_clock,
 )
 from onelane.core.placement import Member
 
@@ -132,3 +133,15 @@ def test_an_address_that_the_other_machine_cannot_reach_is_told_by_whose_it_is(l
 
 def test_machines_on_one_host_may_advertise_its_loopback_addresses() -> None:
     assert objections(replace(A, advertise="127.0.0.1"), [replace(B, advertise="localhost")]) == []
+
+
+@pytest.mark.parametrize(
+    ("last_s", "seen_s", "ahead_s"),
+    [(None, None, None), (None, 0.0, 0.0), (7.0, None, 7.0), (7.0, 37.0, 7.0), (7.0, 38.0, 38.0), (7.0, -24.0, -24.0)],
+    ids=["nobody knows", "first look", "nobody knows now", "not set", "set ahead", "set back"],
+)
+def test_a_record_has_another_clock_only_where_the_clock_was_set(
+    last_s: float | None, seen_s: float | None, ahead_s: float | None
+) -> None:
+    """Two looks differ by what an answer takes and by whole seconds: no write for that."""
+    assert with_clock(replace(A, ahead_s=last_s), seen_s) == replace(A, ahead_s=ahead_s)

@@ -243,6 +243,15 @@ def clock_fault(machine: MachineRecord, other: MachineRecord) -> str:
     return f"the clocks of two machines are too far apart: that of {' and that of '.join(clocks)}"
 
 
+def with_clock(record: MachineRecord, ahead_s: float | None) -> MachineRecord:
+    """The record of a machine whose wall clock is so far ahead of the store's now: as it is where that is not known, or
+    where the clock has not been set since."""
+    last_s = record.ahead_s
+    if ahead_s is None or (last_s is not None and abs(ahead_s - last_s) <= CLOCKS_APART_S):
+        return record
+    return replace(record, ahead_s=ahead_s)
+
+
 def _ahead(seconds: float | None) -> str:
     return f"{abs(seconds or 0):.0f} s {'behind' if (seconds or 0) < 0 else 'ahead of'}"
 

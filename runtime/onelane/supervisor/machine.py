@@ -38,6 +38,7 @@ from onelane.cluster.machines import (
     MachineRecord,
     objections,
     record_of,
+    with_clock,
 )
 from onelane.cluster.own_entries import OwnEntries
 from onelane.core.clock import boottime_s
@@ -255,13 +256,8 @@ class Machine:
         JoinRefused: a machine that was there before us stands against us. So of two that join at once, one stays.
         """
         own = view.entry(self._record.name)
-        before = [
-            machine
-            for machine in view.machines()
-            if machine.name != but
-            and ((entry := view.entry(machine.name)) and (not own or entry.created <= own.created))
-        ]
-        if faults := objections(self._record, before):
+        before = view.machines(joined_by=math.inf if own is None else own.created)
+        if faults := objections(self._record, (machine for machine in before if machine.name != but)):
             raise JoinRefused(f"cannot join the cluster {self._keys.cluster!r}: {'; '.join(faults)}")
 
     @property
@@ -277,13 +273,13 @@ class Machine:
 
     def _look_at_clock(self) -> None:
         """Tell where our wall clock is wrong, or the store's, and the others where it has been set."""
-        ahead_s, last_s = self._store.ahead_s, self._record.ahead_s
-        if ahead_s is None or (last_s is not None and abs(ahead_s - last_s) <= CLOCKS_APART_S):
+        record = with_clock(self._record, self._store.ahead_s)
+        if record is self._record:
             return
-        self._record = replace(self._record, ahead_s=ahead_s)
-        if abs(ahead_s) > CLOCKS_APART_S:
-            name, words = self._record.name, "set the wrong one, as by NTP: reminders and identities go by it"
-            log.warning("machine.clock_differs name=%s ahead_of_etcd_s=%d %s", name, ahead_s, words)
+        self._record = record
+        if abs(record.ahead_s or 0.0) > CLOCKS_APART_S:
+            name, words = record.name, "set the wrong one, as by NTP: reminders and identities go by it"
+            log.warning("machine.clock_differs name=%s ahead_of_etcd_s=%d %s", name, record.ahead_s, words)
 
     # Staying
 
