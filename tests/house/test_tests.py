@@ -29,6 +29,7 @@ BEYOND_MODULES |= {
 """Of a whole app, or of a seam and all that stands behind it."""
 TESTED_BY = {
     "cluster/own_entries": "supervisor/test_machine",
+    "supervisor/own_report": "supervisor/test_machine",
     "cli/arguments": "cli/test_main",
     "cli/declared_dicts": "cli/test_state",
     "cli/progress": "supervisor/test_changes_processes",

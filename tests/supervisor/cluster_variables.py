@@ -1,13 +1,21 @@
-"""The settings of a machine of a cluster, and the variables by which `onelane up` takes them."""
+"""The settings of a machine of a cluster and of its app, and the variables by which `onelane up` takes them."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
+from onelane.config import App
 from onelane.core.cluster_settings import ClusterSettings
-from onelane.core.validation import to_json
+from onelane.core.validation import checked, to_json
 
 from tests.etcd import EtcdServer
+
+ECHO = {"services": ("tests.echo.service:Echo",), "listen": "127.0.0.1:50051"}
+
+
+def app_of(**settings: Any) -> App:
+    app: App = checked(App, ECHO | settings)
+    return app
 
 
 def settings_of(server: EtcdServer, **settings: Any) -> ClusterSettings:

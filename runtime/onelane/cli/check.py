@@ -124,7 +124,7 @@ def check_cluster(configuration: Config) -> None:
     from onelane.cluster.coordination.address import etcd_address
     from onelane.server.machine_link_tls import MachineLinkTls
     from onelane.supervisor.cluster_member import links_of
-    from onelane.supervisor.joining import record_of
+    from onelane.supervisor.machine_record import record_of
 
     # By their place: the file of the authority is looked at twice.
     faults: dict[str, str] = {}

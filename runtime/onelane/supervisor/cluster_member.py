@@ -33,8 +33,8 @@ from onelane.errors import first_of
 from onelane.supervisor.cluster_watch import ClusterWatch
 from onelane.supervisor.coordinator import Coordinator, FirstPlacement
 from onelane.supervisor.guard import guarded_for_ever
-from onelane.supervisor.joining import machine_name, record_of
 from onelane.supervisor.machine import Machine, MachineLives
+from onelane.supervisor.machine_record import machine_name, record_of
 
 if TYPE_CHECKING:
     from onelane.supervisor.xds_server import XdsServer

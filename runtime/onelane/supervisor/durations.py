@@ -37,6 +37,6 @@ def longest_stop_s(config: Config, sinks: int = 0, *, in_cluster: bool = False) 
 
 def _moves_s(config: Config) -> float:
     # Only with a cluster.
-    from onelane.supervisor.machine import LEAVE_S
+    from onelane.supervisor.joining import LEAVE_S
 
     return sum(app.drain_s + CHANGE_MARGIN_S for app in config.apps.values()) + LEAVE_S

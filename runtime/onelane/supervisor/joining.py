@@ -1,104 +1,165 @@
-"""This machine as `[cluster]` describes it: its name, and its record."""
+"""How this machine joins its cluster, and how it leaves; between the two it stays: see `machine`.
 
-import hashlib
-import ipaddress
-import json
-import re
-import secrets
-import socket
-import ssl
-from collections.abc import Mapping
-from pathlib import Path
+    LOOKS ──nobody objects, no namesake──▶ GRANTED ──record put, nobody before it objects──▶ JOINED
+      ▲                                       │
+      └─────────its lease is revoked──────────┘  the store does not answer, or another machine objects
 
-import onelane
-from onelane.cluster.machines import MachineRecord
-from onelane.config import UNIX, App
-from onelane.core import addresses
-from onelane.core.cluster_settings import ClusterSettings, faults_of_names
-from onelane.core.validation import to_json
-from onelane.errors import BadConfig
+Promises: where it has not joined, its record goes with its lease, which is revoked, or runs out where the store does
+not answer. The first time an objection or a refusal ends it; a machine that had joined before waits, as for an answer.
+"""
 
-DECISIVE = ("services", "keys", "turns", "points", "max_key_bytes")
-"""Settings of an app that must be the same on all machines: they decide what a key is, and who owns it."""
-CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
+import anyio
 
-def record_of(settings: ClusterSettings, apps: Mapping[str, App], *, page: str = "") -> MachineRecord:
-    """What the other machines are to know of this one. page: its URL; "" where others cannot reach it.
+from onelane.cluster.coordination import (
+    ConditionFailed,
+    CoordinationRefused,
+    CoordinationStore,
+    CoordinationUnavailable,
+    Created,
+    LeaseEnded,
+)
+from onelane.cluster.machines import (
+    LONGEST_LEASE_S,
+    ClusterKeys,
+    ClusterView,
+    JoinRefused,
+    MachineRecord,
+    objections,
+    record_of,
+)
+from onelane.cluster.own_entries import OwnEntries
+from onelane.core.lease import LeaseTerms, MachineLease
+from onelane.supervisor.own_report import OwnReport
 
-    Raises:
-        BadConfig: an app cannot be a part of a cluster, or the file of `tls.ca` cannot be used.
-    """
-    if faults := [fault for name, app in apps.items() for fault in _unfit(name, app)]:
-        raise BadConfig("apps", faults)
-    ports, shards = settings.ports_of_links, sum(app.shard_count for app in apps.values())
-    if settings.link_ports and len(ports) < shards:
-        seen = f"{settings.link_ports} are {len(ports)} ports"
-        raise BadConfig("cluster", [f"link_ports: {seen}, expected one for each of the {shards} shards, better two"])
-    return MachineRecord(
-        name=machine_name(settings),
-        advertise=settings.advertise,
-        release=onelane.__version__,
-        lease_s=settings.lease_s,
-        start=secrets.token_hex(8),
-        trust="" if settings.tls is None else _fingerprint(settings.tls.ca),
-        settings={name: settings_digest(app) for name, app in apps.items()},
-        admin=page,
-        xds=settings.xds_server,
-    )
+log = logging.getLogger("onelane.supervisor")
+NAMESAKE_LEASES = 2
+"""How many times its lease, by its record, a machine of the same name is waited for: it may be our own last start."""
+LEAVE_S = 2.0
+"""The longest that leaving may take; without it the lease runs out."""
 
 
-def machine_name(settings: ClusterSettings) -> str:
-    """The name of this machine.
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a machine that has joined begins to stay with."""
 
-    Raises:
-        BadConfig: the settings have none, and the host's cannot be one.
-    """
-    name = settings.machine or socket.gethostname()
-    if faults := faults_of_names(settings.name, [name]):
-        raise BadConfig("cluster", [f"machine: is not set, and the name of this host is no name of one: {faults[0]}"])
-    return name
-
-
-def _unfit(name: str, app: App) -> list[str]:
-    """Why an app cannot be a part of a cluster."""
-    faults = []
-    if not app.adopts_sockets:
-        faults.append(f'{name}.listener: expected "native" with [cluster], not {app.listener!r}: others have no links')
-    if app.membership != "supervisor":
-        seen = f"not {app.membership!r}: its shards follow the placements of all machines"
-        faults.append(f'{name}.membership: expected "supervisor" with [cluster], {seen}')
-    if app.pins:
-        faults.append(f"{name}.pins: expected none with [cluster], whose machines share them: use `onelane pin`")
-    return faults
+    lease: MachineLease
+    entries: OwnEntries
+    """Under that lease."""
+    view: ClusterView
+    """With its own record, and nobody before it who objects."""
 
 
-def page_url(admin: str, advertise: str, *, is_tls: bool) -> str:
-    """The URL of the page of this machine; "" where others cannot reach it. admin: its address, of the settings."""
-    if admin.startswith(UNIX):
-        return ""
-    host, port = addresses.split(admin)
-    if addresses.is_wildcard(host):
-        host = advertise.strip("[]")
-    elif ipaddress.ip_address(host).is_loopback:
-        return ""
-    return f"{'https' if is_tls else 'http'}://{addresses.join(host, port)}"
+class Joining:
+    """See the module. Owned by `Machine`."""
 
+    def __init__(
+        self,
+        store: CoordinationStore,
+        keys: ClusterKeys,
+        report: OwnReport,
+        *,
+        now: Callable[[], float],
+        sleep_until: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._report = report
+        self._now = now
+        self._sleep_until = sleep_until
+        self._name = report.record.name
+        self._terms = LeaseTerms(report.record.lease_s)
+        self._has_joined = False
 
-def settings_digest(app: App) -> str:
-    """The same for two machines whose settings of an app agree on what a key is, who owns it, and the store."""
-    row = json.loads(to_json(app))
-    decisive = {name: row.get(name) for name in DECISIVE} | {"store": app.state.store}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    async def join(self) -> Joined:
+        """Join, however long it takes. Why it waits is the trouble of its report.
 
+        Raises:
+            JoinRefused: the first time, where another machine stands against it.
+            CoordinationRefused: the first time, by the store.
+        """
+        while True:
+            began_at = self._now()
+            try:
+                joined = await self._join()
+            except (CoordinationUnavailable, ConditionFailed, LeaseEnded) as error:
+                distance = self._terms.distance_fault(self._store.answers_in_s)
+                self._report.trouble = "; ".join(filter(None, (str(error), distance)))
+                log.warning("machine.waits name=%s reason=%s", self._name, self._report.trouble)
+            except (CoordinationRefused, JoinRefused) as error:
+                if not self._has_joined:
+                    raise
+                log.error("machine.waits name=%s reason=%s", self._name, error)
+                self._report.trouble = str(error)
+            else:
+                self._has_joined, self._report.trouble = True, ""
+                return joined
+            await self._sleep_until(began_at + self._terms.renew_every_s)
 
-def _fingerprint(path: str) -> str:
-    """Of the authorities in a file, in whatever order it has them."""
-    try:
-        authorities = [ssl.PEM_cert_to_DER_cert(text) for text in CERTIFICATE.findall(Path(path).read_text())]
-    except (OSError, ValueError) as error:
-        raise BadConfig("cluster", [f"tls.ca: {path} cannot be used: {error}"]) from None
-    if not authorities:
-        raise BadConfig("cluster", [f"tls.ca: {path} has no certificate"])
-    digests = sorted({hashlib.sha256(authority).hexdigest() for authority in authorities})
-    return f"sha256:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"
+    async def leave(self, lease_id: int) -> None:
+        """Revoke its lease, so that the others need not wait for the end of that."""
+        with anyio.move_on_after(LEAVE_S):
+            try:
+                await self._store.revoke(lease_id)
+            except (CoordinationUnavailable, CoordinationRefused) as error:
+                log.info("machine.left_to_its_lease name=%s reason=%s", self._name, error)
+
+    async def _join(self) -> Joined:
+        await self._wait_for_the_namesake()
+        sent_at = self._now()
+        granted = await self._store.grant(self._terms.lease_s)
+        lease = MachineLease.granted(self._terms, granted.lease_id, sent_at, granted.ttl_s)
+        try:
+            return await self._join_under(lease)
+        except BaseException:
+            # Also where it is not known whether the record was put.
+            with anyio.CancelScope(shield=True):
+                await self.leave(lease.lease_id)
+            raise
+
+    async def _join_under(self, lease: MachineLease) -> Joined:
+        entries = OwnEntries(self._keys, lease.lease_id)
+        await self._store.commit([Created(self._keys.machine(self._name), 0)], entries.wanted(self._report.record))
+        view = await self._look()
+        if (own := view.entry(self._name)) is None or own.lease_id != lease.lease_id:
+            # Without it, who came first could not be told.
+            raise ConditionFailed(f"somebody has removed the record of {self._name}")
+        self._check(view)
+        return Joined(lease, entries, view)
+
+    async def _wait_for_the_namesake(self) -> None:
+        """A machine of our name: our own last start, whose lease has not run out yet; or another machine.
+
+        Raises:
+            JoinRefused: it renews its lease; or others stand against us.
+        """
+        began_at = self._now()
+        while True:
+            view = await self._look()
+            await self._store.look_around()
+            self._report.look_at_clock(self._store.ahead_s)
+            self._check(view, but=self._name)
+            namesake = view.entry(self._name)
+            if namesake is None:
+                return
+            record = record_of(namesake.value, self._name)
+            lease_s = record.lease_s if isinstance(record, MachineRecord) else self._terms.lease_s
+            if self._now() >= began_at + NAMESAKE_LEASES * min(lease_s, LONGEST_LEASE_S):
+                self._check(view)
+            await self._sleep_until(self._now() + min(lease_s / 3, self._terms.renew_every_s))
+
+    async def _look(self) -> ClusterView:
+        return ClusterView(self._keys, await self._store.read(self._keys.prefix))
+
+    def _check(self, view: ClusterView, but: str = "") -> None:
+        """Raises:
+        JoinRefused: a machine that was there before us stands against us. So of two that join at once, one stays.
+        """
+        own = view.entry(self._name)
+        before = view.machines(joined_by=math.inf if own is None else own.created)
+        if faults := objections(self._report.record, (machine for machine in before if machine.name != but)):
+            raise JoinRefused(f"cannot join the cluster {self._keys.cluster!r}: {'; '.join(faults)}")

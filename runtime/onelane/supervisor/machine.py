@@ -1,4 +1,5 @@
-"""This machine in its cluster: its lease, its record under that, its fences, and the view of all machines.
+"""This machine in its cluster: its lease, its record under that, its fences, and the view of all machines. How it joins
+and leaves is in `joining`; here it stays.
 
     JOINING ──record put──▶ HELD ──lease lost──▶ its lives end ──▶ JOINING, with another lease
                              └──cancelled──▶ its lives end, then the lease is revoked: the others need not wait for it
@@ -12,7 +13,6 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Protocol
 
 import anyio
@@ -28,30 +28,17 @@ from onelane.cluster.coordination import (
     LeaseEnded,
     Unchanged,
 )
-from onelane.cluster.coordination.members import CLOCKS_APART_S
-from onelane.cluster.machines import (
-    LONGEST_LEASE_S,
-    AppPart,
-    ClusterKeys,
-    ClusterView,
-    JoinRefused,
-    MachineRecord,
-    objections,
-    record_of,
-    with_clock,
-)
+from onelane.cluster.machines import AppPart, ClusterKeys, ClusterView, MachineRecord
 from onelane.cluster.own_entries import OwnEntries
 from onelane.core.clock import boottime_s
 from onelane.core.lease import FencedTime, LeaseTerms, MachineLease
 from onelane.core.placement import Member
+from onelane.supervisor.joining import Joining
+from onelane.supervisor.own_report import OwnReport
 
 log = logging.getLogger("onelane.supervisor")
-NAMESAKE_LEASES = 2
-"""How many times its lease, by its record, a machine of the same name is waited for: it may be our own last start."""
 LEASES_BETWEEN_LOOKS = 4
 """Between two looks at all members of the store: a connection of which nothing is heard may end on its way."""
-LEAVE_S = 2.0
-"""The longest that leaving may take; without it the lease runs out."""
 
 
 class MachineLives(Protocol):
@@ -86,12 +73,12 @@ class Machine:
     ) -> None:
         self._store = store
         self._keys = keys
-        self._record = record
+        self._report = OwnReport(record)
+        self._joining = Joining(store, keys, self._report, now=now, sleep_until=sleep_until)
         self._lives = lives
         self._now = now
         self._sleep_until = sleep_until
         self._terms = LeaseTerms(record.lease_s)
-        self._has_joined = False
         self._woken = anyio.Event()
         """Set where something may be due earlier than it was."""
         self._put_at = math.inf
@@ -104,8 +91,6 @@ class Machine:
         self._view: ClusterView | None = None
         self.changed = anyio.Event()
         """Set when there is another view; another event follows it."""
-        self.trouble = ""
-        """Why this machine has no lease, or why the last renewal has failed."""
         self.renewals_failed = 0
 
     @property
@@ -138,11 +123,16 @@ class Machine:
     @property
     def record(self) -> MachineRecord:
         """What this machine says of itself."""
-        return self._record
+        return self._report.record
+
+    @property
+    def trouble(self) -> str:
+        """Why this machine has no lease, or why the last renewal has failed."""
+        return self._report.trouble
 
     @property
     def name(self) -> str:
-        return self._record.name
+        return self._report.record.name
 
     @property
     def cluster(self) -> str:
@@ -156,21 +146,21 @@ class Machine:
             CoordinationRefused: the first time, by the store.
         """
         while True:
-            self.lease, view = await self._join_at_last()
-            self.view, self.trouble = view, ""
-            lease_id, self._has_joined = self.lease.lease_id, True
-            log.info("machine.joined name=%s lease=%d", self._record.name, lease_id)
+            joined = await self._joining.join()
+            self.lease, self._entries, self.view = joined.lease, joined.entries, joined.view
+            lease_id = joined.lease.lease_id
+            log.info("machine.joined name=%s lease=%d", self.name, lease_id)
             if fault := self._terms.distance_fault(self._store.answers_in_s):
-                log.warning("machine.far_from_etcd name=%s %s", self._record.name, fault)
+                log.warning("machine.far_from_etcd name=%s %s", self.name, fault)
             try:
                 await self._hold()
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._lives.end(lease_id)
                     if not self.lease.is_lost:
-                        await self._revoke(lease_id)
+                        await self._joining.leave(lease_id)
             self.lease = None
-            log.warning("machine.lost name=%s lease=%d", self._record.name, lease_id)
+            log.warning("machine.lost name=%s lease=%d", self.name, lease_id)
 
     def announce(
         self,
@@ -181,107 +171,12 @@ class Machine:
     ) -> None:
         """Have the record name these lives, by their app, and their parts in placements. within_s: until then, what is
         announced meanwhile is written with it."""
-        record = replace(self._record, apps=apps, parts=self._record.parts if parts is None else parts)
-        if record != self._record:
-            self._record = record
+        if self._report.announce(apps, parts):
             self._put_within(within_s)
 
     def _put_within(self, seconds: float) -> None:
         self._put_at = min(self._put_at, self._now() + seconds)
         self._woken.set()
-
-    # Joining
-
-    async def _join_at_last(self) -> tuple[MachineLease, ClusterView]:
-        while True:
-            began_at = self._now()
-            try:
-                return await self._join()
-            except (CoordinationUnavailable, ConditionFailed, LeaseEnded) as error:
-                self.trouble = self._with_distance(str(error))
-                log.warning("machine.waits name=%s reason=%s", self._record.name, self.trouble)
-            except (CoordinationRefused, JoinRefused) as error:
-                if not self._has_joined:
-                    raise
-                log.error("machine.waits name=%s reason=%s", self._record.name, error)
-                self.trouble = str(error)
-            await self._sleep_until(began_at + self._terms.renew_every_s)
-
-    def _with_distance(self, reason: str) -> str:
-        return "; ".join(filter(None, (reason, self._terms.distance_fault(self._store.answers_in_s))))
-
-    async def _join(self) -> tuple[MachineLease, ClusterView]:
-        await self._wait_for_the_namesake()
-        sent_at = self._now()
-        granted = await self._store.grant(self._terms.lease_s)
-        lease = MachineLease.granted(self._terms, granted.lease_id, sent_at, granted.ttl_s)
-        self._entries = OwnEntries(self._keys, lease.lease_id)
-        try:
-            await self._store.commit([Created(self._key, 0)], self._entries.wanted(self._record))
-            view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
-            if (own := view.entry(self._record.name)) is None or own.lease_id != lease.lease_id:
-                # Without it, who came first could not be told.
-                raise ConditionFailed(f"somebody has removed the record of {self._record.name}")
-            self._check(view)
-        except BaseException:
-            # Also where it is not known whether the record was put.
-            with anyio.CancelScope(shield=True):
-                await self._revoke(lease.lease_id)
-            raise
-        return lease, view
-
-    async def _wait_for_the_namesake(self) -> None:
-        """A machine of our name: our own last start, whose lease has not run out yet; or another machine.
-
-        Raises:
-            JoinRefused: it renews its lease; or others stand against us.
-        """
-        began_at = self._now()
-        while True:
-            view = ClusterView(self._keys, await self._store.read(self._keys.prefix))
-            await self._store.look_around()
-            self._look_at_clock()
-            self._check(view, but=self._record.name)
-            namesake = view.entry(self._record.name)
-            if namesake is None:
-                return
-            record = record_of(namesake.value, self._record.name)
-            lease_s = record.lease_s if isinstance(record, MachineRecord) else self._terms.lease_s
-            if self._now() >= began_at + NAMESAKE_LEASES * min(lease_s, LONGEST_LEASE_S):
-                self._check(view)
-            await self._sleep_until(self._now() + min(lease_s / 3, self._terms.renew_every_s))
-
-    def _check(self, view: ClusterView, but: str = "") -> None:
-        """Raises:
-        JoinRefused: a machine that was there before us stands against us. So of two that join at once, one stays.
-        """
-        own = view.entry(self._record.name)
-        before = view.machines(joined_by=math.inf if own is None else own.created)
-        if faults := objections(self._record, (machine for machine in before if machine.name != but)):
-            raise JoinRefused(f"cannot join the cluster {self._keys.cluster!r}: {'; '.join(faults)}")
-
-    @property
-    def _key(self) -> str:
-        return self._keys.machine(self._record.name)
-
-    async def _revoke(self, lease_id: int) -> None:
-        with anyio.move_on_after(LEAVE_S):
-            try:
-                await self._store.revoke(lease_id)
-            except (CoordinationUnavailable, CoordinationRefused) as error:
-                log.info("machine.left_to_its_lease name=%s reason=%s", self._record.name, error)
-
-    def _look_at_clock(self) -> None:
-        """Tell where our wall clock is wrong, or the store's, and the others where it has been set."""
-        record = with_clock(self._record, self._store.ahead_s)
-        if record is self._record:
-            return
-        self._record = record
-        if abs(record.ahead_s or 0.0) > CLOCKS_APART_S:
-            name, words = record.name, "set the wrong one, as by NTP: reminders and identities go by it"
-            log.warning("machine.clock_differs name=%s ahead_of_etcd_s=%d %s", name, record.ahead_s, words)
-
-    # Staying
 
     async def _hold(self) -> None:
         """Until the lease is lost."""
@@ -333,15 +228,15 @@ class Machine:
             ttl_s = await self._store.renew(lease_id)
         except (CoordinationUnavailable, CoordinationRefused) as error:
             log.warning("machine.not_renewed name=%s left_s=%.1f reason=%s", *self._left(), error)
-            self.trouble = str(error)
+            self._report.trouble = str(error)
             self.renewals_failed += 1
             return
         # By the lease as it is now: another renewal may have been answered meanwhile.
         before, self.lease = self.lease, self.lease.renewed(sent_at, ttl_s)
-        self.trouble = ""
+        self._report.trouble = ""
         if self.lease.serve_until > before.serve_until:
             self._lives.extend(lease_id, self.lease.serve_until)
-        self._look_at_clock()
+        self._report.look_at_clock(self._store.ahead_s)
         self._look_at_our_entries()
         self._woken.set()
 
@@ -353,16 +248,16 @@ class Machine:
 
     def _left(self) -> tuple[str, float]:
         assert self.lease is not None
-        return self._record.name, self.lease.serve_until - self._now()
+        return self.name, self.lease.serve_until - self._now()
 
     def _has_its_entries(self) -> bool:
         assert self.view is not None
-        return self._entries.agree_with(self._record, self.view)
+        return self._entries.agree_with(self._report.record, self.view)
 
     async def _put(self) -> None:
         """Our entries do not say what they are to say: our lives are others now, or somebody has changed them."""
         assert self.view is not None
-        update = self._entries.update(self._record, self.view)
+        update = self._entries.update(self._report.record, self.view)
         if update is None:
             await self._put_again()
             return
@@ -384,19 +279,20 @@ class Machine:
             # Else what the watch has shown since would be gone for good: it shows nothing twice.
             self.view = ClusterView(self._keys, snapshot)
         view = self.view
-        entry = view.entry(self._record.name)
+        entry = view.entry(self.name)
         if self._has_its_entries():
             return
         if entry is not None and entry.lease_id != self.lease.lease_id:
             self.lease = self.lease.lost()
             return
-        expected: Condition = Unchanged(self._key, entry.changed) if entry else Created(self._key, 0)
+        key = self._keys.machine(self.name)
+        expected: Condition = Unchanged(key, entry.changed) if entry else Created(key, 0)
         try:
-            await self._store.commit([expected], self._entries.wanted(self._record))
+            await self._store.commit([expected], self._entries.wanted(self._report.record))
         except LeaseEnded:
             self.lease = self.lease.lost()
         except ConditionFailed:
-            log.info("machine.changed_meanwhile name=%s", self._record.name)
+            log.info("machine.changed_meanwhile name=%s", self.name)
 
     async def _follow(self) -> None:
         """Keep the view; renew at once where our own entries are not there."""
@@ -411,7 +307,7 @@ class Machine:
             except HistoryLost:
                 await self._read_again()
             except CoordinationRefused as error:
-                log.warning("machine.not_followed name=%s reason=%s", self._record.name, error)
+                log.warning("machine.not_followed name=%s reason=%s", self.name, error)
                 await self._sleep_until(self._now() + self._terms.renew_every_s)
 
     def _look_at_our_entries(self) -> None:

@@ -128,7 +128,7 @@ class Supervisor:
     def _member_of(self, settings: "ClusterSettings") -> "ClusterMember":
         # Only with a cluster.
         from onelane.supervisor.cluster_member import ClusterMember
-        from onelane.supervisor.joining import page_url
+        from onelane.supervisor.machine_record import page_url
 
         is_tls = self.config.admin_tls is not None
         page = page_url(self.config.admin, settings.advertise, is_tls=is_tls)
