@@ -116,6 +116,10 @@ class SlowCoordination(MemoryCoordination):
         await asyncio.sleep(0)
         return await super().commit(conditions, writes)
 
+    async def revoke(self, lease_id: int) -> None:
+        await asyncio.sleep(0)
+        await super().revoke(lease_id)
+
 
 async def test_of_two_that_do_not_fit_and_join_at_once_one_stays(cluster: Cluster) -> None:
     """Their first look shows nobody; the second one, after their records are put, shows both."""
@@ -139,6 +143,19 @@ async def test_a_machine_that_finds_no_store_waits_and_joins_when_it_is_there(cl
         cluster.store.is_down = False
         await cluster.time.advance(2)
         assert len(cluster.serving(A)) == 1
+
+
+async def test_a_machine_that_had_joined_waits_where_it_is_refused_as_it_joins_again(cluster: Cluster) -> None:
+    async with cluster.running(A) as a:
+        await cluster.store.commit([], [Put(KEYS.machine("b"), record_bytes(replace(B, settings={"lobby": "e"})))])
+        await cluster.store.revoke(1)
+        await cluster.time.advance(5)
+        assert cluster.serving(A) == []
+        assert a.trouble.startswith("cannot join the cluster 'arena': app 'lobby' is set up otherwise on machine 'b'")
+        await cluster.store.commit([], [Remove(KEYS.machine("b"))])
+        await cluster.time.advance(2)
+        assert cluster.serving(A) == [2]
+        assert a.trouble == ""
 
 
 class RemovingCoordination(MemoryCoordination):
