@@ -20,7 +20,7 @@ from onelane.cli.standard_streams import console
 from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import RunningApp, echo, eventually, running
+from tests.running_app import RunningApp, echo, eventually, run_command, running
 
 pytestmark = pytest.mark.slow
 TRACE = "3af7651916cd43dd8448eb211c80319c"
@@ -39,12 +39,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
         yield started
 
 
-def onelane(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "onelane", *arguments], capture_output=True, text=True, timeout=BOUND_S
-    )
-
-
 async def call(cluster: RunningApp, trace_id: str) -> None:
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
@@ -55,8 +49,8 @@ async def call(cluster: RunningApp, trace_id: str) -> None:
 
 async def test_top_prints_once_where_the_output_is_no_terminal(cluster: RunningApp) -> None:
     await call(cluster, TRACE.replace("3a", "4a", 1))
-    await eventually(lambda: "echo.v1.Echo/Unary" in onelane("top", cluster.admin).stdout)
-    screen = onelane("top", cluster.admin).stdout
+    await eventually(lambda: "echo.v1.Echo/Unary" in run_command("top", cluster.admin).stdout)
+    screen = run_command("top", cluster.admin).stdout
     assert re.search(r"echo-0 +ready +\d+", screen)
     assert re.search(r"helper +shard +queued", screen)
     assert "\x1b" not in screen
@@ -74,9 +68,8 @@ def test_text_from_clients_is_printed_without_control_characters_and_markup(
 
 
 def test_no_http_proxy_is_used(cluster: RunningApp) -> None:
-    command = [sys.executable, "-m", "onelane", "top", cluster.admin]
-    proxied = os.environ | {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
-    assert "echo-0" in subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, env=proxied).stdout
+    proxied = {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
+    assert "echo-0" in run_command("top", cluster.admin, **proxied).stdout
 
 
 @contextmanager
@@ -170,9 +163,7 @@ def test_top_scrolls_by_keys_and_ends_by_q(cluster: RunningApp) -> None:
 def test_in_a_pipe_each_table_is_columns_of_words(cluster: RunningApp) -> None:
     for command in ("status", "top"):
         # In which some programs take a pipe for a terminal.
-        ci = os.environ | {"FORCE_COLOR": "1", "COLUMNS": "40"}
-        line = [sys.executable, "-m", "onelane", command, "--admin", cluster.admin]
-        run = subprocess.run(line, capture_output=True, text=True, timeout=BOUND_S, env=ci)
+        run = run_command(command, "--admin", cluster.admin, FORCE_COLOR="1", COLUMNS="40")
         table = run.stdout.partition("\n\n")[0]
         header, *rows = [line.split() for line in table.splitlines()]
         assert header[:4] == ["app", "shard", "state", "pid"]
@@ -193,11 +184,11 @@ def test_status_in_a_narrow_terminal_cuts_no_number(cluster: RunningApp) -> None
 async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: RunningApp) -> None:
     # Of one second only the first few new traces are kept.
     await call(cluster, TRACE)
-    while TRACE[:16] not in onelane("trace", "--admin", cluster.admin).stdout:
+    while TRACE[:16] not in run_command("trace", "--admin", cluster.admin).stdout:
         await call(cluster, TRACE)
 
     def tree() -> list[str]:
-        run = onelane("trace", TRACE[:12], "--admin", cluster.admin)
+        run = run_command("trace", TRACE[:12], "--admin", cluster.admin)
         assert run.returncode == 0
         return run.stdout.splitlines()
 
@@ -212,9 +203,9 @@ async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: RunningAp
 
 
 def test_an_unknown_trace_and_an_address_without_a_supervisor_are_errors(cluster: RunningApp) -> None:
-    unknown = onelane("trace", "ffff", "--admin", cluster.admin)
+    unknown = run_command("trace", "ffff", "--admin", cluster.admin)
     assert (unknown.returncode, "there is no such trace" in unknown.stderr) == (1, True)
-    unreachable = onelane("top", "127.0.0.1:1")
+    unreachable = run_command("top", "127.0.0.1:1")
     assert (
         unreachable.returncode,
         "nothing listens at 127.0.0.1:1; is `onelane up` running?" in unreachable.stderr,
