@@ -87,7 +87,7 @@ def reloaded(folder: Path) -> Iterator[Project]:
     settings.write_text(settings.read_text().replace(":50051", ":0").replace("shards = 2", "shards = 1"))
     (folder / "library").mkdir()
     arguments = ("up", "--reload", "--reload-dir", str(folder / "library"), "--admin", "127.0.0.1:0", "--json")
-    with running_command(*arguments, cwd=project, log=folder / "log") as app:
+    with running_command(*arguments, cwd=project, log=folder / "log", fresh=None) as app:
         app.listen["shop"] = app.status()["apps"]["shop"]["listen"]
         with ended(Project(project, app)) as running:
             yield running
