@@ -43,13 +43,13 @@ check: setup
 	$(BIN)/pytest -q tests/house/test_layers.py
 
 test: setup
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance and not image" $(ARGS)
+	$(BIN)/pytest -q -n auto --maxprocesses 5 --dist loadfile -m "not conformance and not image" $(ARGS)
 
 wheel: $(BUILT)/.ready
 	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q tests/wire/test_build.py tests/wire/test_http2_extension.py tests/cli/test_entry.py
 
 test-wheel: $(BUILT)/.ready
-	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not conformance and not image" $(ARGS)
+	ONELANE_EXPECT=compiled $(BUILT)/bin/pytest -q -n auto --maxprocesses 5 --dist loadfile -m "not conformance and not image" $(ARGS)
 
 # A wheel from the sdist, so that both are whole; with ONELANE_PURE=0 what cannot be compiled is an error. For other
 # platforms there is the pure one.

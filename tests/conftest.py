@@ -83,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """More than processors: the tests wait for processes and connections about as long as they compute."""
-    return len(os.sched_getaffinity(0)) + 2
+    return len(os.sched_getaffinity(0)) + 3
 
 
 @pytest.hookimpl(wrapper=True)
