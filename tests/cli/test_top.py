@@ -68,8 +68,8 @@ def test_text_from_clients_is_printed_without_control_characters_and_markup(
 
 
 def test_no_http_proxy_is_used(cluster: RunningApp) -> None:
-    proxied = {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
-    assert "echo-0" in run_command("top", cluster.admin, **proxied).stdout
+    closed = "http://127.0.0.1:1"
+    assert "echo-0" in run_command("top", cluster.admin, http_proxy=closed, HTTP_PROXY=closed).stdout
 
 
 @contextmanager
