@@ -74,9 +74,16 @@ async def machines_up(
 
 
 async def run(
-    machines: MachinesUnderTest, scenario: Scenario, seed: int, *, within_s: float = LONGEST_S
+    machines: MachinesUnderTest,
+    scenario: Scenario,
+    seed: int,
+    *,
+    within_s: float = LONGEST_S,
+    pause_s: float = PAUSE_S,
 ) -> ClusterOutcome:
-    """Raises:
+    """pause_s: of a client, from an answer to its next call.
+
+    Raises:
     AssertionError: the history is not linearizable, a key had two owners, a call has failed that nothing explains, or
         something hangs; with all that is known.
     """
@@ -85,10 +92,10 @@ async def run(
         return [*machines.record.notes, *await _standing(machines)]
 
     what = f"{scenario.name}, seed {seed}"
-    return await ended(_run(machines, scenario, seed), what, within_s=within_s, circumstances=standing)
+    return await ended(_run(machines, scenario, seed, pause_s), what, within_s=within_s, circumstances=standing)
 
 
-async def _run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> ClusterOutcome:
+async def _run(machines: MachinesUnderTest, scenario: Scenario, seed: int, pause_s: float) -> ClusterOutcome:
     await machines.settled(*NAMES)
     plain = [f"{seed}-{number}" for number in range(KEYS)]
     durable = [f"{KEPT}-{key}" for key in plain]
@@ -100,7 +107,7 @@ async def _run(machines: MachinesUnderTest, scenario: Scenario, seed: int) -> Cl
     parties = [
         _dialled(
             machines,
-            Clients(keys, seed, history, pause_s=PAUSE_S, calls_through=False, most=1),
+            Clients(keys, seed, history, pause_s=pause_s, calls_through=False, most=1),
             with_id=keys is durable,
         )
         for keys in (plain, durable)

@@ -16,6 +16,8 @@ from tests.chaos.scenarios import BROKEN, SHORT
 
 pytestmark = pytest.mark.slow
 LEASE_S = 6
+PAUSE_S = 0.06
+"""Twice that of `make chaos`: ten clients still call every 6 ms, and what they look for lasts for parts of a lease."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ async def machines(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ma
 async def test_no_key_has_two_owners_and_nothing_acknowledged_is_lost(
     machines: MachinesUnderTest, scenario: Scenario
 ) -> None:
-    outcome = await run(machines, scenario, SHORT.index(scenario))
+    outcome = await run(machines, scenario, SHORT.index(scenario), pause_s=PAUSE_S)
     sys.stdout.writelines(f"{line}\n" for line in outcome.lines())
     if not outcome.record.harms:
         assert outcome.history.failures == []
@@ -37,4 +39,4 @@ async def test_no_key_has_two_owners_and_nothing_acknowledged_is_lost(
 async def test_two_machines_that_serve_a_key_at_once_are_found(machines: MachinesUnderTest) -> None:
     """As one of them has a clock that no margin allows for."""
     with pytest.raises(AssertionError, match=r"TwoOwners|NotLinearizable"):
-        await run(machines, BROKEN, len(SHORT))
+        await run(machines, BROKEN, len(SHORT), pause_s=PAUSE_S)
