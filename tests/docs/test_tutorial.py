@@ -63,7 +63,7 @@ class Session:
         on_free_ports = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:0", documented)
         (self.folder / "free.toml").write_text(f'admin = "127.0.0.1:0"\n{on_free_ports}')
         log = self.folder / "log"
-        command = running_command("up", "free.toml", cwd=self.folder, log=log, **never_late(documented))
+        command = running_command("up", "free.toml", cwd=self.folder, log=log, fresh=None, **never_late(documented))
         app = self._app.enter_context(command)
         self._environment["ONELANE_ADMIN"] = app.admin
         self._addresses = dict(listening(documented, app))
