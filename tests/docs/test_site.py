@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -54,21 +53,20 @@ class Page(HTMLParser):
             self.policy = values["content"]
 
 
-def pages_of(site: Path) -> Iterator[tuple[Path, Page]]:
-    for file in sorted(site.rglob("*.html")):
-        yield file, Page(file.read_text())
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {file: Page(file.read_text()) for file in sorted(site.rglob("*.html"))}
 
 
-def test_no_page_loads_anything_from_another_server(site: Path) -> None:
-    for file, page in pages_of(site):
+def test_no_page_loads_anything_from_another_server(site: Path, pages: dict[Path, Page]) -> None:
+    for file, page in pages.items():
         assert [url for url in page.loaded if re.match(r"(https?:)?//", url)] == [], file
         assert page.policy.startswith("default-src 'self' data: blob:"), file
     for sheet in site.rglob("*.css"):
         assert re.findall(r"(?:url\(|@import\s*)[\"']?(?:https?:)?//", sheet.read_text()) == [], sheet
 
 
-def test_every_link_leads_to_a_page_and_a_heading_of_it(site: Path) -> None:
-    pages = dict(pages_of(site))
+def test_every_link_leads_to_a_page_and_a_heading_of_it(site: Path, pages: dict[Path, Page]) -> None:
     broken = []
     for file, page in pages.items():
         # zensical's own page for what does not exist has links from the root.
