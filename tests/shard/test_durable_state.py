@@ -44,10 +44,11 @@ patience_s = 0.1
 class Counting:
     """Clients that count, and what they were told."""
 
-    def __init__(self, stub: Any, prefix: str) -> None:
-        """prefix: of the keys."""
+    def __init__(self, stub: Any, prefix: str, *, pause_s: float = 0.0) -> None:
+        """prefix: of the keys. pause_s: of a client, from an answer to its next call."""
         self._stub = stub
         self._prefix = prefix
+        self._pause_s = pause_s
         self.sent: Counter[str] = Counter()
         self.acknowledged: Counter[str] = Counter()
         self.is_over = False
@@ -64,6 +65,7 @@ class Counting:
             else:
                 self.acknowledged[key] += 1
                 self._counted.set()
+                await asyncio.sleep(self._pause_s)
 
     async def count_on(self, more: int) -> None:
         """Wait until so many more are acknowledged."""

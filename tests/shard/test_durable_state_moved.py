@@ -24,6 +24,8 @@ from tests.shard.test_durable_state import CLIENTS, KEYS, Counting
 from tests.supervisor.test_changes_processes import order
 
 pytestmark = pytest.mark.slow
+PAUSE_S = 0.02
+"""Of a client: together they still call many times while a key moves."""
 
 
 class Books:
@@ -38,7 +40,7 @@ class Books:
         """Clients count until the end of the block; then every key has what was acknowledged."""
         async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
             stub: Any = echo_pb2_grpc.EchoStub(channel)
-            counting = Counting(stub, "k")
+            counting = Counting(stub, "k", pause_s=PAUSE_S)
             counting.sent, counting.acknowledged = self.sent, self.acknowledged
             await self.check(stub)
             clients = [asyncio.ensure_future(counting.count(number)) for number in range(CLIENTS)]
