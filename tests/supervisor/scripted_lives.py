@@ -15,6 +15,9 @@ class ScriptedLives:
         self.fences: dict[int, Fence] = {}
         """Of the lives that run, by their lease."""
         self.ended: list[int] = []
+        self.may_end = asyncio.Event()
+        """Their end waits for it."""
+        self.may_end.set()
 
     async def start(self, lease_id: int, until: float) -> None:
         self.fences[lease_id] = Fence(lease_id, until)
@@ -23,6 +26,7 @@ class ScriptedLives:
         self.fences = {key: fence.extended(lease_id, until) for key, fence in self.fences.items()}
 
     async def end(self, lease_id: int) -> None:
+        await self.may_end.wait()
         self.fences.pop(lease_id, None)
         self.ended.append(lease_id)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from onelane.cli import cluster_text
 from onelane.cluster.coordination import Put
 from onelane.cluster.machines import AppPart, ClusterKeys, ClusterView, MachineRecord, record_bytes
 from onelane.cluster.overview import ClusterOverview, overview_of
@@ -36,9 +37,8 @@ class Watched:
     def __init__(self) -> None:
         self.store = MemoryCoordination()
         self.time = ScriptedTime(self.store)
-        self.machine = Machine(
-            self.store, KEYS, A, ScriptedLives(), now=self.time.now, sleep_until=self.time.sleep_until
-        )
+        self.lives = ScriptedLives()
+        self.machine = Machine(self.store, KEYS, A, self.lives, now=self.time.now, sleep_until=self.time.sleep_until)
         self.requests: dict[str, int] = {}
         self.refusals: dict[str, str] = {}
         self.watch = ClusterWatch(
@@ -178,6 +178,27 @@ async def test_a_machine_that_was_given_up_joins_again_and_is_told_once(watched:
         await watched.advance(4)
         states = {row["state"] for row in watched.watch.status()["machines"] if row["name"] == "a"}
         assert states == {"joined", "missing"}
+
+
+async def test_a_machine_that_was_given_up_has_no_lease_while_its_lives_end(watched: Watched) -> None:
+    async with watched.running():
+        assert watched.machine.lease is not None
+        lease_id = watched.machine.lease.lease_id
+        watched.lives.may_end.clear()
+        watched.store.is_down = True
+        await watched.advance(7)
+        watched.store.is_down = False
+        await watched.advance(1)
+        assert watched.machine.lease.is_lost
+        status = watched.watch.status()
+        row = watched.row("a")
+        assert (row["state"], row["lease"], row["lease_left_s"]) == ("joining", f"{lease_id:x}", 0.0)
+        assert (status["lease"]["left_s"], status["lease"]["renewed_s_ago"]) == (0.0, None)
+        (warning,) = cluster_text.warnings(status)
+        assert warning.startswith("a has no lease: ")
+        watched.lives.may_end.set()
+        await watched.advance(2)
+        assert list(cluster_text.warnings(watched.watch.status())) == []
 
 
 # Others

@@ -162,9 +162,12 @@ class ClusterWatch:
             return own
         seen = self._seen.get((record.name, lease.lease_id))
         row = replace(own, state=MachineState.JOINED, lease=lease.lease_id) if seen is None else seen.machine
+        if lease.is_lost:
+            # Its lives end, and then it joins again.
+            return replace(row, state=MachineState.JOINING, lease_left_s=0.0, since_s=None, fault=own.fault)
         if lease.serve_until <= now:
             cut_off_s = now - lease.serve_until
-            row = replace(row, state=MachineState.CUT_OFF, since_s=cut_off_s, fault=self._machine.trouble)
+            row = replace(row, state=MachineState.CUT_OFF, since_s=cut_off_s, fault=own.fault)
         elif seen is not None:
             row = replace(row, since_s=now - seen.since)
         return replace(row, lease_left_s=max(0.0, lease.serve_until - now))

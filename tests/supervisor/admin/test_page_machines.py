@@ -113,6 +113,27 @@ async def test_what_is_wrong_with_this_machine_is_said_first_and_on_the_overview
         assert console == []
 
 
+@pytest.mark.parametrize("path", ["/#/machines", "/#/"])
+async def test_a_snapshot_that_cannot_be_drawn_is_told_and_the_next_one_is_drawn(
+    browser: Browser, alone: RunningApp, path: str
+) -> None:
+    first = json.loads(alone.get("/snapshot"))
+    bad = cluster(machine("a", "cut off"))
+    bad["lease"]["renewed_s_ago"] = None
+    events = [
+        f"event: snapshot\ndata: {json.dumps(first | {'cluster': rows})}\n\n"
+        for rows in (cluster(machine("a")), bad, cluster(machine("a"), machine("b")))
+    ]
+    async with opened(browser, alone, path, events="retry: 600000\n" + "".join(events[:2])) as (page, console, _):
+        await expect(page.get_by_role("alert")).to_contain_text("cannot be drawn (Cannot read properties of null")
+        assert len(console) == 1
+    async with opened(browser, alone, path, events="retry: 600000\n" + "".join(events)) as (page, _, _):
+        await expect(page.get_by_role("link", name="Machines")).to_be_visible()
+        await page.evaluate("location.hash = '#/machines'")
+        await expect(page.get_by_role("table", name="machines").locator("tbody tr")).to_have_count(2)
+        await expect(page.get_by_role("alert")).to_have_count(0)
+
+
 async def test_the_view_is_reached_by_keyboard(browser: Browser, alone: RunningApp) -> None:
     async with shown(browser, alone, cluster(machine("a")), "/#/") as (page, _, _):
         await expect(page.get_by_role("alert")).to_have_count(0)

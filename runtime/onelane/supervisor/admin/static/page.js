@@ -1,5 +1,5 @@
 // The admin page: one view of the newest snapshot, chosen by the URL.
-import { html, render, useEffect, useState } from "/static/vendor/htm-preact-3.1.1.js";
+import { html, render, useEffect, useErrorBoundary, useState } from "/static/vendor/htm-preact-3.1.1.js";
 import { App } from "/static/app.js";
 import { CallConsole } from "/static/console.js";
 import { Machines } from "/static/machines.js";
@@ -45,12 +45,26 @@ function Page() {
   if (!latest) return html`<p class="quiet waiting" role="status">Waiting for the supervisor…</p>`;
   const View = VIEWS[route.view];
   return html`
-    <${Header} latest=${latest} isLive=${isLive} route=${route} openList=${() => setListOpen(true)} />
+    <${Guarded} latest=${latest}>
+      <${Header} latest=${latest} isLive=${isLive} route=${route} openList=${() => setListOpen(true)} />
+    <//>
     <main id="content" tabindex="-1">
-      ${View ? html`<${View} ...${{ latest, history, edges, route }} />` : html`<p role="alert">There is no such view. <a href="#/">All apps</a></p>`}
+      <${Guarded} latest=${latest}>
+        ${View ? html`<${View} ...${{ latest, history, edges, route }} />` : html`<p role="alert">There is no such view. <a href="#/">All apps</a></p>`}
+      <//>
     </main>
     ${isListOpen && html`<${ShortcutList} hasCluster=${Boolean(latest.cluster)} close=${() => setListOpen(false)} />`}
   `;
+}
+
+// Without it one snapshot that cannot be drawn would leave the page as it was for good, and nobody would be told.
+function Guarded({ latest, children }) {
+  const [error, retry] = useErrorBoundary((caught) => console.error(caught));
+  useEffect(() => {
+    if (error) retry();
+  }, [latest]);
+  if (!error) return children;
+  return html`<p role="alert">This cannot be drawn (${error.message}), which is a fault of onelane. It is drawn again with the next snapshot.</p>`;
 }
 
 function Header({ latest, isLive, route, openList }) {
