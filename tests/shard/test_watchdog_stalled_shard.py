@@ -161,8 +161,11 @@ async def without_cpu(pid: int, hogs: int) -> AsyncIterator[list[int]]:
         os.sched_setaffinity(pid, cpus)
 
 
-@pytest.mark.parametrize("hogs", [0, 9], ids=["", "and gets little CPU then"])
-async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_long(tmp_path: Path, hogs: int) -> None:
+@pytest.mark.parametrize(("hogs", "computes_s"), [(0, 0.3), (9, 0.1)], ids=["", "and gets little CPU then"])
+async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_long(
+    tmp_path: Path, hogs: int, computes_s: float
+) -> None:
+    """computes_s: of a CPU that it has alone, or a tenth of."""
     with running(tmp_path, echo(1, "replace_stalled_s = 1")) as cluster:
         where = Where(cluster)
         # A first one, that does not hide the second; on a busy machine a start may have stalls of its own as well.
@@ -174,7 +177,7 @@ async def test_a_process_that_was_stopped_is_starved_and_not_replaced_however_lo
         async with without_cpu(before["pid"], hogs) as computing:
             # With a call that its lane begins to work on the moment it goes on.
             stopping = stop_for(before["pid"], max(2.1, 2.1 * longest_s), computing)
-            seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.3"))
+            seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", f"compute {computes_s}"))
         await eventually(lambda: longest_stall(cluster, known)["seconds"] > seconds - 1)
         assert longest_stall(cluster, known)["kind"] == "starved"
         (after,) = cluster.shards()
@@ -190,10 +193,14 @@ async def kinds_of(cluster: RunningApp, call: Any, function: str) -> set[str]:
     return {stall["kind"] for stall in stalls_in(cluster, f"Echo._{function}")}
 
 
-@pytest.mark.parametrize("hogs", [0, 9], ids=["alone", "beside nine processes that compute on its CPU"])
-async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, hogs: int) -> None:
+@pytest.mark.parametrize(
+    ("hogs", "numbers"),
+    [(0, 20_000_000), (9, 10_000_000)],
+    ids=["alone", "beside nine processes that compute on its CPU"],
+)
+async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, hogs: int, numbers: int) -> None:
     """And a process that was stopped as that alone, whatever its lane does then. What the machine lets a lane do is not
-    asked here: where it gave it no CPU, that is the cause."""
+    asked here: where it gave it no CPU, that is the cause. numbers: that another thread adds up."""
     with running(tmp_path, echo(1)) as cluster:
         where, gate = Where(cluster), Gate(tmp_path)
         pid = cluster.shards()[0]["pid"]
@@ -211,7 +218,7 @@ async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, ho
             await stalling
             held = await kinds_of(cluster, order(where, "echo-0", "keep 1"), "keep")
             assert held <= {"blocked", "starved"}
-            waiting = order(where, "echo-0", "wait_for_interpreter 20000000")
+            waiting = order(where, "echo-0", f"wait_for_interpreter {numbers}")
             waited = await kinds_of(cluster, waiting, "wait_for_interpreter")
             assert waited <= {"interpreter", "blocked", "starved"}
             computed = await kinds_of(cluster, order(where, "echo-0", "compute 0.2"), "compute")
