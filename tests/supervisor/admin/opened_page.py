@@ -1,6 +1,7 @@
 """The admin page in a real Chromium, for its tests."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -91,10 +92,14 @@ async def opened(
     page.on("request", lambda request: asked.append(request.url))
     if events:
         await page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=events))
-    await load(page, f"http://{cluster.admin}{path}", console, asked)
-    if not events:
-        await expect(page.get_by_role("status").first).to_have_text("live")
-    yield page, console, asked
+    try:
+        await load(page, f"http://{cluster.admin}{path}", console, asked)
+        if not events:
+            await expect(page.get_by_role("status").first).to_have_text("live")
+        yield page, console, asked
+    finally:
+        # pytest shows it where the test has failed: as what it waits for never comes, it may be the page's own fault.
+        sys.stdout.writelines(f"console of the page: {line}\n" for line in console)
     await context.close()
 
 
