@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onelane.cli.admin_client import UnixHandler
+from onelane.cli import admin_client
 
 from tests import warm_command
 from tests.bounds import BOUND_S
@@ -79,7 +79,7 @@ class RunningApp:
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
     def get(self, path: str) -> str:
-        with _opener(self.admin).open(f"http://{_authority(self.admin)}{path}", timeout=BOUND_S) as answer:
+        with admin_client.opener(self.admin).open(f"http://{_authority(self.admin)}{path}", timeout=BOUND_S) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -87,7 +87,7 @@ class RunningApp:
         """Have its supervisor carry out a command of the admin address, such as `restart?app=echo`."""
         url = f"http://{_authority(self.admin)}/{command}"
         request = urllib.request.Request(url, method="POST", headers={"X-Onelane": "1"})
-        with _opener(self.admin).open(request, timeout=BOUND_S) as answer:
+        with admin_client.opener(self.admin).open(request, timeout=BOUND_S) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -247,11 +247,6 @@ def http_request(url: str, *, method: str = "GET", **headers: str) -> tuple[int,
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def _opener(admin: str) -> urllib.request.OpenerDirector:
-    handlers = [UnixHandler(admin.removeprefix("unix:"))] if admin.startswith("unix:") else []
-    return urllib.request.build_opener(*handlers)
 
 
 def _authority(admin: str) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from click.testing import CliRunner
+from onelane.cli import admin_client
 from onelane.cli.main import main
 
 from tests.conftest import Where
@@ -142,6 +144,7 @@ def test_where_nothing_listens_every_command_asks_whether_up_runs(command: list[
         (http("no such token\n", "401 Unauthorized"), "refuses: no such token"),
         (http("\x1b]0;owned\x07", "403 Forbidden"), "refuses: \ufffd]0;owned\ufffd"),
         (http("busy", "500 Internal Server Error"), "answers with status 500: busy"),
+        (http("away", "302 Found\r\nLocation: http://127.0.0.1:1/"), "answers with status 302: away"),
         (http('{"fault": "no app is called \'x\'"}', "404 Not Found"), ": no app is called 'x'"),
     ],
 )
@@ -151,6 +154,18 @@ def test_whatever_answers_at_an_address_is_said_in_one_sentence(response: bytes,
     assert run.stderr.startswith(f"onelane: {address}{'' if sentence.startswith(':') else ' '}{sentence}")
     assert len(run.stderr.splitlines()) == 1
     assert run.exit_code == 1
+
+
+def test_a_request_without_tls_loads_no_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take 20 ms, which `urllib.request.build_opener` takes for each request from Python 3.12 on."""
+    loaded: list[int] = []
+    monkeypatch.delenv("ONELANE_ADMIN_CA", raising=False)
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *_: loaded.append(1))
+    for address in ("127.0.0.1:1", "unix:/run/onelane/admin"):
+        admin_client.opener(address)
+    assert loaded == []
+    admin_client.opener("https://127.0.0.1:1")
+    assert loaded == [1]
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:0", "127.0.0.1:99999", "unix:x", ":1"])
