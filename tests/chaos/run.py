@@ -31,8 +31,10 @@ max_late_s = 10
 STATE = """
 [apps.kept.state]
 folder = "{folder}"
-patience_s = 0.3
+patience_s = {patience_s}
 """
+SHORT_PATIENCE_S = 0.3
+"""Of a store that is locked for longer now and then, see `schedule`."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class Arena:
 
 
 @contextmanager
-def arena(folder: Path) -> Iterator[Arena]:
+def arena(folder: Path, *, patience_s: float = SHORT_PATIENCE_S) -> Iterator[Arena]:
+    """patience_s: of the store, whose files the shards wait for as they start, too."""
     state = folder / "state"
     apps = [_app("plain", "Plain", "Feed"), _app("kept", "Kept", "KeptFeed", "Agenda")]
     runs = folder / "runs"
-    with running(folder, "".join(apps) + STATE.format(folder=state), **{RUNS_FILE: str(runs)}) as app:
+    with running(
+        folder, "".join(apps) + STATE.format(folder=state, patience_s=patience_s), **{RUNS_FILE: str(runs)}
+    ) as app:
         yield Arena(app, state, runs)
 
 
