@@ -116,6 +116,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: rank[item.path])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Leave the environment as the test has found it. A command that is run in our process sets what grpc and
+    OpenTelemetry read when they are imported: the apps of all later tests would inherit it, in this worker alone."""
+    environment = os.environ.copy()
+    try:
+        return (yield)
+    finally:
+        if os.environ != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """End a coroutine test that hangs from within, so that it cleans up, and the tests after it do not fail as well."""
     if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):

@@ -33,13 +33,17 @@ PRELOADED = (
     "onelane.cli.check",
     "onelane.cli.main",
     "onelane.cli.run_apps",
+    "onelane.cli.top",
     "onelane.supervisor.admin.server",
+    "onelane.supervisor.cluster_member",
+    "onelane.supervisor.cluster_placing",
     "onelane.supervisor.supervisor",
     "onelane.supervisor.systemd",
     "onelane.telemetry.sinks.prometheus",
     "uvloop",
 )
-"""What an app's process imports at its start, but for services and grpcio's core, which it may not import."""
+"""What the process of an app, a machine or a command imports, but for services and grpcio's core, which that of an app
+may not import."""
 SERVERS = "servers"
 """What the process is called that forks fork servers."""
 DECIDES_IMPORTS = ("PYTHON", "PROTOCOL_BUFFERS_", "GRPC_")

@@ -175,13 +175,11 @@ async def test_a_connection_goes_on_after_a_misdeed_in_its_first_call(app: Runni
             stub = faulty_pb2_grpc.FaultyStub(channel)
             assert await stub.Release(Order(key=key), timeout=TIMEOUT_S) == Reply()
 
-    # Which connections are steered is the kernel's choice: of three of each kind, seven of eight times one at least.
-    for _ in range(3 if "native" in app.log.parent.name else 1):
-        outcomes.statuses.clear()
-        for first in range(0, len(KINDS), AT_ONCE):
-            await asyncio.gather(*map(connect_and_call, KINDS[first : first + AT_ONCE]))
-        assert outcomes.wrong() == {}
-        assert outcomes.unlogged() == {}
+    # Which connections are steered is the kernel's choice: of each misdeed's several kinds some, nearly always.
+    for first in range(0, len(KINDS), AT_ONCE):
+        await asyncio.gather(*map(connect_and_call, KINDS[first : first + AT_ONCE]))
+    assert outcomes.wrong() == {}
+    assert outcomes.unlogged() == {}
     if "native" in app.log.parent.name:
         await eventually(lambda: app.metric("onelane_connections_total", onelane_connection_steered="true"))
 
