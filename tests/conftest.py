@@ -55,6 +55,8 @@ LONGEST = (
 )
 """Files of few tests that take long. A parallel run begins with them: the last one to begin would run alone."""
 
+RESTING_TURNS = 10_000
+"""Of the loop: in 200 the busiest test of all has come to rest."""
 QUICK_FILES = 5
 """That are begun after each of these, so that while some workers wait others compute."""
 
@@ -154,8 +156,21 @@ def bounded(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Awa
         if task.cancelled():
             pytest.fail("the test was cancelled from inside")
         task.result()
+        if busy_with := await never_resting():
+            pytest.fail(f"the loop never rests after it: {busy_with}")
 
     return run
+
+
+async def never_resting() -> str:
+    """What the loop still has to call after thousands of turns; "". All tests of a worker share it: a callback that
+    schedules itself for ever takes a processor from all that come after its own."""
+    loop: Any = asyncio.get_running_loop()
+    for _ in range(RESTING_TURNS):
+        if not loop._ready:
+            return ""
+        await asyncio.sleep(0)
+    return str(loop._ready[0]) if loop._ready else ""
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,11 @@ ECHO = 'services = ["tests.echo.service:Echo"]'
 
 async def eventually(condition: Callable[[], Any]) -> None:
     """Wait until `condition()`, which may block, holds; the suite's timeout is the bound."""
-    while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - it is asked of another process
-        await asyncio.sleep(0.01)
+    pause_s = 0.01
+    while not await asyncio.to_thread(condition):
+        await asyncio.sleep(pause_s)
+        # What takes long is asked for less often: a condition that runs a command or reads a status has its price.
+        pause_s = min(pause_s * 1.1, 0.05)
 
 
 class Scrape:

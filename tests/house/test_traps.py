@@ -24,7 +24,7 @@ from tests.gate import Gate
 from tests.running_app import RunningApp, echo, eventually, running
 
 pytestmark = pytest.mark.slow
-BURST = 5000
+BURST = 3000
 
 
 def test_xds_protos_is_not_installed() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import conftest, warm_command
+from tests import warm_command
 from tests.bounds import BOUND_S
 from tests.running_app import ROOT, descendants, echo, eventually, http_request, is_running, running, running_command
 
@@ -127,15 +127,3 @@ def test_a_shard_has_imported_what_one_of_fresh_processes_has(tmp_path: Path, va
         seen.append((tmp_path / "imports.json").read_text())
     fresh_imports, forked_imports = map(json.loads, seen)
     assert forked_imports == fresh_imports
-
-
-def test_a_variable_that_a_test_has_set_or_removed_is_as_it_was_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`onelane state` sets GRPC_VERBOSITY in its process: each later app of the worker had a fresh fork server."""
-    monkeypatch.setenv("TEST_REMOVED", "as it was")
-    call = conftest.pytest_runtest_call()
-    next(call)
-    os.environ["TEST_SET"] = "left"
-    del os.environ["TEST_REMOVED"]
-    with pytest.raises(StopIteration):
-        next(call)
-    assert (os.environ.get("TEST_SET"), os.environ.get("TEST_REMOVED")) == (None, "as it was")

@@ -77,16 +77,17 @@ async def test_silent_clients_of_one_address_are_bounded_before_their_handshake(
 async def test_a_burst_of_clients_begins_one_handshake_in_a_turn(
     files: Files, monkeypatch: pytest.MonkeyPatch, counted: Callable[[], Counter[str]]
 ) -> None:
-    turns, begun, loop = [0], Counter[int](), asyncio.get_running_loop()
+    turns, begun = [0], Counter[int]()
 
     class Counting(tls.RenewedContext):
         def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
             begun[turns[0]] += 1
             return super().wrap_bio(*args, **kwargs)
 
-    def turn() -> None:
-        turns[0] += 1
-        loop.call_soon(turn)
+    async def count_turns() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
 
     monkeypatch.setattr(tls, "RenewedContext", Counting)
     async with native(tls=files.tls()) as (address, _):
@@ -100,12 +101,13 @@ async def test_a_burst_of_clients_begins_one_handshake_in_a_turn(
                 hello.do_handshake()
             reader, writer = await asyncio.open_connection(*address.split(":"))
             clients.append((reader, writer, outward.read()))
-        turn()
+        counting = asyncio.create_task(count_turns())
         for _, writer, hello_bytes in clients:
             writer.write(hello_bytes)
         async with asyncio.timeout(BOUND_S):
             for reader, _, _ in clients:
                 assert await reader.readexactly(5)
+        counting.cancel()
         for _, writer, _ in clients:
             writer.close()
         assert sum(begun.values()) == len(clients)
