@@ -242,7 +242,7 @@ async def test_make_up_for_a_while_ends_by_itself_and_its_totals_agree(tmp_path:
     await eventually(lambda: not processes_of(tmp_path))
 
 
-async def test_make_up_that_is_shaken_loses_nothing(tmp_path: Path) -> None:
+async def test_make_up_that_is_shaken_loses_nothing_and_ctrl_c_ends_it_with_its_summary(tmp_path: Path) -> None:
     # Of this seed the first changes are a kill of the profile, and a restart of the lobby.
     with playing(tmp_path, "--shake", "--seed", "49") as process:
         changes = await until_line(process, "restart lobby\n")
@@ -251,6 +251,7 @@ async def test_make_up_that_is_shaken_loses_nothing(tmp_path: Path) -> None:
     assert changes[4] == "shaking with seed 49\n"
     assert re.fullmatch(r"kill profile-\d\n", changes[5])
     assert process.returncode == 0, output
+    assert "summary of" in output
     assert "\nnothing lost\n" in output
     assert re.search(r"^watchers saw [\d,]+ events; reopened: .*moved x \d+", output, re.MULTILINE), output
     await eventually(lambda: not processes_of(tmp_path))
@@ -270,15 +271,6 @@ async def test_make_up_that_is_shaken_says_what_was_lost(tmp_path: Path) -> None
         re.MULTILINE,
     ), output
     assert "nothing lost" not in output
-
-
-async def test_ctrl_c_ends_make_up_with_its_summary(tmp_path: Path) -> None:
-    with playing(tmp_path, toml=ONE_SHARD_EACH) as process:
-        await until_line(process, "admin on")
-        process.send_signal(signal.SIGINT)
-        output = await output_of(process)
-    assert (process.returncode, "summary of" in output) == (0, True)
-    await eventually(lambda: not processes_of(tmp_path))
 
 
 async def test_make_up_that_cannot_start_says_why_in_the_shards_own_words(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.running_app import ROOT
 
 pytestmark = pytest.mark.slow
 
-RUNS = 20_000
+RUNS = 10_000
 CHANGED = 1_000
 CORPUS = Path(__file__).parent / "corpus"
 

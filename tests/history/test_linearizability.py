@@ -195,4 +195,4 @@ def test_the_bound_counts_what_is_made_for_one_answer_before_that_is_looked_at()
     operations = [Operation("k", Add(amount), 0.0) for amount in (1, 2, 3) for _ in range(100)]
     operations.append(operation(Add(1), 1, 2, 301))
     with pytest.raises(TooManyConfigurations):
-        check(operations, limit=1000)
+        check(operations, limit=300)
