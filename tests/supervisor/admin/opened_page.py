@@ -28,6 +28,8 @@ ARGUMENTS = [
 GIVEN_UP = "net::ERR_NETWORK_CHANGED"
 """Chromium gives up all requests that are under way, those to this machine too, when another test makes a network
 here."""
+INTERRUPTED = "is interrupted by another navigation"
+"""By that to its own page about a request that was given up, which comes a moment later."""
 CUT_OFF = """() => {
   const cut = (node) => node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX !== "visible";
   const beyond = (node) => node.getBoundingClientRect().right > 391 && !node.closest(".skip");
@@ -108,9 +110,19 @@ async def load(page: Page, url: str, *lists: list[str]) -> None:
     was opened; empty then."""
     while not await _loads(page, url):
         # The same address again would be no more than another place on a page that has loaded.
-        await page.goto("about:blank")
+        await blank(page)
         for happened in lists:
             happened.clear()
+
+
+async def blank(page: Page) -> None:
+    """Leave what is loaded, whatever interrupts it."""
+    while page.url != "about:blank":
+        try:
+            await page.goto("about:blank")
+        except Error as error:
+            if INTERRUPTED not in error.message:
+                raise
 
 
 async def _loads(page: Page, url: str) -> bool:
@@ -120,7 +132,7 @@ async def _loads(page: Page, url: str) -> bool:
     try:
         await page.goto(url)
     except Error as error:
-        if GIVEN_UP not in error.message:
+        if GIVEN_UP not in error.message and INTERRUPTED not in error.message:
             raise
         return False
     shown = asyncio.ensure_future(page.get_by_role("status").first.wait_for())

@@ -16,7 +16,7 @@ from playwright.async_api import Browser, expect
 from services.examples.two_apps.v1 import shop_pb2, shop_pb2_grpc
 from tests.bounds import BOUND_S
 from tests.running_app import NEVER_LATE, RunningApp, eventually, running
-from tests.supervisor.admin.opened_page import CUT_OFF, load, opened
+from tests.supervisor.admin.opened_page import CUT_OFF, blank, load, opened
 
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=\"window.hit='{}'\">"
@@ -98,7 +98,7 @@ async def served_as(page: Any, snapshot: dict[str, Any], *, new_calls: int = 0, 
     await page.route("**/events", answer)
     if is_new:
         url = page.url
-        await page.goto("about:blank")
+        await blank(page)
         await load(page, url)
 
 
