@@ -17,8 +17,8 @@ from tests.chaos.scenarios import BROKEN, SHORT
 pytestmark = pytest.mark.slow
 LEASE_S = 6
 PAUSE_S = 0.1
-"""Three times that of `make chaos`: ten clients still call every 10 ms, and what they look for lasts for parts of a lease;
-the run with a wrong clock shows that they see it."""
+"""Three times that of `make chaos`: ten clients still call every 10 ms, and what they look for lasts for parts of a
+lease; the run with a wrong clock shows that they see it."""
 
 
 @pytest.fixture(scope="module")
