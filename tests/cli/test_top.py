@@ -1,5 +1,6 @@
 """`onelane top` and `onelane trace` in a terminal and in a pipe."""
 
+import itertools
 import os
 import pty
 import re
@@ -193,13 +194,21 @@ async def test_traces_are_listed_and_one_is_printed_as_a_tree(cluster: RunningAp
         return run.stdout.splitlines()
 
     # The shards report their spans one after the other.
-    await eventually(lambda: any("echo.v1.Echo/Unary client" in line for line in tree()))
+    await eventually(lambda: forwards_in(tree()))
     lines = tree()
     assert lines[0].startswith("trace 3af7")
     # A forward, and below it the call on the owner.
-    client = next(n for n, line in enumerate(lines) if "echo.v1.Echo/Unary client" in line)
-    assert "echo.v1.Echo/Unary server" in lines[client + 1]
-    assert lines[client + 1].index("echo.v1") > lines[client].index("echo.v1")
+    forward, owners_call = forwards_in(lines)[0]
+    assert owners_call.index("echo.v1") > forward.index("echo.v1")
+
+
+def forwards_in(tree: list[str]) -> list[tuple[str, str]]:
+    """The lines of calls that have been forwarded, each with the next one, that of the call on the owner."""
+    return [
+        (line, following)
+        for line, following in itertools.pairwise(tree)
+        if "echo.v1.Echo/Unary client" in line and "echo.v1.Echo/Unary server" in following
+    ]
 
 
 def test_an_unknown_trace_and_an_address_without_a_supervisor_are_errors(cluster: RunningApp) -> None:
