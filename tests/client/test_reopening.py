@@ -311,7 +311,7 @@ async def test_a_stream_that_is_dropped_between_two_is_opened_no_more(server: tu
         await until_between(channel)
         del call
         async with asyncio.timeout(BOUND_S):
-            while channel.router.between_attempts or channel.peer.in_flight:  # noqa: ASYNC110 - as in `until_between`
+            while channel.router.between_attempts or channel.peer.in_flight:
                 # Again, as what is in the midst of its turn may hold the call for one more.
                 gc.collect()
                 await asyncio.sleep(0)
