@@ -169,8 +169,8 @@ def explore(scenario: Scenario, machines: Machines) -> int:
             for move in moves:
                 path.append(move)
                 reached = next_world(world, move, scenario, machines)
-                if hash(reached) not in visited:
-                    visited.add(hash(reached))
+                if (mark := hash(reached)) not in visited:
+                    visited.add(mark)
                     following.append((reached, _checked_moves(reached, scenario, machines)))
                     break
                 path.pop()

@@ -314,7 +314,10 @@ def inventory(cluster: Cluster, channel: Any) -> Inventory:
 
 
 def counted(cluster: Cluster, channel: Any) -> Counter[str]:
-    count = Counter(name_of(thing) for thing in gc.get_objects() if is_counted(thing))
+    count = Counter[str]()
+    for kind, things in Counter(map(type, gc.get_objects())).items():
+        if is_counted(kind):
+            count[kind.__name__] += things
     count["files"] = len(os.listdir("/proc/self/fd"))
     count["tasks"] = sum(SPARE not in repr(task.get_coro()) for task in asyncio.all_tasks())
     for shard in cluster._all():
@@ -341,15 +344,10 @@ def due(owner: Any) -> int:
     return sum(map(len, owner.deadlines._due.values()))
 
 
-def is_counted(thing: Any) -> bool:
-    kind = type(thing)
-    return isinstance(thing, TYPES) or (
+def is_counted(kind: type) -> bool:
+    return issubclass(kind, TYPES) or (
         str(kind.__module__).startswith("onelane.") and kind.__name__ not in NOT_OF_CALLS
     )
-
-
-def name_of(thing: Any) -> str:
-    return type(thing).__name__
 
 
 @contextmanager

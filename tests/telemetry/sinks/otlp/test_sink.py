@@ -31,6 +31,13 @@ def collector(request: pytest.FixtureRequest) -> Iterator[OtlpReceiver]:
         yield receiver
 
 
+@pytest.fixture
+def http_collector() -> Iterator[HttpReceiver]:
+    """Of one protocol: what is sent is encoded alike for both."""
+    with HttpReceiver() as receiver:
+        yield receiver
+
+
 _open: list[OtlpSink] = []
 
 
@@ -48,16 +55,16 @@ def otlp(collector: OtlpReceiver, **more: str) -> OtlpSink:
 
 
 @pytest.mark.slow
-def test_otlp_carries_points_with_their_shard_as_the_resource(collector: OtlpReceiver) -> None:
-    sink = otlp(collector, OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test")
+def test_otlp_carries_points_with_their_shard_as_the_resource(http_collector: HttpReceiver) -> None:
+    sink = otlp(http_collector, OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test")
     sink.points(POINTS)
     sink.close(20.0)
-    (resource,) = collector.metrics[-1].resource_metrics
+    (resource,) = http_collector.metrics[-1].resource_metrics
     identity = {a.key: a.value.string_value for a in resource.resource.attributes}
     assert (identity["service.name"], identity["onelane.shard"]) == ("lobby", "lobby-0")
     assert identity["service.instance.id"].endswith("/lobby-0")
     assert identity["deployment.environment.name"] == "test"
-    assert collector.sum("onelane.calls", **{"rpc.method": "a/B"}) == 7
+    assert http_collector.sum("onelane.calls", **{"rpc.method": "a/B"}) == 7
     by_name = {metric.name: metric for metric in resource.scope_metrics[0].metrics}
     assert by_name["onelane.calls"].sum.is_monotonic
     assert not by_name["there"].sum.is_monotonic
@@ -70,11 +77,11 @@ def test_otlp_carries_points_with_their_shard_as_the_resource(collector: OtlpRec
 
 
 @pytest.mark.slow
-def test_otlp_carries_spans_whole(collector: OtlpReceiver) -> None:
-    sink = otlp(collector)
+def test_otlp_carries_spans_whole(http_collector: HttpReceiver) -> None:
+    sink = otlp(http_collector)
     sink.spans("lobby", "lobby-0", [SPAN])
     sink.close(20.0)
-    (span,) = collector.spans()
+    (span,) = http_collector.spans()
     assert (span.trace_id.hex(), span.span_id.hex()) == (TRACE_ID, SPAN_ID)
     assert (span.parent_span_id.hex(), span.trace_state) == (SPAN.parent_id, "vendor=1")
     assert (span.start_time_unix_nano, span.end_time_unix_nano) == (1_000, 2_000)
@@ -83,25 +90,25 @@ def test_otlp_carries_spans_whole(collector: OtlpReceiver) -> None:
 
 
 @pytest.mark.slow
-def test_a_text_that_utf8_cannot_encode_spoils_no_other_span(collector: OtlpReceiver) -> None:
+def test_a_text_that_utf8_cannot_encode_spoils_no_other_span(http_collector: HttpReceiver) -> None:
     odd = SpanRecord("1" * 32, "2" * 16, "", "a/B\ud800", "SERVER", 1_000)
     odd.set_attribute("who", ["\udfff", 1])
     odd.add_event("\ud801", {"x": "\ud802"}, 5)
-    sink = otlp(collector)
+    sink = otlp(http_collector)
     sink.spans("lobby", "lobby-0", [odd, SPAN])
     sink.logs("lobby", "lobby-0", [RECORD._replace(text="\ud800 left")])
     sink.close(20.0)
-    assert [span.name for span in collector.spans()] == ["a/B?", "a/B"]
-    assert collector.logs[0].resource_logs[0].scope_logs[0].log_records[0].body.string_value == "? left"
+    assert [span.name for span in http_collector.spans()] == ["a/B?", "a/B"]
+    assert http_collector.logs[0].resource_logs[0].scope_logs[0].log_records[0].body.string_value == "? left"
 
 
 @pytest.mark.slow
-async def test_a_span_that_cannot_be_encoded_counts_as_refused(collector: OtlpReceiver) -> None:
-    sink = otlp(collector, OTEL_BSP_SCHEDULE_DELAY="20")
+async def test_a_span_that_cannot_be_encoded_counts_as_refused(http_collector: HttpReceiver) -> None:
+    sink = otlp(http_collector, OTEL_BSP_SCHEDULE_DELAY="20")
     sink.spans("lobby", "lobby-0", [SpanRecord("1" * 32, "2" * 16, "", "odd", "SERVER", -1), SPAN])
     await eventually(lambda: sink.losses() == {("spans", REFUSED): 1})
     # It is counted as it is packed, before those beside it have come.
-    await eventually(lambda: [span.name for span in collector.spans()] == ["a/B"])
+    await eventually(lambda: [span.name for span in http_collector.spans()] == ["a/B"])
 
 
 @pytest.mark.slow
@@ -157,13 +164,13 @@ def test_an_invalid_interval_falls_back_to_the_default(interval: str) -> None:
 
 
 @pytest.mark.slow
-def test_otlp_carries_log_records_with_their_trace(collector: OtlpReceiver) -> None:
-    sink = otlp(collector)
+def test_otlp_carries_log_records_with_their_trace(http_collector: HttpReceiver) -> None:
+    sink = otlp(http_collector)
     sink.logs("lobby", "lobby-0", [RECORD])
     sink.close(20.0)
     (record,) = [
         record
-        for request in collector.logs
+        for request in http_collector.logs
         for resource in request.resource_logs
         for record in resource.scope_logs[0].log_records
     ]
