@@ -133,6 +133,8 @@ async def test_a_stream_that_its_client_leaves_frees_the_turns_that_it_holds(
         with suppress(grpc.aio.AioRpcError):
             assert await call.read() is not grpc.aio.EOF
             break
+    else:
+        pytest.fail(f"no first answer: {await call.code()}")
     await leave(call)
     await has_turns(cluster, "k")
 
