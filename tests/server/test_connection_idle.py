@@ -17,7 +17,7 @@ from tests.running_app import RunningApp, echo, running
 
 pytestmark = pytest.mark.slow
 
-CONNECTIONS = 10_000
+CONNECTIONS = 6_000
 SPARE = 500
 """File descriptors that each of the two processes needs beside its connections."""
 LARGEST = 16 * 1024
