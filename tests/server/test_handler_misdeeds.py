@@ -5,7 +5,7 @@ import asyncio
 import inspect
 import itertools
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -137,16 +137,14 @@ async def release(where: Where, keys: set[str]) -> None:
         await faulty_pb2_grpc.FaultyStub(channel).Release(Order(key=key), timeout=TIMEOUT_S)
 
 
-async def misbehave(
-    app: RunningApp, where: Where, channel: grpc.aio.Channel, all_kinds: Sequence[Kind], key: str, beside: str
-) -> Outcomes:
-    """Have handlers do misdeeds, on one connection. key: of them; beside: of calls that wait meanwhile, on the same
+async def misbehave(app: RunningApp, where: Where, channel: grpc.aio.Channel, key: str, beside: str) -> Outcomes:
+    """Have handlers do all misdeeds, on one connection. key: of them; beside: of calls that wait meanwhile, on the same
     connection and of another client, whose calls are forwarded."""
     outcomes = Outcomes(app)
     away = where.channels[next(name for name in where.channels if name != where.owner_of(beside))]
     waiting = [hold(channel, beside), hold(away, beside)]
-    for first in range(0, len(all_kinds), AT_ONCE):
-        kinds = all_kinds[first : first + AT_ONCE]
+    for first in range(0, len(KINDS), AT_ONCE):
+        kinds = KINDS[first : first + AT_ONCE]
         statuses = await asyncio.gather(*(outcome(channel, key, kind) for kind in kinds))
         outcomes.statuses |= zip(kinds, statuses, strict=True)
     await release(where, {beside})
@@ -161,9 +159,7 @@ async def test_a_misdeed_ends_its_own_call_with_a_status_and_a_log_line(
 ) -> None:
     keys = where.keys_of("echo-0")
     channel = where.channels["echo-0" if way == "home" else "echo-1"]
-    # To the handler a forwarded call is as any other: before and after a wait need not be told apart there.
-    kinds = KINDS if way == "home" else [kind for kind in KINDS if not kind[2]]
-    outcomes = await misbehave(app, where, channel, kinds, next(keys), next(keys))
+    outcomes = await misbehave(app, where, channel, next(keys), next(keys))
     assert outcomes.wrong() == {}
     assert outcomes.unlogged() == {}
 
