@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onelane.core.placement import POINTS, Member, Placement
-from onelane.core.ring import Ring, hash_of
+from onelane.core.ring import Ring, first_point_of, hash_of
 from onelane.errors import NoShards
 
 from tests import tools
@@ -40,6 +40,12 @@ def test_a_new_shard_takes_keys_and_nobody_else_gains_any(old: set[str], new: st
     before, after = Ring(list(old), points=64), Ring([*old, new], points=64)
     moved = {k for k in KEYS[:300] if before.owner_of(k.encode()) != after.owner_of(k.encode())}
     assert {after.owner_of(k.encode()) for k in moved} <= {new}
+
+
+@given(endpoints, st.integers(1, 64))
+def test_the_first_point_of_a_shard_is_its_own(names: set[str], points: int) -> None:
+    ring = Ring(list(names), points=points)
+    assert {name: ring.owner_of(first_point_of(name).encode()) for name in names} == {name: name for name in names}
 
 
 @given(endpoints)

@@ -138,28 +138,6 @@ async def test_placements_are_followed_from_the_view_of_the_cluster(caplog: pyte
         following.cancel()
 
 
-async def test_a_cluster_that_no_route_names_any_more_is_kept_for_a_while() -> None:
-    """A client that has not taken the new route yet still calls it."""
-    pinned, cluster = placement(1, 2, pins={"ada": "lobby-2"}), "lobby/pinned/lobby-2"
-
-    async with serving(keep_s=0.05) as server:
-
-        def clusters() -> set[str]:
-            assert server.resources is not None
-            return set(server.resources.by_kind[CLUSTER])
-
-        for _ in range(3):
-            show(server, pinned)
-            show(server, placement(1, 2))
-            show(server, placement(1, 2, 3))
-            assert clusters() == {"lobby", cluster}
-        await holds(lambda: clusters() == {"lobby"})
-        show(server)
-        assert clusters() == {"lobby"}
-        show(server, placement(1))
-        await holds(lambda: server._kept == {})
-
-
 async def test_a_server_that_closes_sends_its_clients_elsewhere() -> None:
     async with serving(1) as server, stream_to(server) as call:
         await call.write(request(ENDPOINTS, "lobby"))

@@ -24,6 +24,11 @@ def hash_of(data: bytes) -> int:
     return xxhash.xxh64_intdigest(data)
 
 
+def first_point_of(endpoint: str) -> str:
+    """The text that hashes to the first point of an endpoint: it owns this text in each ring that it is in."""
+    return f"{endpoint}_0"
+
+
 class Ring:
     """The points of some endpoints, and their owners. Immutable."""
 

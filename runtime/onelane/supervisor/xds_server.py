@@ -18,7 +18,7 @@ from time import monotonic
 import anyio
 
 from onelane.cluster.machines import ClusterView
-from onelane.cluster.xds.resources import CLUSTER, XdsResources, resources_of
+from onelane.cluster.xds.resources import XdsResources, resources_of
 from onelane.cluster.xds.routed_app import RoutedApp, routed_apps
 from onelane.cluster.xds.subscription import Nack
 from onelane.core import addresses
@@ -60,8 +60,6 @@ class XdsLimits:
     """Without a byte from the client: then it is asked by a ping."""
     pong_s: float = 20.0
     """Until the client has answered that."""
-    keep_s: float = 10.0
-    """A cluster that has gone is kept for clients that still have the route which names it."""
     log_s: float = 1.0
     """From one log line about what a client does to the next of its kind."""
 
@@ -99,9 +97,6 @@ class XdsServer:
         self._connections: set[XdsConnection] = set()
         self._slots = PeerSlots(in_all=self._limits.connections, per_peer=self._limits.connections_of_peer)
         self._names = 0
-        self._kept: dict[str, float] = {}
-        """Clusters that no route names any more → until when they are kept."""
-        self._keep_timer: asyncio.TimerHandle | None = None
         self._due: deque[XdsStream] = deque()
         self._is_working = False
         """A turn is under way, or is to come."""
@@ -126,9 +121,8 @@ class XdsServer:
         """Stop listening, and end all streams with UNAVAILABLE: clients go to the next server of their bootstrap."""
         if self._server is not None:
             self._server.close()
-        for timer in (self._timer, self._keep_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         for connection in list(self._connections):
             connection.leave()
         # One turn of the loop: what was written has left, or never will.
@@ -143,27 +137,10 @@ class XdsServer:
         if self.resources is not None and apps == self._apps:
             return
         self._apps = dict(apps)
-        self._refresh()
-
-    def _refresh(self) -> None:
-        """Have clients told of the resources of now."""
-        now, last, resources = monotonic(), self.resources, resources_of(self._apps)
-        vanished = last.by_kind[CLUSTER].keys() - resources.by_kind[CLUSTER].keys() if last is not None else set()
-        untils = {name: self._kept.get(name, now + self._limits.keep_s) for name in vanished}
-        self._kept = {name: until for name, until in untils.items() if until > now}
-        if last is not None and self._kept:
-            resources = resources.keeping(self._kept, last)
-            if self._keep_timer is None:
-                loop = asyncio.get_running_loop()
-                self._keep_timer = loop.call_later(min(self._kept.values()) - now, self._keep_ended)
-        self.resources = resources
+        self.resources = resources_of(self._apps)
         for connection in self._connections:
             for stream in connection.streams.values():
                 self.due(stream)
-
-    def _keep_ended(self) -> None:
-        self._keep_timer = None
-        self._refresh()
 
     async def follow(self, view: Callable[[], ClusterView | None], changed: Callable[[], anyio.Event]) -> None:
         """Show the placements of each view of the cluster, until cancelled. changed: an event that is set once `view`

@@ -623,6 +623,52 @@ class StringMatcher(_message.Message):
 Global___StringMatcher: _TypeAlias = StringMatcher  # noqa: Y015
 
 @_typing.final
+class RegexMatcher(_message.Message):
+    """envoy.type.matcher.v3.RegexMatcher"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGEX_FIELD_NUMBER: _builtins.int
+    regex: _builtins.str
+    def __init__(
+        self,
+        *,
+        regex: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegexMatcher: _TypeAlias = RegexMatcher  # noqa: Y015
+
+@_typing.final
+class RegexMatchAndSubstitute(_message.Message):
+    """envoy.type.matcher.v3.RegexMatchAndSubstitute"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    SUBSTITUTION_FIELD_NUMBER: _builtins.int
+    substitution: _builtins.str
+    @_builtins.property
+    def pattern(self) -> Global___RegexMatcher: ...
+    def __init__(
+        self,
+        *,
+        pattern: Global___RegexMatcher | None = ...,
+        substitution: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pattern", b"pattern"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pattern", b"pattern", "substitution", b"substitution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegexMatchAndSubstitute: _TypeAlias = RegexMatchAndSubstitute  # noqa: Y015
+
+@_typing.final
 class RouteAction(_message.Message):
     """envoy.config.route.v3.RouteAction"""
 
@@ -641,15 +687,19 @@ class RouteAction(_message.Message):
             DESCRIPTOR: _descriptor.Descriptor
 
             HEADER_NAME_FIELD_NUMBER: _builtins.int
+            REGEX_REWRITE_FIELD_NUMBER: _builtins.int
             header_name: _builtins.str
+            @_builtins.property
+            def regex_rewrite(self) -> Global___RegexMatchAndSubstitute: ...
             def __init__(
                 self,
                 *,
                 header_name: _builtins.str = ...,
+                regex_rewrite: Global___RegexMatchAndSubstitute | None = ...,
             ) -> None: ...
-            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            _HasFieldArgType: _TypeAlias = _typing.Literal["regex_rewrite", b"regex_rewrite"]  # noqa: Y015
             def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-            _ClearFieldArgType: _TypeAlias = _typing.Literal["header_name", b"header_name"]  # noqa: Y015
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["header_name", b"header_name", "regex_rewrite", b"regex_rewrite"]  # noqa: Y015
             def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
             def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,5 +1,7 @@
 """The placement of an app as xDS resources."""
 
+import re
+
 from onelane.cluster.xds.resources import (
     CLUSTER,
     DRAINING_ENDPOINT,
@@ -65,13 +67,28 @@ def test_a_shard_that_drains_has_no_points() -> None:
     assert cluster.ring_hash_lb_config.minimum_ring_size.value == 32
 
 
-def test_a_pinned_key_has_a_route_before_that_of_the_ring() -> None:
-    pins = {"ada": "lobby-2", "bob": "lobby-2", "cid": "lobby-4"}
-    by_kind = resources(lobby=placement(1, 2, pins=pins)).by_kind
-    [host] = xds_pb2.RouteConfiguration.FromString(by_kind[ROUTE]["lobby"].packed.value).virtual_hosts
-    routes = [([h.string_match.exact for h in r.match.headers], r.route.cluster) for r in host.routes]
-    assert routes == [(["ada"], "lobby/pinned/lobby-2"), (["bob"], "lobby/pinned/lobby-2"), ([], "lobby")]
-    assert endpoints_in(by_kind[ENDPOINTS]["lobby/pinned/lobby-2"].packed.value) == {"127.0.0.1:2": HEALTHY}
+def test_a_pinned_key_has_a_route_that_hashes_a_point_of_its_shard() -> None:
+    pins = {"ada": "lobby-2", "bob": "lobby-1", "cid": "lobby-4"}
+    pinned = placement(1, 2, pins=pins)
+    packed = resources(lobby=pinned).by_kind[ROUTE]["lobby"].packed
+    [host] = xds_pb2.RouteConfiguration.FromString(packed.value).virtual_hosts
+    *pinned_routes, ring_route = host.routes
+    assert [[h.string_match.exact for h in r.match.headers] for r in pinned_routes] == [["ada"], ["bob"]]
+    assert not ring_route.match.headers
+    assert not ring_route.route.hash_policy[0].header.HasField("regex_rewrite")
+    ring = placement(1, 2)
+    for route in pinned_routes:
+        header = route.route.hash_policy[0].header
+        [matched] = route.match.headers
+        hashed = re.sub(header.regex_rewrite.pattern.regex, header.regex_rewrite.substitution, "any key")
+        assert (matched.name, header.header_name) == ("onelane-key", "onelane-key")
+        assert ring.owner_of(hashed) == pinned.owner_of(matched.string_match.exact)
+
+
+def test_a_key_that_is_pinned_changes_its_route_alone() -> None:
+    """Routes name no cluster that clients would have to know first."""
+    before, after = (resources(lobby=placement(1, 2, pins=pins)) for pins in ({}, {"ada": "lobby-2"}))
+    assert {kind for kind in RESOURCE_KINDS if before.versions[kind] != after.versions[kind]} == {ROUTE}
 
 
 def test_keys_pinned_beyond_the_bound_go_by_the_ring() -> None:
@@ -98,11 +115,3 @@ def test_endpoints_are_sent_again_where_their_cluster_has_changed() -> None:
     first, other = resources(lobby=placement(1)), resources(lobby=placement(1, points=8))
     assert first.by_kind[ENDPOINTS]["lobby"].packed == other.by_kind[ENDPOINTS]["lobby"].packed
     assert first.by_kind[ENDPOINTS]["lobby"].version != other.by_kind[ENDPOINTS]["lobby"].version
-
-
-def test_clusters_that_no_route_names_any_more_can_be_kept_for_a_while() -> None:
-    last, now = resources(lobby=placement(1, pins={"ada": "lobby-1"})), resources(lobby=placement(1))
-    both = now.keeping(["lobby/pinned/lobby-1"], last)
-    assert both.by_kind[CLUSTER].keys() == both.by_kind[ENDPOINTS].keys() == {"lobby", "lobby/pinned/lobby-1"}
-    assert (both.by_kind[ROUTE], both.versions[ROUTE]) == (now.by_kind[ROUTE], now.versions[ROUTE])
-    assert both.versions[CLUSTER] == last.versions[CLUSTER]

@@ -160,15 +160,16 @@ def test_who_has_all_clusters_is_sent_routes_once_it_has_taken_those_and_their_e
     assert responses(stream) == [(ENDPOINTS, ["lobby"], "2")]
     stream.receive(request(ENDPOINTS, "lobby", nonce="2"))
     assert responses(stream) == [(LISTENER, ["lobby"], "3"), (ROUTE, ["lobby"], "4")]
-    stream.receive(request(ROUTE, "lobby", nonce="4"))
-    pinned = resources(lobby=placement(1, pins={"ada": "lobby-1"}))
-    assert responses(stream, pinned) == [(CLUSTER, ["lobby", "lobby/pinned/lobby-1"], "5")]
+    stream.receive(request(LISTENER, nonce="3"))
+    stream.receive(request(ROUTE, "lobby", "shop", nonce="4"))
+    more = resources(lobby=placement(1), shop=placement(7))
+    assert responses(stream, more) == [(CLUSTER, ["lobby", "shop"], "5")]
     stream.receive(request(CLUSTER, nonce="5"))
-    assert responses(stream, pinned) == []
-    stream.receive(request(ENDPOINTS, "lobby", "lobby/pinned/lobby-1", nonce="2"))
-    assert responses(stream, pinned) == [(ENDPOINTS, ["lobby/pinned/lobby-1"], "6")]
-    stream.receive(request(ENDPOINTS, "lobby", "lobby/pinned/lobby-1", nonce="6"))
-    assert responses(stream, pinned) == [(ROUTE, ["lobby"], "7")]
+    assert responses(stream, more) == []
+    stream.receive(request(ENDPOINTS, "lobby", "shop", nonce="2"))
+    assert responses(stream, more) == [(ENDPOINTS, ["shop"], "6")]
+    stream.receive(request(ENDPOINTS, "lobby", "shop", nonce="6"))
+    assert responses(stream, more) == [(LISTENER, ["lobby", "shop"], "7"), (ROUTE, ["shop"], "8")]
 
 
 def test_where_there_are_no_clusters_routes_wait_for_nothing_more() -> None:

@@ -2,7 +2,8 @@
 
 An app is a listener, a route, a cluster and its endpoints, all of its name: a client dials `xds:///APP`. The route
 hashes the header `onelane-key`; the cluster's policy is ring_hash, with as many points for each endpoint as `core/ring`
-has. So a client computes our owner of each key. A key that is pinned has a route of its own, to a cluster of one shard.
+has. So a client computes our owner of each key. A key that is pinned has a route of its own, which hashes, in place of
+the key, a point of the shard that owns it.
 
 Promises: the same placement is the same bytes and versions on every machine.
 Leaves out: TLS between clients and shards, for which clients have credentials of their own.
@@ -19,7 +20,8 @@ from google.protobuf.message import Message
 
 from onelane.cluster.xds.routed_app import RoutedApp
 from onelane.core import addresses
-from onelane.core.placement import Member
+from onelane.core.placement import Placement
+from onelane.core.ring import first_point_of
 from onelane.v1 import xds_pb2
 
 CLUSTER = "envoy.config.cluster.v3.Cluster"
@@ -38,6 +40,8 @@ KEY_HEADER = "onelane-key"
 MAX_PINNED_KEYS = 256
 """Pinned keys that have routes: clients look at them one after the other for each call. Calls of further ones go by the
 ring, and are forwarded."""
+WHOLE_VALUE = "^.*$"
+"""Anchored: without, some clients replace the empty match at the end once more."""
 CONNECT_S = 5
 NO_LIMIT = 2**32 - 1
 """Of what one client does at once; by default it is 1024 calls, and further ones fail. Shards refuse by themselves."""
@@ -71,39 +75,18 @@ class XdsResources:
         by_name = {kind: [rows[name] for name in sorted(rows)] for kind, rows in self.by_kind.items()}
         return {kind: _digest((r.name + r.version).encode() for r in rows) for kind, rows in by_name.items()}
 
-    def keeping(self, clusters: Iterable[str], last: "XdsResources") -> "XdsResources":
-        """With these clusters, and their endpoints, as they were last."""
-        remaining = {kind: {name: last.by_kind[kind][name] for name in clusters} for kind in (CLUSTER, ENDPOINTS)}
-        return XdsResources({kind: {**remaining.get(kind, {}), **rows} for kind, rows in self.by_kind.items()})
-
 
 def resources_of(apps: Mapping[str, RoutedApp]) -> XdsResources:
     """The resources of apps, by their names."""
     by_kind: dict[str, dict[str, XdsResource]] = {kind: {} for kind in RESOURCE_KINDS}
     for name in sorted(apps):
         app = apps[name]
-        pins = _pins_with_routes(app)
-        members = {_pinned_cluster(name, member): [member] for member in app.members if member.name in pins.values()}
-        for cluster, endpoints in {name: list(app.members), **members}.items():
-            is_ring = cluster == name
-            ring_size = app.owners.ring_size if is_ring else app.placement.points
-            resource = _resource(CLUSTER, cluster, _cluster(cluster, ring_size))
-            by_kind[CLUSTER][cluster] = resource
-            message = _endpoints(cluster, endpoints, app.draining)
-            by_kind[ENDPOINTS][cluster] = _resource(ENDPOINTS, cluster, message, of=resource.version)
+        cluster = _resource(CLUSTER, name, _cluster(name, app.owners.ring_size))
+        by_kind[CLUSTER][name] = cluster
+        by_kind[ENDPOINTS][name] = _resource(ENDPOINTS, name, _endpoints(name, app), of=cluster.version)
         by_kind[LISTENER][name] = _resource(LISTENER, name, _listener(name))
-        by_kind[ROUTE][name] = _resource(ROUTE, name, _routes(name, app, pins))
+        by_kind[ROUTE][name] = _resource(ROUTE, name, _routes(name, app.owners))
     return XdsResources(by_kind)
-
-
-def _pins_with_routes(app: RoutedApp) -> dict[str, str]:
-    pins = app.owners.pins
-    names = {member.name for member in app.owners.members}
-    return {key: pins[key] for key in sorted(pins)[:MAX_PINNED_KEYS] if pins[key] in names}
-
-
-def _pinned_cluster(app: str, member: Member) -> str:
-    return f"{app}/pinned/{member.name}"
 
 
 def _ads() -> xds_pb2.ConfigSource:
@@ -117,23 +100,30 @@ def _listener(name: str) -> xds_pb2.Listener:
     return xds_pb2.Listener(name=name, api_listener=xds_pb2.ApiListener(api_listener=_packed(MANAGER, manager)))
 
 
-def _routes(name: str, app: RoutedApp, pins: Mapping[str, str]) -> xds_pb2.RouteConfiguration:
-    by_name = {member.name: member for member in app.members}
-    routes = [_route(_pinned_cluster(name, by_name[shard]), key) for key, shard in pins.items()]
+def _routes(name: str, owners: Placement) -> xds_pb2.RouteConfiguration:
+    addresses_by_name = {member.name: member.address for member in owners.members}
+    pinned = [(key, owners.pins[key]) for key in sorted(owners.pins)[:MAX_PINNED_KEYS]]
+    routes = [_pinned_route(name, key, addresses_by_name[shard]) for key, shard in pinned if shard in addresses_by_name]
     host = xds_pb2.VirtualHost(name=name, domains=["*"], routes=[*routes, _route(name)])
     return xds_pb2.RouteConfiguration(name=name, virtual_hosts=[host])
 
 
-def _route(cluster: str, key: str | None = None) -> xds_pb2.Route:
-    """key: the only one that it is for."""
-    match = xds_pb2.RouteMatch(prefix="")
-    if key is not None:
-        match.headers.add(name=KEY_HEADER, string_match=xds_pb2.StringMatcher(exact=key))
+def _pinned_route(cluster: str, key: str, address: str) -> xds_pb2.Route:
+    """Not to a cluster of that shard alone: grpc-go 1.85 uses a route before it knows its cluster, and fails calls."""
+    route = _route(cluster)
+    route.match.headers.add(name=KEY_HEADER, string_match=xds_pb2.StringMatcher(exact=key))
+    rewrite = route.route.hash_policy[0].header.regex_rewrite
+    rewrite.pattern.regex = WHOLE_VALUE
+    rewrite.substitution = first_point_of(address)
+    return route
+
+
+def _route(cluster: str) -> xds_pb2.Route:
     header = xds_pb2.RouteAction.HashPolicy.Header(header_name=KEY_HEADER)
     action = xds_pb2.RouteAction(cluster=cluster, hash_policy=[xds_pb2.RouteAction.HashPolicy(header=header)])
     # Envoy's own is 15 s, whatever the deadline of a call; 0 is none.
     action.timeout.SetInParent()
-    return xds_pb2.Route(match=match, route=action)
+    return xds_pb2.Route(match=xds_pb2.RouteMatch(prefix=""), route=action)
 
 
 def _cluster(name: str, ring_size: int) -> xds_pb2.Cluster:
@@ -153,12 +143,13 @@ def _cluster(name: str, ring_size: int) -> xds_pb2.Cluster:
     return cluster
 
 
-def _endpoints(cluster: str, members: Iterable[Member], draining: frozenset[str]) -> xds_pb2.ClusterLoadAssignment:
-    message = xds_pb2.ClusterLoadAssignment(cluster_name=cluster)
+def _endpoints(name: str, app: RoutedApp) -> xds_pb2.ClusterLoadAssignment:
+    message = xds_pb2.ClusterLoadAssignment(cluster_name=name)
     locality = message.endpoints.add(locality=xds_pb2.Locality(region=REGION))
     locality.load_balancing_weight.value = 1
-    for member in members:
-        endpoint = locality.lb_endpoints.add(health_status=DRAINING_ENDPOINT if member.name in draining else HEALTHY)
+    for member in app.members:
+        is_draining = member.name in app.draining
+        endpoint = locality.lb_endpoints.add(health_status=DRAINING_ENDPOINT if is_draining else HEALTHY)
         host, port = addresses.split(member.address)
         endpoint.endpoint.address.socket_address.address = host
         endpoint.endpoint.address.socket_address.port_value = port
