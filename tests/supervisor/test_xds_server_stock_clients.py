@@ -84,6 +84,7 @@ async def test_a_change_is_followed_and_no_call_fails(client: str, tmp_path: Pat
         RoutedApp(four, frozenset({first})),
         RoutedApp(placement_of(rest, epoch=3)),
         RoutedApp(pinned),
+        RoutedApp(placement_of(rest, epoch=5)),
     ]
     async with xds_server(three) as server, client_of(client, server, tmp_path, "/test/Where") as stock:
         for app in [RoutedApp(three), *shown]:
