@@ -23,7 +23,7 @@ from tests.bounds import BOUND_S
 from tests.coroutine_stacks import awaiting
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.running_app import ROOT, RunningApp, echo, running
+from tests.running_app import ROOT, RunningApp, echo, running, running_apps
 
 # Where the variable CI is not set, an example that takes 200 ms would fail its test, however busy the machine is.
 hypothesis.settings.register_profile(
@@ -148,7 +148,7 @@ def bounded(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Awa
             await asyncio.wait([task], timeout=BOUND_S)
         finally:
             if not task.done():
-                stood_at = awaiting(task)
+                stood_at = f"{awaiting(task)}\n{await asyncio.to_thread(running_apps)}"
                 task.cancel()
                 await asyncio.wait([task])
         if stood_at:

@@ -23,6 +23,9 @@ from tests.bounds import BOUND_S
 
 ROOT = Path(__file__).parent.parent
 ECHO = 'services = ["tests.echo.service:Echo"]'
+ASKED_S, FIRST_LINES, LAST_LINES = 5.0, 40, 20
+_running: list["RunningApp"] = []
+"""All that run now, for what is told of a test that hangs."""
 
 
 async def eventually(condition: Callable[[], Any]) -> None:
@@ -81,8 +84,9 @@ class RunningApp:
                 return
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
-    def get(self, path: str) -> str:
-        with admin_client.opener(self.admin).open(f"http://{_authority(self.admin)}{path}", timeout=BOUND_S) as answer:
+    def get(self, path: str, *, timeout_s: float = BOUND_S) -> str:
+        url = f"http://{_authority(self.admin)}{path}"
+        with admin_client.opener(self.admin).open(url, timeout=timeout_s) as answer:
             text: str = answer.read().decode()
             return text
 
@@ -188,10 +192,12 @@ def running_command(
                 arguments, cwd=cwd, stderr=stderr, environment=os.environ | environment, namespace=namespace
             )
     cluster = RunningApp(process, log)
+    _running.append(cluster)
     try:
         cluster.wait_ready()
         yield cluster
     finally:
+        _running.remove(cluster)
         if process.poll() is None:
             process.terminate()
         try:
@@ -201,6 +207,21 @@ def running_command(
             process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def running_apps() -> str:
+    """How all apps are that run now: the status of each, and how its log begins and ends."""
+    return "\n".join(map(_described, _running))
+
+
+def _described(app: RunningApp) -> str:
+    try:
+        status = app.get("/status", timeout_s=ASKED_S)
+    except OSError as error:
+        status = f"no status: {error}"
+    lines = app.log.read_text(errors="replace").splitlines()
+    last = lines[FIRST_LINES:][-LAST_LINES:]
+    return "\n".join([f"{app.log.parent.name}: {status}", *lines[:FIRST_LINES], *last])
 
 
 def run_to_end(folder: Path, toml: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
