@@ -68,16 +68,17 @@ def spread_prefix(app: RunningApp) -> str:
     return next(p for p in prefixes if len({placement.owner_of(f"{p}{number}") for number in range(KEYS)}) > 1)
 
 
-def toml(folder: Path, shards: int, dsn: str) -> str:
+def toml(folder: Path, shards: int, dsn: str, *, drain_s: float = 2.0, patience_s: float = 5.0) -> str:
     store = f'store = "postgresql"\ndsn = "{dsn}"' if dsn else f'folder = "{folder / "state"}"'
     return f"""
 [apps.echo]
 services = ["tests.state.kept_service:Kept"]
 listen = "127.0.0.1:0"
 shards = {shards}
-drain_s = 2.0
+drain_s = {drain_s}
 [apps.echo.state]
 {store}
+patience_s = {patience_s}
 """
 
 
@@ -131,6 +132,7 @@ async def test_nothing_is_lost_as_shards_come_go_and_are_killed_and_the_app_star
                     await asyncio.to_thread(server.start)
                 await scaling
             await counting.count_on(50)
+        assert "change.life_killed" not in app.log.read_text()
         epoch = app.status()["apps"]["echo"]["epoch"]
         assert app.stop() == 0
     if not dsn:
@@ -143,3 +145,26 @@ async def test_nothing_is_lost_as_shards_come_go_and_are_killed_and_the_app_star
         assert app.stop() == 0
     files = {path.stem for path in (tmp_path / "state").rglob("*.sqlite")}
     assert files == (set() if dsn else {"echo-0", "echo-1"})
+
+
+async def test_a_change_waits_for_a_database_that_hangs_and_costs_no_shard_its_life(tmp_path: Path) -> None:
+    """Nor what is in memory of all keys, also those that stay."""
+    with (
+        postgres.server() as server,
+        running(tmp_path, toml(tmp_path, 2, server.dsn, drain_s=0.1, patience_s=2.0)) as app,
+    ):
+        books = Books(spread_prefix(app))
+        async with books.counting(app) as counting:
+            await counting.count_on(50)
+            pids = server.pids
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            # Of each key a call waits for the database, also of those that are to leave.
+            await eventually(lambda: counting.sent.total() - counting.acknowledged.total() == CLIENTS)
+            await order(app, "scale", "echo", "1")
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            await counting.count_on(50)
+        (shard,) = app.shards()
+        assert (shard["life"], shard["restarts"]) == (1, 0)
+        assert "change.life_killed" not in app.log.read_text()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from onelane.core.trace_context import parse_traceparent
-from onelane.supervisor import own_placing
+from onelane.supervisor import late_lives, own_placing, running_change
 from onelane.supervisor.app import AppSupervisor
 from onelane.supervisor.change_trace import ChangeTraces
 from onelane.supervisor.shared_resources import TelemetryOptions
@@ -78,6 +78,8 @@ async def test_a_life_that_dies_or_hangs_in_a_change_is_told_by_its_span(
     tmp_path: Path, launcher: ScriptedLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_placing, "CHANGE_MARGIN_S", 0.01)
+    for module in (late_lives, running_change):
+        monkeypatch.setattr(module, "BETWEEN_LOOKS_S", 0.01)
     launcher.deadly.add(("echo-0.1", "prepare"))
     launcher.ignored.add(("echo-1.2", "prepare"))
     async with scripted_app(tmp_path, launcher, 2, drain_s=0.01) as app:

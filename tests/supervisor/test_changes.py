@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from onelane.core import addresses
 from onelane.core.validation import from_json
 from onelane.supervisor import app as app_module
 from onelane.supervisor import changes as changes_module
-from onelane.supervisor import own_placing
+from onelane.supervisor import late_lives, own_placing, running_change
 from onelane.supervisor.placing import Start
 from onelane.supervisor.running_change import RunningChange
 from onelane.supervisor.shard_state import ShardState
@@ -33,6 +34,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A life has no time beyond `drain_s`."""
     for module, margin in ((own_placing, "CHANGE_MARGIN_S"), (app_module, "DRAIN_MARGIN_S")):
         monkeypatch.setattr(module, margin, 0.01)
+    for module in (late_lives, running_change):
+        monkeypatch.setattr(module, "BETWEEN_LOOKS_S", 0.01)
     monkeypatch.setattr(app_module, "SHARD_END_S", 0.01)
 
 
@@ -293,32 +296,58 @@ async def test_a_life_that_hangs_is_killed_in_time_and_the_change_ends(
             assert f"{hung} is killed" in launcher.trace
 
 
-def until_of(app: app_module.AppSupervisor) -> float:
-    """When a life that is late in the change under way is killed."""
+def look(app: app_module.AppSupervisor) -> None:
+    """Look for lives that hang, as the change under way does from time to time."""
     running = app.placing.running
     assert isinstance(running, RunningChange)
-    return running._until
+    running._end_late_lives()
 
 
-async def test_a_life_that_hands_over_many_keys_has_time_for_as_long_as_it_goes_on(
-    tmp_path: Path, launcher: ScriptedLauncher
+LOOKS = 40
+"""More than a life has that hangs."""
+WAITS = {
+    "hands over key after key": lambda number: control_pb2.HandoffProgress(epoch=2, waits_for=[1], departed=number),
+    "waits for the other": lambda _: control_pb2.HandoffProgress(epoch=2, waits_for=[2]),
+    "waits for its store": lambda _: control_pb2.HandoffProgress(epoch=2, waits_for_store=True),
+}
+
+
+@pytest.mark.parametrize("says", WAITS.values(), ids=WAITS)
+async def test_a_life_that_gets_on_or_waits_for_others_or_for_its_store_has_time(
+    tmp_path: Path, launcher: ScriptedLauncher, says: Callable[[int], control_pb2.HandoffProgress]
 ) -> None:
-    """It would be killed with the state of those that have not moved yet."""
-    async with scripted_app(tmp_path, launcher, 1) as app:
+    """It would be killed with the state of those that have not moved yet, and of those that stay."""
+    async with scripted_app(tmp_path, launcher, 1, drain_s=1.0) as app:
         launcher.ignored.add(("echo-0.1", "prepare"))
         changing = await begun(app.changes, scaled(2))
         await until(lambda: app.changes.running is not None)
-        line, ends = launcher.shard("echo-0.1").line, []
-        for departed in (0, 1, 1, 2):
+        line = launcher.shard("echo-0.1").line
+        for number in range(LOOKS):
+            line.deliver(progress=says(number))
             await settle()
-            ends.append(until_of(app))
-            line.deliver(progress=control_pb2.HandoffProgress(epoch=2, leaving=9, departed=departed))
-        await settle()
-        first, second, third, fourth = ends
-        assert first == second < third == fourth < until_of(app)
+            look(app)
         line.deliver(departed=2)
         line.deliver(arrived=2)
         await asyncio.wait_for(changing, BOUND_S)
+        assert "echo-0.1 is killed" not in launcher.trace
+
+
+async def test_of_two_lives_the_one_is_killed_that_says_that_its_own_step_is_missing(
+    tmp_path: Path, launcher: ScriptedLauncher
+) -> None:
+    async with scripted_app(tmp_path, launcher, 2, drain_s=1.0) as app:
+        launcher.ignored |= {("echo-0.1", "prepare"), ("echo-1.2", "prepare")}
+        changing = await begun(app.changes, scaled(1))
+        await until(lambda: app.changes.running is not None)
+        while "echo-1.2 is killed" not in launcher.trace:
+            for name in ("echo-0.1", "echo-1.2"):
+                launcher.shard(name).line.deliver(progress=control_pb2.HandoffProgress(epoch=2, waits_for=[2]))
+            await settle()
+            look(app)
+        for step in ("departed", "arrived"):
+            launcher.shard("echo-0.1").line.deliver(**{step: 2})
+        await asyncio.wait_for(changing, BOUND_S)
+        assert "echo-0.1 is killed" not in launcher.trace
 
 
 @pytest.mark.usefixtures("impatient")

@@ -311,7 +311,7 @@ class HandoffCarrier:
         while change is self._handoff:
             await asyncio.sleep(PROGRESS_S)
             progress = self._progress(change)
-            if progress.waits_for or progress != last:
+            if progress.waits_for or progress.waits_for_store or progress != last:
                 await self._control.send(control_pb2.ToSupervisor(progress=progress))
             last = progress
 

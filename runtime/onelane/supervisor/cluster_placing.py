@@ -158,10 +158,7 @@ class ClusterPlacing:
             for life in self._late.tick(entry.following.epoch, shards.keys() & entry.names.keys()):
                 incarnation = shards[life].incarnation
                 assert incarnation is not None
-                log.error(
-                    "change.life_killed shard=%s life=%d it hung for %g s, and waited for no other life",
-                    *(shards[life].member.name, life, self._late.limit_s),
-                )
+                log.error("change.life_killed shard=%s life=%d %s", shards[life].member.name, life, self._late.reason)
                 incarnation.running.kill()
 
     def _stand_in_where_asked(self) -> None:

@@ -1,9 +1,9 @@
 """Which lives of this machine hold a change of placement up. Pure: time is passed in.
 
-In a cluster a change waits for lives of all machines, and those that wait for one that hangs have not made their steps
-either. So what counts is a life's own word (`HandoffProgress.waits_for`): it is late where it says, again and again,
-that a step of its own is missing, and gets no further; or where it says nothing. Whoever waits for another life, or for
-its store, is not late, however long that takes: its memory is kept.
+A change waits for lives, in a cluster for those of all machines, and those that wait for one that hangs have not made
+their steps either. So what counts is a life's own word (`HandoffProgress.waits_for`): it is late where it says, again
+and again, that a step of its own is missing, and gets no further; or where it says nothing. Whoever waits for another
+life, or for its store, is not late, however long that takes: its memory is kept.
 """
 
 from collections.abc import Iterable
@@ -24,6 +24,11 @@ class LateLives:
         self._heard: set[int] = set()
         """Since the last tick."""
         self._late_s: dict[int, float] = {}
+
+    @property
+    def reason(self) -> str:
+        """Why a life is ended that is late."""
+        return f"it hung for {self.limit_s:g} s, and waited for no other life, nor for its store"
 
     def progressed(self, life: int, progress: control_pb2.HandoffProgress) -> None:
         """A life has told how far it is."""

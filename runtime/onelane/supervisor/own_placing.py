@@ -61,8 +61,7 @@ class OwnPlacing:
         self._app.placement = replace(placement, members=members)
 
     def became_ready(self, shard: SupervisedShard) -> None:
-        if self._running is not None:
-            self._running.became_ready()
+        pass
 
     def died(self, shard: SupervisedShard) -> None:
         if self._running is not None:

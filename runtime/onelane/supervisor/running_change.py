@@ -1,15 +1,14 @@
 """Carries out one change of placement, from its Prepare to its end: tells lives, and hears of them.
 
-Promises: the messages to one life are sent in order; a life that hangs is killed, and so ends the change for its own
-part. A life that has died and does not start again holds the change up for as long as it does not: what others have to
-hand over to it stays with them.
+Promises: the messages to one life are sent in order; a life that hangs (`late_lives`) is killed, and so ends the change
+for its own part. A life that has died and does not start again holds the change up for as long as it does not: what
+others have to hand over to it stays with them.
 """
 
 import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
 
 import anyio
 
@@ -17,6 +16,7 @@ from onelane.cluster.control import member_to_proto, placement_to_proto
 from onelane.core.placement import Member, Placement
 from onelane.core.placement_change import Gone, Order, Over, PlacementChange, Prepare, Reborn, Tell
 from onelane.supervisor.change_trace import ChangeTrace
+from onelane.supervisor.late_lives import BETWEEN_LOOKS_S, LateLives
 from onelane.supervisor.supervised_shard import SupervisedShard
 from onelane.v1 import control_pb2
 
@@ -36,18 +36,17 @@ class RunningChange:
         limit_s: float,
     ) -> None:
         """shards: all that have a life in `before` or `after`; each that is only in `after` has been ready.
-        limit_s: how long a life may take, from the last key that has moved."""
+        limit_s: of `LateLives`."""
         self.progress: dict[int, control_pb2.HandoffProgress] = {}
         """Life → how far it is."""
         self.began_at = time.monotonic()
         self._change = PlacementChange(before, after)
         self._shards = shards
         self._trace = trace
-        self._limit_s = limit_s
+        self._late = LateLives(limit_s)
         self._outbox: deque[Tell] = deque()
         self._over: Over | None = None
         self._wakeup = anyio.Event()
-        self._until = time.monotonic() + limit_s
 
     @property
     def before(self) -> Placement:
@@ -79,13 +78,8 @@ class RunningChange:
         """A process has been launched after one that has died; the change for its setup, where it has a part in it."""
         orders = self._change.reborn(dead_life, member)
         self._take(order for order in orders if not _is_for(member, order))
-        self._restart_clock()
         prepares = [order.message for order in orders if isinstance(order, Tell) and _is_for(member, order)]
         return next((self._prepare_to_proto(prepare) for prepare in prepares if isinstance(prepare, Prepare)), None)
-
-    def became_ready(self) -> None:
-        """A life that was launched meanwhile is ready: from now on each may take its time again."""
-        self._restart_clock()
 
     def died(self, life: int) -> None:
         """The process of a life has ended."""
@@ -93,7 +87,6 @@ class RunningChange:
             self._trace.add_event("life_died", self._name(life), error="life_died")
         self.progress.pop(life, None)
         self._take(self._change.died(life))
-        self._restart_clock()
 
     def departed(self, life: int, epoch: int) -> None:
         if epoch == self.after.epoch:
@@ -106,13 +99,9 @@ class RunningChange:
             self._take(self._change.arrived(life))
 
     def progressed(self, life: int, progress: control_pb2.HandoffProgress) -> None:
-        if progress.epoch != self.after.epoch:
-            return
-        last = self.progress.get(life)
-        self.progress[life] = progress
-        if progress.departed > (last.departed if last is not None else 0):
-            # It does not hang, however many keys it has.
-            self._restart_clock()
+        if progress.epoch == self.after.epoch:
+            self.progress[life] = progress
+            self._late.progressed(life, progress)
 
     # Carrying it out
 
@@ -125,16 +114,18 @@ class RunningChange:
         for shard in self._shards:
             self._take(self._change.joined(shard.member.life))
         self._take(self._change.begin())
+        look_at = time.monotonic() + BETWEEN_LOOKS_S
         while True:
             while self._outbox:
                 await self._tell(self._outbox.popleft())
             if self._over is not None:
                 # A life may have followed another one since.
                 return self.after
-            with anyio.move_on_after(self._until - time.monotonic()) as waiting:
+            with anyio.move_on_after(look_at - time.monotonic()):
                 await self._wakeup.wait()
-            if waiting.cancelled_caught:
+            if time.monotonic() >= look_at:
                 self._end_late_lives()
+                look_at = time.monotonic() + BETWEEN_LOOKS_S
 
     def _take(self, orders: Iterable[Order]) -> None:
         for order in orders:
@@ -142,20 +133,8 @@ class RunningChange:
                 self._over = order
             else:
                 self._outbox.append(order)
-        self._wake()
-
-    def _wake(self) -> None:
         wakeup, self._wakeup = self._wakeup, anyio.Event()
         wakeup.set()
-
-    def _restart_clock(self) -> None:
-        self._until = time.monotonic() + self._limit_s if self._all_run() else inf
-        self._wake()
-
-    def _all_run(self) -> bool:
-        """Whether every life that keys are to arrive at is there."""
-        sockets = {member.socket for member in self.after.members}
-        return all(shard.is_up for shard in self._shards if shard.member.socket in sockets)
 
     async def _tell(self, order: Tell) -> None:
         for shard in self._shards:
@@ -172,16 +151,14 @@ class RunningChange:
                 return control_pb2.ToShard(reborn=member_to_proto(member))
 
     def _end_late_lives(self) -> None:
-        """Kill the lives that hang: those whose lanes do not tick, as the others may only wait for them; else all that
-        are late."""
-        late = [shard for shard in self._shards if shard.is_alive and shard.member.life in self.waits_for]
-        for shard in [shard for shard in late if shard.is_unresponsive] or late:
-            name, life = shard.member.name, shard.member.life
+        """Kill the lives that hang."""
+        lives = {shard.member.life: shard for shard in self._shards if shard.is_up}
+        for life in self._late.tick(self.after.epoch, lives.keys() & self.waits_for):
+            name, incarnation = lives[life].member.name, lives[life].incarnation
+            assert incarnation is not None
             self._trace.add_event("life_killed", name, error="life_killed")
-            log.error("change.life_killed shard=%s life=%d it hung for %g s", name, life, self._limit_s)
-            if shard.incarnation is not None:
-                shard.incarnation.running.kill()
-        self._until = time.monotonic() + self._limit_s
+            log.error("change.life_killed shard=%s life=%d %s", name, life, self._late.reason)
+            incarnation.running.kill()
 
     def _prepare_to_proto(self, prepare: Prepare) -> control_pb2.Prepare:
         return control_pb2.Prepare(
