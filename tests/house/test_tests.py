@@ -116,6 +116,7 @@ TESTED_BY = {
     "wire/requests": "wire/test_server",
     "supervisor/app_sockets": "supervisor/test_changes",
     "supervisor/running_change": "supervisor/test_changes",
+    "supervisor/orphan_guard_process": "supervisor/test_orphan_guard",
     "supervisor/service_settings": "supervisor/test_app",
     "supervisor/setup_message": "supervisor/test_app",
     "supervisor/shared_resources": "supervisor/test_app",
