@@ -61,6 +61,7 @@ class ScriptedLauncher(FakeLauncher):
             shard.line.deliver(departed=prepare.after.epoch)
         if life in {member.life for member in prepare.after.members}:
             shard.line.deliver(arrived=prepare.after.epoch)
+        shard.line.deliver(progress=control_pb2.HandoffProgress(epoch=prepare.after.epoch))
 
     def _follow_propose(self, shard: FakeShard, settings: control_pb2.Settings) -> None:
         shard.line.deliver(proposed=control_pb2.Proposed(generation=settings.generation))

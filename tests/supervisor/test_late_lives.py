@@ -53,6 +53,13 @@ def test_a_life_that_has_said_that_nothing_is_missing_may_be_silent() -> None:
     assert ticks(late, 100) == [[]] * 100
 
 
+def test_a_silent_life_is_late_where_another_one_waits_for_it_whatever_it_has_said_last() -> None:
+    """As the next life of a shard that has died does: it needs once more what was handed over."""
+    late = late_lives()
+    ticks(late, 1, one=[], other=[])
+    assert ticks(late, LIMIT + 1, other=[ONE]) == [[]] * LIMIT + [[ONE]]
+
+
 def test_a_life_that_gets_on_is_not_late() -> None:
     late = late_lives()
     for departed in range(100):

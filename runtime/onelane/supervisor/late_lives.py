@@ -63,8 +63,8 @@ class LateLives:
         if progress is None:
             return True
         if not progress.waits_for and not progress.waits_for_store:
-            # Its last word, unless a life that others wait for is followed by another one.
-            return False
+            # Its last word, unless a life is followed by another one, which waits for it.
+            return life not in self._heard and any(life in self._progress[other].waits_for for other in self._heard)
         return life not in self._heard or life in progress.waits_for
 
     def _follow(self, epoch: int) -> None:

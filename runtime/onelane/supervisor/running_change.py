@@ -153,7 +153,7 @@ class RunningChange:
     def _end_late_lives(self) -> None:
         """Kill the lives that hang."""
         lives = {shard.member.life: shard for shard in self._shards if shard.is_up}
-        for life in self._late.tick(self.after.epoch, lives.keys() & self.waits_for):
+        for life in self._late.tick(self.after.epoch, lives):
             name, incarnation = lives[life].member.name, lives[life].incarnation
             assert incarnation is not None
             self._trace.add_event("life_killed", name, error="life_killed")
