@@ -1,6 +1,6 @@
 """Drives the arena with simulated players through the public client, and shows a live table until it is stopped.
 
-    python -m services.arena.drive [--for 10s] [--shake]
+    python -m services.arena.drive [--for 10s] [--shake] [--think 0.2s]
 
 Starts `onelane up` on the arena's file, plays, compares what the players were told with what the services say at the
 end, prints a summary, and leaves no process behind. Exit code 0 only if nothing is lost and every total agrees with
@@ -210,11 +210,12 @@ def read_seconds(_: click.Context, __: click.Parameter, text: str | None) -> flo
 @click.option("--for", "seconds", callback=read_seconds, help="End by itself after a time such as 10s or 2m.")
 @click.option("--seed", default=1, show_default=True, help="Seed of all random choices.")
 @click.option("--shake", is_flag=True, help="Scale apps, restart them and kill shards at random meanwhile.")
+@click.option("--think", callback=read_seconds, default="0s", help="What players wait before each call, such as 0.2s.")
 @click.option("--file", type=click.Path(path_type=Path, exists=True), default=FILE, help="The arena's file.")
-def main(seconds: float | None, seed: int, shake: bool, file: Path) -> None:
+def main(seconds: float | None, seed: int, shake: bool, think: float, file: Path) -> None:
     """Run the arena and play in it."""
     try:
-        game = Game(seed, lounges=LOUNGES if shake else 0)
+        game = Game(seed, lounges=LOUNGES if shake else 0, think_s=think)
         is_good = asyncio.run(Drive(seconds, shake, Console(), game).run(file))
     except BaseExceptionGroup as group:
         raise first_of(group) from None

@@ -32,6 +32,8 @@ class Game:
     """At each of them players play one game after the other."""
     lounges: int = 0
     """Rooms that fill slowly, watched by a guest, so that they are there when shards come and go."""
+    think_s: float = 0.0
+    """How long a player waits before each call, and a guest longer than else; with 0 players load the machine."""
     tally: Tally = field(default_factory=Tally)
     ledger: Ledger = field(default_factory=Ledger)
     until: anyio.Event = field(default_factory=anyio.Event)
@@ -52,7 +54,7 @@ class Game:
                 app: await stack.enter_async_context(onelane.connect(address, reopen=True, marks=True))
                 for app, address in apps.items()
             }
-            players = Players(channels, self.tally, self.ledger)
+            players = Players(channels, self.tally, self.ledger, self.think_s)
             began = time.perf_counter()
             async with anyio.create_task_group() as tasks:
                 for run in beside:
@@ -69,7 +71,7 @@ class Game:
             for n in range(self.tables):
                 tasks.start_soon(players.play, f"room-{n}", random.Random(self.seed + n), self.until)
             for n in range(self.lounges):
-                tasks.start_soon(players.lounge, f"lounge-{n}", LOUNGE_PAUSE_S, self.until)
+                tasks.start_soon(players.lounge, f"lounge-{n}", LOUNGE_PAUSE_S + self.think_s, self.until)
             with anyio.move_on_after(seconds):
                 await self.until.wait()
             self.until.set()

@@ -39,12 +39,14 @@ Channels = Mapping[str, grpc.aio.Channel]
 class Players:
     """See the module. All of them share one ledger and one tally."""
 
-    def __init__(self, channels: Channels, tally: Tally, ledger: Ledger) -> None:
+    def __init__(self, channels: Channels, tally: Tally, ledger: Ledger, think_s: float = 0.0) -> None:
+        """think_s: how long players wait before each call of a game, so that they do not load the machine."""
         self._lobby: Any = lobby_pb2_grpc.LobbyStub(channels["lobby"])
         self._boards: Any = leaderboard_pb2_grpc.LeaderboardStub(channels["leaderboard"])
         self._profiles: Any = profile_pb2_grpc.ProfileStub(channels["profile"])
         self._tally = tally
         self._ledger = ledger
+        self._think_s = think_s
 
     # Games
 
@@ -65,13 +67,20 @@ class Players:
         for player in players:
             if player not in self._ledger.players:
                 await self._read_record(player)
+            await self._think()
             rating = await self._join(room_id, player)
             self._ledger.read(player, rating)
         for player in rng.choices(players, k=6):
+            await self._think()
             await self._say(room_id, player)
+        await self._think()
         await self._finish(room_id, players, rng.choice(players))
+        await self._think()
         request = leaderboard_pb2.TopRequest(board=BOARD, limit=3)
         await self._tally.call("Leaderboard/Top", self._boards.Top(request))
+
+    async def _think(self) -> None:
+        await asyncio.sleep(self._think_s)
 
     async def _join(self, room_id: str, player: str) -> float:
         """The player's rating."""

@@ -1,4 +1,6 @@
-"""`python -m tests.arena [--for 60s] [--seed N] [--shards N] [--lease N]`: the arena on three machines of a cluster.
+"""The arena on three machines of a cluster.
+
+    python -m tests.arena [--for 60s] [--seed N] [--shards N] [--lease N] [--think 0.2s]
 
 A machine is killed and another one added while players play, then one leaves and one comes, and so on.
 
@@ -27,14 +29,13 @@ NAME = "machines.arena.test"
 """A host name that stands for all machines."""
 
 
-async def play(site: Site, seed: int, seconds: float | None) -> bool:
+async def play(site: Site, game: Game, seconds: float | None) -> bool:
     """The whole of it, on a network that has etcd and PostgreSQL. True if nothing is lost."""
     console, began = Console(), time.monotonic()
 
     def say(text: str) -> None:
         console.print(f"{time.monotonic() - began:6.1f} s  {text}", highlight=False, soft_wrap=True, markup=False)
 
-    game = Game(seed, tables=TABLES, lounges=LOUNGES)
     course = Course(site, game, seconds, say)
     starting = anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
@@ -46,7 +47,7 @@ async def play(site: Site, seed: int, seconds: float | None) -> bool:
             raise click.ClickException("ended before the machines had joined")
         pages = [f"http://{address}:{ADMIN_PORT}/?token={site.token}" for address in course.addresses()]
         say(f"they are shown by the page of each, such as {pages[0]}")
-        say(f"players play at {TABLES} tables and in {LOUNGES} lounges, with seed {seed}")
+        say(f"players play at {TABLES} tables and in {LOUNGES} lounges, with seed {game.seed}")
         with resolved(NAME, course.addresses):
             await game.play({app: f"{NAME}:{port}" for app, port in PORTS.items()}, course.run)
         say(f"the game is over; {names(course.machines)} leave")
@@ -65,14 +66,16 @@ async def play(site: Site, seed: int, seconds: float | None) -> bool:
 @click.option("--seed", default=1, show_default=True, help="Seed of all random choices.")
 @click.option("--shards", type=click.IntRange(1, 8), help="Of each app on each machine, instead of the file's.")
 @click.option("--lease", type=click.IntRange(2, 60), default=6, show_default=True, help="`lease_s` of the machines.")
-def main(seconds: float | None, seed: int, shards: int | None, lease: int) -> None:
+@click.option("--think", callback=read_seconds, default="0s", help="What players wait before each call, such as 0.2s.")
+def main(seconds: float | None, seed: int, shards: int | None, lease: int, think: float) -> None:
     """Run the arena on machines, and play in it."""
+    game = Game(seed, tables=TABLES, lounges=LOUNGES, think_s=think)
     # As Ctrl-C, so that all is removed: until players play, and when they have.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with new_site(lease_s=lease, shards=shards) as site:
             try:
-                is_good = asyncio.run(play(site, seed, seconds))
+                is_good = asyncio.run(play(site, game, seconds))
             finally:
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
     except (pytest.skip.Exception, pytest.fail.Exception, MachineFault) as missing:

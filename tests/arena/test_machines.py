@@ -38,7 +38,7 @@ def machines(**environment: str) -> Iterator["subprocess.Popen[str]"]:
     """The command, ended by its signal if it has not ended."""
     never_late = NEVER_LATE.rpartition(" ")[2]
     late = {f"ONELANE_APPS__{app}__MAX_LATE_S": never_late for app in ("LOBBY", "PROFILE", "LEADERBOARD")}
-    command = [sys.executable, "-m", "tests.arena", "--shards", "1"]
+    command = [sys.executable, "-m", "tests.arena", "--shards", "1", "--think", "0.2s"]
     variables = os.environ | late | {"PYTHONPATH": f"{ROOT}:{ROOT}/runtime"} | environment
     process = subprocess.Popen(
         command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -194,21 +194,24 @@ async def kinds_of(cluster: RunningApp, call: Any, function: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("hogs", "numbers"),
-    [(0, 20_000_000), (9, 10_000_000)],
+    ("hogs", "computes_s", "numbers"),
+    [(0, 0.2, 20_000_000), (9, 0.05, 4_000_000)],
     ids=["alone", "beside nine processes that compute on its CPU"],
 )
-async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, hogs: int, numbers: int) -> None:
+async def test_only_a_lane_that_computes_is_told_as_computing(
+    tmp_path: Path, hogs: int, computes_s: float, numbers: int
+) -> None:
     """And a process that was stopped as that alone, whatever its lane does then. What the machine lets a lane do is not
-    asked here: where it gave it no CPU, that is the cause. numbers: that another thread adds up."""
+    asked here: where it gave it no CPU, that is the cause. computes_s: of a CPU that it has alone, or a tenth of.
+    numbers: that another thread adds up."""
     with running(tmp_path, echo(1)) as cluster:
-        where, gate = Where(cluster), Gate(tmp_path)
+        where, gate, computing_call = Where(cluster), Gate(tmp_path), f"compute {computes_s}"
         pid = cluster.shards()[0]["pid"]
         async with without_cpu(pid, hogs) as computing:
             known = cluster.shards()[0]["last_stalls"]
             longest_s = max((stall["seconds"] for stall in known), default=0.0)
             stopping = stop_for(pid, max(2.1, 2.1 * longest_s), computing)
-            seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", "compute 0.2"))
+            seconds, _ = await asyncio.gather(stopping, order(where, "echo-0", computing_call))
             await eventually(lambda: longest_stall(cluster, known)["seconds"] > seconds - 1)
             assert longest_stall(cluster, known)["kind"] == "starved"
             stalling = order(where, "echo-0", f"stall_at {gate}")
@@ -221,7 +224,7 @@ async def test_only_a_lane_that_computes_is_told_as_computing(tmp_path: Path, ho
             waiting = order(where, "echo-0", f"wait_for_interpreter {numbers}")
             waited = await kinds_of(cluster, waiting, "wait_for_interpreter")
             assert waited <= {"interpreter", "blocked", "starved"}
-            computed = await kinds_of(cluster, order(where, "echo-0", "compute 0.2"), "compute")
+            computed = await kinds_of(cluster, order(where, "echo-0", computing_call), "compute")
             assert computed <= {"computing", "starved"}
         await where.close()
 
