@@ -9,7 +9,7 @@ from types import CodeType
 
 import pytest
 
-from tests.house.test_layers import FILES, parsed
+from tests.house.test_layers import FILES
 from tests.running_app import ROOT
 
 FILLERS = {"found", "made", "one", "there", "said", "told", "came", "given", "kept", "gone", "theirs", "ours"}
@@ -89,7 +89,7 @@ def fillers_in(file: Path, text: str, code: CodeType) -> list[str]:
 def test_no_class_or_constant_stands_for_two_things() -> None:
     homes: dict[str, list[str]] = defaultdict(list)
     for file in FILES:
-        for name in top_level_names(parsed(FILES[file])):
+        for name in top_level_names(ast.parse(FILES[file].read_text())):
             if not name.startswith("_") and name not in ALLOWED:
                 homes[name].append(file)
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
