@@ -6,8 +6,9 @@ paused at each step, or another one may go on: it has nothing else.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, reduce
+from typing import NamedTuple
 
 from onelane.cluster import coordinator, following
 from onelane.cluster.coordinator import AppLives
@@ -43,8 +44,7 @@ class Rules:
     """The condition on a write is left out."""
 
 
-@dataclass(frozen=True)
-class Life:
+class Life(NamedTuple):
     member: Member
     machine: str
     follows: bool = False
@@ -63,8 +63,7 @@ class Life:
         return self.member.life
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     name: str
     lease: int
     wants: tuple[int, ...] = ()
@@ -74,8 +73,7 @@ class Machine:
     record: bytes = b""
 
 
-@dataclass(frozen=True)
-class World:
+class World(NamedTuple):
     machines: tuple[Machine, ...]
     lives: tuple[Life, ...] = ()
     entry: bytes = b""
@@ -91,7 +89,7 @@ class World:
     comes_back: int = 0
     plan: tuple[str, ...] = ()
     """What operators do, in this order: `join NAME`, `roll NAME`, `leave NAME`."""
-    has_died: bool = field(default=False)
+    has_died: bool = False
 
     # Reading
 
@@ -102,14 +100,14 @@ class World:
         return next((life for life in self.lives if life.number == number), None)
 
     def with_life(self, life: Life) -> "World":
-        return replace(self, lives=tuple(life if other.number == life.number else other for other in self.lives))
+        return self._replace(lives=tuple(life if other.number == life.number else other for other in self.lives))
 
     def without(self, number: int) -> "World":
-        return replace(self, lives=tuple(life for life in self.lives if life.number != number))
+        return self._replace(lives=tuple(life for life in self.lives if life.number != number))
 
     def with_machine(self, machine: Machine) -> "World":
         rows = tuple(machine if other.name == machine.name else other for other in self.machines)
-        return replace(self, machines=rows)
+        return self._replace(machines=rows)
 
 
 @cache
@@ -161,9 +159,9 @@ def address_of(machine: str) -> str:
 def with_calls(world: World) -> World:
     """Each key has state as soon as somebody serves it."""
     for life in world.lives:
-        fresh = frozenset(key for key in KEYS if key not in world.created and may_serve(life, key))
+        fresh = served_keys(life) - world.created
         if fresh:
-            world = replace(world.with_life(replace(life, state=life.state | fresh)), created=world.created | fresh)
+            world = world.with_life(life._replace(state=life.state | fresh))._replace(created=world.created | fresh)
     return world
 
 
@@ -181,12 +179,11 @@ def moves(world: World, rules: Rules) -> Iterator[World]:
 
 def misfortunes(world: World) -> Iterator[World]:
     for life in world.lives if world.crashes else ():
-        yield crashed(replace(world, crashes=world.crashes - 1), life)
+        yield crashed(world._replace(crashes=world.crashes - 1), life)
     alive = [machine for machine in world.machines if machine.lease not in world.ended and machine.record]
     for machine in alive if world.given_up and len(alive) > 1 else ():
         lives = tuple(life for life in world.lives if life.machine != machine.name)
-        yield replace(
-            world.with_machine(replace(machine, wants=(), lost=(), record=b"")),
+        yield world.with_machine(machine._replace(wants=(), lost=(), record=b""))._replace(
             lives=lives,
             ended=world.ended | {machine.lease},
             given_up=world.given_up - 1,
@@ -205,14 +202,14 @@ def comes_back(world: World, machine: Machine) -> Iterator[World]:
     }
     lease = machine.lease + len(world.machines)
     lost = tuple(members.values())
-    yield replace(world.with_machine(Machine(machine.name, lease, lost=lost)), comes_back=world.comes_back - 1)
+    yield world.with_machine(Machine(machine.name, lease, lost=lost))._replace(comes_back=world.comes_back - 1)
 
 
 def crashed(world: World, life: Life) -> World:
     machine = world.machine(life.machine)
     wants = tuple(number for number in machine.wants if number != life.number)
     lost = (*machine.lost, life.member) if life.number in machine.wants else machine.lost
-    return replace(world.without(life.number), has_died=True).with_machine(replace(machine, wants=wants, lost=lost))
+    return world.without(life.number)._replace(has_died=True).with_machine(machine._replace(wants=wants, lost=lost))
 
 
 def coordinator_moves(world: World, rules: Rules) -> Iterator[World]:
@@ -221,11 +218,11 @@ def coordinator_moves(world: World, rules: Rules) -> Iterator[World]:
         if not rules.late_writes:
             # The others find another entry than they expect, and change nothing.
             rest = frozenset(other for other in rest if other[0] == written)
-        yield replace(world, decided=rest, entry=written)
+        yield world._replace(decided=rest, entry=written)
     records = tuple((machine.lease, machine.record) for machine in world.machines if machine.record)
     value = decision(world.entry, records, world.ended, rules)
     if value is not None and len(world.decided) < IN_FLIGHT and (world.entry, value) not in world.decided:
-        yield replace(world, decided=world.decided | {(world.entry, value)})
+        yield world._replace(decided=world.decided | {(world.entry, value)})
 
 
 @cache
@@ -241,17 +238,20 @@ def decision(value: bytes, records: tuple[tuple[int, bytes], ...], ended: frozen
 
 
 @cache
-def news(known: Known, value: bytes, rules: Rules) -> tuple[Known, list[following.Message]]:
-    return rules.news(known, entry_from(value))
+def informed(life: Life, value: bytes, rules: Rules) -> Life | None:
+    """A life that has been told what this entry says; None if that is no news to it."""
+    assert life.known is not None
+    known, messages = rules.news(life.known, entry_from(value))
+    return reduce(tell, messages, life._replace(known=known)) if messages else None
 
 
 def machine_moves(world: World, machine: Machine, rules: Rules) -> Iterator[World]:
     entry = entry_from(world.entry)
     if (record := record_of(world, machine)) != machine.record:
-        yield world.with_machine(replace(machine, record=record))
+        yield world.with_machine(machine._replace(record=record))
     for member in machine.lost:
         others = tuple(other for other in machine.lost if other != member)
-        yield launched(world.with_machine(replace(machine, lost=others)), machine.name, member, follows=True)
+        yield launched(world.with_machine(machine._replace(lost=others)), machine.name, member, follows=True)
     asked = {} if entry is None or entry.following is None else entry.stand_ins
     mine = [life for life in world.lives if life.machine == machine.name]
     for name, asked_machine in asked.items():
@@ -266,9 +266,9 @@ def machine_moves(world: World, machine: Machine, rules: Rules) -> Iterator[Worl
 
 def planned(world: World, machine: Machine) -> Iterator[World]:
     """What an operator does."""
-    what, rest = world.plan[0].split()[0], replace(world, plan=world.plan[1:])
+    what, rest = world.plan[0].split()[0], world._replace(plan=world.plan[1:])
     if what == "leave":
-        yield rest.with_machine(replace(machine, wants=(), lost=()))
+        yield rest.with_machine(machine._replace(wants=(), lost=()))
     elif what == "join" or (machine.wants and not machine.lost):
         member = Member(f"lobby-{machine.name}", address_of(machine.name), "", 0)
         yield launched(rest, machine.name, member, follows=False)
@@ -278,11 +278,11 @@ def launched(world: World, machine: str, member: Member, *, follows: bool, wante
     """A process of a shard, which has no setup yet."""
     number = world.last_life + 1
     life = Life(replace(member, life=number, socket=f"s{number}"), machine, follows)
-    world = replace(world, last_life=number, lives=(*world.lives, life))
+    world = world._replace(last_life=number, lives=(*world.lives, life))
     if not (follows and wanted):
         return world
     row = world.machine(machine)
-    return world.with_machine(replace(row, wants=(*row.wants, number)))
+    return world.with_machine(row._replace(wants=(*row.wants, number)))
 
 
 def life_moves(world: World, life: Life, rules: Rules) -> Iterator[World]:
@@ -292,12 +292,8 @@ def life_moves(world: World, life: Life, rules: Rules) -> Iterator[World]:
         if is_recorded and (begins := rules.beginning(entry, life.number, follows=life.follows)):
             yield has_begun(world, life, begins)
     else:
-        known, messages = news(life.known, world.entry, rules)
-        if messages:
-            informed = replace(life, known=known)
-            for message in messages:
-                informed = tell(informed, message)
-            yield world.with_life(informed)
+        if informed_life := informed(life, world.entry, rules):
+            yield world.with_life(informed_life)
         for item in life.outbox:
             yield from delivered(world, life, item)
     is_wanted = life.number in machine.wants or (life.known is None and not life.follows)
@@ -308,7 +304,7 @@ def life_moves(world: World, life: Life, rules: Rules) -> Iterator[World]:
 
 def has_begun(world: World, life: Life, begins: following.Beginning) -> World:
     placement = None if begins.placement is None else HANDOFFS.share(begins.placement)
-    begun = replace(life, known=begins.known, placement=placement)
+    begun = life._replace(known=begins.known, placement=placement)
     if begins.prepare is not None:
         begun = tell(begun, begins.prepare)
     if life.follows:
@@ -316,33 +312,38 @@ def has_begun(world: World, life: Life, begins: following.Beginning) -> World:
     machine = world.machine(life.machine)
     old = [other.number for other in world.lives if other.member.name == life.member.name and other is not life]
     wants = (*(number for number in machine.wants if number not in old), life.number)
-    return world.with_life(begun).with_machine(replace(machine, wants=wants, lost=()))
+    return world.with_life(begun).with_machine(machine._replace(wants=wants, lost=()))
 
 
 # A life
 
 
-def may_serve(life: Life, key: str) -> bool:
-    if life.handoff is not None:
-        handoff: Handoff = life.handoff.value
-        return handoff.where(key, 0) is SERVE
-    if life.placement is None:
-        return False
-    return life.placement.value.owner_of(key).life == life.number  # type: ignore[no-any-return]
+def served_keys(life: Life) -> frozenset[str]:
+    """The keys of which it serves the calls, if it gets any."""
+    return _served_keys(life.number, life.handoff, life.placement)
+
+
+@cache
+def _served_keys(number: int, handoff: Shared | None, placement: Shared | None) -> frozenset[str]:
+    if handoff is not None:
+        return frozenset(key for key in KEYS if handoff.value.where(key, 0) is SERVE)
+    if placement is not None:
+        return frozenset(key for key in KEYS if placement.value.owner_of(key).life == number)
+    return frozenset()
 
 
 def tell(life: Life, message: following.Message) -> Life:
     match message:
         case Placement():
-            return replace(life, placement=HANDOFFS.share(message), handoff=None, outbox=())
+            return life._replace(placement=HANDOFFS.share(message), handoff=None, outbox=())
         case Prepare():
             handoff = HANDOFFS.share(Handoff(life.member, message.before, message.after, message.dead))
-            life = step(replace(life, handoff=handoff), "begin", ())
+            life = step(life._replace(handoff=handoff), "begin", ())
             life = step(life, "scanned", tuple(sorted(life.state)))
             return step(life, "scan_done")
         case Gone(number):
             outbox = tuple(item for item in life.outbox if item.to.life != number)
-            return step(replace(life, outbox=outbox), "gone", number)
+            return step(life._replace(outbox=outbox), "gone", number)
         case Reborn(member):
             return step(life, "reborn", member)
 
@@ -351,17 +352,17 @@ def step(life: Life, event: str, *details: object) -> Life:
     """An event of the life's `Handoff`."""
     assert life.handoff is not None, f"{event} before a change"
     handoff, actions = HANDOFFS.step(life.handoff, event, *details)
-    life, epoch = replace(life, handoff=handoff), handoff.value.after.epoch
+    life, epoch = life._replace(handoff=handoff), handoff.value.after.epoch
     for action in actions:
         match action:
             case Send() | SendDone():
-                life = replace(life, outbox=(*life.outbox, action))
+                life = life._replace(outbox=(*life.outbox, action))
             case Forget(keys):
-                life = replace(life, state=life.state - set(keys))
+                life = life._replace(state=life.state - set(keys))
             case Departed():
-                life = replace(life, departed=epoch)
+                life = life._replace(departed=epoch)
             case Arrived():
-                life = replace(life, arrived=epoch)
+                life = life._replace(arrived=epoch)
     return life
 
 
@@ -372,7 +373,7 @@ def delivered(world: World, life: Life, item: Send | SendDone) -> Iterator[World
         return
     if to.handoff.value.after.epoch != life.handoff.value.after.epoch:
         return
-    sent = replace(life, outbox=tuple(other for other in life.outbox if other is not item))
+    sent = life._replace(outbox=tuple(other for other in life.outbox if other is not item))
     if isinstance(item, SendDone):
         to = step(to, "done", life.number, to.number)
     else:
@@ -382,6 +383,6 @@ def delivered(world: World, life: Life, item: Send | SendDone) -> Iterator[World
             return
         (install,) = [action for action in actions if isinstance(action, Install)]
         to = step(step(to, "moved", life.number, to.number, item.keys), "installed", install.keys)
-        to = replace(to, state=to.state | set(install.keys))
+        to = to._replace(state=to.state | set(install.keys))
         sent = step(sent, "sent_acknowledged", to.number, item.keys)
     yield world.with_life(to).with_life(sent)

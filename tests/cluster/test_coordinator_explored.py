@@ -75,13 +75,13 @@ def tells_placements_only(known: Known, entry: AppEntry | None) -> tuple[Known, 
 
 JOINING = World(TWO, plan=JOIN)
 FAULTS: dict[str, tuple[str, World, Rules]] = {
-    "deaths": ("does not end", replace(JOINING, crashes=1), Rules(next_entry=without_deaths)),
-    "stand-ins": ("does not end", replace(JOINING, given_up=1), Rules(next_entry=without_stand_ins)),
+    "deaths": ("does not end", JOINING._replace(crashes=1), Rules(next_entry=without_deaths)),
+    "stand-ins": ("does not end", JOINING._replace(given_up=1), Rules(next_entry=without_stand_ins)),
     "ends early": ("state is lost without a death", JOINING, Rules(next_entry=without_a_word_of_all)),
-    "begins at once": ("two lives", replace(JOINING, crashes=1), Rules(beginning=begins_at_once)),
+    "begins at once": ("two lives", JOINING._replace(crashes=1), Rules(beginning=begins_at_once)),
     "late writes": (
         "two lives|lost|no way on",
-        replace(JOINING, crashes=1),
+        JOINING._replace(crashes=1),
         Rules(late_writes=True),
     ),
     "no orders": ("does not end", JOINING, Rules(news=tells_placements_only)),

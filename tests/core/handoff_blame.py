@@ -6,6 +6,8 @@ would be."""
 
 from typing import Any
 
+from onelane.core.placement import Member
+
 from tests.core.handoff_machines import Machines
 from tests.core.handoff_world import Life, Violated, World, is_changing
 
@@ -16,11 +18,14 @@ def check_blame(world: World, machines: Machines) -> None:
     if not machines.checks_blame or not is_changing(world):
         return
     parts = {life.member.life: life for life in world.lives if _has_part(life, world)}
-    for life in parts.values():
-        _check_own_step(life, machines)
-        for other in waits_for(life, machines) - {life.member.life}:
-            if other in parts and not _may_be_named(life, parts[other], world, machines):
-                raise Violated(BLAME, f"life {life.member.life} waits for life {other}, which owes it nothing")
+    waits = {number: waits_for(life, machines) for number, life in parts.items()}
+    for number, life in parts.items():
+        _check_own_step(life, says_so=number in waits[number])
+    without_step = {number: others for number, others in waits.items() if number not in others}
+    for number, others in without_step.items():
+        for other in others & without_step.keys():
+            if _channels_between(parts[number].member, parts[other].member).isdisjoint(dict(world.channels)):
+                raise Violated(BLAME, f"life {number} waits for life {other}, which owes it nothing")
 
 
 def waits_for(life: Life, machines: Machines) -> frozenset[int]:
@@ -36,12 +41,12 @@ def _has_part(life: Life, world: World) -> bool:
     return life.handoff is not None and life.handoff.value.after.epoch == world.epoch
 
 
-def _check_own_step(life: Life, machines: Machines) -> None:
-    number = life.member.life
+def _check_own_step(life: Life, *, says_so: bool) -> None:
     installs = any(state for _, _, state in life.installing)
     has_step = bool(life.unscanned or installs or _busy_keys(life))
-    if has_step != (number in waits_for(life, machines)):
-        raise Violated(BLAME, f"life {number} has {'a' if has_step else 'no'} step to make, and does not say so")
+    if has_step != says_so:
+        step = "a" if has_step else "no"
+        raise Violated(BLAME, f"life {life.member.life} has {step} step to make, and does not say so")
 
 
 def _busy_keys(life: Life) -> list[str]:
@@ -50,16 +55,13 @@ def _busy_keys(life: Life) -> list[str]:
     return [key for key in held if life.handoff.value.is_busy(key)]
 
 
-def _may_be_named(life: Life, other: Life, world: World, machines: Machines) -> bool:
-    """Something is on its way between the two, or one of them has a step of its own to make."""
-    if any(each.member.life in waits_for(each, machines) for each in (life, other)):
-        return True
-    return any(_is_between(ends, life, other) for ends, _ in world.channels)
-
-
-def _is_between(ends: tuple[Any, ...], life: Life, other: Life) -> bool:
-    """A message of one to the other, or an order to one of them."""
-    if ends[0] in ("orders", "reports"):
-        return ends[0] == "orders" and ends[1] in (life.member.life, other.member.life)
-    names = ({life.member.life, life.member.socket}, {other.member.life, other.member.socket})
-    return all(set(ends[1:]) & name for name in names)
+def _channels_between(member: Member, other: Member) -> set[tuple[Any, ...]]:
+    """Of messages of one to the other, and of orders to one of them."""
+    return {
+        ("orders", member.life),
+        ("orders", other.life),
+        ("moves", member.life, other.socket),
+        ("moves", other.life, member.socket),
+        ("answers", member.life, other.life),
+        ("answers", other.life, member.life),
+    }

@@ -74,19 +74,18 @@ def moves_of(world: World, scenario: Scenario, machines: Machines) -> list[Move]
     """The moves to follow: all, or some that may as well come before all others."""
     if scenario.reduced and (needed := needed_moves(world, machines)):
         return needed
-    for ends, messages in world.channels:
-        if is_independent(world, ends, messages[0]):
-            return [(Step.deliver, (ends,))]
+    if not (world.crashes or world.dead or any(map(tells_of_a_death, world.channels))):
+        for ends, messages in world.channels:
+            if is_independent(ends, messages[0]):
+                return [(Step.deliver, (ends,))]
     return [*own_moves(world), *outside_moves(world, scenario)]
 
 
-def is_independent(world: World, ends: tuple[Any, ...], message: Any) -> bool:
+def is_independent(ends: tuple[Any, ...], message: Any) -> bool:
     """Whether each other move leads to the same state before and after this one, so that one order is enough.
 
     As long as no life has died or may die, an acknowledgement, a report, and the end of a change are of this kind.
     """
-    if world.crashes or world.dead or any(map(tells_of_a_death, world.channels)):
-        return False
     if ends[0] == "orders" and isinstance(message, Shared) and isinstance(message.value, Over):
         return all(member.life != ends[1] for member in message.value.leaving)
     return ends[0] in ("answers", "reports")

@@ -48,6 +48,7 @@ class Step:
         self.scenario = scenario
         self.machines = machines
         self.lives = {life.member.life: life for life in world.lives}
+        """In the order of their numbers, as they start."""
         self.channels = dict(world.channels)
         self.calls = list(world.calls)
 
@@ -56,20 +57,26 @@ class Step:
             if life.is_leaving and self._is_unused(life):
                 del self.lives[number]
         return self.world._replace(
-            lives=tuple(self.lives[number] for number in sorted(self.lives)),
-            channels=tuple(sorted((item for item in self.channels.items() if item[1]), key=lambda item: item[0])),
+            lives=tuple(self.lives.values()),
+            channels=tuple(sorted(self.channels.items())),
             calls=tuple(sorted(self.calls)),
         )
 
     def _is_unused(self, life: Life) -> bool:
         calls = life.running or life.waiting or any(call[1] == life.member.socket for call in self.calls)
-        messages = any(left for ends, left in self.channels.items() if life.member.life in ends)
+        messages = any(life.member.life in ends for ends in self.channels)
         is_behind = any(other.placement.value.epoch < life.placement.value.epoch for other in self.lives.values())
         # A life that left in an earlier change may still send calls to this one.
         return not calls and not messages and not is_behind
 
     def put(self, ends: tuple[Any, ...], message: Any) -> None:
         self.channels[ends] = (*self.channels.get(ends, ()), message)
+
+    def next_message(self, ends: tuple[Any, ...]) -> Any:
+        message, *rest = self.channels.pop(ends)
+        if rest:
+            self.channels[ends] = tuple(rest)
+        return message
 
     def life_at(self, socket: str) -> Life | None:
         return next((life for life in self.lives.values() if life.member.socket == socket), None)
@@ -158,6 +165,8 @@ class Step:
     def look_again(self, number: int, keys: tuple[str, ...]) -> None:
         waiting = self.lives[number].waiting
         again = [waiter for waiter in waiting if self.scenario.calls[waiter[0]] in keys]
+        if not again:
+            return
         self.change_life(number, waiting=tuple(waiter for waiter in waiting if waiter not in again))
         for waiter in again:
             self.arrive(number, waiter)
@@ -171,7 +180,8 @@ class Step:
         machine = self.lives[number].handoff
         assert machine
         changed, actions = self.machines.step(machine, name, *details)
-        self.change_life(number, handoff=changed)
+        if changed is not machine:
+            self.change_life(number, handoff=changed)
         for action in actions:
             self.take(number, action)
         return actions
@@ -179,9 +189,9 @@ class Step:
     def take(self, number: int, action: Action) -> None:
         life = self.lives[number]
         epoch = life.placement.value.epoch
-        memory = dict(life.memory)
         match action:
             case Send(to, keys):
+                memory = dict(life.memory)
                 state = tuple((key, memory.get(key, frozenset())) for key in keys)
                 self.send(life, to, ("moved", epoch, to.life, state))
             case SendDone(to):
@@ -346,9 +356,7 @@ class Step:
         if is_changing(self.world):
             self.coordinate("reborn", dead.life, member)
             # The first message, `Prepare`, comes with the setup of the process.
-            first, *rest = self.channels["orders", member.life]
-            self.channels["orders", member.life] = tuple(rest)
-            self.order(member.life, first)
+            self.order(member.life, self.next_message(("orders", member.life)))
         else:
             self.world = self.world._replace(placement=renewed)
 
@@ -395,9 +403,7 @@ class Step:
     # Messages.
 
     def deliver(self, ends: tuple[Any, ...]) -> None:
-        message, *rest = self.channels[ends]
-        self.channels[ends] = tuple(rest)
-        self.read(ends, message)
+        self.read(ends, self.next_message(ends))
 
     def repeat(self, ends: tuple[Any, ...]) -> None:
         """Deliver a message, which comes once more."""

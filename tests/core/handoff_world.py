@@ -118,7 +118,7 @@ def _ask(life: Life, key: str, epoch: int) -> Any:
 
 
 def may_serve(machines: Machines, life: Life, key: str) -> bool:
-    return any(key == busy for busy, _ in life.running) or where(machines, life, key, 0) is SERVE
+    return key in dict(life.running) or where(machines, life, key, 0) is SERVE
 
 
 def member_of(name: str, life: int) -> Member:

@@ -111,6 +111,8 @@ def calmed(world: LeaseWorld) -> LeaseWorld:
     """All processes go on, and the store is up."""
     if world.is_down:
         world = lease_world.go_down_or_up(world, Drift(lease_world.Rates(0, 0, 0)))
+    if not world.is_paused and not any(life.is_paused for life in world.lives):
+        return world
     return world._replace(is_paused=False, lives=tuple(life._replace(is_paused=False) for life in world.lives))
 
 

@@ -6,6 +6,7 @@ store of leases and the coordinator's each run at their own rate.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from onelane.core.lease import Fence, LeaseTerms, MachineLease, gone_at
@@ -343,12 +344,14 @@ def tick(world: LeaseWorld, drift: Drift) -> LeaseWorld:
     )
 
 
+@cache
 def _older_lease(lease: MachineLease | None, by: int) -> MachineLease | None:
     if lease is None or lease.is_lost:
         return lease and replace(lease, serve_until=PAST, renew_at=0)
     return replace(lease, serve_until=max(lease.serve_until - by, PAST), renew_at=max(lease.renew_at - by, 0))
 
 
+@cache
 def _older_life(life: LeasedLife, by: int) -> LeasedLife:
     fence = replace(life.fence, until=max(life.fence.until - by, PAST))
     return life._replace(fence=fence, line=tuple((lease, max(until - by, PAST)) for lease, until in life.line))

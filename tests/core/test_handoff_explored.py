@@ -30,6 +30,7 @@ SCALE = Scenario(
 SCENARIOS = {"moves": MOVES, "restart": RESTART, "scale": SCALE}
 STUCK = replace(MOVES, calls="ll", give_ups=2)
 """Turns of a key that moves on twice are given up."""
+STUCK_ONCE = replace(STUCK, calls="l", give_ups=1)
 HARSH = {
     name: replace(scenario, calls="klkl", crashes=2, repeats=1, give_ups=2, hurries=True)
     for name, scenario in SCENARIOS.items()
@@ -115,9 +116,9 @@ FAULTS: list[tuple[type[Handoff | PlacementChange], str, Scenario]] = [
     (faults.SendsWhatIsCalledAfterItIsDone, "there is a way on", MOVES),
     (faults.DepartsBeforeTheAcknowledgement, "no change is lost", HARSH["moves"]),
     (faults.ForgetsBeforeTheAcknowledgement, "no change is lost", HARSH["moves"]),
-    (faults.GivesUpTheState, "no change is lost", HARSH["moves"]),
+    (faults.GivesUpTheState, "no change is lost", STUCK),
     (faults.ForgetsWhomItGivesUp, "there is a way on", STUCK),
-    (faults.HandsOverWhatIsNotItsOwn, "there is a way on", STUCK),
+    (faults.HandsOverWhatIsNotItsOwn, "there is a way on", STUCK_ONCE),
     (faults.NeverForgets, "no change is lost", MOVES),
     (faults.DoesNotSendAgain, "no change is lost", HARSH["moves"]),
     (faults.SendsAgainToTheDead, "there is a way on", HARSH["moves"]),
@@ -136,13 +137,19 @@ FAULTS: list[tuple[type[Handoff | PlacementChange], str, Scenario]] = [
     (faults.BlamesItselfWhileItWaits, BLAME, MOVES),
     (faults.BlamesThoseThatAreDone, BLAME, MOVES),
 ]
+RARE = {faults.HandsOverWhatIsNotItsOwn}
+"""Found in fewer than one of a thousand random orders of events; at once where all orders are explored."""
 
 
 @pytest.mark.parametrize(("fault", "name", "scenario"), FAULTS, ids=[fault.__name__ for fault, _, _ in FAULTS])
 def test_a_fault_is_found(fault: type[Handoff | PlacementChange], name: str, scenario: Scenario) -> None:
-    """Random orders of events find each of them at once; the seeds are fixed."""
+    """Random orders of events find each of them at once, but for `RARE`; the seeds are fixed."""
     machines = Machines(handoff=fault) if issubclass(fault, Handoff) else Machines(change=fault)
     machines.checks_blame = name == BLAME
+    if fault in RARE:
+        with pytest.raises(Violated, match=f"^{name}: "):
+            explore(scenario, machines)
+        return
     names = set()
     for seed in range(2000):
         try:
