@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from tests.kubernetes.manifests import PodTemplate
 from tests.kubernetes.pods import Pod
 
+LOG_END = 4000
+"""Characters of a log that are shown where a test has failed."""
+
 
 class StatefulSet:
     """Pods NAME-0 to NAME-(n-1); the next one is made once the one before is ready, and replaced from the last on."""
@@ -78,6 +81,9 @@ async def stateful_set(name: str, template: PodTemplate, replicas: int) -> Async
             await owner.scale(replicas)
             yield owner
         except BaseException:
+            # The report of a test shows what it has printed.
+            for pod in owner.pods:
+                print(f"{pod.name}: {', '.join(pod.events)}\n{pod.log[-LOG_END:]}")
             # Not by TERM: what has failed may hold the pods.
             owner.template = template
             for pod in owner.pods:
