@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -26,7 +27,12 @@ class Issuer:
     """Its keys have the ids `key-0`, `key-1` and so on."""
 
     def __init__(self, *algorithms: str) -> None:
-        self.keys = [(algorithm, MAKERS[algorithm]()) for algorithm in algorithms or ("EdDSA",)]
+        self._algorithms = algorithms or ("EdDSA",)
+
+    @cached_property
+    def keys(self) -> list[tuple[str, Any]]:
+        """Made with the first use: a module that has an issuer is imported by processes that run none of its tests."""
+        return [(algorithm, MAKERS[algorithm]()) for algorithm in self._algorithms]
 
     def jwks(self) -> bytes:
         keys = [
