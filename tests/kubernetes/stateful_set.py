@@ -1,6 +1,7 @@
 """What a StatefulSet controller does with its pods, and who is behind a Service: in order, one after another."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -81,9 +82,9 @@ async def stateful_set(name: str, template: PodTemplate, replicas: int) -> Async
             await owner.scale(replicas)
             yield owner
         except BaseException:
-            # The report of a test shows what it has printed.
+            # The report of a test shows its output.
             for pod in owner.pods:
-                print(f"{pod.name}: {', '.join(pod.events)}\n{pod.log[-LOG_END:]}")
+                sys.stdout.write(f"{pod.name}: {', '.join(pod.events)}\n{pod.log[-LOG_END:]}\n")
             # Not by TERM: what has failed may hold the pods.
             owner.template = template
             for pod in owner.pods:
