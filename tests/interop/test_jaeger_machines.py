@@ -43,7 +43,7 @@ async def test_a_call_over_three_machines_is_one_trace(tmp_path: Path, monkeypat
         machines = Machines(store, tmp_path, Certificates(tmp_path / "certificates"))
         with machines.up("a") as a, machines.up("b") as b, machines.up("c") as c:
             await eventually(lambda: epoch_of(a) == epoch_of(b) == epoch_of(c))
-            owners = {shard: key for key, shard in (await served_by(a)).items()}
+            owners = {shard: key for key, shard in (await served_by(a, shards=3)).items()}
             asked = await call_inside_trace(a, trace_id, owners["b/echo-0"], owners["c/echo-0"])
             assert asked == "c/echo-0"
             # What has been recorded leaves at the end at the latest.

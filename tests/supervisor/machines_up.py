@@ -21,6 +21,7 @@ from tests.supervisor.cluster_variables import environment_of, settings_of
 
 LEASE_S = 6
 KEYS = [f"k{number}" for number in range(24)]
+MORE_KEYS = [f"k{number}" for number in range(24, 1000)]
 
 
 class Machines:
@@ -54,12 +55,15 @@ class Machines:
             yield app
 
 
-async def served_by(app: RunningApp, seen: dict[str, int] | None = None) -> dict[str, str]:
-    """Key → the shard that has served a call of it, which this machine's app was sent."""
-    owners = {}
+async def served_by(app: RunningApp, seen: dict[str, int] | None = None, *, shards: int = 1) -> dict[str, str]:
+    """Key → the shard that has served a call of it, which this machine's app was sent: of each of KEYS, and of more
+    until so many shards have served one (which keys those are depends on the ports of this run)."""
+    owners: dict[str, str] = {}
     async with grpc.aio.insecure_channel(app.listen["echo"]) as channel:
         stub: Any = echo_pb2_grpc.EchoStub(channel)
-        for key in KEYS:
+        for key in (*KEYS, *MORE_KEYS):
+            if len(owners) >= len(KEYS) and len({*owners.values()}) >= shards:
+                break
             reply = await stub.Unary(EchoRequest(key=key), timeout=BOUND_S, wait_for_ready=True)
             owners[key] = reply.shard
             if seen is not None:

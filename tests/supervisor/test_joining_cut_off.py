@@ -84,7 +84,7 @@ async def test_it_says_so_serves_nothing_and_joins_by_itself_once_it_is_not_cut_
             b = await starts
             await eventually(lambda: epoch_of(a) == epoch_of(b) > epoch)
             await callers.answered(3)
-            assert set((await served_by(b)).values()) == {"a/echo-0", "b/echo-0"}
+            assert set((await served_by(b, shards=2)).values()) == {"a/echo-0", "b/echo-0"}
             assert callers.failed == []
             assert callers.seen_once()
             await asyncio.to_thread(stack.close)
