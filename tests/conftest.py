@@ -17,7 +17,6 @@ from typing import Any
 import grpc.aio
 import hypothesis
 import pytest
-from onelane.core.placement import Member, Placement
 
 from tests.bounds import BOUND_S
 from tests.coroutine_stacks import awaiting
@@ -199,10 +198,8 @@ class Where:
 
     def __init__(self, cluster: RunningApp, name: str = "echo") -> None:
         """name: of the app, in which the servicer is an `Echo`."""
-        app = cluster.status()["apps"][name]
-        members = tuple(Member(s["name"], s["address"], "") for s in app["shards"])
-        self.placement = Placement(app["epoch"], members)
-        self.channels = {m.name: grpc.aio.insecure_channel(m.address) for m in members}
+        self.placement = cluster.placement(name)
+        self.channels = {m.name: grpc.aio.insecure_channel(m.address) for m in self.placement.members}
         self.stubs = {name: echo_pb2_grpc.EchoStub(channel) for name, channel in self.channels.items()}
         self.shared_channel = grpc.aio.insecure_channel(cluster.listen[name])
         self.shared = echo_pb2_grpc.EchoStub(self.shared_channel)

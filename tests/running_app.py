@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from onelane.cli import admin_client
+from onelane.core.placement import Member, Placement
 
 from tests import warm_command
 from tests.bounds import BOUND_S
@@ -105,6 +106,12 @@ class RunningApp:
     def shards(self, app: str = "echo") -> list[dict[str, Any]]:
         shards: list[dict[str, Any]] = self.status()["apps"][app]["shards"]
         return shards
+
+    def placement(self, app: str = "echo") -> Placement:
+        """Of this machine's shards, with no socket and no life: which keys are whose depends on the ports of this
+        run."""
+        row = self.status()["apps"][app]
+        return Placement(row["epoch"], tuple(Member(shard["name"], shard["address"], "") for shard in row["shards"]))
 
     def scrape(self) -> "Scrape":
         """Exact as of now. A report of a starved shard may come too late for a scrape, which tells so: then it is made

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from onelane.config import App
-from onelane.core.placement import Member, Placement
+from onelane.core.placement import Member
 
 from tests.bench.interpreted import Sources, require_interpreted
 from tests.bench.load import Target
@@ -21,11 +21,10 @@ class Shards:
     """A running app `echo`, and where a key lives in it. Its cost includes its supervisor's."""
 
     def __init__(self, cluster: RunningApp) -> None:
-        shards = cluster.shards()
-        self.members = tuple(Member(s["name"], s["address"], "") for s in shards)
-        self.placement = Placement(1, self.members)
+        self.placement = cluster.placement()
+        self.members = self.placement.members
         self.listen = cluster.listen["echo"]
-        self.shard_pids = [s["pid"] for s in shards]
+        self.shard_pids = [shard["pid"] for shard in cluster.shards()]
         self.cluster = cluster
         self._supervisor = cluster.process.pid
 

@@ -41,10 +41,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
 
 
 async def call(cluster: RunningApp, trace_id: str) -> None:
+    """Of one connection, with a key of each shard: all but those of one of them are forwarded."""
+    placement = cluster.placement()
+    key_of = {placement.owner_of(key).name: key for key in map(str, range(200))}
     metadata = (("traceparent", f"00-{trace_id}-b7ad6b7169203331-01"),)
     async with grpc.aio.insecure_channel(cluster.listen["echo"]) as channel:
         stub = echo_pb2_grpc.EchoStub(channel)
-        for key in map(str, range(8)):
+        for key in [*key_of.values()] * 4:
             await stub.Unary(EchoRequest(key=key), metadata=metadata, timeout=BOUND_S)
 
 

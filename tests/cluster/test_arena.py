@@ -15,7 +15,6 @@ import grpc
 import grpc.aio
 import onelane
 import pytest
-from onelane.core.placement import Member, Placement
 
 from services.arena.v1 import leaderboard_pb2, leaderboard_pb2_grpc, lobby_pb2_grpc
 from services.arena.v1.lobby_pb2 import AnnounceRequest, FinishRequest, JoinRequest, SayRequest, WatchRequest
@@ -125,8 +124,8 @@ async def test_one_finish_is_one_trace_with_the_whole_tree_in_jaeger(tmp_path: P
 
 async def finish_away_from_home(cluster: RunningApp) -> str:
     """Finish a room through a shard that does not own it, inside the trace; how it went."""
-    here, other = (Member(s["name"], s["address"], "") for s in cluster.shards("lobby"))
-    placement = Placement(1, (here, other))
+    placement = cluster.placement("lobby")
+    here, other = placement.members
     room = next(key for key in map("room-{}".format, range(99)) if placement.owner_of(key) == other)
     async with grpc.aio.insecure_channel(here.address) as channel:
         lobby: Any = lobby_pb2_grpc.LobbyStub(channel)

@@ -14,7 +14,6 @@ import grpc.aio
 import onelane
 import pytest
 from onelane.cli import admin_client
-from onelane.core.placement import Member, Placement
 
 from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
@@ -141,13 +140,12 @@ class Caller:
     """Calls the front app inside a trace of its own."""
 
     def __init__(self, cluster: RunningApp, number: int, *, sampled: bool = True) -> None:
-        members = tuple(Member(s["name"], s["address"], "") for s in cluster.shards("front"))
-        self.placement = Placement(1, members)
+        self.placement = cluster.placement("front")
         self.trace_id = f"{time.time_ns():024x}{number:08x}"
         flags = "01" if sampled else "00"
         self.metadata = (("traceparent", f"00-{self.trace_id}-{CALLER}-{flags}"), ("onelane-key", "k"))
         self.home = self.placement.owner_of("k")
-        self.away = next(member for member in members if member != self.home)
+        self.away = next(member for member in self.placement.members if member != self.home)
 
     async def call(self, method: str, request: Any, *, away: bool = False) -> Any:
         async with grpc.aio.insecure_channel((self.away if away else self.home).address) as channel:

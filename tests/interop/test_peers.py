@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from onelane.core.placement import Member, Placement
 
 from tests import tools
 from tests.running_app import RunningApp, echo, eventually, running
@@ -93,10 +92,9 @@ def run(command: list[str], app: RunningApp) -> Iterator[Run]:
 
 def places_in(app: RunningApp) -> list[tuple[str, str, str]]:
     """Two keys of each shard, and the shard."""
-    status = app.status()["apps"]["echo"]
-    members = tuple(Member(shard["name"], shard["address"], "") for shard in status["shards"])
-    owners = {key: Placement(status["epoch"], members).owner_of(key).name for key in map(str, range(100))}
-    keys = {member.name: [key for key, owner in owners.items() if owner == member.name] for member in members}
+    placement = app.placement()
+    owners = {key: placement.owner_of(key).name for key in map(str, range(100))}
+    keys = {shard.name: [key for key, owner in owners.items() if owner == shard.name] for shard in placement.members}
     return [(of_shard[0], of_shard[1], shard) for shard, of_shard in keys.items()]
 
 

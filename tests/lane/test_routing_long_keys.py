@@ -70,7 +70,9 @@ async def test_calls_of_a_ring_channel_whose_key_is_in_a_name_of_the_metadata_ta
         stub: Any = echo_pb2_grpc.EchoStub(channel)
         before = app.metric("onelane_forwards_total")
         answers = [
-            await stub.Plain(EchoRequest(key="k"), metadata=(("x-user", f"user {number}"),)) for number in range(20)
+            # So many that each shard has some.
+            await stub.Plain(EchoRequest(key="k"), metadata=(("x-user", f"user {number}"),))
+            for number in range(64)
         ]
         assert {answer.shard for answer in answers} == {"echo-0", "echo-1"}
         assert app.metric("onelane_forwards_total") == before

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onelane.core.placement import Member, Placement
 from onelane.wire.framing import frame, frame_compressed
 
 from tests.echo.v1.echo_pb2 import EchoRequest
@@ -97,8 +96,7 @@ def mirrored_app(folder: Path, listener: str) -> Iterator[Mirrored]:
     lines += ["shards = 3", "max_message_bytes = 400000", 'compression = "gzip"']
     context, secured = secure(folder)
     with running(folder, "\n".join([*lines, f'listener = "{listener}"', *secured])) as app:
-        status = app.status()["apps"]["mirror"]
-        placement = Placement(1, tuple(Member(s["name"], s["address"], "") for s in status["shards"]))
+        placement = app.placement("mirror")
         owner = placement.owner_of(KEY)
         sibling = next(member for member in placement.members if member != owner)
         yield Mirrored(app, Side(owner.address, context), Side(sibling.address, context), listener)

@@ -1,7 +1,6 @@
 """An app of several shards in processes of their own, each of which can be told what to do."""
 
 import grpc.aio
-from onelane.core.placement import Member, Placement
 
 from tests.bounds import BOUND_S
 from tests.echo.v1 import echo_pb2_grpc
@@ -16,14 +15,10 @@ class Shards:
 
     def __init__(self, app: RunningApp) -> None:
         self.app = app
-        described = app.status()["apps"]["echo"]
-        members = tuple(Member(shard["name"], shard["address"], "") for shard in described["shards"])
-        self.members = members
-        self._placement = Placement(described["epoch"], members)
-        key_of: dict[str, str] = {}
-        for number in range(200):
-            key_of.setdefault(self.owner_of(f"k{number}"), f"k{number}")
-        self.keys = [key_of[f"echo-{index}"] for index in range(len(members))]
+        self._placement = app.placement()
+        self.members = self._placement.members
+        key_of = {self.owner_of(key): key for key in map("k{}".format, range(200))}
+        self.keys = [key_of[f"echo-{index}"] for index in range(len(self.members))]
 
     def owner_of(self, key: str) -> str:
         return self._placement.owner_of(key).name

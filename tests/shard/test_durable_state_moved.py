@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from onelane.core.placement import Member, Placement
 
 from tests import postgres
 from tests.bounds import BOUND_S
@@ -62,8 +61,7 @@ class Books:
 
 def spread_prefix(app: RunningApp) -> str:
     """Of keys that are not all one shard's: while that one is dead, no call would reach the others and their store."""
-    members = tuple(Member(shard["name"], shard["address"], "") for shard in app.shards())
-    placement = Placement(1, members)
+    placement = app.placement()
     prefixes = (f"k{number}-" for number in itertools.count())
     return next(p for p in prefixes if len({placement.owner_of(f"{p}{number}") for number in range(KEYS)}) > 1)
 

@@ -119,14 +119,14 @@ async def test_the_keys_of_a_machine_that_is_killed_are_served_elsewhere_once_it
     with machines.up("a") as a:
         with machines.up("b", 2) as b:
             await eventually(lambda: epoch_of(a) == epoch_of(b))
-            owners, epoch = await served_by(a), epoch_of(a)
+            owners, epoch = await served_by(a, shards=3), epoch_of(a)
             for pid in (b.process.pid, *(shard["pid"] for shard in b.shards())):
                 os.kill(pid, signal.SIGKILL)
             await eventually(lambda: epoch_of(a) > epoch)
             assert set((await served_by(a)).values()) == {"a/echo-0"}
         with machines.up("b", 2) as b:
             await eventually(lambda: epoch_of(a) == epoch_of(b))
-            again = await served_by(a)
+            again = await served_by(a, shards=3)
             assert set(again.values()) == set(owners.values())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from onelane.cluster.xds.routed_app import RoutedApp
-from onelane.core.placement import POINTS, Member, Placement
+from onelane.core.placement import POINTS, Placement
 from onelane.core.ring import hash_of
 from onelane.supervisor.xds_server import XdsServer
 from onelane.v1 import xds_pb2
@@ -99,8 +99,7 @@ async def test_a_change_is_followed_and_no_call_fails(client: str, tmp_path: Pat
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_of_a_thousand_calls_to_an_app_none_is_forwarded(client: str, tmp_path: Path) -> None:
     with running(tmp_path, echo(3)) as app:
-        rows = app.status()["apps"]["echo"]["shards"]
-        placement = Placement(1, tuple(Member(row["name"], row["address"], "") for row in rows))
+        placement = app.placement()
         async with (
             xds_server(placement) as server,
             client_of(client, server, tmp_path, "/echo.v1.Echo/Unary") as stock,
@@ -108,7 +107,7 @@ async def test_of_a_thousand_calls_to_an_app_none_is_forwarded(client: str, tmp_
             answers = await stock.ask(0, KEYS)
         assert [answer for answer in answers if answer.startswith("!")] == []
         metrics = app.scrape()
-        at_the_end = keys_at_the_end(client, [row["address"] for row in rows])
+        at_the_end = keys_at_the_end(client, [member.address for member in placement.members])
         assert metrics.metric("onelane_forwards_total") <= len(at_the_end)
 
 
