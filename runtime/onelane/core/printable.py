@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 
+REPLACEMENT = "\ufffd"
+"""By its number: a compiler that looks a name up imports `unicodedata`, which a process has then that compiled this
+file, and no other."""
+
 
 def escaped(text: str) -> str:
     """In one line: a control character as Python writes it, such as `\\x1b` or `\\n`."""
@@ -10,7 +14,7 @@ def escaped(text: str) -> str:
 
 def replaced(text: str) -> str:
     """With lines and tabs, for a terminal: each control character is a replacement character, of one column."""
-    return text if text.isprintable() else _without_controls(text, "\n\t", lambda _: "\N{REPLACEMENT CHARACTER}")
+    return text if text.isprintable() else _without_controls(text, "\n\t", lambda _: REPLACEMENT)
 
 
 def _without_controls(text: str, allowed: str, substitute: Callable[[str], str]) -> str:
