@@ -57,7 +57,7 @@ async def test_within_a_running_loop_a_thread_serves_until_it_is_stopped() -> No
     running = onelane.run(Echo, shards=2, **SETTINGS)
     assert running is not None
     assert repr(running) == f"<RunningServices tests.echo.service:Echo on {running.address}>"
-    shards = {(await reply_of(running.address, f"k{number}")).shard for number in range(20)}
+    shards = {(await reply_of(running.address, f"k{number}")).shard for number in range(48)}
     assert shards == {"app-0", "app-1"}
     running.stop()
     running.stop()

@@ -13,7 +13,8 @@ from tests.namespaces.machines import PORT, Cluster, Machine, new_cluster
 from tests.running_app import NEVER_LATE, descendants, eventually
 
 pytestmark = pytest.mark.slow
-KEYS = [f"k{number}" for number in range(8)]
+KEYS = [f"k{number}" for number in range(48)]
+"""So many that each machine has some, at whatever addresses."""
 
 
 @pytest.fixture(scope="module")

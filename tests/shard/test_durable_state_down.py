@@ -31,7 +31,8 @@ shards = 2
 folder = "{folder}"
 patience_s = 60
 """
-KEYS = [f"k{number}" for number in range(16)]
+KEYS = [f"k{number}" for number in range(48)]
+"""So many that each shard has some, at whatever ports."""
 
 
 @pytest.fixture
