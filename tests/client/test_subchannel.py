@@ -1,6 +1,7 @@
 """The connections of a channel: made when needed, made anew, several where one is full; calls wait for them."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -9,8 +10,10 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import uvloop
 from onelane.client.channel import dial
 from onelane.client.options import Dialling
+from onelane.client.subchannel import Subchannel
 from onelane.config import App
 from onelane.server import unix_sockets
 from onelane.server.listener import Bind
@@ -18,7 +21,8 @@ from onelane.server.native_listener import NativeListener
 from onelane.server.sockets import claim
 from onelane.wire import unix_peers
 from onelane.wire.framing import PREFIX, frame
-from onelane.wire.http2 import Http2
+from onelane.wire.http2 import Http2, Limits
+from onelane.wire.server import ServerConnection
 
 from tests import frames
 from tests.bounds import BOUND_S
@@ -305,3 +309,35 @@ async def test_who_stops_to_wait_for_a_state_is_not_kept() -> None:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
         assert channel.subchannel._changed == []
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("turns", range(6))
+def test_one_that_is_given_up_while_it_connects_writes_nothing_more(tmp_path: Path, loop: Any, turns: int) -> None:
+    """Its server has greeted it, or has not yet."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(faults_of_one_given_up_after(turns, tmp_path)) == []
+
+
+async def faults_of_one_given_up_after(turns: int, folder: Path) -> list[Any]:
+    """What the loop reports where that is so many turns after the first one in which the server sees the client."""
+    faults: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    with unix_sockets.listening(path := str(folder / "s")) as listening:
+        subchannel = Subchannel(f"unix:{path}", SOON)
+        subchannel.connect()
+        peer = None
+        while peer is None or turns:
+            await asyncio.sleep(0)
+            if peer is not None:
+                turns -= 1
+                continue
+            with suppress(BlockingIOError):
+                peer, _ = listening.accept()
+                peer.send(ServerConnection(Limits(), max_message=1).take())
+        subchannel.give_up("it is too late")
+        # Reading, writing and the loss of the connection take one turn each.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        peer.close()
+    return faults

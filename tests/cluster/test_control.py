@@ -5,8 +5,11 @@ import socket
 from typing import Any
 
 import pytest
+import uvloop
 from onelane.cluster.control import QueueControl, WireControl
 from onelane.v1 import control_pb2
+from onelane.wire.client import ClientConnection
+from onelane.wire.http2 import Limits
 
 
 @pytest.fixture(params=["wire", "queue"])
@@ -55,6 +58,34 @@ async def test_when_one_side_hangs_up_the_other_has_what_was_sent_and_then_none(
     assert await supervisor.receive() is None
     await supervisor.send(control_pb2.ToShard(collect=1))
     supervisor.close()
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("turns", range(6))
+def test_one_whose_connecting_is_cancelled_at_any_moment_writes_nothing_more(loop: Any, turns: int) -> None:
+    """As of a shard that is launched while its supervisor gives up. What the shard has sent is there at once."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(faults_after(turns)) == []
+
+
+async def faults_after(turns: int) -> list[Any]:
+    """What the loop reports where connecting is cancelled after so many turns of it."""
+    faults: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    supervisor_end, shard_end = socket.socketpair()
+    with supervisor_end, shard_end:
+        shard_end.send(ClientConnection(Limits()).take())
+        connecting = asyncio.ensure_future(WireControl.over(supervisor_end, control_pb2.ToSupervisor, serves=True))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        if not connecting.cancelled():
+            connecting.result().close()
+        # Reading, writing and the loss of the connection take one turn each.
+        for _ in range(10):
+            await asyncio.sleep(0)
+    return faults
 
 
 async def test_a_supervisor_that_does_not_read_holds_its_shard_back() -> None:

@@ -23,7 +23,10 @@ from onelane.server.grpcio_listener import GrpcioListener
 from onelane.server.listener import Bind, Serving
 from onelane.server.methods import Method
 from onelane.server.native_listener import NativeListener
+from onelane.server.steering import FirstBytes
 from onelane.testing.listener import MemoryListener, Outcome
+from onelane.wire.client import ClientConnection
+from onelane.wire.http2 import Limits
 
 from tests.bounds import BOUND_S
 from tests.ports import reserved
@@ -285,6 +288,34 @@ def test_a_connection_that_comes_as_the_listener_stops_is_closed(
         runner.run(serve())
         gc.collect()
     assert [str(warning.message) for warning in unclosed] == []
+
+
+@LOOPS
+@pytest.mark.parametrize("turns", range(3))
+def test_a_connection_that_is_handed_over_as_the_listener_stops_is_closed_and_not_written_to(
+    turns: int, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """uvloop closes one whose transport is being made, and tells its protocol nothing."""
+    faults: list[Any] = []
+
+    async def serve() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        listener = NativeListener()
+        await listener.start([Bind("127.0.0.1:0")], Handlers(), SETTINGS)
+        handed_over, client = socket.socketpair()
+        with client:
+            listener._adopt(handed_over, FirstBytes(ClientConnection(Limits()).take(), 0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await listener.stop(0)
+            async with asyncio.timeout(BOUND_S):
+                client.setblocking(False)
+                while await asyncio.get_running_loop().sock_recv(client, 1024):
+                    pass
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(serve())
+    assert faults == []
 
 
 @LOOPS

@@ -292,8 +292,11 @@ class Connection(WireProtocol[ClientConnection]):
     # The end
 
     def give_up(self) -> None:
-        """End a connection that was not established in time."""
-        self.ready.cancel()
+        """End a connection that nobody uses: it was not established in time, or was given up meanwhile."""
+        if not self.ready.cancel() and not self.ready.cancelled():
+            # Looked at: asyncio reports an error that nobody knows of.
+            self.ready.exception()
+        self.connect_failed()
         if hasattr(self, "transport"):
             self.transport.abort()
 

@@ -293,15 +293,14 @@ class Subchannel:
             async with asyncio.timeout(self.dialling.connect_s):
                 await self._open(factory)
                 await connections[-1].ready
-        except TimeoutError as error:
-            if self.dialling.connect_s is None:
-                raise
-            late = TimeoutError(f"no answer within {self.dialling.connect_s:g} s")
-            raise caused(late, error) from error
-        finally:
+        except BaseException as error:
+            # One that was cancelled may be ready already.
             for connection in connections:
-                if not connection.ready.done() or connection.ready.cancelled() or connection.ready.exception():
-                    connection.give_up()
+                connection.give_up()
+            if isinstance(error, TimeoutError) and self.dialling.connect_s is not None:
+                late = TimeoutError(f"no answer within {self.dialling.connect_s:g} s")
+                raise caused(late, error) from error
+            raise
         return connections[-1]
 
     async def _open(self, factory: Callable[[], Connection]) -> None:

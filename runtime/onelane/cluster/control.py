@@ -72,7 +72,11 @@ class WireControl(WireProtocol[Any]):
     async def over(cls, sock: socket.socket, kind: type[Message], *, serves: bool) -> "WireControl":
         """One end over a connected socket. kind: of the messages that come; serves: this is the supervisor's end."""
         line = cls(kind, serves=serves)
-        await line._loop.create_unix_connection(lambda: line, sock=sock)
+        try:
+            await line._loop.create_unix_connection(lambda: line, sock=sock)
+        except BaseException:
+            line.connect_failed()
+            raise
         return line
 
     async def send(self, message: Message) -> None:

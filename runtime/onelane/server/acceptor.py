@@ -166,6 +166,7 @@ class TlsAcceptor:
             sock.close()
             self._owner.lost(connection)
         except BaseException:
+            connection.connect_failed()
             sock.close()
             self._owner.lost(connection)
             raise

@@ -282,7 +282,12 @@ class NativeListener:
 
     async def _adopt_connection(self, sock: socket.socket, first: FirstBytes) -> None:
         sock.setblocking(False)
-        await self.loop.connect_accepted_socket(lambda: self._connection_type(self, replay=first), sock)
+        connection = self._connection_type(self, replay=first)
+        try:
+            await self.loop.connect_accepted_socket(lambda: connection, sock)
+        except BaseException:
+            connection.connect_failed()
+            raise
         self.serving.steered()
 
     # Time limits

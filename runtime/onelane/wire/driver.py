@@ -70,7 +70,7 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
     # Here, not set for each connection: see `server/connection`.
     _is_lost = False
     _is_shut = False
-    """Our side of the socket is shut: nothing is written any more."""
+    """Nothing is written any more: our side of the socket is shut, or it was never quite connected."""
     _is_stopped = False
     """See `pause_reading`."""
 
@@ -117,6 +117,14 @@ class WireProtocol(asyncio.Protocol, Generic[W]):
     def resume_writing(self) -> None:
         self._is_paused = False
         self.flush()
+
+    def connect_failed(self) -> None:
+        """Read and write nothing more: whoever was to connect it has failed, or was cancelled.
+
+        Where that came after `connection_made`, uvloop has closed the transport, and tells nobody: not by
+        `connection_lost`, nor by `is_closing`. It raises where such a transport is used.
+        """
+        self._is_shut = self._is_stopped = True
 
     # What a subclass says
 
