@@ -59,11 +59,15 @@ class Answer:
     """The connection has ended, or will."""
 
     @property
+    def status(self) -> bytes | None:
+        """The grpc-status: in the trailers, or in the headers of a server that has sent nothing else."""
+        return {**self.headers, **self.trailers}.get(b"grpc-status")
+
+    @property
     def seen(self) -> str:
         """`HTTP status/grpc-status`, or how the exchange ended without one."""
         if self.headers:
-            status = {**self.headers, **self.trailers}.get(b"grpc-status", b"-")
-            return f"{self.headers[b':status'].decode()}/{status.decode()}"
+            return f"{self.headers[b':status'].decode()}/{(self.status or b'-').decode()}"
         if self.has_gone:
             return "connection closed"
         return "nothing" if self.reset is None else f"reset {self.reset}"
