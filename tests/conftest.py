@@ -33,26 +33,30 @@ hypothesis.settings.load_profile("any machine")
 LONGEST = (
     "chaos/test_failures.py",
     "supervisor/test_cluster_placing_processes.py",
-    "kubernetes/test_stateful_set.py",
-    "supervisor/test_cluster_placing_hostile.py",
-    "supervisor/admin/test_page_machines.py",
-    "supervisor/test_leased_lives_processes.py",
-    "supervisor/test_xds_server_stock_clients.py",
     "arena/test_machines.py",
     "cluster/test_arena.py",
     "shard/test_watchdog_stalled_shard.py",
-    "supervisor/test_changes_processes.py",
-    "supervisor/admin/test_page_durable.py",
+    "kubernetes/test_stateful_set.py",
+    "supervisor/test_xds_server_stock_clients.py",
+    "supervisor/test_cluster_placing_hostile.py",
+    "supervisor/admin/test_page_machines.py",
     "house/test_readme.py",
+    "supervisor/test_leased_lives_processes.py",
+    "docs/test_tutorial.py",
+    "supervisor/test_changes_processes.py",
+    "docs/test_site.py",
+    "supervisor/admin/test_page_durable.py",
     "shard/test_durable_state_moved.py",
     "chaos/test_chaos.py",
-    "docs/test_tutorial.py",
-    "docs/test_site.py",
     "kubernetes/test_stateful_set_in_cluster.py",
     "interop/test_peers.py",
     "interop/test_jaeger_machines.py",
+    "supervisor/test_joining_cut_off.py",
+    "supervisor/test_machine_clocks.py",
+    "shard/test_lifecycle_cut_off_counted.py",
 )
-"""Files of few tests that take long. A parallel run begins with them: the last one to begin would run alone."""
+"""Files of few tests that take long. A parallel run begins with them: the last one to begin would run alone. Those that
+mostly wait stand apart, so that not all workers wait at one time."""
 
 RESTING_TURNS = 10_000
 """Of the loop: in 200 the busiest test of all has come to rest."""
