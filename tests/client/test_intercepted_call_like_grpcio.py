@@ -824,9 +824,22 @@ async def a_written_call_is_cancelled_before_its_rpc(opened: Opening, held: Held
 # Running them
 
 
+def keep_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Hold all tasks until the loop ends them. grpcio drops the one that reads the requests of a call which has been
+    cancelled: where the garbage collector comes first, it closes a generator that runs, which fails the test."""
+    kept = []
+
+    def keep(loop: asyncio.AbstractEventLoop, coro: Any, **named: Any) -> "asyncio.Task[Any]":
+        kept.append(asyncio.Task(coro, loop=loop, **named))
+        return kept[-1]
+
+    loop.set_task_factory(keep)
+
+
 async def run(open_channel: Any, name: str) -> Any:
     held = Held()
     channels = []
+    keep_tasks(asyncio.get_running_loop())
 
     async with stock(**handlers(held)) as (address, _):
 
