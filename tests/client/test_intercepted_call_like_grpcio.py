@@ -827,11 +827,11 @@ async def a_written_call_is_cancelled_before_its_rpc(opened: Opening, held: Held
 def keep_tasks(loop: asyncio.AbstractEventLoop) -> None:
     """Hold all tasks until the loop ends them. grpcio drops the one that reads the requests of a call which has been
     cancelled: where the garbage collector comes first, it closes a generator that runs, which fails the test."""
-    kept = []
+    tasks = []
 
     def keep(loop: asyncio.AbstractEventLoop, coro: Any, **named: Any) -> "asyncio.Task[Any]":
-        kept.append(asyncio.Task(coro, loop=loop, **named))
-        return kept[-1]
+        tasks.append(asyncio.Task(coro, loop=loop, **named))
+        return tasks[-1]
 
     loop.set_task_factory(keep)
 

@@ -244,7 +244,8 @@ async def test_real_machines_are_seen_from_each_as_one_dies_and_one_is_cut_off(
                 await expect(table.locator("tbody td:nth-child(2)").first).to_have_text("cut off")
                 await expect(page.get_by_role("alert")).to_contain_text("a is cut off")
                 assert "a is cut off: etcd has answered last" in printed(a, "status")
+                # Not until then: a renewal that etcd answers late has not failed.
+                await eventually(lambda: a.metric("onelane_machine_renewals_failed_total") >= 1)
             await expect(page.get_by_role("alert")).to_have_count(0)
             await eventually(lambda: a.metric("onelane_machine_fenced_seconds_total") > 0)
-            assert a.metric("onelane_machine_renewals_failed_total") >= 1
             assert console == []
