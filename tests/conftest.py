@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
+import grpc
 import grpc.aio
 import hypothesis
 import pytest
@@ -29,6 +30,27 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+OWN_SUBCHANNELS = ("grpc.use_local_subchannel_pool", 1)
+
+
+def with_own_subchannels(open_channel: Callable[..., Any]) -> Callable[..., Any]:
+    """The channels of a process share their subchannels by default, by address. Ports come back: a server of one test
+    may have the port of a server that has gone, and its first calls would fail as those of its predecessor did."""
+    signature = inspect.signature(open_channel)
+
+    @functools.wraps(open_channel)
+    def opened(*arguments: Any, **named: Any) -> Any:
+        bound = signature.bind(*arguments, **named)
+        bound.arguments["options"] = (OWN_SUBCHANNELS, *(bound.arguments.get("options") or ()))
+        return open_channel(*bound.args, **bound.kwargs)
+
+    return opened
+
+
+for grpcio in (grpc, grpc.aio):
+    for function in ("insecure_channel", "secure_channel"):
+        setattr(grpcio, function, with_own_subchannels(getattr(grpcio, function)))
 
 LONGEST = (
     "chaos/test_failures.py",

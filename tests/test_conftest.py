@@ -2,10 +2,15 @@
 
 import asyncio
 import os
+from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
 from tests import conftest
+from tests.ports import reserved
+from tests.servers import stock
 
 
 def test_a_variable_that_a_test_has_set_or_removed_is_as_it_was_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +38,15 @@ async def test_a_callback_that_schedules_itself_for_ever_is_named(monkeypatch: p
     assert "turn() at " in await conftest.never_resting()
     is_left = False
     assert await conftest.never_resting() == ""
+
+
+async def test_a_server_that_has_the_port_of_one_that_is_gone_is_called_as_any_other() -> None:
+    """Of 300 runs of a file one failed: the channel of a test began with the failure of another one to its address."""
+    with reserved() as port:
+        address = f"127.0.0.1:{port}"
+        async with grpc.aio.insecure_channel(address) as earlier:
+            echo: Any = earlier.unary_unary("/t.T/Echo")
+            assert await echo(b"x").code() is grpc.StatusCode.UNAVAILABLE
+            async with stock(address), grpc.aio.insecure_channel(address) as channel:
+                echo = channel.unary_unary("/t.T/Echo")
+                assert await echo(b"x") == b"x"
