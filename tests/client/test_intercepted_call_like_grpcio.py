@@ -5,6 +5,7 @@ What differs, and why, stands in docs/how-to/moving-from-grpcio.md; each differe
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -824,24 +825,32 @@ async def a_written_call_is_cancelled_before_its_rpc(opened: Opening, held: Held
 # Running them
 
 
-def keep_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Hold all tasks until the loop ends them. grpcio drops the one that reads the requests of a call which has been
-    cancelled: where the garbage collector comes first, it closes a generator that runs, which fails the test."""
-    tasks = []
+@asynccontextmanager
+async def tasks_ended() -> AsyncIterator[None]:
+    """End all tasks that began meanwhile. grpcio drops the one that reads the requests of a call that is cancelled:
+    where the garbage collector comes first, it closes a generator that runs, and the test of that moment fails."""
+    loop = asyncio.get_running_loop()
+    before, tasks = loop.get_task_factory(), []
 
     def keep(loop: asyncio.AbstractEventLoop, coro: Any, **named: Any) -> "asyncio.Task[Any]":
         tasks.append(asyncio.Task(coro, loop=loop, **named))
         return tasks[-1]
 
     loop.set_task_factory(keep)
+    try:
+        yield
+    finally:
+        loop.set_task_factory(before)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def run(open_channel: Any, name: str) -> Any:
     held = Held()
     channels = []
-    keep_tasks(asyncio.get_running_loop())
 
-    async with stock(**handlers(held)) as (address, _):
+    async with tasks_ended(), stock(**handlers(held)) as (address, _):
 
         def opened(*interceptors: Any) -> Any:
             channels.append(open_channel(address, interceptors=interceptors))
