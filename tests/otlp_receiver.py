@@ -17,8 +17,6 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from tests.ports import ALONE
-
 
 class OtlpReceiver(ABC):
     """What was received. `environment` is what sends OTLP here."""
@@ -154,7 +152,7 @@ class GrpcReceiver(OtlpReceiver):
         super().__init__()
         self.recovers: bool | None = None
         """Answer that its resources are exhausted: for a while, or for good."""
-        self._server = grpc.server(ThreadPoolExecutor(3), options=ALONE)
+        self._server = grpc.server(ThreadPoolExecutor(3))
         if cert is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
         else:

@@ -3,11 +3,6 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
-
-ALONE: Final = (("grpc.so_reuseport", 0),)
-"""Options of a server of grpcio's. By default it lets others listen on its port beside it: a call for the server of one
-test could come to that of another, in another process (https://github.com/grpc/grpc/issues/10755)."""
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from onelane.server.listener import Bind, Listener, Serving
 from onelane.server.methods import Method, is_async
 from onelane.server.native_listener import NativeListener
 
-from tests.ports import ALONE, reserved
+from tests.ports import reserved
 from tests.shard.parts import setup, wired
 
 _Kind = TypeVar("_Kind", bound=Listener)
@@ -71,7 +71,7 @@ async def stock(
     """A grpc.aio server behind a chain of interceptors; its address."""
     threads = ThreadPoolExecutor(4)  # For plain `def` handlers; it has none before there is one.
     server = grpc.aio.server(
-        threads, handlers=[Handlers(**(handlers or ECHO))], options=(*ALONE, *options), interceptors=list(chain)
+        threads, handlers=[Handlers(**(handlers or ECHO))], options=options, interceptors=list(chain)
     )
     port = server.add_insecure_port(address)
     await server.start()
@@ -88,7 +88,7 @@ async def stock_of_threads(
 ) -> AsyncIterator[str]:
     """grpcio's server for plain `def` handlers, which it runs in threads; its address."""
     threads = ThreadPoolExecutor(8)
-    server = grpc.server(threads, handlers=[Handlers(**handlers)], options=(*ALONE, *options), compression=compression)
+    server = grpc.server(threads, handlers=[Handlers(**handlers)], options=options, compression=compression)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

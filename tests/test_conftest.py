@@ -41,7 +41,7 @@ async def test_a_callback_that_schedules_itself_for_ever_is_named(monkeypatch: p
 
 
 async def test_a_server_that_has_the_port_of_one_that_is_gone_is_called_as_any_other() -> None:
-    """Of 300 runs of a file one failed: the channel of a test began with the failure of another one to its address."""
+    """Its channel began with the failure of an earlier one to that port: seldom, as ports are given at random."""
     with reserved() as port:
         address = f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(address) as earlier:

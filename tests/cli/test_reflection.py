@@ -24,7 +24,7 @@ from onelane.errors import Invalid, NotThere, OnelaneError, Transient
 from tests.conformance.v1 import service_pb2
 from tests.echo.v1 import echo_pb2
 from tests.greeter.v1 import greeter_pb2
-from tests.ports import ALONE, reserved
+from tests.ports import reserved
 
 ECHO_FILE = echo_pb2.DESCRIPTOR.name
 Answer = Callable[[ServerReflectionRequest], ServerReflectionResponse | None]
@@ -46,7 +46,7 @@ class ReflectionHandlers(grpc.GenericRpcHandler):
 @asynccontextmanager
 async def asking(behaviour: Any, *versions: str, metadata: Any = ()) -> AsyncIterator[Reflection]:
     """The reflection of a grpcio server whose method is `behaviour`."""
-    server = grpc.aio.server(handlers=[ReflectionHandlers(versions or ("v1",), behaviour)], options=ALONE)
+    server = grpc.aio.server(handlers=[ReflectionHandlers(versions or ("v1",), behaviour)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

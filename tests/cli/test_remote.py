@@ -28,7 +28,6 @@ from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoReply, EchoRequest
 from tests.greeter.service import Greeter
 from tests.greeter.v1 import greeter_pb2_grpc
-from tests.ports import ALONE
 from tests.running_app import echo, running
 from tests.servers import Files
 
@@ -60,7 +59,7 @@ class Unprintable(echo_pb2_grpc.EchoServicer):
 @contextmanager
 def stock(*, tls: Files | None = None) -> Iterator[str]:
     """grpcio's own server with reflection; its address."""
-    server = grpc.server(ThreadPoolExecutor(4), options=ALONE)
+    server = grpc.server(ThreadPoolExecutor(4))
     greeter_pb2_grpc.add_GreeterServicer_to_server(Greeter(), server)
     echo_pb2_grpc.add_EchoServicer_to_server(Unprintable(), server)  # type: ignore[abstract]
     reflection.enable_server_reflection(["greeter.v1.Greeter", "echo.v1.Echo"], server)

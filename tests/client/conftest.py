@@ -6,13 +6,13 @@ import grpc.aio
 import pytest
 
 from tests.client.scripted import Scripted
-from tests.ports import ALONE, reserved
+from tests.ports import reserved
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[Scripted, str]]:
     scripted = Scripted()
-    grpc_server = grpc.aio.server(handlers=[scripted], options=ALONE)
+    grpc_server = grpc.aio.server(handlers=[scripted])
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
     yield scripted, f"127.0.0.1:{port}"

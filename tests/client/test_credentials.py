@@ -17,7 +17,6 @@ from tests.bounds import BOUND_S
 from tests.follow.scripted import HOLD, Ends, scripted_streams
 from tests.follow.v1.follow_pb2 import FollowRequest
 from tests.follow.v1.follow_pb2_grpc import FollowStub
-from tests.ports import ALONE
 from tests.servers import Files, Handlers, stock_secure
 
 Answered = Callable[[Any, Any], None]
@@ -74,7 +73,7 @@ def files(tmp_path: Path) -> Files:
 @asynccontextmanager
 async def secure(files: Files) -> AsyncIterator[str]:
     """The address of a grpc.aio server that answers by the metadata it was sent."""
-    server = grpc.aio.server(handlers=[Handlers(Sent=grpc.unary_unary_rpc_method_handler(sent))], options=ALONE)
+    server = grpc.aio.server(handlers=[Handlers(Sent=grpc.unary_unary_rpc_method_handler(sent))])
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([files.pair("server")]))
     await server.start()
     try:

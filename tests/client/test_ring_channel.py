@@ -21,7 +21,6 @@ from onelane.v1 import topology_pb2, topology_pb2_grpc
 from tests.conftest import Where
 from tests.echo.v1 import echo_pb2_grpc
 from tests.echo.v1.echo_pb2 import EchoRequest
-from tests.ports import ALONE
 from tests.running_app import RunningApp, echo, eventually, run_command, running
 from tests.servers import stock
 
@@ -130,7 +129,7 @@ async def test_every_shard_streams_the_topology(cluster: RunningApp, where: Wher
 
 
 async def test_a_server_without_topology_is_an_ordinary_peer() -> None:
-    server = grpc.aio.server(options=ALONE)
+    server = grpc.aio.server()
     handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("echo.v1.Echo", {"Unary": handler})])
     port = server.add_insecure_port("127.0.0.1:0")

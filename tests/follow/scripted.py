@@ -11,7 +11,6 @@ from onelane.core.moved import MOVED
 from onelane.v1 import topology_pb2, topology_pb2_grpc
 
 from tests.follow.v1.follow_pb2 import FollowReply, FollowRequest
-from tests.ports import ALONE
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 HOLD = "hold"
@@ -93,7 +92,7 @@ async def scripted_streams(
 ) -> AsyncIterator[tuple[ScriptedStreams, str]]:
     """Such a server; its address."""
     scripted = ScriptedStreams()
-    server = grpc.aio.server(handlers=[scripted], options=ALONE)
+    server = grpc.aio.server(handlers=[scripted])
     if topology is not None:
         topology_pb2_grpc.add_TopologyServicer_to_server(topology, server)
     own = "127.0.0.1:0"

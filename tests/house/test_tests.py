@@ -183,8 +183,6 @@ OTHER_BOUNDS = {
     "telemetry/sinks/test_prometheus.py": "a question asked again and again; a process that is killed then",
 }
 
-GRPCIO_SERVER = re.compile(r"\bgrpc\.(aio\.)?server\(")
-IS_ALONE = re.compile(r"\bALONE\b|so_reuseport")
 NUMBER_AS_BOUND = re.compile(r"timeout[\s(=]+[\d.]|\bwait[\s(]+[\d.]|\bwait_for\b")
 """How a bound is written: of a file without it, no call need be looked at."""
 
@@ -212,14 +210,6 @@ def test_no_wait_is_so_short_that_a_starved_machine_misses_it(room: str) -> None
         and (bounds := [s for s in bounds_of(ast.parse(source)) if DEADLINES_S <= s < LEAST_BOUND_S])
     }
     assert short.keys() == {name for name in OTHER_BOUNDS if name.startswith(f"{room}/")}, short
-
-
-def test_a_server_of_grpcio_shares_its_port_with_nobody() -> None:
-    files = [*TESTS.glob("*.py"), *(file for room in ROOMS for file in (TESTS / room).rglob("*.py"))]
-    sources = {file.name: source for file in files if GRPCIO_SERVER.search(source := file.read_text())}
-    listening = {name for name, source in sources.items() if '_port(f"unix:' not in source}
-    assert len(listening) >= 8
-    assert {name for name in listening if not IS_ALONE.search(sources[name])} == set()
 
 
 def test_no_property_fails_by_the_speed_of_the_machine() -> None:

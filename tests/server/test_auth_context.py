@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.bounds import BOUND_S
-from tests.ports import ALONE
 from tests.servers import Files, Handlers, lane_behind, stock_secure
 
 GROUP = "ssl_negotiated_key_exchange_group"
@@ -96,7 +95,7 @@ HANDLERS: dict[str, Any] = {"Identify": grpc.unary_unary_rpc_method_handler(iden
 
 @asynccontextmanager
 async def stock_with(clients: Clients, *, mutual: bool) -> AsyncIterator[str]:
-    server = grpc.aio.server(handlers=[Handlers(**HANDLERS)], options=ALONE)
+    server = grpc.aio.server(handlers=[Handlers(**HANDLERS)])
     authority = clients.ca.cert_pem.bytes() if mutual else None
     port = server.add_secure_port(
         "127.0.0.1:0", grpc.ssl_server_credentials([clients.pair("server")], authority, mutual)

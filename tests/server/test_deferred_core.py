@@ -60,7 +60,7 @@ def test_what_grpcio_exports_of_the_core_is_the_same_object_before_and_after() -
         "    handlers = {'Download': grpc.unary_stream_rpc_method_handler(download),\n"
         "                'Unary': grpc.unary_unary_rpc_method_handler(unary)}\n"
         "    print(core.is_loaded())\n"
-        "    server = grpc.aio.server(options=[('grpc.so_reuseport', 0)])\n"
+        "    server = grpc.aio.server()\n"
         "    print(core.is_loaded())\n"
         "    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler('Echo', handlers),))\n"
         "    port = server.add_insecure_port('127.0.0.1:0')\n"
